@@ -1,0 +1,62 @@
+"""numba, made safe to depend on: compiled kernels where they can be had, the plain functions where not.
+
+`njit` compiles with a disk cache where one can be written and without it in a read-only install (a bare `cache=True` raises
+there at import). Every kernel lives in a module named `*_kernel` beside its plain twin; only those modules import numba.
+`python -m pipeline.jit` compiles them all once, so that no worker pays for it: set-up runs it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+# Modules with a `warm()` that calls each kernel once on a few rows. Append here when a kernel file is added.
+KERNELS = (
+    "pipeline.hashing_kernel",
+    "pipeline.clean_kernel",
+    "pipeline.matcher_kernel",
+    "pipeline.selection_kernel",
+    "pipeline.sources.wat_kernel",
+    "pipeline.sources.html_kernel",
+)
+
+
+@functools.lru_cache(maxsize=1)
+def available() -> bool:
+    """True where kernels may be used: numba is installed and OPENWIT_NO_KERNELS is not set to a non-empty value."""
+    return not os.environ.get("OPENWIT_NO_KERNELS") and importlib.util.find_spec("numba") is not None
+
+
+def njit(function: Callable | None = None, **options: Any) -> Any:
+    """numba.njit without the GIL, cached on disk where a cache folder can be written.
+
+    NUMBA_CACHE_DIR names another cache folder; it holds pickles, so it must be private to the user.
+    """
+    if function is None:
+        return functools.partial(njit, **options)
+    import numba
+
+    try:
+        return numba.njit(cache=True, nogil=True, **options)(function)
+    except RuntimeError:  # "no locator available": read-only install and no writable home
+        return numba.njit(nogil=True, **options)(function)
+
+
+def warm() -> dict[str, float]:
+    """Compiles every kernel; returns seconds by module. Does nothing where kernels are not available."""
+    seconds = {}
+    for name in KERNELS if available() else ():
+        start = time.perf_counter()
+        importlib.import_module(name).warm()
+        seconds[name] = time.perf_counter() - start
+    return seconds
+
+
+if __name__ == "__main__":
+    for module, taken in warm().items():
+        print(f"{module}: {taken:.1f} s")

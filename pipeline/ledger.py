@@ -1,0 +1,80 @@
+"""The ledger: at every stage, rows in = rows out + drops by named reason, and a sample of what was dropped.
+
+One `Ledger` counts one stage in one unit of work. It is merged over units by addition, so the counts are exact however
+the work was cut. Reasons are short snake_case words that a person understands ("empty_text", "bad_url").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import pyarrow as pa
+
+
+@dataclasses.dataclass
+class Ledger:
+    """What happened to the rows of one stage; and, for sources, to the records (WARC records, table rows) behind them."""
+
+    rows_in: int = 0
+    rows_out: int = 0
+    dropped: Counter[str] = dataclasses.field(default_factory=Counter)
+    records_in: int = 0
+    records_dropped: Counter[str] = dataclasses.field(default_factory=Counter)
+    notes: Counter[str] = dataclasses.field(default_factory=Counter)  # seen and worth telling, nothing dropped
+
+    def drop(self, reason: str, rows: int = 1) -> None:
+        """Counts `rows` rows as dropped for `reason` (a negative or zero count does nothing)."""
+        if rows > 0:
+            self.dropped[reason] += rows
+
+    def lose(self, reason: str, records: int = 1) -> None:
+        """Counts records that could not be read at all (cut, poisoned, too large)."""
+        if records > 0:
+            self.records_dropped[reason] += records
+
+    def add(self, other: Ledger) -> None:
+        """Adds another unit's counts to this one."""
+        for field in dataclasses.fields(self):
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if isinstance(mine, Counter):
+                mine.update(theirs)
+            else:
+                setattr(self, field.name, mine + theirs)
+
+    def balanced(self) -> bool:
+        """True if rows in = rows out + drops."""
+        return self.rows_in == self.rows_out + sum(self.dropped.values())
+
+    def to_json(self) -> dict:
+        """Plain dict with sorted reasons, as info.json and the manifests hold it."""
+        return {
+            field.name: dict(sorted(value.items())) if isinstance(value, Counter) else value
+            for field in dataclasses.fields(self)
+            for value in [getattr(self, field.name)]
+        }
+
+    @classmethod
+    def from_json(cls, data: dict) -> Ledger:
+        """The inverse of `to_json`; unknown keys are ignored, missing ones are zero."""
+        ledger = cls()
+        for field in dataclasses.fields(cls):
+            if field.name in data:
+                value = data[field.name]
+                setattr(ledger, field.name, Counter(value) if isinstance(value, dict) else int(value))
+        return ledger
+
+
+def smallest(rejected: pa.Table, keep: int) -> pa.Table:
+    """At most `keep` rows a (stage, reason), those with the smallest hash: the same sample however the work was cut."""
+    if rejected.num_rows == 0:
+        return rejected
+    ordered = rejected.sort_by([("stage", "ascending"), ("reason", "ascending"), ("hash", "ascending"), ("url", "ascending"), ("text", "ascending")])
+    taken: list[int] = []
+    group, count = None, 0
+    for row, key in enumerate(zip(ordered["stage"].to_pylist(), ordered["reason"].to_pylist(), strict=True)):
+        group, count = (key, 0) if key != group else (group, count)
+        if count < keep:
+            taken.append(row)
+        count += 1
+    return ordered.take(pa.array(taken, pa.int64()))

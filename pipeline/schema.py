@@ -1,0 +1,106 @@
+"""Every table between the stages, in the order of the way.
+
+Arrow only: no Beam, no numba, so that the inspector and the tests read a schema without paying for either.
+Small closed vocabularies travel as int8 codes (one byte a row instead of a string) and become words when a table leaves
+the pipeline: see `TEXT_SOURCES` and `readable`.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+# Where on the page a text, or an image's URL, was found. The code is the position in the tuple: append, never reorder.
+TEXT_SOURCES = ("alt", "title", "figcaption", "table", "og:title")
+URL_SOURCES = ("src", "lazy", "srcset", "picture", "og:image", "table")
+
+# What a source reader yields: pairs as found, before any cleaning. `offset` is the byte where the record starts in its
+# file (a table: the number of the row). `opt_out` lists the page's own signals, comma separated, sorted ("noai,noindex").
+CANDIDATES = pa.schema(
+    [
+        pa.field("url", pa.string(), nullable=False),  # absolute, as found
+        pa.field("text", pa.string(), nullable=False),  # as found, entities of the markup decoded
+        pa.field("page_url", pa.string(), nullable=False),  # "" where there is no page (a table)
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("text_source", pa.int8(), nullable=False),
+        pa.field("url_source", pa.int8(), nullable=False),
+        pa.field("opt_out", pa.string()),  # null: no signal seen
+        pa.field("license", pa.string()),  # URL of a rel=license link of the page; null: none
+    ]
+)
+
+# gather: cleaned pairs. uid = xxh3_128(xxh3_128(url) + xxh3_128(text)), big-endian digests, see hashing.py.
+PAIRS = pa.schema(
+    [
+        pa.field("uid", pa.binary(16), nullable=False),
+        pa.field("url", pa.string(), nullable=False),  # canonical
+        pa.field("text", pa.string(), nullable=False),  # normalised: what is matched and trained on
+        pa.field("text_as_found", pa.string()),  # null where equal to `text`
+        pa.field("page_url", pa.string(), nullable=False),
+        pa.field("source", pa.int32(), nullable=False),  # number of the input file in the run's sorted list
+        pa.field("source_offset", pa.int64(), nullable=False),
+        pa.field("text_source", pa.int8(), nullable=False),
+        pa.field("url_source", pa.int8(), nullable=False),
+        pa.field("language", pa.string()),  # ISO 639-1; null where it was not asked for
+        pa.field("language_score", pa.float32()),  # P(language), 0..1
+        pa.field("opt_out", pa.string()),
+        pa.field("license", pa.string()),
+    ]
+)
+
+QUERY_IDS = pa.field("query_ids", pa.list_(pa.int32()), nullable=False)  # ascending, each query once
+MATCHED = PAIRS.append(QUERY_IDS)
+
+SELECTED = MATCHED.append(pa.field("keep_probability", pa.float32(), nullable=False)).append(
+    pa.field("kept_by", pa.list_(pa.int32()), nullable=False)  # the queries that picked the pair, ascending
+)
+
+# fetch: one row a selected pair, failures too. `image_file`/`image_offset`/`image_bytes` place the encoded JPEG in the
+# stage's raw files; `status` is "ok" or the class of the failure (fetch.py lists them).
+FETCHED = pa.schema(
+    [
+        *SELECTED,
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error", pa.string()),  # the sentence behind the class
+        pa.field("retryable", pa.bool_(), nullable=False),
+        pa.field("http_status", pa.int16()),
+        pa.field("image_sha256", pa.binary(32)),  # of the bytes as served
+        pa.field("image_offset", pa.int64()),
+        pa.field("image_bytes", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("original_width", pa.int32()),
+        pa.field("original_height", pa.int32()),
+        pa.field("original_format", pa.string()),
+        pa.field("phash", pa.uint64()),  # 64-bit DCT hash of the stored pixels
+        pa.field("final_url", pa.string()),  # after redirects; null where it equals url
+    ]
+)
+
+# A dropped row that is kept for the reader of the report.
+REJECTED = pa.schema(
+    [
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("hash", pa.uint64(), nullable=False),  # decides which rows a sample keeps
+    ]
+)
+
+
+def readable(table: pa.Table, source_names: list[str]) -> pa.Table:
+    """The table with codes turned into words: `source` -> source_file, text_source and url_source -> their names.
+
+    Args:
+        table: rows of PAIRS or any schema that extends it.
+        source_names: the run's sorted input names; `source` is an index into it.
+    """
+    words = {"source": pa.array(source_names, pa.string()), "text_source": TEXT_SOURCES, "url_source": URL_SOURCES}
+    for name, names in words.items():
+        if name not in table.column_names:
+            continue
+        at = table.column_names.index(name)
+        column = pc.take(pa.array(names, pa.string()), table.column(name))
+        table = table.set_column(at, "source_file" if name == "source" else name, column)
+    return table
