@@ -1,0 +1,272 @@
+"""Models and recipes: the paper's tables 18-20 as presets, and every option of a training run.
+
+No torch here: the command line reads this file for `--help`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+
+from clip_train.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of one CLIP (paper, tables 19 and 20). A tuple of four `vision_layers` means ModifiedResNet."""
+
+    embed_dim: int
+    image_size: int
+    vision_layers: int | tuple[int, int, int, int]
+    vision_width: int
+    patch_size: int | None = None  # None: ResNet
+    context_length: int = 77
+    vocab_size: int = 49408
+    text_width: int = 512
+    text_heads: int = 8
+    text_layers: int = 12
+    activation: str = "quick_gelu"  # "gelu" for the open_clip weights that were trained with it
+
+    @property
+    def is_resnet(self) -> bool:
+        """True for the ModifiedResNet family."""
+        return isinstance(self.vision_layers, tuple)
+
+    @property
+    def vision_heads(self) -> int:
+        """64 channels a head; the attention pool of a ResNet works on 32 times its width."""
+        return self.vision_width * 32 // 64 if self.is_resnet else max(1, self.vision_width // 64)
+
+    @classmethod
+    def from_json(cls, data: dict) -> ModelConfig:
+        """The inverse of `dataclasses.asdict` after a trip through JSON (lists become tuples again)."""
+        layers = data["vision_layers"]
+        return cls(**{**data, "vision_layers": tuple(layers) if isinstance(layers, list) else layers})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Optimiser settings of the paper (table 18; learning rates from tables 19 and 20)."""
+
+    lr: float = 5e-4
+    batch_size: int = 32768
+    epochs: float = 32
+    warmup: int = 2000  # steps
+    weight_decay: float = 0.2
+    beta1: float = 0.9
+    beta2: float = 0.98  # ViT; ResNets use 0.999
+    eps: float = 1e-6  # ViT; ResNets use 1e-8
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A model with the recipe that trained it."""
+
+    model: ModelConfig
+    recipe: Recipe
+    note: str
+
+
+def _resnet(
+    embed: int, size: int, layers: tuple[int, int, int, int], width: int, text: int, lr: float, note: str
+) -> Preset:
+    model = ModelConfig(
+        embed_dim=embed, image_size=size, vision_layers=layers, vision_width=width, text_width=text,
+        text_heads=text // 64,
+    )  # fmt: skip
+    return Preset(model, Recipe(lr=lr, beta2=0.999, eps=1e-8), note)
+
+
+def _vit(
+    embed: int, size: int, patch: int, layers: int, width: int, text: int, lr: float, note: str, epochs: float = 32
+) -> Preset:
+    model = ModelConfig(
+        embed_dim=embed, image_size=size, vision_layers=layers, vision_width=width, patch_size=patch,
+        text_width=text, text_heads=text // 64,
+    )  # fmt: skip
+    return Preset(model, Recipe(lr=lr, epochs=epochs), note)
+
+
+def _small(model: ModelConfig, note: str, *, batch_size: int = 128, lr: float = 1e-3, beta2: float = 0.98) -> Preset:
+    return Preset(model, Recipe(lr=lr, batch_size=batch_size, epochs=10, warmup=100, beta2=beta2), note)
+
+
+PRESETS: dict[str, Preset] = {
+    # paper, table 19
+    "RN50": _resnet(1024, 224, (3, 4, 6, 3), 64, 512, 5e-4, "ResNet-50, 102 M parameters"),
+    "RN101": _resnet(512, 224, (3, 4, 23, 3), 64, 512, 5e-4, "ResNet-101, 120 M"),
+    "RN50x4": _resnet(640, 288, (4, 6, 10, 6), 80, 640, 5e-4, "4x the compute of RN50, 288 px, 178 M"),
+    "RN50x16": _resnet(768, 384, (6, 8, 18, 8), 96, 768, 4e-4, "16x, 384 px, 291 M"),
+    "RN50x64": _resnet(1024, 448, (3, 15, 36, 10), 128, 1024, 3.6e-4, "64x, 448 px, 623 M"),
+    # paper, table 20
+    "ViT-B-32": _vit(512, 224, 32, 12, 768, 512, 5e-4, "151 M"),
+    "ViT-B-16": _vit(512, 224, 16, 12, 768, 512, 5e-4, "150 M"),
+    "ViT-L-14": _vit(768, 224, 14, 24, 1024, 768, 4e-4, "428 M"),
+    "ViT-L-14-336": _vit(
+        768, 336, 14, 24, 1024, 768, 2e-5, "one more epoch of ViT-L-14 at 336 px: start with --init", epochs=1
+    ),
+    # ours: a first try on a CPU, and the tests
+    "ViT-Mini": _small(
+        ModelConfig(
+            embed_dim=128, image_size=64, patch_size=8, vision_layers=6, vision_width=192,
+            text_width=128, text_heads=2, text_layers=4,
+        ),
+        "64 px, 10 M parameters, for a first try on a CPU",
+    ),
+    "ViT-Tiny": _small(
+        ModelConfig(
+            embed_dim=64, image_size=32, patch_size=8, vision_layers=3, vision_width=64,
+            text_width=64, text_heads=1, text_layers=2,
+        ),
+        "32 px, for tests",
+        lr=2e-3,
+    ),
+    "RN-Mini": _small(
+        ModelConfig(
+            embed_dim=64, image_size=64, vision_layers=(1, 1, 1, 1), vision_width=16,
+            text_width=64, text_heads=1, text_layers=2,
+        ),
+        "64 px ResNet, for tests",
+        beta2=0.999,
+    ),
+}  # fmt: skip
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name; OpenAI's spelling ("ViT-B/32", "ViT-L/14@336px") is understood too."""
+    plain = name.replace("/", "-").replace("@", "-").removesuffix("px")
+    if plain in PRESETS:
+        return PRESETS[plain]
+    close = difflib.get_close_matches(plain, PRESETS, n=1, cutoff=0.4)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise UsageError(f"unknown model {name!r}{hint} (known: {', '.join(PRESETS)})")
+
+
+def _option(default: object, text: str, **extra: object):  # type: ignore[no-untyped-def]
+    return dataclasses.field(default=default, metadata={"help": text, **extra})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Every option of `clip_train train`; the field names are the flags. None: the preset's value."""
+
+    # what
+    data: str = _option("", "folder that the pipeline published, or a brace pattern of WebDataset tars")
+    model: str = _option("ViT-B-32", "one of: " + ", ".join(PRESETS))
+    output: str = _option("", "folder of the run: log.jsonl, config.json, checkpoints/")
+    init: str | None = _option(None, "start from these weights (a checkpoint, OpenAI, open_clip or Hugging Face file)")
+    resume: bool = _option(False, "continue from the newest checkpoint in the output folder that verifies")
+    seed: int = _option(0, "keys the initial weights, the order of samples, the crops and patch dropout")
+    # how long
+    batch_size: int | None = _option(None, "pairs a step, over all ranks and accumulation")
+    epochs: float | None = _option(None, "passes over the data; the order is a new permutation each time")
+    steps: int | None = _option(None, "steps in all, instead of --epochs")
+    # optimiser (paper, table 18)
+    lr: float | None = _option(None, "peak learning rate")
+    warmup: int | None = _option(None, "steps of linear warm-up; at most a tenth of the run unless given")
+    weight_decay: float | None = _option(None, "on everything that is not a gain or a bias")
+    beta1: float | None = _option(None, "Adam beta 1")
+    beta2: float | None = _option(None, "Adam beta 2")
+    eps: float | None = _option(None, "Adam epsilon")
+    clip_norm: float | None = _option(None, "clip the gradient's norm to this; off unless given")
+    ema: float = _option(0.0, "decay of an exponential moving average of the weights, 0.9999 say; 0: none")
+    # loss
+    loss: str = _option("infonce", "infonce (the paper) or sigmoid", choices=("infonce", "sigmoid"))
+    loss_chunk: int = _option(1024, "rows of the logits held at a time")
+    # memory and speed
+    accumulate: int = _option(1, "micro-batches a step; the gradient is that of the whole batch")
+    precision: str = _option("auto", "bf16 on a GPU that has it, else fp32", choices=("auto", "fp32", "bf16", "fp16"))
+    compile: bool = _option(False, "torch.compile both towers")
+    parallel: str = _option("ddp", "how several GPUs share the weights", choices=("ddp", "fsdp"))
+    activation_checkpointing: bool = _option(False, "recompute activations in the backward pass")
+    patch_dropout: float = _option(0.0, "share of the image patches a ViT does not see in training")
+    text: str = _option("packed", "packed: work up to each caption's end only, same numbers; padded: all positions",
+                        choices=("packed", "padded"))  # fmt: skip
+    threads: int = _option(0, "decoding threads; 0: one a core of this rank")
+    prefetch: int = _option(3, "batches decoded ahead")
+    # data
+    bpe: str | None = _option(None, "BPE vocabulary (OpenAI's file or our own); found by itself unless given")
+    crop_scale: float = _option(0.9, "smallest random square crop, as a share of the area of the largest")
+    verify: bool = _option(False, "check the sha256 of every sample that is read")
+    max_bad: float = _option(0.01, "stop when more than this share of the samples cannot be used")
+    online_balance: bool = _option(False, "keep a pair with its keep_probability, drawn anew each epoch")
+    window: int = _option(0, "shuffle within windows of this many whole shards (object stores); 0: over everything")
+    # checkpoints and logs
+    save_every: int = _option(1000, "steps between checkpoints; 0: by time and at the end only")
+    save_minutes: float = _option(30.0, "minutes between checkpoints; 0: by steps and at the end only")
+    keep: int = _option(3, "newest checkpoints that are kept")
+    tensorboard: bool = _option(True, "write TensorBoard events to RUN/tensorboard")
+    zero_shot: str | None = _option(None, "labelled folder or shards to classify at every checkpoint")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run resolves to: no None left, steps counted. Written to RUN/config.json."""
+
+    options: TrainOptions
+    model: ModelConfig
+    recipe: Recipe
+    steps: int
+    samples: int  # in one epoch
+    world_size: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def batch_size(self) -> int:
+        """Pairs a step, over all ranks."""
+        return self.recipe.batch_size
+
+
+def resolve(options: TrainOptions, *, samples: int, world_size: int, vocab_size: int, has_gpu: bool) -> Plan:
+    """Fills the options from the preset and checks that they fit together.
+
+    Args:
+        samples: pairs in the data.
+        vocab_size: ids of the tokenizer; the text tower's embedding takes this size.
+        has_gpu: without one, the paper's batch of 32,768 would not fit: 256 is the default then.
+    """
+    chosen = preset(options.model)
+    notes: list[str] = []
+    names = ("lr", "batch_size", "epochs", "warmup", "weight_decay", "beta1", "beta2", "eps")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    recipe = dataclasses.replace(chosen.recipe, **given)
+    if options.batch_size is None:
+        limit = (1024 * world_size if has_gpu else 256) * options.accumulate
+        size = min(recipe.batch_size, limit, max(1, samples))
+        size -= size % (world_size * options.accumulate) if size >= world_size * options.accumulate else 0
+        if size != recipe.batch_size:
+            notes.append(f"batch size {size}, not the recipe's {recipe.batch_size}: set --batch-size for another")
+        recipe = dataclasses.replace(recipe, batch_size=size)
+    _check(options, recipe, samples=samples, world_size=world_size)
+    steps = options.steps if options.steps is not None else max(1, int(recipe.epochs * samples) // recipe.batch_size)
+    if options.warmup is None and recipe.warmup > steps // 10:
+        notes.append(f"warm-up {steps // 10} steps, a tenth of the run, not the recipe's {recipe.warmup}")
+        recipe = dataclasses.replace(recipe, warmup=steps // 10)
+    model = dataclasses.replace(chosen.model, vocab_size=vocab_size)
+    return Plan(
+        options=options, model=model, recipe=recipe, steps=steps, samples=samples, world_size=world_size,
+        notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _check(options: TrainOptions, recipe: Recipe, *, samples: int, world_size: int) -> None:
+    parts = world_size * options.accumulate
+    if recipe.batch_size < 1 or options.accumulate < 1:
+        raise UsageError("--batch-size and --accumulate must be at least 1")
+    if recipe.batch_size % parts:
+        raise UsageError(
+            f"--batch-size {recipe.batch_size} does not divide by {world_size} ranks x --accumulate "
+            f"{options.accumulate}: take a multiple of {parts}"
+        )
+    if recipe.batch_size > samples:
+        raise UsageError(f"--batch-size {recipe.batch_size} is more than the {samples} pairs of the data")
+    if options.epochs is not None and options.steps is not None:
+        raise UsageError("--epochs and --steps exclude each other")
+    if not 0 <= options.patch_dropout < 1:
+        raise UsageError(f"--patch-dropout {options.patch_dropout} must be in [0, 1)")
+    if options.patch_dropout and preset(options.model).model.is_resnet:
+        raise UsageError("--patch-dropout needs a ViT")
+    if not 0 < options.crop_scale <= 1:
+        raise UsageError(f"--crop-scale {options.crop_scale} must be in (0, 1]")
+    if not 0 <= options.ema < 1:
+        raise UsageError(f"--ema {options.ema} must be in [0, 1)")
