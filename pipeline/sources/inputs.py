@@ -1,0 +1,494 @@
+"""What the user named after --input, as a sorted list of files to read.
+
+A spec is a file, a glob (`**` too), a folder (read recursively), `@LIST` (one spec a line), an fsspec URL (s3, gs,
+https, ...) or `cc:CRAWL` (Common Crawl's own path lists). Every input gets a `name` that becomes source_file in the
+data: relative to what the user gave and never absolute, so that moving the files changes no row. Formats are known by
+name and, where the name does not say, by the first bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import glob
+import gzip
+import hashlib
+import http.client
+import io
+import os
+import re
+import urllib.parse
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
+from typing import IO, Literal
+
+Format = Literal["wat", "warc", "table"]
+
+CC_BASE = "https://data.commoncrawl.org/"
+CC_BASE_VARIABLE = "OPENWIT_CC_BASE"  # a mirror, a folder or a test's server instead of CC_BASE
+ROWS_PER_PART = 1_000_000  # a Parquet file with more rows is read in parts, by row groups
+SNIFF_BYTES = 64 * 1024
+
+_ARCHIVE = re.compile(r"\.(warc|arc|wat)(\.wat)?(\.gz|\.lz4)?$|\.wacz$", re.IGNORECASE)
+_TABLE = re.compile(r"\.(parquet|((csv|tsv|jsonl|ndjson)(\.gz|\.zst)?))$", re.IGNORECASE)
+_WET = re.compile(r"\.wet(\.gz)?$", re.IGNORECASE)
+_REMOTE = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_CRAWL = re.compile(r"^cc:(?P<crawl>[A-Za-z0-9-]+)(?::(?P<kind>wat|warc))?(?:\[(?P<first>\d*):(?P<last>\d*)\])?$")
+_GLOB = re.compile(r"[*?\[]")
+
+READABLE = "*.warc *.arc *.wat (also .gz, .lz4), *.wacz, *.parquet, *.csv *.tsv *.jsonl *.ndjson (also .gz, .zst)"
+
+
+class InputError(ValueError):
+    """A spec that cannot be used; the message names it, the likely cause and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Input:
+    """One file to read, or one part of a large Parquet file.
+
+    Attributes:
+        name: stable name, source_file in the output; the parts of one file share it.
+        path: what is opened, an absolute path or a URL.
+        format: "wat", "warc" (ARC and WACZ members too) or "table".
+        bytes: size of the whole file, None where it is not known without asking a server.
+        part: first and last (exclusive) row group, None for the whole file.
+    """
+
+    name: str
+    path: str
+    format: Format
+    bytes: int | None = None
+    part: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """A file before its format is known: `root` is the folder (or URL) that `name` is relative to."""
+
+    name: str
+    path: str
+    root: str
+    size: int | None = None
+
+
+def expand(specs: Sequence[str], *, input_format: str = "auto", cc_base: str | None = None) -> list[Input]:
+    """All inputs behind `specs`, sorted by name, each file once.
+
+    Args:
+        specs: files, globs, folders, @LISTs, URLs, cc:CRAWL[:warc][[first:last]].
+        input_format: "auto", or one format for everything; with "auto" folders and globs skip files of other kinds.
+        cc_base: where crawl paths lie (URL or folder); default: OPENWIT_CC_BASE, then Common Crawl's server.
+
+    Raises:
+        InputError: nothing matches, a file cannot be read, or its format cannot be told.
+    """
+    if input_format not in ("auto", "wat", "warc", "table"):
+        raise InputError(f"input format {input_format!r} is unknown: use auto, wat, warc or table")
+    if not specs:
+        raise InputError("no input was given: name a file, a folder, a glob, @LIST, a URL or cc:CRAWL")
+    base = cc_base or os.environ.get(CC_BASE_VARIABLE) or CC_BASE
+    found = [item for spec in specs for item in _expand_spec(spec, base=base, any_name=input_format != "auto")]
+    found = _distinct_names(_distinct_paths(found))
+    with ThreadPoolExecutor(8) as pool:  # looking into files waits for disks and servers
+        groups = list(pool.map(lambda item: _finish(item, input_format), found))
+    return sorted((made for group in groups for made in group), key=lambda made: (made.name, made.part or (0, 0)))
+
+
+def is_remote(path: str) -> bool:
+    """True for a URL, False for a path on this machine."""
+    return _REMOTE.match(path) is not None
+
+
+def open_bytes(path: str) -> IO[bytes]:
+    """Opens a path, an http(s) URL or an fsspec URL for reading; a URL that has no ranges is read from its start."""
+    if not is_remote(path):
+        return open(path, "rb")
+    if path.startswith(("http://", "https://")):
+        request = urllib.request.Request(path, headers={"User-Agent": "OpenWIT (archive reader)"})
+        return urllib.request.urlopen(request, timeout=60)
+    if path.startswith("zip://") and "::" in path:  # a member of a WACZ; fsspec closes the zip under its open member
+        member, _, pack = path.removeprefix("zip://").partition("::")
+        return zipfile.ZipFile(pack if not is_remote(pack) else io.BytesIO(open_bytes(pack).read())).open(member)
+    import fsspec
+
+    return fsspec.open(path, "rb").open()
+
+
+# ---- specs -> files
+
+
+def _expand_spec(spec: str, *, base: str, any_name: bool, in_list: bool = False) -> list[_Found]:
+    """The files behind one spec; `any_name` takes files whose name says nothing, since the user gave the format."""
+    if spec.startswith("file://"):
+        spec = urllib.request.url2pathname(urllib.parse.urlsplit(spec).path)
+    if spec.startswith("cc:"):
+        return _expand_crawl(spec, base)
+    if spec.startswith("@") and not in_list:
+        return _expand_list(spec, base=base, any_name=any_name)
+    if is_remote(spec):
+        return _expand_remote(spec, any_name=any_name)
+    return _expand_local(spec, any_name=any_name)
+
+
+def _expand_local(spec: str, *, any_name: bool) -> list[_Found]:
+    path = os.path.abspath(os.path.expanduser(spec))
+    if os.path.isfile(path):
+        return [_local(path, os.path.dirname(path))]
+    if os.path.isdir(path):
+        found = list(_walk(path, path, any_name=any_name))
+        if not found:
+            raise InputError(f"the folder {spec!r} holds no file to read: expected {READABLE}")
+        return found
+    if not _GLOB.search(spec):
+        raise InputError(f"no file matches {spec!r}{_suggestion(path)}")
+    root = path
+    while _GLOB.search(root):
+        root = os.path.dirname(root)
+    asked = os.path.basename(path).startswith("_")
+    found = []
+    for match in sorted(glob.glob(path, recursive=True)):
+        if os.path.isdir(match):
+            found += _walk(match, root, any_name=any_name)
+        elif (any_name or _readable_name(match)) and (asked or not os.path.basename(match).startswith("_")):
+            found.append(_local(match, root))
+    if not found:
+        hint = "" if os.path.isdir(root) else f": the folder {root!r} does not exist"
+        raise InputError(f"no file to read matches {spec!r}{hint} (expected {READABLE})")
+    return found
+
+
+def _walk(folder: str, root: str, *, any_name: bool) -> Iterator[_Found]:
+    """Files of a folder, recursively; names that begin with a dot or an underscore are other programs' notes."""
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link that leads back up
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        for name in files:
+            if not name.startswith((".", "_")) and (any_name or _readable_name(name)):
+                yield _local(os.path.join(parent, name), root)
+
+
+def _local(path: str, root: str) -> _Found:
+    name = os.path.relpath(path, root).replace(os.sep, "/")
+    try:
+        return _Found(name, path, root.replace(os.sep, "/"), os.path.getsize(path))
+    except OSError as error:
+        raise InputError(f"{path!r} cannot be read: {error.strerror}") from error
+
+
+def _suggestion(path: str) -> str:
+    """What to say about a missing path: a near name beside it, or the first folder that is missing."""
+    parent = os.path.dirname(path)
+    while not os.path.isdir(parent):
+        path, parent = parent, os.path.dirname(parent)
+    try:
+        near = difflib.get_close_matches(os.path.basename(path), os.listdir(parent), n=1, cutoff=0.5)
+    except OSError:
+        near = []
+    if near:
+        return f"; did you mean {os.path.join(parent, near[0])!r}?"
+    return f": {os.path.basename(path)!r} is not in {parent!r}"
+
+
+def _expand_list(spec: str, *, base: str, any_name: bool) -> list[_Found]:
+    """@LIST: one spec a line, relative to the list's own folder; lines of a crawl's paths file work as they are."""
+    path = spec[1:]
+    lines = [line.strip() for line in _read_lines(path, spec)]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if not lines:
+        raise InputError(f"the list {spec!r} names no file: write one path or URL a line (# begins a comment)")
+    if is_remote(path):
+        folder = path.rsplit("/", 1)[0]
+    else:
+        folder = os.path.dirname(os.path.abspath(os.path.expanduser(path)))
+    outside = [line for line in lines if os.path.isabs(line)]
+    common = os.path.commonpath([os.path.dirname(line) for line in outside]) if outside else folder
+    found = []
+    for line in lines:
+        if is_remote(line) or line.startswith("cc:"):
+            found += _expand_spec(line, base=base, any_name=any_name, in_list=True)
+            continue
+        if is_remote(folder):
+            found += _expand_remote(f"{folder}/{line}", any_name=any_name)
+            continue
+        full = os.path.join(folder, line)
+        if line.startswith("crawl-data/") and not os.path.exists(full):
+            found.append(_crawl_file(line, base))
+            continue
+        try:
+            inside = _expand_local(full, any_name=any_name)
+        except InputError as error:
+            raise InputError(f"in the list {spec!r}: {error}") from error
+        root = common if os.path.isabs(line) else folder
+        found += [_local(item.path, root) if not _climbs(item.path, root) else item for item in inside]
+    return found
+
+
+def _climbs(path: str, root: str) -> bool:
+    return os.path.relpath(path, root).startswith("..")
+
+
+def _read_lines(path: str, spec: str) -> list[str]:
+    """Lines of a small text file, gzip undone where its first bytes say so."""
+    if not is_remote(path):
+        path = os.path.abspath(os.path.expanduser(path))
+        if not os.path.isfile(path):
+            raise InputError(f"the list behind {spec!r} is not there{_suggestion(path)}")
+    try:
+        with open_bytes(path) as file:
+            data = file.read()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+        return data.decode().splitlines()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, http.client.HTTPException) as error:
+        raise InputError(f"the path list of {spec!r} cannot be read from {_public(path)!r}: {error}") from error
+
+
+def _expand_crawl(spec: str, base: str) -> list[_Found]:
+    match = _CRAWL.match(spec)
+    if match is None:
+        raise InputError(
+            f"{spec!r} is no crawl: write cc:CC-MAIN-2026-05, cc:CC-MAIN-2026-05:warc or cc:CC-MAIN-2026-05[0:100]"
+        )
+    listing = f"crawl-data/{match['crawl']}/{match['kind'] or 'wat'}.paths.gz"
+    try:
+        paths = [line.strip() for line in _read_lines(_join(base, listing), spec) if line.strip()]
+    except InputError as error:
+        raise InputError(
+            f"{error}. Is {match['crawl']!r} a crawl of commoncrawl.org, and can {base!r} be reached?"
+        ) from error
+    first = int(match["first"]) if match["first"] else 0
+    last = int(match["last"]) if match["last"] else len(paths)
+    if not paths[first:last]:
+        raise InputError(f"{spec!r} picks no file: the crawl has {len(paths)} files, numbered from 0")
+    return [_crawl_file(path, base) for path in paths[first:last]]
+
+
+def _crawl_file(path: str, base: str) -> _Found:
+    full = _join(base, path)
+    size = os.path.getsize(full) if os.path.isfile(full) else None
+    return _Found(path, full, base, size)
+
+
+def _join(base: str, path: str) -> str:
+    return f"{base.rstrip('/')}/{path}" if is_remote(base) else os.path.join(os.path.abspath(base), path)
+
+
+def _expand_remote(url: str, *, any_name: bool) -> list[_Found]:
+    """A URL as it stands, or on a store that can list (s3, gs, ...) the files of a glob or of a folder."""
+    http = url.startswith(("http://", "https://"))
+    if http or not (_GLOB.search(url) or url.endswith("/")):
+        return [_Found(_public(url), url, "", None)]
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+        listing = system.glob(path, detail=True) if _GLOB.search(url) else system.find(path, detail=True)
+    except (OSError, ImportError, ValueError) as error:
+        raise InputError(f"{_public(url)!r} cannot be listed: {error}") from error
+    files = {name: info for name, info in listing.items() if info.get("type") == "file"}
+    names = [name for name in sorted(files) if any_name or _readable_name(name)]
+    if not names:
+        raise InputError(f"no file to read matches {_public(url)!r}: expected {READABLE}")
+    urls = [system.unstrip_protocol(name) for name in names]
+    return [_Found(_public(full), full, "", files[name].get("size")) for name, full in zip(names, urls, strict=True)]
+
+
+def _public(url: str) -> str:
+    """A URL without credentials: no user, no query (signatures), no fragment; it stands in the published data."""
+    if not is_remote(url):
+        return url
+    scheme, _, rest = url.partition("://")
+    if scheme in ("http", "https"):
+        rest = rest.split("?")[0].split("#")[0]
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def _distinct_paths(found: Iterable[_Found]) -> list[_Found]:
+    """Each file once, whatever specs lead to it; the smallest name stays, so the order of the specs does not matter."""
+    by_path: dict[str, _Found] = {}
+    for item in found:
+        real = item.path if is_remote(item.path) else os.path.realpath(item.path)
+        kept = by_path.get(real)
+        if kept is None or (item.name, item.root) < (kept.name, kept.root):
+            by_path[real] = item
+    return list(by_path.values())
+
+
+def _distinct_names(found: list[_Found]) -> list[_Found]:
+    """Where two roots hold the same name, both names get as many of their root's last folders as tell them apart."""
+    for depth in range(1, 64):
+        count: dict[str, int] = {}
+        for item in found:
+            count[item.name] = count.get(item.name, 0) + 1
+        if len(count) == len(found):
+            break
+        found = [_longer(item, depth) if count[item.name] > 1 else item for item in found]
+    return found
+
+
+def _longer(item: _Found, depth: int) -> _Found:
+    folders = [part for part in PurePosixPath(item.root).parts if part != "/"]
+    if depth > len(folders):  # URLs that differ in their query alone, which a name must not show
+        return dataclasses.replace(item, name=f"{item.name}#{hashlib.sha256(item.path.encode()).hexdigest()[:8]}")
+    return dataclasses.replace(item, name=f"{folders[-depth]}/{item.name}")
+
+
+# ---- files -> inputs
+
+
+def file_name(path: str) -> str:
+    """The last part of a path, or of a URL without its query: what tells the format."""
+    return PurePosixPath(_public(path).replace(os.sep, "/")).name
+
+
+def _readable_name(path: str) -> bool:
+    return bool(_ARCHIVE.search(path) or _TABLE.search(path))
+
+
+def _finish(item: _Found, input_format: str) -> list[Input]:
+    """Tells the format, looks into a WACZ, cuts a large Parquet file."""
+    try:
+        if file_name(item.path).lower().endswith(".wacz") and input_format != "table":
+            return _wacz(item)
+        form = _format(item) if input_format == "auto" else input_format
+        if form == "table" and _is_parquet(item):
+            return _parquet_parts(item)
+    except InputError:
+        raise
+    except (OSError, http.client.HTTPException) as error:
+        raise InputError(f"{_public(item.path)!r} cannot be read: {error}") from error
+    return [Input(item.name, item.path, form, item.size)]  # type: ignore[arg-type]
+
+
+def _format(item: _Found) -> Format:
+    """By name; a local archive whose name says only "warc" is looked into, since a WAT may be called so."""
+    name = file_name(item.path)
+    if _TABLE.search(name):
+        return "table"
+    if _WET.search(name):
+        raise InputError(
+            f"{item.name!r} is a WET: plain text without images; use the WAT or the WARC of the same crawl"
+        )
+    if _ARCHIVE.search(name):
+        if ".wat" in name.lower():
+            return "wat"
+        return "warc" if is_remote(item.path) else (_sniff(item.path) or "warc")
+    form = _sniff(item.path)
+    if form is None:
+        where = _public(item.path)
+        raise InputError(
+            f"{where!r} tells its format neither by name nor by first bytes: expected {READABLE}; or say --input-format"
+        )
+    return form
+
+
+def _sniff(path: str) -> Format | None:
+    """The format by the first bytes, None where they say nothing."""
+    with open_bytes(path) as file:
+        head = file.read(SNIFF_BYTES)
+    if head[:4] == b"PAR1":
+        return "table"
+    if head[:2] == b"\x1f\x8b":
+        head = _inflate(head)
+    elif head[:4] == b"\x04\x22\x4d\x18":  # an lz4 frame: only archives come as that here
+        return "warc"
+    if head[:5] == b"WARC/":
+        return "wat" if _is_wat(head) else "warc"
+    if head[:11] == b"filedesc://":
+        return "warc"
+    return "table" if head.lstrip()[:2] in (b'{"', b"{ ") else None
+
+
+def _inflate(data: bytes) -> bytes:
+    """What the gzip members at the start of `data` hold, as far as they go."""
+    out = io.BytesIO()
+    while data[:2] == b"\x1f\x8b" and out.tell() < SNIFF_BYTES:
+        member = zlib.decompressobj(31)
+        try:
+            out.write(member.decompress(data, SNIFF_BYTES))
+        except zlib.error:
+            break
+        data = member.unused_data
+    return out.getvalue()
+
+
+def _is_wat(head: bytes) -> bool:
+    """True if a metadata record at the start holds JSON with an Envelope."""
+    for record in head.split(b"WARC/1.")[1:]:
+        fields, _, body = record.partition(b"\r\n\r\n")
+        if b"WARC-Type: metadata" in fields and body.lstrip()[:1] == b"{":
+            return b'"Envelope"' in body
+    return False
+
+
+def _wacz(item: _Found) -> list[Input]:
+    """The archives inside a WACZ, each an input of its own (a zip that fsspec reads in place)."""
+    try:
+        with (
+            open_bytes(item.path) as file,
+            zipfile.ZipFile(io.BytesIO(file.read()) if is_remote(item.path) else file) as pack,
+        ):
+            members = [info for info in pack.infolist() if re.match(r"archive/[^/]+\.warc(\.gz)?$", info.filename)]
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise InputError(f"{item.name!r} is no readable WACZ (a zip with archive/*.warc.gz): {error}") from error
+    if not members:
+        raise InputError(f"{item.name!r} holds no archive/*.warc.gz: it is no WACZ")
+    return [
+        Input(f"{item.name}/{info.filename}", f"zip://{info.filename}::{item.path}", "warc", info.file_size)
+        for info in members
+    ]
+
+
+def _is_parquet(item: _Found) -> bool:
+    name = file_name(item.path)
+    if name.lower().endswith(".parquet"):
+        return True
+    if _TABLE.search(name) or is_remote(item.path):
+        return False
+    with open(item.path, "rb") as file:
+        return file.read(4) == b"PAR1"
+
+
+def _parquet_parts(item: _Found) -> list[Input]:
+    """One input, or several runs of row groups of about ROWS_PER_PART rows each."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if is_remote(item.path):
+            import fsspec
+
+            with fsspec.open(item.path, "rb") as file:
+                metadata = pq.read_metadata(file)
+        else:
+            metadata = pq.read_metadata(item.path)
+    except (pa.ArrowException, OSError, ImportError) as error:
+        raise InputError(f"{_public(item.path)!r} is no readable Parquet file (cut or damaged?): {error}") from error
+    whole = Input(item.name, item.path, "table", item.size)
+    if metadata.num_rows <= ROWS_PER_PART or metadata.num_row_groups < 2:
+        return [whole]
+    parts, first, rows = [], 0, 0
+    for group in range(metadata.num_row_groups):
+        more = metadata.row_group(group).num_rows
+        if group > first and rows + more > ROWS_PER_PART:
+            parts.append((first, group))
+            first, rows = group, 0
+        rows += more
+    parts.append((first, metadata.num_row_groups))
+    return [dataclasses.replace(whole, part=part) for part in parts]
+
+
+def names(inputs: Sequence[Input]) -> list[str]:
+    """The sorted names of the inputs, each once: what `source` in the rows counts in."""
+    return sorted({made.name for made in inputs})

@@ -1,0 +1,447 @@
+"""Tables of (url, text) as candidates: Parquet, CSV, TSV and JSON lines.
+
+Only the needed columns are read, in bounded batches. `offset` is the number of the row in its file. What cannot be read
+is counted, never fatal: a bad line costs that line, a damaged page the rest of its row group, a cut file what is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from pipeline.ledger import Ledger
+from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
+from pipeline.sources.inputs import Input, InputError, file_name, is_remote, open_bytes
+
+BATCH_ROWS = 65_536
+CSV_BLOCK = 4 << 20  # also the bound on one row of a CSV
+MAX_LINE = 1 << 20  # of JSON lines
+SAMPLE_LINES = 100  # JSON lines whose keys tell the columns
+
+# Other names that datasets use, tried in this order where the default name is missing.
+URL_NAMES = ("url", "image_url", "img_url", "image", "link", "photo_image_url", "thumbnailurl", "src")
+TEXT_NAMES = ("text", "caption", "alt", "alt_text", "alttext", "title", "description", "caption_reference_description")
+PAGE_NAMES = ("page_url",)
+
+
+@functools.lru_cache(maxsize=1)
+def _table_codes() -> tuple[int, int]:
+    return TEXT_SOURCES.index("table"), URL_SOURCES.index("table")
+
+
+def read_table(
+    source: Input,
+    *,
+    ledger: Ledger,
+    url_column: str = "url",
+    text_column: str = "text",
+    page_column: str | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """Batches of CANDIDATES, at most BATCH_ROWS rows each, in the order of the file.
+
+    Counts: records_in and rows_in are the rows read; rows with a null url or text are drops; rows that cannot be read
+    at all are lost records.
+
+    Raises:
+        InputError: a column is missing (the message lists those that are there), or the file is no table at all.
+    """
+    wanted = (url_column, text_column, page_column)
+    kind = _kind(source)
+    if kind == "parquet":
+        rows = _read_parquet(source, wanted, ledger)
+    elif kind == "jsonl":
+        rows = _read_jsonl(source, wanted, ledger)
+    else:
+        rows = _read_csv(source, wanted, ledger, delimiter="\t" if kind == "tsv" else ",")
+    for columns, offsets in rows:
+        ledger.records_in += len(offsets)
+        batch = _candidates(columns, offsets, ledger)
+        if batch.num_rows:
+            yield batch
+
+
+def choose_columns(
+    names: Sequence[str], wanted: tuple[str, str, str | None], source_name: str
+) -> tuple[str, str, str | None]:
+    """The columns to read as url, text and page: as the user named them, else the first usual name that is there.
+
+    A default name may be replaced by a usual one; a name that the user chose may not.
+
+    Raises:
+        InputError: no column fits.
+    """
+    by_lower = {name.lower(): name for name in reversed(names)}
+
+    def choose(name: str, usual: tuple[str, ...], option: str) -> str:
+        if name in names:
+            return name
+        if name == usual[0]:
+            for other in usual:
+                if other in by_lower:
+                    return by_lower[other]
+        raise InputError(
+            f"{source_name!r} has no column {name!r} for the {usual[0]}: its columns are "
+            f"{', '.join(map(repr, names))}; say which with {option}"
+        )
+
+    url = choose(wanted[0], URL_NAMES, "--url-column")
+    text = choose(wanted[1], TEXT_NAMES, "--text-column")
+    page = wanted[2]
+    if page is None:
+        page = next((by_lower[name] for name in PAGE_NAMES if name in by_lower), None)
+    elif page not in names:
+        raise InputError(
+            f"{source_name!r} has no column {page!r} for the page: its columns are {', '.join(map(repr, names))}"
+        )
+    return url, text, page
+
+
+def table_columns(
+    source: Input, wanted: tuple[str, str, str | None] = ("url", "text", None)
+) -> tuple[str, str, str | None]:
+    """The columns that `read_table` would read, so that a plan can complain before any work is done."""
+    kind = _kind(source)
+    if kind == "parquet":
+        with _parquet(source) as file:
+            return choose_columns(file.schema_arrow.names, wanted, source.name)
+    if kind == "jsonl":
+        return choose_columns(_json_keys(source), wanted, source.name)
+    return choose_columns(_csv_header(source, "\t" if kind == "tsv" else ","), wanted, source.name)
+
+
+def _kind(source: Input) -> str:
+    """parquet, jsonl, tsv or csv: by name, else by the first bytes."""
+    match = re.search(r"\.(parquet|csv|tsv|jsonl|ndjson)(\.gz|\.zst)?$", file_name(source.path).lower())
+    if match:
+        return "jsonl" if match[1] == "ndjson" else match[1]
+    with open_bytes(source.path) as file:
+        if file.read(4) == b"PAR1":
+            return "parquet"
+    with _stream(source) as stream:
+        line = stream.readline(MAX_LINE)
+    if line.lstrip()[:1] == b"{":
+        return "jsonl"
+    return "tsv" if b"\t" in line else "csv"
+
+
+# ---- columns -> candidates
+
+_Columns = tuple[pa.Array, pa.Array, pa.Array | None]
+
+
+def _candidates(columns: _Columns, offsets: np.ndarray, ledger: Ledger) -> pa.RecordBatch:
+    """The batch of one piece of a table; rows without url or text are counted and left out."""
+    url, text, page = columns
+    ledger.rows_in += len(url)
+    place = pa.array(offsets, pa.int64())
+    if url.null_count or text.null_count:
+        no_url = url.is_null()
+        ledger.drop("null_url", url.null_count)
+        ledger.drop("null_text", pc.sum(pc.and_not(text.is_null(), no_url)).as_py() or 0)
+        keep = pc.and_(url.is_valid(), text.is_valid())
+        url, text, place = url.filter(keep), text.filter(keep), place.filter(keep)
+        page = None if page is None else page.filter(keep)
+    rows = len(url)
+    text_code, url_code = _table_codes()
+    if page is None:
+        page = _constant("", pa.string(), rows)
+    elif page.null_count:
+        page = pc.fill_null(page, "")
+    return pa.RecordBatch.from_arrays(
+        [
+            url,
+            text,
+            page,
+            place,
+            _constant(text_code, pa.int8(), rows),
+            _constant(url_code, pa.int8(), rows),
+            pa.nulls(rows, pa.string()),
+            pa.nulls(rows, pa.string()),
+        ],
+        schema=CANDIDATES,
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _constant_block(value: Any, kind: pa.DataType) -> pa.Array:
+    return pa.repeat(pa.scalar(value, kind), BATCH_ROWS)
+
+
+def _constant(value: Any, kind: pa.DataType, rows: int) -> pa.Array:
+    return _constant_block(value, kind).slice(0, rows)
+
+
+def _as_strings(column: pa.Array, name: str, source_name: str, ledger: Ledger) -> pa.Array:
+    """Any string-like column as valid UTF-8 strings; a column of another kind is the user's mistake."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.dictionary_decode()
+        kind = column.type
+    if pa.types.is_null(kind):
+        return pa.nulls(len(column), pa.string())
+    if not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise InputError(f"the column {name!r} of {source_name!r} holds {kind}, not strings: name another column")
+    if not _is_text(kind):
+        return column.cast(pa.string())
+    try:
+        if kind == pa.string():
+            column.validate(full=True)  # Parquet readers do not check that strings are UTF-8
+            return column
+        return column.cast(pa.binary() if pa.types.is_fixed_size_binary(kind) else pa.string()).cast(pa.string())
+    except (pa.ArrowInvalid, UnicodeDecodeError):
+        values = [None if value is None else bytes(value) for value in column.cast(pa.binary()).to_pylist()]
+        fixed = [None if value is None else value.decode("utf-8", "replace") for value in values]
+        ledger.notes["invalid_utf8_replaced"] += sum(
+            1 for value, text in zip(values, fixed, strict=True) if text is not None and text.encode() != value
+        )
+        return pa.array(fixed, pa.string())
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
+
+
+# ---- Parquet
+
+
+@contextlib.contextmanager
+def _parquet(source: Input) -> Iterator[pq.ParquetFile]:
+    """The file with page checksums verified; a small read-ahead instead of whole column chunks in memory."""
+    with contextlib.ExitStack() as stack:
+        where: Any = stack.enter_context(open_bytes(source.path)) if is_remote(source.path) else source.path
+        try:
+            file = pq.ParquetFile(where, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{source.name!r} is no readable Parquet file (cut or damaged?): {error}") from error
+        yield stack.enter_context(file)
+
+
+def _read_parquet(
+    source: Input, wanted: tuple[str, str, str | None], ledger: Ledger
+) -> Iterator[tuple[_Columns, np.ndarray]]:
+    with _parquet(source) as file:
+        columns = choose_columns(file.schema_arrow.names, wanted, source.name)
+        read = list(dict.fromkeys(name for name in columns if name))
+        metadata = file.metadata
+        first, last = source.part or (0, metadata.num_row_groups)
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        for groups in _runs(sizes, first, last):
+            start = sum(sizes[: groups[0]])
+            at = start
+            try:
+                for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=read, use_threads=False):
+                    made = _pick(batch, columns, source.name, ledger)
+                    yield made, np.arange(at, at + batch.num_rows)
+                    at += batch.num_rows
+            except (pa.ArrowException, OSError):
+                lost = start + sum(sizes[group] for group in groups) - at
+                ledger.records_in += lost
+                ledger.lose("damaged_table_page", lost)
+
+
+def _runs(sizes: list[int], first: int, last: int) -> Iterator[list[int]]:
+    """Row groups read together: one where it fills a batch (damage costs one group), several where they are tiny."""
+    run: list[int] = []
+    for group in range(first, last):
+        run.append(group)
+        if sum(sizes[member] for member in run) >= BATCH_ROWS or group == last - 1:
+            yield run
+            run = []
+
+
+def _pick(batch: pa.RecordBatch, columns: tuple[str, str, str | None], source_name: str, ledger: Ledger) -> _Columns:
+    url, text, page = (
+        None if name is None else _as_strings(batch.column(name), name, source_name, ledger) for name in columns
+    )
+    assert url is not None and text is not None
+    return url, text, page
+
+
+# ---- CSV, TSV
+
+
+@contextlib.contextmanager
+def _stream(source: Input) -> Iterator[io.BufferedReader]:
+    """The bytes of a text table, gzip and zstd undone."""
+    name = file_name(source.path).lower()
+    compression = "gzip" if name.endswith(".gz") else "zstd" if name.endswith(".zst") else None
+    with contextlib.ExitStack() as stack:
+        raw: Any = stack.enter_context(open_bytes(source.path))
+        stream: Any = stack.enter_context(pa.PythonFile(raw, "r"))
+        if compression:
+            stream = stack.enter_context(pa.CompressedInputStream(stream, compression))
+        yield stack.enter_context(io.BufferedReader(stream, 1 << 20))
+
+
+def _csv_header(source: Input, delimiter: str) -> list[str]:
+    """The names in the first line."""
+    try:
+        with _stream(source) as stream:
+            line = stream.readline(MAX_LINE)
+            if not line.strip():
+                raise InputError(f"{source.name!r} is empty: it has no line with the names of its columns")
+            parse = pyarrow.csv.ParseOptions(delimiter=delimiter)
+            return pyarrow.csv.read_csv(io.BytesIO(line), parse_options=parse).column_names
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{source.name!r} cannot be read as a table: {error}") from error
+
+
+def _read_csv(
+    source: Input, wanted: tuple[str, str, str | None], ledger: Ledger, *, delimiter: str
+) -> Iterator[tuple[_Columns, np.ndarray]]:
+    columns = choose_columns(_csv_header(source, delimiter), wanted, source.name)
+    read = list(dict.fromkeys(name for name in columns if name))
+    bad: list[int] = []
+
+    def skip(row: pyarrow.csv.InvalidRow) -> str:
+        bad.append(row.number - 2)  # counted from the header, which is row 1
+        return "skip"
+
+    convert = pyarrow.csv.ConvertOptions(
+        include_columns=read,
+        column_types={name: pa.binary() for name in read},  # bad UTF-8 must cost a row's character, not the file
+        null_values=[""],
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=True,
+        check_utf8=False,
+    )
+    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip)
+    at = 0
+    with _stream(source) as stream:
+        try:
+            reader = pyarrow.csv.open_csv(
+                stream,
+                read_options=pyarrow.csv.ReadOptions(block_size=CSV_BLOCK, use_threads=False),
+                parse_options=parse,
+                convert_options=convert,
+            )
+            for batch in reader:
+                rows, at = _numbers(at, batch.num_rows, bad)
+                for start in range(0, batch.num_rows, BATCH_ROWS):
+                    piece = batch.slice(start, BATCH_ROWS)
+                    yield _pick(piece, columns, source.name, ledger), rows[start : start + BATCH_ROWS]
+        except (pa.ArrowException, OSError):  # cut, damaged, or one row longer than a block (a quote never closed)
+            ledger.records_in += 1
+            ledger.lose("table_rest_unreadable")
+    ledger.records_in += len(bad)
+    ledger.lose("bad_table_row", len(bad))
+
+
+def _numbers(at: int, count: int, bad: list[int]) -> tuple[np.ndarray, int]:
+    """The numbers of `count` good rows from row `at` on, and the number after the last."""
+    if not bad:
+        return np.arange(at, at + count), at + count
+    candidates = np.arange(at, at + count + len(bad))
+    good = candidates[~np.isin(candidates, bad)][:count]
+    return good, int(good[-1]) + 1 if count else at
+
+
+# ---- JSON lines
+
+
+def _json_keys(source: Input) -> list[str]:
+    """The keys of the first lines, in the order in which they come."""
+    import msgspec
+
+    keys: dict[str, None] = {}
+    try:
+        with _stream(source) as stream:
+            for _ in range(SAMPLE_LINES):
+                line = stream.readline(MAX_LINE)
+                if not line:
+                    break
+                with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+                    row = msgspec.json.decode(line)
+                    keys.update(dict.fromkeys(row if isinstance(row, dict) else ()))
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{source.name!r} cannot be read as JSON lines: {error}") from error
+    if not keys:
+        raise InputError(f"{source.name!r} holds no JSON object in its first {SAMPLE_LINES} lines")
+    return list(keys)
+
+
+def _read_jsonl(
+    source: Input, wanted: tuple[str, str, str | None], ledger: Ledger
+) -> Iterator[tuple[_Columns, np.ndarray]]:
+    columns = choose_columns(_json_keys(source), wanted, source.name)
+    decode = _line_decoder(columns)
+    rows: list[tuple[str | None, str | None, str | None]] = []
+    numbers: list[int] = []
+    with _stream(source) as stream:
+        for number, line in enumerate(_lines(stream, ledger)):
+            row = None if line is None else decode(line)
+            if row is None:
+                if line is None or line.strip():
+                    ledger.records_in += 1
+                    ledger.lose("table_line_too_long" if line is None else "bad_table_row")
+                continue
+            rows.append(row)
+            numbers.append(number)
+            if len(rows) == BATCH_ROWS:
+                yield _from_rows(rows, columns), np.array(numbers)
+                rows, numbers = [], []
+    if rows:
+        yield _from_rows(rows, columns), np.array(numbers)
+
+
+def _line_decoder(columns: tuple[str, str, str | None]) -> Any:
+    """A function from a line to (url, text, page); None for what is no JSON object with strings or nulls there."""
+    import msgspec
+
+    fields = list(dict.fromkeys(name for name in columns if name))
+    inner = [f"f{index}" for index in range(len(fields))]
+    rename = dict(zip(inner, fields, strict=True))
+    struct = msgspec.defstruct("Row", [(name, str | None, None) for name in inner], rename=rename, gc=False)
+    decoder = msgspec.json.Decoder(struct)
+    getters = [None if name is None else f"f{fields.index(name)}" for name in columns]
+
+    def decode(line: bytes) -> tuple[str | None, str | None, str | None] | None:
+        try:
+            row = decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        url, text, page = (None if name is None else getattr(row, name) for name in getters)
+        return url, text, page
+
+    return decode
+
+
+def _lines(stream: io.BufferedReader, ledger: Ledger) -> Iterator[bytes | None]:
+    """The lines, None for one longer than MAX_LINE; a stream that breaks ends here, counted."""
+    while True:
+        try:
+            line = stream.readline(MAX_LINE)
+            if len(line) == MAX_LINE and not line.endswith(b"\n"):
+                while line and not line.endswith(b"\n"):
+                    line = stream.readline(MAX_LINE)
+                yield None
+                continue
+        except (pa.ArrowException, OSError):
+            ledger.records_in += 1
+            ledger.lose("table_rest_unreadable")
+            return
+        if not line:
+            return
+        yield line
+
+
+def _from_rows(rows: list[tuple[str | None, str | None, str | None]], columns: tuple[str, str, str | None]) -> _Columns:
+    url, text, page = (pa.array(values, pa.string()) for values in zip(*rows, strict=True))
+    return url, text, page if columns[2] else None

@@ -1,0 +1,265 @@
+"""What --input may name, and what is said where it names nothing."""
+
+import functools
+import gzip
+import http.server
+import os
+import threading
+import zipfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.sources import inputs
+from pipeline.sources.inputs import Input, InputError, expand
+
+WARC = b"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: 0\r\n\r\n\r\n\r\n"
+WAT = (
+    b"WARC/1.0\r\nWARC-Type: warcinfo\r\nContent-Length: 0\r\n\r\n\r\n\r\n"
+    b"WARC/1.0\r\nWARC-Type: metadata\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n"
+    b'{"Envelope":{}}\r\n\r\n'
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with every kind of file, and some that no reader wants."""
+    root = tmp_path / "crawl"
+    (root / "deep" / "er").mkdir(parents=True)
+    (root / "a.warc").write_bytes(WARC)
+    (root / "b.warc.gz").write_bytes(gzip.compress(WARC))
+    (root / "c.warc.wat.gz").write_bytes(gzip.compress(WAT))
+    (root / "deep" / "really-a-wat.warc.gz").write_bytes(gzip.compress(WAT[:57]) + gzip.compress(WAT[57:]))
+    (root / "deep" / "d.arc").write_bytes(b"filedesc://d.arc 0.0.0.0 20080430204825 text/plain 0\n")
+    (root / "deep" / "er" / "e.tsv").write_text("url\ttext\n")
+    (root / "deep" / "er" / "f.jsonl.gz").write_bytes(gzip.compress(b'{"url": "u"}\n'))
+    (root / "notes.txt").write_text("no input")
+    (root / "_pairs.tsv").write_text("url\ttext\n")
+    (root / ".hidden.csv").write_text("url,text\n")
+    pq.write_table(pa.table({"url": ["u"], "text": ["t"]}), root / "g.parquet")
+    return root
+
+
+def names(*specs, **options):
+    return [(made.name, made.format) for made in expand([str(spec) for spec in specs], **options)]
+
+
+FOLDER = [
+    ("a.warc", "warc"),
+    ("b.warc.gz", "warc"),
+    ("c.warc.wat.gz", "wat"),
+    ("deep/d.arc", "warc"),
+    ("deep/er/e.tsv", "table"),
+    ("deep/er/f.jsonl.gz", "table"),
+    ("deep/really-a-wat.warc.gz", "wat"),
+    ("g.parquet", "table"),
+]
+
+
+def test_a_folder_is_read_recursively_sorted_and_other_files_are_skipped(folder):
+    assert names(folder) == FOLDER
+    made = expand([str(folder)])
+    assert made == sorted(made, key=lambda item: item.name)
+    assert all(os.path.isabs(item.path) and item.bytes == os.path.getsize(item.path) for item in made)
+
+
+def test_names_do_not_change_when_the_data_moves(folder, tmp_path, monkeypatch):
+    before = names(folder), names(f"{folder}/*.gz"), names(f"@{_list(folder)}")
+    moved = tmp_path / "elsewhere" / "under" / "crawl"
+    moved.parent.mkdir(parents=True)
+    folder.rename(moved)
+    assert (names(moved), names(f"{moved}/*.gz"), names(f"@{moved}/list.txt")) == before
+    monkeypatch.chdir(moved)
+    assert names(".") == before[0]
+
+
+def _list(folder):
+    path = folder / "list.txt"
+    path.write_text("# what to read\n\na.warc\ndeep/*.arc\ndeep/er\n")
+    return path
+
+
+def test_globs_take_two_stars_and_name_from_their_root(folder):
+    assert names(f"{folder}/**/*.gz") == [entry for entry in FOLDER if entry[0].endswith(".gz")]
+    assert names(f"{folder}/**") == FOLDER
+    assert names(f"{folder}/d*") == [entry for entry in FOLDER if entry[0].startswith("deep/")]
+
+
+def test_a_file_whose_name_holds_glob_characters_is_that_file(tmp_path):
+    (tmp_path / "a[1].warc").write_bytes(WARC)
+    assert names(tmp_path / "a[1].warc") == [("a[1].warc", "warc")]
+
+
+def test_lists_plain_and_gzip(folder):
+    path = _list(folder)
+    expected = [("a.warc", "warc"), ("deep/d.arc", "warc"), ("deep/er/e.tsv", "table"), ("deep/er/f.jsonl.gz", "table")]
+    assert names(f"@{path}") == expected
+    packed = folder / "list.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert names(f"@{packed}") == expected
+
+
+def test_absolute_paths_in_a_list_give_relative_names(folder, tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text(f"{folder}/deep/d.arc\n{folder}/deep/er/e.tsv\n")
+    assert names(f"@{path}") == [("d.arc", "warc"), ("er/e.tsv", "table")]
+
+
+def test_one_file_named_twice_is_one_input_whatever_the_order(folder):
+    specs = [str(folder), f"{folder}/deep/d.arc", f"{folder}/*.warc"]
+    once = expand(specs)
+    assert once == expand(specs[::-1])
+    assert len(once) == len(FOLDER)
+    os.symlink(folder / "a.warc", folder / "z-link.warc")
+    os.symlink(folder, folder / "deep" / "loop")
+    assert len(expand([str(folder)])) == len(FOLDER)
+
+
+def test_equal_names_under_two_roots_are_told_apart(tmp_path):
+    for root in ("x/data", "y/data"):
+        (tmp_path / root).mkdir(parents=True)
+        (tmp_path / root / "a.warc").write_bytes(WARC)
+    (tmp_path / "x" / "data" / "only.warc").write_bytes(WARC)
+    assert [name for name, _ in names(tmp_path / "x/data", tmp_path / "y/data")] == [
+        "only.warc",
+        "x/data/a.warc",
+        "y/data/a.warc",
+    ]
+
+
+def test_large_parquet_files_are_cut_by_row_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "ROWS_PER_PART", 25)
+    pq.write_table(pa.table({"url": ["u"] * 100, "text": ["t"] * 100}), tmp_path / "a.parquet", row_group_size=10)
+    made = expand([str(tmp_path)])
+    assert [item.part for item in made] == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
+    assert inputs.names(made) == ["a.parquet"]
+
+
+def test_a_wacz_gives_its_archives(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.wacz", "w") as pack:
+        pack.writestr("archive/data.warc.gz", gzip.compress(WARC))
+        pack.writestr("pages/pages.jsonl", "{}")
+    (made,) = expand([str(tmp_path)])
+    assert (made.name, made.format) == ("a.wacz/archive/data.warc.gz", "warc")
+    with inputs.open_bytes(made.path) as file:
+        assert gzip.decompress(file.read()) == WARC
+
+
+def test_the_first_bytes_decide_where_the_name_does_not(folder, tmp_path):
+    for name, data in {"w": WARC, "w2": gzip.compress(WARC), "m": WAT, "j": b'{"url": 1}\n'}.items():
+        (tmp_path / name).write_bytes(data)
+    got = {name: names(tmp_path / name)[0][1] for name in ("w", "w2", "m", "j")}
+    assert got == {"w": "warc", "w2": "warc", "m": "wat", "j": "table"}
+    (tmp_path / "p").write_bytes((folder / "g.parquet").read_bytes())
+    assert names(tmp_path / "p") == [("p", "table")]
+
+
+def test_the_user_may_say_the_format(folder):
+    assert names(folder / "notes.txt", input_format="table") == [("notes.txt", "table")]
+    with pytest.raises(InputError, match="auto, wat, warc or table"):
+        expand([str(folder)], input_format="what")
+
+
+@pytest.fixture
+def crawl(tmp_path):
+    """A small stand-in for Common Crawl's folder."""
+    root = tmp_path / "cc"
+    listing = root / "crawl-data" / "CC-MAIN-2026-05"
+    (listing / "wat").mkdir(parents=True)
+    paths = [f"crawl-data/CC-MAIN-2026-05/wat/{number:05d}.warc.wat.gz" for number in range(5)]
+    for path in paths:
+        (root / path).write_bytes(gzip.compress(WAT))
+    (listing / "wat.paths.gz").write_bytes(gzip.compress("\n".join(paths).encode()))
+    return root, paths
+
+
+def test_a_crawl_is_expanded_from_its_path_list(crawl, monkeypatch):
+    root, paths = crawl
+    assert [made.name for made in expand(["cc:CC-MAIN-2026-05"], cc_base=str(root))] == paths
+    monkeypatch.setenv(inputs.CC_BASE_VARIABLE, str(root))
+    assert [made.name for made in expand(["cc:CC-MAIN-2026-05[1:3]"])] == paths[1:3]
+    assert [made.name for made in expand(["cc:CC-MAIN-2026-05[:2]"])] == paths[:2]
+    with pytest.raises(InputError, match="5 files"):
+        expand(["cc:CC-MAIN-2026-05[7:9]"])
+    with pytest.raises(InputError, match="Is 'CC-MAIN-2026-05' a crawl"):
+        expand(["cc:CC-MAIN-2026-05:warc"])
+    with pytest.raises(InputError, match="is no crawl"):
+        expand(["cc:CC MAIN"])
+
+
+def test_a_crawl_over_http(crawl):
+    root, paths = crawl
+    handler = functools.partial(_Quiet, directory=str(root))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        made = expand(["cc:CC-MAIN-2026-05:wat[0:2]"], cc_base=base)
+        assert made == [Input(path, f"{base}/{path}", "wat") for path in paths[:2]]
+        with inputs.open_bytes(made[0].path) as file:
+            assert gzip.decompress(file.read()) == WAT
+        listed = expand([f"@{base}/crawl-data/CC-MAIN-2026-05/wat.paths.gz"], cc_base=base)
+        assert len(listed) == 5
+        server.shutdown()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def test_urls_keep_no_secrets_in_their_names():
+    made = expand(
+        ["https://user:word@host.example/a/b.warc.gz?sig=secret", "https://host.example/a/b.warc.gz?sig=other"]
+    )
+    assert all("secret" not in item.name and "word" not in item.name for item in made)
+    assert len({item.name for item in made}) == 2
+    assert made[0].name.startswith("https://host.example/a/b.warc.gz")
+
+
+def test_a_store_that_can_list(folder):
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    for name in ("a.warc.gz", "deep/b.csv", "notes.txt"):
+        store.pipe(f"/bucket/{name}", b"x")
+    assert names("memory://bucket/") == [
+        ("memory:///bucket/a.warc.gz", "warc"),
+        ("memory:///bucket/deep/b.csv", "table"),
+    ]
+    assert len(names("memory://bucket/*.gz")) == 1
+    with pytest.raises(InputError, match="no file to read matches"):
+        expand(["memory://bucket/*.parquet"])
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("{root}/a.wrac", "did you mean .*a.warc"),
+        ("{root}/nowhere/at/all.warc", "'nowhere' is not in"),
+        ("{root}/*.zip", "no file to read matches"),
+        ("{root}/nope/*.warc", "does not exist"),
+        ("{root}/empty", "holds no file to read"),
+        ("@{root}/lst", "the list behind"),
+        ("@{root}/blank", "names no file"),
+        ("@{root}/wrong", "in the list .*did you mean .*a.warc"),
+        ("{root}/notes.txt", "tells its format neither"),
+        ("{root}/x.warc.wet.gz", "is a WET"),
+        ("{root}/cut.parquet", "no readable Parquet"),
+        ("{root}/bad.wacz", "no readable WACZ"),
+    ],
+)
+def test_what_is_said_where_a_spec_cannot_be_used(folder, spec, message):
+    (folder / "empty").mkdir()
+    (folder / "blank").write_text("# nothing\n")
+    (folder / "wrong").write_text("a.wrac\n")
+    (folder / "x.warc.wet.gz").write_bytes(gzip.compress(WARC))
+    (folder / "cut.parquet").write_bytes((folder / "g.parquet").read_bytes()[:100])
+    (folder / "bad.wacz").write_bytes(b"PK nothing")
+    with pytest.raises(InputError, match=message):
+        expand([spec.format(root=folder)])
+
+
+def test_no_input_at_all():
+    with pytest.raises(InputError, match="no input was given"):
+        expand([])
