@@ -1,0 +1,187 @@
+"""Captions to token ids: lower-case byte-level BPE, ids equal to OpenAI's when given their vocabulary.
+
+A vocabulary file holds one merge a line behind a header line, gzipped or not: OpenAI's `bpe_simple_vocab_16e6.txt.gz`,
+or one made by `clip_train tokenizer train`. Ids: 256 bytes, 256 bytes that end a word, the merges, start-of-text,
+end-of-text. The two special tokens are never read from a caption, whatever it says.
+
+Plain ASCII captions (nearly all of them) take a short way: one regular expression, and a table of words seen before.
+"""
+
+from __future__ import annotations
+
+import gzip
+import html
+import importlib.util
+import re
+import sys
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from clip_train.cleanup import repair
+from clip_train.errors import InputMissing, TrainError
+
+MAX_MERGES = 48894  # 49,408 ids in all (paper, table 18); OpenAI's file holds more lines than are used
+OWN_VOCABULARY = Path(__file__).with_name("vocabulary.txt.gz")
+WORD_CACHE_SIZE = 1 << 20  # words; a web crawl never runs out of new ones
+
+_ASCII_WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")
+_ASCII_ODD = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f&]")  # control characters and entities need the long way
+_BLANKS = re.compile(r"\s+")
+
+
+@cache
+def byte_symbols() -> tuple[str, ...]:
+    """A printable character for each byte, as in GPT-2: printable ones stand for themselves, others move above 255."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    symbols = {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(hidden)}
+    return tuple(symbols[byte] for byte in range(256))
+
+
+@cache
+def _symbol_order() -> tuple[str, ...]:
+    """The symbols in the order of their ids: printable bytes first."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return tuple(byte_symbols()[byte] for byte in [*printable, *(b for b in range(256) if b not in printable)])
+
+
+@cache
+def _unicode_words() -> re.Pattern[str]:
+    r"""OpenAI's split for any text; \p{L} and \p{N} spelled out, since `re` does not know them.
+
+    A word character of `re` that is neither "_" nor of category N is a letter.
+    """
+    import unicodedata
+
+    alphanumeric = re.findall(r"[^\W_]", "".join(map(chr, [*range(0xD800), *range(0xE000, sys.maxunicode + 1)])))
+    points = [ord(char) for char in alphanumeric if unicodedata.category(char)[0] == "N"]
+    ranges: list[list[int]] = []
+    for point in points:
+        if ranges and ranges[-1][1] == point - 1:
+            ranges[-1][1] = point
+        else:
+            ranges.append([point, point])
+    numbers = "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
+    # OpenAI's pattern ignores case, so the long s counts as an s, and the combining iota as the letter of its upper case
+    letters, marks = f"(?:[^\\W_{numbers}]|\u0345)+", "(?:(?!\u0345)[^\\w\\s]|_)+"
+    return re.compile(f"'[s\u017f]|'t|'re|'ve|'m|'ll|'d|{letters}|[{numbers}]|{marks}")
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a caption after clean-up: lower case, no blanks; digits one by one."""
+    if text.isascii() and not _ASCII_ODD.search(text):
+        return _ASCII_WORDS.findall(text.lower())
+    text = html.unescape(html.unescape(repair(text))).strip()
+    text = _BLANKS.sub(" ", text).strip().lower()
+    return (_ASCII_WORDS if text.isascii() else _unicode_words()).findall(text)
+
+
+class Tokenizer:
+    """Byte-pair encoding with a given list of merges, best first."""
+
+    def __init__(self, merges: Iterable[tuple[str, str]], *, name: str) -> None:
+        self.name = name  # where the merges came from
+        self.merges = list(merges)[:MAX_MERGES]
+        symbols = _symbol_order()
+        vocabulary = [*symbols, *(symbol + "</w>" for symbol in symbols), *(a + b for a, b in self.merges)]
+        self.ranks = {pair: rank for rank, pair in enumerate(self.merges)}
+        self.start_id, self.end_id = len(vocabulary), len(vocabulary) + 1
+        self._ids = {token: number for number, token in enumerate(vocabulary)}
+        self._tokens = vocabulary
+        self._words: dict[str, list[int]] = {}
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids in all, the two special ones included."""
+        return self.end_id + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a caption, without the special tokens."""
+        words, ids = self._words, []
+        for word in split_words(text):
+            known = words.get(word)
+            if known is None:
+                known = self._learn(word)
+            ids += known
+        return ids
+
+    def encode_caption(self, text: str, *, context_length: int) -> list[int]:
+        """Start-of-text, the caption, end-of-text: cut so that all fits into the context."""
+        return [self.start_id, *self.encode(text)[: context_length - 2], self.end_id]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids; special tokens are left out."""
+        text = "".join(self._tokens[number] for number in ids if number < self.start_id)
+        byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+        parts = (bytes(byte_of[char] for char in part).decode("utf-8", "replace") for part in text.split("</w>"))
+        return " ".join(parts).strip()
+
+    def _learn(self, word: str) -> list[int]:
+        symbols = byte_symbols()
+        pieces = [symbols[byte] for byte in word.encode("utf-8")]
+        pieces[-1] += "</w>"
+        ids = [self._ids[piece] for piece in merge_pieces(pieces, self.ranks)]
+        if len(self._words) < WORD_CACHE_SIZE:
+            self._words[word] = ids
+        return ids
+
+
+def merge_pieces(pieces: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
+    """Applies the best merge that is left until there is none; all its places at once, from the left."""
+    unknown = len(ranks)
+    while len(pieces) > 1:
+        pairs = list(zip(pieces, pieces[1:], strict=False))
+        best = min(pairs, key=lambda pair: ranks.get(pair, unknown))
+        if best not in ranks:
+            break
+        merged, at = [], 0
+        while at < len(pieces):
+            if at + 1 < len(pieces) and (pieces[at], pieces[at + 1]) == best:
+                merged.append(best[0] + best[1])
+                at += 2
+            else:
+                merged.append(pieces[at])
+                at += 1
+        pieces = merged
+    return pieces
+
+
+def find_vocabulary(path: str | Path | None = None) -> Path:
+    """The vocabulary file to use: the one that was named, an installed open_clip's, our own."""
+    if path is not None:
+        return Path(path)
+    installed = importlib.util.find_spec("open_clip")
+    for folder in (installed.submodule_search_locations or []) if installed else []:
+        file = Path(folder) / "bpe_simple_vocab_16e6.txt.gz"
+        if file.exists():
+            return file
+    return OWN_VOCABULARY
+
+
+def read_merges(path: Path) -> list[tuple[str, str]]:
+    """The merges of a vocabulary file, best first."""
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
+    except FileNotFoundError:
+        raise InputMissing(f"no vocabulary at {path}: name one by --bpe, or make one: clip_train tokenizer train") from None
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise TrainError(f"{path} is no BPE vocabulary: {error}") from error
+    merges = []
+    for number, line in enumerate(text.split("\n")[1:], start=2):  # the first line is a header
+        if not line:
+            continue
+        pair = line.split()
+        if len(pair) != 2:
+            raise TrainError(f"{path}, line {number}: a merge is two symbols, not {line!r}")
+        merges.append((pair[0], pair[1]))
+    if not merges:
+        raise TrainError(f"{path} holds no merges")
+    return merges
+
+
+def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
+    """The tokenizer of a vocabulary file; see `find_vocabulary` for where it is looked for."""
+    file = find_vocabulary(path)
+    return Tokenizer(read_merges(file), name=str(file))
