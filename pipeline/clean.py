@@ -30,7 +30,6 @@ from __future__ import annotations
 import html
 import ipaddress
 import re
-import sys
 import unicodedata
 from collections.abc import Callable
 from typing import Any
@@ -41,6 +40,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import jit
 from pipeline.hashing import as_array
 
 TEXT_REASONS = (
@@ -94,13 +94,13 @@ _CAMERA = re.compile(
     r"(?:copy|edited|am|pm|scaled)?"
 )
 _HEX_NAME = re.compile(r"(?=[a-f-]*[0-9])[0-9a-f]{8}[0-9a-f-]{4,}[0-9a-f]")
-_FILE_EXTENSION = re.compile(_EXTENSION + r"\Z", re.IGNORECASE)
+_FILE_EXTENSION = re.compile(_EXTENSION + r"\Z", re.IGNORECASE | re.ASCII)
 _TOKEN_NAME = re.compile(r"(?=[^0-9]*[0-9])(?=[^_]*_)[A-Za-z0-9_.+-]+")
 _WORD = re.compile(r"[^\W\d_]{3}")
 _ADDRESS = re.compile(
     r"(?:https?:|ftp:|data:|javascript:|mailto:|www\.)\S*"
     r"|(?:[a-z0-9-]+\.)+(?:com|org|net|edu|gov|info|biz|co\.[a-z]{2}|com\.[a-z]{2}|html?|php|aspx?|jsp)(?:[/?#:]\S*)?",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 _BOILERPLATE_EDGES = " .,:;!?-_*#()[]{}<>|/\\'\"…"
 _TRAILING_NUMBER = re.compile(r"[ _#-]*[0-9]{1,4}\Z")
@@ -127,7 +127,7 @@ _PATH_ESCAPED = re.compile(rb"[\x80-\xff \"<>^`{}]")
 _QUERY_ESCAPED = re.compile(rb"[\x80-\xff \"<>]")
 _DOT = re.compile(rb"(?:\.|%2e){1,2}", re.IGNORECASE)
 _HOST = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
-_NUMBER_LABEL = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)\Z")
+_NUMBER_LABEL = re.compile(r"0x[0-9a-f]*|[0-9]+")
 _DEFAULT_PORT = {"http": 80, "https": 443}
 
 Codes = npt.NDArray[np.uint8]
@@ -176,7 +176,7 @@ def _apply(
     """Runs `function` on the rows that the kernel flags (without a kernel: on all)."""
     array = as_array(column)
     codes = np.zeros(len(array), np.uint8)
-    kernel = sys.modules.get("pipeline.clean_kernel")
+    kernel = jit.kernel("pipeline.clean_kernel", len(array))
     flags: Any = getattr(kernel, flag_kernel)(array) if kernel else np.ones(len(array), np.bool_)
     rows = np.flatnonzero(flags)
     if len(rows) == 0:
@@ -217,7 +217,7 @@ def _why_drop_text(text: str) -> str:
         return "too_long"
     if not _says_something(text):
         return "too_short"
-    if (" " not in text or text[:4].lower() == "http") and _ADDRESS.fullmatch(text):
+    if " " not in text and _ADDRESS.fullmatch(text):
         return "url_like"
     if _is_file_name(text):
         return "file_name"
@@ -297,7 +297,7 @@ def _host(raw: bytes) -> str:
         host = host.removesuffix(".")
         if len(host) > 253 or not _HOST.fullmatch(host):
             raise _BadUrl("bad_host")
-        if _NUMBER_LABEL.search(host.rpartition(".")[2]):
+        if _NUMBER_LABEL.fullmatch(host.rpartition(".")[2]):
             host = str(ipaddress.IPv4Address(host))
     except (ValueError, UnicodeError) as problem:
         raise _BadUrl("bad_host") from problem

@@ -15,7 +15,6 @@ where kernels can be had and the rows are many enough to pay for loading them.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,9 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-Words = npt.NDArray[np.uint64]
+from pipeline import jit
 
-KERNEL_ROWS = 20_000  # fewer rows than this do not pay for loading compiled code (0.4 s) into a process without it
+Words = npt.NDArray[np.uint64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -215,8 +214,7 @@ def partition(bucket_of_row: npt.NDArray[np.int64], count: int) -> tuple[npt.NDA
 
 def _kernel(rows: int) -> Any:
     """The compiled twin, or None where it is not to be had or not worth loading."""
-    name = "pipeline.hashing_kernel"
-    return sys.modules.get(name)
+    return jit.kernel("pipeline.hashing_kernel", rows)
 
 
 def _hash_strings(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> Words:

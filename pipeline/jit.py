@@ -1,8 +1,8 @@
 """numba, made safe to depend on: compiled kernels where they can be had, the plain functions where not.
 
-`njit` compiles with a disk cache where one can be written and without it in a read-only install (a bare `cache=True` raises
-there at import). Every kernel lives in a module named `*_kernel` beside its plain twin; only those modules import numba.
-`python -m pipeline.jit` compiles them all once, so that no worker pays for it: set-up runs it.
+`njit` compiles with a disk cache where one can be written and without it in a read-only install (a bare `cache=True`
+raises there at import). Every kernel lives in a module named `*_kernel` beside its plain twin; only those modules
+import numba. `python -m pipeline.jit` compiles them all once, so that no worker pays for it: set-up runs it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,9 @@ KERNELS = (
     "pipeline.sources.wat_kernel",
     "pipeline.sources.html_kernel",
 )
+
+# Fewer rows than this do not pay for loading compiled code (numba and its cache: 0.4 s or more) into a process without.
+FEW_ROWS = 20_000
 
 
 @functools.lru_cache(maxsize=1)
@@ -45,6 +49,16 @@ def njit(function: Callable | None = None, **options: Any) -> Any:
         return numba.njit(cache=True, nogil=True, **options)(function)
     except RuntimeError:  # "no locator available": read-only install and no writable home
         return numba.njit(nogil=True, **options)(function)
+
+
+def kernel(name: str, rows: int) -> Any:
+    """The kernel module `name` for work on `rows` rows; None where the plain function should do it.
+
+    A kernel that the process has loaded already is always taken.
+    """
+    if not available() or (rows < FEW_ROWS and name not in sys.modules):
+        return None
+    return importlib.import_module(name)
 
 
 def warm() -> dict[str, float]:

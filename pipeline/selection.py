@@ -21,13 +21,13 @@ the uid. So the order is total and a query picks exactly min(count, cap) pairs.
 
 from __future__ import annotations
 
-import sys
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline import jit
 from pipeline.hashing import Words, as_array, mix, uid_words
 
 Mask = npt.NDArray[np.bool_]
@@ -306,7 +306,7 @@ def draw(pair_high: Words, keys: Words) -> Words:
 
 def _kernel(rows: int) -> Any:
     """The compiled twin, or None where it is not to be had or not worth loading."""
-    return sys.modules.get("pipeline.selection_kernel")
+    return jit.kernel("pipeline.selection_kernel", rows)
 
 
 def _stop(stop: Mask | None, n_queries: int) -> Mask:
