@@ -63,8 +63,9 @@ def _unicode_words() -> re.Pattern[str]:
         else:
             ranges.append([point, point])
     numbers = "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
-    # OpenAI's pattern ignores case, so the long s counts as an s, and the combining iota as the letter of its upper case
-    letters, marks = f"(?:[^\\W_{numbers}]|\u0345)+", "(?:(?!\u0345)[^\\w\\s]|_)+"
+    # OpenAI's pattern ignores case: the long s counts as an s there, and the combining iota as the letter of its
+    # upper case as well as the mark that it is
+    letters, marks = f"(?:[^\\W_{numbers}]|\u0345)+", r"(?:[^\w\s]|_)+"
     return re.compile(f"'[s\u017f]|'t|'re|'ve|'m|'ll|'d|{letters}|[{numbers}]|{marks}")
 
 
@@ -165,7 +166,7 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
         data = path.read_bytes()
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
     except FileNotFoundError:
-        raise InputMissing(f"no vocabulary at {path}: name one by --bpe, or make one: clip_train tokenizer train") from None
+        raise InputMissing(f"no vocabulary at {path}: name one by --bpe, or train one (tokenizer train)") from None
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise TrainError(f"{path} is no BPE vocabulary: {error}") from error
     merges = []
