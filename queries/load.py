@@ -1,0 +1,266 @@
+"""Reads a query list from whatever it was written as, into one sorted table with a digest.
+
+A list is text (one query a line), JSON (a list, as MetaCLIP's metadata.json, or query -> count), TSV or CSV (the first
+column, or the one named `query`; a source and a count beside it are kept), or Parquet (column `query`, or the first
+text column); each of them also as .gz. Order, repeats and line ends of the file do not matter: the table is sorted by
+the UTF-8 bytes of the query, every query stands once, and its position is its id. Equal lists therefore have equal ids
+and an equal digest, which is what `LC_ALL=C sort -u list.txt | sha256sum` prints.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+QUERIES = pa.schema(
+    [
+        pa.field("id", pa.int32(), nullable=False),
+        pa.field("query", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),  # "" where the list does not say
+        pa.field("count", pa.int64(), nullable=False),  # how often the list's maker saw it; 0 where it does not say
+    ]
+)
+
+_FORMATS = "txt, json, tsv, csv or parquet, each also with .gz"
+_LINE_BREAKS = r" *[\t\n\v\f\r]+ *"
+_NUMBER = re.compile(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+_Column: TypeAlias = list | pa.Array | pa.ChunkedArray | None
+
+
+class _Cells(NamedTuple):
+    """A list as read: a null query stands for an entry that is not text."""
+
+    query: pa.StringArray
+    source: pa.StringArray
+    count: pa.Int64Array
+
+
+class QueryError(ValueError):
+    """A query list that cannot be used. The message names the file, the cause and what to do."""
+
+    def __init__(self, path: str, cause: str, remedy: str) -> None:
+        super().__init__(f"query list {path}: {cause}. {remedy}")
+
+
+@dataclass(frozen=True)
+class QueryList:
+    """A query list, and what had to be left out of it.
+
+    `table` has the schema QUERIES. Of a repeated query the first one in the file gives source and count.
+    """
+
+    table: pa.Table
+    digest: str
+    empties: int
+    duplicates: int
+    invalid: int  # lines that are not UTF-8, entries that are not text
+
+    @property
+    def queries(self) -> pa.StringArray:
+        return self.table.column("query").combine_chunks()
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+
+def load_queries(path: str) -> QueryList:
+    """Reads the list at `path` (local, or any URL that fsspec opens).
+
+    Raises:
+        QueryError: the file cannot be read, or holds no usable query.
+    """
+    suffixes = [suffix.lower() for suffix in PurePosixPath(path).suffixes]
+    kind = next((suffix for suffix in reversed(suffixes) if suffix != ".gz"), "")
+    reader = _READERS.get(kind)
+    if reader is None:
+        raise QueryError(path, f"cannot tell the format from the name ({kind or 'no suffix'})", f"Name it {_FORMATS}.")
+    data = _read_bytes(path, unzip=suffixes[-1] == ".gz")
+    try:
+        return _assemble(path, reader(data))
+    except (json.JSONDecodeError, RecursionError, UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
+        raise QueryError(path, f"is not valid {kind[1:]} ({error})", f"Write it anew, or use {_FORMATS}.") from error
+
+
+def _read_bytes(path: str, *, unzip: bool) -> bytes:
+    try:
+        if "://" in path:
+            import fsspec
+
+            with fsspec.open(path, "rb") as remote:
+                data = remote.read()
+        else:
+            with open(path, "rb") as local:
+                data = local.read()
+    except OSError as error:
+        raise QueryError(path, f"cannot be read ({error})", "Check the path and its permissions.") from error
+    try:
+        return gzip.decompress(data) if unzip else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise QueryError(path, f"is damaged or not gzip ({error})", "Fetch the file again.") from error
+
+
+def _assemble(path: str, cells: _Cells) -> QueryList:
+    total = len(cells.query)
+    invalid = cells.query.null_count
+    usable = pc.is_valid(cells.query)
+    tidy = pc.replace_substring_regex(cells.query, _LINE_BREAKS, " ")
+    tidy = pc.utf8_trim_whitespace(tidy)
+    usable = pc.and_kleene(usable, pc.not_equal(tidy, ""))
+    rows = np.flatnonzero(pc.fill_null(usable, False).to_numpy(zero_copy_only=False))
+    empties = total - invalid - len(rows)
+    if not len(rows):
+        cause = f"holds no usable query ({empties} empty, {invalid} not text)" if total else "is empty"
+        raise QueryError(path, cause, "Give a list with one query a line, or one of the other formats.")
+
+    encoded = tidy.take(pa.array(rows)).dictionary_encode()  # each query once, in the order of the file
+    numbers = encoded.indices.to_numpy()
+    first = np.empty(len(encoded.dictionary), np.int64)
+    first[numbers[::-1]] = rows[::-1]  # the last write stands: where the query is met first
+    order = pc.sort_indices(encoded.dictionary)  # binary order
+    queries = encoded.dictionary.take(order)
+    at = pa.array(first).take(order)
+    columns = [
+        pa.array(np.arange(len(queries), dtype=np.int32)),
+        queries,
+        pc.fill_null(cells.source, "").take(at),
+        pc.fill_null(cells.count, 0).take(at),
+    ]
+    digest = hashlib.sha256("".join(f"{query}\n" for query in queries.to_pylist()).encode()).hexdigest()
+    table = pa.table(columns, schema=QUERIES)
+    return QueryList(table, digest, empties, len(rows) - len(queries), invalid)
+
+
+def _lines(data: bytes) -> list[str | None]:
+    """The lines of the file; None for one that is not UTF-8."""
+    data = data.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n")
+    if not data:
+        return []
+    try:
+        return list(data.decode().split("\n"))
+    except UnicodeDecodeError:
+        return [_decode(line) for line in data.split(b"\n")]
+
+
+def _decode(line: bytes) -> str | None:
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _read_text(data: bytes) -> _Cells:
+    return _cells(_lines(data))
+
+
+def _read_json(data: bytes) -> _Cells:
+    content = json.loads(data)
+    if isinstance(content, dict):
+        return _cells([_text(query) for query in content], count=[_integer(value) for value in content.values()])
+    if isinstance(content, list):
+        return _cells([_text(query) for query in content])
+    raise json.JSONDecodeError("neither a list of queries nor query -> count", "", 0)
+
+
+def _read_tsv(data: bytes) -> _Cells:
+    # No quoting: a query may start with a quotation mark.
+    return _read_rows(pc.split_pattern(pa.array(_lines(data), pa.string()), "\t"))
+
+
+def _read_csv(data: bytes) -> _Cells:
+    lines = _lines(data)
+    rows: list[list[str] | None] = list(csv.reader(line for line in lines if line is not None))
+    return _read_rows(pa.array(rows + [None] * lines.count(None), pa.list_(pa.string())))
+
+
+def _read_rows(rows: pa.ListArray) -> _Cells:
+    """Rows of cells, with or without a header, of any length; null for a row that is not UTF-8."""
+    start = next((number for number, row in enumerate(rows) if row.is_valid), 0)
+    first: list[str] = rows[start].as_py() or [] if len(rows) else []
+    names = [cell.strip().lower() for cell in first]
+    at: dict[str, int] = {}
+    if "query" in names and sum(name in QUERIES.names for name in names) >= min(2, len(names)):
+        at = {name: names.index(name) for name in ("query", "source", "count") if name in names}
+        rows = rows.take(pa.array(np.delete(np.arange(len(rows)), start)))
+    else:
+        at["query"] = 0
+        for number, cell in enumerate(first[1:], 1):
+            if not _NUMBER.fullmatch(cell.strip()):
+                at.setdefault("source", number)
+            elif cell.strip().isdecimal():
+                at.setdefault("count", number)
+    columns = {name: _column(rows, number) for name, number in at.items()}
+    query = columns["query"]
+    if "count" not in columns:
+        return _cells(query, columns.get("source"))
+    is_count = pc.match_substring_regex(columns["count"], r"^\s*[0-9]{1,18}\s*$")
+    count = pc.if_else(is_count, pc.utf8_trim_whitespace(columns["count"]), "0").cast(pa.int64())
+    return _cells(query, columns.get("source"), count)
+
+
+def _column(rows: pa.ListArray, number: int) -> pa.StringArray:
+    """Cell `number` of each row; null where the row is null, "" where it is shorter."""
+    starts = rows.offsets.to_numpy()[:-1]
+    lengths = pc.list_value_length(rows)
+    cells = rows.values.take(pa.array(starts + number, mask=~_truth(pc.greater(lengths, number))))
+    return pc.if_else(pc.is_valid(lengths), pc.fill_null(cells, ""), pa.scalar(None, pa.string()))
+
+
+def _truth(mask: pa.BooleanArray) -> np.ndarray:
+    return pc.fill_null(mask, False).to_numpy(zero_copy_only=False)
+
+
+def _read_parquet(data: bytes) -> _Cells:
+    table = pq.read_table(io.BytesIO(data))
+    text = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
+    name = "query" if "query" in text else next(iter(text), None)
+    if name is None:
+        raise pa.ArrowInvalid(f"no text column among {table.column_names}")
+    source = table.column("source") if "source" in text and name != "source" else None
+    has_count = "count" in table.column_names and pa.types.is_integer(table.schema.field("count").type)
+    return _cells(table.column(name), source, table.column("count") if has_count else None)
+
+
+def _text(value: Any) -> str | None:
+    """The value where it is text that UTF-8 can hold (JSON can write half of a surrogate pair), else None."""
+    if not isinstance(value, str):
+        return None
+    return value if value.isascii() or not _SURROGATE.search(value) else None
+
+
+def _integer(value: Any) -> int:
+    return int(value) if isinstance(value, int) and abs(value) < 2**63 else 0
+
+
+def _cells(query: _Column, source: _Column = None, count: _Column = None) -> _Cells:
+    """The columns as Arrow arrays of the right type; a missing one is all null."""
+    queries = _array(query, pa.string())
+    missing = pa.nulls(len(queries))
+    return _Cells(
+        queries,
+        _array(missing if source is None else source, pa.string()),
+        _array(missing if count is None else count, pa.int64()),
+    )
+
+
+def _array(values: _Column, kind: pa.DataType) -> pa.Array:
+    if isinstance(values, pa.ChunkedArray):
+        return values.cast(kind).combine_chunks()
+    return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)
+
+
+_READERS = {".txt": _read_text, ".json": _read_json, ".tsv": _read_tsv, ".csv": _read_csv, ".parquet": _read_parquet}
