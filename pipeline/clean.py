@@ -59,7 +59,7 @@ MAX_TEXT = 2_000  # characters
 MAX_RAW_TEXT = 8_000  # characters as found
 MAX_URL = 2_048  # bytes in canonical form
 MAX_RAW_URL = 8_192  # bytes as found
-_LONGEST_NAME = 80  # longer texts are neither a camera's name nor boilerplate
+LONGEST_NAME = 80  # longer texts are neither a camera's name nor boilerplate
 _PASSES = 8  # cleaning passes until nothing changes; honest text takes two
 
 # Whole texts that say nothing, in lower case and without punctuation at their ends.
@@ -107,7 +107,7 @@ _TRAILING_NUMBER = re.compile(r"[ _#-]*[0-9]{1,4}\Z")
 
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _AMPERSANDS = re.compile(r"&(?:(?:amp|AMP|#0{0,5}38|#[xX]0{0,4}26);)+")  # "&amp;amp;amp;" in one pass
-_DROPPED = re.compile(
+DROPPED = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff"
     "\ufff9-\ufffb\ufffe\uffff\ufdd0-\ufdef\ue000-\uf8ff\U000e0000-\U000e0fff\U000f0000-\U0010ffff]"
 )
@@ -117,8 +117,8 @@ _BYTE_OF = {
     **{chr(byte): byte for byte in range(256)},
     **{bytes([byte]).decode("cp1252", "ignore"): byte for byte in range(0x80, 0xA0)},
 }
-_CONTINUATIONS = "".join(char for char, byte in _BYTE_OF.items() if char and 0x80 <= byte < 0xC0)
-_MOJIBAKE = re.compile(f"[\u00c2-\u00f4][{re.escape(_CONTINUATIONS)}]")
+CONTINUATIONS = "".join(char for char, byte in _BYTE_OF.items() if char and 0x80 <= byte < 0xC0)
+_MOJIBAKE = re.compile(f"[\u00c2-\u00f4][{re.escape(CONTINUATIONS)}]")
 
 _URL = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)
 _CONTROL_BYTES = re.compile(rb"[\x00-\x1f\x7f]")
@@ -194,10 +194,10 @@ def _clean_pass(text: str) -> str:
     if "&" in text:
         text = _ENTITY.sub(lambda match: html.unescape(match[0]), _AMPERSANDS.sub("&", text))
     if text.isascii():
-        return " ".join(_DROPPED.sub("", text).split())
+        return " ".join(DROPPED.sub("", text).split())
     if _MOJIBAKE.search(text):
         text = _repair(text)
-    text = _STRAY_JOINER.sub("", _DROPPED.sub("", text))
+    text = _STRAY_JOINER.sub("", DROPPED.sub("", text))
     return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
@@ -221,7 +221,7 @@ def _why_drop_text(text: str) -> str:
         return "url_like"
     if _is_file_name(text):
         return "file_name"
-    words = text.lower().strip(_BOILERPLATE_EDGES) if len(text) <= _LONGEST_NAME else ""
+    words = text.lower().strip(_BOILERPLATE_EDGES) if len(text) <= LONGEST_NAME else ""
     if words in BOILERPLATE or _TRAILING_NUMBER.sub("", words) in BOILERPLATE:
         return "boilerplate"
     return ""
@@ -245,7 +245,7 @@ def _is_file_name(text: str) -> bool:
     stem = _FILE_EXTENSION.sub("", text)
     if len(stem) < len(text) and (" " not in stem or not _WORD.search(stem)):
         return True
-    lower = stem.lower() if len(stem) <= _LONGEST_NAME else ""
+    lower = stem.lower() if len(stem) <= LONGEST_NAME else ""
     if _CAMERA.fullmatch(lower) or _CAMERA.fullmatch(lower.replace("_", " ")):
         return True
     return " " not in stem and bool(_HEX_NAME.fullmatch(lower) or _TOKEN_NAME.fullmatch(stem))
