@@ -1,0 +1,524 @@
+"""An HTML page as (image URL, text) pairs: one pure function, `extract_pairs`.
+
+Two steps. A *scanner* reads what the markup says into `Facts`; here that is lexbor, a full HTML5 parser;
+`html_kernel` has a tokenizer that gives the same facts for a tenth of the work and hands odd pages back. Then one
+policy, the same for both, makes pairs of the facts:
+
+**Which URL.** A lazy-loading attribute (`LAZY`, then data-srcset) is the true image where there is one, since `src`
+then holds a placeholder. Else `src`; where that is missing, a `data:` URL or named like a blank ("spacer.gif"), the
+largest candidate of `srcset`, then of the `<picture>`'s first `<source>` before the image. All are resolved against
+`<base href>` and the page. **Which texts.** alt, title and the figcaption of the nearest `<figure>`, each a pair of
+its own; og:image with og:title and og:image:alt. Equal pairs of one page come once (blanks folded).
+
+**Signals.** Robots metas and X-Robots-Tag (`OPT_OUTS`), a TDM reservation, and the first rel=license link are read on
+the way. A page is cut at MAX_PAGE bytes. Nothing raises, whatever the bytes; a page whose nesting would take a tree
+parser quadratic time or memory (`tangled`) is not parsed.
+"""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from urllib.parse import urljoin
+
+from pipeline.schema import TEXT_SOURCES, URL_SOURCES
+
+MAX_PAGE = 4 << 20  # bytes; what comes after is not read
+MAX_IMAGES = 20_000  # a page
+MAX_TEXT = 10_000  # characters of one text: far over what cleaning takes, so that it still sees "too long"
+MAX_URL = 16_384  # characters
+MAX_ANCESTORS = 32  # steps up from an image to its figure or picture
+
+# Lazy loading, most telling first; a value must look like an address, since some hold numbers or JSON.
+LAZY = (
+    "data-src",
+    "data-original",
+    "data-lazy-src",
+    "data-lazy",
+    "data-url",
+    "data-echo",
+    "data-hi-res-src",
+    "data-image",
+    "data-img-src",
+)
+IMAGE_ATTRIBUTES = ("src", "alt", "title", "srcset", "data-srcset", *LAZY)
+_LAZY_SET = frozenset((*LAZY, "data-srcset"))
+OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
+ROBOTS_NAMES = ("robots", "openwit")  # metas and X-Robots-Tag prefixes that speak to us
+TDM = "tdm-reservation"
+_OG = ("og:image", "og:image:url", "og:image:secure_url", "og:image:alt", "og:title")
+
+_BLANK = re.compile(
+    r"(?:^|/)(?:blank|spacer|clear|transparent|placeholder|pixel|1x1|grey|gray|loading|loader|lazy|lazyload|dot|empty|trans)"
+    r"\.(?:gif|png|jpe?g|svg|webp)(?:[?#]|$)",
+    re.IGNORECASE,
+)
+_SPACE = " \t\n\r\f"
+_C0_AND_SPACE = "".join(map(chr, range(33)))
+
+# One image of a page: its attributes (only those that are there and not empty), the best candidate of its picture, its
+# caption.
+Image = tuple[dict[str, str], str, str]
+
+
+@dataclasses.dataclass
+class Facts:
+    """What the markup of one page says, before any choice is made."""
+
+    images: list[Image] = dataclasses.field(default_factory=list)
+    base: str | None = None
+    license: str | None = None  # href, as written
+    og: dict[str, str] = dataclasses.field(default_factory=dict)
+    opt_outs: set[str] = dataclasses.field(default_factory=set)
+
+    def meta(self, name: str, property_: str, content: str) -> None:
+        """Takes note of a `<meta>`; the first of each og kind counts."""
+        for key in {name.strip().lower(), property_.strip().lower()}:
+            if key in _OG and content.strip():
+                self.og.setdefault(key, content)
+            elif key in ROBOTS_NAMES:
+                self.opt_outs |= directives(content)
+            elif key == TDM and content.strip() == "1":
+                self.opt_outs.add(TDM)
+
+    def link(self, rel: str, href: str) -> None:
+        """Takes note of a `<link>` or `<a>`: the first license counts."""
+        if self.license is None and href.strip(_C0_AND_SPACE) and "license" in rel.lower().split():
+            self.license = href
+
+
+Scanner = Callable[[bytes], Facts | None]
+
+
+@dataclasses.dataclass
+class PagePairs:
+    """The pairs of a page as columns, its signals, and what was left out.
+
+    `found` = len(urls) + sum(dropped.values()): every image with a text counts once a text.
+    """
+
+    urls: list[str] = dataclasses.field(default_factory=list)
+    texts: list[str] = dataclasses.field(default_factory=list)
+    text_sources: list[int] = dataclasses.field(default_factory=list)
+    url_sources: list[int] = dataclasses.field(default_factory=list)
+    opt_out: str | None = None
+    license: str | None = None
+    found: int = 0
+    dropped: Counter[str] = dataclasses.field(default_factory=Counter)
+    notes: Counter[str] = dataclasses.field(default_factory=Counter)
+
+
+def extract_pairs(
+    html: bytes,
+    page_url: str,
+    *,
+    charset: str | None = None,
+    headers: Iterable[tuple[str, str]] = (),
+    scan: Scanner | None = None,
+) -> PagePairs:
+    """All pairs of one page.
+
+    Args:
+        html: the bytes as served, transfer and content encoding undone.
+        page_url: where the page was.
+        charset: of the HTTP Content-Type, if it names one.
+        headers: HTTP header fields; X-Robots-Tag and tdm-reservation are looked at.
+        scan: the scanner; None: lexbor.
+    """
+    pairs = PagePairs()
+    if len(html) > MAX_PAGE:
+        html = html[:MAX_PAGE]
+        pairs.notes["page_cut"] += 1
+    facts = (scan or scan_with_lexbor)(to_utf8(html, charset))
+    if facts is None:
+        pairs.notes["page_not_parsed"] += 1
+        facts = Facts()
+    base = _base(facts.base, page_url)
+    signals = facts.opt_outs | header_signals(headers)
+    pairs.opt_out = ",".join(sorted(signals)) or None
+    license_url = "" if facts.license is None else resolve(base, facts.license)
+    pairs.license = (
+        license_url if license_url.startswith(("http://", "https://")) and len(license_url) <= MAX_URL else None
+    )
+    _add_images(pairs, facts, base)
+    return pairs
+
+
+# ---- the policy: facts -> pairs
+
+_ALT, _TITLE, _CAPTION, _OG_TITLE = (TEXT_SOURCES.index(name) for name in ("alt", "title", "figcaption", "og:title"))
+_SRC, _LAZY, _SRCSET, _PICTURE, _OG_IMAGE = (
+    URL_SOURCES.index(name) for name in ("src", "lazy", "srcset", "picture", "og:image")
+)
+
+
+def _add_images(pairs: PagePairs, facts: Facts, base: str) -> None:
+    """Appends the pairs of all images of the page, then those of its og:image."""
+    seen: set[tuple[str, str]] = set()
+    for attributes, picture, caption in facts.images:
+        texts = [(attributes.get("alt", ""), _ALT), (attributes.get("title", ""), _TITLE), (caption, _CAPTION)]
+        texts = [(text, source) for text, source in texts if text and not text.isspace()]
+        if not texts:
+            pairs.notes["image_without_text"] += 1
+            continue
+        url, url_source = choose_url(attributes, picture)
+        _add(pairs, seen, base, url, url_source, texts)
+    og = facts.og
+    url = next((og[key] for key in _OG[:3] if key in og), "")
+    texts = [(og.get("og:title", ""), _OG_TITLE), (og.get("og:image:alt", ""), _ALT)]
+    texts = [(text, source) for text, source in texts if text]
+    if url and texts:
+        _add(pairs, seen, base, url, _OG_IMAGE, texts)
+
+
+def _add(
+    pairs: PagePairs, seen: set[tuple[str, str]], base: str, url: str, url_source: int, texts: list[tuple[str, int]]
+) -> None:
+    """Appends one image with each of its texts, or counts why not."""
+    pairs.found += len(texts)
+    reason = "no_image_url" if not url else "data_url" if is_data(url) else "placeholder" if _BLANK.search(url) else ""
+    if not reason:
+        url = resolve(base, url)
+        reason = "" if url and len(url) <= MAX_URL else "url_too_long" if url else "bad_url"
+    if reason:
+        pairs.dropped[reason] += len(texts)
+        return
+    for text, text_source in texts:
+        key = url, " ".join(text.split())
+        if key in seen:
+            pairs.dropped["repeated_on_page"] += 1
+            continue
+        seen.add(key)
+        pairs.urls.append(url)
+        pairs.texts.append(text[:MAX_TEXT])
+        pairs.text_sources.append(text_source)
+        pairs.url_sources.append(url_source)
+
+
+def choose_url(attributes: Mapping[str, str], picture: str) -> tuple[str, int]:
+    """The address of an image and where it stood; `("", 0)` or a data: URL where there is no better one."""
+    if not _LAZY_SET.isdisjoint(attributes):
+        for name in LAZY:
+            value = attributes.get(name)
+            if value and looks_like_url(value):
+                return value, _LAZY
+        if value := attributes.get("data-srcset"):
+            if (best := largest_candidate(value)) and not is_data(best):
+                return best, _SRCSET
+    src = attributes.get("src", "")
+    if src.strip(_C0_AND_SPACE) and not is_data(src) and not _BLANK.search(src):
+        return src, _SRC
+    if value := attributes.get("srcset"):
+        if (best := largest_candidate(value)) and not is_data(best):
+            return best, _SRCSET
+    if picture and not is_data(picture):
+        return picture, _PICTURE
+    return src.strip(_C0_AND_SPACE), _SRC
+
+
+def is_data(url: str) -> bool:
+    """True for a data: URL: the image itself, mostly a placeholder of a few bytes."""
+    return url[:64].lstrip(_C0_AND_SPACE)[:5].lower() == "data:"
+
+
+def looks_like_url(value: str) -> bool:
+    """True if a lazy attribute's value can be an address: some sites keep numbers, JSON or templates there."""
+    value = value.strip(_C0_AND_SPACE)
+    if not value or value[0] in "{[<#" or is_data(value) or len(value) > MAX_URL:
+        return False
+    return ("/" in value or "." in value) and "{{" not in value and not _BLANK.search(value)
+
+
+_DESCRIPTOR = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([wx])", re.IGNORECASE)
+_CANDIDATE = re.compile(r"[ \t\n\r\f,]*([^ \t\n\r\f]+)")
+
+
+def largest_candidate(srcset: str) -> str:
+    """The URL with the largest descriptor of a srcset, split as the HTML standard says; the first of equal ones."""
+    best, best_size, at = "", -1.0, 0
+    while match := _CANDIDATE.match(srcset, at):
+        url, at = match[1], match.end()
+        size = 1000.0  # no descriptor means 1x; widths and densities do not mix in one srcset
+        if url.endswith(","):
+            url = url.rstrip(",")
+        else:
+            comma = srcset.find(",", at)
+            descriptor = _DESCRIPTOR.search(srcset, at, comma if comma >= 0 else len(srcset))
+            at = comma + 1 if comma >= 0 else len(srcset)
+            if descriptor:
+                size = float(descriptor[1]) * (1000 if descriptor[2] in "xX" else 1)
+        if size > best_size and url:
+            best, best_size = url, size
+    return best
+
+
+def _base(href: str | None, page_url: str) -> str:
+    """What relative URLs of the page are resolved against."""
+    if href is None:
+        return page_url
+    base = resolve(page_url, href)
+    return base if base.startswith(("http://", "https://")) else page_url
+
+
+_ABSOLUTE = re.compile(r"https?://[^/?#\\]", re.IGNORECASE)
+_ORIGIN = re.compile(r"(https?:)//[^/?#\\]+", re.IGNORECASE)
+
+
+def resolve(base: str, url: str) -> str:
+    """An absolute URL; "" where it cannot be made one. Blanks at the ends and line breaks inside go, as in browsers."""
+    url = url.strip(_C0_AND_SPACE)
+    if "\n" in url or "\r" in url or "\t" in url:
+        url = url.replace("\n", "").replace("\r", "").replace("\t", "")
+    if _ABSOLUTE.match(url):
+        return url
+    if url[:1] == "/" and "/." not in url and (origin := _ORIGIN.match(base)):
+        return origin[1] + url if url[1:2] == "/" else origin[0] + url
+    try:
+        return urljoin(base, url)
+    except ValueError:
+        return ""
+
+
+def directives(content: str) -> set[str]:
+    """The opt-outs among the directives of a robots meta or header."""
+    return set(OPT_OUTS).intersection(re.split(r"[,;\s]+", content[:2000].lower()))
+
+
+def header_signals(headers: Iterable[tuple[str, str]]) -> set[str]:
+    """Opt-outs in HTTP headers. X-Robots-Tag may begin with the name of one robot: then it speaks to that one."""
+    signals: set[str] = set()
+    for name, value in headers:
+        name = name.lower()
+        if name == "x-robots-tag":
+            agent, colon, rest = value.partition(":")
+            agent = agent.strip().lower()
+            named = colon and re.fullmatch(r"[a-z0-9_*-]+", agent) and agent not in ("unavailable_after", *_LIMITS)
+            if not named:
+                signals |= directives(value)
+            elif agent in ROBOTS_NAMES or agent == "*":
+                signals |= directives(rest)
+        elif name == TDM and value.strip() == "1":
+            signals.add(TDM)
+    return signals
+
+
+_LIMITS = ("max-snippet", "max-image-preview", "max-video-preview")  # directives with a colon, no robots
+
+# ---- bytes -> UTF-8
+
+# Labels of the WHATWG encoding standard whose Python codec has another name, or would do something else.
+_ALIASES = {
+    **dict.fromkeys(
+        ("iso-8859-1", "iso8859-1", "iso_8859-1", "iso88591", "latin1", "latin-1", "l1", "ascii", "us-ascii"), "cp1252"
+    ),
+    **dict.fromkeys(("windows-1252", "cp1252", "x-cp1252", "ansi_x3.4-1968", "cp819"), "cp1252"),
+    **dict.fromkeys(("iso-8859-9", "iso8859-9", "latin5", "l5", "windows-1254", "x-cp1254"), "cp1254"),
+    **dict.fromkeys(("gb2312", "gbk", "gb_2312-80", "chinese", "x-gbk", "gb18030", "cp936", "ms936"), "gb18030"),
+    **dict.fromkeys(("shift_jis", "shift-jis", "sjis", "x-sjis", "ms_kanji", "windows-31j", "ms932"), "cp932"),
+    **dict.fromkeys(("euc-kr", "ks_c_5601-1987", "ksc5601", "korean", "windows-949", "ks_c_5601-1989"), "cp949"),
+    **dict.fromkeys(("big5", "big5-hkscs", "cn-big5", "x-x-big5"), "big5hkscs"),
+    **dict.fromkeys(("tis-620", "iso-8859-11", "windows-874", "dos-874"), "cp874"),
+    **dict.fromkeys(("koi8-r", "koi", "koi8", "koi8_r"), "koi8-r"),
+    **dict.fromkeys(("macintosh", "x-mac-roman", "mac"), "mac-roman"),
+    **dict.fromkeys(("iso-8859-8-i", "logical", "csiso88598i"), "iso-8859-8"),
+    "x-mac-cyrillic": "mac-cyrillic",
+    "x-euc-jp": "euc-jp",
+    "unicode-1-1-utf-8": "utf-8",
+    "utf8": "utf-8",
+    "utf-16": "utf-16-le",
+    "unicode": "utf-16-le",
+}
+_PLAIN = re.compile(
+    r"utf-8|utf-16-?[lb]e|iso-?8859-?\d{1,2}|windows-125\d|cp125\d|cp866|ibm866|euc-jp|iso-2022-jp|koi8-u|mac-\w+"
+)
+_META_CHARSET = re.compile(rb"<meta[^>]{0,500}?charset\s{0,9}=\s{0,9}[\"']?\s{0,9}([\w.:-]{1,40})", re.IGNORECASE)
+
+
+def codec(label: str | None) -> str | None:
+    """Python's codec for a charset label of the web; None for unknown labels (and for codecs that are no charset)."""
+    name = (label or "").strip().strip("\"'").lower()
+    name = _ALIASES.get(name, name)
+    if not _PLAIN.fullmatch(name) and name not in _ALIASES.values():
+        return None
+    try:
+        return codecs.lookup(name).name
+    except LookupError:
+        return None
+
+
+def to_utf8(html: bytes, charset: str | None) -> bytes:
+    """The page in valid UTF-8. Byte order mark, then HTTP, then meta, then UTF-8 if it is valid, then Windows-1252."""
+    if html[:3] == codecs.BOM_UTF8:
+        html, name = html[3:], "utf-8"
+    elif html[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        html, name = html[2:], "utf-16-le" if html[:2] == codecs.BOM_UTF16_LE else "utf-16-be"
+    else:
+        name = codec(charset) or ""
+        if not name and (match := _META_CHARSET.search(html, 0, 4096)):
+            name = codec(match[1].decode("ascii", "replace")) or ""
+            if name.startswith("utf-16"):  # a page whose meta could be read is not UTF-16
+                name = "utf-8"
+    if not name or name == "utf-8":
+        try:
+            html.decode()
+            return html
+        except UnicodeDecodeError:
+            name = name or "cp1252"
+    return html.decode(name, "replace").encode("utf-8", "replace")
+
+
+# ---- the plain scanner: lexbor
+
+_WANTED = "img, picture source, figcaption, meta[content], base[href], link[rel][href], a[rel][href]"
+
+
+def scan_with_lexbor(html: bytes) -> Facts | None:
+    """The facts of a page (valid UTF-8) from its tree; None where it is not parsed."""
+    from selectolax.lexbor import LexborHTMLParser
+
+    if not html.strip():
+        return Facts()
+    if tangled(html):
+        return None
+    try:
+        return _read_tree(LexborHTMLParser(html).css(_WANTED))
+    except (ValueError, RuntimeError, MemoryError):  # selectolax's own errors derive from these
+        return None
+
+
+def _read_tree(nodes: list) -> Facts:
+    """The facts from the wanted nodes of a tree, in the order of the document."""
+    facts = Facts()
+    pictures: dict[int, str] = {}  # by picture
+    captions: dict[int, str] = {}  # by figure
+    images: list[tuple[dict[str, str], str, int]] = []
+    for node in nodes:
+        tag, attributes = node.tag, node.attributes
+        if tag == "img":
+            if len(images) < MAX_IMAGES:
+                wanted = {name: value for name, value in attributes.items() if value and name in _IMAGE_SET}
+                images.append((wanted, pictures.get(_ancestor(node, "picture"), ""), _ancestor(node, "figure")))
+        elif tag == "source":
+            srcset = attributes.get("srcset") or attributes.get("data-srcset")
+            if srcset and (best := largest_candidate(srcset)):
+                pictures.setdefault(_ancestor(node, "picture"), best)
+        elif tag == "figcaption":
+            figure = _ancestor(node, "figure")
+            if figure and figure not in captions:
+                captions[figure] = node_text(node)
+        elif tag == "meta":
+            facts.meta(attributes.get("name") or "", attributes.get("property") or "", attributes["content"] or "")
+        elif tag == "base":
+            facts.base = attributes["href"] or "" if facts.base is None else facts.base
+        else:
+            facts.link(attributes["rel"] or "", attributes["href"] or "")
+    facts.images = [(wanted, picture, captions.get(figure, "")) for wanted, picture, figure in images]
+    return facts
+
+
+_IMAGE_SET = frozenset(IMAGE_ATTRIBUTES)
+
+
+def _ancestor(node, tag: str) -> int:  # type: ignore[no-untyped-def]
+    """The id of the nearest ancestor of that tag, 0 where there is none near."""
+    for _ in range(MAX_ANCESTORS):
+        node = node.parent
+        if node is None:
+            return 0
+        if node.tag == tag:
+            return node.mem_id
+    return 0
+
+
+_UNREAD = frozenset({"script", "style", "template", "noscript", "textarea", "svg"})
+_INLINE = frozenset(
+    "a abbr b bdi bdo cite code del dfn em font i ins kbd mark q s samp small span strong sub sup"
+    " time tt u var wbr".split()
+)
+
+
+def node_text(node) -> str:  # type: ignore[no-untyped-def]
+    """The text below a node as a reader sees it: blanks folded, a blank where a block or a line ends."""
+    parts: list[str] = []
+    length = 0
+    stack = [node]
+    while stack and length <= MAX_TEXT:
+        here = stack.pop()
+        if isinstance(here, str):
+            parts.append(here)
+        elif here.is_text_node:
+            text = here.text_content or ""
+            parts.append(text)
+            length += len(text)
+        elif here.is_element_node and here.tag not in _UNREAD:
+            edge = [] if here.tag in _INLINE else [" "]
+            children = list(here.iter(include_text=True))
+            stack += edge + children[::-1] + edge
+    return " ".join("".join(parts).split())
+
+
+def fragment_text(html: bytes) -> str:
+    """The text of a piece of markup, as `node_text` gives it."""
+    from selectolax.lexbor import LexborHTMLParser
+
+    if b"<" not in html and b"&" not in html:
+        return " ".join(html.decode("utf-8", "replace").split())
+    body = LexborHTMLParser(b"<body>" + html).body
+    return "" if body is None else node_text(body)
+
+
+# ---- pages that a tree parser must not get
+
+_FORMATTING = frozenset("a b big code em font i nobr s small strike strong tt u".split())
+_VOID_OR_FLAT = frozenset(  # no depth of their own: void, or closed by the next of their kind
+    "area base br col embed hr img input link meta param source track wbr p li option optgroup dd dt tr td th tbody"
+    " thead tfoot rp rt colgroup".split()
+)
+_SCOPES = frozenset("td th caption table template object applet marquee svg math button select".split())
+_TAG = re.compile(rb"<(/?)([a-zA-Z][^\s/>]{0,20})")
+FEW_TAGS = 2_000
+MAX_SCOPES = 20_000
+MAX_TREE_WORK = 200_000_000  # depth x tags: steps up the open elements
+MAX_TREE_NODES = 2_000_000  # open formatting elements x tags: they are opened anew in every block
+
+
+def tangled(html: bytes) -> bool:
+    """True for a page that could cost a tree parser time or memory that grows with the square of its size.
+
+    Every HTML5 parser walks its open elements for each block and opens unclosed formatting elements anew in each: 500
+    kB of `<div>` take lexbor 20 s, 12 kB of `<b>` and `<p>` 150 MB. The estimate never says less than the tree would
+    have: an end tag counts only in the scope in which its start stood.
+    """
+    tags = html.count(b"<") - html.count(b"</")
+    if tags <= FEW_TAGS:
+        return False
+    scopes: list[Counter[str]] = [Counter()]
+    depth = formatting = deepest = most = 0
+    for slash, raw in _TAG.findall(html):
+        name = raw.decode("latin-1").lower()
+        if name in _VOID_OR_FLAT and name not in _SCOPES:
+            continue
+        if not slash:
+            if name == "a" and scopes[-1]["a"]:  # a new link closes the one before
+                continue
+            scopes[-1][name] += 1
+            depth += name not in _VOID_OR_FLAT
+            formatting += name in _FORMATTING
+            deepest, most = max(deepest, depth), max(most, formatting)
+            if name in _SCOPES:
+                scopes.append(Counter())
+                if len(scopes) > MAX_SCOPES:
+                    return True
+        elif name in _SCOPES:
+            if len(scopes) > 1 and scopes[-2][name]:
+                scopes[-2].update(scopes.pop())
+                scopes[-1][name] -= 1
+                depth -= name not in _VOID_OR_FLAT
+        elif scopes[-1][name] > 0:
+            scopes[-1][name] -= 1
+            depth -= 1
+            formatting -= name in _FORMATTING
+    return deepest * tags > MAX_TREE_WORK or most * tags > MAX_TREE_NODES

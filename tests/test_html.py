@@ -1,0 +1,333 @@
+"""Pairs of a page: which URL, which texts, the page's signals, and that no bytes can do harm."""
+
+import random
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.schema import TEXT_SOURCES, URL_SOURCES
+from pipeline.sources import html
+from pipeline.sources.html import extract_pairs, largest_candidate, resolve, to_utf8
+
+PAGE = "http://host.example/dir/page.html"
+
+
+def pairs(markup, **options):
+    if isinstance(markup, str):
+        markup = markup.encode()
+    page = extract_pairs(markup, PAGE, **options)
+    assert page.found == len(page.urls) + sum(page.dropped.values())
+    rows = zip(page.urls, page.texts, page.text_sources, page.url_sources, strict=True)
+    return [(url, text, TEXT_SOURCES[kind], URL_SOURCES[place]) for url, text, kind, place in rows]
+
+
+@pytest.mark.parametrize(
+    ("markup", "url", "place"),
+    [
+        ('<img src="a.jpg" alt="x">', "http://host.example/dir/a.jpg", "src"),
+        ("<IMG ALT=x SRC=/a.jpg>", "http://host.example/a.jpg", "src"),
+        ('<img src="//cdn.example/a.jpg" alt="x">', "http://cdn.example/a.jpg", "src"),
+        ('<img src=" https://o.example/a.jpg\n" alt="x">', "https://o.example/a.jpg", "src"),
+        ('<img src="../a b.jpg" alt="x">', "http://host.example/a b.jpg", "src"),
+        ('<img src="?a=1&copy=2&amp;b=3" alt="x">', "http://host.example/dir/page.html?a=1&copy=2&b=3", "src"),
+        ('<base href="/up/"><base href="/no/"><img src=a.jpg alt=x>', "http://host.example/up/a.jpg", "src"),
+        ('<base href="javascript:0"><img src=a.jpg alt=x>', "http://host.example/dir/a.jpg", "src"),
+        ('<img src="low.jpg" data-src="/true.jpg" alt="x">', "http://host.example/true.jpg", "lazy"),
+        ('<img alt="x" data-src="/true.jpg">', "http://host.example/true.jpg", "lazy"),
+        ('<img src="a.jpg" alt="x" data-src="/blank.gif">', "http://host.example/dir/a.jpg", "src"),
+        ('<img src="data:image/gif;base64,R0" data-original="l.jpg" alt="x">', "http://host.example/dir/l.jpg", "lazy"),
+        ('<img data-url="/second.jpg" data-lazy-src="/first.jpg" alt="x">', "http://host.example/first.jpg", "lazy"),
+        ('<img src="a.jpg" data-image="12345" alt="x">', "http://host.example/dir/a.jpg", "src"),
+        ("""<img src="a.jpg" data-image='{"a": "b.jpg"}' alt="x">""", "http://host.example/dir/a.jpg", "src"),
+        ('<img src="a.jpg" data-src="data:image/png,x.y" alt="x">', "http://host.example/dir/a.jpg", "src"),
+        ('<img src="low.jpg" data-srcset="b.jpg 300w, c.jpg 900w" alt="x">', "http://host.example/dir/c.jpg", "srcset"),
+        ('<img src="a.jpg" srcset="b.jpg 2x" alt="x">', "http://host.example/dir/a.jpg", "src"),
+        ('<img srcset="b.jpg, c.jpg 2x" alt="x">', "http://host.example/dir/c.jpg", "srcset"),
+        ('<img src="/img/blank.gif" srcset="b.jpg 2x" alt="x">', "http://host.example/dir/b.jpg", "srcset"),
+        (
+            '<picture><source srcset="p.webp 1x, q.webp 2x"><source srcset=r.jpg><img alt=x></picture>',
+            "http://host.example/dir/q.webp",
+            "picture",
+        ),
+    ],
+)
+def test_which_url(markup, url, place):
+    assert pairs(markup) == [(url, "x", "alt", place)]
+
+
+@pytest.mark.parametrize(
+    ("markup", "reason"),
+    [
+        ('<img alt="x">', "no_image_url"),
+        ('<img src="  " alt="x">', "no_image_url"),
+        ('<img src="data:image/gif;base64,R0lGOD" alt="x">', "data_url"),
+        ('<img src="/img/spacer.gif?v=2" alt="x">', "placeholder"),
+        ('<img src="http://[bad/a.jpg?" alt="x"><img src="//[bad" alt=y>', None),
+        (f'<img src="/{"a" * 20_000}" alt="x">', "url_too_long"),
+    ],
+)
+def test_images_without_a_usable_url_are_counted(markup, reason):
+    page = extract_pairs(markup.encode(), PAGE)
+    assert page.found == len(page.urls) + sum(page.dropped.values())
+    if reason:
+        assert (page.urls, page.dropped) == ([], {reason: 1})
+
+
+def test_one_image_gives_a_pair_a_text_and_no_pair_twice():
+    markup = """
+    <figure><a href=x><img src=a.jpg alt="An alt" title="A title"></a><figcaption>The <b>cap</b>tion<br>goes on
+      <script>no</script><style>no</style></figcaption></figure>
+    <img src=a.jpg alt="An  alt"><img src=b.jpg alt="same" title=" same "><img src=c.jpg alt="" title=" ">
+    """
+    a, b = "http://host.example/dir/a.jpg", "http://host.example/dir/b.jpg"
+    assert pairs(markup) == [
+        (a, "An alt", "alt", "src"),
+        (a, "A title", "title", "src"),
+        (a, "The caption goes on", "figcaption", "src"),
+        (b, "same", "alt", "src"),
+    ]
+    page = extract_pairs(markup.encode(), PAGE)
+    assert page.dropped == {"repeated_on_page": 2}
+    assert page.notes == {"image_without_text": 1}
+
+
+def test_a_caption_belongs_to_the_nearest_figure():
+    markup = """<figure><figure><img src=1 alt=1><figcaption>inner</figcaption></figure>
+    <figure><img src=2 alt=2></figure><img src=3 alt=3><figcaption>outer</figcaption></figure><img src=4 alt=4>"""
+    captions = {url[-1]: text for url, text, kind, _ in pairs(markup) if kind == "figcaption"}
+    assert captions == {"1": "inner", "3": "outer"}
+
+
+def test_og_image():
+    head = '<meta property="og:image" content="/o.jpg"><meta property="og:image" content="/second.jpg">'
+    text = '<meta name="og:title" content="T &amp; t"><meta property="og:image:alt" content="what it shows">'
+    url = "http://host.example/o.jpg"
+    assert pairs(head + text) == [(url, "T & t", "og:title", "og:image"), (url, "what it shows", "alt", "og:image")]
+    assert pairs(head) == pairs(text) == []
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        "<!-- <img src=a alt=b> -->",
+        "<script>'<img src=a alt=b>'</script>",
+        "<script><!--<script></script><img src=a alt=b></script>",
+        "<style><img src=a alt=b></style>",
+        "<textarea><img src=a alt=b></textarea>",
+        "<title><img src=a alt=b></title>",
+        "<template><img src=a alt=b></template>",
+        "<iframe><img src=a alt=b></iframe>",
+        "<xmp><img src=a alt=b></xmp>",
+        "<img src=a alt=b",
+    ],
+)
+def test_what_is_no_image(markup):
+    assert pairs(markup) == []
+
+
+def test_noscript_is_read():
+    assert len(pairs("<noscript><img src=a alt=b></noscript>")) == 1
+
+
+@pytest.mark.parametrize(
+    ("markup", "headers", "opt_out"),
+    [
+        ("", (), None),
+        ('<meta name="robots" content="index, follow">', (), None),
+        ('<meta content="NOAI, noimageai,nofollow" name="Robots">', (), "noai,noimageai"),
+        ('<meta name="robots" content="noindex"><meta name="robots" content="none">', (), "noindex,none"),
+        ('<meta name="tdm-reservation" content="1">', (), "tdm-reservation"),
+        ('<meta name="tdm-reservation" content="0">', (("TDM-Reservation", "1"),), "tdm-reservation"),
+        ("", (("X-Robots-Tag", "noindex, noimageindex"), ("x-robots-tag", "noai")), "noai,noimageindex,noindex"),
+        ("", (("X-Robots-Tag", "googlebot: noindex"),), None),
+        ("", (("X-Robots-Tag", "openwit: noai"),), "noai"),
+        ("", (("X-Robots-Tag", "unavailable_after: 25 Jun 2030 15:00:00 PST"),), None),
+        ("", (("X-Robots-Tag", "max-snippet: 10, noindex"),), "noindex"),
+        ('<template><meta name="robots" content="noai"></template>', (), None),
+    ],
+)
+def test_opt_outs(markup, headers, opt_out):
+    assert extract_pairs(markup.encode(), PAGE, headers=headers).opt_out == opt_out
+
+
+def test_license():
+    first = '<a href="/l" rel="nofollow license">x</a><link rel=license href="http://no.example/">'
+    assert extract_pairs(first.encode(), PAGE).license == "http://host.example/l"
+    assert extract_pairs(b'<a rel=license href="javascript:0">', PAGE).license is None
+    assert extract_pairs(b'<a rel=license>x</a><a rel="licenses" href=x>', PAGE).license is None
+
+
+@pytest.mark.parametrize(
+    ("srcset", "best"),
+    [
+        ("a.jpg", "a.jpg"),
+        (" a.jpg 100w , b.jpg 200w ,c.jpg 50w", "b.jpg"),
+        ("a.jpg 1x,b.jpg 1.5x", "b.jpg"),
+        ("a,b.jpg 2x, c.jpg 1x", "a,b.jpg"),
+        ("a.jpg, b.jpg,", "a.jpg"),
+        ("data:image/gif;base64,R0= 1w, b.jpg 2w", "b.jpg"),
+        ("https://x/w_100,h_100/a.jpg 100w, https://x/w_200,h_200/a.jpg 200w", "https://x/w_200,h_200/a.jpg"),
+        ("a.jpg junk, b.jpg 0.5x", "a.jpg"),
+        (",,,", ""),
+        ("", ""),
+    ],
+)
+def test_srcset(srcset, best):
+    assert largest_candidate(srcset) == best
+
+
+CYRILLIC = "<img src=a alt='Привет'>"
+
+
+@pytest.mark.parametrize(
+    ("data", "charset", "text"),
+    [
+        ("<img src=a alt='ü漢'>".encode(), None, "ü漢"),
+        ("<img src=a alt='ü漢'>".encode(), "utf-8", "ü漢"),
+        (b"\xef\xbb\xbf<meta charset=koi8-r>" + "<img src=a alt='ü'>".encode(), "latin1", "ü"),
+        ("\ufeff<img src=a alt='ü漢'>".encode("utf-16-le"), None, "ü漢"),
+        ("\ufeff<img src=a alt='ü漢'>".encode("utf-16-be"), "utf-8", "ü漢"),
+        (CYRILLIC.encode("cp1251"), "windows-1251", "Привет"),
+        (b"<meta charset='koi8-r'>" + CYRILLIC.encode("koi8-r"), None, "Привет"),
+        (
+            b'<meta http-equiv=content-type content="text/html; charset=Shift_JIS">'
+            + "<img src=a alt='日本'>".encode("cp932"),
+            None,
+            "日本",
+        ),
+        (b"<meta charset=utf-16>" + "<img src=a alt='ü'>".encode(), None, "ü"),
+        (b"<img src=a alt='\x93caf\xe9\x94'>", None, "“café”"),
+        (b"<img src=a alt='caf\xe9'>", "ISO-8859-1", "café"),
+        (b"<img src=a alt='caf\xe9'>", "utf8", "caf\ufffd"),
+        ("<img src=a alt='漢'>".encode("gb18030"), '"GB2312"', "漢"),
+        (b"<img src=a alt='x'>", "no-such-charset", "x"),
+        (b"<img src=a alt='+AGE-'>", "utf-7", "+AGE-"),
+        (b"<img src=a alt='\\u0041'>", "unicode_escape", "\\u0041"),
+    ],
+)
+def test_charsets(data, charset, text):
+    assert [row[1] for row in pairs(data, charset=charset)] == [text]
+
+
+def test_no_python_codec_that_is_no_charset_can_be_named():
+    for name in (
+        "rot13",
+        "hex",
+        "zip",
+        "idna",
+        "punycode",
+        "utf-7",
+        "raw_unicode_escape",
+        "undefined",
+        "mbcs",
+        "charmap",
+    ):
+        assert html.codec(name) is None
+    assert all(html.codec(name) for name in html._ALIASES)
+
+
+def test_resolve_is_urljoin_where_that_is_right():
+    from urllib.parse import urljoin
+
+    for base in ("http://h", "http://h/a/b?c", "https://h:8/a//b/", "not a base"):
+        for url in ("a", "/a", "//o/a", "../a", "./a", "?q", "/../a", "a?b#c", "HTTP://o/a"):
+            assert resolve(base, url) == urljoin(base, url) or url == "HTTP://o/a"
+    assert resolve("http://h/", "http://[x") in ("", "http://[x")
+
+
+def test_long_texts_and_long_pages_are_cut():
+    assert len(pairs(f"<img src=a alt='{'x' * 50_000}'>")[0][1]) == html.MAX_TEXT
+    page = extract_pairs(b"<img src=a alt=b>" + b"x" * html.MAX_PAGE + b"<img src=c alt=d>", PAGE)
+    assert (len(page.urls), page.notes["page_cut"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        b"<div>",
+        b"<b x>",
+        b"<a><b><p>",
+        b"<div></x>",
+        b"<table><td>",
+        b"<nobr><i>",
+        b"<",
+        b"<svg><desc>",
+        b"<select><option>",
+        b"<template>",
+        b"<li>",
+        b"<button><p>",
+        b"<div><table><td></div>",
+        b"</p>",
+        b"<td><b></td><p>x",
+        b"<figure>",
+        b"<img alt=x ",
+        b"&#x",
+        b"<!--",
+        b"<img src=a alt=b><figure><figcaption>",
+        b"<picture><source srcset='a,'>",
+        b"<a rel=license href=x>",
+        b"\0",
+    ],
+)
+def test_nesting_bombs_cost_little(unit):
+    data = unit * ((1 << 20) // len(unit))
+    start = time.process_time()
+    extract_pairs(data, PAGE)
+    assert time.process_time() - start < 5  # unguarded, `<div>` alone takes more than a minute
+
+
+def test_an_ordinary_large_page_is_not_taken_for_a_bomb():
+    row = "<tr><td><a href=x><b>a</b></a><td><p>text<ul><li>a<li>b</ul><img src={0} alt=x{0}></td></tr>"
+    page = "<div><table>" + "".join(row.format(number) for number in range(3000)) + "</table></div>"
+    assert len(pairs(page)) == 3000
+
+
+FRAGMENTS = [
+    "<img src=a.jpg alt=b>",
+    "<img",
+    " src=",
+    " alt='",
+    '"',
+    "'",
+    ">",
+    "<figure>",
+    "</figure>",
+    "<figcaption>",
+    "&amp;",
+    "&",
+    "<!--",
+    "<picture>",
+    "<source srcset='a 1x'>",
+    "<base href=",
+    "<meta property=og:image content=x>",
+    "<template>",
+    "\0",
+    "é",
+    "<svg>",
+    "<p>",
+    "<link rel=license href=//[>",
+    "<meta charset=utf-16>",
+    "<select>",
+    "<table>",
+    "<frameset>",
+    "<image src=x alt=y>",
+    "\ufffd",
+    "\r\n",
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=5), max_size=30),
+    st.binary(max_size=40),
+    st.sampled_from([None, "utf-16", "latin1", "big5", "x" * 100]),
+)
+def test_nothing_raises_and_texts_are_valid(parts, noise, charset):
+    data = "".join(parts).encode("utf-8", "surrogatepass")
+    cut = random.Random(len(data)).randrange(len(data) + 1)
+    for row in pairs(data[:cut] + noise + data[cut:], charset=charset, headers=[("X-Robots-Tag", ":,:")]):
+        assert row[0] and row[1].strip()
+        (row[0] + row[1]).encode()
+    to_utf8(noise, charset).decode()
