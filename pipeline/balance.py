@@ -1,0 +1,192 @@
+"""balance: of the pairs that match each query, at most `cap`, chosen by hash; the union of all queries' picks.
+
+Source: Radford et al. 2021, section 2.2, "we approximately class balance the results by including up to 20,000 (image,
+text) pairs per query". The counts and thresholds are found in `balancing`; here every row decides by them alone, and the
+selected rows, the only ones that are moved whole, are cut by uid, sorted and written.
+
+    matched parts + masks --FindCaps--> thresholds --SelectRows--> by uid --SortRows--> part-00000.parquet
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+
+from pipeline import balancing, buckets, files, hashing, selection
+from pipeline.balancing import FindCaps, Plan
+from pipeline.ledger import Ledger
+from pipeline.passes import MATCHED_PART, ROW_HASH, Rejects, Tally, write_rejected
+from pipeline.schema import SELECTED
+from pipeline.selection import Matches, Thresholds
+from pipeline.steps import ExchangeStep, Reading, Step
+from pipeline.work import StepFolder, Work, stage_info
+
+SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
+
+
+@dataclasses.dataclass(frozen=True)
+class DeduplicatedRows:
+    """The matched parts with the masks of dedup: balancing's rows."""
+
+    matched: StepFolder
+    masks: StepFolder
+    groups: int
+
+    def count(self) -> int:
+        return sum(manifest["dedup"]["rows_out"] for _, manifest in self.masks.manifests())
+
+    def parts(self, group: int) -> Iterator[tuple[str, np.ndarray]]:
+        """(path of the part, which rows are in) of a group."""
+        for unit, manifest in self.matched.manifests():
+            if unit % self.groups == group:
+                for part in range(manifest["parts"]):
+                    mask = np.fromfile(self.masks.file(unit, "mask", part), np.uint8)
+                    yield self.matched.file(unit, "arrow", part), mask == 0
+
+    def matches(self, group: int) -> Iterator[Matches]:
+        for path, keep in self.parts(group):
+            first = 0
+            for batch in files.read_batches(path, ["uid", "query_ids"]):
+                inside = keep[first : first + batch.num_rows]
+                yield Matches.from_arrow(batch["uid"], batch["query_ids"], inside)
+                first += batch.num_rows
+
+
+def select_batch(
+    matched: pa.RecordBatch, keep: np.ndarray, tally: Tally, *, keys: np.ndarray, tau: Thresholds, limits: dict, cap: int
+) -> pa.RecordBatch:
+    """MATCHED -> SELECTED: the rows that a query picks, and which queries did; order kept.
+
+    Args:
+        matched: rows of passes.MATCHED_PART; keep: those that dedup left in.
+        tally: the stage's ledger and rejects.
+        keys, tau: key and threshold of each query; limits: counts and stop queries; cap: pairs a query.
+    """
+    matches = Matches.from_arrow(matched["uid"], matched["query_ids"], keep)
+    picks = selection.pick(matches, keys, tau)
+    tally.ledger.rows_in += int(keep.sum())
+    missed = keep & ~picks.selected
+    if missed.any():
+        tally.drop("over_cap", *(matched[name].filter(pa.array(missed)) for name in ("url", "text")), matches.pair_high[missed])
+    rows = matched.filter(pa.array(picks.selected))
+    kept_by = picks.kept_by()
+    ids = Matches.from_arrow(rows["uid"], rows["query_ids"])
+    chance = selection.keep_probability(ids.offsets, ids.ids, limits["count"], cap, stop=limits["stop"])
+    row_hash = hashing.mix(rows["row_hash"].to_numpy(), hashing.column_hash(kept_by))
+    tally.passed(row_hash)
+    columns = [*rows.columns[: len(MATCHED_PART.names) - 1], pa.array(chance), kept_by, pa.array(row_hash)]
+    return pa.RecordBatch.from_arrays(columns, schema=SELECTED_PART)
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectRows:
+    """One unit a group: writes the selected rows, cut by the first bits of their uid."""
+
+    plan: Plan
+    rows: DeduplicatedRows
+    keep_rejected: str
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.plan.step("selected")
+
+    def units(self) -> int:
+        return self.rows.groups
+
+    def run(self, unit: int) -> dict[str, Any]:
+        rejects = Rejects(self.keep_rejected)
+        tally = Tally("balance", rejects)
+        limits, cap = balancing.load_limits(self.plan), self.plan.step("limits").total("cap")
+        choose = functools.partial(
+            select_batch, tally=tally, keys=self.plan.keys(), tau=balancing.load_thresholds(self.plan), limits=limits, cap=cap
+        )
+        bits, parts = out_bits(self.plan), 0
+        for path, keep in self.rows.parts(unit):
+            first, selected = 0, []
+            for batch in files.read_batches(path):
+                selected.append(choose(batch, keep[first : first + batch.num_rows]))
+                first += batch.num_rows
+            self._write(unit, parts, selected, bits)
+            parts += 1
+        rejected = rejects.table()
+        if rejected.num_rows:
+            files.write_table(self.folder.file(unit, "rejected"), rejected)
+        body = {**tally.ledger.to_json(), "digest": tally.digest}
+        return {"parts": parts, "balance": body, "rejected": rejected.num_rows}
+
+    def _write(self, unit: int, part: int, selected: list[pa.RecordBatch], bits: int) -> None:
+        table = pa.Table.from_batches(selected, SELECTED_PART).combine_chunks()
+        batch = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], SELECTED_PART)
+        bucket = hashing.buckets(hashing.uid_words(batch["uid"])[0], bits)
+        buckets.write(self.folder.file(unit, "rows", part), buckets.cut(batch, bucket, 1 << bits))
+
+
+def out_bits(plan: Plan) -> int:
+    """Bits of the uid that number the output parts: from the rows alone, never from workers or inputs."""
+    return buckets.power_of_two(balancing.candidates(plan) / balancing.ROWS_PER_PART, most=plan.most_parts).bit_length() - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class SortRows:
+    """One unit an output part: its rows from all groups, by uid."""
+
+    plan: Plan
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.plan.step("rows")
+
+    @property
+    def reads(self) -> Reading:
+        return Reading(self.plan.step("selected"), "rows")
+
+    def units(self) -> int:
+        return 1 << out_bits(self.plan)
+
+    def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
+        table = sort_by_uid(buckets.table(messages, SELECTED_PART))
+        files.write_table(self.folder.file(unit, "parquet"), table)
+        return {"rows": table.num_rows}
+
+
+def sort_by_uid(table: pa.Table) -> pa.Table:
+    """Rows in the order of their uids, which are distinct."""
+    high, low = hashing.uid_words(table["uid"])
+    return table.take(pa.array(np.lexsort((low, high)))).combine_chunks()
+
+
+class Balance(beam.PTransform):
+    """deduplicated | Balance(...): SELECTED parts, sorted by uid."""
+
+    def __init__(self, plan: Plan, rows: DeduplicatedRows, *, keep_rejected: str, way: str) -> None:
+        super().__init__("Balance")
+        self._plan, self._select, self._way = plan, SelectRows(plan, rows, keep_rejected), way
+
+    def expand(self, deduplicated: Any) -> beam.PCollection:
+        work = self._plan.work
+        done = deduplicated | FindCaps(self._plan, way=self._way)
+        done = done | "Select" >> Step(self._select, work=work, most=self._select.rows.groups)
+        return done | "Sort" >> ExchangeStep(SortRows(self._plan), work=work, count=self._plan.most_parts, way=self._way)
+
+
+def complete(plan: Plan, keep_rejected: str) -> dict[str, Any]:
+    """Ends the stage: rejected rows, info.json, COMPLETED."""
+    work: Work = plan.work
+    selected, limits = plan.step("selected"), plan.step("limits")
+    ledger, digest = Ledger(), 0
+    for _, manifest in selected.manifests():
+        ledger.add(Ledger.from_json(manifest["balance"]))
+        digest = hashing.add_digests(digest, manifest["balance"]["digest"])
+    write_rejected(work, "balance", [selected], keep=keep_rejected)
+    folders = [plan.step(name) for name in ("counts", "limits", "band", "thresholds", "selected", "rows")]
+    numbers = {name: limits.total(name) for name in ("cap", "head_queries", "stop_queries", "matches")}
+    numbers["band_tuples"] = plan.step("band").total("tuples")
+    info = stage_info(ledger, digest=digest, folders=folders, **numbers)
+    work.complete("balance", info)
+    return info

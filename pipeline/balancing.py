@@ -1,0 +1,329 @@
+"""The steps of balancing, for any set of rows with query ids: counts, limits, band, thresholds.
+
+`balance` runs them over the matched parts, `publish` again over what the fetch brought. What differs is where the rows
+are (`Rows`); what comes out is one threshold a query (`load_thresholds`), and then every row decides for itself.
+
+    CountQueries --sum--> Limits --> CollectBand --by query--> FindThresholds --> Gathered thresholds
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gzip
+import os
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+
+from pipeline import buckets, files, hashing, selection
+from pipeline.selection import Matches, Thresholds
+from pipeline.steps import ExchangeStep, Reading, Step
+from pipeline.work import StepFolder, Work
+
+QUERY_BUCKETS = 8
+SAMPLE_ROWS = 200_000  # rows on which --target-pairs solves for the cap
+ROWS_PER_PART = 98_304  # of selected rows, about
+
+BAND = pa.schema(
+    [
+        pa.field("query", pa.int32(), False),
+        pa.field("hash", pa.uint64(), False),
+        pa.field("tie", pa.uint64(), False),
+    ]
+)
+
+
+class BalanceError(ValueError):
+    """The balancing that was asked for cannot be done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """How the queries share the pairs.
+
+    Attributes:
+        kind: "cap" (each query picks at most `cap` pairs, exactly), "bernoulli" (MetaCLIP: each match is picked with
+            the probability cap / count) or "none".
+        cap: pairs a query (the paper's 20,000).
+        target_pairs: solve for the cap that keeps about so many pairs; None: use `cap`.
+        seed: of the hash that decides.
+        stop_list: path of queries that never pick a pair, None: none.
+        stop_share: queries in more than this share of the texts never pick a pair; None: no such bound.
+    """
+
+    kind: str = "cap"
+    cap: int = 20_000
+    target_pairs: int | None = None
+    seed: int = 0
+    stop_list: str | None = None
+    stop_share: float | None = None
+
+
+class Rows(Protocol):
+    """Rows with query ids, in groups of parts."""
+
+    groups: int
+
+    def count(self) -> int:
+        """All rows that are still in."""
+        ...
+
+    def matches(self, group: int) -> Iterator[Matches]:
+        """The parts of a group as the balancer sees them."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the steps share: whose rows, which stage's folder, which policy, which queries."""
+
+    work: Work
+    stage: str
+    rows: Rows
+    policy: Policy
+    tables: str  # folder with query_hash.npy
+    queries: str  # path of queries.parquet
+    most_parts: int = 4096  # upper bound of output parts, a power of two
+    prefix: str = ""  # of the step folders, where a stage balances beside other work
+
+    def step(self, name: str) -> StepFolder:
+        return self.work.step(self.stage, self.prefix + name)
+
+    def keys(self) -> np.ndarray:
+        """One 64-bit key a query, with the seed in it."""
+        return _query_keys(self.tables, self.policy.seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class CountQueries:
+    """One unit a group: how many rows each query matches; a sample of rows where the cap must be solved for."""
+
+    plan: Plan
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.plan.step("counts")
+
+    def units(self) -> int:
+        return self.plan.rows.groups
+
+    def run(self, unit: int) -> dict[str, Any]:
+        counts = np.zeros(len(self.plan.keys()), np.int64)
+        share = min(1.0, SAMPLE_ROWS / max(1, self.plan.rows.count())) if self.plan.policy.target_pairs else 0.0
+        sample: list[pa.Array] = []
+        rows = 0
+        for matches in self.plan.rows.matches(unit):
+            counts += selection.count_queries(matches.offsets, matches.ids, matches.keep, len(counts))
+            keep = np.ones(len(matches.pair_high), np.bool_) if matches.keep is None else matches.keep
+            rows += int(keep.sum())
+            if share:
+                wanted = keep & selection.hash_sample(matches.pair_high, share)
+                lists = pa.ListArray.from_arrays(pa.array(matches.offsets.astype(np.int32)), pa.array(matches.ids))
+                sample.append(lists.filter(pa.array(wanted)))
+        write_vector(self.folder.file(unit, "counts"), counts)
+        if share:
+            lists = pa.chunked_array(sample, pa.list_(pa.int32()))
+            files.write_table(self.folder.file(unit, "sample"), pa.table({"query_ids": lists}))
+        return {"rows": rows, "matches": int(counts.sum()), "share": share}
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """The only unit: sums the counts, settles stop queries and cap, and where each query's threshold must lie."""
+
+    plan: Plan
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.plan.step("limits")
+
+    def units(self) -> int:
+        return 1
+
+    def run(self, unit: int) -> dict[str, Any]:
+        counted = self.plan.step("counts")
+        units = [unit for unit, _ in counted.manifests()]
+        counts = sum((read_vector(counted.file(unit, "counts")) for unit in units), np.zeros(len(self.plan.keys()), np.int64))
+        rows = counted.total("rows")
+        stop = self._stop(counts, rows)
+        cap = self._cap(counts, stop, units, counted)
+        low, high = selection.band_limits(counts, cap, stop=stop)
+        for name, array in {"count": counts, "stop": stop, "low": low, "high": high}.items():
+            save_array(self.folder.file(unit, name), array)
+        head = int(((counts > cap) & ~stop).sum())
+        return {"cap": cap, "rows": rows, "head_queries": head, "matches": int(counts.sum()), "stop_queries": int(stop.sum())}
+
+    def _cap(self, counts: np.ndarray, stop: np.ndarray, units: list[int], counted: StepFolder) -> int:
+        policy = self.plan.policy
+        if policy.kind == "none":
+            return max(1, int(counts.max(initial=1)))
+        if not policy.target_pairs:
+            return policy.cap
+        tables = [files.read_table(counted.file(unit, "sample")) for unit in units]
+        lists = hashing.as_array(pa.concat_tables(tables)["query_ids"])
+        share = max([manifest["share"] for _, manifest in counted.manifests()], default=1.0)
+        return selection.solve_cap(
+            np.asarray(lists.offsets), np.asarray(lists.values), counts, policy.target_pairs, scale=1 / share, stop=stop
+        )
+
+    def _stop(self, counts: np.ndarray, rows: int) -> np.ndarray:
+        policy = self.plan.policy
+        stop = np.zeros(len(counts), np.bool_)
+        if policy.stop_share is not None:
+            stop |= counts > policy.stop_share * rows
+        if policy.stop_list:
+            queries = files.read_table(self.plan.queries)["query"].to_pylist()
+            wanted = set(read_lines(policy.stop_list))
+            stop |= np.array([query in wanted for query in queries], np.bool_)
+        return stop
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectBand:
+    """One unit a group: the matches whose hash lies in their query's band, cut by query."""
+
+    plan: Plan
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.plan.step("band")
+
+    def units(self) -> int:
+        return self.plan.rows.groups
+
+    def run(self, unit: int) -> dict[str, Any]:
+        limits = load_limits(self.plan)
+        below = np.zeros(len(self.plan.keys()), np.int64)
+        batches, candidates = [], 0
+        for matches in self.plan.rows.matches(unit):
+            band = selection.band_tuples(matches, self.plan.keys(), limits["low"], limits["high"], stop=limits["stop"])
+            below += band.below
+            candidates += int(band.may_be_picked.sum())
+            columns = [pa.array(column) for column in (band.query, band.hash, band.tie)]
+            batches.append(pa.RecordBatch.from_arrays(columns, schema=BAND))
+        table = pa.Table.from_batches(batches, BAND).combine_chunks()
+        batch = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], BAND)
+        bucket = batch["query"].to_numpy().astype(np.int64) % QUERY_BUCKETS
+        buckets.write(self.folder.file(unit, "band", 0), buckets.cut(batch, bucket, QUERY_BUCKETS))
+        write_vector(self.folder.file(unit, "below"), below)
+        return {"parts": 1, "tuples": table.num_rows, "candidates": candidates}
+
+
+@dataclasses.dataclass(frozen=True)
+class FindThresholds:
+    """One unit a bucket of queries: the exact thresholds of its queries."""
+
+    plan: Plan
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.plan.step("thresholds")
+
+    @property
+    def reads(self) -> Reading:
+        return Reading(self.plan.step("band"), "band")
+
+    def units(self) -> int:
+        return QUERY_BUCKETS
+
+    def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
+        limits, band = load_limits(self.plan), self.plan.step("band")
+        counts = limits["count"]
+        below = sum((read_vector(band.file(group, "below")) for group, _ in band.manifests()), np.zeros(len(counts), np.int64))
+        tuples = buckets.table(messages, BAND)
+        only = np.arange(len(counts)) % QUERY_BUCKETS == unit
+        tau = selection.thresholds(
+            *(tuples[name].to_numpy() for name in BAND.names),
+            counts=counts,
+            below=below,
+            cap=self.plan.step("limits").total("cap"),
+            stop=limits["stop"],
+            only=only,
+        )
+        save_array(self.folder.file(unit, "hash"), tau.hash[only])
+        save_array(self.folder.file(unit, "tie"), tau.tie[only])
+        return {"tuples": tuples.num_rows}
+
+
+class FindCaps(beam.PTransform):
+    """rows | FindCaps(plan, way=...): everything up to one threshold a query on disk."""
+
+    def __init__(self, plan: Plan, *, way: str) -> None:
+        super().__init__("FindCaps")
+        self._plan, self._way = plan, way
+
+    def expand(self, after: Any) -> beam.PCollection:
+        plan, work = self._plan, self._plan.work
+        done = after | "Count" >> Step(CountQueries(plan), work=work, most=plan.rows.groups)
+        done = done | "Limits" >> Step(Limits(plan), work=work, most=1)
+        if plan.policy.kind == "cap":
+            done = done | "Band" >> Step(CollectBand(plan), work=work, most=plan.rows.groups)
+            task = FindThresholds(plan)
+            done = done | "Thresholds" >> ExchangeStep(task, work=work, count=QUERY_BUCKETS, way=self._way)
+        return done
+
+
+def load_thresholds(plan: Plan) -> Thresholds:
+    """The thresholds that the steps left on disk."""
+    limits = load_limits(plan)
+    if plan.policy.kind != "cap":
+        return selection.bernoulli_thresholds(limits["count"], plan.step("limits").total("cap"), stop=limits["stop"])
+    found = plan.step("thresholds")
+    tau = Thresholds(np.zeros(len(limits["count"]), np.uint64), np.zeros(len(limits["count"]), np.uint64))
+    for unit in range(QUERY_BUCKETS):
+        tau.hash[unit::QUERY_BUCKETS] = np.load(found.file(unit, "hash"))
+        tau.tie[unit::QUERY_BUCKETS] = np.load(found.file(unit, "tie"))
+    return tau
+
+
+def load_limits(plan: Plan) -> dict[str, np.ndarray]:
+    """The arrays of `Limits`, mapped."""
+    folder = plan.step("limits")
+    return {name: _map(folder.file(0, name)) for name in ("count", "stop", "low", "high")}
+
+
+def candidates(plan: Plan) -> int:
+    """An upper bound of the rows that will be selected: a function of the rows alone, close by the band's width."""
+    if plan.policy.kind == "cap":
+        return int(plan.step("band").total("candidates"))
+    return int(plan.step("limits").total("rows"))
+
+
+def write_vector(path: str, vector: np.ndarray) -> None:
+    """A vector of int64, mostly zeros, compressed."""
+    files.write_bytes(path, len(vector).to_bytes(8, "little") + pa.compress(vector.tobytes(), "zstd", asbytes=True))
+
+
+def read_vector(path: str) -> np.ndarray:
+    """The inverse of `write_vector`."""
+    with open(path, "rb") as file:
+        data = file.read()
+    size = 8 * int.from_bytes(data[:8], "little")
+    return np.frombuffer(pa.decompress(data[8:], size, "zstd", asbytes=True), np.int64)
+
+
+def save_array(path: str, array: np.ndarray) -> None:
+    """np.save, atomic."""
+    with files.writing(path) as file:
+        np.save(file, array)
+
+
+def read_lines(path: str) -> list[str]:
+    """The non-empty lines of a text file, plain or gzip."""
+    if not os.path.exists(path):
+        raise BalanceError(f"the list of stop queries {path!r} is not there")
+    with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
+        return [line.strip() for line in file.read().decode().splitlines() if line.strip()]
+
+
+def _map(path: str) -> np.ndarray:
+    return np.load(path, mmap_mode="r").view(np.ndarray)
+
+
+@functools.lru_cache(maxsize=2)
+def _query_keys(tables: str, seed: int) -> np.ndarray:
+    return hashing.mix(np.load(os.path.join(tables, "query_hash.npy")), seed)

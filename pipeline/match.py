@@ -1,0 +1,116 @@
+"""match: PAIRS -> MATCHED. A pair stays if its text contains a query.
+
+Source: Radford et al. 2021, section 2.2, "we search for (image, text) pairs [...] whose text includes one of a set of
+500,000 queries".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import hashing
+from pipeline.matcher import Matcher
+from pipeline.passes import MATCHED_PART, PartWriter, Rejects, Tally, finish_manifest, read_parts, run_pass
+from pipeline.steps import Step
+from pipeline.work import StepFolder, Work
+
+
+def match_batch(pairs: pa.RecordBatch, tally: Tally, *, matcher: Matcher, query_hash: np.ndarray) -> pa.RecordBatch:
+    """The pairs whose text contains a query, with the ids of all queries it contains; order kept.
+
+    Args:
+        pairs: rows of passes.GATHERED_PART.
+        tally: the stage's ledger and rejects.
+        matcher: the compiled list; query_hash: uint64 a query, of its string.
+    """
+    tally.ledger.rows_in += pairs.num_rows
+    ids = matcher.match(pairs["text"])
+    found = pc.greater(pc.list_value_length(ids), 0)
+    if not pc.all(found).as_py():
+        missed = pc.invert(found)
+        hashes = hashing.uid_words(pairs["uid"].filter(missed))[0]
+        tally.drop("no_query", pairs["url"].filter(missed), pairs["text"].filter(missed), hashes)
+        pairs, ids = pairs.filter(found), ids.filter(found)
+    ids = ids.cast(pa.list_(pa.int32()))
+    row_hash = hashing.mix(pairs["row_hash"].to_numpy(), sum_of_lists(query_hash, ids))
+    tally.passed(row_hash)
+    columns = {**dict(zip(pairs.schema.names, pairs.columns, strict=True)), "query_ids": ids, "row_hash": pa.array(row_hash)}
+    names = [*MATCHED_PART.names, "url_hash", "provenance"]
+    return pa.RecordBatch.from_arrays([columns[name] for name in names], names=names)
+
+
+def sum_of_lists(values: np.ndarray, lists: pa.ListArray) -> np.ndarray:
+    """Per row the sum (modulo 2^64) of values[id] over its ids: what a set of queries adds to a row's hash."""
+    offsets = np.asarray(lists.offsets)
+    inside = values[np.asarray(lists.values)[offsets[0] : offsets[-1]]] if len(lists) else np.zeros(0, np.uint64)
+    running = np.concatenate([np.zeros(1, np.uint64), np.cumsum(inside, dtype=np.uint64)])
+    return running[offsets[1:] - offsets[0]] - running[offsets[:-1] - offsets[0]]
+
+
+@dataclasses.dataclass(frozen=True)
+class MatchRows:
+    """The stage as a part of a pass; `tables` is the folder that `save_tables` wrote."""
+
+    tables: str
+    name: str = "match"
+
+    def open(self) -> Callable[[pa.RecordBatch, Tally], pa.RecordBatch]:
+        matcher, query_hash = _load(self.tables)
+        return functools.partial(match_batch, matcher=matcher, query_hash=query_hash)
+
+
+@dataclasses.dataclass(frozen=True)
+class MatchParts:
+    """The task where gather ran before on its own: one unit a unit of gather."""
+
+    work: Work
+    gathered: StepFolder
+    rows: MatchRows
+    keep_rejected: str
+    key_bits: int
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.work.step("match", "parts")
+
+    def units(self) -> int:
+        return len(self.gathered.manifests())
+
+    def run(self, unit: int) -> dict[str, Any]:
+        rejects = Rejects(self.keep_rejected)
+        stages: list[tuple[Tally, Callable]] = [(Tally("match", rejects), self.rows.open())]
+        with PartWriter(self.folder, unit, MATCHED_PART, self.key_bits) as writer:
+            body = run_pass(read_parts(self.gathered, unit), stages, writer)
+        return finish_manifest(self.folder, unit, body, writer, rejects)
+
+
+def save_tables(folder: str, queries: pa.Array, *, mode: str, case: str) -> None:
+    """Builds the matcher once for all workers, which map its files."""
+    os.makedirs(folder, exist_ok=True)
+    Matcher.build(queries, mode=mode, case=case).save(folder)
+    np.save(os.path.join(folder, "query_hash.npy"), hashing.hash_strings(queries)[:, 0])
+
+
+@functools.lru_cache(maxsize=1)
+def _load(folder: str) -> tuple[Matcher, np.ndarray]:
+    return Matcher.load(folder), np.load(os.path.join(folder, "query_hash.npy"), mmap_mode="r").view(np.ndarray)
+
+
+class Match(beam.PTransform):
+    """root | Match(task): the rows that gather left on disk."""
+
+    def __init__(self, task: MatchParts) -> None:
+        super().__init__("Match")
+        self._task = task
+
+    def expand(self, root: Any) -> beam.PCollection:
+        return root | Step(self._task, work=self._task.work)
