@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -20,6 +19,7 @@ import pyarrow as pa
 
 from pipeline import balancing, buckets, files, hashing, selection
 from pipeline.balancing import FindCaps, Plan
+from pipeline.dropping import RemainingRows
 from pipeline.ledger import Ledger
 from pipeline.passes import MATCHED_PART, ROW_HASH, Rejects, Tally, write_rejected
 from pipeline.schema import SELECTED
@@ -30,36 +30,15 @@ from pipeline.work import StepFolder, Work, stage_info
 SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
 
 
-@dataclasses.dataclass(frozen=True)
-class DeduplicatedRows:
-    """The matched parts with the masks of dedup: balancing's rows."""
-
-    matched: StepFolder
-    masks: StepFolder
-    groups: int
-
-    def count(self) -> int:
-        return sum(manifest["dedup"]["rows_out"] for _, manifest in self.masks.manifests())
-
-    def parts(self, group: int) -> Iterator[tuple[str, np.ndarray]]:
-        """(path of the part, which rows are in) of a group."""
-        for unit, manifest in self.matched.manifests():
-            if unit % self.groups == group:
-                for part in range(manifest["parts"]):
-                    mask = np.fromfile(self.masks.file(unit, "mask", part), np.uint8)
-                    yield self.matched.file(unit, "arrow", part), mask == 0
-
-    def matches(self, group: int) -> Iterator[Matches]:
-        for path, keep in self.parts(group):
-            first = 0
-            for batch in files.read_batches(path, ["uid", "query_ids"]):
-                inside = keep[first : first + batch.num_rows]
-                yield Matches.from_arrow(batch["uid"], batch["query_ids"], inside)
-                first += batch.num_rows
-
-
 def select_batch(
-    matched: pa.RecordBatch, keep: np.ndarray, tally: Tally, *, keys: np.ndarray, tau: Thresholds, limits: dict, cap: int
+    matched: pa.RecordBatch,
+    keep: np.ndarray,
+    tally: Tally,
+    *,
+    keys: np.ndarray,
+    tau: Thresholds,
+    limits: dict,
+    cap: int,
 ) -> pa.RecordBatch:
     """MATCHED -> SELECTED: the rows that a query picks, and which queries did; order kept.
 
@@ -73,7 +52,9 @@ def select_batch(
     tally.ledger.rows_in += int(keep.sum())
     missed = keep & ~picks.selected
     if missed.any():
-        tally.drop("over_cap", *(matched[name].filter(pa.array(missed)) for name in ("url", "text")), matches.pair_high[missed])
+        tally.drop(
+            "over_cap", *(matched[name].filter(pa.array(missed)) for name in ("url", "text")), matches.pair_high[missed]
+        )
     rows = matched.filter(pa.array(picks.selected))
     kept_by = picks.kept_by()
     ids = Matches.from_arrow(rows["uid"], rows["query_ids"])
@@ -89,7 +70,7 @@ class SelectRows:
     """One unit a group: writes the selected rows, cut by the first bits of their uid."""
 
     plan: Plan
-    rows: DeduplicatedRows
+    rows: RemainingRows
     keep_rejected: str
 
     @property
@@ -104,7 +85,12 @@ class SelectRows:
         tally = Tally("balance", rejects)
         limits, cap = balancing.load_limits(self.plan), self.plan.step("limits").total("cap")
         choose = functools.partial(
-            select_batch, tally=tally, keys=self.plan.keys(), tau=balancing.load_thresholds(self.plan), limits=limits, cap=cap
+            select_batch,
+            tally=tally,
+            keys=self.plan.keys(),
+            tau=balancing.load_thresholds(self.plan),
+            limits=limits,
+            cap=cap,
         )
         bits, parts = out_bits(self.plan), 0
         for path, keep in self.rows.parts(unit):
@@ -129,7 +115,10 @@ class SelectRows:
 
 def out_bits(plan: Plan) -> int:
     """Bits of the uid that number the output parts: from the rows alone, never from workers or inputs."""
-    return buckets.power_of_two(balancing.candidates(plan) / balancing.ROWS_PER_PART, most=plan.most_parts).bit_length() - 1
+    return (
+        buckets.power_of_two(balancing.candidates(plan) / balancing.ROWS_PER_PART, most=plan.most_parts).bit_length()
+        - 1
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +153,7 @@ def sort_by_uid(table: pa.Table) -> pa.Table:
 class Balance(beam.PTransform):
     """deduplicated | Balance(...): SELECTED parts, sorted by uid."""
 
-    def __init__(self, plan: Plan, rows: DeduplicatedRows, *, keep_rejected: str, way: str) -> None:
+    def __init__(self, plan: Plan, rows: RemainingRows, *, keep_rejected: str, way: str) -> None:
         super().__init__("Balance")
         self._plan, self._select, self._way = plan, SelectRows(plan, rows, keep_rejected), way
 
@@ -172,7 +161,9 @@ class Balance(beam.PTransform):
         work = self._plan.work
         done = deduplicated | FindCaps(self._plan, way=self._way)
         done = done | "Select" >> Step(self._select, work=work, most=self._select.rows.groups)
-        return done | "Sort" >> ExchangeStep(SortRows(self._plan), work=work, count=self._plan.most_parts, way=self._way)
+        return done | "Sort" >> ExchangeStep(
+            SortRows(self._plan), work=work, count=self._plan.most_parts, way=self._way
+        )
 
 
 def complete(plan: Plan, keep_rejected: str) -> dict[str, Any]:

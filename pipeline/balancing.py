@@ -147,7 +147,9 @@ class Limits:
     def run(self, unit: int) -> dict[str, Any]:
         counted = self.plan.step("counts")
         units = [unit for unit, _ in counted.manifests()]
-        counts = sum((read_vector(counted.file(unit, "counts")) for unit in units), np.zeros(len(self.plan.keys()), np.int64))
+        counts = sum(
+            (read_vector(counted.file(unit, "counts")) for unit in units), np.zeros(len(self.plan.keys()), np.int64)
+        )
         rows = counted.total("rows")
         stop = self._stop(counts, rows)
         cap = self._cap(counts, stop, units, counted)
@@ -155,7 +157,13 @@ class Limits:
         for name, array in {"count": counts, "stop": stop, "low": low, "high": high}.items():
             save_array(self.folder.file(unit, name), array)
         head = int(((counts > cap) & ~stop).sum())
-        return {"cap": cap, "rows": rows, "head_queries": head, "matches": int(counts.sum()), "stop_queries": int(stop.sum())}
+        return {
+            "cap": cap,
+            "rows": rows,
+            "head_queries": head,
+            "matches": int(counts.sum()),
+            "stop_queries": int(stop.sum()),
+        }
 
     def _cap(self, counts: np.ndarray, stop: np.ndarray, units: list[int], counted: StepFolder) -> int:
         policy = self.plan.policy
@@ -233,7 +241,9 @@ class FindThresholds:
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
         limits, band = load_limits(self.plan), self.plan.step("band")
         counts = limits["count"]
-        below = sum((read_vector(band.file(group, "below")) for group, _ in band.manifests()), np.zeros(len(counts), np.int64))
+        below = sum(
+            (read_vector(band.file(group, "below")) for group, _ in band.manifests()), np.zeros(len(counts), np.int64)
+        )
         tuples = buckets.table(messages, BAND)
         only = np.arange(len(counts)) % QUERY_BUCKETS == unit
         tau = selection.thresholds(

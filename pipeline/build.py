@@ -137,19 +137,10 @@ def select(root: Any, run: Run) -> Any:
             match.MatchParts(work, work.step("gather", "parts"), matching, o.keep_rejected, run.key_bits)
         )
     if run.wants("dedup"):
-        rows = rows | dedup.Dedup(
-            work=work,
-            matched=work.step("match", "parts"),
-            key_bits=run.key_bits,
-            groups=run.groups,
-            placeholder_bound=o.placeholder_bound,
-            keep_rejected=o.keep_rejected,
-            way=o.exchange,
-        )
+        rows = rows | dedup.Dedup(dropping(run), way=o.exchange)
     if run.wants("balance"):
-        rows = rows | balance.Balance(
-            balance_plan(run), balance_rows(run), keep_rejected=o.keep_rejected, way=o.exchange
-        )
+        plan = balance_plan(run)
+        rows = rows | balance.Balance(plan, plan.rows, keep_rejected=o.keep_rejected, way=o.exchange)
     return rows
 
 
@@ -164,7 +155,7 @@ def finish_select(run: Run) -> None:
     if run.wants("match"):
         passes.complete(work, "match", work.step("match", "parts"), keep_rejected=keep)
     if run.wants("dedup"):
-        dedup.complete(work, keep)
+        dedup.complete(dropping(run))
     if run.wants("balance"):
         balance.complete(balance_plan(run), keep)
 
@@ -256,15 +247,24 @@ def language_model(options: Options, inputs: list[Input]) -> str:
     return "own" if options.languages or any(item.format != "table" for item in inputs) else "none"
 
 
-def balance_rows(run: Run) -> Any:
-    """Where balance finds its rows."""
-    from pipeline.balance import DeduplicatedRows
+def dropping(run: Run) -> Any:
+    """How duplicates are found among the matched rows."""
+    from pipeline import dedup
 
-    return DeduplicatedRows(run.work.step("match", "parts"), run.work.step("dedup", "masks"), run.groups)
+    o = run.options
+    return dedup.dropping(
+        run.work,
+        run.work.step("match", "parts"),
+        key_bits=run.key_bits,
+        groups=run.groups,
+        placeholder_bound=o.placeholder_bound,
+        keep_rejected=o.keep_rejected,
+    )
 
 
 def balance_plan(run: Run) -> Any:
     """How balance is done."""
+    from pipeline import dedup
     from pipeline.balancing import Plan, Policy
 
     o = run.options
@@ -273,7 +273,9 @@ def balance_plan(run: Run) -> Any:
     if stop and stop.endswith("%"):
         share, stop = float(stop[:-1]) / 100, None
     policy = Policy(o.balance, o.cap, o.target_pairs, o.seed, stop, share)
-    return Plan(run.work, "balance", balance_rows(run), policy, run.tables, run.queries_file, run.most_parts)
+    return Plan(
+        run.work, "balance", dedup.remaining(dropping(run)), policy, run.tables, run.queries_file, run.most_parts
+    )
 
 
 def load_queries(options: Options) -> Any:
@@ -306,7 +308,9 @@ def save_lists(run: Run) -> None:
     files.write_table(run.queries_file, queries.table)
     done = os.path.join(run.tables, "plan")
     if run.wants("match") and files.read_json(done) != run.work.plan("match"):
-        match.save_tables(run.tables, queries.table["query"].combine_chunks(), mode=run.options.match, case=run.options.case)
+        match.save_tables(
+            run.tables, queries.table["query"].combine_chunks(), mode=run.options.match, case=run.options.case
+        )
         files.write_json(done, run.work.plan("match"))
 
 
@@ -401,44 +405,143 @@ def check_beam_flags(rest: Sequence[str], parser: argparse.ArgumentParser) -> No
 
 
 def _argument_parser(d: dict[str, Any]) -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m pipeline.build", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(
+        prog="python -m pipeline.build",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
-    add("--input", nargs="+", required=True, metavar="WHAT", help="files, folders, globs, @LIST, URLs, or cc:CC-MAIN-2026-05[0:100]")
+    add(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="WHAT",
+        help="files, folders, globs, @LIST, URLs, or cc:CC-MAIN-2026-05[0:100]",
+    )
     add("--output", required=True, metavar="OUT", help="folder of the run; an existing run there is continued")
-    add("--stages", default=f"{STAGES[0]}..{STAGES[-1]}", metavar="A..B", help=f"first and last stage of: {', '.join(STAGES)} (default: all)")
+    add(
+        "--stages",
+        default=f"{STAGES[0]}..{STAGES[-1]}",
+        metavar="A..B",
+        help=f"first and last stage of: {', '.join(STAGES)} (default: all)",
+    )
     add("--seed", type=int, default=d["seed"], help="of every random-looking choice (default: %(default)s)")
-    add("--keep-rejected", choices=("sample", "all", "none"), default=d["keep_rejected"], help="dropped rows that are kept: 1,000 a reason, all, none (default: %(default)s)")
+    add(
+        "--keep-rejected",
+        choices=("sample", "all", "none"),
+        default=d["keep_rejected"],
+        help="dropped rows that are kept: 1,000 a reason, all, none (default: %(default)s)",
+    )
     gather = parser.add_argument_group("gather")
-    gather.add_argument("--input-format", choices=("auto", "wat", "warc", "table"), default="auto", help="(default: %(default)s, by name and first bytes)")
+    gather.add_argument(
+        "--input-format",
+        choices=("auto", "wat", "warc", "table"),
+        default="auto",
+        help="(default: %(default)s, by name and first bytes)",
+    )
     gather.add_argument("--url-column", default=d["url_column"], help="of tables (default: %(default)s)")
     gather.add_argument("--text-column", default=d["text_column"], help="of tables (default: %(default)s)")
     gather.add_argument("--languages", default="", metavar="en,de", help="keep texts in these languages (default: all)")
-    gather.add_argument("--language-model", default=d["language_model"], metavar="M", help="auto, own, none, or a fastText model's path (default: %(default)s: own for archives, none for tables)")
-    gather.add_argument("--min-language-score", type=float, default=d["min_language_score"], metavar="P", help="least probability of a wanted language, 0..1 (default: %(default)s)")
-    gather.add_argument("--ignore-opt-out", dest="respect_opt_out", action="store_false", help="keep pairs of pages that forbid AI training (noai, noimageai, tdm-reservation)")
+    gather.add_argument(
+        "--language-model",
+        default=d["language_model"],
+        metavar="M",
+        help="auto, own, none, or a fastText model's path (default: %(default)s: own for archives, none for tables)",
+    )
+    gather.add_argument(
+        "--min-language-score",
+        type=float,
+        default=d["min_language_score"],
+        metavar="P",
+        help="least probability of a wanted language, 0..1 (default: %(default)s)",
+    )
+    gather.add_argument(
+        "--ignore-opt-out",
+        dest="respect_opt_out",
+        action="store_false",
+        help="keep pairs of pages that forbid AI training (noai, noimageai, tdm-reservation)",
+    )
     match = parser.add_argument_group("match")
-    match.add_argument("--queries", metavar="FILE", help="txt, JSON, TSV/CSV or Parquet (default: the list that comes with the project)")
-    match.add_argument("--match", choices=("wide", "metaclip"), default=d["match"], help="wide: texts and queries pass one normaliser; metaclip: exactly MetaCLIP's substrings (default: %(default)s)")
+    match.add_argument(
+        "--queries",
+        metavar="FILE",
+        help="txt, JSON, TSV/CSV or Parquet (default: the list that comes with the project)",
+    )
+    match.add_argument(
+        "--match",
+        choices=("wide", "metaclip"),
+        default=d["match"],
+        help="wide: texts and queries pass one normaliser; metaclip: exactly MetaCLIP's substrings (default: %(default)s)",
+    )
     match.add_argument("--case", choices=("exact", "fold"), default=d["case"], help="(default: %(default)s)")
     dedup = parser.add_argument_group("dedup")
-    dedup.add_argument("--placeholder-bound", type=int, default=d["placeholder_bound"], metavar="N", help="a URL with more than N texts is a placeholder and goes; 0: off (default: %(default)s)")
+    dedup.add_argument(
+        "--placeholder-bound",
+        type=int,
+        default=d["placeholder_bound"],
+        metavar="N",
+        help="a URL with more than N texts is a placeholder and goes; 0: off (default: %(default)s)",
+    )
     balance = parser.add_argument_group("balance")
-    balance.add_argument("--balance", choices=("cap", "bernoulli", "none"), default=d["balance"], help="(default: %(default)s: each query picks at most --cap pairs, exactly)")
+    balance.add_argument(
+        "--balance",
+        choices=("cap", "bernoulli", "none"),
+        default=d["balance"],
+        help="(default: %(default)s: each query picks at most --cap pairs, exactly)",
+    )
     balance.add_argument("--cap", type=int, default=d["cap"], metavar="T", help="pairs a query (default: %(default)s)")
     balance.add_argument("--target-pairs", type=int, metavar="N", help="solve for the cap that keeps about N pairs")
-    balance.add_argument("--stop-queries", metavar="FILE|5%%", help="queries that never pick a pair alone: a list, or those in more than a share of the texts")
+    balance.add_argument(
+        "--stop-queries",
+        metavar="FILE|5%%",
+        help="queries that never pick a pair alone: a list, or those in more than a share of the texts",
+    )
     fetch = parser.add_argument_group("fetch")
-    fetch.add_argument("--allow-address", nargs="+", default=[], metavar="CIDR", help="non-public addresses that may be fetched from, e.g. 127.0.0.0/8 (default: none)")
-    fetch.add_argument("--image-size", type=int, default=d["image_size"], metavar="PX", help="short side of stored images (default: %(default)s)")
-    fetch.add_argument("--deadline", type=float, default=d["deadline"], metavar="S", help="seconds a URL may take in all (default: %(default)s)")
-    fetch.add_argument("--user-agent-contact", metavar="URL", help="where a webmaster can reach you; becomes part of the user agent")
-    fetch.add_argument("--retry-failed", action="store_true", help="fetch again what failed in a way that may pass, then publish anew")
+    fetch.add_argument(
+        "--allow-address",
+        nargs="+",
+        default=[],
+        metavar="CIDR",
+        help="non-public addresses that may be fetched from, e.g. 127.0.0.0/8 (default: none)",
+    )
+    fetch.add_argument(
+        "--image-size",
+        type=int,
+        default=d["image_size"],
+        metavar="PX",
+        help="short side of stored images (default: %(default)s)",
+    )
+    fetch.add_argument(
+        "--deadline",
+        type=float,
+        default=d["deadline"],
+        metavar="S",
+        help="seconds a URL may take in all (default: %(default)s)",
+    )
+    fetch.add_argument(
+        "--user-agent-contact", metavar="URL", help="where a webmaster can reach you; becomes part of the user agent"
+    )
+    fetch.add_argument(
+        "--retry-failed", action="store_true", help="fetch again what failed in a way that may pass, then publish anew"
+    )
     publish = parser.add_argument_group("publish")
-    publish.add_argument("--rows-per-shard", type=int, default=d["rows_per_shard"], metavar="N", help="(default: %(default)s)")
+    publish.add_argument(
+        "--rows-per-shard", type=int, default=d["rows_per_shard"], metavar="N", help="(default: %(default)s)"
+    )
     how = parser.add_argument_group("how")
-    how.add_argument("--runner", default=d["runner"], help="local, or any Beam runner: FlinkRunner, SparkRunner, PrismRunner, DataflowRunner ... with Beam's own flags (default: %(default)s)")
+    how.add_argument(
+        "--runner",
+        default=d["runner"],
+        help="local, or any Beam runner: FlinkRunner, SparkRunner, PrismRunner, DataflowRunner ... with Beam's own flags (default: %(default)s)",
+    )
     how.add_argument("--workers", type=int, metavar="N", help="processes of the local runner (default: one a core)")
-    how.add_argument("--exchange", choices=("files", "shuffle"), default=d["exchange"], help="files: where all workers share OUT; shuffle: through the engine (default: %(default)s)")
+    how.add_argument(
+        "--exchange",
+        choices=("files", "shuffle"),
+        default=d["exchange"],
+        help="files: where all workers share OUT; shuffle: through the engine (default: %(default)s)",
+    )
     how.add_argument("--redo", choices=STAGES, metavar="STAGE", help="make this stage and those after it anew")
     how.add_argument("--plan", "--dry-run", dest="plan", action="store_true", help="say what would be done, do nothing")
     how.add_argument("--json", action="store_true", help="print the summary as JSON")
@@ -462,7 +565,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pipeline.build: {error}", file=sys.stderr)
         return MISSING
     except Busy as error:
-        print(f"pipeline.build: another run holds the output folder ({error}): wait for it, or end it first", file=sys.stderr)
+        print(
+            f"pipeline.build: another run holds the output folder ({error}): wait for it, or end it first",
+            file=sys.stderr,
+        )
         return CRASHED
     except KeyboardInterrupt:
         print("pipeline.build: interrupted; the same command goes on where it was", file=sys.stderr)
@@ -472,7 +578,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def ledger(run: Run) -> list[dict[str, Any]]:
     """The ledger of all stages that are done."""
     infos = [run.work.info(stage) for stage in STAGES]
-    return [{name: info[name] for name in ("stage", "rows_in", "rows_out", "dropped", "digest")} for info in infos if info]
+    return [
+        {name: info[name] for name in ("stage", "rows_in", "rows_out", "dropped", "digest")} for info in infos if info
+    ]
 
 
 def print_summary(run: Run, *, as_json: bool) -> None:

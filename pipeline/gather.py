@@ -1,6 +1,6 @@
 """gather: sources -> PAIRS. Reads archives and tables, cleans texts and URLs, names the language.
 
-    CANDIDATES --clean_batch--> PAIRS        bad or empty text and URLs go, each with its reason; uid is computed
+CANDIDATES --clean_batch--> PAIRS        bad or empty text and URLs go, each with its reason; uid is computed
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def clean_batch(
         candidates, text, url = candidates.filter(keep), text.filter(keep), url.filter(keep)
     language, score = _languages(text, rules)
     if rules.languages:
-        wanted = pc.and_(pc.is_in(language, pa.array(rules.languages)), pc.greater_equal(score, rules.min_language_score))
+        wanted = pc.and_(
+            pc.is_in(language, pa.array(rules.languages)), pc.greater_equal(score, rules.min_language_score)
+        )
         unwanted = pc.invert(wanted.fill_null(False))
         tally.drop("language", url.filter(unwanted), text.filter(unwanted))
         candidates, text, url, language, score = (
@@ -220,9 +222,7 @@ class GatherInputs:
 @functools.lru_cache(maxsize=2)
 def load_inputs(path: str) -> list[Input]:
     """The run's inputs as `save_inputs` wrote them."""
-    return [
-        Input(**{**item, "part": tuple(item["part"]) if item["part"] else None}) for item in files.read_json(path)
-    ]
+    return [Input(**{**item, "part": tuple(item["part"]) if item["part"] else None}) for item in files.read_json(path)]
 
 
 @functools.lru_cache(maxsize=2)

@@ -19,9 +19,22 @@ import pyarrow.compute as pc
 
 from pipeline import hashing
 from pipeline.matcher import Matcher
-from pipeline.passes import MATCHED_PART, PartWriter, Rejects, Tally, finish_manifest, read_parts, run_pass
+from pipeline.passes import (
+    MATCHED_PART,
+    PROVENANCE,
+    URL_HASH,
+    PartWriter,
+    Rejects,
+    Tally,
+    finish_manifest,
+    read_parts,
+    run_pass,
+)
 from pipeline.steps import Step
 from pipeline.work import StepFolder, Work
+
+
+PASSED = pa.schema([*MATCHED_PART, URL_HASH, PROVENANCE])  # what goes on to the writer of parts and keys
 
 
 def match_batch(pairs: pa.RecordBatch, tally: Tally, *, matcher: Matcher, query_hash: np.ndarray) -> pa.RecordBatch:
@@ -43,9 +56,9 @@ def match_batch(pairs: pa.RecordBatch, tally: Tally, *, matcher: Matcher, query_
     ids = ids.cast(pa.list_(pa.int32()))
     row_hash = hashing.mix(pairs["row_hash"].to_numpy(), sum_of_lists(query_hash, ids))
     tally.passed(row_hash)
-    columns = {**dict(zip(pairs.schema.names, pairs.columns, strict=True)), "query_ids": ids, "row_hash": pa.array(row_hash)}
-    names = [*MATCHED_PART.names, "url_hash", "provenance"]
-    return pa.RecordBatch.from_arrays([columns[name] for name in names], names=names)
+    columns = dict(zip(pairs.schema.names, pairs.columns, strict=True))
+    columns |= {"query_ids": ids, "row_hash": pa.array(row_hash)}
+    return pa.RecordBatch.from_arrays([columns[name] for name in PASSED.names], schema=PASSED)
 
 
 def sum_of_lists(values: np.ndarray, lists: pa.ListArray) -> np.ndarray:

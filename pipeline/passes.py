@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from pipeline import buckets, files, hashing
 from pipeline.ledger import Ledger, smallest
 from pipeline.schema import MATCHED, PAIRS, REJECTED
-from pipeline.work import StepFolder, Work, hex_digest, stage_info
+from pipeline.work import StepFolder, Work, stage_info
 
 PART_ROWS = 1_000_000
 PART_BYTES = 256 << 20
@@ -188,16 +188,18 @@ def totals(folder: StepFolder, stage: str) -> tuple[Ledger, int]:
     return ledger, digest
 
 
-def complete(work: Work, stage: str, folder: StepFolder, **more: Any) -> dict[str, Any]:
+def complete(work: Work, stage: str, folder: StepFolder, *, keep_rejected: str) -> dict[str, Any]:
     """Ends a stage of a pass: the sample of rejected rows, info.json, COMPLETED."""
     ledger, digest = totals(folder, stage)
-    write_rejected(work, stage, [folder])
-    info = stage_info(ledger, digest=digest, folders=[folder], **more)
+    write_rejected(work, stage, [folder], keep=keep_rejected)
+    info = stage_info(ledger, digest=digest, folders=[folder])
     work.complete(stage, info)
     return info
 
 
-def write_rejected(work: Work, stage: str, folders: list[StepFolder], *, limit: int = 1000, keep: str = "sample") -> None:
+def write_rejected(
+    work: Work, stage: str, folders: list[StepFolder], *, limit: int = 1000, keep: str = "sample"
+) -> None:
     """Merges the rejected rows of a stage's units into OUT/stages/<stage>/rejected.parquet."""
     kept, pending = REJECTED.empty_table(), 0
     tables = [kept]
@@ -219,11 +221,6 @@ def read_parts(folder: StepFolder, unit: int, columns: list[str] | None = None) 
     manifest = folder.manifest(unit)
     for part in range(manifest["parts"] if manifest else 0):
         yield from files.read_batches(folder.file(unit, "arrow", part), columns)
-
-
-def digest_text(digest: int) -> str:
-    """For messages: as info.json shows it."""
-    return hex_digest(digest)
 
 
 def _keys(batch: pa.RecordBatch, part: int, first: int) -> pa.RecordBatch:

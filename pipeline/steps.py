@@ -156,7 +156,7 @@ class _Send(beam.DoFn):
     def __init__(self, reading: Reading, slots: int) -> None:
         self._reading, self._slots = reading, slots
 
-    def process(self, slot: int, *after: Any) -> Iterator[tuple[int, tuple[int, int, bytes]]]:
+    def process(self, slot: int, after: Any = None) -> Iterator[tuple[int, tuple[int, int, bytes]]]:
         for number, ((unit, part), path) in enumerate(self._reading.paths()):
             if number % self._slots == slot:
                 for bucket, message in buckets.read_all(path):
@@ -170,7 +170,7 @@ class _RunSlot(beam.DoFn):
     def setup(self) -> None:
         hold_as_worker(self._work.root)
 
-    def process(self, slot: int, *after: Any) -> Iterator[int]:
+    def process(self, slot: int, after: Any = None) -> Iterator[int]:
         for unit in range(slot, self._task.units(), self._slots):
             run_unit(self._task.folder, unit, self._task.run)
         yield slot
