@@ -26,6 +26,7 @@ class ModelConfig:
     text_heads: int = 8
     text_layers: int = 12
     activation: str = "quick_gelu"  # "gelu" for the open_clip weights that were trained with it
+    logit_bias: bool = False  # for the sigmoid loss: starts at scale 10, bias -10 (arXiv 2303.15343)
 
     @property
     def is_resnet(self) -> bool:
@@ -242,7 +243,7 @@ def resolve(options: TrainOptions, *, samples: int, world_size: int, vocab_size:
     if options.warmup is None and recipe.warmup > steps // 10:
         notes.append(f"warm-up {steps // 10} steps, a tenth of the run, not the recipe's {recipe.warmup}")
         recipe = dataclasses.replace(recipe, warmup=steps // 10)
-    model = dataclasses.replace(chosen.model, vocab_size=vocab_size)
+    model = dataclasses.replace(chosen.model, vocab_size=vocab_size, logit_bias=options.loss == "sigmoid")
     return Plan(
         options=options, model=model, recipe=recipe, steps=steps, samples=samples, world_size=world_size,
         notes=tuple(notes),

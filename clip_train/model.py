@@ -180,7 +180,8 @@ class CLIP(nn.Module):
         self.positional_embedding = nn.Parameter(torch.empty(config.context_length, config.text_width))
         self.ln_final = LayerNorm(config.text_width)
         self.text_projection = nn.Parameter(torch.empty(config.text_width, config.embed_dim))
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # paper, section 2.5
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(10 if config.logit_bias else 1 / 0.07)))  # section 2.5
+        self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if config.logit_bias else None
         self._initialise()
 
     def _initialise(self) -> None:

@@ -10,8 +10,10 @@ Plain ASCII captions (nearly all of them) take a short way: one regular expressi
 from __future__ import annotations
 
 import gzip
+import hashlib
 import html
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -22,7 +24,8 @@ from clip_train.cleanup import repair
 from clip_train.errors import InputMissing, TrainError
 
 MAX_MERGES = 48894  # 49,408 ids in all (paper, table 18); OpenAI's file holds more lines than are used
-OWN_VOCABULARY = Path(__file__).with_name("vocabulary.txt.gz")
+VOCABULARY = "vocabulary.txt.gz"  # name of the file in a run's folder, and of our own beside this file
+OWN_VOCABULARY = Path(__file__).with_name(VOCABULARY)
 WORD_CACHE_SIZE = 1 << 20  # words; a web crawl never runs out of new ones
 
 _ASCII_WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")
@@ -96,6 +99,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Ids in all, the two special ones included."""
         return self.end_id + 1
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the vocabulary: two with equal fingerprints give equal ids."""
+        return hashlib.sha256(repr(self.merges).encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
         """Ids of a caption, without the special tokens."""
@@ -180,6 +188,14 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
     if not merges:
         raise TrainError(f"{path} holds no merges")
     return merges
+
+
+def write_merges(path: Path, merges: Iterable[tuple[str, str]]) -> None:
+    """A vocabulary file in OpenAI's form; the same merges give the same bytes."""
+    text = "\n".join(["#version: 0.2", *(f"{first} {second}" for first, second in merges)]) + "\n"
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))
+    os.replace(partial, path)
 
 
 def load_tokenizer(path: str | Path | None = None) -> Tokenizer:

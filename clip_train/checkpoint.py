@@ -1,0 +1,251 @@
+"""Checkpoints that are whole or not there, and that notice a flipped bit.
+
+    RUN/checkpoints/step-00001000/
+        model.safetensors       the weights under OpenAI's names: a file that any tool reads
+        ema.safetensors         their moving average, if the run keeps one
+        optimizer.safetensors   exp_avg.<name>, exp_avg_sq.<name>, step.<name>
+        checkpoint.json         model, progress, and bytes and sha256 of the files above; its own digest too
+
+A checkpoint is written into a folder of another name, brought to the disk, and renamed. Readers believe one only after
+its digests: the newest that verifies wins. Tensors and JSON only, so no checkpoint can run code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from clip_train.errors import InputMissing, TrainError
+
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{8,})")
+_SCRATCH = ".partial-"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a run needs to go on."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    info: dict[str, Any]  # {"model": ..., "progress": {"step", "samples_seen", ...}, ...}
+
+
+def save(
+    folder: Path,
+    *,
+    step: int,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    ema: Mapping[str, Tensor] | None,
+    info: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Writes checkpoint `step` into `folder`, then removes all but the newest `keep` that verify their size."""
+    final = folder / f"step-{step:08d}"
+    scratch = folder / f"{_SCRATCH}{final.name}-{os.getpid()}"
+    try:
+        scratch.mkdir(parents=True)
+        files = {"model": model, "optimizer": optimizer} | ({"ema": ema} if ema is not None else {})
+        digests = {
+            f"{name}.safetensors": _write_tensors(scratch / f"{name}.safetensors", tensors)
+            for name, tensors in files.items()
+        }
+        body = {"format": FORMAT, **info, "files": digests}
+        _write(scratch / "checkpoint.json", json.dumps({"body": body, "sha256": _digest_json(body)}, indent=1).encode())
+        _sync_folder(scratch)
+        if final.exists():  # the same step again, after a resume from an older checkpoint
+            shutil.rmtree(_set_aside(final))
+        os.rename(scratch, final)
+        _sync_folder(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise TrainError(f"cannot save {final}: {error}; older checkpoints are whole: make room, --resume") from error
+    _prune(folder, keep=keep)
+    return final
+
+
+def load(path: Path) -> Checkpoint:
+    """Reads a checkpoint after checking it; TrainError says what is wrong with it."""
+    info = verify(path)
+    optional = path / "ema.safetensors"
+    return Checkpoint(
+        model=load_file(path / "model.safetensors"),
+        optimizer=load_file(path / "optimizer.safetensors"),
+        ema=load_file(optional) if "ema.safetensors" in info["files"] else None,
+        info=info,
+    )
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The contents of checkpoint.json, if every file is there as it was written."""
+    try:
+        outer = json.loads((path / "checkpoint.json").read_bytes())
+        body, digest = outer["body"], outer["sha256"]
+    except FileNotFoundError:
+        raise InputMissing(f"{path} is no checkpoint: it has no checkpoint.json") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainError(f"{path / 'checkpoint.json'} is spoiled ({error}); use another checkpoint") from None
+    if _digest_json(body) != digest:
+        raise TrainError(f"{path / 'checkpoint.json'} is spoiled (its sha256 differs); use another checkpoint")
+    if body["format"] != FORMAT:
+        raise TrainError(f"{path} has format {body['format']}, this version reads {FORMAT}")
+    for name, expected in body["files"].items():
+        try:
+            found = _digest_file(path / name)
+        except OSError as error:
+            raise TrainError(f"{path / name} cannot be read ({error}); use another checkpoint") from None
+        if found != expected:
+            raise TrainError(
+                f"{path / name} is not as it was saved ({found['bytes']} bytes of {expected['bytes']}, or another "
+                f"sha256); use another checkpoint"
+            )
+    return body
+
+
+def all_steps(folder: Path) -> list[Path]:
+    """The checkpoints of a run by name, newest first, verified or not."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+
+
+def newest(folder: Path) -> Iterator[tuple[Path, str | None]]:
+    """Checkpoints from the newest on, each with what is wrong with it, up to the first that verifies (None)."""
+    for path in all_steps(folder):
+        try:
+            verify(path)
+        except TrainError as error:
+            yield path, str(error)
+        else:
+            yield path, None
+            return
+
+
+def clear_scratch(folder: Path) -> None:
+    """Removes what a killed save left behind. Only one process of a run may call it."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.name.startswith(_SCRATCH):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _prune(folder: Path, *, keep: int) -> None:
+    for path in all_steps(folder)[max(1, keep) :]:
+        shutil.rmtree(_set_aside(path), ignore_errors=True)
+
+
+def _set_aside(path: Path) -> Path:
+    """Renames a checkpoint, so that it is gone at once, not file by file."""
+    aside = path.with_name(f"{_SCRATCH}old-{path.name}-{os.getpid()}")
+    os.rename(path, aside)
+    return aside
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(plain, path, metadata={"format": "pt"})
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+    return _digest_file(path)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest_file(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"bytes": file.tell(), "sha256": digest}
+
+
+def _digest_json(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+# --- between tensors in files and a model that trains -----------------------------------------------------------------
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor of one that FSDP has cut up; every rank has to ask."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers by name."""
+    return {name: whole(value) for name, value in model.state_dict().items()}
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Adam's state by kind and parameter name."""
+    return {
+        f"{kind}.{name}": whole(value)
+        for name, parameter in model.named_parameters()
+        for kind, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) -> None:
+    """Fills the model's weights; TrainError if the names or the shapes are another model's."""
+    own = model.state_dict()
+    for name in [*(own.keys() - tensors.keys()), *(tensors.keys() - own.keys())][:1]:
+        side = "lacks" if name in own else "has"
+        raise TrainError(f"{origin} is of another model: it {side} {name!r}")
+    for name, target in own.items():
+        if tensors[name].shape != target.shape:
+            raise TrainError(
+                f"{origin} is of another model: {name} is {tuple(tensors[name].shape)}, not {tuple(target.shape)}"
+            )
+        copy_into(target, tensors[name])
+
+
+def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`."""
+    for name, parameter in model.named_parameters():
+        kinds = {key.partition(".")[0] for key in tensors if key.partition(".")[2] == name}
+        state = {}
+        for kind in kinds:
+            value = tensors[f"{kind}.{name}"]
+            if value.ndim == 0:
+                state[kind] = value.to(parameter.device) if optimizer.defaults.get("fused") else value.clone()
+            else:
+                state[kind] = torch.empty_like(parameter, memory_format=torch.preserve_format)
+                copy_into(state[kind], value)
+        if state:
+            optimizer.state[parameter] = state
+
+
+@torch.no_grad()
+def copy_into(target: Tensor, source: Tensor) -> None:
+    """Copies a whole tensor into one that may be cut up over ranks."""
+    if hasattr(target, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        source = distribute_tensor(source.to(target.device), target.device_mesh, target.placements)  # type: ignore[attr-defined]
+    target.copy_(source)

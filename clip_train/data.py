@@ -1,0 +1,335 @@
+"""Batches in an order that is one integer.
+
+`Stream` says which sample stands at each place of an endless sequence: epoch after epoch, each a keyed permutation of
+all samples. Step s takes places s*B .. (s+1)*B - 1, whatever the ranks, the micro-batches or the threads, so a run
+continues from the number of samples seen, on any number of processes. `Loader` decodes the batches ahead with threads:
+decoding happens outside the interpreter's lock, and little is left under it, so no worker processes are needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import os
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from clip_train import keyed
+from clip_train.errors import BelowThreshold, InputMissing, UsageError
+from clip_train.image import BadImage, decode, random_crop, reduction
+from clip_train.shards import Index, key_of
+from clip_train.text import PackedText, pack, pad
+from clip_train.tokenizer import Tokenizer
+
+SAMPLES_A_TASK = 16  # decoded by one thread at a time: ~15 ms of work
+_ORDER, _CROP, _KEEP, _WINDOW = 1, 2, 3, 4  # what a keyed draw is for
+
+
+class Stream:
+    """The endless sequence of samples.
+
+    Args:
+        index: where the samples are.
+        seed: keys the permutations.
+        window: shuffle within windows of this many whole shards, the shards in a keyed order themselves, so that few
+            shards are needed at a time; 0: over all samples.
+        online_balance: an epoch holds a pair with its keep_probability, drawn anew each epoch.
+    """
+
+    def __init__(self, index: Index, *, seed: int, window: int = 0, online_balance: bool = False) -> None:
+        if online_balance and index.keep_probability is None:
+            raise UsageError("--online-balance needs the column keep_probability in the metadata of the shards")
+        self.index, self.seed, self.window, self.online_balance = index, seed, window, online_balance
+        self._starts = [0]  # place where each epoch begins
+
+    def samples(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Places first .. first + count - 1 -> their samples (indices) and their epochs, (count,) each."""
+        samples, epochs = [], []
+        place = first
+        while place < first + count:
+            epoch = self.epoch_of(place)
+            start, end = self._bounds(epoch)
+            taken = np.arange(place, min(first + count, end), dtype=np.int64) - start
+            samples.append(self._order(epoch, taken))
+            epochs.append(np.full(len(taken), epoch, np.int64))
+            place += len(taken)
+        return np.concatenate(samples), np.concatenate(epochs)
+
+    def epoch_of(self, place: int) -> int:
+        """The epoch that this place belongs to."""
+        if not self.online_balance:
+            return place // len(self.index)
+        epoch = 0
+        while self._bounds(epoch)[1] <= place:
+            epoch += 1
+        return epoch
+
+    def _bounds(self, epoch: int) -> tuple[int, int]:
+        if not self.online_balance:
+            return epoch * len(self.index), (epoch + 1) * len(self.index)
+        while len(self._starts) < epoch + 2:
+            kept = len(self._members(len(self._starts) - 1))
+            if not kept:
+                raise InputMissing("--online-balance: the keep probabilities leave no pair in an epoch")
+            self._starts.append(self._starts[-1] + kept)
+        return self._starts[epoch], self._starts[epoch + 1]
+
+    def _order(self, epoch: int, places: np.ndarray) -> np.ndarray:
+        """Places within an epoch -> samples."""
+        if self.window:
+            return self._windowed_order(epoch)[places]
+        key = keyed.combine(self.seed, _ORDER, epoch)
+        if not self.online_balance:
+            return keyed.permute(places, len(self.index), key)
+        members = self._members(epoch)
+        return members[keyed.permute(places, len(members), key)]
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - one stream a run
+    def _members(self, epoch: int) -> np.ndarray:
+        """The samples of an epoch, in the index's order."""
+        everything = np.arange(len(self.index), dtype=np.int64)
+        if not self.online_balance:
+            return everything
+        assert self.index.keep_probability is not None
+        draws = keyed.uniforms(keyed.combine(self.seed, _KEEP, epoch, everything.astype(np.uint64)), 1)[:, 0]
+        return everything[draws < self.index.keep_probability]
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019
+    def _windowed_order(self, epoch: int) -> np.ndarray:
+        """(samples of the epoch,): shards in a keyed order, samples likewise within each run of `window` shards."""
+        members = self._members(epoch)
+        shards = len(self.index.paths)
+        place_of_shard = np.empty(shards, np.int64)
+        order = keyed.permute(np.arange(shards), shards, keyed.combine(self.seed, _WINDOW, epoch))
+        place_of_shard[order] = np.arange(shards)
+        windows = place_of_shard[self.index.shard[members]] // self.window
+        draws = keyed.combine(self.seed, _ORDER, epoch, members.astype(np.uint64))
+        return members[np.lexsort((draws, windows))]
+
+
+class ShardReader:
+    """Reads byte ranges of many files from many threads; keeps the files open."""
+
+    def __init__(self, paths: tuple[str, ...], *, keep_open: int = 512) -> None:
+        self._paths, self._keep_open = paths, keep_open
+        self._files: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def read(self, shard: int, offset: int, size: int) -> bytes:
+        """`size` bytes at `offset`; fewer where the file ends."""
+        file = self._files.get(shard)
+        if file is not None:
+            return os.pread(file, size, offset)
+        file = os.open(self._paths[shard], os.O_RDONLY)
+        with self._lock:
+            if shard not in self._files and len(self._files) < self._keep_open:
+                self._files[shard] = file
+                return os.pread(file, size, offset)
+        try:
+            return os.pread(file, size, offset)
+        finally:
+            os.close(file)
+
+    def close(self) -> None:
+        """Closes all files; nothing may be reading."""
+        for file in self._files.values():
+            os.close(file)
+        self._files.clear()
+
+
+class BadSamples:
+    """Counts what could not be used, by reason, and stops the run when it is too much."""
+
+    def __init__(self, *, limit: float, samples: int) -> None:
+        self.reasons: Counter[str] = Counter()
+        self.names: list[str] = []  # the first of them
+        self.seen = 0
+        self._limit, self._at_least = limit, min(samples, 10_000)
+        self._lock = threading.Lock()
+
+    def add(self, reason: str, name: str) -> None:
+        """One bad sample."""
+        with self._lock:
+            self.reasons[reason] += 1
+            if len(self.names) < 100:
+                self.names.append(f"{name} ({reason})")
+
+    def check(self, newly_seen: int) -> None:
+        """Raises once more than the stated share of the samples, and of the first 10,000 of them, was bad."""
+        self.seen += newly_seen
+        bad = self.reasons.total()
+        if bad > self._limit * max(self.seen, self._at_least):
+            raise BelowThreshold(
+                f"{bad} of {self.seen} samples could not be used ({_listed(self.reasons)}), more than --max-bad "
+                f"{self._limit:g} allows; the first: {', '.join(self.names[:3])}"
+            )
+
+    def to_json(self) -> dict[str, int]:
+        """Counts by reason."""
+        return dict(sorted(self.reasons.items()))
+
+
+def _listed(reasons: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+
+
+class BadSample(Exception):
+    """A sample that cannot be used; the message is the reason, one word."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """A micro-batch of one rank. Bad samples keep their row, black and without words: `good` leaves them out."""
+
+    images: torch.Tensor  # (b, S, S, 3) uint8
+    text: PackedText | torch.Tensor  # b captions
+    samples: np.ndarray  # (b,) int64, into the index
+    epochs: np.ndarray  # (b,) int64
+    good: torch.Tensor | None  # rows that are usable, int64; None: all of them
+    tokens: int  # up to the captions' ends
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoaderOptions:
+    """What a loader has to know besides where the samples are."""
+
+    image_size: int
+    context_length: int
+    batch_size: int  # of all ranks and micro-batches together
+    rank: int = 0
+    world_size: int = 1
+    accumulate: int = 1
+    seed: int = 0
+    threads: int = 1
+    prefetch: int = 3
+    min_scale: float = 0.9
+    packed: bool = True
+    verify: bool = False
+    max_bad: float = 0.01
+    pin: bool = False
+
+
+class Loader:
+    """Yields, step after step, this rank's micro-batches. Use it as a context manager: it owns threads and files."""
+
+    def __init__(self, stream: Stream, tokenizer: Tokenizer, options: LoaderOptions) -> None:
+        self.stream, self.tokenizer, self.options = stream, tokenizer, options
+        self.bad = BadSamples(limit=options.max_bad, samples=len(stream.index))
+        self._reader = ShardReader(stream.index.paths)
+        self._pool = ThreadPoolExecutor(max(1, options.threads), thread_name_prefix="decode")
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._reader.close()
+
+    def steps(self, samples_seen: int) -> Iterator[list[Batch]]:
+        """The micro-batches of each step, for ever, after `samples_seen` samples of all ranks."""
+        waiting: deque[list[_Pending]] = deque()
+        place = samples_seen
+        while True:
+            while len(waiting) <= self.options.prefetch:
+                waiting.append(self._begin(place))
+                place += self.options.batch_size
+            batches = [pending.finish(self) for pending in waiting.popleft()]
+            self.bad.check(sum(len(batch.samples) for batch in batches))
+            yield batches
+
+    def _begin(self, place: int) -> list[_Pending]:
+        """Starts the decoding of one step: micro-batch k of rank r are the rows (k * ranks + r) * b .. of the batch."""
+        options = self.options
+        samples, epochs = self.stream.samples(place, options.batch_size)
+        size = options.batch_size // (options.world_size * options.accumulate)
+        pending = []
+        for part in range(options.accumulate):
+            at = (part * options.world_size + options.rank) * size
+            pending.append(_Pending(self, samples[at : at + size], epochs[at : at + size]))
+        return pending
+
+    def load(self, sample: int, draws: np.ndarray, out: np.ndarray) -> list[int]:
+        """One sample: the crop into `out`, the caption's ids back. Raises BadSample."""
+        index, options = self.stream.index, self.options
+        shard = int(index.shard[sample])
+        data = self._read(shard, int(index.image_offset[sample]), int(index.image_size[sample]))
+        if options.verify and index.sha256 is not None:
+            if hashlib.sha256(data).digest() != index.sha256[sample].tobytes():
+                raise BadSample("sha256_differs")
+        caption = self._read(shard, int(index.text_offset[sample]), int(index.text_size[sample]))
+        try:
+            text = caption.decode("utf-8")
+        except UnicodeDecodeError:
+            raise BadSample("text_not_utf8") from None
+        ids = self.tokenizer.encode_caption(text, context_length=options.context_length)
+        if len(ids) == 2:
+            raise BadSample("text_empty")
+        reduce = 1
+        if index.dimensions is not None and data[:2] == b"\xff\xd8":
+            width, height = index.dimensions[sample]
+            reduce = reduction(int(width), int(height), options.image_size, min_scale=options.min_scale)
+        try:
+            random_crop(decode(data, reduce=reduce), out, draws, min_scale=options.min_scale)
+        except BadImage as error:
+            raise BadSample(str(error)) from None
+        return ids
+
+    def _read(self, shard: int, offset: int, size: int) -> bytes:
+        if not size:
+            raise BadSample("member_missing")
+        try:
+            data = self._reader.read(shard, offset, size)
+        except OSError:
+            raise BadSample("shard_not_readable") from None
+        if len(data) != size:
+            raise BadSample("shard_cut")
+        return data
+
+
+class _Pending:
+    """A micro-batch whose samples are being decoded."""
+
+    def __init__(self, loader: Loader, samples: np.ndarray, epochs: np.ndarray) -> None:
+        options = loader.options
+        self.samples, self.epochs = samples, epochs
+        size = options.image_size
+        self.images = torch.zeros(len(samples), size, size, 3, dtype=torch.uint8, pin_memory=options.pin)
+        words = keyed.combine(options.seed, _CROP, epochs.astype(np.uint64), samples.astype(np.uint64))
+        self._draws = keyed.uniforms(words, 3)
+        self._pixels = self.images.numpy()
+        self._futures: list[Future[list[list[int] | None]]] = [
+            loader._pool.submit(self._work, loader, at) for at in range(0, len(samples), SAMPLES_A_TASK)
+        ]
+
+    def _work(self, loader: Loader, at: int) -> list[list[int] | None]:
+        """Captions of some rows; None for a bad sample."""
+        captions: list[list[int] | None] = []
+        for row in range(at, min(at + SAMPLES_A_TASK, len(self.samples))):
+            sample = int(self.samples[row])
+            try:
+                captions.append(loader.load(sample, self._draws[row], self._pixels[row]))
+            except BadSample as error:
+                loader.bad.add(str(error), key_of(loader.stream.index, sample))
+                captions.append(None)
+        return captions
+
+    def finish(self, loader: Loader) -> Batch:
+        """Waits for the samples."""
+        options, tokenizer = loader.options, loader.tokenizer
+        captions = [caption for future in self._futures for caption in future.result()]
+        good = [row for row, caption in enumerate(captions) if caption is not None]
+        filled = [caption or [tokenizer.start_id, tokenizer.end_id] for caption in captions]
+        return Batch(
+            images=self.images,
+            text=pack(filled) if options.packed else pad(filled, context_length=options.context_length),
+            samples=self.samples,
+            epochs=self.epochs,
+            good=None if len(good) == len(captions) else torch.tensor(good, dtype=torch.int64),
+            tokens=sum(map(len, filled)),
+        )

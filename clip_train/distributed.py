@@ -1,0 +1,121 @@
+"""One process a GPU: who we are, and the four exchanges that training needs. All of it is a no-op for one process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from clip_train.errors import UsageError
+
+
+def world_size() -> int:
+    """Processes in the run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Our number among them."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Joins the other processes if the launcher's environment names any, and leaves them at the end."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("cuda:nccl,cpu:gloo", device_id=device)
+    else:
+        dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def pick_device() -> torch.device:
+    """This process's GPU, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    if number >= torch.cuda.device_count():
+        raise UsageError(f"process {number} on this host, but only {torch.cuda.device_count()} GPUs")
+    return torch.device("cuda", number)
+
+
+def gather_rows(rows: Tensor) -> tuple[Tensor, list[int]]:
+    """(b, d) of every rank -> ((B, d) of all in the order of the ranks, rows a rank). Ranks may have unequal b."""
+    if world_size() == 1:
+        return rows, [len(rows)]
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
+    counts[rank()] = len(rows)
+    dist.all_reduce(counts)
+    sizes = [int(count) for count in counts.tolist()]
+    longest = max(sizes)
+    padded = rows if len(rows) == longest else torch.cat([rows, rows.new_zeros(longest - len(rows), rows.shape[1])])
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded.contiguous())
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), sizes
+
+
+def scatter_sum(rows: Tensor, sizes: list[int]) -> Tensor:
+    """(B, d) on every rank -> (b, d): our rows of the sum over the ranks, `gather_rows` backwards."""
+    if world_size() == 1:
+        return rows
+    if rows.is_cuda and len(set(sizes)) == 1:
+        mine = rows.new_empty(sizes[0], rows.shape[1])
+        dist.reduce_scatter_tensor(mine, rows.contiguous())
+        return mine
+    dist.all_reduce(rows)
+    start = sum(sizes[: rank()])
+    return rows[start : start + sizes[rank()]].clone()
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum, in place, on every rank."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def log_sum_exp_over_ranks(values: Tensor) -> Tensor:
+    """log(sum over the ranks of exp(values)), elementwise and without overflow."""
+    if world_size() == 1:
+        return values
+    largest = values.clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return sum_over_ranks((values - largest).exp()).log() + largest
+
+
+def average_gradients(model: nn.Module, *, share: float) -> None:
+    """Gradients <- share * sum over the ranks, in one exchange a type: what DDP does, after the backward pass."""
+    grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    if world_size() == 1:
+        return
+    flat = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(flat)
+    at = 0
+    for grad in grads:
+        grad.copy_(flat[at : at + grad.numel()].view_as(grad)).mul_(share)
+        at += grad.numel()
+
+
+def agree(flag: bool, device: torch.device) -> bool:
+    """True everywhere if it is true anywhere."""
+    if world_size() == 1:
+        return flag
+    value = torch.tensor(float(flag), device=device)
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def first_process() -> bool:
+    """True in the process that speaks for all, also before and after they are joined."""
+    return os.environ.get("RANK", "0") == "0"

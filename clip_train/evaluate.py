@@ -1,0 +1,222 @@
+"""What a model has learned: zero-shot classification (paper, section 3.1), retrieval, and embeddings as a table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clip_train.data import ShardReader
+from clip_train.errors import TrainError
+from clip_train.image import BadImage, evaluation_transform, normalize
+from clip_train.labels import DEFAULT_TEMPLATES, fill, open_labelled, read_templates
+from clip_train.model import CLIP
+from clip_train.shards import Index, key_of, open_index
+from clip_train.text import pack
+from clip_train.tokenizer import Tokenizer
+
+
+@torch.no_grad()
+def embed_texts(model: CLIP, tokenizer: Tokenizer, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
+    """(n, E) unit vectors, on the model's device."""
+    device, length = model.logit_scale.device, model.config.context_length
+    parts = []
+    for at in range(0, len(texts), batch_size):
+        captions = [tokenizer.encode_caption(text, context_length=length) for text in texts[at : at + batch_size]]
+        parts.append(F.normalize(model.encode_text(pack(captions).to(device)).float(), dim=1))
+    return torch.cat(parts) if parts else torch.empty(0, model.config.embed_dim, device=device)
+
+
+@torch.no_grad()
+def embed_images(
+    model: CLIP, read: Callable[[int], bytes], count: int, *, batch_size: int = 128, threads: int = 0
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Unit vectors of images 0 .. count - 1, batch by batch: (numbers of the images that decode, (b, E)).
+
+    The images are taken through OpenAI's evaluation transform; decoding runs ahead in threads.
+    """
+    size, device = model.config.image_size, model.logit_scale.device
+
+    def load(number: int) -> np.ndarray | None:
+        try:
+            return evaluation_transform(read(number), size)
+        except (BadImage, OSError):
+            return None
+
+    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+        starts = range(0, count, batch_size)
+        ahead = [[pool.submit(load, n) for n in range(at, min(at + batch_size, count))] for at in starts[:2]]
+        for number, at in enumerate(starts):
+            if number + 2 < len(starts):
+                later = starts[number + 2]
+                ahead.append([pool.submit(load, n) for n in range(later, min(later + batch_size, count))])
+            pixels = [future.result() for future in ahead.pop(0)]
+            kept = [at + row for row, image in enumerate(pixels) if image is not None]
+            if not kept:
+                continue
+            images = torch.from_numpy(np.stack([image for image in pixels if image is not None])).to(device)
+            yield kept, F.normalize(model.encode_image(normalize(images)).float(), dim=1)
+
+
+def class_vectors(
+    model: CLIP, tokenizer: Tokenizer, classes: Sequence[str], templates: Sequence[str] | dict[str, list[str]]
+) -> Tensor:
+    """(classes, E): the mean of each class's prompts, a unit vector again (the paper's prompt ensemble)."""
+    vectors = []
+    for name in classes:
+        if isinstance(templates, dict):
+            if name not in templates:
+                raise TrainError(f"no prompts for the class {name!r} in the file of templates")
+            prompts = templates[name]
+        else:
+            prompts = [fill(template, name) for template in templates]
+        vectors.append(embed_texts(model, tokenizer, prompts).mean(0))
+    return F.normalize(torch.stack(vectors), dim=1)
+
+
+def zero_shot(
+    model: CLIP, tokenizer: Tokenizer, data: str, *, classes: str | None = None, templates: str | None = None,
+    dataset: str | None = None, batch_size: int = 128,
+) -> dict[str, Any]:  # fmt: skip
+    """Accuracy of naming an image's class by the nearest prompt ensemble.
+
+    Returns:
+        top1, top5, mean_per_class (of top-1), images, skipped (did not decode), classes.
+    """
+    images = open_labelled(data, classes=classes, dataset=dataset)
+    prompts = read_templates(templates, dataset) if templates else DEFAULT_TEMPLATES
+    vectors = class_vectors(model, tokenizer, images.classes, prompts)
+    hits = torch.zeros(len(images.classes), dtype=torch.int64)
+    hits5, of_class = hits.clone(), hits.clone()
+    for numbers, features in embed_images(model, images.read, len(images), batch_size=batch_size):
+        labels = torch.from_numpy(images.labels[numbers])
+        best = (features @ vectors.T).topk(min(5, len(vectors)), dim=1).indices.cpu()
+        right = best == labels[:, None]
+        hits += torch.bincount(labels[right[:, 0]], minlength=len(hits))
+        hits5 += torch.bincount(labels[right.any(1)], minlength=len(hits))
+        of_class += torch.bincount(labels, minlength=len(hits))
+    seen = int(of_class.sum())
+    if not seen:
+        raise TrainError(f"{data}: none of the {len(images)} images decodes")
+    per_class = (hits[of_class > 0] / of_class[of_class > 0]).mean()
+    return {
+        "top1": hits.sum().item() / seen,
+        "top5": hits5.sum().item() / seen,
+        "mean_per_class": per_class.item(),
+        "images": seen,
+        "skipped": len(images) - seen,
+        "classes": len(images.classes),
+    }
+
+
+def recall(
+    queries: Tensor, candidates: Tensor, right: Sequence[Sequence[int]], ks: Sequence[int], *, chunk: int = 1024
+) -> dict[int, float]:
+    """Share of queries with a right candidate among the k nearest; a candidate as near as a right one ranks before it.
+
+    Args:
+        right: the right candidates of each query (an image may have several captions).
+    """
+    hits = dict.fromkeys(ks, 0)
+    for at in range(0, len(queries), chunk):
+        similarity = queries[at : at + chunk] @ candidates.T
+        for row, answers in enumerate(right[at : at + chunk]):
+            best = similarity[row, list(answers)].max()
+            others = torch.ones(len(candidates), dtype=torch.bool, device=similarity.device)
+            others[list(answers)] = False
+            place = int(((similarity[row] >= best) & others).sum())  # candidates before the best right one
+            for k in ks:
+                hits[k] += place < k
+    return {k: hits[k] / max(1, len(queries)) for k in ks}
+
+
+def retrieval(
+    model: CLIP, tokenizer: Tokenizer, data: str, *, ks: Sequence[int] = (1, 5, 10), batch_size: int = 128
+) -> dict[str, Any]:
+    """Recall@k both ways on shards; a sample's text may hold several captions, a line each."""
+    index = open_index(data)
+    reader = ShardReader(index.paths)
+    texts = [_text(reader, index, sample) for sample in range(len(index))]
+    kept, parts = [], []
+    for numbers, features in embed_images(model, lambda n: _image(reader, index, n), len(index), batch_size=batch_size):
+        kept += numbers
+        parts.append(features)
+    captions: list[str] = []
+    of_image: list[list[int]] = []  # the captions of each image
+    images_of: list[list[int]] = []  # the image of each caption
+    for place, sample in enumerate(kept):
+        lines = [line.strip() for line in texts[sample].splitlines() if line.strip()] or [""]
+        of_image.append(list(range(len(captions), len(captions) + len(lines))))
+        images_of += [[place]] * len(lines)
+        captions += lines
+    if not kept:
+        raise TrainError(f"{data}: none of the {len(index)} images decodes")
+    images, words = torch.cat(parts), embed_texts(model, tokenizer, captions)
+    to_text, to_image = recall(images, words, of_image, ks), recall(words, images, images_of, ks)
+    return {
+        **{f"image_to_text_recall@{k}": to_text[k] for k in ks},
+        **{f"text_to_image_recall@{k}": to_image[k] for k in ks},
+        "images": len(kept),
+        "texts": len(captions),
+        "skipped": len(index) - len(kept),
+    }
+
+
+def embed(
+    model: CLIP, tokenizer: Tokenizer, data: str, output: str, *, texts: bool = False, batch_size: int = 128
+) -> dict[str, Any]:
+    """Writes a Parquet table of `key` and `embedding` (E floats, a unit vector), and `text_embedding` if asked for.
+
+    The keys are those of the shards; the pipeline's deduplication by embedding reads this table.
+    """
+    index = open_index(data)
+    reader = ShardReader(index.paths)
+    width = model.config.embed_dim
+    fields = [pa.field("key", pa.string()), pa.field("embedding", pa.list_(pa.float32(), width))]
+    if texts:
+        fields.append(pa.field("text_embedding", pa.list_(pa.float32(), width)))
+    partial, rows = Path(f"{output}.{os.getpid()}.partial"), 0
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with pq.ParquetWriter(partial, pa.schema(fields), compression="zstd", write_page_checksum=True) as writer:
+            read_image = _reader_of_images(reader, index)
+            for numbers, features in embed_images(model, read_image, len(index), batch_size=batch_size):
+                columns = [index.keys.take(pa.array(numbers)).cast(pa.string()), _vectors(features)]
+                if texts:
+                    lines = [_text(reader, index, sample) for sample in numbers]
+                    columns.append(_vectors(embed_texts(model, tokenizer, lines)))
+                writer.write_batch(pa.record_batch(columns, schema=pa.schema(fields)))
+                rows += len(numbers)
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return {"output": output, "rows": rows, "skipped": len(index) - rows, "dimensions": width}
+
+
+def _reader_of_images(reader: ShardReader, index: Index) -> Callable[[int], bytes]:
+    return lambda number: _image(reader, index, number)
+
+
+def _vectors(features: Tensor) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(features.cpu().numpy().ravel()), features.shape[1])
+
+
+def _image(reader: ShardReader, index: Index, sample: int) -> bytes:
+    return reader.read(int(index.shard[sample]), int(index.image_offset[sample]), int(index.image_size[sample]))
+
+
+def _text(reader: ShardReader, index: Index, sample: int) -> str:
+    data = reader.read(int(index.shard[sample]), int(index.text_offset[sample]), int(index.text_size[sample]))
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise TrainError(f"{key_of(index, sample)}: the caption is not UTF-8") from None

@@ -1,0 +1,64 @@
+"""One process a GPU, started and watched by torchrun's elastic agent: a lost process ends the run, nothing hangs."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from clip_train.errors import CRASH, INTERRUPTED, TrainError, UsageError
+
+
+class ProcessFailed(TrainError):
+    """A training process ended early; the exit code is its own."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def processes_to_start(asked: int | None, *, nnodes: int) -> int:
+    """Processes to start on this host; 0: none, this process does the work itself."""
+    if "LOCAL_RANK" in os.environ:  # a launcher has started us
+        return 0
+    import torch
+
+    gpus = torch.cuda.device_count()
+    count = asked or max(1, gpus)
+    if count < 1:
+        raise UsageError("--processes must be at least 1")
+    if gpus and count > gpus:
+        raise UsageError(f"--processes {count}, but this host has {gpus} GPUs")
+    return count if count > 1 or nnodes > 1 else 0
+
+
+def launch(argv: list[str], *, processes: int, nnodes: int, node_rank: int, endpoint: str | None) -> None:
+    """Runs `python -m clip_train` with these arguments in every process, and waits for all of them."""
+    if nnodes > 1 and not endpoint:
+        raise UsageError("--nnodes needs --rdzv-endpoint HOST:PORT, the same on every host")
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    config = LaunchConfig(
+        min_nodes=nnodes,
+        max_nodes=nnodes,
+        nproc_per_node=processes,
+        rdzv_backend="static" if nnodes > 1 else "c10d",
+        rdzv_endpoint=endpoint or "localhost:0",
+        rdzv_configs={"rank": node_rank, "timeout": 900} if nnodes > 1 else {},
+        run_id="clip_train",
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "clip_train", *argv)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            raise ProcessFailed(f"process {rank} stopped (its message is above)", failure.exitcode) from None
+        raise ProcessFailed(
+            f"process {rank} was lost ({failure.signal_name()}), so the run was stopped; continue with --resume", CRASH
+        ) from None
+    except SignalException as error:
+        raise ProcessFailed(f"stopped by {error.sigval.name}; continue with --resume", INTERRUPTED) from None

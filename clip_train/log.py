@@ -1,0 +1,157 @@
+"""What a run says: a JSON line a step, TensorBoard events, and a line for the person who watches."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import struct
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+class StepLog:
+    """RUN/log.jsonl and RUN/tensorboard. Lines behind the step that a run resumes from are cut off first."""
+
+    def __init__(self, folder: Path, *, first_step: int, tensorboard: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "log.jsonl"
+        _cut_after(path, first_step)
+        self._lines = open(path, "a", encoding="utf-8")
+        self._events = EventWriter(folder / "tensorboard") if tensorboard else None
+
+    def write(self, line: dict[str, Any]) -> None:
+        """One step; a number that is not finite becomes null."""
+        plain = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in line.items()
+        }
+        self._lines.write(json.dumps(plain) + "\n")
+        self._lines.flush()
+        if self._events:
+            self._events.write(int(line["step"]), {k: v for k, v in plain.items() if isinstance(v, float)})
+
+    def close(self) -> None:
+        """Ends both files."""
+        self._lines.close()
+        if self._events:
+            self._events.close()
+
+
+def _cut_after(path: Path, step: int) -> None:
+    """Keeps the lines of the steps up to `step` (a line that a crash cut in half is dropped too)."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    os.replace(partial, path)
+
+
+class EventWriter:
+    """TensorBoard's scalar events: protocol buffers in TFRecords, of which scalars need ten lines and no package."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        self._file = open(folder / name, "ab")
+        self._record(_double(1, time.time()) + _bytes(3, b"brain.Event:2"))
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """One event with a value for each name."""
+        values = b"".join(_bytes(1, _bytes(1, name.encode()) + _float(2, value)) for name, value in scalars.items())
+        self._record(_double(1, time.time()) + _varint(2 << 3) + _varint(step) + _bytes(5, values))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._file.close()
+
+    def _record(self, data: bytes) -> None:
+        length = struct.pack("<Q", len(data))
+        self._file.write(length + _masked_crc(length) + data + _masked_crc(data))
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _bytes(field: int, data: bytes) -> bytes:
+    return _varint(field << 3 | 2) + _varint(len(data)) + data
+
+
+def _double(field: int, value: float) -> bytes:
+    return _varint(field << 3 | 1) + struct.pack("<d", value)
+
+
+def _float(field: int, value: float) -> bytes:
+    return _varint(field << 3 | 5) + struct.pack("<f", value)
+
+
+@cache
+def _crc_table() -> tuple[int, ...]:
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)  # CRC-32C (Castagnoli), reflected
+        table.append(byte)
+    return tuple(table)
+
+
+def _masked_crc(data: bytes) -> bytes:
+    table, crc = _crc_table(), 0xFFFFFFFF
+    for byte in data:
+        crc = table[(crc ^ byte) & 255] ^ crc >> 8
+    crc ^= 0xFFFFFFFF
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+class Progress:
+    """A line every few seconds, on stderr; silent for all ranks but the first."""
+
+    def __init__(self, *, steps: int, first_step: int, show: bool, every: float = 5.0) -> None:
+        self._steps, self._done, self._show, self._every = steps, first_step, show, every
+        self._started = self._last = time.monotonic()
+        self._first = first_step
+
+    def say(self, text: str) -> None:
+        """A sentence."""
+        if self._show:
+            print(text, file=sys.stderr, flush=True)
+
+    def step(self, line: dict[str, Any]) -> None:
+        """A step's numbers, if it is time for a line."""
+        now, done = time.monotonic(), int(line["step"])
+        if not self._show or (now - self._last < self._every and done < self._steps):
+            return
+        self._last = now
+        left = (now - self._started) / max(1, done - self._first) * (self._steps - done)
+        mfu = f"  MFU {line['mfu']:.0%}" if line.get("mfu") else ""
+        print(
+            f"step {done}/{self._steps}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  "
+            f"scale {line['logit_scale']:.1f}  "
+            f"{line['pairs_per_s']:,.0f} pairs/s{mfu}  data wait {line['data_wait']:.0%}  left {clock(left)}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def clock(seconds: float) -> str:
+    """1:02:03."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -1,0 +1,90 @@
+"""The model as several ranks run it: DDP or FSDP2 around the towers, and logit_scale, which is summed by hand.
+
+Our losses give every rank its rows' share of the gradient; the whole is the sum over the ranks (see loss.py). DDP and
+FSDP average instead, so the loss is multiplied by the number of ranks before the backward pass. logit_scale is outside
+of both: its gradient does not come from the towers, and FSDP cannot cut up a single number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from clip_train.distributed import sum_over_ranks, world_size
+from clip_train.model import CLIP, Transformer
+from clip_train.text import PackedText
+
+
+class Towers:
+    """Calls the model's forward pass, on one rank or many."""
+
+    def __init__(self, model: CLIP, *, parallel: str, device: torch.device) -> None:
+        self.model, self.parallel = model, parallel if world_size() > 1 else "none"
+        self._scalars = [value for value in model.parameters() if value.ndim == 0]
+        self._call: Any = model
+        if self.parallel == "ddp":
+            names = [name for name, value in model.named_parameters() if value.ndim == 0]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+            has_statistics = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+            self._call = DistributedDataParallel(
+                model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=has_statistics
+            )
+        elif self.parallel == "fsdp":
+            _shard(model, set(self._scalars), device)
+
+    def __call__(self, images: Tensor, text: Tensor | PackedText, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._call(images, text, kept)
+
+    @contextlib.contextmanager
+    def without_exchange(self) -> Iterator[None]:
+        """Backward passes in here keep their gradients to themselves: for all micro-batches but the last."""
+        if self.parallel == "ddp":
+            with self._call.no_sync():
+                yield
+        elif self.parallel == "fsdp":
+            self._call.set_requires_gradient_sync(False)
+            try:
+                yield
+            finally:
+                self._call.set_requires_gradient_sync(True)
+        else:
+            yield
+
+    def sum_scalars(self) -> None:
+        """The gradients of logit_scale (and logit_bias), which neither DDP nor FSDP exchanges; averaged as they do."""
+        if world_size() > 1:
+            for value in self._scalars:
+                if value.grad is not None:
+                    sum_over_ranks(value.grad).div_(world_size())
+
+
+def _shard(model: CLIP, ignored: set[nn.Parameter], device: torch.device) -> None:
+    """FSDP2: each block is a unit of its own, and the rest of the model one more."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for module in model.modules():
+        if isinstance(module, Transformer):
+            for block in module.resblocks:
+                fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh, ignored_params=ignored)
+
+
+@contextlib.contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch norms in here normalise by their batch as always, but do not move their running statistics."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

@@ -1,0 +1,452 @@
+"""The training loop. Read `train` and `forward_backward` against figure 3 of the paper.
+
+    python -m clip_train train --data DIR --model ViT-B-32 --output RUN
+
+A step takes `batch_size` pairs whatever the ranks and the micro-batches, and its gradient is that of one process with
+the whole batch. With several micro-batches the towers run twice (Gao et al. 2021, arXiv 2101.06983): first without
+gradient for the features of all pairs, then micro-batch by micro-batch with the gradient of the loss in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clip_train import checkpoint, keyed
+from clip_train.config import ModelConfig, Plan, TrainOptions, resolve
+from clip_train.data import Batch, Loader, LoaderOptions, Stream
+from clip_train.distributed import agree, pick_device, process_group, rank, world_size
+from clip_train.errors import Interrupted, TrainError, UsageError
+from clip_train.image import normalize
+from clip_train.log import Progress, StepLog
+from clip_train.loss import info_nce, sigmoid_loss
+from clip_train.model import CLIP, count_flops
+from clip_train.optim import MovingAverage, learning_rate, make_optimizer, set_learning_rate
+from clip_train.parallel import Towers, frozen_statistics
+from clip_train.shards import open_index
+from clip_train.tokenizer import VOCABULARY, Tokenizer, load_tokenizer, write_merges
+
+MAX_BAD_STEPS = 3  # in a row, whose loss or gradient is not finite
+_PATCHES = 5  # what a keyed draw is for; 1-4 are data.py's
+# dense bf16 matrix peak by a part of the GPU's name, FLOP/s, from the makers' data sheets
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12}
+
+
+@dataclasses.dataclass
+class Run:
+    """All that changes from step to step."""
+
+    plan: Plan
+    device: torch.device
+    model: CLIP
+    towers: Towers
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    average: MovingAverage | None
+    step: int = 0
+    samples_seen: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class StepResult:
+    """What a step came to."""
+
+    loss: float
+    gradient_norm: float
+    taken: bool  # False: the update was not finite, and skipped
+
+
+def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+    """Trains, and returns a summary: steps, last loss, bad samples, the newest checkpoint."""
+    device = pick_device()
+    with process_group(device), contextlib.ExitStack() as stack:
+        index = open_index(options.data)
+        tokenizer = load_tokenizer(options.bpe)
+        plan = resolve(
+            options, samples=len(index), world_size=world_size(), vocab_size=tokenizer.vocab_size,
+            has_gpu=device.type == "cuda",
+        )  # fmt: skip
+        run = start_run(plan, device)
+        folder = Path(options.output)
+        progress = Progress(steps=plan.steps, first_step=run.step, show=rank() == 0)
+        for note in plan.notes if run.step == 0 else ():
+            progress.say(note)
+        for path in index.cut_shards:
+            progress.say(f"{path} is cut: its whole samples are used, the rest is lost")
+        if rank() == 0:
+            write_config(folder, plan, tokenizer)
+        log = StepLog(folder, first_step=run.step, tensorboard=options.tensorboard) if rank() == 0 else None
+        stream = Stream(index, seed=options.seed, window=options.window, online_balance=options.online_balance)
+        loader = stack.enter_context(Loader(stream, tokenizer, loader_options(plan, device)))
+        stop = stack.enter_context(stop_signals())
+        flops = PEAK_FLOPS.get(next((name for name in PEAK_FLOPS if name in device_name(device)), ""))
+
+        saved_at, newest, bad_steps, line = time.monotonic(), None, 0, {}
+        steps = loader.steps(run.samples_seen)
+        while run.step < plan.steps:
+            # --- one step ---
+            began = time.monotonic()
+            batches = next(steps)
+            waited = time.monotonic() - began
+            rate = learning_rate(run.step, recipe=plan.recipe, steps=plan.steps)
+            set_learning_rate(run.optimizer, rate)
+            result = training_step(run, batches)
+            took = time.monotonic() - began
+            line = {
+                "step": run.step,
+                "loss": result.loss,
+                "lr": rate,
+                "logit_scale": run.model.logit_scale.exp().item(),
+                "samples_seen": run.samples_seen,
+                "pairs_per_s": plan.batch_size / took,
+                "data_wait": waited / took,
+                "gradient_norm": result.gradient_norm,
+            }
+            if flops:
+                tokens = sum(batch.tokens for batch in batches) / sum(len(batch.samples) for batch in batches)
+                work = 3 * count_flops(plan.model, text_tokens=tokens if options.text == "packed" else None)
+                line["mfu"] = work * line["pairs_per_s"] / world_size() / flops
+            if not result.taken:
+                line["skipped"] = True
+            if loader.bad.reasons:
+                line["bad_samples"] = loader.bad.reasons.total()
+            if log:
+                log.write(line)
+            progress.step(line)
+            if on_step:
+                on_step(line)
+
+            # --- once in a while: save, or stop ---
+            bad_steps = 0 if result.taken else bad_steps + 1
+            if bad_steps >= MAX_BAD_STEPS:
+                raise TrainError(
+                    f"step {run.step}: loss or gradient was not finite in {bad_steps} steps in a row; nothing of them "
+                    f"is saved. Resume with a smaller --lr, or with --precision bf16 or fp32"
+                )
+            interrupted = agree(stop.is_set(), device)
+            finished = run.step >= plan.steps
+            by_time = options.save_minutes > 0 and time.monotonic() - saved_at > 60 * options.save_minutes
+            by_step = options.save_every > 0 and run.step % options.save_every == 0
+            if finished or interrupted or (bad_steps == 0 and (by_step or agree(by_time, device))):
+                newest = save_run(run, folder, tokenizer)
+                saved_at = time.monotonic()
+                if options.zero_shot and rank() == 0:
+                    evaluate_run(run, tokenizer, folder, progress)
+            if interrupted and not finished:
+                raise Interrupted(f"stopped after step {run.step}; continue with the same command and --resume")
+        if log:
+            log.close()
+        return {
+            "steps": run.step,
+            "samples_seen": run.samples_seen,
+            "loss": line.get("loss"),
+            "pairs_per_s": line.get("pairs_per_s"),
+            "bad_samples": loader.bad.to_json(),
+            "checkpoint": str(newest or next(iter(checkpoint.all_steps(folder / "checkpoints")), "")),
+        }
+
+
+# --- a step ---------------------------------------------------------------------------------------------------------
+
+
+def training_step(run: Run, batches: list[Batch]) -> StepResult:
+    """Forward, backward, update; an update that is not finite is left out."""
+    run.optimizer.zero_grad(set_to_none=True)
+    loss = forward_backward(run, batches)
+    run.towers.sum_scalars()
+    run.scaler.unscale_(run.optimizer)
+    clip = run.plan.options.clip_norm
+    norm = checkpoint.whole(torch.nn.utils.clip_grad_norm_(run.model.parameters(), clip or float("inf"))).item()
+    taken = bool(np.isfinite(loss) and np.isfinite(norm))
+    if taken:
+        run.scaler.step(run.optimizer)
+        run.model.clamp_logit_scale()
+        if run.average:
+            run.average.update(run.model, step=run.step)
+    halved = run.scaler.is_enabled() and not taken and bool(np.isfinite(loss))
+    if run.scaler.is_enabled():
+        run.scaler.update(run.scaler.get_scale() / 2 if not taken else None)
+    run.step += 1
+    run.samples_seen += run.plan.batch_size
+    # fp16 finds its loss scale by running over: that is no bad step, as long as there is scale left to give up
+    return StepResult(loss, norm, taken or (halved and run.scaler.get_scale() >= 1))
+
+
+def forward_backward(run: Run, batches: list[Batch]) -> float:
+    """Leaves the gradient of the whole batch in the parameters (up to the average over ranks), returns the loss."""
+    if len(batches) == 1:
+        images, texts = encode(run, batches[0])
+        return backward(run, pair_loss(run, images, texts))
+
+    with torch.no_grad(), frozen_statistics(run.model):
+        parts = [encode(run, batch) for batch in batches]
+    images = torch.cat([image for image, _ in parts]).requires_grad_()
+    texts = torch.cat([text for _, text in parts]).requires_grad_()
+    loss = backward(run, pair_loss(run, images, texts))
+    assert images.grad is not None and texts.grad is not None
+    sizes = [len(image) for image, _ in parts]
+    gradients = zip(batches, images.grad.split(sizes), texts.grad.split(sizes), strict=True)
+    for number, (batch, d_images, d_texts) in enumerate(gradients):
+        last = number == len(batches) - 1
+        with contextlib.nullcontext() if last else run.towers.without_exchange():
+            torch.autograd.backward(encode(run, batch), (d_images, d_texts))
+    return loss
+
+
+def encode(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Unit vectors of the usable pairs of a micro-batch, (b', E) each."""
+    on_gpu = run.device.type == "cuda"
+    pixels = normalize(batch.images.to(run.device, non_blocking=on_gpu))
+    text = batch.text.to(run.device, non_blocking=on_gpu)
+    options = run.plan.options
+    kept = kept_patches(batch, run.plan.model, rate=options.patch_dropout, seed=options.seed)
+    with autocast(run):
+        images, texts = run.towers(pixels, text, None if kept is None else kept.to(run.device))
+    if batch.good is None:
+        return images, texts
+    good = batch.good.to(run.device)
+    return images[good], texts[good]
+
+
+def pair_loss(run: Run, images: Tensor, texts: Tensor) -> Tensor:
+    """The loss over the pairs of all ranks."""
+    scale, chunk = run.model.logit_scale.exp(), run.plan.options.loss_chunk
+    if run.model.logit_bias is not None:
+        return sigmoid_loss(images, texts, scale, run.model.logit_bias, chunk=chunk)
+    return info_nce(images, texts, scale, chunk=chunk)
+
+
+def backward(run: Run, loss: Tensor) -> float:
+    """DDP and FSDP divide by the ranks what has to be a sum, hence the factor."""
+    run.scaler.scale(loss * world_size()).backward()
+    return loss.item()
+
+
+def autocast(run: Run) -> torch.autocast:
+    """Mixed precision as asked for; the loss is fp32 always."""
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[run.plan.options.precision]
+    return torch.autocast(run.device.type, dtype=kind, enabled=kind != torch.float32)
+
+
+def kept_patches(batch: Batch, config: ModelConfig, *, rate: float, seed: int) -> Tensor | None:
+    """(b, K) indices of the patches that patch dropout (Li et al. 2022, arXiv 2212.00794) leaves each image.
+
+    Keyed by epoch and sample: the second pass over a micro-batch, and a resumed run, drop the same ones.
+    """
+    if not rate or config.patch_size is None:
+        return None
+    patches = (config.image_size // config.patch_size) ** 2
+    keys = keyed.combine(seed, _PATCHES, batch.epochs.astype(np.uint64), batch.samples.astype(np.uint64))
+    draws = keyed.combine(keys[:, None], np.arange(patches, dtype=np.uint64)[None])
+    kept = np.argsort(draws, axis=1)[:, : max(1, round(patches * (1 - rate)))]
+    return torch.from_numpy(np.sort(kept, axis=1))
+
+
+# --- around the loop ------------------------------------------------------------------------------------------------
+
+
+def start_run(plan: Plan, device: torch.device) -> Run:
+    """A run at its first step, or where its newest good checkpoint left it."""
+    options = plan.options
+    if options.precision == "auto":
+        precise = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        plan = dataclasses.replace(plan, options=dataclasses.replace(options, precision=precise))
+        options = plan.options
+    if options.precision == "fp16" and device.type != "cuda":
+        raise UsageError("--precision fp16 needs a GPU; bf16 works on a CPU too")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    torch.manual_seed(options.seed)
+    model = CLIP(plan.model)
+    resumed = find_checkpoint(plan)
+    if options.init and resumed is None:
+        load_initial(model, options.init)
+    model.to(device)
+    if plan.model.is_resnet:
+        model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.train()
+    model.set_activation_checkpointing(options.activation_checkpointing)
+    if options.compile:
+        compile_towers(model)
+    towers = Towers(model, parallel=options.parallel, device=device)
+    run = Run(
+        plan=plan,
+        device=device,
+        model=model,
+        towers=towers,
+        optimizer=make_optimizer(model, plan.recipe),
+        scaler=torch.amp.GradScaler(device.type, enabled=options.precision == "fp16"),
+        average=MovingAverage(model, decay=options.ema) if options.ema else None,
+    )
+    if resumed is not None:
+        restore_run(run, resumed)
+    return run
+
+
+def compile_towers(model: CLIP) -> None:
+    """Compiles the image tower whole and the text blocks one by one: packed batches change their length each step."""
+    model.visual.compile()
+    for block in model.transformer.resblocks:
+        block.compile(dynamic=True)
+
+
+def load_initial(model: CLIP, path: str) -> None:
+    """Starts from other weights; the vision position embedding is stretched if the resolution differs."""
+    from clip_train.convert import fit_to, read_weights
+
+    weights = read_weights(path)
+    checkpoint.restore_model(model, fit_to(weights.tensors, model), origin=path)
+
+
+def find_checkpoint(plan: Plan) -> Path | None:
+    """The newest checkpoint that verifies, if the run is to resume; refuses to write over another run."""
+    folder = Path(plan.options.output) / "checkpoints"
+    if not plan.options.resume:
+        if checkpoint.all_steps(folder):
+            raise UsageError(f"{plan.options.output} holds a run: --resume continues it, or name another folder")
+        return None
+    if rank() == 0:
+        checkpoint.clear_scratch(folder)
+    progress = Progress(steps=0, first_step=0, show=rank() == 0)
+    for path, fault in checkpoint.newest(folder):
+        if fault is None:
+            progress.say(f"resuming from {path}")
+            return path
+        progress.say(f"{fault} [skipped]")
+    progress.say(f"no checkpoint in {folder} that verifies: starting from the beginning")
+    return None
+
+
+def restore_run(run: Run, path: Path) -> None:
+    """Weights, optimizer, average, loss scale and place in the data."""
+    state = checkpoint.load(path)
+    info, plan = state.info, run.plan
+    if ModelConfig.from_json(info["model"]) != plan.model:
+        raise UsageError(f"{path} is of another model than {plan.options.model} with this vocabulary: {info['model']}")
+    if info["samples"] != plan.samples or info["seed"] != plan.options.seed:
+        raise UsageError(
+            f"{path} was trained with {info['samples']} samples and seed {info['seed']}, this is {plan.samples} "
+            f"samples and seed {plan.options.seed}: the order would be another. Start anew with --init {path}"
+        )
+    checkpoint.restore_model(run.model, state.model, origin=str(path))
+    checkpoint.restore_optimizer(run.model, run.optimizer, state.optimizer)
+    if run.average and state.ema:
+        run.average.weights = {name: value.to(run.device) for name, value in state.ema.items()}
+    run.scaler.load_state_dict(info["progress"]["scaler"])
+    run.step, run.samples_seen = info["progress"]["step"], info["progress"]["samples_seen"]
+
+
+def save_run(run: Run, folder: Path, tokenizer: Tokenizer) -> Path:
+    """A checkpoint, written by the first rank."""
+    model = checkpoint.model_tensors(run.model)
+    optimizer = checkpoint.optimizer_tensors(run.model, run.optimizer)
+    average = {name: checkpoint.whole(value) for name, value in run.average.weights.items()} if run.average else None
+    path = folder / "checkpoints" / f"step-{run.step:08d}"
+    if rank() == 0:
+        checkpoint.save(
+            folder / "checkpoints",
+            step=run.step,
+            model=model,
+            optimizer=optimizer,
+            ema=average,
+            keep=run.plan.options.keep,
+            info={
+                "model": dataclasses.asdict(run.plan.model),
+                "name": run.plan.options.model,
+                "vocabulary": tokenizer.fingerprint,
+                "samples": run.plan.samples,
+                "seed": run.plan.options.seed,
+                "progress": {
+                    "step": run.step, "samples_seen": run.samples_seen, "scaler": run.scaler.state_dict(),
+                },
+            },
+        )  # fmt: skip
+    return path
+
+
+def evaluate_run(run: Run, tokenizer: Tokenizer, folder: Path, progress: Progress) -> None:
+    """Zero-shot accuracy at a checkpoint, appended to RUN/zero_shot.jsonl."""
+    from clip_train.evaluate import zero_shot
+
+    assert run.plan.options.zero_shot is not None
+    run.model.eval()
+    try:
+        result = zero_shot(run.model, tokenizer, run.plan.options.zero_shot)
+    finally:
+        run.model.train()
+    with open(folder / "zero_shot.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": run.step, **result}) + "\n")
+    progress.say(f"step {run.step}: zero-shot top-1 {result['top1']:.4f} on {result['images']} images")
+
+
+def write_config(folder: Path, plan: Plan, tokenizer: Tokenizer) -> None:
+    """RUN/config.json, what the options came to, and RUN/vocabulary.txt.gz, so that a run can be used by itself."""
+    folder.mkdir(parents=True, exist_ok=True)
+    resolved = {
+        **dataclasses.asdict(plan), "vocabulary": {"file": tokenizer.name, "fingerprint": tokenizer.fingerprint},
+        "torch": torch.__version__,
+    }  # fmt: skip
+    partial = folder / f"config.json.{os.getpid()}.partial"
+    partial.write_text(json.dumps(resolved, indent=1) + "\n")
+    os.replace(partial, folder / "config.json")
+    write_merges(folder / VOCABULARY, tokenizer.merges)
+
+
+def loader_options(plan: Plan, device: torch.device) -> LoaderOptions:
+    """The loader's part of the plan."""
+    options = plan.options
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return LoaderOptions(
+        image_size=plan.model.image_size,
+        context_length=plan.model.context_length,
+        batch_size=plan.batch_size,
+        rank=rank(),
+        world_size=world_size(),
+        accumulate=options.accumulate,
+        seed=options.seed,
+        threads=options.threads or max(1, len(os.sched_getaffinity(0)) // local),
+        prefetch=options.prefetch,
+        min_scale=options.crop_scale,
+        packed=options.text == "packed",
+        verify=options.verify,
+        max_bad=options.max_bad,
+        pin=device.type == "cuda",
+    )
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set: the loop saves and leaves. A second SIGINT leaves at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def note(number: int, _: object) -> None:
+        if event.is_set() and number == signal.SIGINT and "LOCAL_RANK" not in os.environ:
+            raise KeyboardInterrupt  # with a launcher, Ctrl-C reaches us twice: from the terminal and from it
+        event.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name; "" for a CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
