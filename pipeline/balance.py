@@ -10,59 +10,22 @@ selected rows, the only ones that are moved whole, are cut by uid, sorted and wr
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 
-from pipeline import balancing, buckets, files, hashing, selection
+from pipeline import balancing, buckets, files, hashing
 from pipeline.balancing import FindCaps, Plan
 from pipeline.dropping import RemainingRows
 from pipeline.ledger import Ledger
-from pipeline.passes import MATCHED_PART, ROW_HASH, Rejects, Tally, write_rejected
+from pipeline.passes import ROW_HASH, Rejects, Tally, write_rejected
 from pipeline.schema import SELECTED
-from pipeline.selection import Matches, Thresholds
 from pipeline.steps import ExchangeStep, Reading, Step
 from pipeline.work import StepFolder, Work, stage_info
 
+SELECTED_ROWS = "rows"  # the step that leaves the stage's rows
 SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
-
-
-def select_batch(
-    matched: pa.RecordBatch,
-    keep: np.ndarray,
-    tally: Tally,
-    *,
-    keys: np.ndarray,
-    tau: Thresholds,
-    limits: dict,
-    cap: int,
-) -> pa.RecordBatch:
-    """MATCHED -> SELECTED: the rows that a query picks, and which queries did; order kept.
-
-    Args:
-        matched: rows of passes.MATCHED_PART; keep: those that dedup left in.
-        tally: the stage's ledger and rejects.
-        keys, tau: key and threshold of each query; limits: counts and stop queries; cap: pairs a query.
-    """
-    matches = Matches.from_arrow(matched["uid"], matched["query_ids"], keep)
-    picks = selection.pick(matches, keys, tau)
-    tally.ledger.rows_in += int(keep.sum())
-    missed = keep & ~picks.selected
-    if missed.any():
-        tally.drop(
-            "over_cap", *(matched[name].filter(pa.array(missed)) for name in ("url", "text")), matches.pair_high[missed]
-        )
-    rows = matched.filter(pa.array(picks.selected))
-    kept_by = picks.kept_by()
-    ids = Matches.from_arrow(rows["uid"], rows["query_ids"])
-    chance = selection.keep_probability(ids.offsets, ids.ids, limits["count"], cap, stop=limits["stop"])
-    row_hash = hashing.mix(rows["row_hash"].to_numpy(), hashing.column_hash(kept_by))
-    tally.passed(row_hash)
-    columns = [*rows.columns[: len(MATCHED_PART.names) - 1], pa.array(chance), kept_by, pa.array(row_hash)]
-    return pa.RecordBatch.from_arrays(columns, schema=SELECTED_PART)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,20 +46,12 @@ class SelectRows:
     def run(self, unit: int) -> dict[str, Any]:
         rejects = Rejects(self.keep_rejected)
         tally = Tally("balance", rejects)
-        limits, cap = balancing.load_limits(self.plan), self.plan.step("limits").total("cap")
-        choose = functools.partial(
-            select_batch,
-            tally=tally,
-            keys=self.plan.keys(),
-            tau=balancing.load_thresholds(self.plan),
-            limits=limits,
-            cap=cap,
-        )
+        decide = balancing.decider(self.plan, tally, SELECTED_PART)
         bits, parts = out_bits(self.plan), 0
         for path, keep in self.rows.parts(unit):
             first, selected = 0, []
             for batch in files.read_batches(path):
-                selected.append(choose(batch, keep[first : first + batch.num_rows]))
+                selected.append(decide(batch, keep[first : first + batch.num_rows]))
                 first += batch.num_rows
             self._write(unit, parts, selected, bits)
             parts += 1
@@ -129,7 +84,7 @@ class SortRows:
 
     @property
     def folder(self) -> StepFolder:
-        return self.plan.step("rows")
+        return self.plan.step(SELECTED_ROWS)
 
     @property
     def reads(self) -> Reading:
@@ -139,15 +94,9 @@ class SortRows:
         return 1 << out_bits(self.plan)
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
-        table = sort_by_uid(buckets.table(messages, SELECTED_PART))
+        table = balancing.sort_by_uid(buckets.table(messages, SELECTED_PART))
         files.write_table(self.folder.file(unit, "parquet"), table)
         return {"rows": table.num_rows}
-
-
-def sort_by_uid(table: pa.Table) -> pa.Table:
-    """Rows in the order of their uids, which are distinct."""
-    high, low = hashing.uid_words(table["uid"])
-    return table.take(pa.array(np.lexsort((low, high)))).combine_chunks()
 
 
 class Balance(beam.PTransform):
@@ -175,7 +124,7 @@ def complete(plan: Plan, keep_rejected: str) -> dict[str, Any]:
         ledger.add(Ledger.from_json(manifest["balance"]))
         digest = hashing.add_digests(digest, manifest["balance"]["digest"])
     write_rejected(work, "balance", [selected], keep=keep_rejected)
-    folders = [plan.step(name) for name in ("counts", "limits", "band", "thresholds", "selected", "rows")]
+    folders = [plan.step(name) for name in ("counts", "limits", "band", "thresholds", "selected", SELECTED_ROWS)]
     numbers = {name: limits.total(name) for name in ("cap", "head_queries", "stop_queries", "matches")}
     numbers["band_tuples"] = plan.step("band").total("tuples")
     info = stage_info(ledger, digest=digest, folders=folders, **numbers)

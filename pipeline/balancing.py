@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import gzip
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import apache_beam as beam
@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import buckets, files, hashing, selection
+from pipeline.passes import Tally
 from pipeline.selection import Matches, Thresholds
 from pipeline.steps import ExchangeStep, Reading, Step
 from pipeline.work import StepFolder, Work
@@ -294,6 +295,65 @@ def load_limits(plan: Plan) -> dict[str, np.ndarray]:
     """The arrays of `Limits`, mapped."""
     folder = plan.step("limits")
     return {name: _map(folder.file(0, name)) for name in ("count", "stop", "low", "high")}
+
+
+def decider(plan: Plan, tally: Tally, schema: pa.Schema) -> Callable[[pa.RecordBatch, np.ndarray], pa.RecordBatch]:
+    """A function (rows, which of them are in) -> the rows that a query picks, by the thresholds on disk."""
+    return functools.partial(
+        decide,
+        tally=tally,
+        schema=schema,
+        keys=plan.keys(),
+        tau=load_thresholds(plan),
+        limits=load_limits(plan),
+        cap=plan.step("limits").total("cap"),
+    )
+
+
+def decide(
+    rows: pa.RecordBatch,
+    keep: np.ndarray,
+    *,
+    tally: Tally,
+    schema: pa.Schema,
+    keys: np.ndarray,
+    tau: Thresholds,
+    limits: dict[str, np.ndarray],
+    cap: int,
+) -> pa.RecordBatch:
+    """The rows that a query picks, with keep_probability and kept_by; order kept.
+
+    Args:
+        rows: with at least uid, url, text, query_ids and row_hash.
+        keep: the rows that are still in.
+        tally: the stage's ledger and rejects.
+        schema: of the result: columns of `rows`, and the two new ones in their place.
+        keys, tau: key and threshold of each query.
+        limits: the arrays of `Limits`.
+        cap: pairs a query.
+    """
+    matches = Matches.from_arrow(rows["uid"], rows["query_ids"], keep)
+    picks = selection.pick(matches, keys, tau)
+    tally.ledger.rows_in += int(keep.sum())
+    missed = keep & ~picks.selected
+    if missed.any():
+        url, text = (rows[name].filter(pa.array(missed)) for name in ("url", "text"))
+        tally.drop("over_cap", url, text, matches.pair_high[missed])
+    picked = rows.filter(pa.array(picks.selected))
+    kept_by = picks.kept_by()
+    ids = Matches.from_arrow(picked["uid"], picked["query_ids"])
+    chance = selection.keep_probability(ids.offsets, ids.ids, limits["count"], cap, stop=limits["stop"])
+    row_hash = hashing.mix(picked["row_hash"].to_numpy(), hashing.column_hash(kept_by))
+    tally.passed(row_hash)
+    columns = dict(zip(picked.schema.names, picked.columns, strict=True))
+    columns |= {"keep_probability": pa.array(chance), "kept_by": kept_by, "row_hash": pa.array(row_hash)}
+    return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def sort_by_uid(table: pa.Table) -> pa.Table:
+    """Rows in the order of their uids, which are distinct."""
+    high, low = hashing.uid_words(table["uid"])
+    return table.take(pa.array(np.lexsort((low, high)))).combine_chunks()
 
 
 def candidates(plan: Plan) -> int:

@@ -144,6 +144,38 @@ def select(root: Any, run: Run) -> Any:
     return rows
 
 
+def fetch(root: Any, run: Run) -> Any:
+    """The images of the selected pairs: from the web, host by host, or out of the archives."""
+    from pipeline.fetch import Fetch
+
+    return root | Fetch(fetching(run), way=run.options.exchange)
+
+
+def publish(root: Any, run: Run) -> Any:
+    """dedup-images and publish: pure functions of what was fetched."""
+    from pipeline.dedup_images import DedupImages
+    from pipeline.publish import Publish
+
+    o, rows = run.options, root
+    if run.wants("dedup-images"):
+        rows = rows | DedupImages(dropping_images(run), fetching(run), way=o.exchange)
+    if run.wants("publish"):
+        most = max(1, -(-run.work.info("balance")["rows_out"] // o.rows_per_shard))
+        rows = rows | Publish(publishing(run), way=o.exchange, most_shards=most)
+    return rows
+
+
+def finish_publish(run: Run) -> None:
+    """Writes info.json and COMPLETED of each stage of `publish`, in order; the published manifest with it."""
+    from pipeline import dedup_images
+    from pipeline import publish as publishing_stage
+
+    if run.wants("dedup-images"):
+        dedup_images.complete(dropping_images(run))
+    if run.wants("publish"):
+        publishing_stage.complete(publishing(run), options=published_options(run.options), versions=versions())
+
+
 def finish_select(run: Run) -> None:
     """Writes info.json and COMPLETED of each stage of `select`, in order."""
     from pipeline import balance, dedup, passes
@@ -180,6 +212,14 @@ def build(options: Options, say: Callable[[str], None] = print) -> Run:
         if any(run.wants(stage) for stage in STAGES[:4]):
             run_job(lambda root: select(root, run), run)
             finish_select(run)
+        if options.retry_failed:
+            retry_failed(run)
+        if run.wants("fetch"):
+            run_job(lambda root: fetch(root, run), run)
+            finish_fetch(run)
+        if run.wants("dedup-images") or run.wants("publish"):
+            run_job(lambda root: publish(root, run), run)
+            finish_publish(run)
     say(f"done in {time.perf_counter() - start:.1f} s: {run.work.root}")
     return run
 
@@ -276,6 +316,92 @@ def balance_plan(run: Run) -> Any:
     return Plan(
         run.work, "balance", dedup.remaining(dropping(run)), policy, run.tables, run.queries_file, run.most_parts
     )
+
+
+def fetching(run: Run) -> Any:
+    """How images are fetched."""
+    from pipeline.balance import SELECTED_ROWS
+    from pipeline.fetch import Fetching
+    from pipeline.fetching.options import FetchOptions
+
+    o, work = run.options, run.work
+    contact = {"contact": o.user_agent_contact} if o.user_agent_contact else {}
+    options = FetchOptions(allow_addresses=o.allow_address, deadline_s=o.deadline, image_size=o.image_size, **contact)
+    rows = work.info("balance")["rows_out"]
+    gathered = work.step("match", "parts")
+    if not any("images" in manifest for _, manifest in gathered.manifests()):
+        gathered = work.step("gather", "parts")  # gather ran on its own
+    return Fetching(
+        work=work,
+        selected=work.step("balance", SELECTED_ROWS),
+        gathered=gathered,
+        inputs=run.inputs_file,
+        hosts=min(4096, max(1, rows // 2_500)),
+        options=options,
+        keep_rejected=o.keep_rejected,
+    )
+
+
+def finish_fetch(run: Run) -> None:
+    """Writes fetch's info.json and COMPLETED."""
+    from pipeline import fetch as fetch_stage
+
+    fetch_stage.complete(fetching(run))
+
+
+def retry_failed(run: Run) -> None:
+    """Asks for one more pass over what failed in a way that may pass; what is published is made anew from it."""
+    from pipeline import fetch as fetch_stage
+
+    info = run.work.info("fetch")
+    if info is None or not info["retryable"]:
+        return  # a pass is under way or none is needed
+    forget(run, "dedup-images")
+    fetch_stage.ask_for_another_pass(fetching(run))
+
+
+def dropping_images(run: Run) -> Any:
+    """How equal images are found among the fetched rows."""
+    from pipeline import dedup_images
+
+    rows = run.work.info("fetch")["rows_out"]
+    bits = min(12, max(0, (44 * rows >> 26).bit_length()))
+    groups = min(1024, max(1, round(rows / 250_000)))
+    return dedup_images.dropping(run.work, key_bits=bits, groups=groups, keep_rejected=run.options.keep_rejected)
+
+
+def publishing(run: Run) -> Any:
+    """How the shards are made: balanced with the cap that balance used."""
+    from pipeline import dedup_images, gather
+    from pipeline.publish import Publishing
+
+    o = run.options
+    rows = dedup_images.remaining(dropping_images(run))
+    before = balance_plan(run)
+    policy = dataclasses.replace(before.policy, cap=run.work.info("balance")["cap"], target_pairs=None)
+    plan = dataclasses.replace(before, stage="publish", rows=rows, policy=policy)
+    names = tuple(gather.source_names(run.inputs_file))
+    return Publishing(plan, rows, dedup_images.SETTLED, fetching(run), names, o.rows_per_shard, o.keep_rejected)
+
+
+def published_options(options: Options) -> dict[str, Any]:
+    """The options that decide the rows, as the manifest shows them: nothing of this machine or of this run."""
+    hidden = {"input", "output", "stages", "runner", "workers", "exchange", "redo", "beam", "retry_failed", "queries"}
+    return {name: value for name, value in dataclasses.asdict(options).items() if name not in hidden}
+
+
+def versions() -> dict[str, str]:
+    """What made the set."""
+    from importlib import metadata
+
+    names = ("openwit", "apache-beam", "img2dataset", "numpy", "pillow", "pyarrow")
+    found = {"python": ".".join(map(str, sys.version_info[:3])), "result": str(RESULT)}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def load_queries(options: Options) -> Any:

@@ -1,0 +1,215 @@
+"""publish: FETCHED -> the shard folder. Balanced once more after what the fetch lost, then written as tar + Parquet.
+
+    settled parts + masks --FindCaps--> thresholds --CutByShard--> WriteShards: shards/00000.tar, metadata/00000.parquet
+
+A shard owns a range of uids, so the pairs of a site are spread over all shards. The hashes are those of `balance`: a
+pair that was picked there and fetched is picked here again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+
+from pipeline import balancing, buckets, files, hashing, shards
+from pipeline.balancing import FindCaps, Plan
+from pipeline.dropping import RemainingRows
+from pipeline.ledger import Ledger
+from pipeline.passes import Rejects, Tally, write_rejected
+from pipeline.schema import FETCHED, readable
+from pipeline.steps import ExchangeStep, Reading, Step
+from pipeline.work import STAGES, StepFolder, stage_info
+
+OPEN_FILES = 64  # raw files that a worker keeps open
+
+
+@dataclasses.dataclass(frozen=True)
+class Publishing:
+    """The stage's plan.
+
+    Attributes:
+        plan: the balancing over what remains (its `work` is the run's folder).
+        rows: the settled rows that dedup-images left in.
+        schema: of the settled rows.
+        raw: fetch's plan: which folder holds a pass's raw files.
+        names: the sorted names of the inputs.
+        rows_per_shard: about so many, a little fewer.
+        keep_rejected: sample, all or none.
+    """
+
+    plan: Plan
+    rows: RemainingRows
+    schema: pa.Schema
+    raw: Any  # fetch.Fetching: gives `images(pass)`
+    names: tuple[str, ...]
+    rows_per_shard: int
+    keep_rejected: str
+
+    def count(self) -> int:
+        """How many ranges of uids there are: one a shard, but for ranges without a row."""
+        return max(1, -(-balancing.candidates(self.plan) // self.rows_per_shard))
+
+
+@dataclasses.dataclass(frozen=True)
+class CutByShard:
+    """One unit a group: its rows that are picked, cut by range of uids."""
+
+    publishing: Publishing
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.publishing.plan.step("selected")
+
+    def units(self) -> int:
+        return self.publishing.rows.groups
+
+    def run(self, unit: int) -> dict[str, Any]:
+        p = self.publishing
+        rejects = Rejects(p.keep_rejected)
+        tally = Tally("publish", rejects)
+        decide = balancing.decider(p.plan, tally, p.schema)
+        count, parts = p.count(), 0
+        sizes = np.zeros(count, np.int64)
+        for path, keep in p.rows.parts(unit):
+            first, selected = 0, []
+            for batch in files.read_batches(path):
+                selected.append(decide(batch, keep[first : first + batch.num_rows]))
+                first += batch.num_rows
+            sizes += self._write(unit, parts, selected, count)
+            parts += 1
+        balancing.write_vector(self.folder.file(unit, "sizes"), sizes)
+        rejected = rejects.table()
+        if rejected.num_rows:
+            files.write_table(self.folder.file(unit, "rejected"), rejected)
+        return {
+            "parts": parts,
+            "counts": {**tally.ledger.to_json(), "digest": tally.digest},
+            "rejected": rejected.num_rows,
+        }
+
+    def _write(self, unit: int, part: int, selected: list[pa.RecordBatch], count: int) -> np.ndarray:
+        schema = self.publishing.schema
+        table = pa.Table.from_batches(selected, schema).combine_chunks()
+        batch = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], schema)
+        shard = shard_of(hashing.uid_words(batch["uid"])[0], count)
+        buckets.write(self.folder.file(unit, "rows", part), buckets.cut(batch, shard, count))
+        return np.bincount(shard, minlength=count)
+
+
+def shard_of(uid_high: np.ndarray, count: int) -> np.ndarray:
+    """The range of uids that each row is in: `count` equal ranges of the 128-bit space."""
+    return ((uid_high >> np.uint64(32)) * np.uint64(count) >> np.uint64(32)).astype(np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class WriteShards:
+    """One unit a range of uids: its tar and its metadata. Ranges without rows get no shard and no number."""
+
+    publishing: Publishing
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.publishing.plan.step("shards")
+
+    @property
+    def reads(self) -> Reading:
+        return Reading(self.publishing.plan.step("selected"), "rows")
+
+    def units(self) -> int:
+        return self.publishing.count()
+
+    def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
+        p = self.publishing
+        table = balancing.sort_by_uid(buckets.table(messages, p.schema))
+        if table.num_rows == 0:
+            return {"rows": 0}
+        places = table.select(["raw_pass", "raw_unit", "raw_part", "image_offset", "image_bytes"]).to_pylist()
+        rows = readable(table.select(FETCHED.names), list(p.names))
+        read = functools.partial(read_image, p.raw.images, places)
+        info = shards.write_shard(p.plan.work.root, self._number(unit), rows, read)
+        return {"rows": table.num_rows, "shard": dataclasses.asdict(info)}
+
+    def _number(self, unit: int) -> int:
+        selected = self.publishing.plan.step("selected")
+        sizes = sum(balancing.read_vector(selected.file(group, "sizes")) for group, _ in selected.manifests())
+        return int(np.count_nonzero(sizes[:unit]))
+
+
+def read_image(folder_of: Callable[[int], StepFolder], places: list[dict[str, int]], row: int) -> bytes:
+    """The stored JPEG of a row, from the raw file where the fetch put it."""
+    place = places[row]
+    path = folder_of(place["raw_pass"]).file(place["raw_unit"], "raw", place["raw_part"])
+    data = os.pread(_raw_file(path), place["image_bytes"], place["image_offset"])
+    if len(data) != place["image_bytes"]:
+        raise OSError(f"{path} is cut: {place['image_bytes']} bytes should lie at {place['image_offset']}")
+    return data
+
+
+class _RawFile(int):
+    """A descriptor that closes itself when the cache drops it."""
+
+    def __del__(self) -> None:
+        os.close(self)
+
+
+@functools.lru_cache(maxsize=OPEN_FILES)
+def _raw_file(path: str) -> _RawFile:
+    return _RawFile(os.open(path, os.O_RDONLY))
+
+
+class Publish(beam.PTransform):
+    """settled | Publish(publishing, way=...): shards and metadata under their final names."""
+
+    def __init__(self, publishing: Publishing, *, way: str, most_shards: int) -> None:
+        super().__init__("Publish")
+        self._publishing, self._way, self._most = publishing, way, most_shards
+
+    def expand(self, settled: Any) -> beam.PCollection:
+        p = self._publishing
+        done = settled | FindCaps(p.plan, way=self._way)
+        done = done | "Cut" >> Step(CutByShard(p), work=p.plan.work, most=p.rows.groups)
+        return done | "Write" >> ExchangeStep(WriteShards(p), work=p.plan.work, count=self._most, way=self._way)
+
+
+def complete(publishing: Publishing, *, options: dict[str, Any], versions: dict[str, str]) -> dict[str, Any]:
+    """Ends the stage: rejected rows, the folder's own files, the manifest; then info.json and COMPLETED."""
+    plan = publishing.plan
+    work, selected = plan.work, plan.step("selected")
+    ledger, digest = Ledger(), 0
+    for _, manifest in selected.manifests():
+        ledger.add(Ledger.from_json(manifest["counts"]))
+        digest = hashing.add_digests(digest, manifest["counts"]["digest"])
+    write_rejected(work, "publish", [selected], keep=publishing.keep_rejected)
+    folders = [plan.step(name) for name in ("counts", "limits", "band", "thresholds", "selected", "shards")]
+    info = stage_info(ledger, digest=digest, folders=folders, cap=plan.step("limits").total("cap"))
+    before = [work.info(stage) for stage in STAGES[: STAGES.index("publish")]]
+    rows = [*(found for found in before if found), {"stage": "publish", **info}]
+    copy_rejected(publishing)
+    manifest = shards.finish(
+        work.root,
+        ledger=[{name: row[name] for name in ("stage", "rows_in", "rows_out", "dropped")} for row in rows],
+        options=options,
+        versions=versions,
+    )
+    shards.sweep(work.root, manifest)
+    work.complete("publish", info)
+    return info
+
+
+def copy_rejected(publishing: Publishing) -> None:
+    """OUT/rejected/<stage>.parquet: what the stages dropped and kept a sample of."""
+    work = publishing.plan.work
+    files.remove(os.path.join(work.root, "rejected"))
+    for stage in STAGES:
+        path = os.path.join(work.stage(stage), "rejected.parquet")
+        if os.path.exists(path):
+            table = files.read_table(path)
+            if table.num_rows:
+                files.write_table(os.path.join(work.root, "rejected", f"{stage}.parquet"), table.drop_columns(["hash"]))
