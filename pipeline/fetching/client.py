@@ -1,0 +1,317 @@
+"""The client: a URL in, the bytes of a 200 out, or a Failure with its class.
+
+For every hop of every URL: the scheme is http(s), the host's addresses are all public, robots.txt allows it, the host's
+queue has a slot. Proxies and cookies are never used. One client serves a process: what it learnt of hosts (addresses,
+robots.txt, pauses) holds for the next call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import email.utils
+import functools
+import hashlib
+import http.client
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from pipeline.fetching import robots
+from pipeline.fetching.addresses import Gate, Lookup, Resolver, look_up
+from pipeline.fetching.errors import Failure
+from pipeline.fetching.hosts import Host
+from pipeline.fetching.options import FetchOptions
+from pipeline.fetching.targets import Target, follow, parse
+from pipeline.fetching.wire import Answer, Connection, tls_context
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+PASSING = frozenset({"dns", "tcp", "http_5xx", "rate_limited"})  # tried again at once; a timeout only in a later run
+ACCEPT = "image/avif,image/webp,image/png,image/jpeg,image/*;q=0.8,*/*;q=0.5"
+ROBOTS_S = 10.0
+ROBOTS_REDIRECTS = 5
+RULES_LIFETIME_S = 24 * 3600.0
+FAILED_RULES_LIFETIME_S = 1.0
+MOST_HOSTS = 20_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a URL led to."""
+
+    body: bytes
+    http_status: int
+    final_url: str | None  # None: no redirect
+
+
+class _Clock:
+    """The time on the wire that a URL has left. It stands still while the URL waits for its turn."""
+
+    def __init__(self, seconds: float) -> None:
+        self.left = seconds
+
+    def run(self) -> float:
+        """Starts; returns the deadline on time.monotonic()."""
+        self._started = time.monotonic()
+        return self._started + self.left
+
+    def stop(self) -> None:
+        self.left -= time.monotonic() - self._started
+
+
+class _Site:
+    """robots.txt of one origin, fetched by the first who needs it and waited for by the others."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.rules: robots.Rules | None = None  # None: everything is allowed
+        self.failure: Failure | None = None
+        self.expires = float("inf")
+
+
+class Client:
+    """Fetches URLs from many threads at once."""
+
+    def __init__(self, options: FetchOptions, lookup: Lookup = look_up) -> None:
+        self.options = options
+        self._resolver = Resolver(Gate(options.allow_addresses), lookup)
+        self._hosts: OrderedDict[str, Host] = OrderedDict()
+        self._sites: OrderedDict[tuple[str, str, int], _Site] = OrderedDict()
+        self._lock = threading.Lock()
+        self._run = 0
+        self._headers = {"User-Agent": options.agent_line, "Accept": ACCEPT, "Accept-Encoding": "identity"}
+
+    def begin(self) -> None:
+        """A new run of work: patience with slow hosts starts anew."""
+        with self._lock:
+            self._run += 1
+
+    def end(self) -> None:
+        """Closes idle connections, keeps what was learnt."""
+        with self._lock:
+            hosts = list(self._hosts.values())
+        for host in hosts:
+            host.close()
+
+    def fetch(self, url: str) -> Fetched:
+        """The body behind a URL.
+
+        Raises:
+            Failure: for every reason there is.
+        """
+        first = parse(url)
+        clock = _Clock(self.options.deadline_s)
+        for attempt in range(self.options.retries + 1):
+            try:
+                return self._follow(first, clock)
+            except Failure as failure:
+                last = attempt == self.options.retries or clock.left <= 0
+                if last or failure.status not in PASSING or not failure.retryable:
+                    raise
+                wait = self._pause(url, attempt)
+                if (failure.retry_after or 0) > self.options.longest_wait_s:
+                    raise
+                time.sleep(wait)  # a Retry-After is waited for in the host's queue
+        raise AssertionError("unreachable")
+
+    def _pause(self, url: str, attempt: int) -> float:
+        """Seconds before the next try: doubling, and spread by a hash, so that a run is the same every time."""
+        spread = int.from_bytes(hashlib.blake2b(f"{attempt} {url}".encode("utf-8", "replace"), digest_size=4).digest(), "big")
+        return self.options.backoff_s * 2**attempt * (0.5 + spread / 2**32)
+
+    def _follow(self, first: Target, clock: _Clock) -> Fetched:
+        target = first
+        try:
+            for _ in range(self.options.redirects + 1):
+                self._ask_leave(target, clock)
+                answer = self._request(target, clock, self.options.max_bytes)
+                self._check_headers(answer)
+                if answer.status not in REDIRECTS:
+                    self._check_status(target, answer)
+                    return Fetched(answer.body, answer.status, None if target is first else target.url)
+                location = answer.headers.get("Location")
+                if not location:
+                    raise Failure("bad_redirect", "a redirect without Location", http_status=answer.status)
+                target = follow(target, location)
+            raise Failure("too_many_redirects", f"more than {self.options.redirects} redirects", http_status=answer.status)
+        except Failure as failure:
+            failure.final_url = None if target is first else target.url
+            raise
+
+    def _check_headers(self, answer: Answer) -> None:
+        if not self.options.respect_opt_out:
+            return
+        rule = robots.forbidding_tag(answer.all("X-Robots-Tag"), self.options.user_agent)
+        if rule is not None:
+            raise Failure("opt_out", f"X-Robots-Tag: {rule}", http_status=answer.status)
+        if robots.is_reserved(answer.all("TDM-Reservation")):
+            raise Failure("opt_out", "TDM-Reservation: 1", http_status=answer.status)
+
+    def _check_status(self, target: Target, answer: Answer) -> None:
+        status = answer.status
+        if status == 200:
+            return
+        pause = _retry_after(answer.headers.get("Retry-After")) if status in (429, 503) else None
+        if pause is not None:
+            self._host(target).wait_for(pause)
+        if status == 429:
+            failure = Failure("rate_limited", "the server answered 429", http_status=status, retry_after=pause)
+        elif 400 <= status < 500:
+            failure = Failure("http_4xx", f"the server answered {status}", http_status=status, retryable=status in (408, 425))
+        elif 500 <= status < 600:
+            passing = status in (500, 502, 503, 504)
+            failure = Failure(
+                "http_5xx", f"the server answered {status}", http_status=status, retryable=passing, retry_after=pause
+            )
+        else:
+            failure = Failure("http_other", f"the server answered {status}", http_status=status)
+        self._host(target).note(failure)
+        raise failure
+
+    def _request(self, target: Target, clock: _Clock, limit: int) -> Answer:
+        """One request at one host, in its turn."""
+        host = self._host(target)
+        with host.turn(self._run):
+            deadline = clock.run()
+            try:
+                answer = self._exchange(host, target, deadline, limit)
+            except Failure as failure:
+                host.note(failure)
+                raise
+            finally:
+                clock.stop()
+        if answer.status not in (429, 500, 502, 503, 504):
+            host.note(None)
+        return answer
+
+    def _exchange(self, host: Host, target: Target, deadline: float, limit: int) -> Answer:
+        connection = host.take(target)
+        while True:
+            reused = connection is not None
+            if connection is None:
+                addresses = self._resolver.addresses(target.host, target.port, deadline - time.monotonic())
+                connection = Connection(target, addresses, self.options, self._tls, deadline)
+            try:
+                answer = connection.get(target, self._headers, limit=limit, deadline=deadline)
+                host.give(target, connection)
+                return answer
+            except (ConnectionError, http.client.RemoteDisconnected) as error:
+                if not reused:
+                    raise connection.failure(error) from error
+                connection = None  # the server had closed it while it was idle
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                raise connection.failure(error) from error
+
+    def _ask_leave(self, target: Target, clock: _Clock) -> None:
+        """Checks the address, then robots.txt: a host that must not be reached is not asked for that either."""
+        deadline = clock.run()
+        try:
+            self._resolver.addresses(target.host, target.port, deadline - time.monotonic())
+        finally:
+            clock.stop()
+        if not self.options.respect_robots:
+            return
+        rules = self._rules(target)
+        if rules is None:
+            return
+        if not rules.allow(target.url):
+            raise Failure("robots", "robots.txt forbids it")
+        host = self._host(target)
+        host.delay_s = max(self.options.delay_s, rules.delay_s)
+
+    def _rules(self, target: Target) -> robots.Rules | None:
+        with self._lock:
+            site = self._sites.get(target.origin)
+            mine = site is None or site.expires <= time.monotonic()
+            if mine or site is None:
+                site = self._sites[target.origin] = _Site()
+                while len(self._sites) > MOST_HOSTS:
+                    self._sites.popitem(last=False)
+        if mine:
+            self._read_rules(target, site)
+        site.done.wait()
+        if site.failure is not None:
+            failure = site.failure
+            raise Failure(
+                failure.status,
+                str(failure),
+                retryable=failure.retryable,
+                http_status=failure.http_status,
+                retry_after=failure.retry_after,
+            )
+        return site.rules
+
+    def _read_rules(self, target: Target, site: _Site) -> None:
+        lifetime = FAILED_RULES_LIFETIME_S
+        try:
+            body = self._robots_txt(target)
+            site.rules = None if body is None else robots.Rules(body, self.options.user_agent)
+            lifetime = RULES_LIFETIME_S
+        except Failure as failure:
+            failure.args = (f"robots.txt: {failure}"[:200],)
+            site.failure = failure
+        except Exception as error:  # a parser's bug must not let thirty threads wait for ever
+            site.failure = Failure("robots", f"robots.txt cannot be read: {type(error).__name__}", retryable=True)
+        finally:
+            site.expires = time.monotonic() + lifetime
+            site.done.set()
+
+    def _robots_txt(self, target: Target) -> bytes | None:
+        """The body; None where there is none (RFC 9309: any 4xx allows everything). Server errors forbid, for now."""
+        clock = _Clock(min(ROBOTS_S, self.options.deadline_s))
+        at = dataclasses.replace(target, path="/robots.txt")
+        for _ in range(ROBOTS_REDIRECTS + 1):
+            answer = self._request(at, clock, self.options.max_bytes)
+            if answer.status == 200:
+                return answer.body
+            if answer.status in REDIRECTS and answer.headers.get("Location"):
+                at = follow(at, answer.headers["Location"])
+                continue
+            if answer.status == 429:
+                self._check_status(at, answer)
+            if answer.status >= 500:
+                raise Failure(
+                    "robots", f"the server answered {answer.status}", retryable=True, http_status=answer.status
+                )
+            return None
+        return None
+
+    def _host(self, target: Target) -> Host:
+        with self._lock:
+            host = self._hosts.get(target.host)
+            if host is None:
+                host = self._hosts[target.host] = Host(self.options)
+                while len(self._hosts) > MOST_HOSTS:
+                    _, oldest = self._hosts.popitem(last=False)
+                    oldest.close()
+            return host
+
+    @functools.cached_property
+    def _tls(self):  # type: ignore[no-untyped-def]
+        return tls_context(self.options.ca_file)
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds; the header may hold a number or a date."""
+    if not value:
+        return None
+    value = value.strip()
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
+
+
+@functools.lru_cache(maxsize=4)
+def shared_client(options: FetchOptions) -> Client:
+    """The process's client for these options."""
+    return Client(options)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=shared_client.cache_clear)
+
+Archive = Callable[[str], bytes | None]

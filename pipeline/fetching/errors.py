@@ -1,0 +1,67 @@
+"""Why an image could not be had: one class a cause, each with the answer to "is it worth trying again later?"."""
+
+from __future__ import annotations
+
+OK = "ok"
+
+# Class of failure -> worth another try in a later run, if nothing more is known about the case.
+RETRYABLE = {
+    "dns": True,  # no answer, or no such name
+    "tcp": True,  # refused, reset, or closed before the end of the body
+    "tls": False,  # certificate or protocol
+    "timeout": True,  # the URL's time was used up, in whatever phase
+    "http_4xx": False,
+    "http_5xx": True,
+    "http_other": False,  # answered, but neither with 200 nor with an error: 204, 206, 304
+    "rate_limited": True,  # 429, or the host asked to come back later than we wait
+    "bad_http": False,  # the answer is not HTTP, or its lengths contradict each other
+    "too_large": False,
+    "too_many_redirects": False,
+    "bad_redirect": False,
+    "blocked_address": False,  # the host has an address that is not public
+    "bad_url": False,
+    "robots": False,  # robots.txt
+    "opt_out": False,  # X-Robots-Tag, TDM reservation
+    "not_an_image": False,
+    "too_many_pixels": False,
+    "too_small": False,
+    "aspect": False,  # far longer than wide
+    "decode": False,  # an image that cannot be decoded
+}
+
+STATUSES = (OK, *sorted(RETRYABLE))
+LONGEST_SENTENCE = 200
+
+
+class Failure(Exception):
+    """An image that could not be had.
+
+    Attributes:
+        status: one of STATUSES.
+        retryable: True if a later run should try again.
+        http_status: where a server answered.
+        retry_after: seconds the server asked to wait, where it did.
+        final_url: where redirects had led to; None: nowhere else.
+    """
+
+    def __init__(
+        self,
+        status: str,
+        sentence: str,
+        *,
+        retryable: bool | None = None,
+        http_status: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(printable(sentence))
+        self.status = status
+        self.retryable = RETRYABLE[status] if retryable is None else retryable
+        self.http_status = http_status
+        self.retry_after = retry_after
+        self.final_url: str | None = None
+
+
+def printable(sentence: str) -> str:
+    """At most 200 characters without control characters: parts of it may come from a stranger's server."""
+    cut = sentence[: LONGEST_SENTENCE * 2]
+    return "".join(c if c.isprintable() else " " for c in cut).strip()[:LONGEST_SENTENCE]

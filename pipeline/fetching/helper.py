@@ -1,0 +1,213 @@
+"""The process that decodes: it may crash, hang or eat memory on a hostile image, and only that image is lost.
+
+One child a worker, started on first use, started again after a death. Limits of CPU time and address space are the
+kernel's own. Requests and answers go through its standard input and output; at the end of its input it leaves at once,
+so that it never outlives its parent. Run as `python -m pipeline.fetching.helper OPTIONS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import queue
+import select
+import struct
+import subprocess
+import sys
+import threading
+import time
+from typing import IO
+
+from pipeline.fetching.errors import Failure
+from pipeline.fetching.options import FetchOptions
+from pipeline.fetching.picture import Picture
+
+LENGTH = struct.Struct("<I")
+PATIENCE = 3  # wall seconds for one CPU second, before the parent gives an image up
+START_S = 60.0
+
+
+class Decoder:
+    """Decodes images in a child process, or in this one where no child can be made.
+
+    Not for several threads at once.
+    """
+
+    def __init__(self, options: FetchOptions) -> None:
+        self.options = options
+        self._child: subprocess.Popen[bytes] | None = None
+        self._owner = os.getpid()
+        self.deaths = 0
+
+    def decode(self, body: bytes) -> Picture:
+        """Makes the picture.
+
+        Raises:
+            Failure: as images.decode; decode too if the child died or took too long.
+        """
+        if self.options.in_process:
+            return self._here(body)
+        child = self._running()
+        if child is None:
+            return self._here(body)
+        try:
+            return self._ask(child, body)
+        except (OSError, EOFError, struct.error, ValueError, TimeoutError) as error:
+            self.deaths += 1
+            code = self._kill()
+            reason = "took too long" if isinstance(error, TimeoutError) else f"crashed the decoder (exit {code})"
+            raise Failure("decode", f"the image {reason}") from error
+
+    def close(self) -> None:
+        """Ends the child."""
+        if self._child is not None and self._owner == os.getpid():
+            self._kill()
+        self._child = None
+
+    def _here(self, body: bytes) -> Picture:
+        from pipeline.fetching import images
+
+        return images.decode(body, self.options)
+
+    def _running(self) -> subprocess.Popen[bytes] | None:
+        if self._child is not None and self._owner == os.getpid() and self._child.poll() is None:
+            return self._child
+        if self._child is not None and self._owner == os.getpid():
+            self._kill()
+        self._owner = os.getpid()
+        self._child = _start(self.options)
+        return self._child
+
+    def _kill(self) -> int | None:
+        child, self._child = self._child, None
+        if child is None:
+            return None
+        with contextlib.suppress(OSError):
+            child.kill()
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        return child.wait()
+
+    def _ask(self, child: subprocess.Popen[bytes], body: bytes) -> Picture:
+        assert child.stdin is not None and child.stdout is not None
+        unsent = memoryview(LENGTH.pack(len(body)) + body)
+        while unsent:
+            unsent = unsent[child.stdin.write(unsent) :]
+        deadline = time.monotonic() + self.options.decode_s * PATIENCE
+        answer = json.loads(_receive(child.stdout, deadline))
+        if "failure" in answer:
+            raise Failure(answer["failure"], answer["sentence"])
+        return Picture(_receive(child.stdout, deadline), **answer)
+
+
+def _start(options: FetchOptions) -> subprocess.Popen[bytes] | None:
+    """A child that has said it is ready; None where that cannot be had."""
+    if not sys.executable:
+        return None
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    environment = dict(os.environ, OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
+    command = [sys.executable, "-m", "pipeline.fetching.helper", json.dumps(dataclasses.asdict(options))]
+    try:
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment)
+    except OSError:
+        return None
+    try:
+        assert child.stdout is not None
+        if _receive(child.stdout, time.monotonic() + START_S) == b"ready":
+            return child
+    except (OSError, EOFError, TimeoutError):
+        pass
+    child.kill()
+    child.wait()
+    return None
+
+
+def _receive(pipe: IO[bytes], deadline: float) -> bytes:
+    """One length-prefixed message, within the time."""
+    size = LENGTH.unpack(_exactly(pipe, LENGTH.size, deadline))[0]
+    return _exactly(pipe, size, deadline)
+
+
+def _exactly(pipe: IO[bytes], size: int, deadline: float) -> bytes:
+    parts = []
+    while size:
+        readable, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
+        if not readable:
+            raise TimeoutError
+        part = os.read(pipe.fileno(), size)
+        if not part:
+            raise EOFError
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def serve(options: FetchOptions) -> None:
+    """The child's life: read an image, answer, until the input ends."""
+    from pipeline.fetching import images
+
+    source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints must not get between the answers
+    requests: queue.Queue[bytes] = queue.Queue(maxsize=2)
+    threading.Thread(target=_read_requests, args=(source, requests), daemon=True).start()
+    _send(sink, b"ready")
+    while True:
+        body = requests.get()
+        _limit_cpu(options.decode_s)
+        try:
+            picture = images.decode(body, options)
+        except Failure as failure:
+            _send(sink, json.dumps({"failure": failure.status, "sentence": str(failure)}).encode())
+            continue
+        facts = {f.name: getattr(picture, f.name) for f in dataclasses.fields(picture) if f.name != "jpeg"}
+        _send(sink, json.dumps(facts).encode(), picture.jpeg)
+
+
+def _read_requests(source: IO[bytes], requests: queue.Queue[bytes]) -> None:
+    while True:
+        head = source.read(LENGTH.size)
+        if len(head) == LENGTH.size:
+            size = LENGTH.unpack(head)[0]
+            body = source.read(size)
+            if len(body) == size:
+                requests.put(body)
+                continue
+        os._exit(0)  # the parent has gone
+
+
+def _send(sink: IO[bytes], *messages: bytes) -> None:
+    for message in messages:
+        sink.write(LENGTH.pack(len(message)))
+        sink.write(message)
+    sink.flush()
+
+
+def _limit_memory(size: int) -> None:
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _limit_cpu(seconds: int) -> None:
+    """The kernel ends this process when it has used so many further seconds of CPU."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        used = time.process_time()
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(used) + seconds + 1, hard))
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    given["allow_addresses"] = tuple(given["allow_addresses"])
+    chosen = FetchOptions(**given)
+    _limit_memory(chosen.decode_bytes)
+    serve(chosen)

@@ -1,0 +1,112 @@
+"""Manners towards one host: how many requests at once, how far apart, when to leave it alone."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+from pipeline.fetching.errors import Failure
+from pipeline.fetching.options import FetchOptions
+from pipeline.fetching.targets import Target
+from pipeline.fetching.wire import Connection
+
+# So many failures of these classes in a row, and the host is left alone for a while: a dead host with a thousand URLs
+# costs a minute, not a night. Its other URLs fail at once, as retryable.
+FAILURES_IN_A_ROW = 12
+TROUBLE = frozenset({"tcp", "timeout", "rate_limited", "http_5xx"})
+REST_S = 300.0
+# Delays that a host asks for (Crawl-delay) may add up to this in one run of a task; the URLs left then are for later.
+PATIENCE_S = 900.0
+KEPT_S = 5.0  # an idle connection older than this is likely to be closed by the server
+
+
+class Host:
+    """The queue of one host name, with its idle connections."""
+
+    def __init__(self, options: FetchOptions) -> None:
+        self._options = options
+        self._slots = threading.BoundedSemaphore(options.per_host)
+        self._lock = threading.Lock()
+        self._next_start = 0.0
+        self._spent_s = 0.0
+        self._run = 0
+        self._failures = 0
+        self._resting_until = 0.0
+        self._last: Failure | None = None
+        self._idle: dict[tuple[str, str, int], list[tuple[float, Connection]]] = {}
+        self.delay_s = options.delay_s
+
+    @contextlib.contextmanager
+    def turn(self, run: int) -> Iterator[None]:
+        """Waits for a slot and for the time of the next request.
+
+        Raises:
+            Failure: retryable, where the host is resting or asked for a longer wait than ours.
+        """
+        self._check_rest()
+        with self._slots:
+            self._check_rest()
+            time.sleep(self._reserve(run))
+            yield
+
+    def wait_for(self, seconds: float) -> None:
+        """The host asked for a pause (Retry-After): it holds for all its URLs."""
+        with self._lock:
+            self._next_start = max(self._next_start, time.monotonic() + seconds)
+
+    def note(self, failure: Failure | None) -> None:
+        """Counts failures in a row; None: a request went well."""
+        with self._lock:
+            if failure is None or failure.status not in TROUBLE:
+                self._failures = 0
+                return
+            self._failures += 1
+            if self._failures >= FAILURES_IN_A_ROW:
+                self._last = failure
+                self._resting_until = time.monotonic() + REST_S
+                self._failures = 0
+
+    def take(self, target: Target) -> Connection | None:
+        """An idle connection to the target's origin, if there is one that may still be open."""
+        with self._lock:
+            idle = self._idle.get(target.origin, [])
+            while idle:
+                since, connection = idle.pop()
+                if time.monotonic() - since < KEPT_S:
+                    return connection
+                connection.close()
+        return None
+
+    def give(self, target: Target, connection: Connection) -> None:
+        """Keeps a connection for the next request, if it can be used again."""
+        if connection.is_open:
+            with self._lock:
+                self._idle.setdefault(target.origin, []).append((time.monotonic(), connection))
+
+    def close(self) -> None:
+        """Closes the idle connections."""
+        with self._lock:
+            for idle in self._idle.values():
+                for _, connection in idle:
+                    connection.close()
+            self._idle.clear()
+
+    def _check_rest(self) -> None:
+        if time.monotonic() < self._resting_until and self._last is not None:
+            sentence = f"not tried: the host failed {FAILURES_IN_A_ROW} times in a row ({self._last})"
+            raise Failure(self._last.status, sentence, retryable=True, http_status=self._last.http_status)
+
+    def _reserve(self, run: int) -> float:
+        """Seconds until the next request may start, which is taken."""
+        with self._lock:
+            now = time.monotonic()
+            start = max(now, self._next_start)
+            if run != self._run:
+                self._run, self._spent_s = run, 0.0
+            if start - now > self._options.longest_wait_s or self._spent_s > PATIENCE_S:
+                raise Failure("rate_limited", "left for a later run: the host asks for longer pauses")
+            self._spent_s += start - now
+            self._next_start = start + self.delay_s
+            return start - now

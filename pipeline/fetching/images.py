@@ -1,0 +1,195 @@
+"""From the bytes of an image to the JPEG that is kept, its sizes and its perceptual hash.
+
+Pillow and numpy only. Size and format are checked before a pixel is decoded (opening costs a few MB even for bombs).
+The JPEG is always encoded anew, from upright sRGB pixels, with fixed settings: the same bytes for the same input, and
+nothing of the original's metadata.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from pipeline.fetching.errors import Failure
+from pipeline.fetching.options import FetchOptions
+from pipeline.fetching.picture import Picture
+
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
+NAMES = {"MPO": "JPEG"}  # a JPEG with further pictures behind it
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = frozenset({5, 6, 7, 8})
+LARGEST_PROFILE = 4 << 20
+
+HASH_SIDE = 32  # the picture is shrunk to this before the cosine transform
+KEPT_WAVES = 8
+
+
+def decode(body: bytes, options: FetchOptions) -> Picture:
+    """Makes the picture.
+
+    Raises:
+        Failure: not_an_image, too_many_pixels, too_small, aspect, decode.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _opened(body, options) as image:
+            width, height = image.size
+            name = str(image.format)
+            try:
+                turn = _orientation(image)
+                pixels = _pixels(image, options)
+                if turn in TURNS:
+                    pixels = pixels.transpose(TURNS[turn])
+                if turn in SIDEWAYS:
+                    width, height = height, width
+                return Picture(
+                    _jpeg(pixels, options.quality), *pixels.size, width, height, NAMES.get(name, name), phash(pixels)
+                )
+            except Failure:
+                raise
+            except MemoryError as error:
+                raise Failure("decode", f"{name}: needs more memory than allowed") from error
+            except Exception as error:  # Pillow's plug-ins raise whatever a broken file drives them to
+                raise Failure("decode", f"{name}: {type(error).__name__}: {error}") from error
+
+
+def _opened(body: bytes, options: FetchOptions) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(body), formats=FORMATS)
+    except Image.DecompressionBombError as error:  # Pillow's own bound, far above ours
+        raise Failure("too_many_pixels", str(error)) from error
+    except Exception as error:
+        sentence = "neither an image nor of a known format" if body else "the body is empty"
+        raise Failure("not_an_image", sentence) from error
+    width, height = image.size
+    if width * height > options.max_pixels:
+        raise Failure("too_many_pixels", f"{width} x {height} pixels")
+    if min(width, height) < options.min_side:
+        raise Failure("too_small", f"{width} x {height} pixels")
+    if max(width, height) > options.max_aspect * min(width, height):
+        raise Failure("aspect", f"{width} x {height} pixels")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged EXIF is no reason to lose the picture
+        return 1
+
+
+def _pixels(image: Image.Image, options: FetchOptions) -> Image.Image:
+    """Upright is later: RGB pixels in sRGB, short side at most image_size, transparency on white."""
+    size = _target_size(image.size, options.image_size)
+    if image.format in ("JPEG", "MPO") and size != image.size:
+        image.draft(None, size)  # libjpeg decodes at 1/2, 1/4 or 1/8 of the size, never below the target
+    image.load()
+    if image.size[0] * image.size[1] > options.max_pixels:
+        raise Failure("too_many_pixels", f"{image.size[0]} x {image.size[1]} pixels")
+    profile = image.info.get("icc_profile")
+    plain = _eight_bits(image)
+    if size != plain.size:
+        plain = plain.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return _rgb(_on_white(plain), profile)
+
+
+def _target_size(size: tuple[int, int], short: int) -> tuple[int, int]:
+    """The size with the given short side; never larger than the picture is."""
+    width, height = size
+    least = min(width, height)
+    if least <= short:
+        return size
+    return max(1, round(width * short / least)), max(1, round(height * short / least))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image in one of L, LA, RGB, RGBA, CMYK."""
+    mode = image.mode
+    if mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if mode == "I" and values.size and (values.min() < 0 or values.max() > 0xFFFF):
+            raise Failure("decode", "pixels of 32 bits")
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    if mode == "F":
+        raise Failure("decode", "pixels of floating point")
+    if mode in ("1", "L", "RGB", "P") and "transparency" in image.info:
+        return image.convert("RGBA")
+    if mode in ("PA", "RGBa", "La"):
+        return image.convert("RGBA")
+    if mode == "1":
+        return image.convert("L")
+    return image if mode in ("L", "LA", "RGB", "RGBA", "CMYK") else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode not in ("RGBA", "LA"):
+        return image
+    alpha = image.getchannel("A")
+    colours = image.convert("RGB") if image.mode == "RGBA" else image.getchannel("L")
+    white = Image.new(colours.mode, image.size, "white")
+    return Image.composite(colours, white, alpha)
+
+
+def _rgb(image: Image.Image, profile: Any) -> Image.Image:
+    if isinstance(profile, bytes) and 128 < len(profile) <= LARGEST_PROFILE:
+        transform = _to_srgb(profile, image.mode)
+        if transform is not None:
+            try:
+                converted = ImageCms.applyTransform(image, transform)
+                if converted is not None:
+                    return converted
+            except (ImageCms.PyCMSError, ValueError, OSError):
+                pass  # a profile that cannot be applied is read as none
+    return image.convert("RGB")
+
+
+@functools.lru_cache(maxsize=32)
+def _to_srgb(profile: bytes, mode: str) -> Any:
+    """The transform to sRGB; None where the profile is sRGB itself, damaged, or meant for another kind of pixels."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        description = ImageCms.getProfileDescription(source)
+        if mode == "RGB" and "srgb" in description.lower():
+            return None
+        intent = ImageCms.Intent.PERCEPTUAL
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB", intent)
+    except Exception:
+        return None
+
+
+def _jpeg(image: Image.Image, quality: int) -> bytes:
+    """Baseline, 4:2:0, the standard Huffman tables: nothing that depends on anything but pixels and quality."""
+    out = io.BytesIO()
+    image.info.clear()
+    image.save(out, "JPEG", quality=quality, subsampling="4:2:0", optimize=False, progressive=False)
+    return out.getvalue()
+
+
+@functools.lru_cache(maxsize=1)
+def _waves() -> np.ndarray:
+    """Cosines as integers: sums of integers are the same on every machine, those of floats are not."""
+    wave, at = np.arange(KEPT_WAVES)[:, None], np.arange(HASH_SIDE)[None]
+    return np.rint(4096 * np.cos(np.pi * wave * (2 * at + 1) / (2 * HASH_SIDE))).astype(np.int64)
+
+
+def phash(image: Image.Image) -> int:
+    """64-bit DCT hash: which of the 8 x 8 lowest waves are above the median of all but the constant one."""
+    gray = np.asarray(image.convert("L").resize((HASH_SIDE, HASH_SIDE), Image.Resampling.BOX)).astype(np.int64)
+    waves = _waves()
+    strength = (waves @ gray @ waves.T).ravel()
+    above = strength > np.sort(strength[1:])[31]
+    return int.from_bytes(np.packbits(above).tobytes(), "big")

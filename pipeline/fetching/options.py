@@ -1,0 +1,63 @@
+"""What a user may set about fetching. Every bound has a default that is safe on the open web."""
+
+from __future__ import annotations
+
+import dataclasses
+
+PROJECT_URL = "https://github.com/openwit/openwit"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FetchOptions:
+    """Bounds, manners and the form of the stored image.
+
+    Attributes:
+        allow_addresses: networks (CIDR) that may be reached although they are not public: tests, intranets.
+        deadline_s: seconds on the wire for a URL, all redirects and tries together (waiting in its host's queue is free).
+        connect_s: seconds for a connection to one address.
+        max_bytes: of a body, both as sent and after its Content-Encoding is undone.
+        max_pixels: width x height, checked before pixels are decoded.
+        min_side, max_aspect: smaller or longer images are counted as too_small and aspect.
+        redirects: hops followed; each is checked like the first URL.
+        retries: further tries for failures that pass (dns, tcp, http_5xx, rate_limited).
+        backoff_s: wait before the first retry, doubled for each further one.
+        longest_wait_s: a URL whose turn at its host would come later than this is left for a later run.
+        threads: downloads at once. per_host: of them at one host. delay_s: between two requests to one host.
+        user_agent: product name; robots.txt is read under it. contact: a URL or address sent along.
+        respect_robots, respect_opt_out: robots.txt; X-Robots-Tag and TDM reservation.
+        ca_file: certificates to trust instead of the system's.
+        image_size: short side of the stored image; smaller images are stored as they are.
+        quality: of the JPEG.
+        decode_s, decode_bytes: CPU seconds and address space of the decoding process for one image.
+        in_process: decode without a process of its own (for systems that allow none; a crash then takes the worker).
+    """
+
+    allow_addresses: tuple[str, ...] = ()
+    deadline_s: float = 30.0
+    connect_s: float = 5.0
+    max_bytes: int = 16 << 20
+    max_pixels: int = 25_000_000
+    min_side: int = 16
+    max_aspect: float = 20.0
+    redirects: int = 8
+    retries: int = 2
+    backoff_s: float = 0.5
+    longest_wait_s: float = 60.0
+    threads: int = 32
+    per_host: int = 4
+    delay_s: float = 0.0
+    user_agent: str = "OpenWIT"
+    contact: str = PROJECT_URL
+    respect_robots: bool = True
+    respect_opt_out: bool = True
+    ca_file: str = ""
+    image_size: int = 256
+    quality: int = 90
+    decode_s: int = 10
+    decode_bytes: int = 2 << 30
+    in_process: bool = False
+
+    @property
+    def agent_line(self) -> str:
+        """The User-Agent header: says what it is and whom to write to."""
+        return f"{self.user_agent}/1.0 (+{self.contact})" if self.contact else f"{self.user_agent}/1.0"
