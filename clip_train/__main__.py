@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, but an unknown flag gets a suggestion, and abbreviations are not guessed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """The options, or exit code 2 with a sentence."""

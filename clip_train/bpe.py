@@ -1,0 +1,145 @@
+"""Learns a byte-pair vocabulary from captions (paper, section 2.4: lower-case BPE, 49,152 merges).
+
+Words are counted once; then the most frequent pair of neighbouring symbols is merged, over and over. Ties go to the pair
+that sorts first, so the same captions give the same vocabulary, byte for byte.
+"""
+
+from __future__ import annotations
+
+import gzip
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from clip_train.errors import InputMissing, TrainError, UsageError
+from clip_train.tokenizer import MAX_MERGES, byte_symbols, split_words, write_merges
+
+Pair = tuple[str, str]
+
+
+def train_vocabulary(
+    inputs: Sequence[str], output: str, *, column: str = "text", merges: int = MAX_MERGES, min_count: int = 2
+) -> dict[str, Any]:
+    """Reads captions, learns merges, writes the vocabulary file."""
+    if not 1 <= merges <= MAX_MERGES:
+        raise UsageError(f"--merges must be between 1 and {MAX_MERGES}")
+    counts: Counter[str] = Counter()
+    captions = 0
+    for path in inputs:
+        for text in read_captions(path, column):
+            counts.update(split_words(text))
+            captions += 1
+    if not counts:
+        raise InputMissing(f"no words in {', '.join(inputs)}")
+    learned = learn_merges(counts, merges=merges, min_count=min_count)
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_merges(path, learned)
+    return {
+        "output": output,
+        "captions": captions,
+        "words": counts.total(),
+        "distinct_words": len(counts),
+        "merges": len(learned),
+        "vocabulary_size": 512 + len(learned) + 2,
+    }
+
+
+def read_captions(path: str, column: str) -> Iterator[str]:
+    """The texts of a Parquet column, the lines of a text file (gzipped or not), or the captions of shards."""
+    file = Path(path)
+    if path.endswith((".txt", ".txt.gz")):
+        if not file.exists():
+            raise InputMissing(f"no such file: {path}")
+        opened = gzip.open(file, "rt", encoding="utf-8", errors="replace") if path.endswith(".gz") else None
+        with opened or open(file, encoding="utf-8", errors="replace") as lines:
+            yield from (line.strip() for line in lines)
+    elif path.endswith(".parquet"):
+        import pyarrow.parquet as pq
+
+        if not file.exists():
+            raise InputMissing(f"no such file: {path}")
+        table = pq.ParquetFile(file)
+        if column not in table.schema_arrow.names:
+            raise TrainError(f"{path} has no column {column!r}: name one with --text-column")
+        for batch in table.iter_batches(columns=[column]):
+            yield from (text for text in batch.column(0).to_pylist() if text)
+    else:
+        from clip_train.data import ShardReader
+        from clip_train.shards import open_index
+
+        index = open_index(path)
+        reader = ShardReader(index.paths)
+        for sample in range(len(index)):
+            place = int(index.text_offset[sample]), int(index.text_size[sample])
+            yield reader.read(int(index.shard[sample]), *place).decode("utf-8", "replace")
+        reader.close()
+
+
+def learn_merges(counts: Counter[str], *, merges: int, min_count: int = 2) -> list[Pair]:
+    """The merges, best first; fewer than asked for where no pair is left that occurs `min_count` times."""
+    symbols = byte_symbols()
+    words: list[list[str]] = []
+    weights: list[int] = []
+    for word, count in sorted(counts.items()):
+        pieces = [symbols[byte] for byte in word.encode("utf-8")]
+        pieces[-1] += "</w>"
+        words.append(pieces)
+        weights.append(count)
+    totals: Counter[Pair] = Counter()
+    places: defaultdict[Pair, set[int]] = defaultdict(set)  # words that hold (or once held) a pair
+    for number, pieces in enumerate(words):
+        for pair in zip(pieces, pieces[1:], strict=False):
+            totals[pair] += weights[number]
+            places[pair].add(number)
+    heap = [(-count, pair) for pair, count in totals.items()]
+    heapq.heapify(heap)
+
+    learned: list[Pair] = []
+    while heap and len(learned) < merges:
+        count, best = heapq.heappop(heap)
+        if -count != totals[best]:  # an old entry: the pair's count has changed since
+            continue
+        if -count < min_count:
+            break
+        learned.append(best)
+        changed: Counter[Pair] = Counter()
+        for number in places.pop(best):
+            before = words[number]
+            after = _merge(before, best)
+            if len(after) == len(before):
+                continue
+            words[number] = after
+            for pair in zip(before, before[1:], strict=False):
+                changed[pair] -= weights[number]
+            for pair in zip(after, after[1:], strict=False):
+                changed[pair] += weights[number]
+                places[pair].add(number)
+        for pair, difference in changed.items():
+            if difference:
+                totals[pair] += difference
+                if totals[pair] > 0:
+                    heapq.heappush(heap, (-totals[pair], pair))
+        del totals[best]
+    return learned
+
+
+def _merge(pieces: Sequence[str], pair: Pair) -> list[str]:
+    """All places of the pair, from the left."""
+    merged: list[str] = []
+    at = 0
+    while at < len(pieces):
+        if at + 1 < len(pieces) and (pieces[at], pieces[at + 1]) == pair:
+            merged.append(pair[0] + pair[1])
+            at += 2
+        else:
+            merged.append(pieces[at])
+            at += 1
+    return merged
+
+
+def count_words(captions: Iterable[str]) -> Counter[str]:
+    """Words of some captions, after the tokenizer's clean-up."""
+    return Counter(word for caption in captions for word in split_words(caption))

@@ -1,0 +1,169 @@
+"""Little shards, vocabularies and runs for the tests of clip_train. Everything here needs torch."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+CAPTIONS = (
+    "a red square on the left",
+    "two blue circles, one large and one small",
+    "photo of a green triangle",
+    "the yellow star is bright",
+    "purple ring",
+    "it's an orange cross in the middle of a dark field under a sky with 12 stars and a moon",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Names the marker, so that it is no typo."""
+    config.addinivalue_line("markers", "slow: takes more than a few seconds; run with -m slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves slow tests out unless they are asked for by -m."""
+    if "slow" in config.getoption("-m"):
+        return
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents and item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
+    torch.set_num_threads(1)
+
+
+def jpeg(number: int, *, size: tuple[int, int] = (40, 32)) -> bytes:
+    """A picture that differs from number to number."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(number)
+    pixels = np.kron(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), np.ones((16, 16, 1), np.uint8))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize(size).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> list[int]:
+    """A USTAR archive; returns where each member's bytes start."""
+    offsets = []
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+            offsets.append(tar.offset - (len(data) + 511) // 512 * 512)
+    return offsets
+
+
+def sample_members(number: int, *, labelled: bool = False) -> list[tuple[str, bytes]]:
+    """Members of one sample of a plain WebDataset."""
+    key, caption = f"{number:06d}", f"{CAPTIONS[number % len(CAPTIONS)]} {number}"
+    members = [(f"{key}.jpg", jpeg(number)), (f"{key}.txt", caption.encode())]
+    return members + ([(f"{key}.cls", str(number % 3).encode())] if labelled else [])
+
+
+@pytest.fixture
+def tars(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder of plain tars: tars(samples=48, shards=3)."""
+
+    def make(*, samples: int = 48, shards: int = 3, labelled: bool = False, name: str = "tars") -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for shard in range(shards):
+            numbers = range(shard * samples // shards, (shard + 1) * samples // shards)
+            members = [member for number in numbers for member in sample_members(number, labelled=labelled)]
+            write_tar(folder / f"{shard:05d}.tar", members)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder in the form that the pipeline publishes."""
+
+    def make(*, samples: int = 48, shards: int = 3, name: str = "published") -> Path:
+        import hashlib
+
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        folder = tmp_path / name
+        (folder / "shards").mkdir(parents=True)
+        (folder / "metadata").mkdir()
+        for shard in range(shards):
+            rows, members = [], []
+            for number in range(shard * samples // shards, (shard + 1) * samples // shards):
+                key, caption = f"{shard:05d}{number:05d}", f"{CAPTIONS[number % len(CAPTIONS)]} {number}"
+                record = json.dumps({"key": key, "caption": caption}).encode()
+                members += [(f"{key}.jpg", jpeg(number)), (f"{key}.json", record), (f"{key}.txt", caption.encode())]
+                rows.append({"key": key, "shard": shard, "sha256": hashlib.sha256(jpeg(number)).hexdigest(),
+                             "width": 40, "height": 32, "keep_probability": 0.5})  # fmt: skip
+            offsets = write_tar(folder / "shards" / f"{shard:05d}.tar", members)
+            for row, place in enumerate(range(0, len(members), 3)):
+                for kind, at in (("jpg", place), ("json", place + 1), ("txt", place + 2)):
+                    rows[row] |= {f"{kind}_offset": offsets[at], f"{kind}_size": len(members[at][1])}
+            table = pa.Table.from_pylist(rows)
+            pq.write_table(table, folder / "metadata" / f"{shard:05d}.parquet", write_page_checksum=True)
+        write_manifest(folder)
+        return folder
+
+    return make
+
+
+def write_manifest(folder: Path) -> None:
+    """manifest.json over what is there."""
+    files = sorted(path for kind in ("shards", "metadata") for path in (folder / kind).iterdir())
+    entries = [{"path": str(path.relative_to(folder)), "bytes": path.stat().st_size} for path in files]
+    (folder / "manifest.json").write_text(json.dumps({"files": entries}))
+
+
+@pytest.fixture
+def vocabulary(tmp_path: Path) -> Path:
+    """A vocabulary learned from the captions of the tests."""
+    from clip_train.bpe import count_words, learn_merges
+    from clip_train.tokenizer import write_merges
+
+    path = tmp_path / "bpe.txt.gz"
+    write_merges(path, learn_merges(count_words(CAPTIONS * 2), merges=300))
+    return path
+
+
+def formula(name: str, shape: Sequence[int]):
+    """Weights that depend on their name and place alone: the golden numbers were made with the same."""
+    import numpy as np
+    import torch
+
+    count = int(np.prod(shape)) if len(shape) else 1
+    seed = zlib.crc32(name.encode()) % 1000
+    draws = np.modf(np.abs(np.sin(np.arange(count) * 12.9898 + seed * 78.233) * 43758.5453))[0]
+    values = (draws - 0.5) * 2
+    if name.endswith("running_var"):
+        values = 1 + 0.5 * values
+    elif len(shape) == 1:
+        values = 0.1 * values + (1.0 if name.endswith("weight") else 0.0)
+    elif len(shape) > 1:
+        values = values * 2.2 * float(np.prod(shape[1:])) ** -0.5
+    return torch.from_numpy(values.reshape(shape).astype(np.float32))
+
+
+def fill(model) -> None:
+    """Fills a model's state by `formula`; logit_scale and counters keep their values."""
+    state = model.state_dict()
+    model.load_state_dict(
+        {name: formula(name, value.shape) if value.ndim else value for name, value in state.items()}
+    )
