@@ -210,7 +210,7 @@ def _flag_texts(data, offsets, bytes_table, characters, names, longest, flags):
 
 @njit
 def _host_end(data, place, end, table):
-    """Where the host that begins at `place` ends; `end` if it needs work (a port, an address of numbers, upper case)."""
+    """Where the host that begins at `place` ends; `end` if it needs work (a port, numbers, upper case)."""
     host = label = place
     while place < end and table[data[place]] & _HOST:
         if data[place] == 0x2E:
