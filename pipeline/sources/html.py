@@ -68,7 +68,8 @@ Image = tuple[dict[str, str], str, str]
 class Facts:
     """What the markup of one page says, before any choice is made."""
 
-    images: list[Image] = dataclasses.field(default_factory=list)
+    images: list[Image] = dataclasses.field(default_factory=list)  # those that have an alt, a title or a figure
+    bare: int = 0  # the other images
     base: str | None = None
     license: str | None = None  # href, as written
     og: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -157,7 +158,9 @@ _SRC, _LAZY, _SRCSET, _PICTURE, _OG_IMAGE = (
 
 def _add_images(pairs: PagePairs, facts: Facts, base: str) -> None:
     """Appends the pairs of all images of the page, then those of its og:image."""
-    seen: set[tuple[str, str]] = set()
+    seen: dict[tuple[str, str], int] = {}
+    if facts.bare:
+        pairs.notes["image_without_text"] += facts.bare
     for attributes, picture, caption in facts.images:
         texts = [(attributes.get("alt", ""), _ALT), (attributes.get("title", ""), _TITLE), (caption, _CAPTION)]
         texts = [(text, source) for text, source in texts if text and not text.isspace()]
@@ -175,9 +178,18 @@ def _add_images(pairs: PagePairs, facts: Facts, base: str) -> None:
 
 
 def _add(
-    pairs: PagePairs, seen: set[tuple[str, str]], base: str, url: str, url_source: int, texts: list[tuple[str, int]]
+    pairs: PagePairs,
+    seen: dict[tuple[str, str], int],
+    base: str,
+    url: str,
+    url_source: int,
+    texts: list[tuple[str, int]],
 ) -> None:
-    """Appends one image with each of its texts, or counts why not."""
+    """Appends one image with each of its texts, or counts why not.
+
+    Of equal pairs the one whose source is named first stays, so that the rows do not depend on the order of the images
+    (a parser moves those that stand between the cells of a table).
+    """
     pairs.found += len(texts)
     reason = "no_image_url" if not url else "data_url" if is_data(url) else "placeholder" if _BLANK.search(url) else ""
     if not reason:
@@ -187,15 +199,21 @@ def _add(
         pairs.dropped[reason] += len(texts)
         return
     for text, text_source in texts:
+        text = text[:MAX_TEXT]
         key = url, " ".join(text.split())
-        if key in seen:
-            pairs.dropped["repeated_on_page"] += 1
+        at = seen.get(key)
+        if at is None:
+            seen[key] = len(pairs.urls)
+            pairs.urls.append(url)
+            pairs.texts.append(text)
+            pairs.text_sources.append(text_source)
+            pairs.url_sources.append(url_source)
             continue
-        seen.add(key)
-        pairs.urls.append(url)
-        pairs.texts.append(text[:MAX_TEXT])
-        pairs.text_sources.append(text_source)
-        pairs.url_sources.append(url_source)
+        pairs.dropped["repeated_on_page"] += 1
+        kept = pairs.texts[at]
+        kept_rank = (pairs.text_sources[at], pairs.url_sources[at], len(kept), kept)
+        if (text_source, url_source, len(text), text) < kept_rank:
+            pairs.texts[at], pairs.text_sources[at], pairs.url_sources[at] = text, text_source, url_source
 
 
 def choose_url(attributes: Mapping[str, str], picture: str) -> tuple[str, int]:
@@ -398,9 +416,12 @@ def _read_tree(nodes: list) -> Facts:
     for node in nodes:
         tag, attributes = node.tag, node.attributes
         if tag == "img":
-            if len(images) < MAX_IMAGES:
+            figure = _ancestor(node, "figure")
+            if not (figure or attributes.get("alt") or attributes.get("title")):
+                facts.bare += 1
+            elif len(images) < MAX_IMAGES:
                 wanted = {name: value for name, value in attributes.items() if value and name in _IMAGE_SET}
-                images.append((wanted, pictures.get(_ancestor(node, "picture"), ""), _ancestor(node, "figure")))
+                images.append((wanted, pictures.get(_ancestor(node, "picture"), ""), figure))
         elif tag == "source":
             srcset = attributes.get("srcset") or attributes.get("data-srcset")
             if srcset and (best := largest_candidate(srcset)):
