@@ -4,3 +4,5 @@ The way of the data, one file a stage: gather -> match -> dedup -> balance -> fe
 Read `build.py` first: it alone knows the order. Below the stages lie the sources, the Beam helpers (`steps`), and at the
 bottom the formats, hashes and kernels, which know nothing of Beam.
 """
+
+__version__ = "0.1.0"

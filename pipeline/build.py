@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pipeline import __version__
 from pipeline.work import STAGES, Busy, PlanChanged, Work, digest_of
 
 if TYPE_CHECKING:
@@ -210,15 +211,15 @@ def build(options: Options, say: Callable[[str], None] = print) -> Run:
         check_plans(run)
         save_lists(run)
         if any(run.wants(stage) for stage in STAGES[:4]):
-            run_job(lambda root: select(root, run), run)
+            run_job(lambda root: select(root, run), run, "select")
             finish_select(run)
         if options.retry_failed:
             retry_failed(run)
         if run.wants("fetch"):
-            run_job(lambda root: fetch(root, run), run)
+            run_job(lambda root: fetch(root, run), run, "fetch")
             finish_fetch(run)
         if run.wants("dedup-images") or run.wants("publish"):
-            run_job(lambda root: publish(root, run), run)
+            run_job(lambda root: publish(root, run), run, "publish")
             finish_publish(run)
     say(f"done in {time.perf_counter() - start:.1f} s: {run.work.root}")
     return run
@@ -467,12 +468,28 @@ def forget(run: Run, stage: str) -> None:
         files.remove(run.work.stage(later))
 
 
-def run_job(construct: Callable[[Any], Any], run: Run) -> None:
+def run_job(construct: Callable[[Any], Any], run: Run, job: str) -> None:
     """Runs one Beam pipeline on the runner that was asked for."""
-    from pipeline import runners
+    from pipeline import progress, runners
 
+    steps = watched(run, job)
     runner, options = runners.make_options(run.options.runner, run.options.workers, list(run.options.beam))
-    runners.run_pipeline(construct, runner, options)
+    with progress.watching(steps):
+        runners.run_pipeline(construct, runner, options)
+
+
+def watched(run: Run, job: str) -> list[Any]:
+    """The steps of the jobs, in order, as the progress line names them."""
+    from pipeline.progress import Watched
+
+    names = {
+        "select": [("gather", "parts", len(run.inputs)), ("match", "parts", len(run.inputs)), ("dedup", "drops", None)],
+        "fetch": [("fetch", "hosts", None), ("fetch", "images-000", None)],
+        "publish": [("dedup-images", "parts", None), ("publish", "selected", None), ("publish", "shards", None)],
+    }
+    balance = [("balance", step, None) for step in ("counts", "band", "selected", "rows")]
+    listed = names[job] + (balance if job == "select" else [])
+    return [Watched(f"{name} {step}", run.work.step(name, step), units) for name, step, units in listed]
 
 
 # --------------------------------------------------------------------------------------------------- command line
@@ -552,6 +569,7 @@ def _argument_parser(d: dict[str, Any]) -> argparse.ArgumentParser:
         metavar="A..B",
         help=f"first and last stage of: {', '.join(STAGES)} (default: all)",
     )
+    add("--version", action="version", version=f"openwit {__version__}")
     add("--seed", type=int, default=d["seed"], help="of every random-looking choice (default: %(default)s)")
     add(
         "--keep-rejected",

@@ -1,0 +1,46 @@
+# make demo      sets up, then builds a small web, its archives and a data set from them, and shows what to do next
+# make test      sets up, then everything that CI runs: linter, types, import floors, tests
+# make setup     the set-up alone; make setup-train adds the trainer (torch: 3 GB)
+# make engines   fetches Prism and an embedded Flink by exact version, for the tests of other engines (1 GB)
+# make bench     lists the benchmarks
+VENV ?= .venv
+export VENV
+unexport PYTHONDONTWRITEBYTECODE
+python = $(VENV)/bin/python
+needs = setup.cfg pyproject.toml constraints.txt tools/setup.sh
+jobs ?= 2
+
+demo: $(VENV)/.base
+	$(python) -m pipeline.demo
+
+test: check
+	$(python) -m pytest -q -n $(jobs) --dist loadfile
+
+check: $(VENV)/.dev
+	$(python) -m ruff check .
+	$(python) -m mypy
+	$(python) -m compileall -q pipeline queries clip_train tests benchmarks tools
+	$(python) -m pytest -q tests/test_imports.py
+
+setup: $(VENV)/.base
+setup-train: $(VENV)/.train
+
+engines: $(VENV)/.dev
+	sh tools/engines.sh .engines $(python)
+
+bench:
+	@grep -h '^    python benchmarks/' benchmarks/*.py
+
+$(VENV)/.base: $(needs)
+	sh tools/setup.sh base
+	touch $@
+$(VENV)/.train: $(needs)
+	sh tools/setup.sh train
+	touch $@ $(VENV)/.base
+$(VENV)/.dev: $(needs)
+	sh tools/setup.sh dev
+	touch $@ $(VENV)/.base $(VENV)/.train
+
+clean:
+	rm -rf $(VENV) .engines build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+.PHONY: demo test check setup setup-train engines bench clean

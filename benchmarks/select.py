@@ -1,0 +1,195 @@
+"""select (gather .. balance) over tables: CPU seconds of the whole process tree and its peak memory, by rows.
+
+    python benchmarks/select.py --rows 1000000 5000000 20000000 --captions DIR --queries FILE [--workers 2] [--peer]
+
+The rows are captions drawn again and again, half of them with one word added, 13 % exact copies, 16 % a known URL with
+another text, 1 % on twenty placeholder URLs. CPU is user + system time of all processes; memory is the peak of the sum
+of PSS, sampled ten times a second. `--peer` adds the usual way on the same rows, in one process: a set of (URL, text),
+an Aho-Corasick automaton with MetaCLIP's text spacing, numpy balancing, JSON lines (no imports, no build counted).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+ROWS_PER_FILE = 250_000
+
+
+def captions(folder: str) -> pa.Array:
+    """The distinct texts of a folder of Parquet files."""
+    tables = [pq.read_table(path, columns=["text"]) for path in sorted(Path(folder).glob("*.parquet"))]
+    return pc.unique(pa.concat_tables(tables)["text"].cast(pa.string()).drop_null())
+
+
+def write_rows(folder: Path, rows: int, texts: pa.Array, seed: int = 0) -> None:
+    """The benchmark's tables."""
+    rng = np.random.default_rng(seed)
+    words = pa.array([word for text in texts.slice(0, 20_000).to_pylist() for word in text.split()[:3]])
+    done = 0
+    urls: pa.Array = pa.array([], pa.string())
+    while done < rows:
+        count = min(ROWS_PER_FILE, rows - done)
+        text = texts.take(pa.array(rng.integers(0, len(texts), count)))
+        extra = words.take(pa.array(rng.integers(0, len(words), count)))
+        text = pc.if_else(pa.array(rng.random(count) < 0.5), pc.binary_join_element_wise(text, extra, " "), text)
+        number = np.arange(done, done + count)
+        host = pa.array(rng.zipf(1.3, count) % 100_000).cast(pa.string())
+        url = pc.binary_join_element_wise(
+            "https://h", host, ".example/images/", pa.array(number * 7919 % 10**9).cast(pa.string()), ".jpg", ""
+        )
+        chance = rng.random(count)
+        if len(urls):
+            old = pa.array(rng.integers(0, len(urls), count))
+            url = pc.if_else(pa.array(chance < 0.29), urls.take(old), url)
+            text = pc.if_else(pa.array(chance < 0.13), texts.take(pc.bit_wise_and(old, 0x3FFF)), text)
+        holder = pc.binary_join_element_wise("https://cdn.example/", pa.array(number % 20).cast(pa.string()), "")
+        url = pc.if_else(pa.array(chance > 0.99), holder, url)
+        page = pc.binary_join_element_wise("https://h", host, ".example/page", "")
+        table = pa.table({"url": url, "text": text, "page_url": page})
+        pq.write_table(table, folder / f"rows-{done:010d}.parquet", row_group_size=65536)
+        urls = url
+        done += count
+
+
+def measure(command: list[str], environment: dict[str, str] | None = None) -> dict[str, float]:
+    """Runs a command; CPU seconds of its tree, wall seconds, peak PSS in MiB."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    peak = [0.0]
+    stop = threading.Event()
+
+    def sample() -> None:
+        while not stop.wait(0.1):
+            peak[0] = max(peak[0], sum(pss(pid) for pid in tree(process.pid)))
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    code = process.wait()
+    stop.set()
+    thread.join()
+    if code:
+        raise SystemExit(f"{' '.join(command)} ended with {code}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"cpu": cpu, "wall": time.perf_counter() - start, "pss": peak[0]}
+
+
+def tree(root: int) -> list[int]:
+    """A process and all below it."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                stat = Path(f"/proc/{name}/stat").read_text()
+            except OSError:
+                continue
+            children.setdefault(int(stat[stat.rindex(")") + 2 :].split()[1]), []).append(int(name))
+    found, todo = [], [root]
+    while todo:
+        pid = todo.pop()
+        found.append(pid)
+        todo += children.get(pid, [])
+    return found
+
+
+def pss(pid: int) -> float:
+    """Proportional memory of a process in MiB."""
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    return 0.0
+
+
+def tail_cap(rows: int) -> int:
+    """The cap of the spine's measurements: about 6 % of the matches lie with queries below it."""
+    return max(1, round(49 * rows / 1_000_000))
+
+
+def peer(folder: Path, queries: str, cap: int) -> float:
+    """CPU seconds of the usual way."""
+    import ahocorasick
+
+    from queries.load import load_queries
+
+    listed = load_queries(queries).table["query"].to_pylist()
+    automaton = ahocorasick.Automaton()
+    for number, query in enumerate(listed):
+        automaton.add_word(f" {query} ", number)
+    automaton.make_automaton()
+    table = pq.read_table(sorted(folder.glob("*.parquet")), columns=["url", "text"])
+    start = time.process_time()
+    seen, pairs = set(), []
+    for url, text in zip(table["url"].to_pylist(), table["text"].to_pylist(), strict=True):
+        if (url, text) not in seen:
+            seen.add((url, text))
+            pairs.append((url, text))
+    matches = []
+    for number, (_, text) in enumerate(pairs):
+        spaced = f" {text} "
+        for mark in ",.;:?!`":
+            spaced = spaced.replace(mark, f" {mark} ")
+        spaced = spaced.replace("\t", " ").replace("\n", " ").replace("\r", " ")
+        matches += [[query, number] for query in {found for _, found in automaton.iter(spaced)}]
+    array = np.array(matches)
+    counts = np.bincount(array[:, 0], minlength=len(listed))
+    chance = cap / np.maximum(counts, cap)
+    kept = np.unique(array[np.random.default_rng(0).random(len(array)) < chance[array[:, 0]], 1])
+    with tempfile.TemporaryFile("w") as out:
+        for number in kept.tolist():
+            out.write(json.dumps({"url": pairs[number][0], "text": pairs[number][1]}) + "\n")
+    return time.process_time() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
+    parser.add_argument("--captions", required=True)
+    parser.add_argument("--queries", required=True)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--peer", action="store_true", help="needs pyahocorasick")
+    parser.add_argument("--scratch", default=tempfile.gettempdir())
+    options = parser.parse_args()
+    texts = captions(options.captions)
+    print(f"{len(texts):,} texts, {options.workers} workers")
+    print(f"{'rows':>12} {'CPU s':>8} {'wall s':>8} {'PSS MiB':>8} {'kept':>10} {'selected':>10} {'band/matches':>12}")
+    for rows in options.rows:
+        scratch = Path(tempfile.mkdtemp(dir=options.scratch))
+        (scratch / "in").mkdir()
+        write_rows(scratch / "in", rows, texts)
+        out, cap = scratch / "out", tail_cap(rows)
+        command = [sys.executable, "-m", "pipeline.build", "--input", str(scratch / "in"), "--output", str(out)]
+        command += ["--queries", options.queries, "--stages", "gather..balance", "--cap", str(cap)]
+        found = measure([*command, "--workers", str(options.workers)])
+        infos = {s: json.loads((out / f"stages/{s}/info.json").read_text()) for s in ("dedup", "balance")}
+        share = infos["balance"]["band_tuples"] / infos["balance"]["matches"]
+        print(
+            f"{rows:>12,} {found['cpu']:>8.1f} {found['wall']:>8.1f} {found['pss']:>8.0f} "
+            f"{infos['dedup']['rows_out']:>10,} {infos['balance']['rows_out']:>10,} {share:>12.1%}",
+            flush=True,
+        )
+        if options.peer:
+            print(f"{'the usual way':>12} {peer(scratch / 'in', options.queries, cap):>8.1f}", flush=True)
+        shutil.rmtree(scratch)
+
+
+if __name__ == "__main__":
+    main()
