@@ -1,7 +1,7 @@
 """Learns a byte-pair vocabulary from captions (paper, section 2.4: lower-case BPE, 49,152 merges).
 
-Words are counted once; then the most frequent pair of neighbouring symbols is merged, over and over. Ties go to the pair
-that sorts first, so the same captions give the same vocabulary, byte for byte.
+Words are counted once; then the most frequent pair of neighbouring symbols is merged, over and over. Ties go to the
+pair that sorts first, so the same captions give the same vocabulary, byte for byte.
 """
 
 from __future__ import annotations

@@ -66,9 +66,9 @@ def _unicode_words() -> re.Pattern[str]:
         else:
             ranges.append([point, point])
     numbers = "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
-    # OpenAI's pattern ignores case: the long s counts as an s there, and the combining iota as the letter of its
-    # upper case as well as the mark that it is
-    letters, marks = f"(?:[^\\W_{numbers}]|\u0345)+", r"(?:[^\w\s]|_)+"
+    # OpenAI's pattern ignores case: the long s counts as an s there, and the combining iota (U+0345), a mark whose
+    # upper case is a letter, is neither
+    letters, marks = f"[^\\W_{numbers}]+", r"(?:[^\w\s\u0345]|_)+"
     return re.compile(f"'[s\u017f]|'t|'re|'ve|'m|'ll|'d|{letters}|[{numbers}]|{marks}")
 
 
