@@ -47,7 +47,7 @@ class Index:
     sha256: np.ndarray | None = None  # (N, 32) uint8, of the image
     dimensions: np.ndarray | None = None  # (N, 2) int32, width and height
     keep_probability: np.ndarray | None = None  # (N,) float32
-    cut_shards: tuple[str, ...] = ()  # plain tars whose end is missing: their whole samples are here
+    damaged: tuple[str, ...] = ()  # plain tars that are cut or have spoiled headers: their whole samples are here
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -205,7 +205,7 @@ def _read_tars(paths: Sequence[str]) -> Index:
     return Index(
         paths=tuple(paths),
         keys=table["key"].combine_chunks(),
-        cut_shards=tuple(json.loads(metadata.get(b"cut_shards", b"[]"))),
+        damaged=tuple(json.loads(metadata.get(b"damaged", b"[]"))),
         **columns,  # type: ignore[arg-type]
     )
 
@@ -224,11 +224,11 @@ def _keep_index(table: pa.Table, path: Path) -> None:
 def _scan_all(paths: Sequence[str]) -> pa.Table:
     keys: list[str] = []
     rows: list[tuple[int, ...]] = []
-    cut: list[str] = []
+    damaged: list[str] = []
     for number, path in enumerate(paths):
         samples, whole = scan_tar(path)
         if not whole:
-            cut.append(path)
+            damaged.append(path)
         for key, members in samples.items():
             image = next((members[kind] for kind in IMAGE_MEMBERS if kind in members), None)
             if image is None:
@@ -240,27 +240,28 @@ def _scan_all(paths: Sequence[str]) -> pa.Table:
     for number, place in enumerate(_PLACES):
         columns[f"{place}_offset"] = flat[:, 1 + 2 * number]
         columns[f"{place}_size"] = flat[:, 2 + 2 * number].astype(np.int32)
-    return pa.table(columns).replace_schema_metadata({"cut_shards": json.dumps(cut)})
+    return pa.table(columns).replace_schema_metadata({"damaged": json.dumps(damaged)})
 
 
 def scan_tar(path: str) -> tuple[dict[str, dict[str, tuple[int, int]]], bool]:
     """The members of a tar by key and extension, as (offset, size), and whether the archive is whole.
 
     A key is the member's name up to the first dot of its last part. Only plain files count; the second member of one
-    name is ignored. A header that cannot be read ends the scan: what stands before it is used.
+    name is ignored. Behind a header that is damaged the scan goes on at the next one that holds.
     """
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     size = os.path.getsize(path)
     if size == 0:
         return samples, False
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        at, long_name = 0, None
+        at, long_name, whole = 0, None, True
         while at + 512 <= size:
             header = data[at : at + 512]
             if header == bytes(512):
-                return samples, True
+                return samples, whole
             if not _checksum_holds(header):
-                return samples, False
+                at, whole = at + 512, False  # look for the next header that holds
+                continue
             length = _number(header[124:136])
             start, kind = at + 512, header[156:157]
             at = start + (length + 511) // 512 * 512

@@ -83,8 +83,8 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
         progress = Progress(steps=plan.steps, first_step=run.step, show=rank() == 0)
         for note in plan.notes if run.step == 0 else ():
             progress.say(note)
-        for path in index.cut_shards:
-            progress.say(f"{path} is cut: its whole samples are used, the rest is lost")
+        for path in index.damaged:
+            progress.say(f"{path} is cut or damaged: its whole samples are used, the rest is lost")
         if rank() == 0:
             write_config(folder, plan, tokenizer)
         log = StepLog(folder, first_step=run.step, tensorboard=options.tensorboard) if rank() == 0 else None

@@ -1,0 +1,307 @@
+"""Index, order and loader: every sample once an epoch, the same batches for any ranks, bad samples counted."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import itertools
+import json
+import tarfile
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
+
+import numpy as np  # noqa: E402
+from conftest import CAPTIONS, jpeg, sample_members, write_manifest, write_tar  # noqa: E402
+
+from clip_train.data import BadSamples, Loader, LoaderOptions, Stream  # noqa: E402
+from clip_train.errors import BelowThreshold, InputMissing, TrainError, UsageError  # noqa: E402
+from clip_train.shards import expand, open_index, scan_tar  # noqa: E402
+from clip_train.tokenizer import load_tokenizer  # noqa: E402
+
+
+def options(**changes) -> LoaderOptions:
+    return LoaderOptions(**{"image_size": 16, "context_length": 20, "batch_size": 8, "max_bad": 1.0, **changes})
+
+
+def steps(index, vocabulary, count, *, seen=0, stream=None, **changes):
+    """The first micro-batches: a list a step."""
+    chosen = options(**changes)
+    stream = stream or Stream(index, seed=chosen.seed)
+    with Loader(stream, load_tokenizer(vocabulary), chosen) as loader:
+        return list(itertools.islice(loader.steps(seen), count)), loader.bad
+
+
+# --- index ------------------------------------------------------------------------------------------------------------
+
+
+def test_plain_tars_are_indexed_once(tars):
+    folder = tars()
+    index = open_index(str(folder))
+    assert len(index) == 48 and index.keys[0].as_py() == "000000" and len(index.paths) == 3
+    kept = list((folder / ".clip_train").iterdir())
+    assert len(kept) == 1
+    again = open_index(str(folder / "{00000..00002}.tar"))
+    assert np.array_equal(index.image_offset, again.image_offset) and again.keys.equals(index.keys)
+    with open(index.paths[1], "rb") as file:
+        file.seek(int(index.image_offset[17]))
+        assert file.read(int(index.image_size[17])) == jpeg(17)
+    kept[0].write_bytes(kept[0].read_bytes()[:-100])  # a spoiled index is made again
+    assert len(open_index(str(folder))) == 48
+
+
+def test_published_folder(published):
+    index = open_index(str(published()))
+    assert len(index) == 48 and index.sha256.shape == (48, 32)
+    assert index.dimensions.tolist()[0] == [40, 32] and index.keep_probability[0] == 0.5
+
+
+def test_shards_that_disagree_with_the_manifest_are_refused(published):
+    folder = published()
+    shard = folder / "shards" / "00001.tar"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-512])
+    with pytest.raises(TrainError, match=r"00001\.tar has \d+ bytes, the manifest says"):
+        open_index(str(folder))
+    shard.unlink()
+    with pytest.raises(InputMissing, match=r"00001\.tar is missing"):
+        open_index(str(folder))
+    shard.write_bytes(whole)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(TrainError, match="is no manifest"):
+        open_index(str(folder))
+
+
+def test_nothing_to_read_is_said(tmp_path):
+    for data, message in (("", "no data"), (str(tmp_path / "a{0..2}.tar"), "a0.tar"), (str(tmp_path), "no .tar")):
+        with pytest.raises(InputMissing, match=message):
+            open_index(data)
+    write_tar(tmp_path / "empty.tar", [])
+    with pytest.raises(InputMissing, match="no sample with an image"):
+        open_index(str(tmp_path))
+    (tmp_path / "zero.tar").write_bytes(b"")
+    with pytest.raises(InputMissing, match="no sample with an image"):
+        open_index(str(tmp_path))
+
+
+def test_braces(tmp_path):
+    for name in ("a-08.tar", "a-09.tar", "a-10.tar", "b.tar"):
+        (tmp_path / name).write_bytes(b"")
+    names = [path.rsplit("/", 1)[1] for path in expand(str(tmp_path / "a-{08..10}.tar"))]
+    assert names == ["a-08.tar", "a-09.tar", "a-10.tar"]
+    assert len(expand(str(tmp_path / "{a-08,b}.tar"))) == 2
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_tar_forms_agree_with_tarfile(tmp_path, format):
+    path = tmp_path / "x.tar"
+    names = ["a.jpg", "dir/b.c.txt", "ä.jpg", "no_extension", f"{'long' * 12}/{'er' * 45}.jpg", ".hidden", "A.JPG"]
+    with tarfile.open(path, "w", format=format) as tar:
+        tar.addfile(tarfile.TarInfo("folder/"))
+        for number, name in enumerate(names):
+            info = tarfile.TarInfo(name)
+            info.size = number * 300
+            tar.addfile(info, io.BytesIO(bytes([number]) * info.size))
+    samples, whole = scan_tar(str(path))
+    assert whole
+    found = {key: {kind: size for kind, (_, size) in kinds.items()} for key, kinds in samples.items()}
+    assert found == {
+        "a": {"jpg": 0}, "dir/b": {"c.txt": 300}, "ä": {"jpg": 600}, f"{'long' * 12}/{'er' * 45}": {"jpg": 1200},
+        "A": {"jpg": 1800},
+    }  # fmt: skip
+    offset, size = samples["A"]["jpg"]
+    assert path.read_bytes()[offset : offset + size] == bytes([6]) * 1800
+
+
+def test_a_cut_tar_gives_its_whole_samples(tars):
+    folder = tars(samples=16, shards=2)
+    path = folder / "00001.tar"
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    index = open_index(str(folder))
+    assert 8 < len(index) < 16 and index.damaged == (str(path),)
+    assert open_index(str(folder)).damaged == (str(path),)  # from the kept index too
+
+
+def test_behind_a_spoiled_header_the_other_samples_are_found(tars):
+    path = tars(samples=16, shards=1) / "00000.tar"
+    data = bytearray(path.read_bytes())
+    at = data.index(b"000005.jpg")
+    data[at + 130] ^= 4  # in the size field
+    path.write_bytes(data)
+    samples, whole = scan_tar(str(path))
+    assert not whole and sorted(samples) == [f"{number:06d}" for number in range(16)]
+    assert [key for key, members in samples.items() if "jpg" not in members] == ["000005"]
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [0, 1, 2])
+def test_every_sample_once_an_epoch_and_epochs_differ(tars, window):
+    index = open_index(str(tars()))
+    stream = Stream(index, seed=5, window=window)
+    samples, epochs = stream.samples(0, 3 * 48)
+    orders = [samples[epochs == epoch].tolist() for epoch in range(3)]
+    assert all(sorted(order) == list(range(48)) for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+    # any cut of the sequence gives the same sequence
+    pieces = [stream.samples(at, 7)[0] for at in range(0, 3 * 48, 7)]
+    assert np.array_equal(np.concatenate(pieces)[: 3 * 48], samples)
+    if window:
+        shards = index.shard[samples[:16]]
+        assert len(set(shards.tolist())) <= window
+
+
+def test_online_balance_keeps_the_right_share(published):
+    index = open_index(str(published(samples=300)))
+    stream = Stream(index, seed=1, online_balance=True)
+    samples, epochs = stream.samples(0, 1000)
+    sizes = [int((epochs == epoch).sum()) for epoch in range(3)]
+    assert all(110 < size < 190 for size in sizes)  # half of 300
+    for epoch in range(3):
+        chosen = samples[epochs == epoch]
+        assert len(set(chosen.tolist())) == len(chosen)
+    assert len(set(samples[epochs == 0].tolist()) ^ set(samples[epochs == 1].tolist())) > 60  # drawn anew
+
+
+def test_online_balance_needs_the_column(tars):
+    with pytest.raises(UsageError, match="keep_probability"):
+        Stream(open_index(str(tars())), seed=0, online_balance=True)
+
+
+# --- loader -----------------------------------------------------------------------------------------------------------
+
+
+def test_any_ranks_micro_batches_and_threads_see_the_same_global_batches(tars, vocabulary):
+    index = open_index(str(tars()))
+    reference, _ = steps(index, vocabulary, 4)
+    wanted = [
+        {int(s): (row.tobytes(), t.tolist()) for s, row, t in zip(b.samples, b.images.numpy(), texts(b), strict=True)}
+        for (b,) in reference
+    ]
+    for world, accumulate, threads in ((2, 1, 1), (1, 4, 3), (2, 2, 2)):
+        found: list[dict] = [{} for _ in range(4)]
+        for rank in range(world):
+            parts, _ = steps(
+                index, vocabulary, 4, rank=rank, world_size=world, accumulate=accumulate, threads=threads
+            )
+            for step, batches in enumerate(parts):
+                assert len(batches) == accumulate
+                for batch in batches:
+                    rows = zip(batch.samples, batch.images.numpy(), texts(batch), strict=True)
+                    found[step] |= {int(s): (row.tobytes(), t.tolist()) for s, row, t in rows}
+        assert found == wanted
+
+
+def texts(batch):
+    """Each caption's ids, cut out of the packed batch."""
+    bounds = batch.text.boundaries.tolist()
+    start_of = dict(zip(bounds[1:], bounds, strict=False))
+    return [batch.text.tokens[start_of[end + 1] : end + 1] for end in batch.text.ends.tolist()]
+
+
+def test_a_loader_goes_on_from_the_samples_seen(tars, vocabulary):
+    index = open_index(str(tars()))
+    whole, _ = steps(index, vocabulary, 9)
+    rest, _ = steps(index, vocabulary, 5, seen=32)
+    for (a,), (b,) in zip(whole[4:], rest, strict=True):
+        assert np.array_equal(a.samples, b.samples) and torch.equal(a.images, b.images)
+        assert torch.equal(a.text.tokens, b.text.tokens)
+
+
+def test_crops_change_with_the_epoch_and_captions_belong_to_images(tars, vocabulary):
+    index = open_index(str(tars()))
+    tokenizer = load_tokenizer(vocabulary)
+    found, _ = steps(index, vocabulary, 12)
+    first: dict[int, bytes] = {}
+    changed = 0
+    for (batch,) in found:
+        for sample, image, text in zip(batch.samples.tolist(), batch.images.numpy(), texts(batch), strict=True):
+            caption = f"{CAPTIONS[sample % len(CAPTIONS)]} {sample}"
+            assert text.tolist() == tokenizer.encode_caption(caption, context_length=20)
+            changed += sample in first and first[sample] != image.tobytes()
+            first.setdefault(sample, image.tobytes())
+    assert changed > 40
+
+
+def test_bad_samples_are_counted_named_and_left_out(tmp_path, vocabulary):
+    members = []
+    for number in range(12):
+        key = f"{number:03d}"
+        image, text = jpeg(number), b"a red square"
+        if number == 2:
+            image = b"no image at all"
+        if number == 5:
+            text = b"\xff\xfe caf\xe9"
+        if number == 7:
+            text = b"  \n"
+        members.append((f"{key}.jpg", image))
+        if number != 9:
+            members.append((f"{key}.txt", text))
+    write_tar(tmp_path / "x.tar", members)
+    index = open_index(str(tmp_path / "x.tar"))
+    ((batch,),), bad = steps(index, vocabulary, 1, batch_size=12, prefetch=0)
+    assert bad.to_json() == {"image_not_decoded": 1, "member_missing": 1, "text_empty": 1, "text_not_utf8": 1}
+    assert sorted(batch.samples[batch.good.numpy()].tolist()) == [0, 1, 3, 4, 6, 8, 10, 11]
+    assert "x.tar:002 (image_not_decoded)" in bad.names
+    with pytest.raises(BelowThreshold, match="4 of 12 samples could not be used .*more than --max-bad 0.3"):
+        steps(index, vocabulary, 1, batch_size=12, prefetch=0, max_bad=0.3)
+
+
+def test_a_small_share_of_bad_samples_passes():
+    bad = BadSamples(limit=0.01, samples=1000)
+    for number in range(10):
+        bad.add("image_not_decoded", str(number))
+    bad.check(10)
+    bad.add("image_not_decoded", "11")
+    with pytest.raises(BelowThreshold):
+        bad.check(10)
+
+
+def test_digests_are_checked_on_demand(published, vocabulary):
+    folder = published(samples=12, shards=1)
+    index = open_index(str(folder))
+    shard = folder / "shards" / "00000.tar"
+    data = bytearray(shard.read_bytes())
+    data[int(index.image_offset[4]) + int(index.image_size[4]) // 2] ^= 1
+    shard.write_bytes(data)
+    write_manifest(folder)
+    _, bad = steps(index, vocabulary, 1, batch_size=12, prefetch=0, verify=True)
+    assert bad.to_json() == {"sha256_differs": 1}
+    _, bad = steps(index, vocabulary, 1, batch_size=12, prefetch=0)
+    assert bad.reasons["sha256_differs"] == 0
+
+
+def test_a_shard_that_shrinks_under_the_run_is_noticed(tars, vocabulary):
+    folder = tars(samples=12, shards=1)
+    index = open_index(str(folder))
+    with open(index.paths[0], "r+b") as file:
+        file.truncate(int(index.image_offset[6]) + 10)
+    _, bad = steps(index, vocabulary, 1, batch_size=12, prefetch=0)
+    assert bad.to_json() == {"shard_cut": 6}
+    (folder / "00000.tar").unlink()
+    _, bad = steps(index, vocabulary, 1, batch_size=12, prefetch=0)
+    assert bad.to_json() == {"shard_not_readable": 12}
+
+
+def test_members_that_could_run_code_are_never_looked_at(tmp_path, vocabulary):
+    members = [member for number in range(4) for member in sample_members(number)]
+    members += [("000000.pyd", b"cos\nsystem\n(S'touch /tmp/owned'\ntR."), ("pipe:touch x.jpg", jpeg(9))]
+    write_tar(tmp_path / "x.tar", members)
+    index = open_index(str(tmp_path / "x.tar"))
+    _, bad = steps(index, vocabulary, 1, batch_size=5, prefetch=0)
+    assert bad.to_json() == {"member_missing": 1}
+    with pytest.raises(InputMissing):
+        open_index("pipe:cat x.tar")
+    (tmp_path / "y.tar").write_bytes(gzip.compress((tmp_path / "x.tar").read_bytes()))
+    with pytest.raises(InputMissing):  # not a tar: nothing is inflated behind our back
+        open_index(str(tmp_path / "y.tar"))
+
+
+def test_json_of_shards_is_not_needed(published, vocabulary):
+    folder = published(samples=8, shards=1)
+    ((batch,),), bad = steps(open_index(str(folder)), vocabulary, 1)
+    assert batch.good is None and not bad.reasons
+    assert json.loads((folder / "manifest.json").read_text())["files"]
