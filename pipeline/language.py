@@ -2,7 +2,7 @@
 
 `LanguageModel.load("own")` is pipeline/data/language.ftz, 0.9 MB, about 100 languages by their ISO 639-1 codes, made by
 tools/train_language_model.py; "und" stands for all others. Nothing is ever downloaded. For filtering, ask for a
-threshold on P(language) (`best_of`), not for the likeliest language (`predict`): short alt-texts are often close calls.
+threshold on P(language) (`scores`), not for the likeliest language (`predict`): short alt-texts are often close calls.
 
 A model cannot be pickled: load it once a process.
 """
@@ -45,7 +45,7 @@ class LanguageModel:
         """The model that ships ("own"), or the one in a file. A process loads each file once."""
         return _load(str(OWN if str(path) == "own" else path))
 
-    def predict(self, texts: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, Scores]:
+    def predict(self, texts: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
         """The likeliest language of each text and its probability; ("und", 0) for a text without any word."""
         languages: list[str] = []
         scores = np.zeros(len(texts), np.float32)
@@ -53,9 +53,15 @@ class LanguageModel:
             if len(labels):
                 scores[len(languages)] = probabilities[0]
             languages.append(labels[0].removeprefix(_LABEL) if len(labels) else UNKNOWN)
-        return pa.array(languages, pa.string()), np.minimum(scores, np.float32(1))
+        return pa.array(languages, pa.string()), pa.array(np.minimum(scores, np.float32(1)))
 
-    def scores(self, texts: pa.Array | pa.ChunkedArray, languages: Sequence[str]) -> Scores:
+    def scores(self, texts: pa.Array | pa.ChunkedArray, languages: Sequence[str]) -> tuple[pa.Array, pa.Array]:
+        """The likeliest of the wanted languages and its probability: keep a text if that reaches a threshold."""
+        matrix = self.probabilities(texts, languages)
+        best = matrix.argmax(axis=1) if len(matrix) else np.zeros(0, np.int64)
+        return pa.array(languages, pa.string()).take(pa.array(best)), pa.array(matrix[np.arange(len(matrix)), best])
+
+    def probabilities(self, texts: pa.Array | pa.ChunkedArray, languages: Sequence[str]) -> Scores:
         """P(language) of each text (row) for each wanted language (column).
 
         Raises:
@@ -66,18 +72,12 @@ class LanguageModel:
             known = ", ".join(self.languages)
             raise ValueError(f"the language model does not know {', '.join(unknown)}; it knows {known}")
         column = {_LABEL + language: place for place, language in enumerate(languages)}
-        scores = np.zeros((len(texts), len(languages)), np.float32)
+        matrix = np.zeros((len(texts), len(languages)), np.float32)
         for row, (labels, probabilities) in enumerate(self._predictions(texts, len(self.languages), _LEAST)):
             for label, probability in zip(labels, probabilities, strict=True):
                 if label in column:
-                    scores[row, column[label]] = probability
-        return np.minimum(scores, np.float32(1))
-
-    def best_of(self, texts: pa.Array | pa.ChunkedArray, languages: Sequence[str]) -> tuple[pa.Array, Scores]:
-        """The likeliest of the wanted languages and its probability: keep a text if that reaches a threshold."""
-        scores = self.scores(texts, languages)
-        best = scores.argmax(axis=1) if len(scores) else np.zeros(0, np.int64)
-        return pa.array(languages, pa.string()).take(pa.array(best)), scores[np.arange(len(scores)), best]
+                    matrix[row, column[label]] = probability
+        return np.minimum(matrix, np.float32(1))
 
     def _predictions(
         self, texts: pa.Array | pa.ChunkedArray, most: int, least: float

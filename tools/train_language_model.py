@@ -219,12 +219,12 @@ def measure(model_path: str, test: Path | None, captions: Path | None) -> None:
         rate = len(texts) / (time.process_time() - start)
         accuracy = pc.mean(pc.equal(named, truth)).as_py()
         other = texts.filter(pc.not_equal(truth, "en"))
-        false_english[kind] = model.scores(other, ["en"])[:, 0]
+        false_english[kind] = model.probabilities(other, ["en"])[:, 0]
         wrong = pc.mean(pc.equal(named.filter(pc.not_equal(truth, "en")), "en")).as_py()
         print(f"{kind}: accuracy {accuracy:.3f}, false English {wrong:.4f}, {rate:,.0f} texts/s")
     if captions:
         texts = pc.unique(pq.read_table(captions)["text"]).cast(pa.string())
-        score = model.scores(texts, ["en"])[:, 0]
+        score = model.probabilities(texts, ["en"])[:, 0]
         print(f"captions: P(en) is the largest for {pc.mean(pc.equal(model.predict(texts)[0], 'en')).as_py():.4f}")
         for threshold in (0.05, 0.1, 0.2, 0.3, 0.5, 0.7):
             others = ", ".join(f"{kind} {(values >= threshold).mean():.4f}" for kind, values in false_english.items())
