@@ -20,18 +20,17 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline import __version__
-from pipeline.work import STAGES, Busy, PlanChanged, Work, digest_of
+from pipeline.runners import JobFailed
+from pipeline.work import STAGES, Busy, PlanChanged, UsageError, Work, digest_of
 
 if TYPE_CHECKING:
     from pipeline.sources.inputs import Input
 
 RESULT = 1  # raised whenever the same input and options give other rows: an older folder is then not continued
 
+WORKER_DEATHS = 2  # jobs that are begun again, where they were, because a worker died
+
 DONE, CRASHED, USAGE, BELOW, MISSING, INTERRUPTED = 0, 1, 2, 3, 4, 130
-
-
-class UsageError(ValueError):
-    """The command line cannot be carried out as it stands (exit code 2)."""
 
 
 class MissingInput(ValueError):
@@ -200,10 +199,11 @@ def build(options: Options, say: Callable[[str], None] = print) -> Run:
         UsageError, MissingInput: before anything is written.
         Busy: another run holds the folder.
     """
-    from pipeline import files, work
+    from pipeline import files, runners, work
 
     start = time.perf_counter()
     run = prepare(options)
+    runners.import_beam()
     with work.locked(run.work.root):
         files.sweep(run.work.root)
         if options.redo:
@@ -474,8 +474,15 @@ def run_job(construct: Callable[[Any], Any], run: Run, job: str) -> None:
 
     steps = watched(run, job)
     runner, options = runners.make_options(run.options.runner, run.options.workers, list(run.options.beam))
-    with progress.watching(steps):
-        runners.run_pipeline(construct, runner, options)
+    for left in range(WORKER_DEATHS, -1, -1):
+        try:
+            with progress.watching(steps):
+                return runners.run_pipeline(construct, runner, options)
+        except runners.WorkerDied as error:
+            if not left:
+                raise
+            print(f"pipeline.build: {error}; going on", file=sys.stderr)
+            runner, options = runners.make_options(run.options.runner, run.options.workers, list(run.options.beam))
 
 
 def watched(run: Run, job: str) -> list[Any]:
@@ -616,7 +623,7 @@ def _argument_parser(d: dict[str, Any]) -> argparse.ArgumentParser:
         "--match",
         choices=("wide", "metaclip"),
         default=d["match"],
-        help="wide: texts and queries pass one normaliser; metaclip: exactly MetaCLIP's substrings (default: %(default)s)",
+        help="wide: texts and queries pass one normaliser; metaclip: MetaCLIP's substrings (default: %(default)s)",
     )
     match.add_argument("--case", choices=("exact", "fold"), default=d["case"], help="(default: %(default)s)")
     dedup = parser.add_argument_group("dedup")
@@ -677,7 +684,7 @@ def _argument_parser(d: dict[str, Any]) -> argparse.ArgumentParser:
     how.add_argument(
         "--runner",
         default=d["runner"],
-        help="local, or any Beam runner: FlinkRunner, SparkRunner, PrismRunner, DataflowRunner ... with Beam's own flags (default: %(default)s)",
+        help="local, or any Beam runner (FlinkRunner, PrismRunner ...) with Beam's own flags (default: %(default)s)",
     )
     how.add_argument("--workers", type=int, metavar="N", help="processes of the local runner (default: one a core)")
     how.add_argument(
@@ -713,6 +720,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"pipeline.build: another run holds the output folder ({error}): wait for it, or end it first",
             file=sys.stderr,
         )
+        return CRASHED
+    except JobFailed as error:
+        print(f"pipeline.build: {error}", file=sys.stderr)
         return CRASHED
     except KeyboardInterrupt:
         print("pipeline.build: interrupted; the same command goes on where it was", file=sys.stderr)

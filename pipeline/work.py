@@ -28,6 +28,10 @@ from pipeline.ledger import Ledger
 STAGES = ("gather", "match", "dedup", "balance", "fetch", "dedup-images", "publish")
 
 
+class UsageError(ValueError):
+    """The command line cannot be carried out as it stands (exit code 2)."""
+
+
 class Busy(RuntimeError):
     """Another run holds the folder."""
 

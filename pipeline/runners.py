@@ -1,0 +1,217 @@
+"""Where a Beam pipeline runs: our local runner, or any runner that Beam knows.
+
+`local` is Beam's FnApiRunner with three things mended: its worker processes get the pipeline options, find this package
+wherever it lies, and die with their parent. `DirectRunner` is mapped to it, since Beam's own first tries to download an
+engine. Every other name goes through to Beam, with Beam's own flags.
+
+Beam is imported inside the functions: it takes two seconds, and `--help` must not wait for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.work import UsageError
+
+LOCAL = ("local", "direct", "directrunner", "localrunner")
+# Loggers of Beam that talk about its inner life at WARNING.
+CHATTY = (
+    "apache_beam.options.pipeline_options",
+    "apache_beam.runners.portability.fn_api_runner.fn_runner",
+    "apache_beam.runners.portability.fn_api_runner.worker_handlers",
+    "apache_beam.runners.worker.sdk_worker",
+    "apache_beam.runners.worker.sdk_worker_main",
+    "apache_beam.runners.worker.worker_pool_main",
+    "apache_beam.runners.portability.portable_runner",
+    "apache_beam.runners.portability.local_job_service",
+    "apache_beam.utils.subprocess_server",
+    "apache_beam.internal.gcp.auth",
+    "apache_beam.typehints",
+)
+ENGINES = "OPENWIT_ENGINES"  # folder that `make engines` filled, if it is not ./.engines
+
+
+class JobFailed(RuntimeError):
+    """The pipeline failed; the message is the stage's own, if it had one."""
+
+
+class WorkerDied(JobFailed):
+    """A worker process ended without a word: killed, most often for want of memory."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Beam warns at import about packages that nobody asked for."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def import_beam() -> Any:
+    """apache_beam, without its noise."""
+    if not logging.getLogger().handlers:
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with quiet():
+        import apache_beam
+    return apache_beam
+
+
+def beam_flags() -> list[str]:
+    """All flags that Beam's pipeline options understand."""
+    import_beam()
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    parser = argparse.ArgumentParser(add_help=False, conflict_handler="resolve")
+    todo = [PipelineOptions]
+    while todo:
+        kind = todo.pop()
+        todo += kind.__subclasses__()
+        add = kind.__dict__.get("_add_argparse_args")
+        if add is not None:
+            add.__get__(None, kind)(parser)
+    return [flag for action in parser._actions for flag in action.option_strings]
+
+
+def make_options(name: str, workers: int | None, beam_args: Sequence[str] = ()) -> tuple[Any, Any]:
+    """(runner, PipelineOptions) for a runner's name.
+
+    Args:
+        name: local, or a Beam runner, with or without "Runner", in any case.
+        workers: processes of the local runner; None: one a core. Other runners have flags of their own.
+        beam_args: Beam's own flags.
+
+    Raises:
+        UsageError: there is no such runner.
+    """
+    beam = import_beam()
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    if name.lower() in LOCAL:
+        if name.lower() not in ("local", "localrunner"):
+            print(
+                "pipeline: DirectRunner would look for an engine on the network; using the local runner",
+                file=sys.stderr,
+            )
+        count = max(1, workers if workers is not None else len(os.sched_getaffinity(0)))
+        quiet_workers = ["--default_sdk_harness_log_level=WARNING"]
+        return local_runner(count), PipelineOptions([*quiet_workers, *beam_args, f"--direct_num_workers={count}"])
+    arguments = [f"--runner={name}", *beam_args, *engine_defaults(name, beam_args)]
+    try:
+        return beam.runners.create_runner(name), PipelineOptions(arguments)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UsageError(f"no runner {name!r}: {str(error).splitlines()[0]}") from error
+
+
+def engine_defaults(name: str, given: Sequence[str]) -> list[str]:
+    """Flags for an engine that `make engines` fetched, where the user gave none: no download, no Docker."""
+    folder = Path(os.environ.get(ENGINES, ".engines")).absolute()
+    flags = {word.split("=")[0] for word in given}
+    short = name.lower().removesuffix("runner")
+    wanted: list[str] = []
+    if short == "prism" and (folder / "prism").exists():
+        wanted = [f"--prism_location={folder / 'prism'}"]
+    if short == "flink" and (folder / "beam-flink-1.19.jar").exists() and "--flink_version" not in flags:
+        wanted = [f"--flink_job_server_jar={folder / 'beam-flink-1.19.jar'}", "--flink_version=1.19"]
+        if "--flink_master" not in flags:
+            wanted += ["--flink_master=[local]", "--environment_type=LOOPBACK", "--parallelism=2"]
+    return [flag for flag in wanted if flag.split("=")[0] not in flags]
+
+
+def local_runner(workers: int) -> Any:
+    """Beam's FnApiRunner with our worker processes, or in this process if there is only one worker."""
+    from apache_beam.portability.api import beam_provision_api_pb2
+    from apache_beam.runners.portability.fn_api_runner import fn_runner
+    from apache_beam.runners.portability.portable_runner import JobServiceHandle
+    from apache_beam.transforms.environments import SubprocessSDKEnvironment
+
+    class LocalRunner(fn_runner.FnApiRunner):
+        def run_pipeline(self, pipeline: Any, options: Any) -> Any:
+            encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
+            info = beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded)
+            self._provision_info = fn_runner.ExtendedProvisionInfo(info)
+            return super().run_pipeline(pipeline, options)
+
+    if workers == 1:
+        return LocalRunner()
+    # `exec`: Beam starts the command through a shell, and the worker must be our own child to die with us.
+    command = f"exec {shlex.quote(sys.executable)} -m pipeline.worker"
+    return LocalRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
+
+
+def run_pipeline(construct: Callable[[Any], Any], runner: Any, options: Any) -> None:
+    """Builds a pipeline with `construct(root)` and runs it to its end.
+
+    Raises:
+        JobFailed, WorkerDied: with what went wrong.
+        KeyboardInterrupt: after the job was cancelled on its engine.
+    """
+    beam = import_beam()
+    package = str(Path(__file__).parent.parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [package, *(p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != package)]
+    )
+    os.environ["OPENWIT_PARENT"] = str(os.getpid())
+    pipeline = beam.Pipeline(runner=runner, options=options)
+    construct(pipeline)
+    result = None
+    try:
+        result = pipeline.run()
+        result.wait_until_finish()
+    except KeyboardInterrupt:
+        with contextlib.suppress(Exception):
+            if result is not None:
+                result.cancel()
+        raise
+    except Exception as error:
+        raise explain(error) from error
+    finally:
+        end_workers()
+
+
+def explain(error: BaseException) -> JobFailed:
+    """The failure in a sentence: the last line of what the worker raised."""
+    text = str(error)
+    died = ("Channel closed prematurely", "Worker subprocess exited", "Socket closed", "UNAVAILABLE")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    own = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt|Busy|Exit|NoRows)\b.*", line)]
+    if any(word in text for word in died) and not own[1:]:
+        return WorkerDied(
+            "a worker process died (killed, perhaps for want of memory: try fewer --workers); "
+            "the same command goes on where it was"
+        )
+    last = own[-1] if own else (lines[-1] if lines else type(error).__name__)
+    return JobFailed(re.sub(r" \[while running .*$", "", last))
+
+
+def children() -> list[int]:
+    """Our worker processes."""
+    found = []
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else []:
+        if name.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                stat = Path(f"/proc/{name}/stat").read_text()
+                parent = int(stat[stat.rindex(")") + 2 :].split()[1])
+                if parent == os.getpid() and b"pipeline.worker" in Path(f"/proc/{name}/cmdline").read_bytes():
+                    found.append(int(name))
+    return found
+
+
+def end_workers() -> None:
+    """Kills workers that are left: one that goes on would write beside the next run."""
+    for pid in children():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
