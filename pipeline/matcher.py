@@ -11,7 +11,7 @@ Two modes say what "contain" means; `naive_match` is each of them in a few lines
 Both come down to one thing: split text and query at single blanks, and find the query's tokens in the text's. All
 queries are found at once in a tree of tokens: from each token of the text on, as long as some query goes on that way.
 `matcher_kernel` keeps that tree in two hash tables, which are built once a run, saved, and mapped by every worker;
-without compiled code it is a dict of all beginnings of queries, which gives the same rows.
+without compiled code, numpy walks an equal tree (`_Tree`) level by level and gives the same rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import os
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,19 +33,17 @@ from pipeline import jit
 from pipeline.files import write_bytes, writing
 from queries import normalize
 
-Mode = Literal["wide", "metaclip"]
-Case = Literal["exact", "fold"]
-
+MODES = ("wide", "metaclip")
 VERSION = 1  # of the saved folder and of the rules above: a folder of another version is refused
 
-_PUNCTUATION = ",.;:?!`"
-_AS_BLANKS = "\t\n\r"
+# What metaclip mode puts for a character of a text.
+_SPACED = {mark: f" {mark} " for mark in ",.;:?!`"} | dict.fromkeys("\t\n\r", " ")
 # Queries that no text in metaclip mode can match: punctuation always stands alone there, and never twice in a row.
 _DEAD_IN_METACLIP = r"[\t\n\r]|[^ ][,.;:?!`]|[,.;:?!`][^ ]|[,.;:?!`] [,.;:?!`]"
 _BATCH = 65_536  # texts a kernel call: bounds the scratch space
 
 
-def naive_match(text: str, queries: list[str], mode: Mode = "wide", case: Case = "exact") -> list[int]:
+def naive_match(text: str, queries: list[str], mode: str = "wide", case: str = "exact") -> list[int]:
     """The ids (positions) of the queries that `text` contains, by definition and slowly."""
     if mode == "wide":
         text = f" {normalize.normalize_text(text, case)} "
@@ -53,16 +51,10 @@ def naive_match(text: str, queries: list[str], mode: Mode = "wide", case: Case =
         return [number for number, form in enumerate(forms) if form and f" {form} " in text]
     if case == "fold":
         text, queries = fold(text), [fold(query) for query in queries]
-    text = f" {_space_out(text)} "
+    text = f" {text} "
+    for mark, spaced in _SPACED.items():
+        text = text.replace(mark, spaced)
     return [number for number, query in enumerate(queries) if f" {query} " in text]
-
-
-def _space_out(text: str) -> str:
-    for mark in _PUNCTUATION:
-        text = text.replace(mark, f" {mark} ")
-    for blank in _AS_BLANKS:
-        text = text.replace(blank, " ")
-    return text
 
 
 def fold(text: str) -> str:
@@ -78,7 +70,7 @@ class Matcher:
     One matcher may be used by several threads; the kernel holds no lock of Python's while it runs.
     """
 
-    def __init__(self, forms: pa.LargeStringArray, *, mode: Mode, case: Case, dead: list[int], tables: Any) -> None:
+    def __init__(self, forms: pa.LargeStringArray, *, mode: str, case: str, dead: list[int], tables: Any) -> None:
         self.mode = mode
         self.case = case
         self.dead = dead  # ids that no text can match
@@ -86,9 +78,9 @@ class Matcher:
         self._tables = tables  # matcher_kernel.Tables, or None until a kernel asks for them
 
     @classmethod
-    def build(cls, queries: pa.StringArray, *, mode: Mode = "wide", case: Case = "exact") -> Matcher:
+    def build(cls, queries: pa.StringArray, *, mode: str = "wide", case: str = "exact") -> Matcher:
         """A matcher for the queries, whose positions become the ids. Queries with one form all match together."""
-        if mode not in ("wide", "metaclip") or case not in ("exact", "fold"):
+        if mode not in MODES or case not in normalize.CASES:
             raise ValueError(f"mode must be wide or metaclip, case exact or fold: not {mode}, {case}")
         if isinstance(queries, pa.ChunkedArray):
             queries = queries.combine_chunks()
@@ -162,17 +154,13 @@ class Matcher:
         return cls(forms, mode=about["mode"], case=about["case"], dead=dead.tolist(), tables=tables)
 
     def _kernel(self, rows: int) -> Any:
-        # Many queries pay for loading compiled code too: without it, every process builds a dict of them.
+        # Many queries pay for loading compiled code too: without it, every process builds the tree anew.
         return jit.kernel("pipeline.matcher_kernel", max(rows, len(self)))
 
     def _build_tables(self) -> Any:
         from pipeline import matcher_kernel
 
-        ids = np.arange(len(self), dtype=np.int32)
-        forms = self._forms
-        if self.mode == "wide":  # an empty form has no token; in metaclip mode it is one empty token
-            ids = np.delete(ids, self.dead)
-            forms = forms.take(pa.array(ids))
+        ids, forms = self._living_forms()
         self._tables = matcher_kernel.build(forms, ids)
         return self._tables
 
@@ -188,55 +176,90 @@ class Matcher:
         return matcher_kernel.match(self._tables or self._build_tables(), *prepared)
 
     def _match_plain(self, texts: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-        beginnings = self._beginnings
-        sizes, ids = [], []
-        for text in texts.to_pylist():
-            tokens = self._tokens(text)
-            found: set[int] = set()
-            for after, node in enumerate(map(beginnings.get, tokens), 1):
-                if node is None:
-                    continue
-                found.update(node.ids)
-                phrase = tokens[after - 1]
-                while node and node.goes_on and after < len(tokens):
-                    phrase = f"{phrase} {tokens[after]}"
-                    after += 1
-                    node = beginnings.get(phrase)
-                    if node:
-                        found.update(node.ids)
-            sizes.append(len(found))
-            ids.extend(sorted(found))
-        return np.array(sizes, np.int64), np.array(ids, np.int32)
-
-    def _tokens(self, text: str) -> list[str]:
         if self.mode == "wide":
-            return normalize.normalize_text(text, self.case).split()
-        return _space_out(fold(text) if self.case == "fold" else text).split(" ")
+            prepared = normalize.normalize_array(texts, self.case)
+        else:
+            prepared = _fold_array(texts) if self.case == "fold" else texts
+            for mark, spaced in _SPACED.items():
+                prepared = pc.replace_substring(prepared, mark, spaced)
+        return self._tree.match(prepared)
 
     @functools.cached_property
-    def _beginnings(self) -> dict[str, _Node]:
-        """Where each run of tokens that begins a query leads to."""
-        beginnings: dict[str, _Node] = {}
-        for number, form in enumerate(self._forms.to_pylist()):
-            if self.mode == "wide" and not form:
-                continue
-            beginnings[form] = beginnings.get(form, _NOWHERE).with_query(number)
-            end = form.find(" ")
-            while end >= 0:
-                beginnings[form[:end]] = _Node(beginnings.get(form[:end], _NOWHERE).ids, True)
-                end = form.find(" ", end + 1)
-        return beginnings
+    def _tree(self) -> _Tree:
+        ids, forms = self._living_forms()
+        return _Tree.build(forms, ids)
+
+    def _living_forms(self) -> tuple[npt.NDArray[np.int32], pa.LargeStringArray]:
+        """The ids and forms of the queries that have a token."""
+        ids = np.arange(len(self), dtype=np.int32)
+        if self.mode == "metaclip":  # even an empty form has one there: the empty token
+            return ids, self._forms
+        ids = np.delete(ids, self.dead)
+        return ids, self._forms.take(pa.array(ids))
 
 
-class _Node(NamedTuple):
-    ids: tuple[int, ...]  # the queries that end here
-    goes_on: bool  # whether a longer query begins this way
+class _Tree(NamedTuple):
+    """The tree of tokens in numpy arrays: what `matcher_kernel.Tables` is for compiled code.
 
-    def with_query(self, number: int) -> _Node:
-        return _Node((*self.ids, number), self.goes_on)
+    A node is a number: the nodes of first tokens are the places of the tokens in `vocabulary`; each longer beginning of
+    a query is a key in `edges` (the node before << 32 | next token), and its node is its place there plus the number of
+    tokens. Nodes of longer beginnings come later, so that the keys are sorted level by level and as a whole.
+    """
 
+    vocabulary: pa.StringArray
+    edges: npt.NDArray[np.int64]
+    goes_on: npt.NDArray[np.bool_]  # by node: whether a longer beginning exists
+    starts: npt.NDArray[np.int64]  # by node: where the queries that end there begin in `ids`
+    ids: npt.NDArray[np.int32]
 
-_NOWHERE = _Node((), False)
+    @classmethod
+    def build(cls, forms: pa.LargeStringArray, ids: npt.NDArray[np.int32]) -> _Tree:
+        words = pc.split_pattern(forms, " ")
+        encoded = words.flatten().dictionary_encode()
+        tokens, first = encoded.indices.to_numpy().astype(np.int64), words.offsets.to_numpy()[:-1]
+        lengths = pc.list_value_length(words).to_numpy()
+        node = tokens[first] if len(first) else np.empty(0, np.int64)
+        nodes = len(encoded.dictionary)
+        levels = [np.empty(0, np.int64)]
+        for depth in range(1, int(lengths.max(initial=1))):
+            longer = np.flatnonzero(lengths > depth)
+            keys, place = np.unique(node[longer] << 32 | tokens[first[longer] + depth], return_inverse=True)
+            levels.append(keys)
+            node[longer] = nodes + place
+            nodes += len(keys)
+        edges = np.concatenate(levels)
+        goes_on = np.zeros(nodes, np.bool_)
+        goes_on[edges >> 32] = True
+        starts = np.concatenate([[0], np.cumsum(np.bincount(node, minlength=nodes))])
+        return cls(encoded.dictionary, edges, goes_on, starts, ids[np.argsort(node, kind="stable")])
+
+    def match(self, prepared: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        """How many queries each text contains, and their ids, text after text; a text is tokens between blanks."""
+        words = pc.split_pattern(prepared, " ")
+        found = pc.index_in(words.flatten().cast(self.vocabulary.type), self.vocabulary)
+        token = pc.fill_null(found, -1).to_numpy().astype(np.int64)
+        row = np.repeat(np.arange(len(prepared)), pc.list_value_length(words).to_numpy())
+        token, row = np.append(token, -1), np.append(row, -1)  # so that the last token has one behind it
+        pairs = []
+        begin = after = np.flatnonzero(token >= 0)  # where each beginning starts and where its last token is
+        node = token[begin]
+        while len(node):
+            counts = self.starts[node + 1] - self.starts[node]
+            within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            ids = self.ids[np.repeat(self.starts[node], counts) + within]
+            pairs.append(np.repeat(row[begin], counts) << 32 | ids)
+
+            on = self.goes_on[node]
+            begin, after, node = begin[on], after[on] + 1, node[on]
+            on = (token[after] >= 0) & (row[after] == row[begin])
+            begin, after, key = begin[on], after[on], node[on] << 32 | token[after[on]]
+            place = np.searchsorted(self.edges, key)
+            on = np.append(self.edges, -1)[place] == key
+            begin, after, node = begin[on], after[on], place[on] + len(self.vocabulary)
+        matches = np.sort(np.concatenate([np.empty(0, np.int64), *pairs]))
+        matches = matches[np.diff(matches, prepend=-1) > 0]  # each once (np.unique takes ten times as long)
+        sizes = np.bincount(matches >> 32, minlength=len(prepared))
+        return sizes, (matches & 0xFFFFFFFF).astype(np.int32)
 
 
 def _batches(texts: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:

@@ -32,7 +32,7 @@ from numba.np.arrayobj import make_array
 
 from pipeline.jit import njit
 from queries import normalize_kernel
-from queries.normalize_kernel import PADDING, Bytes, Offsets
+from queries.normalize_kernel import PADDING, Bytes, Offsets, frozen
 
 Words = npt.NDArray[np.uint64]
 Ids = npt.NDArray[np.int32]
@@ -242,8 +242,9 @@ def _token_hashes(data, offsets, out):  # noqa: ANN001, ANN202
 
 @njit
 def _build(data, offsets, ids, tokens, edges, long_bytes, siblings):  # noqa: ANN001, ANN202
-    """Fills the empty tables; returns how many bytes of `long_bytes` are used."""
-    long_used = 0
+    """Fills the empty tables; returns how many bytes of `long_bytes` are used, or -1 where `tokens` is too small."""
+    long_used = 1  # never at 0: that is what a token of a text has in its place
+    free = len(tokens) // _TOKEN_WORDS
     size = U(len(tokens) // _TOKEN_WORDS)
     for form in range(len(offsets) - 1):
         at = offsets[form]
@@ -254,6 +255,9 @@ def _build(data, offsets, ids, tokens, edges, long_bytes, siblings):  # noqa: AN
             slot = _find_token(tokens, long_bytes, _home(first, second, third, size), first, second, third, data, at)
             if slot < 0:
                 slot = -1 - slot
+                free -= 1
+                if free == 0:  # a free slot must stay, or the search for one never ends
+                    return -1
                 tokens[slot * _TOKEN_WORDS] = first
                 tokens[slot * _TOKEN_WORDS + 1] = second
                 if third >> _LENGTH_AT == _LONG:
@@ -397,13 +401,10 @@ def _space_out(data, offsets, breaks, out, out_offsets):  # noqa: ANN001, ANN202
         for at in range(offsets[row], offsets[row + 1]):
             byte = data[at]
             kind = breaks[byte]
-            if kind == 0:
-                out[written] = byte
+            if kind < 2:
+                out[written] = 0x20 if kind else byte
                 written += 1
-            elif kind == 1:
-                out[written] = 0x20
-                written += 1
-                tokens += 1
+                tokens += kind
             else:
                 out[written] = 0x20
                 out[written + 1] = byte
@@ -422,19 +423,23 @@ def build(forms: pa.LargeStringArray, ids: Ids) -> Tables:
     data, offsets = _closed(forms)
     hashes = np.empty(_token_hashes(data, offsets, np.empty(0, np.uint64)), np.uint64)
     _token_hashes(data, offsets, hashes)
-    different = len(np.unique(hashes))
+    hashes.sort()
+    different = 1 + int(np.count_nonzero(hashes[1:] != hashes[:-1]))
     longest = int(np.diff(offsets).max(initial=0))
     if longest > _LONGEST or len(data) >= 1 << 32:
         raise ValueError(f"the queries are too long for the matcher: {len(data)} bytes, the longest {longest}")
-    tokens = _aligned(_slots(different) * _TOKEN_WORDS)
-    edges = _aligned(_slots(len(hashes) - len(ids)) * _EDGE_WORDS)
-    long_bytes = np.zeros(len(data), np.uint8)
-    siblings = np.full(int(ids[-1]) + 1 if len(ids) else 1, -1, np.int32)
-    used = _build(data, offsets, ids, tokens, edges, long_bytes, siblings)
+    used = -1
+    while used < 0:  # once, unless the queries were made so that their hashes collide
+        tokens = _aligned(_slots(different) * _TOKEN_WORDS)
+        edges = _aligned(_slots(len(hashes) - len(ids)) * _EDGE_WORDS)
+        long_bytes = np.zeros(len(data) + 1, np.uint8)
+        siblings = np.full(int(ids[-1]) + 1 if len(ids) else 1, -1, np.int32)
+        used = _build(data, offsets, ids, tokens, edges, long_bytes, siblings)
+        different *= 2
     if siblings.max(initial=-1) < 0:
         siblings = siblings[:1]  # no two queries share a form, so none is looked up
-    tables = tokens, edges, long_bytes[: used + 1].copy(), siblings.copy()
-    return Tables(*(_frozen(table) for table in tables))
+    tables = tokens, edges, long_bytes[:used].copy(), siblings.copy()
+    return Tables(*(frozen(table) for table in tables))
 
 
 def match(tables: Tables, data: Bytes, offsets: Offsets, most: int) -> tuple[npt.NDArray[np.int64], Ids]:
@@ -453,7 +458,7 @@ def match(tables: Tables, data: Bytes, offsets: Offsets, most: int) -> tuple[npt
     row = 0
     while row < rows:
         begin = row
-        row, written = _match(_frozen(data), _frozen(offsets), most, *tables, begin, values, sizes)
+        row, written = _match(frozen(data), frozen(offsets), most, *tables, begin, values, sizes)
         parts.append(values[:written].copy() if row < rows else values[:written])
         if row == begin:  # not even one text found room
             values = np.empty(2 * len(values), np.int32)
@@ -466,7 +471,7 @@ def space_out(texts: pa.Array) -> tuple[Bytes, Offsets, int]:
     # A punctuation mark takes three bytes. Pages that are not written to cost nothing.
     out = np.empty(3 * int(offsets[-1] - offsets[0]) + len(texts) + PADDING, np.uint8)
     out_offsets = np.zeros(len(offsets), np.int64)
-    most = _space_out(data, _frozen(offsets), _BREAK, out, out_offsets)
+    most = _space_out(data, offsets, _BREAK, out, out_offsets)
     return out[: out_offsets[-1] + PADDING], out_offsets, most
 
 
@@ -474,7 +479,7 @@ def _closed(forms: pa.LargeStringArray) -> tuple[Bytes, Offsets]:
     """Forms with a blank behind each, as a prepared text has it."""
     data, offsets = normalize_kernel.buffers(pc.binary_join_element_wise(forms, *_CLOSING))
     data = np.concatenate([data[offsets[0] : offsets[-1]], np.zeros(PADDING, np.uint8)])
-    return _frozen(data), _frozen(offsets - offsets[0])
+    return frozen(data), frozen(offsets - offsets[0])
 
 
 def _slots(entries: int) -> int:
@@ -487,13 +492,6 @@ def _aligned(words: int) -> Words:
     raw = np.zeros(words + _LINE // 8, np.uint64)
     skip = -(raw.ctypes.data // 8) % (_LINE // 8)
     return raw[skip : skip + words]
-
-
-def _frozen(array: npt.NDArray) -> npt.NDArray:
-    """A read-only view: mapped tables are read-only, and each kernel should be compiled for one kind only."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 def warm() -> None:

@@ -26,7 +26,6 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +34,7 @@ import pyarrow.compute as pc
 
 from pipeline import jit
 
-Case = Literal["exact", "fold"]
+CASES = ("exact", "fold")
 
 # What a character does to the text around it.
 SEPARATOR, WORD, SINGLE, MARK, IGNORED = range(5)
@@ -70,7 +69,7 @@ _WITHOUT_BLANKS = (
 )
 
 
-def normalize_text(text: str, case: Case = "exact") -> str:
+def normalize_text(text: str, case: str = "exact") -> str:
     """The tokens of `text` with one blank between them; "" where it has none."""
     if not text.isascii():
         text = settle(text, case)
@@ -83,7 +82,7 @@ def normalize_text(text: str, case: Case = "exact") -> str:
 
 
 def normalize_array(
-    texts: pa.StringArray | pa.LargeStringArray, case: Case = "exact"
+    texts: pa.StringArray | pa.LargeStringArray, case: str = "exact"
 ) -> pa.StringArray | pa.LargeStringArray:
     """`normalize_text` of every text: from compiled code where there is any, with the same result."""
     if kernel := jit.kernel("queries.normalize_kernel", len(texts)):
@@ -92,7 +91,7 @@ def normalize_array(
     return pa.array([normalize_text(text, case) for text in texts.to_pylist()], texts.type)
 
 
-def settle(text: str, case: Case = "exact") -> str:
+def settle(text: str, case: str = "exact") -> str:
     """The text in NFC (and case folded), without the characters that steer the layout: its characters are final."""
     text = _IGNORED.sub("", text)
     if case == "fold":
@@ -100,7 +99,7 @@ def settle(text: str, case: Case = "exact") -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def settle_array(texts: pa.Array, case: Case = "exact") -> pa.Array:
+def settle_array(texts: pa.Array, case: str = "exact") -> pa.Array:
     """`settle` on the few texts that need it: the others pass as they are (ASCII is not case folded here)."""
     from queries import normalize_kernel
 

@@ -8,6 +8,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,7 +32,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 
 UNSORTED = ["dog", "東京", "Zebra", "new york", "été"]
-FILES = {
+FILES: dict[str, Any] = {
     "list.txt": "\n".join(UNSORTED),
     "crlf.txt": "\ufeff" + "\r\n".join(UNSORTED) + "\r\n",
     "metadata.json": json.dumps(UNSORTED),

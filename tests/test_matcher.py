@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import jit, matcher
-from pipeline.matcher import Matcher, naive_match
+from pipeline.matcher import MODES, Matcher, naive_match
+from queries.normalize import CASES
 
-MODES, CASES = ["wide", "metaclip"], ["exact", "fold"]
 PATHS = [
     "plain",
     pytest.param("kernel", marks=pytest.mark.skipif(not jit.available(), reason="no numba, or it is switched off")),

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline import jit
 from queries import normalize
-from queries.normalize import normalize_array, normalize_text
+from queries.normalize import CASES, normalize_array, normalize_text
 
-CASES = ["exact", "fold"]
 # Texts with much of what normalising is about, beside any text that Unicode allows.
 TRICKY = (
     "aB1 \t\n\u00a0\u3000.,;:!?`'\u2019\"()[]{}/\\|-\u2013\u2014_*+#%&@$\u20ac\u00b0\u00ae\u2122\u00e9e\u0301\u0338"
