@@ -125,7 +125,7 @@ def duplicates_by_dictionaries(url, high, low, provenance, bound=0) -> list[int]
     return codes
 
 
-def make_keys(rows: int, seed: int = 3):
+def make_keys(rows: int, seed: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Keys in which every kind of duplicate is frequent, pairs that agree in one word of two among them."""
     generator = np.random.default_rng(seed)
     text = generator.integers(0, 6, rows)
@@ -140,7 +140,7 @@ def test_find_duplicates(way, rows, bound):
     keys = make_keys(rows)
     codes = selection.find_duplicates(*keys, placeholder_bound=bound)
     assert codes.dtype == np.uint8
-    assert codes.tolist() == duplicates_by_dictionaries(*keys, bound)
+    assert codes.tolist() == duplicates_by_dictionaries(*keys, bound=bound)
 
 
 def test_find_duplicates_compares_all_128_bits(way):
@@ -170,6 +170,7 @@ def test_find_duplicates_sees_no_order(way):
 def test_count_queries(way):
     data = make_data(500)
     expected = np.zeros(300, np.int64)
+    assert data.matches.keep is not None
     for row in np.flatnonzero(data.matches.keep):
         expected[data.matches.ids[data.matches.offsets[row] : data.matches.offsets[row + 1]]] += 1
     assert np.array_equal(selection.count_queries(*data.lists, data.matches.keep, 300), expected)
