@@ -146,6 +146,8 @@ CANONICAL = {
     "http://１２７.0.0.1/": "http://127.0.0.1/",
     "http://[2001:DB8::0001]:80/": "http://[2001:db8::1]/",
     "http://localhost/": "http://localhost/",
+    "https:////a.example//b": "https://a.example//b",
+    "http:\\\\\\a.example": "http://a.example/",
     "http://3m.example/": "http://3m.example/",
 }
 
@@ -178,7 +180,7 @@ BAD = {
     ],
     "user_info": ["http://user@a.example/", "http://user:pw@a.example/", "http://a.example@evil.example/"],
     "bad_host": [
-        "http:///x",
+        "http:///",
         "http://",
         "http://./",
         "http://a..example/",
