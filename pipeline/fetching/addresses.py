@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from pipeline.fetching.errors import Failure
+from pipeline.fetching.recent import Recent
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -56,6 +57,8 @@ NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 V4_COMPATIBLE = ipaddress.IPv6Network("::/96")
 
 LOOKUP_LIFETIME_S = 600.0
+PASSING_LIFETIME_S = 0.2  # a lookup that failed for the moment is asked again by a retry
+MOST_HOSTS = 20_000
 Lookup = Callable[[str, int], Iterable[str]]
 
 
@@ -131,7 +134,7 @@ class Resolver:
     def __init__(self, gate: Gate, lookup: Lookup = look_up) -> None:
         self._gate = gate
         self._lookup = lookup
-        self._answers: dict[str, _Answer] = {}
+        self._answers: Recent[str, _Answer] = Recent(MOST_HOSTS)
         self._lock = threading.Lock()
 
     def addresses(self, host: str, port: int, seconds: float) -> list[str]:
@@ -143,21 +146,13 @@ class Resolver:
         with self._lock:
             answer = self._answers.get(host)
             if answer is None or answer.expires <= time.monotonic():
-                answer = self._answers[host] = _Answer()
+                answer = self._answers.put(host, _Answer())
                 threading.Thread(target=self._resolve, args=(answer, host, port), daemon=True).start()
         if not answer.done.wait(max(seconds, 0.001)):
             raise Failure("dns", "the name server did not answer in time")
         if answer.failure is not None:
-            failure = answer.failure
-            raise Failure(failure.status, str(failure), retryable=failure.retryable)
+            raise answer.failure.again()
         return answer.addresses
-
-    def forget_failures(self) -> None:
-        """Failed lookups are asked again by the next caller."""
-        with self._lock:
-            self._answers = {
-                host: answer for host, answer in self._answers.items() if answer.failure is None or not answer.done.is_set()
-            }
 
     def _resolve(self, answer: _Answer, host: str, port: int) -> None:
         lifetime = LOOKUP_LIFETIME_S
@@ -172,7 +167,7 @@ class Resolver:
         except socket.gaierror as error:
             gone = error.errno == socket.EAI_NONAME
             answer.failure = Failure("dns", f"name not resolved: {error.strerror or error}", retryable=not gone)
-            lifetime = LOOKUP_LIFETIME_S if gone else 1.0  # a temporary failure is asked again by a retry
+            lifetime = LOOKUP_LIFETIME_S if gone else PASSING_LIFETIME_S
         except (OSError, UnicodeError, ValueError) as error:
             answer.failure = Failure("dns", f"name not resolved: {error}", retryable=False)
         answer.expires = time.monotonic() + lifetime

@@ -13,16 +13,16 @@ import functools
 import hashlib
 import http.client
 import os
+import ssl
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable
 
 from pipeline.fetching import robots
-from pipeline.fetching.addresses import Gate, Lookup, Resolver, look_up
+from pipeline.fetching.addresses import MOST_HOSTS, Gate, Lookup, Resolver, look_up
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.hosts import Host
 from pipeline.fetching.options import FetchOptions
+from pipeline.fetching.recent import Recent
 from pipeline.fetching.targets import Target, follow, parse
 from pipeline.fetching.wire import Answer, Connection, tls_context
 
@@ -32,8 +32,8 @@ ACCEPT = "image/avif,image/webp,image/png,image/jpeg,image/*;q=0.8,*/*;q=0.5"
 ROBOTS_S = 10.0
 ROBOTS_REDIRECTS = 5
 RULES_LIFETIME_S = 24 * 3600.0
-FAILED_RULES_LIFETIME_S = 1.0
-MOST_HOSTS = 20_000
+FAILED_RULES_LIFETIME_S = 60.0
+PASSING_RULES_LIFETIME_S = 0.2  # shorter than the wait before a retry
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,8 +76,8 @@ class Client:
     def __init__(self, options: FetchOptions, lookup: Lookup = look_up) -> None:
         self.options = options
         self._resolver = Resolver(Gate(options.allow_addresses), lookup)
-        self._hosts: OrderedDict[str, Host] = OrderedDict()
-        self._sites: OrderedDict[tuple[str, str, int], _Site] = OrderedDict()
+        self._hosts: Recent[str, Host] = Recent(MOST_HOSTS)
+        self._sites: Recent[tuple[str, str, int], _Site] = Recent(MOST_HOSTS)
         self._lock = threading.Lock()
         self._run = 0
         self._headers = {"User-Agent": options.agent_line, "Accept": ACCEPT, "Accept-Encoding": "identity"}
@@ -90,7 +90,7 @@ class Client:
     def end(self) -> None:
         """Closes idle connections, keeps what was learnt."""
         with self._lock:
-            hosts = list(self._hosts.values())
+            hosts = list(self._hosts)
         for host in hosts:
             host.close()
 
@@ -117,7 +117,9 @@ class Client:
 
     def _pause(self, url: str, attempt: int) -> float:
         """Seconds before the next try: doubling, and spread by a hash, so that a run is the same every time."""
-        spread = int.from_bytes(hashlib.blake2b(f"{attempt} {url}".encode("utf-8", "replace"), digest_size=4).digest(), "big")
+        spread = int.from_bytes(
+            hashlib.blake2b(f"{attempt} {url}".encode("utf-8", "replace"), digest_size=4).digest(), "big"
+        )
         return self.options.backoff_s * 2**attempt * (0.5 + spread / 2**32)
 
     def _follow(self, first: Target, clock: _Clock) -> Fetched:
@@ -134,7 +136,9 @@ class Client:
                 if not location:
                     raise Failure("bad_redirect", "a redirect without Location", http_status=answer.status)
                 target = follow(target, location)
-            raise Failure("too_many_redirects", f"more than {self.options.redirects} redirects", http_status=answer.status)
+            raise Failure(
+                "too_many_redirects", f"more than {self.options.redirects} redirects", http_status=answer.status
+            )
         except Failure as failure:
             failure.final_url = None if target is first else target.url
             raise
@@ -158,7 +162,9 @@ class Client:
         if status == 429:
             failure = Failure("rate_limited", "the server answered 429", http_status=status, retry_after=pause)
         elif 400 <= status < 500:
-            failure = Failure("http_4xx", f"the server answered {status}", http_status=status, retryable=status in (408, 425))
+            failure = Failure(
+                "http_4xx", f"the server answered {status}", http_status=status, retryable=status in (408, 425)
+            )
         elif 500 <= status < 600:
             passing = status in (500, 502, 503, 504)
             failure = Failure(
@@ -169,13 +175,13 @@ class Client:
         self._host(target).note(failure)
         raise failure
 
-    def _request(self, target: Target, clock: _Clock, limit: int) -> Answer:
+    def _request(self, target: Target, clock: _Clock, limit: int, *, cut: bool = False) -> Answer:
         """One request at one host, in its turn."""
         host = self._host(target)
         with host.turn(self._run):
             deadline = clock.run()
             try:
-                answer = self._exchange(host, target, deadline, limit)
+                answer = self._exchange(host, target, deadline, limit, cut)
             except Failure as failure:
                 host.note(failure)
                 raise
@@ -185,7 +191,7 @@ class Client:
             host.note(None)
         return answer
 
-    def _exchange(self, host: Host, target: Target, deadline: float, limit: int) -> Answer:
+    def _exchange(self, host: Host, target: Target, deadline: float, limit: int, cut: bool) -> Answer:
         connection = host.take(target)
         while True:
             reused = connection is not None
@@ -193,10 +199,10 @@ class Client:
                 addresses = self._resolver.addresses(target.host, target.port, deadline - time.monotonic())
                 connection = Connection(target, addresses, self.options, self._tls, deadline)
             try:
-                answer = connection.get(target, self._headers, limit=limit, deadline=deadline)
+                answer = connection.get(target, self._headers, limit=limit, deadline=deadline, cut=cut)
                 host.give(target, connection)
                 return answer
-            except (ConnectionError, http.client.RemoteDisconnected) as error:
+            except (ConnectionError, ssl.SSLError) as error:
                 if not reused:
                     raise connection.failure(error) from error
                 connection = None  # the server had closed it while it was idle
@@ -225,70 +231,61 @@ class Client:
             site = self._sites.get(target.origin)
             mine = site is None or site.expires <= time.monotonic()
             if mine or site is None:
-                site = self._sites[target.origin] = _Site()
-                while len(self._sites) > MOST_HOSTS:
-                    self._sites.popitem(last=False)
+                site = self._sites.put(target.origin, _Site())
         if mine:
             self._read_rules(target, site)
         site.done.wait()
         if site.failure is not None:
-            failure = site.failure
-            raise Failure(
-                failure.status,
-                str(failure),
-                retryable=failure.retryable,
-                http_status=failure.http_status,
-                retry_after=failure.retry_after,
-            )
+            raise site.failure.again("robots.txt: ")
         return site.rules
 
     def _read_rules(self, target: Target, site: _Site) -> None:
-        lifetime = FAILED_RULES_LIFETIME_S
+        lifetime = RULES_LIFETIME_S
         try:
             body = self._robots_txt(target)
             site.rules = None if body is None else robots.Rules(body, self.options.user_agent)
-            lifetime = RULES_LIFETIME_S
         except Failure as failure:
-            failure.args = (f"robots.txt: {failure}"[:200],)
             site.failure = failure
-        except Exception as error:  # a parser's bug must not let thirty threads wait for ever
-            site.failure = Failure("robots", f"robots.txt cannot be read: {type(error).__name__}", retryable=True)
+            passing = failure.status in PASSING and failure.retryable
+            lifetime = PASSING_RULES_LIFETIME_S if passing else FAILED_RULES_LIFETIME_S
+        except Exception as error:  # a bug must not let thirty threads wait for ever
+            site.failure = Failure("robots", f"cannot be read: {type(error).__name__}: {error}", retryable=True)
+            lifetime = FAILED_RULES_LIFETIME_S
         finally:
             site.expires = time.monotonic() + lifetime
             site.done.set()
 
     def _robots_txt(self, target: Target) -> bytes | None:
-        """The body; None where there is none (RFC 9309: any 4xx allows everything). Server errors forbid, for now."""
+        """The body; None where there is none: any 4xx allows everything, any 5xx forbids it for now (RFC 9309)."""
         clock = _Clock(min(ROBOTS_S, self.options.deadline_s))
         at = dataclasses.replace(target, path="/robots.txt")
         for _ in range(ROBOTS_REDIRECTS + 1):
-            answer = self._request(at, clock, self.options.max_bytes)
+            answer = self._request(at, clock, robots.LARGEST, cut=True)
             if answer.status == 200:
                 return answer.body
-            if answer.status in REDIRECTS and answer.headers.get("Location"):
-                at = follow(at, answer.headers["Location"])
-                continue
             if answer.status == 429:
                 self._check_status(at, answer)
             if answer.status >= 500:
-                raise Failure(
+                failure = Failure(
                     "robots", f"the server answered {answer.status}", retryable=True, http_status=answer.status
                 )
-            return None
+                self._host(at).note(failure)
+                raise failure
+            location = answer.headers.get("Location")
+            if answer.status not in REDIRECTS or not location:
+                return None
+            try:
+                at = follow(at, location)
+            except Failure:
+                return None
         return None
 
     def _host(self, target: Target) -> Host:
         with self._lock:
-            host = self._hosts.get(target.host)
-            if host is None:
-                host = self._hosts[target.host] = Host(self.options)
-                while len(self._hosts) > MOST_HOSTS:
-                    _, oldest = self._hosts.popitem(last=False)
-                    oldest.close()
-            return host
+            return self._hosts.get_or_make(target.host, lambda: Host(self.options))
 
     @functools.cached_property
-    def _tls(self):  # type: ignore[no-untyped-def]
+    def _tls(self) -> ssl.SSLContext:
         return tls_context(self.options.ca_file)
 
 
@@ -313,5 +310,3 @@ def shared_client(options: FetchOptions) -> Client:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=shared_client.cache_clear)
-
-Archive = Callable[[str], bytes | None]

@@ -91,6 +91,8 @@ class _Shard:
         self._archived = archived
         self._archive_lock = threading.Lock()
         self._spool = spool
+        self.cancelled = False
+        self.problem: Exception | None = None
         self._undecoded = 0
         self._room = threading.Condition()
 
@@ -102,7 +104,9 @@ class _Shard:
             body = self._from_archive(url)
             if body is None:
                 with self._room:
-                    self._room.wait_for(lambda: self._undecoded < MOST_UNDECODED)
+                    self._room.wait_for(lambda: self._undecoded < MOST_UNDECODED or self.cancelled)
+                if self.cancelled:
+                    raise Failure("timeout", "the run was interrupted")
                 fetched = self._client.fetch(url)
                 body, outcome.http_status, outcome.final_url = fetched.body, fetched.http_status, fetched.final_url
         except Failure as failure:
@@ -115,7 +119,9 @@ class _Shard:
             self._undecoded += len(body)
         return key, _Body(body, self.order[key]), None
 
-    def resize(self, stream: _Body, _: Any = None) -> tuple[bytes | None, int | None, int | None, int | None, int | None, str | None]:
+    def resize(
+        self, stream: _Body, _: Any = None
+    ) -> tuple[bytes | None, int | None, int | None, int | None, int | None, str | None]:
         """In place of img2dataset's Resizer; called from the thread that runs the shard."""
         outcome = self.outcomes[stream.row]
         body = stream.getvalue()
@@ -125,6 +131,9 @@ class _Shard:
         except Failure as failure:
             outcome.fail(failure)
             return None, None, None, None, None, failure.status
+        except Exception as error:
+            outcome.fail(Failure("decode", f"internal error: {type(error).__name__}: {error}", retryable=True))
+            return None, None, None, None, None, outcome.status
         finally:
             with self._room:
                 self._undecoded -= stream.size
@@ -141,12 +150,22 @@ class _Shard:
         row = meta["row"]
         if jpeg is not None:
             outcome = self.outcomes[row]
-            outcome.place = self._spool.seek(0, os.SEEK_END)
-            outcome.size = self._spool.write(jpeg)
+            try:
+                outcome.place = self._spool.seek(0, os.SEEK_END)
+                outcome.size = self._spool.write(jpeg)
+            except OSError as error:
+                self.problem = error  # the Downloader prints what a writer raises, and goes on
+                raise
         self.written[row] = True
 
     def close(self) -> None:
         """The Downloader's last word."""
+
+    def cancel(self) -> None:
+        """Downloads that have not begun will not begin."""
+        with self._room:
+            self.cancelled = True
+            self._room.notify_all()
 
     def _from_archive(self, url: str) -> bytes | None:
         if self._archived is None:
@@ -252,17 +271,34 @@ def _run(shard: _Shard, urls: pa.Array, options: FetchOptions) -> None:
         table = pa.table({"url": urls.take(order), "row": order})
         with memory.open(f"{folder}/rows.arrow", "wb") as file, pa.ipc.new_file(file, table.schema) as out:
             out.write_table(table)
-        done, _ = downloader((0, f"{folder}/rows.arrow"))
+        done = _call(downloader, (0, f"{folder}/rows.arrow"), shard)
         stats = json.loads(memory.cat_file(f"{folder}/0_stats.json")) if done else {}
     finally:
         with contextlib.suppress(FileNotFoundError):
             memory.rm(folder, recursive=True)
     lost = shard.written.count(False)
+    if shard.problem is not None:
+        raise shard.problem
     if not done or lost or stats.get("count") != len(order):
-        raise RuntimeError(f"img2dataset's Downloader lost {lost} of {len(order)} rows (finished: {done}); see its output")
+        raise RuntimeError(
+            f"img2dataset's Downloader lost {lost} of {len(order)} rows (finished: {done}); see its output"
+        )
     images = sum(outcome.status == OK for outcome in shard.outcomes)
     if stats["successes"] != images:
         raise RuntimeError(f"img2dataset's Downloader counted {stats['successes']} images, {images} came out")
+
+
+def _call(downloader: Callable[[Any], tuple[bool, Any]], row: tuple[int, str], shard: _Shard) -> bool:
+    """Runs the Downloader in a thread and waits: an interrupt in the middle of its loop would hang its thread pool."""
+    verdicts: list[bool] = []
+    thread = threading.Thread(target=lambda: verdicts.append(downloader(row)[0]), name="img2dataset", daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except BaseException:
+        shard.cancel()
+        raise
+    return verdicts == [True]
 
 
 def _spread(urls: list[str]) -> list[int]:

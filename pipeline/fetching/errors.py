@@ -60,6 +60,16 @@ class Failure(Exception):
         self.retry_after = retry_after
         self.final_url: str | None = None
 
+    def again(self, prefix: str = "") -> Failure:
+        """The same failure for another URL (an exception that is raised twice drags its first traceback along)."""
+        return Failure(
+            self.status,
+            f"{prefix}{self}",
+            retryable=self.retryable,
+            http_status=self.http_status,
+            retry_after=self.retry_after,
+        )
+
 
 def printable(sentence: str) -> str:
     """At most 200 characters without control characters: parts of it may come from a stranger's server."""

@@ -106,7 +106,7 @@ class Decoder:
 
 def _start(options: FetchOptions) -> subprocess.Popen[bytes] | None:
     """A child that has said it is ready; None where that cannot be had."""
-    if not sys.executable:
+    if not sys.executable or not hasattr(select, "poll"):
         return None
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     environment = dict(os.environ, OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
@@ -135,9 +135,10 @@ def _receive(pipe: IO[bytes], deadline: float) -> bytes:
 
 def _exactly(pipe: IO[bytes], size: int, deadline: float) -> bytes:
     parts = []
+    poll = select.poll()  # select() fails on descriptors above 1023
+    poll.register(pipe, select.POLLIN)
     while size:
-        readable, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
-        if not readable:
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise TimeoutError
         part = os.read(pipe.fileno(), size)
         if not part:

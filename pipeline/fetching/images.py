@@ -47,18 +47,9 @@ def decode(body: bytes, options: FetchOptions) -> Picture:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with _opened(body, options) as image:
-            width, height = image.size
-            name = str(image.format)
+            name = NAMES.get(str(image.format), str(image.format))
             try:
-                turn = _orientation(image)
-                pixels = _pixels(image, options)
-                if turn in TURNS:
-                    pixels = pixels.transpose(TURNS[turn])
-                if turn in SIDEWAYS:
-                    width, height = height, width
-                return Picture(
-                    _jpeg(pixels, options.quality), *pixels.size, width, height, NAMES.get(name, name), phash(pixels)
-                )
+                return _picture(image, name, options)
             except Failure:
                 raise
             except MemoryError as error:
@@ -85,26 +76,31 @@ def _opened(body: bytes, options: FetchOptions) -> Image.Image:
     return image
 
 
+def _picture(image: Image.Image, name: str, options: FetchOptions) -> Picture:
+    original = image.size
+    size = _target_size(original, options.image_size)
+    if name == "JPEG" and size != original:
+        image.draft(None, size)  # libjpeg decodes at 1/2, 1/4 or 1/8 of the size, never below the target
+    image.load()
+    if image.size[0] * image.size[1] > options.max_pixels:
+        raise Failure("too_many_pixels", f"{image.size[0]} x {image.size[1]} pixels")
+    turn = _orientation(image)  # after load(), which turns a TIFF by itself
+    profile = image.info.get("icc_profile")
+    pixels = _eight_bits(image)
+    if size != pixels.size:
+        pixels = pixels.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    pixels = _rgb(_on_white(pixels), profile)
+    if turn in TURNS:
+        pixels = pixels.transpose(TURNS[turn])
+    width, height = reversed(original) if turn in SIDEWAYS else original
+    return Picture(_jpeg(pixels, options.quality), *pixels.size, width, height, name, phash(pixels))
+
+
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # damaged EXIF is no reason to lose the picture
         return 1
-
-
-def _pixels(image: Image.Image, options: FetchOptions) -> Image.Image:
-    """Upright is later: RGB pixels in sRGB, short side at most image_size, transparency on white."""
-    size = _target_size(image.size, options.image_size)
-    if image.format in ("JPEG", "MPO") and size != image.size:
-        image.draft(None, size)  # libjpeg decodes at 1/2, 1/4 or 1/8 of the size, never below the target
-    image.load()
-    if image.size[0] * image.size[1] > options.max_pixels:
-        raise Failure("too_many_pixels", f"{image.size[0]} x {image.size[1]} pixels")
-    profile = image.info.get("icc_profile")
-    plain = _eight_bits(image)
-    if size != plain.size:
-        plain = plain.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-    return _rgb(_on_white(plain), profile)
 
 
 def _target_size(size: tuple[int, int], short: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ class FetchOptions:
 
     Attributes:
         allow_addresses: networks (CIDR) that may be reached although they are not public: tests, intranets.
-        deadline_s: seconds on the wire for a URL, all redirects and tries together (waiting in its host's queue is free).
+        deadline_s: seconds on the wire for a URL, redirects and tries together (its host's queue is free).
         connect_s: seconds for a connection to one address.
         max_bytes: of a body, both as sent and after its Content-Encoding is undone.
         max_pixels: width x height, checked before pixels are decoded.

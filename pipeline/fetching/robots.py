@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 
 from protego import Protego
@@ -21,12 +22,14 @@ class Rules:
     def __init__(self, body: bytes, agent: str) -> None:
         self._parsed = Protego.parse(body[:LARGEST].decode("utf-8-sig", "replace"))
         self._agent = agent
+        self._lock = threading.Lock()  # the parser builds its index on the first question
         delay = self._parsed.crawl_delay(agent)
         self.delay_s = min(float(delay), LONGEST_DELAY_S) if delay and delay > 0 else 0.0
 
     def allow(self, url: str) -> bool:
         """True if the URL may be fetched."""
-        return self._parsed.can_fetch(url, self._agent)
+        with self._lock:
+            return bool(self._parsed.can_fetch(url, self._agent))
 
 
 def forbidding_tag(values: Iterable[str], agent: str) -> str | None:

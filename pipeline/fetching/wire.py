@@ -7,6 +7,7 @@ header as a whole; and a body that is bounded, complete and undone of its Conten
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import http.client
 import itertools
@@ -143,13 +144,14 @@ class Answer:
 class Connection:
     """A kept-alive connection to one (scheme, host, port), at an address that was checked."""
 
-    def __init__(self, target: Target, addresses: list[str], options: FetchOptions, context: ssl.SSLContext, deadline: float):
+    def __init__(
+        self, target: Target, addresses: list[str], options: FetchOptions, context: ssl.SSLContext, deadline: float
+    ):
         """Connects to the first address that answers.
 
         Raises:
             Failure: tcp, tls or timeout.
         """
-        self.used = False
         self._options = options
         self._deadline = deadline
         self._http = http.client.HTTPConnection(target.host, target.port)
@@ -168,12 +170,18 @@ class Connection:
         """True if another request may be sent."""
         return self._http.sock is not None
 
-    def get(self, target: Target, headers: dict[str, str], *, limit: int, deadline: float) -> Answer:
+    def get(self, target: Target, headers: dict[str, str], *, limit: int, deadline: float, cut: bool = False) -> Answer:
         """Sends a GET and reads the response; only the body of a 200 is kept.
 
+        Args:
+            target: of this connection's origin.
+            headers: sent beside Host.
+            limit: bytes of the body. cut: a longer one is cut there, not refused.
+            deadline: on time.monotonic(), for all of it.
+
         Raises:
-            Failure: any class of the wire.
-            http.client.RemoteDisconnected, ConnectionError, BrokenPipeError: before a byte of the answer came.
+            Failure: too_large, bad_http, tcp.
+            OSError, ValueError, http.client.HTTPException: for `failure` to name.
         """
         self._deadline = deadline
         sock = self._http.sock
@@ -186,50 +194,61 @@ class Connection:
             for name, value in headers.items():
                 self._http.putheader(name, value)
             self._http.endheaders()
-            response = self._http.getresponse()
-            self.used = True
-            return self._read(response, limit)
+            with contextlib.closing(self._http.getresponse()) as response:
+                answer = self._read(response, limit, cut)
+            if answer.status == 200 and time.monotonic() >= deadline:
+                raise TimeoutError  # the watchdog's cut looks like the end of a body without a length
+            return answer
+        except Failure as failure:
+            self.close()
+            if failure.status in ("tcp", "bad_http") and time.monotonic() >= deadline:
+                raise TimeoutError from failure
+            raise
         except BaseException:
             self.close()
             raise
         finally:
             WATCHDOG.release(entry)
 
-    def _read(self, response: http.client.HTTPResponse, limit: int) -> Answer:
-        wanted = response.status == 200
+    def _read(self, response: http.client.HTTPResponse, limit: int, cut: bool) -> Answer:
+        headers = response.headers
+        if response.status != 200:
+            self._drain(response)
+            return Answer(response.status, headers, b"")
         declared = _declared_length(response)
-        if declared is not None and declared > (limit if wanted else DRAINED):
+        if declared is not None and declared > limit and not cut:
+            raise Failure("too_large", f"the body has {declared} bytes", http_status=200)
+        body = self._body(response, limit)
+        if len(body) > limit:
+            if not cut:
+                raise Failure("too_large", f"the body has more than {limit} bytes", http_status=200)
             self.close()
-            if wanted:
-                raise Failure("too_large", f"the body has {declared} bytes", http_status=200)
-            return Answer(response.status, response.headers, b"")
-        body = self._body(response, limit if wanted else DRAINED, strict=wanted)
-        if wanted and declared is not None and len(body) != declared:
+        elif declared is not None and len(body) != declared:
             raise Failure("tcp", "the body ended early")
+        return Answer(200, headers, undone(body, headers.get_all("Content-Encoding") or [], limit, cut))
+
+    def _body(self, response: http.client.HTTPResponse, limit: int) -> bytes:
+        """The body, or a little more than `limit` of it."""
+        parts, size = [], 0
+        while size <= limit and (part := response.read(min(CHUNK, limit + 1 - size))):
+            parts.append(part)
+            size += len(part)
+        return b"".join(parts)
+
+    def _drain(self, response: http.client.HTTPResponse) -> None:
+        """Reads a short body nobody wants, so that the connection can be kept; closes it before a long one."""
+        size = 0
+        try:
+            while size <= DRAINED and (part := response.read(CHUNK)):
+                size += len(part)
+        except (OSError, ValueError, http.client.HTTPException):
+            self.close()  # the status is known, and all that is wanted
         if not response.isclosed():
             self.close()
-        if wanted:
-            body = undone(body, response.headers.get_all("Content-Encoding") or [], limit)
-        return Answer(response.status, response.headers, body if wanted else b"")
-
-    def _body(self, response: http.client.HTTPResponse, limit: int, *, strict: bool) -> bytes:
-        parts = []
-        size = 0
-        while True:
-            part = response.read(CHUNK)
-            if not part:
-                return b"".join(parts)
-            size += len(part)
-            if size > limit:
-                self.close()
-                if strict:
-                    raise Failure("too_large", f"the body has more than {limit} bytes", http_status=200)
-                return b""
-            parts.append(part)
 
     def _connect(self, addresses: list[str], port: int) -> socket.socket:
         problem: OSError | None = None
-        for address in addresses[:4]:
+        for address in _two_of_each_family(addresses):
             left = self._deadline - time.monotonic()
             if left <= 0:
                 break
@@ -256,7 +275,10 @@ class Connection:
             entry = WATCHDOG.watch(secure, self._deadline)
             secure.do_handshake()
             return secure
-        except (OSError, ValueError) as error:
+        except ValueError as error:  # a host name that cannot stand in a certificate
+            sock.close()
+            raise Failure("tls", f"TLS failed: {error}") from error
+        except OSError as error:
             (secure or sock).close()
             raise self.failure(error) from error
         finally:
@@ -288,8 +310,15 @@ def _declared_length(response: http.client.HTTPResponse) -> int | None:
     return int(values.pop()[:20])
 
 
-def undone(body: bytes, encodings: list[str], limit: int) -> bytes:
-    """The body without its Content-Encoding, no longer than `limit`.
+def _two_of_each_family(addresses: list[str]) -> list[str]:
+    """The addresses to try, in the system's order: a machine without IPv6 must reach the IPv4 ones."""
+    six = [address for address in addresses if ":" in address][:2]
+    four = [address for address in addresses if ":" not in address][:2]
+    return [address for address in addresses if address in six or address in four]
+
+
+def undone(body: bytes, encodings: list[str], limit: int, cut: bool = False) -> bytes:
+    """The body without its Content-Encoding, no longer than `limit`; with `cut`, what there is of it.
 
     Raises:
         Failure: too_large; tcp where it is cut short; bad_http where it is damaged or of a kind that was not asked for.
@@ -297,7 +326,7 @@ def undone(body: bytes, encodings: list[str], limit: int) -> bytes:
     names = [name.strip().lower() for value in encodings for name in value.split(",")]
     names = [name for name in names if name not in ("", "identity")]
     if not names:
-        return body
+        return body[:limit]
     if len(names) > 1 or names[0] not in ("gzip", "x-gzip", "deflate"):
         raise Failure("bad_http", f"unknown Content-Encoding: {', '.join(names)}")
     inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip and zlib headers are told apart by themselves
@@ -305,6 +334,8 @@ def undone(body: bytes, encodings: list[str], limit: int) -> bytes:
         plain = inflate.decompress(body, limit + 1)
     except zlib.error as error:
         raise Failure("bad_http", f"the compressed body is damaged: {error}") from error
+    if cut:
+        return plain[:limit]
     if len(plain) > limit:
         raise Failure("too_large", f"the body has more than {limit} bytes when decompressed", http_status=200)
     if not inflate.eof:
