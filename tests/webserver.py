@@ -291,7 +291,7 @@ def _make_certificate(folder: str, names: tuple[str, ...]) -> tuple[ssl.SSLConte
 
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "OpenWIT test")])
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     alternatives: list[x509.GeneralName] = [
         x509.IPAddress(ipaddress.ip_address(one)) if one[0].isdigit() else x509.DNSName(one) for one in names
     ]

@@ -56,7 +56,7 @@ class Decoder:
             return self._ask(child, body)
         except (OSError, EOFError, struct.error, ValueError, TimeoutError) as error:
             self.deaths += 1
-            code = self._kill()
+            code = self._kill(dying=not isinstance(error, TimeoutError))
             reason = "took too long" if isinstance(error, TimeoutError) else f"crashed the decoder (exit {code})"
             raise Failure("decode", f"the image {reason}") from error
 
@@ -80,12 +80,14 @@ class Decoder:
         self._child = _start(self.options)
         return self._child
 
-    def _kill(self) -> int | None:
+    def _kill(self, *, dying: bool = False) -> int | None:
         child, self._child = self._child, None
         if child is None:
             return None
-        with contextlib.suppress(OSError):
-            child.kill()
+        if dying:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(1.0)  # its own exit status says more than our signal would
+        child.kill()
         for pipe in (child.stdin, child.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):
@@ -153,7 +155,9 @@ def serve(options: FetchOptions) -> None:
     from pipeline.fetching import images
 
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not get between the answers
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)  # what a library prints must not get between the answers,
+    os.dup2(nowhere, 2)  # and what libtiff says of hostile files is no news
     requests: queue.Queue[bytes] = queue.Queue(maxsize=2)
     threading.Thread(target=_read_requests, args=(source, requests), daemon=True).start()
     _send(sink, b"ready")

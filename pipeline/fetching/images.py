@@ -21,6 +21,7 @@ from pipeline.fetching.picture import Picture
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 NAMES = {"MPO": "JPEG"}  # a JPEG with further pictures behind it
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*")
 ORIENTATION = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -64,8 +65,11 @@ def _opened(body: bytes, options: FetchOptions) -> Image.Image:
     except Image.DecompressionBombError as error:  # Pillow's own bound, far above ours
         raise Failure("too_many_pixels", str(error)) from error
     except Exception as error:
-        sentence = "neither an image nor of a known format" if body else "the body is empty"
-        raise Failure("not_an_image", sentence) from error
+        if not body:
+            raise Failure("not_an_image", "the body is empty") from error
+        if body.startswith(SIGNATURES) or body[8:12] == b"WEBP" or body[4:12] == b"ftypavif":
+            raise Failure("decode", f"the head of the file is damaged: {type(error).__name__}") from error
+        raise Failure("not_an_image", "neither an image nor of a known format") from error
     width, height = image.size
     if width * height > options.max_pixels:
         raise Failure("too_many_pixels", f"{width} x {height} pixels")

@@ -275,12 +275,12 @@ class Connection:
             entry = WATCHDOG.watch(secure, self._deadline)
             secure.do_handshake()
             return secure
-        except ValueError as error:  # a host name that cannot stand in a certificate
-            sock.close()
-            raise Failure("tls", f"TLS failed: {error}") from error
         except OSError as error:
             (secure or sock).close()
             raise self.failure(error) from error
+        except ValueError as error:  # a host name that cannot stand in a certificate
+            sock.close()
+            raise Failure("tls", f"TLS failed: {error}") from error
         finally:
             WATCHDOG.release(entry)
 
