@@ -113,7 +113,7 @@ class _Shard:
             outcome.fail(failure)
             return key, None, failure.status
         except Exception as error:  # a bug of ours: this row is lost, the shard is not
-            outcome.fail(Failure("decode", f"internal error: {type(error).__name__}: {error}", retryable=True))
+            outcome.fail(Failure("internal", f"{type(error).__name__}: {error}"))
             return key, None, outcome.status
         with self._room:
             self._undecoded += len(body)
@@ -132,7 +132,7 @@ class _Shard:
             outcome.fail(failure)
             return None, None, None, None, None, failure.status
         except Exception as error:
-            outcome.fail(Failure("decode", f"internal error: {type(error).__name__}: {error}", retryable=True))
+            outcome.fail(Failure("internal", f"{type(error).__name__}: {error}"))
             return None, None, None, None, None, outcome.status
         finally:
             with self._room:

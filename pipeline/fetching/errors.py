@@ -27,6 +27,7 @@ RETRYABLE = {
     "too_small": False,
     "aspect": False,  # far longer than wide
     "decode": False,  # an image that cannot be decoded
+    "internal": True,  # a bug of ours met this row
 }
 
 STATUSES = (OK, *sorted(RETRYABLE))

@@ -48,7 +48,9 @@ class Host:
         self._check_rest()
         with self._slots:
             self._check_rest()
-            time.sleep(self._reserve(run))
+            wait = self._reserve(run)
+            if wait:
+                time.sleep(wait)
             yield
 
     def wait_for(self, seconds: float) -> None:
