@@ -1,0 +1,584 @@
+"""Records of web archives: WARC and ARC, plain, gzip, lz4 or zstd. The unit of loss is the record.
+
+A record that is cut, poisoned or too large loses itself alone: it is counted with a reason in `ledger.records_dropped`,
+and reading goes on at the next place that is a record without doubt (a gzip member that inflates to a record's header,
+or in a plain file a line that begins one). A file that ends in the middle of a record is noted as `cut_file`.
+
+`offset` is the byte where the record's gzip member begins (in a plain file: the record). Where one member holds several
+records the place in the member is added as place << 40, so that `read_at` finds each of them again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import mmap
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+from pipeline.ledger import Ledger
+from pipeline.sources.inputs import open_bytes
+
+try:  # twice as fast as the standard library's
+    from zlib_ng import zlib_ng as _zlib
+except ImportError:  # pragma: no cover
+    _zlib = zlib  # type: ignore[assignment]
+
+MAX_RECORD = 16 << 20  # bytes of a record's block, inflated
+MAX_HEADER = 64 << 10  # bytes of a record's header
+MAX_SKIPPED = 4 << 30  # bytes of an oversized member that are inflated only to find its end
+CHUNK = 256 << 10
+PLACE = 40  # bits of an offset that are the member's place in the file
+
+GZIP = b"\x1f\x8b\x08"
+_VERSION = re.compile(rb"WARC/(0\.(1[78]|9)|1\.[01])\r?\n")
+_LENGTH = re.compile(rb"\s*(\d{1,18})\s*$")
+_NEXT_PLAIN = re.compile(
+    rb"(?<=\n)(WARC/[01]\.\d+\r?\n|[a-z]{2,8}:[^\r\n]{1,8192} [0-9.]{7,15} \d{14} [^\r\n]{0,200}\d\n)"
+)
+_ARC_LINE = re.compile(rb"([^\r\n]{1,8192}?) ([0-9A-Fa-f.:]{1,45}|-) (\d{8,17}) ([^\r\n]{0,200}?) ?(\d{1,18})\r?\n")
+
+_Errors = (zlib.error, _zlib.error)
+
+
+@dataclasses.dataclass(slots=True)
+class Record:
+    """One record. `kind` is the WARC-Type in lower case; records of ARC files are responses."""
+
+    offset: int
+    kind: str
+    url: str
+    headers: dict[str, str]  # keys in lower case
+    content: bytes  # the block after the record's header
+
+
+class Response(NamedTuple):
+    """An archived HTTP response, its transfer and content encodings undone."""
+
+    status: int
+    headers: dict[str, str]  # keys in lower case; of repeated headers all values, comma separated
+    body: bytes
+
+
+# ------------------------------------------------------------------------------------------------------- the bytes
+
+
+class _Mapped:
+    """A local file, mapped."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.size = os.fstat(file.fileno()).st_size
+        self._map: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
+
+    def at(self, position: int, count: int) -> bytes:
+        return self._map[position : position + count]
+
+    def find(self, pattern: bytes, position: int) -> int:
+        return self._map.find(pattern, position)
+
+    def search(self, pattern: re.Pattern[bytes], position: int) -> int:
+        found = pattern.search(self._map, position) if self.size else None
+        return -1 if found is None else found.start()
+
+    def release(self, position: int) -> None:
+        """Nothing: pages that are not used any more cost nothing."""
+
+
+class _Streamed:
+    """A stream, of which only what may still be needed is held."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._held, self._start, self._ended = file, bytearray(), 0, False
+
+    def _fill(self, end: int) -> None:
+        while not self._ended and self._start + len(self._held) < end:
+            data = self._file.read(max(CHUNK, end - self._start - len(self._held)))
+            self._held += data
+            self._ended = not data
+
+    def at(self, position: int, count: int) -> bytes:
+        self._fill(position + count)
+        first = position - self._start
+        return bytes(self._held[first : first + count])
+
+    def find(self, pattern: bytes, position: int) -> int:
+        while True:
+            found = self._held.find(pattern, position - self._start)
+            if found >= 0 or self._ended:
+                return -1 if found < 0 else self._start + found
+            position = max(position, self._start + len(self._held) - len(pattern) + 1)
+            self.release(position - 1)
+            self._fill(self._start + len(self._held) + CHUNK)
+
+    def search(self, pattern: re.Pattern[bytes], position: int) -> int:
+        while True:
+            found = pattern.search(self._held, position - self._start)
+            if found is not None or self._ended:
+                return -1 if found is None else self._start + found.start()
+            position = max(position, self._start + len(self._held) - 32)
+            self.release(position - 1)
+            self._fill(self._start + len(self._held) + CHUNK)
+
+    def release(self, position: int) -> None:
+        """Forgets what lies before `position`."""
+        if position - self._start > CHUNK:
+            del self._held[: position - self._start]
+            self._start = position
+
+
+@contextlib.contextmanager
+def _opened(source: str | BinaryIO) -> Iterator[_Mapped | _Streamed]:
+    """The bytes of a path, a URL or an open file."""
+    with contextlib.ExitStack() as stack:
+        file: Any = stack.enter_context(open_bytes(source)) if isinstance(source, str) else source
+        head = b""
+        try:
+            local: _Mapped | None = _Mapped(file)
+            head = local.at(0, 4) if local else b""
+        except (OSError, ValueError, AttributeError):  # no descriptor, or nothing that can be mapped
+            local = None
+        if local is None:
+            stream = _Streamed(file)
+            head = stream.at(0, 4)
+        unpack = _unpacker(head)
+        if unpack is None:
+            yield local if local is not None else stream
+        else:
+            if local is not None:
+                file.seek(0)
+            yield _Streamed(unpack(file if local is not None else _Rest(stream)))
+
+
+class _Rest:
+    """A stream from its beginning, after its first bytes were looked at."""
+
+    def __init__(self, stream: _Streamed) -> None:
+        self._stream, self._position = stream, 0
+
+    def read(self, count: int) -> bytes:
+        data = self._stream.at(self._position, count)
+        self._position += len(data)
+        self._stream.release(self._position)
+        return data
+
+
+def _unpacker(head: bytes) -> Any:
+    """What undoes a compression that is not gzip; offsets are then those of the inflated stream."""
+    if head == b"\x28\xb5\x2f\xfd":
+        import zstandard
+
+        return lambda file: zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+    if head == b"\x04\x22\x4d\x18":
+        import lz4.frame
+
+        return lz4.frame.open
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------ the records
+
+
+def read_records(
+    source: str | BinaryIO,
+    *,
+    ledger: Ledger,
+    kinds: frozenset[str] = frozenset({"response"}),
+    max_record: int = MAX_RECORD,
+    expected_bytes: int | None = None,
+) -> Iterator[Record]:
+    """The records of the wanted kinds, in the order of the file.
+
+    Args:
+        source: path, URL or open binary file.
+        ledger: counts records in, and lost ones with a reason.
+        kinds: WARC types in lower case.
+        max_record: bytes of a block; a longer record is lost as `too_large`.
+        expected_bytes: size of the file where a listing told it; a shorter file is noted as cut.
+    """
+    with _opened(source) as data:
+        reader = _Reader(data, ledger, max_record)
+        for record in reader.records():
+            if record.kind in kinds:
+                ledger.records_in += 1
+                yield record
+        if expected_bytes is not None and reader.position < expected_bytes:
+            reader.cut()
+
+
+def read_at(path: str, offset: int, *, max_record: int = MAX_RECORD) -> Record | None:
+    """The record that `read_records` found at `offset`, or None if it is not there any more."""
+    with _opened(path) as data:
+        reader = _Reader(data, Ledger(), max_record)
+        reader.position = offset & ((1 << PLACE) - 1)
+        for record in reader.records():
+            if record.offset == offset:
+                return record
+            if record.offset & ((1 << PLACE) - 1) != offset & ((1 << PLACE) - 1):
+                break
+    return None
+
+
+class _Reader:
+    """Walks over a file; `position` is the byte after what was read."""
+
+    def __init__(self, data: _Mapped | _Streamed, ledger: Ledger, max_record: int) -> None:
+        self._data, self._ledger, self._max = data, ledger, max_record
+        self.position = 0
+        self._was_cut = False
+
+    def lose(self, reason: str) -> None:
+        self._ledger.records_in += 1
+        self._ledger.lose(reason)
+
+    def cut(self) -> None:
+        """Notes, once, that the file ends too early."""
+        if not self._was_cut:
+            self._was_cut = True
+            self._ledger.notes["cut_file"] += 1
+
+    def records(self) -> Iterator[Record]:
+        while True:
+            self._data.release(self.position)
+            head = self._data.at(self.position, 3)
+            if not head:
+                return
+            if head == GZIP:
+                yield from self._member()
+            elif head[:1] in b"\r\n":
+                self.position += 1
+            elif len(head) < 3 and GZIP.startswith(head):
+                self._end_in("cut_record")
+                self.position += len(head)
+            else:
+                yield from self._plain()
+
+    def _end_in(self, reason: str) -> None:
+        """The file ends inside a record."""
+        self.lose(reason)
+        self.cut()
+
+    # ---- gzip
+
+    def _member(self) -> Iterator[Record]:
+        """The records of the gzip member at `position`; sets `position` behind it."""
+        start = self.position
+        inflated, state = self._inflate(start)
+        if state == "long":
+            yield from self._long_member(start)
+            return
+        found = list(_records_in(inflated, start, self._max))
+        good = [item for item in found if isinstance(item, Record)]
+        if state == "whole":
+            for item in found:
+                if isinstance(item, Record):
+                    yield item
+                else:
+                    self.lose(item)
+            return
+        if state == "cut":  # what was inflated before the end is right
+            yield from good
+            self._end_in("cut_record")
+            self.position = self._end()
+            return
+        if len(good) > 1:  # one member for the whole file: what ended before the damage is kept
+            yield from good
+        self.lose("bad_gzip")
+        self.position = self._next_record(start + 1)
+
+    def _inflate(self, start: int) -> tuple[bytes, str]:
+        """(inflated bytes, state) of a member: whole, cut (the file ends), bad, or long (more than a record)."""
+        inflater, position = _zlib.decompressobj(31), start
+        parts: list[bytes] = []
+        total = 0
+        size = 4096
+        while not inflater.eof:
+            data = inflater.unconsumed_tail
+            if not data:
+                data = self._data.at(position, size)
+                position += len(data)
+                size = CHUNK
+            if not data:
+                return b"".join(parts), "cut"
+            try:
+                part = inflater.decompress(data, self._max + MAX_HEADER - total + 1)
+            except _Errors:
+                return b"".join(parts), "bad"
+            parts.append(part)
+            total += len(part)
+            if total > self._max + MAX_HEADER:
+                return b"".join(parts), "long"
+        self.position = position - len(inflater.unused_data)
+        return b"".join(parts), "whole"
+
+    def _long_member(self, start: int) -> Iterator[Record]:
+        """A member of many records, or of one that is too large: records come as they are inflated."""
+        stream = _Inflating(self._data, start)
+        inner = _Reader(_Streamed(stream), self._ledger, self._max)
+        place = 0
+        for record in inner.records():
+            record.offset = start + (place << PLACE)
+            place += 1
+            yield record
+        if stream.state == "whole":
+            self.position = stream.position
+            return
+        if stream.state == "cut":
+            self.cut()
+            self.position = self._end()
+            return
+        self.lose("bad_gzip" if stream.state == "bad" else "too_large")
+        self.position = self._next_record(start + 1)
+
+    def _next_record(self, position: int) -> int:
+        """The next member that inflates to the header of a record; the end of the file if there is none."""
+        while True:
+            position = self._data.find(GZIP, position)
+            if position < 0:
+                return self._end()
+            with contextlib.suppress(*_Errors):
+                if _begins(_zlib.decompressobj(31).decompress(self._data.at(position, 4096), 9000)):
+                    return position
+            position += 1
+
+    def _end(self) -> int:
+        position = self.position
+        while True:
+            more = len(self._data.at(position, CHUNK))
+            if not more:
+                return position
+            position += more
+            self._data.release(position)
+
+    # ---- plain
+
+    def _plain(self) -> Iterator[Record]:
+        """The record at `position`, or the way to the next one."""
+        start = self.position
+        head = self._data.at(start, MAX_HEADER)
+        parsed = _parse_header(head, start)
+        if isinstance(parsed, str):
+            self.lose(parsed)
+            self.position = self._resync(start + 1)
+            return
+        record, header, length = parsed
+        after = self._data.at(start + header + length, 8)
+        if length > self._max:
+            self.lose("too_large")
+            self.position = start + header + length if after else self._resync(start + header)
+            return
+        content = self._data.at(start + header, length)
+        if len(content) < length or not _ends_well(after):
+            following = self._resync(start + header)
+            at_end = not self._data.at(following, 1)
+            if len(content) < length and at_end:
+                self._end_in("cut_record")
+            else:
+                self.lose("wrong_length")
+            self.position = following
+            return
+        record.content = content
+        self.position = start + header + length
+        if record.kind != "filedesc":
+            yield record
+
+    def _resync(self, position: int) -> int:
+        """The next place in a plain file (or in junk between members) where a record begins."""
+        plain, packed = self._data.search(_NEXT_PLAIN, position), self._data.find(GZIP, position)
+        if packed >= 0 and (plain < 0 or packed < plain):
+            packed = self._next_record(packed)
+            if plain < 0 or packed < plain:
+                return packed
+        return plain if plain >= 0 else self._end()
+
+
+class _Inflating:
+    """A gzip member as a stream that never raises: it ends, and `state` says how."""
+
+    def __init__(self, data: _Mapped | _Streamed, start: int) -> None:
+        self._data, self.position, self._inflater = data, start, _zlib.decompressobj(31)
+        self._given, self.state = 0, "open"
+
+    def read(self, count: int) -> bytes:
+        while self.state == "open":
+            data = self._inflater.unconsumed_tail
+            if not data:
+                data = self._data.at(self.position, CHUNK)
+                self.position += len(data)
+            if not data:
+                self.state = "cut"
+                break
+            try:
+                part = self._inflater.decompress(data, CHUNK)
+            except _Errors:
+                self.state = "bad"
+                break
+            if self._inflater.eof:
+                self.state = "whole"
+                self.position -= len(self._inflater.unused_data)
+            self._given += len(part)
+            if self._given > MAX_SKIPPED:
+                self.state = "endless"
+            if part:
+                return part
+        return b""
+
+
+def _begins(data: bytes) -> bool:
+    """True if the bytes begin a record."""
+    return data.startswith(b"WARC/") or _ARC_LINE.match(data) is not None
+
+
+def _ends_well(after: bytes) -> bool:
+    """What may follow a record: nothing, or blank lines (even none) and the next record or gzip member."""
+    rest = after.lstrip(b"\r\n")
+    if not rest or rest.startswith((GZIP[: len(rest)], b"WARC/"[: len(rest)])):
+        return True
+    return re.match(rb"[a-z]{2,8}:|filedesc", rest) is not None
+
+
+def _records_in(data: bytes, start: int, max_record: int) -> Iterator[Record | str]:
+    """The records of an inflated member, or for each that is bad the reason."""
+    position, place = 0, 0
+    while True:
+        while data[position : position + 1] in (b"\r", b"\n"):
+            position += 1
+        if position >= len(data):
+            return
+        parsed = _parse_header(data[position : position + MAX_HEADER], start + (place << PLACE))
+        if isinstance(parsed, str):
+            yield parsed
+            return
+        record, header, length = parsed
+        end = position + header + length
+        if length > max_record:
+            yield "too_large"
+        elif end > len(data) or not _ends_well(data[end : end + 8]):
+            yield "wrong_length"
+            following = _NEXT_PLAIN.search(data, position + header)
+            if following is None:
+                return
+            end = following.start()
+        elif record.kind != "filedesc":
+            record.content = data[position + header : end]
+            yield record
+        position, place = end, place + 1
+
+
+def _parse_header(data: bytes, offset: int) -> tuple[Record, int, int] | str:
+    """(record without content, bytes of the header, bytes of the block), or the reason why it is none."""
+    if not data.startswith(b"WARC/"):
+        return _parse_arc_line(data, offset)
+    version = _VERSION.match(data)
+    if version is None:
+        return "bad_version"
+    end = re.compile(rb"\r?\n\r?\n").search(data, version.end() - 2)
+    if end is None:
+        return "bad_header"
+    headers: dict[str, str] = {}
+    for line in data[version.end() : end.start()].split(b"\n"):
+        name, colon, value = line.partition(b":")
+        if colon:
+            headers.setdefault(name.strip().lower().decode("latin-1"), value.strip().decode("utf-8", "replace"))
+    length = _LENGTH.match(headers.get("content-length", "").encode())
+    if length is None:
+        return "bad_length"
+    url = headers.get("warc-target-uri", "").strip("<>")
+    return Record(offset, headers.get("warc-type", "").lower(), url, headers, b""), end.end(), int(length[1])
+
+
+def _parse_arc_line(data: bytes, offset: int) -> tuple[Record, int, int] | str:
+    """ARC: one line of URL, address, date, type and length before the block."""
+    line = _ARC_LINE.match(data)
+    if line is None:
+        return "bad_header"
+    url, mime = line[1].decode("utf-8", "replace"), line[4].decode("latin-1")
+    kind = "filedesc" if url.startswith("filedesc:") else "response"
+    headers = {"content-type": mime, "date": line[3].decode()}
+    return Record(offset, kind, url, headers, b""), line.end(), int(line[5])
+
+
+# ----------------------------------------------------------------------------------------------------- HTTP inside
+
+
+def http_response(record: Record, *, max_body: int = MAX_RECORD) -> Response | None:
+    """The HTTP response in a record's block; None if it is none. Never raises.
+
+    Chunked transfer and gzip, deflate and Brotli encodings are undone as far as they go: a body that was cut by the
+    archiver (Common Crawl cuts at 1 to 5 MiB) gives what is there. At most `max_body` bytes come out.
+    """
+    content = record.content
+    if not content.startswith(b"HTTP/"):
+        if record.kind == "resource" or (record.kind == "response" and "date" in record.headers):
+            return Response(200, {"content-type": record.headers.get("content-type", "")}, content[:max_body])
+        return None
+    end = re.compile(rb"\r?\n\r?\n").search(content, 0, MAX_HEADER)
+    head = content[: end.start()] if end else content[:MAX_HEADER]
+    body = content[end.end() :] if end else b""
+    lines = head.split(b"\n")
+    status = re.match(rb"HTTP/\S+\s+(\d{3})", lines[0])
+    if status is None:
+        return None
+    headers: dict[str, str] = {}
+    for line in lines[1:]:
+        name, colon, value = line.partition(b":")
+        if colon:
+            key, text = name.strip().lower().decode("latin-1"), value.strip().decode("latin-1")
+            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+    if "chunked" in headers.get("transfer-encoding", "").lower():
+        body = unchunk(body)
+    return Response(int(status[1]), headers, decode_body(body, headers.get("content-encoding", ""), max_body))
+
+
+def unchunk(body: bytes) -> bytes:
+    """A chunked body as far as its chunks go; one that only claims to be chunked as it is."""
+    parts, position = [], 0
+    while True:
+        line = re.compile(rb"([0-9A-Fa-f]{1,8})[^\r\n]{0,200}\r?\n").match(body, position)
+        if line is None:
+            return b"".join(parts) if parts else body
+        size = int(line[1], 16)
+        if size == 0:
+            return b"".join(parts)
+        parts.append(body[line.end() : line.end() + size])
+        position = line.end() + size
+        while body[position : position + 1] in (b"\r", b"\n"):
+            position += 1
+
+
+def decode_body(body: bytes, encoding: str, max_body: int) -> bytes:
+    """A body with its content encodings undone, the outermost first; one that does not decode as it is."""
+    for name in reversed([part.strip().lower() for part in encoding.split(",") if part.strip()]):
+        if name in ("gzip", "x-gzip", "deflate"):
+            body = _inflate_body(body, name, max_body)
+        elif name == "br":
+            body = _unbrotli(body, max_body)
+    return body[:max_body]
+
+
+def _inflate_body(body: bytes, name: str, max_body: int) -> bytes:
+    windows = (31,) if "gzip" in name else (15, -15)
+    for bits in windows:
+        try:
+            return zlib.decompressobj(bits).decompress(body, max_body)
+        except zlib.error:
+            continue
+    return body
+
+
+def _unbrotli(body: bytes, max_body: int) -> bytes:
+    try:
+        import brotli
+    except ImportError:
+        return body
+    decoder, out = brotli.Decompressor(), b""
+    try:
+        for start in range(0, len(body), CHUNK):
+            out += decoder.process(body[start : start + CHUNK])
+            if len(out) > max_body:
+                break
+    except brotli.error:
+        return out or body
+    return out
