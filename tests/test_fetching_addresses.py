@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from pipeline.fetching import addresses
 from pipeline.fetching.addresses import Gate, Resolver, is_public
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.targets import follow, host_of, parse
@@ -111,6 +112,26 @@ def test_a_silent_name_server_is_not_waited_for() -> None:
     with pytest.raises(Failure, match="in time") as caught:
         slow.addresses("slow.example", 80, 0.2)
     assert caught.value.status == "dns" and caught.value.retryable and time.monotonic() - start < 2
+    slow._answers.put("old.example", addresses._Answer()).asked -= addresses.LOOKUP_S
+    with pytest.raises(Failure):
+        slow.addresses("old.example", 80, 30)
+    assert time.monotonic() - start < 2
+
+
+def test_a_broken_name_server_is_asked_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def lookup(host: str, port: int) -> list[str]:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_AGAIN, "not now")
+
+    monkeypatch.setattr(addresses, "PASSING_LIFETIME_S", 0.0)
+    broken = Resolver(Gate(), lookup)
+    for _ in range(8):
+        with pytest.raises(Failure) as caught:
+            broken.addresses("a.example", 80, 1)
+        assert caught.value.status == "dns" and caught.value.retryable
+    assert len(asked) == addresses.LOOKUPS_IN_A_ROW
 
 
 @pytest.mark.parametrize(("code", "retryable"), [(socket.EAI_NONAME, False), (socket.EAI_AGAIN, True)])

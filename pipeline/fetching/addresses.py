@@ -56,8 +56,11 @@ SPECIAL_V6 = tuple(
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 V4_COMPATIBLE = ipaddress.IPv6Network("::/96")
 
+LOOKUP_S = 10.0  # a name server that has been silent for so long is waited for by nobody
 LOOKUP_LIFETIME_S = 600.0
-PASSING_LIFETIME_S = 0.2  # a lookup that failed for the moment is asked again by a retry
+PASSING_LIFETIME_S = 0.2  # a lookup that failed for the moment is asked again by a retry,
+LOOKUPS_IN_A_ROW = 3  # but after so many failures
+REST_S = 60.0  # only after this
 MOST_HOSTS = 20_000
 Lookup = Callable[[str, int], Iterable[str]]
 
@@ -117,7 +120,9 @@ def look_up(host: str, port: int) -> list[str]:
 class _Answer:
     """The outcome of one lookup, waited for by everybody who asks for the same host."""
 
-    def __init__(self) -> None:
+    def __init__(self, earlier_failures: int = 0) -> None:
+        self.asked = time.monotonic()
+        self.earlier_failures = earlier_failures
         self.done = threading.Event()
         self.addresses: list[str] = []
         self.failure: Failure | None = None
@@ -146,9 +151,10 @@ class Resolver:
         with self._lock:
             answer = self._answers.get(host)
             if answer is None or answer.expires <= time.monotonic():
-                answer = self._answers.put(host, _Answer())
+                failures = answer.earlier_failures + 1 if answer is not None and answer.failure is not None else 0
+                answer = self._answers.put(host, _Answer(failures))
                 threading.Thread(target=self._resolve, args=(answer, host, port), daemon=True).start()
-        if not answer.done.wait(max(seconds, 0.001)):
+        if not answer.done.wait(max(min(seconds, answer.asked + LOOKUP_S - time.monotonic()), 0.001)):
             raise Failure("dns", "the name server did not answer in time")
         if answer.failure is not None:
             raise answer.failure.again()
@@ -167,7 +173,8 @@ class Resolver:
         except socket.gaierror as error:
             gone = error.errno == socket.EAI_NONAME
             answer.failure = Failure("dns", f"name not resolved: {error.strerror or error}", retryable=not gone)
-            lifetime = LOOKUP_LIFETIME_S if gone else PASSING_LIFETIME_S
+            again = answer.earlier_failures + 1 < LOOKUPS_IN_A_ROW
+            lifetime = LOOKUP_LIFETIME_S if gone else PASSING_LIFETIME_S if again else REST_S
         except (OSError, UnicodeError, ValueError) as error:
             answer.failure = Failure("dns", f"name not resolved: {error}", retryable=False)
         answer.expires = time.monotonic() + lifetime

@@ -113,7 +113,7 @@ def _start(options: FetchOptions) -> subprocess.Popen[bytes] | None:
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     environment = dict(os.environ, OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
-    command = [sys.executable, "-m", "pipeline.fetching.helper", json.dumps(dataclasses.asdict(options))]
+    command = [sys.executable, "-P", "-m", "pipeline.fetching.helper", json.dumps(dataclasses.asdict(options))]
     try:
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment)
     except OSError:
