@@ -17,6 +17,7 @@ import re
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,29 +158,80 @@ def run_pipeline(construct: Callable[[Any], Any], runner: Any, options: Any) -> 
 
     Raises:
         JobFailed, WorkerDied: with what went wrong.
-        KeyboardInterrupt: after the job was cancelled on its engine.
+        KeyboardInterrupt: on SIGINT or SIGTERM, after the job was cancelled on its engine.
     """
     beam = import_beam()
-    package = str(Path(__file__).parent.parent)
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [package, *(p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != package)]
-    )
-    os.environ["OPENWIT_PARENT"] = str(os.getpid())
+    hand_on_environment()
     pipeline = beam.Pipeline(runner=runner, options=options)
     construct(pipeline)
     result = None
+    with interruptible() as again, job_servers(runner):
+        try:
+            result = pipeline.run()
+            again()
+            result.wait_until_finish()
+        except KeyboardInterrupt:
+            with contextlib.suppress(Exception):
+                if result is not None:
+                    result.cancel()
+            raise
+        except Exception as error:
+            raise explain(error) from error
+        finally:
+            end_workers()
+
+
+def hand_on_environment() -> None:
+    """What worker processes read: where this package lies, and whose children they are."""
+    package = str(Path(__file__).parent.parent)
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != package]
+    os.environ["PYTHONPATH"] = os.pathsep.join([package, *others])
+    os.environ["OPENWIT_PARENT"] = str(os.getpid())
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], None]]:
+    """SIGINT and SIGTERM raise KeyboardInterrupt here; yields a function that makes it so again.
+
+    While Beam starts a job server it puts its own handler for SIGINT in place. That one ends the server at once, and
+    then nobody can cancel the job, which goes on for ever on its cluster.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def catch() -> None:
+        for number in numbers:
+            signal.signal(number, signal.default_int_handler)
+
+    catch()
     try:
-        result = pipeline.run()
-        result.wait_until_finish()
-    except KeyboardInterrupt:
-        with contextlib.suppress(Exception):
-            if result is not None:
-                result.cancel()
-        raise
-    except Exception as error:
-        raise explain(error) from error
+        yield catch
     finally:
-        end_workers()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def job_servers(runner: Any) -> Iterator[None]:
+    """Ends the job servers (a JVM, Prism) that the runner starts here; Beam would keep each until this process ends."""
+    start = getattr(runner, "default_job_server", None)
+    started: list[Any] = []
+
+    def remember(options: Any) -> Any:
+        started.append(start(options))
+        return started[-1]
+
+    if start is not None:
+        runner.default_job_server = remember
+    try:
+        yield
+    finally:
+        for server in started:
+            with contextlib.suppress(Exception):
+                server.stop()
 
 
 def explain(error: BaseException) -> JobFailed:

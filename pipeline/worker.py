@@ -1,10 +1,9 @@
-#!/usr/bin/env python3
-"""A worker process: Beam's SDK harness, started in one of three ways.
+"""A worker process: Beam's SDK harness, started in one of two ways.
 
 * by the local runner, with everything in the environment;
-* as the boot program of a PROCESS environment, or of a worker pool (EXTERNAL), with the container contract's flags
-  (--id, --provision_endpoint, ...): then the pipeline options are fetched from the provision service. No artifacts are
-  retrieved: the package must be installed on the host.
+* as the boot program of a PROCESS environment, or of a worker pool (EXTERNAL), by the command `openwit-worker` with
+  the container contract's flags (--id, --provision_endpoint, ...): then the pipeline options are fetched from the
+  provision service. No artifacts are retrieved: the package must be installed on the host.
 
 A worker dies with its parent, within a second, whatever killed the parent.
 """
@@ -12,6 +11,7 @@ A worker dies with its parent, within a second, whatever killed the parent.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import logging
 import os
@@ -25,12 +25,15 @@ PR_SET_PDEATHSIG = 1
 ENDPOINTS = ("logging_endpoint", "artifact_endpoint", "provision_endpoint", "control_endpoint")
 
 
-def die_with(parent: int) -> None:
-    """Ends this process when `parent` is gone: by the kernel's signal, and by looking, for where there is none."""
-    try:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    except (OSError, AttributeError):
-        pass
+def die_with(parent: int, *, by_kernel: bool) -> None:
+    """Ends this process when `parent` is gone: by looking twice a second, and at once by the kernel's signal.
+
+    The kernel's signal follows the *thread* that started us. An engine may start workers from a thread that ends early,
+    so it is for our own runner alone.
+    """
+    if by_kernel:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -80,11 +83,11 @@ def main() -> None:
     if options.id:
         os.dup2(2, 1)  # a print() in a worker must not fill a pipe that nobody reads
         fetch_options(options.id.strip("'\""), options)  # Prism passes the id with its quotes
-        die_with(os.getppid())
+        die_with(os.getppid(), by_kernel=False)
     elif parent:
         if os.getppid() != int(parent):
             sys.exit(1)  # it is gone already
-        die_with(int(parent))
+        die_with(int(parent), by_kernel=True)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     from pipeline import runners
 

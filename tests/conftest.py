@@ -1,0 +1,17 @@
+"""For all tests: nothing asks the network on its own, and tests that need a GPU skip where there is none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the package index at import
+os.environ.setdefault("WANDB_MODE", "disabled")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips, with the reason, what this machine cannot run."""
+    if item.get_closest_marker("gpu") and shutil.which("nvidia-smi") is None:
+        pytest.skip("needs a CUDA device")
