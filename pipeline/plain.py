@@ -1,0 +1,34 @@
+"""Text of strangers, made safe to show: in a terminal, where it could move the cursor, and in a page."""
+
+from __future__ import annotations
+
+import unicodedata
+
+KEPT = "\u200c\u200d"  # joiners: scripts and emoji are written with them, and they do no harm
+REPLACEMENT = "\ufffd"
+
+
+def plain(text: object) -> str:
+    """One line: control, format and bidirectional characters become U+FFFD, line breaks and tabs a blank."""
+    line = str(text)
+    if line.isascii() and line.isprintable():
+        return line
+    return "".join(map(_plain_character, line))
+
+
+def _plain_character(character: str) -> str:
+    if character in "\t\n\r":
+        return " "
+    category = unicodedata.category(character)
+    if category in ("Zl", "Zp"):
+        return " "
+    return REPLACEMENT if category[0] == "C" and character not in KEPT else character
+
+
+def size(count: float) -> str:
+    """A number of bytes for people: 12 B, 3.4 kB, 25 MB."""
+    units = ["TB", "GB", "MB", "kB", "B"]
+    unit = units.pop()
+    while count >= 999.5 and units:
+        count, unit = count / 1000, units.pop()
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"

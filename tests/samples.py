@@ -1,0 +1,127 @@
+"""Made-up rows as they come from the fetch, with small drawn JPEGs, and whole published folders of them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image, ImageDraw
+
+from pipeline import files, report, shards
+from pipeline.schema import FETCHED, readable
+
+CAPTIONS = (
+    "a red boat on the lake",
+    "Brücke über den Fluss, früh am Morgen",
+    "chat noir sur un toit",
+    "赤い灯台と海",
+    "old map of the harbour & its <b>walls</b>",
+    "two dogs 🐕🐕 at play",
+)
+HOSTS = ("images.example.org", "static.example.com", "photos.example.co.uk", "bilder.example.de")
+SOURCES = ("crawl/a.warc.gz", "crawl/b.warc.gz")
+OPTIONS = {"match": "wide", "case": "exact", "balance": "cap", "cap": 20_000, "seed": 0, "image_size": 256}
+VERSIONS = {"openwit": "0.1.0"}
+
+
+@functools.lru_cache(maxsize=512)
+def jpeg(number: int, size: tuple[int, int] = (40, 32)) -> bytes:
+    """A drawing that depends on its number."""
+    image = Image.new("RGB", size, ((number * 37) % 256, (number * 91) % 256, 90))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((number % 7, number % 5, 20 + number % 11, 18 + number % 13), fill=(250, (number * 53) % 256, 40))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
+def fetched(count: int, *, first: int = 0, texts: dict[int, str] | None = None) -> pa.Table:
+    """Rows of FETCHED with words for codes, sorted by uid; about half of the nullable values are null."""
+    rows: list[dict[str, Any]] = []
+    for number in range(first, first + count):
+        some, host = number % 2 == 0, HOSTS[number % len(HOSTS)]
+        rows.append(
+            {
+                "uid": number.to_bytes(4, "big") + hashlib.md5(str(number).encode()).digest()[:12],
+                "url": f"https://{host}/{number}.jpg",
+                "text": (texts or {}).get(number, f"{CAPTIONS[number % len(CAPTIONS)]} {number}"),
+                "text_as_found": None if some else f"  {CAPTIONS[number % len(CAPTIONS)]} {number}",
+                "page_url": f"https://{host}/page{number // 3}.html",
+                "source": number % len(SOURCES),
+                "source_offset": number * 1000,
+                "text_source": number % 2,
+                "url_source": 0,
+                "language": "en" if number % 3 else None,
+                "language_score": 0.9 if number % 3 else None,
+                "opt_out": None,
+                "license": None if number % 5 else "https://creativecommons.org/licenses/by/4.0/",
+                "query_ids": [number % 4, 5 + number % 3],
+                "keep_probability": 0.25 if some else 1.0,
+                "kept_by": [number % 4] if some else [],
+                "status": "ok",
+                "error": None,
+                "retryable": False,
+                "http_status": 200,
+                "image_sha256": hashlib.sha256(b"served" + jpeg(number)).digest(),
+                "image_offset": 0,
+                "image_bytes": len(jpeg(number)),
+                "width": 40,
+                "height": 32,
+                "original_width": 400,
+                "original_height": 320,
+                "original_format": "PNG" if some else "JPEG",
+                "phash": (number * 0x9E3779B97F4A7C15) % 2**64,
+                "final_url": None if some else f"https://{host}/moved/{number}.jpg",
+            }
+        )
+    return readable(pa.Table.from_pylist(rows, FETCHED), list(SOURCES))
+
+
+def ledger(rows: int) -> list[dict[str, Any]]:
+    """A funnel that ends in `rows`."""
+    steps = (
+        ("gather", {"empty_text": 30, "bad_url": 12}),
+        ("match", {"no_query": 100}),
+        ("dedup", {"same_pair": 7}),
+        ("balance", {"over_cap": 9}),
+        ("fetch", {"dns": 5, "http": 4, "decode": 1}),
+        ("dedup-images", {"same_image": 2}),
+        ("publish", {"over_cap": 1}),
+    )
+    found: list[dict[str, Any]] = []
+    for stage, dropped in reversed(steps):
+        found.append({"stage": stage, "rows_in": rows + sum(dropped.values()), "rows_out": rows, "dropped": dropped})
+        rows += sum(dropped.values())
+    return found[::-1]
+
+
+def publish(folder: Path, *, count: int = 30, per_shard: int = 12, texts: dict[int, str] | None = None) -> dict:
+    """A whole published folder with its stages; returns the manifest."""
+    infos = []
+    for number, first in enumerate(range(0, count, per_shard)):
+        rows = fetched(min(per_shard, count - first), first=first, texts=texts)
+        infos.append(shards.write_shard(str(folder), number, rows, lambda row, first=first: jpeg(first + row)))
+    rejected = pa.table(
+        {
+            "url": ["https://x.example/<script>alert(1)</script>.jpg", "https://y.example/2.jpg"],
+            "text": ['"><img src=x onerror=alert(1)>', "IMG_0001.jpg"],
+            "stage": ["gather", "gather"],
+            "reason": ["bad_url", "empty_text"],
+        }
+    )
+    files.write_table(str(folder / "rejected" / "gather.parquet"), rejected)
+    queries = ["a", "boat", "cat", "dog", "harbour", "lake", "map", "sea"]
+    table = {"id": pa.array(range(len(queries)), pa.int32()), "query": queries, "source": ["test"] * 8}
+    files.write_table(str(folder / "queries.parquet"), pa.table(table | {"count": pa.array([1] * 8, pa.int64())}))
+    rows = ledger(count)
+    for info in rows:
+        stage = folder / "stages" / info["stage"]
+        files.write_json(
+            str(stage / "info.json"), {**info, "plan": "0", "digest": "00", "seconds": 1.5, "cpu_seconds": 1}
+        )
+        files.write_bytes(str(stage / "COMPLETED"), b"")
+    return report.finish(str(folder), infos, ledger=rows, options=OPTIONS, versions=VERSIONS)
