@@ -89,7 +89,7 @@ class Run:
     options: Options
     work: Work
     inputs: list[Input]
-    query_digest: str
+    queries: Any  # queries.load.QueryList
     key_bits: int
     groups: int
     most_parts: int
@@ -243,7 +243,7 @@ def prepare(options: Options) -> Run:
         options=options,
         work=Work(os.path.abspath(options.output), tuple(plans.items())),
         inputs=inputs,
-        query_digest=queries.digest,
+        queries=queries,
         key_bits=min(12, max(4, (int(44 * rows) >> 26).bit_length())),
         groups=min(1024, max(1, round(rows / 500_000))),
         most_parts=1 << min(16, max(3, int(rows / 50_000).bit_length())),
@@ -431,7 +431,7 @@ def save_lists(run: Run) -> None:
     from pipeline import files, gather, match
 
     gather.save_inputs(run.inputs_file, run.inputs)
-    queries = load_queries(run.options)
+    queries = run.queries
     files.write_table(run.queries_file, queries.table)
     done = os.path.join(run.tables, "plan")
     if run.wants("match") and files.read_json(done) != run.work.plan("match"):
@@ -759,7 +759,7 @@ def print_plan(options: Options, *, as_json: bool) -> None:
         "inputs": len(run.inputs),
         "bytes": size,
         "expected_rows": int(sum(expected_rows(item) for item in run.inputs)),
-        "queries": run.query_digest,
+        "queries": run.queries.digest,
         "stages": stages,
     }
     if as_json:

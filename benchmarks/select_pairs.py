@@ -1,6 +1,6 @@
 """select (gather .. balance) over tables: CPU seconds of the whole process tree and its peak memory, by rows.
 
-    python benchmarks/select.py --rows 1000000 5000000 20000000 --captions DIR --queries FILE [--workers 2] [--peer]
+    python benchmarks/select_pairs.py --rows 1000000 5000000 20000000 --captions DIR --queries FILE [--workers 2] [--peer]
 
 The rows are captions drawn again and again, half of them with one word added, 13 % exact copies, 16 % a known URL with
 another text, 1 % on twenty placeholder URLs. CPU is user + system time of all processes; memory is the peak of the sum
@@ -178,7 +178,9 @@ def main() -> None:
         out, cap = scratch / "out", tail_cap(rows)
         command = [sys.executable, "-m", "pipeline.build", "--input", str(scratch / "in"), "--output", str(out)]
         command += ["--queries", options.queries, "--stages", "gather..balance", "--cap", str(cap)]
-        found = measure([*command, "--workers", str(options.workers)])
+        # Where this is set every process compiles every module anew: `make` and the set-up unset it too.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        found = measure([*command, "--workers", str(options.workers)], environment)
         infos = {s: json.loads((out / f"stages/{s}/info.json").read_text()) for s in ("dedup", "balance")}
         share = infos["balance"]["band_tuples"] / infos["balance"]["matches"]
         print(
