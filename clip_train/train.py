@@ -88,6 +88,8 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
         if rank() == 0:
             write_config(folder, plan, tokenizer)
         log = StepLog(folder, first_step=run.step, tensorboard=options.tensorboard) if rank() == 0 else None
+        if log:
+            stack.callback(log.close)
         stream = Stream(index, seed=options.seed, window=options.window, online_balance=options.online_balance)
         loader = stack.enter_context(Loader(stream, tokenizer, loader_options(plan, device)))
         stop = stack.enter_context(stop_signals())
@@ -146,8 +148,6 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
                     evaluate_run(run, tokenizer, folder, progress)
             if interrupted and not finished:
                 raise Interrupted(f"stopped after step {run.step}; continue with the same command and --resume")
-        if log:
-            log.close()
         return {
             "steps": run.step,
             "samples_seen": run.samples_seen,

@@ -1,0 +1,310 @@
+"""The loop: exact accumulation, exact resume, guards, signals, several processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
+
+from clip_train import train as train_module  # noqa: E402
+from clip_train.checkpoint import all_steps  # noqa: E402
+from clip_train.config import TrainOptions, resolve  # noqa: E402
+from clip_train.data import Loader, Stream  # noqa: E402
+from clip_train.errors import BelowThreshold, TrainError, UsageError  # noqa: E402
+from clip_train.model import CLIP  # noqa: E402
+from clip_train.optim import learning_rate  # noqa: E402
+from clip_train.shards import open_index  # noqa: E402
+from clip_train.tokenizer import load_tokenizer  # noqa: E402
+from clip_train.train import forward_backward, loader_options, start_run, train  # noqa: E402
+
+
+@pytest.fixture
+def options(tars, vocabulary, tmp_path) -> TrainOptions:
+    return TrainOptions(
+        data=str(tars()), output=str(tmp_path / "run"), model="ViT-Tiny", bpe=str(vocabulary), batch_size=16, steps=6,
+        save_every=2, tensorboard=False, threads=1,
+    )  # fmt: skip
+
+
+def losses(folder: str | Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+
+
+def gradients(options: TrainOptions) -> tuple[float, dict[str, torch.Tensor], CLIP]:
+    """Loss and gradients of the first step."""
+    index, tokenizer = open_index(options.data), load_tokenizer(options.bpe)
+    plan = resolve(options, samples=len(index), world_size=1, vocab_size=tokenizer.vocab_size, has_gpu=False)
+    run = start_run(plan, torch.device("cpu"))
+    for name, value in run.model.named_parameters():
+        if name.endswith("bn3.weight"):
+            value.data.fill_(0.5)  # zero at the start: nothing would flow
+    with Loader(Stream(index, seed=options.seed), tokenizer, loader_options(run.plan, run.device)) as loader:
+        loss = forward_backward(run, next(loader.steps(0)))
+    return loss, {n: p.grad for n, p in run.model.named_parameters() if p.grad is not None}, run.model
+
+
+@pytest.mark.parametrize("changes", [{}, {"patch_dropout": 0.5}, {"text": "padded"}, {"loss": "sigmoid"}])
+def test_accumulation_and_chunks_give_the_same_gradient(options, changes):
+    options = dataclasses.replace(options, **changes)
+    expected_loss, expected, model = gradients(options)
+    assert set(expected) == {name for name, _ in model.named_parameters()}
+    for accumulate, chunk in ((2, 1024), (4, 3), (1, 5)):
+        loss, found, _ = gradients(dataclasses.replace(options, accumulate=accumulate, loss_chunk=chunk))
+        assert loss == pytest.approx(expected_loss, abs=1e-6)
+        for name, value in expected.items():
+            assert (value - found[name]).abs().max() < 1e-6 * max(1.0, value.abs().max().item()), name
+
+
+def test_batch_norm_statistics_move_once_a_micro_batch(options):
+    options = dataclasses.replace(options, model="RN-Mini", accumulate=2)
+    _, _, model = gradients(options)
+    assert int(model.visual.bn1.num_batches_tracked) == 2
+
+
+def test_packed_and_padded_text_give_the_same_losses(options, tmp_path):
+    found = []
+    for text in ("packed", "padded"):
+        output = str(tmp_path / text)
+        train(dataclasses.replace(options, text=text, output=output))
+        found.append(losses(output))
+    assert found[0] == pytest.approx(found[1], abs=2e-5)
+
+
+def test_resume_is_bitwise(options, tmp_path):
+    changes = {"steps": 7, "ema": 0.9, "patch_dropout": 0.25, "save_every": 3}
+    whole = dataclasses.replace(options, output=str(tmp_path / "whole"), **changes)
+    train(whole)
+
+    class Crash(Exception):
+        pass
+
+    def crash(line):
+        if line["step"] == 5:
+            raise Crash
+
+    part = dataclasses.replace(options, output=str(tmp_path / "part"), **changes)
+    with pytest.raises(Crash):
+        train(part, on_step=crash)
+    assert len(losses(part.output)) == 5
+    train(dataclasses.replace(part, resume=True))
+    assert losses(part.output) == losses(whole.output)
+    for name in ("model", "ema", "optimizer"):
+        files = [all_steps(Path(run.output) / "checkpoints")[0] / f"{name}.safetensors" for run in (whole, part)]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
+
+
+def test_resume_with_other_micro_batches_goes_on(options, tmp_path):
+    whole = dataclasses.replace(options, output=str(tmp_path / "whole"))
+    train(whole)
+    part = dataclasses.replace(options, steps=6)
+    with pytest.raises(StopIteration):
+        train(part, on_step=_stop_at(4))
+    train(dataclasses.replace(part, resume=True, accumulate=4))
+    assert losses(part.output) == pytest.approx(losses(whole.output), abs=1e-4)
+
+
+def _stop_at(step):
+    def stop(line):
+        if line["step"] == step:
+            raise StopIteration
+
+    return stop
+
+
+def test_a_spoiled_checkpoint_is_passed_over(options, capsys):
+    train(options)
+    expected = losses(options.output)
+    newest, older = all_steps(Path(options.output) / "checkpoints")[:2]
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        path = newest / name
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    train(dataclasses.replace(options, resume=True))
+    said = capsys.readouterr().err
+    assert "is not as it was saved" in said and f"resuming from {older}" in said
+    assert losses(options.output) == expected
+
+
+def test_a_run_is_not_written_over_and_another_is_not_resumed(options):
+    train(options)
+    with pytest.raises(UsageError, match="--resume continues it"):
+        train(options)
+    with pytest.raises(UsageError, match="another model"):
+        train(dataclasses.replace(options, resume=True, model="ViT-Mini"))
+    with pytest.raises(UsageError, match="seed"):
+        train(dataclasses.replace(options, resume=True, seed=1))
+
+
+def test_what_a_run_leaves(options):
+    result = train(dataclasses.replace(options, tensorboard=True))
+    folder = Path(options.output)
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    wanted = {"step", "loss", "lr", "logit_scale", "samples_seen", "pairs_per_s", "data_wait"}
+    assert all(wanted <= set(line) for line in lines)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["options"]["batch_size"] == 16 and config["recipe"]["weight_decay"] == 0.2
+    assert result["samples_seen"] == 96 and result["checkpoint"].endswith("step-00000006")
+    (events,) = (folder / "tensorboard").iterdir()
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    except ImportError:
+        return
+    reader = EventAccumulator(str(events))
+    reader.Reload()
+    assert [event.value for event in reader.Scalars("loss")] == pytest.approx([line["loss"] for line in lines])
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_step_that_is_not_finite_is_skipped_and_three_stop_the_run(options, monkeypatch):
+    true_loss, calls = train_module.pair_loss, []
+
+    def poisoned(run, images, texts):
+        calls.append(run.step)
+        return true_loss(run, images, texts) * (float("nan") if run.step in (1, 3, 4, 5) else 1.0)
+
+    monkeypatch.setattr(train_module, "pair_loss", poisoned)
+    with pytest.raises(TrainError, match="not finite in 3 steps in a row"):
+        train(dataclasses.replace(options, save_every=1))
+    lines = [json.loads(line) for line in (Path(options.output) / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line.get("skipped")] == [2, 4, 5, 6] and lines[1]["loss"] is None
+    newest = all_steps(Path(options.output) / "checkpoints")[0]
+    assert newest.name == "step-00000003"
+    from safetensors.torch import load_file
+
+    assert all(torch.isfinite(value).all() for value in load_file(newest / "model.safetensors").values())
+
+
+def test_too_many_bad_samples_stop_the_run(options):
+    for path in Path(options.data).glob("*.tar"):
+        path.write_bytes(path.read_bytes().replace(b"\xff\xd8\xff", b"\xff\xd9\xff"))
+    with pytest.raises(BelowThreshold, match="image_not_decoded"):
+        train(options)
+
+
+def test_precisions_and_optimiser_options_run(options, tmp_path):
+    for number, changes in enumerate(
+        ({"precision": "bf16"}, {"activation_checkpointing": True, "clip_norm": 1.0}, {"model": "RN-Mini"})
+    ):
+        result = train(dataclasses.replace(options, output=str(tmp_path / str(number)), steps=2, **changes))
+        assert result["loss"] > 0
+    with pytest.raises(UsageError, match="fp16 needs a GPU"):
+        train(dataclasses.replace(options, output=str(tmp_path / "f"), precision="fp16"))
+
+
+def test_options_that_do_not_fit_are_refused(options):
+    def check(match, **changes):
+        with pytest.raises(UsageError, match=match):
+            train(dataclasses.replace(options, **changes))
+
+    check("does not divide by 1 ranks x --accumulate 3: take a multiple of 3", accumulate=3)
+    check("more than the 48 pairs", batch_size=64)
+    check("exclude each other", epochs=1.0)
+    check("needs a ViT", patch_dropout=0.5, model="RN-Mini")
+    check("unknown model", model="ViT-X")
+
+
+def test_the_papers_schedule():
+    plan = resolve(
+        TrainOptions(model="ViT-B-32"), samples=400_000_000, world_size=32, vocab_size=49408, has_gpu=True
+    )
+    assert (plan.batch_size, plan.steps, plan.recipe.warmup) == (32768, 390625, 2000)
+    rates = [learning_rate(step, recipe=plan.recipe, steps=plan.steps) for step in (0, 1999, 2000, 390624)]
+    assert rates[:3] == pytest.approx([5e-4 / 2000, 5e-4, 5e-4]) and rates[3] < 1e-12
+    assert (plan.recipe.beta2, plan.recipe.eps) == (0.98, 1e-6)
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def command(options: TrainOptions, *extra: str) -> list[str]:
+    flags = ["--data", options.data, "--output", options.output, "--model", options.model, "--bpe", str(options.bpe),
+             "--batch-size", "16", "--steps", str(options.steps), "--save-every", str(options.save_every),
+             "--no-tensorboard", "--threads", "1"]  # fmt: skip
+    return [sys.executable, "-m", "clip_train", "train", *flags, *extra]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+
+
+def wait_for_lines(path: Path, count: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and path.read_text().count("\n") >= count:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{path} did not reach {count} lines; exit code {process.poll()}")
+
+
+def test_sigterm_saves_and_resume_continues_to_the_bit(options, tmp_path):
+    options = dataclasses.replace(options, steps=100, save_every=0)
+    process = subprocess.Popen(command(options), env=environment(), stderr=subprocess.PIPE, text=True)
+    wait_for_lines(Path(options.output) / "log.jsonl", 3, process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "--resume" in said
+    done = len(losses(options.output))
+    (saved,) = all_steps(Path(options.output) / "checkpoints")
+    assert int(saved.name[5:]) == done < 100
+    train(dataclasses.replace(options, resume=True))
+    whole = dataclasses.replace(options, output=str(tmp_path / "whole"))
+    train(whole)
+    assert losses(options.output) == losses(whole.output)
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_steps_and_resume(options, tmp_path):
+    whole = dataclasses.replace(options, steps=30, output=str(tmp_path / "whole"))
+    train(whole)
+    part = dataclasses.replace(options, steps=30, save_every=4)
+    rng = random.Random(3)
+    for _ in range(3):
+        process = subprocess.Popen(command(part, "--resume"), env=environment(), stderr=subprocess.DEVNULL)
+        log = Path(part.output) / "log.jsonl"
+        done = len(losses(part.output)) if log.exists() else 0
+        wait_for_lines(log, min(28, done - done % 4 + rng.randrange(1, 8)), process)
+        process.kill()
+        process.wait()
+    train(dataclasses.replace(part, resume=True))
+    assert losses(part.output) == losses(whole.output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_train_as_one(options, tmp_path, parallel):
+    train(options)
+    for accumulate in ("1", "2"):
+        two = dataclasses.replace(options, output=str(tmp_path / f"two{accumulate}"))
+        extra = ("--processes", "2", "--parallel", parallel, "--accumulate", accumulate)
+        done = subprocess.run(command(two, *extra), env=environment(), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert losses(two.output) == pytest.approx(losses(options.output), abs=1e-4)
+        assert losses(two.output)[:2] == pytest.approx(losses(options.output)[:2], abs=1e-6)
+    # and on from there with one process
+    resumed = dataclasses.replace(two, steps=6, resume=True)
+    train(resumed)
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_run(options):
+    options = dataclasses.replace(options, steps=5000)
+    process = subprocess.Popen(
+        command(options, "--processes", "2"), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    wait_for_lines(Path(options.output) / "log.jsonl", 2, process)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == 1 and "was lost" in said and "--resume" in said
