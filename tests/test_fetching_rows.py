@@ -204,6 +204,26 @@ def test_two_calls_at_once_do_not_mix(server: WebServer, tmp_path: Path) -> None
         assert set(outs[k]["status"].to_pylist()) == {"ok"}
 
 
+INTERRUPTED = """
+import os, signal, sys, threading
+sys.path.insert(0, "tests")
+from webserver import WebServer
+from test_fetching_rows import OPTIONS, selected
+from pipeline.fetching.downloader import fetch_rows
+with WebServer() as server:
+    rows = selected([f"{server.base}/silent?{n}" for n in range(300)])
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    fetch_rows(rows, options=OPTIONS, raw_path=sys.argv[1])
+"""
+
+
+def test_an_interrupt_ends_the_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "raw")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert "KeyboardInterrupt" in done.stderr and done.returncode != 0
+    assert not os.listdir(tmp_path)
+
+
 def test_hosts_take_turns() -> None:
     urls = ["http://a/1", "http://a/2", "http://a/3", "http://b/1", "http://b/2", "junk"]
     assert [urls[row] for row in downloader._spread(urls)] == [

@@ -95,18 +95,19 @@ class _Shard:
         self.problem: Exception | None = None
         self._undecoded = 0
         self._room = threading.Condition()
+        self._backlog: threading.Semaphore | None = None
 
     def download_image(self, row: tuple[int, str], *_: Any, **__: Any) -> tuple[int, _Body | None, str | None]:
         """In place of img2dataset's function of this name; called from its threads."""
         key, url = row
         outcome = self.outcomes[self.order[key]]
         try:
+            if self.cancelled:
+                raise Failure("internal", "the run was interrupted")
             body = self._from_archive(url)
             if body is None:
                 with self._room:
                     self._room.wait_for(lambda: self._undecoded < MOST_UNDECODED or self.cancelled)
-                if self.cancelled:
-                    raise Failure("timeout", "the run was interrupted")
                 fetched = self._client.fetch(url)
                 body, outcome.http_status, outcome.final_url = fetched.body, fetched.http_status, fetched.final_url
         except Failure as failure:
@@ -127,6 +128,8 @@ class _Shard:
         body = stream.getvalue()
         outcome.sha256 = hashlib.sha256(body).digest()
         try:
+            if self.cancelled:
+                raise Failure("internal", "the run was interrupted")
             picture = self._decoder.decode(body)
         except Failure as failure:
             outcome.fail(failure)
@@ -161,11 +164,19 @@ class _Shard:
     def close(self) -> None:
         """The Downloader's last word."""
 
+    def semaphore(self, permits: int) -> threading.Semaphore:
+        """In place of threading.Semaphore: what bounds the Downloader's backlog, kept here for `cancel`."""
+        self._backlog = threading.Semaphore(permits)
+        return self._backlog
+
     def cancel(self) -> None:
-        """Downloads that have not begun will not begin."""
+        """Downloads that have not begun will not begin; the Downloader comes to its end (its thread pool, left waiting
+        for the semaphore, would hang the exit of the process)."""
         with self._room:
             self.cancelled = True
             self._room.notify_all()
+        if self._backlog is not None:
+            self._backlog.release(len(self.order) + 1)
 
     def _from_archive(self, url: str) -> bytes | None:
         if self._archived is None:
@@ -249,6 +260,7 @@ def _run(shard: _Shard, urls: pa.Array, options: FetchOptions) -> None:
     memory = fsspec.filesystem("memory")
     module = load_downloader()
     module.download_image = shard.download_image  # type: ignore[attr-defined]
+    module.Semaphore = shard.semaphore  # type: ignore[attr-defined]
     downloader = module.Downloader(
         sample_writer_class=shard.writer,
         resizer=shard.resize,
@@ -364,9 +376,11 @@ def _decoder(options: FetchOptions) -> Iterator[Decoder]:
         decoder = (_idle.get(options) or [Decoder(options)]).pop()
     try:
         yield decoder
-    finally:
-        with _idle_lock:
-            _idle.setdefault(options, []).append(decoder)
+    except BaseException:
+        decoder.close()  # an interrupted call's thread may still be talking to it
+        raise
+    with _idle_lock:
+        _idle.setdefault(options, []).append(decoder)
 
 
 @atexit.register
