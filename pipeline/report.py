@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import glob
-import hashlib
 import json
 import os
 import re
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 from pipeline import files, shards
 from pipeline.plain import plain, size
 from pipeline.shards import METADATA, FileEntry, ShardInfo
-from pipeline.summary import COLUMNS, Pick, Summary, hosts, summarise, top
+from pipeline.summary import COLUMNS, NOT_SAID, Pick, Summary, charts, hosts, summarise, top
 
 NAME = "OpenWIT image-text pairs"
 PICTURES = 40
@@ -79,13 +78,8 @@ def finish(
         ledger=ledger,
         options=options,
         versions=versions,
-        queries={"rows": len(queries), "digest": digest_of_queries(queries)},
+        queries={"rows": len(queries), "digest": shards.digest_of_queries(queries)},
     )
-
-
-def digest_of_queries(queries: Sequence[str]) -> str:
-    """The name of a list, as `queries.load` gives it: the sha256 of its sorted lines."""
-    return hashlib.sha256("".join(f"{query}\n" for query in queries).encode()).hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------- what the pages tell
@@ -180,24 +174,6 @@ def funnel(ledger: list[dict[str, Any]]) -> list[tuple[str, int, str]]:
     return rows
 
 
-def charts(s: Summary) -> list[tuple[str, list[tuple[str, int]]]]:
-    """(title, bars) of everything that is counted; also what the inspector prints."""
-    return [
-        ("Languages", top(s.languages, 15)),
-        ("Hosts of the images", top(s.hosts, 20)),
-        ("Characters of a text", s.text_length.rows()),
-        ("Short side of the original, pixels", s.short_side.rows()),
-        ("Width / height", s.aspect.rows()),
-        ("Stored JPEG, kB", s.kilobytes.rows()),
-        ("Probability to be kept", s.keep_probability.rows()),
-        ("Where the text was found", top(s.text_sources, 10)),
-        ("Where the address was found", top(s.url_sources, 10)),
-        ("Format of the original", top(s.formats, 10)),
-        ("Licence that the page names", top(s.licenses, 10)),
-        ("Opt-outs seen (and not respected, by option)", top(s.opt_outs, 10)),
-    ]
-
-
 def card(facts: Mapping[str, Any], *, ledger: list[dict[str, Any]], options: Mapping[str, Any]) -> str:
     """README.md, with the head that the Hugging Face Hub reads."""
     s: Summary = facts["s"]
@@ -217,7 +193,7 @@ def card(facts: Mapping[str, Any], *, ledger: list[dict[str, Any]], options: Map
         ],
         image_size=options.get("image_size", 256),
         braces=braces(facts["shards"]),
-        licensed=sum(s.licenses.values()) - s.licenses["(none)"],
+        licensed=sum(s.licenses.values()) - s.licenses[NOT_SAID],
         respects=options.get("respect_opt_out", True),
     )
 

@@ -18,7 +18,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -272,6 +272,11 @@ def digest_of_files(entries: Iterable[FileEntry]) -> str:
     """sha256 over the lines `<sha256>  <path>` in the order of the paths: what `sha256sum FILES | sha256sum` prints."""
     lines = sorted((entry.path, entry.sha256) for entry in entries)
     return hashlib.sha256("".join(f"{digest}  {path}\n" for path, digest in lines).encode()).hexdigest()
+
+
+def digest_of_queries(queries: Sequence[str]) -> str:
+    """The name of a list, as `queries.load` gives it: the sha256 of its sorted lines."""
+    return hashlib.sha256("".join(f"{query}\n" for query in queries).encode()).hexdigest()
 
 
 OWN_FOLDERS = ("shards", "metadata", "rejected", "report")  # hold published files and nothing else

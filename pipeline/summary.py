@@ -105,6 +105,24 @@ def top(counter: Counter, most: int) -> list[tuple]:
     return sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:most]
 
 
+def charts(s: Summary) -> list[tuple[str, list[tuple[str, int]]]]:
+    """(title, (label, count) ...) of everything that is counted, as report and inspector show it."""
+    return [
+        ("Languages", top(s.languages, 15)),
+        ("Hosts of the images", top(s.hosts, 20)),
+        ("Characters of a text", s.text_length.rows()),
+        ("Short side of the original, pixels", s.short_side.rows()),
+        ("Width / height", s.aspect.rows()),
+        ("Stored JPEG, kB", s.kilobytes.rows()),
+        ("Probability to be kept", s.keep_probability.rows()),
+        ("Where the text was found", top(s.text_sources, 10)),
+        ("Where the address was found", top(s.url_sources, 10)),
+        ("Format of the original", top(s.formats, 10)),
+        ("Licence that the page names", top(s.licenses, 10)),
+        ("Opt-outs seen (and not respected, by option)", top(s.opt_outs, 10)),
+    ]
+
+
 class Pick:
     """The rows whose key has the smallest low half: a choice by hash, from all shards alike."""
 
