@@ -18,7 +18,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from pipeline import balancing, buckets, files, hashing, shards
+from pipeline import balancing, buckets, files, hashing, report, shards
 from pipeline.balancing import FindCaps, Plan
 from pipeline.dropping import RemainingRows
 from pipeline.ledger import Ledger
@@ -192,8 +192,10 @@ def complete(publishing: Publishing, *, options: dict[str, Any], versions: dict[
     before = [work.info(stage) for stage in STAGES[: STAGES.index("publish")]]
     rows = [*(found for found in before if found), {"stage": "publish", **info}]
     copy_rejected(publishing)
-    manifest = shards.finish(
+    written = [found["shard"] for _, found in plan.step("shards").manifests() if "shard" in found]
+    manifest = report.finish(
         work.root,
+        [shards.ShardInfo.from_json(found) for found in written],
         ledger=[{name: row[name] for name in ("stage", "rows_in", "rows_out", "dropped")} for row in rows],
         options=options,
         versions=versions,
