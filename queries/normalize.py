@@ -86,7 +86,7 @@ def normalize_array(
 ) -> pa.StringArray | pa.LargeStringArray:
     """`normalize_text` of every text: from compiled code where there is any, with the same result."""
     if kernel := jit.kernel("queries.normalize_kernel", len(texts)):
-        data, offsets, _ = kernel.segment(settle_array(texts, case), case == "fold", False)
+        data, offsets, _ = kernel.segment(settle_array(texts, case), case == "fold", closed=False)
         return strings(data, offsets, texts.type)
     return pa.array([normalize_text(text, case) for text in texts.to_pylist()], texts.type)
 
@@ -100,7 +100,7 @@ def settle(text: str, case: str = "exact") -> str:
 
 
 def settle_array(texts: pa.Array, case: str = "exact") -> pa.Array:
-    """`settle` on the few texts that need it: the others pass as they are (ASCII is not case folded here)."""
+    """`settle` on the few texts that the kernel cannot do alone: the others pass as they are, and not yet folded."""
     from queries import normalize_kernel
 
     unsettled = normalize_kernel.find_unsettled(texts, case == "fold")
@@ -140,6 +140,23 @@ def class_table() -> npt.NDArray[np.uint8]:
     for first, last in ((0, 0x1FFFF), (0xE0000, 0xE0FFF)):
         table[first : last + 1] = [class_of(character) for character in map(chr, range(first, last + 1))]
     table[sorted(_unsettled())] |= UNSETTLED
+    table.flags.writeable = False
+    return table
+
+
+@functools.lru_cache(maxsize=1)
+def fold_table() -> npt.NDArray[np.int32]:
+    """What each code point becomes when case is folded, beyond ASCII.
+
+    -1 where that is several characters, one that NFC may change, or ASCII (long s): such texts take `settle`.
+    """
+    table = np.arange(0x20000, dtype=np.int32)
+    classes = class_table()
+    for code in range(0x80, len(table)):
+        folded = chr(code).casefold()
+        if folded != chr(code):
+            settled = len(folded) == 1 and not folded.isascii() and not classes[ord(folded)] & UNSETTLED
+            table[code] = ord(folded) if settled else -1
     table.flags.writeable = False
     return table
 

@@ -1,8 +1,8 @@
 """`normalize` in compiled code: straight from Arrow's buffers, one pass over the bytes.
 
-Only the few texts that may not be in NFC (or, when case is folded, are not ASCII) go through Python, in
-`normalize.settle_array`; everything else is looked up by code point in `normalize.class_table`. The kernels never read
-past the bytes of a text, whatever these are: bytes that are not UTF-8 count as separators.
+Only the few texts that may not be in NFC (or whose case folds into several characters) go through Python, in
+`normalize.settle_array`; everything else is looked up by code point in `normalize.class_table` and `fold_table`. The
+kernels never read past the bytes of a text, whatever these are: bytes that are not UTF-8 count as separators.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.jit import njit
-from queries.normalize import IGNORED, MARK, SEPARATOR, SINGLE, UNSETTLED, WORD, class_table
+from queries.normalize import IGNORED, MARK, SEPARATOR, SINGLE, UNSETTLED, WORD, class_table, fold_table
 
 Bytes = npt.NDArray[np.uint8]
 Offsets = npt.NDArray[np.int64]
 
 PADDING = 32  # bytes of blank space behind what `segment` returns, for readers of whole words
 _BLANK = 0x20
+_NO_FOLDS = np.empty(0, np.int32)
+_NO_FOLDS.flags.writeable = False
 _NOTHING, _IN_WORD, _IN_SINGLE = SEPARATOR, WORD, SINGLE  # 0, 1, 2: what the last character left open
 
 
@@ -47,7 +49,18 @@ def _decode(data, at, end):  # noqa: ANN001, ANN202
 
 
 @njit
-def _find_unsettled(data, offsets, classes, fold, out):  # noqa: ANN001, ANN202
+def _encode(code, out, at):  # noqa: ANN001, ANN202
+    """Writes a code point beyond ASCII as UTF-8; returns its length."""
+    length = 2 if code < 0x800 else 3 if code < 0x10000 else 4
+    for place in range(length - 1, 0, -1):
+        out[at + place] = 0x80 | (code & 0x3F)
+        code >>= 6
+    out[at] = (0xF00 >> length) & 0xFF | code
+    return length
+
+
+@njit
+def _find_unsettled(data, offsets, classes, folds, out):  # noqa: ANN001, ANN202
     for row in range(len(offsets) - 1):
         at, end = offsets[row], offsets[row + 1]
         while at < end:
@@ -55,14 +68,14 @@ def _find_unsettled(data, offsets, classes, fold, out):  # noqa: ANN001, ANN202
                 at += 1
                 continue
             code, length = _decode(data, at, end)
-            if fold or (code >= 0 and classes[code] & UNSETTLED):
+            if code >= 0 and (classes[code] & UNSETTLED or (code < len(folds) and folds[code] < 0)):
                 out[row] = True
                 break
             at += length
 
 
 @njit
-def _segment(data, offsets, classes, fold, closed, out, out_offsets):  # noqa: ANN001, ANN202
+def _segment(data, offsets, classes, folds, closed, out, out_offsets):  # noqa: ANN001, ANN202
     """Writes the tokens of every text, each with one blank behind it (`closed`) or only between them.
 
     Returns the largest number of tokens of any text.
@@ -75,11 +88,12 @@ def _segment(data, offsets, classes, fold, closed, out, out_offsets):  # noqa: A
         tokens = np.int64(0)
         while at < end:
             byte = data[at]
+            code = np.int64(byte)
             length = 1
             kind = np.int64(SEPARATOR)
             if byte < 0x80:
                 kind = np.int64(classes[byte])
-                if fold and np.uint8(byte - 0x41) < 26:
+                if len(folds) and np.uint8(byte - 0x41) < 26:
                     byte |= 0x20
                 if kind <= WORD and state <= _IN_WORD:  # most bytes: without a branch that is hard to foretell
                     out[written] = byte if kind == WORD else _BLANK
@@ -91,6 +105,8 @@ def _segment(data, offsets, classes, fold, closed, out, out_offsets):  # noqa: A
             else:
                 code, length = _decode(data, at, end)
                 if code >= 0:
+                    if code < len(folds) and folds[code] >= 0:
+                        code = np.int64(folds[code])
                     kind = np.int64(classes[code]) & (UNSETTLED - 1)
             if kind == IGNORED:
                 at += length
@@ -101,10 +117,11 @@ def _segment(data, offsets, classes, fold, closed, out, out_offsets):  # noqa: A
                 tokens += 1
                 state = np.int64(_NOTHING)
             if kind != SEPARATOR:
-                out[written] = byte
-                for place in range(1, length):
-                    out[written + place] = data[at + place]
-                written += length
+                if byte < 0x80:
+                    out[written] = byte
+                    written += 1
+                else:
+                    written += _encode(code, out, written)
                 if kind == SINGLE:
                     state = np.int64(_IN_SINGLE)
                 elif kind != MARK or state == _NOTHING:
@@ -125,7 +142,7 @@ def find_unsettled(texts: pa.Array, fold: bool) -> npt.NDArray[np.bool_]:
     """True for each text that `normalize.settle` may change in a way the kernel does not know."""
     data, offsets = buffers(texts)
     out = np.zeros(len(texts), np.bool_)
-    _find_unsettled(data, offsets, class_table(), fold, out)
+    _find_unsettled(data, offsets, class_table(), _folds(fold), out)
     return out
 
 
@@ -135,11 +152,16 @@ def segment(texts: pa.Array, fold: bool, closed: bool) -> tuple[Bytes, Offsets, 
     A blank stands between two tokens; with `closed` also behind the last one.
     """
     data, offsets = buffers(texts)
-    # A token of n bytes takes n + 1, and n is at least 1. Pages that are not written to cost nothing.
+    # A character of n bytes takes n + 1 at most, or n + 2 where folding makes it longer: never 1. Pages that are not
+    # written to cost nothing.
     out = np.empty(2 * int(offsets[-1] - offsets[0]) + PADDING, np.uint8)
     out_offsets = np.zeros(len(offsets), np.int64)
-    most = _segment(data, offsets, class_table(), fold, closed, out, out_offsets)
+    most = _segment(data, offsets, class_table(), _folds(fold), closed, out, out_offsets)
     return out[: out_offsets[-1] + PADDING], out_offsets, most
+
+
+def _folds(fold: bool) -> npt.NDArray[np.int32]:
+    return fold_table() if fold else _NO_FOLDS
 
 
 def buffers(texts: pa.Array) -> tuple[Bytes, Offsets]:
