@@ -8,6 +8,7 @@ of both: its gradient does not come from the towers, and FSDP cannot cut up a si
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,24 +17,33 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from clip_train.distributed import sum_over_ranks, world_size
+from clip_train.distributed import average_gradients, sum_over_ranks, world_size
 from clip_train.model import CLIP, Transformer
 from clip_train.text import PackedText
+
+# torch 2.15 renamed DDP's flag
+_SYNC_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel.__init__).parameters
+)
 
 
 class Towers:
     """Calls the model's forward pass, on one rank or many."""
 
-    def __init__(self, model: CLIP, *, parallel: str, device: torch.device) -> None:
+    def __init__(self, model: CLIP, *, parallel: str, accumulate: int, device: torch.device) -> None:
         self.model, self.parallel = model, parallel if world_size() > 1 else "none"
         self._scalars = [value for value in model.parameters() if value.ndim == 0]
         self._call: Any = model
-        if self.parallel == "ddp":
+        if self.parallel == "ddp" and accumulate > 1:
+            self.parallel = "after"  # all gradients in one exchange behind the last micro-batch
+        elif self.parallel == "ddp":
             names = [name for name, value in model.named_parameters() if value.ndim == 0]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
-            has_statistics = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+            options = {_SYNC_BUFFERS: any(isinstance(module, nn.BatchNorm2d) for module in model.modules())}
             self._call = DistributedDataParallel(
-                model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=has_statistics
+                model, device_ids=[device] if device.type == "cuda" else None, **options
             )
         elif self.parallel == "fsdp":
             _shard(model, set(self._scalars), device)
@@ -44,10 +54,7 @@ class Towers:
     @contextlib.contextmanager
     def without_exchange(self) -> Iterator[None]:
         """Backward passes in here keep their gradients to themselves: for all micro-batches but the last."""
-        if self.parallel == "ddp":
-            with self._call.no_sync():
-                yield
-        elif self.parallel == "fsdp":
+        if self.parallel == "fsdp":
             self._call.set_requires_gradient_sync(False)
             try:
                 yield
@@ -56,9 +63,11 @@ class Towers:
         else:
             yield
 
-    def sum_scalars(self) -> None:
-        """The gradients of logit_scale (and logit_bias), which neither DDP nor FSDP exchanges; averaged as they do."""
-        if world_size() > 1:
+    def finish_gradients(self) -> None:
+        """Averages what was not exchanged in the backward pass: logit_scale (and logit_bias), or everything."""
+        if self.parallel == "after":
+            average_gradients(self.model, share=1 / world_size())
+        elif world_size() > 1:
             for value in self._scalars:
                 if value.grad is not None:
                     sum_over_ranks(value.grad).div_(world_size())

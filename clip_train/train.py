@@ -165,7 +165,7 @@ def training_step(run: Run, batches: list[Batch]) -> StepResult:
     """Forward, backward, update; an update that is not finite is left out."""
     run.optimizer.zero_grad(set_to_none=True)
     loss = forward_backward(run, batches)
-    run.towers.sum_scalars()
+    run.towers.finish_gradients()
     run.scaler.unscale_(run.optimizer)
     clip = run.plan.options.clip_norm
     norm = checkpoint.whole(torch.nn.utils.clip_grad_norm_(run.model.parameters(), clip or float("inf"))).item()
@@ -280,7 +280,7 @@ def start_run(plan: Plan, device: torch.device) -> Run:
     model.set_activation_checkpointing(options.activation_checkpointing)
     if options.compile:
         compile_towers(model)
-    towers = Towers(model, parallel=options.parallel, device=device)
+    towers = Towers(model, parallel=options.parallel, accumulate=options.accumulate, device=device)
     run = Run(
         plan=plan,
         device=device,
