@@ -1,0 +1,177 @@
+"""WARC and ARC files as candidates: their HTML pages give pairs, the images inside them are remembered.
+
+A page's pairs carry the offset of its record. An image response goes into `ArchivedImages`, where one is given, so that
+`fetch` can take its bytes from the archive by `read_image` instead of downloading it. Everything else is noted by kind:
+revisits, other statuses, other content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pyarrow as pa
+
+from pipeline import jit
+from pipeline.ledger import Ledger
+from pipeline.schema import CANDIDATES
+from pipeline.sources import html
+from pipeline.sources.archive import Record, http_response, read_at, read_records
+
+BATCH_ROWS = 16_384
+MAX_RECORD = 32 << 20  # bytes of one record, decompressed
+BYTES_PER_ROW = 1_000  # of a compressed archive, roughly: to tell if loading the kernel pays
+
+ARCHIVED_IMAGES = pa.schema(
+    [
+        pa.field("url", pa.string(), nullable=False),  # as in the archive
+        pa.field("offset", pa.int64(), nullable=False),  # of the record
+        pa.field("length", pa.int32(), nullable=False),  # bytes of the image
+        pa.field("mime", pa.string(), nullable=False),
+    ]
+)
+
+
+class ArchivedImages:
+    """Collects where the images of one archive lie."""
+
+    def __init__(self) -> None:
+        self._columns: tuple[list[str], list[int], list[int], list[str]] = ([], [], [], [])
+
+    def add(self, url: str, offset: int, length: int, mime: str) -> None:
+        """Takes note of one image."""
+        for column, value in zip(self._columns, (url, offset, length, mime), strict=True):
+            column.append(value)  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return len(self._columns[0])
+
+    def batch(self) -> pa.RecordBatch:
+        """All of them, in the order of the archive."""
+        return pa.RecordBatch.from_arrays(
+            [pa.array(column, field.type) for column, field in zip(self._columns, ARCHIVED_IMAGES, strict=True)],
+            schema=ARCHIVED_IMAGES,
+        )
+
+
+class _Rows:
+    """Rows of CANDIDATES on their way into a batch."""
+
+    def __init__(self) -> None:
+        self._columns: list[list] = [[] for _ in CANDIDATES]
+
+    def __len__(self) -> int:
+        return len(self._columns[0])
+
+    def add(self, pairs: html.PagePairs, page_url: str, offset: int) -> None:
+        count = len(pairs.urls)
+        page = [[page_url] * count, [offset] * count]
+        signals = [[pairs.opt_out] * count, [pairs.license] * count]
+        values = [pairs.urls, pairs.texts, *page, pairs.text_sources, pairs.url_sources, *signals]
+        for column, more in zip(self._columns, values, strict=True):
+            column += more
+
+    def batch(self) -> pa.RecordBatch:
+        """The rows as a batch; afterwards there are none."""
+        arrays = [pa.array(column, field.type) for column, field in zip(self._columns, CANDIDATES, strict=True)]
+        self._columns = [[] for _ in CANDIDATES]
+        return pa.RecordBatch.from_arrays(arrays, schema=CANDIDATES)
+
+
+def is_html(mime: str, body: bytes) -> bool:
+    """True for a page, by its type; without one, by its first bytes."""
+    if mime:
+        return mime in ("text/html", "application/xhtml+xml")
+    start = body[:512].lstrip().lower()
+    return start.startswith((b"<!doctype html", b"<html", b"<head", b"<body"))
+
+
+def is_image(mime: str) -> bool:
+    """True for an image of pixels; SVG is markup and is never decoded."""
+    return mime.startswith("image/") and not mime.startswith("image/svg")
+
+
+def read_warc(
+    source: str, *, ledger: Ledger, images: ArchivedImages | None = None, name: str = "", size: int | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The pairs of all pages of a WARC or ARC file, in batches of CANDIDATES; images inside go to `images`.
+
+    Args:
+        source: path or URL of the file.
+        ledger: rows_in counts every image with a text, once a text; records that cannot be read are lost by reason.
+        images: takes note of the images that lie in the archive.
+        name: of the file, for messages.
+        size: bytes of the file, if a listing told them: a shorter file is noted as cut.
+    """
+    scan = _scanner(size)
+    rows = _Rows()
+    kinds = frozenset({"response", "resource", "revisit"})
+    for record in read_records(source, ledger=ledger, kinds=kinds, max_record=MAX_RECORD, expected_bytes=size):
+        page = _page_of(record, ledger, images)
+        if page is None:
+            continue
+        body, charset, headers = page
+        pairs = html.extract_pairs(body, record.url, charset=charset, headers=headers, scan=scan)
+        ledger.rows_in += pairs.found
+        for reason, count in pairs.dropped.items():
+            ledger.drop(reason, count)
+        ledger.notes.update(pairs.notes)
+        rows.add(pairs, record.url, record.offset)
+        if len(rows) >= BATCH_ROWS:
+            yield rows.batch()
+    if len(rows):
+        yield rows.batch()
+
+
+def _page_of(
+    record: Record, ledger: Ledger, images: ArchivedImages | None
+) -> tuple[bytes, str | None, list[tuple[str, str]]] | None:
+    """(body, charset, headers) of a record that holds a page; None for others, which are noted by kind."""
+    if record.kind == "revisit":
+        ledger.notes["revisit"] += 1
+        return None
+    if not record.url.startswith(("http://", "https://")):
+        ledger.notes["not_http"] += 1
+        return None
+    response = http_response(record)
+    if response is None:
+        ledger.lose("bad_http")
+        return None
+    if response.status != 200:
+        ledger.notes["other_status"] += 1
+        return None
+    mime, charset = _content_type(response.headers.get("content-type", ""))
+    if is_image(mime):
+        ledger.notes["image"] += 1
+        if images is not None and response.body:
+            images.add(record.url, record.offset, len(response.body), mime)
+        return None
+    if not is_html(mime, response.body):
+        ledger.notes["other_content"] += 1
+        return None
+    ledger.notes["page"] += 1
+    return response.body, charset, list(response.headers.items())
+
+
+def _content_type(value: str) -> tuple[str, str | None]:
+    """(MIME type, charset) of a Content-Type header."""
+    mime, _, rest = value.partition(";")
+    for part in rest.split(";"):
+        key, _, text = part.partition("=")
+        if key.strip().lower() == "charset" and text.strip():
+            return mime.strip().lower(), text.strip().strip("\"'")
+    return mime.strip().lower(), None
+
+
+def _scanner(size: int | None) -> Callable | None:
+    """The compiled tokenizer where it is worth loading, else None: lexbor."""
+    kernel = jit.kernel("pipeline.sources.html_kernel", (size or 0) // BYTES_PER_ROW)
+    return kernel.scan if kernel else None
+
+
+def read_image(path: str, offset: int, *, max_bytes: int) -> bytes | None:
+    """The bytes of an image that `read_warc` noted at `offset`; None if it is not there or is larger than allowed."""
+    record = read_at(path, offset, max_record=MAX_RECORD)
+    response = None if record is None else http_response(record)
+    if response is None or not response.body or len(response.body) > max_bytes:
+        return None
+    return response.body

@@ -1,0 +1,269 @@
+"""WAT files as candidates: Common Crawl's extracts of its pages, of which only the image links are decoded.
+
+A WAT record is JSON with every link of a page. A typed decoder takes from it the few fields that matter and skips the
+rest unbuilt; a record that it refuses (a field of an odd type, bad UTF-8) goes through `parse_slowly`, which decides
+field by field and is also the oracle: the two give the same page (a test holds them to it).
+
+Kept: links with path IMG@/src, a string `url` and a string `alt`. An empty URL is dropped (urljoin would make it the
+page itself), data: URLs too; relative ones are resolved against Head.Base and the page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+from urllib.parse import urljoin
+
+import msgspec
+import pyarrow as pa
+
+from pipeline.ledger import Ledger
+from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
+from pipeline.sources.archive import read_records
+from pipeline.sources.html import OPT_OUTS, header_signals
+
+BATCH_ROWS = 16_384
+MAX_URL = 16_384  # characters
+MAX_TEXT = 10_000  # characters of an alt: over what cleaning takes
+
+_ALT, _SRC = TEXT_SOURCES.index("alt"), URL_SOURCES.index("src")
+_LONE = re.compile("[\ud800-\udfff]")
+_SPACES = "".join(map(chr, range(33)))
+
+
+@dataclasses.dataclass
+class Page:
+    """What a record says of its page; `links` are (url, alt) as written, unfit ones None in the part that is wrong."""
+
+    url: str
+    base: str | None = None
+    links: list[tuple[Any, Any]] = dataclasses.field(default_factory=list)
+    signals: set[str] = dataclasses.field(default_factory=set)
+    license: str | None = None
+
+
+def read_wat(
+    source: str | BinaryIO, *, ledger: Ledger, name: str = "", size: int | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The pairs of a WAT file in batches of CANDIDATES; rows_in = rows + drops holds in `ledger`.
+
+    Args:
+        source: path, URL or open file.
+        ledger: rows_in counts IMG links.
+        name: of the file, for messages.
+        size: bytes of the file, if a listing told them: a shorter file is noted as cut.
+    """
+    columns: list[list] = [[] for _ in CANDIDATES]
+    for record in read_records(source, ledger=ledger, kinds=frozenset({"metadata"}), expected_bytes=size):
+        try:
+            page = parse_record(record.content)
+        except (ValueError, RecursionError):
+            ledger.lose("bad_json")
+            continue
+        if page is None:
+            ledger.notes["no_links"] += 1
+            continue
+        _add(page, record.offset, columns, ledger)
+        if len(columns[0]) >= BATCH_ROWS:
+            yield _batch(columns)
+            columns = [[] for _ in CANDIDATES]
+    if columns[0]:
+        yield _batch(columns)
+
+
+def _batch(columns: list[list]) -> pa.RecordBatch:
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, CANDIDATES, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=CANDIDATES)
+
+
+def _add(page: Page, offset: int, columns: list[list], ledger: Ledger) -> None:
+    """Appends a page's pairs to the columns; counts what is unfit."""
+    base = join(page.url, page.base) or page.url if page.base else page.url
+    opt_out = ",".join(sorted(page.signals)) or None
+    license_url = join(base, page.license) if page.license else None
+    ledger.rows_in += len(page.links)
+    dropped: Counter[str] = Counter()
+    before = len(columns[0])
+    for link, alt in page.links:
+        reason, url = fit(base, link, alt)
+        if reason:
+            dropped[reason] += 1
+        else:
+            columns[0].append(url)
+            columns[1].append(_text(alt))
+    for reason, count in dropped.items():
+        ledger.drop(reason, count)
+    added = len(columns[0]) - before
+    for column, value in zip(columns[2:], (page.url, offset, _ALT, _SRC, opt_out, license_url), strict=True):
+        column += [value] * added
+
+
+def fit(base: str, link: Any, alt: Any) -> tuple[str, str]:
+    """(reason, "") for a link that makes no pair, ("", absolute URL) for one that does."""
+    if not isinstance(link, str) or (alt is not None and not isinstance(alt, str)):
+        return "bad_field", ""
+    if not alt:
+        return "no_alt", ""
+    bare = link.strip(_SPACES)
+    if not bare:
+        return "empty_url", ""
+    if bare[:5].lower() == "data:":
+        return "data_url", ""
+    if len(bare) > MAX_URL:
+        return "url_too_long", ""
+    if link.startswith(("http://", "https://")):
+        return "", _LONE.sub("\ufffd", link)
+    url = join(base, bare)
+    if url is None:
+        return "bad_url", ""
+    return ("", url) if url.startswith(("http://", "https://")) else ("bad_scheme", "")
+
+
+def join(base: str, url: str) -> str | None:
+    """urljoin on valid text; None where it refuses."""
+    try:
+        return urljoin(base, _LONE.sub("\ufffd", url))
+    except ValueError:
+        return None
+
+
+def _text(alt: str) -> str:
+    return _LONE.sub("\ufffd", alt[:MAX_TEXT])
+
+
+# --------------------------------------------------------------------------------------------------- one record
+
+
+class _Link(msgspec.Struct, gc=False):
+    path: Any = None
+    url: Any = None
+    alt: Any = None
+    href: Any = None
+    rel: Any = None
+
+
+class _Head(msgspec.Struct, rename={"base": "Base", "metas": "Metas", "links": "Link"}, gc=False):
+    base: Any = None
+    metas: Any = None
+    links: Any = None
+
+
+class _Html(msgspec.Struct, rename={"head": "Head", "links": "Links"}, gc=False):
+    head: _Head | None = None
+    links: list[_Link] | None = None
+
+
+class _Http(msgspec.Struct, rename={"html": "HTML-Metadata", "headers": "Headers"}, gc=False):
+    html: _Html | None = None
+    headers: Any = None
+
+
+class _Payload(msgspec.Struct, rename={"http": "HTTP-Response-Metadata"}, gc=False):
+    http: _Http | None = None
+
+
+class _Warc(msgspec.Struct, rename={"url": "WARC-Target-URI"}, gc=False):
+    url: str | None = None
+
+
+class _Envelope(msgspec.Struct, rename={"payload": "Payload-Metadata", "warc": "WARC-Header-Metadata"}, gc=False):
+    payload: _Payload | None = None
+    warc: _Warc | None = None
+
+
+class _Root(msgspec.Struct, rename={"envelope": "Envelope"}, gc=False):
+    envelope: _Envelope | None = None
+
+
+_DECODER = msgspec.json.Decoder(_Root)
+
+
+def parse_record(content: bytes) -> Page | None:
+    """The page of a record, or None if the record tells of no links.
+
+    Raises:
+        ValueError, RecursionError: the content is not JSON.
+    """
+    if b"HTML-Metadata" not in content and b"\\u" not in content:
+        return None
+    try:
+        root = _DECODER.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return parse_slowly(content)  # a field of an odd type, bad UTF-8, NaN: decided field by field
+    envelope = root.envelope
+    http = envelope and envelope.payload and envelope.payload.http
+    if not envelope or not http or http.html is None or http.html.links is None:
+        return None
+    if not envelope.warc or not envelope.warc.url:
+        return None
+    page = Page(_LONE.sub("\ufffd", envelope.warc.url))
+    page.links = [(link.url, link.alt) for link in http.html.links if link.path == "IMG@/src"]
+    head = http.html.head
+    if head is not None:
+        _read_head(page, head.base, head.metas, head.links)
+    _read_headers(page, http.headers)
+    page.license = page.license or _license_of_anchors((link.rel, link.href or link.url) for link in http.html.links)
+    return page
+
+
+def parse_slowly(content: bytes) -> Page | None:
+    """`parse_record` by the standard library, one field at a time: the oracle, and the way for odd records."""
+    root = json.loads(content.decode("utf-8", "replace"))
+
+    def get(value: Any, *keys: str) -> Any:
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    http = get(root, "Envelope", "Payload-Metadata", "HTTP-Response-Metadata")
+    links, url = get(http, "HTML-Metadata", "Links"), get(root, "Envelope", "WARC-Header-Metadata", "WARC-Target-URI")
+    if not isinstance(links, list) or not isinstance(url, str) or not url:
+        return None
+    page = Page(_LONE.sub("\ufffd", url))
+    found = [link for link in links if isinstance(link, dict)]
+    page.links = [(link.get("url"), link.get("alt")) for link in found if link.get("path") == "IMG@/src"]
+    _read_head(page, *(get(http, "HTML-Metadata", "Head", key) for key in ("Base", "Metas", "Link")))
+    _read_headers(page, get(http, "Headers"))
+    anchors = ((link.get("rel"), link.get("href") or link.get("url")) for link in found)
+    page.license = page.license or _license_of_anchors(anchors)
+    return page
+
+
+def _read_head(page: Page, base: Any, metas: Any, links: Any) -> None:
+    """Base, robots metas, TDM reservation and license of the page's head."""
+    page.base = base if isinstance(base, str) and base else None
+    for meta in metas if isinstance(metas, list) else ():
+        if not isinstance(meta, dict):
+            continue
+        name, value = meta.get("name"), meta.get("content")
+        if isinstance(name, str) and isinstance(value, str):
+            name = name.strip().lower()
+            if name in ("robots", "openwit"):
+                page.signals |= {word for word in re.split(r"[,\s]+", value.lower()) if word in OPT_OUTS}
+            elif name == "tdm-reservation" and value.strip() == "1":
+                page.signals.add("tdm-reservation")
+    for link in links if isinstance(links, list) else ():
+        if isinstance(link, dict) and _is_license(link.get("rel")) and isinstance(link.get("url"), str):
+            page.license = page.license or link["url"]
+
+
+def _read_headers(page: Page, headers: Any) -> None:
+    if isinstance(headers, dict):
+        page.signals |= header_signals(
+            (key, value) for key, value in headers.items() if isinstance(key, str) and isinstance(value, str)
+        )
+
+
+def _license_of_anchors(anchors: Any) -> str | None:
+    for rel, href in anchors:
+        if rel is not None and _is_license(rel) and isinstance(href, str):
+            return href
+    return None
+
+
+def _is_license(rel: Any) -> bool:
+    return isinstance(rel, str) and "license" in rel.lower().split()
