@@ -88,7 +88,7 @@ def metadata_tables(
     """The metadata, shard by shard, as the manifest lists them; page checksums are verified."""
     import pyarrow as pa
 
-    from pipeline import files
+    from pipeline import shards
 
     paths = sorted(entry["path"] for entry in manifest_of(folder)["files"] if entry["path"].startswith("metadata/"))
     if shard is not None:
@@ -98,17 +98,17 @@ def metadata_tables(
         paths = [wanted]
     for path in paths:
         try:
-            yield files.read_table(os.path.join(folder, path), None if columns is None else list(columns))
-        except (pa.ArrowException, OSError) as error:
+            yield shards.read_table(os.path.join(folder, path), columns)
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise Damaged(f"{path} cannot be read: {error}") from error
 
 
 def query_names(folder: str) -> list[str]:
     """The query of each id, empty where the list is not there."""
-    from pipeline import files
+    from pipeline import shards
 
     path = os.path.join(folder, "queries.parquet")
-    return files.read_table(path, ["query"])["query"].to_pylist() if os.path.exists(path) else []
+    return shards.read_table(path, ["query"])["query"].to_pylist() if os.path.exists(path) else []
 
 
 # ----------------------------------------------------------------------------------------------------- the commands
@@ -225,7 +225,7 @@ def find(folder: str, start: str) -> dict[str, Any]:
     """The only sample whose key begins so."""
     import pyarrow.compute as pc
 
-    from pipeline import files
+    from pipeline import shards
 
     matches: list[tuple[int, int, str]] = []
     for shard, table in enumerate(metadata_tables(folder, ["key"])):
@@ -239,7 +239,7 @@ def find(folder: str, start: str) -> dict[str, Any]:
         some = ", ".join(key for _, _, key in matches[:5])
         raise UsageError(f"several keys begin with {start!r}: {some}{' ...' if len(matches) > 5 else ''}")
     shard, row, _ = matches[0]
-    table = files.read_table(os.path.join(folder, f"metadata/{shard:05d}.parquet"))
+    table = shards.read_table(os.path.join(folder, shards.metadata_path(shard)))
     return table.slice(row, 1).to_pylist()[0]
 
 

@@ -99,14 +99,24 @@ def _publication(folder: str, manifest: Mapping[str, Any], *, quick: bool) -> It
         yield Fault("manifest.json", "its digest is not that of the files it lists")
     for path in shards.strangers(folder, manifest):
         yield Fault(path, "not in the manifest")
+    damaged = set()
     for entry in entries:
-        yield from _file(folder, entry, quick=quick)
+        for fault in _file(folder, entry, quick=quick):
+            damaged.add(entry.path)
+            yield fault
     yield from _counts(folder, manifest, entries)
     number, last = 0, ""
     listed = {entry.path for entry in entries}
     while shards.tar_path(number) in listed or shards.metadata_path(number) in listed:
-        found, last = _shard(folder, number, listed, after=last, quick=quick)
-        yield from found
+        table, tar = shards.metadata_path(number), shards.tar_path(number)
+        for path, other in ((tar, table), (table, tar)):
+            if path not in listed:
+                yield Fault(path, f"not in the manifest, which lists {other}")
+        if (
+            not quick and {tar, table} <= listed and table not in damaged
+        ):  # nothing is believed that a damaged table says
+            found, last = _shard(folder, number, after=last)
+            yield from found
         number += 1
     for path in sorted(listed):
         if path.endswith(".tar") and path > shards.tar_path(number):
@@ -171,16 +181,11 @@ def _balanced(path: str, row: Mapping[str, Any]) -> Iterator[Fault]:
 # ------------------------------------------------------------------------------------------------------- one shard
 
 
-def _shard(folder: str, number: int, listed: set[str], *, after: str, quick: bool) -> tuple[list[Fault], str]:
-    """The faults of a shard, and its last key."""
+def _shard(folder: str, number: int, *, after: str) -> tuple[list[Fault], str]:
+    """The faults of a shard whose metadata is as the manifest says, and its last key."""
     tar, table = shards.tar_path(number), shards.metadata_path(number)
-    for path, other in ((tar, table), (table, tar)):
-        if path not in listed:
-            return [Fault(path, f"not in the manifest, which lists {other}")], after
-    if quick:
-        return [], after
     try:
-        rows = files.read_table(os.path.join(folder, table))
+        rows = shards.read_table(os.path.join(folder, table))
     except (pa.ArrowException, OSError, ValueError) as error:
         return [Fault(table, f"cannot be read: {error}")], after
     missing = [name for name in METADATA.names if name not in rows.column_names]

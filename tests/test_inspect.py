@@ -1,0 +1,396 @@
+"""The inspector: every command, as text and as JSON; what it refuses; every fault that `verify` must name."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import samples
+
+from pipeline import files, inspect_shards, shards
+from pipeline.inspect_shards import DONE, FAULT, MISSING, USAGE, main
+
+ROOT = Path(__file__).parent.parent
+ESCAPE = "\x1b]0;owned\x07 \u202etxt"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("original")
+    samples.publish(folder, count=30, per_shard=12, texts={4: ESCAPE})
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    shutil.copytree(original, tmp_path / "out")
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def call(*argv: object) -> tuple[int, str, str]:
+        code = main([str(word) for word in argv])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def key(number: int) -> str:
+    return samples.fetched(number + 1)["uid"][number].as_py().hex()
+
+
+# ----------------------------------------------------------------------------------------------------- the commands
+
+
+def test_info(run: Any, original: Path) -> None:
+    code, text, _ = run("info", original)
+    manifest = json.loads((original / "manifest.json").read_text())
+    assert code == DONE and "30 pairs in 3 shards" in text and manifest["digest"] in text and "over_cap" in text
+    code, text, _ = run("info", original, "--json")
+    facts = json.loads(text)
+    assert (facts["rows"], facts["shards"], facts["published"]) == (30, 3, True)
+    assert facts["ledger"] == manifest["ledger"] and len(facts["stages"]) == 7
+    assert all(stage["completed"] for stage in facts["stages"])
+    assert facts["queries"] == manifest["queries"]
+
+
+def test_info_of_a_run_without_shards(run: Any, folder: Path) -> None:
+    for name in ("shards", "metadata", "rejected", "report"):
+        shutil.rmtree(folder / name)
+    for stage in ("fetch", "dedup-images", "publish"):
+        shutil.rmtree(folder / "stages" / stage)
+    (folder / "manifest.json").unlink()
+    (folder / "stages/balance/COMPLETED").unlink()
+    code, text, _ = run("info", folder)
+    assert code == DONE and "not published" in text and "not finished" in text and "queries    8" in text
+    facts = json.loads(run("info", folder, "--json")[1])
+    assert [stage["completed"] for stage in facts["stages"]] == [True, True, True, False]
+    manifest = json.loads((Path(str(folder)).parent / "out" / "stages/gather/info.json").read_text())
+    assert facts["stages"][0]["rows_in"] == manifest["rows_in"]
+
+
+def test_ls(run: Any, original: Path) -> None:
+    code, text, _ = run("ls", original)
+    assert code == DONE and len(text.splitlines()) == 20
+    assert text.splitlines()[0].split()[:2] == [key(0), "40x32"]
+    assert len(run("ls", original, "--limit", "0")[1].splitlines()) == 30
+    assert len(run("ls", original, "--shard", "2", "--limit=0")[1].splitlines()) == 6
+    assert len(run("ls", original, "--grep", "CHAT NOIR")[1].splitlines()) == 5
+    rows = json.loads(run("ls", original, "--limit", "13", "--json")[1])
+    assert len(rows) == 13 and rows[12]["shard"] == 1
+    assert run("ls", original, "--shard", "3")[0] == MISSING
+
+
+def test_show(run: Any, original: Path, tmp_path: Path) -> None:
+    code, text, _ = run("show", key(13)[:9], original, "--image", tmp_path / "x.jpg")
+    assert code == DONE and samples.fetched(14)["url"][13].as_py() in text and "boat" in text
+    assert (tmp_path / "x.jpg").read_bytes() == samples.jpeg(13)
+    row = json.loads(run("show", key(13), original, "--json")[1])
+    assert (
+        row["key"] == key(13)
+        and row["queries"] == ["boat", "map"]
+        and row["phash"] == (13 * 0x9E3779B97F4A7C15) % 2**64
+    )
+    code, _, error = run("show", "0000000", original)
+    assert code == USAGE and key(0) in error and "..." in error
+    assert run("show", "ffff", original)[0] == MISSING
+
+
+@pytest.mark.parametrize(
+    "command", [("ls", "--limit", "0"), ("show", key(4)), ("stats",), ("info",), ("show", key(4), "--json")]
+)
+def test_texts_of_strangers_cannot_move_the_cursor(run: Any, original: Path, command: tuple[str, ...]) -> None:
+    text = run(*command, original)[1]
+    assert not set("\x1b\x07\u202e") & set(text)
+    if command[0] != "stats" and command[0] != "info":
+        assert "owned" in text
+
+
+def test_stats(run: Any, original: Path) -> None:
+    code, text, _ = run("stats", original)
+    assert code == DONE and "30 pairs" in text and "bilder.example.de" in text and "█" in text
+    facts = json.loads(run("stats", original, "--json")[1])
+    assert facts["samples"] == 30 and sum(facts["charts"]["Languages"].values()) == 30
+
+
+def test_rows_are_written_by_the_exports(
+    run: Any, original: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from pipeline import exports
+
+    calls: list[tuple[str, str, str]] = []
+    monkeypatch.setattr(exports, "write_rows", lambda *args: calls.append(args) or 7)
+    code, text, _ = run("rows", original, "--stage", "match", "--to", tmp_path / "r.parquet")
+    assert (
+        code == DONE and text.startswith("7 rows") and calls == [(str(original), "match", str(tmp_path / "r.parquet"))]
+    )
+    assert json.loads(run("rows", original, "--stage", "match", "--to", "x", "--json")[1])["rows"] == 7
+    monkeypatch.undo()
+    assert run("rows", original, "--stage", "fetch", "--to", tmp_path / "r.parquet")[0] == MISSING
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["ls", "--limt", "3", "OUT"], "did you mean --limit"),
+        (["verify", "--quik", "OUT"], "did you mean --quick"),
+        (["info", "--jsn", "OUT"], "did you mean --json"),
+        (["verfy", "OUT"], "did you mean verify"),
+        (["ls", "OUT", "--limit", "-3"], "--limit"),
+        (["ls", "OUT", "--limit", "many"], "not a number"),
+        (["show", "OUT"], "OUT"),
+        ([], "COMMAND"),
+        (["rows", "OUT", "--to", "x"], "--stage"),
+        (["info", "OUT", "more"], "more"),
+    ],
+)
+def test_what_is_misspelt_is_refused(run: Any, argv: list[str], hint: str) -> None:
+    code, out, error = run(*argv)
+    assert code == USAGE and hint in error and out == ""
+
+
+@pytest.mark.parametrize("command", ["info", "ls", "stats", "verify"])
+def test_a_folder_that_is_not_there_or_empty(run: Any, tmp_path: Path, command: str) -> None:
+    assert run(command, tmp_path / "nowhere")[0] == MISSING
+    code, out, error = run(command, tmp_path, "--json")
+    assert code == MISSING and out == "" and str(tmp_path) in error
+
+
+def test_nothing_heavy_is_loaded(original: Path) -> None:
+    for words in (
+        ["--help"],
+        ["info", str(original)],
+        ["ls", str(original)],
+        ["verify", str(original)],
+        ["stats", str(original)],
+    ):
+        program = (
+            "import sys\nfrom pipeline.inspect_shards import main\n"
+            f"try: main({words!r})\nexcept SystemExit: pass\nprint(*sys.modules, file=sys.stderr)"
+        )
+        out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+        loaded = set(out.stderr.split())
+        assert not loaded & {"apache_beam", "torch", "numba", "webdataset", "jinja2", "img2dataset"}, words
+        assert words[0] in ("stats", "verify") or "pandas" not in loaded, words  # which pyarrow imports for itself
+        assert words != ["--help"] or not loaded & {"pyarrow", "numpy"}
+
+
+def test_a_reader_that_goes_away_is_no_crash(original: Path) -> None:
+    command = (
+        f"{sys.executable} -m pipeline.inspect_shards ls {original} --limit 0 | head -n 1; exit ${{PIPESTATUS[0]}}"
+    )
+    out = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert out.stderr == "" and out.stdout.startswith(key(0)) and out.returncode in (DONE, 120)
+
+
+# ------------------------------------------------------------------------------------------------------- the faults
+
+
+def faults(run: Any, folder: Path, *flags: str) -> list[dict[str, str]]:
+    code, text, _ = run("verify", folder, "--json", *flags)
+    found = json.loads(text)
+    assert code == (FAULT if found["faults"] else DONE) and found["ok"] == (not found["faults"])
+    return found["faults"]
+
+
+def edit(path: Path, change: Callable[[Any], Any]) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_a_sound_folder(run: Any, folder: Path) -> None:
+    assert faults(run, folder) == [] == faults(run, folder, "--quick")
+    code, text, _ = run("verify", folder)
+    assert code == DONE and "sound" in text
+    shutil.rmtree(folder / "stages")  # a publication that was copied alone
+    assert faults(run, folder) == []
+
+
+def test_every_flipped_bit_of_a_tar_is_named_with_its_sample(run: Any, folder: Path) -> None:
+    """200 flips, anywhere: the tar's digest is wrong each time, and the sample is named if the flip lies in one."""
+    rng, path = random.Random(5), folder / "shards/00001.tar"
+    good = path.read_bytes()
+    rows = files.read_table(str(folder / "metadata/00001.parquet")).to_pylist()
+    starts = [row["jpg_offset"] - 512 for row in rows]
+    end = len(good) - 1024
+    for _ in range(200):
+        at = rng.randrange(len(good))
+        bad = bytearray(good)
+        bad[at] ^= 1 << rng.randrange(8)
+        path.write_bytes(bad)
+        found = faults(run, folder)
+        assert {"path": "shards/00001.tar", "key": "", "problem": "its sha256 is not that of the manifest"} in found
+        wanted = rows[max(n for n, start in enumerate(starts) if start <= at)]["key"] if at < end else ""
+        assert {fault["key"] for fault in found} == ({"", wanted} if wanted else {""})
+        assert len(found) == 2
+
+
+def test_flipped_bits_of_the_metadata_are_noticed(run: Any, folder: Path) -> None:
+    rng, path = random.Random(6), folder / "metadata/00001.parquet"
+    good = path.read_bytes()
+    for _ in range(60):
+        bad = bytearray(good)
+        bad[rng.randrange(len(good))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bad)
+        assert any(fault["path"] == "metadata/00001.parquet" for fault in faults(run, folder))
+
+
+@pytest.mark.parametrize("name", ["shards/00001.tar", "metadata/00001.parquet", "README.md", "shards/sizes.json"])
+def test_cut_and_missing_files_are_named(run: Any, folder: Path, name: str) -> None:
+    path = folder / name
+    good = path.read_bytes()
+    for length in (0, 1, len(good) // 2, len(good) - 1):
+        path.write_bytes(good[:length])
+        for flags in ((), ("--quick",)):
+            assert any(fault["path"] == name for fault in faults(run, folder, *flags))
+    path.unlink()
+    for flags in ((), ("--quick",)):
+        assert any(fault["path"] == name and "missing" in fault["problem"] for fault in faults(run, folder, *flags))
+
+
+def republish(folder: Path) -> None:
+    """A manifest that vouches for what is there now: what is left to find are faults of the contents."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    entries = [shards.entry_of(str(folder), e["path"], rows=e["rows"]) for e in manifest["files"]]
+    names = ("ledger", "options", "versions")
+    shards.write_manifest(str(folder), entries, **{name: manifest[name] for name in names})
+
+
+def test_members_that_moved_are_named_though_the_manifest_vouches(run: Any, folder: Path) -> None:
+    path = folder / "shards/00000.tar"
+    data = path.read_bytes()
+    rows = files.read_table(str(folder / "metadata/00000.parquet")).to_pylist()
+    cut = [rows[n]["jpg_offset"] - 512 for n in (2, 3, 4)]
+    path.write_bytes(data[: cut[0]] + data[cut[1] : cut[2]] + data[cut[0] : cut[1]] + data[cut[2] :])
+    republish(folder)
+    found = faults(run, folder)
+    assert {fault["key"] for fault in found} >= {rows[2]["key"], rows[3]["key"]}
+    assert any("header" in fault["problem"] for fault in found)
+
+
+def test_an_exchanged_image_is_named_though_the_manifest_vouches(run: Any, folder: Path) -> None:
+    path = folder / "shards/00000.tar"
+    data, row = bytearray(path.read_bytes()), files.read_table(str(folder / "metadata/00000.parquet")).to_pylist()[3]
+    data[row["jpg_offset"] + 50] ^= 255
+    path.write_bytes(data)
+    republish(folder)
+    assert faults(run, folder) == [
+        {
+            "path": "shards/00000.tar",
+            "key": row["key"],
+            "problem": "its image has another sha256 than the metadata says",
+        }
+    ]
+
+
+def test_a_key_that_comes_twice_is_named(run: Any, folder: Path) -> None:
+    shards.write_shard(str(folder), 1, samples.fetched(12, first=11), lambda row: samples.jpeg(row + 11))
+    republish(folder)
+    assert {"path": "metadata/00001.parquet", "key": key(11), "problem": "the key comes twice"} in faults(run, folder)
+
+
+def test_files_that_nobody_vouches_for_are_named(run: Any, folder: Path) -> None:
+    for name in ("shards/00003.tar", "metadata/x.parquet", "report/evil.js", "rejected/old.parquet"):
+        (folder / name).write_bytes(b"x")
+    found = faults(run, folder, "--quick")
+    assert [fault["path"] for fault in found] == sorted(
+        ("shards/00003.tar", "metadata/x.parquet", "report/evil.js", "rejected/old.parquet")
+    )
+
+
+def _lose(manifest: dict) -> None:
+    manifest["files"] = [entry for entry in manifest["files"] if entry["path"] != "metadata/00001.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda m: m["ledger"][2].update(rows_in=1), "add up"),
+        (lambda m: m["ledger"][2].update(rows_in=90, dropped={"x": 8}), "enter 'dedup'"),
+        (lambda m: m["ledger"][2]["dropped"].update(same_pair=8), "not that of the manifest"),
+        (lambda m: m["ledger"].pop(), "its ledger ends with"),
+        (lambda m: m.update(digest="0"), "its digest"),
+        (lambda m: m.update(rows=31), "says 31 rows"),
+        (lambda m: m.update(format=2), "format"),
+        (lambda m: m.pop("files"), "not a manifest"),
+        (lambda m: m["files"][0].pop("sha256"), "not a manifest"),
+        (lambda m: m["files"][0].update(path="../x"), "outside"),
+        (_lose, "not in the manifest"),
+        (lambda m: m.clear(), "not a manifest"),
+    ],
+)
+def test_a_manifest_that_is_wrong(run: Any, folder: Path, change: Any, problem: str) -> None:
+    edit(folder / "manifest.json", change)
+    assert any(problem in fault["problem"] for fault in faults(run, folder))
+
+
+def test_a_manifest_that_is_cut(run: Any, folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_bytes(path.read_bytes()[:100])
+    assert faults(run, folder)[0]["path"] == "manifest.json"
+    for command in ("info", "ls", "stats"):
+        assert run(command, folder)[0] == FAULT
+
+
+def test_sizes_that_are_wrong(run: Any, folder: Path) -> None:
+    edit(folder / "shards/sizes.json", lambda sizes: sizes.update({"00001.tar": 11}))
+    assert any("says 11 for shards/00001.tar" in fault["problem"] for fault in faults(run, folder, "--quick"))
+
+
+def test_a_publication_without_its_manifest(run: Any, folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    assert [fault["path"] for fault in faults(run, folder)] == ["manifest.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "problem"),
+    [
+        (lambda s: (s / "match/COMPLETED").unlink(), "stages/match", "COMPLETED is missing"),
+        (lambda s: (s / "match/info.json").unlink(), "stages/match/info.json", "is not a stage's info.json"),
+        (lambda s: (s / "match/info.json").write_text("{"), "stages/match/info.json", "cannot be read"),
+        (lambda s: edit(s / "match/info.json", lambda i: i.update(rows_out=1)), "stages/match/info.json", "add up"),
+        (
+            lambda s: edit(
+                s / "match/info.json", lambda i: i.update(rows_in=i["rows_in"] + 1, rows_out=i["rows_out"] + 1)
+            ),
+            "stages/dedup/info.json",
+            "enter 'dedup'",
+        ),
+    ],
+)
+def test_stages_that_do_not_chain(run: Any, folder: Path, change: Any, path: str, problem: str) -> None:
+    for name in ("shards", "metadata", "rejected", "report"):
+        shutil.rmtree(folder / name)
+    (folder / "manifest.json").unlink()
+    assert faults(run, folder) == []
+    change(folder / "stages")
+    assert any(fault["path"] == path and problem in fault["problem"] for fault in faults(run, folder))
+
+
+def test_show_refuses_a_damaged_image(run: Any, folder: Path, tmp_path: Path) -> None:
+    row = files.read_table(str(folder / "metadata/00000.parquet")).to_pylist()[0]
+    with open(folder / "shards/00000.tar", "r+b") as file:
+        file.seek(row["jpg_offset"] + 9)
+        file.write(b"\xee")
+    code, _, error = run("show", row["key"], folder, "--image", tmp_path / "x.jpg")
+    assert code == FAULT and "sha256" in error and not os.path.exists(tmp_path / "x.jpg")
+
+
+def test_metadata_without_a_column_is_named(run: Any, folder: Path) -> None:
+    path = folder / "metadata/00000.parquet"
+    files.write_table(str(path), pq.read_table(path).drop_columns(["sha256"]))
+    republish(folder)
+    assert faults(run, folder)[0]["problem"] == "has no column 'sha256'"
+    assert inspect_shards.COMMANDS.keys() == {"info", "ls", "show", "stats", "verify", "rows"}
