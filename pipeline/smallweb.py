@@ -160,7 +160,7 @@ def draw(base: str, *, pages: int = 60, seed: int = 7) -> SmallWeb:
     copy_of = next(iter(pictures))
     pictures["/copies/same-bytes.jpg"] = pictures[copy_of]
     pictures["/copies/broken.jpg"] = pictures[copy_of][:900]
-    refused = frozenset(sorted(pictures)[10:14])
+    refused = frozenset(sorted(pictures)[40:44])
     return SmallWeb(base, tuple(made), pictures, refused)
 
 
