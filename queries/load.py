@@ -17,7 +17,7 @@ import json
 import re
 import zlib
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -94,6 +94,11 @@ def load_queries(path: str) -> QueryList:
         return _assemble(path, reader(data))
     except (json.JSONDecodeError, RecursionError, UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
         raise QueryError(path, f"is not valid {kind[1:]} ({error})", f"Write it anew, or use {_FORMATS}.") from error
+
+
+def default_list() -> str:
+    """The path of the English list that comes with the project."""
+    return str(Path(__file__).parent / "data" / "default.parquet")
 
 
 def _read_bytes(path: str, *, unzip: bool) -> bytes:
