@@ -262,14 +262,12 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> str:
-    """A result for a person: a line each; tables are printed as they are."""
-    lines = []
-    for name, value in result.items():
-        if isinstance(value, str) and "\n" in value:
-            lines.append(value)
-        else:
-            lines.append(f"{name:24s}{value:.4f}" if isinstance(value, float) else f"{name:24s}{value}")
-    return "\n".join(lines)
+    """A result for a person, a line each."""
+    width = max(map(len, result), default=0) + 2
+    return "\n".join(
+        f"{name:{width}s}{value:,.4f}" if isinstance(value, float) else f"{name:{width}s}{value}"
+        for name, value in result.items()
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -34,9 +34,9 @@ def train_vocabulary(
     if not counts:
         raise InputMissing(f"no words in {', '.join(inputs)}")
     learned = learn_merges(counts, merges=merges, min_count=min_count)
-    path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_merges(path, learned)
+    file = Path(output)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_merges(file, learned)
     return {
         "output": output,
         "captions": captions,

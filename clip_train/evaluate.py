@@ -38,11 +38,20 @@ def embed_texts(model: CLIP, tokenizer: Tokenizer, texts: Sequence[str], *, batc
 
 @torch.no_grad()
 def embed_images(
-    model: CLIP, read: Callable[[int], bytes], count: int, *, batch_size: int = 128, threads: int = 0
+    model: CLIP,
+    read: Callable[[int], bytes],
+    count: int,
+    *,
+    batch_size: int = 128,
+    threads: int = 0,
+    unit: bool = True,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Unit vectors of images 0 .. count - 1, batch by batch: (numbers of the images that decode, (b, E)).
+    """Features of images 0 .. count - 1, batch by batch: (numbers of the images that decode, (b, E)).
 
     The images are taken through OpenAI's evaluation transform; decoding runs ahead in threads.
+
+    Args:
+        unit: unit vectors; else as the tower gives them, which is what a linear probe takes.
     """
     size, device = model.config.image_size, model.logit_scale.device
 
@@ -64,7 +73,8 @@ def embed_images(
             if not kept:
                 continue
             images = torch.from_numpy(np.stack([image for image in pixels if image is not None])).to(device)
-            yield kept, F.normalize(model.encode_image(normalize(images)).float(), dim=1)
+            features = model.encode_image(normalize(images)).float()
+            yield kept, F.normalize(features, dim=1) if unit else features
 
 
 def class_vectors(

@@ -41,7 +41,8 @@ class Towers:
         elif self.parallel == "ddp":
             names = [name for name, value in model.named_parameters() if value.ndim == 0]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
-            options = {_SYNC_BUFFERS: any(isinstance(module, nn.BatchNorm2d) for module in model.modules())}
+            has_statistics = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+            options: dict[str, Any] = {_SYNC_BUFFERS: has_statistics}
             self._call = DistributedDataParallel(
                 model, device_ids=[device] if device.type == "cuda" else None, **options
             )

@@ -1,0 +1,103 @@
+"""The two passes of loss.py over the logits, on a GPU. The plain ones there are their oracle (tests run both).
+
+Forward: one kernel makes tiles of logits on the chip, and keeps of each the log-sum-exp of its rows and columns:
+nothing of size B x B is written. Backward: chunks of rows as in the plain way, with the matrix products left to cuBLAS,
+and all that lies between logits and gradient in one kernel, in place.
+"""
+
+# mypy: ignore-errors
+# ruff: noqa: N803 - Triton's constants are in capitals
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ROWS, COLUMNS, DEPTH = 64, 64, 32  # of a tile; DEPTH features at a time
+
+
+@triton.jit
+def _log_sums_kernel(
+    x, y, scale, row_out, column_out, row_count, column_count, width,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program a block of rows: all its tiles, from the left."""
+    block = tl.program_id(0)
+    rows = block * ROWS + tl.arange(0, ROWS)
+    is_row = rows < row_count
+    factor = tl.load(scale)
+    largest = tl.full((ROWS,), -float("inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    for start in range(0, column_count, COLUMNS):
+        columns = start + tl.arange(0, COLUMNS)
+        is_column = columns < column_count
+        tile = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for first in range(0, width, DEPTH):
+            depth = first + tl.arange(0, DEPTH)
+            is_depth = depth < width
+            a = tl.load(x + rows[:, None] * width + depth[None], mask=is_row[:, None] & is_depth[None], other=0.0)
+            b = tl.load(y + columns[None] * width + depth[:, None], mask=is_column[None] & is_depth[:, None], other=0.0)
+            tile += tl.dot(a, b, input_precision=PRECISION)
+        tile = tl.where(is_row[:, None] & is_column[None], tile * factor, -float("inf"))
+        higher = tl.maximum(largest, tl.max(tile, 1))
+        total = total * tl.exp(largest - higher) + tl.sum(tl.exp(tile - higher[:, None]), 1)
+        largest = higher
+        top = tl.max(tile, 0)
+        sums = tl.sum(tl.exp(tile - top[None]), 0)
+        tl.store(column_out + block * column_count + columns, top + tl.log(sums), mask=is_column)
+    tl.store(row_out + rows, largest + tl.log(total), mask=is_row)
+
+
+@triton.jit
+def _softmax_kernel(
+    cosines, scale, row_sums, column_sums, scale_out, column_count, diagonal, COLUMNS: tl.constexpr
+):
+    """One program a row: cosines -> p of loss.py in place, and the row's part of sum p * cosine."""
+    row = tl.program_id(0)
+    factor, row_sum = tl.load(scale), tl.load(row_sums + row)
+    part = tl.zeros((COLUMNS,), tl.float32)
+    for start in range(0, column_count, COLUMNS):
+        columns = start + tl.arange(0, COLUMNS)
+        is_column = columns < column_count
+        place = cosines + row.to(tl.int64) * column_count + columns
+        cosine = tl.load(place, mask=is_column, other=0.0)
+        column_sum = tl.load(column_sums + columns, mask=is_column, other=float("inf"))
+        p = tl.exp(cosine * factor - row_sum) + tl.exp(cosine * factor - column_sum)
+        p = tl.where(columns == diagonal + row, p - 2.0, p)
+        p = tl.where(is_column, p, 0.0)
+        part += p * cosine
+        tl.store(place, p, mask=is_column)
+    tl.store(scale_out + row, tl.sum(part, 0))
+
+
+def log_sums(images: Tensor, texts: Tensor, scale: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """See loss.log_sums; `chunk` is not needed: a tile is held, not a chunk."""
+    images, texts, count = images.contiguous(), texts.contiguous(), len(images)
+    blocks = triton.cdiv(count, ROWS)
+    rows = images.new_empty(count)
+    columns = texts.new_empty(blocks, len(texts))
+    precision = "tf32" if torch.get_float32_matmul_precision() != "highest" else "ieee"
+    if blocks:
+        _log_sums_kernel[(blocks,)](
+            images, texts, scale, rows, columns, count, len(texts), images.shape[1],
+            ROWS=ROWS, COLUMNS=COLUMNS, DEPTH=DEPTH, PRECISION=precision,
+        )  # fmt: skip
+    return rows, columns.logsumexp(0)
+
+
+def gradients(
+    images: Tensor, texts: Tensor, scale: Tensor, rows: Tensor, columns: Tensor, start: int, chunk: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See loss.gradients."""
+    d_images, d_texts, d_scale = torch.empty_like(images), torch.zeros_like(texts), images.new_zeros(len(images))
+    for at in range(0, len(images), chunk):
+        part = images[at : at + chunk]
+        p = part @ texts.T
+        _softmax_kernel[(len(part),)](
+            p, scale, rows[at : at + chunk], columns, d_scale[at : at + chunk], len(texts), start + at, COLUMNS=1024
+        )
+        d_images[at : at + chunk] = p @ texts
+        d_texts.addmm_(p.T, part)
+    return d_images, d_texts, d_scale.sum()

@@ -1,0 +1,125 @@
+"""Linear probe (paper, section 3.2 and appendix A.3): logistic regression on image features by L-BFGS.
+
+The strength of the L2 penalty is swept as in the paper: 96 values, evenly in the logarithm between 1e-6 and 1e6; first
+1e-6, 1e-4, .., 1e6, then half the interval around the best until its neighbours are tried. The objective is
+
+    sum_i cross_entropy(W x_i + b, y_i) + l2 / 2 |W|^2         (b is not penalised; scikit-learn's C is 1 / l2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clip_train.errors import TrainError
+from clip_train.evaluate import embed_images
+from clip_train.labels import LabelledImages, open_labelled
+from clip_train.model import CLIP
+
+STRENGTHS = np.logspace(-6, 6, 97)  # 8 a decade
+FIRST_STRIDE = 16  # two decades
+MAX_ITERATIONS = 1000
+
+
+def fit(features: Tensor, labels: Tensor, *, classes: int, l2: float, iterations: int = MAX_ITERATIONS) -> Tensor:
+    """(classes, E + 1) weights, the bias last. float64: L-BFGS stops early in less."""
+    x = torch.cat([features.double(), torch.ones(len(features), 1, dtype=torch.float64)], dim=1)
+    weights = torch.zeros(classes, x.shape[1], dtype=torch.float64, requires_grad=True)
+    count = len(x)
+    optimizer = torch.optim.LBFGS(
+        [weights], max_iter=iterations, tolerance_grad=1e-7, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        # over the mean: the same minimum, and steps whose size does not grow with the data
+        value = F.cross_entropy(x @ weights.T, labels) + l2 / (2 * count) * weights[:, :-1].square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(objective)  # type: ignore[arg-type]
+    return weights.detach()
+
+
+def accuracy(weights: Tensor, features: Tensor, labels: Tensor) -> float:
+    """Share of features whose best class is right."""
+    scores = features.double() @ weights[:, :-1].T + weights[:, -1]
+    return (scores.argmax(1) == labels).double().mean().item()
+
+
+def sweep(evaluate: Callable[[float], float]) -> tuple[float, dict[float, float]]:
+    """The paper's search for the best strength; `evaluate` gives the accuracy on held-out images.
+
+    Returns:
+        The strength, and the accuracy of each that was tried.
+    """
+    tried: dict[int, float] = {}
+
+    def score(at: int) -> float:
+        if at not in tried:
+            tried[at] = evaluate(float(STRENGTHS[at]))
+        return tried[at]
+
+    best = max(range(0, len(STRENGTHS), FIRST_STRIDE), key=score)
+    stride = FIRST_STRIDE // 2
+    while stride >= 1:
+        near = [at for at in (best, best - stride, best + stride) if 0 <= at < len(STRENGTHS)]
+        best = max(near, key=score)  # the first of equals: stay
+        stride //= 2
+    return float(STRENGTHS[best]), {float(STRENGTHS[at]): value for at, value in sorted(tried.items())}
+
+
+def probe(
+    model: CLIP, data: str, *, test_data: str | None = None, l2: float | None = None, classes: str | None = None,
+    dataset: str | None = None, batch_size: int = 128,
+) -> dict[str, Any]:  # fmt: skip
+    """Fits on `data`, tests on `test_data` (or every fifth image); the sweep holds a fifth of the rest back."""
+    images = open_labelled(data, classes=classes, dataset=dataset)
+    features, labels = _features(model, images, batch_size)
+    if test_data:
+        held_out = open_labelled(test_data, classes=classes, dataset=dataset)
+        if held_out.classes != images.classes:
+            raise TrainError(f"{test_data} has other classes than {data}")
+        test_features, test_labels = _features(model, held_out, batch_size)
+    else:
+        test = torch.arange(len(features)) % 5 == 4
+        test_features, test_labels = features[test], labels[test]
+        features, labels = features[~test], labels[~test]
+    count = len(images.classes)
+    tried: dict[float, float] = {}
+    if l2 is None:
+        inner = torch.arange(len(features)) % 5 == 4
+        if not inner.any():
+            raise TrainError(f"{data}: {len(features)} images are too few for a sweep; give --l2")
+
+        def held_out_accuracy(strength: float) -> float:
+            weights = fit(features[~inner], labels[~inner], classes=count, l2=strength)
+            return accuracy(weights, features[inner], labels[inner])
+
+        l2, tried = sweep(held_out_accuracy)
+    weights = fit(features, labels, classes=count, l2=l2)
+    return {
+        "top1": accuracy(weights, test_features, test_labels),
+        "train_top1": accuracy(weights, features, labels),
+        "l2": l2,
+        "train_images": len(features),
+        "test_images": len(test_features),
+        "classes": count,
+        "tried": {f"{strength:.3g}": value for strength, value in tried.items()},
+    }
+
+
+def _features(model: CLIP, images: LabelledImages, batch_size: int) -> tuple[Tensor, Tensor]:
+    numbers: list[int] = []
+    parts = []
+    for kept, features in embed_images(model, images.read, len(images), batch_size=batch_size, unit=False):
+        numbers += kept
+        parts.append(features.cpu())
+    if not parts:
+        raise TrainError("none of the images decodes")
+    return torch.cat(parts), torch.from_numpy(images.labels[numbers])
