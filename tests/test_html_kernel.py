@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from pipeline import jit
-from pipeline.sources import html
+from pipeline.ledger import Ledger
+from pipeline.sources import archive, html
 
 pytestmark = pytest.mark.skipif(not jit.available(), reason="no kernels here")
 
@@ -67,19 +68,14 @@ def tokenised_in_guards(kernel, data, events, buffers):
 
 
 def real_pages():
-    from fastwarc.warc import ArchiveIterator, WarcRecordType
-
     for path in sorted(WARCS.glob("*/*.warc*")):
         if any(part in path.name for part in (".wat", ".wet", ".warc.txt", ".bad")):
             continue
-        try:
-            with open(path, "rb") as file:
-                for record in ArchiveIterator(file, record_types=WarcRecordType.response):
-                    body = record.reader.read()
-                    if b"<" in body[:2000] and b"\0" not in body:
-                        yield html.to_utf8(body, record.http_charset if record.http_headers else None)
-        except (OSError, UnicodeDecodeError):  # some of the files are broken on purpose
-            continue
+        for record in archive.read_records(str(path), ledger=Ledger()):
+            response = archive.http_response(record)
+            if response and b"<" in response.body[:2000] and b"\0" not in response.body:
+                charset = response.headers.get("content-type", "").partition("charset=")[2]
+                yield html.to_utf8(response.body, charset or None)
 
 
 @pytest.mark.skipif(not WARCS.is_dir(), reason="the shared web archives are not here")

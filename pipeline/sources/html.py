@@ -51,11 +51,11 @@ ROBOTS_NAMES = ("robots", "openwit")  # metas and X-Robots-Tag prefixes that spe
 TDM = "tdm-reservation"
 _OG = ("og:image", "og:image:url", "og:image:secure_url", "og:image:alt", "og:title")
 
-_BLANK = re.compile(
-    r"(?:^|/)(?:blank|spacer|clear|transparent|placeholder|pixel|1x1|grey|gray|loading|loader|lazy|lazyload|dot|empty|trans)"
-    r"\.(?:gif|png|jpe?g|svg|webp)(?:[?#]|$)",
-    re.IGNORECASE,
+_BLANK_NAMES = frozenset(
+    "blank spacer clear transparent placeholder pixel 1x1 grey gray"
+    " loading loader lazy lazyload dot empty trans".split()
 )
+_BLANK_TYPES = frozenset({"gif", "png", "jpg", "jpeg", "svg", "webp"})
 _SPACE = " \t\n\r\f"
 _C0_AND_SPACE = "".join(map(chr, range(33)))
 
@@ -191,7 +191,7 @@ def _add(
     (a parser moves those that stand between the cells of a table).
     """
     pairs.found += len(texts)
-    reason = "no_image_url" if not url else "data_url" if is_data(url) else "placeholder" if _BLANK.search(url) else ""
+    reason = "no_image_url" if not url else "data_url" if is_data(url) else "placeholder" if is_blank(url) else ""
     if not reason:
         url = resolve(base, url)
         reason = "" if url and len(url) <= MAX_URL else "url_too_long" if url else "bad_url"
@@ -227,7 +227,7 @@ def choose_url(attributes: Mapping[str, str], picture: str) -> tuple[str, int]:
             if (best := largest_candidate(value)) and not is_data(best):
                 return best, _SRCSET
     src = attributes.get("src", "")
-    if src.strip(_C0_AND_SPACE) and not is_data(src) and not _BLANK.search(src):
+    if src.strip(_C0_AND_SPACE) and not is_data(src) and not is_blank(src):
         return src, _SRC
     if value := attributes.get("srcset"):
         if (best := largest_candidate(value)) and not is_data(best):
@@ -242,12 +242,18 @@ def is_data(url: str) -> bool:
     return url[:64].lstrip(_C0_AND_SPACE)[:5].lower() == "data:"
 
 
+def is_blank(url: str) -> bool:
+    """True for the file names that placeholders have: spacer.gif, blank.png, 1x1.gif."""
+    name, _, kind = url.partition("?")[0].partition("#")[0].rpartition("/")[2].rpartition(".")
+    return kind.lower() in _BLANK_TYPES and name.lower() in _BLANK_NAMES
+
+
 def looks_like_url(value: str) -> bool:
     """True if a lazy attribute's value can be an address: some sites keep numbers, JSON or templates there."""
     value = value.strip(_C0_AND_SPACE)
     if not value or value[0] in "{[<#" or is_data(value) or len(value) > MAX_URL:
         return False
-    return ("/" in value or "." in value) and "{{" not in value and not _BLANK.search(value)
+    return ("/" in value or "." in value) and "{{" not in value and not is_blank(value)
 
 
 _DESCRIPTOR = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([wx])", re.IGNORECASE)
