@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -29,7 +30,6 @@ LOCAL = ("local", "direct", "directrunner", "localrunner")
 CHATTY = (
     "apache_beam.options.pipeline_options",
     "apache_beam.runners.portability.fn_api_runner.fn_runner",
-    "apache_beam.runners.portability.fn_api_runner.worker_handlers",
     "apache_beam.runners.worker.sdk_worker",
     "apache_beam.runners.worker.sdk_worker_main",
     "apache_beam.runners.worker.worker_pool_main",
@@ -38,7 +38,14 @@ CHATTY = (
     "apache_beam.utils.subprocess_server",
     "apache_beam.internal.gcp.auth",
     "apache_beam.typehints",
+    "PrismRunner",
 )
+# What these say when a worker is gone, the runner says better.
+SILENT = (
+    "apache_beam.runners.worker.data_plane",
+    "apache_beam.runners.portability.fn_api_runner.worker_handlers",
+)
+READERS = ("beam_control_read", "read_grpc_client_inputs")  # Beam's threads that end with an exception then
 ENGINES = "OPENWIT_ENGINES"  # folder that `make engines` filled, if it is not ./.engines
 
 
@@ -60,12 +67,20 @@ def quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
+def no_waiting(record: logging.LogRecord) -> bool:
+    """False for what Beam says, by the root logger, while a job server starts."""
+    return not str(record.msg).startswith("Waiting for grpc channel")
+
+
 def import_beam() -> Any:
     """apache_beam, without its noise."""
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in SILENT:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger().addFilter(no_waiting)
     with quiet():
         import apache_beam
     return apache_beam
@@ -148,9 +163,53 @@ def local_runner(workers: int) -> Any:
 
     if workers == 1:
         return LocalRunner()
+    watch_workers()
     # `exec`: Beam starts the command through a shell, and the worker must be our own child to die with us.
     command = f"exec {shlex.quote(sys.executable)} -m pipeline.worker"
     return LocalRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
+
+
+@functools.cache
+def watch_workers() -> None:
+    """Has the local runner notice that a worker ended before its time; Beam would wait for its answer for ever."""
+    from apache_beam.portability import python_urns
+    from apache_beam.runners.portability import local_job_service
+    from apache_beam.runners.portability.fn_api_runner import worker_handlers
+
+    register = worker_handlers.WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)
+
+    class WatchedWorker(worker_handlers.SubprocessSdkWorkerHandler):
+        def start_worker(self) -> None:
+            self.worker = local_job_service.SubprocessSdkWorker(
+                self._worker_command_line, self.control_address, self.provision_info, self.worker_id
+            )
+            self.worker_thread = threading.Thread(name="run_worker", target=self._run)
+            self.worker_thread.start()
+
+        def _run(self) -> None:
+            try:
+                self.worker.run()
+            except RuntimeError as error:  # its exit code is not 0
+                self._give_up(error)
+
+        def _give_up(self, error: RuntimeError) -> None:
+            """Fails what the runner waits for, and all that it will still ask this worker."""
+            connection = self.control_conn
+            send = connection.push
+
+            def push(request: Any) -> Any:
+                future = send(request)
+                if future is not None:
+                    future.abort(error)
+                return future
+
+            connection.push = push
+            for future in list(connection._futures_by_id.values()):
+                future.abort(error)
+
+    register(WatchedWorker)
+    tell = threading.excepthook
+    threading.excepthook = lambda args: None if args.thread and args.thread.name in READERS else tell(args)
 
 
 def run_pipeline(construct: Callable[[Any], Any], runner: Any, options: Any) -> None:
@@ -171,6 +230,7 @@ def run_pipeline(construct: Callable[[Any], Any], runner: Any, options: Any) -> 
             again()
             result.wait_until_finish()
         except KeyboardInterrupt:
+            hush()
             with contextlib.suppress(Exception):
                 if result is not None:
                     result.cancel()
@@ -179,6 +239,12 @@ def run_pipeline(construct: Callable[[Any], Any], runner: Any, options: Any) -> 
             raise explain(error) from error
         finally:
             end_workers()
+
+
+def hush() -> None:
+    """After an interrupt Beam's threads have nothing to tell but that they were cut off."""
+    logging.disable(logging.CRITICAL)
+    threading.excepthook = lambda *_: None
 
 
 def hand_on_environment() -> None:
@@ -235,7 +301,7 @@ def job_servers(runner: Any) -> Iterator[None]:
 
 
 def explain(error: BaseException) -> JobFailed:
-    """The failure in a sentence: the last line of what the worker raised."""
+    """The failure in a sentence: what the worker raised."""
     text = str(error)
     died = ("Channel closed prematurely", "Worker subprocess exited", "Socket closed", "UNAVAILABLE")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -245,6 +311,8 @@ def explain(error: BaseException) -> JobFailed:
             "a worker process died (killed, perhaps for want of memory: try fewer --workers); "
             "the same command goes on where it was"
         )
+    if not own and type(error) is not RuntimeError:  # raised in this process, with Beam's "[while running ...]"
+        own = [f"{type(error).__name__}: {' '.join(lines)}"]
     last = own[-1] if own else (lines[-1] if lines else type(error).__name__)
     return JobFailed(re.sub(r" \[while running .*$", "", last))
 
