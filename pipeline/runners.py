@@ -283,7 +283,7 @@ def interruptible() -> Iterator[Callable[[], None]]:
 @contextlib.contextmanager
 def job_servers(runner: Any) -> Iterator[None]:
     """Ends the job servers (a JVM, Prism) that the runner starts here; Beam would keep each until this process ends."""
-    start = getattr(runner, "default_job_server", None)
+    start: Any = getattr(runner, "default_job_server", None)
     started: list[Any] = []
 
     def remember(options: Any) -> Any:
