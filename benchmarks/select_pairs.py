@@ -1,6 +1,6 @@
 """select (gather .. balance) over tables: CPU seconds of the whole process tree and its peak memory, by rows.
 
-    python benchmarks/select_pairs.py --rows 1000000 5000000 20000000 --captions DIR --queries FILE [--workers 2] [--peer]
+    python benchmarks/select_pairs.py --rows 1000000 5000000 20000000 --captions DIR --queries FILE [--peer]
 
 The rows are captions drawn again and again, half of them with one word added, 13 % exact copies, 16 % a known URL with
 another text, 1 % on twenty placeholder URLs. CPU is user + system time of all processes; memory is the peak of the sum

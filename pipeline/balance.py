@@ -1,8 +1,8 @@
 """balance: of the pairs that match each query, at most `cap`, chosen by hash; the union of all queries' picks.
 
-Source: Radford et al. 2021, section 2.2, "we approximately class balance the results by including up to 20,000 (image,
-text) pairs per query". The counts and thresholds are found in `balancing`; here every row decides by them alone, and the
-selected rows, the only ones that are moved whole, are cut by uid, sorted and written.
+Source: Radford et al. 2021, section 2.2, "we approximately class balance the results by including up to 20,000
+(image, text) pairs per query". The counts and thresholds are found in `balancing`; here every row decides by them
+alone, and the selected rows, the only ones that are moved whole, are cut by uid, sorted and written.
 
     matched parts + masks --FindCaps--> thresholds --SelectRows--> by uid --SortRows--> part-00000.parquet
 """

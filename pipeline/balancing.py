@@ -67,7 +67,10 @@ class Policy:
 class Rows(Protocol):
     """Rows with query ids, in groups of parts."""
 
-    groups: int
+    @property
+    def groups(self) -> int:
+        """How many groups there are."""
+        ...
 
     def count(self) -> int:
         """All rows that are still in."""

@@ -84,7 +84,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Options with everything looked up: the inputs, the queries, the plan of each stage, the sizes of the exchanges."""
+    """Options with everything looked up: inputs, queries, the plan of each stage, the sizes of the exchanges."""
 
     options: Options
     work: Work
@@ -160,7 +160,7 @@ def publish(root: Any, run: Run) -> Any:
     if run.wants("dedup-images"):
         rows = rows | DedupImages(dropping_images(run), fetching(run), way=o.exchange)
     if run.wants("publish"):
-        most = max(1, -(-run.work.info("balance")["rows_out"] // o.rows_per_shard))
+        most = max(1, -(-run.work.done("balance")["rows_out"] // o.rows_per_shard))
         rows = rows | Publish(publishing(run), way=o.exchange, most_shards=most)
     return rows
 
@@ -323,12 +323,16 @@ def fetching(run: Run) -> Any:
     """How images are fetched."""
     from pipeline.balance import SELECTED_ROWS
     from pipeline.fetch import Fetching
-    from pipeline.fetching.options import FetchOptions
+    from pipeline.fetching.options import PROJECT_URL, FetchOptions
 
     o, work = run.options, run.work
-    contact = {"contact": o.user_agent_contact} if o.user_agent_contact else {}
-    options = FetchOptions(allow_addresses=o.allow_address, deadline_s=o.deadline, image_size=o.image_size, **contact)
-    rows = work.info("balance")["rows_out"]
+    options = FetchOptions(
+        allow_addresses=o.allow_address,
+        deadline_s=o.deadline,
+        image_size=o.image_size,
+        contact=o.user_agent_contact or PROJECT_URL,
+    )
+    rows = work.done("balance")["rows_out"]
     gathered = work.step("match", "parts")
     if not any("images" in manifest for _, manifest in gathered.manifests()):
         gathered = work.step("gather", "parts")  # gather ran on its own
@@ -365,7 +369,7 @@ def dropping_images(run: Run) -> Any:
     """How equal images are found among the fetched rows."""
     from pipeline import dedup_images
 
-    rows = run.work.info("fetch")["rows_out"]
+    rows = run.work.done("fetch")["rows_out"]
     bits = min(12, max(0, (44 * rows >> 26).bit_length()))
     groups = min(1024, max(1, round(rows / 250_000)))
     return dedup_images.dropping(run.work, key_bits=bits, groups=groups, keep_rejected=run.options.keep_rejected)
@@ -379,7 +383,7 @@ def publishing(run: Run) -> Any:
     o = run.options
     rows = dedup_images.remaining(dropping_images(run))
     before = balance_plan(run)
-    policy = dataclasses.replace(before.policy, cap=run.work.info("balance")["cap"], target_pairs=None)
+    policy = dataclasses.replace(before.policy, cap=run.work.done("balance")["cap"], target_pairs=None)
     plan = dataclasses.replace(before, stage="publish", rows=rows, policy=policy)
     names = tuple(gather.source_names(run.inputs_file))
     return Publishing(plan, rows, dedup_images.SETTLED, fetching(run), names, o.rows_per_shard, o.keep_rejected)
@@ -489,12 +493,13 @@ def watched(run: Run, job: str) -> list[Any]:
     """The steps of the jobs, in order, as the progress line names them."""
     from pipeline.progress import Watched
 
-    names = {
+    names: dict[str, list[tuple[str, str, int | None]]] = {
         "select": [("gather", "parts", len(run.inputs)), ("match", "parts", len(run.inputs)), ("dedup", "drops", None)],
         "fetch": [("fetch", "hosts", None), ("fetch", "images-000", None)],
         "publish": [("dedup-images", "parts", None), ("publish", "selected", None), ("publish", "shards", None)],
     }
-    balance = [("balance", step, None) for step in ("counts", "band", "selected", "rows")]
+    steps = ("counts", "band", "selected", "rows")
+    balance: list[tuple[str, str, int | None]] = [("balance", step, None) for step in steps]
     listed = names[job] + (balance if job == "select" else [])
     return [Watched(f"{name} {step}", run.work.step(name, step), units) for name, step, units in listed]
 

@@ -1,7 +1,7 @@
 """dedup: by keys. Of equal pairs one stays, of the texts of one URL one stays, a placeholder's URL goes altogether.
 
-No row is moved: 44 bytes a row cross from the matched parts to buckets of URLs, and (part, row, reason) of the *dropped*
-rows come back. The rules are `selection.find_duplicates`; the exchange is `dropping`.
+No row is moved: 44 bytes a row cross from the matched parts to buckets of URLs, and (part, row, reason) of the
+*dropped* rows come back. The rules are `selection.find_duplicates`; the exchange is `dropping`.
 """
 
 from __future__ import annotations

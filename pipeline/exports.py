@@ -65,7 +65,8 @@ def _tables(out: str, stage: str) -> Iterator[pa.Table]:
     masks = StepFolder(os.path.join(work.stage("dedup"), "masks"), plan["dedup"])
     if not parts.manifests():
         raise NoRows(
-            f"the rows of {stage!r} were not kept: they went on to the next stage in the same pass (run with --stages {stage})"
+            f"the rows of {stage!r} were not kept: they went on to the next stage in the same pass "
+            f"(run with --stages {stage})"
         )
     for unit, manifest in parts.manifests():
         for part in range(manifest["parts"]):

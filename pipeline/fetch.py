@@ -2,8 +2,8 @@
 
     balance's parts --by host--> DownloadHosts: 00007-000.arrow (a row a pair, failures too) and .raw (the JPEGs)
 
-A unit owns whole hosts, so that what a host is asked at once is bounded over the whole job. What the network returned is
-frozen here; everything after this stage is a pure function of it. A later pass (`--retry-failed`) fetches only what
+A unit owns whole hosts, so that what a host is asked at once is bounded over the whole job. What the network returned
+is frozen here; everything after this stage is a pure function of it. A later pass (`--retry-failed`) fetches only what
 failed in a way that may pass, and its rows replace the older ones.
 """
 
@@ -320,5 +320,5 @@ def _count(table: pa.Table, tally: Tally) -> None:
     failed = table.filter(pc.invert(good))
     for status in sorted(set(failed["status"].to_pylist())):
         some = failed.filter(pc.equal(failed["status"], status)).combine_chunks()
-        columns = (hashing.as_array(some[name]) for name in ("url", "text"))
-        tally.drop(status, *columns, hashing.uid_words(some["uid"])[0])
+        url, text = (hashing.as_array(some[name]) for name in ("url", "text"))
+        tally.drop(status, url, text, hashing.uid_words(some["uid"])[0])

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 @dataclasses.dataclass
 class Ledger:
-    """What happened to the rows of one stage; and, for sources, to the records (WARC records, table rows) behind them."""
+    """What happened to the rows of a stage, and for sources to the records (of archives, of tables) behind them."""
 
     rows_in: int = 0
     rows_out: int = 0
@@ -69,7 +69,7 @@ def smallest(rejected: pa.Table, keep: int) -> pa.Table:
     """At most `keep` rows a (stage, reason), those with the smallest hash: the same sample however the work was cut."""
     if rejected.num_rows == 0:
         return rejected
-    ordered = rejected.sort_by([("stage", "ascending"), ("reason", "ascending"), ("hash", "ascending"), ("url", "ascending"), ("text", "ascending")])
+    ordered = rejected.sort_by([(name, "ascending") for name in ("stage", "reason", "hash", "url", "text")])
     taken: list[int] = []
     group, count = None, 0
     for row, key in enumerate(zip(ordered["stage"].to_pylist(), ordered["reason"].to_pylist(), strict=True)):

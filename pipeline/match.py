@@ -33,7 +33,6 @@ from pipeline.passes import (
 from pipeline.steps import Step
 from pipeline.work import StepFolder, Work
 
-
 PASSED = pa.schema([*MATCHED_PART, URL_HASH, PROVENANCE])  # what goes on to the writer of parts and keys
 
 

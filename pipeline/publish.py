@@ -138,7 +138,9 @@ class WriteShards:
 
     def _number(self, unit: int) -> int:
         selected = self.publishing.plan.step("selected")
-        sizes = sum(balancing.read_vector(selected.file(group, "sizes")) for group, _ in selected.manifests())
+        sizes = np.zeros(self.units(), np.int64)
+        for group, _ in selected.manifests():
+            sizes += balancing.read_vector(selected.file(group, "sizes"))
         return int(np.count_nonzero(sizes[:unit]))
 
 

@@ -15,7 +15,7 @@ TEXT_SOURCES = ("alt", "title", "figcaption", "table", "og:title")
 URL_SOURCES = ("src", "lazy", "srcset", "picture", "og:image", "table")
 
 # What a source reader yields: pairs as found, before any cleaning. `offset` is the byte where the record starts in its
-# file (a table: the number of the row). `opt_out` lists the page's own signals, comma separated, sorted ("noai,noindex").
+# file (a table: the number of the row). `opt_out` lists the page's own signals, comma separated ("noai,noindex").
 CANDIDATES = pa.schema(
     [
         pa.field("url", pa.string(), nullable=False),  # absolute, as found

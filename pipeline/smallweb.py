@@ -17,6 +17,7 @@ import random
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -95,7 +96,7 @@ class Scene:
 
 def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, colour: str, x: int, y: int) -> None:
     """One of SHAPES, about 110 pixels wide, with its upper left corner at (x, y)."""
-    edge = {"fill": colour, "outline": "#222222"}
+    edge: dict[str, Any] = {"fill": colour, "outline": "#222222"}
     if shape == "circle":
         draw.ellipse((x, y, x + 110, y + 110), **edge)
     elif shape == "square":

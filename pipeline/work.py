@@ -116,6 +116,13 @@ class Work:
             raise PlanChanged(stage)
         return True
 
+    def done(self, stage: str) -> dict[str, Any]:
+        """info.json of a stage that must be done by now."""
+        info = self.info(stage)
+        if info is None:
+            raise RuntimeError(f"the stage {stage!r} is not done in {self.root}")
+        return info
+
     def complete(self, stage: str, info: dict[str, Any]) -> None:
         """Writes info.json, then COMPLETED."""
         folder = self.stage(stage)

@@ -22,26 +22,27 @@ from typing import Any, BinaryIO, NamedTuple
 from pipeline.ledger import Ledger
 from pipeline.sources.inputs import open_bytes
 
-try:  # twice as fast as the standard library's
+_zlib: Any = zlib
+with contextlib.suppress(ImportError):  # twice as fast as the standard library's
     from zlib_ng import zlib_ng as _zlib
-except ImportError:  # pragma: no cover
-    _zlib = zlib  # type: ignore[assignment]
 
 MAX_RECORD = 16 << 20  # bytes of a record's block, inflated
 MAX_HEADER = 64 << 10  # bytes of a record's header
 MAX_SKIPPED = 4 << 30  # bytes of an oversized member that are inflated only to find its end
 CHUNK = 256 << 10
+KEPT = 16 << 20  # bytes of a long member that are held, to look for the next member if it is damaged
+LOOK_BACK = 9 << 10  # bytes of a stream that are looked at again when more has come: an ARC line and its newlines
 PLACE = 40  # bits of an offset that are the member's place in the file
 
 GZIP = b"\x1f\x8b\x08"
 _VERSION = re.compile(rb"WARC/(0\.(1[78]|9)|1\.[01])\r?\n")
 _LENGTH = re.compile(rb"\s*(\d{1,18})\s*$")
-_NEXT_PLAIN = re.compile(
-    rb"(?<=\n)(WARC/[01]\.\d+\r?\n|[a-z]{2,8}:[^\r\n]{1,8192} [0-9.]{7,15} \d{14} [^\r\n]{0,200}\d\n)"
+_NEXT_PLAIN = re.compile(  # with the newline before it, which makes the search fast
+    rb"\n(?:WARC/[01]\.\d+\r?\n|[a-z]{2,8}:[^\r\n]{1,8192} [0-9.]{7,15} \d{14} [^\r\n]{0,200}\d\n)"
 )
 _ARC_LINE = re.compile(rb"([^\r\n]{1,8192}?) ([0-9A-Fa-f.:]{1,45}|-) (\d{8,17}) ([^\r\n]{0,200}?) ?(\d{1,18})\r?\n")
 
-_Errors = (zlib.error, _zlib.error)
+_Errors: tuple[type[Exception], ...] = (zlib.error, _zlib.error)
 
 
 @dataclasses.dataclass(slots=True)
@@ -69,6 +70,8 @@ class Response(NamedTuple):
 class _Mapped:
     """A local file, mapped."""
 
+    raw = True  # positions are those of the file
+
     def __init__(self, file: BinaryIO) -> None:
         self.size = os.fstat(file.fileno()).st_size
         self._map: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
@@ -79,9 +82,13 @@ class _Mapped:
     def find(self, pattern: bytes, position: int) -> int:
         return self._map.find(pattern, position)
 
-    def search(self, pattern: re.Pattern[bytes], position: int) -> int:
-        found = pattern.search(self._map, position) if self.size else None
-        return -1 if found is None else found.start()
+    def search(self, position: int) -> int:
+        """The next place that may begin a record, plain or in a gzip member; -1 if there is none."""
+        return _first_place(self._map, position)
+
+    def reaches(self, position: int) -> bool:
+        """True if it is known, without forgetting anything, that the data go on to `position`."""
+        return position <= self.size
 
     def release(self, position: int) -> None:
         """Nothing: pages that are not used any more cost nothing."""
@@ -90,8 +97,9 @@ class _Mapped:
 class _Streamed:
     """A stream, of which only what may still be needed is held."""
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: Any, *, raw: bool = True) -> None:
         self._file, self._held, self._start, self._ended = file, bytearray(), 0, False
+        self.raw = raw
 
     def _fill(self, end: int) -> None:
         while not self._ended and self._start + len(self._held) < end:
@@ -113,20 +121,30 @@ class _Streamed:
             self.release(position - 1)
             self._fill(self._start + len(self._held) + CHUNK)
 
-    def search(self, pattern: re.Pattern[bytes], position: int) -> int:
+    def search(self, position: int) -> int:
         while True:
-            found = pattern.search(self._held, position - self._start)
-            if found is not None or self._ended:
-                return -1 if found is None else self._start + found.start()
-            position = max(position, self._start + len(self._held) - 32)
+            found = _first_place(self._held, position - self._start)
+            if found >= 0 or self._ended:
+                return -1 if found < 0 else self._start + found
+            position = max(position, self._start + len(self._held) - LOOK_BACK)
             self.release(position - 1)
             self._fill(self._start + len(self._held) + CHUNK)
+
+    def reaches(self, position: int) -> bool:
+        return position <= self._start + len(self._held)
 
     def release(self, position: int) -> None:
         """Forgets what lies before `position`."""
         if position - self._start > CHUNK:
             del self._held[: position - self._start]
             self._start = position
+
+
+def _first_place(data: Any, position: int) -> int:
+    """Where in `data` the next gzip member or plain record may begin; -1 if nowhere."""
+    packed = data.find(GZIP, position)
+    found = _NEXT_PLAIN.search(data, max(0, position - 1), packed if packed >= 0 else len(data)) if data else None
+    return packed if found is None else found.start() + 1
 
 
 @contextlib.contextmanager
@@ -149,7 +167,7 @@ def _opened(source: str | BinaryIO) -> Iterator[_Mapped | _Streamed]:
         else:
             if local is not None:
                 file.seek(0)
-            yield _Streamed(unpack(file if local is not None else _Rest(stream)))
+            yield _Streamed(unpack(file if local is not None else _Rest(stream)), raw=False)
 
 
 class _Rest:
@@ -204,7 +222,7 @@ def read_records(
             if record.kind in kinds:
                 ledger.records_in += 1
                 yield record
-        if expected_bytes is not None and reader.position < expected_bytes:
+        if expected_bytes is not None and data.raw and reader.position < expected_bytes:
             reader.cut()
 
 
@@ -278,15 +296,24 @@ class _Reader:
                 else:
                     self.lose(item)
             return
-        if state == "cut":  # what was inflated before the end is right
+        if len(good) > 1 or (good and state == "cut"):  # what ended before the damage is kept
             yield from good
+        self._go_on_after(start, start + 1, state, torn=not good or len(good) < len(found))
+
+    def _go_on_after(self, start: int, position: int, state: str, *, torn: bool) -> None:
+        """Counts the loss in a member at `start` that did not inflate to its end, and goes to the next one.
+
+        A damaged length may swallow the members that follow up to the end of the file. So "cut" is believed only where
+        no member begins behind it; `torn` tells that a record has ended with the file.
+        """
+        following = self._next_record(position)
+        if state != "cut" or self._data.at(following, 1):
+            self.lose("bad_gzip" if state in ("cut", "bad") else "too_large")
+        elif torn:
             self._end_in("cut_record")
-            self.position = self._end()
-            return
-        if len(good) > 1:  # one member for the whole file: what ended before the damage is kept
-            yield from good
-        self.lose("bad_gzip")
-        self.position = self._next_record(start + 1)
+        else:
+            self.cut()
+        self.position = following
 
     def _inflate(self, start: int) -> tuple[bytes, str]:
         """(inflated bytes, state) of a member: whole, cut (the file ends), bad, or long (more than a record)."""
@@ -322,15 +349,9 @@ class _Reader:
             record.offset = start + (place << PLACE)
             place += 1
             yield record
-        if stream.state == "whole":
-            self.position = stream.position
-            return
-        if stream.state == "cut":
-            self.cut()
-            self.position = self._end()
-            return
-        self.lose("bad_gzip" if stream.state == "bad" else "too_large")
-        self.position = self._next_record(start + 1)
+        self.position = stream.position
+        if stream.state != "whole":
+            self._go_on_after(start, max(start + 1, stream.position - KEPT), stream.state, torn=False)
 
     def _next_record(self, position: int) -> int:
         """The next member that inflates to the header of a record; the end of the file if there is none."""
@@ -338,10 +359,15 @@ class _Reader:
             position = self._data.find(GZIP, position)
             if position < 0:
                 return self._end()
-            with contextlib.suppress(*_Errors):
-                if _begins(_zlib.decompressobj(31).decompress(self._data.at(position, 4096), 9000)):
-                    return position
+            if self._begins_at(position):
+                return position
             position += 1
+
+    def _begins_at(self, position: int) -> bool:
+        """True if the gzip member at `position` inflates to the header of a record."""
+        with contextlib.suppress(*_Errors):
+            return _begins(_zlib.decompressobj(31).decompress(self._data.at(position, 4096), 9000))
+        return False
 
     def _end(self) -> int:
         position = self.position
@@ -364,12 +390,13 @@ class _Reader:
             self.position = self._resync(start + 1)
             return
         record, header, length = parsed
-        after = self._data.at(start + header + length, 8)
         if length > self._max:
             self.lose("too_large")
-            self.position = start + header + length if after else self._resync(start + header)
+            end = start + header + length
+            self.position = end if self._data.reaches(end) else self._resync(start + header)
             return
         content = self._data.at(start + header, length)
+        after = self._data.at(start + header + length, 8)
         if len(content) < length or not _ends_well(after):
             following = self._resync(start + header)
             at_end = not self._data.at(following, 1)
@@ -386,12 +413,13 @@ class _Reader:
 
     def _resync(self, position: int) -> int:
         """The next place in a plain file (or in junk between members) where a record begins."""
-        plain, packed = self._data.search(_NEXT_PLAIN, position), self._data.find(GZIP, position)
-        if packed >= 0 and (plain < 0 or packed < plain):
-            packed = self._next_record(packed)
-            if plain < 0 or packed < plain:
-                return packed
-        return plain if plain >= 0 else self._end()
+        while True:
+            position = self._data.search(position)
+            if position < 0:
+                return self._end()
+            if self._data.at(position, 3) != GZIP or self._begins_at(position):
+                return position
+            position += 1
 
 
 class _Inflating:
@@ -407,6 +435,7 @@ class _Inflating:
             if not data:
                 data = self._data.at(self.position, CHUNK)
                 self.position += len(data)
+                self._data.release(self.position - KEPT)
             if not data:
                 self.state = "cut"
                 break
@@ -485,6 +514,8 @@ def _parse_header(data: bytes, offset: int) -> tuple[Record, int, int] | str:
     length = _LENGTH.match(headers.get("content-length", "").encode())
     if length is None:
         return "bad_length"
+    if "warc-type" not in headers:
+        return "bad_header"
     url = headers.get("warc-target-uri", "").strip("<>")
     return Record(offset, headers.get("warc-type", "").lower(), url, headers, b""), end.end(), int(length[1])
 
@@ -534,7 +565,8 @@ def http_response(record: Record, *, max_body: int = MAX_RECORD) -> Response | N
 
 def unchunk(body: bytes) -> bytes:
     """A chunked body as far as its chunks go; one that only claims to be chunked as it is."""
-    parts, position = [], 0
+    parts: list[bytes] = []
+    position = 0
     while True:
         line = re.compile(rb"([0-9A-Fa-f]{1,8})[^\r\n]{0,200}\r?\n").match(body, position)
         if line is None:

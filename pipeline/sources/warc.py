@@ -64,9 +64,9 @@ class _Rows:
 
     def add(self, pairs: html.PagePairs, page_url: str, offset: int) -> None:
         count = len(pairs.urls)
-        page = [[page_url] * count, [offset] * count]
-        signals = [[pairs.opt_out] * count, [pairs.license] * count]
-        values = [pairs.urls, pairs.texts, *page, pairs.text_sources, pairs.url_sources, *signals]
+        page: list[list] = [[page_url] * count, [offset] * count]
+        signals: list[list] = [[pairs.opt_out] * count, [pairs.license] * count]
+        values: list[list] = [pairs.urls, pairs.texts, *page, pairs.text_sources, pairs.url_sources, *signals]
         for column, more in zip(self._columns, values, strict=True):
             column += more
 
