@@ -241,7 +241,7 @@ def prepare(options: Options) -> Run:
     plans = stage_plans(options, inputs, queries.digest)
     return Run(
         options=options,
-        work=Work(os.path.abspath(options.output), tuple(plans.items())),
+        work=Work(os.path.abspath(options.output), tuple(plans.items()), about(options)),
         inputs=inputs,
         queries=queries,
         key_bits=min(12, max(4, (int(44 * rows) >> 26).bit_length())),
@@ -393,6 +393,11 @@ def published_options(options: Options) -> dict[str, Any]:
     """The options that decide the rows, as the manifest shows them: nothing of this machine or of this run."""
     hidden = {"input", "output", "stages", "runner", "workers", "exchange", "redo", "beam", "retry_failed", "queries"}
     return {name: value for name, value in dataclasses.asdict(options).items() if name not in hidden}
+
+
+def about(options: Options) -> str:
+    """What every info.json says of the run, as JSON."""
+    return json.dumps({"options": published_options(options), "versions": versions()}, sort_keys=True)
 
 
 def versions() -> dict[str, str]:

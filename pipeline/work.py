@@ -80,10 +80,17 @@ def _manifests(folder: StepFolder, changed: int) -> list[tuple[int, dict[str, An
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One run's folder. `plans` maps a stage to the digest of everything that decides its rows."""
+    """One run's folder.
+
+    Attributes:
+        root: the folder, absolute.
+        plans: per stage the digest of everything that decides its rows.
+        about: JSON of what every info.json repeats: the options and the versions of the code.
+    """
 
     root: str
     plans: tuple[tuple[str, str], ...] = ()
+    about: str = "{}"
 
     def stage(self, stage: str) -> str:
         """The folder of a stage."""
@@ -126,7 +133,10 @@ class Work:
     def complete(self, stage: str, info: dict[str, Any]) -> None:
         """Writes info.json, then COMPLETED."""
         folder = self.stage(stage)
-        files.write_json(os.path.join(folder, "info.json"), {"stage": stage, "plan": self.plan(stage), **info})
+        files.write_json(
+            os.path.join(folder, "info.json"),
+            {"stage": stage, "plan": self.plan(stage), **json.loads(self.about), **info},
+        )
         files.write_bytes(os.path.join(folder, "COMPLETED"), b"")
 
 

@@ -129,6 +129,7 @@ def test_the_ledger_adds_up_and_chains(folder: Path) -> None:
         assert before is None or found["rows_in"] == before
         before = found["rows_out"]
         assert (out / "stages" / stage / "COMPLETED").exists()
+    assert {"options", "versions", "seconds", "cpu_seconds"} <= set(info(out, "gather"))
     assert info(out, "gather")["rows_in"] == 1500
     assert set(info(out, "dedup")["dropped"]) == {"same_pair", "same_url", "placeholder_url"}
     rejected = pq.read_table(out / "stages" / "dedup" / "rejected.parquet")
