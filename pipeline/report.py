@@ -194,6 +194,7 @@ def card(facts: Mapping[str, Any], *, ledger: list[dict[str, Any]], options: Map
         image_size=options.get("image_size", 256),
         braces=braces(facts["shards"]),
         licensed=sum(s.licenses.values()) - s.licenses[NOT_SAID],
+        balanced=options.get("balance") != "none",
         respects=options.get("respect_opt_out", True),
     )
 
