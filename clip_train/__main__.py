@@ -30,18 +30,26 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """The options, or exit code 2 with a sentence."""
-        found, unknown = self.parse_known_args(argv)
+        given = list(sys.argv[1:] if argv is None else argv)
+        self._refuse_unknown_flags(given)  # before argparse misses, say, the --output behind a misspelt flag
+        found, unknown = self.parse_known_args(given)
         if unknown:
-            command = self._command(found.command)
-            flags = [flag for action in command._actions for flag in action.option_strings]
-            close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; see clip_train {found.command} --help"
-            command.error(f"unknown argument {unknown[0]}{hint}")
+            self.error(f"unknown argument {unknown[0]}")
         return found
 
-    def _command(self, name: str) -> argparse.ArgumentParser:
-        actions = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
-        return actions[0].choices[name]
+    def _refuse_unknown_flags(self, given: list[str]) -> None:
+        parser: argparse.ArgumentParser = self
+        for word in given:
+            nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+            if nested and word in nested[0].choices:
+                parser = nested[0].choices[word]
+            elif word.startswith("--") and len(word) > 2:
+                flags = [flag for action in parser._actions for flag in action.option_strings]
+                flag = word.split("=")[0]
+                if flag not in flags:
+                    close = difflib.get_close_matches(flag, flags, n=1)
+                    hint = f"did you mean {close[0]}?" if close else f"see {parser.prog} --help"
+                    parser.error(f"unknown argument {flag}; {hint}")
 
     def error(self, message: str) -> NoReturn:
         """One line, exit code 2."""
@@ -147,7 +155,7 @@ def _add_tools(command: Any) -> None:
     actions = tokenizer.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
     train = actions.add_parser("train", help="learn merges from captions")
     train.add_argument("--input", nargs="+", required=True, metavar="FILE",
-                       help="Parquet with a text column, .txt, .txt.gz, or shards")  # fmt: skip
+                       help="Parquet with a text column, .txt, .txt.gz, WordNet's data.*, or shards")  # fmt: skip
     train.add_argument("--text-column", default="text", metavar="NAME", help="of Parquet files (default text)")
     train.add_argument("--merges", type=int, default=48894, metavar="INT", help="default 48894: 49,408 ids in all")
     train.add_argument("--min-count", type=int, default=2, metavar="INT", help="stop below this count (default 2)")

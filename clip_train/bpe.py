@@ -48,7 +48,8 @@ def train_vocabulary(
 
 
 def read_captions(path: str, column: str) -> Iterator[str]:
-    """The texts of a Parquet column, the lines of a text file (gzipped or not), or the captions of shards."""
+    """The texts of a Parquet column, the lines of a text file (gzipped or not), the words and glosses of a file of
+    WordNet (`data.noun`), or the captions of shards."""
     file = Path(path)
     if path.endswith((".txt", ".txt.gz")):
         if not file.exists():
@@ -56,6 +57,8 @@ def read_captions(path: str, column: str) -> Iterator[str]:
         opened = gzip.open(file, "rt", encoding="utf-8", errors="replace") if path.endswith(".gz") else None
         with opened or open(file, encoding="utf-8", errors="replace") as lines:
             yield from (line.strip() for line in lines)
+    elif file.stem == "data":
+        yield from _read_wordnet(file)
     elif path.endswith(".parquet"):
         import pyarrow.parquet as pq
 
@@ -76,6 +79,19 @@ def read_captions(path: str, column: str) -> Iterator[str]:
             place = int(index.text_offset[sample]), int(index.text_size[sample])
             yield reader.read(int(index.shard[sample]), *place).decode("utf-8", "replace")
         reader.close()
+
+
+def _read_wordnet(file: Path) -> Iterator[str]:
+    """A synset a line: `offset file type count word id word id ... | gloss`; two blanks start the licence's lines."""
+    if not file.exists():
+        raise InputMissing(f"no such file: {file} (Debian: apt install wordnet-base)")
+    with open(file, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if not line.startswith("  "):
+                data, _, gloss = line.partition(" | ")
+                fields = data.split()
+                words = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
+                yield f"{', '.join(words).replace('_', ' ')}: {gloss.strip()}"
 
 
 def learn_merges(counts: Counter[str], *, merges: int, min_count: int = 2) -> list[Pair]:

@@ -32,7 +32,7 @@ def fit(features: Tensor, labels: Tensor, *, classes: int, l2: float, iterations
     weights = torch.zeros(classes, x.shape[1], dtype=torch.float64, requires_grad=True)
     count = len(x)
     optimizer = torch.optim.LBFGS(
-        [weights], max_iter=iterations, tolerance_grad=1e-7, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+        [weights], max_iter=iterations, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )
 
     def objective() -> Tensor:

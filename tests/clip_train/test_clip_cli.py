@@ -1,0 +1,116 @@
+"""The command line: help without torch, suggestions, exit codes, and every command once on a little run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from clip_train.__main__ import main, make_parser
+
+WITHOUT_TORCH = """
+import sys
+class Block:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in ("torch", "numpy", "pyarrow", "safetensors", "cv2", "PIL"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Block())
+from clip_train.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def alone(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line in a process where nothing of the extra can be imported."""
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )  # fmt: skip
+
+
+def test_without_torch_there_is_help_and_one_sentence():
+    assert "exit codes" in alone("--help").stdout and "--patch-dropout" in alone("train", "--help").stdout
+    for command in (["train", "--data", "x", "--output", "y"], ["zero-shot", "--data", "x", "--checkpoint", "y"]):
+        done = alone(*command)
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1 and "pip install openwit[train]" in done.stderr
+
+
+def test_import_is_light():
+    code = "import time; t = time.process_time(); import clip_train; print(time.process_time() - t)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "x", "--outptu", "y"], "unknown argument --outptu; did you mean --output?"),
+        (["train", "--data", "x", "--output", "y", "--lrr=1"], "did you mean --lr?"),
+        (["train", "--data", "x", "--output", "y", "--precision", "int8"], "invalid choice: 'int8'"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["export", "--checkpoint", "x"], "the following arguments are required: --output"),
+    ],
+)
+def test_usage_errors_are_one_line_and_exit_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in said and said.count("\n") == 1
+
+
+def test_every_option_has_a_help_text():
+    parser = make_parser()
+    commands = parser._subparsers._group_actions[0].choices
+    assert set(commands) == {
+        "train", "zero-shot", "retrieval", "probe", "overlap", "embed", "export", "tokenizer", "bench",
+    }  # fmt: skip
+    for action in commands["train"]._actions:
+        assert action.help, action.option_strings
+
+
+def test_the_whole_way(tars, vocabulary, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
+    data, run = str(tars(labelled=True, samples=32)), str(tmp_path / "run")
+    (tmp_path / "tars" / "classnames.txt").write_text("red\ngreen\nblue\n")
+
+    def call(*arguments: str, code: int = 0) -> dict:
+        assert main([*arguments, "--json"]) == code
+        captured = capsys.readouterr()
+        return json.loads(captured.out) if code == 0 else {"error": captured.err}
+
+    common = ("--data", data, "--output", run, "--bpe", str(vocabulary), "--model", "ViT-Tiny", "--no-tensorboard")
+    found = call("train", *common, "--batch-size", "8", "--steps", "3", "--zero-shot", data)
+    assert found["steps"] == 3 and (tmp_path / "run" / "zero_shot.jsonl").exists()
+    assert "holds a run" in call("train", *common, code=2)["error"]
+    assert call("train", *common, "--batch-size", "8", "--steps", "4", "--resume")["steps"] == 4
+    use = ("--checkpoint", run, "--data", data)
+    assert call("zero-shot", *use)["images"] == 32
+    assert "below --min-top1" in call("zero-shot", *use, "--min-top1", "1.1", code=3)["error"]
+    assert call("retrieval", *use)["texts"] == 32
+    assert call("probe", *use, "--l2", "1")["classes"] == 3
+    table = str(tmp_path / "table.parquet")
+    assert call("embed", *use, "--output", table)["rows"] == 32
+    assert call("overlap", *use, "--train-embeddings", table)["overlap_share"] == 1.0
+    weights = str(tmp_path / "weights.safetensors")
+    assert call("export", "--checkpoint", run, "--output", weights)["format"] == "safetensors"
+    said = call("zero-shot", "--checkpoint", weights, "--data", data, code=2)["error"]
+    assert "name the one it was trained with by --bpe" in said
+    assert call("zero-shot", "--checkpoint", weights, "--data", data, "--bpe", str(vocabulary))["images"] == 32
+    assert "no such file" in call("zero-shot", "--checkpoint", "nowhere", "--data", data, code=4)["error"]
+    assert "no moving average" in call("zero-shot", *use, "--ema", code=2)["error"]
+    assert call("tokenizer", "encode", "a red square", "--bpe", str(vocabulary))["pieces"] == ["a", "red", "square"]
+    assert call("tokenizer", "train", "--input", data, "--output", str(tmp_path / "v.txt.gz"))["captions"] == 32
+    assert main(["zero-shot", *use]) == 0 and "top1  " in capsys.readouterr().out
+
+
+def test_bench_prints_numbers(capsys):
+    pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
+    only = ("--only", "tokenizer", "loader", "model", "step")
+    assert main(["bench", "--model", "ViT-Tiny", "--batch-size", "8", "--seconds", "0.05", *only, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["step_pairs_per_s"] > 0 and found["loader_cpu_ms_per_sample"] > 0
+    assert main(["bench", "--only", "speed"]) == 2

@@ -1,0 +1,161 @@
+"""Weights of other programs: TorchScript archives without their code, open_clip, Hugging Face, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import zipfile
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
+
+from conftest import fill, formula  # noqa: E402
+
+from clip_train.checkpoint import restore_model  # noqa: E402
+from clip_train.config import PRESETS  # noqa: E402
+from clip_train.convert import (  # noqa: E402
+    export,
+    fit_to,
+    from_huggingface,
+    infer_config,
+    load_model,
+    read_torchscript,
+    read_weights,
+    to_huggingface,
+)
+from clip_train.errors import InputMissing, TrainError, UsageError  # noqa: E402
+from clip_train.model import CLIP  # noqa: E402
+
+
+def made(name: str = "ViT-Tiny", **changes) -> CLIP:
+    model = CLIP(dataclasses.replace(PRESETS[name].model, vocab_size=600, **changes)).eval()
+    fill(model)
+    return model
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS])
+def test_the_config_is_read_off_the_shapes(name):
+    with torch.device("meta"):
+        model = CLIP(PRESETS[name].model)
+    assert infer_config(model.state_dict()) == PRESETS[name].model
+
+
+def hold(tensors: dict[str, torch.Tensor], *, half: bool) -> torch.nn.Module:
+    """A module whose attributes have these dotted names, as a scripted CLIP has them."""
+    top = torch.nn.Module()
+    for name, value in tensors.items():
+        module = top
+        *path, last = name.split(".")
+        for part in path:
+            if part not in dict(module.named_children()):
+                module.add_module(part, torch.nn.Module())
+            module = getattr(module, part)
+        module.register_buffer(last, value.half() if half and value.is_floating_point() else value)
+    return top
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("name", ["ViT-Tiny", "RN-Mini"])
+def test_torchscript_archives_give_their_tensors(tmp_path, name):
+    model = made(name)
+    extra = {"input_resolution": torch.tensor(32), "context_length": torch.tensor(77), "vocab_size": torch.tensor(600)}
+    path = tmp_path / "scripted.pt"
+    torch.jit.save(torch.jit.script(hold({**model.state_dict(), **extra}, half=True)), path)
+    found = read_torchscript(path)
+    assert set(found) == {*model.state_dict(), *extra}
+    weights = read_weights(path)
+    assert weights.kind == "openai" and weights.config == model.config
+    for key, value in model.state_dict().items():
+        assert torch.equal(weights.tensors[key], value.half().float() if value.is_floating_point() else value)
+
+
+def test_an_archive_that_wants_to_run_something_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("ran",))
+
+    path = tmp_path / "evil.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("evil/code/x.py", "")
+        archive.writestr("evil/data.pkl", pickle.dumps(Evil()))
+    with pytest.raises(TrainError, match="asks for builtins.print"):
+        read_weights(path)
+    torch.save({"state_dict": Evil()}, tmp_path / "evil2.pt")
+    with pytest.raises(TrainError, match="cannot be read as tensors alone"):
+        read_weights(tmp_path / "evil2.pt")
+
+
+@pytest.mark.parametrize("form", ["safetensors", "open_clip", "huggingface"])
+def test_exports_come_back(tmp_path, form):
+    model = made()
+    torch.save({"state_dict": {f"module.{n}": v for n, v in model.state_dict().items()}}, tmp_path / "given.pt")
+    weights = read_weights(tmp_path / "given.pt")
+    output = tmp_path / ("folder" if form == "huggingface" else "out")
+    export(weights, str(output), form=form)
+    again, read = load_model(output)
+    assert read.config == model.config
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_hugging_face_names_go_both_ways_and_resnets_do_not(tmp_path):
+    model = made()
+    tensors = model.state_dict()
+    theirs = to_huggingface(tensors, model.config)
+    assert theirs["visual_projection.weight"].shape == (64, 64)
+    assert "vision_model.encoder.layers.2.self_attn.k_proj.bias" in theirs
+    back = from_huggingface(theirs, model.config)
+    assert set(back) == set(tensors) and all(torch.equal(back[name], tensors[name]) for name in tensors)
+    weights = _weights(made("RN-Mini"))
+    with pytest.raises(UsageError, match="no ResNet"):
+        export(weights, str(tmp_path / "hf"), form="huggingface")
+
+
+def _weights(model: CLIP):
+    from clip_train.convert import Weights
+
+    return Weights(dict(model.state_dict()), model.config, "checkpoint")
+
+
+def test_the_position_embedding_is_stretched():
+    small, large = made(), made(image_size=64)
+    fitted = fit_to(small.state_dict(), large)
+    restore_model(large, fitted, origin="small")
+    name = "visual.positional_embedding"
+    assert fitted[name].shape == (65, 64) and torch.equal(fitted[name][0], small.state_dict()[name][0])
+    assert fit_to(small.state_dict(), small)[name] is not None
+
+
+def test_files_that_are_no_weights(tmp_path):
+    with pytest.raises(InputMissing, match="no such file"):
+        read_weights(tmp_path / "none.pt")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(TrainError, match="neither a zip archive"):
+        read_weights(tmp_path / "text")
+    torch.save({"x": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(TrainError, match="no CLIP of the kinds"):
+        read_weights(tmp_path / "other.pt")
+    with pytest.raises(InputMissing, match="neither checkpoints nor"):
+        read_weights(tmp_path)
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text("{}")
+    (tmp_path / "hf" / "model.safetensors").write_bytes(b"x" * 10)
+    with pytest.raises(TrainError, match="no CLIPModel"):
+        read_weights(tmp_path / "hf")
+
+
+@pytest.mark.slow
+def test_hugging_face_computes_the_same_logits(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    model = made()
+    export(_weights(model), str(tmp_path / "hf"), form="huggingface")
+    theirs = transformers.CLIPModel.from_pretrained(tmp_path / "hf").eval()
+    images = formula("images", (2, 3, 32, 32))
+    text = torch.zeros(2, 77, dtype=torch.int64)
+    text[0, :4], text[1, :20] = torch.tensor([598, 5, 17, 599]), torch.tensor([598, *range(20, 38), 599])
+    with torch.no_grad():
+        expected = theirs(pixel_values=images, input_ids=text).logits_per_image
+        assert (model.logits(images, text) - expected).abs().max() < 1e-5
