@@ -157,12 +157,12 @@ def read_candidates(source: Input, ledger: Ledger, images: list, columns: tuple[
     if source.format == "wat":
         from pipeline.sources.wat import read_wat
 
-        yield from read_wat(source.path, ledger=ledger, name=source.name)
+        yield from read_wat(source.path, ledger=ledger, name=source.name, size=source.bytes)
     elif source.format == "warc":
         from pipeline.sources.warc import ArchivedImages, read_warc
 
         sink = ArchivedImages()
-        yield from read_warc(source.path, ledger=ledger, images=sink, name=source.name)
+        yield from read_warc(source.path, ledger=ledger, images=sink, name=source.name, size=source.bytes)
         images.append(sink.batch())
     else:
         from pipeline.sources.tables import read_table

@@ -296,24 +296,25 @@ class _Reader:
                 else:
                     self.lose(item)
             return
+        following = self._next_record(start + 1)
+        state = self._believed(state, following)
         if len(good) > 1 or (good and state == "cut"):  # what ended before the damage is kept
             yield from good
-        self._go_on_after(start, start + 1, state, torn=not good or len(good) < len(found))
+        self._lose_rest(state, torn=not good or len(good) < len(found))
+        self.position = following
 
-    def _go_on_after(self, start: int, position: int, state: str, *, torn: bool) -> None:
-        """Counts the loss in a member at `start` that did not inflate to its end, and goes to the next one.
+    def _believed(self, state: str, following: int) -> str:
+        """A damaged length may swallow all members behind it: "cut" is true only where none `following` is found."""
+        return "bad" if state == "cut" and self._data.at(following, 1) else state
 
-        A damaged length may swallow the members that follow up to the end of the file. So "cut" is believed only where
-        no member begins behind it; `torn` tells that a record has ended with the file.
-        """
-        following = self._next_record(position)
-        if state != "cut" or self._data.at(following, 1):
-            self.lose("bad_gzip" if state in ("cut", "bad") else "too_large")
+    def _lose_rest(self, state: str, *, torn: bool) -> None:
+        """Counts the loss in a member that did not inflate to its end; `torn`: a record has ended with the file."""
+        if state != "cut":
+            self.lose("bad_gzip" if state == "bad" else "too_large")
         elif torn:
             self._end_in("cut_record")
         else:
             self.cut()
-        self.position = following
 
     def _inflate(self, start: int) -> tuple[bytes, str]:
         """(inflated bytes, state) of a member: whole, cut (the file ends), bad, or long (more than a record)."""
@@ -351,7 +352,9 @@ class _Reader:
             yield record
         self.position = stream.position
         if stream.state != "whole":
-            self._go_on_after(start, max(start + 1, stream.position - KEPT), stream.state, torn=False)
+            following = self._next_record(max(start + 1, stream.position - KEPT))
+            self._lose_rest(self._believed(stream.state, following), torn=False)
+            self.position = following
 
     def _next_record(self, position: int) -> int:
         """The next member that inflates to the header of a record; the end of the file if there is none."""
@@ -461,7 +464,9 @@ def _begins(data: bytes) -> bool:
 
 
 def _ends_well(after: bytes) -> bool:
-    """What may follow a record: nothing, or blank lines (even none) and the next record or gzip member."""
+    """What may follow a record: two blank lines; or, where a writer forgot them, the next record, member or nothing."""
+    if after.startswith(b"\r\n\r\n"):
+        return True
     rest = after.lstrip(b"\r\n")
     if not rest or rest.startswith((GZIP[: len(rest)], b"WARC/"[: len(rest)])):
         return True

@@ -212,7 +212,7 @@ def parse_record(content: bytes) -> Page | None:
 
 def parse_slowly(content: bytes) -> Page | None:
     """`parse_record` by the standard library, one field at a time: the oracle, and the way for odd records."""
-    root = json.loads(content.decode("utf-8", "replace"))
+    root = json.loads(content.decode("utf-8-sig", "replace"))
 
     def get(value: Any, *keys: str) -> Any:
         for key in keys:
@@ -226,6 +226,7 @@ def parse_slowly(content: bytes) -> Page | None:
     page = Page(_LONE.sub("\ufffd", url))
     found = [link for link in links if isinstance(link, dict)]
     page.links = [(link.get("url"), link.get("alt")) for link in found if link.get("path") == "IMG@/src"]
+    page.links += [(None, None)] * (len(links) - len(found))  # what they were nobody can tell: counted as unfit
     _read_head(page, *(get(http, "HTML-Metadata", "Head", key) for key in ("Base", "Metas", "Link")))
     _read_headers(page, get(http, "Headers"))
     anchors = ((link.get("rel"), link.get("href") or link.get("url")) for link in found)
