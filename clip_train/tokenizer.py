@@ -24,8 +24,8 @@ from clip_train.cleanup import repair
 from clip_train.errors import InputMissing, TrainError
 
 MAX_MERGES = 48894  # 49,408 ids in all (paper, table 18); OpenAI's file holds more lines than are used
-VOCABULARY = "vocabulary.txt.gz"  # name of the file in a run's folder, and of our own beside this file
-OWN_VOCABULARY = Path(__file__).with_name(VOCABULARY)
+VOCABULARY = "vocabulary.txt.gz"  # name of the file in a run's folder, and of our own
+OWN_VOCABULARY = Path(__file__).parent / "data" / VOCABULARY
 WORD_CACHE_SIZE = 1 << 20  # words; a web crawl never runs out of new ones
 
 _ASCII_WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")
