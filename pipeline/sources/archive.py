@@ -74,17 +74,17 @@ class _Mapped:
 
     def __init__(self, file: BinaryIO) -> None:
         self.size = os.fstat(file.fileno()).st_size
-        self._map: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
+        self.data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
 
     def at(self, position: int, count: int) -> bytes:
-        return self._map[position : position + count]
+        return self.data[position : position + count]
 
     def find(self, pattern: bytes, position: int) -> int:
-        return self._map.find(pattern, position)
+        return self.data.find(pattern, position)
 
     def search(self, position: int) -> int:
         """The next place that may begin a record, plain or in a gzip member; -1 if there is none."""
-        return _first_place(self._map, position)
+        return _first_place(self.data, position)
 
     def reaches(self, position: int) -> bool:
         """True if it is known, without forgetting anything, that the data go on to `position`."""
@@ -258,20 +258,22 @@ class _Reader:
             self._ledger.notes["cut_file"] += 1
 
     def records(self) -> Iterator[Record]:
-        while True:
-            self._data.release(self.position)
-            head = self._data.at(self.position, 3)
-            if not head:
-                return
-            if head == GZIP:
-                yield from self._member()
-            elif head[:1] in b"\r\n":
-                self.position += 1
-            elif len(head) < 3 and GZIP.startswith(head):
-                self._end_in("cut_record")
-                self.position += len(head)
-            else:
-                yield from self._plain()
+        while self._data.at(self.position, 1):
+            yield from self.step()
+
+    def step(self) -> Iterator[Record]:
+        """The records of the member, or the plain record, at `position`, which is moved behind it."""
+        self._data.release(self.position)
+        head = self._data.at(self.position, 3)
+        if head == GZIP:
+            yield from self._member()
+        elif head[:1] in b"\r\n":
+            self.position += 1
+        elif len(head) < 3 and GZIP.startswith(head):
+            self._end_in("cut_record")
+            self.position += len(head)
+        else:
+            yield from self._plain()
 
     def _end_in(self, reason: str) -> None:
         """The file ends inside a record."""
@@ -471,6 +473,22 @@ def _ends_well(after: bytes) -> bool:
     if not rest or rest.startswith((GZIP[: len(rest)], b"WARC/"[: len(rest)])):
         return True
     return re.match(rb"[a-z]{2,8}:|filedesc", rest) is not None
+
+
+class MappedReader(_Reader):
+    """Reads a local file where it is told to: for a kernel that reads the rest of it.
+
+    Set `position`, exhaust `step()`, and go on at the new `position`.
+
+    Attributes:
+        data: the bytes of the file, mapped.
+    """
+
+    def __init__(self, path: str, ledger: Ledger, *, max_record: int = MAX_RECORD) -> None:
+        with open(path, "rb") as file:
+            mapped = _Mapped(file)
+        super().__init__(mapped, ledger, max_record)
+        self.data = mapped.data
 
 
 def _records_in(data: bytes, start: int, max_record: int) -> Iterator[Record | str]:

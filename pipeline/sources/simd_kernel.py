@@ -1,8 +1,8 @@
 """Memory, 64 bytes at a time, for compiled kernels: compare a block with a byte and get one bit a place.
 
-Addresses are plain integers. Whoever calls guarantees that the bytes are there: the `*_mask` functions read 64 bytes (the
-pair masks 65), `copy64` reads and writes 64, so buffers end with PADDING bytes that belong to them. numba's bounds
-checks do not see these accesses. The code is portable LLVM: AVX-512, AVX2, SSE2 or NEON, as the machine has them.
+Addresses are plain integers. Whoever calls guarantees that the bytes are there: the `*_mask` functions read 64 bytes
+(the pair masks 65), `copy64` reads and writes 64, so buffers end with PADDING bytes that belong to them. numba's
+bounds checks do not see these accesses. The code is portable LLVM: AVX-512, AVX2, SSE2, NEON, as the machine has it.
 
 In a mask bit i stands for the byte at address + i; `lowest(mask)` is the first of them.
 """
@@ -177,7 +177,7 @@ def store_byte(typing: Any, address: Any, value: Any) -> Any:
 def call_gunzip(
     typing: Any, function: Any, state: Any, source: Any, size: Any, to: Any, room: Any, used: Any, written: Any
 ) -> Any:
-    """libdeflate_gzip_decompress_ex at the address `function`; an argument, so that the caller can be cached on disk."""
+    """libdeflate_gzip_decompress_ex; its address is an argument, so that the caller can be cached on disk."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.inttoptr(args[0], ir.FunctionType(_INT, [_WORD] * 7).as_pointer())

@@ -11,7 +11,9 @@ page itself), data: URLs too; relative ones are resolved against Head.Base and t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -21,16 +23,20 @@ from urllib.parse import urljoin
 import msgspec
 import pyarrow as pa
 
+from pipeline import jit
 from pipeline.ledger import Ledger
 from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
-from pipeline.sources.archive import read_records
-from pipeline.sources.html import OPT_OUTS, header_signals
+from pipeline.sources.archive import GZIP, MappedReader, Record, read_records
+from pipeline.sources.html import ROBOTS_NAMES, TDM, directives, header_signals
+from pipeline.sources.inputs import is_remote
 
 BATCH_ROWS = 16_384
+BYTES_PER_ROW = 700  # of a compressed file, roughly: to tell if loading the kernel pays
 MAX_URL = 16_384  # characters
 MAX_TEXT = 10_000  # characters of an alt: over what cleaning takes
 
-_ALT, _SRC = TEXT_SOURCES.index("alt"), URL_SOURCES.index("src")
+ALT, SRC = TEXT_SOURCES.index("alt"), URL_SOURCES.index("src")
+ROBOTS_META, TDM_META, ROBOTS_HEADER, TDM_HEADER = range(4)  # what a signal stands in
 _LONE = re.compile("[\ud800-\udfff]")
 _SPACES = "".join(map(chr, range(33)))
 
@@ -57,49 +63,116 @@ def read_wat(
         name: of the file, for messages.
         size: bytes of the file, if a listing told them: a shorter file is noted as cut.
     """
-    columns: list[list] = [[] for _ in CANDIDATES]
+    kernel = _kernel_for(source)
+    if kernel and isinstance(source, str):
+        yield from _read_compiled(source, kernel, ledger=ledger, size=size)
+        return
+    rows = _Rows(ledger)
     for record in read_records(source, ledger=ledger, kinds=frozenset({"metadata"}), expected_bytes=size):
+        rows.add(record)
+        if len(rows) >= BATCH_ROWS:
+            yield rows.batch()
+    if len(rows):
+        yield rows.batch()
+
+
+def _kernel_for(source: str | BinaryIO) -> Any:
+    """The compiled reader, where it can be had and the file is local, gzip and large enough; else None."""
+    if not isinstance(source, str) or is_remote(source):
+        return None
+    kernel = jit.kernel("pipeline.sources.wat_kernel", os.path.getsize(source) // BYTES_PER_ROW)
+    if kernel is None or not kernel.usable():
+        return None
+    with open(source, "rb") as file:
+        return kernel if file.read(len(GZIP)) == GZIP else None
+
+
+def _read_compiled(path: str, kernel: Any, *, ledger: Ledger, size: int | None) -> Iterator[pa.RecordBatch]:
+    """The rows of a file by the kernel; the records that it leaves are read here, so that the order stays."""
+    reader = MappedReader(path, ledger)
+    scanner = kernel.Scanner(reader.data, ledger)
+    ready: list[pa.RecordBatch] = []
+    rows = _Rows(ledger)
+    why = kernel.FULL
+    while why != kernel.END:
+        reader.position, why, batch = scanner.run(reader.position)
+        if batch.num_rows and len(rows):
+            ready.append(rows.batch())
+        ready += [batch] if batch.num_rows else []
+        for record in reader.step() if why == kernel.ODD else ():
+            if record.kind == "metadata":
+                ledger.records_in += 1
+                rows.add(record)
+        if sum(map(len, ready)) + len(rows) >= BATCH_ROWS:
+            ready += [rows.batch()] if len(rows) else []
+            yield pa.concat_batches(ready)
+            ready = []
+    ready += [rows.batch()] if len(rows) else []
+    if ready:
+        yield pa.concat_batches(ready)
+    if size is not None and reader.position < size:
+        reader.cut()
+
+
+class _Rows:
+    """Rows on their way into a batch."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._columns: list[list] = [[] for _ in CANDIDATES]
+
+    def __len__(self) -> int:
+        return len(self._columns[0])
+
+    def batch(self) -> pa.RecordBatch:
+        """The rows as a batch; afterwards there are none."""
+        arrays = [pa.array(column, field.type) for column, field in zip(self._columns, CANDIDATES, strict=True)]
+        self._columns = [[] for _ in CANDIDATES]
+        return pa.RecordBatch.from_arrays(arrays, schema=CANDIDATES)
+
+    def add(self, record: Record) -> None:
+        """Appends the pairs of a record; counts what is lost or unfit."""
         try:
             page = parse_record(record.content)
         except (ValueError, RecursionError):
-            ledger.lose("bad_json")
-            continue
+            self._ledger.lose("bad_json")
+            return
         if page is None:
-            ledger.notes["no_links"] += 1
-            continue
-        _add(page, record.offset, columns, ledger)
-        if len(columns[0]) >= BATCH_ROWS:
-            yield _batch(columns)
-            columns = [[] for _ in CANDIDATES]
-    if columns[0]:
-        yield _batch(columns)
+            self._ledger.notes["no_links"] += 1
+            return
+        self._add_page(page, record.offset)
+
+    def _add_page(self, page: Page, offset: int) -> None:
+        base = base_of(page.url, page.base)
+        opt_out = ",".join(sorted(page.signals)) or None
+        license_url = license_of(base, page.license) if page.license else None
+        self._ledger.rows_in += len(page.links)
+        dropped: Counter[str] = Counter()
+        urls, texts = self._columns[:2]
+        before = len(urls)
+        for link, alt in page.links:
+            reason, url = fit(base, link, alt)
+            if reason:
+                dropped[reason] += 1
+            else:
+                urls.append(url)
+                texts.append(_text(alt))
+        for reason, count in dropped.items():
+            self._ledger.drop(reason, count)
+        added = len(urls) - before
+        for column, value in zip(self._columns[2:], (page.url, offset, ALT, SRC, opt_out, license_url), strict=True):
+            column += [value] * added
 
 
-def _batch(columns: list[list]) -> pa.RecordBatch:
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, CANDIDATES, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=CANDIDATES)
+def base_of(page_url: str, base: str | None) -> str:
+    """What the links of a page are resolved against."""
+    return (join(page_url, base) if base else None) or page_url
 
 
-def _add(page: Page, offset: int, columns: list[list], ledger: Ledger) -> None:
-    """Appends a page's pairs to the columns; counts what is unfit."""
-    base = join(page.url, page.base) or page.url if page.base else page.url
-    opt_out = ",".join(sorted(page.signals)) or None
-    license_url = join(base, page.license) if page.license else None
-    ledger.rows_in += len(page.links)
-    dropped: Counter[str] = Counter()
-    before = len(columns[0])
-    for link, alt in page.links:
-        reason, url = fit(base, link, alt)
-        if reason:
-            dropped[reason] += 1
-        else:
-            columns[0].append(url)
-            columns[1].append(_text(alt))
-    for reason, count in dropped.items():
-        ledger.drop(reason, count)
-    added = len(columns[0]) - before
-    for column, value in zip(columns[2:], (page.url, offset, _ALT, _SRC, opt_out, license_url), strict=True):
-        column += [value] * added
+def license_of(base: str, link: str) -> str | None:
+    """The absolute URL of a license link; None where it is no web address."""
+    url = join(base, link)
+    return url if url and url.startswith(("http://", "https://")) else None
 
 
 def fit(base: str, link: Any, alt: Any) -> tuple[str, str]:
@@ -243,10 +316,10 @@ def _read_head(page: Page, base: Any, metas: Any, links: Any) -> None:
         name, value = meta.get("name"), meta.get("content")
         if isinstance(name, str) and isinstance(value, str):
             name = name.strip().lower()
-            if name in ("robots", "openwit"):
-                page.signals |= {word for word in re.split(r"[,\s]+", value.lower()) if word in OPT_OUTS}
-            elif name == "tdm-reservation" and value.strip() == "1":
-                page.signals.add("tdm-reservation")
+            if name in ROBOTS_NAMES:
+                page.signals |= said(ROBOTS_META, value)
+            elif name == TDM:
+                page.signals |= said(TDM_META, value)
     for link in links if isinstance(links, list) else ():
         if isinstance(link, dict) and _is_license(link.get("rel")) and isinstance(link.get("url"), str):
             page.license = page.license or link["url"]
@@ -257,6 +330,14 @@ def _read_headers(page: Page, headers: Any) -> None:
         page.signals |= header_signals(
             (key, value) for key, value in headers.items() if isinstance(key, str) and isinstance(value, str)
         )
+
+
+@functools.lru_cache(maxsize=4096)
+def said(kind: int, value: str) -> frozenset[str]:
+    """The opt-outs in the value of a meta or a header."""
+    if kind == ROBOTS_META:
+        return frozenset(directives(value))
+    return frozenset(header_signals([("x-robots-tag" if kind == ROBOTS_HEADER else TDM, value)]))
 
 
 def _license_of_anchors(anchors: Any) -> str | None:
