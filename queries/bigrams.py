@@ -1,0 +1,143 @@
+"""Pairs of words that belong together: PMI, and NPMI, which does not prefer what is rare.
+
+PMI = log2(n_xy N / (n_x n_y)), NPMI = PMI / -log2(n_xy / N), with the counts of all cases of a word together. MetaCLIP
+keeps PMI >= 30 whatever the count; nearly all of these were seen once. A floor of the count and the order of NPMI give
+"Los Angeles", "Sri Lanka", "hip hop".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from queries.counts import COUNTED
+from queries.ngrams import add_pairs
+
+LEAST_PMI = 5.0  # of profile wit
+METACLIP_PMI = 30.0
+METACLIP_BIGRAMS = 100_646
+
+SCORED = pa.schema(
+    [
+        pa.field("query", pa.string(), False),
+        pa.field("count", pa.int64(), False),
+        pa.field("score", pa.float64(), False),
+        pa.field("pair", pa.string(), False),  # in lower case: what forms of one pair share
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """The words whose pairs are counted. `forms` are sorted; numbers in pairs are places in it."""
+
+    forms: pa.StringArray
+    lower: npt.NDArray[np.int64]  # which lower-case word each form is
+    names: pa.StringArray  # those words
+    total: npt.NDArray[np.int64]  # their occurrences in all forms
+    occurrences: int  # N: of all words, those too that are not here
+
+    def to_table(self) -> pa.Table:
+        counts = self.total[self.lower]
+        table = pa.table({"form": self.forms, "count": counts})
+        return table.replace_schema_metadata({"occurrences": str(self.occurrences)})
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> Vocabulary:
+        forms = table["form"].combine_chunks()
+        encoded = pc.utf8_lower(forms).dictionary_encode()
+        lower = encoded.indices.to_numpy().astype(np.int64)
+        total = np.zeros(len(encoded.dictionary), np.int64)
+        total[lower] = table["count"].to_numpy()
+        return cls(forms, lower, encoded.dictionary, total, int(table.schema.metadata[b"occurrences"]))
+
+    @classmethod
+    def of(cls, words: pa.Table, *, least: int) -> Vocabulary:
+        """The words (COUNTED, by form) with at least `least` occurrences in all forms."""
+        words = words.filter(pc.greater(words["count"], 0)).sort_by("query").combine_chunks()
+        forms, counts = words["query"].combine_chunks(), words["count"].to_numpy()
+        encoded = pc.utf8_lower(forms).dictionary_encode()
+        lower = encoded.indices.to_numpy().astype(np.int64)
+        total = np.zeros(len(encoded.dictionary), np.int64)
+        np.add.at(total, lower, counts)
+        table = pa.table({"form": forms, "count": total[lower]}).filter(pa.array(total[lower] >= least))
+        return cls.from_table(table.replace_schema_metadata({"occurrences": str(int(counts.sum()))}))
+
+    def lower_pair(self, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The pair of lower-case words that each pair of forms is."""
+        first, second = np.divmod(pairs, max(1, len(self.forms)))
+        return self.lower[first] * len(self.names) + self.lower[second]
+
+    def texts(self, pairs: npt.NDArray[np.int64]) -> pa.StringArray:
+        """ "new york" and so on."""
+        first, second = np.divmod(pairs, max(1, len(self.forms)))
+        return pc.binary_join_element_wise(self.forms.take(pa.array(first)), self.forms.take(pa.array(second)), " ")
+
+
+def code(table: pa.Table, vocabulary: Vocabulary) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Ready counts of pairs (COUNTED, "new york") as (pair, count); those with an unknown word are left out."""
+    cells = pc.split_pattern(table["query"].combine_chunks(), " ", max_splits=1)
+    numbers = pc.index_in(cells.values, vocabulary.forms)
+    known = pc.fill_null(numbers, -1).to_numpy().astype(np.int64).reshape(-1, 2)
+    here = (known >= 0).all(axis=1)
+    pairs = known[here, 0] * len(vocabulary.forms) + known[here, 1]
+    return add_pairs(pairs, table["count"].to_numpy()[here])
+
+
+def score(
+    pairs: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], vocabulary: Vocabulary, *, least: int, profile: str
+) -> pa.Table:
+    """SCORED rows of the pairs (each once) that are frequent and close enough.
+
+    All pairs with equal lower-case words must be there. A pair is written as it occurs most, and in lower case if that
+    occurs often enough by itself.
+    """
+    if not len(pairs):
+        return SCORED.empty_table()
+    lower = vocabulary.lower_pair(pairs)
+    order = np.lexsort((pairs, -counts, lower))
+    pairs, counts, lower = pairs[order], counts[order], lower[order]
+    starts = np.flatnonzero(np.append(True, lower[1:] != lower[:-1]))
+    total = np.add.reduceat(counts, starts)
+    first, second = np.divmod(lower[starts], len(vocabulary.names))
+    expected = vocabulary.total[first].astype(float) * vocabulary.total[second]
+    every = float(max(1, vocabulary.occurrences))
+    pmi = np.log2(total * every / expected)
+    if profile == "wit":
+        value = pmi / np.maximum(1e-9, -np.log2(np.minimum(total / every, 1.0)))
+        kept = (total >= least) & (pmi >= LEAST_PMI)
+    else:
+        value, kept = pmi, pmi >= METACLIP_PMI
+    group = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(pairs))))
+    is_first = np.zeros(len(pairs), bool)
+    is_first[starts] = True
+    texts = vocabulary.texts(pairs)
+    names = pc.utf8_lower(texts)
+    in_lower = np.asarray(pc.equal(texts, names)) & (counts >= least)
+    chosen = kept[group] & (is_first | in_lower)
+    table = pa.table([texts, np.where(is_first, total[group], counts), value[group], names], schema=SCORED)
+    return table.filter(pa.array(chosen))
+
+
+def best(scored: list[pa.Table], most: int) -> pa.Table:
+    """COUNTED: the best `most` queries, the closest pairs first."""
+    table = pa.concat_tables([SCORED.empty_table(), *scored])
+    table = table.sort_by(
+        [("score", "descending"), ("pair", "ascending"), ("count", "descending"), ("query", "ascending")]
+    )
+    return table.select(["query", "count"]).slice(0, most).cast(COUNTED).combine_chunks()
+
+
+def from_counts(
+    words: pa.Table, pairs: pa.Table, *, least_word: int, least_pair: int, profile: str, most: int
+) -> pa.Table:
+    """Bigrams of ready counts alone."""
+    vocabulary = Vocabulary.of(words, least=least_word)
+    if not len(vocabulary.forms) or not len(pairs):
+        return COUNTED.empty_table()
+    found = code(pairs, vocabulary)
+    return best([score(*found, vocabulary, least=least_pair, profile=profile)], most)

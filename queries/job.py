@@ -1,0 +1,517 @@
+"""The counting of dumps, texts and pageviews as two Beam jobs: words and titles first, then pairs of the kept words.
+
+    OUT/.counting/stages/words/units     per piece of an input: its texts, its words and titles in buckets
+    OUT/.counting/stages/words/merged    per bucket the words of all pieces, added up; the same for titles
+    OUT/.counting/stages/pairs/...       the same for pairs
+
+A unit is a piece of a file, so that one dump keeps all workers busy. Nothing depends on who counts what: all that is
+exchanged are sums. After a crash the same command goes on where it was; when the list is written the folder goes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import buckets, files, hashing, runners
+from pipeline.work import Work, digest_of, locked
+from queries import bigrams, ngrams, streams, titles, wikipedia
+from queries.bigrams import SCORED, Vocabulary
+from queries.counts import COUNTED
+from queries.ngrams import PAIRS, WORDS, PairCounter, WordCounter
+from queries.streams import Piece
+
+if TYPE_CHECKING:
+    from pipeline.steps import Reading
+    from queries.build import Options
+
+RESULT = 1
+BATCH = 8 << 20  # bytes of text that are counted at once
+MOST_PAIRS = 8 << 20  # pairs that a unit holds before it writes a part
+BUCKET = 64 << 20  # bytes of input for which one more bucket is made
+WORKER_DEATHS = 2
+
+TEXTS = pa.schema([pa.field("text", pa.large_string(), False)])
+NAMES = pa.schema(
+    [
+        pa.field("title", pa.string(), False),
+        pa.field("target", pa.string(), False),  # "": an article, else what it leads to
+        pa.field("links", pa.int64(), False),
+    ]
+)
+
+
+@dataclasses.dataclass
+class Counted:
+    """What the first job found. `words` are by form; `views` by title, redirects resolved."""
+
+    words: pa.Table  # WORDS
+    occurrences: int
+    views: pa.Table  # COUNTED
+    links: pa.Table  # COUNTED
+    ledger: dict[str, dict[str, int]]
+    warnings: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What decides the counts of a unit."""
+
+    language: str
+    profile: str
+    least_count: int  # a word with less in all forms goes at once
+    least_articles: int
+    least_pair: int
+
+
+def list_units(options: Options, ledger: dict[str, dict[str, int]], warnings: list[str]) -> list[dict[str, Any]]:
+    """The pieces of all inputs. A dump that is damaged or in another language is named and left out."""
+    found: list[dict[str, Any]] = []
+    for path in options.wikipedia:
+        kind, language = wikipedia.kind_of(path), wikipedia.language_of(path)
+        problem = ""
+        if not kind:
+            problem = "dump_unreadable"
+            warnings.append(f"{path}: neither a CirrusSearch index nor MediaWiki XML can be read from it; left out")
+        elif language and language != options.language:
+            problem = "dump_of_other_language"
+            warnings.append(f"{path}: a dump in {language!r}, and the list is in {options.language!r}; left out")
+        if problem:
+            ledger.setdefault("wikipedia", {}).setdefault(problem, 0)
+            ledger["wikipedia"][problem] += 1
+        else:
+            found += [{"kind": kind, **dataclasses.asdict(piece)} for piece in streams.pieces(path)]
+    for kind, paths in (("text", options.text), ("pageviews", options.pageviews)):
+        for path in paths:
+            found += [{"kind": kind, **dataclasses.asdict(piece)} for piece in streams.pieces(path)]
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class CountUnits:
+    """Unit: a piece of an input."""
+
+    work: Work
+    rules: Rules
+    buckets: int
+
+    @property
+    def folder(self) -> Any:
+        return self.work.step("words", "units")
+
+    def listed(self) -> list[dict[str, Any]]:
+        return files.read_json(os.path.join(self.work.root, "units.json"))
+
+    def units(self) -> int:
+        return len(self.listed())
+
+    def run(self, unit: int) -> dict[str, Any]:
+        entry = dict(self.listed()[unit])
+        kind = entry.pop("kind")
+        piece, tally = Piece(**entry), Counter[str]()
+        views, words, names = COUNTED.empty_table(), WordCounter(), NAMES.empty_table()
+        occurrences = 0
+        if kind == "pageviews":
+            views = self._views(piece, tally)
+        else:
+            with _writing_texts(self.folder.file(unit, "texts")) as out:
+                found: list[pa.Table] = []
+                texts = _lines(piece, tally) if kind == "text" else _articles(piece, kind, tally, found)
+                for batch in texts:
+                    tokens = ngrams.tokenize(batch, self.rules.profile)
+                    words.add(ngrams.count_words(tokens))
+                    occurrences += int((tokens.ids >= 0).sum())
+                    out.write_batch(pa.record_batch([batch], schema=TEXTS))
+                names = pa.concat_tables([names, *found])
+            _write(self.folder.file(unit, "names"), names)
+        counted = words.table()
+        _write_buckets(self.folder.file(unit, "words", 0), counted, pc.utf8_lower(counted["word"]), self.buckets)
+        _write_buckets(self.folder.file(unit, "titles", 0), views, views["query"], self.buckets)
+        return {
+            "parts": 1,
+            "kind": kind,
+            "tally": dict(tally),
+            "occurrences": occurrences,
+            "rows": len(counted) + len(views),
+        }
+
+    def _views(self, piece: Piece, tally: Counter[str]) -> pa.Table:
+        tables = [COUNTED.empty_table()]
+        rows = 0
+        for block in streams.line_blocks(piece, tally):
+            table, malformed = titles.read_views(block, self.rules.language, self.rules.profile)
+            tally["line_malformed"] += malformed
+            tables.append(table)
+            rows += len(table)
+            if rows > 1 << 20:
+                tables = [titles.add(tables)]
+                rows = len(tables[0]) // 2
+        return titles.add(tables).sort_by("query")
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeWords:
+    """Unit: a bucket of words, of all units."""
+
+    work: Work
+    rules: Rules
+    buckets: int
+
+    @property
+    def folder(self) -> Any:
+        return self.work.step("words", "merged")
+
+    @property
+    def reads(self) -> Reading:
+        return _reading(self.work.step("words", "units"), "words")
+
+    def units(self) -> int:
+        return self.buckets
+
+    def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
+        words = ngrams.add_words([buckets.table(messages, WORDS)]).sort_by("word").combine_chunks()
+        lower = pc.utf8_lower(words["word"].combine_chunks()).dictionary_encode()
+        group = lower.indices.to_numpy()
+        count, articles = (np.zeros(len(lower.dictionary), np.int64) for _ in range(2))
+        np.add.at(count, group, words["count"].to_numpy())
+        np.add.at(articles, group, words["articles"].to_numpy())
+        kept = (count >= self.rules.least_count) & (articles >= self.rules.least_articles)
+        found = words.filter(pa.array(kept[group]))
+        _write(self.folder.file(unit, "arrow"), found)
+        return {"rows": len(words), "words": len(count), "kept": int(kept.sum())}
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeTitles:
+    """Unit: a bucket of titles, of all units."""
+
+    work: Work
+    buckets: int
+
+    @property
+    def folder(self) -> Any:
+        return self.work.step("words", "titles")
+
+    @property
+    def reads(self) -> Reading:
+        return _reading(self.work.step("words", "units"), "titles")
+
+    def units(self) -> int:
+        return self.buckets
+
+    def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
+        views = titles.add([buckets.table(messages, COUNTED)]).sort_by("query")
+        _write(self.folder.file(unit, "arrow"), views)
+        return {"rows": len(views)}
+
+
+@dataclasses.dataclass(frozen=True)
+class CountPairs:
+    """Unit: the texts of a unit of the first job; one more for the ready counts of pairs."""
+
+    work: Work
+    rules: Rules
+    texts: tuple[int, ...]
+    buckets: int
+
+    @property
+    def folder(self) -> Any:
+        return self.work.step("pairs", "units")
+
+    def units(self) -> int:
+        return len(self.texts) + 1
+
+    def run(self, unit: int) -> dict[str, Any]:
+        vocabulary = read_vocabulary(self.work)
+        counter, parts, rows = PairCounter(), 0, 0
+        for found in self._found(unit, vocabulary):
+            counter.add(*found)
+            if counter.pending > MOST_PAIRS:
+                rows += self._write(unit, parts, counter, vocabulary)
+                counter, parts = PairCounter(), parts + 1
+        rows += self._write(unit, parts, counter, vocabulary)
+        return {"parts": parts + 1, "rows": rows}
+
+    def _found(self, unit: int, vocabulary: Vocabulary) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        if unit == len(self.texts):
+            yield bigrams.code(pa.Table.from_batches(files.read_batches(_ready(self.work)), COUNTED), vocabulary)
+            return
+        for batch in files.read_batches(self.work.step("words", "units").file(self.texts[unit], "texts")):
+            yield ngrams.count_pairs(ngrams.tokenize(batch["text"], self.rules.profile), vocabulary.forms)
+
+    def _write(self, unit: int, part: int, counter: PairCounter, vocabulary: Vocabulary) -> int:
+        pairs, counts = counter.sums()
+        batch = pa.record_batch([pairs, counts], schema=PAIRS)
+        bucket = hashing.mix(vocabulary.lower_pair(pairs), 0) % np.uint64(self.buckets)
+        buckets.write(self.folder.file(unit, "pairs", part), buckets.cut(batch, bucket.astype(np.int64), self.buckets))
+        return len(pairs)
+
+
+@dataclasses.dataclass(frozen=True)
+class MergePairs:
+    """Unit: a bucket of pairs, of all units."""
+
+    work: Work
+    rules: Rules
+    buckets: int
+
+    @property
+    def folder(self) -> Any:
+        return self.work.step("pairs", "merged")
+
+    @property
+    def reads(self) -> Reading:
+        return _reading(self.work.step("pairs", "units"), "pairs")
+
+    def units(self) -> int:
+        return self.buckets
+
+    def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
+        vocabulary, rules = read_vocabulary(self.work), self.rules
+        table = buckets.table(messages, PAIRS)
+        pairs, counts = ngrams.add_pairs(table["pair"].to_numpy(), table["count"].to_numpy())
+        scored = bigrams.score(pairs, counts, vocabulary, least=rules.least_pair, profile=rules.profile)
+        _write(self.folder.file(unit, "arrow"), scored)
+        return {"rows": len(pairs), "kept": len(scored)}
+
+
+class Job:
+    """Both jobs of one list, in one folder: a context that holds the folder's lock, and removes it at the end."""
+
+    def __init__(self, options: Options, *, ready: bool) -> None:
+        self.options = options
+        self.ledger: dict[str, dict[str, int]] = {}
+        self.warnings: list[str] = []
+        self.listed = list_units(options, self.ledger, self.warnings)
+        for line in self.warnings:
+            print(f"queries.build: {line}", file=sys.stderr)
+        metaclip = options.profile == "metaclip1"  # its pairs may be of any words
+        self.rules = Rules(
+            options.language,
+            options.profile,
+            1 if ready or metaclip else options.min_count,
+            1 if metaclip else options.min_articles,
+            options.min_count if options.min_bigram_count is None else options.min_bigram_count,
+        )
+        size = sum(entry["end"] - entry["start"] for entry in self.listed)
+        self.buckets = buckets.power_of_two(size / BUCKET, most=256)
+        names = [
+            [os.path.basename(entry["path"]), entry["kind"], entry["start"], entry["end"]] for entry in self.listed
+        ]
+        self.plan = digest_of(RESULT, names, dataclasses.asdict(self.rules))
+        self.work = Work(os.path.join(os.path.abspath(options.output), ".counting"), (("words", self.plan),))
+
+    def count(self) -> Counted:
+        """The first job: words and titles."""
+        from pipeline.steps import ExchangeStep, Step
+
+        files.write_json(os.path.join(self.work.root, "units.json"), self.listed)
+        task = CountUnits(self.work, self.rules, self.buckets)
+        words, views = MergeWords(self.work, self.rules, self.buckets), MergeTitles(self.work, self.buckets)
+
+        def construct(root: Any) -> Any:
+            done = root | Step(task, work=self.work, most=len(self.listed))
+            done = done | ExchangeStep(words, work=self.work, count=self.buckets)
+            return done | ExchangeStep(views, work=self.work, count=self.buckets)
+
+        self._run(construct, [("counting words", task.folder, len(self.listed))])
+        redirects, links = self._names(task)
+        for _, manifest in task.folder.manifests():
+            kind = {"cirrus": "wikipedia", "xml": "wikipedia"}.get(manifest["kind"], manifest["kind"])
+            rows = self.ledger.setdefault(kind, {})
+            for name, number in manifest["tally"].items():
+                rows[name] = rows.get(name, 0) + number
+        self.ledger["text_words"] = {name: words.folder.total(name) for name in ("words", "kept")}
+        return Counted(
+            _read(words.folder, WORDS),
+            task.folder.total("occurrences"),
+            titles.resolve(_read(views.folder, COUNTED), redirects),
+            links,
+            self.ledger,
+            self.warnings,
+        )
+
+    def _names(self, task: CountUnits) -> tuple[pa.Table, pa.Table]:
+        """(redirects: title, target; titles by links from other articles)."""
+        paths = [task.folder.file(unit, "names") for unit, row in task.folder.manifests() if row["kind"] in DUMPS]
+        names = pa.concat_tables([NAMES.empty_table(), *(_read_file(path, NAMES) for path in paths)])
+        is_redirect = pc.not_equal(names["target"], "")
+        redirects = names.filter(is_redirect).select(["title", "target"])
+        articles = names.filter(pc.invert(is_redirect))
+        return redirects, pa.table([articles["title"], articles["links"]], schema=COUNTED)
+
+    def pairs(self, vocabulary: Vocabulary, ready: pa.Table, *, most: int) -> pa.Table:
+        """The second job: the best pairs (COUNTED) of texts and ready counts."""
+        from pipeline.steps import ExchangeStep, Step
+
+        table = vocabulary.to_table()
+        digest = f"{hashing.table_digest(table):x} {hashing.table_digest(ready):x} {vocabulary.occurrences}"
+        plans = (("words", self.plan), ("pairs", digest_of(self.plan, digest)))
+        self.work = work = dataclasses.replace(self.work, plans=plans)
+        files.write_table(_vocabulary(work), table)
+        with files.writing_batches(_ready(work), COUNTED) as out:
+            out.write_table(ready)
+        units = work.step("words", "units").manifests()
+        texts = tuple(unit for unit, row in units if row["kind"] != "pageviews")
+        task = CountPairs(work, self.rules, texts, self.buckets)
+        merge = MergePairs(work, self.rules, self.buckets)
+
+        def construct(root: Any) -> Any:
+            done = root | Step(task, work=work, most=task.units())
+            return done | ExchangeStep(merge, work=work, count=self.buckets)
+
+        self._run(construct, [("counting pairs", task.folder, task.units())])
+        self.ledger["pairs"] = {"counted": merge.folder.total("rows"), "kept": merge.folder.total("kept")}
+        return bigrams.best([_read(merge.folder, SCORED)], most)
+
+    def _run(self, construct: Any, watched: list[tuple[str, Any, int]]) -> None:
+        from pipeline import progress
+
+        steps = [progress.Watched(*row) for row in watched]
+        for left in range(WORKER_DEATHS, -1, -1):
+            runner, flags = runners.make_options(self.options.runner, self.options.workers, list(self.options.beam))
+            try:
+                with progress.watching(steps):
+                    return runners.run_pipeline(construct, runner, flags)
+            except runners.WorkerDied as error:
+                if not left:
+                    raise
+                print(f"queries.build: {error}; going on", file=sys.stderr)
+
+    def __enter__(self) -> Job:
+        self._lock = locked(self.work.root)
+        self._lock.__enter__()
+        files.sweep(self.work.root)
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            files.remove(self.work.root)
+        self._lock.__exit__(kind, error, trace)
+
+
+DUMPS = ("cirrus", "xml")
+
+
+def _reading(folder: Any, kind: str) -> Reading:
+    from pipeline.steps import Reading
+
+    return Reading(folder, kind)
+
+
+def read_vocabulary(work: Work) -> Vocabulary:
+    """The kept words, once a process."""
+    path = _vocabulary(work)
+    if (path, work.plans) not in _vocabularies:
+        _vocabularies.clear()
+        _vocabularies[path, work.plans] = Vocabulary.from_table(files.read_table(path))
+    return _vocabularies[path, work.plans]
+
+
+_vocabularies: dict[Any, Vocabulary] = {}
+
+
+def _vocabulary(work: Work) -> str:
+    return os.path.join(work.root, "vocabulary.parquet")
+
+
+def _ready(work: Work) -> str:
+    return os.path.join(work.root, "pairs.arrow")
+
+
+def _lines(piece: Piece, tally: Counter[str]) -> Iterator[pa.LargeStringArray]:
+    """Plain text: each line is an article."""
+    pending: list[bytes] = []
+    size = 0
+    for block in streams.line_blocks(piece, tally):
+        pending.append(block)
+        size += len(block)
+        if size > BATCH:
+            yield _split_lines(pending, tally)
+            pending, size = [], 0
+    if pending:
+        yield _split_lines(pending, tally)
+
+
+def _split_lines(blocks: list[bytes], tally: Counter[str]) -> pa.LargeStringArray:
+    data = b"\n".join(blocks)
+    text = data.decode("utf-8", "replace")
+    lines = pc.split_pattern(pa.array([text], pa.large_string()), "\n").values
+    lines = lines.filter(pc.not_equal(pc.utf8_trim_whitespace(lines), ""))
+    tally["lines"] += len(lines)
+    tally["lines_not_utf8"] += int(pc.sum(pc.match_substring(lines, "\ufffd")).as_py() or 0)
+    return lines
+
+
+def _articles(piece: Piece, kind: str, tally: Counter[str], names: list[pa.Table]) -> Iterator[pa.LargeStringArray]:
+    """The articles of a piece of a dump; their titles, links and redirects are added to `names`."""
+    texts: list[str] = []
+    rows: list[tuple[str, str, int]] = []
+    size = 0
+    for page in wikipedia.pages(piece, kind, tally):
+        rows.append((page.title, page.target, page.links))
+        if page.text:
+            texts.append(page.text)
+            size += len(page.text)
+        if size > BATCH or len(rows) > 65_536:
+            names.append(_names_table(rows))
+            yield pa.array(texts, pa.large_string())
+            texts, rows, size = [], [], 0
+    names.append(_names_table(rows))
+    if texts:
+        yield pa.array(texts, pa.large_string())
+
+
+def _names_table(rows: list[tuple[str, str, int]]) -> pa.Table:
+    return pa.table([[row[place] for row in rows] for place in range(3)], schema=NAMES)
+
+
+def _writing_texts(path: str) -> Any:
+    return _Texts(path)
+
+
+class _Texts:
+    """An Arrow file of texts, compressed, that appears when the block ends well."""
+
+    def __init__(self, path: str) -> None:
+        self._file = files.temporary(path)
+
+    def __enter__(self) -> pa.ipc.RecordBatchFileWriter:
+        options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
+        self._sink = pa.OSFile(self._file.__enter__(), "wb")
+        self._out = pa.ipc.new_file(self._sink, TEXTS, options=options)
+        return self._out
+
+    def __exit__(self, *error: Any) -> None:
+        self._out.close()
+        self._sink.close()
+        self._file.__exit__(*error)
+
+
+def _write(path: str, table: pa.Table) -> None:
+    with files.writing_batches(path, table.schema) as out:
+        out.write_table(table)
+
+
+def _read_file(path: str, schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_batches(files.read_batches(path), schema)
+
+
+def _read(folder: Any, schema: pa.Schema) -> pa.Table:
+    tables = [_read_file(folder.file(unit, "arrow"), schema) for unit, _ in folder.manifests()]
+    return pa.concat_tables([schema.empty_table(), *tables])
+
+
+def _write_buckets(path: str, table: pa.Table, keys: pa.ChunkedArray, count: int) -> None:
+    """Rows go where the hash of their key says."""
+    batch = (table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], table.schema)])[0]
+    bucket = hashing.hash_strings(keys)[:, 0] % np.uint64(count)
+    buckets.write(path, buckets.cut(batch, bucket.astype(np.int64), count))

@@ -1,0 +1,246 @@
+"""From the command line's options to the list: what each source offers, in the order of the profile.
+
+`wit` (the default) reads texts by the matcher's own normaliser, takes every lemma of WordNet, and ranks the pairs of
+words that occur often enough by NPMI. `metaclip1` follows MetaCLIP's published rules, word for word: the first lemma of
+a synset cut at a dot, words as wikipedia-word-frequency counts them, pairs by PMI >= 30 however rare, titles by single
+hours of desktop views, nothing normalised.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import __version__, files
+from pipeline.matcher import Matcher
+from queries import assemble, bigrams, job, rules, titles, wordnet
+from queries.bigrams import Vocabulary
+from queries.counts import COUNTED, merge, read_counts
+
+if TYPE_CHECKING:
+    from queries.build import Options
+
+RESULT = 1  # raised whenever the same inputs and options give another list
+NUMBERS = 100  # 0-99
+
+
+@dataclasses.dataclass
+class Sources:
+    """What the list is filled with, in order; and what was met on the way, by source and reason."""
+
+    offers: list[tuple[str, pa.Table]]
+    ledger: dict[str, dict[str, int]]
+    warnings: list[str]
+
+
+def collect(options: Options) -> Sources:
+    """Reads and counts everything.
+
+    Raises:
+        CountsError, WordNetError: an input cannot be used.
+        JobFailed, Busy: from the job that counts dumps, texts and pageviews.
+    """
+    ledger: dict[str, dict[str, int]] = {}
+    offers = [("number", _table({str(number): 0 for number in range(NUMBERS)}))]
+    if options.wordnet is not None:
+        offers.append(("wordnet", _wordnet(options)))
+    words, pairs = _ready_counts(options, ledger)
+    if options.profile == "wit":
+        words, ledger["words"] = rules.usable_words(words)
+    if options.wikipedia or options.text or options.pageviews:
+        with job.Job(options, ready=bool(len(words))) as counting:
+            offers += _count(options, counting, words, pairs)
+        return Sources(offers, ledger | counting.ledger, counting.warnings)
+    least = options.min_count if options.min_bigram_count is None else options.min_bigram_count
+    least_word = options.min_count if options.profile == "wit" else 1
+    offers.append(("word", rules.word_queries(words, least=options.min_count)))
+    found = bigrams.from_counts(
+        words, pairs, least_word=least_word, least_pair=least, profile=options.profile, most=options.bigrams
+    )
+    offers.append(("bigram", found))
+    return Sources(offers, ledger, [])
+
+
+def _count(
+    options: Options, counting: job.Job, ready_words: pa.Table, ready_pairs: pa.Table
+) -> list[tuple[str, pa.Table]]:
+    """Words, bigrams and titles of dumps and texts, ready counts added."""
+    wit = options.profile == "wit"
+    counted = counting.count()
+    found = counted.words.select(["word", "count"]).rename_columns(COUNTED.names)
+    if wit:
+        found, counting.ledger["words_of_texts"] = rules.usable_words(found.combine_chunks())
+    occurrences = counted.occurrences + (pc.sum(ready_words["count"]).as_py() or 0)
+    words = merge([found, ready_words])
+    listed = words
+    if not wit:  # its pairs are of any words, its words are not
+        listed = merge([_in_articles(counted.words, options.min_articles), ready_words])
+    vocabulary = Vocabulary.of(words, least=options.min_count if wit else 1)
+    vocabulary = dataclasses.replace(vocabulary, occurrences=occurrences)
+    pairs = COUNTED.empty_table()
+    if len(vocabulary.forms) and options.bigrams:
+        pairs = counting.pairs(vocabulary, ready_pairs, most=options.bigrams)
+    return [
+        ("word", rules.word_queries(listed, least=options.min_count)),
+        ("bigram", pairs),
+        ("title", _titles(options, counted)),
+    ]
+
+
+def _in_articles(words: pa.Table, least: int) -> pa.Table:
+    """Words of WORDS in at least so many articles (all are in lower case there)."""
+    return (
+        words.filter(pc.greater_equal(words["articles"], least)).select(["word", "count"]).rename_columns(COUNTED.names)
+    )
+
+
+def _titles(options: Options, counted: job.Counted) -> pa.Table:
+    """By views; by links from other articles where no views are given and the dump has them."""
+    least = titles.LEAST_VIEWS if options.min_views is None else options.min_views
+    if options.pageviews or options.profile != "wit":
+        return titles.title_queries(counted.views, least=least, most=options.titles, profile=options.profile)
+    least = titles.LEAST_LINKS if options.min_views is None else options.min_views
+    return titles.title_queries(counted.links, least=max(1, least), most=options.titles)
+
+
+def _wordnet(options: Options) -> pa.Table:
+    assert options.wordnet is not None
+    if options.profile == "metaclip1":
+        return _table(wordnet.metaclip_names(options.wordnet))
+    return rules.ranked(_table(wordnet.all_lemmas(options.wordnet, first_only=options.lemmas == "first")))
+
+
+def _ready_counts(options: Options, ledger: dict[str, dict[str, int]]) -> tuple[pa.Table, pa.Table]:
+    """Words and pairs of all --counts files, added up."""
+    found = [read_counts(path) for path in options.counts]
+    if found:
+        ledger["counts"] = {"lines_without_count": sum(counts.skipped for counts in found)}
+    return merge([counts.words for counts in found]), merge([counts.pairs for counts in found])
+
+
+def _table(counts: dict[str, int]) -> pa.Table:
+    return pa.table([list(counts), list(counts.values())], schema=COUNTED)
+
+
+# ------------------------------------------------------------------------------------------------------- the folder
+
+
+def write(options: Options, sources: Sources, *, seconds: float) -> dict[str, Any]:
+    """Assembles the list, writes the folder, and returns info.json.
+
+    Raises:
+        QueryError: no query is left.
+    """
+    made = assemble.assemble(sources.offers, size=options.size, literal=options.profile == "metaclip1")
+    if len(made.table) <= NUMBERS:
+        from queries.load import QueryError
+
+        raise QueryError(
+            options.output,
+            "no source gave a query, only the numbers 0-99 are there",
+            "Give --wordnet, --counts, --text, --wikipedia or --pageviews, or lower --min-count.",
+        )
+    listed = assemble.write(options.output, made.table)
+    if options.export:
+        assemble.export(options.output, listed.queries)
+    kept = made.kept()
+    info = {
+        "queries": len(listed),
+        "digest": listed.digest,
+        "counts": kept,
+        "sources": {
+            name: {
+                "offered": made.offered[name],
+                "dead": made.dead[name],
+                "duplicates": made.duplicates[name],
+                "over": made.over[name],
+                "kept": kept[name],
+            }
+            for name in made.offered
+        },
+        "dead": sum(made.dead.values()),
+        "duplicates": sum(made.duplicates.values()),
+        "dead_samples": made.dead_samples,
+        "duplicate_samples": made.duplicate_samples,
+        "dead_in_list": dead_in_list(listed.queries),
+        "ledger": sources.ledger,
+        "warnings": sources.warnings,
+        "inputs": inputs(options),
+        "options": shown(options),
+        "versions": versions(),
+        "seconds": round(seconds, 1),
+    }
+    files.write_json(os.path.join(options.output, "info.json"), info)
+    files.write_bytes(os.path.join(options.output, "README.md"), readme(info).encode())
+    return info
+
+
+def dead_in_list(queries: pa.StringArray) -> dict[str, int]:
+    """Queries of the list that no text can match, by mode of matching."""
+    return {mode: len(Matcher.build(queries, mode=mode).dead) for mode in ("wide", "metaclip")}
+
+
+def inputs(options: Options) -> list[dict[str, Any]]:
+    """Every file that was read, by name and size."""
+    found = []
+    for kind in ("wikipedia", "text", "counts", "pageviews"):
+        for path in getattr(options, kind):
+            found.append({"kind": kind, "name": os.path.basename(path), "bytes": os.path.getsize(path)})
+    for part in wordnet.PARTS if options.wordnet is not None else ():
+        path = os.path.join(str(options.wordnet), f"data.{part}")
+        found.append({"kind": "wordnet", "name": os.path.basename(path), "bytes": os.path.getsize(path)})
+    return found
+
+
+def shown(options: Options) -> dict[str, Any]:
+    """The options that decide the list: nothing of this machine."""
+    hidden = {"output", "wikipedia", "text", "counts", "pageviews", "wordnet", "export", "runner", "workers", "beam"}
+    return {name: value for name, value in dataclasses.asdict(options).items() if name not in hidden}
+
+
+def versions() -> dict[str, str]:
+    """What made the list."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"openwit": __version__, "result": str(RESULT), "python": python, "pyarrow": pa.__version__}
+
+
+LICENCES = {
+    "wikipedia": "Wikipedia, by its authors: CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/)",
+    "text": "texts given on the command line: their own licence applies",
+    "counts": (
+        "counts given on the command line: their own licence applies (wordfreq's data are CC BY-SA 4.0, "
+        "https://github.com/rspeer/wordfreq)"
+    ),
+    "pageviews": "pageview counts of the Wikimedia Foundation: CC0",
+    "wordnet": "WordNet 3.0, copyright 2006 by Princeton University, under the WordNet licence",
+}
+
+
+def readme(info: dict[str, Any]) -> str:
+    """What the list is, what it was made from, and under which licences."""
+    kinds: dict[str, list[str]] = collections.defaultdict(list)
+    for item in info["inputs"]:
+        kinds[item["kind"]].append(f"`{item['name']}` ({item['bytes']:,} bytes)")
+    lines = [
+        f"# {info['queries']:,} queries ({info['options']['language']})",
+        "",
+        f"Digest `{info['digest']}` (sha256 of the queries, one a line, in the order of their bytes).",
+        f"Made by `python -m queries.build`, profile `{info['options']['profile']}`; more in `info.json`.",
+        "",
+        "| source | queries |",
+        "|---|---:|",
+        *(f"| {name} | {count:,} |" for name, count in info["counts"].items()),
+        "",
+        "## Provenance and licences",
+        "",
+    ]
+    for kind, names in kinds.items():
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        lines.append(f"- {LICENCES[kind]}. Read: {', '.join(names[:5])}{more}.")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,103 @@
+"""Which of the counted words, pairs and titles become queries, and in what order.
+
+A word counts in all its cases together. Written are its lower-case form and, where that is another one, the form that
+occurs most ("london", "London"): matching heeds case unless it is told not to.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from queries.counts import COUNTED
+from queries.normalize import normalize_array
+
+SCRIPTS = (
+    *("Latin", "Cyrillic", "Greek", "Armenian", "Georgian", "Hebrew", "Arabic", "Devanagari", "Bengali", "Gurmukhi"),
+    *("Gujarati", "Oriya", "Tamil", "Telugu", "Kannada", "Malayalam", "Sinhala", "Thai", "Lao", "Tibetan", "Myanmar"),
+    *("Khmer", "Ethiopic", "Hangul", "Han", "Hiragana", "Katakana"),
+)
+LEAST_SHARE = 0.01  # of all occurrences: a script with less is not the language's own
+LONGEST = 256  # bytes of a query
+
+_SMASHED = r"0[0-9.,]*0"  # wordfreq writes 0 for every digit of a longer number
+_ENDING = r"^(?P<word>.+)['’](?P<ending>.{1,2})$"  # "dog's", "don't": both parts are found without it
+
+
+def usable_words(words: pa.Table) -> tuple[pa.Table, dict[str, int]]:
+    """The words that can be queries, and how many cannot, by reason."""
+    dropped: dict[str, int] = {}
+    for reason, unusable in (
+        ("no_letter", lambda t: pc.invert(pc.match_substring_regex(t["query"], r"\pL"))),
+        ("smashed_number", lambda t: pc.match_substring_regex(t["query"], _SMASHED)),
+        ("address", lambda t: pc.match_substring_regex(t["query"], r"\w\.\w|^\.|[/@_]")),
+        ("too_long", lambda t: pc.greater(pc.binary_length(t["query"]), LONGEST)),
+        ("word_and_ending", _is_word_and_ending),
+        ("foreign_script", _is_foreign),
+    ):
+        mask = unusable(words) if len(words) else pa.chunked_array([], pa.bool_())
+        count = pc.sum(mask).as_py() or 0
+        if count:
+            dropped[reason] = count
+            words = words.filter(pc.invert(mask))
+    return words.combine_chunks(), dropped
+
+
+def _is_word_and_ending(words: pa.Table) -> pa.ChunkedArray:
+    word = pc.struct_field(pc.extract_regex(words["query"], _ENDING), "word")
+    return pc.and_(word.is_valid(), pc.is_in(word, words["query"].combine_chunks()))
+
+
+def _is_foreign(words: pa.Table) -> pa.Array:
+    """True for words with a letter of a script that makes up less than LEAST_SHARE of all occurrences."""
+    counts = words["count"].to_numpy()
+    own, foreign = [], np.zeros(len(words), bool)
+    has = {script: _truth(pc.match_substring_regex(words["query"], rf"\p{{{script}}}")) for script in SCRIPTS}
+    for script, mask in has.items():
+        if counts[mask].sum() >= LEAST_SHARE * counts.sum():
+            own.append(script)
+        else:
+            foreign |= mask
+    return pa.array(foreign)
+
+
+def word_queries(words: pa.Table, *, least: int) -> pa.Table:
+    """Words with at least `least` occurrences in all their cases, the most frequent first."""
+    lower, total, dominant = by_case(words["query"].combine_chunks(), words["count"].to_numpy())
+    kept = total >= least
+    forms = pa.table([words["query"], words["count"]], schema=COUNTED).take(pa.array(dominant[kept]))
+    all_cases = pa.table([lower.filter(pa.array(kept)), pa.array(total[kept])], schema=COUNTED)
+    other = forms.filter(pc.not_equal(forms["query"], all_cases["query"]))
+    return ranked(pa.concat_tables([all_cases, other.filter(pc.greater_equal(other["count"], least))]))
+
+
+def by_case(
+    forms: pa.StringArray, counts: npt.NDArray[np.int64]
+) -> tuple[pa.StringArray, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Each lower-case form once: its total, and the row of the form that occurs most (else the first by bytes)."""
+    encoded = pc.utf8_lower(forms).dictionary_encode()
+    group = encoded.indices.to_numpy().astype(np.int64)
+    total = np.zeros(len(encoded.dictionary), np.int64)
+    np.add.at(total, group, counts)
+    rank = np.empty(len(forms), np.int64)
+    rank[pc.sort_indices(forms).to_numpy()] = np.arange(len(forms))
+    order = np.lexsort((rank, -counts, group))
+    first = np.ones(len(order), bool)
+    first[1:] = group[order][1:] != group[order][:-1]
+    return encoded.dictionary, total, order[first]
+
+
+def ranked(table: pa.Table) -> pa.Table:
+    """By count, the largest first; equal counts by the bytes of the query."""
+    return table.sort_by([("count", "descending"), ("query", "ascending")]).combine_chunks()
+
+
+def keys(queries: pa.StringArray) -> pa.StringArray:
+    """What `wide` matching looks for: "" for a query that matches nothing, equal for queries that match the same."""
+    return normalize_array(queries)
+
+
+def _truth(mask: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    return np.asarray(mask.to_numpy(zero_copy_only=False) if isinstance(mask, pa.Array) else mask.to_numpy(), bool)

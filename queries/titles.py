@@ -1,0 +1,89 @@
+"""Titles of articles by how often they are read, from Wikimedia's pageview files.
+
+Two forms are read: months and days of pageview_complete (`en.wikipedia Title page_id access views ...`), and single
+hours (`en Title views bytes`; `en.m` is the mobile site). MetaCLIP takes the desktop site's hours alone, and of an hour
+the titles with at least 50 views.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from queries.counts import COUNTED
+
+LEAST_VIEWS = 70
+LEAST_LINKS = 20  # from other articles, where no views are given
+METACLIP_LEAST_IN_HOUR = 50
+
+# A name of another namespace ("Talk:Cat", "File:Cat.jpg"): no blank behind the colon, as there is in "Alien: Covenant".
+_PREFIX = r"^[^:]+:[^ ]"
+_IN_BRACKETS = r"^(.*\S) \([^()]*\)$"  # "Mercury (planet)"
+
+
+def read_views(block: bytes, language: str, profile: str = "wit") -> tuple[pa.Table, int]:
+    """(title and views as COUNTED, each once; lines that are malformed) of some lines, other projects' left out."""
+    code = language.encode()
+    if b"\n" + code not in block and not block.startswith(code):
+        return COUNTED.empty_table(), 0
+    lines = pa.array(block.decode("utf-8", "replace").split("\n"), pa.large_string())
+    hours = _own(lines, (f"{language} ", f"{language}.m ") if profile == "wit" else (f"{language} ",))
+    months = _own(lines, (f"{language}.wikipedia ",))
+    tables, malformed = [], 0
+    for found, form, least in (
+        (hours, r"^\S+ (?P<title>\S+) (?P<views>\d{1,15})(?: \d+)?$", METACLIP_LEAST_IN_HOUR),
+        (months, r"^\S+ (?P<title>\S+) (?:\S+ )?(?P<access>\S+) (?P<views>\d{1,15})(?: \S+)?$", 0),
+    ):
+        fields = pc.extract_regex(found, form)
+        malformed += fields.null_count
+        fields = fields.drop_null()
+        if profile != "wit" and found is months:
+            fields = fields.filter(pc.equal(pc.struct_field(fields, "access"), "desktop"))
+        views = pc.struct_field(fields, "views").cast(pa.int64())
+        titles = pc.replace_substring(pc.struct_field(fields, "title").cast(pa.string()), "_", " ")
+        table = pa.table([titles, views], schema=COUNTED)
+        if profile != "wit":
+            table = table.filter(pc.greater_equal(table["count"], least))
+        tables.append(table)
+    return add(tables), malformed
+
+
+def _own(lines: pa.Array, prefixes: tuple[str, ...]) -> pa.Array:
+    mask = pc.starts_with(lines, prefixes[0])
+    for prefix in prefixes[1:]:
+        mask = pc.or_(mask, pc.starts_with(lines, prefix))
+    return lines.filter(mask)
+
+
+def add(tables: list[pa.Table]) -> pa.Table:
+    """The sum of tables of COUNTED, in no order."""
+    together = pa.concat_tables([COUNTED.empty_table(), *tables])
+    summed = together.group_by("query", use_threads=False).aggregate([("count", "sum")])
+    return summed.rename_columns(COUNTED.names).cast(COUNTED)
+
+
+def resolve(views: pa.Table, redirects: pa.Table) -> pa.Table:
+    """The views of a redirect (columns `title`, `target`) go to the article that it leads to."""
+    if not len(redirects):
+        return views
+    at = pc.index_in(views["query"], redirects["title"].combine_chunks())
+    target = redirects["target"].combine_chunks().take(_whole(at))
+    return add([pa.table([pc.coalesce(target, _whole(views["query"])), views["count"]], schema=COUNTED)])
+
+
+def title_queries(views: pa.Table, *, least: int, most: int, profile: str = "wit") -> pa.Table:
+    """COUNTED: the most read titles with at least `least` views, as a reader writes them."""
+    titles = _whole(views["query"])
+    counts = _whole(views["count"])
+    if profile == "wit":
+        article = pc.invert(pc.or_(pc.match_substring_regex(titles, _PREFIX), pc.equal(titles, "Main Page")))
+        titles = pc.replace_substring_regex(titles, _IN_BRACKETS, r"\1")
+    else:
+        article = pc.invert(pc.match_substring(titles, ":"))
+    table = add([pa.table([titles, counts], schema=COUNTED).filter(article)])
+    table = table.filter(pc.greater_equal(table["count"], least))
+    return table.sort_by([("count", "descending"), ("query", "ascending")]).slice(0, most).combine_chunks()
+
+
+def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
