@@ -11,6 +11,7 @@ records the place in the member is added as place << 40, so that `read_at` finds
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import mmap
 import os
@@ -19,7 +20,10 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
+
 from pipeline.ledger import Ledger
+from pipeline.sources import libdeflate
 from pipeline.sources.inputs import open_bytes
 
 _zlib: Any = zlib
@@ -28,6 +32,7 @@ with contextlib.suppress(ImportError):  # twice as fast as the standard library'
 
 MAX_RECORD = 16 << 20  # bytes of a record's block, inflated
 MAX_HEADER = 64 << 10  # bytes of a record's header
+FAST_MEMBER = 4 << 20  # bytes of a member, inflated, that libdeflate gets a buffer for; zlib does longer ones
 MAX_SKIPPED = 4 << 30  # bytes of an oversized member that are inflated only to find its end
 CHUNK = 256 << 10
 KEPT = 16 << 20  # bytes of a long member that are held, to look for the next member if it is damaged
@@ -41,6 +46,8 @@ _NEXT_PLAIN = re.compile(  # with the newline before it, which makes the search 
     rb"\n(?:WARC/[01]\.\d+\r?\n|[a-z]{2,8}:[^\r\n]{1,8192} [0-9.]{7,15} \d{14} [^\r\n]{0,200}\d\n)"
 )
 _ARC_LINE = re.compile(rb"([^\r\n]{1,8192}?) ([0-9A-Fa-f.:]{1,45}|-) (\d{8,17}) ([^\r\n]{0,200}?) ?(\d{1,18})\r?\n")
+_HEADER_END = re.compile(rb"\r?\n\r?\n")
+_TELLING = re.compile(rb"\n[ \t]*(warc-type|warc-target-uri|content-length)[ \t]*:([^\n]*)", re.IGNORECASE)
 
 _Errors: tuple[type[Exception], ...] = (zlib.error, _zlib.error)
 
@@ -52,8 +59,18 @@ class Record:
     offset: int
     kind: str
     url: str
-    headers: dict[str, str]  # keys in lower case
-    content: bytes  # the block after the record's header
+    head: bytes  # the header's lines, each after a newline
+    content: bytes  # the block after the header
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The fields of the header, keys in lower case, the first of repeated ones. Read anew each time."""
+        fields: dict[str, str] = {}
+        for line in self.head.split(b"\n"):
+            name, colon, value = line.partition(b":")
+            if colon:
+                fields.setdefault(name.strip().lower().decode("latin-1"), value.strip().decode("utf-8", "replace"))
+        return fields
 
 
 class Response(NamedTuple):
@@ -75,6 +92,16 @@ class _Mapped:
     def __init__(self, file: BinaryIO) -> None:
         self.size = os.fstat(file.fileno()).st_size
         self.data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
+        self._inflater: _Inflater | None = None
+
+    def member(self, position: int, limit: int) -> tuple[bytes, int] | None:
+        """(content, end) of a sound gzip member of at most `limit` bytes; None where zlib has to look itself."""
+        if self._inflater is None:
+            library = libdeflate.functions()
+            if library is None:
+                return None
+            self._inflater = _Inflater(library, self.data, min(limit, FAST_MEMBER))
+        return self._inflater.member(position)
 
     def at(self, position: int, count: int) -> bytes:
         return self.data[position : position + count]
@@ -94,12 +121,39 @@ class _Mapped:
         """Nothing: pages that are not used any more cost nothing."""
 
 
+class _Inflater:
+    """libdeflate on a mapped file: a member in one call, in half of zlib's time."""
+
+    def __init__(self, library: libdeflate.Functions, data: mmap.mmap, limit: int) -> None:
+        pointer, size = ctypes.c_void_p, ctypes.c_size_t
+        self._gunzip = ctypes.CFUNCTYPE(ctypes.c_int, pointer, pointer, size, pointer, size, pointer, pointer)(
+            library.gunzip
+        )
+        self._decompressor = libdeflate.Decompressor(library)
+        self._data, self._out = np.frombuffer(data, np.uint8), np.empty(limit, np.uint8)
+        self._used, self._written = size(), size()
+        self._from, self._to = self._data.ctypes.data, self._out.ctypes.data
+        self._sizes = ctypes.addressof(self._used), ctypes.addressof(self._written)
+
+    def member(self, start: int) -> tuple[bytes, int] | None:
+        """(content, end) of the member at `start`; None if it is damaged, cut or larger than the limit."""
+        source, left, room = self._from + start, len(self._data) - start, len(self._out)
+        status = self._gunzip(self._decompressor.address, source, left, self._to, room, *self._sizes)
+        if status != libdeflate.OK:
+            return None
+        return ctypes.string_at(self._to, self._written.value), start + self._used.value
+
+
 class _Streamed:
     """A stream, of which only what may still be needed is held."""
 
     def __init__(self, file: Any, *, raw: bool = True) -> None:
         self._file, self._held, self._start, self._ended = file, bytearray(), 0, False
         self.raw = raw
+
+    def member(self, position: int, limit: int) -> tuple[bytes, int] | None:
+        """None: libdeflate wants the whole member at once."""
+        return None
 
     def _fill(self, end: int) -> None:
         while not self._ended and self._start + len(self._held) < end:
@@ -320,6 +374,9 @@ class _Reader:
 
     def _inflate(self, start: int) -> tuple[bytes, str]:
         """(inflated bytes, state) of a member: whole, cut (the file ends), bad, or long (more than a record)."""
+        if found := self._data.member(start, self._max + MAX_HEADER):
+            content, self.position = found
+            return content, "whole"
         inflater, position = _zlib.decompressobj(31), start
         parts: list[bytes] = []
         total = 0
@@ -526,21 +583,21 @@ def _parse_header(data: bytes, offset: int) -> tuple[Record, int, int] | str:
     version = _VERSION.match(data)
     if version is None:
         return "bad_version"
-    end = re.compile(rb"\r?\n\r?\n").search(data, version.end() - 2)
+    end = _HEADER_END.search(data, version.end() - 2)
     if end is None:
         return "bad_header"
-    headers: dict[str, str] = {}
-    for line in data[version.end() : end.start()].split(b"\n"):
-        name, colon, value = line.partition(b":")
-        if colon:
-            headers.setdefault(name.strip().lower().decode("latin-1"), value.strip().decode("utf-8", "replace"))
-    length = _LENGTH.match(headers.get("content-length", "").encode())
+    head = data[version.end() - 1 : end.start()]
+    fields: dict[bytes, bytes] = {}
+    for name, value in _TELLING.findall(head):
+        fields.setdefault(name.lower(), value.strip())
+    length = _LENGTH.match(fields.get(b"content-length", b""))
     if length is None:
         return "bad_length"
-    if "warc-type" not in headers:
+    if b"warc-type" not in fields:
         return "bad_header"
-    url = headers.get("warc-target-uri", "").strip("<>")
-    return Record(offset, headers.get("warc-type", "").lower(), url, headers, b""), end.end(), int(length[1])
+    url = fields.get(b"warc-target-uri", b"").decode("utf-8", "replace").strip("<>")
+    kind = fields.get(b"warc-type", b"").decode("utf-8", "replace").lower()
+    return Record(offset, kind, url, head, b""), end.end(), int(length[1])
 
 
 def _parse_arc_line(data: bytes, offset: int) -> tuple[Record, int, int] | str:
@@ -548,10 +605,10 @@ def _parse_arc_line(data: bytes, offset: int) -> tuple[Record, int, int] | str:
     line = _ARC_LINE.match(data)
     if line is None:
         return "bad_header"
-    url, mime = line[1].decode("utf-8", "replace"), line[4].decode("latin-1")
+    url = line[1].decode("utf-8", "replace")
     kind = "filedesc" if url.startswith("filedesc:") else "response"
-    headers = {"content-type": mime, "date": line[3].decode()}
-    return Record(offset, kind, url, headers, b""), line.end(), int(line[5])
+    head = b"\ncontent-type:" + line[4] + b"\ndate:" + line[3]
+    return Record(offset, kind, url, head, b""), line.end(), int(line[5])
 
 
 # ----------------------------------------------------------------------------------------------------- HTTP inside
