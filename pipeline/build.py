@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 RESULT = 1  # raised whenever the same input and options give other rows: an older folder is then not continued
 
+KERNEL_ROWS = 50_000  # expected rows from which workers load the kernels before they begin
 WORKER_DEATHS = 2  # jobs that are begun again, where they were, because a worker died
 
 DONE, CRASHED, USAGE, BELOW, MISSING, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -482,7 +483,10 @@ def run_job(construct: Callable[[Any], Any], run: Run, job: str) -> None:
     from pipeline import progress, runners
 
     steps = watched(run, job)
-    runner, options = runners.make_options(run.options.runner, run.options.workers, list(run.options.beam))
+    kernels = sum(expected_rows(item) for item in run.inputs) > KERNEL_ROWS
+    runner, options = runners.make_options(
+        run.options.runner, run.options.workers, list(run.options.beam), kernels=kernels
+    )
     for left in range(WORKER_DEATHS, -1, -1):
         try:
             with progress.watching(steps):
@@ -491,7 +495,9 @@ def run_job(construct: Callable[[Any], Any], run: Run, job: str) -> None:
             if not left:
                 raise
             print(f"pipeline.build: {error}; going on", file=sys.stderr)
-            runner, options = runners.make_options(run.options.runner, run.options.workers, list(run.options.beam))
+            runner, options = runners.make_options(
+                run.options.runner, run.options.workers, list(run.options.beam), kernels=kernels
+            )
 
 
 def watched(run: Run, job: str) -> list[Any]:

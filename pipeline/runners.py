@@ -15,7 +15,6 @@ import functools
 import logging
 import os
 import re
-import shlex
 import signal
 import sys
 import threading
@@ -23,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline import zygote
 from pipeline.work import UsageError
 
 LOCAL = ("local", "direct", "directrunner", "localrunner")
@@ -102,13 +102,16 @@ def beam_flags() -> list[str]:
     return [flag for action in parser._actions for flag in action.option_strings]
 
 
-def make_options(name: str, workers: int | None, beam_args: Sequence[str] = ()) -> tuple[Any, Any]:
+def make_options(
+    name: str, workers: int | None, beam_args: Sequence[str] = (), *, kernels: bool = True
+) -> tuple[Any, Any]:
     """(runner, PipelineOptions) for a runner's name.
 
     Args:
         name: local, or a Beam runner, with or without "Runner", in any case.
         workers: processes of the local runner; None: one a core. Other runners have flags of their own.
         beam_args: Beam's own flags.
+        kernels: the local workers load the kernels before they begin: worth it for more than a few rows.
 
     Raises:
         UsageError: there is no such runner.
@@ -124,7 +127,9 @@ def make_options(name: str, workers: int | None, beam_args: Sequence[str] = ()) 
             )
         count = max(1, workers if workers is not None else len(os.sched_getaffinity(0)))
         quiet_workers = ["--default_sdk_harness_log_level=WARNING"]
-        return local_runner(count), PipelineOptions([*quiet_workers, *beam_args, f"--direct_num_workers={count}"])
+        return local_runner(count, kernels=kernels), PipelineOptions(
+            [*quiet_workers, *beam_args, f"--direct_num_workers={count}"]
+        )
     arguments = [f"--runner={name}", *beam_args, *engine_defaults(name, beam_args)]
     try:
         return beam.runners.create_runner(name), PipelineOptions(arguments)
@@ -147,12 +152,11 @@ def engine_defaults(name: str, given: Sequence[str]) -> list[str]:
     return [flag for flag in wanted if flag.split("=")[0] not in flags]
 
 
-def local_runner(workers: int) -> Any:
+def local_runner(workers: int, *, kernels: bool = True) -> Any:
     """Beam's FnApiRunner with our worker processes, or in this process if there is only one worker."""
     from apache_beam.portability.api import beam_provision_api_pb2
     from apache_beam.runners.portability.fn_api_runner import fn_runner
     from apache_beam.runners.portability.portable_runner import JobServiceHandle
-    from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
     class LocalRunner(fn_runner.FnApiRunner):
         def run_pipeline(self, pipeline: Any, options: Any) -> Any:
@@ -163,51 +167,15 @@ def local_runner(workers: int) -> Any:
 
     if workers == 1:
         return LocalRunner()
-    watch_workers()
-    # `exec`: Beam starts the command through a shell, and the worker must be our own child to die with us.
-    command = f"exec {shlex.quote(sys.executable)} -m pipeline.worker"
-    return LocalRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
+    hand_on_environment()
+    zygote.current(kernels=kernels)
+    quiet_readers()
+    return LocalRunner(default_environment=zygote.environment())
 
 
 @functools.cache
-def watch_workers() -> None:
-    """Has the local runner notice that a worker ended before its time; Beam would wait for its answer for ever."""
-    from apache_beam.portability import python_urns
-    from apache_beam.runners.portability import local_job_service
-    from apache_beam.runners.portability.fn_api_runner import worker_handlers
-
-    register = worker_handlers.WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)
-
-    class WatchedWorker(worker_handlers.SubprocessSdkWorkerHandler):
-        def start_worker(self) -> None:
-            self.worker = local_job_service.SubprocessSdkWorker(
-                self._worker_command_line, self.control_address, self.provision_info, self.worker_id
-            )
-            self.worker_thread = threading.Thread(name="run_worker", target=self._run)
-            self.worker_thread.start()
-
-        def _run(self) -> None:
-            try:
-                self.worker.run()
-            except RuntimeError as error:  # its exit code is not 0
-                self._give_up(error)
-
-        def _give_up(self, error: RuntimeError) -> None:
-            """Fails what the runner waits for, and all that it will still ask this worker."""
-            connection = self.control_conn
-            send = connection.push
-
-            def push(request: Any) -> Any:
-                future = send(request)
-                if future is not None:
-                    future.abort(error)
-                return future
-
-            connection.push = push
-            for future in list(connection._futures_by_id.values()):
-                future.abort(error)
-
-    register(WatchedWorker)
+def quiet_readers() -> None:
+    """A worker that dies breaks the streams that Beam's threads read; the job says so itself."""
     tell = threading.excepthook
     threading.excepthook = lambda args: None if args.thread and args.thread.name in READERS else tell(args)
 
@@ -238,7 +206,7 @@ def run_pipeline(construct: Callable[[Any], Any], runner: Any, options: Any) -> 
         except Exception as error:
             raise explain(error) from error
         finally:
-            end_workers()
+            zygote.end_workers()
 
 
 def hush() -> None:
@@ -315,23 +283,3 @@ def explain(error: BaseException) -> JobFailed:
         own = [f"{type(error).__name__}: {' '.join(lines)}"]
     last = own[-1] if own else (lines[-1] if lines else type(error).__name__)
     return JobFailed(re.sub(r" \[while running .*$", "", last))
-
-
-def children() -> list[int]:
-    """Our worker processes."""
-    found = []
-    for name in os.listdir("/proc") if os.path.isdir("/proc") else []:
-        if name.isdigit():
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                stat = Path(f"/proc/{name}/stat").read_text()
-                parent = int(stat[stat.rindex(")") + 2 :].split()[1])
-                if parent == os.getpid() and b"pipeline.worker" in Path(f"/proc/{name}/cmdline").read_bytes():
-                    found.append(int(name))
-    return found
-
-
-def end_workers() -> None:
-    """Kills workers that are left: one that goes on would write beside the next run."""
-    for pid in children():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)

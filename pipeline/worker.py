@@ -1,6 +1,6 @@
 """A worker process: Beam's SDK harness, started in one of two ways.
 
-* by the local runner, with everything in the environment;
+* by the local runner, as a fork of the zygote (see `zygote`), with everything in the environment;
 * as the boot program of a PROCESS environment, or of a worker pool (EXTERNAL), by the command `openwit-worker` with
   the container contract's flags (--id, --provision_endpoint, ...): then the pipeline options are fetched from the
   provision service. No artifacts are retrieved: the package must be installed on the host.
@@ -76,18 +76,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--id", default="")
     parser.add_argument("--semi_persist_dir", default="")
+    parser.add_argument("--zygote", action="store_true")
+    parser.add_argument("--kernels", action="store_true")
     for name in ENDPOINTS:
         parser.add_argument(f"--{name}", default="")
     options, _ = parser.parse_known_args()
-    parent = os.environ.get("OPENWIT_PARENT")
+    if options.zygote:
+        live_as_zygote(options.kernels)
+        return
     if options.id:
         os.dup2(2, 1)  # a print() in a worker must not fill a pipe that nobody reads
         fetch_options(options.id.strip("'\""), options)  # Prism passes the id with its quotes
         die_with(os.getppid(), by_kernel=False)
-    elif parent:
-        if os.getppid() != int(parent):
-            sys.exit(1)  # it is gone already
-        die_with(int(parent), by_kernel=True)
+    run_harness()
+
+
+def live_as_zygote(kernels: bool) -> None:
+    """The process that the local runner's workers are forks of."""
+    parent = os.getppid()
+    if str(parent) != os.environ.get("OPENWIT_PARENT"):
+        sys.exit(1)  # it is gone already
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; our parent decides
+    from pipeline import runners, zygote
+
+    runners.import_beam()
+
+    def run_worker() -> None:
+        die_with(os.getppid(), by_kernel=True)
+        run_harness()
+
+    zygote.serve(kernels=kernels, run_worker=run_worker)
+
+
+def run_harness() -> None:
+    """Beam's SDK harness, until the job ends."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     from pipeline import runners
 

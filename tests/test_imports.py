@@ -14,7 +14,7 @@ TOP = {"pipeline.build", "pipeline.inspect_shards", "pipeline.demo"}
 STAGES = {f"pipeline.{name}" for name in "gather match dedup balance fetch dedup_images publish".split()}
 FIRST = {
     f"pipeline.{name}"
-    for name in "steps passes dropping balancing exports runners worker progress report sources fetching".split()
+    for name in "steps passes dropping balancing exports runners zygote worker progress report sources fetching".split()
 }
 HEAVY = ("apache_beam", "img2dataset", "numba", "torch", "webdataset", "pandas", "fasttext", "faiss")
 

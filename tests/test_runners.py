@@ -14,7 +14,7 @@ from typing import Any
 import apache_beam as beam
 import pytest
 
-from pipeline import build, runners
+from pipeline import build, runners, zygote
 from pipeline.work import UsageError
 
 TESTS = Path(__file__).parent
@@ -93,7 +93,7 @@ def test_two_workers_are_processes_with_the_options(tmp_path: Path, capfd: pytes
     assert len({pid for pid, _, _ in notes} - {str(os.getpid())}) == 2
     assert {seen for _, _, seen in notes} == {"told"}
     assert {path.read_text().split()[1] for path in tmp_path.glob("second-*")} == {"8"}
-    assert not runners.children()
+    assert not zygote.workers()
     assert capfd.readouterr() == ("", "")
 
 
@@ -109,7 +109,7 @@ def test_a_dead_worker_is_told_soon(tmp_path: Path, capfd: pytest.CaptureFixture
     with pytest.raises(runners.WorkerDied, match="a worker process died"):
         run(troubled("die", tmp_path), 2)
     assert time.monotonic() - start < 30
-    assert not runners.children()
+    assert not zygote.workers()
     assert "Traceback" not in capfd.readouterr().err
 
 
