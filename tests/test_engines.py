@@ -131,8 +131,10 @@ def group_members(group: int) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("engine", ["local", "prism", "flink"])
+@pytest.mark.parametrize(
+    ("engine", "number"),
+    [("local", signal.SIGINT), ("local", signal.SIGTERM), ("prism", signal.SIGTERM), ("flink", signal.SIGINT)],
+)
 def test_an_interrupted_run_leaves_nothing_running(
     engine: str, number: signal.Signals, inputs: Path, expected: dict[str, tuple[str, int]], tmp_path: Path
 ) -> None:
