@@ -22,6 +22,7 @@ KERNELS = (
     "pipeline.clean_kernel",
     "pipeline.matcher_kernel",
     "pipeline.selection_kernel",
+    "pipeline.sources.wat_kernel",
     "pipeline.sources.html_kernel",
 )
 
