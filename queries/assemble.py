@@ -34,7 +34,7 @@ class Assembled:
     duplicates: dict[str, int]
     over: dict[str, int]
     dead_samples: list[str]
-    duplicate_samples: list[str]
+    duplicate_samples: list[str]  # those written otherwise than what stands for them
 
     def kept(self) -> dict[str, int]:
         """Queries by source."""
@@ -87,6 +87,9 @@ def assemble(sources: list[tuple[str, pa.Table]], *, size: int, literal: bool = 
         return dict(zip(names, np.bincount(which[rows], minlength=len(names)).tolist(), strict=True))
 
     again = ~first & ~dead
+    first_row = np.zeros(len(encoded.dictionary), np.int64)
+    first_row[number[first]] = np.flatnonzero(first)
+    written_otherwise = again & np.asarray(pc.not_equal(queries, queries.take(pa.array(first_row[number]))))
     return Assembled(
         table,
         by_source(np.arange(len(which))),
@@ -94,7 +97,7 @@ def assemble(sources: list[tuple[str, pa.Table]], *, size: int, literal: bool = 
         by_source(again),
         by_source(over),
         queries.take(pa.array(np.flatnonzero(dead)[:SAMPLES])).to_pylist(),
-        queries.take(pa.array(np.flatnonzero(again)[:SAMPLES])).to_pylist(),
+        queries.take(pa.array(np.flatnonzero(written_otherwise)[:SAMPLES])).to_pylist(),
     )
 
 

@@ -19,7 +19,8 @@ from queries.ngrams import add_pairs
 
 LEAST_PMI = 5.0  # of profile wit
 METACLIP_PMI = 30.0
-METACLIP_BIGRAMS = 100_646
+
+_BLANKLESS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Tibetan}\p{Myanmar}\p{Khmer}]\pM*"
 
 SCORED = pa.schema(
     [
@@ -73,9 +74,11 @@ class Vocabulary:
         return self.lower[first] * len(self.names) + self.lower[second]
 
     def texts(self, pairs: npt.NDArray[np.int64]) -> pa.StringArray:
-        """ "new york" and so on."""
-        first, second = np.divmod(pairs, max(1, len(self.forms)))
-        return pc.binary_join_element_wise(self.forms.take(pa.array(first)), self.forms.take(pa.array(second)), " ")
+        """The pairs as written ("new york"); no blank between letters of scripts that have none."""
+        first, second = (self.forms.take(pa.array(place)) for place in np.divmod(pairs, max(1, len(self.forms))))
+        ends = pc.match_substring_regex(first, _BLANKLESS + "$")
+        close = pc.and_(ends, pc.match_substring_regex(second, "^" + _BLANKLESS))
+        return pc.binary_join_element_wise(first, second, pc.if_else(close, "", " "))
 
 
 def code(table: pa.Table, vocabulary: Vocabulary) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -12,31 +12,25 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import glob
 import json
 import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
 from pipeline.runners import JobFailed
 from pipeline.work import Busy, UsageError
+from queries.cli import CRASHED, DONE, INTERRUPTED, MISSING, USAGE, MissingInput, Parser, check_flags, fail
 
 if TYPE_CHECKING:
     from queries.recipe import Sources
 
-DONE, CRASHED, USAGE, BELOW, MISSING, INTERRUPTED = 0, 1, 2, 3, 4, 130
-
 # The paper's and MetaCLIP's numbers.
 SIZE, MIN_COUNT, MIN_ARTICLES, BIGRAMS, TITLES = 500_000, 100, 3, 100_646, 61_235
 PROFILES = ("wit", "metaclip1")
-
-
-class MissingInput(ValueError):
-    """What the command line names is not there, or holds nothing (exit code 4)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,15 +116,10 @@ def build(options: Options) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------- command line
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
 def parse(argv: Sequence[str]) -> tuple[Options, bool]:
     """The command line as Options, and whether to print JSON."""
     parser = _argument_parser()
-    _check_flags(argv, parser)
+    check_flags(argv, parser, beam=True)
     known, rest = parser.parse_known_args(argv)
     if rest and not rest[0].startswith("-"):
         raise UsageError(f"unexpected argument {rest[0]!r}")
@@ -144,25 +133,9 @@ def parse(argv: Sequence[str]) -> tuple[Options, bool]:
     return Options(**values, beam=tuple(rest)), known.json
 
 
-def _check_flags(argv: Sequence[str], parser: argparse.ArgumentParser) -> None:
-    """Refuses a flag that neither we nor Beam know; Beam would drop it silently."""
-    own = [flag for action in parser._actions for flag in action.option_strings]
-    unknown = [name for word in argv if (name := word.split("=")[0]).startswith("--") and name not in own]
-    for name in unknown:
-        near = difflib.get_close_matches(name, own, n=1)
-        if not near:
-            from pipeline import runners
-
-            beam = runners.beam_flags()
-            if name in beam:
-                continue
-            near = difflib.get_close_matches(name, beam, n=1)
-        raise UsageError(f"unknown flag {name}{f': did you mean {near[0]}?' if near else ''}")
-
-
 def _argument_parser() -> argparse.ArgumentParser:
     d = {field.name: field.default for field in dataclasses.fields(Options)}
-    parser = _Parser(
+    parser = Parser(
         prog="python -m queries.build",
         description=__doc__,
         allow_abbrev=False,
@@ -234,20 +207,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(info, indent=1, ensure_ascii=False) if as_json else summary(options, info))
         return DONE
     except UsageError as error:
-        return _fail(str(error), USAGE)
+        return fail("queries.build", str(error), USAGE)
     except MissingInput as error:
-        return _fail(str(error), MISSING)
+        return fail("queries.build", str(error), MISSING)
     except Busy as error:
-        return _fail(f"another run holds the output folder ({error}): wait for it, or end it first", CRASHED)
+        return fail(
+            "queries.build", f"another run holds the output folder ({error}): wait for it, or end it first", CRASHED
+        )
     except JobFailed as error:
-        return _fail(str(error), CRASHED)
+        return fail("queries.build", str(error), CRASHED)
+    except BrokenPipeError:  # `| head`: the list is written
+        return DONE
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on where it was", INTERRUPTED)
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"queries.build: {message}", file=sys.stderr)
-    return code
+        return fail("queries.build", "interrupted; the same command goes on where it was", INTERRUPTED)
 
 
 def summary(options: Options, info: dict[str, Any]) -> str:

@@ -76,14 +76,14 @@ def list_units(options: Options, ledger: dict[str, dict[str, int]], warnings: li
     """The pieces of all inputs. A dump that is damaged or in another language is named and left out."""
     found: list[dict[str, Any]] = []
     for path in options.wikipedia:
-        kind, language = wikipedia.kind_of(path), wikipedia.language_of(path)
+        kind, languages = wikipedia.kind_of(path), wikipedia.languages_of(path)
         problem = ""
         if not kind:
             problem = "dump_unreadable"
             warnings.append(f"{path}: neither a CirrusSearch index nor MediaWiki XML can be read from it; left out")
-        elif language and language != options.language:
+        elif languages and options.language not in languages:
             problem = "dump_of_other_language"
-            warnings.append(f"{path}: a dump in {language!r}, and the list is in {options.language!r}; left out")
+            warnings.append(f"{path}: a dump in {languages[0]!r}, and the list is in {options.language!r}; left out")
         if problem:
             ledger.setdefault("wikipedia", {}).setdefault(problem, 0)
             ledger["wikipedia"][problem] += 1

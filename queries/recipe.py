@@ -169,6 +169,7 @@ def write(options: Options, sources: Sources, *, seconds: float) -> dict[str, An
         "dead_samples": made.dead_samples,
         "duplicate_samples": made.duplicate_samples,
         "dead_in_list": dead_in_list(listed.queries),
+        "stop_queries": stop_queries(listed.table),
         "ledger": sources.ledger,
         "warnings": sources.warnings,
         "inputs": inputs(options),
@@ -184,6 +185,12 @@ def write(options: Options, sources: Sources, *, seconds: float) -> dict[str, An
 def dead_in_list(queries: pa.StringArray) -> dict[str, int]:
     """Queries of the list that no text can match, by mode of matching."""
     return {mode: len(Matcher.build(queries, mode=mode).dead) for mode in ("wide", "metaclip")}
+
+
+def stop_queries(table: pa.Table) -> list[str]:
+    """The queries counted most: nearly every text holds one, so they say little (--stop-queries of the pipeline)."""
+    most = table.sort_by([("count", "descending"), ("query", "ascending")]).slice(0, assemble.SAMPLES)
+    return most.filter(pc.greater(most["count"], 0))["query"].to_pylist()
 
 
 def inputs(options: Options) -> list[dict[str, Any]]:

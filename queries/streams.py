@@ -163,19 +163,19 @@ def _plain_chunks(piece: Piece, tally: Counter[str]) -> Iterator[tuple[bytes, bo
 def _gzip_chunks(piece: Piece, tally: Counter[str]) -> Iterator[tuple[bytes, bool]]:
     """All members of a gzip file; what comes before a damage is kept."""
     with open(piece.path, "rb") as file:
-        inflate = zlib.decompressobj(31)
+        inflate, open_member = zlib.decompressobj(31), False
         try:
             while data := file.read(_CHUNK):
                 while data:
-                    if out := inflate.decompress(data):
+                    out, open_member = inflate.decompress(data), True
+                    if out:
                         yield out, True
                     data = inflate.unused_data
                     if inflate.eof:
-                        inflate = zlib.decompressobj(31)
+                        inflate, open_member = zlib.decompressobj(31), False
                         data = data.lstrip(b"\0")
-            if out := inflate.flush():
+            if open_member:
                 tally["gzip_truncated"] += 1
-                yield out, True
         except zlib.error:
             tally["gzip_damaged"] += 1
 

@@ -24,7 +24,12 @@ _TITLE = re.compile(rb"<title>(.*?)</title>", re.DOTALL)
 _NAMESPACE = re.compile(rb"<ns>\s*(-?\d+)\s*</ns>")
 _REDIRECT = re.compile(rb'<redirect title="([^"]*)"')
 _TEXT = re.compile(rb"<text\b[^>]*?(?:/>|>(.*?)</text>)", re.DOTALL)
-_LANGUAGE = re.compile(r'<mediawiki\b[^>]*\bxml:lang="([^"]+)"|<dbname>(\w+?)wiki</dbname>|"language":"([^"]+)"')
+_LANGUAGES = (
+    re.compile(r"<dbname>(\w+?)wiki</dbname>"),
+    re.compile(r'<mediawiki\b[^>]*\bxml:lang="([^"]+)"'),
+    re.compile(r'"wiki":\s?"(\w+?)wiki"'),
+    re.compile(r'"language":\s?"([^"]+)"'),
+)
 
 _COMMENT = re.compile(r"<!--.*?(?:-->|$)", re.DOTALL)
 _OPAQUE = re.compile(
@@ -54,12 +59,11 @@ class _Redirect(msgspec.Struct):
 
 
 class _CirrusPage(msgspec.Struct):
-    title: str = ""
-    text: str = ""
-    namespace: int = 0
-    language: str = ""
-    incoming_links: int = 0
-    redirect: list[_Redirect] = []
+    title: str | None = None
+    text: str | None = None
+    namespace: int | None = None
+    incoming_links: int | None = None
+    redirect: list[_Redirect] | None = None
 
 
 def kind_of(path: str) -> str:
@@ -68,10 +72,10 @@ def kind_of(path: str) -> str:
     return "cirrus" if head.startswith("{") else "xml" if head.startswith("<") else ""
 
 
-def language_of(path: str) -> str:
-    """The language that a dump names in its beginning; "" where it does not."""
-    found = _LANGUAGE.search(_head(path))
-    return next((group for group in found.groups() if group), "") if found else ""
+def languages_of(path: str) -> list[str]:
+    """What a dump calls its language in its beginning: of the wiki ("no", "simple") and of the text ("nb", "en")."""
+    head = _head(path)
+    return [match[1].replace("_", "-") for form in _LANGUAGES if (match := form.search(head))]
 
 
 def _head(path: str) -> str:
@@ -85,7 +89,7 @@ def pages(piece: Piece, kind: str, tally: Counter[str]) -> Iterator[Page]:
         decode = msgspec.json.Decoder(_CirrusPage).decode
         for block in streams.line_blocks(piece, tally):
             for line in block.split(b"\n"):
-                if line.strip() and not line.startswith(b'{"index":'):
+                if line.strip() and not line.startswith(b'{"index"'):
                     yield from _cirrus_pages(line, decode, tally)
         return
     for record in streams.records(piece, b"<page>", tally):
@@ -98,12 +102,12 @@ def _cirrus_pages(line: bytes, decode: Any, tally: Counter[str]) -> Iterator[Pag
     except (msgspec.DecodeError, UnicodeDecodeError):
         tally["line_malformed"] += 1
         return
-    if page.namespace != 0 or not page.title:
+    if page.namespace or not page.title:
         tally["page_of_other_namespace" if page.namespace else "page_without_title"] += 1
         return
     tally["articles"] += 1
-    yield Page(page.title, page.text, links=page.incoming_links)
-    for redirect in page.redirect:
+    yield Page(page.title, page.text or "", links=page.incoming_links or 0)
+    for redirect in page.redirect or ():
         if redirect.namespace == 0 and redirect.title:
             yield Page(redirect.title, target=page.title)
 
