@@ -122,6 +122,8 @@ def select(root: Any, run: Run) -> Any:
     o, work, rows = run.options, run.work, root
     matching = match.MatchRows(run.tables)
     together = run.wants("gather") and run.wants("match")
+    if run.wants("match"):
+        rows = rows | match.Tables(match.BuildTables(work, run.queries_file, run.tables, o.match, o.case))
     if run.wants("gather"):
         task = gather.GatherInputs(
             work=work,
@@ -220,6 +222,7 @@ def build(options: Options, say: Callable[[str], None] = print) -> Run:
             run_job(lambda root: fetch(root, run), run, "fetch")
             finish_fetch(run)
         if run.wants("dedup-images") or run.wants("publish"):
+            files.remove(os.path.join(run.work.root, "manifest.json"))  # it would promise files that are replaced now
             run_job(lambda root: publish(root, run), run, "publish")
             finish_publish(run)
     say(f"done in {time.perf_counter() - start:.1f} s: {run.work.root}")
@@ -437,18 +440,11 @@ def expected_rows(item: Input) -> float:
 
 
 def save_lists(run: Run) -> None:
-    """Writes what workers and readers of the folder need: inputs, queries, the matcher's tables."""
-    from pipeline import files, gather, match
+    """Writes what workers and readers of the folder need: inputs and queries."""
+    from pipeline import files, gather
 
     gather.save_inputs(run.inputs_file, run.inputs)
-    queries = run.queries
-    files.write_table(run.queries_file, queries.table)
-    done = os.path.join(run.tables, "plan")
-    if run.wants("match") and files.read_json(done) != run.work.plan("match"):
-        match.save_tables(
-            run.tables, queries.table["query"].combine_chunks(), mode=run.options.match, case=run.options.case
-        )
-        files.write_json(done, run.work.plan("match"))
+    files.write_table(run.queries_file, run.queries.table)
 
 
 def check_plans(run: Run) -> None:

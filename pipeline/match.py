@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import hashing
+from pipeline import files, hashing
 from pipeline.matcher import Matcher
 from pipeline.passes import (
     MATCHED_PART,
@@ -103,6 +103,40 @@ class MatchParts:
         with PartWriter(self.folder, unit, MATCHED_PART, self.key_bits) as writer:
             body = run_pass(read_parts(self.gathered, unit), stages, writer)
         return finish_manifest(self.folder, unit, body, writer, rejects)
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildTables:
+    """The only unit of the step before the pass: the compiled list, built once; all workers map its files."""
+
+    work: Work
+    queries: str  # path of queries.parquet
+    tables: str
+    mode: str
+    case: str
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.work.step("match", "list")
+
+    def units(self) -> int:
+        return 1
+
+    def run(self, unit: int) -> dict[str, Any]:
+        queries = hashing.as_array(files.read_table(self.queries, ["query"])["query"])
+        save_tables(self.tables, queries, mode=self.mode, case=self.case)
+        return {"queries": len(queries)}
+
+
+class Tables(beam.PTransform):
+    """root | Tables(task): what `Match` needs, on disk."""
+
+    def __init__(self, task: BuildTables) -> None:
+        super().__init__("Tables")
+        self._task = task
+
+    def expand(self, root: Any) -> beam.PCollection:
+        return root | Step(self._task, work=self._task.work, most=1)
 
 
 def save_tables(folder: str, queries: pa.Array, *, mode: str, case: str) -> None:
