@@ -18,6 +18,7 @@ from typing import Any
 
 # Modules with a `warm()` that calls each kernel once on a few rows. Append here when a kernel file is added.
 KERNELS = (
+    "queries.normalize_kernel",
     "pipeline.hashing_kernel",
     "pipeline.clean_kernel",
     "pipeline.matcher_kernel",
