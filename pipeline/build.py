@@ -14,13 +14,14 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline import __version__
-from pipeline.runners import JobFailed
+from pipeline.runners import ENVIRONMENT_ERRORS, JobFailed
 from pipeline.work import STAGES, Busy, PlanChanged, UsageError, Work, digest_of
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 RESULT = 1  # raised whenever the same input and options give other rows: an older folder is then not continued
 
+UNKNOWN_BYTES = 350 << 20  # of an input whose size no listing told: a WAT file of Common Crawl
 KERNEL_ROWS = 50_000  # expected rows from which workers load the kernels before they begin
 WORKER_DEATHS = 2  # jobs that are begun again, where they were, because a worker died
 
@@ -433,7 +435,7 @@ def load_queries(options: Options) -> Any:
 
 def expected_rows(item: Input) -> float:
     """A rough number of pairs in an input, to size the exchanges by: the result does not depend on it."""
-    size = item.bytes if item.bytes is not None else 350 << 20
+    size = item.bytes if item.bytes is not None else UNKNOWN_BYTES
     if item.part is not None:
         return 1_000_000
     return size / (60 if item.format == "table" else 500)
@@ -469,14 +471,13 @@ def forget(run: Run, stage: str) -> None:
     """Removes a stage and those after it, so that they are made anew."""
     from pipeline import files
 
-    for later in STAGES[STAGES.index(stage) :]:
-        files.remove(os.path.join(run.work.stage(later), "COMPLETED"))
+    for later in reversed(STAGES[STAGES.index(stage) :]):  # none is left that was made from one that is gone
         files.remove(run.work.stage(later))
 
 
 def run_job(construct: Callable[[Any], Any], run: Run, job: str) -> None:
     """Runs one Beam pipeline on the runner that was asked for."""
-    from pipeline import progress, runners
+    from pipeline import files, progress, runners
 
     steps = watched(run, job)
     kernels = sum(expected_rows(item) for item in run.inputs) > KERNEL_ROWS
@@ -494,6 +495,8 @@ def run_job(construct: Callable[[Any], Any], run: Run, job: str) -> None:
             runner, options = runners.make_options(
                 run.options.runner, run.options.workers, list(run.options.beam), kernels=kernels
             )
+        finally:
+            files.sweep(run.work.root)  # what workers had begun that were ended
 
 
 def watched(run: Run, job: str) -> list[Any]:
@@ -733,12 +736,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return CRASHED
-    except JobFailed as error:
-        print(f"pipeline.build: {error}", file=sys.stderr)
+    except (JobFailed, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in ENVIRONMENT_ERRORS:
+            raise
+        print(f"pipeline.build: {told(error)}", file=sys.stderr)
         return CRASHED
     except KeyboardInterrupt:
         print("pipeline.build: interrupted; the same command goes on where it was", file=sys.stderr)
         return INTERRUPTED
+
+
+def told(error: Exception) -> str:
+    """A failure that the same command may survive, and what to do about it."""
+    text = str(error)
+    if re.search(r"No space left on device|Disk quota exceeded", text):
+        return f"the disk is full ({text}): free some space, then the same command goes on where it was"
+    return text if "the same command" in text else f"{text}; that mended, the same command goes on where it was"
 
 
 def ledger(run: Run) -> list[dict[str, Any]]:
@@ -763,22 +776,36 @@ def print_summary(run: Run, *, as_json: bool) -> None:
 
 
 def print_plan(options: Options, *, as_json: bool) -> None:
-    """What a run would read and do."""
+    """What a run would read and do, and roughly what it would take."""
+    from pipeline.estimate import estimate
+
     run = prepare(options)
+    sizes: dict[str, int] = {}
+    for item in {(item.path, item.format, item.bytes) for item in run.inputs}:
+        sizes[item[1]] = sizes.get(item[1], 0) + (item[2] if item[2] is not None else UNKNOWN_BYTES)
+    figures = estimate(sizes, fetches="fetch" in options.stages, target_pairs=options.target_pairs)
     stages = {stage: "done" if run.work.info(stage) else "to do" for stage in options.stages}
-    size = sum(item.bytes or 0 for item in run.inputs)
     facts = {
         "inputs": len(run.inputs),
-        "bytes": size,
-        "expected_rows": int(sum(expected_rows(item) for item in run.inputs)),
-        "queries": run.queries.digest,
+        "bytes": sizes,
+        "queries": len(run.queries.table),
+        "estimate": dataclasses.asdict(figures),
         "stages": stages,
     }
     if as_json:
         print(json.dumps(facts, indent=1))
         return
-    for name, value in facts.items():
-        print(f"{name:<16}{value}")
+    print(
+        f"inputs       {len(run.inputs):,}, {', '.join(f'{size / 1e9:.2f} GB {kind}' for kind, size in sizes.items())}"
+    )
+    print(f"queries      {len(run.queries.table):,}")
+    print(f"pairs        about {figures.pairs:,} read, {figures.matched:,} with a query, {figures.selected:,} selected")
+    print(f"published    about {figures.published:,} images, {figures.published_bytes / 1e9:.1f} GB")
+    print(
+        f"takes        about {figures.core_hours:.2f} core-hours, {figures.scratch_bytes / 1e9:.1f} GB of disk meanwhile"
+    )
+    print(f"stages       {', '.join(f'{stage} ({state})' for stage, state in stages.items())}")
+    print("These are rough figures from the size of the input alone; nothing was read or written.")
 
 
 if __name__ == "__main__":

@@ -207,3 +207,13 @@ def test_errors_say_what_to_do(
     monkeypatch.chdir(tmp_path)
     assert build.main(arguments) == code
     assert words in capsys.readouterr().err
+
+
+def test_plan_says_and_does_nothing(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["--input", str(folder / "in"), "--output", str(folder / "planned"), "--plan"]
+    assert build.main([*arguments, "--queries", str(folder / "queries.txt"), "--json"]) == build.DONE
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["inputs"] == 3 and plan["queries"] == len(QUERIES) and set(plan["stages"].values()) == {"to do"}
+    assert build.main([*arguments, "--queries", str(folder / "queries.txt")]) == build.DONE
+    assert "core-hours" in capsys.readouterr().out
+    assert not (folder / "planned").exists()
