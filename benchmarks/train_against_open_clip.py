@@ -1,0 +1,221 @@
+"""clip_train against open_clip on a CPU, one thread: loader, loss memory, a training step, a step from tar.
+
+    PYTHONPATH=.:OPEN_CLIP/src python benchmarks/train_against_open_clip.py [loader] [loss] [step] [tar]
+
+Needs torch, torchvision, timm, ftfy, regex, braceexpand, pandas and webdataset==0.2.86 beside clip_train's own
+packages, and a checkout of open_clip (89fb801 was measured). Both sides take the same JPEGs, captions, weights and
+batches, in turns; what is given is CPU time, so other work on the machine matters less. The model has ViT-B/32's
+proportions at a quarter of its widths and of its depth: 50 image tokens, 77 text positions, ~19 tokens a caption.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch  # noqa: E402
+
+from clip_train.bench import write_shards  # noqa: E402
+from clip_train.config import ModelConfig, Recipe  # noqa: E402
+from clip_train.data import Loader, LoaderOptions, Stream  # noqa: E402
+from clip_train.image import normalize  # noqa: E402
+from clip_train.loss import info_nce  # noqa: E402
+from clip_train.model import CLIP  # noqa: E402
+from clip_train.optim import make_optimizer  # noqa: E402
+from clip_train.shards import open_index  # noqa: E402
+from clip_train.tokenizer import load_tokenizer  # noqa: E402
+
+SMALL = ModelConfig(
+    embed_dim=128, image_size=224, vision_layers=3, vision_width=192, patch_size=32, text_width=128, text_heads=2,
+    text_layers=3,
+)  # fmt: skip
+BATCH, SAMPLES = 64, 1024
+
+
+def our_loader(folder: str, *, packed: bool = True):
+    options = LoaderOptions(image_size=224, context_length=77, batch_size=BATCH, prefetch=1, packed=packed)
+    return Loader(Stream(open_index(folder), seed=0), load_tokenizer(), options)
+
+
+def their_loader(folder: str):
+    """open_clip's own webdataset pipeline and training transform, in this process (no workers)."""
+    import open_clip
+    from open_clip_train.data import get_wds_dataset
+    from open_clip_train.params import parse_args
+
+    os.environ.update(OPENCLIP_WDS_SAMPLE_SHUFFLE_SIZE="500", OPENCLIP_WDS_SAMPLE_SHUFFLE_INITIAL="100")
+    args = parse_args(["--train-data", f"{folder}/{{00000..00001}}.tar", "--train-num-samples", str(SAMPLES),
+                       "--dataset-type", "webdataset", "--batch-size", str(BATCH), "--workers", "0"])  # fmt: skip
+    args.world_size, args.rank, args.distributed = 1, 0, False
+    transform = open_clip.image_transform(224, is_train=True)
+    return get_wds_dataset(args, transform, True, tokenizer=open_clip.get_tokenizer("ViT-B-32")).dataloader
+
+
+def per_item(steps, count: int) -> float:
+    """CPU ms an item over the next `count` items."""
+    began, items = time.process_time(), 0
+    while items < count:
+        items += next(steps)
+    return (time.process_time() - began) / items * 1e3
+
+
+def loader(folder: str) -> dict[str, float]:
+    with our_loader(folder) as ours:
+        mine = (len(batch.samples) for (batch,) in ours.steps(0))
+        next(mine)
+        ours_ms = per_item(mine, SAMPLES)
+    theirs = itertools.chain.from_iterable(their_loader(folder) for _ in range(9))
+    counted = (len(batch["text"]) for batch in theirs)
+    next(counted)
+    theirs_ms = per_item(counted, SAMPLES // 2)
+    return {"ours_ms": ours_ms, "open_clip_ms": theirs_ms, "ratio": theirs_ms / ours_ms}
+
+
+def loss_memory(which: str) -> None:
+    """Prints how much the peak of this process grows by a loss with gradient at batch 8,192."""
+    generator = torch.Generator().manual_seed(0)
+    images, texts = (
+        torch.nn.functional.normalize(torch.randn(8192, 512, generator=generator), dim=1).requires_grad_()
+        for _ in range(2)
+    )
+    scale = torch.tensor(30.0, requires_grad=True)
+    if which == "theirs":
+        from open_clip.loss import ClipLoss
+
+        work = ClipLoss()
+    else:
+        work = info_nce
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    before, began = resident("VmRSS"), time.process_time()
+    work(images, texts, scale).backward()
+    print(json.dumps({"mib": resident("VmHWM") - before, "cpu_s": time.process_time() - began}))
+
+
+def resident(name: str) -> float:
+    """MiB of this process: VmRSS now, VmHWM at its peak."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 1024
+
+
+def loss(_: str) -> dict[str, float]:
+    found = {
+        which: json.loads(subprocess.run([sys.executable, __file__, "--loss", which], check=True, text=True,
+                                         capture_output=True).stdout.splitlines()[-1])
+        for which in ("ours", "theirs")
+    }  # fmt: skip
+    ours, theirs = found["ours"], found["theirs"]
+    return {"ours_mib": ours["mib"], "open_clip_mib": theirs["mib"], "ratio": theirs["mib"] / ours["mib"],
+            "ours_cpu_s": ours["cpu_s"], "open_clip_cpu_s": theirs["cpu_s"]}  # fmt: skip
+
+
+class Ours:
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model = CLIP(dataclasses.replace(SMALL, vocab_size=load_tokenizer().vocab_size))
+        self.optimizer = make_optimizer(self.model, Recipe())
+
+    def step(self, images: torch.Tensor, text) -> float:
+        loss = info_nce(*self.model(images, text), self.model.logit_scale.exp())
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.model.clamp_logit_scale()
+        return loss.item()
+
+
+class Theirs:
+    def __init__(self, ours: Ours) -> None:
+        from open_clip.loss import ClipLoss
+        from open_clip.model import CLIP as OpenClip
+        from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+        config = ours.model.config
+        self.model = OpenClip(
+            config.embed_dim,
+            CLIPVisionCfg(layers=config.vision_layers, width=config.vision_width, patch_size=32, image_size=224),
+            CLIPTextCfg(vocab_size=config.vocab_size, width=config.text_width, heads=2, layers=config.text_layers),
+            quick_gelu=True, output_dict=True,
+        )  # fmt: skip
+        self.model.load_state_dict(ours.model.state_dict())
+        self.loss, self.optimizer = ClipLoss(), make_optimizer(self.model, Recipe())
+
+    def step(self, images: torch.Tensor, text: torch.Tensor) -> float:
+        loss = self.loss(**self.model(images, text))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, 4.6052)
+        return loss.item()
+
+
+def step(folder: str) -> dict[str, float]:
+    """The same decoded batches; ours with packed text, theirs with all 77 positions."""
+    ours = Ours()
+    theirs = Theirs(ours)
+    with our_loader(folder) as packed, our_loader(folder, packed=False) as padded:
+        spent, losses = [0.0, 0.0], []
+        for number, ((mine,), (other,)) in enumerate(zip(packed.steps(0), padded.steps(0), strict=True)):
+            if number == 13:
+                break
+            pair, images = [], normalize(mine.images)
+            for side, (trainer, text) in enumerate(((ours, mine.text), (theirs, other.text))):
+                began = time.process_time()
+                pair.append(trainer.step(images, text))
+                spent[side] += (time.process_time() - began) * (number > 0)  # the first warms up
+            losses.append(abs(pair[0] - pair[1]))
+            tokens = mine.tokens / BATCH
+    ours_ms, theirs_ms = (seconds / 12 / BATCH * 1e3 for seconds in spent)
+    return {"ours_ms": ours_ms, "open_clip_ms": theirs_ms, "ratio": theirs_ms / ours_ms,
+            "largest_loss_difference": max(losses), "tokens_per_caption": tokens}  # fmt: skip
+
+
+def tar(folder: str) -> dict[str, float]:
+    """Whole steps: each side reads, decodes and tokenizes by itself."""
+    ours = Ours()
+    theirs = Theirs(ours)
+
+    def mine(steps):
+        for (batch,) in steps:
+            ours.step(normalize(batch.images), batch.text)
+            yield BATCH
+
+    def other(batches):
+        for batch in batches:
+            theirs.step(batch["image"], batch["text"])
+            yield len(batch["text"])
+
+    with our_loader(folder) as loader:
+        steps = mine(loader.steps(0))
+        next(steps)
+        ours_ms = per_item(steps, 640)
+    steps = other(itertools.chain.from_iterable(their_loader(folder) for _ in range(9)))
+    next(steps)
+    theirs_ms = per_item(steps, 640)
+    return {"ours_ms": ours_ms, "open_clip_ms": theirs_ms, "ratio": theirs_ms / ours_ms}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    if sys.argv[1:2] == ["--loss"]:
+        loss_memory(sys.argv[2])
+        return
+    measures = {"loader": loader, "loss": loss, "step": step, "tar": tar}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = write_shards(Path(scratch), samples=SAMPLES)
+        for name in sys.argv[1:] or measures:
+            found = measures[name](folder)
+            print(f"{name:8s}" + "  ".join(f"{key} {value:,.3f}" for key, value in found.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
