@@ -142,7 +142,9 @@ def _page_of(
     mime, charset = _content_type(response.headers.get("content-type", ""))
     if is_image(mime):
         ledger.notes["image"] += 1
-        if images is not None and response.body:
+        if html.header_signals(response.headers.items()):  # then it is for `fetch` to ask the site as it is today
+            ledger.notes["image_opted_out"] += 1
+        elif images is not None and response.body:
             images.add(record.url, record.offset, len(response.body), mime)
         return None
     if not is_html(mime, response.body):
