@@ -9,109 +9,25 @@ same command after a crash goes on where it was.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import difflib
 import json
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
-from pipeline import __version__
+from pipeline import planning
+from pipeline.options import Options, parse
+from pipeline.planning import MissingInput, Run
 from pipeline.runners import ENVIRONMENT_ERRORS, JobFailed
-from pipeline.work import STAGES, Busy, PlanChanged, UsageError, Work, digest_of
+from pipeline.work import STAGES, Busy, PlanChanged, UsageError
 
-if TYPE_CHECKING:
-    from pipeline.sources.inputs import Input
-
-RESULT = 1  # raised whenever the same input and options give other rows: an older folder is then not continued
-
-UNKNOWN_BYTES = 350 << 20  # of an input whose size no listing told: a WAT file of Common Crawl
 KERNEL_ROWS = 50_000  # expected rows from which workers load the kernels before they begin
 WORKER_DEATHS = 2  # jobs that are begun again, where they were, because a worker died
 
 DONE, CRASHED, USAGE, BELOW, MISSING, INTERRUPTED = 0, 1, 2, 3, 4, 130
-
-
-class MissingInput(ValueError):
-    """What the command line names is not there (exit code 4)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """One run, grouped by stage in the order of the way."""
-
-    # what and where
-    input: tuple[str, ...]
-    output: str
-    stages: tuple[str, ...] = STAGES
-    seed: int = 0
-    keep_rejected: str = "sample"  # sample: 1,000 rows a reason | all | none
-    # gather
-    input_format: str = "auto"
-    url_column: str = "url"
-    text_column: str = "text"
-    languages: tuple[str, ...] = ()
-    language_model: str = "auto"  # auto: own for archives or if languages are asked for, else none
-    min_language_score: float = 0.2  # P(language)
-    respect_opt_out: bool = True
-    # match
-    queries: str | None = None
-    match: str = "wide"
-    case: str = "exact"
-    # dedup
-    placeholder_bound: int = 50  # texts of one URL; 0: no bound
-    # balance
-    balance: str = "cap"
-    cap: int = 20_000  # pairs a query
-    target_pairs: int | None = None
-    stop_queries: str | None = None  # a file, or a share of the texts such as 5%
-    # fetch
-    allow_address: tuple[str, ...] = ()
-    image_size: int = 256  # pixels, short side
-    deadline: float = 30.0  # seconds a URL
-    user_agent_contact: str | None = None
-    retry_failed: bool = False
-    # publish
-    rows_per_shard: int = 10_000
-    # how
-    runner: str = "local"
-    workers: int | None = None
-    exchange: str = "files"
-    redo: str | None = None
-    beam: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """Options with everything looked up: inputs, queries, the plan of each stage, the sizes of the exchanges."""
-
-    options: Options
-    work: Work
-    inputs: list[Input]
-    queries: Any  # queries.load.QueryList
-    key_bits: int
-    groups: int
-    most_parts: int
-
-    @property
-    def inputs_file(self) -> str:
-        return os.path.join(self.work.root, "inputs.json")
-
-    @property
-    def queries_file(self) -> str:
-        return os.path.join(self.work.root, "queries.parquet")
-
-    @property
-    def tables(self) -> str:
-        return os.path.join(self.work.stage("match"), "tables")
-
-    def wants(self, stage: str) -> bool:
-        """True if the stage is asked for and not done yet."""
-        return stage in self.options.stages and not self.work.completed(stage)
 
 
 # ---------------------------------------------------------------------------------------------------- the whole way
@@ -131,7 +47,7 @@ def select(root: Any, run: Run) -> Any:
             work=work,
             inputs=run.inputs_file,
             columns=(o.url_column, o.text_column),
-            rules=cleaning(run),
+            rules=planning.cleaning(run),
             keep_rejected=o.keep_rejected,
             then=matching if together else None,
             key_bits=run.key_bits,
@@ -142,9 +58,9 @@ def select(root: Any, run: Run) -> Any:
             match.MatchParts(work, work.step("gather", "parts"), matching, o.keep_rejected, run.key_bits)
         )
     if run.wants("dedup"):
-        rows = rows | dedup.Dedup(dropping(run), way=o.exchange)
+        rows = rows | dedup.Dedup(planning.dropping(run), way=o.exchange)
     if run.wants("balance"):
-        plan = balance_plan(run)
+        plan = planning.balance_plan(run)
         rows = rows | balance.Balance(plan, plan.rows, keep_rejected=o.keep_rejected, way=o.exchange)
     return rows
 
@@ -153,7 +69,7 @@ def fetch(root: Any, run: Run) -> Any:
     """The images of the selected pairs: from the web, host by host, or out of the archives."""
     from pipeline.fetch import Fetch
 
-    return root | Fetch(fetching(run), way=run.options.exchange)
+    return root | Fetch(planning.fetching(run), way=run.options.exchange)
 
 
 def publish(root: Any, run: Run) -> Any:
@@ -163,38 +79,11 @@ def publish(root: Any, run: Run) -> Any:
 
     o, rows = run.options, root
     if run.wants("dedup-images"):
-        rows = rows | DedupImages(dropping_images(run), fetching(run), way=o.exchange)
+        rows = rows | DedupImages(planning.dropping_images(run), planning.fetching(run), way=o.exchange)
     if run.wants("publish"):
         most = max(1, -(-run.work.done("balance")["rows_out"] // o.rows_per_shard))
-        rows = rows | Publish(publishing(run), way=o.exchange, most_shards=most)
+        rows = rows | Publish(planning.publishing(run), way=o.exchange, most_shards=most)
     return rows
-
-
-def finish_publish(run: Run) -> None:
-    """Writes info.json and COMPLETED of each stage of `publish`, in order; the published manifest with it."""
-    from pipeline import dedup_images
-    from pipeline import publish as publishing_stage
-
-    if run.wants("dedup-images"):
-        dedup_images.complete(dropping_images(run))
-    if run.wants("publish"):
-        publishing_stage.complete(publishing(run), options=published_options(run.options), versions=versions())
-
-
-def finish_select(run: Run) -> None:
-    """Writes info.json and COMPLETED of each stage of `select`, in order."""
-    from pipeline import balance, dedup, passes
-
-    work, keep = run.work, run.options.keep_rejected
-    together = run.wants("gather") and run.wants("match")
-    if run.wants("gather"):
-        passes.complete(work, "gather", work.step("match" if together else "gather", "parts"), keep_rejected=keep)
-    if run.wants("match"):
-        passes.complete(work, "match", work.step("match", "parts"), keep_rejected=keep)
-    if run.wants("dedup"):
-        dedup.complete(dropping(run))
-    if run.wants("balance"):
-        balance.complete(balance_plan(run), keep)
 
 
 def build(options: Options, say: Callable[[str], None] = print) -> Run:
@@ -207,7 +96,7 @@ def build(options: Options, say: Callable[[str], None] = print) -> Run:
     from pipeline import files, runners, work
 
     start = time.perf_counter()
-    run = prepare(options)
+    run = planning.prepare(options)
     runners.import_beam()
     with work.locked(run.work.root):
         files.sweep(run.work.root)
@@ -231,133 +120,43 @@ def build(options: Options, say: Callable[[str], None] = print) -> Run:
     return run
 
 
-# ------------------------------------------------------------------------------------------------- what it rests on
+# -------------------------------------------------------------------------------------------- the ends of the stages
 
 
-def prepare(options: Options) -> Run:
-    """Looks up inputs and queries and lays down the plan of each stage."""
-    from pipeline.sources import inputs as sources
+def finish_select(run: Run) -> None:
+    """Writes info.json and COMPLETED of each stage of `select`, in order."""
+    from pipeline import balance, dedup, passes
 
-    try:
-        inputs = sources.expand(options.input, input_format=options.input_format)
-    except sources.InputError as error:
-        raise MissingInput(str(error)) from error
-    queries = load_queries(options)
-    rows = sum(expected_rows(item) for item in inputs)
-    plans = stage_plans(options, inputs, queries.digest)
-    return Run(
-        options=options,
-        work=Work(os.path.abspath(options.output), tuple(plans.items()), about(options)),
-        inputs=inputs,
-        queries=queries,
-        key_bits=min(12, max(4, (int(44 * rows) >> 26).bit_length())),
-        groups=min(1024, max(1, round(rows / 500_000))),
-        most_parts=1 << min(16, max(3, int(rows / 50_000).bit_length())),
-    )
-
-
-def stage_plans(options: Options, inputs: list[Input], query_digest: str) -> dict[str, str]:
-    """Per stage a digest of all that decides its rows: the plan before it and its own options."""
-    o = options
-    own: dict[str, Any] = {
-        "gather": [
-            RESULT,
-            [[item.name, item.format, item.bytes, item.part] for item in inputs],
-            [o.url_column, o.text_column, o.languages, o.min_language_score, o.respect_opt_out, o.keep_rejected],
-            language_model(o, inputs),
-        ],
-        "match": [query_digest, o.match, o.case],
-        "dedup": [o.placeholder_bound],
-        "balance": [o.balance, o.cap, o.target_pairs, o.stop_queries, o.seed],
-        "fetch": [o.image_size],
-        "dedup-images": [],
-        "publish": [o.rows_per_shard],
-    }
-    plans, before = {}, ""
-    for stage in STAGES:
-        before = plans[stage] = digest_of(before, own[stage])
-    return plans
-
-
-def cleaning(run: Run) -> Any:
-    """The rules of gather."""
-    from pipeline.gather import Cleaning
-
-    o = run.options
-    return Cleaning(o.languages, language_model(o, run.inputs), o.min_language_score, o.respect_opt_out)
-
-
-def language_model(options: Options, inputs: list[Input]) -> str:
-    """The model that names languages; "none" where nobody asked: tables come without, archives with."""
-    if options.language_model != "auto":
-        return options.language_model
-    return "own" if options.languages or any(item.format != "table" for item in inputs) else "none"
-
-
-def dropping(run: Run) -> Any:
-    """How duplicates are found among the matched rows."""
-    from pipeline import dedup
-
-    o = run.options
-    return dedup.dropping(
-        run.work,
-        run.work.step("match", "parts"),
-        key_bits=run.key_bits,
-        groups=run.groups,
-        placeholder_bound=o.placeholder_bound,
-        keep_rejected=o.keep_rejected,
-    )
-
-
-def balance_plan(run: Run) -> Any:
-    """How balance is done."""
-    from pipeline import dedup
-    from pipeline.balancing import Plan, Policy
-
-    o = run.options
-    share = None
-    stop = o.stop_queries
-    if stop and stop.endswith("%"):
-        share, stop = float(stop[:-1]) / 100, None
-    policy = Policy(o.balance, o.cap, o.target_pairs, o.seed, stop, share)
-    return Plan(
-        run.work, "balance", dedup.remaining(dropping(run)), policy, run.tables, run.queries_file, run.most_parts
-    )
-
-
-def fetching(run: Run) -> Any:
-    """How images are fetched."""
-    from pipeline.balance import SELECTED_ROWS
-    from pipeline.fetch import Fetching
-    from pipeline.fetching.options import PROJECT_URL, FetchOptions
-
-    o, work = run.options, run.work
-    options = FetchOptions(
-        allow_addresses=o.allow_address,
-        deadline_s=o.deadline,
-        image_size=o.image_size,
-        contact=o.user_agent_contact or PROJECT_URL,
-    )
-    rows = work.done("balance")["rows_out"]
-    gathered = work.step("match", "parts")
-    if not any("images" in manifest for _, manifest in gathered.manifests()):
-        gathered = work.step("gather", "parts")  # gather ran on its own
-    return Fetching(
-        work=work,
-        selected=work.step("balance", SELECTED_ROWS),
-        gathered=gathered,
-        inputs=run.inputs_file,
-        hosts=min(4096, max(1, rows // 2_500)),
-        options=options,
-        keep_rejected=o.keep_rejected,
-    )
+    work, keep = run.work, run.options.keep_rejected
+    together = run.wants("gather") and run.wants("match")
+    if run.wants("gather"):
+        passes.complete(work, "gather", work.step("match" if together else "gather", "parts"), keep_rejected=keep)
+    if run.wants("match"):
+        passes.complete(work, "match", work.step("match", "parts"), keep_rejected=keep)
+    if run.wants("dedup"):
+        dedup.complete(planning.dropping(run))
+    if run.wants("balance"):
+        balance.complete(planning.balance_plan(run), keep)
 
 
 def finish_fetch(run: Run) -> None:
     """Writes fetch's info.json and COMPLETED."""
     from pipeline import fetch as fetch_stage
 
-    fetch_stage.complete(fetching(run))
+    fetch_stage.complete(planning.fetching(run))
+
+
+def finish_publish(run: Run) -> None:
+    """Writes info.json and COMPLETED of each stage of `publish`, in order; the published manifest with it."""
+    from pipeline import dedup_images
+    from pipeline import publish as publishing_stage
+
+    if run.wants("dedup-images"):
+        dedup_images.complete(planning.dropping_images(run))
+    if run.wants("publish"):
+        publishing_stage.complete(
+            planning.publishing(run), options=planning.published_options(run.options), versions=planning.versions()
+        )
 
 
 def retry_failed(run: Run) -> None:
@@ -368,77 +167,10 @@ def retry_failed(run: Run) -> None:
     if info is None or not info["retryable"]:
         return  # a pass is under way or none is needed
     forget(run, "dedup-images")
-    fetch_stage.ask_for_another_pass(fetching(run))
+    fetch_stage.ask_for_another_pass(planning.fetching(run))
 
 
-def dropping_images(run: Run) -> Any:
-    """How equal images are found among the fetched rows."""
-    from pipeline import dedup_images
-
-    rows = run.work.done("fetch")["rows_out"]
-    bits = min(12, max(0, (44 * rows >> 26).bit_length()))
-    groups = min(1024, max(1, round(rows / 250_000)))
-    return dedup_images.dropping(run.work, key_bits=bits, groups=groups, keep_rejected=run.options.keep_rejected)
-
-
-def publishing(run: Run) -> Any:
-    """How the shards are made: balanced with the cap that balance used."""
-    from pipeline import dedup_images, gather
-    from pipeline.publish import Publishing
-
-    o = run.options
-    rows = dedup_images.remaining(dropping_images(run))
-    before = balance_plan(run)
-    policy = dataclasses.replace(before.policy, cap=run.work.done("balance")["cap"], target_pairs=None)
-    plan = dataclasses.replace(before, stage="publish", rows=rows, policy=policy)
-    names = tuple(gather.source_names(run.inputs_file))
-    return Publishing(plan, rows, dedup_images.SETTLED, fetching(run), names, o.rows_per_shard, o.keep_rejected)
-
-
-def published_options(options: Options) -> dict[str, Any]:
-    """The options that decide the rows, as the manifest shows them: nothing of this machine or of this run."""
-    hidden = {"input", "output", "stages", "runner", "workers", "exchange", "redo", "beam", "retry_failed", "queries"}
-    return {name: value for name, value in dataclasses.asdict(options).items() if name not in hidden}
-
-
-def about(options: Options) -> str:
-    """What every info.json says of the run, as JSON."""
-    return json.dumps({"options": published_options(options), "versions": versions()}, sort_keys=True)
-
-
-def versions() -> dict[str, str]:
-    """What made the set."""
-    from importlib import metadata
-
-    names = ("openwit", "apache-beam", "img2dataset", "numpy", "pillow", "pyarrow")
-    found = {"python": ".".join(map(str, sys.version_info[:3])), "result": str(RESULT)}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def load_queries(options: Options) -> Any:
-    """The query list that the user named, or the one that comes with the project."""
-    from queries import load
-
-    path = options.queries or load.default_list()
-    try:
-        return load.load_queries(path)
-    except FileNotFoundError as error:
-        raise MissingInput(f"the query list {path!r} is not there") from error
-    except load.QueryError as error:
-        raise MissingInput(str(error)) from error
-
-
-def expected_rows(item: Input) -> float:
-    """A rough number of pairs in an input, to size the exchanges by: the result does not depend on it."""
-    size = item.bytes if item.bytes is not None else UNKNOWN_BYTES
-    if item.part is not None:
-        return 1_000_000
-    return size / (60 if item.format == "table" else 500)
+# ------------------------------------------------------------------------------------------------------ around them
 
 
 def save_lists(run: Run) -> None:
@@ -480,7 +212,7 @@ def run_job(construct: Callable[[Any], Any], run: Run, job: str) -> None:
     from pipeline import files, progress, runners
 
     steps = watched(run, job)
-    kernels = sum(expected_rows(item) for item in run.inputs) > KERNEL_ROWS
+    kernels = sum(planning.expected_rows(item) for item in run.inputs) > KERNEL_ROWS
     runner, options = runners.make_options(
         run.options.runner, run.options.workers, list(run.options.beam), kernels=kernels
     )
@@ -514,204 +246,7 @@ def watched(run: Run, job: str) -> list[Any]:
     return [Watched(f"{name} {step}", run.work.step(name, step), units) for name, step, units in listed]
 
 
-# --------------------------------------------------------------------------------------------------- command line
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with our exit codes and a suggestion for a flag that does not exist."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
-def parse(argv: Sequence[str]) -> tuple[Options, argparse.Namespace]:
-    """The command line as Options, and the flags that only say how to print."""
-    defaults = {field.name: field.default for field in dataclasses.fields(Options)}
-    parser = _argument_parser(defaults)
-    known, rest = parser.parse_known_args(argv)
-    values = vars(known)
-    chosen = {field.name: values[field.name] for field in dataclasses.fields(Options) if field.name in values}
-    for name in ("input", "allow_address"):
-        chosen[name] = tuple(chosen[name])
-    chosen["languages"] = tuple(code.strip() for code in known.languages.split(",") if code.strip())
-    chosen["stages"] = stage_range(known.stages)
-    chosen["beam"] = tuple(rest)
-    if rest:
-        check_beam_flags(rest, parser)
-    return Options(**chosen), known
-
-
-def stage_range(text: str) -> tuple[str, ...]:
-    """gather..balance -> the stages from the first to the last; one name is a range of one."""
-    first, _, last = text.partition("..")
-    last = last or first
-    for name in (first, last):
-        if name not in STAGES:
-            near = difflib.get_close_matches(name, STAGES, n=1)
-            raise UsageError(f"no stage {name!r}{f': did you mean {near[0]!r}?' if near else ''} ({', '.join(STAGES)})")
-    if STAGES.index(first) > STAGES.index(last):
-        raise UsageError(f"--stages {text}: {first!r} comes after {last!r}")
-    return STAGES[STAGES.index(first) : STAGES.index(last) + 1]
-
-
-def check_beam_flags(rest: Sequence[str], parser: argparse.ArgumentParser) -> None:
-    """Beam would drop an unknown flag silently."""
-    own = [flag for action in parser._actions for flag in action.option_strings]
-    from pipeline import runners
-
-    known = [*own, *runners.beam_flags()]
-    for word in rest:
-        name = word.split("=")[0]
-        if name.startswith("-") and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise UsageError(f"unknown flag {name}{f': did you mean {near[0]}?' if near else ''}")
-        if not name.startswith("-") and word == rest[0]:
-            raise UsageError(f"unexpected argument {word!r}")
-
-
-def _argument_parser(d: dict[str, Any]) -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m pipeline.build",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add(
-        "--input",
-        nargs="+",
-        required=True,
-        metavar="WHAT",
-        help="files, folders, globs, @LIST, URLs, or cc:CC-MAIN-2026-05[0:100]",
-    )
-    add("--output", required=True, metavar="OUT", help="folder of the run; an existing run there is continued")
-    add(
-        "--stages",
-        default=f"{STAGES[0]}..{STAGES[-1]}",
-        metavar="A..B",
-        help=f"first and last stage of: {', '.join(STAGES)} (default: all)",
-    )
-    add("--version", action="version", version=f"openwit {__version__}")
-    add("--seed", type=int, default=d["seed"], help="of every random-looking choice (default: %(default)s)")
-    add(
-        "--keep-rejected",
-        choices=("sample", "all", "none"),
-        default=d["keep_rejected"],
-        help="dropped rows that are kept: 1,000 a reason, all, none (default: %(default)s)",
-    )
-    gather = parser.add_argument_group("gather")
-    gather.add_argument(
-        "--input-format",
-        choices=("auto", "wat", "warc", "table"),
-        default="auto",
-        help="(default: %(default)s, by name and first bytes)",
-    )
-    gather.add_argument("--url-column", default=d["url_column"], help="of tables (default: %(default)s)")
-    gather.add_argument("--text-column", default=d["text_column"], help="of tables (default: %(default)s)")
-    gather.add_argument("--languages", default="", metavar="en,de", help="keep texts in these languages (default: all)")
-    gather.add_argument(
-        "--language-model",
-        default=d["language_model"],
-        metavar="M",
-        help="auto, own, none, or a fastText model's path (default: %(default)s: own for archives, none for tables)",
-    )
-    gather.add_argument(
-        "--min-language-score",
-        type=float,
-        default=d["min_language_score"],
-        metavar="P",
-        help="least probability of a wanted language, 0..1 (default: %(default)s)",
-    )
-    gather.add_argument(
-        "--ignore-opt-out",
-        dest="respect_opt_out",
-        action="store_false",
-        help="keep pairs of pages that forbid AI training (noai, noimageai, tdm-reservation)",
-    )
-    match = parser.add_argument_group("match")
-    match.add_argument(
-        "--queries",
-        metavar="FILE",
-        help="txt, JSON, TSV/CSV or Parquet (default: the list that comes with the project)",
-    )
-    match.add_argument(
-        "--match",
-        choices=("wide", "metaclip"),
-        default=d["match"],
-        help="wide: texts and queries pass one normaliser; metaclip: MetaCLIP's substrings (default: %(default)s)",
-    )
-    match.add_argument("--case", choices=("exact", "fold"), default=d["case"], help="(default: %(default)s)")
-    dedup = parser.add_argument_group("dedup")
-    dedup.add_argument(
-        "--placeholder-bound",
-        type=int,
-        default=d["placeholder_bound"],
-        metavar="N",
-        help="a URL with more than N texts is a placeholder and goes; 0: off (default: %(default)s)",
-    )
-    balance = parser.add_argument_group("balance")
-    balance.add_argument(
-        "--balance",
-        choices=("cap", "bernoulli", "none"),
-        default=d["balance"],
-        help="(default: %(default)s: each query picks at most --cap pairs, exactly)",
-    )
-    balance.add_argument("--cap", type=int, default=d["cap"], metavar="T", help="pairs a query (default: %(default)s)")
-    balance.add_argument("--target-pairs", type=int, metavar="N", help="solve for the cap that keeps about N pairs")
-    balance.add_argument(
-        "--stop-queries",
-        metavar="FILE|5%%",
-        help="queries that never pick a pair alone: a list, or those in more than a share of the texts",
-    )
-    fetch = parser.add_argument_group("fetch")
-    fetch.add_argument(
-        "--allow-address",
-        nargs="+",
-        default=[],
-        metavar="CIDR",
-        help="non-public addresses that may be fetched from, e.g. 127.0.0.0/8 (default: none)",
-    )
-    fetch.add_argument(
-        "--image-size",
-        type=int,
-        default=d["image_size"],
-        metavar="PX",
-        help="short side of stored images (default: %(default)s)",
-    )
-    fetch.add_argument(
-        "--deadline",
-        type=float,
-        default=d["deadline"],
-        metavar="S",
-        help="seconds a URL may take in all (default: %(default)s)",
-    )
-    fetch.add_argument(
-        "--user-agent-contact", metavar="URL", help="where a webmaster can reach you; becomes part of the user agent"
-    )
-    fetch.add_argument(
-        "--retry-failed", action="store_true", help="fetch again what failed in a way that may pass, then publish anew"
-    )
-    publish = parser.add_argument_group("publish")
-    publish.add_argument(
-        "--rows-per-shard", type=int, default=d["rows_per_shard"], metavar="N", help="(default: %(default)s)"
-    )
-    how = parser.add_argument_group("how")
-    how.add_argument(
-        "--runner",
-        default=d["runner"],
-        help="local, or any Beam runner (FlinkRunner, PrismRunner ...) with Beam's own flags (default: %(default)s)",
-    )
-    how.add_argument("--workers", type=int, metavar="N", help="processes of the local runner (default: one a core)")
-    how.add_argument(
-        "--exchange",
-        choices=("files", "shuffle"),
-        default=d["exchange"],
-        help="files: where all workers share OUT; shuffle: through the engine (default: %(default)s)",
-    )
-    how.add_argument("--redo", choices=STAGES, metavar="STAGE", help="make this stage and those after it anew")
-    how.add_argument("--plan", "--dry-run", dest="plan", action="store_true", help="say what would be done, do nothing")
-    how.add_argument("--json", action="store_true", help="print the summary as JSON")
-    return parser
+# ------------------------------------------------------------------------------------------------------ command line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -779,10 +314,10 @@ def print_plan(options: Options, *, as_json: bool) -> None:
     """What a run would read and do, and roughly what it would take."""
     from pipeline.estimate import estimate
 
-    run = prepare(options)
+    run = planning.prepare(options)
     sizes: dict[str, int] = {}
     for item in {(item.path, item.format, item.bytes) for item in run.inputs}:
-        sizes[item[1]] = sizes.get(item[1], 0) + (item[2] if item[2] is not None else UNKNOWN_BYTES)
+        sizes[item[1]] = sizes.get(item[1], 0) + (item[2] if item[2] is not None else planning.UNKNOWN_BYTES)
     figures = estimate(sizes, fetches="fetch" in options.stages, target_pairs=options.target_pairs)
     stages = {stage: "done" if run.work.info(stage) else "to do" for stage in options.stages}
     facts = {
@@ -802,7 +337,8 @@ def print_plan(options: Options, *, as_json: bool) -> None:
     print(f"pairs        about {figures.pairs:,} read, {figures.matched:,} with a query, {figures.selected:,} selected")
     print(f"published    about {figures.published:,} images, {figures.published_bytes / 1e9:.1f} GB")
     print(
-        f"takes        about {figures.core_hours:.2f} core-hours, {figures.scratch_bytes / 1e9:.1f} GB of disk meanwhile"
+        f"takes        about {figures.core_hours:.2f} core-hours, "
+        f"{figures.scratch_bytes / 1e9:.1f} GB of disk meanwhile"
     )
     print(f"stages       {', '.join(f'{stage} ({state})' for stage, state in stages.items())}")
     print("These are rough figures from the size of the input alone; nothing was read or written.")

@@ -1,0 +1,261 @@
+"""The command line of `pipeline.build`: what a user may say, and the frozen `Options` that it becomes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from pipeline import __version__
+from pipeline.work import STAGES, UsageError
+
+DESCRIPTION = """Web archives or tables in, balanced image-text shards out.
+
+    python -m pipeline.build --input crawl/*.warc.gz --output out
+
+Every stage leaves a folder OUT/stages/<name>; one that is COMPLETED is not done again, so the same command after a
+crash goes on where it was."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """One run, grouped by stage in the order of the way."""
+
+    # what and where
+    input: tuple[str, ...]
+    output: str
+    stages: tuple[str, ...] = STAGES
+    seed: int = 0
+    keep_rejected: str = "sample"  # sample: 1,000 rows a reason | all | none
+    # gather
+    input_format: str = "auto"
+    url_column: str = "url"
+    text_column: str = "text"
+    languages: tuple[str, ...] = ()
+    language_model: str = "auto"  # auto: own for archives or if languages are asked for, else none
+    min_language_score: float = 0.2  # P(language)
+    respect_opt_out: bool = True
+    # match
+    queries: str | None = None
+    match: str = "wide"
+    case: str = "exact"
+    # dedup
+    placeholder_bound: int = 50  # texts of one URL; 0: no bound
+    # balance
+    balance: str = "cap"
+    cap: int = 20_000  # pairs a query
+    target_pairs: int | None = None
+    stop_queries: str | None = None  # a file, or a share of the texts such as 5%
+    # fetch
+    allow_address: tuple[str, ...] = ()
+    image_size: int = 256  # pixels, short side
+    deadline: float = 30.0  # seconds a URL
+    user_agent_contact: str | None = None
+    retry_failed: bool = False
+    # publish
+    rows_per_shard: int = 10_000
+    # how
+    runner: str = "local"
+    workers: int | None = None
+    exchange: str = "files"
+    redo: str | None = None
+    beam: tuple[str, ...] = ()
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with our exit codes and a suggestion for a flag that does not exist."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def parse(argv: Sequence[str]) -> tuple[Options, argparse.Namespace]:
+    """The command line as Options, and the flags that only say how to print."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Options)}
+    parser = _argument_parser(defaults)
+    known, rest = parser.parse_known_args(argv)
+    values = vars(known)
+    chosen = {field.name: values[field.name] for field in dataclasses.fields(Options) if field.name in values}
+    for name in ("input", "allow_address"):
+        chosen[name] = tuple(chosen[name])
+    chosen["languages"] = tuple(code.strip() for code in known.languages.split(",") if code.strip())
+    chosen["stages"] = stage_range(known.stages)
+    chosen["beam"] = tuple(rest)
+    if rest:
+        check_beam_flags(rest, parser)
+    return Options(**chosen), known
+
+
+def stage_range(text: str) -> tuple[str, ...]:
+    """gather..balance -> the stages from the first to the last; one name is a range of one."""
+    first, _, last = text.partition("..")
+    last = last or first
+    for name in (first, last):
+        if name not in STAGES:
+            near = difflib.get_close_matches(name, STAGES, n=1)
+            raise UsageError(f"no stage {name!r}{f': did you mean {near[0]!r}?' if near else ''} ({', '.join(STAGES)})")
+    if STAGES.index(first) > STAGES.index(last):
+        raise UsageError(f"--stages {text}: {first!r} comes after {last!r}")
+    return STAGES[STAGES.index(first) : STAGES.index(last) + 1]
+
+
+def check_beam_flags(rest: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """Beam would drop an unknown flag silently."""
+    own = [flag for action in parser._actions for flag in action.option_strings]
+    from pipeline import runners
+
+    known = [*own, *runners.beam_flags()]
+    for word in rest:
+        name = word.split("=")[0]
+        if name.startswith("-") and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise UsageError(f"unknown flag {name}{f': did you mean {near[0]}?' if near else ''}")
+        if not name.startswith("-") and word == rest[0]:
+            raise UsageError(f"unexpected argument {word!r}")
+
+
+def _argument_parser(d: dict[str, Any]) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m pipeline.build",
+        description=DESCRIPTION,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="WHAT",
+        help="files, folders, globs, @LIST, URLs, or cc:CC-MAIN-2026-05[0:100]",
+    )
+    add("--output", required=True, metavar="OUT", help="folder of the run; an existing run there is continued")
+    add(
+        "--stages",
+        default=f"{STAGES[0]}..{STAGES[-1]}",
+        metavar="A..B",
+        help=f"first and last stage of: {', '.join(STAGES)} (default: all)",
+    )
+    add("--version", action="version", version=f"openwit {__version__}")
+    add("--seed", type=int, default=d["seed"], help="of every random-looking choice (default: %(default)s)")
+    add(
+        "--keep-rejected",
+        choices=("sample", "all", "none"),
+        default=d["keep_rejected"],
+        help="dropped rows that are kept: 1,000 a reason, all, none (default: %(default)s)",
+    )
+    gather = parser.add_argument_group("gather")
+    gather.add_argument(
+        "--input-format",
+        choices=("auto", "wat", "warc", "table"),
+        default="auto",
+        help="(default: %(default)s, by name and first bytes)",
+    )
+    gather.add_argument("--url-column", default=d["url_column"], help="of tables (default: %(default)s)")
+    gather.add_argument("--text-column", default=d["text_column"], help="of tables (default: %(default)s)")
+    gather.add_argument("--languages", default="", metavar="en,de", help="keep texts in these languages (default: all)")
+    gather.add_argument(
+        "--language-model",
+        default=d["language_model"],
+        metavar="M",
+        help="auto, own, none, or a fastText model's path (default: %(default)s: own for archives, none for tables)",
+    )
+    gather.add_argument(
+        "--min-language-score",
+        type=float,
+        default=d["min_language_score"],
+        metavar="P",
+        help="least probability of a wanted language, 0..1 (default: %(default)s)",
+    )
+    gather.add_argument(
+        "--ignore-opt-out",
+        dest="respect_opt_out",
+        action="store_false",
+        help="keep pairs of pages that forbid AI training (noai, noimageai, tdm-reservation)",
+    )
+    match = parser.add_argument_group("match")
+    match.add_argument(
+        "--queries",
+        metavar="FILE",
+        help="txt, JSON, TSV/CSV or Parquet (default: the list that comes with the project)",
+    )
+    match.add_argument(
+        "--match",
+        choices=("wide", "metaclip"),
+        default=d["match"],
+        help="wide: texts and queries pass one normaliser; metaclip: MetaCLIP's substrings (default: %(default)s)",
+    )
+    match.add_argument("--case", choices=("exact", "fold"), default=d["case"], help="(default: %(default)s)")
+    dedup = parser.add_argument_group("dedup")
+    dedup.add_argument(
+        "--placeholder-bound",
+        type=int,
+        default=d["placeholder_bound"],
+        metavar="N",
+        help="a URL with more than N texts is a placeholder and goes; 0: off (default: %(default)s)",
+    )
+    balance = parser.add_argument_group("balance")
+    balance.add_argument(
+        "--balance",
+        choices=("cap", "bernoulli", "none"),
+        default=d["balance"],
+        help="(default: %(default)s: each query picks at most --cap pairs, exactly)",
+    )
+    balance.add_argument("--cap", type=int, default=d["cap"], metavar="T", help="pairs a query (default: %(default)s)")
+    balance.add_argument("--target-pairs", type=int, metavar="N", help="solve for the cap that keeps about N pairs")
+    balance.add_argument(
+        "--stop-queries",
+        metavar="FILE|5%%",
+        help="queries that never pick a pair alone: a list, or those in more than a share of the texts",
+    )
+    fetch = parser.add_argument_group("fetch")
+    fetch.add_argument(
+        "--allow-address",
+        nargs="+",
+        default=[],
+        metavar="CIDR",
+        help="non-public addresses that may be fetched from, e.g. 127.0.0.0/8 (default: none)",
+    )
+    fetch.add_argument(
+        "--image-size",
+        type=int,
+        default=d["image_size"],
+        metavar="PX",
+        help="short side of stored images (default: %(default)s)",
+    )
+    fetch.add_argument(
+        "--deadline",
+        type=float,
+        default=d["deadline"],
+        metavar="S",
+        help="seconds a URL may take in all (default: %(default)s)",
+    )
+    fetch.add_argument(
+        "--user-agent-contact", metavar="URL", help="where a webmaster can reach you; becomes part of the user agent"
+    )
+    fetch.add_argument(
+        "--retry-failed", action="store_true", help="fetch again what failed in a way that may pass, then publish anew"
+    )
+    publish = parser.add_argument_group("publish")
+    publish.add_argument(
+        "--rows-per-shard", type=int, default=d["rows_per_shard"], metavar="N", help="(default: %(default)s)"
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--runner",
+        default=d["runner"],
+        help="local, or any Beam runner (FlinkRunner, PrismRunner ...) with Beam's own flags (default: %(default)s)",
+    )
+    how.add_argument("--workers", type=int, metavar="N", help="processes of the local runner (default: one a core)")
+    how.add_argument(
+        "--exchange",
+        choices=("files", "shuffle"),
+        default=d["exchange"],
+        help="files: where all workers share OUT; shuffle: through the engine (default: %(default)s)",
+    )
+    how.add_argument("--redo", choices=STAGES, metavar="STAGE", help="make this stage and those after it anew")
+    how.add_argument("--plan", "--dry-run", dest="plan", action="store_true", help="say what would be done, do nothing")
+    how.add_argument("--json", action="store_true", help="print the summary as JSON")
+    return parser
