@@ -14,7 +14,8 @@ TOP = {"pipeline.build", "pipeline.planning", "pipeline.inspect_shards", "pipeli
 STAGES = {f"pipeline.{name}" for name in "gather match dedup balance fetch dedup_images publish".split()}
 FIRST = {
     f"pipeline.{name}"
-    for name in "steps passes dropping balancing exports options runners zygote worker progress report sources fetching".split()
+    for name in "steps passes dropping balancing exports options runners zygote worker progress report".split()
+    + ["sources", "fetching"]
 }
 HEAVY = ("apache_beam", "img2dataset", "numba", "torch", "webdataset", "pandas", "fasttext", "faiss")
 
