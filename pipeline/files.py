@@ -113,24 +113,30 @@ def read_batches(path: str, columns: list[str] | None = None) -> Iterator[pa.Rec
 
 
 def sweep(folder: str) -> int:
-    """Removes temporary files below `folder` that no process owns any more; returns how many."""
+    """Removes what is temporary below `folder` and no process owns any more; returns how many files and folders."""
     removed = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            if TEMPORARY.search(name):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(os.path.join(parent, name))
-                    removed += 1
+    for parent, folders, names in os.walk(folder):
+        for name in filter(TEMPORARY.search, [*folders, *names]):
+            with contextlib.suppress(FileNotFoundError):
+                _delete(os.path.join(parent, name))
+                removed += 1
+        folders[:] = [name for name in folders if not TEMPORARY.search(name)]
     return removed
 
 
 def remove(path: str) -> None:
-    """Removes a file or a folder tree, if it is there."""
+    """Removes a file or a folder tree, if it is there: at once, so that a crash leaves no half of it."""
+    with contextlib.suppress(FileNotFoundError):
+        name = f"{path}.tmp{os.getpid()}-{next(_numbers)}"
+        os.rename(path, name)
+        _delete(name)
+
+
+def _delete(path: str) -> None:
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
     else:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+        os.unlink(path)
 
 
 def _flush_folder(folder: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -45,6 +46,12 @@ SILENT = (
     "apache_beam.runners.worker.data_plane",
     "apache_beam.runners.portability.fn_api_runner.worker_handlers",
 )
+# Faults of the machine or of what the user gave: a sentence says all, a trace of ours would say nothing.
+ENVIRONMENT_ERRORS = frozenset(
+    (errno.EPERM, errno.EACCES, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+)
+EXPECTED = re.compile(rf"\[[Ee]rrno ({'|'.join(map(str, sorted(ENVIRONMENT_ERRORS)))})\]|\bInputError: ")
+TRACING = ("", "apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker")  # "": what workers send
 READERS = ("beam_control_read", "read_grpc_client_inputs")  # Beam's threads that end with an exception then
 ENGINES = "OPENWIT_ENGINES"  # folder that `make engines` filled, if it is not ./.engines
 
@@ -72,6 +79,19 @@ def no_waiting(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("Waiting for grpc channel")
 
 
+def no_expected_trace(record: logging.LogRecord) -> bool:
+    """False for the trace of a failure that will be told in a sentence."""
+    error = record.exc_info[1] if record.exc_info else ""
+    name = type(error).__name__
+    return record.levelno < logging.ERROR or not EXPECTED.search(f"{record.getMessage()} {name}: {error}")
+
+
+def print_unless_expected(text: str, **more: Any) -> None:
+    """What workers print instead of every trace."""
+    if not EXPECTED.search(text):
+        print(text, **more)
+
+
 def import_beam() -> Any:
     """apache_beam, without its noise."""
     if not logging.getLogger().handlers:
@@ -81,6 +101,8 @@ def import_beam() -> Any:
     for name in SILENT:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger().addFilter(no_waiting)
+    for name in TRACING:
+        logging.getLogger(name).addFilter(no_expected_trace)
     with quiet():
         import apache_beam
     return apache_beam
@@ -282,4 +304,5 @@ def explain(error: BaseException) -> JobFailed:
     if not own and type(error) is not RuntimeError:  # raised in this process, with Beam's "[while running ...]"
         own = [f"{type(error).__name__}: {' '.join(lines)}"]
     last = own[-1] if own else (lines[-1] if lines else type(error).__name__)
+    last = last.removeprefix("RuntimeError: ") if EXPECTED.search(last) else last
     return JobFailed(re.sub(r" \[while running .*$", "", last))

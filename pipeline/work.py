@@ -186,8 +186,9 @@ def locked(root: str, *, patience: float = 10.0) -> Iterator[None]:
 
     Raises:
         Busy: another run is alive on this folder.
+        UsageError: no folder can be made there, or nothing be written into it.
     """
-    os.makedirs(root, exist_ok=True)
+    _make(root)
     with open(os.path.join(root, ".lock"), "a+") as run, open(os.path.join(root, ".workers"), "a+") as workers:
         try:
             fcntl.flock(run, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -204,6 +205,18 @@ def locked(root: str, *, patience: float = 10.0) -> Iterator[None]:
             yield
         finally:
             _running.discard(root)
+
+
+def _make(root: str) -> None:
+    """Makes the folder of a run."""
+    try:
+        os.makedirs(root, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"the output {root!r} is a file, or lies below one: name a folder") from None
+    except PermissionError as error:
+        raise UsageError(f"the output folder {root!r} cannot be made ({error.strerror}): name another one") from None
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise UsageError(f"nothing may be written into {root!r}: name another output folder, or change its permissions")
 
 
 def _wait_for(workers: Any, patience: float) -> None:

@@ -116,8 +116,9 @@ def run_harness() -> None:
     from pipeline import runners
 
     runners.import_beam()
-    from apache_beam.runners.worker import sdk_worker_main
+    from apache_beam.runners.worker import sdk_worker, sdk_worker_main
 
+    sdk_worker.print = runners.print_unless_expected  # type: ignore[attr-defined]  # it prints every trace itself
     sdk_worker_main.main(sys.argv[:1])
 
 

@@ -1,0 +1,537 @@
+"""Runs that are killed, interrupted, starved of disk or refused: afterwards the same command gives the same data set.
+
+By hand, with more kills than the suite can afford: python -m tests.test_reliability --kills 12 [--seed 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import buckets, build, files, work
+from tests.test_select import QUERIES, draw_rows, write_table
+from tests.webserver import WebServer, picture
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 120.0  # seconds that a run may take on a busy machine
+EMPTY = ("COMPLETED", ".lock", ".workers")
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+
+
+# --------------------------------------------------------------------------------------------------- runs to disturb
+
+
+def select_arguments(tmp: Path) -> list[str]:
+    """gather .. balance of three small tables."""
+    (tmp / "queries.txt").write_text("\n".join(QUERIES))
+    (tmp / "in").mkdir(exist_ok=True)
+    rows = draw_rows(900)
+    for number, start in enumerate(range(0, len(rows), 300)):
+        write_table(tmp / "in" / f"part{number}.parquet", rows[start : start + 300])
+    arguments = ["--input", str(tmp / "in"), "--queries", str(tmp / "queries.txt")]
+    return [*arguments, "--stages", "gather..balance", "--placeholder-bound", "5", "--cap", "40"]
+
+
+def whole_arguments(tmp: Path, server: WebServer) -> list[str]:
+    """The whole way of a table whose images a loopback server has."""
+    (tmp / "queries.txt").write_text("red\ndog\na\nnumber\ncommon\n")
+    numbers = range(len(server.images))
+    table = {
+        "url": [f"{server.base}/img/{number}.jpg" for number in numbers],
+        "text": [f"a common red dog number {number}" for number in numbers],
+    }
+    pq.write_table(pa.table(table), tmp / "pairs.parquet")
+    arguments = ["--input", str(tmp / "pairs.parquet"), "--queries", str(tmp / "queries.txt")]
+    return [*arguments, "--allow-address", "127.0.0.0/8", "--rows-per-shard", "12"]
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[WebServer]:
+    with WebServer({f"{number}.jpg": picture(number) for number in range(40)}) as server:
+        yield server
+
+
+def facts(out: Path) -> dict[str, Any]:
+    """What must be the same: the digest of each stage, and the digest and files of what is published."""
+    found: dict[str, Any] = {}
+    for stage in work.STAGES:
+        info = files.read_json(str(out / "stages" / stage / "info.json"))
+        if info:
+            found[stage] = info["digest"], info["rows_in"], info["rows_out"], info["dropped"]
+    manifest = files.read_json(str(out / "manifest.json"))
+    if manifest:
+        found["manifest"] = manifest["digest"], manifest["files"]
+    return found
+
+
+def undisturbed(arguments: list[str], out: Path) -> dict[str, Any]:
+    assert build.main([*arguments, "--output", str(out), "--workers", "1"]) == build.DONE
+    check_files(out)
+    return facts(out)
+
+
+def start(arguments: list[str], out: Path, workers: int = 2) -> subprocess.Popen[str]:
+    """The command in a process group of its own, as a shell would start it."""
+    command = [sys.executable, "-m", "pipeline.build", *arguments, "--output", str(out), "--workers", str(workers)]
+    return subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def end(process: subprocess.Popen[str], timeout: float = PATIENCE) -> tuple[int, str]:
+    """(exit code, what it said); a process that does not end is killed and fails the test."""
+    try:
+        _, said = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        _, said = process.communicate()
+        pytest.fail(f"did not end within {timeout} s: {said[-2000:]}")
+    assert "Traceback" not in said, said[-4000:]
+    return process.returncode, said
+
+
+def count_files(out: Path) -> int:
+    return sum(len(names) for _, _, names in os.walk(out))
+
+
+def reach(process: subprocess.Popen[str], out: Path, count: int) -> bool:
+    """Waits until there are `count` files: moments by progress are the same on a slow machine. False: it has ended."""
+    limit = time.monotonic() + PATIENCE
+    while count_files(out) < count and time.monotonic() < limit:
+        if process.poll() is not None:
+            return False
+        time.sleep(0.01)
+    return process.poll() is None
+
+
+# ------------------------------------------------------------------------------------------------- what must be true
+
+
+def temporary_files(out: Path) -> list[str]:
+    found = [os.path.join(parent, name) for parent, folders, names in os.walk(out) for name in [*folders, *names]]
+    return [path for path in found if files.TEMPORARY.search(path)]
+
+
+def check_files(out: Path) -> None:
+    """Every file under a final name is whole."""
+    for parent, folders, names in os.walk(out):
+        folders[:] = [name for name in folders if not files.TEMPORARY.search(name)]
+        for name in names:
+            if not files.TEMPORARY.search(name):
+                with contextlib.suppress(FileNotFoundError):  # a worker's last breath
+                    check_file(Path(parent, name))
+
+
+def check_file(path: Path) -> None:
+    """Reads all of a file, as its first bytes and its name say."""
+    head = path.read_bytes()[:8]
+    if path.name in EMPTY:
+        return
+    if path.suffix == ".tar":
+        with tarfile.open(path) as tar:
+            assert all(tar.extractfile(member) for member in tar.getmembers())  # type: ignore[union-attr]
+        return
+    if path.suffix == ".json":
+        json.loads(path.read_text())
+    elif head.startswith(b"PAR1"):
+        pq.read_table(path, page_checksum_verification=True)
+    elif head.startswith(b"ARROW1"):
+        assert list(files.read_batches(str(path))) is not None
+    elif head.startswith(buckets.MAGIC):
+        check_buckets(path)
+    elif head.startswith(b"\x93NUMPY"):
+        np.load(path)
+    else:
+        assert path.suffix not in (".parquet", ".arrow", ".keys", ".rows", ".drops", ".band", ".rejected"), path
+        assert head or path.suffix in (".raw", ".mask"), f"{path} is empty"
+
+
+def check_buckets(path: Path) -> None:
+    data = path.read_bytes()
+    count = int(np.frombuffer(data[8:16], "<i8")[0])
+    assert int(np.frombuffer(data[16 : 16 + 8 * (count + 1)], "<i8")[-1]) == len(data), path
+
+
+def check_same(out: Path, expected: dict[str, Any]) -> None:
+    assert facts(out) == expected
+    check_files(out)
+    assert not temporary_files(out)
+
+
+def kill_again_and_again(arguments: list[str], out: Path, *, total: int, kills: int, rng: random.Random) -> int:
+    """Kills the run's process group at `kills` random moments, going on from where it was; returns how many it hit."""
+    hits = 0
+    for _ in range(kills):
+        there = count_files(out)
+        if there >= total - 2:
+            shutil.rmtree(out)
+            there = 0
+        process = start(arguments, out)
+        running = reach(process, out, rng.randrange(there + 1, total))
+        time.sleep(rng.random() * 0.1)
+        hits += running and process.poll() is None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        check_files(out)
+    return hits
+
+
+# ------------------------------------------------------------------------------------------------------------- kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", ["select", "whole"])
+def test_a_killed_run_goes_on_to_the_same_data_set(job: str, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        arguments = select_arguments(tmp_path) if job == "select" else None
+        arguments = arguments or whole_arguments(tmp_path, stack.enter_context(serving()))
+        expected = undisturbed(arguments, tmp_path / "calm")
+        total = count_files(tmp_path / "calm")
+        rng = random.Random(f"seed 1 {job}")
+        hits = kill_again_and_again(arguments, tmp_path / "out", total=total, kills=2, rng=rng)
+        assert hits
+        code, said = end(start(arguments, tmp_path / "out"))
+        assert code == build.DONE, said
+        check_same(tmp_path / "out", expected)
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes that a run has started, and those have started."""
+    parents: dict[int, int] = {}
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            stat = Path(f"/proc/{int(name)}/stat").read_text()
+            parents[int(name)] = int(stat[stat.rindex(")") + 2 :].split()[1])
+    found = [pid]
+    for known in found:
+        found += [child for child, parent in parents.items() if parent == known]
+    return found[1:]
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    """The two workers (forks, or started by themselves) once both are there; [] before."""
+    known = descendants(process.pid)
+    ends = [pid for pid in known if not set(descendants(pid)) & set(known)]
+    return ends if len(ends) == 2 else []
+
+
+def alive(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat[stat.rindex(")") + 2] not in "ZX"
+
+
+def wait_for(what: Callable[[], Any], seconds: float) -> Any:
+    """The first true answer, or the last one when the time is up."""
+    limit = time.monotonic() + seconds
+    while True:
+        found = what()
+        if found or time.monotonic() > limit:
+            return found
+        time.sleep(0.02)
+
+
+@needs_proc
+def test_workers_end_with_their_parent_and_the_next_run_takes_over(tmp_path: Path) -> None:
+    arguments = select_arguments(tmp_path)
+    expected = undisturbed(arguments, tmp_path / "calm")
+    process = start(arguments, tmp_path / "out")
+    assert wait_for(lambda: workers_of(process), PATIENCE)
+    started = descendants(process.pid)
+    process.kill()  # the parent alone
+    assert wait_for(lambda: not any(map(alive, started)), 2)
+    process.communicate()
+    code, said = end(start(arguments, tmp_path / "out"))
+    assert code == build.DONE, said
+    check_same(tmp_path / "out", expected)
+
+
+@needs_proc
+def test_a_killed_worker_does_not_end_the_job(tmp_path: Path) -> None:
+    arguments = select_arguments(tmp_path)
+    expected = undisturbed(arguments, tmp_path / "calm")
+    process = start(arguments, tmp_path / "out")
+    workers = wait_for(lambda: workers_of(process), PATIENCE)
+    assert workers and reach(process, tmp_path / "out", 12)
+    os.kill(workers[0], signal.SIGKILL)
+    code, said = end(process)
+    assert code == build.DONE, said
+    assert "a worker process died" in said and "going on" in said
+    check_same(tmp_path / "out", expected)
+
+
+def test_an_interrupt_ends_it_with_130_and_it_can_be_taken_up(tmp_path: Path) -> None:
+    arguments = select_arguments(tmp_path)
+    expected = undisturbed(arguments, tmp_path / "calm")
+    process = start(arguments, tmp_path / "out")
+    assert reach(process, tmp_path / "out", 10)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    code, said = end(process)
+    assert code == build.INTERRUPTED, said
+    assert "the same command goes on" in said
+    check_files(tmp_path / "out")
+    assert undisturbed(arguments, tmp_path / "out") == expected
+    assert not temporary_files(tmp_path / "out")
+
+
+# ---------------------------------------------------------------------------------------------- faults one at a time
+
+
+class Faulty:
+    """A function of `os` that fails at its n-th call and works at all others."""
+
+    def __init__(self, real: Callable[..., Any], turn: int) -> None:
+        self.real, self.turn, self.calls = real, turn, 0
+
+    def __call__(self, *arguments: Any, **more: Any) -> Any:
+        self.calls += 1
+        if self.calls == self.turn:
+            raise OSError(5, "Input/output error")
+        return self.real(*arguments, **more)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("function", ["replace", "fsync"])
+def test_the_nth_call_fails_and_the_run_can_be_taken_up(
+    function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = select_arguments(tmp_path)
+    real = getattr(os, function)
+    counter = Faulty(real, turn=0)
+    monkeypatch.setattr(os, function, counter)
+    expected = undisturbed(arguments, tmp_path / "calm")
+    assert counter.calls > 50
+    for turn in range(1, counter.calls + 1, counter.calls // 7):
+        out = tmp_path / f"out{turn}"
+        monkeypatch.setattr(os, function, Faulty(real, turn))
+        code = build.main([*arguments, "--output", str(out), "--workers", "1"])
+        said = capsys.readouterr().err
+        assert code == build.CRASHED or function == "fsync"  # a folder that cannot be flushed is no reason to stop
+        assert "Input/output error" in said or code == build.DONE
+        check_files(out)
+        assert not temporary_files(out)
+        monkeypatch.setattr(os, function, real)
+        assert undisturbed(arguments, out) == expected
+        shutil.rmtree(out)
+
+
+def test_bundles_that_run_twice_change_nothing(tmp_path: Path) -> None:
+    arguments = select_arguments(tmp_path)
+    expected = undisturbed(arguments, tmp_path / "calm")
+    assert undisturbed([*arguments, "--direct_runner_bundle_repeat=2"], tmp_path / "out") == expected
+
+
+# --------------------------------------------------------------------------------------------------------- full disk
+
+
+def in_small_tmpfs(out: Path, size: int, arguments: list[str]) -> dict[str, Any]:
+    """Runs on a file system of `size` bytes, then, when that has grown, again. Needs a mount namespace of its own."""
+    out.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(out)], check=True)
+    first = end(start(arguments, out))
+    check_files(out)
+    left = temporary_files(out)
+    subprocess.run(["mount", "-o", "remount,size=256m", str(out)], check=True)
+    second = end(start(arguments, out))
+    check_files(out)
+    return {"first": first, "second": second, "left": left, "facts": facts(out), "after": temporary_files(out)}
+
+
+def can_mount() -> bool:
+    found = shutil.which("unshare") and shutil.which("mount")
+    return bool(found) and subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_mount(), reason="needs root and a mount namespace")
+@pytest.mark.parametrize(("job", "share"), [("select", 0.3), ("select", 0.75), ("whole", 0.85)])
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(job: str, share: float, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        arguments = select_arguments(tmp_path) if job == "select" else None
+        arguments = arguments or whole_arguments(tmp_path, stack.enter_context(serving()))
+        expected = undisturbed(arguments, tmp_path / "calm")
+        pages = sum(-(-path.stat().st_size // 4096) for path in (tmp_path / "calm").rglob("*") if path.is_file())
+        command = [sys.executable, "-m", "tests.test_reliability", "--tmpfs", str(int(pages * share) * 4096)]
+        command = ["unshare", "-m", *command, "--out", str(tmp_path / "out"), *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2 * PATIENCE)
+        assert done.returncode == 0, done.stderr[-4000:]
+        found = json.loads(done.stdout)
+        code, said = found["first"]
+        assert code == build.CRASHED, said
+        assert "is full" in said and "free" in said and "same command" in said
+        assert not found["left"] and not found["after"]
+        assert found["second"][0] == build.DONE, found["second"][1]
+        assert found["facts"] == json.loads(json.dumps(expected))
+
+
+# ---------------------------------------------------------------------------------------------------------- refusals
+
+
+def said_by(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    capsys.readouterr()
+    code = build.main([*arguments, "--workers", "1"])
+    return code, capsys.readouterr().err
+
+
+def test_a_second_run_on_the_same_folder_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = select_arguments(tmp_path)
+    out = tmp_path / "out"
+    process = start(arguments, out)
+    assert wait_for(lambda: (out / ".lock").exists() and (out / ".lock").read_text(), 60)
+    begin = time.monotonic()
+    code, said = said_by([*arguments, "--output", str(out)], capsys)
+    took = time.monotonic() - begin
+    assert end(process)[0] == build.DONE
+    assert code == build.CRASHED
+    assert "another run holds the output folder" in said and f"process {process.pid}" in said
+    assert took < 20  # most of it loads the libraries
+    check_files(out)
+
+
+@pytest.mark.parametrize(
+    ("change", "stage"),
+    [
+        (["--seed", "9"], "balance"),
+        (["--placeholder-bound", "6"], "dedup"),
+        (["--match", "metaclip"], "match"),
+        (["--keep-rejected", "all"], "gather"),
+    ],
+)
+def test_other_options_on_a_done_folder_are_refused(
+    change: list[str], stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*select_arguments(tmp_path), "--output", str(tmp_path / "out")]
+    assert said_by(arguments, capsys)[0] == build.DONE
+    before = facts(tmp_path / "out")
+    code, said = said_by([*arguments, *change], capsys)
+    assert code == build.USAGE
+    assert f"the stage {stage!r}" in said and f"--redo {stage}" in said
+    assert facts(tmp_path / "out") == before
+
+
+def test_other_inputs_on_a_done_folder_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*select_arguments(tmp_path), "--output", str(tmp_path / "out")]
+    assert said_by(arguments, capsys)[0] == build.DONE
+    write_table(tmp_path / "in" / "part3.parquet", draw_rows(10))
+    code, said = said_by(arguments, capsys)
+    assert code == build.USAGE and "made from other inputs" in said
+
+
+def test_what_is_missing_or_unfit_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    select_arguments(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "none.txt").write_text("\n")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "in" / "part0.parquet").read_bytes()[:500])
+    (tmp_path / "file").write_text("a file")
+    source, queries, out = str(tmp_path / "in"), str(tmp_path / "queries.txt"), str(tmp_path / "out")
+    cases: list[tuple[str, str, str, int, str]] = [
+        (str(tmp_path / "nowhere"), queries, out, build.MISSING, "nowhere"),
+        (str(tmp_path / "empty"), queries, out, build.MISSING, "holds no file to read"),
+        (str(tmp_path / "cut.parquet"), queries, out, build.MISSING, "cut or damaged"),
+        (source, str(tmp_path / "no-queries.txt"), out, build.MISSING, "no-queries.txt"),
+        (source, str(tmp_path / "none.txt"), out, build.MISSING, "none.txt"),
+        (source, queries, str(tmp_path / "file"), build.USAGE, "is a file"),
+        (source, queries, str(tmp_path / "file" / "below"), build.USAGE, "is a file"),
+    ]
+    for given, asked, where, expected, words in cases:
+        code, said = said_by(["--input", given, "--queries", asked, "--output", where], capsys)
+        assert (code, words in said) == (expected, True), said
+        assert "Traceback" not in said
+    assert not os.path.exists(out)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*select_arguments(tmp_path), "--output", str(tmp_path / "out")]
+    (tmp_path / "in" / "part1.parquet").chmod(0)
+    code, said = said_by(arguments, capsys)
+    assert code == build.MISSING and "part1.parquet" in said
+
+
+def test_an_input_that_goes_away_is_told_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*select_arguments(tmp_path), "--output", str(tmp_path / "out")]
+    real = build.save_lists
+
+    def save_and_remove(run: build.Run) -> None:
+        real(run)
+        (tmp_path / "in" / "part1.parquet").rename(tmp_path / "elsewhere")
+
+    monkeypatch.setattr(build, "save_lists", save_and_remove)
+    code, said = said_by(arguments, capsys)
+    assert code == build.CRASHED and "part1.parquet" in said and "the same command" in said
+
+
+def test_a_stage_half_removed_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed while --redo removes stages leaves no manifest without its files."""
+    arguments = select_arguments(tmp_path)
+    out = tmp_path / "out"
+    expected = undisturbed(arguments, out)
+    real = shutil.rmtree
+
+    def half(path: Any, *_: Any, **__: Any) -> None:
+        for name in sorted(Path(path).rglob("*.arrow")):
+            name.unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", half)
+    code = build.main([*arguments, "--output", str(out), "--workers", "1", "--redo", "gather"])
+    assert code == build.INTERRUPTED
+    monkeypatch.setattr(shutil, "rmtree", real)
+    assert undisturbed(arguments, out) == expected
+    assert not temporary_files(out)
+
+
+# ----------------------------------------------------------------------------------------------------------- by hand
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=12, help="of each kind of run")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--tmpfs", type=int, help="bytes of the file system of a run that is to fill it")
+    parser.add_argument("--out", type=Path)
+    options, arguments = parser.parse_known_args()
+    if options.tmpfs:
+        print(json.dumps(in_small_tmpfs(options.out, options.tmpfs, arguments)))
+        return
+    for job in ("select", "whole"):
+        with tempfile.TemporaryDirectory() as name, serving() as server:
+            tmp = Path(name)
+            given = select_arguments(tmp) if job == "select" else whole_arguments(tmp, server)
+            expected = undisturbed(given, tmp / "calm")
+            total = count_files(tmp / "calm")
+            rng = random.Random(options.seed)
+            hits = kill_again_and_again(given, tmp / "out", total=total, kills=options.kills, rng=rng)
+            code, said = end(start(given, tmp / "out"))
+            assert code == build.DONE, said
+            check_same(tmp / "out", expected)
+            print(f"{job}: {hits} of {options.kills} kills hit a run under way; the same data set in the end")
+
+
+if __name__ == "__main__":
+    main()
