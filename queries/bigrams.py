@@ -57,15 +57,18 @@ class Vocabulary:
         return cls(forms, lower, encoded.dictionary, total, int(table.schema.metadata[b"occurrences"]))
 
     @classmethod
-    def of(cls, words: pa.Table, *, least: int) -> Vocabulary:
-        """The words (COUNTED, by form) with at least `least` occurrences in all forms."""
+    def of(cls, words: pa.Table, *, least: int, among: pa.StringArray | None = None) -> Vocabulary:
+        """The words (COUNTED, by form) with at least `least` occurrences in all forms; only those in `among`."""
         words = words.filter(pc.greater(words["count"], 0)).sort_by("query").combine_chunks()
         forms, counts = words["query"].combine_chunks(), words["count"].to_numpy()
         encoded = pc.utf8_lower(forms).dictionary_encode()
         lower = encoded.indices.to_numpy().astype(np.int64)
         total = np.zeros(len(encoded.dictionary), np.int64)
         np.add.at(total, lower, counts)
-        table = pa.table({"form": forms, "count": total[lower]}).filter(pa.array(total[lower] >= least))
+        wanted = total >= least
+        if among is not None:
+            wanted &= np.asarray(pc.is_in(encoded.dictionary, among))
+        table = pa.table({"form": forms, "count": total[lower]}).filter(pa.array(wanted[lower]))
         return cls.from_table(table.replace_schema_metadata({"occurrences": str(int(counts.sum()))}))
 
     def lower_pair(self, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -127,20 +130,19 @@ def score(
 
 
 def best(scored: list[pa.Table], most: int) -> pa.Table:
-    """COUNTED: the best `most` queries, the closest pairs first."""
-    table = pa.concat_tables([SCORED.empty_table(), *scored])
+    """COUNTED: the best `most` queries of one or more corpora, the closest pairs first."""
+    found = pa.concat_tables([SCORED.empty_table(), *scored])
+    table = found.group_by(["query", "pair"], use_threads=False).aggregate([("count", "sum"), ("score", "max")])
+    table = table.rename_columns({"count_sum": "count", "score_max": "score"})
     table = table.sort_by(
         [("score", "descending"), ("pair", "ascending"), ("count", "descending"), ("query", "ascending")]
     )
     return table.select(["query", "count"]).slice(0, most).cast(COUNTED).combine_chunks()
 
 
-def from_counts(
-    words: pa.Table, pairs: pa.Table, *, least_word: int, least_pair: int, profile: str, most: int
-) -> pa.Table:
-    """Bigrams of ready counts alone."""
+def from_counts(words: pa.Table, pairs: pa.Table, *, least_word: int, least_pair: int, profile: str) -> pa.Table:
+    """SCORED pairs of ready counts; what words occur by themselves has to come from the same texts as the pairs."""
     vocabulary = Vocabulary.of(words, least=least_word)
     if not len(vocabulary.forms) or not len(pairs):
-        return COUNTED.empty_table()
-    found = code(pairs, vocabulary)
-    return best([score(*found, vocabulary, least=least_pair, profile=profile)], most)
+        return SCORED.empty_table()
+    return score(*code(pairs, vocabulary), vocabulary, least=least_pair, profile=profile)

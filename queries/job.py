@@ -215,7 +215,7 @@ class MergeTitles:
 
 @dataclasses.dataclass(frozen=True)
 class CountPairs:
-    """Unit: the texts of a unit of the first job; one more for the ready counts of pairs."""
+    """Unit: the texts of a unit of the first job."""
 
     work: Work
     rules: Rules
@@ -227,25 +227,19 @@ class CountPairs:
         return self.work.step("pairs", "units")
 
     def units(self) -> int:
-        return len(self.texts) + 1
+        return len(self.texts)
 
     def run(self, unit: int) -> dict[str, Any]:
         vocabulary = read_vocabulary(self.work)
         counter, parts, rows = PairCounter(), 0, 0
-        for found in self._found(unit, vocabulary):
-            counter.add(*found)
+        for batch in files.read_batches(self.work.step("words", "units").file(self.texts[unit], "texts")):
+            tokens = ngrams.tokenize(batch["text"], self.rules.profile)
+            counter.add(*ngrams.count_pairs(tokens, vocabulary.forms))
             if counter.pending > MOST_PAIRS:
                 rows += self._write(unit, parts, counter, vocabulary)
                 counter, parts = PairCounter(), parts + 1
         rows += self._write(unit, parts, counter, vocabulary)
         return {"parts": parts + 1, "rows": rows}
-
-    def _found(self, unit: int, vocabulary: Vocabulary) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        if unit == len(self.texts):
-            yield bigrams.code(pa.Table.from_batches(files.read_batches(_ready(self.work)), COUNTED), vocabulary)
-            return
-        for batch in files.read_batches(self.work.step("words", "units").file(self.texts[unit], "texts")):
-            yield ngrams.count_pairs(ngrams.tokenize(batch["text"], self.rules.profile), vocabulary.forms)
 
     def _write(self, unit: int, part: int, counter: PairCounter, vocabulary: Vocabulary) -> int:
         pairs, counts = counter.sums()
@@ -311,6 +305,7 @@ class Job:
 
     def count(self) -> Counted:
         """The first job: words and titles."""
+        runners.import_beam()  # before anybody else does: it is noisy
         from pipeline.steps import ExchangeStep, Step
 
         files.write_json(os.path.join(self.work.root, "units.json"), self.listed)
@@ -348,17 +343,15 @@ class Job:
         articles = names.filter(pc.invert(is_redirect))
         return redirects, pa.table([articles["title"], articles["links"]], schema=COUNTED)
 
-    def pairs(self, vocabulary: Vocabulary, ready: pa.Table, *, most: int) -> pa.Table:
-        """The second job: the best pairs (COUNTED) of texts and ready counts."""
+    def pairs(self, vocabulary: Vocabulary) -> pa.Table:
+        """The second job: SCORED pairs of the words of the vocabulary."""
         from pipeline.steps import ExchangeStep, Step
 
         table = vocabulary.to_table()
-        digest = f"{hashing.table_digest(table):x} {hashing.table_digest(ready):x} {vocabulary.occurrences}"
+        digest = f"{hashing.table_digest(table):x} {vocabulary.occurrences}"
         plans = (("words", self.plan), ("pairs", digest_of(self.plan, digest)))
         self.work = work = dataclasses.replace(self.work, plans=plans)
         files.write_table(_vocabulary(work), table)
-        with files.writing_batches(_ready(work), COUNTED) as out:
-            out.write_table(ready)
         units = work.step("words", "units").manifests()
         texts = tuple(unit for unit, row in units if row["kind"] != "pageviews")
         task = CountPairs(work, self.rules, texts, self.buckets)
@@ -370,7 +363,7 @@ class Job:
 
         self._run(construct, [("counting pairs", task.folder, task.units())])
         self.ledger["pairs"] = {"counted": merge.folder.total("rows"), "kept": merge.folder.total("kept")}
-        return bigrams.best([_read(merge.folder, SCORED)], most)
+        return _read(merge.folder, SCORED)
 
     def _run(self, construct: Any, watched: list[tuple[str, Any, int]]) -> None:
         from pipeline import progress
@@ -421,10 +414,6 @@ _vocabularies: dict[Any, Vocabulary] = {}
 
 def _vocabulary(work: Work) -> str:
     return os.path.join(work.root, "vocabulary.parquet")
-
-
-def _ready(work: Work) -> str:
-    return os.path.join(work.root, "pairs.arrow")
 
 
 def _lines(piece: Piece, tally: Counter[str]) -> Iterator[pa.LargeStringArray]:

@@ -53,51 +53,63 @@ def collect(options: Options) -> Sources:
     words, pairs = _ready_counts(options, ledger)
     if options.profile == "wit":
         words, ledger["words"] = rules.usable_words(words)
-    if options.wikipedia or options.text or options.pageviews:
-        with job.Job(options, ready=bool(len(words))) as counting:
-            offers += _count(options, counting, words, pairs)
-        return Sources(offers, ledger | counting.ledger, counting.warnings)
-    least = options.min_count if options.min_bigram_count is None else options.min_bigram_count
-    least_word = options.min_count if options.profile == "wit" else 1
-    offers.append(("word", rules.word_queries(words, least=options.min_count)))
-    found = bigrams.from_counts(
-        words, pairs, least_word=least_word, least_pair=least, profile=options.profile, most=options.bigrams
+    warnings = []
+    if len(pairs) and not len(words):
+        warnings.append("--counts has pairs but no words: without both, pairs cannot be ranked, and none is taken")
+    ready = bigrams.from_counts(
+        words,
+        pairs,
+        least_word=options.min_count if options.profile == "wit" else 1,
+        least_pair=options.min_count if options.min_bigram_count is None else options.min_bigram_count,
+        profile=options.profile,
     )
-    offers.append(("bigram", found))
-    return Sources(offers, ledger, [])
+    if not (options.wikipedia or options.text or options.pageviews):
+        offers.append(("word", rules.word_queries(words, least=options.min_count)))
+        offers.append(("bigram", bigrams.best([ready], options.bigrams)))
+        return Sources(offers, ledger, warnings)
+    with job.Job(options, ready=bool(len(words))) as counting:
+        offers += _count(options, counting, words, ready)
+    return Sources(offers, ledger | counting.ledger, warnings + counting.warnings)
 
 
-def _count(
-    options: Options, counting: job.Job, ready_words: pa.Table, ready_pairs: pa.Table
-) -> list[tuple[str, pa.Table]]:
-    """Words, bigrams and titles of dumps and texts, ready counts added."""
+def _count(options: Options, counting: job.Job, ready: pa.Table, ready_pairs: pa.Table) -> list[tuple[str, pa.Table]]:
+    """Words, bigrams and titles of dumps and texts, and what ready counts add.
+
+    A word is one of the list if all sources together hold it often enough; how close two words are is asked of each
+    corpus by itself.
+    """
     wit = options.profile == "wit"
     counted = counting.count()
-    found = counted.words.select(["word", "count"]).rename_columns(COUNTED.names)
+    found = _counts_of(counted.words)
     if wit:
         found, counting.ledger["words_of_texts"] = rules.usable_words(found.combine_chunks())
-    occurrences = counted.occurrences + (pc.sum(ready_words["count"]).as_py() or 0)
-    words = merge([found, ready_words])
+    words = merge([found, ready])
     listed = words
     if not wit:  # its pairs are of any words, its words are not
-        listed = merge([_in_articles(counted.words, options.min_articles), ready_words])
-    vocabulary = Vocabulary.of(words, least=options.min_count if wit else 1)
-    vocabulary = dataclasses.replace(vocabulary, occurrences=occurrences)
-    pairs = COUNTED.empty_table()
+        listed = merge([_counts_of(_in_articles(counted.words, options.min_articles)), ready])
+    pairs = ready_pairs.slice(0, 0)
+    if wit:
+        frequent = rules.frequent(words, least=options.min_count)
+        vocabulary = Vocabulary.of(found, least=1, among=frequent)
+    else:
+        vocabulary = Vocabulary.of(found, least=1)
+    vocabulary = dataclasses.replace(vocabulary, occurrences=counted.occurrences)
     if len(vocabulary.forms) and options.bigrams:
-        pairs = counting.pairs(vocabulary, ready_pairs, most=options.bigrams)
+        pairs = counting.pairs(vocabulary)
     return [
         ("word", rules.word_queries(listed, least=options.min_count)),
-        ("bigram", pairs),
+        ("bigram", bigrams.best([pairs, ready_pairs], options.bigrams)),
         ("title", _titles(options, counted)),
     ]
 
 
+def _counts_of(words: pa.Table) -> pa.Table:
+    return words.select(["word", "count"]).rename_columns(COUNTED.names)
+
+
 def _in_articles(words: pa.Table, least: int) -> pa.Table:
     """Words of WORDS in at least so many articles (all are in lower case there)."""
-    return (
-        words.filter(pc.greater_equal(words["articles"], least)).select(["word", "count"]).rename_columns(COUNTED.names)
-    )
+    return words.filter(pc.greater_equal(words["articles"], least))
 
 
 def _titles(options: Options, counted: job.Counted) -> pa.Table:

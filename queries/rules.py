@@ -73,6 +73,12 @@ def word_queries(words: pa.Table, *, least: int) -> pa.Table:
     return ranked(pa.concat_tables([all_cases, other.filter(pc.greater_equal(other["count"], least))]))
 
 
+def frequent(words: pa.Table, *, least: int) -> pa.StringArray:
+    """The words, in lower case, with at least `least` occurrences in all their cases."""
+    lower, total, _ = by_case(words["query"].combine_chunks(), words["count"].to_numpy())
+    return lower.filter(pa.array(total >= least))
+
+
 def by_case(
     forms: pa.StringArray, counts: npt.NDArray[np.int64]
 ) -> tuple[pa.StringArray, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
