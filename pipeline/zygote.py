@@ -42,6 +42,7 @@ class Zygote:
     """Our side: starts the zygote and asks it for workers."""
 
     def __init__(self, *, kernels: bool) -> None:
+        self.path = os.environ.get("PYTHONPATH")
         ours, theirs = socket.socketpair()
         environment = {**os.environ, SOCKET: str(theirs.fileno())}
         command = [sys.executable, "-m", "pipeline.worker", "--zygote", *(["--kernels"] if kernels else [])]
@@ -113,7 +114,10 @@ _current: list[Zygote] = []
 
 def current(*, kernels: bool) -> Zygote:
     """The zygote of this process, started if there is none. Call it on the main thread: it dies with its thread."""
-    if not _current or not _current[0].alive():
+    stale = bool(_current) and _current[0].path != os.environ.get("PYTHONPATH")
+    if stale:
+        _current[0].close()  # forks of it would not find what this process finds
+    if not _current or stale or not _current[0].alive():
         _current[:] = [Zygote(kernels=kernels)]
         atexit.register(_current[0].close)
     return _current[0]
