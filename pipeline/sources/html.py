@@ -386,6 +386,8 @@ def to_utf8(html: bytes, charset: str | None) -> bytes:
             if name.startswith("utf-16"):  # a page whose meta could be read is not UTF-16
                 name = "utf-8"
     if not name or name == "utf-8":
+        if html.isascii():
+            return html
         try:
             html.decode()
             return html

@@ -25,9 +25,9 @@ from pipeline.sources.html import (
     largest_candidate,
     scan_with_lexbor,
 )
+from pipeline.sources.simd_kernel import equal_mask, lowest
 
 UNSURE = -1
-_EACH, _TOPS = np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
 _PRIME, _LONG = np.uint64(0x100000001B3), np.uint64(1 << 63)
 MAX_EVENTS = 400_000
 MAX_OPEN = 64  # elements open inside a figure or picture
@@ -100,15 +100,14 @@ def _letter(byte: int) -> bool:
 
 @njit
 def _find(page: np.ndarray, at: int, byte: int) -> int:
-    """The place of `byte` at or after `at`; the page's length where there is none. Eight bytes a step."""
+    """The place of `byte` at or after `at`; the page's length where there is none. 64 bytes a step."""
     end = len(page)
-    words = page[at : at + (end - at) // 8 * 8].view(np.uint64)
-    pattern = np.uint64(byte) * _EACH
-    for word in words:
-        differs = word ^ pattern
-        if (differs - _EACH) & ~differs & _TOPS:  # one of the bytes is the one that is sought
-            break
-        at += 8
+    base = page.ctypes.data
+    while at + 64 <= end:
+        places = equal_mask(base + at, np.uint8(byte))
+        if places != 0:
+            return at + lowest(places)
+        at += 64
     while at < end and page[at] != byte:
         at += 1
     return at
@@ -281,11 +280,14 @@ def _slot(page: np.ndarray, start: int, end: int) -> int:
 
 @njit
 def _telling_meta(page: np.ndarray, start: int, end: int) -> bool:
-    """False if a meta's name or property is surely none of those that are read: they begin with o, r or t."""
-    if start >= end:
-        return False
-    first = _lower(page[start])
-    return first == 111 or first == 114 or first == 116 or first == _AND or not 33 <= first < 128
+    """False if a meta's name or property is surely none that `Facts.meta` reads: og:image..., og:title, robots, ..."""
+    if end - start < 6 or page[start] == _AND or not 33 <= page[start] < 128:
+        return end > start  # short ones and odd beginnings: Python looks
+    first, second = _lower(page[start]), _lower(page[start + 1])
+    if first == 111 and second == 103:  # og:
+        third = _lower(page[start + 3])
+        return page[start + 2] == _AND or (page[start + 2] == 58 and (third == 105 or third == 116 or third == _AND))
+    return first == 111 or first == 114 or (first == 116 and (second == 100 or second == _AND))
 
 
 @njit
@@ -595,7 +597,8 @@ def _read_events(html: bytes, events: list[list[int]]) -> Facts:
         for row in rows:  # noqa: B007, B020 - the row after the attributes is the next tag
             if row[0] != ATTRIBUTE:
                 break
-            attributes[ATTRIBUTES[row[1]]] = _value(html[row[2] : row[3]])
+            value = html[row[2] : row[3]].decode("utf-8", "replace")
+            attributes[ATTRIBUTES[row[1]]] = _decoded(value) if "&" in value or "\r" in value else value
         if kind == IMAGE:
             images.append((attributes, pictures.get(start, ""), number))
         elif kind == SOURCE:
@@ -619,12 +622,9 @@ def _read_events(html: bytes, events: list[list[int]]) -> Facts:
 _REFERENCE = re.compile(r"&(?:#[xX]([0-9a-fA-F]+);?|#([0-9]+);?|([a-zA-Z][a-zA-Z0-9]*)(;?)(=?))")
 
 
-def _value(raw: bytes) -> str:
-    """An attribute's value: line ends and character references resolved."""
-    text = raw.decode("utf-8", "replace")
-    if "\r" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return _REFERENCE.sub(_character, text) if "&" in text else text
+def _decoded(value: str) -> str:
+    """An attribute's value with its line ends and character references resolved."""
+    return _REFERENCE.sub(_character, value.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def _character(match: re.Match[str]) -> str:
