@@ -146,7 +146,11 @@ class Theirs:
             quick_gelu=True, output_dict=True,
         )  # fmt: skip
         self.model.load_state_dict(ours.model.state_dict())
-        self.loss, self.optimizer = ClipLoss(), make_optimizer(self.model, Recipe())
+        self.loss = ClipLoss()
+        decayed = [value for value in self.model.parameters() if value.ndim >= 2]
+        others = [value for value in self.model.parameters() if value.ndim < 2]
+        groups = [{"params": decayed, "weight_decay": 0.2}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=5e-4, betas=(0.9, 0.98), eps=1e-6)  # as open_clip makes it
 
     def step(self, images: torch.Tensor, text: torch.Tensor) -> float:
         loss = self.loss(**self.model(images, text))
