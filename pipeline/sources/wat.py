@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urljoin
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 
 from pipeline import jit
@@ -115,20 +116,33 @@ def _read_compiled(path: str, kernel: Any, *, ledger: Ledger, size: int | None) 
 
 
 class _Rows:
-    """Rows on their way into a batch."""
+    """Rows on their way into a batch; what is the same for all rows of a page is kept once."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._columns: list[list] = [[] for _ in CANDIDATES]
+        self._clear()
+
+    def _clear(self) -> None:
+        self._urls: list[str] = []
+        self._texts: list[str] = []
+        self._pages: list[tuple[str, int, str | None, str | None]] = []  # URL, offset, opt-outs, license
+        self._counts: list[int] = []  # rows of each page
 
     def __len__(self) -> int:
-        return len(self._columns[0])
+        return len(self._urls)
 
     def batch(self) -> pa.RecordBatch:
         """The rows as a batch; afterwards there are none."""
-        arrays = [pa.array(column, field.type) for column, field in zip(self._columns, CANDIDATES, strict=True)]
-        self._columns = [[] for _ in CANDIDATES]
-        return pa.RecordBatch.from_arrays(arrays, schema=CANDIDATES)
+        rows = len(self._urls)
+        of_row = pa.array(np.repeat(np.arange(len(self._pages), dtype=np.int32), self._counts))
+        types = (pa.string(), pa.int64(), pa.string(), pa.string())
+        kept = [pa.array([page[i] for page in self._pages], kind) for i, kind in enumerate(types)]
+        page_url, offset, opt_out, license_url = (column.take(of_row) for column in kept)
+        codes = [pa.array(np.full(rows, code, np.int8)) for code in (ALT, SRC)]
+        url, text = pa.array(self._urls, pa.string()), pa.array(self._texts, pa.string())
+        self._clear()
+        columns = [url, text, page_url, offset, *codes, opt_out, license_url]
+        return pa.RecordBatch.from_arrays(columns, schema=CANDIDATES)
 
     def add(self, record: Record) -> None:
         """Appends the pairs of a record; counts what is lost or unfit."""
@@ -144,24 +158,22 @@ class _Rows:
 
     def _add_page(self, page: Page, offset: int) -> None:
         base = base_of(page.url, page.base)
-        opt_out = ",".join(sorted(page.signals)) or None
-        license_url = license_of(base, page.license) if page.license else None
         self._ledger.rows_in += len(page.links)
         dropped: Counter[str] = Counter()
-        urls, texts = self._columns[:2]
-        before = len(urls)
+        before = len(self._urls)
         for link, alt in page.links:
             reason, url = fit(base, link, alt)
             if reason:
                 dropped[reason] += 1
             else:
-                urls.append(url)
-                texts.append(_text(alt))
+                self._urls.append(url)
+                self._texts.append(_text(alt))
         for reason, count in dropped.items():
             self._ledger.drop(reason, count)
-        added = len(urls) - before
-        for column, value in zip(self._columns[2:], (page.url, offset, ALT, SRC, opt_out, license_url), strict=True):
-            column += [value] * added
+        if len(self._urls) > before:
+            license_url = license_of(base, page.license) if page.license else None
+            self._pages.append((page.url, offset, ",".join(sorted(page.signals)) or None, license_url))
+            self._counts.append(len(self._urls) - before)
 
 
 def base_of(page_url: str, base: str | None) -> str:
@@ -181,6 +193,9 @@ def fit(base: str, link: Any, alt: Any) -> tuple[str, str]:
         return "bad_field", ""
     if not alt:
         return "no_alt", ""
+    absolute = link.startswith(("http://", "https://"))
+    if absolute and len(link) <= MAX_URL:
+        return "", link if link.isascii() else _LONE.sub("\ufffd", link)
     bare = link.strip(_SPACES)
     if not bare:
         return "empty_url", ""
@@ -188,7 +203,7 @@ def fit(base: str, link: Any, alt: Any) -> tuple[str, str]:
         return "data_url", ""
     if len(bare) > MAX_URL:
         return "url_too_long", ""
-    if link.startswith(("http://", "https://")):
+    if absolute:  # with blanks behind it
         return "", _LONE.sub("\ufffd", link)
     url = join(base, bare)
     if url is None:
@@ -196,16 +211,41 @@ def fit(base: str, link: Any, alt: Any) -> tuple[str, str]:
     return ("", url) if url.startswith(("http://", "https://")) else ("bad_scheme", "")
 
 
+# Links for which urljoin does nothing but put two pieces together; dot segments and empty ones are looked at in `join`.
+_AFTER_ORIGIN = re.compile(r"/[^?#;\x00-\x20]*(?:\?[^?#\x00-\x20]+)?")
+_AFTER_FOLDER = re.compile(r"[^/?#;:.\x00-\x20][^?#;:\x00-\x20]*(?:\?[^?#\x00-\x20]+)?")
+_ORIGIN = re.compile(r"https?://[^/?#\x00-\x20\x7f-\U0010ffff\[\]\\]+")
+
+
+@functools.lru_cache(maxsize=64)
+def _places(base: str) -> tuple[str, str]:
+    """(origin, folder with its slash) of a base that is written in the usual way, else empty strings."""
+    match = _ORIGIN.match(base)
+    path = re.split(r"[?#]", base[match.end() :], maxsplit=1)[0] if match else ""
+    if match is None or path[:1] not in ("", "/") or re.search(r"[\x00-\x20]", base):
+        return "", ""
+    folder = path[: path.rfind("/") + 1] or "/"
+    plain = "//" not in folder and "/." not in folder and ";" not in path
+    return match[0], match[0] + folder if plain else ""
+
+
 def join(base: str, url: str) -> str | None:
-    """urljoin on valid text; None where it refuses."""
+    """urljoin on valid text; None where it refuses. The usual links, which need no parsing, are joined at once."""
+    url = url if url.isascii() else _LONE.sub("\ufffd", url)
+    if "/." not in url and "//" not in url:
+        origin, folder = _places(base)
+        if origin and _AFTER_ORIGIN.fullmatch(url):
+            return origin + url
+        if folder and _AFTER_FOLDER.fullmatch(url):
+            return folder + url
     try:
-        return urljoin(base, _LONE.sub("\ufffd", url))
+        return urljoin(base, url)
     except ValueError:
         return None
 
 
 def _text(alt: str) -> str:
-    return _LONE.sub("\ufffd", alt[:MAX_TEXT])
+    return alt[:MAX_TEXT] if alt.isascii() else _LONE.sub("\ufffd", alt[:MAX_TEXT])
 
 
 # --------------------------------------------------------------------------------------------------- one record
@@ -219,10 +259,20 @@ class _Link(msgspec.Struct, gc=False):
     rel: Any = None
 
 
+class _Meta(msgspec.Struct, gc=False):
+    name: Any = None
+    content: Any = None
+
+
+class _HeadLink(msgspec.Struct, gc=False):
+    rel: Any = None
+    url: Any = None
+
+
 class _Head(msgspec.Struct, rename={"base": "Base", "metas": "Metas", "links": "Link"}, gc=False):
     base: Any = None
-    metas: Any = None
-    links: Any = None
+    metas: list[_Meta] | None = None
+    links: list[_HeadLink] | None = None
 
 
 class _Html(msgspec.Struct, rename={"head": "Head", "links": "Links"}, gc=False):
@@ -277,9 +327,12 @@ def parse_record(content: bytes) -> Page | None:
     page.links = [(link.url, link.alt) for link in http.html.links if link.path == "IMG@/src"]
     head = http.html.head
     if head is not None:
-        _read_head(page, head.base, head.metas, head.links)
+        metas = [(meta.name, meta.content) for meta in head.metas or () if meta.name]
+        _read_head(page, head.base, metas, [(link.rel, link.url) for link in head.links or () if link.rel])
     _read_headers(page, http.headers)
-    page.license = page.license or _license_of_anchors((link.rel, link.href or link.url) for link in http.html.links)
+    if not page.license:
+        related = [link for link in http.html.links if link.rel is not None]
+        page.license = _license_of_anchors((link.rel, link.href or link.url) for link in related)
     return page
 
 
@@ -300,29 +353,29 @@ def parse_slowly(content: bytes) -> Page | None:
     found = [link for link in links if isinstance(link, dict)]
     page.links = [(link.get("url"), link.get("alt")) for link in found if link.get("path") == "IMG@/src"]
     page.links += [(None, None)] * (len(links) - len(found))  # what they were nobody can tell: counted as unfit
-    _read_head(page, *(get(http, "HTML-Metadata", "Head", key) for key in ("Base", "Metas", "Link")))
+    metas, head_links = (get(http, "HTML-Metadata", "Head", key) for key in ("Metas", "Link"))
+    named = [(get(meta, "name"), get(meta, "content")) for meta in metas] if isinstance(metas, list) else []
+    related = [(get(link, "rel"), get(link, "url")) for link in head_links] if isinstance(head_links, list) else []
+    _read_head(page, get(http, "HTML-Metadata", "Head", "Base"), named, related)
     _read_headers(page, get(http, "Headers"))
     anchors = ((link.get("rel"), link.get("href") or link.get("url")) for link in found)
     page.license = page.license or _license_of_anchors(anchors)
     return page
 
 
-def _read_head(page: Page, base: Any, metas: Any, links: Any) -> None:
-    """Base, robots metas, TDM reservation and license of the page's head."""
+def _read_head(page: Page, base: Any, metas: list[tuple[Any, Any]], links: list[tuple[Any, Any]]) -> None:
+    """Base, robots metas (name, content), TDM reservation and license (rel, url) of the page's head."""
     page.base = base if isinstance(base, str) and base else None
-    for meta in metas if isinstance(metas, list) else ():
-        if not isinstance(meta, dict):
-            continue
-        name, value = meta.get("name"), meta.get("content")
+    for name, value in metas:
         if isinstance(name, str) and isinstance(value, str):
             name = name.strip().lower()
             if name in ROBOTS_NAMES:
                 page.signals |= said(ROBOTS_META, value)
             elif name == TDM:
                 page.signals |= said(TDM_META, value)
-    for link in links if isinstance(links, list) else ():
-        if isinstance(link, dict) and _is_license(link.get("rel")) and isinstance(link.get("url"), str):
-            page.license = page.license or link["url"]
+    for rel, url in links:
+        if _is_license(rel) and isinstance(url, str):
+            page.license = page.license or url
 
 
 def _read_headers(page: Page, headers: Any) -> None:
@@ -348,4 +401,4 @@ def _license_of_anchors(anchors: Any) -> str | None:
 
 
 def _is_license(rel: Any) -> bool:
-    return isinstance(rel, str) and "license" in rel.lower().split()
+    return isinstance(rel, str) and "license" in (lowered := rel.lower()) and "license" in lowered.split()
