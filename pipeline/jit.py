@@ -8,12 +8,15 @@ import numba. `python -m pipeline.jit` compiles them all once, so that no worker
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # Modules with a `warm()` that calls each kernel once on a few rows. Append here when a kernel file is added.
@@ -46,10 +49,35 @@ def njit(function: Callable | None = None, **options: Any) -> Any:
         return functools.partial(njit, **options)
     import numba
 
+    _set_cache_folder(function.__module__)
     try:
         return numba.njit(cache=True, nogil=True, **options)(function)
     except RuntimeError:  # "no locator available": read-only install and no writable home
         return numba.njit(nogil=True, **options)(function)
+
+
+def _set_cache_folder(module: str) -> None:
+    """Gives the kernels of a module a cache folder for the state of their sources.
+
+    numba forgets a compiled function when its own file changes, but not when a function that it has taken in from
+    another file does: half of a kernel would stay old.
+    """
+    import numba
+
+    root = Path(os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).parent / "__pycache__")
+    if module.endswith("_kernel") and os.access(root if root.exists() else root.parent, os.W_OK):
+        numba.config.CACHE_DIR = str(root / f"kernels-{_state(module)}")
+
+
+@functools.cache
+def _state(module: str) -> str:
+    """A digest of the source of a kernel module and of the kernel modules that it imports."""
+    found = importlib.util.find_spec(module)
+    source = Path(found.origin).read_bytes() if found and found.origin else b""
+    inner = re.findall(rb"^(?:from|import) +([\w.]+_kernel)\b|^from +([\w.]+) +import +(\w+_kernel)\b", source, re.M)
+    names = {(whole or package + b"." + name).decode() for whole, package, name in inner}
+    parts = [source, *(_state(name).encode() for name in sorted(names))]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 
 
 def kernel(name: str, rows: int) -> Any:

@@ -23,6 +23,7 @@ from pipeline.sources.simd_kernel import (
 )
 
 UNSURE = -1
+MAX_DEPTH = 100  # arrays and objects inside each other; what is deeper is left to a parser with a limit of its own
 _ALL, _ONE = np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(1)
 
 
@@ -216,6 +217,8 @@ def skip(p, e):
                 p = end + 1
             elif byte == 123 or byte == 91:
                 depth += 1
+                if depth > MAX_DEPTH:
+                    break
             else:
                 depth -= 1
                 if depth == 0:
