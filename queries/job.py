@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 RESULT = 1
 BATCH = 8 << 20  # bytes of text that are counted at once
 MOST_PAIRS = 8 << 20  # pairs that a unit holds before it writes a part
+FEWEST_VIEWS = 5  # of a title in all files: with less, not even a redirect counts
 BUCKET = 64 << 20  # bytes of input for which one more bucket is made
 WORKER_DEATHS = 2
 
@@ -70,6 +71,7 @@ class Rules:
     least_count: int  # a word with less in all forms goes at once
     least_articles: int
     least_pair: int
+    least_views: int  # a title with less goes before redirects are resolved
 
 
 def list_units(options: Options, ledger: dict[str, dict[str, int]], warnings: list[str]) -> list[dict[str, Any]]:
@@ -194,6 +196,7 @@ class MergeTitles:
     """Unit: a bucket of titles, of all units."""
 
     work: Work
+    rules: Rules
     buckets: int
 
     @property
@@ -209,8 +212,9 @@ class MergeTitles:
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
         views = titles.add([buckets.table(messages, COUNTED)]).sort_by("query")
-        _write(self.folder.file(unit, "arrow"), views)
-        return {"rows": len(views)}
+        kept = views.filter(pc.greater_equal(views["count"], self.rules.least_views))
+        _write(self.folder.file(unit, "arrow"), kept)
+        return {"rows": len(views), "kept": len(kept)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,6 +298,7 @@ class Job:
             1 if ready or metaclip else options.min_count,
             1 if metaclip else options.min_articles,
             options.min_count if options.min_bigram_count is None else options.min_bigram_count,
+            min(FEWEST_VIEWS, titles.LEAST_VIEWS if options.min_views is None else options.min_views),
         )
         size = sum(entry["end"] - entry["start"] for entry in self.listed)
         self.buckets = buckets.power_of_two(size / BUCKET, most=256)
@@ -310,7 +315,7 @@ class Job:
 
         files.write_json(os.path.join(self.work.root, "units.json"), self.listed)
         task = CountUnits(self.work, self.rules, self.buckets)
-        words, views = MergeWords(self.work, self.rules, self.buckets), MergeTitles(self.work, self.buckets)
+        words, views = MergeWords(self.work, self.rules, self.buckets), MergeTitles(self.work, self.rules, self.buckets)
 
         def construct(root: Any) -> Any:
             done = root | Step(task, work=self.work, most=len(self.listed))
