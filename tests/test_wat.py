@@ -11,6 +11,7 @@ import math
 import random
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 
@@ -131,6 +132,29 @@ def test_links_that_are_dropped_have_a_reason(url: Any, alt: Any, reason: str | 
     rows, ledger = rows_of(tmp_path, page([image(url, alt), image("good.jpg", "good")]))
     assert ledger.dropped == ({reason: 1} if reason else {})
     assert rows[-1]["text"] == "good" and len(rows) == 2 - bool(reason)
+
+
+BASES = """
+http://h.example https://h.example/ http://h.example/a/b HTTP://h/a/ https://u:p@h:80/a/b.html?x=/y/ http://h/a//b/c
+http://h/a/../b/ http://h/./a http://h/a;p/b http://h/a/b;p http://h?x http://h#x http://h/\u00e9/b http://h\u00e9/b
+http://h/.a/b http://h/a./b ftp://h/a http:///a http://h/a/b#/c/ http://h// http://[::1]/a/ http://h&@x http://h\\x/a
+""".split()
+URL_BITS = [*"abA.//?#;:=&~-@[] \t\x00\x7f\u00e9\\", "..", "//", "%20", "x.jpg", "http:", "https://h"]
+
+
+def test_links_are_joined_as_urljoin_does() -> None:
+    seed = random.randrange(10**6)
+    chance = random.Random(seed)
+    for _ in range(20_000):
+        base = chance.choice(BASES)
+        if chance.random() < 0.3:
+            base = "http://h" + "".join(chance.choices(URL_BITS, k=chance.randrange(6)))
+        url = "".join(chance.choices(URL_BITS, k=chance.randrange(1, 6)))
+        try:
+            expected = urljoin(base, url)
+        except ValueError:
+            expected = None
+        assert wat.join(base, url) == expected, (seed, base, url)
 
 
 def test_a_base_counts_for_relative_links(tmp_path: Path) -> None:
