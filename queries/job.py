@@ -288,6 +288,7 @@ class Job:
         self.options = options
         self.ledger: dict[str, dict[str, int]] = {}
         self.warnings: list[str] = []
+        runners.make_options(options.runner, options.workers, list(options.beam))  # before anything is written
         self.listed = list_units(options, self.ledger, self.warnings)
         for line in self.warnings:
             print(f"queries.build: {line}", file=sys.stderr)

@@ -162,6 +162,25 @@ def test_all_sources_give_one_list_on_one_worker_and_on_two(
     assert read(tmp_path / "two")[1]["digest"] == info["digest"]
 
 
+def test_titles_of_an_index_dump_by_links(tmp_path: Path) -> None:
+    pages = [("Red panda", 90, "The red panda is a mammal."), ("Panda (film)", 30, "A film."), ("Stub", 2, "A stub.")]
+    lines = []
+    for title, links, text in pages:
+        page = {"title": title, "text": text, "namespace": 0, "language": "en", "incoming_links": links}
+        lines += ['{"index":{"_id":"1"}}', json.dumps(page | {"redirect": [{"namespace": 0, "title": f"{title} 2"}]})]
+    (tmp_path / "enwiki_content.json.gz").write_bytes(gzip.compress("\n".join([*lines, "{cut"]).encode()))
+    arguments = ["--wikipedia", tmp_path / "*.json.gz", "--workers", 1, "--min-count", 1, "--min-articles", 2]
+    assert run("--output", tmp_path / "out", *arguments) == 0
+    found, info = read(tmp_path / "out")
+    assert {query: row for query, row in found.items() if row[0] != "number"} == {
+        "a": ("word", 3),
+        "A": ("word", 2),
+        "Red panda": ("title", 90),
+        "Panda": ("title", 30),
+    }
+    assert info["ledger"]["wikipedia"] == {"articles": 3, "line_malformed": 1}
+
+
 def test_profile_metaclip1_on_texts(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("The Red-Brown dog’s 2nd tail\n" * 5 + "once seen\n" * 2)
     assert (
@@ -254,6 +273,7 @@ def test_counts_of_wordfreq(tmp_path: Path) -> None:
         (["--output", "out", "--wordnet", "nowhere"], 4, "data.noun"),
         (["--output", "out"], 4, "no source gave a query"),
         (["--output", "out", "--counts", "empty"], 4, "counts"),
+        (["--output", "out", "--text", "empty", "--runner", "NoSuchRunner"], 2, "no runner 'NoSuchRunner'"),
         (["--output", "out", "--counts", "half.gz"], 4, "cannot be read"),
     ],
 )
