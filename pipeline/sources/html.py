@@ -1,7 +1,7 @@
 """An HTML page as (image URL, text) pairs: one pure function, `extract_pairs`.
 
 Two steps. A *scanner* reads what the markup says into `Facts`; here that is lexbor, a full HTML5 parser;
-`html_kernel` has a tokenizer that gives the same facts for a tenth of the work and hands odd pages back. Then one
+`html_kernel` has a tokenizer that gives the same facts for a fifth of the work and hands odd pages back. Then one
 policy, the same for both, makes pairs of the facts:
 
 **Which URL.** A lazy-loading attribute (`LAZY`, then data-srcset) is the true image where there is one, since `src`
