@@ -99,6 +99,13 @@ URLS = (
     *("///x.png", "//h?x", "//h#y", "//u:p@h.example:80/x", "//hé.example/x", "\\\\srv\\x", "/x\\y", "é.png", "😀.png"),
     *("\ud83d.png", "/a\tb", "x\ny.png", "http://h\n.example/", "/\u00e9/..", "..", ".", "a.b/c.png", "x" * 16_400),
     *("http://b.example/" + "y" * 16_400, "/%5B", "%", "http://", "https://", "http://?", "http:///x.png", "/\x7f"),
+    *(
+        "https://a.example/x.png ",
+        "https://a.example/x.png\n",
+        " https://a.example/x.png",
+        "x.png\u00a0",
+        "/a/\ud800.png",
+    ),
 )
 ALTS = (
     "a cat",
