@@ -195,6 +195,7 @@ def environment() -> Any:
             connection.push = push
             for future in list(connection._futures_by_id.values()):
                 future.abort(error)
+            self.data_conn._exception = error  # a worker that died before it connected has no stream that could break
 
         def close(self) -> None:
             self._ending = True
