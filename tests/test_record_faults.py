@@ -13,16 +13,18 @@ import random
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import build
+from pipeline import build, jit
 from pipeline.ledger import Ledger
+from pipeline.sources import wat
 from pipeline.sources.warc import read_warc
 from pipeline.sources.wat import read_wat
 from tests.archives import Stream, html_block, html_record, link, member, page_url, wat_json, wat_record
@@ -223,6 +225,24 @@ def test_there_are_enough_faults() -> None:
     assert len({fault.name for fault in WAT_FAULTS}) == len(WAT_FAULTS)
 
 
+def read_compiled(source: str, *, ledger: Ledger) -> Iterator[pa.RecordBatch]:
+    """The compiled reader, which small files do without otherwise."""
+    from pipeline.sources import wat_kernel
+
+    yield from wat._read_compiled(source, wat_kernel, ledger=ledger, size=None)
+
+
+def has_compiled() -> bool:
+    if not jit.available():
+        return False
+    from pipeline.sources import wat_kernel
+
+    return bool(wat_kernel.usable())
+
+
+COMPILED = has_compiled()
+
+
 def read(reader: Callable, source: Any) -> tuple[list[tuple[str, str, str]], Ledger]:
     """(page, url, text) of all rows, and the ledger, which must add up."""
     ledger = Ledger()
@@ -255,6 +275,8 @@ def test_a_bad_record_loses_itself_alone(
     path = tmp_path / "file.warc.gz"
     path.write_bytes(b"".join(members))
     check_outcome(reader, str(path), fault, at_end=place == "last")
+    if reader is read_wat and COMPILED:
+        check_outcome(read_compiled, str(path), fault, at_end=place == "last")
     check_outcome(reader, Stream(b"".join(members)), fault, at_end=place == "last")
 
 
@@ -400,8 +422,9 @@ def test_any_edit_inside_a_member_leaves_all_others(data: st.DataObject, tmp_pat
     path = tmp_path / "edited.wat.gz"
     path.write_bytes(whole)
     others = [row for place, row in enumerate(good_rows(5)) if place != number]
-    for source in (str(path), Stream(whole, 700)):
-        rows, ledger = read(read_wat, source)
+    readers = [(read_wat, str(path)), (read_wat, Stream(whole, 700))] + [(read_compiled, str(path))] * COMPILED
+    for reader, source in readers:
+        rows, ledger = read(reader, source)
         assert [row for row in rows if row in others] == others
         assert len(rows) + sum(ledger.records_dropped.values()) == 5
 
