@@ -65,15 +65,13 @@ def test_a_real_site_is_built_with_its_images(site: Path, tmp_path: Path) -> Non
         thread.join()
     assert inspect_shards.main(["verify", str(out)]) == 0
     ledger = {row["stage"]: row for row in json.loads((out / "manifest.json").read_text())["ledger"]}
-    published = pq.read_table(sorted((out / "metadata").glob("*.parquet")), columns=["url", "text", "width", "height"])
+    columns = ["url", "text", "text_source"]
+    published = pq.read_table(sorted((out / "metadata").glob("*.parquet")), columns=columns)
     assert published.num_rows == ledger["publish"]["rows_out"] > 5
     truth = [line.split("\t") for line in (site / "_pairs.tsv").read_text().splitlines()]
     alts = {" ".join(html.unescape(alt).split()) for _, _, alt in truth}
-    known = {
-        (url.removeprefix(base + "/"), text)
-        for url, text in zip(*published.select([0, 1]).to_pydict().values(), strict=True)
-    }
-    from_alt = {text for _, text in known} & alts
-    assert len(from_alt) >= 0.5 * len({text for _, text in known})
     images = {image for _, image, _ in truth}
-    assert len({url for url, _ in known} & images) >= 0.5 * len(known)
+    rows = published.to_pylist()  # which text of an image stays hangs on its URL, and that on the server's port
+    assert all(row["url"].removeprefix(base + "/") in images for row in rows)
+    found = [row["text"] for row in rows if row["text_source"] == "alt"]
+    assert len(found) >= 3 and sum(text in alts for text in found) >= 0.9 * len(found)
