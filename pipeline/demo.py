@@ -60,7 +60,8 @@ def _run(folder: str, pages: int, workers: int | None) -> int:
     print(f"  open {out}/report/index.html           the pictures, the funnel, what was dropped and why")
     print(f"  python -m pipeline.inspect_shards ls {out}")
     print("  python -m pipeline.build --input YOUR.warc.gz --output YOUR-SET")
-    print(f"  sh tools/setup.sh train && python -m clip_train train --data {out} --model ViT-Tiny --output RUN --steps 100")
+    print("  sh tools/setup.sh train")
+    print(f"  python -m clip_train train --data {out} --model ViT-Tiny --output RUN --steps 100")
     return code
 
 

@@ -70,7 +70,8 @@ def test_the_page_holds_only_elements_of_the_template(folder: Path) -> None:
     page = Page(text)
     assert set(page.tags) <= ALLOWED and page.open == []
     assert {name for _, name, _ in page.attributes} <= set(
-        "lang charset http-equiv content name class width height role viewbox transform x y text-anchor alt loading src".split()
+        "lang charset http-equiv content name class width height role viewbox transform x y".split()
+        + "text-anchor alt loading src".split()
     )
     assert all(value.startswith("data:image/jpeg;base64,") for _, name, value in page.attributes if name == "src")
     assert "default-src 'none'; img-src data:" in text
