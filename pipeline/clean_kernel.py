@@ -176,6 +176,18 @@ def _may_be_name(data, start, end, names):
 
 
 @njit
+def _may_end_in_extension(data, end, bytes_table):
+    """True for three or four letters or digits behind a dot."""
+    size = 3 if data[end - 4] == 0x2E else 4
+    if data[end - size - 1] != 0x2E:
+        return False
+    for place in range(end - size, end):
+        if not bytes_table[data[place]] & np.uint8(3):
+            return False
+    return True
+
+
+@njit
 def _text_needs_work(data, start, end, bytes_table, characters, names, longest):
     if end == start or end - start > longest or data[start] == 0x20 or data[end - 1] == 0x20:
         return True
@@ -197,8 +209,8 @@ def _text_needs_work(data, start, end, bytes_table, characters, names, longest):
             return True
     if letters == 0 or weight + digits < 2 or (not seen & _BLANK and seen & _ADDRESS):
         return True
-    if end - start >= 5 and (data[end - 4] == 0x2E or data[end - 5] == 0x2E):
-        return True  # three or four bytes behind a dot: an extension
+    if end - start >= 5 and _may_end_in_extension(data, end, bytes_table):
+        return True
     return letters <= _MOST_LETTERS and letters == ascii_letters and _may_be_name(data, start, end, names)
 
 
