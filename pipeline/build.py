@@ -100,9 +100,9 @@ def build(options: Options, say: Callable[[str], None] = print) -> Run:
     runners.import_beam()
     with work.locked(run.work.root):
         files.sweep(run.work.root)
+        check_plans(run)
         if options.redo:
             forget(run, options.redo)
-        check_plans(run)
         save_lists(run)
         if any(run.wants(stage) for stage in STAGES[:4]):
             run_job(lambda root: select(root, run), run, "select")
@@ -182,8 +182,9 @@ def save_lists(run: Run) -> None:
 
 
 def check_plans(run: Run) -> None:
-    """Refuses to go on with stages that were made otherwise, or from stages that are not there."""
-    for stage in STAGES:
+    """Refuses stages that were made otherwise, and a start from one that is not there, before anything is removed."""
+    kept = STAGES[: STAGES.index(run.options.redo)] if run.options.redo else STAGES
+    for stage in kept:
         try:
             run.work.completed(stage)
         except PlanChanged:
@@ -192,7 +193,7 @@ def check_plans(run: Run) -> None:
                 f"use another --output, repeat the options of that run, or add --redo {stage} to make it anew"
             ) from None
     first = STAGES.index(run.options.stages[0])
-    if first and not run.work.completed(STAGES[first - 1]):
+    if first and not (STAGES[first - 1] in kept and run.work.completed(STAGES[first - 1])):
         raise UsageError(
             f"--stages begins with {STAGES[first]!r}, but {STAGES[first - 1]!r} is not done in {run.work.root}: "
             f"begin with an earlier stage"

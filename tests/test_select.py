@@ -190,6 +190,9 @@ def test_a_done_run_does_nothing_and_other_options_are_refused(folder: Path, cap
     assert "--redo balance" in capsys.readouterr().err
     assert build.main([*arguments, "--cap", "6", "--redo", "balance"]) == build.DONE
     assert info(out, "balance")["cap"] == 6
+    refused = [*arguments, "--cap", "7", "--seed", "1", "--case", "fold", "--redo", "balance"]
+    assert build.main(refused) == build.USAGE  # match was made otherwise: nothing may be gone after the refusal
+    assert "--redo match" in capsys.readouterr().err and info(out, "balance")["cap"] == 6
 
 
 @pytest.mark.parametrize(
