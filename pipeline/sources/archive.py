@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import io
 import mmap
 import os
 import re
@@ -35,6 +36,7 @@ MAX_HEADER = 64 << 10  # bytes of a record's header
 FAST_MEMBER = 4 << 20  # bytes of a member, inflated, that libdeflate gets a buffer for; zlib does longer ones
 MAX_SKIPPED = 4 << 30  # bytes of an oversized member that are inflated only to find its end
 CHUNK = 256 << 10
+PROBE = 256 << 10  # bytes of a file that are inflated to see that it is what it looks like
 KEPT = 16 << 20  # bytes of a long member that are held, to look for the next member if it is damaged
 LOOK_BACK = 9 << 10  # bytes of a stream that are looked at again when more has come: an ARC line and its newlines
 PLACE = 40  # bits of an offset that are the member's place in the file
@@ -209,12 +211,12 @@ def _opened(source: str | BinaryIO) -> Iterator[_Mapped | _Streamed]:
         head = b""
         try:
             local: _Mapped | None = _Mapped(file)
-            head = local.at(0, 4) if local else b""
+            head = local.at(0, PROBE) if local else b""
         except (OSError, ValueError, AttributeError):  # no descriptor, or nothing that can be mapped
             local = None
         if local is None:
             stream = _Streamed(file)
-            head = stream.at(0, 4)
+            head = stream.at(0, PROBE)
         unpack = _unpacker(head)
         if unpack is None:
             yield local if local is not None else stream
@@ -238,16 +240,27 @@ class _Rest:
 
 
 def _unpacker(head: bytes) -> Any:
-    """What undoes a compression that is not gzip; offsets are then those of the inflated stream."""
-    if head == b"\x28\xb5\x2f\xfd":
+    """What undoes a compression that is not gzip; offsets are then those of the inflated stream.
+
+    None for bytes that only look like it: junk before the first member must not cost the file.
+    """
+    unpack: Any = None
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
         import zstandard
 
-        return lambda file: zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-    if head == b"\x04\x22\x4d\x18":
+        def unpack(file: Any) -> Any:
+            return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+
+    elif head.startswith(b"\x04\x22\x4d\x18"):
         import lz4.frame
 
-        return lz4.frame.open
-    return None
+        unpack = lz4.frame.open
+    if unpack is None:
+        return None
+    try:
+        return unpack if unpack(io.BytesIO(head)).read(1) else None
+    except Exception:  # each library has errors of its own
+        return None
 
 
 # ------------------------------------------------------------------------------------------------------ the records
