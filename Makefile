@@ -1,5 +1,6 @@
 # make demo      sets up, then builds a small web, its archives and a data set from them, and shows what to do next
 # make test      sets up, then everything that CI runs: linter, types, import floors, tests
+# make fuzz      the fuzzing tests again, from another seed each time and ten times as long
 # make setup     the set-up alone; make setup-train adds the trainer (torch: 3 GB)
 # make engines   fetches Prism and an embedded Flink by exact version, for the tests of other engines (1 GB)
 # make bench     lists the benchmarks
@@ -15,6 +16,11 @@ demo: $(VENV)/.base
 
 test: check
 	$(python) -m pytest -q -n $(jobs) --dist loadfile
+
+fuzz: $(VENV)/.dev
+	OPENWIT_FUZZ_SEED=random OPENWIT_FUZZ_FACTOR=10 $(python) -m pytest -q -n $(jobs) --timeout 1800 \
+	    tests/test_wat.py tests/test_wat_kernel.py tests/test_html.py tests/test_html_kernel.py tests/test_clean.py \
+	    tests/test_matcher.py tests/test_matcher_kernel.py tests/test_normalize.py tests/test_record_faults.py
 
 check: $(VENV)/.dev
 	$(python) -m ruff check .
@@ -43,4 +49,4 @@ $(VENV)/.dev: $(needs)
 
 clean:
 	rm -rf $(VENV) .engines build *.egg-info .mypy_cache .ruff_cache .pytest_cache
-.PHONY: demo test check setup setup-train engines bench clean
+.PHONY: demo test fuzz check setup setup-train engines bench clean

@@ -6,9 +6,16 @@ import os
 import shutil
 
 import pytest
+from hypothesis import settings
+
+from tests import fuzzing
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the package index at import
 os.environ.setdefault("WANDB_MODE", "disabled")
+
+settings.register_profile("suite", derandomize=True)
+settings.register_profile("fuzz")
+settings.load_profile("suite" if fuzzing.SUITE else "fuzz")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -20,6 +20,7 @@ from pipeline.ledger import Ledger
 from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
 from pipeline.sources import wat
 from tests.archives import Stream, member, record, wat_json, wat_record
+from tests.fuzzing import SEED, cases
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "warc"
 PAGE = "https://site.example/folder/page.html"
@@ -143,9 +144,8 @@ URL_BITS = [*"abA.//?#;:=&~-@[] \t\x00\x7f\u00e9\\", "..", "//", "%20", "x.jpg",
 
 
 def test_links_are_joined_as_urljoin_does() -> None:
-    seed = random.randrange(10**6)
-    chance = random.Random(seed)
-    for _ in range(20_000):
+    chance = random.Random(SEED)
+    for _ in cases(20_000):
         base = chance.choice(BASES)
         if chance.random() < 0.3:
             base = "http://h" + "".join(chance.choices(URL_BITS, k=chance.randrange(6)))
@@ -154,7 +154,7 @@ def test_links_are_joined_as_urljoin_does() -> None:
             expected = urljoin(base, url)
         except ValueError:
             expected = None
-        assert wat.join(base, url) == expected, (seed, base, url)
+        assert wat.join(base, url) == expected, (SEED, base, url)
 
 
 def test_a_base_counts_for_relative_links(tmp_path: Path) -> None:
@@ -313,31 +313,41 @@ def outcome(parse: Any, content: bytes) -> str:
 
 
 def test_made_records_give_the_same_page_by_both() -> None:
-    seed = random.randrange(10**6)
-    chance = random.Random(seed)
+    chance = random.Random(SEED)
     pages = 0
-    for _ in range(4000):
+    for _ in cases(4000):
         spelling = Spelling(chance)
         content = spelling.write(made_page(chance)).encode(
             "utf-8", "surrogatepass" if chance.random() < 0.5 else "replace"
         )
         found = outcome(wat.parse_record, content)
-        assert found == outcome(wat.parse_slowly, content), (seed, content)
+        assert found == outcome(wat.parse_slowly, content), (SEED, content)
         pages += found.startswith("Page")
     assert pages > 3000
 
 
 def test_rows_and_counts_are_those_of_the_careful_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seed = random.randrange(10**6)
-    chance = random.Random(seed)
-    records = [wat_record(0, Spelling(chance).write(made_page(chance)).encode("utf-8", "replace")) for _ in range(1500)]
+    chance = random.Random(SEED)
+    records = [wat_record(0, Spelling(chance).write(made_page(chance)).encode("utf-8", "replace")) for _ in cases(1500)]
     data = b"".join(map(member, records))
     rows, ledger = read(data, tmp_path / "made.wat.gz")
     monkeypatch.setattr(wat, "parse_record", wat.parse_slowly)
     careful = Ledger()
     found = [row for batch in wat.read_wat(Stream(data), ledger=careful) for row in batch.to_pylist()]
-    assert rows == found and ledger == careful, seed
+    assert rows == found and ledger == careful, SEED
     assert len(rows) > 300
+
+
+def test_a_license_of_the_head_comes_before_an_anchors_wherever_it_stands(tmp_path: Path) -> None:
+    links = [image("a.jpg", "alt", rel="license")]
+    made = page(links, head={"Link": [{"rel": "license", "url": "/ours"}]})
+    html = made["Envelope"]["Payload-Metadata"]["HTTP-Response-Metadata"]["HTML-Metadata"]
+    turned = json.loads(json.dumps(made))
+    turned["Envelope"]["Payload-Metadata"]["HTTP-Response-Metadata"]["HTML-Metadata"] = {
+        key: html[key] for key in reversed(html)
+    }
+    rows, _ = rows_of(tmp_path, made, turned)
+    assert [row["license"] for row in rows] == ["https://site.example/ours"] * 2
 
 
 def test_bytes_that_are_no_utf8_harm_their_own_text_alone(tmp_path: Path) -> None:

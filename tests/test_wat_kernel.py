@@ -1,7 +1,4 @@
-"""The compiled WAT reader gives what the plain one gives, rows, order and ledger, and keeps to its own memory.
-
-OPENWIT_FUZZ_SECONDS sets how long mutated records are tried (default 6); OPENWIT_FUZZ_SEED where they begin.
-"""
+"""The compiled WAT reader gives what the plain one gives, rows, order and ledger, and keeps to its own memory."""
 
 from __future__ import annotations
 
@@ -10,10 +7,8 @@ import io
 import itertools
 import json
 import mmap
-import os
 import random
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,15 +23,13 @@ from pipeline.schema import CANDIDATES
 from pipeline.sources import wat
 from pipeline.sources.archive import read_records
 from tests import archives
+from tests.fuzzing import SEED, cases
 
 if not jit.available():
     pytest.skip("no numba here", allow_module_level=True)
 kernel = pytest.importorskip("pipeline.sources.wat_kernel")
 if not kernel.usable():
     pytest.skip("libdeflate's functions are not to be had here", allow_module_level=True)
-
-SEED = int(os.environ.get("OPENWIT_FUZZ_SEED", "1"))
-SECONDS = float(os.environ.get("OPENWIT_FUZZ_SECONDS", "6"))
 
 
 # ---- the two ways
@@ -387,9 +380,8 @@ def mutate(content: bytes, choose: random.Random) -> bytes:
     return bytes(data)
 
 
-def mutants(choose: random.Random, seconds: float) -> Iterator[bytes]:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+def mutants(choose: random.Random) -> Iterator[bytes]:
+    for _ in cases(2000):
         content = spell(page(choose), choose)
         yield content
         for _ in range(4):
@@ -400,7 +392,7 @@ def mutants(choose: random.Random, seconds: float) -> Iterator[bytes]:
 def test_mutated_records_between_guard_pages(tmp_path: Path) -> None:
     choose, make = random.Random(SEED), guarded_buffers()
     read = left = tight = 0
-    for content in mutants(choose, SECONDS):
+    for content in mutants(choose):
         record = archives.wat_record(0, content)
         data = archives.member(record)
         small = choose.random() < 0.2  # too little room: it must stop, never write beyond

@@ -66,7 +66,8 @@ END, FULL, ODD = 0, 1, 2  # why `_run` came back
 _TARGET, _BASE, _LICENSE = 0, 3, 6
 _LINKS, _NO_URL, _NO_ALT, _SIGNALS, _SEEN = 9, 10, 11, 12, 13
 _MAY_LICENSE = 14
-_FIELDS = 15
+_OF_HEAD = 15  # the license is one of the head's: that comes before an anchor's, wherever it stands
+_FIELDS = 16
 
 # Places in `counts`, what has been written since the last flush; all rolled back when a record turns out odd.
 _ROWS, _PAGES, _SIGNS, _URL_BYTES, _TEXT_BYTES, _PAGE_BYTES, _SIGN_BYTES = range(7)
@@ -346,8 +347,9 @@ def _read_head(p, e, metas, fields, signals):
                 continue
             if not _note_signal(kind, value, value_end, escaped, fields, signals):
                 return UNSURE
-        elif value_end > value and fields[_LICENSE] == 0 and has_token(name, name_end, _LICENSE_WORD):
+        elif value_end > value and fields[_OF_HEAD] == 0 and has_token(name, name_end, _LICENSE_WORD):
             fields[_LICENSE], fields[_LICENSE + 1], fields[_LICENSE + 2] = value, value_end, escaped
+            fields[_OF_HEAD] = 1
 
 
 @njit
