@@ -25,7 +25,6 @@ from pipeline.runners import ENVIRONMENT_ERRORS, JobFailed
 from pipeline.work import STAGES, Busy, PlanChanged, UsageError
 
 KERNEL_ROWS = 50_000  # expected rows from which workers load the kernels before they begin
-WORKER_DEATHS = 2  # jobs that are begun again, where they were, because a worker died
 
 DONE, CRASHED, USAGE, BELOW, MISSING, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -210,26 +209,17 @@ def forget(run: Run, stage: str) -> None:
 
 def run_job(construct: Callable[[Any], Any], run: Run, job: str) -> None:
     """Runs one Beam pipeline on the runner that was asked for."""
-    from pipeline import files, progress, runners
+    from pipeline import runners
 
-    steps = watched(run, job)
-    kernels = sum(planning.expected_rows(item) for item in run.inputs) > KERNEL_ROWS
-    runner, options = runners.make_options(
-        run.options.runner, run.options.workers, list(run.options.beam), kernels=kernels
+    o = run.options
+    runners.run_job(
+        construct,
+        (o.runner, o.workers, o.beam),
+        root=run.work.root,
+        steps=watched(run, job),
+        program="pipeline.build",
+        kernels=sum(planning.expected_rows(item) for item in run.inputs) > KERNEL_ROWS,
     )
-    for left in range(WORKER_DEATHS, -1, -1):
-        try:
-            with progress.watching(steps):
-                return runners.run_pipeline(construct, runner, options)
-        except runners.WorkerDied as error:
-            if not left:
-                raise
-            print(f"pipeline.build: {error}; going on", file=sys.stderr)
-            runner, options = runners.make_options(
-                run.options.runner, run.options.workers, list(run.options.beam), kernels=kernels
-            )
-        finally:
-            files.sweep(run.work.root)  # what workers had begun that were ended
 
 
 def watched(run: Run, job: str) -> list[Any]:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import zygote
+from pipeline import files, progress, zygote
 from pipeline.work import UsageError
 
 LOCAL = ("local", "direct", "directrunner", "localrunner")
@@ -54,6 +54,7 @@ EXPECTED = re.compile(rf"\[[Ee]rrno ({'|'.join(map(str, sorted(ENVIRONMENT_ERROR
 TRACING = ("", "apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker")  # "": what workers send
 READERS = ("beam_control_read", "read_grpc_client_inputs")  # Beam's threads that end with an exception then
 ENGINES = "OPENWIT_ENGINES"  # folder that `make engines` filled, if it is not ./.engines
+WORKER_DEATHS = 2  # jobs that are begun again, where they were, because a worker died
 
 
 class JobFailed(RuntimeError):
@@ -200,6 +201,41 @@ def quiet_readers() -> None:
     """A worker that dies breaks the streams that Beam's threads read; the job says so itself."""
     tell = threading.excepthook
     threading.excepthook = lambda args: None if args.thread and args.thread.name in READERS else tell(args)
+
+
+def run_job(
+    construct: Callable[[Any], Any],
+    asked: tuple[str, int | None, Sequence[str]],
+    *,
+    root: str,
+    steps: Sequence[progress.Watched],
+    program: str,
+    kernels: bool = True,
+) -> None:
+    """Runs one pipeline to its end with its progress shown; one whose worker dies goes on where it was, twice.
+
+    Args:
+        construct: builds the pipeline on a root.
+        asked: the runner's name, its workers, and Beam's own flags, as `make_options` takes them.
+        root: the work folder: what ended workers had begun there is removed after each try.
+        steps: what the progress line names.
+        program: who speaks of a death on stderr.
+        kernels: as `make_options` takes it.
+
+    Raises:
+        JobFailed, WorkerDied, KeyboardInterrupt: as `run_pipeline`; WorkerDied after the third death.
+    """
+    for left in range(WORKER_DEATHS, -1, -1):
+        runner, options = make_options(*asked, kernels=kernels)
+        try:
+            with progress.watching(steps):
+                return run_pipeline(construct, runner, options)
+        except WorkerDied as error:
+            if not left:
+                raise
+            print(f"{program}: {error}; going on", file=sys.stderr)
+        finally:
+            files.sweep(root)
 
 
 def run_pipeline(construct: Callable[[Any], Any], runner: Any, options: Any) -> None:

@@ -38,7 +38,6 @@ BATCH = 8 << 20  # bytes of text that are counted at once
 MOST_PAIRS = 8 << 20  # pairs that a unit holds before it writes a part
 FEWEST_VIEWS = 5  # of a title in all files: with less, not even a redirect counts
 BUCKET = 64 << 20  # bytes of input for which one more bucket is made
-WORKER_DEATHS = 2
 
 TEXTS = pa.schema([pa.field("text", pa.large_string(), False)])
 NAMES = pa.schema(
@@ -325,11 +324,15 @@ class Job:
 
         self._run(construct, [("counting words", task.folder, len(self.listed))])
         redirects, links = self._names(task)
-        for _, manifest in task.folder.manifests():
+        troubles: dict[str, Counter[str]] = {}
+        for unit, manifest in task.folder.manifests():
             kind = {"cirrus": "wikipedia", "xml": "wikipedia"}.get(manifest["kind"], manifest["kind"])
             rows = self.ledger.setdefault(kind, {})
             for name, number in manifest["tally"].items():
                 rows[name] = rows.get(name, 0) + number
+            found = {name: number for name, number in manifest["tally"].items() if name in DAMAGE and number}
+            troubles.setdefault(self.listed[unit]["path"], Counter()).update(found)
+        self.warnings += [damage_of(path, found) for path, found in troubles.items() if found]
         self.ledger["text_words"] = {name: words.folder.total(name) for name in ("words", "kept")}
         return Counted(
             _read(words.folder, WORDS),
@@ -372,18 +375,12 @@ class Job:
         return _read(merge.folder, SCORED)
 
     def _run(self, construct: Any, watched: list[tuple[str, Any, int]]) -> None:
-        from pipeline import progress
+        from pipeline.progress import Watched
 
-        steps = [progress.Watched(*row) for row in watched]
-        for left in range(WORKER_DEATHS, -1, -1):
-            runner, flags = runners.make_options(self.options.runner, self.options.workers, list(self.options.beam))
-            try:
-                with progress.watching(steps):
-                    return runners.run_pipeline(construct, runner, flags)
-            except runners.WorkerDied as error:
-                if not left:
-                    raise
-                print(f"queries.build: {error}; going on", file=sys.stderr)
+        o, steps = self.options, [Watched(*row) for row in watched]
+        runners.run_job(
+            construct, (o.runner, o.workers, o.beam), root=self.work.root, steps=steps, program="queries.build"
+        )
 
     def __enter__(self) -> Job:
         self._lock = locked(self.work.root)
@@ -398,6 +395,25 @@ class Job:
 
 
 DUMPS = ("cirrus", "xml")
+
+# What a piece may tell of its file that its reader should know, in words; the counts stand in info.json by these names.
+DAMAGE = {
+    "bz2_truncated": "the file is cut in a bz2 block",
+    "bz2_block_damaged": "bz2 blocks that do not unpack",
+    "gzip_truncated": "the file is cut in a gzip member",
+    "gzip_damaged": "a gzip stream breaks off",
+    "page_cut": "pages without their end",
+    "record_too_long": "records that are too long",
+    "line_malformed": "lines of another form",
+    "lines_not_utf8": "lines with bytes that are not UTF-8",
+    "wikitext_unparsed": "pages whose wikitext does not parse",
+}
+
+
+def damage_of(path: str, found: Counter[str]) -> str:
+    """One line about a file of which something was lost."""
+    parts = ", ".join(f"{DAMAGE[name]} ({found[name]:,})" for name in DAMAGE if found[name])
+    return f"{path}: {parts}; the rest was counted. If it should be whole, fetch it again"
 
 
 def _reading(folder: Any, kind: str) -> Reading:

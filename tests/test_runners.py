@@ -15,7 +15,8 @@ import apache_beam as beam
 import pytest
 
 from pipeline import build, runners, zygote
-from pipeline.work import UsageError
+from pipeline.progress import Watched
+from pipeline.work import StepFolder, UsageError
 
 TESTS = Path(__file__).parent
 
@@ -111,6 +112,34 @@ def test_a_dead_worker_is_told_soon(tmp_path: Path, capfd: pytest.CaptureFixture
     assert time.monotonic() - start < 30
     assert not zygote.workers()
     assert "Traceback" not in capfd.readouterr().err
+
+
+class Dies(beam.DoFn):
+    """Kills its worker at number 3, leaving a note and a file that it had begun."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+
+    def process(self, number: int) -> Iterator[int]:
+        if number == 3:
+            (self._folder / f"died-{os.getpid()}").touch()
+            (self._folder / f"begun.arrow.tmp{os.getpid()}-0").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield number
+
+
+def test_a_job_goes_on_after_two_dead_workers_and_ends_at_the_third(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def construct(root: Any) -> None:
+        _ = root | "Numbers" >> beam.Create(range(8)) | "Dies" >> beam.ParDo(Dies(str(tmp_path)))
+
+    watched = [Watched("numbers", StepFolder(str(tmp_path), ""))]
+    with pytest.raises(runners.WorkerDied):
+        runners.run_job(construct, ("local", 2, ()), root=str(tmp_path), steps=watched, program="p", kernels=False)
+    assert len(list(tmp_path.glob("died-*"))) == 3
+    assert capfd.readouterr().err.count("p: a worker process died") == 2
+    assert not list(tmp_path.glob("begun*"))  # what the dead had begun is swept
 
 
 def alive(pid: int) -> bool:
