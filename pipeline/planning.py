@@ -10,15 +10,17 @@ import dataclasses
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from pipeline.options import Options
-from pipeline.work import STAGES, Work, digest_of
+from pipeline.work import STAGES, UsageError, Work, digest_of
 
 if TYPE_CHECKING:
     from pipeline.sources.inputs import Input
 
 RESULT = 1  # raised whenever the same input and options give other rows: an older folder is then not continued
+FETCHED = 2  # raised whenever the columns of the fetched rows change
 UNKNOWN_BYTES = 350 << 20  # of an input whose size no listing told: a WAT file of Common Crawl
 
 
@@ -56,7 +58,12 @@ class Run:
 
 
 def prepare(options: Options) -> Run:
-    """Looks up inputs and queries and lays down the plan of each stage."""
+    """Looks up inputs and queries and lays down the plan of each stage.
+
+    Raises:
+        MissingInput: an input or the query list is not there or cannot be read.
+        UsageError: a table has not the columns that are asked for.
+    """
     from pipeline.sources import inputs as sources
 
     try:
@@ -66,15 +73,39 @@ def prepare(options: Options) -> Run:
     queries = load_queries(options)
     rows = sum(expected_rows(item) for item in inputs)
     plans = stage_plans(options, inputs, queries.digest)
+    work = Work(os.path.abspath(options.output), tuple(plans.items()), about(options))
+    if "gather" in options.stages and (options.redo == "gather" or work.info("gather") is None):
+        check_columns(options, inputs)
     return Run(
         options=options,
-        work=Work(os.path.abspath(options.output), tuple(plans.items()), about(options)),
+        work=work,
         inputs=inputs,
         queries=queries,
         key_bits=min(12, max(4, (int(44 * rows) >> 26).bit_length())),
         groups=min(1024, max(1, round(rows / 500_000))),
         most_parts=1 << min(16, max(3, int(rows / 50_000).bit_length())),
     )
+
+
+def check_columns(options: Options, inputs: list[Input]) -> None:
+    """Looks into every table for the columns of url and text, before anything is done.
+
+    Raises:
+        UsageError: a table has them not, or what they hold is no text.
+        MissingInput: a table cannot be read.
+    """
+    from pipeline.sources import tables
+
+    files = list({item.path: item for item in inputs if item.format == "table"}.values())
+    wanted = options.url_column, options.text_column, None
+    try:
+        with ThreadPoolExecutor(8) as pool:  # it waits for disks and servers
+            for _ in pool.map(lambda item: tables.table_columns(item, wanted), files):
+                continue
+    except tables.ColumnError as error:
+        raise UsageError(str(error)) from error
+    except (tables.InputError, OSError) as error:
+        raise MissingInput(str(error)) from error
 
 
 def stage_plans(options: Options, inputs: list[Input], query_digest: str) -> dict[str, str]:
@@ -90,7 +121,7 @@ def stage_plans(options: Options, inputs: list[Input], query_digest: str) -> dic
         "match": [query_digest, o.match, o.case],
         "dedup": [o.placeholder_bound],
         "balance": [o.balance, o.cap, o.target_pairs, o.stop_queries, o.seed],
-        "fetch": [o.image_size],
+        "fetch": [o.image_size, FETCHED],
         "dedup-images": [],
         "publish": [o.rows_per_shard],
     }

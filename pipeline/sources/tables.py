@@ -7,6 +7,7 @@ is counted, never fatal: a bad line costs that line, a damaged page the rest of 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import io
 import re
@@ -27,11 +28,16 @@ BATCH_ROWS = 65_536
 CSV_BLOCK = 4 << 20  # also the bound on one row of a CSV
 MAX_LINE = 1 << 20  # of JSON lines
 SAMPLE_LINES = 100  # JSON lines whose keys tell the columns
+MOST_NAMES = 40  # columns that a message lists
 
 # Other names that datasets use, tried in this order where the default name is missing.
 URL_NAMES = ("url", "image_url", "img_url", "image", "link", "photo_image_url", "thumbnailurl", "src")
 TEXT_NAMES = ("text", "caption", "alt", "alt_text", "alttext", "title", "description", "caption_reference_description")
 PAGE_NAMES = ("page_url",)
+
+
+class ColumnError(InputError):
+    """A table without the columns that are asked for, or with something else than strings in them."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -53,7 +59,8 @@ def read_table(
     at all are lost records.
 
     Raises:
-        InputError: a column is missing (the message lists those that are there), or the file is no table at all.
+        ColumnError: a column is missing (the message lists those that are there) or holds no strings.
+        InputError: the file is no table at all.
     """
     wanted = (url_column, text_column, page_column)
     kind = _kind(source)
@@ -78,7 +85,7 @@ def choose_columns(
     A default name may be replaced by a usual one; a name that the user chose may not.
 
     Raises:
-        InputError: no column fits.
+        ColumnError: no column fits.
     """
     by_lower = {name.lower(): name for name in reversed(names)}
 
@@ -89,9 +96,10 @@ def choose_columns(
             for other in usual:
                 if other in by_lower:
                     return by_lower[other]
-        raise InputError(
-            f"{source_name!r} has no column {name!r} for the {usual[0]}: its columns are "
-            f"{', '.join(map(repr, names))}; say which with {option}"
+        near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+        hint = f"did you mean {option} {by_lower[near[0]]}?" if near else f"say which with {option}"
+        raise ColumnError(
+            f"{source_name!r} has no column {name!r} for the {usual[0]}: its columns are {_listed(names)}; {hint}"
         )
 
     url = choose(wanted[0], URL_NAMES, "--url-column")
@@ -100,20 +108,32 @@ def choose_columns(
     if page is None:
         page = next((by_lower[name] for name in PAGE_NAMES if name in by_lower), None)
     elif page not in names:
-        raise InputError(
-            f"{source_name!r} has no column {page!r} for the page: its columns are {', '.join(map(repr, names))}"
-        )
+        raise ColumnError(f"{source_name!r} has no column {page!r} for the page: its columns are {_listed(names)}")
     return url, text, page
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, quoted; how many more there are."""
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(map(repr, names[:MOST_NAMES])) + more
 
 
 def table_columns(
     source: Input, wanted: tuple[str, str, str | None] = ("url", "text", None)
 ) -> tuple[str, str, str | None]:
-    """The columns that `read_table` would read, so that a plan can complain before any work is done."""
+    """The columns that `read_table` would read, so that a plan can complain before any work is done.
+
+    Raises:
+        ColumnError, InputError: as `read_table`.
+    """
     kind = _kind(source)
     if kind == "parquet":
         with _parquet(source) as file:
-            return choose_columns(file.schema_arrow.names, wanted, source.name)
+            schema = file.schema_arrow
+            chosen = choose_columns(schema.names, wanted, source.name)
+            for name in filter(None, chosen):
+                _check_strings(schema.field(name).type, name, source.name)
+            return chosen
     if kind == "jsonl":
         return choose_columns(_json_keys(source), wanted, source.name)
     return choose_columns(_csv_header(source, "\t" if kind == "tsv" else ","), wanted, source.name)
@@ -183,14 +203,12 @@ def _constant(value: Any, kind: pa.DataType, rows: int) -> pa.Array:
 
 def _as_strings(column: pa.Array, name: str, source_name: str, ledger: Ledger) -> pa.Array:
     """Any string-like column as valid UTF-8 strings; a column of another kind is the user's mistake."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
+    _check_strings(column.type, name, source_name)
+    if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-        kind = column.type
+    kind = column.type
     if pa.types.is_null(kind):
         return pa.nulls(len(column), pa.string())
-    if not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        raise InputError(f"the column {name!r} of {source_name!r} holds {kind}, not strings: name another column")
     if not _is_text(kind):
         return column.cast(pa.string())
     try:
@@ -205,6 +223,14 @@ def _as_strings(column: pa.Array, name: str, source_name: str, ledger: Ledger) -
             1 for value, text in zip(values, fixed, strict=True) if text is not None and text.encode() != value
         )
         return pa.array(fixed, pa.string())
+
+
+def _check_strings(kind: pa.DataType, name: str, source_name: str) -> None:
+    """Raises ColumnError for a column of which no strings can be made."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    if not (_is_text(kind) or numbers or pa.types.is_null(kind)):
+        raise ColumnError(f"the column {name!r} of {source_name!r} holds {kind}, not strings: name another column")
 
 
 def _is_text(kind: pa.DataType) -> bool:
