@@ -33,7 +33,6 @@ import ipaddress
 import re
 import unicodedata
 from collections.abc import Callable
-from typing import Any
 
 import idna
 import numpy as np
@@ -114,11 +113,11 @@ DROPPED = re.compile(
 )
 _STRAY_JOINER = re.compile("(?<![^\x00-\x7f\\s])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f\\s])")
 # The bytes that Windows-1252 (or Latin-1 in its place) shows for UTF-8: a lead byte and a continuation byte.
-_BYTE_OF = {
+BYTE_OF = {
     **{chr(byte): byte for byte in range(256)},
     **{bytes([byte]).decode("cp1252", "ignore"): byte for byte in range(0x80, 0xA0)},
 }
-CONTINUATIONS = "".join(char for char, byte in _BYTE_OF.items() if char and 0x80 <= byte < 0xC0)
+CONTINUATIONS = "".join(char for char, byte in BYTE_OF.items() if char and 0x80 <= byte < 0xC0)
 _MOJIBAKE = re.compile(f"[\u00c2-\u00f4][{re.escape(CONTINUATIONS)}]")
 
 _URL = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)
@@ -136,7 +135,30 @@ Codes = npt.NDArray[np.uint8]
 
 def clean_text(texts: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, Codes]:
     """The texts in their clean form and a code for each, an index into TEXT_REASONS (0: keep)."""
-    return _apply(texts, clean_one_text, "text_needs_work")
+    array = as_array(texts)
+    kernel = jit.kernel("pipeline.clean_kernel", len(array))
+    if not kernel:
+        return _apply(array, clean_one_text, np.ones(len(array), np.bool_))
+    work = kernel.text_work(array)
+    rows = np.flatnonzero(work == kernel.TIDY)
+    if len(rows):
+        tidied = tidy(array.take(pa.array(rows)))
+        fine = kernel.text_work(tidied) == kernel.FINE
+        work[rows] = np.where(fine, kernel.FINE, kernel.WORK)
+        if fine.any():
+            mask = np.zeros(len(array), np.bool_)
+            mask[rows[fine]] = True
+            array = pc.replace_with_mask(array, pa.array(mask), tidied.filter(pa.array(fine)))
+    return _apply(array, clean_one_text, work == kernel.WORK)
+
+
+def tidy(texts: pa.Array) -> pa.Array:
+    """Texts without a line feed with their blanks folded and in NFC: steps 4 and 5 alone, of all of them at once.
+
+    A line feed joins with no neighbour, so that the texts can be composed as one.
+    """
+    folded = [" ".join(text.split()) for text in texts.to_pylist()]
+    return pa.array(unicodedata.normalize("NFC", "\n".join(folded)).split("\n"), texts.type)
 
 
 def canonical_urls(urls: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, Codes]:
@@ -144,7 +166,9 @@ def canonical_urls(urls: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, Codes]:
 
     Dropped URLs come back as they were, as far as they are valid UTF-8.
     """
-    return _apply(urls, canonical_url, "url_needs_work")
+    array = as_array(urls)
+    kernel = jit.kernel("pipeline.clean_kernel", len(array))
+    return _apply(array, canonical_url, kernel.url_needs_work(array) if kernel else np.ones(len(array), np.bool_))
 
 
 def clean_one_text(found: bytes) -> tuple[str, int]:
@@ -172,13 +196,10 @@ class _BadUrl(ValueError):
 
 
 def _apply(
-    column: pa.Array | pa.ChunkedArray, function: Callable[[bytes], tuple[str, int]], flag_kernel: str
+    array: pa.Array, function: Callable[[bytes], tuple[str, int]], flags: npt.NDArray[np.bool_]
 ) -> tuple[pa.Array, Codes]:
-    """Runs `function` on the rows that the kernel flags (without a kernel: on all)."""
-    array = as_array(column)
+    """Runs `function` on the flagged rows."""
     codes = np.zeros(len(array), np.uint8)
-    kernel = jit.kernel("pipeline.clean_kernel", len(array))
-    flags: Any = getattr(kernel, flag_kernel)(array) if kernel else np.ones(len(array), np.bool_)
     rows = np.flatnonzero(flags)
     if len(rows) == 0:
         return array, codes
@@ -205,7 +226,7 @@ def _clean_pass(text: str) -> str:
 def _repair(text: str) -> str:
     """Undoes UTF-8 that was read as Windows-1252 or Latin-1; the text itself if it is not that from end to end."""
     try:
-        return bytes([_BYTE_OF[char] for char in text]).decode("utf-8")
+        return bytes([BYTE_OF[char] for char in text]).decode("utf-8")
     except (KeyError, UnicodeDecodeError):
         return text
 

@@ -2,7 +2,9 @@
 kept.
 
 The passes never decide a drop. They let through only what `clean` would return unchanged with code 0, and flag anything
-they are not sure of; a test holds that over many texts. So the exact rules stand in `clean` alone.
+they are not sure of; a test holds that over many texts. So the exact rules stand in `clean` alone. Texts whose only
+fault is that blanks must be folded or accents composed (NFC) are told apart: many of them are mended at once
+(`clean.tidy`), and then looked at again.
 """
 
 from __future__ import annotations
@@ -20,17 +22,22 @@ from pipeline.hashing_kernel import frozen
 from pipeline.jit import njit
 
 Flags = npt.NDArray[np.bool_]
+Work = npt.NDArray[np.uint8]
 
-# What a character of the Basic Multilingual Plane means to `text_needs_work`, as bits.
+FINE, TIDY, WORK = (np.uint8(code) for code in range(3))  # what `text_work` says of a text
+
+# What a character of the Basic Multilingual Plane means to `text_work`, as bits.
 _PLAIN = np.uint8(1)  # needs no cleaning and joins with no neighbour
 _LETTER = np.uint8(2)
 _UNCASED = np.uint8(4)  # a letter of a script without case: says something alone
 _DIGIT = np.uint8(8)
 _LEAD = np.uint8(16)  # shown for the first byte of a UTF-8 sequence, when that is read as Windows-1252
 _CONTINUATION = np.uint8(32)  # shown for a later byte
+_COMPOSES = np.uint8(64)  # NFC may change it or join it with a neighbour
+_FOREIGN = np.uint8(128)  # shown for no byte: a text with such a character is no mojibake
 
 # What a byte means to it. A letter is bit 0, a digit bit 1: they are counted without a branch.
-_BLANK, _ADDRESS, _BEYOND_ASCII, _DIRTY = (np.uint8(bit) for bit in (4, 8, 16, 32))
+_BLANK, _ADDRESS, _BEYOND_ASCII, _DIRTY, _AMPERSAND = (np.uint8(bit) for bit in (4, 8, 16, 32, 64))
 
 # What a byte may be in a canonical URL, as bits.
 _HOST, _HEX, _PATH, _SIMPLE_IN_PATH, _SIMPLE_IN_QUERY = (np.uint8(bit) for bit in (1, 2, 4, 8, 16))
@@ -58,17 +65,18 @@ def _character_table() -> npt.NDArray[np.uint8]:
     table = np.zeros(0x10000, np.uint8)
     for code in range(0x10000):
         char = chr(code)
-        if 0xD800 <= code < 0xE000 or char in "&\u200c\u200d" or char in joining:
+        if 0xD800 <= code < 0xE000 or char in "\u200c\u200d":
             continue
-        if clean.DROPPED.match(char) or (char.isspace() and char != " ") or unicodedata.combining(char):
+        if clean.DROPPED.match(char) or (char.isspace() and char != " "):
             continue
-        if not unicodedata.is_normalized("NFC", char):
-            continue
-        table[code] = _PLAIN
+        unsettled = char in joining or unicodedata.combining(char) or not unicodedata.is_normalized("NFC", char)
+        table[code] = _COMPOSES if unsettled else _PLAIN
         if char.isalpha():
             table[code] |= _LETTER | (_UNCASED if char.lower() == char.upper() else np.uint8(0))
         elif char.isdigit():
             table[code] |= _DIGIT
+        if char not in clean.BYTE_OF:
+            table[code] |= _FOREIGN
         if 0xC2 <= code <= 0xF4:
             table[code] |= _LEAD
         if char in clean.CONTINUATIONS:
@@ -84,6 +92,7 @@ def _byte_table(characters: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         table[byte] = char.isalpha() | char.isdigit() << 1
         table[byte] |= _BLANK if char == " " else np.uint8(0)
         table[byte] |= _ADDRESS if char in ".:_0123456789" else np.uint8(0)
+        table[byte] |= _AMPERSAND if char == "&" else np.uint8(0)
         table[byte] |= np.uint8(0) if characters[byte] & _PLAIN else _DIRTY
     return table
 
@@ -139,15 +148,18 @@ def _character(data, place, end):
 
 @njit
 def _walk(data, start, end, characters):
-    """(clean, letters, weight of the letters, digits) of a text that is not all ASCII."""
+    """(FINE, TIDY or WORK, letters, weight of the letters, digits) of a text that is not all ASCII."""
     letters = weight = digits = 0
-    before = np.uint8(0)
+    before = seen = np.uint8(0)
+    is_suspicious = False
     place = start
     while place < end:
         code, width = _character(data, place, end)
         bits = characters[code]
-        if not bits & _PLAIN or (bits & _CONTINUATION and before & _LEAD):
-            return False, 0, 0, 0
+        if not bits & (_PLAIN | _COMPOSES):
+            return WORK, 0, 0, 0
+        is_suspicious |= bits & _CONTINUATION != 0 and before & _LEAD != 0
+        seen |= bits
         if bits & _LETTER:
             letters += 1
             weight += 2 if bits & _UNCASED else 1
@@ -155,7 +167,20 @@ def _walk(data, start, end, characters):
             digits += 1
         before = bits
         place += width
-    return True, letters, weight, digits
+    if is_suspicious and not seen & _FOREIGN:
+        return WORK, 0, 0, 0
+    return TIDY if seen & _COMPOSES else FINE, letters, weight, digits
+
+
+@njit
+def _may_hold_entity(data, start, end):
+    """True for an ampersand with a letter or a "#" behind it."""
+    for place in range(U(start), U(end) - U(1)):
+        if data[place] == 0x26:
+            after = data[place + U(1)]
+            if after == 0x23 or np.uint8((after | np.uint8(0x20)) - np.uint8(0x61)) < 26:
+                return True
+    return False
 
 
 @njit
@@ -188,9 +213,9 @@ def _may_end_in_extension(data, end, bytes_table):
 
 
 @njit
-def _text_needs_work(data, start, end, bytes_table, characters, names, longest):
-    if end == start or end - start > longest or data[start] == 0x20 or data[end - 1] == 0x20:
-        return True
+def _text_work(data, start, end, bytes_table, characters, names, longest):
+    if end == start or end - start > longest:
+        return WORK
     letters = digits = 0
     seen = doubled = before = np.uint8(0)
     for place in range(U(start), U(end)):  # unsigned: numba tests a signed index for being negative
@@ -200,24 +225,29 @@ def _text_needs_work(data, start, end, bytes_table, characters, names, longest):
         letters += bits & np.uint8(1)
         digits += (bits >> np.uint8(1)) & np.uint8(1)
         before = bits
-    if seen & _DIRTY or doubled & _BLANK:
-        return True
+    if seen & _DIRTY or (seen & _AMPERSAND and _may_hold_entity(data, start, end)):
+        return WORK
     weight = ascii_letters = letters
+    work = FINE
     if seen & _BEYOND_ASCII:
-        clean_so_far, letters, weight, digits = _walk(data, start, end, characters)
-        if not clean_so_far:
-            return True
+        work, letters, weight, digits = _walk(data, start, end, characters)
+    if work == FINE and (doubled & _BLANK or data[start] == 0x20 or data[end - 1] == 0x20):
+        return TIDY
+    if work != FINE:
+        return work
     if letters == 0 or weight + digits < 2 or (not seen & _BLANK and seen & _ADDRESS):
-        return True
+        return WORK
     if end - start >= 5 and _may_end_in_extension(data, end, bytes_table):
-        return True
-    return letters <= _MOST_LETTERS and letters == ascii_letters and _may_be_name(data, start, end, names)
+        return WORK
+    if letters <= _MOST_LETTERS and letters == ascii_letters and _may_be_name(data, start, end, names):
+        return WORK
+    return FINE
 
 
 @njit
-def _flag_texts(data, offsets, bytes_table, characters, names, longest, flags):
-    for row in range(len(flags)):
-        flags[row] = _text_needs_work(data, offsets[row], offsets[row + 1], bytes_table, characters, names, longest)
+def _look_at_texts(data, offsets, bytes_table, characters, names, longest, work):
+    for row in range(len(work)):
+        work[row] = _text_work(data, offsets[row], offsets[row + 1], bytes_table, characters, names, longest)
 
 
 @njit
@@ -283,13 +313,17 @@ def _flag_urls(data, offsets, table, longest, flags):
         flags[row] = not fits or _url_needs_work(data, U(start), U(end), table)
 
 
-def text_needs_work(texts: pa.Array) -> Flags:
-    """True for each text that `clean.clean_one_text` has to see."""
+def text_work(texts: pa.Array) -> Work:
+    """What each text needs: nothing (FINE), to be seen by `clean.clean_one_text` (WORK), or by `clean.tidy` (TIDY).
+
+    A text that is TIDY holds nothing but valid UTF-8, no line feed, and only what `clean.tidy` mends: what comes out
+    must be looked at again, since it may be a text to drop.
+    """
     data, offsets = string_buffers(texts)
-    flags = np.empty(len(texts), np.bool_)
+    work = np.empty(len(texts), np.uint8)
     tables = _TEXT_BYTES, _CHARACTERS, _NAMES
-    _flag_texts(frozen(data, np.uint8), frozen(offsets, np.int64), *tables, clean.MAX_TEXT, flags)
-    return flags
+    _look_at_texts(frozen(data, np.uint8), frozen(offsets, np.int64), *tables, clean.MAX_TEXT, work)
+    return work
 
 
 def url_needs_work(urls: pa.Array) -> Flags:
@@ -302,5 +336,5 @@ def url_needs_work(urls: pa.Array) -> Flags:
 
 def warm() -> None:
     """Compiles every kernel of this module."""
-    text_needs_work(pa.array(["A caption of five words"]))
+    text_work(pa.array(["A caption of five words"]))
     url_needs_work(pa.array(["http://example.com/a"]))

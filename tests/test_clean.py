@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline import clean, jit
 from pipeline.clean import TEXT_REASONS, URL_REASONS
+from tests import fuzzing
 
 needs_kernels = pytest.mark.skipif(not jit.available(), reason="numba is not installed or OPENWIT_NO_KERNELS is set")
 
@@ -256,6 +257,13 @@ def soup(count: int, seed: int, prefix: str = "") -> list[str]:
     return [prefix + "".join(chance.choices(PIECES, k=chance.randint(0, 9))) for _ in range(count)]
 
 
+def check_column(texts: list[str]) -> None:
+    """The texts as a column come out as they do one by one."""
+    values, codes = clean.clean_text(pa.array(texts))
+    expected = [clean.clean_one_text(text.encode()) for text in texts]
+    assert list(zip(values.to_pylist(), codes.tolist(), strict=True)) == expected
+
+
 @needs_kernels
 def test_the_kernel_lets_through_only_what_is_clean():
     """What it does not flag, the plain function returns as it is with code 0."""
@@ -267,7 +275,7 @@ def test_the_kernel_lets_through_only_what_is_clean():
     texts = soup(60_000, 1) + words + list(CLEANED) + [text for group in DROPPED.values() for text in group]
     urls = soup(30_000, 2, "https://a.example/") + soup(30_000, 3, "http://") + list(CANONICAL) + sum(BAD.values(), [])
     for flags, function, values, least in (
-        (kernel.text_needs_work, clean.clean_one_text, texts, 2_000),
+        (lambda rows: kernel.text_work(rows) != kernel.FINE, clean.clean_one_text, texts, 2_000),
         (kernel.url_needs_work, clean.canonical_url, urls, 4_000),
     ):
         passed = np.flatnonzero(~flags(pa.array(values)))
@@ -283,8 +291,21 @@ def test_the_kernel_knows_every_character(code):
     kernel = jit.kernel("pipeline.clean_kernel", jit.FEW_ROWS)
     chars = [chr(point) for point in range(code, code + 0x4000) if not 0xD800 <= point < 0xE000]
     texts = [form.replace("*", char) for char in chars for form in ("ab *cd", "ab* 가*", "*", "ä*b Ã*")]
-    for row in np.flatnonzero(~kernel.text_needs_work(pa.array(texts))).tolist():
+    for row in np.flatnonzero(kernel.text_work(pa.array(texts)) == kernel.FINE).tolist():
         assert clean.clean_one_text(texts[row].encode()) == (texts[row], 0)
+    check_column(texts)
+
+
+@needs_kernels
+def test_both_ways_clean_alike():
+    """Many texts at once, some of which are tidied together, and one after the other."""
+    pieces = [*"aÄ \u0301\u0308&;#.2猫の가\u11a8\u212a…éží", *"  , & ,&am,p;,e\u0301t,img,logo,â€™".split(",")]
+    chance = random.Random(fuzzing.SEED)
+    texts = ["".join(chance.choices(pieces, k=chance.randint(1, 9))) for _ in fuzzing.cases(30_000)]
+    texts += soup(30_000, fuzzing.SEED)
+    kernel = jit.kernel("pipeline.clean_kernel", jit.FEW_ROWS)
+    assert (np.bincount(kernel.text_work(pa.array(texts)), minlength=3) > len(texts) / 50).all()
+    check_column(texts)
 
 
 def test_typical_rows_need_no_work():
@@ -297,9 +318,11 @@ def test_typical_rows_need_no_work():
         "猫が窓に座っている",
         "L'été à la plage, 2019",
         "Café – menu",
+        "Fish & chips, 50 % & more",
+        "Přiblížená fotka",
     ]
     urls = ["https://cdn.example.com/a/b_c-1200x800.jpg?w=600&h=%20x", "http://images.example.org/2019/05/cat.jpeg"]
-    assert not kernel.text_needs_work(pa.array(texts)).any()
+    assert (kernel.text_work(pa.array(texts)) == kernel.FINE).all()
     assert not kernel.url_needs_work(pa.array(urls)).any()
 
 
