@@ -128,32 +128,34 @@ _TEXT_BYTES = _byte_table(_CHARACTERS)
 
 @njit
 def _character(data, place, end):
-    """(code point, bytes) of the UTF-8 sequence at `place`; (0, 1), which needs work, for a bad or a four-byte one."""
+    """(code point, bytes) of the sequence at `place`, not ASCII; (0, 1), which needs work, for a bad or four-byte one."""
     first = np.uint32(data[place])
-    if first < 0x80:
-        return first, 1
-    if 0xC2 <= first < 0xE0 and place + 1 < end:
-        second = np.uint32(data[place + 1])
+    if place + U(1) < end:
+        second = np.uint32(data[place + U(1)])
         if second & np.uint32(0xC0) == 0x80:
-            return np.uint32((first & np.uint32(0x1F)) << np.uint32(6) | (second & np.uint32(0x3F))), 2
-    elif 0xE0 <= first < 0xF0 and place + 2 < end:
-        second, third = np.uint32(data[place + 1]), np.uint32(data[place + 2])
-        if second & np.uint32(0xC0) == 0x80 and third & np.uint32(0xC0) == 0x80:
-            tail = (second & np.uint32(0x3F)) << np.uint32(6) | (third & np.uint32(0x3F))
-            code = (first & np.uint32(0x0F)) << np.uint32(12) | tail
-            if code >= 0x800:
-                return np.uint32(code), 3
+            if 0xC2 <= first < 0xE0:
+                return np.uint32((first & np.uint32(0x1F)) << np.uint32(6) | (second & np.uint32(0x3F))), 2
+            if 0xE0 <= first < 0xF0 and place + U(2) < end:
+                third = np.uint32(data[place + U(2)])
+                tail = (second & np.uint32(0x3F)) << np.uint32(6) | (third & np.uint32(0x3F))
+                code = (first & np.uint32(0x0F)) << np.uint32(12) | tail
+                if third & np.uint32(0xC0) == 0x80 and code >= 0x800:
+                    return np.uint32(code), 3
     return np.uint32(0), 1
 
 
 @njit
 def _walk(data, start, end, characters):
-    """(FINE, TIDY or WORK, letters, weight of the letters, digits) of a text that is not all ASCII."""
+    """(FINE, TIDY or WORK, letters, weight of the letters, digits) of the characters beyond ASCII in a text."""
     letters = weight = digits = 0
     before = seen = np.uint8(0)
     is_suspicious = False
     place = start
     while place < end:
+        if data[place] < 0x80:
+            before = np.uint8(0)
+            place += U(1)
+            continue
         code, width = _character(data, place, end)
         bits = characters[code]
         if not bits & (_PLAIN | _COMPOSES):
@@ -166,7 +168,7 @@ def _walk(data, start, end, characters):
         elif bits & _DIGIT:
             digits += 1
         before = bits
-        place += width
+        place += U(width)
     if is_suspicious and not seen & _FOREIGN:
         return WORK, 0, 0, 0
     return TIDY if seen & _COMPOSES else FINE, letters, weight, digits
@@ -230,7 +232,8 @@ def _text_work(data, start, end, bytes_table, characters, names, longest):
     weight = ascii_letters = letters
     work = FINE
     if seen & _BEYOND_ASCII:
-        work, letters, weight, digits = _walk(data, start, end, characters)
+        work, more_letters, more_weight, more_digits = _walk(data, U(start), U(end), characters)
+        letters, weight, digits = letters + more_letters, weight + more_weight, digits + more_digits
     if work == FINE and (doubled & _BLANK or data[start] == 0x20 or data[end - 1] == 0x20):
         return TIDY
     if work != FINE:
