@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from pipeline import __version__
@@ -117,13 +117,20 @@ def check_beam_flags(rest: Sequence[str], parser: argparse.ArgumentParser) -> No
 
 
 def _argument_parser(d: dict[str, Any]) -> argparse.ArgumentParser:
+    """All flags, a group a stage, in the order of the way; `d` are the defaults of Options."""
     parser = _Parser(
         prog="python -m pipeline.build",
         description=DESCRIPTION,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
+    _add_run(parser.add_argument, d)
+    for name, add_flags in GROUPS.items():
+        add_flags(parser.add_argument_group(name).add_argument, d)
+    return parser
+
+
+def _add_run(add: Callable[..., Any], d: dict[str, Any]) -> None:
     add(
         "--input",
         nargs="+",
@@ -146,116 +153,134 @@ def _argument_parser(d: dict[str, Any]) -> argparse.ArgumentParser:
         default=d["keep_rejected"],
         help="dropped rows that are kept: 1,000 a reason, all, none (default: %(default)s)",
     )
-    gather = parser.add_argument_group("gather")
-    gather.add_argument(
+
+
+def _add_gather(add: Callable[..., Any], d: dict[str, Any]) -> None:
+    add(
         "--input-format",
         choices=("auto", "wat", "warc", "table"),
         default="auto",
         help="(default: %(default)s, by name and first bytes)",
     )
-    gather.add_argument("--url-column", default=d["url_column"], help="of tables (default: %(default)s)")
-    gather.add_argument("--text-column", default=d["text_column"], help="of tables (default: %(default)s)")
-    gather.add_argument("--languages", default="", metavar="en,de", help="keep texts in these languages (default: all)")
-    gather.add_argument(
+    add("--url-column", default=d["url_column"], help="of tables (default: %(default)s)")
+    add("--text-column", default=d["text_column"], help="of tables (default: %(default)s)")
+    add("--languages", default="", metavar="en,de", help="keep texts in these languages (default: all)")
+    add(
         "--language-model",
         default=d["language_model"],
         metavar="M",
         help="auto, own, none, or a fastText model's path (default: %(default)s: own for archives, none for tables)",
     )
-    gather.add_argument(
+    add(
         "--min-language-score",
         type=float,
         default=d["min_language_score"],
         metavar="P",
         help="least probability of a wanted language, 0..1 (default: %(default)s)",
     )
-    gather.add_argument(
+    add(
         "--ignore-opt-out",
         dest="respect_opt_out",
         action="store_false",
         help="keep pairs of pages that forbid AI training (noai, noimageai, tdm-reservation)",
     )
-    match = parser.add_argument_group("match")
-    match.add_argument(
+
+
+def _add_match(add: Callable[..., Any], d: dict[str, Any]) -> None:
+    add(
         "--queries",
         metavar="FILE",
         help="txt, JSON, TSV/CSV or Parquet (default: the list that comes with the project)",
     )
-    match.add_argument(
+    add(
         "--match",
         choices=("wide", "metaclip"),
         default=d["match"],
         help="wide: texts and queries pass one normaliser; metaclip: MetaCLIP's substrings (default: %(default)s)",
     )
-    match.add_argument("--case", choices=("exact", "fold"), default=d["case"], help="(default: %(default)s)")
-    dedup = parser.add_argument_group("dedup")
-    dedup.add_argument(
+    add("--case", choices=("exact", "fold"), default=d["case"], help="(default: %(default)s)")
+
+
+def _add_dedup(add: Callable[..., Any], d: dict[str, Any]) -> None:
+    add(
         "--placeholder-bound",
         type=int,
         default=d["placeholder_bound"],
         metavar="N",
         help="a URL with more than N texts is a placeholder and goes; 0: off (default: %(default)s)",
     )
-    balance = parser.add_argument_group("balance")
-    balance.add_argument(
+
+
+def _add_balance(add: Callable[..., Any], d: dict[str, Any]) -> None:
+    add(
         "--balance",
         choices=("cap", "bernoulli", "none"),
         default=d["balance"],
         help="(default: %(default)s: each query picks at most --cap pairs, exactly)",
     )
-    balance.add_argument("--cap", type=int, default=d["cap"], metavar="T", help="pairs a query (default: %(default)s)")
-    balance.add_argument("--target-pairs", type=int, metavar="N", help="solve for the cap that keeps about N pairs")
-    balance.add_argument(
+    add("--cap", type=int, default=d["cap"], metavar="T", help="pairs a query (default: %(default)s)")
+    add("--target-pairs", type=int, metavar="N", help="solve for the cap that keeps about N pairs")
+    add(
         "--stop-queries",
         metavar="FILE|5%%",
         help="queries that never pick a pair alone: a list, or those in more than a share of the texts",
     )
-    fetch = parser.add_argument_group("fetch")
-    fetch.add_argument(
+
+
+def _add_fetch(add: Callable[..., Any], d: dict[str, Any]) -> None:
+    add(
         "--allow-address",
         nargs="+",
         default=[],
         metavar="CIDR",
         help="non-public addresses that may be fetched from, e.g. 127.0.0.0/8 (default: none)",
     )
-    fetch.add_argument(
+    add(
         "--image-size",
         type=int,
         default=d["image_size"],
         metavar="PX",
         help="short side of stored images (default: %(default)s)",
     )
-    fetch.add_argument(
+    add(
         "--deadline",
         type=float,
         default=d["deadline"],
         metavar="S",
         help="seconds a URL may take in all (default: %(default)s)",
     )
-    fetch.add_argument(
-        "--user-agent-contact", metavar="URL", help="where a webmaster can reach you; becomes part of the user agent"
-    )
-    fetch.add_argument(
-        "--retry-failed", action="store_true", help="fetch again what failed in a way that may pass, then publish anew"
-    )
-    publish = parser.add_argument_group("publish")
-    publish.add_argument(
-        "--rows-per-shard", type=int, default=d["rows_per_shard"], metavar="N", help="(default: %(default)s)"
-    )
-    how = parser.add_argument_group("how")
-    how.add_argument(
+    add("--user-agent-contact", metavar="URL", help="where a webmaster can reach you; becomes part of the user agent")
+    add("--retry-failed", action="store_true", help="fetch again what failed in a way that may pass, then publish anew")
+
+
+def _add_publish(add: Callable[..., Any], d: dict[str, Any]) -> None:
+    add("--rows-per-shard", type=int, default=d["rows_per_shard"], metavar="N", help="(default: %(default)s)")
+
+
+def _add_how(add: Callable[..., Any], d: dict[str, Any]) -> None:
+    add(
         "--runner",
         default=d["runner"],
         help="local, or any Beam runner (FlinkRunner, PrismRunner ...) with Beam's own flags (default: %(default)s)",
     )
-    how.add_argument("--workers", type=int, metavar="N", help="processes of the local runner (default: one a core)")
-    how.add_argument(
+    add("--workers", type=int, metavar="N", help="processes of the local runner (default: one a core)")
+    add(
         "--exchange",
         choices=("files", "shuffle"),
         default=d["exchange"],
         help="files: where all workers share OUT; shuffle: through the engine (default: %(default)s)",
     )
-    how.add_argument("--redo", choices=STAGES, metavar="STAGE", help="make this stage and those after it anew")
-    how.add_argument("--plan", "--dry-run", dest="plan", action="store_true", help="say what would be done, do nothing")
-    how.add_argument("--json", action="store_true", help="print the summary as JSON")
-    return parser
+    add("--redo", choices=STAGES, metavar="STAGE", help="make this stage and those after it anew")
+    add("--plan", "--dry-run", dest="plan", action="store_true", help="say what would be done, do nothing")
+    add("--json", action="store_true", help="print the summary as JSON")
+
+
+GROUPS = {
+    "gather": _add_gather,
+    "match": _add_match,
+    "dedup": _add_dedup,
+    "balance": _add_balance,
+    "fetch": _add_fetch,
+    "publish": _add_publish,
+    "how": _add_how,
+}
