@@ -202,7 +202,8 @@ def test_damaged_and_foreign_dumps_are_named_and_the_rest_goes_on(
     _, info = read(tmp_path / "out")
     row = info["ledger"]["wikipedia"]
     assert (row["bz2_truncated"], row["dump_unreadable"], row["dump_of_other_language"]) == (1, 1, 1)
-    assert 200 < row["articles"] < 400 and len(info["warnings"]) == 2
+    assert 200 < row["articles"] < 400 and len(info["warnings"]) == 3
+    assert f"{tmp_path / 'cut.xml.bz2'}: the file is cut in a bz2 block (1)" in info["warnings"][2]
     assert "noise.bz2" in capsys.readouterr().err
 
 
