@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
 
-from conftest import fill, formula  # noqa: E402
+from conftest import fill  # noqa: E402
 
 from clip_train.checkpoint import restore_model  # noqa: E402
 from clip_train.config import PRESETS  # noqa: E402
@@ -145,17 +145,3 @@ def test_files_that_are_no_weights(tmp_path):
     (tmp_path / "hf" / "model.safetensors").write_bytes(b"x" * 10)
     with pytest.raises(TrainError, match="no CLIPModel"):
         read_weights(tmp_path / "hf")
-
-
-@pytest.mark.slow
-def test_hugging_face_computes_the_same_logits(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    model = made()
-    export(_weights(model), str(tmp_path / "hf"), form="huggingface")
-    theirs = transformers.CLIPModel.from_pretrained(tmp_path / "hf").eval()
-    images = formula("images", (2, 3, 32, 32))
-    text = torch.zeros(2, 77, dtype=torch.int64)
-    text[0, :4], text[1, :20] = torch.tensor([598, 5, 17, 599]), torch.tensor([598, *range(20, 38), 599])
-    with torch.no_grad():
-        expected = theirs(pixel_values=images, input_ids=text).logits_per_image
-        assert (model.logits(images, text) - expected).abs().max() < 1e-5

@@ -1,0 +1,101 @@
+"""Feeds folders of images with captions to the pipeline, which reads URLs: serves them while a command runs.
+
+    python tools/serve_images.py FOLDER ... --table pairs.parquet -- \\
+        python -m pipeline.build --input pairs.parquet --output OUT --allow-address 127.0.0.0/8
+
+A caption lies beside its image, `cat.png` and `cat.txt`; of several lines each is a caption (the pipeline keeps one a
+URL). The table has the columns url and text. The server listens on 127.0.0.1 only, and is gone when the command is
+done; the exit code is the command's. `--port` keeps the URLs, and with them the shards, the same from run to run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import subprocess
+import sys
+import threading
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+IMAGES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Files of the served folders: /0/... is the first, /1/... the second."""
+
+    protocol_version = "HTTP/1.1"  # one connection for many images
+
+    def __init__(self, *args: object, folders: Sequence[Path], **kwargs: object) -> None:
+        self.folders = folders
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+
+    def translate_path(self, path: str) -> str:
+        """A URL's path to a file of the folder that it names; nothing outside of the folders."""
+        number, _, rest = urllib.parse.urlsplit(path).path.lstrip("/").partition("/")
+        if not number.isdecimal() or int(number) >= len(self.folders):
+            return "/nonexistent"
+        self.directory = str(self.folders[int(number)])
+        return super().translate_path("/" + rest)
+
+    def list_directory(self, path: object) -> None:
+        """Images only."""
+        self.send_error(404)
+
+    def log_message(self, *_: object) -> None:
+        """Silent."""
+
+
+def captions(folder: Path) -> Iterator[tuple[Path, str]]:
+    """(image, caption) for every image of the folder that has captions, in the order of the names."""
+    for image in sorted(folder.rglob("*")):
+        beside = image.with_suffix(".txt")
+        if image.suffix.lower() in IMAGES and beside.is_file():
+            for line in beside.read_text(encoding="utf-8", errors="replace").splitlines():
+                if line.strip():
+                    yield image, line.strip()
+
+
+def make_table(folders: Sequence[Path], address: str) -> pa.Table:
+    """The columns url and text; `address` is http://host:port."""
+    urls, texts = [], []
+    for number, folder in enumerate(folders):
+        for image, text in captions(folder):
+            urls.append(f"{address}/{number}/{urllib.parse.quote(image.relative_to(folder).as_posix())}")
+            texts.append(text)
+    return pa.table({"url": pa.array(urls, pa.string()), "text": pa.array(texts, pa.string())})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code of the command that was run."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    command = given[given.index("--") + 1 :] if "--" in given else []
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("--table", required=True, type=Path, metavar="FILE", help="Parquet, columns url and text")
+    parser.add_argument("--port", type=int, default=0, help="of 127.0.0.1 (default: any free one)")
+    options = parser.parse_args(given[: given.index("--")] if "--" in given else given)
+    missing = [folder for folder in options.folders if not folder.is_dir()]
+    if missing or not command:
+        parser.error(f"{missing[0]} is no folder" if missing else "name the command to run, behind --")
+    handler = functools.partial(Handler, folders=[folder.resolve() for folder in options.folders])
+    with ThreadingHTTPServer(("127.0.0.1", options.port), handler) as server:
+        table = make_table(options.folders, f"http://127.0.0.1:{server.server_address[1]}")
+        if not table.num_rows:
+            parser.error("no image in these folders has a caption in a .txt file beside it")
+        pq.write_table(table, options.table)
+        print(f"{table.num_rows} pairs in {options.table}", file=sys.stderr, flush=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            return subprocess.call(command)
+        finally:
+            server.shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
