@@ -46,15 +46,15 @@ def learn(model: CLIP, world, *, steps: int, total: int) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("count", [15, pytest.param(50, marks=pytest.mark.slow)])
-def test_the_first_losses_are_those_of_open_clip(count):
+def test_the_first_losses_are_those_of_open_clip():
     model = CLIP(CONFIG)
     fill(model)
-    losses = learn(model, render(2000, seed=1, held_out=False), steps=count, total=600)
-    assert losses == pytest.approx(OPEN_CLIP_LOSSES[:count], abs=1e-5)
+    losses = learn(model, render(2000, seed=1, held_out=False), steps=50, total=600)
+    assert losses == pytest.approx(OPEN_CLIP_LOSSES, abs=1e-5)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_held_out_pairs_are_named():
     """64-way zero-shot after 600 steps of 128: chance is 1.6%."""
     torch.manual_seed(0)

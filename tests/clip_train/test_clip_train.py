@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,9 +18,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
 
 from clip_train import train as train_module  # noqa: E402
-from clip_train.checkpoint import all_steps  # noqa: E402
+from clip_train.checkpoint import all_steps, whole  # noqa: E402
 from clip_train.config import TrainOptions, resolve  # noqa: E402
 from clip_train.data import Loader, Stream  # noqa: E402
+from clip_train.distributed import process_group, world_size  # noqa: E402
 from clip_train.errors import BelowThreshold, TrainError, UsageError  # noqa: E402
 from clip_train.model import CLIP  # noqa: E402
 from clip_train.optim import learning_rate  # noqa: E402
@@ -41,16 +43,19 @@ def losses(folder: str | Path) -> list[float]:
 
 
 def gradients(options: TrainOptions) -> tuple[float, dict[str, torch.Tensor], CLIP]:
-    """Loss and gradients of the first step."""
+    """Loss and gradients of the first step; on several ranks, the whole batch's as every rank has them."""
     index, tokenizer = open_index(options.data), load_tokenizer(options.bpe)
-    plan = resolve(options, samples=len(index), world_size=1, vocab_size=tokenizer.vocab_size, has_gpu=False)
+    plan = resolve(
+        options, samples=len(index), world_size=world_size(), vocab_size=tokenizer.vocab_size, has_gpu=False
+    )
     run = start_run(plan, torch.device("cpu"))
     for name, value in run.model.named_parameters():
         if name.endswith("bn3.weight"):
             value.data.fill_(0.5)  # zero at the start: nothing would flow
     with Loader(Stream(index, seed=options.seed), tokenizer, loader_options(run.plan, run.device)) as loader:
         loss = forward_backward(run, next(loader.steps(0)))
-    return loss, {n: p.grad for n, p in run.model.named_parameters() if p.grad is not None}, run.model
+    run.towers.finish_gradients()
+    return loss, {n: whole(p.grad) for n, p in run.model.named_parameters() if p.grad is not None}, run.model
 
 
 @pytest.mark.parametrize("changes", [{}, {"patch_dropout": 0.5}, {"text": "padded"}, {"loss": "sigmoid"}])
@@ -63,6 +68,50 @@ def test_accumulation_and_chunks_give_the_same_gradient(options, changes):
         assert loss == pytest.approx(expected_loss, abs=1e-6)
         for name, value in expected.items():
             assert (value - found[name]).norm() < 1e-6 * max(1.0, value.norm().item()), name
+
+
+CASES = [
+    (parallel, loss, accumulate, chunk)
+    for parallel in ("ddp", "fsdp")
+    for loss in ("infonce", "sigmoid")
+    for accumulate in (1, 2, 4)
+    for chunk in (1024, 3)
+]
+
+
+def as_one_of_two(rank: int, options: TrainOptions, port: int, output: str) -> None:
+    """What each of two processes does: the gradients of every case, which the first one writes down."""
+    torch.set_num_threads(1)
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2"
+    )
+    found = {}
+    with process_group(torch.device("cpu")):
+        for parallel, loss, accumulate, chunk in CASES:
+            changes = {"parallel": parallel, "loss": loss, "accumulate": accumulate, "loss_chunk": chunk}
+            value, grads, _ = gradients(dataclasses.replace(options, **changes))
+            found[parallel, loss, accumulate, chunk] = {"": torch.tensor(value), **grads}
+    if rank == 0:
+        torch.save(found, output)
+
+
+def test_two_ranks_give_the_gradient_of_one_process(options, tmp_path):
+    """Ranks x accumulation x chunks x DDP and FSDP2, every parameter, logit_scale and logit_bias included."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(as_one_of_two, (options, port, str(tmp_path / "found.pt")), nprocs=2)
+    found, largest = torch.load(tmp_path / "found.pt"), 0.0
+    for loss in ("infonce", "sigmoid"):
+        value, grads, _ = gradients(dataclasses.replace(options, loss=loss))
+        expected = {"": torch.tensor(value), **grads}
+        for case in (case for case in CASES if case[1] == loss):
+            assert set(found[case]) == set(expected)
+            for name, gradient in expected.items():
+                difference = (found[case][name] - gradient).norm().item() / max(1.0, gradient.norm().item())
+                largest = max(largest, difference)
+                assert difference < 1e-6, (case, name)
+    print(f"{len(CASES)} cases: largest difference {largest:.1e}")
 
 
 def test_batch_norm_statistics_move_once_a_micro_batch(options):
