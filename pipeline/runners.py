@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import errno
 import functools
+import gc
 import logging
 import os
 import re
@@ -104,8 +105,12 @@ def import_beam() -> Any:
     logging.getLogger().addFilter(no_waiting)
     for name in TRACING:
         logging.getLogger(name).addFilter(no_expected_trace)
-    with quiet():
-        import apache_beam
+    gc.disable()  # it would look for rubbish among ever more modules, and find none
+    try:
+        with quiet():
+            import apache_beam
+    finally:
+        gc.enable()
     return apache_beam
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import apache_beam as beam
 
-from pipeline import buckets
+from pipeline import buckets, memory
 from pipeline.work import StepFolder, Work, hold_as_worker, run_unit
 
 SLOTS = 64  # elements a step gives to Beam; each stands for the units slot, slot + SLOTS, ...
@@ -169,6 +169,7 @@ class _RunSlot(beam.DoFn):
 
     def setup(self) -> None:
         hold_as_worker(self._work.root)
+        memory.keep()
 
     def process(self, slot: int, after: Any = None) -> Iterator[int]:
         for unit in range(slot, self._task.units(), self._slots):
@@ -182,6 +183,7 @@ class _RunBucket(beam.DoFn):
 
     def setup(self) -> None:
         hold_as_worker(self._work.root)
+        memory.keep()
 
     def process(self, element: tuple[int, Iterable[tuple[int, int, bytes]]]) -> Iterator[int]:
         bucket, sent = element

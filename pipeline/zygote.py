@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -22,6 +23,8 @@ import sys
 import threading
 import time
 from typing import Any
+
+from pipeline import memory
 
 URN = "openwit:env:forked:v1"
 SOCKET = "OPENWIT_ZYGOTE_SOCKET"  # number of the inherited descriptor
@@ -230,13 +233,15 @@ def serve(*, kernels: bool, run_worker: Any) -> None:
     """
     channel = socket.socket(fileno=int(os.environ.pop(SOCKET)))
     signal.signal(signal.SIGCHLD, lambda *_: _reap())
-    for name in (*PRELOAD, *(KERNELS if kernels else ())):
+    memory.keep()
+    for name in PRELOAD:
         importlib.import_module(name)
     if kernels:
         from pipeline import jit
 
         for name in KERNELS if jit.available() else ():
             importlib.import_module(name).warm()
+    gc.freeze()  # what was imported lives for ever: no worker looks through it again, which would copy its pages too
     lines = channel.makefile("rw", encoding="utf-8")
     for line in lines:
         pid = os.fork()

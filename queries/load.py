@@ -145,7 +145,7 @@ def _assemble(path: str, cells: _Cells) -> QueryList:
         pc.fill_null(cells.source, "").take(at),
         pc.fill_null(cells.count, 0).take(at),
     ]
-    digest = hashlib.sha256("".join(f"{query}\n" for query in queries.to_pylist()).encode()).hexdigest()
+    digest = hashlib.sha256(("\n".join(queries.to_pylist()) + "\n").encode()).hexdigest()
     table = pa.table(columns, schema=QUERIES)
     return QueryList(table, digest, empties, len(rows) - len(queries), invalid)
 
