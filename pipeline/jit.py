@@ -2,7 +2,8 @@
 
 `njit` compiles with a disk cache where one can be written and without it in a read-only install (a bare `cache=True`
 raises there at import). Every kernel lives in a module named `*_kernel` beside its plain twin; only those modules
-import numba. `python -m pipeline.jit` compiles them all once, so that no worker pays for it: set-up runs it.
+import numba. `python -m pipeline.jit` compiles them all once, so that no worker pays for it, and removes what older
+sources left in the cache: set-up runs it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib
 import importlib.util
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +31,9 @@ KERNELS = (
     "pipeline.sources.wat_kernel",
     "pipeline.sources.html_kernel",
 )
+
+PACKAGES = ("pipeline", "queries", "clip_train")  # where kernel files are
+OWN_CACHE = Path(__file__).parent / "__pycache__"
 
 # Fewer rows than this do not pay for loading compiled code (numba and its cache: 0.4 s or more) into a process without.
 FEW_ROWS = 20_000
@@ -64,7 +69,7 @@ def _set_cache_folder(module: str) -> None:
     """
     import numba
 
-    root = Path(os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).parent / "__pycache__")
+    root = Path(os.environ.get("NUMBA_CACHE_DIR") or OWN_CACHE)
     if module.endswith("_kernel") and os.access(root if root.exists() else root.parent, os.W_OK):
         numba.config.CACHE_DIR = str(root / f"kernels-{_state(module)}")
 
@@ -78,6 +83,21 @@ def _state(module: str) -> str:
     names = {(whole or package + b"." + name).decode() for whole, package, name in inner}
     parts = [source, *(_state(name).encode() for name in sorted(names))]
     return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
+
+
+def sweep(cache: Path = OWN_CACHE) -> int:
+    """Removes the compiled kernels of other states of the sources from a cache folder; returns how many states.
+
+    Only from this package's own folder unless another is named: one behind NUMBA_CACHE_DIR may serve other checkouts.
+    """
+    root = Path(__file__).parents[1]
+    paths = [path for package in PACKAGES for path in (root / package).rglob("*_kernel.py")]
+    modules = [".".join(path.relative_to(root).with_suffix("").parts) for path in paths]
+    needed = {f"kernels-{_state(module)}" for module in modules}
+    old = [path for path in cache.glob("kernels-*") if path.name not in needed]
+    for path in old:
+        shutil.rmtree(path, ignore_errors=True)
+    return len(old)
 
 
 def kernel(name: str, rows: int) -> Any:
@@ -101,5 +121,6 @@ def warm() -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    sweep()
     for module, taken in warm().items():
         print(f"{module}: {taken:.1f} s")

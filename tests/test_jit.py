@@ -40,6 +40,19 @@ def test_plain_functions_never_load_numba():
     assert run(code) == "False"
 
 
+def test_old_states_of_the_sources_leave_the_cache_and_the_present_ones_stay(tmp_path):
+    present = tmp_path / f"kernels-{jit._state('pipeline.clean_kernel')}"
+    inner = tmp_path / f"kernels-{jit._state('pipeline.sources.simd_kernel')}"  # of a file that others take in
+    old = tmp_path / "kernels-0123456789ab"
+    for folder in (present, inner, old):
+        folder.mkdir()
+        (folder / "f.nbi").touch()
+    (tmp_path / "jit.cpython-311.pyc").touch()
+    assert jit.sweep(tmp_path) == 1
+    assert present.exists() and inner.exists() and not old.exists()
+    assert (tmp_path / "jit.cpython-311.pyc").exists()
+
+
 @needs_kernels
 def test_few_rows_stay_on_the_plain_way():
     call = "jit.kernel('pipeline.hashing_kernel', 10)"
