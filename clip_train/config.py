@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 
 from clip_train.errors import UsageError
+from clip_train.remote import DEFAULT_CACHE_GB, DEFAULT_WINDOW, is_url
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,7 +153,7 @@ class TrainOptions:
     """Every option of `clip_train train`; the field names are the flags. None: the preset's value."""
 
     # what
-    data: str = _option("", "folder that the pipeline published, or a brace pattern of WebDataset tars")
+    data: str = _option("", "folder that the pipeline published, or a brace pattern of WebDataset tars; or its URL")
     model: str = _option("ViT-B-32", "one of: " + ", ".join(PRESETS))
     output: str = _option("", "folder of the run: log.jsonl, config.json, checkpoints/")
     init: str | None = _option(None, "start from these weights (a checkpoint, OpenAI, open_clip or Hugging Face file)")
@@ -191,7 +192,10 @@ class TrainOptions:
     verify: bool = _option(False, "check the sha256 of every sample that is read")
     max_bad: float = _option(0.01, "stop when more than this share of the samples cannot be used")
     online_balance: bool = _option(False, "keep a pair with its keep_probability, drawn anew each epoch")
-    window: int = _option(0, "shuffle within windows of this many whole shards (object stores); 0: over everything")
+    window: int = _option(0, "shuffle within windows of this many whole shards (slow storage); 0: over everything, "
+                          f"or {DEFAULT_WINDOW} where --data is a URL")  # fmt: skip
+    cache: str | None = _option(None, "folder for shards behind a URL; below the temporary folder unless given")
+    cache_gb: float = _option(DEFAULT_CACHE_GB, "how much of them may lie there at a time, in 10^9 bytes")
     # checkpoints and logs
     save_every: int = _option(1000, "steps between checkpoints; 0: by time and at the end only")
     save_minutes: float = _option(30.0, "minutes between checkpoints; 0: by steps and at the end only")
@@ -239,6 +243,9 @@ def resolve(options: TrainOptions, *, samples: int, world_size: int, vocab_size:
             notes.append(f"batch size {size}, not the recipe's {recipe.batch_size}: set --batch-size for another")
         recipe = dataclasses.replace(recipe, batch_size=size)
     _check(options, recipe, samples=samples, world_size=world_size)
+    if is_url(options.data) and not options.window:
+        options = dataclasses.replace(options, window=DEFAULT_WINDOW)
+        notes.append(f"--data is a URL: shuffling within windows of {DEFAULT_WINDOW} shards (--window)")
     steps = options.steps if options.steps is not None else max(1, int(recipe.epochs * samples) // recipe.batch_size)
     if options.warmup is None and recipe.warmup > steps // 10:
         notes.append(f"warm-up {steps // 10} steps, a tenth of the run, not the recipe's {recipe.warmup}")
@@ -267,6 +274,8 @@ def _check(options: TrainOptions, recipe: Recipe, *, samples: int, world_size: i
         raise UsageError(f"--patch-dropout {options.patch_dropout} must be in [0, 1)")
     if options.patch_dropout and preset(options.model).model.is_resnet:
         raise UsageError("--patch-dropout needs a ViT")
+    if options.window < 0 or options.cache_gb <= 0:
+        raise UsageError("--window must be at least 0, --cache-gb above 0")
     if not 0 < options.crop_scale <= 1:
         raise UsageError(f"--crop-scale {options.crop_scale} must be in (0, 1]")
     if not 0 <= options.ema < 1:

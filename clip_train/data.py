@@ -22,12 +22,14 @@ import torch
 
 from clip_train import keyed
 from clip_train.errors import BelowThreshold, InputMissing, UsageError
-from clip_train.image import BadImage, decode, random_crop, reduction
+from clip_train.image import BadImage, decode, random_crop
+from clip_train.remote import ShardCache
 from clip_train.shards import Index, key_of
 from clip_train.text import PackedText, pack, pad
 from clip_train.tokenizer import Tokenizer
 
-SAMPLES_A_TASK = 16  # decoded by one thread at a time: ~15 ms of work
+SAMPLES_A_TASK = 16  # decoded by one thread at a time: ~10 ms of work
+MAX_IMAGE_BYTES, MAX_TEXT_BYTES = 1 << 28, 1 << 16  # larger members are not read
 _ORDER, _CROP, _KEEP, _WINDOW = 1, 2, 3, 4  # what a keyed draw is for
 
 
@@ -90,7 +92,30 @@ class Stream:
         members = self._members(epoch)
         return members[keyed.permute(places, len(members), key)]
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - one stream a run
+    def windows(self, samples: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+        """The window of each of these, counted over all epochs; it never falls from place to place."""
+        found = np.empty(len(samples), np.int64)
+        for epoch in np.unique(epochs):
+            rows = epochs == epoch
+            places = np.argsort(self._shard_order(int(epoch)))[self.index.shard[samples[rows]]]
+            found[rows] = epoch * self._windows_an_epoch + places // self.window
+        return found
+
+    def shards_of(self, window: int) -> list[int]:
+        """The shards of a window, counted over all epochs."""
+        epoch, number = divmod(window, self._windows_an_epoch)
+        return self._shard_order(epoch)[number * self.window : (number + 1) * self.window].tolist()
+
+    @property
+    def _windows_an_epoch(self) -> int:
+        return -(-len(self.index.paths) // self.window)
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - one stream a run
+    def _shard_order(self, epoch: int) -> np.ndarray:
+        shards = len(self.index.paths)
+        return keyed.permute(np.arange(shards), shards, keyed.combine(self.seed, _WINDOW, epoch))
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019
     def _members(self, epoch: int) -> np.ndarray:
         """The samples of an epoch, in the index's order."""
         everything = np.arange(len(self.index), dtype=np.int64)
@@ -104,10 +129,7 @@ class Stream:
     def _windowed_order(self, epoch: int) -> np.ndarray:
         """(samples of the epoch,): shards in a keyed order, samples likewise within each run of `window` shards."""
         members = self._members(epoch)
-        shards = len(self.index.paths)
-        place_of_shard = np.empty(shards, np.int64)
-        order = keyed.permute(np.arange(shards), shards, keyed.combine(self.seed, _WINDOW, epoch))
-        place_of_shard[order] = np.arange(shards)
+        place_of_shard = np.argsort(self._shard_order(epoch))
         windows = place_of_shard[self.index.shard[members]] // self.window
         draws = keyed.combine(self.seed, _ORDER, epoch, members.astype(np.uint64))
         return members[np.lexsort((draws, windows))]
@@ -136,11 +158,31 @@ class ShardReader:
         finally:
             os.close(file)
 
+    def stop(self) -> None:
+        """Ends what is on its way: nothing, with files."""
+
     def close(self) -> None:
         """Closes all files; nothing may be reading."""
         for file in self._files.values():
             os.close(file)
         self._files.clear()
+
+
+def open_reader(index: Index) -> Reader:
+    """Reads the samples of an index in any order; behind a URL, all of its shards have to fit the cache at once."""
+    if index.remote is None:
+        return ShardReader(index.paths)
+    cache, everything = ShardCache(index.remote), range(len(index.paths))
+    try:
+        cache.check_fits(everything)
+    except UsageError as error:
+        cache.close()
+        raise UsageError(f"{error}. Or copy them to this machine") from None
+    cache.want(0, everything)
+    return cache
+
+
+Reader = ShardReader | ShardCache
 
 
 class BadSamples:
@@ -221,32 +263,50 @@ class Loader:
     def __init__(self, stream: Stream, tokenizer: Tokenizer, options: LoaderOptions) -> None:
         self.stream, self.tokenizer, self.options = stream, tokenizer, options
         self.bad = BadSamples(limit=options.max_bad, samples=len(stream.index))
-        self._reader = ShardReader(stream.index.paths)
+        if stream.index.remote is not None and not stream.window:
+            raise UsageError("shards behind a URL are brought window by window: give --window, in shards")
+        self._cache = None if stream.index.remote is None else ShardCache(stream.index.remote)
+        self._reader = self._cache or ShardReader(stream.index.paths)
         self._pool = ThreadPoolExecutor(max(1, options.threads), thread_name_prefix="decode")
 
     def __enter__(self) -> Loader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._reader.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._reader.close()
 
     def steps(self, samples_seen: int) -> Iterator[list[Batch]]:
         """The micro-batches of each step, for ever, after `samples_seen` samples of all ranks."""
-        waiting: deque[list[_Pending]] = deque()
+        waiting: deque[tuple[int, list[_Pending]]] = deque()
         place = samples_seen
         while True:
             while len(waiting) <= self.options.prefetch:
-                waiting.append(self._begin(place))
+                samples, epochs = self.stream.samples(place, self.options.batch_size)
+                waiting.append((self._bring(samples, epochs), self._begin(samples, epochs)))
                 place += self.options.batch_size
-            batches = [pending.finish(self) for pending in waiting.popleft()]
+            window, step = waiting.popleft()
+            if self._cache:
+                self._cache.release(window)  # what lies before it was for the steps before
+            batches = [pending.finish(self) for pending in step]
             self.bad.check(sum(len(batch.samples) for batch in batches))
             yield batches
 
-    def _begin(self, place: int) -> list[_Pending]:
+    def _bring(self, samples: np.ndarray, epochs: np.ndarray) -> int:
+        """Sends for the shards of a step, and of the window behind it; returns the step's first window."""
+        if self._cache is None:
+            return 0
+        windows = self.stream.windows(samples[[0, -1]], epochs[[0, -1]])
+        first, last = (int(window) for window in windows)
+        self._cache.check_fits([shard for window in range(first, last + 1) for shard in self.stream.shards_of(window)])
+        for window in range(first, last + 2):
+            self._cache.want(window, self.stream.shards_of(window))
+        return first
+
+    def _begin(self, samples: np.ndarray, epochs: np.ndarray) -> list[_Pending]:
         """Starts the decoding of one step: micro-batch k of rank r are the rows (k * ranks + r) * b .. of the batch."""
         options = self.options
-        samples, epochs = self.stream.samples(place, options.batch_size)
         size = options.batch_size // (options.world_size * options.accumulate)
         pending = []
         for part in range(options.accumulate):
@@ -258,11 +318,17 @@ class Loader:
         """One sample: the crop into `out`, the caption's ids back. Raises BadSample."""
         index, options = self.stream.index, self.options
         shard = int(index.shard[sample])
-        data = self._read(shard, int(index.image_offset[sample]), int(index.image_size[sample]))
+        size = int(index.image_size[sample])
+        if size > MAX_IMAGE_BYTES:
+            raise BadSample("image_too_large")
+        data = self._read(shard, int(index.image_offset[sample]), size)
         if options.verify and index.sha256 is not None:
             if hashlib.sha256(data).digest() != index.sha256[sample].tobytes():
                 raise BadSample("sha256_differs")
-        caption = self._read(shard, int(index.text_offset[sample]), int(index.text_size[sample]))
+        size = int(index.text_size[sample])
+        if size > MAX_TEXT_BYTES:
+            raise BadSample("text_too_large")
+        caption = self._read(shard, int(index.text_offset[sample]), size)
         try:
             text = caption.decode("utf-8")
         except UnicodeDecodeError:
@@ -270,12 +336,9 @@ class Loader:
         ids = self.tokenizer.encode_caption(text, context_length=options.context_length)
         if len(ids) == 2:
             raise BadSample("text_empty")
-        reduce = 1
-        if index.dimensions is not None and data[:2] == b"\xff\xd8":
-            width, height = index.dimensions[sample]
-            reduce = reduction(int(width), int(height), options.image_size, min_scale=options.min_scale)
         try:
-            random_crop(decode(data, reduce=reduce), out, draws, min_scale=options.min_scale)
+            image = decode(data, size=options.image_size, min_scale=options.min_scale)
+            random_crop(image, out, draws, min_scale=options.min_scale)
         except BadImage as error:
             raise BadSample(str(error)) from None
         return ids
@@ -299,7 +362,7 @@ class _Pending:
         options = loader.options
         self.samples, self.epochs = samples, epochs
         size = options.image_size
-        self.images = torch.zeros(len(samples), size, size, 3, dtype=torch.uint8, pin_memory=options.pin)
+        self.images = torch.empty(len(samples), size, size, 3, dtype=torch.uint8, pin_memory=options.pin)
         words = keyed.combine(options.seed, _CROP, epochs.astype(np.uint64), samples.astype(np.uint64))
         self._draws = keyed.uniforms(words, 3)
         self._pixels = self.images.numpy()
@@ -316,6 +379,7 @@ class _Pending:
                 captions.append(loader.load(sample, self._draws[row], self._pixels[row]))
             except BadSample as error:
                 loader.bad.add(str(error), key_of(loader.stream.index, sample))
+                self._pixels[row] = 0
                 captions.append(None)
         return captions
 

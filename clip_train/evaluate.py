@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_train.data import ShardReader
+from clip_train.data import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Reader, open_reader
 from clip_train.errors import TrainError
 from clip_train.image import BadImage, evaluation_transform, normalize
 from clip_train.labels import DEFAULT_TEMPLATES, fill, open_labelled, read_templates
@@ -24,6 +24,7 @@ from clip_train.shards import Index, key_of, open_index
 from clip_train.text import pack
 from clip_train.tokenizer import Tokenizer
 
+TIE = 1e-6  # cosines that differ by less are equal; fp32 rounds them to about 1e-7
 
 @torch.no_grad()
 def embed_texts(model: CLIP, tokenizer: Tokenizer, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
@@ -129,33 +130,47 @@ def zero_shot(
 
 
 def recall(
-    queries: Tensor, candidates: Tensor, right: Sequence[Sequence[int]], ks: Sequence[int], *, chunk: int = 1024
+    queries: Tensor, candidates: Tensor, right: Sequence[Sequence[int]], ks: Sequence[int], *, chunk: int = 0
 ) -> dict[int, float]:
-    """Share of queries with a right candidate among the k nearest; a candidate as near as a right one ranks before it.
+    """Share of queries with a right candidate among the k nearest.
+
+    A wrong candidate ranks before the best right one if its cosine is above it, equal to it, or less than `TIE` below
+    it: copies of a caption are a tie whatever the rounding. A query without a right candidate, or whose cosine with all
+    of them is not a number, is never answered.
 
     Args:
+        queries: (Q, E) unit vectors.
+        candidates: (C, E) unit vectors.
         right: the right candidates of each query (an image may have several captions).
+        chunk: queries at a time; by default as many as keep the cosines below 128 MiB.
     """
+    device = queries.device
+    answers = [sorted(set(numbers)) for numbers in right]
+    bounds = np.concatenate([[0], np.cumsum([len(numbers) for numbers in answers])]).astype(np.int64)
+    flat = torch.tensor([number for numbers in answers for number in numbers], dtype=torch.int64, device=device)
+    owner = torch.from_numpy(np.repeat(np.arange(len(answers)), np.diff(bounds))).to(device)
+    chunk = chunk or max(1, (1 << 25) // max(1, len(candidates)))
     hits = dict.fromkeys(ks, 0)
     for at in range(0, len(queries), chunk):
-        similarity = queries[at : at + chunk] @ candidates.T
-        for row, answers in enumerate(right[at : at + chunk]):
-            best = similarity[row, list(answers)].max()
-            others = torch.ones(len(candidates), dtype=torch.bool, device=similarity.device)
-            others[list(answers)] = False
-            place = int(((similarity[row] >= best) & others).sum())  # candidates before the best right one
-            for k in ks:
-                hits[k] += place < k
+        cosines = queries[at : at + chunk] @ candidates.T
+        part = slice(bounds[at], bounds[min(at + chunk, len(answers))])
+        rows = owner[part] - at
+        of_right = cosines[rows, flat[part]]
+        best = torch.full((len(cosines),), -torch.inf, dtype=cosines.dtype, device=device)
+        best = best.scatter_reduce(0, rows, of_right.nan_to_num(-torch.inf), "amax")
+        before = (cosines > best[:, None] - TIE).sum(1)
+        before -= torch.zeros_like(before).index_add(0, rows, (of_right > best[rows] - TIE).to(before.dtype))
+        for k in ks:
+            hits[k] += int(((before < k) & (best > -torch.inf)).sum())
     return {k: hits[k] / max(1, len(queries)) for k in ks}
 
 
 def retrieval(
     model: CLIP, tokenizer: Tokenizer, data: str, *, ks: Sequence[int] = (1, 5, 10), batch_size: int = 128
 ) -> dict[str, Any]:
-    """Recall@k both ways on shards; a sample's text may hold several captions, a line each."""
+    """Recall@k both ways on shards; a sample's text may hold several captions, a line each; one without is skipped."""
     index = open_index(data)
-    reader = ShardReader(index.paths)
-    texts = [_text(reader, index, sample) for sample in range(len(index))]
+    reader = open_reader(index)
     kept, parts = [], []
     for numbers, features in embed_images(model, lambda n: _image(reader, index, n), len(index), batch_size=batch_size):
         kept += numbers
@@ -163,21 +178,25 @@ def retrieval(
     captions: list[str] = []
     of_image: list[list[int]] = []  # the captions of each image
     images_of: list[list[int]] = []  # the image of each caption
-    for place, sample in enumerate(kept):
-        lines = [line.strip() for line in texts[sample].splitlines() if line.strip()] or [""]
-        of_image.append(list(range(len(captions), len(captions) + len(lines))))
-        images_of += [[place]] * len(lines)
-        captions += lines
-    if not kept:
-        raise TrainError(f"{data}: none of the {len(index)} images decodes")
-    images, words = torch.cat(parts), embed_texts(model, tokenizer, captions)
+    rows: list[int] = []  # of the images that have captions
+    for row, sample in enumerate(kept):
+        lines = [line.strip() for line in _text(reader, index, sample).splitlines() if line.strip()]
+        if lines:
+            of_image.append(list(range(len(captions), len(captions) + len(lines))))
+            images_of += [[len(rows)]] * len(lines)
+            captions += lines
+            rows.append(row)
+    reader.close()
+    if not rows:
+        raise TrainError(f"{data}: none of the {len(index)} samples has an image that decodes and a caption")
+    images, words = torch.cat(parts)[rows], embed_texts(model, tokenizer, captions)
     to_text, to_image = recall(images, words, of_image, ks), recall(words, images, images_of, ks)
     return {
         **{f"image_to_text_recall@{k}": to_text[k] for k in ks},
         **{f"text_to_image_recall@{k}": to_image[k] for k in ks},
-        "images": len(kept),
+        "images": len(rows),
         "texts": len(captions),
-        "skipped": len(index) - len(kept),
+        "skipped": len(index) - len(rows),
     }
 
 
@@ -189,7 +208,7 @@ def embed(
     The keys are those of the shards; the pipeline's deduplication by embedding reads this table.
     """
     index = open_index(data)
-    reader = ShardReader(index.paths)
+    reader = open_reader(index)
     width = model.config.embed_dim
     fields = [pa.field("key", pa.string()), pa.field("embedding", pa.list_(pa.float32(), width))]
     if texts:
@@ -209,10 +228,11 @@ def embed(
         os.replace(partial, output)
     finally:
         partial.unlink(missing_ok=True)
+        reader.close()
     return {"output": output, "rows": rows, "skipped": len(index) - rows, "dimensions": width}
 
 
-def _reader_of_images(reader: ShardReader, index: Index) -> Callable[[int], bytes]:
+def _reader_of_images(reader: Reader, index: Index) -> Callable[[int], bytes]:
     return lambda number: _image(reader, index, number)
 
 
@@ -220,12 +240,16 @@ def _vectors(features: Tensor) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(features.cpu().numpy().ravel()), features.shape[1])
 
 
-def _image(reader: ShardReader, index: Index, sample: int) -> bytes:
-    return reader.read(int(index.shard[sample]), int(index.image_offset[sample]), int(index.image_size[sample]))
+def _image(reader: Reader, index: Index, sample: int) -> bytes:
+    size = min(int(index.image_size[sample]), MAX_IMAGE_BYTES)  # what is cut does not decode
+    return reader.read(int(index.shard[sample]), int(index.image_offset[sample]), size)
 
 
-def _text(reader: ShardReader, index: Index, sample: int) -> str:
-    data = reader.read(int(index.shard[sample]), int(index.text_offset[sample]), int(index.text_size[sample]))
+def _text(reader: Reader, index: Index, sample: int) -> str:
+    size = int(index.text_size[sample])
+    if size > MAX_TEXT_BYTES:
+        raise TrainError(f"{key_of(index, sample)}: a caption of {size} bytes")
+    data = reader.read(int(index.shard[sample]), int(index.text_offset[sample]), size)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:

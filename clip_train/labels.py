@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_train.data import ShardReader
+from clip_train.data import Reader, open_reader
 from clip_train.errors import InputMissing, TrainError, UsageError
 from clip_train.shards import Index, open_index
 
@@ -78,7 +78,7 @@ def _open_shards(data: str, names: list[str] | None) -> LabelledImages:
     index = open_index(data)
     if not index.label_size.any():
         raise InputMissing(f"{data}: the samples have no .cls member, so there are no labels")
-    reader = ShardReader(index.paths)
+    reader = open_reader(index)
     words = [_label(reader, index, sample) for sample in range(len(index))]
     if all(word.isdecimal() for word in words):
         labels = np.array([int(word) for word in words], np.int64)
@@ -102,7 +102,7 @@ def _open_shards(data: str, names: list[str] | None) -> LabelledImages:
     )
 
 
-def _label(reader: ShardReader, index: Index, sample: int) -> str:
+def _label(reader: Reader, index: Index, sample: int) -> str:
     place = int(index.label_offset[sample]), int(index.label_size[sample])
     return reader.read(int(index.shard[sample]), *place).decode("utf-8", "replace").strip()
 

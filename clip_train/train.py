@@ -72,7 +72,7 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
     """Trains, and returns a summary: steps, last loss, bad samples, the newest checkpoint."""
     device = pick_device()
     with process_group(device), contextlib.ExitStack() as stack:
-        index = open_index(options.data)
+        index = open_index(options.data, cache=options.cache, cache_gb=options.cache_gb)
         tokenizer = load_tokenizer(options.bpe)
         plan = resolve(
             options, samples=len(index), world_size=world_size(), vocab_size=tokenizer.vocab_size,
@@ -90,7 +90,7 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
         log = StepLog(folder, first_step=run.step, tensorboard=options.tensorboard) if rank() == 0 else None
         if log:
             stack.callback(log.close)
-        stream = Stream(index, seed=options.seed, window=options.window, online_balance=options.online_balance)
+        stream = Stream(index, seed=options.seed, window=plan.options.window, online_balance=options.online_balance)
         loader = stack.enter_context(Loader(stream, tokenizer, loader_options(plan, device)))
         stop = stack.enter_context(stop_signals())
         flops = PEAK_FLOPS.get(next((name for name in PEAK_FLOPS if name in device_name(device)), ""))

@@ -1,0 +1,413 @@
+"""Shards on an object store or a web server: whole shards, streamed into a bounded folder of this machine.
+
+Random access over a network costs a request a sample; whole shards cost one each. `ShardCache` brings the shards of a
+window of the order before they are needed and removes them behind it, so that what lies on this machine stays under a
+bound. The processes of one host share the files: one of them downloads, and the last that lets go of a file removes it.
+The order of the samples is the one of a local folder with the same window.
+
+Any URL of fsspec is understood (s3:// and gs:// by the extras); http(s) goes by the standard library.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import re
+import stat
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any
+
+from clip_train.errors import InputMissing, Interrupted, TrainError, UsageError
+
+DEFAULT_WINDOW = 8  # shards, where --data is a URL and no --window is given
+DEFAULT_CACHE_GB = 20.0
+DOWNLOADS = 4  # at a time, in each process
+TRIES = 4  # for each file; the waits between them double
+MAX_MANIFEST_BYTES = 1 << 28
+_WAIT = 1.0  # seconds before the second try
+_BLOCK = 1 << 22  # bytes written at a time
+_REQUEST = 1 << 24  # bytes asked of an object store at a time
+_TIMEOUT = 60  # seconds without a byte from a web server
+_LOCKS = 64  # files that stand for shards that are being brought
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+
+
+def is_url(data: str) -> bool:
+    """True for a URL, False for a path on this machine."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", data) is not None
+
+
+def public(url: str) -> str:
+    """A URL without user, password and query: as messages show it."""
+    return re.sub(r"[?#].*", "", re.sub(r"://[^/@]*@", "://", url))
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoteFile:
+    """A file behind a URL."""
+
+    url: str
+    size: int = -1  # bytes; -1: not known
+    sha256: str | None = None
+    version: str = ""  # changes when the file does, as far as the store says
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoteShards:
+    """The shards of an index, and where they may be kept."""
+
+    files: tuple[RemoteFile, ...]
+    folder: Path
+    limit: int  # bytes
+
+
+# --- stores -----------------------------------------------------------------------------------------------------------
+
+
+def _is_web(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
+
+
+def _web(url: str, method: str = "GET") -> Any:
+    import urllib.error
+    import urllib.request
+
+    request = urllib.request.Request(url, method=method, headers={"User-Agent": "OpenWIT (clip_train)"})
+    try:
+        return urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code in (404, 410):
+            raise FileNotFoundError(f"HTTP {error.code}") from None
+        raise OSError(f"HTTP {error.code} {error.reason}") from None
+
+
+def _system(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the path within it."""
+    import fsspec
+
+    protocol = url.partition("://")[0].lower()
+    try:
+        return fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol)
+        remedy = f"pip install openwit[{extra}]" if extra else str(error)
+        raise TrainError(f"{public(url)}: {protocol}:// needs a package that is not installed: {remedy}") from error
+    except ValueError as error:
+        raise UsageError(f"{public(url)}: no store speaks {protocol}:// ({error})") from error
+
+
+def open_url(url: str) -> IO[bytes]:
+    """The bytes behind a URL, from the first on."""
+    if _is_web(url):
+        return _web(url)
+    system, path = _system(url)
+    return system.open(path, "rb", block_size=_REQUEST)
+
+
+def describe(url: str) -> RemoteFile:
+    """Size and version of a file; InputMissing where there is none."""
+
+    def ask() -> RemoteFile:
+        if _is_web(url):
+            with _web(url, "HEAD") as answer:
+                stamp = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+                return RemoteFile(url, int(answer.headers.get("Content-Length") or -1), version=stamp)
+        system, path = _system(url)
+        info = system.info(path)
+        return RemoteFile(url, -1 if info.get("size") is None else int(info["size"]), version=str(system.ukey(path)))
+
+    return retried(ask, url)
+
+
+def list_tars(url: str) -> list[str]:
+    """The .tar files below a URL, sorted."""
+    if _is_web(url):
+        raise UsageError(f"{public(url)}: a web server lists no files: name the shards, as in a-{{000..012}}.tar")
+    system, path = _system(url)
+    try:
+        found = retried(lambda: system.find(path), url)
+    except InputMissing:
+        found = []
+    return [system.unstrip_protocol(name) for name in sorted(found) if name.endswith(".tar")]
+
+
+def retried(work: Callable[[], Any], url: str, *, stop: threading.Event | None = None) -> Any:
+    """What `work` returns. A failure is tried again a few times; what is not there, or has no room here, is not.
+
+    Store clients raise errors of their own kinds, so all are caught; the last one is named in the TrainError.
+    """
+    for attempt in range(TRIES):
+        try:
+            return work()
+        except TrainError:
+            raise
+        except FileNotFoundError as error:
+            raise InputMissing(f"{public(url)} is not there ({error})") from error
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE):
+                raise TrainError(f"while bringing {public(url)}: {error}; see --cache and --cache-gb") from error
+            if attempt == TRIES - 1:
+                raise TrainError(f"{public(url)}: {error} (tried {TRIES} times)") from error
+            if stop is not None and stop.wait(_WAIT * 2**attempt):
+                raise Interrupted(f"{public(url)}: stopped") from error
+            if stop is None:
+                time.sleep(_WAIT * 2**attempt)
+    raise AssertionError("the last try returns or raises")
+
+
+def read_small(url: str) -> bytes:
+    """A file of at most MAX_MANIFEST_BYTES."""
+
+    def work() -> bytes:
+        with open_url(url) as source:
+            return source.read(MAX_MANIFEST_BYTES + 1)
+
+    data = retried(work, url)
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise TrainError(f"{public(url)} has more than {MAX_MANIFEST_BYTES} bytes")
+    return data
+
+
+def fetch(file: RemoteFile, path: Path, *, stop: threading.Event | None = None) -> int:
+    """Streams a file to `path` under another name, checks it, renames it. Returns its descriptor, locked as in use.
+
+    Raises:
+        InputMissing: it is gone.
+        TrainError: it comes back with another length or sha256, or not at all, each time.
+    """
+    return retried(lambda: _fetch_once(file, path, stop), file.url, stop=stop)
+
+
+def _fetch_once(file: RemoteFile, path: Path, stop: threading.Event | None) -> int:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
+    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)  # of the file, whatever its name: nobody takes it for a leftover
+        received, digest = 0, hashlib.sha256()
+        with open_url(file.url) as source:
+            while block := source.read(_BLOCK):
+                if stop is not None and stop.is_set():
+                    raise Interrupted(f"{public(file.url)}: stopped")
+                received += len(block)
+                if 0 <= file.size < received:
+                    break
+                if file.sha256:
+                    digest.update(block)
+                _write(descriptor, block)
+        if file.size >= 0 and received != file.size:
+            fault = "is cut, it comes back" if received < file.size else "has grown, it comes back"
+            raise OSError(f"{fault} with {received} bytes or more, not {file.size}: has the set been written anew?")
+        if file.sha256 and digest.hexdigest() != file.sha256:
+            raise OSError("comes back with another sha256 than the manifest's: has the set been written anew?")
+        try:
+            os.replace(partial, path)
+        except FileNotFoundError:
+            raise OSError(f"{partial} was removed by somebody") from None
+        return descriptor
+    except BaseException:
+        os.close(descriptor)
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _write(descriptor: int, block: bytes) -> None:
+    view = memoryview(block)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+def cache_folder(chosen: str | None) -> Path:
+    """A folder of our own: below --cache, or below the system's temporary folder, one for each user."""
+    folder = Path(chosen) / "clip_train" if chosen else Path(tempfile.gettempdir()) / f"clip_train-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise UsageError(f"--cache {folder}: {error}") from error
+    if not chosen and (not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid()):
+        raise TrainError(f"{folder} belongs to somebody else: name another folder with --cache")
+    return folder
+
+
+def set_name(files: Sequence[RemoteFile]) -> str:
+    """Names a set of files: another when one of them changes."""
+    marks = [(file.url, file.size, file.sha256, file.version) for file in files]
+    return hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def host_lock(path: Path) -> Iterator[None]:
+    """One process, and one thread of it, at a time; the kernel lets go of it when the process dies."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_unused(folder: Path) -> None:
+    """Removes what killed runs have left: the shards and parts of shards that no process holds."""
+    for path in [*folder.glob("*.tar"), *folder.glob("*.partial")]:
+        with contextlib.suppress(OSError):
+            _remove_if_last(os.open(path, os.O_RDONLY), path)
+
+
+def _remove_if_last(descriptor: int, path: Path) -> None:
+    """Closes a file, and removes it if no other process has it in use."""
+    try:
+        # gives up our own lock in any case, so of several processes the last one gets it
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
+                path.unlink()
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+@dataclasses.dataclass
+class _Held:
+    """A shard that is here, on its way, or waiting for room."""
+
+    windows: int  # that need it
+    file: Future[int] = dataclasses.field(default_factory=Future)  # its descriptor
+
+
+class ShardCache:
+    """Holds the shards of some windows. `want` and `release` are called in the order of the windows, by one thread.
+
+    Shards are brought in the order in which they were wanted, each as soon as there is room for it. So the shards of
+    the oldest window that is still needed always come, if those of one batch fit the bound (`check_fits`): what lies
+    before them has been released.
+    """
+
+    def __init__(self, shards: RemoteShards) -> None:
+        self.shards = shards
+        self._name = set_name(shards.files)
+        remove_unused(shards.folder)
+        self._windows: dict[int, Sequence[int]] = {}
+        self._held: dict[int, _Held] = {}
+        self._queue: deque[int] = deque()  # shards that wait for room
+        self._used = 0
+        self._lock = threading.RLock()
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="bring")
+        atexit.register(self.close)
+
+    def check_fits(self, shards: Sequence[int]) -> None:
+        """UsageError where these shards, which one batch needs, are larger than the bound."""
+        needed = sum(self._size(shard) for shard in set(shards))
+        if needed > self.shards.limit:
+            raise UsageError(
+                f"a batch needs {len(set(shards))} shards at a time, {needed / 1e9:.3g} GB; --cache-gb allows "
+                f"{self.shards.limit / 1e9:.3g}: take more, or a smaller --window"
+            )
+
+    def want(self, window: int, shards: Sequence[int]) -> None:
+        """Brings the shards of a window, once."""
+        with self._lock:
+            if window in self._windows:
+                return
+            self._windows[window] = shards
+            for shard in shards:
+                if shard in self._held:
+                    self._held[shard].windows += 1
+                else:
+                    self._held[shard] = _Held(1)
+                    self._queue.append(shard)
+            self._start()
+
+    def release(self, before: int) -> None:
+        """Lets go of all windows below this number; nothing of them may be read any more."""
+        with self._lock:
+            for window in [number for number in self._windows if number < before]:
+                for shard in self._windows.pop(window):
+                    held = self._held[shard]
+                    held.windows -= 1
+                    if held.windows:
+                        continue
+                    del self._held[shard]
+                    if shard in self._queue:
+                        self._queue.remove(shard)
+                    else:
+                        held.file.add_done_callback(functools.partial(self._let_go, shard))
+            self._start()
+
+    def read(self, shard: int, offset: int, size: int) -> bytes:
+        """`size` bytes at `offset` of a shard of a wanted window; waits until it is here."""
+        return os.pread(self._held[shard].file.result(), size, offset)
+
+    def stop(self) -> None:
+        """Ends what is on its way; those who wait for it get an error."""
+        self._stop.set()
+        with self._lock:
+            for shard in self._queue:
+                self._held[shard].file.cancel()
+            self._queue.clear()
+
+    def close(self) -> None:
+        """Removes what is here; nothing may be reading."""
+        self.stop()
+        self._pool.shutdown(wait=True)
+        with self._lock:
+            held, self._held, self._windows = self._held, {}, {}
+        for shard, entry in held.items():
+            if not entry.file.cancelled():
+                self._let_go(shard, entry.file)
+        atexit.unregister(self.close)
+
+    def _size(self, shard: int) -> int:
+        return self.shards.files[shard].size
+
+    def _start(self) -> None:
+        """Sends for the shards that have room, first come, first served."""
+        while self._queue and self._used + self._size(self._queue[0]) <= self.shards.limit:
+            shard = self._queue.popleft()
+            self._used += self._size(shard)
+            self._pool.submit(self._bring, shard, self._held[shard].file)
+
+    def _bring(self, shard: int, result: Future[int]) -> None:
+        try:
+            result.set_result(self._opened(shard))
+        except BaseException as error:
+            result.set_exception(error)
+
+    def _opened(self, shard: int) -> int:
+        file, path = self.shards.files[shard], self._path(shard)
+        with host_lock(self.shards.folder / f"lock-{shard % _LOCKS:02d}"):
+            if self._stop.is_set():
+                raise Interrupted(f"{public(file.url)}: stopped")
+            with contextlib.suppress(FileNotFoundError):
+                descriptor = os.open(path, os.O_RDONLY)  # another process has brought it
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                return descriptor
+            return fetch(file, path, stop=self._stop)
+
+    def _let_go(self, shard: int, file: Future[int]) -> None:
+        if file.exception() is None:
+            _remove_if_last(file.result(), self._path(shard))
+        with self._lock:
+            self._used -= self._size(shard)
+            self._start()
+
+    def _path(self, shard: int) -> Path:
+        return self.shards.folder / f"{self._name}-{shard:08d}.tar"
