@@ -35,10 +35,12 @@ from pipeline.sources.html import to_utf8  # noqa: E402
 
 OURS = r"""
 import json, resource, sys
+import pyarrow as pa
 from pipeline import jit
 from pipeline.ledger import Ledger
 from pipeline.sources import wat
 path, out = sys.argv[1:]
+pa.array([""])  # pyarrow imports pandas, where it is installed, when it first sees a list
 if kernel := jit.kernel("pipeline.sources.wat_kernel", 10**9):
     kernel.warm()
 def cpu():

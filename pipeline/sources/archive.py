@@ -48,7 +48,6 @@ _NEXT_PLAIN = re.compile(  # with the newline before it, which makes the search 
     rb"\n(?:WARC/[01]\.\d+\r?\n|[a-z]{2,8}:[^\r\n]{1,8192} [0-9.]{7,15} \d{14} [^\r\n]{0,200}\d\n)"
 )
 _ARC_LINE = re.compile(rb"([^\r\n]{1,8192}?) ([0-9A-Fa-f.:]{1,45}|-) (\d{8,17}) ([^\r\n]{0,200}?) ?(\d{1,18})\r?\n")
-_HEADER_END = re.compile(rb"\r?\n\r?\n")
 _TELLING = re.compile(rb"\n[ \t]*(warc-type|warc-target-uri|content-length)[ \t]*:([^\n]*)", re.IGNORECASE)
 
 _Errors: tuple[type[Exception], ...] = (zlib.error, _zlib.error)
@@ -586,6 +585,8 @@ def _records_in(data: bytes, start: int, max_record: int) -> Iterator[Record | s
         elif record.kind != "filedesc":
             record.content = data[position + header : end]
             yield record
+        if end + 4 == len(data) and data.endswith(b"\r\n\r\n"):  # as it should be
+            return
         position, place = end, place + 1
 
 
@@ -596,10 +597,10 @@ def _parse_header(data: bytes, offset: int) -> tuple[Record, int, int] | str:
     version = _VERSION.match(data)
     if version is None:
         return "bad_version"
-    end = _HEADER_END.search(data, version.end() - 2)
-    if end is None:
+    end, block = _blank_line(data, version.end() - 2)
+    if end < 0:
         return "bad_header"
-    head = data[version.end() - 1 : end.start()]
+    head = data[version.end() - 1 : end]
     fields: dict[bytes, bytes] = {}
     for name, value in _TELLING.findall(head):
         fields.setdefault(name.lower(), value.strip())
@@ -610,7 +611,17 @@ def _parse_header(data: bytes, offset: int) -> tuple[Record, int, int] | str:
         return "bad_header"
     url = fields.get(b"warc-target-uri", b"").decode("utf-8", "replace").strip("<>")
     kind = fields.get(b"warc-type", b"").decode("utf-8", "replace").lower()
-    return Record(offset, kind, url, head, b""), end.end(), int(length[1])
+    return Record(offset, kind, url, head, b""), block, int(length[1])
+
+
+def _blank_line(data: bytes, position: int) -> tuple[int, int]:
+    r"""Where the first \r?\n\r?\n from `position` on begins and ends, or (-1, -1); many times faster than a regex."""
+    first = data.find(b"\n\r\n", position)
+    bare = data.find(b"\n\n", position, first + 1 if first >= 0 else len(data))
+    at, end = (bare, bare + 2) if bare >= 0 else (first, first + 3)
+    if at < 0:
+        return -1, -1
+    return (at - 1 if at > position and data[at - 1] == 13 else at), end
 
 
 def _parse_arc_line(data: bytes, offset: int) -> tuple[Record, int, int] | str:

@@ -16,14 +16,13 @@ from pipeline.sources.simd_kernel import (
     load_word,
     lowest,
     pair_mask,
-    quote_mask,
+    stop_mask,
     store_byte,
-    structure_mask,
     unusual_mask,
 )
 
 UNSURE = -1
-MAX_DEPTH = 100  # arrays and objects inside each other; what is deeper is left to a parser with a limit of its own
+MAX_DEPTH = 60  # arrays and objects inside each other; what is deeper is left to a parser with a limit of its own
 _ALL, _ONE = np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(1)
 
 
@@ -35,7 +34,7 @@ def word_of(text: str) -> np.uint64:
     return np.uint64(int.from_bytes(text.encode()[:8], "little"))
 
 
-_NULL = word_of("null")
+_NULL, _TRUE, _FALSE = map(word_of, ("null", "true", "false"))
 
 
 # ---- words and spans
@@ -173,64 +172,134 @@ def blanks(p, e):
 
 
 @njit
+def escape_end(p, e):
+    """From the backslash of an escape to the position behind it, or UNSURE."""
+    if p + 2 > e:
+        return UNSURE
+    byte = load_byte(p + 1)
+    if byte == 117:
+        return p + 6 if p + 6 <= e and hex(p + 2) >= 0 else UNSURE
+    plain = byte == 34 or byte == 92 or byte == 47 or byte == 98 or byte == 102
+    return p + 2 if plain or byte == 110 or byte == 114 or byte == 116 else UNSURE
+
+
+@njit
 def string_end(p, e):
     """From behind an opening quote: (position of the closing one, 1 if there are escapes), or (UNSURE, 0)."""
     escaped = 0
     while p < e:
-        mask = quote_mask(p)
+        mask = stop_mask(p)
         if mask == 0:
             p += 64
             continue
         p += lowest(mask)
         if p >= e:
             break
-        if load_byte(p) == 34:
+        byte = load_byte(p)
+        if byte == 34:
             return p, escaped
+        if byte != 92:
+            break
         escaped = 1
-        p += 2
+        p = escape_end(p, e)
+        if p < 0:
+            break
     return UNSURE, 0
 
 
 @njit
-def skip(p, e):
-    """From a value to the position behind it, or UNSURE."""
-    byte = load_byte(p)
-    if byte == 34:
-        end, _ = string_end(p + 1, e)
-        return end + 1 if end >= 0 else UNSURE
-    if byte == 123 or byte == 91:
-        depth = 0
-        while p < e:
-            mask = structure_mask(p)
-            if mask == 0:
-                p += 64
-                continue
-            p += lowest(mask)
-            if p >= e:
-                break
-            byte = load_byte(p)
-            p += 1
-            if byte == 34:
-                end, _ = string_end(p, e)
-                if end < 0:
-                    break
-                p = end + 1
-            elif byte == 123 or byte == 91:
-                depth += 1
-                if depth > MAX_DEPTH:
-                    break
-            else:
-                depth -= 1
-                if depth == 0:
-                    return p
-        return UNSURE
+def _digits(p, e):
+    """The position behind one digit or more, or UNSURE."""
     start = p
-    while p < e:
-        byte = load_byte(p)
-        if byte == 44 or byte == 125 or byte == 93 or byte <= 32:
-            break
+    while p < e and 48 <= load_byte(p) <= 57:
         p += 1
     return p if p > start else UNSURE
+
+
+@njit
+def scalar(p, e):
+    """From a number, true, false or null to the position behind it, or UNSURE."""
+    byte = load_byte(p)
+    if byte == 110 or byte == 116:
+        word = load_word(p) & np.uint64(0xFFFFFFFF)
+        return p + 4 if p + 4 <= e and (word == _NULL or word == _TRUE) else UNSURE
+    if byte == 102:
+        return p + 5 if p + 5 <= e and load_word(p) & np.uint64(0xFFFFFFFFFF) == _FALSE else UNSURE
+    if byte == 45:
+        p += 1
+    first = p
+    p = _digits(p, e)
+    if p < 0 or (p > first + 1 and load_byte(first) == 48):
+        return UNSURE
+    if p < e and load_byte(p) == 46:
+        p = _digits(p + 1, e)
+        if p < 0:
+            return UNSURE
+    if p < e and load_byte(p) | 32 == 101:
+        p += 1
+        if p < e and (load_byte(p) == 43 or load_byte(p) == 45):
+            p += 1
+        return _digits(p, e)
+    return p
+
+
+@njit
+def _key(p, e):
+    """From a key to the position of its value, or UNSURE."""
+    if p >= e or load_byte(p) != 34:
+        return UNSURE
+    end, _ = string_end(p + 1, e)
+    if end < 0:
+        return UNSURE
+    p = blanks(end + 1, e)
+    if p >= e or load_byte(p) != 58:
+        return UNSURE
+    return blanks(p + 1, e)
+
+
+@njit
+def skip(p, e):
+    """From a value to the position behind it, or UNSURE. All of it is looked at: what is no JSON is not passed over."""
+    depth, objects = 0, np.uint64(0)  # a bit for each object or array that is open, the innermost the lowest
+    while True:
+        if p < 0 or p >= e:
+            return UNSURE
+        byte = load_byte(p)
+        if byte == 34:
+            p, _ = string_end(p + 1, e)
+            p = p + 1 if p >= 0 else UNSURE
+        elif byte == 123 or byte == 91:
+            p = blanks(p + 1, e)
+            if p >= e or load_byte(p) != byte + 2:  # not closed at once
+                depth += 1
+                objects = objects << _ONE | np.uint64(byte == 123)
+                if depth > MAX_DEPTH:
+                    return UNSURE
+                if byte == 123:
+                    p = _key(p, e)
+                continue
+            p += 1
+        else:
+            p = scalar(p, e)
+        if p < 0:
+            return UNSURE
+        while depth > 0:  # behind a value
+            p = blanks(p, e)
+            if p >= e:
+                return UNSURE
+            byte = load_byte(p)
+            if byte == 44:
+                p = blanks(p + 1, e)
+                if objects & _ONE:
+                    p = _key(p, e)
+                break
+            if byte != (125 if objects & _ONE else 93):
+                return UNSURE
+            p += 1
+            depth -= 1
+            objects >>= _ONE
+        if depth == 0:
+            return p
 
 
 @njit

@@ -57,28 +57,15 @@ def equal_mask(typing: Any, address: Any, byte: Any) -> Any:
 
 
 @intrinsic
-def quote_mask(typing: Any, address: Any) -> Any:
-    """Where a quotation mark or a backslash is."""
+def stop_mask(typing: Any, address: Any) -> Any:
+    """Where a quotation mark, a backslash or a control character is: what a plain piece of a JSON string ends with."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         block = _load(builder, args[0])
-        quotes, slashes = _equal(builder, block, _constant(34)), _equal(builder, block, _constant(92))
-        return builder.bitcast(builder.or_(quotes, slashes), _WORD)
-
-    return types.uint64(types.intp), generate
-
-
-@intrinsic
-def structure_mask(typing: Any, address: Any) -> Any:
-    """Where a quotation mark, a bracket or a brace is."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        block = _load(builder, args[0])
-        folded = builder.or_(block, _constant(0x20))  # [ ] become { }
-        marks = _equal(builder, block, _constant(34))
-        for byte in b"{}":
-            marks = builder.or_(marks, _equal(builder, folded, _constant(byte)))
-        return builder.bitcast(marks, _WORD)
+        stops = builder.icmp_unsigned("<", block, _constant(32))
+        for byte in b'"\\':
+            stops = builder.or_(stops, _equal(builder, block, _constant(byte)))
+        return builder.bitcast(stops, _WORD)
 
     return types.uint64(types.intp), generate
 

@@ -1,8 +1,13 @@
 """WAT files as candidates: Common Crawl's extracts of its pages, of which only the image links are decoded.
 
-A WAT record is JSON with every link of a page. A typed decoder takes from it the few fields that matter and skips the
-rest unbuilt; a record that it refuses (a field of an odd type, bad UTF-8) goes through `parse_slowly`, which decides
-field by field and is also the oracle: the two give the same page (a test holds them to it).
+A WAT record is JSON with every link of a page. A typed decoder takes from it the image links and the few other fields
+that matter and skips the rest unbuilt; a record that it refuses (a field of an odd type, bad UTF-8) goes through
+`parse_slowly`, which decides field by field and is also the oracle. All ways of reading, the compiled one too, give the
+same rows and counts for the same bytes, whatever they are (tests hold them to it):
+
+- A record in which neither the name HTML-Metadata nor a \\u escape stands is not looked into: `no_links`.
+- Any other must be JSON from its first byte to its last, in the parts that nobody reads, too; what is JSON is what
+  Python's json takes (so NaN is) after bytes that are no UTF-8 were replaced. Else the record is lost as `bad_json`.
 
 Kept: links with path IMG@/src, a string `url` and a string `alt`. An empty URL is dropped (urljoin would make it the
 page itself), data: URLs too; relative ones are resolved against Head.Base and the page.
@@ -10,14 +15,16 @@ page itself), data: URLs too; relative ones are resolved against Head.Base and t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
+import operator
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Generic, TypeVar
 from urllib.parse import urljoin
 
 import msgspec
@@ -36,8 +43,19 @@ BYTES_PER_ROW = 700  # of a compressed file, roughly: to tell if loading the ker
 MAX_URL = 16_384  # characters
 MAX_TEXT = 10_000  # characters of an alt: over what cleaning takes
 
+IMAGE = "IMG@/src"
+PATHS = (  # of other links, as Common Crawl's extractor names them; those of other writers are learnt
+    "A@/href APPLET@/codebase AREA@/href AUDIO@/src BLOCKQUOTE@/cite BODY@/background BUTTON@/formaction DEL@/cite "
+    "DIV@/style EMBED@/src FORM@/action FRAME@/src IFRAME@/src IMG@/longdesc INPUT@/formaction INPUT@/src INS@/cite "
+    "LINK@/href OBJECT@/codebase OBJECT@/data Q@/cite SCRIPT@/src SOURCE@/src SPAN@/style STYLE/#text "
+    "TABLE@/background TD@/background TD@/style TH@/background TR@/background TRACK@/src VIDEO@/poster VIDEO@/src"
+).split()
+MAX_PATHS = 300  # that are learnt
+
 ALT, SRC = TEXT_SOURCES.index("alt"), URL_SOURCES.index("src")
-ROBOTS_META, TDM_META, ROBOTS_HEADER, TDM_HEADER = range(4)  # what a signal stands in
+ROBOTS_META, TDM_META, ROBOTS_HEADER, TDM_HEADER = range(1, 5)  # what a signal stands in
+_WEB = ("http://", "https://")
+_REL = operator.attrgetter("rel")
 _LONE = re.compile("[\ud800-\udfff]")
 _SPACES = "".join(map(chr, range(33)))
 
@@ -147,7 +165,7 @@ class _Rows:
     def add(self, record: Record) -> None:
         """Appends the pairs of a record; counts what is lost or unfit."""
         try:
-            page = parse_record(record.content)
+            page = parse_record(record.content) if may_tell(record.content) else None
         except (ValueError, RecursionError):
             self._ledger.lose("bad_json")
             return
@@ -160,20 +178,29 @@ class _Rows:
         base = base_of(page.url, page.base)
         self._ledger.rows_in += len(page.links)
         dropped: Counter[str] = Counter()
-        before = len(self._urls)
+        before, without = len(self._urls), 0
         for link, alt in page.links:
+            if alt == "" and isinstance(link, str):  # the most frequent reason: counted without a call
+                without += 1
+                continue
             reason, url = fit(base, link, alt)
             if reason:
                 dropped[reason] += 1
             else:
                 self._urls.append(url)
-                self._texts.append(_text(alt))
+                self._texts.append(alt if len(alt) <= MAX_TEXT and alt.isascii() else _text(alt))
+        self._ledger.drop("no_alt", without)
         for reason, count in dropped.items():
             self._ledger.drop(reason, count)
         if len(self._urls) > before:
             license_url = license_of(base, page.license) if page.license else None
             self._pages.append((page.url, offset, ",".join(sorted(page.signals)) or None, license_url))
             self._counts.append(len(self._urls) - before)
+
+
+def may_tell(content: bytes) -> bool:
+    """False for a record that tells of no links, whatever else it is: two thirds of a WAT."""
+    return b"HTML-Metadata" in content or b"\\u" in content
 
 
 def base_of(page_url: str, base: str | None) -> str:
@@ -184,7 +211,7 @@ def base_of(page_url: str, base: str | None) -> str:
 def license_of(base: str, link: str) -> str | None:
     """The absolute URL of a license link; None where it is no web address."""
     url = join(base, link)
-    return url if url and url.startswith(("http://", "https://")) else None
+    return url if url and url.startswith(_WEB) else None
 
 
 def fit(base: str, link: Any, alt: Any) -> tuple[str, str]:
@@ -193,7 +220,7 @@ def fit(base: str, link: Any, alt: Any) -> tuple[str, str]:
         return "bad_field", ""
     if not alt:
         return "no_alt", ""
-    absolute = link.startswith(("http://", "https://"))
+    absolute = link.startswith(_WEB)
     if absolute and len(link) <= MAX_URL:
         return "", link if link.isascii() else _LONE.sub("\ufffd", link)
     bare = link.strip(_SPACES)
@@ -208,10 +235,11 @@ def fit(base: str, link: Any, alt: Any) -> tuple[str, str]:
     url = join(base, bare)
     if url is None:
         return "bad_url", ""
-    return ("", url) if url.startswith(("http://", "https://")) else ("bad_scheme", "")
+    return ("", url) if url.startswith(_WEB) else ("bad_scheme", "")
 
 
 # Links for which urljoin does nothing but put two pieces together; dot segments and empty ones are looked at in `join`.
+_AFTER_SCHEME = re.compile(r"//[^/?#;\x00-\x20\x7f-\U0010ffff\[\]\\]+(?:/[^?#;\x00-\x20]*)?(?:\?[^?#\x00-\x20]+)?")
 _AFTER_ORIGIN = re.compile(r"/[^?#;\x00-\x20]*(?:\?[^?#\x00-\x20]+)?")
 _AFTER_FOLDER = re.compile(r"[^/?#;:.\x00-\x20][^?#;:\x00-\x20]*(?:\?[^?#\x00-\x20]+)?")
 _ORIGIN = re.compile(r"https?://[^/?#\x00-\x20\x7f-\U0010ffff\[\]\\]+")
@@ -232,7 +260,11 @@ def _places(base: str) -> tuple[str, str]:
 def join(base: str, url: str) -> str | None:
     """urljoin on valid text; None where it refuses. The usual links, which need no parsing, are joined at once."""
     url = url if url.isascii() else _LONE.sub("\ufffd", url)
-    if "/." not in url and "//" not in url:
+    if url.startswith("//"):
+        origin, _ = _places(base)
+        if origin and _AFTER_SCHEME.fullmatch(url):
+            return origin[: origin.index("/")] + url
+    elif "/." not in url and "//" not in url:
         origin, folder = _places(base)
         if origin and _AFTER_ORIGIN.fullmatch(url):
             return origin + url
@@ -259,13 +291,19 @@ class _Link(msgspec.Struct, gc=False):
     rel: Any = None
 
 
+class _Image(msgspec.Struct, tag_field="path", tag="IMG@/src", gc=False):
+    url: Any = None
+    alt: Any = None
+    rel: str | None = None
+
+
 class _Meta(msgspec.Struct, gc=False):
-    name: Any = None
+    name: str | None = None
     content: Any = None
 
 
 class _HeadLink(msgspec.Struct, gc=False):
-    rel: Any = None
+    rel: str | None = None
     url: Any = None
 
 
@@ -275,34 +313,70 @@ class _Head(msgspec.Struct, rename={"base": "Base", "metas": "Metas", "links": "
     links: list[_HeadLink] | None = None
 
 
-class _Html(msgspec.Struct, rename={"head": "Head", "links": "Links"}, gc=False):
+L = TypeVar("L")  # what a link is decoded as
+
+
+class _Html(msgspec.Struct, Generic[L], rename={"head": "Head", "links": "Links"}, gc=False):
     head: _Head | None = None
-    links: list[_Link] | None = None
+    links: list[L] | None = None
 
 
-class _Http(msgspec.Struct, rename={"html": "HTML-Metadata", "headers": "Headers"}, gc=False):
-    html: _Html | None = None
+class _Http(msgspec.Struct, Generic[L], rename={"html": "HTML-Metadata", "headers": "Headers"}, gc=False):
+    html: _Html[L] | None = None
     headers: Any = None
 
 
-class _Payload(msgspec.Struct, rename={"http": "HTTP-Response-Metadata"}, gc=False):
-    http: _Http | None = None
+class _Payload(msgspec.Struct, Generic[L], rename={"http": "HTTP-Response-Metadata"}, gc=False):
+    http: _Http[L] | None = None
 
 
 class _Warc(msgspec.Struct, rename={"url": "WARC-Target-URI"}, gc=False):
     url: str | None = None
 
 
-class _Envelope(msgspec.Struct, rename={"payload": "Payload-Metadata", "warc": "WARC-Header-Metadata"}, gc=False):
-    payload: _Payload | None = None
+class _Envelope(
+    msgspec.Struct, Generic[L], rename={"payload": "Payload-Metadata", "warc": "WARC-Header-Metadata"}, gc=False
+):
+    payload: _Payload[L] | None = None
     warc: _Warc | None = None
 
 
-class _Root(msgspec.Struct, rename={"envelope": "Envelope"}, gc=False):
-    envelope: _Envelope | None = None
+class _Root(msgspec.Struct, Generic[L], rename={"envelope": "Envelope"}, gc=False):
+    envelope: _Envelope[L] | None = None
 
 
-_DECODER = msgspec.json.Decoder(_Root)
+_REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class _Decoders:
+    """Typed decoders of a record: one by the paths of links, which builds only what images need, and one for all.
+
+    The first has a class for each path; it refuses a path that it has not met, and learns it from the second.
+    """
+
+    def __init__(self) -> None:
+        self.any = msgspec.json.Decoder(_Root[_Link])
+        self._paths = set(PATHS)
+        self._build()
+
+    def _build(self) -> None:
+        others = [
+            msgspec.defstruct(f"_Other{number}", [("rel", str | None, None)], tag_field="path", tag=path, gc=False)
+            for number, path in enumerate(sorted(self._paths))
+        ]
+        self.by_path = msgspec.json.Decoder(_Root[functools.reduce(operator.or_, others, _Image)])  # type: ignore[misc]
+
+    def learn(self, links: list[_Link]) -> None:
+        """Takes up the paths of these links, while there are few."""
+        new = {link.path for link in links if isinstance(link.path, str)} - self._paths - {IMAGE}
+        if new and len(self._paths) + len(new) <= MAX_PATHS:
+            self._paths |= new
+            self._build()
+
+
+@functools.cache
+def _decoders() -> _Decoders:
+    return _Decoders()
 
 
 def parse_record(content: bytes) -> Page | None:
@@ -311,34 +385,60 @@ def parse_record(content: bytes) -> Page | None:
     Raises:
         ValueError, RecursionError: the content is not JSON.
     """
-    if b"HTML-Metadata" not in content and b"\\u" not in content:
-        return None
     try:
-        root = _DECODER.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        root = _decoders().by_path.decode(content)
+    except _REFUSED:
+        return _parse_any(content)
+    page, links = _opened(root)
+    if page is None:
+        return None
+    if not page.license and any(map(_is_license, set(map(_REL, links)))):
+        return _parse_any(content)
+    kinds, at = list(map(type, links)), -1
+    with contextlib.suppress(ValueError):  # there are many links, and few of them are images
+        while True:
+            at = kinds.index(_Image, at + 1)
+            page.links.append((links[at].url, links[at].alt))
+    return page
+
+
+def _parse_any(content: bytes) -> Page | None:
+    """`parse_record` whatever the paths and what belongs to links."""
+    try:
+        root = _decoders().any.decode(content)
+    except _REFUSED:
         return parse_slowly(content)  # a field of an odd type, bad UTF-8, NaN: decided field by field
+    page, links = _opened(root)
+    if page is None:
+        return None
+    _decoders().learn(links)
+    page.links = [(link.url, link.alt) for link in links if link.path == IMAGE]
+    if not page.license:
+        page.license = _license_of_anchors((link.rel, link.href or link.url) for link in links if link.rel is not None)
+    return page
+
+
+def _opened(root: _Root) -> tuple[Page | None, list]:
+    """(page without its links and without an anchor's license, all links) of a record; None if it tells of no links."""
     envelope = root.envelope
     http = envelope and envelope.payload and envelope.payload.http
     if not envelope or not http or http.html is None or http.html.links is None:
-        return None
+        return None, []
     if not envelope.warc or not envelope.warc.url:
-        return None
+        return None, []
     page = Page(_LONE.sub("\ufffd", envelope.warc.url))
-    page.links = [(link.url, link.alt) for link in http.html.links if link.path == "IMG@/src"]
     head = http.html.head
     if head is not None:
-        metas = [(meta.name, meta.content) for meta in head.metas or () if meta.name]
-        _read_head(page, head.base, metas, [(link.rel, link.url) for link in head.links or () if link.rel])
+        metas = [(meta.name, meta.content) for meta in head.metas or () if meta.name and _meta_kind(meta.name)]
+        related = [(link.rel, link.url) for link in head.links or () if link.rel and _has_license(link.rel)]
+        _read_head(page, head.base, metas, related)
     _read_headers(page, http.headers)
-    if not page.license:
-        related = [link for link in http.html.links if link.rel is not None]
-        page.license = _license_of_anchors((link.rel, link.href or link.url) for link in related)
-    return page
+    return page, http.html.links
 
 
 def parse_slowly(content: bytes) -> Page | None:
     """`parse_record` by the standard library, one field at a time: the oracle, and the way for odd records."""
-    root = json.loads(content.decode("utf-8-sig", "replace"))
+    root = json.loads(content.decode("utf-8-sig", "replace"), parse_int=_number)
 
     def get(value: Any, *keys: str) -> Any:
         for key in keys:
@@ -351,7 +451,7 @@ def parse_slowly(content: bytes) -> Page | None:
         return None
     page = Page(_LONE.sub("\ufffd", url))
     found = [link for link in links if isinstance(link, dict)]
-    page.links = [(link.get("url"), link.get("alt")) for link in found if link.get("path") == "IMG@/src"]
+    page.links = [(link.get("url"), link.get("alt")) for link in found if link.get("path") == IMAGE]
     page.links += [(None, None)] * (len(links) - len(found))  # what they were nobody can tell: counted as unfit
     metas, head_links = (get(http, "HTML-Metadata", "Head", key) for key in ("Metas", "Link"))
     named = [(get(meta, "name"), get(meta, "content")) for meta in metas] if isinstance(metas, list) else []
@@ -363,19 +463,20 @@ def parse_slowly(content: bytes) -> Page | None:
     return page
 
 
+def _number(digits: str) -> float:
+    """An integer of any length; int refuses one of thousands of digits."""
+    return int(digits) if len(digits) < 1000 else float(digits)
+
+
 def _read_head(page: Page, base: Any, metas: list[tuple[Any, Any]], links: list[tuple[Any, Any]]) -> None:
     """Base, robots metas (name, content), TDM reservation and license (rel, url) of the page's head."""
     page.base = base if isinstance(base, str) and base else None
     for name, value in metas:
-        if isinstance(name, str) and isinstance(value, str):
-            name = name.strip().lower()
-            if name in ROBOTS_NAMES:
-                page.signals |= said(ROBOTS_META, value)
-            elif name == TDM:
-                page.signals |= said(TDM_META, value)
+        if isinstance(name, str) and isinstance(value, str) and (kind := _meta_kind(name)):
+            page.signals |= said(kind, value)
     for rel, url in links:
         if _is_license(rel) and isinstance(url, str):
-            page.license = page.license or url
+            page.license = page.license or url or None
 
 
 def _read_headers(page: Page, headers: Any) -> None:
@@ -383,6 +484,13 @@ def _read_headers(page: Page, headers: Any) -> None:
         page.signals |= header_signals(
             (key, value) for key, value in headers.items() if isinstance(key, str) and isinstance(value, str)
         )
+
+
+@functools.lru_cache(maxsize=4096)
+def _meta_kind(name: str) -> int:
+    """What a meta of this name may say of the use of its page; 0: nothing."""
+    name = name.strip().lower()
+    return ROBOTS_META if name in ROBOTS_NAMES else TDM_META if name == TDM else 0
 
 
 @functools.lru_cache(maxsize=4096)
@@ -401,4 +509,9 @@ def _license_of_anchors(anchors: Any) -> str | None:
 
 
 def _is_license(rel: Any) -> bool:
-    return isinstance(rel, str) and "license" in (lowered := rel.lower()) and "license" in lowered.split()
+    return isinstance(rel, str) and _has_license(rel)
+
+
+@functools.lru_cache(maxsize=4096)
+def _has_license(rel: str) -> bool:
+    return "license" in (lowered := rel.lower()) and "license" in lowered.split()

@@ -1,10 +1,10 @@
 """A whole WAT file in compiled code: gzip members in, rows out, no Python object a record or a link.
 
-`_run` inflates member after member with libdeflate, walks the JSON once (most links are passed over by a search for the
-end of their object), and writes URLs and alts into Arrow's layout. What it is not sure about, it does not touch: an
+`_run` inflates member after member with libdeflate, walks the JSON once (of most links only the ends of their
+strings are looked for), and writes URLs and alts into Arrow's layout. What it is not sure about, it does not touch: an
 unusual record (escaped keys, odd types, damage, more than one record in a member) stops it, `wat.py` reads that one
 record, and `_run` goes on behind it. An unusual URL is handed to `wat.fit` alone. So rows and counts are those of
-`wat.py`, in the same order, with one exception: JSON that is broken in a part that nobody asked for is not noticed.
+`wat.py`, in the same order, for any bytes: what is passed over is looked at, too, and JSON that is broken stops it.
 
 Every access is by address. What makes it safe: PADDING bytes behind the inflated data, a capacity checked before
 anything is written, and the counts rolled back to the last whole page. tests/test_wat_kernel.py runs mutated records
@@ -49,13 +49,11 @@ from pipeline.sources.json_kernel import (
 from pipeline.sources.simd_kernel import (
     PADDING,
     call_gunzip,
-    equal_mask,
     folded_pair_mask,
     load_byte,
     load_word,
     lowest,
     pair_mask,
-    quote_mask,
     store_byte,
 )
 
@@ -97,6 +95,8 @@ _UNICODE, _DATA_SCHEME = bytes_of("\\u"), bytes_of("data:")
 _TYPE, _LENGTH, _METADATA = map(bytes_of, "warc-type content-length metadata".split())
 _VERSION_0, _VERSION_1 = word_of("WARC/1.0"), word_of("WARC/1.1")
 _HTTPS, _HTTP = word_of("https://"), word_of("http://\0")
+_COMMA_QUOTE, _COLON_QUOTE, _PATH_KEY, _REL_KEY = map(word_of, (',"', '":"', 'path"', 'rel"'))
+_TWO, _THREE, _FOUR, _FIVE = (np.uint64((1 << 8 * count) - 1) for count in (2, 3, 4, 5))
 _PATH_WORD, _IMG_WORD = word_of('{"path":'), word_of("IMG@/src")
 _SEVEN = np.uint64(0x00FFFFFFFFFFFFFF)
 _ONE = np.uint64(1)
@@ -141,49 +141,30 @@ def _hides_letters(start, end):
 
 
 @njit
-def _flat_end(p, e):
-    """From inside an object of strings only to its closing quote (the brace is behind it); UNSURE if that is not plain.
-
-    The first `"}` ends the object unless its quote begins a string or is escaped. A { before it (an object inside, or
-    a string with one) and a second path (looked for by its @) need the full walk.
-    """
-    while p < e:
-        ends, opens = pair_mask(p, np.uint8(34), np.uint8(125)), equal_mask(p, np.uint8(123))
-        opens |= pair_mask(p, np.uint8(71), np.uint8(64))  # G@
-        if ends == 0:
-            if opens:
-                return UNSURE
-            p += 64
-            continue
-        bit = lowest(ends)
-        if opens & ((_ONE << np.uint64(bit)) - _ONE):
-            return UNSURE
-        p += bit
-        before = load_byte(p - 1)
-        if p >= e or before <= 32 or before == 92 or before == 58 or before == 44 or before == 91 or before == 123:
-            return UNSURE
-        return p
-    return UNSURE
-
-
-@njit
-def _plain_string(p):
-    """True if the string from p on closes within 64 bytes, before any backslash."""
-    mask = quote_mask(p)
-    return mask != 0 and load_byte(p + lowest(mask)) == 34
-
-
-@njit
 def _passed_over(p, e, may_license):
-    """From a link that is no image to the position behind it; UNSURE if it must be looked into."""
-    if load_word(p) != _PATH_WORD or load_byte(p + 8) != 34:
+    """From a link that is no image and holds nothing but strings to the position behind it; UNSURE: look into it."""
+    if load_word(p) != _PATH_WORD or load_byte(p + 8) != 34 or load_word(p + 9) == _IMG_WORD:
         return UNSURE
-    if load_word(p + 9) == _IMG_WORD or not _plain_string(p + 9):
+    end, escaped = string_end(p + 9, e)
+    if end < 0 or escaped:
         return UNSURE
-    end = _flat_end(p + 9, e)
-    if end < 0 or (may_license and _has_license(p + 9, end)):
-        return UNSURE
-    return end + 2
+    while True:
+        if load_byte(end + 1) == 125:
+            return end + 2 if end + 2 <= e else UNSURE
+        if load_word(end + 1) & _TWO != _COMMA_QUOTE:
+            return UNSURE
+        key = end + 3
+        end = key
+        while end < key + 8 and load_byte(end) >= 97:  # keys are short words of small letters
+            end += 1
+        if load_word(end) & _THREE != _COLON_QUOTE:
+            return UNSURE
+        word = load_word(key) & _FIVE
+        if word == _PATH_KEY or (may_license and word & _FOUR == _REL_KEY):
+            return UNSURE
+        end, _ = string_end(end + 3, e)
+        if end < 0:
+            return UNSURE
 
 
 @njit
