@@ -130,10 +130,8 @@ class WriteShards:
         table = balancing.sort_by_uid(buckets.table(messages, p.schema))
         if table.num_rows == 0:
             return {"rows": 0}
-        places = table.select(["raw_pass", "raw_unit", "raw_part", "image_offset", "image_bytes"]).to_pylist()
         rows = readable(table.select(FETCHED.names), list(p.names))
-        read = functools.partial(read_image, p.raw.images, places)
-        info = shards.write_shard(p.plan.work.root, self._number(unit), rows, read)
+        info = shards.write_shard(p.plan.work.root, self._number(unit), rows, RawImages(p.raw.images, table))
         return {"rows": table.num_rows, "shard": dataclasses.asdict(info)}
 
     def _number(self, unit: int) -> int:
@@ -144,14 +142,24 @@ class WriteShards:
         return int(np.count_nonzero(sizes[:unit]))
 
 
-def read_image(folder_of: Callable[[int], StepFolder], places: list[dict[str, int]], row: int) -> bytes:
-    """The stored JPEG of a row, from the raw file where the fetch put it."""
-    place = places[row]
-    path = folder_of(place["raw_pass"]).file(place["raw_unit"], "raw", place["raw_part"])
-    data = os.pread(_raw_file(path), place["image_bytes"], place["image_offset"])
-    if len(data) != place["image_bytes"]:
-        raise OSError(f"{path} is cut: {place['image_bytes']} bytes should lie at {place['image_offset']}")
-    return data
+class RawImages:
+    """The stored JPEGs of some rows, in the raw files where the fetch put them."""
+
+    def __init__(self, folder_of: Callable[[int], StepFolder], rows: pa.Table) -> None:
+        keys = list(zip(*(rows[name].to_pylist() for name in ("raw_pass", "raw_unit", "raw_part")), strict=True))
+        paths = {key: folder_of(key[0]).file(key[1], "raw", key[2]) for key in set(keys)}
+        self._paths = [paths[key] for key in keys]
+        self._offsets = rows["image_offset"].to_pylist()
+
+    def __call__(self, row: int, place: memoryview) -> None:
+        """Fills the place with the image of a row.
+
+        Raises:
+            OSError: the file ends before the image does.
+        """
+        path, offset = self._paths[row], self._offsets[row]
+        if os.preadv(_raw_file(path), [place], offset) != len(place):
+            raise OSError(f"{path} is cut: {len(place)} bytes should lie at {offset}")
 
 
 class _RawFile(int):

@@ -67,6 +67,8 @@ FETCHED = pa.schema(
         pa.field("image_sha256", pa.binary(32)),  # of the bytes as served
         pa.field("image_offset", pa.int64()),
         pa.field("image_bytes", pa.int32()),
+        pa.field("stored_sha256", pa.binary(32)),  # of the encoded JPEG
+        pa.field("stored_xxh3", pa.uint64()),  # xxh3_64 of the same: publish holds what it reads against it
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         pa.field("original_width", pa.int32()),

@@ -7,9 +7,8 @@
     README.md, croissant.json, report/index.html, queries.parquet
     manifest.json           written last: the sha256 of all of these, the ledger, the options
 
-The key of a sample is its uid in hexadecimal. Every file is a function of the rows and images alone. The JSON of a
-sample has one fixed set of keys and no null, because Hugging Face datasets fixes its types from the first five samples;
-lists, which may be empty, stand in the metadata only.
+The key of a sample is its uid in hexadecimal. Every file is a function of the rows and images alone. What the JSON of
+a sample holds says sample_json.py; lists, which may be empty, stand in the metadata only.
 """
 
 from __future__ import annotations
@@ -21,13 +20,14 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import orjson
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import xxhash
 
-from pipeline import files
-from pipeline.tars import TarWriter
+from pipeline import files, tars
+from pipeline.sample_json import hex_strings, join, joined_sizes, json_pieces
 
 FORMAT = 1  # raised when the members or columns change their meaning
 
@@ -73,8 +73,7 @@ METADATA = pa.schema(
     ]
 )
 
-# The keys of a sample's JSON. Where the metadata has null the JSON has "", 0 or 0.0. `caption` is the text, by the name
-# that img2dataset's readers look for; phash is hexadecimal there, as it would overflow a signed integer.
+# The keys of a sample's JSON.
 NOT_IN_JSON = {"query_ids", "kept_by", "shard", *(f"{e}_{what}" for e in EXTENSIONS for what in ("offset", "size"))}
 JSON_KEYS = tuple(sorted({"caption", *METADATA.names} - NOT_IN_JSON))
 
@@ -119,99 +118,152 @@ def metadata_path(number: int) -> str:
 
 # ---------------------------------------------------------------------------------------------------- one shard
 
+ROWS_AT_ONCE = 4096  # whose headers, JSON and texts are held in memory
 
-def write_shard(folder: str, number: int, rows: pa.Table, read_image: Callable[[int], bytes]) -> ShardInfo:
+
+def write_shard(folder: str, number: int, rows: pa.Table, read_image: Callable[[int, memoryview], None]) -> ShardInfo:
     """Writes one tar and its metadata, each whole or not at all; equal rows and images give equal bytes.
+
+    The digest of an image is that which the fetch took (`stored_sha256`). That the bytes read here are the ones of then
+    is held against `stored_xxh3`, which costs a thirtieth; the tar has its own sha256, taken as it is written.
 
     Args:
         folder: the published folder.
         number: of the shard.
         rows: FETCHED rows that succeeded, through `schema.readable`, sorted by uid; at least one.
-        read_image: the stored JPEG of a row, by its position in `rows`.
+        read_image: (position in `rows`, place of `image_bytes` bytes) -> fills the place with the stored JPEG.
 
     Raises:
-        ShardError: a uid comes twice or out of order, or an image is no JPEG.
+        ShardError: a uid comes twice or out of order, or an image is not the one that was fetched.
     """
     if rows.num_rows == 0:
         raise ShardError(f"shard {number} would be empty")
-    table = describe(rows)
-    keys = table["key"].to_pylist()
-    for before, key in zip(keys, keys[1:], strict=False):
-        if before >= key:
-            raise ShardError(f"shard {number}: the uid {key} comes {'twice' if before == key else 'out of order'}")
-    # The JSON names the digest of the image, so it is made sample by sample; its other values are prepared by column.
-    values = json_values(table)
-    at = JSON_KEYS.index("sha256")
-    digests: list[str] = []
-    places: list[list[int]] = [[] for _ in range(2 * len(EXTENSIONS))]
+    table = describe(rows, number)
+    _check_order(table["key"], number)
+    placed = []
     path = os.path.join(folder, tar_path(number))
     with files.temporary(path) as name, open(name, "wb", buffering=0) as file:
-        tar = TarWriter(file)
-        for row, (key, text) in enumerate(zip(keys, table["text"].to_pylist(), strict=True)):
-            image = read_image(row)
-            if image[:2] != b"\xff\xd8":
-                raise ShardError(f"shard {number}: the image of {key} is no JPEG")
-            digests.append(hashlib.sha256(image).hexdigest())
-            values[row][at] = digests[-1]
-            members = (image, _json_bytes(values[row]), text.encode())
-            for column, (extension, data) in enumerate(zip(EXTENSIONS, members, strict=True)):
-                places[2 * column].append(tar.add(f"{key}.{extension}".encode(), data))
-                places[2 * column + 1].append(len(data))
+        tar = tars.TarWriter(file)
+        first = 0
+        for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE):
+            members = frame(batch, tar.size)
+            placed.append(members.rows)
+            _write_samples(tar, members, rows["stored_xxh3"].slice(first, len(batch)).to_pylist(), first, read_image)
+            first += len(batch)
         tar.close()
-    table = _set(table, "sha256", digests)
-    table = _set(table, "shard", [number] * len(keys))
-    for column, extension in enumerate(EXTENSIONS):
-        table = _set(table, f"{extension}_offset", places[2 * column])
-        table = _set(table, f"{extension}_size", places[2 * column + 1])
+    table = pa.Table.from_batches(placed, METADATA)
     files.write_table(os.path.join(folder, metadata_path(number)), table)
-    entries = FileEntry(tar_path(number), tar.bytes, len(keys), tar.sha256()), entry_of(folder, metadata_path(number))
-    return ShardInfo(number, len(keys), (entries[0], dataclasses.replace(entries[1], rows=len(keys))))
+    entries = FileEntry(tar_path(number), tar.size, len(table), tar.sha256()), entry_of(folder, metadata_path(number))
+    return ShardInfo(number, len(table), (entries[0], dataclasses.replace(entries[1], rows=len(table))))
 
 
-def describe(rows: pa.Table) -> pa.Table:
-    """Rows as METADATA; what is known only when the tar is written (digest of the image, places) is empty still."""
+def _check_order(keys: pa.ChunkedArray, number: int) -> None:
+    before, after = keys.slice(0, len(keys) - 1), keys.slice(1)
+    wrong = pc.greater_equal(before, after)
+    if pc.any(wrong).as_py():
+        at = wrong.index(pa.scalar(True)).as_py()
+        twice = before[at] == after[at]
+        raise ShardError(f"shard {number}: the uid {after[at]} comes {'twice' if twice else 'out of order'}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """What stands around the images of some samples that follow each other in a tar.
+
+    Attributes:
+        rows: METADATA, with the places of the members.
+        data: per sample: header of the image, (the image belongs here,) padding, JSON and text with their headers and
+            padding.
+        cuts: where in `data` each image belongs.
+    """
+
+    rows: pa.RecordBatch
+    data: memoryview
+    cuts: list[int]
+
+
+def frame(rows: pa.RecordBatch, start: int) -> Frame:
+    """Lays out samples from byte `start` of a tar on; `jpg_size` is known, the other places are filled in here."""
+    contents = {"jpg": [], "json": json_pieces(rows, JSON_KEYS), "txt": [rows["text"].cast(pa.binary())]}
+    names = np.frombuffer("".join(rows["key"].to_pylist()).encode(), np.uint8).reshape(len(rows), -1)
+    columns = dict(zip(rows.schema.names, rows.columns, strict=True))
+    pieces: list[pa.Array | bytes] = []
+    at = np.zeros(len(rows), np.int64)  # from the first header of the sample
+    for extension, content in contents.items():
+        sizes = joined_sizes(content, len(rows)) if content else rows["jpg_size"].to_numpy().astype(np.int64)
+        ending = np.frombuffer(f".{extension}".encode(), np.uint8)
+        heads = tars.headers(np.hstack([names, np.broadcast_to(ending, (len(rows), len(ending)))]), sizes)
+        padding = -sizes % tars.BLOCK
+        pieces += [_binary(heads), *content, _zeros(padding)]
+        columns[f"{extension}_offset"], columns[f"{extension}_size"] = at + tars.BLOCK, sizes
+        at += tars.BLOCK + sizes + padding
+    starts = start + np.cumsum(at) - at
+    for extension in EXTENSIONS:
+        columns[f"{extension}_offset"] = pa.array(starts + columns[f"{extension}_offset"])
+        columns[f"{extension}_size"] = pa.array(columns[f"{extension}_size"].astype(np.int32))
+    joined = join(pieces)
+    starts = np.frombuffer(joined.buffers()[1], np.int32)[: len(rows) + 1]
+    placed = pa.RecordBatch.from_arrays([columns[name] for name in METADATA.names], schema=METADATA)
+    return Frame(
+        placed, memoryview(joined.buffers()[2]).cast("B")[: int(starts[-1])], (starts[:-1] + tars.BLOCK).tolist()
+    )
+
+
+def _binary(blocks: np.ndarray) -> pa.Array:
+    """Rows of bytes as an Arrow array."""
+    count, width = blocks.shape
+    offsets = np.arange(0, count * width + 1, width, dtype=np.int32)
+    return pa.BinaryArray.from_buffers(pa.binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(blocks)])
+
+
+def _zeros(sizes: np.ndarray) -> pa.Array:
+    """So many zeros a row, fewer than a block."""
+    ends = sizes.astype(np.int32)
+    offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(ends, dtype=np.int32)])
+    data = pa.py_buffer(bytes(int(offsets[-1])))
+    return pa.BinaryArray.from_buffers(pa.binary(), len(sizes), [None, pa.py_buffer(offsets), data])
+
+
+def _write_samples(
+    tar: tars.TarWriter,
+    members: Frame,
+    digests: list[int],
+    first: int,
+    read_image: Callable[[int, memoryview], None],
+) -> None:
+    """Appends samples to a tar, each image read into its place and held against the digest of the fetch."""
+    data, at = members.data, 0
+    sizes = members.rows["jpg_size"].to_pylist()
+    for row, (cut, size, digest) in enumerate(zip(members.cuts, sizes, digests, strict=True)):
+        place = tar.append(data[at:cut], size)
+        at = cut
+        read_image(first + row, place)
+        if xxhash.xxh3_64_intdigest(place) != digest:
+            key, shard = (members.rows[name][row].as_py() for name in ("key", "shard"))
+            raise ShardError(
+                f"shard {shard}: the image of {key} is not the one that was fetched: "
+                "its bytes have changed on the disk since (--redo fetch brings it anew)"
+            )
+    tar.append(data[at:])
+
+
+def describe(rows: pa.Table, number: int) -> pa.Table:
+    """Rows of a shard as METADATA; what is known only when the tar is laid out (the places) is empty still."""
     given = dict(zip(rows.column_names, rows.columns, strict=True))
-    given["key"] = given["uid"] = pa.array([uid.hex() for uid in rows["uid"].to_pylist()], pa.string())
-    original = rows["image_sha256"].to_pylist()
-    given["original_sha256"] = pa.array([None if digest is None else digest.hex() for digest in original], pa.string())
+    given["key"] = given["uid"] = pa.chunked_array([hex_strings(rows["uid"])])
+    for name, source in (("original_sha256", "image_sha256"), ("sha256", "stored_sha256")):
+        given[name] = pa.chunked_array([hex_strings(rows[source])])
+    given["jpg_size"] = rows["image_bytes"]
+    given["shard"] = pa.chunked_array([pa.repeat(pa.scalar(number, pa.int32()), rows.num_rows)])
     columns = []
     for field in METADATA:
         column = given.get(field.name)
         if column is None:
-            default = "" if pa.types.is_string(field.type) else 0
-            column = pa.repeat(pa.scalar(default, field.type), rows.num_rows)
+            column = pa.chunked_array([pa.repeat(pa.scalar(0, field.type), rows.num_rows)])
         elif not field.nullable and column.null_count:
             raise ShardError(f"the column {field.name!r} has {column.null_count} rows without a value")
         columns.append(column.cast(field.type))
-    return pa.table(columns, schema=METADATA)
-
-
-def json_values(table: pa.Table) -> list[list[Any]]:
-    """The values of each row's JSON in the order of JSON_KEYS, nulls replaced."""
-    columns = []
-    for name in JSON_KEYS:
-        column = table["text" if name == "caption" else name]
-        if pa.types.is_floating(column.type):  # by way of text: 0.1, not the nearest float32 written as a double
-            columns.append(column.cast(pa.string()).cast(pa.float64()).fill_null(0.0).to_pylist())
-        elif name == "phash":
-            columns.append([f"{value or 0:016x}" for value in column.to_pylist()])
-        else:
-            columns.append(pc.fill_null(column, "" if pa.types.is_string(column.type) else 0).to_pylist())
-    return [list(row) for row in zip(*columns, strict=True)]
-
-
-def sample_json(table: pa.Table) -> list[bytes]:
-    """The JSON member of each row of METADATA."""
-    return [_json_bytes(values) for values in json_values(table)]
-
-
-def _json_bytes(values: list[Any]) -> bytes:
-    return orjson.dumps(dict(zip(JSON_KEYS, values, strict=True)))
-
-
-def _set(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
-    at = METADATA.get_field_index(name)
-    return table.set_column(at, METADATA.field(at), pa.array(values, METADATA.field(at).type))
+    return pa.table(columns, schema=METADATA).combine_chunks()
 
 
 # ------------------------------------------------------------------------------------------------- the whole folder

@@ -25,14 +25,12 @@ class Histogram:
 
     edges: tuple[float, ...]
     counts: list[int] = dataclasses.field(default_factory=list)
-    total: float = 0.0  # sum of the values
 
     def add(self, values: np.ndarray) -> None:
         """Counts values."""
         bins = len(self.edges) + 1
         found = np.bincount(np.searchsorted(self.edges, values, side="right"), minlength=bins)
         self.counts = [a + b for a, b in zip(self.counts or [0] * bins, found.tolist(), strict=True)]
-        self.total += float(values.sum(dtype=np.float64))
 
     def rows(self) -> list[tuple[str, int]]:
         """(label of the bin, count), from the first bin that has any to the last."""
@@ -49,6 +47,7 @@ class Summary:
 
     samples: int = 0
     image_bytes: int = 0
+    characters: int = 0  # of all texts
     languages: Counter[str] = dataclasses.field(default_factory=Counter)
     hosts: Counter[str] = dataclasses.field(default_factory=Counter)
     text_sources: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -87,7 +86,9 @@ class Summary:
         self.opt_outs.update(_counts(pc.list_flatten(pc.split_pattern(table["opt_out"].drop_null(), ","))))
         self.matched.update(_counts(pc.list_flatten(table["query_ids"])))
         self.kept_by.update(_counts(pc.list_flatten(table["kept_by"])))
-        self.text_length.add(pc.utf8_length(table["text"]).to_numpy())
+        lengths = pc.utf8_length(table["text"]).to_numpy()
+        self.characters += int(lengths.sum())
+        self.text_length.add(lengths)
         original = [table[f"original_{side}"].fill_null(0).to_numpy() for side in ("width", "height")]
         self.short_side.add(np.minimum(*original))
         self.aspect.add(table["width"].to_numpy() / np.maximum(1, table["height"].to_numpy()))

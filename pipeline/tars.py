@@ -3,8 +3,8 @@
 Plain USTAR with every field fixed but name and size: equal members give equal bytes on every machine and in every run.
 A file is a run of 512-byte blocks: a header, the data, zeros up to the next block; two zero blocks end it.
 
-    write_shard:  TarWriter.add(name, data) -> where the data lies      (an index then reads it without the headers)
-    verify:       walk(data) -> Member(name, offset, size) ...          (raises TarFault at the first broken header)
+    write_shard:  TarWriter.append(headers, JSON, text ..., room for an image)
+    readers:      walk(data) -> Member(name, offset, size) ...          (raises TarFault at the first broken header)
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ import mmap
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 BLOCK = 512
 MOST_NAME = 99  # bytes of a name, so that a NUL ends it for every reader
 MOST_BYTES = 8**11 - 1  # what eleven octal digits hold
-FLUSH = 1 << 20  # bytes that are gathered before a write
+FLUSH = 1 << 20  # bytes that are gathered before they are digested and written, while the cache still holds them
+ALIGN = 1 << 16  # writes begin at multiples of this: whole pages of the file system's cache
 
 _ZEROS = bytes(BLOCK)
 _AFTER_NAME = b"0000644\0" + b"0000000\0" * 2  # mode, uid, gid
@@ -25,6 +29,8 @@ _AFTER_SIZE = b"00000000000\0"  # mtime
 _AFTER_SUM = b"0" + bytes(100) + b"ustar\x0000" + bytes(BLOCK - 265)  # a file; no link; magic, version; no owner's name
 _BLANK_SUM = b" " * 8  # the checksum counts itself as blanks
 _FIXED_SUM = sum(_AFTER_NAME) + sum(_AFTER_SIZE) + sum(_AFTER_SUM) + sum(_BLANK_SUM)
+
+_FOUR_DIGITS = np.frombuffer(b"".join(b"%04o" % number for number in range(8**4)), np.uint32)
 
 
 class TarFault(ValueError):
@@ -63,44 +69,96 @@ def padding(size: int) -> bytes:
     return _ZEROS[: -size % BLOCK]
 
 
+def headers(names: npt.NDArray[np.uint8], sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """`header` of many members whose names have one length.
+
+    Args:
+        names: (members, bytes of a name).
+        sizes: (members,).
+
+    Returns:
+        (members, 512).
+
+    Raises:
+        ValueError: as `header`.
+    """
+    count, width = names.shape
+    blocks = np.empty((count, BLOCK), np.uint8)
+    blocks[:] = np.frombuffer(header(b"-" * width, int(sizes.max(initial=0))), np.uint8)
+    digits = _octal(sizes, 11)
+    blocks[:, :width] = names
+    blocks[:, 124:135] = digits
+    blocks[:, 148:154] = _octal(_FIXED_SUM + names.sum(1, np.int64) + digits.sum(1, np.int64), 6)
+    return blocks
+
+
+def _octal(numbers: npt.NDArray[np.int64], digits: int) -> npt.NDArray[np.uint8]:
+    """(numbers, digits): each number in ASCII digits of base eight, at most twelve."""
+    fours = [_FOUR_DIGITS[numbers >> shift & 0xFFF] for shift in (24, 12, 0)]
+    return np.stack(fours, axis=1).view(np.uint8)[:, 12 - digits :]
+
+
 class TarWriter:
-    """Appends members to an open binary file. `close` ends the tar and leaves the file open."""
+    """A tar that grows piece by piece in an open, unbuffered binary file; its digest is taken on the way.
+
+    The bytes are put together in one buffer that stays in the cache of the processor: an image is read right into it,
+    and the digest and the write take them from there.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._hash = hashlib.sha256()
-        self._waiting: list[bytes] = []
-        self._waiting_bytes = 0
-        self.bytes = 0  # written so far, or waiting to be
+        self._buffer = memoryview(bytearray(FLUSH))
+        self._used = 0  # bytes of the buffer that wait
+        self._flushed = 0
 
-    def add(self, name: bytes, data: bytes) -> int:
-        """Appends a member; returns the offset of its data in the file."""
+    @property
+    def size(self) -> int:
+        """Written so far, or waiting to be."""
+        return self._flushed + self._used
+
+    def append(self, data: bytes | memoryview, more: int = 0) -> memoryview:
+        """Appends bytes: headers, data and padding are the caller's to put in order.
+
+        Returns:
+            The place of the `more` bytes that follow, to be filled before the next call.
+        """
         size = len(data)
-        offset = self.bytes + BLOCK
-        self._waiting += (header(name, size), data, padding(size))
-        written = BLOCK + size + -size % BLOCK
-        self._waiting_bytes += written
-        self.bytes += written
-        if self._waiting_bytes >= FLUSH:
-            self._flush()
-        return offset
+        if self._used + size + more > len(self._buffer):
+            self._make_room(size + more)
+        start = self._used
+        middle = start + size
+        self._used = middle + more
+        self._buffer[start:middle] = data
+        return self._buffer[middle : self._used]
 
     def close(self) -> None:
-        """Writes the end of the archive."""
-        self._waiting.append(_ZEROS * 2)
-        self.bytes += 2 * BLOCK
-        self._flush()
+        """Writes the end of the archive, and what waits; the file stays open."""
+        self.append(_ZEROS * 2)
+        self._flush(self._used)
 
     def sha256(self) -> str:
         """The digest of everything written, in hexadecimal: final after `close`."""
         return self._hash.hexdigest()
 
-    def _flush(self) -> None:
-        chunk = b"".join(self._waiting)
-        self._hash.update(chunk)
-        self._file.write(chunk)
-        self._waiting.clear()
-        self._waiting_bytes = 0
+    def _make_room(self, size: int) -> None:
+        """Empties the buffer but for what a write at an odd place would take, and lets it grow if it must."""
+        self._flush(self._used - self._used % ALIGN)
+        if self._used + size > len(self._buffer):
+            larger = memoryview(bytearray(self._used + size))
+            larger[: self._used] = self._buffer[: self._used]
+            self._buffer = larger
+
+    def _flush(self, size: int) -> None:
+        """Digests and writes the first bytes of the buffer; the others move to its front."""
+        waiting = self._buffer[:size]
+        self._hash.update(waiting)
+        while waiting:
+            waiting = waiting[self._file.write(waiting) :]
+        left = self._used - size
+        self._buffer[:left] = self._buffer[size : self._used]
+        self._flushed += size
+        self._used = left
 
 
 def walk(data: bytes | bytearray | memoryview | mmap.mmap) -> Iterator[Member]:

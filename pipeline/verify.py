@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import files, shards, tars
+from pipeline.sample_json import sample_json
 from pipeline.shards import EXTENSIONS, METADATA, FileEntry
 from pipeline.work import STAGES
 
@@ -214,14 +215,14 @@ def _order(path: str, keys: list[str]) -> Iterator[Fault]:
 
 def _samples(path: str, data: mmap.mmap, rows: pa.Table) -> Iterator[Fault]:
     """Holds each sample of a tar against its row. The members must follow each other without a gap."""
-    sample_json = shards.sample_json(rows)
+    records = sample_json(rows, shards.JSON_KEYS)
     columns = {name: rows[name].to_pylist() for name in ("key", "text", "sha256")}
     places = [
         (rows[f"{extension}_offset"].to_pylist(), rows[f"{extension}_size"].to_pylist()) for extension in EXTENSIONS
     ]
     at = 0
     for row, key in enumerate(columns["key"]):
-        wanted = (None, sample_json[row], columns["text"][row].encode())
+        wanted = (None, records[row].as_py(), columns["text"][row].encode())
         for extension, (offsets, sizes), content in zip(EXTENSIONS, places, wanted, strict=True):
             offset, size = offsets[row], sizes[row]
             if offset != at + tars.BLOCK:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import xxhash
 from PIL import Image, ImageDraw
 
 from pipeline import files, report, shards
@@ -37,6 +38,11 @@ def jpeg(number: int, size: tuple[int, int] = (40, 32)) -> bytes:
     out = io.BytesIO()
     image.save(out, "JPEG", quality=90)
     return out.getvalue()
+
+
+def put(row: int, place: memoryview, *, first: int = 0) -> None:
+    """Reads the image of a row, as `write_shard` asks for it."""
+    place[:] = jpeg(first + row)
 
 
 def fetched(count: int, *, first: int = 0, texts: dict[int, str] | None = None) -> pa.Table:
@@ -69,6 +75,8 @@ def fetched(count: int, *, first: int = 0, texts: dict[int, str] | None = None) 
                 "image_sha256": hashlib.sha256(b"served" + jpeg(number)).digest(),
                 "image_offset": 0,
                 "image_bytes": len(jpeg(number)),
+                "stored_sha256": hashlib.sha256(jpeg(number)).digest(),
+                "stored_xxh3": xxhash.xxh3_64_intdigest(jpeg(number)),
                 "width": 40,
                 "height": 32,
                 "original_width": 400,
@@ -104,7 +112,7 @@ def publish(folder: Path, *, count: int = 30, per_shard: int = 12, texts: dict[i
     infos = []
     for number, first in enumerate(range(0, count, per_shard)):
         rows = fetched(min(per_shard, count - first), first=first, texts=texts)
-        infos.append(shards.write_shard(str(folder), number, rows, lambda row, first=first: jpeg(first + row)))
+        infos.append(shards.write_shard(str(folder), number, rows, functools.partial(put, first=first)))
     rejected = pa.table(
         {
             "url": ["https://x.example/<script>alert(1)</script>.jpg", "https://y.example/2.jpg"],

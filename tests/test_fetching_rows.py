@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import xxhash
 from PIL import Image
 from webserver import WebServer, picture
 
@@ -67,7 +68,10 @@ def check(rows: pa.RecordBatch, out: pa.RecordBatch, raw_path: Path) -> None:
         if row["status"] == "ok":
             assert row["image_offset"] == end and row["error"] is None and not row["retryable"]
             end += row["image_bytes"]
-            image = Image.open(io.BytesIO(raw[row["image_offset"] : end]))
+            stored = raw[row["image_offset"] : end]
+            assert row["stored_sha256"] == hashlib.sha256(stored).digest()
+            assert row["stored_xxh3"] == xxhash.xxh3_64_intdigest(stored)
+            image = Image.open(io.BytesIO(stored))
             assert image.size == (row["width"], row["height"])
             image.load()
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -296,7 +297,7 @@ def test_an_exchanged_image_is_named_though_the_manifest_vouches(run: Any, folde
 
 
 def test_a_key_that_comes_twice_is_named(run: Any, folder: Path) -> None:
-    shards.write_shard(str(folder), 1, samples.fetched(12, first=11), lambda row: samples.jpeg(row + 11))
+    shards.write_shard(str(folder), 1, samples.fetched(12, first=11), functools.partial(samples.put, first=11))
     republish(folder)
     assert {"path": "metadata/00001.parquet", "key": key(11), "problem": "the key comes twice"} in faults(run, folder)
 

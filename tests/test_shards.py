@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import samples
+import xxhash
 
 from pipeline import files, shards, tars
 
@@ -27,7 +28,7 @@ def published(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def shard(tmp_path: Path) -> tuple[Path, shards.ShardInfo, pa.Table]:
-    info = shards.write_shard(str(tmp_path), 0, samples.fetched(12), samples.jpeg)
+    info = shards.write_shard(str(tmp_path), 0, samples.fetched(12), samples.put)
     return tmp_path, info, files.read_table(str(tmp_path / "metadata/00000.parquet"))
 
 
@@ -59,7 +60,9 @@ def test_all_columns_of_the_rows_arrive(shard: Any) -> None:
         assert table[name].to_pylist() == rows[name].to_pylist(), name
     assert table["uid"].to_pylist() == table["key"].to_pylist() == [uid.hex() for uid in rows["uid"].to_pylist()]
     assert table["original_sha256"].to_pylist() == [digest.hex() for digest in rows["image_sha256"].to_pylist()]
+    assert table["sha256"].to_pylist() == [digest.hex() for digest in rows["stored_sha256"].to_pylist()]
     hidden = {"status", "error", "retryable", "http_status", "image_offset", "image_bytes", "image_sha256"}
+    hidden |= {"stored_sha256", "stored_xxh3"}
     assert set(rows.column_names) - set(table.column_names) == hidden
 
 
@@ -78,7 +81,7 @@ def test_equal_rows_give_equal_bytes_whatever_their_chunks(tmp_path: Path) -> No
     rows = samples.fetched(20)
     cut = pa.concat_tables([rows.slice(0, 7), rows.slice(7)])
     for name, table in (("a", rows), ("b", cut)):
-        shards.write_shard(str(tmp_path / name), 3, table, samples.jpeg)
+        shards.write_shard(str(tmp_path / name), 3, table, samples.put)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert set(contents(tmp_path / "a")) == {"shards/00003.tar", "metadata/00003.parquet"}
 
@@ -101,7 +104,7 @@ def test_info_agrees_with_the_files_and_survives_json(shard: Any) -> None:
 )
 def test_rows_that_cannot_be_a_shard_are_refused(tmp_path: Path, change: Any, reason: str) -> None:
     with pytest.raises(shards.ShardError, match=reason):
-        shards.write_shard(str(tmp_path), 0, change(samples.fetched(12)), samples.jpeg)
+        shards.write_shard(str(tmp_path), 0, change(samples.fetched(12)), samples.put)
     assert contents(tmp_path) == {}
 
 
@@ -110,19 +113,44 @@ def test_a_failed_read_leaves_the_older_shard_and_no_other_file(shard: Any, erro
     folder, _, _ = shard
     before = contents(folder)
 
-    def fail(row: int) -> bytes:
+    def fail(row: int, place: memoryview) -> None:
         if row == 5:
             raise error
-        return samples.jpeg(row + 100)
+        samples.put(row, place)
 
     with pytest.raises(type(error)):
         shards.write_shard(str(folder), 0, samples.fetched(12), fail)
     assert contents(folder) == before
 
 
-def test_an_image_that_is_no_jpeg_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(shards.ShardError, match="no JPEG"):
-        shards.write_shard(str(tmp_path), 0, samples.fetched(2), lambda row: b"")
+def test_an_image_that_changed_since_the_fetch_is_refused(tmp_path: Path) -> None:
+    def flip(row: int, place: memoryview) -> None:
+        samples.put(row, place)
+        place[-7] ^= row == 8
+
+    with pytest.raises(shards.ShardError, match=f"{samples.fetched(9)['uid'][8].as_py().hex()} is not the one"):
+        shards.write_shard(str(tmp_path), 0, samples.fetched(12), flip)
+    assert contents(tmp_path) == {}
+
+
+def test_the_bytes_of_a_shard_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn images apart (their encoder may change), whatever is written at once."""
+    rows = samples.fetched(40)
+    image = b"\xff\xd8" + bytes(range(200)) * 7
+    for name, value in {"image_bytes": len(image), "stored_sha256": hashlib.sha256(image).digest()}.items():
+        at = rows.column_names.index(name)
+        rows = rows.set_column(at, rows.field(at), pa.array([value] * 40, rows.field(at).type))
+    at = rows.column_names.index("stored_xxh3")
+    rows = rows.set_column(at, "stored_xxh3", pa.array([xxhash.xxh3_64_intdigest(image)] * 40, pa.uint64()))
+
+    def put(row: int, place: memoryview) -> None:
+        place[:] = image
+
+    for number, at_once in enumerate((1024, 7)):
+        monkeypatch.setattr(shards, "ROWS_AT_ONCE", at_once)
+        monkeypatch.setattr(tars, "FLUSH", 1 << 20 >> 8 * number)
+        info = shards.write_shard(str(tmp_path / str(number)), 7, rows, put)
+        assert info.files[0].sha256 == "a2715966c1fed8fac40c4575dacfc00032b2c68adc0a3e40c110082fd321f727"
 
 
 def test_page_checksums_are_written(shard: Any) -> None:
@@ -192,7 +220,7 @@ def test_sweep_removes_what_an_earlier_larger_set_left(tmp_path: Path) -> None:
 
 
 def test_a_gap_or_a_file_listed_twice_is_refused(tmp_path: Path) -> None:
-    info = shards.write_shard(str(tmp_path), 1, samples.fetched(3), samples.jpeg)
+    info = shards.write_shard(str(tmp_path), 1, samples.fetched(3), samples.put)
     with pytest.raises(shards.ShardError, match="gap"):
         samples.report.finish(str(tmp_path), [info], ledger=[], options={}, versions={})
     with pytest.raises(shards.ShardError, match="twice"):

@@ -7,20 +7,29 @@ import io
 import random
 import tarfile
 
+import numpy as np
 import pytest
 
-from pipeline.tars import BLOCK, MOST_BYTES, TarFault, TarWriter, header, walk
+from pipeline.tars import BLOCK, FLUSH, MOST_BYTES, TarFault, TarWriter, header, headers, padding, walk
 
 FILES = [(b"a.jpg", b"x" * 513), (b"a.json", b"{}"), (b"a.txt", b""), (b"b.jpg", bytes(1024))]
+
+
+def add(writer: TarWriter, name: bytes, data: bytes) -> int:
+    """Appends a member, its data read into the buffer; returns where it lies."""
+    at = writer.size + BLOCK
+    writer.append(header(name, len(data)), len(data))[:] = data
+    writer.append(padding(len(data)))
+    return at
 
 
 def tar(members: list[tuple[bytes, bytes]] = FILES) -> bytes:
     out = io.BytesIO()
     writer = TarWriter(out)
     for name, data in members:
-        writer.add(name, data)
+        add(writer, name, data)
     writer.close()
-    assert writer.bytes == len(out.getvalue())
+    assert writer.size == len(out.getvalue())
     assert writer.sha256() == hashlib.sha256(out.getvalue()).hexdigest()
     return out.getvalue()
 
@@ -47,7 +56,7 @@ def test_it_is_what_python_writes_as_ustar() -> None:
 def test_offsets_lead_to_the_data() -> None:
     out = io.BytesIO()
     writer = TarWriter(out)
-    places = [(writer.add(name, data), len(data)) for name, data in FILES]
+    places = [(add(writer, name, data), len(data)) for name, data in FILES]
     writer.close()
     assert [out.getvalue()[at : at + size] for at, size in places] == [data for _, data in FILES]
     assert [(m.offset, m.size) for m in walk(out.getvalue())] == places
@@ -58,6 +67,36 @@ def test_many_members_are_written_in_pieces() -> None:
     data = tar(members)
     found = [(m.name.encode(), data[m.offset : m.offset + m.size]) for m in walk(data)]
     assert found == members
+
+
+def test_a_member_may_be_larger_than_the_buffer() -> None:
+    members = [(b"a", b"x" * 700), (b"b", b"y" * (FLUSH + 5)), (b"c", b"z" * (2 * FLUSH)), (b"d", b"")]
+    data = tar(members)
+    assert [(m.name.encode(), data[m.offset : m.offset + m.size]) for m in walk(data)] == members
+
+
+def test_what_a_file_does_not_take_at_once_is_written_again() -> None:
+    class Slow(io.BytesIO):
+        def write(self, data: memoryview) -> int:  # type: ignore[override]
+            return super().write(data[:1000])
+
+    out = Slow()
+    writer = TarWriter(out)
+    for name, data in FILES:
+        add(writer, name, data)
+    writer.close()
+    assert out.getvalue() == tar()
+
+
+def test_headers_of_many_are_the_headers_of_each() -> None:
+    sizes = [0, 1, 7, 8, 511, 512, 27_123, 8**7 - 1, 8**10, MOST_BYTES]
+    names = [f"{n:05}{'abcXYZ/~é'.encode()[n % 9]:02x}.jpg".encode() for n in range(len(sizes))]
+    found = headers(np.array([list(name) for name in names], np.uint8), np.array(sizes, np.int64))
+    assert [row.tobytes() for row in found] == list(map(header, names, sizes))
+    assert headers(np.zeros((0, 4), np.uint8), np.zeros(0, np.int64)).shape == (0, BLOCK)
+    for width, size in ((0, 1), (100, 1), (1, MOST_BYTES + 1)):
+        with pytest.raises(ValueError, match="bytes"):
+            headers(np.full((1, width), 97, np.uint8), np.array([size]))
 
 
 @pytest.mark.parametrize(("name", "size"), [(b"", 1), (b"n" * 100, 1), (b"n", MOST_BYTES + 1)])

@@ -29,6 +29,7 @@ from typing import IO, Any
 import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from pipeline import files, schema
 from pipeline.fetching.client import Client, shared_client
@@ -61,6 +62,8 @@ class _Outcome:
     picture: Picture | None = None  # without its bytes once they are stored
     place: int = 0  # in the spool
     size: int = 0
+    stored_sha256: bytes | None = None  # of the encoded image
+    stored_xxh3: int | None = None
 
     def fail(self, failure: Failure) -> None:
         self.status, self.error, self.retryable = failure.status, str(failure), failure.retryable
@@ -156,6 +159,8 @@ class _Shard:
             try:
                 outcome.place = self._spool.seek(0, os.SEEK_END)
                 outcome.size = self._spool.write(jpeg)
+                outcome.stored_sha256 = hashlib.sha256(jpeg).digest()
+                outcome.stored_xxh3 = xxhash.xxh3_64_intdigest(jpeg)
             except OSError as error:
                 self.problem = error  # the Downloader prints what a writer raises, and goes on
                 raise
@@ -356,6 +361,8 @@ def _table(rows: pa.RecordBatch, outcomes: list[_Outcome], offsets: list[int | N
         "image_sha256": [o.sha256 for o in outcomes],
         "image_offset": offsets,
         "image_bytes": [o.size if o.status == OK else None for o in outcomes],
+        "stored_sha256": [o.stored_sha256 for o in outcomes],
+        "stored_xxh3": [o.stored_xxh3 for o in outcomes],
         "final_url": [o.final_url for o in outcomes],
     }
     for name in ("width", "height", "original_width", "original_height", "original_format", "phash"):
