@@ -19,14 +19,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline import planning
+from pipeline.cli import CRASHED, DONE, INTERRUPTED, MISSING, USAGE, MissingInput, UsageError, fail
 from pipeline.options import Options, parse
-from pipeline.planning import MissingInput, Run
+from pipeline.planning import Run
 from pipeline.runners import ENVIRONMENT_ERRORS, JobFailed
-from pipeline.work import STAGES, Busy, PlanChanged, UsageError
+from pipeline.work import STAGES, Busy, PlanChanged
 
 KERNEL_ROWS = 50_000  # expected rows from which workers load the kernels before they begin
-
-DONE, CRASHED, USAGE, BELOW, MISSING, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
 # ---------------------------------------------------------------------------------------------------- the whole way
@@ -251,25 +250,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_summary(run, as_json=how.json)
         return DONE
     except UsageError as error:
-        print(f"pipeline.build: {error}", file=sys.stderr)
-        return USAGE
+        return fail("pipeline.build", error, USAGE)
     except MissingInput as error:
-        print(f"pipeline.build: {error}", file=sys.stderr)
-        return MISSING
+        return fail("pipeline.build", error, MISSING)
     except Busy as error:
-        print(
-            f"pipeline.build: another run holds the output folder ({error}): wait for it, or end it first",
-            file=sys.stderr,
+        return fail(
+            "pipeline.build", f"another run holds the output folder ({error}): wait for it, or end it first", CRASHED
         )
-        return CRASHED
     except (JobFailed, OSError) as error:
         if isinstance(error, OSError) and error.errno not in ENVIRONMENT_ERRORS:
             raise
-        print(f"pipeline.build: {told(error)}", file=sys.stderr)
-        return CRASHED
+        return fail("pipeline.build", told(error), CRASHED)
     except KeyboardInterrupt:
-        print("pipeline.build: interrupted; the same command goes on where it was", file=sys.stderr)
-        return INTERRUPTED
+        return fail("pipeline.build", "interrupted; the same command goes on where it was", INTERRUPTED)
 
 
 def told(error: Exception) -> str:

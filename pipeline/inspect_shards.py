@@ -14,26 +14,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import hashlib
 import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
+from pipeline.cli import BELOW, DONE, INTERRUPTED, MISSING, USAGE, Parser, UsageError, check_flags, suggestion
 from pipeline.plain import plain, size
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-DONE, CRASHED, USAGE, FAULT, MISSING, INTERRUPTED = 0, 1, 2, 3, 4, 130
-
-
-class UsageError(ValueError):
-    """The command line cannot be carried out as it stands."""
+FAULT = BELOW  # exit code of `verify` on a folder that is not sound
 
 
 class NotFound(ValueError):
@@ -333,19 +329,12 @@ def print_json(value: Any) -> int:
 # ----------------------------------------------------------------------------------------------------- command line
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse with our exit code, and a suggestion for what is misspelt."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
-
-
 COMMANDS = {"info": info, "ls": ls, "show": show, "stats": stats, "verify": verify, "rows": rows}
 
 
-def parser_of() -> tuple[_Parser, dict[str, _Parser]]:
+def parser_of() -> tuple[Parser, dict[str, Parser]]:
     """The parser, and that of each command."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m pipeline.inspect_shards",
         description=__doc__,
         allow_abbrev=False,
@@ -386,21 +375,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if word is not None and word not in parsers:
         raise UsageError(f"no command {word!r}{suggestion(word, parsers)} ({', '.join(parsers)})")
     if word is not None:
-        known = [flag for action in parsers[word]._actions for flag in action.option_strings]
-        known += [flag for action in parser._actions for flag in action.option_strings]
-        for flag in argv:
-            name = flag.split("=")[0]
-            if flag == "--":
-                break
-            if name.startswith("--") and name not in known:
-                raise UsageError(f"unknown flag {name}{suggestion(name, known)}")
+        check_flags(argv, parsers[word], parser)
     return parser.parse_args(argv)
-
-
-def suggestion(word: str, known: Any) -> str:
-    """: did you mean this? or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f": did you mean {near[0]}?" if near else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

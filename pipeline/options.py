@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from pipeline import __version__
-from pipeline.work import STAGES, UsageError
+from pipeline.cli import Parser, UsageError, check_flags, suggestion
+from pipeline.runners import beam_flags
+from pipeline.work import STAGES
 
 DESCRIPTION = """Web archives or tables in, balanced image-text shards out.
 
@@ -64,18 +65,14 @@ class Options:
     beam: tuple[str, ...] = ()
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse with our exit codes and a suggestion for a flag that does not exist."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
 def parse(argv: Sequence[str]) -> tuple[Options, argparse.Namespace]:
     """The command line as Options, and the flags that only say how to print."""
     defaults = {field.name: field.default for field in dataclasses.fields(Options)}
     parser = _argument_parser(defaults)
+    check_flags(argv, parser, others=beam_flags)
     known, rest = parser.parse_known_args(argv)
+    if rest and not rest[0].startswith("--"):
+        raise UsageError(f"unexpected argument {rest[0]!r}")
     values = vars(known)
     chosen = {field.name: values[field.name] for field in dataclasses.fields(Options) if field.name in values}
     for name in ("input", "allow_address"):
@@ -83,8 +80,6 @@ def parse(argv: Sequence[str]) -> tuple[Options, argparse.Namespace]:
     chosen["languages"] = tuple(code.strip() for code in known.languages.split(",") if code.strip())
     chosen["stages"] = stage_range(known.stages)
     chosen["beam"] = tuple(rest)
-    if rest:
-        check_beam_flags(rest, parser)
     return Options(**chosen), known
 
 
@@ -94,31 +89,15 @@ def stage_range(text: str) -> tuple[str, ...]:
     last = last or first
     for name in (first, last):
         if name not in STAGES:
-            near = difflib.get_close_matches(name, STAGES, n=1)
-            raise UsageError(f"no stage {name!r}{f': did you mean {near[0]!r}?' if near else ''} ({', '.join(STAGES)})")
+            raise UsageError(f"no stage {name!r}{suggestion(name, STAGES)} ({', '.join(STAGES)})")
     if STAGES.index(first) > STAGES.index(last):
         raise UsageError(f"--stages {text}: {first!r} comes after {last!r}")
     return STAGES[STAGES.index(first) : STAGES.index(last) + 1]
 
 
-def check_beam_flags(rest: Sequence[str], parser: argparse.ArgumentParser) -> None:
-    """Beam would drop an unknown flag silently."""
-    own = [flag for action in parser._actions for flag in action.option_strings]
-    from pipeline import runners
-
-    known = [*own, *runners.beam_flags()]
-    for word in rest:
-        name = word.split("=")[0]
-        if name.startswith("-") and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise UsageError(f"unknown flag {name}{f': did you mean {near[0]}?' if near else ''}")
-        if not name.startswith("-") and word == rest[0]:
-            raise UsageError(f"unexpected argument {word!r}")
-
-
 def _argument_parser(d: dict[str, Any]) -> argparse.ArgumentParser:
     """All flags, a group a stage, in the order of the way; `d` are the defaults of Options."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m pipeline.build",
         description=DESCRIPTION,
         allow_abbrev=False,

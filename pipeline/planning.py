@@ -13,8 +13,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cli import MissingInput, UsageError
 from pipeline.options import Options
-from pipeline.work import STAGES, UsageError, Work, digest_of
+from pipeline.work import STAGES, Work, digest_of
 
 if TYPE_CHECKING:
     from pipeline.sources.inputs import Input
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
 RESULT = 1  # raised whenever the same input and options give other rows: an older folder is then not continued
 FETCHED = 2  # raised whenever the columns of the fetched rows change
 UNKNOWN_BYTES = 350 << 20  # of an input whose size no listing told: a WAT file of Common Crawl
-
-
-class MissingInput(ValueError):
-    """What the command line names is not there (exit code 4)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files, progress, zygote
-from pipeline.work import UsageError
+from pipeline.cli import UsageError
 
 LOCAL = ("local", "direct", "directrunner", "localrunner")
 # Loggers of Beam that talk about its inner life at WARNING.

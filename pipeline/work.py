@@ -23,13 +23,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline import files
+from pipeline.cli import UsageError
 from pipeline.ledger import Ledger
 
 STAGES = ("gather", "match", "dedup", "balance", "fetch", "dedup-images", "publish")
-
-
-class UsageError(ValueError):
-    """The command line cannot be carried out as it stands (exit code 2)."""
 
 
 class Busy(RuntimeError):

@@ -21,9 +21,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
-from pipeline.runners import JobFailed
-from pipeline.work import Busy, UsageError
-from queries.cli import CRASHED, DONE, INTERRUPTED, MISSING, USAGE, MissingInput, Parser, check_flags, fail
+from pipeline.cli import (
+    CRASHED,
+    DONE,
+    INTERRUPTED,
+    MISSING,
+    USAGE,
+    MissingInput,
+    Parser,
+    UsageError,
+    check_flags,
+    fail,
+)
+from pipeline.runners import JobFailed, beam_flags
+from pipeline.work import Busy
 
 if TYPE_CHECKING:
     from queries.recipe import Sources
@@ -119,7 +130,7 @@ def build(options: Options) -> dict[str, Any]:
 def parse(argv: Sequence[str]) -> tuple[Options, bool]:
     """The command line as Options, and whether to print JSON."""
     parser = _argument_parser()
-    check_flags(argv, parser, beam=True)
+    check_flags(argv, parser, others=beam_flags)
     known, rest = parser.parse_known_args(argv)
     if rest and not rest[0].startswith("-"):
         raise UsageError(f"unexpected argument {rest[0]!r}")
@@ -207,15 +218,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(info, indent=1, ensure_ascii=False) if as_json else summary(options, info))
         return DONE
     except UsageError as error:
-        return fail("queries.build", str(error), USAGE)
+        return fail("queries.build", error, USAGE)
     except MissingInput as error:
-        return fail("queries.build", str(error), MISSING)
+        return fail("queries.build", error, MISSING)
     except Busy as error:
         return fail(
             "queries.build", f"another run holds the output folder ({error}): wait for it, or end it first", CRASHED
         )
     except JobFailed as error:
-        return fail("queries.build", str(error), CRASHED)
+        return fail("queries.build", error, CRASHED)
     except BrokenPipeError:  # `| head`: the list is written
         return DONE
     except KeyboardInterrupt:

@@ -27,10 +27,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from pipeline import __version__
+from pipeline.cli import DONE, INTERRUPTED, MISSING, USAGE, MissingInput, Parser, UsageError, check_flags, fail
 from pipeline.matcher import MODES, Matcher
-from pipeline.work import UsageError
 from queries import load
-from queries.cli import DONE, INTERRUPTED, MISSING, USAGE, MissingInput, Parser, check_flags, fail
 
 CAPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 170_000, 200_000)
 HEAD = 20
@@ -306,9 +305,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(found, indent=1, ensure_ascii=False) if options.json else text(found))
         return DONE
     except UsageError as error:
-        return fail("queries.show", str(error), USAGE)
+        return fail("queries.show", error, USAGE)
     except MissingInput as error:
-        return fail("queries.show", str(error), MISSING)
+        return fail("queries.show", error, MISSING)
     except KeyboardInterrupt:
         return fail("queries.show", "interrupted", INTERRUPTED)
     except BrokenPipeError:

@@ -15,8 +15,9 @@ import apache_beam as beam
 import pytest
 
 from pipeline import build, runners, zygote
+from pipeline.cli import UsageError
 from pipeline.progress import Watched
-from pipeline.work import StepFolder, UsageError
+from pipeline.work import StepFolder
 
 TESTS = Path(__file__).parent
 
