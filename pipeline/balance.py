@@ -46,8 +46,8 @@ class SelectRows:
     def run(self, unit: int) -> dict[str, Any]:
         rejects = Rejects(self.keep_rejected)
         tally = Tally("balance", rejects)
-        decide = balancing.decider(self.plan, tally, SELECTED_PART)
         bits, parts = out_bits(self.plan), 0
+        decide = balancing.decider(self.plan, tally, SELECTED_PART, bits=bits)
         for path, keep in self.rows.parts(unit):
             first, selected = 0, []
             for batch in files.read_batches(path):
@@ -62,10 +62,8 @@ class SelectRows:
         return {"parts": parts, "balance": body, "rejected": rejected.num_rows}
 
     def _write(self, unit: int, part: int, selected: list[pa.RecordBatch], bits: int) -> None:
-        table = pa.Table.from_batches(selected, SELECTED_PART).combine_chunks()
-        batch = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], SELECTED_PART)
-        bucket = hashing.buckets(hashing.uid_words(batch["uid"])[0], bits)
-        buckets.write(self.folder.file(unit, "rows", part), buckets.cut(batch, bucket, 1 << bits))
+        bucket_of_rows = [hashing.buckets(hashing.uid_words(batch["uid"])[0], bits) for batch in selected]
+        buckets.write(self.folder.file(unit, "rows", part), buckets.join(selected, bucket_of_rows, 1 << bits))
 
 
 def out_bits(plan: Plan) -> int:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gzip
+import math
 import os
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any, Protocol
 
 import apache_beam as beam
@@ -51,6 +53,8 @@ class Policy:
             the probability cap / count) or "none".
         cap: pairs a query (the paper's 20,000).
         target_pairs: solve for the cap that keeps about so many pairs; None: use `cap`.
+        expected_yield: the share of the pairs that is expected to come through the fetch: with less than 1 more are
+            picked before it, cap / expected_yield a query.
         seed: of the hash that decides.
         stop_list: path of queries that never pick a pair, None: none.
         stop_share: queries in more than this share of the texts never pick a pair; None: no such bound.
@@ -59,6 +63,7 @@ class Policy:
     kind: str = "cap"
     cap: int = 20_000
     target_pairs: int | None = None
+    expected_yield: float = 1.0
     seed: int = 0
     stop_list: str | None = None
     stop_share: float | None = None
@@ -93,6 +98,7 @@ class Plan:
     queries: str  # path of queries.parquet
     most_parts: int = 4096  # upper bound of output parts, a power of two
     prefix: str = ""  # of the step folders, where a stage balances beside other work
+    before: Plan | None = None  # the balancing that left these rows, where it is done again
 
     def step(self, name: str) -> StepFolder:
         return self.work.step(self.stage, self.prefix + name)
@@ -117,11 +123,17 @@ class CountQueries:
 
     def run(self, unit: int) -> dict[str, Any]:
         counts = np.zeros(len(self.plan.keys()), np.int64)
-        share = min(1.0, SAMPLE_ROWS / max(1, self.plan.rows.count())) if self.plan.policy.target_pairs else 0.0
+        before = self.plan.before
+        solves = self.plan.policy.target_pairs and before is None
+        share = min(1.0, SAMPLE_ROWS / max(1, self.plan.rows.count())) if solves else 0.0
+        tau = load_thresholds(before).hash if before is not None else None
+        picked = np.zeros(len(counts), np.int64)
         sample: list[pa.Array] = []
         rows = 0
         for matches in self.plan.rows.matches(unit):
             counts += selection.count_queries(matches.offsets, matches.ids, matches.keep, len(counts))
+            if tau is not None:
+                picked += count_picked(matches, self.plan.keys(), tau)
             keep = np.ones(len(matches.pair_high), np.bool_) if matches.keep is None else matches.keep
             rows += int(keep.sum())
             if share:
@@ -129,6 +141,8 @@ class CountQueries:
                 lists = pa.ListArray.from_arrays(pa.array(matches.offsets.astype(np.int32)), pa.array(matches.ids))
                 sample.append(lists.filter(pa.array(wanted)))
         write_vector(self.folder.file(unit, "counts"), counts)
+        if tau is not None:
+            write_vector(self.folder.file(unit, "picked"), picked)
         if share:
             lists = pa.chunked_array(sample, pa.list_(pa.int32()))
             files.write_table(self.folder.file(unit, "sample"), pa.table({"query_ids": lists}))
@@ -149,15 +163,18 @@ class Limits:
         return 1
 
     def run(self, unit: int) -> dict[str, Any]:
-        counted = self.plan.step("counts")
-        units = [unit for unit, _ in counted.manifests()]
-        counts = sum(
-            (read_vector(counted.file(unit, "counts")) for unit in units), np.zeros(len(self.plan.keys()), np.int64)
-        )
-        rows = counted.total("rows")
+        counts = self._sum("counts")
+        rows = self.plan.step("counts").total("rows")
         stop = self._stop(counts, rows)
-        cap = self._cap(counts, stop, units, counted)
-        low, high = selection.band_limits(counts, cap, stop=stop)
+        cap = self._cap(counts, stop, rows)
+        if self.plan.before is None:
+            low, high = selection.band_limits(counts, cap, stop=stop)
+        elif self.plan.policy.kind == "bernoulli":  # nested in the choice of then
+            counts = np.rint(load_limits(self.plan.before)["count"] * self._left(rows)).astype(np.int64)
+            low, high = selection.band_limits(counts, cap, stop=stop)
+        else:
+            tau = load_thresholds(self.plan.before).hash
+            low, high = selection.band_limits_after(counts, self._sum("picked"), tau, cap, stop=stop)
         for name, array in {"count": counts, "stop": stop, "low": low, "high": high}.items():
             save_array(self.folder.file(unit, name), array)
         head = int(((counts > cap) & ~stop).sum())
@@ -169,17 +186,39 @@ class Limits:
             "stop_queries": int(stop.sum()),
         }
 
-    def _cap(self, counts: np.ndarray, stop: np.ndarray, units: list[int], counted: StepFolder) -> int:
-        policy = self.plan.policy
+    def _sum(self, kind: str) -> np.ndarray:
+        """The sum of a vector of all groups."""
+        counted = self.plan.step("counts")
+        vectors = (read_vector(counted.file(unit, kind)) for unit, _ in counted.manifests())
+        return sum(vectors, np.zeros(len(self.plan.keys()), np.int64))
+
+    def _left(self, rows: int) -> float:
+        """The share of the rows of the earlier balancing that is left."""
+        before = self.plan.before
+        return rows / max(1, before.step("selected").total("rows_out")) if before is not None else 1.0
+
+    def _cap(self, counts: np.ndarray, stop: np.ndarray, rows: int) -> int:
+        policy, before = self.plan.policy, self.plan.before
         if policy.kind == "none":
             return max(1, int(counts.max(initial=1)))
         if not policy.target_pairs:
-            return policy.cap
-        tables = [files.read_table(counted.file(unit, "sample")) for unit in units]
+            return math.ceil(policy.cap / Fraction(str(policy.expected_yield)))
+        if before is None:
+            return self._solve(self.plan, counts, policy.target_pairs / policy.expected_yield, stop)
+        # As if all matches had been fetched, with the losses that were met.
+        counts = load_limits(before)["count"]
+        solved = self._solve(before, counts, policy.target_pairs, load_limits(before)["stop"], left=self._left(rows))
+        return min(solved, before.step("limits").total("cap"))
+
+    def _solve(self, plan: Plan, counts: np.ndarray, wanted: float, stop: np.ndarray, *, left: float = 1.0) -> int:
+        """The cap that keeps about `wanted` pairs of the share that is left of a plan's rows."""
+        counted = plan.step("counts")
+        tables = [files.read_table(counted.file(unit, "sample")) for unit, _ in counted.manifests()]
         lists = hashing.as_array(pa.concat_tables(tables)["query_ids"])
         share = max([manifest["share"] for _, manifest in counted.manifests()], default=1.0)
+        scaled = np.rint(counts * left).astype(np.int64)
         return selection.solve_cap(
-            np.asarray(lists.offsets), np.asarray(lists.values), counts, policy.target_pairs, scale=1 / share, stop=stop
+            np.asarray(lists.offsets), np.asarray(lists.values), scaled, wanted, scale=left / share, stop=stop
         )
 
     def _stop(self, counts: np.ndarray, rows: int) -> np.ndarray:
@@ -294,13 +333,21 @@ def load_thresholds(plan: Plan) -> Thresholds:
     return tau
 
 
+def count_picked(matches: Matches, keys: np.ndarray, tau: np.ndarray) -> np.ndarray:
+    """Per query how many of its matches have a hash of at most `tau`."""
+    above = np.minimum(tau, selection.HIGHEST - 1) + np.uint64(1)
+    return selection.band_tuples(matches, keys, above, np.full(len(keys), selection.HIGHEST)).below
+
+
 def load_limits(plan: Plan) -> dict[str, np.ndarray]:
     """The arrays of `Limits`, mapped."""
     folder = plan.step("limits")
     return {name: _map(folder.file(0, name)) for name in ("count", "stop", "low", "high")}
 
 
-def decider(plan: Plan, tally: Tally, schema: pa.Schema) -> Callable[[pa.RecordBatch, np.ndarray], pa.RecordBatch]:
+def decider(
+    plan: Plan, tally: Tally, schema: pa.Schema, *, bits: int = 0
+) -> Callable[[pa.RecordBatch, np.ndarray], pa.RecordBatch]:
     """A function (rows, which of them are in) -> the rows that a query picks, by the thresholds on disk."""
     return functools.partial(
         decide,
@@ -310,6 +357,7 @@ def decider(plan: Plan, tally: Tally, schema: pa.Schema) -> Callable[[pa.RecordB
         tau=load_thresholds(plan),
         limits=load_limits(plan),
         cap=plan.step("limits").total("cap"),
+        bits=bits,
     )
 
 
@@ -323,8 +371,9 @@ def decide(
     tau: Thresholds,
     limits: dict[str, np.ndarray],
     cap: int,
+    bits: int = 0,
 ) -> pa.RecordBatch:
-    """The rows that a query picks, with keep_probability and kept_by; order kept.
+    """The rows that a query picks, with keep_probability and kept_by.
 
     Args:
         rows: with at least uid, url, text, query_ids and row_hash.
@@ -334,6 +383,7 @@ def decide(
         keys, tau: key and threshold of each query.
         limits: the arrays of `Limits`.
         cap: pairs a query.
+        bits: the rows come out by the first so many bits of their uid; otherwise their order is kept.
     """
     matches = Matches.from_arrow(rows["uid"], rows["query_ids"], keep)
     picks = selection.pick(matches, keys, tau)
@@ -342,8 +392,9 @@ def decide(
     if missed.any():
         url, text = (rows[name].filter(pa.array(missed)) for name in ("url", "text"))
         tally.drop("over_cap", url, text, matches.pair_high[missed])
-    picked = rows.filter(pa.array(picks.selected))
-    kept_by = picks.kept_by()
+    order, _ = hashing.partition(hashing.buckets(matches.pair_high[picks.selected], bits), 1 << bits)
+    picked = rows.take(pa.array(np.flatnonzero(picks.selected)[order]))
+    kept_by = picks.kept_by().take(pa.array(order))
     ids = Matches.from_arrow(picked["uid"], picked["query_ids"])
     chance = selection.keep_probability(ids.offsets, ids.ids, limits["count"], cap, stop=limits["stop"])
     row_hash = hashing.mix(picked["row_hash"].to_numpy(), hashing.column_hash(kept_by))
@@ -356,7 +407,11 @@ def decide(
 def sort_by_uid(table: pa.Table) -> pa.Table:
     """Rows in the order of their uids, which are distinct."""
     high, low = hashing.uid_words(table["uid"])
-    return table.take(pa.array(np.lexsort((low, high)))).combine_chunks()
+    order = np.argsort(high)
+    ranked = high[order]
+    if (ranked[1:] == ranked[:-1]).any():  # two keys with one first half: hardly ever
+        order = np.lexsort((low, high))
+    return table.take(pa.array(order)).combine_chunks()
 
 
 def candidates(plan: Plan) -> int:

@@ -34,6 +34,19 @@ def cut(batch: pa.RecordBatch, bucket_of_row: npt.NDArray[np.int64], count: int)
     ]
 
 
+def join(
+    batches: list[pa.RecordBatch], bucket_of_rows: list[npt.NDArray[np.int64]], count: int
+) -> list[pa.Buffer | None]:
+    """As `cut` for the rows of several batches, each of which has its rows by bucket already."""
+    bounds = [np.searchsorted(ascending, np.arange(count + 1)).tolist() for ascending in bucket_of_rows]
+    messages: list[pa.Buffer | None] = []
+    for bucket in range(count):
+        cuts = [(batch, at[bucket], at[bucket + 1]) for batch, at in zip(batches, bounds, strict=True)]
+        slices = [batch.slice(start, end - start) for batch, start, end in cuts if end > start]
+        messages.append(pa.concat_batches(slices).serialize() if slices else None)
+    return messages
+
+
 def write(path: str, messages: list[pa.Buffer | None]) -> int:
     """Writes a bucket file atomically; returns its size in bytes."""
     sizes = [0 if message is None else message.size for message in messages]

@@ -32,7 +32,8 @@ import html
 import ipaddress
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import idna
 import numpy as np
@@ -141,15 +142,12 @@ def clean_text(texts: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, Codes]:
         return _apply(array, clean_one_text, np.ones(len(array), np.bool_))
     work = kernel.text_work(array)
     rows = np.flatnonzero(work == kernel.TIDY)
+    known: dict[int, str] = {}
     if len(rows):
         tidied = tidy(array.take(pa.array(rows)))
         fine = kernel.text_work(tidied) == kernel.FINE
-        work[rows] = np.where(fine, kernel.FINE, kernel.WORK)
-        if fine.any():
-            mask = np.zeros(len(array), np.bool_)
-            mask[rows[fine]] = True
-            array = pc.replace_with_mask(array, pa.array(mask), tidied.filter(pa.array(fine)))
-    return _apply(array, clean_one_text, work == kernel.WORK)
+        known = dict(zip(rows[fine].tolist(), tidied.filter(pa.array(fine)).to_pylist(), strict=True))
+    return _apply(array, clean_one_text, work != kernel.FINE, known)
 
 
 def tidy(texts: pa.Array) -> pa.Array:
@@ -196,16 +194,21 @@ class _BadUrl(ValueError):
 
 
 def _apply(
-    array: pa.Array, function: Callable[[bytes], tuple[str, int]], flags: npt.NDArray[np.bool_]
+    array: pa.Array,
+    function: Callable[[bytes], tuple[str, int]],
+    flags: npt.NDArray[np.bool_],
+    known: Mapping[int, str] = MappingProxyType({}),
 ) -> tuple[pa.Array, Codes]:
-    """Runs `function` on the flagged rows."""
+    """Runs `function` on the flagged rows; but some are `known` to be kept, in another form."""
     codes = np.zeros(len(array), np.uint8)
     rows = np.flatnonzero(flags)
     if len(rows) == 0:
         return array, codes
     raw_type = pa.large_binary() if pa.types.is_large_string(array.type) else pa.binary()
     found = array.view(raw_type).take(pa.array(rows)).to_pylist()
-    results = [function(value) for value in found]
+    results = [
+        (known[row], 0) if row in known else function(value) for row, value in zip(rows.tolist(), found, strict=True)
+    ]
     codes[rows] = [code for _, code in results]
     values = pa.array([value for value, _ in results], array.type)
     return (values if len(rows) == len(array) else pc.replace_with_mask(array, pa.array(flags), values)), codes

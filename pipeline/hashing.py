@@ -164,10 +164,15 @@ def column_hash(column: pa.Array | pa.ChunkedArray) -> Words:
         return column_hash(array.dictionary_decode())
     if pa.types.is_null(kind):
         return np.full(len(array), _NULL, np.uint64)
-    missing = np.asarray(array.is_null()) if array.null_count else None
+    if not array.null_count:
+        return _hash_values(array, kind)
+    if 2 * array.null_count > len(array):  # a column that few rows have
+        hashes = np.full(len(array), _NULL, np.uint64)
+        if array.null_count < len(array):
+            hashes[np.asarray(array.is_valid())] = _hash_values(array.drop_null(), kind)
+        return hashes
     hashes = _hash_values(array, kind)
-    if missing is not None:
-        hashes[missing] = _NULL
+    hashes[np.asarray(array.is_null())] = _NULL
     return hashes
 
 
@@ -182,6 +187,17 @@ def row_hash(*columns: npt.ArrayLike) -> Words:
 def row_digest(*columns: npt.ArrayLike) -> int:
     """An order-free digest of rows: the sum of the row hashes modulo 2^64. Parts of a table simply add up."""
     return int(row_hash(*columns).sum(dtype=np.uint64))
+
+
+def sums_of_lists(values: Words, lists: pa.ListArray) -> Words:
+    """Per row the sum (modulo 2^64) of values[id] over its ids: what a set of numbers adds to a row's hash."""
+    offsets = np.asarray(lists.offsets)
+    ids = np.asarray(lists.values) if len(lists.values) else np.zeros(0, np.int32)
+    kernel = _kernel(len(lists))
+    if kernel:
+        return kernel.sums_of_lists(values, offsets, ids)
+    running = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values[ids[offsets[0] : offsets[-1]]])])
+    return running[offsets[1:] - offsets[0]] - running[offsets[:-1] - offsets[0]]
 
 
 def table_digest(table: pa.RecordBatch | pa.Table, columns: Sequence[str] | None = None) -> int:

@@ -248,6 +248,15 @@ def _hash_pairs(url_data, url_offsets, text_data, text_offsets, url_hash, uid, d
 
 
 @njit
+def _sums_of_lists(values, offsets, ids, out):
+    for row in range(len(out)):
+        total = U(0)
+        for place in range(offsets[row], offsets[row + 1]):
+            total += values[ids[place]]
+        out[row] = total
+
+
+@njit
 def _partition(bucket_of_row, order, starts):
     for bucket in bucket_of_row:
         starts[bucket + 1] += 1
@@ -288,6 +297,16 @@ def pair_keys(
     return url_hash, uid
 
 
+def sums_of_lists(values: Words, offsets: npt.NDArray[np.int32], ids: npt.NDArray[np.int32]) -> Words:
+    """See `hashing.sums_of_lists`."""
+    inside = ids[offsets[0] : offsets[-1]]
+    if len(inside) and not 0 <= int(inside.min()) <= int(inside.max()) < len(values):
+        raise ValueError(f"ids outside 0 .. {len(values) - 1}")
+    out = np.empty(len(offsets) - 1, np.uint64)
+    _sums_of_lists(frozen(values, np.uint64), frozen(offsets, np.int32), frozen(ids, np.int32), out)
+    return out
+
+
 def partition(bucket_of_row: npt.NDArray[np.int64], count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """See `hashing.partition`."""
     if len(bucket_of_row) and not 0 <= int(bucket_of_row.min()) <= int(bucket_of_row.max()) < count:
@@ -303,3 +322,4 @@ def warm() -> None:
     hash_strings(data, offsets)
     pair_keys(data, offsets, data, offsets)
     partition(np.zeros(1, np.int64), 1)
+    sums_of_lists(np.zeros(1, np.uint64), np.array([0, 1], np.int32), np.zeros(1, np.int32))

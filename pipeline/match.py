@@ -53,19 +53,11 @@ def match_batch(pairs: pa.RecordBatch, tally: Tally, *, matcher: Matcher, query_
         tally.drop("no_query", pairs["url"].filter(missed), pairs["text"].filter(missed), hashes)
         pairs, ids = pairs.filter(found), ids.filter(found)
     ids = ids.cast(pa.list_(pa.int32()))
-    row_hash = hashing.mix(pairs["row_hash"].to_numpy(), sum_of_lists(query_hash, ids))
+    row_hash = hashing.mix(pairs["row_hash"].to_numpy(), hashing.sums_of_lists(query_hash, ids))
     tally.passed(row_hash)
     columns = dict(zip(pairs.schema.names, pairs.columns, strict=True))
     columns |= {"query_ids": ids, "row_hash": pa.array(row_hash)}
     return pa.RecordBatch.from_arrays([columns[name] for name in PASSED.names], schema=PASSED)
-
-
-def sum_of_lists(values: np.ndarray, lists: pa.ListArray) -> np.ndarray:
-    """Per row the sum (modulo 2^64) of values[id] over its ids: what a set of queries adds to a row's hash."""
-    offsets = np.asarray(lists.offsets)
-    inside = values[np.asarray(lists.values)[offsets[0] : offsets[-1]]] if len(lists) else np.zeros(0, np.uint64)
-    running = np.concatenate([np.zeros(1, np.uint64), np.cumsum(inside, dtype=np.uint64)])
-    return running[offsets[1:] - offsets[0]] - running[offsets[:-1] - offsets[0]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ from pipeline.files import write_bytes, writing
 from queries import normalize
 
 MODES = ("wide", "metaclip")
-VERSION = 1  # of the saved folder and of the rules above: a folder of another version is refused
+VERSION = 2  # of the saved folder and of the rules above: a folder of another version is refused
 
 # What metaclip mode puts for a character of a text.
 _SPACED = {mark: f" {mark} " for mark in ",.;:?!`"} | dict.fromkeys("\t\n\r", " ")

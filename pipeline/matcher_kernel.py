@@ -9,12 +9,16 @@ tables (see `Tables`) are flat arrays of 64-bit words, so that they can be saved
   to. The node before is a slot of `tokens`, or a slot of `edges` marked with DEEPER. The next token is a slot of
   `tokens`.
 
+- `first_edges`: a bit for each hash that the edge from a first token has. It fits into the processor's inner cache,
+  and without the bit there is no such edge: most pairs of neighbours are told apart here.
+
 What a slot leads to: the id of the query that ends there, plus one, in the low half; GOES_ON where some query goes on
 from there; SHARED where other queries have the same form (`siblings` chains their ids).
 
 The tables are larger than the processor's caches, and waiting for memory is most of the cost. So the kernel takes a
 group of texts at a time: it cuts them into tokens and asks for each token's slot (prefetch), then looks all of them up,
-asking for the edges, then collects the queries text by text.
+asking for the edges, then collects the queries text by text. The rest is branches that cannot be foretold: hence
+`first_edges`, and the sorting by counting of `_sort_once`.
 """
 
 from __future__ import annotations
@@ -56,9 +60,12 @@ _BLANKS = U(0x2020202020202020)
 _ONES, _HIGH_BITS = U(0x0101010101010101), U(0x8080808080808080)
 _MIX_1, _MIX_2, _MIX_3 = U(0x9E3779B97F4A7C15), U(0xD6E8FEB86659FD93), U(0xBF58476D1CE4E5B9)
 _ZERO, _ONE, _TWO, _THREE, _EIGHT, _HALF = U(0), U(1), U(2), U(3), U(8), U(32)
+_SIX, _LAST_SIX = U(6), U(63)  # a bit's word in an array of words, and its place there
 
 _GROUP_TEXTS, _GROUP_TOKENS = 64, 512
-_FEW = 24  # ids up to which sorting by insertion is the fastest
+_FEW, _SOME = 16, 32  # ids of a text that are sorted by counting; two sizes, so that the loops have fixed lengths
+_HIGHEST_ID = np.int32(0x7FFFFFFF)
+_BITS_AN_EDGE = 4  # of `first_edges`, at least
 
 _CLOSING = pa.scalar("", pa.large_string()), pa.scalar(" ", pa.large_string())  # what to add, and the joint
 
@@ -75,6 +82,7 @@ class Tables(NamedTuple):
     edges: Words
     long_bytes: Bytes
     siblings: Ids
+    first_edges: Words
 
 
 @intrinsic
@@ -173,10 +181,14 @@ def _home(first, second, third, size):  # noqa: ANN001, ANN202
 
 
 @njit
-def _edge_home(key, size):  # noqa: ANN001, ANN202
+def _edge_hash(key):  # noqa: ANN001, ANN202
     mixed = key * _MIX_1
-    mixed = (mixed ^ (mixed >> _HALF)) * _MIX_3
-    return np.int64(((mixed >> _HALF) * size) >> _HALF)
+    return (mixed ^ (mixed >> _HALF)) * _MIX_3
+
+
+@njit
+def _edge_home(hashed, size):  # noqa: ANN001, ANN202
+    return np.int64(((hashed >> _HALF) * size) >> _HALF)
 
 
 @njit
@@ -214,7 +226,7 @@ def _find_token(tokens, long_bytes, slot, first, second, third, data, start):  #
 def _find_edge(edges, key):  # noqa: ANN001, ANN202
     """The edge's slot; where it is not in the table, -1 - the free slot it would take."""
     size = len(edges) // _EDGE_WORDS
-    slot = _edge_home(key, U(size))
+    slot = _edge_home(_edge_hash(key), U(size))
     while True:
         at = slot * _EDGE_WORDS
         if edges[at + 1] == _ZERO:
@@ -295,6 +307,15 @@ def _build(data, offsets, ids, tokens, edges, long_bytes, siblings):  # noqa: AN
 
 
 @njit
+def _mark_first_edges(edges, shift, first_edges):  # noqa: ANN001, ANN202
+    for slot in range(len(edges) // _EDGE_WORDS):
+        key = edges[slot * _EDGE_WORDS]
+        if edges[slot * _EDGE_WORDS + 1] and not (key >> _HALF) & _DEEPER:
+            bit = _edge_hash(key) >> shift
+            first_edges[bit >> _SIX] |= _ONE << (bit & _LAST_SIX)
+
+
+@njit
 def _collect(leads_to, siblings, values, written):  # noqa: ANN001, ANN202
     """Writes the queries that end here behind the others; returns the new end, or -1 where there is no room."""
     number = np.int64(leads_to & _ID) - 1
@@ -308,28 +329,49 @@ def _collect(leads_to, siblings, values, written):  # noqa: ANN001, ANN202
 
 
 @njit
-def _sort_once(values, start, end):  # noqa: ANN001, ANN202
-    """Sorts values[start:end] and drops repeats; returns the new end."""
-    if end - start <= _FEW:
-        for place in range(start + 1, end):
-            value = values[place]
-            before = place - 1
-            while before >= start and values[before] > value:
-                values[before + 1] = values[before]
-                before -= 1
-            values[before + 1] = value
-    else:
-        values[start:end].sort()
+def _rank(box, count, size, ranked):  # noqa: ANN001, ANN202
+    """Puts each of the first `count` values where the number of smaller ones says: equal ones into one place."""
+    for place in range(count):
+        value = box[place]
+        smaller = np.int32(0)
+        for other in range(size):
+            smaller += np.int32(box[other] < value)
+        ranked[smaller] = value
+
+
+@njit
+def _sort_once(values, start, end, box, ranked):  # noqa: ANN001, ANN202
+    """Sorts values[start:end] and drops repeats; returns the new end.
+
+    `box` and `ranked` are room for _SOME values; `ranked` is full of -1, before and after.
+    """
+    count = end - start
     kept = start
-    for place in range(start, end):
-        if place == start or values[place] != values[kept - 1]:
-            values[kept] = values[place]
-            kept += 1
+    if count > _SOME:
+        values[start:end].sort()
+        for place in range(start, end):
+            if place == start or values[place] != values[kept - 1]:
+                values[kept] = values[place]
+                kept += 1
+        return kept
+    for place in range(count):
+        box[place] = values[start + place]
+    for place in range(count, _SOME):
+        box[place] = _HIGHEST_ID
+    if count <= _FEW:
+        _rank(box, count, _FEW, ranked)
+    else:
+        _rank(box, count, _SOME, ranked)
+    for place in range(count):
+        value = ranked[place]
+        ranked[place] = -1
+        values[kept] = value
+        kept += np.int64(value >= 0)
     return kept
 
 
 @njit
-def _match(data, offsets, most, tokens, edges, long_bytes, siblings, begin, values, sizes):  # noqa: ANN001, ANN202
+def _match(data, offsets, most, tokens, edges, long_bytes, siblings, first_edges, shift, begin, values, sizes):  # noqa: ANN001, ANN202
     """Matches texts from `begin` on until `values` is full; returns the next text and the end of the values."""
     rows = len(offsets) - 1
     token_size, edge_size = U(len(tokens) // _TOKEN_WORDS), U(len(edges) // _EDGE_WORDS)
@@ -338,6 +380,7 @@ def _match(data, offsets, most, tokens, edges, long_bytes, siblings, begin, valu
     start, slots = np.empty(room, np.int64), np.empty(room, np.int64)
     leads_to = np.empty(room, np.uint64)
     bounds = np.empty(_GROUP_TEXTS + 1, np.int64)
+    box, ranked = np.empty(_SOME, np.int32), np.full(_SOME, np.int32(-1))
     written = np.int64(0)
     row = begin
     while row < rows:
@@ -364,9 +407,13 @@ def _match(data, offsets, most, tokens, edges, long_bytes, siblings, begin, valu
             )
             slots[number] = slot
             leads_to[number] = tokens[slot * _TOKEN_WORDS + 3] if slot >= 0 else _ZERO
-            if number and slot >= 0 and leads_to[number - 1] & _GOES_ON:
-                key = (U(slots[number - 1]) << _HALF) | U(slot)
-                _prefetch(edges, _edge_home(key, edge_size) * _EDGE_WORDS)
+            if number and leads_to[number - 1] & _GOES_ON:
+                hashed = _edge_hash((U(slots[number - 1]) << _HALF) | U(slot))
+                bit = hashed >> shift
+                if slot >= 0 and (first_edges[bit >> _SIX] >> (bit & _LAST_SIX)) & _ONE:
+                    _prefetch(edges, _edge_home(hashed, edge_size) * _EDGE_WORDS)
+                else:
+                    leads_to[number - 1] &= ~_GOES_ON  # not with this neighbour
         # Collect the queries of each text.
         for text in range(texts):
             begin_of_values = written
@@ -386,7 +433,7 @@ def _match(data, offsets, most, tokens, edges, long_bytes, siblings, begin, valu
                     after += 1
                 if written < 0:
                     return row + text, begin_of_values
-            written = _sort_once(values, begin_of_values, written)
+            written = _sort_once(values, begin_of_values, written, box, ranked)
             sizes[row + text] = written - begin_of_values
         row += texts
     return row, written
@@ -438,7 +485,9 @@ def build(forms: pa.LargeStringArray, ids: Ids) -> Tables:
         different *= 2
     if siblings.max(initial=-1) < 0:
         siblings = siblings[:1]  # no two queries share a form, so none is looked up
-    tables = tokens, edges, long_bytes[:used].copy(), siblings.copy()
+    first_edges = np.zeros(1 << max(0, (_BITS_AN_EDGE * (len(hashes) - len(ids))).bit_length() - 6), np.uint64)
+    _mark_first_edges(edges, _shift(first_edges), first_edges)
+    tables = tokens, edges, long_bytes[:used].copy(), siblings.copy(), first_edges
     return Tables(*(frozen(table) for table in tables))
 
 
@@ -458,11 +507,18 @@ def match(tables: Tables, data: Bytes, offsets: Offsets, most: int) -> tuple[npt
     row = 0
     while row < rows:
         begin = row
-        row, written = _match(frozen(data), frozen(offsets), most, *tables, begin, values, sizes)
+        row, written = _match(
+            frozen(data), frozen(offsets), most, *tables, _shift(tables.first_edges), begin, values, sizes
+        )
         parts.append(values[:written].copy() if row < rows else values[:written])
         if row == begin:  # not even one text found room
             values = np.empty(2 * len(values), np.int32)
     return sizes, np.concatenate(parts) if len(parts) > 1 else values[: len(parts[0])] if parts else values[:0]
+
+
+def _shift(first_edges: Words) -> np.uint64:
+    """What leaves of a hash the number of its bit."""
+    return U(64 - 6 - (len(first_edges).bit_length() - 1))
 
 
 def space_out(texts: pa.Array) -> tuple[Bytes, Offsets, int]:

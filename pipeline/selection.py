@@ -152,6 +152,29 @@ def band_limits(counts: Counts, cap: int, *, stop: Mask | None = None) -> tuple[
     return low, high
 
 
+def band_limits_after(
+    counts: Counts, picked: Counts, tau: Words, cap: int, *, stop: Mask | None = None
+) -> tuple[Words, Words]:
+    """`band_limits` for the rows that an earlier balancing left, of which some may have been lost since.
+
+    Their hashes are not uniform: a query's own picks lie below its threshold of then, the rows that other queries
+    picked above it; within each of the two parts they are.
+
+    Args:
+        counts: matches of each query among the rows of now.
+        picked: those whose hash is at most `tau`.
+        tau: each query's threshold of then.
+        cap, stop: of now.
+    """
+    head = _head(counts, cap, stop)
+    width = 7.0 * np.sqrt(cap)
+    low, high = np.zeros(len(counts), np.uint64), np.zeros(len(counts), np.uint64)
+    parts = picked[head], (counts - picked)[head], tau[head] / 2.0**64
+    low[head] = _quantile(max(0.0, cap - width), *parts)
+    high[head] = _quantile(cap + width + 20.0, *parts)
+    return low, high
+
+
 def band_tuples(matches: Matches, keys: Words, low: Words, high: Words, *, stop: Mask | None = None) -> Band:
     """The matches whose h lies in their query's band, and how many lie below it. `keys` are `hashing.query_keys`."""
     kernel = _kernel(len(matches.offsets) - 1)
@@ -228,11 +251,6 @@ def pick(matches: Matches, keys: Words, tau: Thresholds) -> Picks:
     per_row = np.bincount(row, minlength=len(matches.offsets) - 1)
     offsets = np.concatenate([[0], np.cumsum(per_row[per_row > 0])]).astype(np.int32)
     return Picks(per_row > 0, offsets, query, np.bincount(query, minlength=len(keys)).astype(np.int64))
-
-
-def pick_bernoulli(matches: Matches, keys: Words, counts: Counts, cap: int, *, stop: Mask | None = None) -> Picks:
-    """`pick` with the probability cap / count instead of an exact cap."""
-    return pick(matches, keys, bernoulli_thresholds(counts, cap, stop=stop))
 
 
 def keep_probability(
@@ -331,6 +349,13 @@ def _fraction(expected: float, counts: npt.NDArray) -> Words:
     share = expected / counts
     scaled = np.minimum(share, 1.0 - 2.0**-53) * 2.0**64
     return np.where(share >= 1.0, HIGHEST, scaled.astype(np.uint64))
+
+
+def _quantile(expected: float, below: Counts, above: Counts, tau: npt.NDArray[np.float64]) -> Words:
+    """Where so many matches are expected up to, with `below` of them spread over 0 .. tau and `above` over tau .. 1."""
+    inside = tau * expected / np.maximum(below, 1)
+    beyond = tau + (1.0 - tau) * (expected - below) / np.maximum(above, 1e-9)
+    return _fraction(1.0, 1.0 / np.maximum(np.where(expected <= below, inside, beyond), 2.0**-64))
 
 
 def _kept_matches(matches: Matches) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:

@@ -155,6 +155,26 @@ def test_equal_values_of_floats_hash_alike():
     assert hashes[0] == hashes[1] and hashes[2] == hashes[3] != hashes[0]
 
 
+@pytest.mark.parametrize("missing", [0, 2, 4, 5])
+def test_nulls_hash_alike_whatever_lies_beside_them(missing):
+    """A column of which most values are missing is hashed by its few values alone."""
+    for values in (["a", "b", "", "dä", "e"], [1, 2, 0, 4, 5], [[1], [2, 3], [], [4], [5]]):
+        column = pa.array([None] * missing + values[missing:], pa.array(values).type)
+        expected = [int(hashing.column_hash(pa.array([value], column.type))[0]) for value in column.to_pylist()]
+        assert hashing.column_hash(column).tolist() == expected
+        assert hashing.column_hash(column.slice(1, 3)).tolist() == expected[1:4]
+
+
+def test_sums_of_lists(way):
+    values = np.array([1, 2**64 - 1, 7], np.uint64)
+    lists = pa.array([[0], [], [0, 1, 2], [2, 2]], pa.list_(pa.int32()))
+    assert hashing.sums_of_lists(values, lists).tolist() == [1, 0, 7, 14]
+    assert hashing.sums_of_lists(values, lists.slice(2)).tolist() == [7, 14]
+    assert hashing.sums_of_lists(values, lists.slice(0, 0)).tolist() == []
+    with pytest.raises((ValueError, IndexError)):
+        hashing.sums_of_lists(values, pa.array([[3]], pa.list_(pa.int32())))
+
+
 def test_partition_is_stable(way):
     numbers = np.random.default_rng(2).integers(0, 7, 1000)
     order, starts = hashing.partition(numbers, 9)

@@ -116,10 +116,33 @@ def test_writes_stay_within_the_room_given():
     for room in range(0, 40):
         values, sizes = np.full(room + 8, -7, np.int32), np.zeros(10, np.int64)
         frozen = [normalize_kernel.frozen(array) for array in (data, offsets)]
-        row, written = matcher_kernel._match(*frozen, most, *tables, 0, values[:room], sizes)
+        shift = matcher_kernel._shift(tables.first_edges)
+        row, written = matcher_kernel._match(*frozen, most, *tables, shift, 0, values[:room], sizes)
         assert (row, written) == (min(room // 3, 10), 3 * min(room // 3, 10))
         assert (values[room:] == -7).all()
         assert values[:written].reshape(-1, 3).tolist() == [[0, 1, 2]] * row
+
+
+@pytest.mark.parametrize("kinds", [1, 3, 1000])
+def test_ids_are_sorted_and_kept_once(kinds):
+    random = np.random.default_rng(0)
+    box, ranked = np.empty(matcher_kernel._SOME, np.int32), np.full(matcher_kernel._SOME, np.int32(-1))
+    for count in [*range(40), 15, 16, 17, 31, 32, 33]:
+        values = random.integers(0, kinds, count + 6).astype(np.int32)
+        before = values.copy()
+        end = matcher_kernel._sort_once(values, 3, 3 + count, box, ranked)
+        assert values[3:end].tolist() == sorted(set(before[3 : 3 + count].tolist()))
+        assert (values[:3] == before[:3]).all() and (values[3 + count :] == before[3 + count :]).all()
+        assert (ranked == -1).all()
+
+
+def test_an_edge_without_its_bit_is_not_taken():
+    """The bits of `first_edges` are all that decides whether neighbours are looked at together."""
+    matcher = Matcher.build(pa.array(["a", "b", "a b", "a b c"]), mode="wide")
+    texts = pa.array(["a b c", "b a", "a c"])
+    assert matcher.match(texts).to_pylist() == [[0, 1, 2, 3], [0, 1], [0]]
+    matcher._tables = matcher._tables._replace(first_edges=normalize_kernel.frozen(np.zeros(1, np.uint64)))
+    assert matcher.match(texts).to_pylist() == [[0, 1], [0, 1], [0]]
 
 
 @pytest.mark.parametrize("mode", MODES)

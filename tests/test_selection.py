@@ -6,7 +6,7 @@ The seeds are fixed and the bounds of the statistics are wide (p > 1e-4), so tha
 from __future__ import annotations
 
 from collections.abc import Set
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -69,6 +69,12 @@ def cap_thresholds(data: Data, cap: int, *, parts: int = 1, stop: np.ndarray | N
         cap=cap,
         stop=stop,
     )
+
+
+def pick_bernoulli(data: Data, cap: int, *, keys: Any = None, stop: np.ndarray | None = None) -> selection.Picks:
+    """The whole way where each match is picked with the probability cap / count."""
+    tau = selection.bernoulli_thresholds(data.counts, cap, stop=stop)
+    return selection.pick(data.matches, data.keys if keys is None else keys, tau)
 
 
 def cut(matches: Matches, parts: int) -> list[Matches]:
@@ -247,7 +253,7 @@ def test_a_larger_cap_keeps_what_a_smaller_one_kept(way):
     before = np.zeros(len(data.matches.pair_high), np.bool_)
     for cap in (1, 5, 50, 500):
         selected = selection.pick(data.matches, data.keys, cap_thresholds(data, cap)).selected
-        bernoulli = selection.pick_bernoulli(data.matches, data.keys, data.counts, cap).selected
+        bernoulli = pick_bernoulli(data, cap).selected
         assert not (before & ~selected).any()
         before = selected
         share = (bernoulli & selected).sum() / (bernoulli | selected).sum()
@@ -291,7 +297,7 @@ def test_stop_queries_are_counted_but_pick_nothing(way):
         picks = selection.pick(data.matches, data.keys, tau)
         assert as_dict(picks) == full_sort(data, cap, stop=set(np.flatnonzero(stop).tolist()))
         assert not picks.per_query[stop].any()
-        bernoulli = selection.pick_bernoulli(data.matches, data.keys, data.counts, cap, stop=stop)
+        bernoulli = pick_bernoulli(data, cap, stop=stop)
         assert not bernoulli.per_query[stop].any()
     alone = np.array([0, 1, 2], np.int32), np.array([0, 250], np.int32)
     assert selection.keep_probability(*alone, data.counts, 5, stop=stop).tolist() == [0, 0]
@@ -409,10 +415,7 @@ def draws():
     miss = 1 - np.minimum(1, 10 / np.maximum(data.counts, 1))
     rows = np.repeat(np.arange(10_000), np.diff(lists[0]))
     probability = 1 - np.exp(np.bincount(rows, np.log(np.maximum(miss[lists[1]], 1e-300)), minlength=10_000))
-    kept = [
-        selection.pick_bernoulli(data.matches, hashing.query_keys(queries, seed), data.counts, 10).selected
-        for seed in range(400)
-    ]
+    kept = [pick_bernoulli(data, 10, keys=hashing.query_keys(queries, seed)).selected for seed in range(400)]
     return Draws(data, probability, np.array(kept))
 
 
