@@ -492,12 +492,40 @@ def test_what_is_missing_or_unfit_is_named(tmp_path: Path, capsys: pytest.Captur
     assert not os.path.exists(out)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [*select_arguments(tmp_path), "--output", str(tmp_path / "out")]
-    (tmp_path / "in" / "part1.parquet").chmod(0)
-    code, said = said_by(arguments, capsys)
-    assert code == build.MISSING and "part1.parquet" in said
+# A program before the program: root loses the right to read and write what its files' modes forbid it.
+AS_ANYBODY = """import ctypes, os, sys
+drop_from_bounding_set, dac_override, dac_read_search = 24, 1, 2
+for capability in (dac_override, dac_read_search) if os.geteuid() == 0 else ():
+    ctypes.CDLL(None).prctl(drop_from_bounding_set, capability, 0, 0, 0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def as_anybody(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", AS_ANYBODY, *command], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "code", "words"),
+    [
+        ("in/part1.parquet", 0, build.MISSING, "part1.parquet"),
+        ("queries.txt", 0, build.MISSING, "queries.txt"),
+        ("out", 0o555, build.USAGE, "nothing may be written into"),
+    ],
+)
+def test_what_may_not_be_read_or_written_is_named(name: str, mode: int, code: int, words: str, tmp_path: Path) -> None:
+    arguments = [*select_arguments(tmp_path), "--output", str(tmp_path / "out"), "--workers", "1"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / name).chmod(mode)
+    needed = "-r" if mode == 0 else "-w"
+    if as_anybody("test", needed, str(tmp_path / name)).returncode == 0:
+        pytest.skip("what is forbidden is allowed here, and this process may not give that right up")
+    done = as_anybody(sys.executable, "-m", "pipeline.build", *arguments)
+    assert (done.returncode, words in done.stderr) == (code, True), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_an_input_that_goes_away_is_told_in_a_sentence(
