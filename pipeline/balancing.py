@@ -53,20 +53,20 @@ class Policy:
             the probability cap / count) or "none".
         cap: pairs a query (the paper's 20,000).
         target_pairs: solve for the cap that keeps about so many pairs; None: use `cap`.
-        expected_yield: the share of the pairs that is expected to come through the fetch: with less than 1 more are
-            picked before it, cap / expected_yield a query.
         seed: of the hash that decides.
         stop_list: path of queries that never pick a pair, None: none.
         stop_share: queries in more than this share of the texts never pick a pair; None: no such bound.
+        expected_yield: the share of the pairs that is expected to come through the fetch: with less than 1 more are
+            picked before it, cap / expected_yield a query.
     """
 
     kind: str = "cap"
     cap: int = 20_000
     target_pairs: int | None = None
-    expected_yield: float = 1.0
     seed: int = 0
     stop_list: str | None = None
     stop_share: float | None = None
+    expected_yield: float = 1.0
 
 
 class Rows(Protocol):
@@ -166,7 +166,7 @@ class Limits:
         counts = self._sum("counts")
         rows = self.plan.step("counts").total("rows")
         stop = self._stop(counts, rows)
-        cap = self._cap(counts, stop, rows)
+        cap, matches = self._cap(counts, stop, rows), int(counts.sum())
         if self.plan.before is None:
             low, high = selection.band_limits(counts, cap, stop=stop)
         elif self.plan.policy.kind == "bernoulli":  # nested in the choice of then
@@ -182,7 +182,7 @@ class Limits:
             "cap": cap,
             "rows": rows,
             "head_queries": head,
-            "matches": int(counts.sum()),
+            "matches": matches,
             "stop_queries": int(stop.sum()),
         }
 
@@ -195,7 +195,7 @@ class Limits:
     def _left(self, rows: int) -> float:
         """The share of the rows of the earlier balancing that is left."""
         before = self.plan.before
-        return rows / max(1, before.step("selected").total("rows_out")) if before is not None else 1.0
+        return rows / max(1, before.work.done(before.stage)["rows_out"]) if before is not None else 1.0
 
     def _cap(self, counts: np.ndarray, stop: np.ndarray, rows: int) -> int:
         policy, before = self.plan.policy, self.plan.before

@@ -302,7 +302,8 @@ def print_plan(options: Options, *, as_json: bool) -> None:
     sizes: dict[str, int] = {}
     for item in {(item.path, item.format, item.bytes) for item in run.inputs}:
         sizes[item[1]] = sizes.get(item[1], 0) + (item[2] if item[2] is not None else planning.UNKNOWN_BYTES)
-    figures = estimate(sizes, fetches="fetch" in options.stages, target_pairs=options.target_pairs)
+    target = options.target_pairs and round(options.target_pairs / options.expected_yield)  # to be fetched
+    figures = estimate(sizes, fetches="fetch" in options.stages, target_pairs=target)
     stages = {stage: "done" if run.work.info(stage) else "to do" for stage in options.stages}
     facts = {
         "inputs": len(run.inputs),

@@ -48,6 +48,7 @@ class Options:
     balance: str = "cap"
     cap: int = 20_000  # pairs a query
     target_pairs: int | None = None
+    expected_yield: float = 1.0  # share of the pairs that comes through the fetch
     stop_queries: str | None = None  # a file, or a share of the texts such as 5%
     # fetch
     allow_address: tuple[str, ...] = ()
@@ -190,6 +191,17 @@ def _add_dedup(add: Callable[..., Any], d: dict[str, Any]) -> None:
     )
 
 
+def _share(text: str) -> float:
+    """The value of a flag that is a share: over 0, at most 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no fraction over 0 and up to 1, such as 0.7")
+    return value
+
+
 def _add_balance(add: Callable[..., Any], d: dict[str, Any]) -> None:
     add(
         "--balance",
@@ -199,6 +211,14 @@ def _add_balance(add: Callable[..., Any], d: dict[str, Any]) -> None:
     )
     add("--cap", type=int, default=d["cap"], metavar="T", help="pairs a query (default: %(default)s)")
     add("--target-pairs", type=int, metavar="N", help="solve for the cap that keeps about N pairs")
+    add(
+        "--expected-yield",
+        type=_share,
+        default=d["expected_yield"],
+        metavar="FRACTION",
+        help="share of the pairs expected to come through the fetch: so many more are fetched that --cap or "
+        "--target-pairs is met after it (default: %(default)s)",
+    )
     add(
         "--stop-queries",
         metavar="FILE|5%%",

@@ -117,7 +117,7 @@ def stage_plans(options: Options, inputs: list[Input], query_digest: str) -> dic
         ],
         "match": [query_digest, o.match, o.case],
         "dedup": [o.placeholder_bound],
-        "balance": [o.balance, o.cap, o.target_pairs, o.stop_queries, o.seed],
+        "balance": [o.balance, o.cap, o.target_pairs, o.expected_yield, o.stop_queries, o.seed],
         "fetch": [o.image_size, FETCHED],
         "dedup-images": [],
         "publish": [o.rows_per_shard],
@@ -189,7 +189,7 @@ def balance_plan(run: Run) -> Any:
     stop = o.stop_queries
     if stop and stop.endswith("%"):
         share, stop = float(stop[:-1]) / 100, None
-    policy = Policy(o.balance, o.cap, o.target_pairs, o.seed, stop, share)
+    policy = Policy(o.balance, o.cap, o.target_pairs, o.seed, stop, share, o.expected_yield)
     return Plan(
         run.work, "balance", dedup.remaining(dropping(run)), policy, run.tables, run.queries_file, run.most_parts
     )
@@ -234,15 +234,17 @@ def dropping_images(run: Run) -> Any:
 
 
 def publishing(run: Run) -> Any:
-    """How the shards are made: balanced with the cap that balance used."""
+    """How the shards are made: balanced with the cap that balance used, or, where that allowed for losses, anew."""
     from pipeline import dedup_images, gather
     from pipeline.publish import Publishing
 
     o = run.options
     rows = dedup_images.remaining(dropping_images(run))
     before = balance_plan(run)
-    policy = dataclasses.replace(before.policy, cap=run.work.done("balance")["cap"], target_pairs=None)
-    plan = dataclasses.replace(before, stage="publish", rows=rows, policy=policy)
+    policy = dataclasses.replace(before.policy, expected_yield=1.0)
+    if o.expected_yield == 1:
+        policy = dataclasses.replace(policy, cap=run.work.done("balance")["cap"], target_pairs=None)
+    plan = dataclasses.replace(before, stage="publish", rows=rows, policy=policy, before=before)
     names = tuple(gather.source_names(run.inputs_file))
     return Publishing(plan, rows, dedup_images.SETTLED, fetching(run), names, o.rows_per_shard, o.keep_rejected)
 
