@@ -15,7 +15,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -159,23 +159,33 @@ class CountUnits:
 
 
 @dataclasses.dataclass(frozen=True)
-class MergeWords:
-    """Unit: a bucket of words, of all units."""
+class _Merge:
+    """Unit: one bucket of what the units of a step have counted, added up."""
 
     work: Work
     rules: Rules
     buckets: int
 
+    done: ClassVar[tuple[str, str]]  # stage and step of the sums
+    read: ClassVar[tuple[str, str]]  # of the buckets
+    kind: ClassVar[str]  # ending of the buckets
+
     @property
     def folder(self) -> Any:
-        return self.work.step("words", "merged")
+        return self.work.step(*self.done)
 
     @property
     def reads(self) -> Reading:
-        return _reading(self.work.step("words", "units"), "words")
+        return _reading(self.work.step(*self.read), self.kind)
 
     def units(self) -> int:
         return self.buckets
+
+
+class MergeWords(_Merge):
+    """Unit: a bucket of words, of all units."""
+
+    done, read, kind = ("words", "merged"), ("words", "units"), "words"
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
         words = ngrams.add_words([buckets.table(messages, WORDS)]).sort_by("word").combine_chunks()
@@ -190,24 +200,10 @@ class MergeWords:
         return {"rows": len(words), "words": len(count), "kept": int(kept.sum())}
 
 
-@dataclasses.dataclass(frozen=True)
-class MergeTitles:
+class MergeTitles(_Merge):
     """Unit: a bucket of titles, of all units."""
 
-    work: Work
-    rules: Rules
-    buckets: int
-
-    @property
-    def folder(self) -> Any:
-        return self.work.step("words", "titles")
-
-    @property
-    def reads(self) -> Reading:
-        return _reading(self.work.step("words", "units"), "titles")
-
-    def units(self) -> int:
-        return self.buckets
+    done, read, kind = ("words", "titles"), ("words", "units"), "titles"
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
         views = titles.add([buckets.table(messages, COUNTED)]).sort_by("query")
@@ -252,24 +248,10 @@ class CountPairs:
         return len(pairs)
 
 
-@dataclasses.dataclass(frozen=True)
-class MergePairs:
+class MergePairs(_Merge):
     """Unit: a bucket of pairs, of all units."""
 
-    work: Work
-    rules: Rules
-    buckets: int
-
-    @property
-    def folder(self) -> Any:
-        return self.work.step("pairs", "merged")
-
-    @property
-    def reads(self) -> Reading:
-        return _reading(self.work.step("pairs", "units"), "pairs")
-
-    def units(self) -> int:
-        return self.buckets
+    done, read, kind = ("pairs", "merged"), ("pairs", "units"), "pairs"
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
         vocabulary, rules = read_vocabulary(self.work), self.rules

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import buckets, build, files, work
+from tests.processes import alive, descendants
 from tests.test_select import QUERIES, draw_rows, write_table
 from tests.webserver import WebServer, picture
 
@@ -251,32 +252,11 @@ def test_a_killed_run_goes_on_to_the_same_data_set(name: str, tmp_path: Path, re
     finish(job, tmp_path / "out")
 
 
-def descendants(pid: int) -> list[int]:
-    """All processes that a run has started, and those have started."""
-    parents: dict[int, int] = {}
-    for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            stat = Path(f"/proc/{int(name)}/stat").read_text()
-            parents[int(name)] = int(stat[stat.rindex(")") + 2 :].split()[1])
-    found = [pid]
-    for known in found:
-        found += [child for child, parent in parents.items() if parent == known]
-    return found[1:]
-
-
 def workers_of(process: subprocess.Popen[str]) -> list[int]:
     """The two workers (forks, or started by themselves) once both are there; [] before."""
     known = descendants(process.pid)
     ends = [pid for pid in known if not set(descendants(pid)) & set(known)]
     return ends if len(ends) == 2 else []
-
-
-def alive(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return stat[stat.rindex(")") + 2] not in "ZX"
 
 
 def wait_for(what: Callable[[], Any], seconds: float) -> Any:

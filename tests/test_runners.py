@@ -18,6 +18,7 @@ from pipeline import build, runners, zygote
 from pipeline.cli import UsageError
 from pipeline.progress import Watched
 from pipeline.work import StepFolder
+from tests.processes import alive
 
 TESTS = Path(__file__).parent
 
@@ -141,14 +142,6 @@ def test_a_job_goes_on_after_two_dead_workers_and_ends_at_the_third(
     assert len(list(tmp_path.glob("died-*"))) == 3
     assert capfd.readouterr().err.count("p: a worker process died") == 2
     assert not list(tmp_path.glob("begun*"))  # what the dead had begun is swept
-
-
-def alive(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return stat[stat.rindex(")") + 2] not in "ZX"
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")

@@ -1,0 +1,48 @@
+"""What /proc says of processes: who lives, who belongs to whom."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def stat_of(pid: int) -> list[str] | None:
+    """State, parent, process group and what follows in /proc/PID/stat; None where there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return stat[stat.rindex(")") + 2 :].split()
+
+
+def all_stats() -> dict[int, list[str]]:
+    """`stat_of` of all processes."""
+    found = {int(name): stat_of(int(name)) for name in os.listdir("/proc") if name.isdecimal()}
+    return {pid: stat for pid, stat in found.items() if stat}
+
+
+def alive(pid: int) -> bool:
+    """True for a process that is there and has not ended (a zombie has)."""
+    stat = stat_of(pid)
+    return stat is not None and stat[0] not in "ZX"
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes that a process has started, and those have started."""
+    parents = {child: int(stat[1]) for child, stat in all_stats().items()}
+    found = [pid]
+    for known in found:
+        found += [child for child, parent in parents.items() if parent == known]
+    return found[1:]
+
+
+def group_members(group: int) -> list[str]:
+    """Command lines of the processes of a group that have not ended."""
+    members = [pid for pid, stat in all_stats().items() if int(stat[2]) == group and stat[0] not in "ZX"]
+    found = []
+    for pid in members:
+        try:
+            found.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
