@@ -143,8 +143,8 @@ class ShardReader:
         self._files: dict[int, int] = {}
         self._lock = threading.Lock()
 
-    def read(self, shard: int, offset: int, size: int) -> bytes:
-        """`size` bytes at `offset`; fewer where the file ends."""
+    def read(self, shard: int, offset: int, size: int, window: int = 0) -> bytes:
+        """`size` bytes at `offset`; fewer where the file ends. The window is ShardCache's concern."""
         file = self._files.get(shard)
         if file is not None:
             return os.pread(file, size, offset)
@@ -314,21 +314,21 @@ class Loader:
             pending.append(_Pending(self, samples[at : at + size], epochs[at : at + size]))
         return pending
 
-    def load(self, sample: int, draws: np.ndarray, out: np.ndarray) -> list[int]:
+    def load(self, sample: int, draws: np.ndarray, out: np.ndarray, window: int = 0) -> list[int]:
         """One sample: the crop into `out`, the caption's ids back. Raises BadSample."""
         index, options = self.stream.index, self.options
         shard = int(index.shard[sample])
         size = int(index.image_size[sample])
         if size > MAX_IMAGE_BYTES:
             raise BadSample("image_too_large")
-        data = self._read(shard, int(index.image_offset[sample]), size)
+        data = self._read(shard, int(index.image_offset[sample]), size, window)
         if options.verify and index.sha256 is not None:
             if hashlib.sha256(data).digest() != index.sha256[sample].tobytes():
                 raise BadSample("sha256_differs")
         size = int(index.text_size[sample])
         if size > MAX_TEXT_BYTES:
             raise BadSample("text_too_large")
-        caption = self._read(shard, int(index.text_offset[sample]), size)
+        caption = self._read(shard, int(index.text_offset[sample]), size, window)
         try:
             text = caption.decode("utf-8")
         except UnicodeDecodeError:
@@ -343,11 +343,15 @@ class Loader:
             raise BadSample(str(error)) from None
         return ids
 
-    def _read(self, shard: int, offset: int, size: int) -> bytes:
+    def windows(self, samples: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+        """The windows to read these from; 0 for files, which know none."""
+        return self.stream.windows(samples, epochs) if self._cache else np.zeros(len(samples), np.int64)
+
+    def _read(self, shard: int, offset: int, size: int, window: int) -> bytes:
         if not size:
             raise BadSample("member_missing")
         try:
-            data = self._reader.read(shard, offset, size)
+            data = self._reader.read(shard, offset, size, window)
         except OSError:
             raise BadSample("shard_not_readable") from None
         if len(data) != size:
@@ -365,6 +369,7 @@ class _Pending:
         self.images = torch.empty(len(samples), size, size, 3, dtype=torch.uint8, pin_memory=options.pin)
         words = keyed.combine(options.seed, _CROP, epochs.astype(np.uint64), samples.astype(np.uint64))
         self._draws = keyed.uniforms(words, 3)
+        self._windows = loader.windows(samples, epochs).tolist()
         self._pixels = self.images.numpy()
         self._futures: list[Future[list[list[int] | None]]] = [
             loader._pool.submit(self._work, loader, at) for at in range(0, len(samples), SAMPLES_A_TASK)
@@ -376,7 +381,7 @@ class _Pending:
         for row in range(at, min(at + SAMPLES_A_TASK, len(self.samples))):
             sample = int(self.samples[row])
             try:
-                captions.append(loader.load(sample, self._draws[row], self._pixels[row]))
+                captions.append(loader.load(sample, self._draws[row], self._pixels[row], self._windows[row]))
             except BadSample as error:
                 loader.bad.add(str(error), key_of(loader.stream.index, sample))
                 self._pixels[row] = 0

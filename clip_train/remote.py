@@ -284,29 +284,21 @@ def _remove_if_last(descriptor: int, path: Path) -> None:
         os.close(descriptor)
 
 
-@dataclasses.dataclass
-class _Held:
-    """A shard that is here, on its way, or waiting for room."""
-
-    windows: int  # that need it
-    file: Future[int] = dataclasses.field(default_factory=Future)  # its descriptor
-
-
 class ShardCache:
     """Holds the shards of some windows. `want` and `release` are called in the order of the windows, by one thread.
 
-    Shards are brought in the order in which they were wanted, each as soon as there is room for it. So the shards of
-    the oldest window that is still needed always come, if those of one batch fit the bound (`check_fits`): what lies
-    before them has been released.
+    Shards are brought in the order in which they were wanted, each as soon as there is room for it. So those of the
+    oldest window that is still needed always come, if those of one batch fit the bound (`check_fits`): what lies before
+    them has been released, and nothing behind them has taken their room. For the same reason a shard that two windows
+    hold counts twice, although it lies there once.
     """
 
     def __init__(self, shards: RemoteShards) -> None:
         self.shards = shards
         self._name = set_name(shards.files)
         remove_unused(shards.folder)
-        self._windows: dict[int, Sequence[int]] = {}
-        self._held: dict[int, _Held] = {}
-        self._queue: deque[int] = deque()  # shards that wait for room
+        self._windows: dict[int, dict[int, Future[int]]] = {}  # window -> shard -> descriptor
+        self._queue: deque[tuple[int, Future[int]]] = deque()  # shards that wait for room
         self._used = 0
         self._lock = threading.RLock()
         self._stop = threading.Event()
@@ -315,10 +307,10 @@ class ShardCache:
 
     def check_fits(self, shards: Sequence[int]) -> None:
         """UsageError where these shards, which one batch needs, are larger than the bound."""
-        needed = sum(self._size(shard) for shard in set(shards))
+        needed = sum(self._size(shard) for shard in shards)
         if needed > self.shards.limit:
             raise UsageError(
-                f"a batch needs {len(set(shards))} shards at a time, {needed / 1e9:.3g} GB; --cache-gb allows "
+                f"a batch needs {len(shards)} shards at a time, {needed / 1e9:.3g} GB; --cache-gb allows "
                 f"{self.shards.limit / 1e9:.3g}: take more, or a smaller --window"
             )
 
@@ -327,41 +319,31 @@ class ShardCache:
         with self._lock:
             if window in self._windows:
                 return
-            self._windows[window] = shards
-            for shard in shards:
-                if shard in self._held:
-                    self._held[shard].windows += 1
-                else:
-                    self._held[shard] = _Held(1)
-                    self._queue.append(shard)
+            self._windows[window] = {shard: Future() for shard in shards}
+            self._queue.extend(self._windows[window].items())
             self._start()
 
     def release(self, before: int) -> None:
         """Lets go of all windows below this number; nothing of them may be read any more."""
         with self._lock:
             for window in [number for number in self._windows if number < before]:
-                for shard in self._windows.pop(window):
-                    held = self._held[shard]
-                    held.windows -= 1
-                    if held.windows:
-                        continue
-                    del self._held[shard]
-                    if shard in self._queue:
-                        self._queue.remove(shard)
+                for shard, file in self._windows.pop(window).items():
+                    if (shard, file) in self._queue:
+                        self._queue.remove((shard, file))
                     else:
-                        held.file.add_done_callback(functools.partial(self._let_go, shard))
+                        file.add_done_callback(functools.partial(self._let_go, shard))
             self._start()
 
-    def read(self, shard: int, offset: int, size: int) -> bytes:
+    def read(self, shard: int, offset: int, size: int, window: int = 0) -> bytes:
         """`size` bytes at `offset` of a shard of a wanted window; waits until it is here."""
-        return os.pread(self._held[shard].file.result(), size, offset)
+        return os.pread(self._windows[window][shard].result(), size, offset)
 
     def stop(self) -> None:
         """Ends what is on its way; those who wait for it get an error."""
         self._stop.set()
         with self._lock:
-            for shard in self._queue:
-                self._held[shard].file.cancel()
+            for _, file in self._queue:
+                file.cancel()
             self._queue.clear()
 
     def close(self) -> None:
@@ -369,10 +351,10 @@ class ShardCache:
         self.stop()
         self._pool.shutdown(wait=True)
         with self._lock:
-            held, self._held, self._windows = self._held, {}, {}
-        for shard, entry in held.items():
-            if not entry.file.cancelled():
-                self._let_go(shard, entry.file)
+            windows, self._windows = self._windows, {}
+        for shard, file in [item for window in windows.values() for item in window.items()]:
+            if not file.cancelled():
+                self._let_go(shard, file)
         atexit.unregister(self.close)
 
     def _size(self, shard: int) -> int:
@@ -380,10 +362,10 @@ class ShardCache:
 
     def _start(self) -> None:
         """Sends for the shards that have room, first come, first served."""
-        while self._queue and self._used + self._size(self._queue[0]) <= self.shards.limit:
-            shard = self._queue.popleft()
+        while self._queue and self._used + self._size(self._queue[0][0]) <= self.shards.limit:
+            shard, file = self._queue.popleft()
             self._used += self._size(shard)
-            self._pool.submit(self._bring, shard, self._held[shard].file)
+            self._pool.submit(self._bring, shard, file)
 
     def _bring(self, shard: int, result: Future[int]) -> None:
         try:
