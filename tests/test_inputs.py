@@ -57,6 +57,13 @@ FOLDER = [
 ]
 
 
+def test_archives_of_all_compressions_are_known_by_name(tmp_path):
+    for name in ("a.warc.gz", "b.warc.lz4", "c.warc.zst", "d.arc.zst", "e.wat.zst"):
+        (tmp_path / name).write_bytes(b"what is in it is for the reader")
+    expected = [("a.warc.gz", "warc"), ("b.warc.lz4", "warc"), ("c.warc.zst", "warc"), ("d.arc.zst", "warc")]
+    assert names(tmp_path) == [*expected, ("e.wat.zst", "wat")]
+
+
 def test_a_folder_is_read_recursively_sorted_and_other_files_are_skipped(folder):
     assert names(folder) == FOLDER
     made = expand([str(folder)])

@@ -2,7 +2,9 @@
 
 A record that is cut, poisoned or too large loses itself alone: it is counted with a reason in `ledger.records_dropped`,
 and reading goes on at the next place that is a record without doubt (a gzip member that inflates to a record's header,
-or in a plain file a line that begins one). A file that ends in the middle of a record is noted as `cut_file`.
+or in a plain file a line that begins one). A file that ends in the middle of a record is noted as `cut_file`. Damage
+in a zstd or lz4 file is a lost record (`bad_zstd`, `bad_lz4`), too: reading goes on at the next frame that opens; where
+none does, the file counts as cut.
 
 `offset` is the byte where the record's gzip member begins (in a plain file: the record). Where one member holds several
 records the place in the member is added as place << 40, so that `read_at` finds each of them again.
@@ -13,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import io
 import mmap
 import os
 import re
@@ -24,7 +25,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from pipeline.ledger import Ledger
-from pipeline.sources import libdeflate
+from pipeline.sources import frames, libdeflate
 from pipeline.sources.inputs import open_bytes
 
 _zlib: Any = zlib
@@ -36,7 +37,6 @@ MAX_HEADER = 64 << 10  # bytes of a record's header
 FAST_MEMBER = 4 << 20  # bytes of a member, inflated, that libdeflate gets a buffer for; zlib does longer ones
 MAX_SKIPPED = 4 << 30  # bytes of an oversized member that are inflated only to find its end
 CHUNK = 256 << 10
-PROBE = 256 << 10  # bytes of a file that are inflated to see that it is what it looks like
 KEPT = 16 << 20  # bytes of a long member that are held, to look for the next member if it is damaged
 LOOK_BACK = 9 << 10  # bytes of a stream that are looked at again when more has come: an ARC line and its newlines
 PLACE = 40  # bits of an offset that are the member's place in the file
@@ -89,6 +89,8 @@ class _Mapped:
     """A local file, mapped."""
 
     raw = True  # positions are those of the file
+    broken = ""  # why the data end before the file does
+    cut = False  # the file ends where no file of its compression does
 
     def __init__(self, file: BinaryIO) -> None:
         self.size = os.fstat(file.fileno()).st_size
@@ -121,6 +123,13 @@ class _Mapped:
     def release(self, position: int) -> None:
         """Nothing: pages that are not used any more cost nothing."""
 
+    def skip_to(self, position: int) -> None:
+        """Nothing: every place can be reached."""
+
+    def resume(self) -> bool:
+        """True if the data go on behind damage, at the same position; until then they end there."""
+        return False
+
 
 class _Inflater:
     """libdeflate on a mapped file: a member in one call, in half of zlib's time."""
@@ -148,9 +157,9 @@ class _Inflater:
 class _Streamed:
     """A stream, of which only what may still be needed is held."""
 
-    def __init__(self, file: Any, *, raw: bool = True) -> None:
+    def __init__(self, file: Any) -> None:
         self._file, self._held, self._start, self._ended = file, bytearray(), 0, False
-        self.raw = raw
+        self.raw, self.broken, self.cut = True, "", False
 
     def member(self, position: int, limit: int) -> tuple[bytes, int] | None:
         """None: libdeflate wants the whole member at once."""
@@ -194,6 +203,48 @@ class _Streamed:
             del self._held[: position - self._start]
             self._start = position
 
+    def skip_to(self, position: int) -> None:
+        """Goes on to `position` without holding what lies before it."""
+        while self.at(self._start + len(self._held), 1) or self.resume():
+            if self._start + len(self._held) > position:
+                break
+            self.release(self._start + len(self._held) - 1)
+
+    def resume(self) -> bool:
+        return False
+
+
+class _Unpacked(_Streamed):
+    """The content of a zstd or lz4 file, and positions in it. It ends at damage, and may go on behind."""
+
+    def __init__(self, content: frames.Frames) -> None:
+        super().__init__(content)
+        self._content, self.raw = content, False
+
+    def _fill(self, end: int) -> None:
+        super()._fill(end)
+        if self._ended:
+            self.broken, self.cut = self._content.broken, self._content.cut
+
+    def resume(self) -> bool:
+        if self._content.resume():
+            self._ended, self.broken = False, ""
+        return not self._ended
+
+
+def _is_packed(data: _Mapped | _Streamed) -> frames.Format | None:
+    """The compression of an archive, other than gzip; None if a record or a gzip member comes before any frame."""
+    head = data.at(0, CHUNK)
+    if _begins(head) or head.startswith(GZIP) or not any(known.magic in head for known in frames.FORMATS):
+        return None
+    place = _first_place(head, 0)
+    known = frames.format_of(data.at(0, frames.PROBE))
+    return known if known and (place < 0 or head.find(known.magic) < place) else None
+
+
+def _is_one_record(data: bytes) -> bool:
+    return _NEXT_PLAIN.search(data) is None
+
 
 def _first_place(data: Any, position: int) -> int:
     """Where in `data` the next gzip member or plain record may begin; -1 if nowhere."""
@@ -207,59 +258,16 @@ def _opened(source: str | BinaryIO) -> Iterator[_Mapped | _Streamed]:
     """The bytes of a path, a URL or an open file."""
     with contextlib.ExitStack() as stack:
         file: Any = stack.enter_context(open_bytes(source)) if isinstance(source, str) else source
-        head = b""
         try:
             local: _Mapped | None = _Mapped(file)
-            head = local.at(0, PROBE) if local else b""
         except (OSError, ValueError, AttributeError):  # no descriptor, or nothing that can be mapped
             local = None
-        if local is None:
-            stream = _Streamed(file)
-            head = stream.at(0, PROBE)
-        unpack = _unpacker(head)
-        if unpack is None:
-            yield local if local is not None else stream
+        data = _Streamed(file) if local is None else local
+        known = _is_packed(data)
+        if known is None:
+            yield data
         else:
-            if local is not None:
-                file.seek(0)
-            yield _Streamed(unpack(file if local is not None else _Rest(stream)), raw=False)
-
-
-class _Rest:
-    """A stream from its beginning, after its first bytes were looked at."""
-
-    def __init__(self, stream: _Streamed) -> None:
-        self._stream, self._position = stream, 0
-
-    def read(self, count: int) -> bytes:
-        data = self._stream.at(self._position, count)
-        self._position += len(data)
-        self._stream.release(self._position)
-        return data
-
-
-def _unpacker(head: bytes) -> Any:
-    """What undoes a compression that is not gzip; offsets are then those of the inflated stream.
-
-    None for bytes that only look like it: junk before the first member must not cost the file.
-    """
-    unpack: Any = None
-    if head.startswith(b"\x28\xb5\x2f\xfd"):
-        import zstandard
-
-        def unpack(file: Any) -> Any:
-            return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-
-    elif head.startswith(b"\x04\x22\x4d\x18"):
-        import lz4.frame
-
-        unpack = lz4.frame.open
-    if unpack is None:
-        return None
-    try:
-        return unpack if unpack(io.BytesIO(head)).read(1) else None
-    except Exception:  # each library has errors of its own
-        return None
+            yield _Unpacked(frames.Frames(data, known, _is_one_record))
 
 
 # ------------------------------------------------------------------------------------------------------ the records
@@ -297,6 +305,7 @@ def read_at(path: str, offset: int, *, max_record: int = MAX_RECORD) -> Record |
     with _opened(path) as data:
         reader = _Reader(data, Ledger(), max_record)
         reader.position = offset & ((1 << PLACE) - 1)
+        data.skip_to(reader.position)
         for record in reader.records():
             if record.offset == offset:
                 return record
@@ -312,8 +321,10 @@ class _Reader:
         self._data, self._ledger, self._max = data, ledger, max_record
         self.position = 0
         self._was_cut = False
+        self._lost = 0
 
     def lose(self, reason: str) -> None:
+        self._lost += 1
         self._ledger.records_in += 1
         self._ledger.lose(reason)
 
@@ -324,8 +335,21 @@ class _Reader:
             self._ledger.notes["cut_file"] += 1
 
     def records(self) -> Iterator[Record]:
-        while self._data.at(self.position, 1):
-            yield from self.step()
+        while True:
+            torn = False  # the data end inside a record, which was counted
+            while self._data.at(self.position, 1):
+                lost = self._lost
+                yield from self.step()
+                torn = self._lost > lost
+            if not self._data.broken:
+                break
+            if not torn:
+                self.lose(self._data.broken)
+            if not self._data.resume():
+                self.cut()
+                break
+        if self._data.cut:
+            self.cut()
 
     def step(self) -> Iterator[Record]:
         """The records of the member, or the plain record, at `position`, which is moved behind it."""
@@ -342,9 +366,10 @@ class _Reader:
             yield from self._plain()
 
     def _end_in(self, reason: str) -> None:
-        """The file ends inside a record."""
-        self.lose(reason)
-        self.cut()
+        """The file ends inside a record, or is damaged there."""
+        self.lose(self._data.broken or reason)
+        if not self._data.broken:
+            self.cut()
 
     # ---- gzip
 
@@ -379,7 +404,7 @@ class _Reader:
         """Counts the loss in a member that did not inflate to its end; `torn`: a record has ended with the file."""
         if state != "cut":
             self.lose("bad_gzip" if state == "bad" else "too_large")
-        elif torn:
+        elif torn or self._data.broken:
             self._end_in("cut_record")
         else:
             self.cut()
@@ -474,7 +499,7 @@ class _Reader:
         if len(content) < length or not _ends_well(after):
             following = self._resync(start + header)
             at_end = not self._data.at(following, 1)
-            if len(content) < length and at_end:
+            if at_end and (len(content) < length or self._data.broken):
                 self._end_in("cut_record")
             else:
                 self.lose("wrong_length")

@@ -33,14 +33,14 @@ CC_BASE_VARIABLE = "OPENWIT_CC_BASE"  # a mirror, a folder or a test's server in
 ROWS_PER_PART = 1_000_000  # a Parquet file with more rows is read in parts, by row groups
 SNIFF_BYTES = 64 * 1024
 
-_ARCHIVE = re.compile(r"\.(warc|arc|wat)(\.wat)?(\.gz|\.lz4)?$|\.wacz$", re.IGNORECASE)
+_ARCHIVE = re.compile(r"\.(warc|arc|wat)(\.wat)?(\.gz|\.lz4|\.zst)?$|\.wacz$", re.IGNORECASE)
 _TABLE = re.compile(r"\.(parquet|((csv|tsv|jsonl|ndjson)(\.gz|\.zst)?))$", re.IGNORECASE)
 _WET = re.compile(r"\.wet(\.gz)?$", re.IGNORECASE)
 _REMOTE = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _CRAWL = re.compile(r"^cc:(?P<crawl>[A-Za-z0-9-]+)(?::(?P<kind>wat|warc))?(?:\[(?P<first>\d*):(?P<last>\d*)\])?$")
 _GLOB = re.compile(r"[*?\[]")
 
-READABLE = "*.warc *.arc *.wat (also .gz, .lz4), *.wacz, *.parquet, *.csv *.tsv *.jsonl *.ndjson (also .gz, .zst)"
+READABLE = "*.warc *.arc *.wat (also .gz, .lz4, .zst), *.wacz, *.parquet, *.csv *.tsv *.jsonl *.ndjson (also .gz, .zst)"
 
 
 class InputError(ValueError):
