@@ -179,11 +179,13 @@ def test_manners() -> None:
 
 def test_delays_between_requests() -> None:
     with WebServer(robots="User-agent: *\nCrawl-delay: 0.1\n") as server:
-        one = client()
+        one, begin = client(), time.monotonic()
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(one.fetch, [f"{server.base}/img/{n}.jpg" for n in range(5)]))
-        times = [when for when, path, _ in server.requests if path != "/robots.txt"]
-        assert all(later - earlier > 0.07 for earlier, later in zip(times, times[1:], strict=False))
+        times = sorted(when for when, path, _ in server.requests if path != "/robots.txt")
+        assert len(times) == 5
+        # A busy machine may note one request late and the next in time: only what came too early is a fault.
+        assert all(when - begin > 0.1 * turn - 0.01 for turn, when in enumerate(times))
 
 
 @pytest.mark.parametrize(("code", "status"), [(404, None), (403, None), (500, "robots"), (429, "rate_limited")])
