@@ -4,8 +4,12 @@
 
 The rows are captions drawn again and again, half of them with one word added, 13 % exact copies, 16 % a known URL with
 another text, 1 % on twenty placeholder URLs. CPU is user + system time of all processes; memory is the peak of the sum
-of PSS, sampled ten times a second. `--peer` adds the usual way on the same rows, in one process: a set of (URL, text),
-an Aho-Corasick automaton with MetaCLIP's text spacing, numpy balancing, JSON lines (no imports, no build counted).
+of PSS, sampled ten times a second; "units" are the CPU seconds of the work itself, without imports, the starting of
+processes and the building of the query tables.
+
+`--peer` adds the usual way on the same rows: MetaCLIP's (see `peer`), in one process, from the same Parquet files to
+the selected pairs in a file. Its imports and the building of its automaton are not counted, so it stands against
+"units"; where the rows are many, against all of ours.
 """
 
 from __future__ import annotations
@@ -124,8 +128,23 @@ def tail_cap(rows: int) -> int:
     return max(1, round(49 * rows / 1_000_000))
 
 
-def peer(folder: Path, queries: str, cap: int) -> float:
-    """CPU seconds of the usual way."""
+def spaced(text: str) -> str:
+    """A text as MetaCLIP matches it."""
+    text = f" {text} "
+    for mark in ",.;:?!`":
+        text = text.replace(mark, f" {mark} ")
+    return text.replace("\t", " ").replace("\n", " ").replace("\r", " ")
+
+
+def peer(folder: Path, queries: str, cap: int) -> tuple[float, int]:
+    """CPU seconds of the usual way, and how many pairs it selects.
+
+    It reads URL and text, drops equal pairs by a set, finds the queries of each text with pyahocorasick (which is C),
+    makes an inverted index a file as an array of (query, pair), counts and draws with numpy (each match with the
+    probability cap / count), and writes URL and text of the selected pairs as JSON lines. What it does not do, and ours
+    does: clean texts and URLs, keep one text a URL whatever the order of the rows, pick exactly, keep what was
+    rejected, where each pair came from and which queries chose it, write checksums, bound its memory.
+    """
     import ahocorasick
 
     from queries.load import load_queries
@@ -135,28 +154,31 @@ def peer(folder: Path, queries: str, cap: int) -> float:
     for number, query in enumerate(listed):
         automaton.add_word(f" {query} ", number)
     automaton.make_automaton()
-    table = pq.read_table(sorted(folder.glob("*.parquet")), columns=["url", "text"])
     start = time.process_time()
-    seen, pairs = set(), []
-    for url, text in zip(table["url"].to_pylist(), table["text"].to_pylist(), strict=True):
-        if (url, text) not in seen:
-            seen.add((url, text))
-            pairs.append((url, text))
-    matches = []
-    for number, (_, text) in enumerate(pairs):
-        spaced = f" {text} "
-        for mark in ",.;:?!`":
-            spaced = spaced.replace(mark, f" {mark} ")
-        spaced = spaced.replace("\t", " ").replace("\n", " ").replace("\r", " ")
-        matches += [[query, number] for query in {found for _, found in automaton.iter(spaced)}]
-    array = np.array(matches)
-    counts = np.bincount(array[:, 0], minlength=len(listed))
-    chance = cap / np.maximum(counts, cap)
-    kept = np.unique(array[np.random.default_rng(0).random(len(array)) < chance[array[:, 0]], 1])
+    seen: set[tuple[str, str]] = set()
+    shards: list[tuple[list[tuple[str, str]], np.ndarray]] = []
+    counts = np.zeros(len(listed), np.int64)
+    for path in sorted(folder.glob("*.parquet")):
+        table = pq.read_table(path, columns=["url", "text"], use_threads=False)
+        pairs = []
+        for pair in zip(table["url"].to_pylist(), table["text"].to_pylist(), strict=True):
+            if pair not in seen:
+                seen.add(pair)
+                pairs.append(pair)
+        matches = []
+        for number, (_, text) in enumerate(pairs):
+            matches += [[query, number] for query in {found for _, found in automaton.iter(spaced(text))}]
+        index = np.array(matches, np.int64).reshape(-1, 2)
+        counts += np.bincount(index[:, 0], minlength=len(listed))
+        shards.append((pairs, index))
+    chance, draw, selected = cap / np.maximum(counts, cap), np.random.default_rng(0), 0
     with tempfile.TemporaryFile("w") as out:
-        for number in kept.tolist():
-            out.write(json.dumps({"url": pairs[number][0], "text": pairs[number][1]}) + "\n")
-    return time.process_time() - start
+        for pairs, index in shards:
+            kept = np.unique(index[draw.random(len(index)) < chance[index[:, 0]], 1]).tolist()
+            for number in kept:
+                out.write(json.dumps({"url": pairs[number][0], "text": pairs[number][1]}) + "\n")
+            selected += len(kept)
+    return time.process_time() - start, selected
 
 
 def main() -> None:
@@ -170,7 +192,8 @@ def main() -> None:
     options = parser.parse_args()
     texts = captions(options.captions)
     print(f"{len(texts):,} texts, {options.workers} workers")
-    print(f"{'rows':>12} {'CPU s':>8} {'wall s':>8} {'PSS MiB':>8} {'kept':>10} {'selected':>10} {'band/matches':>12}")
+    head = f"{'rows':>13} {'CPU s':>8} {'units':>7} {'wall s':>8} {'PSS MiB':>8} {'kept':>10} {'selected':>10}"
+    print(f"{head} {'band/matches':>12}")
     for rows in options.rows:
         scratch = Path(tempfile.mkdtemp(dir=options.scratch))
         (scratch / "in").mkdir()
@@ -181,15 +204,17 @@ def main() -> None:
         # Where this is set every process compiles every module anew: `make` and the set-up unset it too.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         found = measure([*command, "--workers", str(options.workers)], environment)
-        infos = {s: json.loads((out / f"stages/{s}/info.json").read_text()) for s in ("dedup", "balance")}
+        infos = {s: json.loads((out / f"stages/{s}/info.json").read_text()) for s in ("match", "dedup", "balance")}
         share = infos["balance"]["band_tuples"] / infos["balance"]["matches"]
+        units = sum(info["cpu_seconds"] for info in infos.values())  # those of match are those of gather too
         print(
-            f"{rows:>12,} {found['cpu']:>8.1f} {found['wall']:>8.1f} {found['pss']:>8.0f} "
+            f"{rows:>13,} {found['cpu']:>8.1f} {units:>7.1f} {found['wall']:>8.1f} {found['pss']:>8.0f} "
             f"{infos['dedup']['rows_out']:>10,} {infos['balance']['rows_out']:>10,} {share:>12.1%}",
             flush=True,
         )
         if options.peer:
-            print(f"{'the usual way':>12} {peer(scratch / 'in', options.queries, cap):>8.1f}", flush=True)
+            cpu, selected = peer(scratch / "in", options.queries, cap)
+            print(f"{'the usual way':>13} {cpu:>8.1f} {'':>36} {selected:>10,}", flush=True)
         shutil.rmtree(scratch)
 
 
