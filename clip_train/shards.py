@@ -166,6 +166,7 @@ def _wanted_columns(name: str, path: Path) -> list[str]:
 def _index_from_table(table: pa.Table, folder: str, listed: dict[str, _Listed]) -> Index:
     """The index; a table that does not fit the manifest's shards is refused, whatever is wrong with it."""
     try:
+        _check_nulls(table)
         shards = table["shard"].combine_chunks()
         names = shards.dictionary_encode() if not pa.types.is_dictionary(shards.type) else shards
         if isinstance(names, pa.ChunkedArray):
@@ -188,13 +189,17 @@ def _index_from_table(table: pa.Table, folder: str, listed: dict[str, _Listed]) 
             if "keep_probability" in has
             else None,
         )
-        if any(table[name].null_count for name in has):
-            raise ValueError("it has nulls")
         _check_places(index, [listed[path].size for path in paths])
     except (ValueError, TypeError, KeyError, pa.ArrowException) as error:
         name = remote.public(folder)
         raise TrainError(f"{name}: the metadata does not fit the shards ({error}); {_REMEDY}") from error
     return index
+
+
+def _check_nulls(table: pa.Table) -> None:
+    for name in table.column_names:
+        if table[name].null_count:
+            raise ValueError(f"{name} has nulls")
 
 
 def _check_places(index: Index, sizes: Sequence[int]) -> None:
@@ -329,14 +334,13 @@ def _read_tars(paths: Sequence[str]) -> Index:
 
 def _index_from_scan(table: pa.Table, paths: Sequence[str]) -> Index:
     try:
+        _check_nulls(table)
         columns = {name: table[name].to_numpy() for name in table.column_names if name != "key"}
         notes = {name: json.loads(table.schema.metadata[name.encode()]) for name in ("damaged", "sizes")}
         index = Index(
             paths=tuple(paths), keys=table["key"].combine_chunks(), damaged=tuple(notes["damaged"]),
             **columns,  # type: ignore[arg-type]
         )  # fmt: skip
-        if any(table[name].null_count for name in table.column_names):
-            raise ValueError("it has nulls")
         _check_places(index, notes["sizes"])
     except (ValueError, TypeError, KeyError, pa.ArrowException) as error:
         raise TrainError(f"the index that is kept of {remote.public(paths[0])} is spoiled: {error}") from error

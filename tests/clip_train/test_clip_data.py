@@ -13,8 +13,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
 
 import numpy as np  # noqa: E402
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
 from conftest import CAPTIONS, jpeg, sample_members, write_manifest, write_tar  # noqa: E402
 
+from clip_train import data as data_module  # noqa: E402
 from clip_train.data import BadSamples, Loader, LoaderOptions, Stream  # noqa: E402
 from clip_train.errors import BelowThreshold, InputMissing, TrainError, UsageError  # noqa: E402
 from clip_train.shards import expand, open_index, scan_tar  # noqa: E402
@@ -298,6 +301,128 @@ def test_members_that_could_run_code_are_never_looked_at(tmp_path, vocabulary):
     (tmp_path / "y.tar").write_bytes(gzip.compress((tmp_path / "x.tar").read_bytes()))
     with pytest.raises(InputMissing):  # not a tar: nothing is inflated behind our back
         open_index(str(tmp_path / "y.tar"))
+
+
+def member(name: str, data: bytes, *, size: int | None = None, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A tar member by hand, which may claim any size."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type = len(data) if size is None else size, kind
+    return info.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
+
+
+def found_in(path, data: bytes) -> tuple[list[str], bool]:
+    path.write_bytes(data + bytes(1024))
+    samples, whole = scan_tar(str(path))
+    return sorted(key for key, kinds in samples.items() if "jpg" in kinds), whole
+
+
+@pytest.mark.parametrize("size", [10**6, 2**33 - 1, 2**63, 2**70])
+def test_a_member_that_claims_more_than_the_file_is_skipped_alone(tmp_path, size):
+    good = [member(f"{n}.jpg", jpeg(n)) for n in range(4)]
+    absurd = member("absurd.jpg", jpeg(9), size=size)
+    assert found_in(tmp_path / "x.tar", b"".join([*good[:2], absurd, *good[2:]])) == (["0", "1", "2", "3"], False)
+
+
+def test_names_are_labels_and_never_paths(tmp_path, vocabulary):
+    names = ["../../etc/passwd", "/etc/shadow", "..", "a/../../b", "\x1b[2Jcls", "x" * 5000]
+    path = tmp_path / "x.tar"
+    members = [member_ for name in names for member_ in ((f"{name}.jpg", b"no image"), (f"{name}.txt", b"words"))]
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    before = sorted(p.name for p in tmp_path.rglob("*"))
+    index = open_index(str(path))
+    _, bad = steps(index, vocabulary, 1, batch_size=len(index), prefetch=0)
+    assert bad.reasons.total() == bad.reasons["image_not_decoded"] == len(index) == 5  # ".." has no stem
+    assert all(len(name) < 150 and name.isprintable() for name in bad.names)
+    assert sorted(set(p.name for p in tmp_path.rglob("*")) - set(before))[0] == ".clip_train"
+
+
+def test_the_first_of_two_members_of_a_name_counts(tmp_path):
+    path = tmp_path / "x.tar"
+    offsets = write_tar(path, [("a.jpg", jpeg(1)), ("a.txt", b"one"), ("a.jpg", jpeg(2)), ("a.txt", b"two")])
+    index = open_index(str(path))
+    assert len(index) == 1 and index.image_offset[0] == offsets[0] and index.text_size[0] == 3
+
+
+def test_other_members_are_never_read(tmp_path, vocabulary):
+    """A .json that would nest or inflate without end, a link, a device: none of them is looked at."""
+    bomb = b"[" * 1_000_000
+    link = tarfile.TarInfo("1.jpg")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    device = tarfile.TarInfo("2.jpg")
+    device.type = tarfile.CHRTYPE
+    good = member("0.jpg", jpeg(0)) + member("0.txt", b"a red square") + member("0.json", bomb)
+    path = tmp_path / "x.tar"
+    assert found_in(path, good + link.tobuf() + device.tobuf()) == (["0"], True)
+    ((batch,),), bad = steps(open_index(str(path)), vocabulary, 1, batch_size=1)
+    assert batch.good is None and not bad.reasons
+
+
+def test_long_names_and_pax_records_are_bounded(tmp_path):
+    good = member("0.jpg", jpeg(0))
+    for kind in (b"L", b"x"):
+        huge = member("././@LongLink", b"9" * (2 << 20), kind=kind)
+        assert found_in(tmp_path / "x.tar", huge + good) == (["0"], False)
+    spoiled = b"junk", b"9999999999 path=x\n", b"0 path=a\n", b"14 path=b.jpg", b"29 size=99999999999999999999\n"
+    for records in spoiled:
+        assert found_in(tmp_path / "x.tar", member("pax", records, kind=b"x") + good)[0] == ["0"], records
+    # a pax record gives the size that the header cannot
+    large = member("pax", b"12 size=700\n", kind=b"x") + member("big.jpg", bytes(700), size=0)
+    assert found_in(tmp_path / "x.tar", large + good) == (["0", "big"], True)
+
+
+def test_members_beyond_any_use_are_counted_and_not_read(tmp_path, vocabulary, monkeypatch):
+    write_tar(tmp_path / "x.tar", [
+        ("0.jpg", jpeg(0)), ("0.txt", b"word " * 20_000), ("1.jpg", jpeg(1)), ("1.txt", b"a red square"),
+    ])  # fmt: skip
+    index = open_index(str(tmp_path / "x.tar"))
+    _, bad = steps(index, vocabulary, 1, batch_size=2, prefetch=0)
+    assert bad.to_json() == {"text_too_large": 1}
+    monkeypatch.setattr(data_module, "MAX_IMAGE_BYTES", 10)
+    _, bad = steps(index, vocabulary, 1, batch_size=2, prefetch=0)
+    assert bad.to_json() == {"image_too_large": 2}
+
+
+@pytest.mark.parametrize(
+    "column, value",
+    [("jpg_offset", -1), ("jpg_offset", 2**62), ("jpg_size", 2**31 - 1), ("jpg_size", -5), ("txt_offset", None),
+     ("shard", 7), ("sha256", "not hexadecimal"), ("sha256", "00")],
+)  # fmt: skip
+def test_metadata_that_points_outside_of_its_shard_is_refused(published, column, value):
+    folder = published(samples=8, shards=2)
+    file = folder / "metadata" / "00001.parquet"
+    rows = pq.read_table(file).to_pylist()
+    rows[2][column] = value
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    write_manifest(folder)
+    with pytest.raises(TrainError, match="published: the metadata does not fit the shards"):
+        open_index(str(folder))
+
+
+def test_a_manifest_that_nests_without_end_or_climbs_out_is_refused(published):
+    folder = published(samples=2, shards=1)
+    (folder / "manifest.json").write_text("[" * 200_000)
+    with pytest.raises(TrainError, match="is no manifest"):
+        open_index(str(folder))
+    (folder / "manifest.json").write_text('{"files": [{"path": "shards/../../x", "bytes": 1}]}')
+    with pytest.raises(TrainError, match="lists a file that cannot be"):
+        open_index(str(folder))
+
+
+def test_an_index_beside_the_shards_that_we_did_not_make_is_made_again(tars):
+    folder = tars(samples=8, shards=1)
+    index = open_index(str(folder))
+    (kept,) = (folder / ".clip_train").iterdir()
+    table = pq.read_table(kept)
+    for changed in (
+        table.drop_columns(["image_size"]), table.set_column(1, "shard", pa.array([5] * 8, pa.int32())),
+        table.replace_schema_metadata({}), table.set_column(2, "image_offset", pa.array([-9] * 8)),
+    ):  # fmt: skip
+        pq.write_table(changed, kept)
+        assert np.array_equal(open_index(str(folder)).image_offset, index.image_offset)
 
 
 def test_json_of_shards_is_not_needed(published, vocabulary):

@@ -99,12 +99,65 @@ def test_class_and_template_files_in_their_forms(tmp_path):
     assert fill_template("a {c} or {}", "cat") == "a cat or cat"
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.txt", b"", "holds no template"),
+        ("t.json", b"[]", "holds no template"),
+        ("t.json", b'{"cat": [], "dog": ["a dog"]}', "holds no prompt for 'cat'"),
+        ("t.txt", b"a photo of a caf\xe9 {}", "cannot be read as lines of UTF-8"),
+        ("t.json", b'["a photo of a caf\xe9 {}"]', "is no JSON"),
+    ],
+)
+def test_template_files_that_say_nothing_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TrainError, match=message):
+        read_templates(str(tmp_path / name), None)
+    with pytest.raises(TrainError, match="cannot be read"):
+        read_templates(str(tmp_path), None)
+
+
 def test_recall_with_several_captions_and_ties():
     images, texts = torch.eye(3), torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0, 1, 0], [0, 1, 0], [0, 0.5, 0.4]])
     found = evaluate.recall(images, texts, [[0, 1], [2], [4]], (1, 2))
     # image 1 ties with caption 3, which is another's: that one counts as before it
     assert found == {1: pytest.approx(2 / 3), 2: 1.0}
     assert evaluate.recall(texts, images, [[0], [0], [1], [1], [2]], (1, 2, 3)) == {1: 0.8, 2: 1.0, 3: 1.0}
+
+
+def recall_by_hand(queries, candidates, right, ks):
+    """The definition, in double precision."""
+    hits = dict.fromkeys(ks, 0)
+    for query, answers in zip(queries.double(), right, strict=True):
+        cosines = (candidates.double() @ query).tolist()
+        best = max((cosines[number] for number in answers), default=None)
+        wrong = [cosines[number] for number in range(len(cosines)) if number not in answers]
+        for k in ks if best is not None else ():
+            hits[k] += sum(cosine > best - 1e-6 for cosine in wrong) < k
+    return {k: hits[k] / len(queries) for k in ks}
+
+
+@pytest.mark.parametrize("chunk", [0, 1, 7, 1000])
+def test_recall_is_the_definitions_whatever_the_chunk(chunk):
+    generator = torch.Generator().manual_seed(chunk)
+    images = torch.nn.functional.normalize(torch.randn(60, 8, generator=generator), dim=1)
+    right = [[3 * n, 3 * n + 1, 3 * n + 2, 3 * n] if n % 4 else [] for n in range(60)]
+    texts = images.repeat_interleave(3, 0) + 0.4 * torch.randn(180, 8, generator=generator)
+    texts = torch.nn.functional.normalize(texts, dim=1)
+    texts[90:120] = texts[30:60]  # captions that occur twice, as in any large set: ties
+    owners = [[n // 3] for n in range(180)]
+    ks = (1, 2, 5, 10, 100)
+    found = evaluate.recall(images, texts, right, ks, chunk=chunk)
+    assert found == pytest.approx(recall_by_hand(images, texts, right, ks)) and 0 < found[1] < found[5] < 1
+    found = evaluate.recall(texts, images, owners, ks, chunk=chunk)
+    assert found == pytest.approx(recall_by_hand(texts, images, owners, ks)) and 0 < found[1] < found[100]
+
+
+def test_features_that_are_not_numbers_find_nothing():
+    images, texts = torch.eye(3), torch.eye(3)
+    images[1] = float("nan")
+    assert evaluate.recall(images, texts, [[0], [1], [2]], (1, 3)) == {1: 2 / 3, 3: 2 / 3}
+    assert evaluate.recall(torch.empty(0, 3), texts, [], (1,)) == {1: 0.0}
 
 
 def test_retrieval_and_embed_on_shards(trained, tmp_path):
@@ -115,6 +168,9 @@ def test_retrieval_and_embed_on_shards(trained, tmp_path):
         members += [(f"k{number}.jpg", jpeg(number)), (f"k{number}.txt", captions.encode())]
     members += [("k9.jpg", b"broken"), ("k9.txt", b"x")]
     write_tar(tmp_path / "x.tar", members)
+    write_tar(tmp_path / "y.tar", [*members, ("k7.jpg", jpeg(7)), ("k8.jpg", jpeg(8)), ("k8.txt", b" \n ")])
+    found = evaluate.retrieval(model, tokenizer, str(tmp_path / "y.tar"), ks=(1,))
+    assert (found["images"], found["texts"], found["skipped"]) == (6, 9, 3)  # two without a caption
     found = evaluate.retrieval(model, tokenizer, str(tmp_path / "x.tar"), ks=(1, 9))
     assert (found["images"], found["texts"], found["skipped"]) == (6, 9, 1)
     assert found["image_to_text_recall@9"] == 1.0 and 0 <= found["text_to_image_recall@1"] <= 1
