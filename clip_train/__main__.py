@@ -16,7 +16,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from clip_train.config import PRESETS, TrainOptions
+from clip_train.config import PRESETS, TrainOptions, preset
 from clip_train.errors import CRASH, DONE, INTERRUPTED, USAGE, TrainError, UsageError
 
 EXTRA = ("torch", "numpy", "pyarrow", "safetensors", "cv2", "PIL")
@@ -92,8 +92,8 @@ def _add_train(parser: Parser) -> None:
                 required=field.name in ("data", "output"), metavar=kind.__name__.upper() if kind is not str else "X",
             )  # fmt: skip
     group = parser.add_argument_group("several processes (one a GPU unless given; torchrun's variables are understood)")
-    group.add_argument("--processes", type=int, metavar="INT", help="processes on this host; works on a CPU too")
-    group.add_argument("--nnodes", type=int, default=1, metavar="INT", help="hosts (default 1)")
+    group.add_argument("--processes", type=_positive, metavar="INT", help="on this host; works on a CPU too")
+    group.add_argument("--nnodes", type=_positive, default=1, metavar="INT", help="hosts (default 1)")
     group.add_argument("--node-rank", type=int, default=0, metavar="INT", help="number of this host (default 0)")
     group.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where the hosts meet, on the first of them")
 
@@ -103,6 +103,14 @@ def _type_of(field: dataclasses.Field[Any]) -> type:
     if isinstance(kind, types.UnionType):
         return next(part for part in typing.get_args(kind) if part is not type(None))
     return kind
+
+
+def _positive(text: str) -> int:
+    """An integer of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
 
 
 def _add_model(parser: Parser) -> None:
@@ -120,7 +128,9 @@ def _add_evaluation(command: Any) -> None:
         parser.add_argument("--data", required=True, metavar="DIR", help="images or shards to work on")
         _add_model(parser)
         parser.add_argument("--bpe", metavar="FILE", help="vocabulary; the run's own unless given")
-        parser.add_argument("--batch-size", type=int, default=128, metavar="INT", help="images at a time (default 128)")
+        parser.add_argument(
+            "--batch-size", type=_positive, default=128, metavar="INT", help="images at a time (default 128)"
+        )
         return parser
 
     def labelled(parser: Parser) -> None:
@@ -168,7 +178,7 @@ def _add_tools(command: Any) -> None:
     bench = command("bench", "measure tokenizer, loader, loss and training steps on this machine")
     bench.add_argument("--model", default="ViT-B-32", metavar="NAME", help="default ViT-B-32")
     bench.add_argument("--data", metavar="DIR", help="shards to read; made up unless given")
-    bench.add_argument("--batch-size", type=int, default=64, metavar="INT", help="default 64")
+    bench.add_argument("--batch-size", type=_positive, default=64, metavar="INT", help="default 64")
     bench.add_argument("--seconds", type=float, default=5.0, metavar="FLOAT", help="for each measure (default 5)")
     bench.add_argument("--only", nargs="*", metavar="NAME", help="some of: tokenizer loader loss model step")
     bench.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
@@ -192,6 +202,7 @@ def run_command(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, A
     if options.command == "bench":
         from clip_train.bench import bench
 
+        preset(options.model)  # a misspelt one is refused before anything is measured
         return bench(
             model=options.model, data=options.data, batch_size=options.batch_size, seconds=options.seconds,
             only=options.only, precision=options.precision, compiled=options.compile,
@@ -287,6 +298,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrainError as error:
         print(f"clip_train: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # a file that cannot be read or written, a full disk: the system's words name it
+        print(f"clip_train: {error}", file=sys.stderr)
+        return CRASH
     except KeyboardInterrupt:
         print("clip_train: interrupted", file=sys.stderr)
         return INTERRUPTED

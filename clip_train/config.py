@@ -158,48 +158,54 @@ class TrainOptions:
     output: str = _option("", "folder of the run: log.jsonl, config.json, checkpoints/")
     init: str | None = _option(None, "start from these weights (a checkpoint, OpenAI, open_clip or Hugging Face file)")
     resume: bool = _option(False, "continue from the newest checkpoint in the output folder that verifies")
-    seed: int = _option(0, "keys the initial weights, the order of samples, the crops and patch dropout")
+    seed: int = _option(0, "keys the initial weights, the order of samples, the crops and patch dropout",
+                        within="[0, 9223372036854775808)")  # fmt: skip
     # how long
-    batch_size: int | None = _option(None, "pairs a step, over all ranks and accumulation")
-    epochs: float | None = _option(None, "passes over the data; the order is a new permutation each time")
-    steps: int | None = _option(None, "steps in all, instead of --epochs")
+    batch_size: int | None = _option(None, "pairs a step, over all ranks and accumulation; by the model unless given",
+                                     within="[1, inf)")  # fmt: skip
+    epochs: float | None = _option(None, "passes over the data, each in an order of its own; by the model unless given",
+                                   within="(0, inf)")  # fmt: skip
+    steps: int | None = _option(None, "steps in all, instead of --epochs", within="[1, inf)")
     # optimiser (paper, table 18)
-    lr: float | None = _option(None, "peak learning rate")
-    warmup: int | None = _option(None, "steps of linear warm-up; at most a tenth of the run unless given")
-    weight_decay: float | None = _option(None, "on everything that is not a gain or a bias")
-    beta1: float | None = _option(None, "Adam beta 1")
-    beta2: float | None = _option(None, "Adam beta 2")
-    eps: float | None = _option(None, "Adam epsilon")
-    clip_norm: float | None = _option(None, "clip the gradient's norm to this; off unless given")
-    ema: float = _option(0.0, "decay of an exponential moving average of the weights, 0.9999 say; 0: none")
+    lr: float | None = _option(None, "peak learning rate; by the model unless given", within="(0, inf)")
+    warmup: int | None = _option(None, "steps of linear warm-up; by the model, or a tenth of the run, unless given",
+                                 within="[0, inf)")  # fmt: skip
+    weight_decay: float | None = _option(None, "of all but gains and biases; 0.2 unless given", within="[0, inf)")
+    beta1: float | None = _option(None, "Adam beta 1; 0.9 unless given", within="[0, 1)")
+    beta2: float | None = _option(None, "Adam beta 2; 0.98 (ViT) or 0.999 (ResNet) unless given", within="[0, 1)")
+    eps: float | None = _option(None, "Adam epsilon; 1e-6 (ViT) or 1e-8 (ResNet) unless given", within="(0, inf)")
+    clip_norm: float | None = _option(None, "clip the gradient's norm to this; off unless given", within="(0, inf)")
+    ema: float = _option(0.0, "decay of a moving average of the weights, 0.9999 say; 0: none", within="[0, 1)")
     # loss
     loss: str = _option("infonce", "infonce (the paper) or sigmoid", choices=("infonce", "sigmoid"))
-    loss_chunk: int = _option(1024, "rows of the logits held at a time")
+    loss_chunk: int = _option(1024, "rows of the logits held at a time, times all columns", within="[1, inf)")
     # memory and speed
-    accumulate: int = _option(1, "micro-batches a step; the gradient is that of the whole batch")
-    precision: str = _option("auto", "bf16 on a GPU that has it, else fp32", choices=("auto", "fp32", "bf16", "fp16"))
+    accumulate: int = _option(1, "micro-batches a step; the gradient is that of the whole batch", within="[1, inf)")
+    precision: str = _option("auto", "auto: bf16 on a GPU that has it, else fp32",
+                             choices=("auto", "fp32", "bf16", "fp16"))  # fmt: skip
     compile: bool = _option(False, "torch.compile both towers")
-    parallel: str = _option("ddp", "how several GPUs share the weights", choices=("ddp", "fsdp"))
+    parallel: str = _option("ddp", "how ranks share the weights", choices=("ddp", "fsdp"))
     activation_checkpointing: bool = _option(False, "recompute activations in the backward pass")
-    patch_dropout: float = _option(0.0, "share of the image patches a ViT does not see in training")
+    patch_dropout: float = _option(0.0, "share of the image patches a ViT does not see in training", within="[0, 1)")
     text: str = _option("packed", "packed: work up to each caption's end only, same numbers; padded: all positions",
                         choices=("packed", "padded"))  # fmt: skip
-    threads: int = _option(0, "decoding threads; 0: one a core of this rank")
-    prefetch: int = _option(3, "batches decoded ahead")
+    threads: int = _option(0, "decoding threads; 0: one a core of this rank", within="[0, 1024]")
+    prefetch: int = _option(3, "batches decoded ahead", within="[0, 1024]")
     # data
     bpe: str | None = _option(None, "BPE vocabulary (OpenAI's file or our own); found by itself unless given")
-    crop_scale: float = _option(0.9, "smallest random square crop, as a share of the area of the largest")
+    crop_scale: float = _option(0.9, "smallest random square crop, as a share of the largest's area", within="(0, 1]")
     verify: bool = _option(False, "check the sha256 of every sample that is read")
-    max_bad: float = _option(0.01, "stop when more than this share of the samples cannot be used")
+    max_bad: float = _option(0.01, "stop when more than this share of the samples cannot be used", within="[0, 1]")
     online_balance: bool = _option(False, "keep a pair with its keep_probability, drawn anew each epoch")
     window: int = _option(0, "shuffle within windows of this many whole shards (slow storage); 0: over everything, "
-                          f"or {DEFAULT_WINDOW} where --data is a URL")  # fmt: skip
+                          f"or {DEFAULT_WINDOW} where --data is a URL", within="[0, inf)")  # fmt: skip
     cache: str | None = _option(None, "folder for shards behind a URL; below the temporary folder unless given")
-    cache_gb: float = _option(DEFAULT_CACHE_GB, "how much of them may lie there at a time, in 10^9 bytes")
+    cache_gb: float = _option(DEFAULT_CACHE_GB, "how much of them may lie there at a time, in 10^9 bytes",
+                              within="(0, inf)")  # fmt: skip
     # checkpoints and logs
-    save_every: int = _option(1000, "steps between checkpoints; 0: by time and at the end only")
-    save_minutes: float = _option(30.0, "minutes between checkpoints; 0: by steps and at the end only")
-    keep: int = _option(3, "newest checkpoints that are kept")
+    save_every: int = _option(1000, "steps between checkpoints; 0: by time and at the end only", within="[0, inf)")
+    save_minutes: float = _option(30.0, "minutes between them; 0: by steps and at the end only", within="[0, inf)")
+    keep: int = _option(3, "newest checkpoints that are kept", within="[1, inf)")
     tensorboard: bool = _option(True, "write TensorBoard events to RUN/tensorboard")
     zero_shot: str | None = _option(None, "labelled folder or shards to classify at every checkpoint")
 
@@ -214,6 +220,7 @@ class Plan:
     steps: int
     samples: int  # in one epoch
     world_size: int
+    vocabulary: str = ""  # the tokenizer's fingerprint
     notes: tuple[str, ...] = ()
 
     @property
@@ -222,15 +229,19 @@ class Plan:
         return self.recipe.batch_size
 
 
-def resolve(options: TrainOptions, *, samples: int, world_size: int, vocab_size: int, has_gpu: bool) -> Plan:
+def resolve(
+    options: TrainOptions, *, samples: int, world_size: int, vocab_size: int, has_gpu: bool, vocabulary: str = ""
+) -> Plan:
     """Fills the options from the preset and checks that they fit together.
 
     Args:
         samples: pairs in the data.
         vocab_size: ids of the tokenizer; the text tower's embedding takes this size.
+        vocabulary: names the tokenizer's merges; a checkpoint of another vocabulary is refused.
         has_gpu: without one, the paper's batch of 32,768 would not fit: 256 is the default then.
     """
     chosen = preset(options.model)
+    _check_ranges(options)
     notes: list[str] = []
     names = ("lr", "batch_size", "epochs", "warmup", "weight_decay", "beta1", "beta2", "eps")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
@@ -253,14 +264,26 @@ def resolve(options: TrainOptions, *, samples: int, world_size: int, vocab_size:
     model = dataclasses.replace(chosen.model, vocab_size=vocab_size, logit_bias=options.loss == "sigmoid")
     return Plan(
         options=options, model=model, recipe=recipe, steps=steps, samples=samples, world_size=world_size,
-        notes=tuple(notes),
+        vocabulary=vocabulary, notes=tuple(notes),
     )  # fmt: skip
+
+
+def within(value: float, interval: str) -> bool:
+    """Is the number in an interval that is written as in mathematics: "[0, 1)", "(0, inf)"? Not a number: never."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = low <= value if interval[0] == "[" else low < value
+    return above and (value <= high if interval[-1] == "]" else value < high)
+
+
+def _check_ranges(options: TrainOptions) -> None:
+    for field in dataclasses.fields(options):
+        value, interval = getattr(options, field.name), field.metadata.get("within")
+        if interval and value is not None and not within(value, interval):
+            raise UsageError(f"--{field.name.replace('_', '-')} {value} must be in {interval}")
 
 
 def _check(options: TrainOptions, recipe: Recipe, *, samples: int, world_size: int) -> None:
     parts = world_size * options.accumulate
-    if recipe.batch_size < 1 or options.accumulate < 1:
-        raise UsageError("--batch-size and --accumulate must be at least 1")
     if recipe.batch_size % parts:
         raise UsageError(
             f"--batch-size {recipe.batch_size} does not divide by {world_size} ranks x --accumulate "
@@ -270,13 +293,5 @@ def _check(options: TrainOptions, recipe: Recipe, *, samples: int, world_size: i
         raise UsageError(f"--batch-size {recipe.batch_size} is more than the {samples} pairs of the data")
     if options.epochs is not None and options.steps is not None:
         raise UsageError("--epochs and --steps exclude each other")
-    if not 0 <= options.patch_dropout < 1:
-        raise UsageError(f"--patch-dropout {options.patch_dropout} must be in [0, 1)")
     if options.patch_dropout and preset(options.model).model.is_resnet:
         raise UsageError("--patch-dropout needs a ViT")
-    if options.window < 0 or options.cache_gb <= 0:
-        raise UsageError("--window must be at least 0, --cache-gb above 0")
-    if not 0 < options.crop_scale <= 1:
-        raise UsageError(f"--crop-scale {options.crop_scale} must be in (0, 1]")
-    if not 0 <= options.ema < 1:
-        raise UsageError(f"--ema {options.ema} must be in [0, 1)")

@@ -57,6 +57,8 @@ def read_weights(path: str | Path, *, ema: bool = False, activation: str | None 
     file = Path(path)
     if not file.exists():
         raise InputMissing(f"no such file or folder: {file}")
+    if (file.parent / "checkpoint.json").exists() and file.name in ("model.safetensors", "ema.safetensors"):
+        file, ema = file.parent, file.name == "ema.safetensors"  # so that it is checked, and brings its vocabulary
     if file.is_dir():
         weights = _read_folder(file, ema=ema)
     elif zipfile.is_zipfile(file):
@@ -91,10 +93,12 @@ def _read_folder(folder: Path, *, ema: bool) -> Weights:
         return Weights(load_file(folder / name), config, "checkpoint", info.get("vocabulary"))
     runs = checkpoint.all_steps(folder / "checkpoints") or checkpoint.all_steps(folder)
     if runs:
+        faults = []
         for path, fault in checkpoint.newest(runs[0].parent):
             if fault is None:
                 return _read_folder(path, ema=ema)
-        raise TrainError(f"{folder}: none of the {len(runs)} checkpoints verifies")
+            faults.append(fault)
+        raise TrainError(f"{folder}: none of the {len(runs)} checkpoints is whole; the newest: {faults[0]}")
     if (folder / "config.json").exists() and (folder / "model.safetensors").exists():
         return _read_huggingface(folder)
     raise InputMissing(f"{folder} holds neither checkpoints nor a Hugging Face model (config.json, model.safetensors)")

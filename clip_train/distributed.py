@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,7 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from clip_train.errors import UsageError
+from clip_train.errors import TrainError, UsageError
+
+# what gloo and NCCL say when the other side of a connection is gone
+_LOST = re.compile("onnection (closed|reset|refused)|[Bb]roken pipe|remote process")
 
 
 def world_size() -> int:
@@ -36,6 +40,10 @@ def process_group(device: torch.device) -> Iterator[None]:
         dist.init_process_group("gloo")
     try:
         yield
+    except RuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
+        raise TrainError(f"rank {rank()}: another process of the run is gone; its message is above or below") from error
     finally:
         dist.destroy_process_group()
 

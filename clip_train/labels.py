@@ -117,7 +117,10 @@ def _names_beside(shard: str) -> list[str] | None:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrainError(f"{path} cannot be read as lines of UTF-8: {error}") from error
 
 
 def read_classes(path: str, dataset: str | None) -> list[str]:
@@ -131,6 +134,9 @@ def read_classes(path: str, dataset: str | None) -> list[str]:
 def read_templates(path: str, dataset: str | None) -> list[str] | dict[str, list[str]]:
     """Templates, or prompts for each class by name."""
     found = _read_file(path, dataset)
+    empty = [name for name, prompts in found.items() if not prompts] if isinstance(found, dict) else []
+    if not found or empty:
+        raise UsageError(f"{path} holds no {'prompt for ' + repr(empty[0]) if empty else 'template'}")
     for template in found if isinstance(found, list) else []:
         if "{" not in template:
             raise UsageError(f"{path}: the template {template!r} has no place for the class ({{}} or {{c}})")
@@ -145,7 +151,7 @@ def _read_file(path: str, dataset: str | None) -> list[str] | dict[str, list[str
         return _lines(file)
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise TrainError(f"{path} is no JSON: {error}") from error
     if dataset is not None:
         if not isinstance(found, dict) or dataset not in found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -12,6 +13,8 @@ import time
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from clip_train.errors import TrainError
 
 
 class StepLog:
@@ -30,16 +33,20 @@ class StepLog:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in line.items()
         }
-        self._lines.write(json.dumps(plain) + "\n")
-        self._lines.flush()
-        if self._events:
-            self._events.write(int(line["step"]), {k: v for k, v in plain.items() if isinstance(v, float)})
+        try:
+            self._lines.write(json.dumps(plain) + "\n")
+            self._lines.flush()
+            if self._events:
+                self._events.write(int(line["step"]), {k: v for k, v in plain.items() if isinstance(v, float)})
+        except OSError as error:
+            raise TrainError(f"cannot write {self._lines.name}: {error}; make room, then --resume") from error
 
     def close(self) -> None:
-        """Ends both files."""
-        self._lines.close()
-        if self._events:
-            self._events.close()
+        """Ends both files; what a full disk keeps from being written was said by `write`."""
+        with contextlib.suppress(OSError):
+            self._lines.close()
+            if self._events:
+                self._events.close()
 
 
 def _cut_after(path: Path, step: int) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import signal
@@ -26,10 +27,12 @@ from torch import Tensor
 
 from clip_train import checkpoint, keyed
 from clip_train.config import ModelConfig, Plan, TrainOptions, resolve
+from clip_train.convert import fit_to, load_model, read_weights
 from clip_train.data import Batch, Loader, LoaderOptions, Stream
 from clip_train.distributed import agree, pick_device, process_group, rank, world_size
 from clip_train.errors import Interrupted, TrainError, UsageError
 from clip_train.image import normalize
+from clip_train.labels import open_labelled
 from clip_train.log import Progress, StepLog
 from clip_train.loss import info_nce, sigmoid_loss
 from clip_train.model import CLIP, count_flops
@@ -73,13 +76,17 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
     device = pick_device()
     with process_group(device), contextlib.ExitStack() as stack:
         index = open_index(options.data, cache=options.cache, cache_gb=options.cache_gb)
-        tokenizer = load_tokenizer(options.bpe)
+        folder = Path(options.output)
+        tokenizer = load_tokenizer(options.bpe or run_vocabulary(folder, resume=options.resume))
         plan = resolve(
             options, samples=len(index), world_size=world_size(), vocab_size=tokenizer.vocab_size,
-            has_gpu=device.type == "cuda",
+            has_gpu=device.type == "cuda", vocabulary=tokenizer.fingerprint,
         )  # fmt: skip
+        if options.zero_shot:
+            open_labelled(options.zero_shot)  # a mistake in it should not wait for the first checkpoint
+        if rank() == 0:
+            stack.enter_context(hold(folder))
         run = start_run(plan, device)
-        folder = Path(options.output)
         progress = Progress(steps=plan.steps, first_step=run.step, show=rank() == 0)
         for note in plan.notes if run.step == 0 else ():
             progress.say(note)
@@ -145,7 +152,7 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
                 newest = save_run(run, folder, tokenizer)
                 saved_at = time.monotonic()
                 if options.zero_shot and rank() == 0:
-                    evaluate_run(run, tokenizer, folder, progress)
+                    evaluate_run(run, newest, tokenizer, progress)
             if interrupted and not finished:
                 raise Interrupted(f"stopped after step {run.step}; continue with the same command and --resume")
         return {
@@ -272,7 +279,7 @@ def start_run(plan: Plan, device: torch.device) -> Run:
     model = CLIP(plan.model)
     resumed = find_checkpoint(plan)
     if options.init and resumed is None:
-        load_initial(model, options.init)
+        load_initial(model, options.init, vocabulary=plan.vocabulary)
     model.to(device)
     if plan.model.is_resnet:
         model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -302,11 +309,12 @@ def compile_towers(model: CLIP) -> None:
         block.compile(dynamic=True)
 
 
-def load_initial(model: CLIP, path: str) -> None:
+def load_initial(model: CLIP, path: str, *, vocabulary: str) -> None:
     """Starts from other weights; the vision position embedding is stretched if the resolution differs."""
-    from clip_train.convert import fit_to, read_weights
-
     weights = read_weights(path)
+    same_model(weights.config, model.config, path, but="image_size")
+    if weights.vocabulary and vocabulary and weights.vocabulary != vocabulary:
+        raise UsageError(f"{path} was trained with another vocabulary: name its RUN/{VOCABULARY} by --bpe")
     checkpoint.restore_model(model, fit_to(weights.tensors, model), origin=path)
 
 
@@ -320,21 +328,42 @@ def find_checkpoint(plan: Plan) -> Path | None:
     if rank() == 0:
         checkpoint.clear_scratch(folder)
     progress = Progress(steps=0, first_step=0, show=rank() == 0)
+    faults = []
     for path, fault in checkpoint.newest(folder):
         if fault is None:
             progress.say(f"resuming from {path}")
             return path
+        faults.append(fault)
         progress.say(f"{fault} [skipped]")
-    progress.say(f"no checkpoint in {folder} that verifies: starting from the beginning")
+    if faults:
+        raise TrainError(f"none of the {len(faults)} checkpoints in {folder} is whole: remove them to start anew")
+    progress.say(f"no checkpoint in {folder} yet: starting from the beginning")
     return None
+
+
+def same_model(found: ModelConfig, wanted: ModelConfig, origin: str, *, but: str = "") -> None:
+    """Refuses weights of another model, in words; the field `but` may differ."""
+    if found.vocab_size != wanted.vocab_size:
+        raise UsageError(
+            f"{origin} has {found.vocab_size} token ids, the vocabulary has {wanted.vocab_size}: "
+            f"name the one it was trained with by --bpe"
+        )
+    a, b = (dataclasses.asdict(config) for config in (found, wanted))
+    differing = [f"{name} {a[name]}, not {b[name]}" for name in a if a[name] != b[name] and name != but]
+    if differing:
+        raise UsageError(f"{origin} is of another model: {'; '.join(differing)}. Name its model by --model")
 
 
 def restore_run(run: Run, path: Path) -> None:
     """Weights, optimizer, average, loss scale and place in the data."""
     state = checkpoint.load(path)
     info, plan = state.info, run.plan
-    if ModelConfig.from_json(info["model"]) != plan.model:
-        raise UsageError(f"{path} is of another model than {plan.options.model} with this vocabulary: {info['model']}")
+    same_model(ModelConfig.from_json(info["model"]), plan.model, str(path))
+    if plan.vocabulary and info["vocabulary"] != plan.vocabulary:
+        raise UsageError(f"{path} was trained with another vocabulary: leave --bpe out to go on with the run's own")
+    order = {"window": plan.options.window, "online_balance": plan.options.online_balance}
+    if info.get("order", order) != order:
+        raise UsageError(f"{path} was trained with {info['order']}, this is {order}: the order would be another")
     if info["samples"] != plan.samples or info["seed"] != plan.options.seed:
         raise UsageError(
             f"{path} was trained with {info['samples']} samples and seed {info['seed']}, this is {plan.samples} "
@@ -368,6 +397,9 @@ def save_run(run: Run, folder: Path, tokenizer: Tokenizer) -> Path:
                 "vocabulary": tokenizer.fingerprint,
                 "samples": run.plan.samples,
                 "seed": run.plan.options.seed,
+                "order": {
+                    "window": run.plan.options.window, "online_balance": run.plan.options.online_balance,
+                },
                 "progress": {
                     "step": run.step, "samples_seen": run.samples_seen, "scaler": run.scaler.state_dict(),
                 },
@@ -376,19 +408,48 @@ def save_run(run: Run, folder: Path, tokenizer: Tokenizer) -> Path:
     return path
 
 
-def evaluate_run(run: Run, tokenizer: Tokenizer, folder: Path, progress: Progress) -> None:
-    """Zero-shot accuracy at a checkpoint, appended to RUN/zero_shot.jsonl."""
+def evaluate_run(run: Run, saved: Path, tokenizer: Tokenizer, progress: Progress) -> None:
+    """Zero-shot accuracy at a checkpoint, appended to RUN/zero_shot.jsonl; what fails here does not stop the run."""
     from clip_train.evaluate import zero_shot
 
     assert run.plan.options.zero_shot is not None
-    run.model.eval()
+    model = run.model
+    if run.towers.parallel == "fsdp":  # its weights are cut up over the ranks, and the others are not here
+        model = load_model(saved)[0].to(run.device)
+    model.eval()
     try:
-        result = zero_shot(run.model, tokenizer, run.plan.options.zero_shot)
+        result = zero_shot(model, tokenizer, run.plan.options.zero_shot)
+        with open(Path(run.plan.options.output) / "zero_shot.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": run.step, **result}) + "\n")
+    except (TrainError, OSError) as error:
+        progress.say(f"step {run.step}: no zero-shot accuracy: {error}")
+        return
     finally:
         run.model.train()
-    with open(folder / "zero_shot.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": run.step, **result}) + "\n")
     progress.say(f"step {run.step}: zero-shot top-1 {result['top1']:.4f} on {result['images']} images")
+
+
+def run_vocabulary(folder: Path, *, resume: bool) -> Path | None:
+    """The vocabulary that a run to be resumed was started with."""
+    return folder / VOCABULARY if resume and (folder / VOCABULARY).exists() else None
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Makes the run's folder, and keeps every other process from training into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a")
+    except OSError as error:
+        raise UsageError(f"--output {folder} cannot be written: {error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another process trains into {folder}: end it first, or name another --output") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def write_config(folder: Path, plan: Plan, tokenizer: Tokenizer) -> None:
@@ -399,9 +460,13 @@ def write_config(folder: Path, plan: Plan, tokenizer: Tokenizer) -> None:
         "torch": torch.__version__,
     }  # fmt: skip
     partial = folder / f"config.json.{os.getpid()}.partial"
-    partial.write_text(json.dumps(resolved, indent=1) + "\n")
-    os.replace(partial, folder / "config.json")
-    write_merges(folder / VOCABULARY, tokenizer.merges)
+    try:
+        partial.write_text(json.dumps(resolved, indent=1) + "\n")
+        os.replace(partial, folder / "config.json")
+        write_merges(folder / VOCABULARY, tokenizer.merges)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise TrainError(f"cannot write into {folder}: {error}; make room, or name another --output") from error
 
 
 def loader_options(plan: Plan, device: torch.device) -> LoaderOptions:

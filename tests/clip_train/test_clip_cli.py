@@ -52,6 +52,8 @@ def test_import_is_light():
         (["train", "--data", "x", "--output", "y", "--lrr=1"], "did you mean --lr?"),
         (["train", "--data", "x", "--output", "y", "--precision", "int8"], "invalid choice: 'int8'"),
         (["trian"], "invalid choice: 'trian'"),
+        (["zero-shot", "--data", "x", "--checkpoint", "y", "--batch-size", "0"], "must be at least 1, not 0"),
+        (["train", "--data", "x", "--output", "y", "--nnodes", "0"], "must be at least 1, not 0"),
         (["export", "--checkpoint", "x"], "the following arguments are required: --output"),
     ],
 )
@@ -107,6 +109,16 @@ def test_the_whole_way(tars, vocabulary, tmp_path, capsys, monkeypatch):
     assert main(["zero-shot", *use]) == 0 and "top1  " in capsys.readouterr().out
 
 
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
+    (tmp_path / "captions.txt").write_text("a red square\n" * 3)
+    (tmp_path / "file").write_text("")
+    output = str(tmp_path / "file" / "v.txt.gz")  # below a file
+    assert main(["tokenizer", "train", "--input", str(tmp_path / "captions.txt"), "--output", output]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("clip_train: ") and str(tmp_path / "file") in said and said.count("\n") == 1
+
+
 def test_bench_prints_numbers(capsys):
     pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
     only = ("--only", "tokenizer", "loader", "model", "step")
@@ -114,3 +126,4 @@ def test_bench_prints_numbers(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["step_pairs_per_s"] > 0 and found["loader_cpu_ms_per_sample"] > 0
     assert main(["bench", "--only", "speed"]) == 2
+    assert main(["bench", "--model", "ViT-B-33"]) == 2

@@ -145,3 +145,23 @@ def test_files_that_are_no_weights(tmp_path):
     (tmp_path / "hf" / "model.safetensors").write_bytes(b"x" * 10)
     with pytest.raises(TrainError, match="no CLIPModel"):
         read_weights(tmp_path / "hf")
+
+
+def test_a_spoiled_checkpoint_is_refused_by_its_file_too(tmp_path):
+    from clip_train import checkpoint
+
+    model = made()
+    path = checkpoint.save(
+        tmp_path, step=1, model=checkpoint.model_tensors(model), optimizer={}, ema=None, keep=1,
+        info={"model": dataclasses.asdict(model.config), "vocabulary": "abc"},
+    )  # fmt: skip
+    file = path / "model.safetensors"
+    assert read_weights(file).vocabulary == "abc"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    for place in (file, path):
+        with pytest.raises(TrainError, match="not as it was saved"):
+            read_weights(place)
+    with pytest.raises(TrainError, match="none of the 1 checkpoints is whole; the newest: .*not as it was saved"):
+        read_weights(tmp_path)
