@@ -25,31 +25,23 @@ COLOURS = {"red": "#d03a2f", "blue": "#2f62d0", "green": "#2f9e4f", "yellow": "#
 SHAPES = ("circle", "square", "triangle", "star", "house", "tree", "boat", "fish")
 PLACES = ("on a hill", "by the sea", "in the snow", "under the moon", "in a garden")
 GROUNDS = {"on a hill": "#b7d7a8", "by the sea": "#9fc5e8", "in the snow": "#f3f3f3", "under the moon": "#3d4a66"}
+TRANSLATED = {  # colours and shapes, then places
+    "de": (
+        "roter blauer grüner gelber violetter Kreis Quadrat Dreieck Stern Haus Baum Boot Fisch",
+        ("auf einem Hügel", "am Meer", "im Schnee", "unter dem Mond", "in einem Garten"),
+    ),
+    "fr": (
+        "rouge bleu vert jaune violet cercle carré triangle étoile maison arbre bateau poisson",
+        ("sur une colline", "au bord de la mer", "dans la neige", "sous la lune", "dans un jardin"),
+    ),
+    "es": (
+        "rojo azul verde amarillo morado círculo cuadrado triángulo estrella casa árbol barco pez",
+        ("en una colina", "junto al mar", "en la nieve", "bajo la luna", "en un jardín"),
+    ),
+}
 WORDS = {
-    "de": dict(
-        zip(
-            (*COLOURS, *SHAPES, *PLACES),
-            "roter blauer grüner gelber violetter Kreis Quadrat Dreieck Stern Haus Baum Boot Fisch".split()
-            + ["auf einem Hügel", "am Meer", "im Schnee", "unter dem Mond", "in einem Garten"],
-            strict=True,
-        )
-    ),
-    "fr": dict(
-        zip(
-            (*COLOURS, *SHAPES, *PLACES),
-            "rouge bleu vert jaune violet cercle carré triangle étoile maison arbre bateau poisson".split()
-            + ["sur une colline", "au bord de la mer", "dans la neige", "sous la lune", "dans un jardin"],
-            strict=True,
-        )
-    ),
-    "es": dict(
-        zip(
-            (*COLOURS, *SHAPES, *PLACES),
-            "rojo azul verde amarillo morado círculo cuadrado triángulo estrella casa árbol barco pez".split()
-            + ["en una colina", "junto al mar", "en la nieve", "bajo la luna", "en un jardín"],
-            strict=True,
-        )
-    ),
+    language: dict(zip((*COLOURS, *SHAPES, *PLACES), (*words.split(), *places), strict=True))
+    for language, (words, places) in TRANSLATED.items()
 }
 SIZE = 320  # pixels, the long side
 
