@@ -84,13 +84,20 @@ def _add_train(parser: Parser) -> None:
         flag, text = f"--{field.name.replace('_', '-')}", field.metadata["help"].replace("%", "%%")
         kind, default = _type_of(field), field.default
         if kind is bool:
+            text += f" (default {'on' if default else 'off'})"
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
         else:
-            shown = "" if default in (None, "") else f" (default {default})"
+            choices, word = field.metadata.get("choices"), field.metadata.get("metavar", "PATH")
+            text += "" if default in (None, "") else f" (default {default})"
             parser.add_argument(
-                flag, type=kind, default=default, choices=field.metadata.get("choices"), help=text + shown,
-                required=field.name in ("data", "output"), metavar=kind.__name__.upper() if kind is not str else "X",
+                flag, type=kind, default=default, choices=choices, help=text, required=default == "",
+                metavar=None if choices else word if kind is str else kind.__name__.upper(),
             )  # fmt: skip
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "by the model:\n" + "\n".join(
+        f"  {name:14s}lr {r.lr:g}, batch {r.batch_size:,}, {r.epochs:g} epochs, warm-up {r.warmup} steps"
+        for name, r in ((name, preset.recipe) for name, preset in PRESETS.items())
+    )
     group = parser.add_argument_group("several processes (one a GPU unless given; torchrun's variables are understood)")
     group.add_argument("--processes", type=_positive, metavar="INT", help="on this host; works on a CPU too")
     group.add_argument("--nnodes", type=_positive, default=1, metavar="INT", help="hosts (default 1)")

@@ -154,7 +154,7 @@ class TrainOptions:
 
     # what
     data: str = _option("", "folder that the pipeline published, or a brace pattern of WebDataset tars; or its URL")
-    model: str = _option("ViT-B-32", "one of: " + ", ".join(PRESETS))
+    model: str = _option("ViT-B-32", "one of: " + ", ".join(PRESETS), metavar="NAME")
     output: str = _option("", "folder of the run: log.jsonl, config.json, checkpoints/")
     init: str | None = _option(None, "start from these weights (a checkpoint, OpenAI, open_clip or Hugging Face file)")
     resume: bool = _option(False, "continue from the newest checkpoint in the output folder that verifies")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,6 +36,7 @@ def process_group(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
+    _end_with_launcher()
     if device.type == "cuda":
         torch.cuda.set_device(device)
         dist.init_process_group("cuda:nccl,cpu:gloo", device_id=device)
@@ -46,6 +50,12 @@ def process_group(device: torch.device) -> Iterator[None]:
         raise TrainError(f"rank {rank()}: another process of the run is gone; its message is above or below") from error
     finally:
         dist.destroy_process_group()
+
+
+def _end_with_launcher() -> None:
+    """Has Linux send us SIGTERM, which saves the state, when the launcher dies: else we would train on, unseen."""
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def pick_device() -> torch.device:

@@ -494,3 +494,19 @@ def test_a_lost_process_ends_the_run(options):
     _, said = process.communicate(timeout=90)
     assert process.returncode == 1 and "was lost" in said and "--resume" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_processes_save_and_end_when_their_launcher_is_killed(options):
+    options = dataclasses.replace(options, steps=50_000, save_every=0)
+    process = subprocess.Popen(command(options, "--processes", "2"), env=environment(), stderr=subprocess.DEVNULL)
+    wait_for_lines(Path(options.output) / "log.jsonl", 2, process)
+    children = children_of(process.pid)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    assert int(all_steps(Path(options.output) / "checkpoints")[0].name[5:]) == len(losses(options.output))
