@@ -172,7 +172,7 @@ def test_damage_fails_no_stage(pack: Callable, tmp_path: Path) -> None:
 
 def test_what_comes_out_of_a_read_is_bounded(pack: Callable) -> None:
     bomb = pack(bytes(64 << 20))
-    content = frames.Frames(frames._Head(bomb), frames.format_of(bomb[: 256 << 10]) or frames.ZSTD)
+    content = frames.Frames(frames.Whole(bomb), frames.format_of(bomb[: 256 << 10]) or frames.ZSTD)
     sizes = []
     while part := content.read():
         sizes.append(len(part))

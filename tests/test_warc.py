@@ -1,15 +1,20 @@
 """WARC and ARC files as candidates: pages give pairs, images in the archive are found again, the counts add up."""
 
 import gzip
+import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
+import brotli
 import pyarrow as pa
 import pytest
+import zstandard
 from archives import html_record, member, page_url, record
 
 from pipeline.ledger import Ledger
 from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
+from pipeline.sources.archive import Record, decode_body, http_response
 from pipeline.sources.inputs import expand
 from pipeline.sources.warc import ARCHIVED_IMAGES, ArchivedImages, read_image, read_warc
 
@@ -80,6 +85,56 @@ def test_what_is_no_page_is_noted_by_kind(tmp_path, packed):
     assert table["text"].to_pylist() == ["untyped", "resource"]
     assert ledger.notes == counts
     assert ledger.records_dropped == {"bad_http": 1}
+
+
+PAGE = b'<html><img src="https://i.example/a.jpg" alt="a picture of a thing"></html>'
+
+
+def chunks(body: bytes) -> bytes:
+    pieces = [body[at : at + 7] for at in range(0, len(body), 7)]
+    return b"".join(b"%x;name=value\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\nX-Trailer: 1\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ("Content-Encoding: gzip", gzip.compress(PAGE)),
+        ("Content-Encoding: x-gzip", gzip.compress(PAGE[:20]) + gzip.compress(PAGE[20:])),
+        ("Content-Encoding: deflate", zlib.compress(PAGE)),
+        ("Content-Encoding: deflate", zlib.compress(PAGE)[2:-4]),
+        ("Content-Encoding: br", brotli.compress(PAGE)),
+        ("Content-Encoding: zstd", zstandard.compress(PAGE)),
+        ("Content-Encoding: zstd, br, GZIP", gzip.compress(brotli.compress(zstandard.compress(PAGE)))),
+        ("Content-Encoding: gzip\r\nContent-Encoding: br", brotli.compress(gzip.compress(PAGE))),
+        ("Content-Encoding: identity", PAGE),
+        ("Content-Encoding: br", PAGE),
+        ("Content-Encoding: zstd", PAGE),
+        ("Transfer-Encoding: chunked", chunks(PAGE)),
+        ("Transfer-Encoding: chunked", PAGE),
+        ("Transfer-Encoding: gzip, chunked", chunks(gzip.compress(PAGE))),
+        ("Transfer-Encoding: chunked\r\nContent-Encoding: br", chunks(brotli.compress(PAGE))),
+        ("Content-Encoding: " + "gzip, " * 10_000, PAGE),
+    ],
+    ids=range(16),
+)
+def test_encodings_are_undone(headers, body):
+    block = b"HTTP/2 200\r\nContent-Type: text/html\r\n" + headers.encode() + b"\r\n\r\n" + body
+    response = http_response(Record(0, "response", "https://h.example/", b"", block))
+    assert response is not None and response.body == PAGE
+    cut = http_response(Record(0, "response", "https://h.example/", b"", block), max_body=30)
+    assert cut is not None and cut.body == PAGE[:30]
+
+
+@pytest.mark.parametrize("name", ["gzip", "deflate", "br", "zstd"])
+def test_bombs_in_bodies_are_bounded(name):
+    packers = {"gzip": gzip.compress, "deflate": zlib.compress, "zstd": zstandard.compress}
+    pack = packers.get(name, lambda data: brotli.compress(data, quality=1))
+    bomb = pack(bytes(100 << 20))
+    tracemalloc.start()
+    assert decode_body(bomb, name, 1 << 20) == bytes(1 << 20)
+    assert decode_body(pack(bomb), f"{name}, {name}", 1 << 20) == bytes(1 << 20)
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -39,6 +39,8 @@ MAX_SKIPPED = 4 << 30  # bytes of an oversized member that are inflated only to 
 CHUNK = 256 << 10
 KEPT = 16 << 20  # bytes of a long member that are held, to look for the next member if it is damaged
 LOOK_BACK = 9 << 10  # bytes of a stream that are looked at again when more has come: an ARC line and its newlines
+MAX_ENCODINGS = 5  # of one body
+MAX_MEMBERS = 50  # of gzip, in one body
 PLACE = 40  # bits of an offset that are the member's place in the file
 
 GZIP = b"\x1f\x8b\x08"
@@ -666,8 +668,8 @@ def _parse_arc_line(data: bytes, offset: int) -> tuple[Record, int, int] | str:
 def http_response(record: Record, *, max_body: int = MAX_RECORD) -> Response | None:
     """The HTTP response in a record's block; None if it is none. Never raises.
 
-    Chunked transfer and gzip, deflate and Brotli encodings are undone as far as they go: a body that was cut by the
-    archiver (Common Crawl cuts at 1 to 5 MiB) gives what is there. At most `max_body` bytes come out.
+    Chunked transfer and gzip, deflate, Brotli and zstd encodings are undone as far as they go: a body that was cut by
+    the archiver (Common Crawl cuts at 1 to 5 MiB) gives what is there. At most `max_body` bytes come out.
     """
     content = record.content
     if not content.startswith(b"HTTP/"):
@@ -687,9 +689,11 @@ def http_response(record: Record, *, max_body: int = MAX_RECORD) -> Response | N
         if colon:
             key, text = name.strip().lower().decode("latin-1"), value.strip().decode("latin-1")
             headers[key] = f"{headers[key]}, {text}" if key in headers else text
-    if "chunked" in headers.get("transfer-encoding", "").lower():
+    transfer = headers.get("transfer-encoding", "").lower()
+    if "chunked" in transfer:
         body = unchunk(body)
-    return Response(int(status[1]), headers, decode_body(body, headers.get("content-encoding", ""), max_body))
+    encodings = f"{headers.get('content-encoding', '')},{transfer}"
+    return Response(int(status[1]), headers, decode_body(body, encodings, max_body))
 
 
 def unchunk(body: bytes) -> bytes:
@@ -710,36 +714,59 @@ def unchunk(body: bytes) -> bytes:
 
 
 def decode_body(body: bytes, encoding: str, max_body: int) -> bytes:
-    """A body with its content encodings undone, the outermost first; one that does not decode as it is."""
-    for name in reversed([part.strip().lower() for part in encoding.split(",") if part.strip()]):
+    """A body with its encodings undone, the outermost first; one that does not decode as it is.
+
+    A page with more than MAX_ENCODINGS of them is not meant for anybody and stays as it is.
+    """
+    names = [part.strip().lower() for part in encoding.split(",", 4 * MAX_ENCODINGS) if part.strip()]
+    limit = max(max_body, MAX_RECORD)  # of what lies between two encodings
+    for name in reversed(names if len(names) <= MAX_ENCODINGS else []):
         if name in ("gzip", "x-gzip", "deflate"):
-            body = _inflate_body(body, name, max_body)
+            body = _inflate_body(body, name, limit)
         elif name == "br":
-            body = _unbrotli(body, max_body)
+            body = _unbrotli(body, limit)
+        elif name == "zstd":
+            body = _unzstd(body, limit)
     return body[:max_body]
 
 
 def _inflate_body(body: bytes, name: str, max_body: int) -> bytes:
-    windows = (31,) if "gzip" in name else (15, -15)
-    for bits in windows:
+    for bits in (31,) if "gzip" in name else (15, -15):
+        inflater = zlib.decompressobj(bits)
         try:
-            return zlib.decompressobj(bits).decompress(body, max_body)
+            out = inflater.decompress(body, max_body)
         except zlib.error:
             continue
+        for _ in range(MAX_MEMBERS):  # gzip may come in several
+            rest, inflater = inflater.unused_data, zlib.decompressobj(bits)
+            if not rest.startswith(GZIP) or len(out) >= max_body:
+                break
+            with contextlib.suppress(zlib.error):
+                out += inflater.decompress(rest, max_body)
+        return out
     return body
 
 
+def _unzstd(body: bytes, max_body: int) -> bytes:
+    content, parts, size = frames.Frames(frames.Whole(body), frames.ZSTD), [], 0
+    while size < max_body and (part := content.read()):
+        parts.append(part)
+        size += len(part)
+    return b"".join(parts) or body
+
+
 def _unbrotli(body: bytes, max_body: int) -> bytes:
+    import brotli
+
+    parts: list[bytes] = []
+    decoder, size = brotli.Decompressor(), 0
     try:
-        import brotli
-    except ImportError:
-        return body
-    decoder, out = brotli.Decompressor(), b""
-    try:
-        for start in range(0, len(body), CHUNK):
-            out += decoder.process(body[start : start + CHUNK])
-            if len(out) > max_body:
+        while size < max_body and not decoder.is_finished():
+            part = decoder.process(b"" if parts else body, output_buffer_limit=CHUNK)  # a few bytes may hold gigabytes
+            if parts and not part:
                 break
+            parts.append(part)
+            size += len(part)
     except brotli.error:
-        return out or body
-    return out
+        pass
+    return b"".join(parts) or body

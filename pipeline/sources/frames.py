@@ -240,15 +240,15 @@ def format_of(head: bytes) -> Format | None:
     places = {}
     for known in FORMATS:
         position = head.find(known.magic)
-        while position >= 0 and not Frames(_Head(head), known).opens(position):
+        while position >= 0 and not Frames(Whole(head), known).opens(position):
             position = head.find(known.magic, position + 1)
         if position >= 0:
             places[position] = known
     return places[min(places)] if places else None
 
 
-class _Head:
-    """The first bytes of a file."""
+class Whole:
+    """Bytes that are all there."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
