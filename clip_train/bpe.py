@@ -28,9 +28,12 @@ def train_vocabulary(
     counts: Counter[str] = Counter()
     captions = 0
     for path in inputs:
-        for text in read_captions(path, column):
-            counts.update(split_words(text))
-            captions += 1
+        try:
+            for text in read_captions(path, column):
+                counts.update(split_words(text))
+                captions += 1
+        except (EOFError, OSError, ValueError) as error:  # gzip, the system, Parquet
+            raise TrainError(f"{path} cannot be read, or it is cut: {error}") from error
     if not counts:
         raise InputMissing(f"no words in {', '.join(inputs)}")
     learned = learn_merges(counts, merges=merges, min_count=min_count)
