@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import heapq
 import html
 import importlib.util
 import os
@@ -26,6 +27,7 @@ from clip_train.errors import InputMissing, TrainError
 MAX_MERGES = 48894  # 49,408 ids in all (paper, table 18); OpenAI's file holds more lines than are used
 VOCABULARY = "vocabulary.txt.gz"  # name of the file in a run's folder, and of our own
 OWN_VOCABULARY = Path(__file__).parent / "data" / VOCABULARY
+LONG_WORD = 100  # bytes; longer ones are merged with a heap, and not kept
 WORD_CACHE_SIZE = 1 << 20  # words; a web crawl never runs out of new ones
 
 _ASCII_WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")
@@ -130,8 +132,9 @@ class Tokenizer:
         symbols = byte_symbols()
         pieces = [symbols[byte] for byte in word.encode("utf-8")]
         pieces[-1] += "</w>"
-        ids = [self._ids[piece] for piece in merge_pieces(pieces, self.ranks)]
-        if len(self._words) < WORD_CACHE_SIZE:
+        merge = merge_pieces if len(pieces) <= LONG_WORD else merge_long
+        ids = [self._ids[piece] for piece in merge(pieces, self.ranks)]
+        if len(self._words) < WORD_CACHE_SIZE and len(pieces) <= LONG_WORD:
             self._words[word] = ids
         return ids
 
@@ -154,6 +157,38 @@ def merge_pieces(pieces: list[str], ranks: dict[tuple[str, str], int]) -> list[s
                 at += 1
         pieces = merged
     return pieces
+
+
+def merge_long(pieces: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
+    """What `merge_pieces` gives, in n log n steps instead of n squared: junk may be a word of 60,000 letters.
+
+    Pairs wait in a heap by rank, then place. All places of the best pair are taken before the pairs that they make.
+    """
+    parts: list[str | None] = [*pieces]  # None: it was merged into a part before
+    after, before = [*range(1, len(parts) + 1)], [*range(-1, len(parts) - 1)]
+
+    def pair_at(left: int) -> tuple[str | None, str | None]:
+        return parts[left], parts[after[left]] if after[left] < len(parts) else None
+
+    heap = [(ranks[pair_at(at)], at) for at in range(len(parts) - 1) if pair_at(at) in ranks]  # type: ignore[index]
+    heapq.heapify(heap)
+    while heap:
+        best, made = heap[0][0], []
+        while heap and heap[0][0] == best:
+            at = heapq.heappop(heap)[1]
+            first, second = pair_at(at)
+            if first is None or second is None or ranks.get((first, second)) != best:
+                continue  # one of the two was merged meanwhile
+            gone = after[at]
+            parts[at], parts[gone], after[at] = first + second, None, after[gone]
+            if after[at] < len(parts):
+                before[after[at]] = at
+            made += [at] if before[at] < 0 else [before[at], at]
+        for at in made:
+            rank = ranks.get(pair_at(at))  # type: ignore[arg-type]
+            if rank is not None:
+                heapq.heappush(heap, (rank, at))
+    return [part for part in parts if part is not None]
 
 
 def find_vocabulary(path: str | Path | None = None) -> Path:

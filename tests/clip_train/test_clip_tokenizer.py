@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import os
+import random
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +15,16 @@ from hypothesis import strategies as st
 
 from clip_train.bpe import count_words, learn_merges, train_vocabulary
 from clip_train.errors import InputMissing, TrainError
-from clip_train.tokenizer import Tokenizer, find_vocabulary, load_tokenizer, merge_pieces, read_merges, split_words
+from clip_train.tokenizer import (
+    OWN_VOCABULARY,
+    Tokenizer,
+    find_vocabulary,
+    load_tokenizer,
+    merge_long,
+    merge_pieces,
+    read_merges,
+    split_words,
+)
 
 WORDS = {
     "Hello, World! It's 2026.": "hello , world ! it 's 2 0 2 6 .",
@@ -105,6 +116,31 @@ def naive_merges(counts: Counter[str], merges: int) -> list[tuple[str, str]]:
     return learned
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=40), st.integers(0, 2**32))
+def test_long_words_are_merged_as_short_ones(pieces, seed):
+    """With merges in any order: then one may make the first part of a better one, which real lists do not."""
+    tokens, pairs, rng = ["a", "b", "c"], set(), random.Random(seed)
+    while len(pairs) < 12:
+        pair = rng.choice(tokens), rng.choice(tokens)
+        if pair not in pairs and len("".join(pair)) < 6:
+            pairs.add(pair)
+            tokens.append("".join(pair))
+    order = rng.sample(sorted(pairs), len(pairs))
+    ranks = {pair: rank for rank, pair in enumerate(order)}
+    assert merge_long(pieces, ranks) == merge_pieces(pieces, ranks)
+
+
+def test_a_word_of_60000_letters_takes_no_minutes():
+    tokenizer = load_tokenizer(OWN_VOCABULARY)
+    letters = random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=60_000)
+    began = time.process_time()
+    assert len(tokenizer.encode_caption("".join(letters), context_length=77)) == 77
+    assert time.process_time() - began < 5  # n squared took minutes
+    assert tokenizer.encode("".join(letters[:2000]))[:900] == tokenizer.encode("".join(letters))[:900]
+    assert not any(len(word) > 100 for word in tokenizer._words)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.text("abcd", min_size=1, max_size=9), st.integers(1, 9), max_size=25))
 def test_merges_are_learned_as_by_counting_anew(counts):
@@ -135,6 +171,14 @@ def test_bad_vocabularies_are_refused(tmp_path):
     odd.write_text("#version\na b\na b c\n")
     with pytest.raises(TrainError, match="line 3"):
         read_merges(odd)
+
+
+@pytest.mark.parametrize("name", ["cut.txt.gz", "cut.parquet", "data.noun"])
+def test_captions_that_cannot_be_read_are_named(tmp_path, name):
+    whole = gzip.compress(b"a red square\n" * 500)
+    (tmp_path / name).write_bytes(whole[:-20] if name.endswith(".gz") else b"00001740 03 n zz junk")
+    with pytest.raises(TrainError, match=f"{name} cannot be read"):
+        train_vocabulary([str(tmp_path / name)], str(tmp_path / "v.txt.gz"))
 
 
 def openai_vocabulary() -> Path:
