@@ -326,7 +326,7 @@ def print_plan(options: Options, *, as_json: bool) -> None:
         f"{figures.scratch_bytes / 1e9:.1f} GB of disk meanwhile"
     )
     print(f"stages       {', '.join(f'{stage} ({state})' for stage, state in stages.items())}")
-    print("These are rough figures from the size of the input alone; nothing was read or written.")
+    print("These are rough figures from the size of the input alone; no row was read and nothing written.")
 
 
 if __name__ == "__main__":
