@@ -191,8 +191,7 @@ def test_a_cut_file_keeps_what_came_before(tmp_path):
         table, ledger = read(tmp_path / name)
         assert ledger.records_dropped["table_rest_unreadable"] == 1
         assert rows(table) == [(number, f"http://{word}", word) for number, word in enumerate(words[: table.num_rows])]
-        if "json" in name:
-            assert table.num_rows > 10_000
+        assert table.num_rows > 10_000
 
 
 def test_a_damaged_parquet_page_costs_its_row_group_and_is_never_silent(tmp_path):
@@ -214,6 +213,55 @@ def test_a_damaged_parquet_page_costs_its_row_group_and_is_never_silent(tmp_path
     assert 0 < lost <= 70_000 and table.num_rows == 200_000 - lost
     assert all(url == urls[number] for number, url, _ in rows(table))
     assert rows(table)[-1][0] == 199_999
+
+
+@pytest.mark.parametrize("size", [1000, 20_000])
+def test_damage_in_one_of_many_small_row_groups_costs_that_one(tmp_path, size):
+    urls = [f"http://x/{number * 7919 % 200_003}" for number in range(150_000)]
+    path = tmp_path / "a.parquet"
+    table = pa.table({"url": urls, "text": urls})
+    pq.write_table(table, path, row_group_size=size, write_page_checksum=True, use_dictionary=False)
+    metadata, data = pq.read_metadata(path), bytearray(path.read_bytes())
+    bad = (0, 2, metadata.num_row_groups - 1)
+    for group in bad:
+        column = metadata.row_group(group).column(1)
+        data[column.data_page_offset + column.total_compressed_size // 2] ^= 1
+    path.write_bytes(data)
+    found, ledger = read(path)
+    expected = [number for number in range(150_000) if number // size not in bad]
+    assert [row for row, *_ in rows(found)] == expected
+    assert all(url == urls[number] for number, url, _ in rows(found))
+    assert ledger.records_dropped == {"damaged_table_page": 150_000 - len(expected)}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + json_lines())
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + delimited(","))
+    for name in ("a.jsonl", "a.csv"):
+        table, ledger = read(tmp_path / name)
+        assert rows(table) == KEPT and not ledger.records_dropped
+
+
+def test_a_line_nested_too_deep_is_a_bad_line(tmp_path):
+    deep = b'{"url": "http://x/2", "text": "b", "n": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
+    (tmp_path / "a.jsonl").write_bytes(deep + json_lines())
+    table, ledger = read(tmp_path / "a.jsonl")
+    assert [row for _, *row in rows(table)] == [list(row) for _, *row in KEPT]
+    assert ledger.records_dropped == {"bad_table_row": 1}
+
+
+def test_a_table_that_cannot_be_told_is_a_mistake_of_the_user(tmp_path):
+    pq.write_table(
+        pa.Table.from_arrays([pa.array(["u"]), pa.array(["v"]), pa.array(["t"])], names=["url", "url", "text"]),
+        tmp_path / "a.parquet",
+    )
+    (tmp_path / "b.csv").write_bytes(b"url,text,url\nu,t,v\n")
+    (tmp_path / "c.csv").write_bytes("url,text\nu,t\n".encode("utf-16"))
+    for name, message in (("a.parquet", "several columns"), ("b.csv", "several columns"), ("c.csv", "UTF-8")):
+        (source,) = expand([str(tmp_path / name)])
+        for look in (table_columns, lambda source: list(read_table(source, ledger=Ledger()))):
+            with pytest.raises(InputError, match=message):
+                look(source)
 
 
 def test_batches_are_bounded_and_parquet_is_fast(tmp_path):

@@ -6,6 +6,7 @@ is counted, never fatal: a bad line costs that line, a damaged page the rest of 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import difflib
 import functools
@@ -85,7 +86,7 @@ def choose_columns(
     A default name may be replaced by a usual one; a name that the user chose may not.
 
     Raises:
-        ColumnError: no column fits.
+        ColumnError: no column fits, or two have its name.
     """
     by_lower = {name.lower(): name for name in reversed(names)}
 
@@ -104,6 +105,9 @@ def choose_columns(
 
     url = choose(wanted[0], URL_NAMES, "--url-column")
     text = choose(wanted[1], TEXT_NAMES, "--text-column")
+    for name in (url, text):
+        if names.count(name) > 1:
+            raise ColumnError(f"{source_name!r} has several columns {name!r}: its columns are {_listed(names)}")
     page = wanted[2]
     if page is None:
         page = next((by_lower[name] for name in PAGE_NAMES if name in by_lower), None)
@@ -268,22 +272,29 @@ def _read_parquet(
         metadata = file.metadata
         first, last = source.part or (0, metadata.num_row_groups)
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        for groups in _runs(sizes, first, last):
-            start = sum(sizes[: groups[0]])
-            at = start
+        runs = list(_runs(sizes, first, last))[::-1]
+        at = sum(sizes[:first])
+        while runs:
+            groups = runs.pop()
+            start, end = sum(sizes[: groups[0]]), sum(sizes[: groups[-1] + 1])
             try:
                 for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=read, use_threads=False):
-                    made = _pick(batch, columns, source.name, ledger)
-                    yield made, np.arange(at, at + batch.num_rows)
-                    at += batch.num_rows
+                    fresh = batch.slice(min(max(0, at - start), len(batch)))  # a group of a damaged run: some was read
+                    start += batch.num_rows
+                    if fresh.num_rows:
+                        yield _pick(fresh, columns, source.name, ledger), np.arange(at, at + fresh.num_rows)
+                        at += fresh.num_rows
             except (pa.ArrowException, OSError):
-                lost = start + sum(sizes[group] for group in groups) - at
-                ledger.records_in += lost
-                ledger.lose("damaged_table_page", lost)
+                if len(groups) > 1:
+                    runs += [[group] for group in reversed(groups) if sum(sizes[: group + 1]) > at]
+                else:
+                    ledger.records_in += end - at
+                    ledger.lose("damaged_table_page", end - at)
+                    at = end
 
 
 def _runs(sizes: list[int], first: int, last: int) -> Iterator[list[int]]:
-    """Row groups read together: one where it fills a batch (damage costs one group), several where they are tiny."""
+    """Row groups read together: one where it fills a batch, several where they are tiny."""
     run: list[int] = []
     for group in range(first, last):
         run.append(group)
@@ -312,8 +323,43 @@ def _stream(source: Input) -> Iterator[io.BufferedReader]:
         raw: Any = stack.enter_context(open_bytes(source.path))
         stream: Any = stack.enter_context(pa.PythonFile(raw, "r"))
         if compression:
-            stream = stack.enter_context(pa.CompressedInputStream(stream, compression))
+            stream = _UntilDamage(stack.enter_context(pa.CompressedInputStream(stream, compression)))
         yield stack.enter_context(io.BufferedReader(stream, 1 << 20))
+
+
+class _UntilDamage(io.RawIOBase):
+    """A compressed text that ends with the last whole line before damage; `error` then tells what was wrong."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self._source, self._ready, self._line, self._ended = source, b"", b"", False
+        self.error: Exception | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready and not self._ended:
+            self._read()
+        part, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)
+
+    def _read(self) -> None:
+        try:
+            data = self._source.read(64 << 10)  # what comes out together with an error is lost
+        except (pa.ArrowException, OSError) as error:
+            self.error, self._ended = error, True
+            return
+        self._ended = not data
+        text = self._line + data
+        end = text.rfind(b"\n") + 1 if data and len(text) < MAX_LINE else len(text)
+        self._ready, self._line = text[:end], text[end:]
+
+
+def _damage(stream: io.BufferedReader) -> Exception | None:
+    """What was wrong, if a stream has ended at damage."""
+    return getattr(stream.raw, "error", None)
 
 
 def _csv_header(source: Input, delimiter: str) -> list[str]:
@@ -322,9 +368,13 @@ def _csv_header(source: Input, delimiter: str) -> list[str]:
         with _stream(source) as stream:
             line = stream.readline(MAX_LINE)
             if not line.strip():
+                if error := _damage(stream):
+                    raise error
                 raise InputError(f"{source.name!r} is empty: it has no line with the names of its columns")
             parse = pyarrow.csv.ParseOptions(delimiter=delimiter)
-            return pyarrow.csv.read_csv(io.BytesIO(line), parse_options=parse).column_names
+            return pyarrow.csv.read_csv(io.BytesIO(line.rstrip(b"\r\n") + b"\n"), parse_options=parse).column_names
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source.name!r} names its columns in another encoding than UTF-8: convert it") from error
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{source.name!r} cannot be read as a table: {error}") from error
 
@@ -363,7 +413,10 @@ def _read_csv(
                 for start in range(0, batch.num_rows, BATCH_ROWS):
                     piece = batch.slice(start, BATCH_ROWS)
                     yield _pick(piece, columns, source.name, ledger), rows[start : start + BATCH_ROWS]
-        except (pa.ArrowException, OSError):  # cut, damaged, or one row longer than a block (a quote never closed)
+            unread = _damage(stream) is not None
+        except (pa.ArrowException, OSError):  # damaged, or one row longer than a block (a quote never closed)
+            unread = True
+        if unread:
             ledger.records_in += 1
             ledger.lose("table_rest_unreadable")
     ledger.records_in += len(bad)
@@ -393,9 +446,11 @@ def _json_keys(source: Input) -> list[str]:
                 line = stream.readline(MAX_LINE)
                 if not line:
                     break
-                with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-                    row = msgspec.json.decode(line)
+                with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                    row = msgspec.json.decode(line.removeprefix(codecs.BOM_UTF8))
                     keys.update(dict.fromkeys(row if isinstance(row, dict) else ()))
+            if not keys and (error := _damage(stream)):
+                raise error
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{source.name!r} cannot be read as JSON lines: {error}") from error
     if not keys:
@@ -440,8 +495,8 @@ def _line_decoder(columns: tuple[str, str, str | None]) -> Any:
 
     def decode(line: bytes) -> tuple[str | None, str | None, str | None] | None:
         try:
-            row = decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            row = decoder.decode(line.removeprefix(codecs.BOM_UTF8))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         url, text, page = (None if name is None else getattr(row, name) for name in getters)
         return url, text, page
@@ -464,6 +519,9 @@ def _lines(stream: io.BufferedReader, ledger: Ledger) -> Iterator[bytes | None]:
             ledger.lose("table_rest_unreadable")
             return
         if not line:
+            if _damage(stream):
+                ledger.records_in += 1
+                ledger.lose("table_rest_unreadable")
             return
         yield line
 
