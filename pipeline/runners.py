@@ -105,11 +105,12 @@ def import_beam() -> Any:
     logging.getLogger().addFilter(no_waiting)
     for name in TRACING:
         logging.getLogger(name).addFilter(no_expected_trace)
-    gc.disable()  # it would look for rubbish among ever more modules, and find none
+    gc.disable()  # it would look for rubbish among ever more modules, now and later, and find none
     try:
         with quiet():
             import apache_beam
     finally:
+        gc.freeze()
         gc.enable()
     return apache_beam
 

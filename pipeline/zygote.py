@@ -234,6 +234,7 @@ def serve(*, kernels: bool, run_worker: Any) -> None:
     channel = socket.socket(fileno=int(os.environ.pop(SOCKET)))
     signal.signal(signal.SIGCHLD, lambda *_: _reap())
     memory.keep()
+    gc.disable()
     for name in PRELOAD:
         importlib.import_module(name)
     if kernels:
@@ -242,6 +243,7 @@ def serve(*, kernels: bool, run_worker: Any) -> None:
         for name in KERNELS if jit.available() else ():
             importlib.import_module(name).warm()
     gc.freeze()  # what was imported lives for ever: no worker looks through it again, which would copy its pages too
+    gc.enable()
     lines = channel.makefile("rw", encoding="utf-8")
     for line in lines:
         pid = os.fork()

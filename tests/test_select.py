@@ -200,7 +200,7 @@ def test_a_done_run_does_nothing_and_other_options_are_refused(folder: Path, cap
     [
         (["--input", "nowhere.parquet", "--output", "o"], build.MISSING, "nowhere.parquet"),
         (["--inputt", "x", "--output", "o", "--input", "y"], build.USAGE, "did you mean --input"),
-        (["--input", "x", "--output", "o", "--stages", "gahter"], build.USAGE, "did you mean 'gather'"),
+        (["--input", "x", "--output", "o", "--stages", "gahter"], build.USAGE, "did you mean gather?"),
         (["--output", "o"], build.USAGE, "--input"),
     ],
 )
