@@ -57,6 +57,52 @@ FOLDER = [
 ]
 
 
+def test_names_with_all_that_a_file_system_allows(tmp_path):
+    odd = [
+        "a b.warc",
+        "c%41d:[1]?#\u00e9.warc",
+        "'\"\\.warc",
+        "@x.warc",
+        "\U0001f415.warc",
+        "-f.warc",
+        "line\nbreak.warc",
+    ]
+    for name in odd:
+        (tmp_path / name).write_bytes(WARC)
+    assert names(tmp_path) == sorted((name, "warc") for name in odd)
+    assert names(*(tmp_path / name for name in odd)) == sorted((name, "warc") for name in odd)
+    assert names((tmp_path / "a b.warc").as_uri()) == [("a b.warc", "warc")]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_list_as_other_systems_write_it(tmp_path, newline):
+    (tmp_path / "a b.warc").write_bytes(WARC)
+    (tmp_path / "c#.warc").write_bytes(WARC)
+    lines = ["# the files", "", "a b.warc", "   c#.warc\t", "#c.warc", ""]
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + newline.join(lines).encode())
+    assert names(f"@{tmp_path}/list.txt") == [("a b.warc", "warc"), ("c#.warc", "warc")]
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    (tmp_path / "to-nowhere.warc").symlink_to("nowhere")
+    (tmp_path / "loop.warc").symlink_to("loop.warc")
+    os.mkfifo(tmp_path / "pipe.warc")
+    (tmp_path / "sub").mkdir()
+    os.mkfifo(tmp_path / "sub" / "pipe.warc")
+    (tmp_path / "latin").mkdir()
+    with open(os.fsencode(tmp_path) + b"/latin/\xe9.warc", "wb") as file:
+        file.write(WARC)
+    for name, message in (
+        *(("to-nowhere.warc", "cannot be read"), ("loop.warc", "cannot be read"), ("pipe.warc", "a pipe")),
+        *(("sub", "a pipe"), ("latin", "no UTF-8")),
+    ):
+        with pytest.raises(InputError, match=message):
+            expand([str(tmp_path / name)])
+    for spec, message in (("", "empty name"), (" ", "empty name"), ("nope://h/x.warc", "nope")):
+        with pytest.raises(InputError, match=message):
+            expand([spec])
+
+
 def test_archives_of_all_compressions_are_known_by_name(tmp_path):
     for name in ("a.warc.gz", "b.warc.lz4", "c.warc.zst", "d.arc.zst", "e.wat.zst"):
         (tmp_path / name).write_bytes(b"what is in it is for the reader")

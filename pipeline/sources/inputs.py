@@ -17,6 +17,7 @@ import http.client
 import io
 import os
 import re
+import stat
 import urllib.parse
 import urllib.request
 import zipfile
@@ -124,6 +125,8 @@ def open_bytes(path: str) -> IO[bytes]:
 
 def _expand_spec(spec: str, *, base: str, any_name: bool, in_list: bool = False) -> list[_Found]:
     """The files behind one spec; `any_name` takes files whose name says nothing, since the user gave the format."""
+    if not spec.strip():
+        raise InputError("an input is an empty name: was a variable of the shell not set?")
     if spec.startswith("file://"):
         spec = urllib.request.url2pathname(urllib.parse.urlsplit(spec).path)
     if spec.startswith("cc:"):
@@ -137,7 +140,7 @@ def _expand_spec(spec: str, *, base: str, any_name: bool, in_list: bool = False)
 
 def _expand_local(spec: str, *, any_name: bool) -> list[_Found]:
     path = os.path.abspath(os.path.expanduser(spec))
-    if os.path.isfile(path):
+    if os.path.lexists(path) and not os.path.isdir(path):  # a link to nowhere is said to be one
         return [_local(path, os.path.dirname(path))]
     if os.path.isdir(path):
         found = list(_walk(path, path, any_name=any_name))
@@ -180,9 +183,15 @@ def _walk(folder: str, root: str, *, any_name: bool) -> Iterator[_Found]:
 def _local(path: str, root: str) -> _Found:
     name = os.path.relpath(path, root).replace(os.sep, "/")
     try:
-        return _Found(name, path, root.replace(os.sep, "/"), os.path.getsize(path))
+        name.encode()
+        about = os.stat(path)
+    except UnicodeEncodeError as error:
+        raise InputError(f"the name {path!r} is no UTF-8, and names stand in the data: rename the file") from error
     except OSError as error:
         raise InputError(f"{path!r} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(about.st_mode):
+        raise InputError(f"{path!r} is no file but a pipe, a socket or a device: name a file")
+    return _Found(name, path, root.replace(os.sep, "/"), about.st_size)
 
 
 def _suggestion(path: str) -> str:
@@ -248,7 +257,7 @@ def _read_lines(path: str, spec: str) -> list[str]:
             data = file.read()
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
-        return data.decode().splitlines()
+        return data.decode("utf-8-sig").splitlines()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, http.client.HTTPException) as error:
         raise InputError(f"the path list of {spec!r} cannot be read from {_public(path)!r}: {error}") from error
 
@@ -286,10 +295,17 @@ def _join(base: str, path: str) -> str:
 def _expand_remote(url: str, *, any_name: bool) -> list[_Found]:
     """A URL as it stands, or on a store that can list (s3, gs, ...) the files of a glob or of a folder."""
     http = url.startswith(("http://", "https://"))
-    if http or not (_GLOB.search(url) or url.endswith("/")):
+    if http:
         return [_Found(_public(url), url, "", None)]
     import fsspec
 
+    try:
+        for protocol in re.findall(r"(?:^|::)([A-Za-z][A-Za-z0-9+.-]*)://", url):
+            fsspec.get_filesystem_class(protocol)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"{_public(url)!r} cannot be opened: {error}") from error
+    if not (_GLOB.search(url) or url.endswith("/")):
+        return [_Found(_public(url), url, "", None)]
     try:
         system, path = fsspec.core.url_to_fs(url)
         listing = system.glob(path, detail=True) if _GLOB.search(url) else system.find(path, detail=True)
