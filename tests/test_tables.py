@@ -215,6 +215,21 @@ def test_a_damaged_parquet_page_costs_its_row_group_and_is_never_silent(tmp_path
     assert rows(table)[-1][0] == 199_999
 
 
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz"])
+def test_of_a_small_gzip_file_that_is_cut_every_whole_line_is_read(tmp_path, name):
+    data = json_lines() if "json" in name else delimited(",")
+    for packed, kept, lost in (
+        (gzip.compress(data)[:-4], KEPT, 1),
+        (gzip.compress(data[:90]) + gzip.compress(data[90:]) + bytes(512), KEPT, 0),
+        (gzip.compress(data) + b"junk", KEPT, 1),
+        (gzip.compress(data + b"http://cut.example/")[:-4], KEPT, 1),
+    ):
+        (tmp_path / name).write_bytes(packed)
+        table, ledger = read(tmp_path / name)
+        assert rows(table) == kept
+        assert ledger.records_dropped == ({"table_rest_unreadable": 1} if lost else {})
+
+
 @pytest.mark.parametrize("size", [1000, 20_000])
 def test_damage_in_one_of_many_small_row_groups_costs_that_one(tmp_path, size):
     urls = [f"http://x/{number * 7919 % 200_003}" for number in range(150_000)]

@@ -12,8 +12,9 @@ import difflib
 import functools
 import io
 import re
+import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,7 @@ from pipeline.sources.inputs import Input, InputError, file_name, is_remote, ope
 BATCH_ROWS = 65_536
 CSV_BLOCK = 4 << 20  # also the bound on one row of a CSV
 MAX_LINE = 1 << 20  # of JSON lines
+PIECE = 256 << 10  # bytes of a gzip file that are read, and that come out, at a time
 SAMPLE_LINES = 100  # JSON lines whose keys tell the columns
 MOST_NAMES = 40  # columns that a message lists
 
@@ -322,15 +324,41 @@ def _stream(source: Input) -> Iterator[io.BufferedReader]:
     with contextlib.ExitStack() as stack:
         raw: Any = stack.enter_context(open_bytes(source.path))
         stream: Any = stack.enter_context(pa.PythonFile(raw, "r"))
-        if compression:
-            stream = _UntilDamage(stack.enter_context(pa.CompressedInputStream(stream, compression)))
+        if compression == "gzip":
+            stream = _UntilDamage(_inflated(raw))
+        elif compression:
+            packed = stack.enter_context(pa.CompressedInputStream(stream, compression))
+            stream = _UntilDamage(iter(lambda: packed.read(64 << 10), b""))  # what comes with an error is lost
         yield stack.enter_context(io.BufferedReader(stream, 1 << 20))
+
+
+def _inflated(file: IO[bytes]) -> Iterator[bytes]:
+    """What the members of a gzip file hold, at most PIECE bytes at a time and none of them empty.
+
+    Raises:
+        zlib.error, OSError: the file is damaged or cut, after everything before that was given.
+    """
+    inflater = zlib.decompressobj(31)
+    begun = False
+    while data := file.read(PIECE):
+        while data:
+            begun = True
+            if part := inflater.decompress(data, PIECE):
+                yield part
+            data = inflater.unconsumed_tail
+            if inflater.eof:
+                data, begun = inflater.unused_data.lstrip(b"\0"), False  # zeros: padding to the size of a block
+                inflater = zlib.decompressobj(31)
+    while part := inflater.decompress(inflater.unconsumed_tail, PIECE):
+        yield part
+    if begun and not inflater.eof:
+        raise OSError("the file is cut")
 
 
 class _UntilDamage(io.RawIOBase):
     """A compressed text that ends with the last whole line before damage; `error` then tells what was wrong."""
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Iterator[bytes]) -> None:
         super().__init__()
         self._source, self._ready, self._line, self._ended = source, b"", b"", False
         self.error: Exception | None = None
@@ -347,9 +375,9 @@ class _UntilDamage(io.RawIOBase):
 
     def _read(self) -> None:
         try:
-            data = self._source.read(64 << 10)  # what comes out together with an error is lost
-        except (pa.ArrowException, OSError) as error:
-            self.error, self._ended = error, True
+            data = next(self._source, b"")
+        except (pa.ArrowException, OSError, zlib.error) as error:
+            self.error, self._ended = OSError(str(error)), True
             return
         self._ended = not data
         text = self._line + data
