@@ -18,7 +18,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from pipeline import balancing, buckets, files, hashing, report, shards
+from pipeline import balancing, buckets, files, hashing, report, shards, summary
 from pipeline.balancing import FindCaps, Plan
 from pipeline.dropping import RemainingRows
 from pipeline.ledger import Ledger
@@ -55,6 +55,10 @@ class Publishing:
     def count(self) -> int:
         """How many ranges of uids there are: one a shard, but for ranges without a row."""
         return max(1, -(-balancing.candidates(self.plan) // self.rows_per_shard))
+
+    def name_buckets(self) -> int:
+        """Into how many buckets each shard cuts the names that it counts."""
+        return summary.name_buckets(balancing.candidates(self.plan))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +136,16 @@ class WriteShards:
             return {"rows": 0}
         rows = readable(table.select(FETCHED.names), list(p.names))
         info = shards.write_shard(p.plan.work.root, self._number(unit), rows, RawImages(p.raw.images, table))
+        self._summarise(unit, info)
         return {"rows": table.num_rows, "shard": dataclasses.asdict(info)}
+
+    def _summarise(self, unit: int, info: shards.ShardInfo) -> None:
+        """Leaves the numbers of the shard and the pictures that the report may show, beside the unit's manifest."""
+        path = os.path.join(self.publishing.plan.work.root, shards.metadata_path(info.number))
+        pick = summary.Pick(report.PICTURES)
+        counted = summary.summarise([files.read_table(path, summary.COLUMNS)], pick=pick)
+        sections = summary.pack(counted, pick, self.publishing.name_buckets())
+        buckets.write(self.folder.file(unit, "summary"), sections)
 
     def _number(self, unit: int) -> int:
         selected = self.publishing.plan.step("selected")
@@ -202,10 +215,15 @@ def complete(publishing: Publishing, *, options: dict[str, Any], versions: dict[
     before = [work.info(stage) for stage in STAGES[: STAGES.index("publish")]]
     rows = [*(found for found in before if found), {"stage": "publish", **info}]
     copy_rejected(publishing)
-    written = [found["shard"] for _, found in plan.step("shards").manifests() if "shard" in found]
+    step = plan.step("shards")
+    written = {unit: found["shard"] for unit, found in step.manifests() if "shard" in found}
+    pick = summary.Pick(report.PICTURES)
+    paths = [step.file(unit, "summary") for unit in written]
     manifest = report.finish(
         work.root,
-        [shards.ShardInfo.from_json(found) for found in written],
+        [shards.ShardInfo.from_json(found) for found in written.values()],
+        summary=summary.merge(paths, publishing.name_buckets(), pick),
+        pick=pick,
         ledger=[{name: row[name] for name in ("stage", "rows_in", "rows_out", "dropped")} for row in rows],
         options=options,
         versions=versions,

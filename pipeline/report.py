@@ -13,17 +13,18 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import files, shards
 from pipeline.plain import plain, size
 from pipeline.shards import METADATA, FileEntry, ShardInfo
-from pipeline.summary import COLUMNS, NOT_SAID, Pick, Summary, charts, hosts, summarise, top
+from pipeline.summary import Pick, Summary, charts, hosts, top
 
 NAME = "OpenWIT image-text pairs"
 PICTURES = 40
@@ -36,6 +37,8 @@ def finish(
     folder: str,
     infos: Sequence[ShardInfo],
     *,
+    summary: Summary,
+    pick: Pick,
     ledger: list[dict[str, Any]],
     options: Mapping[str, Any],
     versions: Mapping[str, str],
@@ -45,6 +48,7 @@ def finish(
     Args:
         folder: the published folder, with all shards, `rejected/` and queries.parquet (each may be absent).
         infos: what `write_shard` returned, of the shards that belong to the set; others are not looked at.
+        summary, pick: of the rows of these shards (`summary.summarise` or `merge`).
         ledger: stage, rows_in, rows_out, dropped of each stage, in order.
         options: what decided the rows.
         versions: of the code.
@@ -59,8 +63,6 @@ def finish(
     entries.append(shards.write_sizes(folder, infos))
     entries += _tables_beside(folder)
     queries = _queries(folder)
-    pick = Pick(PICTURES)
-    summary = summarise(_metadata(folder, infos), pick=pick)
     facts: dict[str, Any] = {"s": summary, "shards": len(infos), "queries": len(queries)}
     pages = {
         "README.md": card(facts, ledger=ledger, options=options),
@@ -93,11 +95,6 @@ def _tables_beside(folder: str) -> list[FileEntry]:
     ]
 
 
-def _metadata(folder: str, infos: Sequence[ShardInfo]) -> Iterator[pa.Table]:
-    for info in infos:
-        yield files.read_table(os.path.join(folder, shards.metadata_path(info.number)), COLUMNS)
-
-
 def _queries(folder: str) -> list[str]:
     """The query of each id."""
     path = os.path.join(folder, "queries.parquet")
@@ -118,16 +115,16 @@ def _gallery(folder: str, pick: Pick) -> list[dict[str, Any]]:
 
 def _rejected(folder: str) -> list[dict[str, str]]:
     """The first rows of each reason; a sample is sorted by hash already."""
-    taken: Counter[tuple[str, str]] = Counter()
+    taken: Counter[str] = Counter()
     rows = []
     for path in sorted(glob.glob("rejected/*.parquet", root_dir=folder)):
         with pq.ParquetFile(os.path.join(folder, path), page_checksum_verification=True) as file:
-            for batch in file.iter_batches(columns=["url", "text", "stage", "reason"]):
-                reasons = zip(batch["stage"].to_pylist(), batch["reason"].to_pylist(), strict=True)
-                for at, reason in enumerate(reasons):
-                    if taken[reason] < REJECTED_A_REASON:
-                        taken[reason] += 1
-                        rows += batch.slice(at, 1).to_pylist()
+            for batch in file.iter_batches(columns=["url", "text", "stage", "reason"], use_threads=False):
+                why = pc.binary_join_element_wise(batch["stage"], batch["reason"], " ")
+                for one in why.unique().to_pylist():
+                    places = pc.indices_nonzero(pc.equal(why, one)).slice(0, REJECTED_A_REASON - taken[one])
+                    taken[one] += len(places)
+                    rows += batch.take(places).to_pylist()
     return sorted(rows, key=lambda row: (row["stage"], row["reason"]))
 
 
@@ -193,7 +190,7 @@ def card(facts: Mapping[str, Any], *, ledger: list[dict[str, Any]], options: Map
         ],
         image_size=options.get("image_size", 256),
         braces=braces(facts["shards"]),
-        licensed=sum(s.licenses.values()) - s.licenses[NOT_SAID],
+        licensed=s.licensed,
         balanced=options.get("balance") != "none",
         respects=options.get("respect_opt_out", True),
     )

@@ -12,7 +12,7 @@ import pyarrow as pa
 import xxhash
 from PIL import Image, ImageDraw
 
-from pipeline import files, report, shards
+from pipeline import files, report, shards, summary
 from pipeline.schema import FETCHED, readable
 
 CAPTIONS = (
@@ -132,4 +132,12 @@ def publish(folder: Path, *, count: int = 30, per_shard: int = 12, texts: dict[i
             str(stage / "info.json"), {**info, "plan": "0", "digest": "00", "seconds": 1.5, "cpu_seconds": 1}
         )
         files.write_bytes(str(stage / "COMPLETED"), b"")
-    return report.finish(str(folder), infos, ledger=rows, options=OPTIONS, versions=VERSIONS)
+    return finish(folder, infos, ledger=rows, options=OPTIONS, versions=VERSIONS)
+
+
+def finish(folder: Path, infos: list[shards.ShardInfo], **more: Any) -> dict:
+    """report.finish, with the numbers taken from the metadata of the shards."""
+    paths = [str(folder / shards.metadata_path(info.number)) for info in infos]
+    pick = summary.Pick(report.PICTURES)
+    numbers = summary.summarise((files.read_table(path, summary.COLUMNS) for path in paths), pick=pick)
+    return report.finish(str(folder), infos, summary=numbers, pick=pick, **more)

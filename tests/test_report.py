@@ -7,6 +7,7 @@ import html.parser
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pytest
 import samples
 
-from pipeline import files, report, summary
+from pipeline import buckets, files, report, shards, summary
 from pipeline.plain import plain, size
 
 HOSTILE = {
@@ -153,7 +154,65 @@ def test_files_add_up_to_the_same_summary_however_they_are_cut() -> None:
     cut = summary.summarise([table.slice(30), table.slice(0, 11), table.slice(11, 19)], pick=parts)
     assert once == cut and whole.table() == parts.table()
     assert once.samples == 50 and once.languages == {"en": 33, summary.NOT_SAID: 17}
-    assert sum(once.matched.values()) == 100 and sum(once.kept_by.values()) == 25
+    assert once.matched.counts.sum() == 100 and once.kept_by.counts.sum() == 25
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_packed_shards_add_up_to_the_same_summary(tmp_path: Path, count: int) -> None:
+    table = shards.describe(samples.fetched(90), 0)
+    table = table.set_column(0, shards.METADATA.field("key"), pa.array([key[::-1] for key in table["key"].to_pylist()]))
+    opt_out = pa.array([None, "noai", "noai,noindex"] * 30, pa.string())
+    table = table.set_column(table.column_names.index("opt_out"), shards.METADATA.field("opt_out"), opt_out)
+    whole, merged = summary.Pick(7), summary.Pick(7)
+    once = summary.summarise([table], pick=whole)
+    paths = []
+    for number, (start, rows) in enumerate(((0, 30), (30, 1), (31, 0), (31, 59))):
+        pick = summary.Pick(7)
+        numbers = summary.summarise([table.slice(start, rows).select(summary.COLUMNS)] if rows else [], pick=pick)
+        paths.append(str(tmp_path / f"{number}.summary"))
+        buckets.write(paths[-1], summary.pack(numbers, pick, count))
+    assert summary.merge(paths, count, merged) == once
+    assert merged.table() == whole.table().select(summary.PICKED.names)
+    assert once.host_count == 4 and once.licensed == 18 and once.opt_outs == {"noai": 60, "noindex": 30}
+
+
+def test_of_many_names_the_most_frequent_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary, "MOST_NAMES", 3)
+    monkeypatch.setattr(summary, "ENTRIES_AT_ONCE", 5)  # sums are made on the way
+    paths = []
+    for number in range(4):
+        numbers = summary.Summary()
+        numbers.hosts.update({f"h{host:02}": host // 2 for host in range(number, 30)})
+        numbers.licenses.update({summary.NOT_SAID: 5})
+        paths.append(str(tmp_path / f"{number}.summary"))
+        buckets.write(paths[-1], summary.pack(numbers, summary.Pick(2), 4))
+    found = summary.merge(paths, 4, summary.Pick(2))
+    assert found.hosts == {"h29": 56, "h28": 56, "h26": 52} and found.host_count == 30
+    assert found.licenses == {summary.NOT_SAID: 20}
+
+
+def test_counts_by_number_are_those_of_a_counter() -> None:
+    numbers = [5, 0, 5, 2, 5, 9, 0]
+    counts = summary.IdCounts()
+    for part in (numbers[:3], [], numbers[3:]):
+        counts.add(np.array(part, np.int32))
+    counts.add(np.array([12, 2], np.int32), np.array([4, 1]))
+    wanted = Counter(numbers + [12] * 4 + [2])
+    assert dict(counts.items()) == wanted and len(counts) == len(wanted)
+    assert [counts[number] for number in range(20)] == [wanted[number] for number in range(20)]
+    assert summary.top(counts, 2) == [(12, 4), (5, 3)] and not summary.IdCounts()
+
+
+def test_rejected_rows_are_the_first_of_each_reason(tmp_path: Path) -> None:
+    rows = [(f"u{n}", f"t{n}", "gather" if n % 2 else "match", f"reason {n % 3}") for n in range(60)]
+    table = pa.table(dict(zip(("url", "text", "stage", "reason"), zip(*rows, strict=True), strict=True)))
+    files.write_table(str(tmp_path / "rejected/a.parquet"), table.slice(0, 40))
+    files.write_table(str(tmp_path / "rejected/b.parquet"), table.slice(40))
+    found = report._rejected(str(tmp_path))
+    for why in {row[2:] for row in rows}:
+        first = [row[0] for row in rows if row[2:] == why][: report.REJECTED_A_REASON]
+        assert [row["url"] for row in found if (row["stage"], row["reason"]) == why] == first
+    assert len(found) == 6 * report.REJECTED_A_REASON
 
 
 def test_histogram_counts_every_value() -> None:

@@ -222,7 +222,7 @@ def test_sweep_removes_what_an_earlier_larger_set_left(tmp_path: Path) -> None:
 def test_a_gap_or_a_file_listed_twice_is_refused(tmp_path: Path) -> None:
     info = shards.write_shard(str(tmp_path), 1, samples.fetched(3), samples.put)
     with pytest.raises(shards.ShardError, match="gap"):
-        samples.report.finish(str(tmp_path), [info], ledger=[], options={}, versions={})
+        samples.finish(tmp_path, [info], ledger=[], options={}, versions={})
     with pytest.raises(shards.ShardError, match="twice"):
         shards.write_manifest(str(tmp_path), info.files * 2, ledger=[], options={}, versions={})
     assert not (tmp_path / "manifest.json").exists()
