@@ -4,10 +4,10 @@ Pixels stay uint8 until they are on the device that trains. The evaluation trans
 bicubic); the training crop takes the cheaper OpenCV, whose pixels of JPEG, PNG and WebP equal Pillow's.
 
 What counts as an image, for both: the content decides, not the name. JPEG, PNG, WebP, GIF and BMP are taken; of several
-frames the first; alpha is dropped, palettes, grey and CMYK become RGB as Pillow's `convert("RGB")` has it; of 16 bits
-the upper 8; EXIF orientation is not applied (neither OpenAI's nor open_clip's transform does). A cut file, more than
-`MAX_PIXELS`, and a JPEG whose scans would cost more than `MAX_SCANNED` pixels are refused, the last two before anything
-is decoded.
+frames the first; alpha is dropped, palettes, grey and CMYK become RGB as Pillow's `convert("RGB")` has it (CMYK to
+within 2 levels); of 16 bits the upper 8; EXIF orientation is not applied (neither OpenAI's nor open_clip's transform
+does it). A cut file, more than `MAX_PIXELS`, and a JPEG whose scans would cost more than `MAX_SCANNED` pixels are
+refused, the last two before anything is decoded.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def _claims(data: bytes) -> tuple[str, int, int, int]:
     if data[:3] == b"\xff\xd8\xff":
         return "jpeg", *_jpeg_claims(data)
     if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR":
-        return "png", *struct.unpack_from(">II", data, 16), 1
+        animated = data.find(b"acTL", 0, max(0, data.find(b"IDAT"))) > 0
+        return "apng" if animated else "png", *struct.unpack_from(">II", data, 16), 1
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp", *_webp_claims(data), 1
     if data[:6] in (b"GIF87a", b"GIF89a"):
@@ -127,7 +128,7 @@ def decode(data: bytes, *, size: int = 0, min_scale: float = 1.0) -> np.ndarray:
             or an eighth of its size (in the cosine domain), for less work. 0: as it is.
     """
     kind, width, height = probe(data)
-    if kind in ("gif", "bmp"):
+    if kind in ("gif", "bmp", "apng"):  # OpenCV has other ideas of a first frame, or none
         return _pillow_rgb(data)
     cv2 = _cv2()
     factor = reduction(width, height, size, min_scale=min_scale) if kind == "jpeg" and size else 1

