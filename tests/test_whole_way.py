@@ -88,3 +88,18 @@ def test_retry_failed_fetches_only_what_may_pass(tmp_path: Path, server: WebServ
     again = json.loads((tmp_path / "retried/stages/fetch/info.json").read_text())
     assert again["passes"] == 2 and again["rows_in"] == info["rows_in"]
     assert sum(server.hits.values()) - hits < 6
+
+
+def test_the_cap_is_met_after_expected_losses(tmp_path: Path, server: WebServer) -> None:
+    given = arguments(tmp_path, server, "lossy")
+    urls = [f"{server.base}/{f'status/404?n={number}' if number % 2 else f'img/{number}.jpg'}" for number in range(40)]
+    texts = [f"a common red dog number {number}" for number in range(40)]
+    pq.write_table(pa.table({"url": urls, "text": texts}), tmp_path / "pairs.parquet")
+    assert build.main([*given, "--cap", "4", "--expected-yield", "0.5"]) == build.DONE
+    out = tmp_path / "lossy"
+    stages = {stage: json.loads((out / f"stages/{stage}/info.json").read_text()) for stage in ("balance", "publish")}
+    assert stages["balance"]["cap"] == 8 and stages["publish"]["cap"] == 4
+    metadata = pq.read_table(sorted((out / "metadata").glob("*.parquet")))
+    picks = [query for kept_by in metadata["kept_by"].to_pylist() for query in kept_by]
+    assert {picks.count(query) for query in range(len(QUERIES))} == {4}
+    assert stages["publish"]["dropped"]["over_cap"] > 0
