@@ -134,7 +134,7 @@ def count_part(path: str, mask: np.ndarray, tally: Tally, reasons: tuple[str, ..
 def _reject(path: str, rows: np.ndarray, reason: str, tally: Tally) -> None:
     """Offers the given rows of a part to the rejects."""
     first = 0
-    for batch in files.read_batches(path, ["uid", "url", "text"]):
+    for batch in files.read_batches(path):  # mapped, while a choice of columns would be copied: few rows are looked at
         inside = rows[(rows >= first) & (rows < first + batch.num_rows)] - first
         if len(inside):
             taken = batch.take(pa.array(inside))
