@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import gzip
 import json
 import os
 import random
@@ -27,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import buckets, build, files, work
+from pipeline import buckets, build, files, smallweb, work
 from tests.processes import alive, descendants
 from tests.test_select import QUERIES, draw_rows, write_table
 from tests.webserver import WebServer, picture
@@ -53,7 +54,7 @@ def select_arguments(tmp: Path) -> list[str]:
 
 
 def whole_arguments(tmp: Path, server: WebServer) -> list[str]:
-    """The whole way of a table whose images a loopback server has."""
+    """The whole way of a table whose images a loopback server has, or an archive."""
     (tmp / "queries.txt").write_text("red\ndog\na\nnumber\ncommon\n")
     numbers = range(len(server.images))
     table = {
@@ -61,8 +62,12 @@ def whole_arguments(tmp: Path, server: WebServer) -> list[str]:
         "text": [f"a common red dog number {number}" for number in numbers],
     }
     pq.write_table(pa.table(table), tmp / "pairs.parquet")
-    arguments = ["--input", str(tmp / "pairs.parquet"), "--queries", str(tmp / "queries.txt")]
-    return [*arguments, "--allow-address", "127.0.0.0/8", "--rows-per-shard", "12"]
+    responses = [smallweb.response(server.images[f"{number}.jpg"], "image/jpeg") for number in range(10)]
+    records = [smallweb.record("response", url, body) for url, body in zip(table["url"], responses, strict=False)]
+    (tmp / "images.warc.gz").write_bytes(b"".join(gzip.compress(record, mtime=0) for record in records))
+    inputs = [str(tmp / name) for name in ("pairs.parquet", "images.warc.gz")]
+    arguments = ["--input", *inputs, "--queries", str(tmp / "queries.txt")]
+    return [*arguments, "--allow-address", "127.0.0.0/8", "--rows-per-shard", "12", "--language-model", "none"]
 
 
 @contextlib.contextmanager
@@ -124,7 +129,10 @@ def select(tmp_path_factory: pytest.TempPathFactory) -> Job:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
     tmp = tmp_path_factory.mktemp("whole")
     with serving() as server:
-        yield calm(whole_arguments(tmp, server), tmp / "calm")
+        job = calm(whole_arguments(tmp, server), tmp / "calm")
+        info = files.read_json(str(tmp / "calm" / "stages" / "fetch" / "info.json"))
+        assert info and info["archived_images"] == 10 and info["rows_out"] == len(server.images)
+        yield job
 
 
 def start(arguments: list[str], out: Path, workers: int = 2) -> subprocess.Popen[str]:
