@@ -276,11 +276,22 @@ def test_large_local_files_take_the_kernel(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "x.wat.gz"
     path.write_bytes(archives.member(archives.wat_record(1)))
     monkeypatch.setattr(wat, "BYTES_PER_ROW", 0.001)
+    monkeypatch.setattr(wat, "_plain", {"bytes": 0})
     assert wat._kernel_for(str(path)) is kernel
     assert sum(batch.num_rows for batch in wat.read_wat(str(path), ledger=Ledger())) == 1
     path.write_bytes(archives.wat_record(1) * 20)
     assert wat._kernel_for(str(path)) is None, "not gzip"
     assert wat._kernel_for("http://h.example/x.wat.gz") is None
+
+
+def test_small_files_take_the_kernel_when_there_were_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.wat.gz"
+    path.write_bytes(archives.member(archives.wat_record(1)))
+    monkeypatch.setattr(wat, "BYTES_PER_ROW", path.stat().st_size / jit.FEW_ROWS * 2.5)
+    monkeypatch.setattr(wat, "_plain", {"bytes": 0})
+    monkeypatch.delitem(sys.modules, kernel.__name__)
+    monkeypatch.setattr(jit.importlib, "import_module", lambda name: kernel)
+    assert [wat._kernel_for(str(path)) for _ in range(4)] == [None, None, kernel, kernel]
 
 
 # ---- mutated records between guard pages

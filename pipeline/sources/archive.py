@@ -323,10 +323,10 @@ class _Reader:
         self._data, self._ledger, self._max = data, ledger, max_record
         self.position = 0
         self._was_cut = False
-        self._lost = 0
+        self.lost = 0
 
     def lose(self, reason: str) -> None:
-        self._lost += 1
+        self.lost += 1
         self._ledger.records_in += 1
         self._ledger.lose(reason)
 
@@ -340,9 +340,9 @@ class _Reader:
         while True:
             torn = False  # the data end inside a record, which was counted
             while self._data.at(self.position, 1):
-                lost = self._lost
+                lost = self.lost
                 yield from self.step()
-                torn = self._lost > lost
+                torn = self.lost > lost
             if not self._data.broken:
                 break
             if not torn:
@@ -451,7 +451,8 @@ class _Reader:
         self.position = stream.position
         if stream.state != "whole":
             following = self._next_record(max(start + 1, stream.position - KEPT))
-            self._lose_rest(self._believed(stream.state, following), torn=False)
+            if stream.state != "endless" or not inner.lost:  # else the record without an end was counted
+                self._lose_rest(self._believed(stream.state, following), torn=False)
             self.position = following
 
     def _next_record(self, position: int) -> int:

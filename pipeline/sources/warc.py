@@ -21,6 +21,8 @@ BATCH_ROWS = 16_384
 MAX_RECORD = 32 << 20  # bytes of one record, decompressed
 BYTES_PER_ROW = 1_000  # of a compressed archive, roughly: to tell if loading the kernel pays
 
+_parsed = {"bytes": 0}  # of the archives that this process has read
+
 ARCHIVED_IMAGES = pa.schema(
     [
         pa.field("url", pa.string(), nullable=False),  # as in the archive
@@ -165,8 +167,9 @@ def _content_type(value: str) -> tuple[str, str | None]:
 
 
 def _scanner(size: int | None) -> Callable | None:
-    """The compiled tokenizer where it is worth loading, else None: lexbor."""
-    kernel = jit.kernel("pipeline.sources.html_kernel", (size or 0) // BYTES_PER_ROW)
+    """The compiled tokenizer where it is worth loading, for this archive or for many small ones; else None: lexbor."""
+    _parsed["bytes"] += size or 0
+    kernel = jit.kernel("pipeline.sources.html_kernel", _parsed["bytes"] // BYTES_PER_ROW)
     return kernel.scan if kernel else None
 
 

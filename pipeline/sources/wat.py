@@ -39,7 +39,7 @@ from pipeline.sources.html import ROBOTS_NAMES, TDM, directives, header_signals
 from pipeline.sources.inputs import is_remote
 
 BATCH_ROWS = 16_384
-BYTES_PER_ROW = 700  # of a compressed file, roughly: to tell if loading the kernel pays
+BYTES_PER_ROW = 1_300  # of compressed files: the kernel is loaded (half a second) after jit.FEW_ROWS times as many
 MAX_URL = 16_384  # characters
 MAX_TEXT = 10_000  # characters of an alt: over what cleaning takes
 
@@ -54,6 +54,7 @@ MAX_PATHS = 300  # that are learnt
 
 ALT, SRC = TEXT_SOURCES.index("alt"), URL_SOURCES.index("src")
 ROBOTS_META, TDM_META, ROBOTS_HEADER, TDM_HEADER = range(1, 5)  # what a signal stands in
+_plain = {"bytes": 0}  # of local files that this process has read, which tell if loading the kernel pays
 _WEB = ("http://", "https://")
 _REL = operator.attrgetter("rel")
 _LONE = re.compile("[\ud800-\udfff]")
@@ -96,10 +97,14 @@ def read_wat(
 
 
 def _kernel_for(source: str | BinaryIO) -> Any:
-    """The compiled reader, where it can be had and the file is local, gzip and large enough; else None."""
+    """The compiled reader, where it can be had and the file is local, gzip and large enough; else None.
+
+    Files count together: loading it pays as well for many small ones as for a large one.
+    """
     if not isinstance(source, str) or is_remote(source):
         return None
-    kernel = jit.kernel("pipeline.sources.wat_kernel", os.path.getsize(source) // BYTES_PER_ROW)
+    _plain["bytes"] += os.path.getsize(source)
+    kernel = jit.kernel("pipeline.sources.wat_kernel", int(_plain["bytes"] // BYTES_PER_ROW))
     if kernel is None or not kernel.usable():
         return None
     with open(source, "rb") as file:
@@ -179,16 +184,22 @@ class _Rows:
         self._ledger.rows_in += len(page.links)
         dropped: Counter[str] = Counter()
         before, without = len(self._urls), 0
+        urls, texts = self._urls, self._texts
         for link, alt in page.links:
-            if alt == "" and isinstance(link, str):  # the most frequent reason: counted without a call
+            if link.__class__ is not str or alt.__class__ is not str:
+                reason, url = fit(base, link, alt)
+            elif not alt:
                 without += 1
                 continue
-            reason, url = fit(base, link, alt)
+            elif link.startswith(_WEB) and len(link) <= MAX_URL and link.isascii():  # the usual ones, without a call
+                reason, url = "", link
+            else:
+                reason, url = fit(base, link, alt)
             if reason:
                 dropped[reason] += 1
             else:
-                self._urls.append(url)
-                self._texts.append(alt if len(alt) <= MAX_TEXT and alt.isascii() else _text(alt))
+                urls.append(url)
+                texts.append(alt if len(alt) <= MAX_TEXT and alt.isascii() else _text(alt))
         self._ledger.drop("no_alt", without)
         for reason, count in dropped.items():
             self._ledger.drop(reason, count)
