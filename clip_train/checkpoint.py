@@ -227,10 +227,13 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], *, origin: st
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """The inverse of `optimizer_tensors`."""
+    kinds: dict[str, list[str]] = {}
+    for key in sorted(tensors):  # the same order on all ranks: they may have to cut up a tensor together
+        kind, _, name = key.partition(".")
+        kinds.setdefault(name, []).append(kind)
     for name, parameter in model.named_parameters():
-        kinds = {key.partition(".")[0] for key in tensors if key.partition(".")[2] == name}
         state = {}
-        for kind in kinds:
+        for kind in kinds.get(name, ()):
             value = tensors[f"{kind}.{name}"]
             if value.ndim == 0:
                 state[kind] = value.to(parameter.device) if optimizer.defaults.get("fused") else value.clone()
@@ -247,5 +250,7 @@ def copy_into(target: Tensor, source: Tensor) -> None:
     if hasattr(target, "device_mesh"):
         from torch.distributed.tensor import distribute_tensor
 
-        source = distribute_tensor(source.to(target.device), target.device_mesh, target.placements)  # type: ignore[attr-defined]
+        source = distribute_tensor(
+            source.to(target.device), target.device_mesh, target.placements, src_data_rank=None  # type: ignore[attr-defined]
+        )  # every rank has read the whole one, and takes its part
     target.copy_(source)

@@ -20,9 +20,9 @@ torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install
 from conftest import jpeg  # noqa: E402
 
 from clip_train import train as train_module  # noqa: E402
-from clip_train.checkpoint import all_steps, whole  # noqa: E402
+from clip_train.checkpoint import all_steps, optimizer_tensors, restore_optimizer, whole  # noqa: E402
 from clip_train.config import TrainOptions, resolve  # noqa: E402
-from clip_train.data import Loader, Stream  # noqa: E402
+from clip_train.data import Batch, Loader, Stream  # noqa: E402
 from clip_train.distributed import process_group, world_size  # noqa: E402
 from clip_train.errors import BelowThreshold, InputMissing, TrainError, UsageError  # noqa: E402
 from clip_train.log import StepLog  # noqa: E402
@@ -30,7 +30,14 @@ from clip_train.model import CLIP  # noqa: E402
 from clip_train.optim import learning_rate  # noqa: E402
 from clip_train.shards import open_index  # noqa: E402
 from clip_train.tokenizer import load_tokenizer, read_merges, write_merges  # noqa: E402
-from clip_train.train import forward_backward, loader_options, start_run, train  # noqa: E402
+from clip_train.train import (  # noqa: E402
+    Run,
+    forward_backward,
+    loader_options,
+    start_run,
+    train,
+    training_step,
+)
 
 
 @pytest.fixture
@@ -45,18 +52,24 @@ def losses(folder: str | Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
 
 
-def gradients(options: TrainOptions) -> tuple[float, dict[str, torch.Tensor], CLIP]:
-    """Loss and gradients of the first step; on several ranks, the whole batch's as every rank has them."""
+def first_step(options: TrainOptions) -> tuple[Run, list[Batch]]:
+    """A run at its start, and the batches of its first step."""
     index, tokenizer = open_index(options.data), load_tokenizer(options.bpe)
     plan = resolve(
         options, samples=len(index), world_size=world_size(), vocab_size=tokenizer.vocab_size, has_gpu=False
     )
     run = start_run(plan, torch.device("cpu"))
+    with Loader(Stream(index, seed=options.seed), tokenizer, loader_options(run.plan, run.device)) as loader:
+        return run, next(loader.steps(0))
+
+
+def gradients(options: TrainOptions) -> tuple[float, dict[str, torch.Tensor], CLIP]:
+    """Loss and gradients of the first step; on several ranks, the whole batch's as every rank has them."""
+    run, batches = first_step(options)
     for name, value in run.model.named_parameters():
         if name.endswith("bn3.weight"):
             value.data.fill_(0.5)  # zero at the start: nothing would flow
-    with Loader(Stream(index, seed=options.seed), tokenizer, loader_options(run.plan, run.device)) as loader:
-        loss = forward_backward(run, next(loader.steps(0)))
+    loss = forward_backward(run, batches)
     run.towers.finish_gradients()
     return loss, {n: whole(p.grad) for n, p in run.model.named_parameters() if p.grad is not None}, run.model
 
@@ -94,8 +107,21 @@ def as_one_of_two(rank: int, options: TrainOptions, port: int, output: str) -> N
             changes = {"parallel": parallel, "loss": loss, "accumulate": accumulate, "loss_chunk": chunk}
             value, grads, _ = gradients(dataclasses.replace(options, **changes))
             found[parallel, loss, accumulate, chunk] = {"": torch.tensor(value), **grads}
+        found["optimizer"] = restored_optimizer(dataclasses.replace(options, parallel="fsdp"))
     if rank == 0:
         torch.save(found, output)
+
+
+def restored_optimizer(options: TrainOptions) -> float:
+    """Takes a step, gives the optimizer's state to a new run, and returns the largest difference between the two."""
+    run, batches = first_step(options)
+    training_step(run, batches)
+    expected = {name: value.clone() for name, value in optimizer_tensors(run.model, run.optimizer).items()}
+    again, _ = first_step(options)
+    restore_optimizer(again.model, again.optimizer, expected)
+    found = optimizer_tensors(again.model, again.optimizer)
+    assert set(found) == set(expected)
+    return max((found[name] - value).abs().max().item() for name, value in expected.items())
 
 
 @pytest.mark.timeout(600)
@@ -116,6 +142,7 @@ def test_two_ranks_give_the_gradient_of_one_process(options, tmp_path):
                 largest = max(largest, difference)
                 assert difference < 1e-6, (case, name)
     print(f"{len(CASES)} cases: largest difference {largest:.1e}")
+    assert found["optimizer"] == 0
 
 
 def test_batch_norm_statistics_move_once_a_micro_batch(options):
@@ -471,11 +498,20 @@ def test_two_processes_train_as_one(options, tmp_path, parallel):
         env=environment(), stderr=subprocess.DEVNULL,
     )  # fmt: skip
     wait_for_lines(Path(part.output) / "log.jsonl", 9, process)
-    for child in [*children_of(process.pid), process.pid]:
+    children = children_of(process.pid)
+    for child in [*children, process.pid]:
         os.kill(child, signal.SIGKILL)
     process.wait()
+    wait_for_end(children)
     train(dataclasses.replace(part, resume=True))
     assert losses(part.output) == pytest.approx(losses(whole_run.output), abs=1e-6)
+
+
+def wait_for_end(processes: list[int]) -> None:
+    deadline = time.monotonic() + 120
+    while any(Path(f"/proc/{process}").exists() for process in processes):
+        assert time.monotonic() < deadline, processes
+        time.sleep(0.05)
 
 
 def children_of(pid: int) -> list[int]:
@@ -505,8 +541,5 @@ def test_processes_save_and_end_when_their_launcher_is_killed(options):
     children = children_of(process.pid)
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 60
-    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    wait_for_end(children)
     assert int(all_steps(Path(options.output) / "checkpoints")[0].name[5:]) == len(losses(options.output))
