@@ -2,10 +2,12 @@
 
     python benchmarks/shards.py [--samples 10000] [--bytes 27000] [--write docs/benchmarks/shards.md]
 
-Each way runs in a process of its own, best of `--repeat`; CPU is user + system time of the process while it works, its
-imports apart. webdataset writes jpg, txt and json of each sample and nothing else. Ours also takes the sha256 of every
-image and of the tar, writes the index, and syncs to the disk; it is measured without the digests too. Read at random:
-a fixed permutation of the samples; webdataset, which can only go forward, reads in the order of the tar, its best case.
+Each way runs in a process of its own, the ways in turn, `--rounds` times; the best of each counts. CPU is user + system
+time of the process while it works, its imports apart. webdataset writes jpg, txt and json of each sample and nothing
+else, out of memory. Ours takes the sha256 of the tar too, holds each image against the digest of the fetch, writes the
+index, and syncs to the disk; it is measured with its images in memory, and as publish does it, out of the fetch's
+files. Read at random: a fixed permutation of the samples; webdataset, which can only go forward, reads in the order of
+the tar, its best case.
 """
 
 from __future__ import annotations
@@ -219,10 +221,11 @@ def table(seconds: dict[str, float], args: argparse.Namespace, sizes: dict[str, 
         "# Shards: CPU for a sample",
         "",
         f"{args.samples:,} samples, {args.bytes / 1000:.0f} kB of JPEG on average; Python {platform.python_version()}, "
-        f"best of {args.repeat}, CPU seconds of the process (imports apart). webdataset 0.2.86 writes jpg, txt, json "
-        "and nothing else; `write_shard` also takes the sha256 of every image and of the tar, writes the Parquet index "
-        "and syncs both to the disk. The reader takes image and text of every sample: ours in random order, by the "
-        "index alone (loading it is counted); webdataset, which can only go forward, in the order of the tar.",
+        f"the ways in turn, best of {args.rounds * args.repeat} each, CPU seconds of the process (imports apart). "
+        "webdataset 0.2.86 writes jpg, txt and json out of memory, and nothing else; `write_shard` also takes the "
+        "sha256 of the tar, holds every image against the xxh3 that the fetch took of it, writes the Parquet index and "
+        "syncs both to the disk. The reader takes image and text of every sample: ours in random order, by the index "
+        "alone (loading it is counted); webdataset, which can only go forward, in the order of the tar.",
         "",
         "| | CPU s | µs for a sample | samples/CPU s | ratio |",
         "|---|---:|---:|---:|---:|",
@@ -242,8 +245,14 @@ def table(seconds: dict[str, float], args: argparse.Namespace, sizes: dict[str, 
     lines += [
         "",
         f"The tar of webdataset has {sizes['webdataset'] / 1e6:.1f} MB, ours {sizes['ours'] / 1e6:.1f} MB: no extra "
-        "header a member. Ours is the same, byte for byte, in every run. What `write_shard` costs beyond the tar and "
-        "its index is sha256, once over every image and once over the tar. webdataset takes neither.",
+        "header a member. Ours is the same, byte for byte, in every run.",
+        "",
+        "Where the time of `write_shard` goes: about half is the sha256 of the tar, which cannot be had cheaper (one "
+        "stream, the processor's own instructions); a quarter the copy into the cache of the file system; the rest "
+        "headers, JSON and texts, laid out column by column, the index, and, as publish does it, reading the images. "
+        "An image is read right into the buffer that is digested and written. Its own sha256 is not taken here but in "
+        "the fetch, when it is stored (16 µs a sample, beside some milliseconds of decoding); that the bytes are still "
+        "the same costs publish 0.5 µs a sample.",
         "",
         "`python benchmarks/shards.py --write docs/benchmarks/shards.md`",
         "",
@@ -255,7 +264,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--bytes", type=int, default=27_000, help="of an image, on average")
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4, help="processes of each way")
+    parser.add_argument("--repeat", type=int, default=3, help="times that a process does it")
     parser.add_argument("--write", metavar="FILE", help="write the results there")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -264,9 +274,10 @@ def main() -> None:
         print(json.dumps(one(args.way, args.folder, args)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        seconds, sizes = {}, {}
-        for way in WAYS:
-            seconds[way] = measure(way, folder, args)
+        seconds = dict.fromkeys(WAYS, float("inf"))
+        sizes = {}
+        for way in [*WAYS] * args.rounds:
+            seconds[way] = min(seconds[way], measure(way, folder, args))
             for path in Path(folder).rglob("*.tar"):
                 sizes["webdataset" if path.name.startswith("wds") else "ours"] = path.stat().st_size
     text = table(seconds, args, sizes)
