@@ -193,14 +193,12 @@ class BadSamples:
         self.names: list[str] = []  # the first of them
         self.seen = 0
         self._limit, self._at_least = limit, min(samples, 10_000)
-        self._lock = threading.Lock()
 
     def add(self, reason: str, name: str) -> None:
         """One bad sample."""
-        with self._lock:
-            self.reasons[reason] += 1
-            if len(self.names) < 100:
-                self.names.append(f"{name} ({reason})")
+        self.reasons[reason] += 1
+        if len(self.names) < 100:
+            self.names.append(f"{name} ({reason})")
 
     def check(self, newly_seen: int) -> None:
         """Raises once more than the stated share of the samples, and of the first 10,000 of them, was bad."""
@@ -371,34 +369,39 @@ class _Pending:
         self._draws = keyed.uniforms(words, 3)
         self._windows = loader.windows(samples, epochs).tolist()
         self._pixels = self.images.numpy()
-        self._futures: list[Future[list[list[int] | None]]] = [
+        self._futures: list[Future[list[list[int] | str]]] = [
             loader._pool.submit(self._work, loader, at) for at in range(0, len(samples), SAMPLES_A_TASK)
         ]
 
-    def _work(self, loader: Loader, at: int) -> list[list[int] | None]:
-        """Captions of some rows; None for a bad sample."""
-        captions: list[list[int] | None] = []
+    def _work(self, loader: Loader, at: int) -> list[list[int] | str]:
+        """Captions of some rows; for a bad sample the reason."""
+        captions: list[list[int] | str] = []
         for row in range(at, min(at + SAMPLES_A_TASK, len(self.samples))):
             sample = int(self.samples[row])
             try:
                 captions.append(loader.load(sample, self._draws[row], self._pixels[row], self._windows[row]))
             except BadSample as error:
-                loader.bad.add(str(error), key_of(loader.stream.index, sample))
                 self._pixels[row] = 0
-                captions.append(None)
+                captions.append(str(error))
         return captions
 
     def finish(self, loader: Loader) -> Batch:
-        """Waits for the samples."""
-        options, tokenizer = loader.options, loader.tokenizer
-        captions = [caption for future in self._futures for caption in future.result()]
-        good = [row for row, caption in enumerate(captions) if caption is not None]
-        filled = [caption or [tokenizer.start_id, tokenizer.end_id] for caption in captions]
+        """Waits for the samples, and counts the bad ones: now, not when they were decoded ahead."""
+        options, nothing = loader.options, [loader.tokenizer.start_id, loader.tokenizer.end_id]
+        good: list[int] = []
+        filled: list[list[int]] = []
+        for row, caption in enumerate(caption for future in self._futures for caption in future.result()):
+            if isinstance(caption, str):
+                loader.bad.add(caption, key_of(loader.stream.index, int(self.samples[row])))
+                filled.append(nothing)
+            else:
+                good.append(row)
+                filled.append(caption)
         return Batch(
             images=self.images,
             text=pack(filled) if options.packed else pad(filled, context_length=options.context_length),
             samples=self.samples,
             epochs=self.epochs,
-            good=None if len(good) == len(captions) else torch.tensor(good, dtype=torch.int64),
+            good=None if len(good) == len(filled) else torch.tensor(good, dtype=torch.int64),
             tokens=sum(map(len, filled)),
         )

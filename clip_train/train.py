@@ -143,6 +143,7 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
                 raise TrainError(
                     f"step {run.step}: loss or gradient was not finite in {bad_steps} steps in a row; nothing of them "
                     f"is saved. Resume with a smaller --lr, or with --precision bf16 or fp32"
+                    + (f" (samples that could not be used: {loader.bad.to_json()})" if loader.bad.reasons else "")
                 )
             interrupted = agree(stop.is_set(), device)
             finished = run.step >= plan.steps

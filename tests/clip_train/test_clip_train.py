@@ -358,8 +358,10 @@ def test_a_step_that_is_not_finite_is_skipped_and_three_stop_the_run(options, mo
 def test_too_many_bad_samples_stop_the_run(options):
     for path in Path(options.data).glob("*.tar"):
         path.write_bytes(path.read_bytes().replace(b"\xff\xd8\xff", b"\xff\xd9\xff"))
-    with pytest.raises(BelowThreshold, match="image_not_decoded"):
-        train(options)
+    with pytest.raises(BelowThreshold, match=r"16 of 16 samples could not be used \(16 image_not_decoded\)"):
+        train(options)  # the batches that were decoded ahead are not counted
+    with pytest.raises(TrainError, match="not finite.*could not be used: {'image_not_decoded': 48}"):
+        train(dataclasses.replace(options, max_bad=1.0))
 
 
 def test_precisions_and_optimiser_options_run(options, tmp_path):
