@@ -336,7 +336,7 @@ def load_thresholds(plan: Plan) -> Thresholds:
 def count_picked(matches: Matches, keys: np.ndarray, tau: np.ndarray) -> np.ndarray:
     """Per query how many of its matches have a hash of at most `tau`."""
     above = np.minimum(tau, selection.HIGHEST - 1) + np.uint64(1)
-    return selection.band_tuples(matches, keys, above, np.full(len(keys), selection.HIGHEST)).below
+    return selection.band_tuples(matches, keys, above, above).below
 
 
 def load_limits(plan: Plan) -> dict[str, np.ndarray]:

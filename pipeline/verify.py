@@ -215,14 +215,14 @@ def _order(path: str, keys: list[str]) -> Iterator[Fault]:
 
 def _samples(path: str, data: mmap.mmap, rows: pa.Table) -> Iterator[Fault]:
     """Holds each sample of a tar against its row. The members must follow each other without a gap."""
-    records = sample_json(rows, shards.JSON_KEYS)
+    records = sample_json(rows, shards.JSON_KEYS).to_pylist()
     columns = {name: rows[name].to_pylist() for name in ("key", "text", "sha256")}
     places = [
         (rows[f"{extension}_offset"].to_pylist(), rows[f"{extension}_size"].to_pylist()) for extension in EXTENSIONS
     ]
     at = 0
     for row, key in enumerate(columns["key"]):
-        wanted = (None, records[row].as_py(), columns["text"][row].encode())
+        wanted = (None, records[row], columns["text"][row].encode())
         for extension, (offsets, sizes), content in zip(EXTENSIONS, places, wanted, strict=True):
             offset, size = offsets[row], sizes[row]
             if offset != at + tars.BLOCK:

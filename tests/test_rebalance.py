@@ -125,7 +125,7 @@ def test_the_cap_is_met_after_the_expected_losses(tmp_path: Path, expected: floa
         assert (picked == ideal(everything, before.keys(), cap)).all()
 
 
-@pytest.mark.parametrize("survive", [0.45, 0.6, 0.9])
+@pytest.mark.parametrize("survive", [0.1, 0.45, 0.6, 0.9])
 @pytest.mark.parametrize("kind", ["cap", "bernoulli"])
 def test_the_wanted_pairs_are_met_after_the_losses(tmp_path: Path, kind: str, survive: float) -> None:
     rows, wanted = make_rows(15_000, 4), 3_000

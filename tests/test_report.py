@@ -189,6 +189,10 @@ def test_of_many_names_the_most_frequent_stay(tmp_path: Path, monkeypatch: pytes
     found = summary.merge(paths, 4, summary.Pick(2))
     assert found.hosts == {"h29": 56, "h28": 56, "h26": 52} and found.host_count == 30
     assert found.licenses == {summary.NOT_SAID: 20}
+    numbers = summary.Summary()
+    numbers.hosts.update(dict.fromkeys("dbeca", 7))  # of equal ones the first by name
+    buckets.write(paths[0], summary.pack(numbers, summary.Pick(2), 1))
+    assert summary.merge(paths[:1], 1, summary.Pick(2)).hosts == dict.fromkeys("abc", 7)
 
 
 def test_counts_by_number_are_those_of_a_counter() -> None:
