@@ -12,6 +12,7 @@ import dataclasses
 import io
 import os
 import random
+import sys
 import tarfile
 import tempfile
 import time
@@ -61,6 +62,7 @@ def bench(
         device = pick_device()
         results["device"] = device_name(device) or f"CPU, {len(os.sched_getaffinity(0))} cores"
         for name in chosen:
+            print(f"measuring: {name}", file=sys.stderr, flush=True)
             results |= _MEASURES[name](options, tokenizer, seconds)
     return results
 
