@@ -17,8 +17,6 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
 
-from conftest import jpeg  # noqa: E402
-
 from clip_train import train as train_module  # noqa: E402
 from clip_train.checkpoint import all_steps, optimizer_tensors, restore_optimizer, whole  # noqa: E402
 from clip_train.config import TrainOptions, resolve  # noqa: E402
@@ -453,7 +451,6 @@ def test_sigterm_saves_and_resume_continues_to_the_bit(options, tmp_path):
     assert losses(options.output) == losses(whole.output)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_kill_9_at_random_steps_and_resume(options, tmp_path):
     whole = dataclasses.replace(options, steps=30, output=str(tmp_path / "whole"))
@@ -471,11 +468,12 @@ def test_kill_9_at_random_steps_and_resume(options, tmp_path):
     assert losses(part.output) == losses(whole.output)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_train_as_one(options, tmp_path, parallel):
     """Two processes from the start; and one process that is killed, two that go on, and one to the end."""
+    from conftest import jpeg  # not above: the processes that another test starts would find another conftest
+
     whole_run = dataclasses.replace(options, steps=12, save_every=4, output=str(tmp_path / "whole"))
     train(whole_run)
     labelled = tmp_path / "labelled" / "red"
@@ -520,7 +518,6 @@ def children_of(pid: int) -> list[int]:
     return [int(line) for line in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True).stdout.split()]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_lost_process_ends_the_run(options):
     options = dataclasses.replace(options, steps=5000)
@@ -534,7 +531,6 @@ def test_a_lost_process_ends_the_run(options):
     assert "Traceback" not in said
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_processes_save_and_end_when_their_launcher_is_killed(options):
     options = dataclasses.replace(options, steps=50_000, save_every=0)
