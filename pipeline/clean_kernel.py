@@ -128,7 +128,7 @@ _TEXT_BYTES = _byte_table(_CHARACTERS)
 
 @njit
 def _character(data, place, end):
-    """(code point, bytes) of the sequence at `place`, not ASCII; (0, 1), which needs work, for a bad or four-byte one."""
+    """(code point, bytes) of the sequence beyond ASCII at `place`; (0, 1), which needs work, for a bad or long one."""
     first = np.uint32(data[place])
     if place + U(1) < end:
         second = np.uint32(data[place + U(1)])
