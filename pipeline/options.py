@@ -221,7 +221,7 @@ def _add_balance(add: Callable[..., Any], d: dict[str, Any]) -> None:
     )
     add(
         "--stop-queries",
-        metavar="FILE|5%%",
+        metavar="FILE|5%",
         help="queries that never pick a pair alone: a list, or those in more than a share of the texts",
     )
 
