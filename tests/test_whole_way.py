@@ -97,9 +97,10 @@ def test_the_cap_is_met_after_expected_losses(tmp_path: Path, server: WebServer)
     pq.write_table(pa.table({"url": urls, "text": texts}), tmp_path / "pairs.parquet")
     assert build.main([*given, "--cap", "4", "--expected-yield", "0.5"]) == build.DONE
     out = tmp_path / "lossy"
-    names = ("balance", "dedup-images", "publish")
+    names = ("balance", "fetch", "dedup-images", "publish")
     stages = {stage: json.loads((out / f"stages/{stage}/info.json").read_text()) for stage in names}
     assert stages["balance"]["cap"] == 8 and stages["publish"]["cap"] == 4
+    assert set(stages["fetch"]["dropped"]) == {"http_4xx"} and stages["fetch"]["rows_out"] > 0
     metadata = pq.read_table(sorted((out / "metadata").glob("*.parquet")))
     picks = [query for kept_by in metadata["kept_by"].to_pylist() for query in kept_by]
     left = stages["dedup-images"]["rows_out"]  # which URLs are picked changes with the port of the server

@@ -177,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send(b"", 302, Location=unquote(self.path).partition("?")[2])
 
     def on_status(self, code: str) -> None:
-        self.send(b"answer", int(code))
+        self.send(b"answer", int(code.partition("?")[0]))
 
     def on_slow(self, seconds: str, name: str = "0.jpg") -> None:
         time.sleep(float(seconds))
