@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 DONE, CRASHED, USAGE, BELOW, MISSING, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+FLAG = re.compile(r"-[^\d.]")  # not the minus of a number, nor a lone dash
 
 
 class UsageError(ValueError):
@@ -41,7 +44,8 @@ def check_flags(
     """
     known = [flag for parser in parsers for action in parser._actions for flag in action.option_strings]
     words = list(argv)[: list(argv).index("--") if "--" in argv else None]
-    unknown = [name for name in (word.split("=")[0] for word in words) if name.startswith("--") and name not in known]
+    flags = [word.split("=")[0] for word in words if FLAG.match(word)]
+    unknown = [name for name in flags if name not in known]
     if unknown:
         known += others()
     for name in unknown:

@@ -48,6 +48,16 @@ def test_a_word_too_many_is_refused(parse) -> None:
         parse("--seed=1" if parse is build else "--size=1", "word")
 
 
+@pytest.mark.parametrize("parse", [build, make_list])
+def test_a_short_flag_among_beams_is_refused(parse) -> None:
+    with pytest.raises(UsageError, match="^unknown flag -q"):
+        parse("--num_workers", "3", "-q")
+
+
+def test_a_number_may_be_negative() -> None:
+    assert options.parse(["--input", "a.warc.gz", "--output", "out", "--seed", "-1"])[0].seed == -1
+
+
 def test_the_help_is_named_where_a_value_is_wrong() -> None:
     with pytest.raises(UsageError, match=r"--cap: invalid int value: 'x' \(see python -m pipeline.build --help\)"):
         build("--cap", "x")
