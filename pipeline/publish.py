@@ -135,15 +135,14 @@ class WriteShards:
         if table.num_rows == 0:
             return {"rows": 0}
         rows = readable(table.select(FETCHED.names), list(p.names))
-        info = shards.write_shard(p.plan.work.root, self._number(unit), rows, RawImages(p.raw.images, table))
-        self._summarise(unit, info)
+        info, written = shards.write_shard(p.plan.work.root, self._number(unit), rows, RawImages(p.raw.images, table))
+        self._summarise(unit, written)
         return {"rows": table.num_rows, "shard": dataclasses.asdict(info)}
 
-    def _summarise(self, unit: int, info: shards.ShardInfo) -> None:
+    def _summarise(self, unit: int, metadata: pa.Table) -> None:
         """Leaves the numbers of the shard and the pictures that the report may show, beside the unit's manifest."""
-        path = os.path.join(self.publishing.plan.work.root, shards.metadata_path(info.number))
         pick = summary.Pick(report.PICTURES)
-        counted = summary.summarise([files.read_table(path, summary.COLUMNS)], pick=pick)
+        counted = summary.summarise([metadata.select(summary.COLUMNS)], pick=pick)
         sections = summary.pack(counted, pick, self.publishing.name_buckets())
         buckets.write(self.folder.file(unit, "summary"), sections)
 

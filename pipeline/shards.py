@@ -121,7 +121,9 @@ def metadata_path(number: int) -> str:
 ROWS_AT_ONCE = 4096  # whose headers, JSON and texts are held in memory
 
 
-def write_shard(folder: str, number: int, rows: pa.Table, read_image: Callable[[int, memoryview], None]) -> ShardInfo:
+def write_shard(
+    folder: str, number: int, rows: pa.Table, read_image: Callable[[int, memoryview], None]
+) -> tuple[ShardInfo, pa.Table]:
     """Writes one tar and its metadata, each whole or not at all; equal rows and images give equal bytes.
 
     The digest of an image is that which the fetch took (`stored_sha256`). That the bytes read here are the ones of then
@@ -132,6 +134,9 @@ def write_shard(folder: str, number: int, rows: pa.Table, read_image: Callable[[
         number: of the shard.
         rows: FETCHED rows that succeeded, through `schema.readable`, sorted by uid; at least one.
         read_image: (position in `rows`, place of `image_bytes` bytes) -> fills the place with the stored JPEG.
+
+    Returns:
+        What was written, and its METADATA.
 
     Raises:
         ShardError: a uid comes twice or out of order, or an image is not the one that was fetched.
@@ -154,7 +159,7 @@ def write_shard(folder: str, number: int, rows: pa.Table, read_image: Callable[[
     table = pa.Table.from_batches(placed, METADATA)
     files.write_table(os.path.join(folder, metadata_path(number)), table)
     entries = FileEntry(tar_path(number), tar.size, len(table), tar.sha256()), entry_of(folder, metadata_path(number))
-    return ShardInfo(number, len(table), (entries[0], dataclasses.replace(entries[1], rows=len(table))))
+    return ShardInfo(number, len(table), (entries[0], dataclasses.replace(entries[1], rows=len(table)))), table
 
 
 def _check_order(keys: pa.ChunkedArray, number: int) -> None:

@@ -112,7 +112,8 @@ def publish(folder: Path, *, count: int = 30, per_shard: int = 12, texts: dict[i
     infos = []
     for number, first in enumerate(range(0, count, per_shard)):
         rows = fetched(min(per_shard, count - first), first=first, texts=texts)
-        infos.append(shards.write_shard(str(folder), number, rows, functools.partial(put, first=first)))
+        info, _ = shards.write_shard(str(folder), number, rows, functools.partial(put, first=first))
+        infos.append(info)
     rejected = pa.table(
         {
             "url": ["https://x.example/<script>alert(1)</script>.jpg", "https://y.example/2.jpg"],

@@ -28,7 +28,7 @@ def published(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def shard(tmp_path: Path) -> tuple[Path, shards.ShardInfo, pa.Table]:
-    info = shards.write_shard(str(tmp_path), 0, samples.fetched(12), samples.put)
+    info, _ = shards.write_shard(str(tmp_path), 0, samples.fetched(12), samples.put)
     return tmp_path, info, files.read_table(str(tmp_path / "metadata/00000.parquet"))
 
 
@@ -149,7 +149,7 @@ def test_the_bytes_of_a_shard_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for number, at_once in enumerate((1024, 7)):
         monkeypatch.setattr(shards, "ROWS_AT_ONCE", at_once)
         monkeypatch.setattr(tars, "FLUSH", 1 << 20 >> 8 * number)
-        info = shards.write_shard(str(tmp_path / str(number)), 7, rows, put)
+        info, _ = shards.write_shard(str(tmp_path / str(number)), 7, rows, put)
         assert info.files[0].sha256 == "a2715966c1fed8fac40c4575dacfc00032b2c68adc0a3e40c110082fd321f727"
 
 
@@ -220,7 +220,7 @@ def test_sweep_removes_what_an_earlier_larger_set_left(tmp_path: Path) -> None:
 
 
 def test_a_gap_or_a_file_listed_twice_is_refused(tmp_path: Path) -> None:
-    info = shards.write_shard(str(tmp_path), 1, samples.fetched(3), samples.put)
+    info, _ = shards.write_shard(str(tmp_path), 1, samples.fetched(3), samples.put)
     with pytest.raises(shards.ShardError, match="gap"):
         samples.finish(tmp_path, [info], ledger=[], options={}, versions={})
     with pytest.raises(shards.ShardError, match="twice"):
