@@ -73,14 +73,13 @@ def read_captions(path: str, column: str) -> Iterator[str]:
         for batch in table.iter_batches(columns=[column]):
             yield from (text for text in batch.column(0).to_pylist() if text)
     else:
-        from clip_train.data import open_reader
+        from clip_train.data import open_reader, read_member
         from clip_train.shards import open_index
 
         index = open_index(path)
         reader = open_reader(index)
         for sample in range(len(index)):
-            place = int(index.text_offset[sample]), int(index.text_size[sample])
-            yield reader.read(int(index.shard[sample]), *place).decode("utf-8", "replace")
+            yield read_member(reader, index, "text", sample).decode("utf-8", "replace")
         reader.close()
 
 

@@ -183,6 +183,13 @@ def open_reader(index: Index) -> Reader:
 
 
 Reader = ShardReader | ShardCache
+_MOST = {"image": MAX_IMAGE_BYTES, "text": MAX_TEXT_BYTES, "label": MAX_TEXT_BYTES}
+
+
+def read_member(reader: Reader, index: Index, kind: str, sample: int) -> bytes:
+    """The image, text or label of a sample; of one that is larger than we take only the beginning."""
+    offset, size = (int(getattr(index, f"{kind}_{what}")[sample]) for what in ("offset", "size"))
+    return reader.read(int(index.shard[sample]), offset, min(size, _MOST[kind]))
 
 
 class BadSamples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_train.data import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Reader, open_reader
+from clip_train.data import MAX_TEXT_BYTES, Reader, open_reader, read_member
 from clip_train.errors import TrainError
 from clip_train.image import BadImage, evaluation_transform, normalize
 from clip_train.labels import DEFAULT_TEMPLATES, fill, open_labelled, read_templates
@@ -25,6 +26,7 @@ from clip_train.text import pack
 from clip_train.tokenizer import Tokenizer
 
 TIE = 1e-6  # cosines that differ by less are equal; fp32 rounds them to about 1e-7
+
 
 @torch.no_grad()
 def embed_texts(model: CLIP, tokenizer: Tokenizer, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
@@ -172,7 +174,8 @@ def retrieval(
     index = open_index(data)
     reader = open_reader(index)
     kept, parts = [], []
-    for numbers, features in embed_images(model, lambda n: _image(reader, index, n), len(index), batch_size=batch_size):
+    read = functools.partial(read_member, reader, index, "image")
+    for numbers, features in embed_images(model, read, len(index), batch_size=batch_size):
         kept += numbers
         parts.append(features)
     captions: list[str] = []
@@ -217,7 +220,7 @@ def embed(
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:
         with pq.ParquetWriter(partial, pa.schema(fields), compression="zstd", write_page_checksum=True) as writer:
-            read_image = _reader_of_images(reader, index)
+            read_image = functools.partial(read_member, reader, index, "image")
             for numbers, features in embed_images(model, read_image, len(index), batch_size=batch_size):
                 columns = [index.keys.take(pa.array(numbers)).cast(pa.string()), _vectors(features)]
                 if texts:
@@ -232,25 +235,15 @@ def embed(
     return {"output": output, "rows": rows, "skipped": len(index) - rows, "dimensions": width}
 
 
-def _reader_of_images(reader: Reader, index: Index) -> Callable[[int], bytes]:
-    return lambda number: _image(reader, index, number)
-
-
 def _vectors(features: Tensor) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(features.cpu().numpy().ravel()), features.shape[1])
-
-
-def _image(reader: Reader, index: Index, sample: int) -> bytes:
-    size = min(int(index.image_size[sample]), MAX_IMAGE_BYTES)  # what is cut does not decode
-    return reader.read(int(index.shard[sample]), int(index.image_offset[sample]), size)
 
 
 def _text(reader: Reader, index: Index, sample: int) -> str:
     size = int(index.text_size[sample])
     if size > MAX_TEXT_BYTES:
         raise TrainError(f"{key_of(index, sample)}: a caption of {size} bytes")
-    data = reader.read(int(index.shard[sample]), int(index.text_offset[sample]), size)
     try:
-        return data.decode("utf-8")
+        return read_member(reader, index, "text", sample).decode("utf-8")
     except UnicodeDecodeError:
         raise TrainError(f"{key_of(index, sample)}: the caption is not UTF-8") from None

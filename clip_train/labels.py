@@ -8,6 +8,7 @@ each. Templates hold "{}" or "{c}" where the class goes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -15,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_train.data import Reader, open_reader
+from clip_train.data import open_reader, read_member
 from clip_train.errors import InputMissing, TrainError, UsageError
-from clip_train.shards import Index, open_index
+from clip_train.shards import open_index
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
 # a short ensemble for sets without templates of their own (from the paper's list, section 3.1.4)
@@ -79,7 +80,9 @@ def _open_shards(data: str, names: list[str] | None) -> LabelledImages:
     if not index.label_size.any():
         raise InputMissing(f"{data}: the samples have no .cls member, so there are no labels")
     reader = open_reader(index)
-    words = [_label(reader, index, sample) for sample in range(len(index))]
+    words = [
+        read_member(reader, index, "label", sample).decode("utf-8", "replace").strip() for sample in range(len(index))
+    ]
     if all(word.isdecimal() for word in words):
         labels = np.array([int(word) for word in words], np.int64)
         if names is None:
@@ -98,13 +101,8 @@ def _open_shards(data: str, names: list[str] | None) -> LabelledImages:
         names=index.keys.to_pylist(),
         labels=labels,
         classes=names,
-        read=lambda n: reader.read(int(index.shard[n]), int(index.image_offset[n]), int(index.image_size[n])),
+        read=functools.partial(read_member, reader, index, "image"),
     )
-
-
-def _label(reader: Reader, index: Index, sample: int) -> str:
-    place = int(index.label_offset[sample]), int(index.label_size[sample])
-    return reader.read(int(index.shard[sample]), *place).decode("utf-8", "replace").strip()
 
 
 def _names_beside(shard: str) -> list[str] | None:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq  # noqa: E402
 from conftest import CAPTIONS, jpeg, sample_members, write_manifest, write_tar  # noqa: E402
 
 from clip_train import data as data_module  # noqa: E402
+from clip_train.bpe import read_captions  # noqa: E402
 from clip_train.data import BadSamples, Loader, LoaderOptions, Stream  # noqa: E402
 from clip_train.errors import BelowThreshold, InputMissing, TrainError, UsageError  # noqa: E402
 from clip_train.shards import expand, open_index, scan_tar  # noqa: E402
@@ -430,3 +431,15 @@ def test_json_of_shards_is_not_needed(published, vocabulary):
     ((batch,),), bad = steps(open_index(str(folder)), vocabulary, 1)
     assert batch.good is None and not bad.reasons
     assert json.loads((folder / "manifest.json").read_text())["files"]
+
+
+def test_captions_and_labels_are_read_up_to_a_bound(tmp_path, monkeypatch):
+    monkeypatch.setitem(data_module._MOST, "text", 5)
+    monkeypatch.setitem(data_module._MOST, "label", 3)
+    write_tar(tmp_path / "a.tar", [("k.jpg", b"x"), ("k.txt", b"a long caption"), ("k.cls", b"12345")])
+    index = open_index(str(tmp_path))
+    reader = data_module.open_reader(index)
+    members = [data_module.read_member(reader, index, kind, 0) for kind in ("image", "text", "label")]
+    assert members == [b"x", b"a lon", b"123"]
+    assert list(read_captions(str(tmp_path), "text")) == ["a lon"]
+    reader.close()
