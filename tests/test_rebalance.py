@@ -18,6 +18,7 @@ from pipeline import balancing, buckets, hashing, jit, options, planning, select
 from pipeline.balancing import Plan, Policy
 from pipeline.selection import Matches
 from pipeline.work import UsageError
+from tests.rows import zipf_matches
 
 QUERIES = 60
 GROUPS = 3
@@ -43,15 +44,9 @@ class InMemory:
 
 
 def make_rows(rows: int, seed: int) -> Matches:
-    """Queries by Zipf's law: a few match most rows."""
-    generator = np.random.default_rng(seed)
-    weights = 1 / np.arange(1, QUERIES + 1)
-    lengths = generator.integers(1, 6, rows)
-    drawn = generator.choice(QUERIES, lengths.sum(), p=weights / weights.sum())
-    row, query = np.divmod(np.unique(np.repeat(np.arange(rows), lengths) * QUERIES + drawn), QUERIES)
-    offsets = np.searchsorted(row, np.arange(rows + 1)).astype(np.int32)
-    high, low = generator.integers(0, 2**64, (2, rows), dtype=np.uint64)
-    return Matches(high, low, offsets, query.astype(np.int32), np.ones(rows, np.bool_))
+    """Queries by Zipf's law, all rows in."""
+    made = zipf_matches(np.random.default_rng(seed), rows, QUERIES, least=1, most=5)
+    return made._replace(keep=np.ones(rows, np.bool_))
 
 
 def plan_for(folder: Path, stage: str, rows: Matches, policy: Policy, before: Plan | None = None) -> Plan:

@@ -15,6 +15,7 @@ from scipy import stats
 
 from pipeline import hashing, jit, selection
 from pipeline.selection import HIGHEST, BandError, Matches
+from tests.rows import zipf_matches
 
 needs_kernels = pytest.mark.skipif(not jit.available(), reason="numba is not installed or OPENWIT_NO_KERNELS is set")
 
@@ -46,16 +47,11 @@ class Data(NamedTuple):
 
 def make_data(rows: int = 20_000, queries: int = 300, seed: int = 0, *, mask: bool = True) -> Data:
     generator = np.random.default_rng(seed)
-    weights = 1 / np.arange(1, queries + 1)
-    lengths = generator.integers(0, 9, rows)
-    drawn = generator.choice(queries, lengths.sum(), p=weights / weights.sum())
-    row, query = np.divmod(np.unique(np.repeat(np.arange(rows), lengths) * queries + drawn), queries)
-    offsets = np.searchsorted(row, np.arange(rows + 1)).astype(np.int32)
-    high, low = generator.integers(0, 2**64, (2, rows), dtype=np.uint64)
+    made = zipf_matches(generator, rows, queries, least=0, most=8)
     keep = generator.random(rows) < 0.9 if mask else None
-    matches = Matches(high, low, offsets, query.astype(np.int32), keep)
+    matches = made._replace(keep=keep)
     keys = hashing.query_keys(pa.array([f"query {number}" for number in range(queries)]), seed)
-    return Data(matches, keys, selection.count_queries(offsets, matches.ids, keep, queries))
+    return Data(matches, keys, selection.count_queries(matches.offsets, matches.ids, keep, queries))
 
 
 def cap_thresholds(data: Data, cap: int, *, parts: int = 1, stop: np.ndarray | None = None) -> selection.Thresholds:
