@@ -137,10 +137,9 @@ def page(found: dict[str, tuple[float, float]], rows: int) -> str:
     lines += [f"| {name} | {of:,} | {found[way][0]:.1f} | {found[way][1]:.0f} |" for way, (name, of) in names.items()]
     lines += [
         "",
-        "CPU and memory hold the imports. Of 40,000 rows the merge takes 197 MB, the last step 249 MB. The names that "
+        "CPU and memory hold the imports. The names that "
         "the web gives are added up bucket by bucket, so the merge stays as it is; the last step holds the list of "
-        "queries, the numbers of each and the entries of the manifest beside. Before, it read all metadata itself: "
-        "10.1 CPU s and 351 MB for such 2,000,000 rows, with every host in memory.",
+        "queries, the numbers of each and the entries of the manifest beside.",
         "",
         "`python benchmarks/report.py --write docs/benchmarks/report.md`",
         "",

@@ -251,8 +251,8 @@ def table(seconds: dict[str, float], args: argparse.Namespace, sizes: dict[str, 
         "stream, the processor's own instructions); a quarter the copy into the cache of the file system; the rest "
         "headers, JSON and texts, laid out column by column, the index, and, as publish does it, reading the images. "
         "An image is read right into the buffer that is digested and written. Its own sha256 is not taken here but in "
-        "the fetch, when it is stored (16 µs a sample, beside some milliseconds of decoding); that the bytes are still "
-        "the same costs publish 0.5 µs a sample.",
+        "the fetch, when it is stored (beside some milliseconds of decoding); that the bytes are still "
+        "the same is told by a much cheaper hash.",
         "",
         "`python benchmarks/shards.py --write docs/benchmarks/shards.md`",
         "",
