@@ -118,6 +118,7 @@ def run_harness() -> None:
     runners.import_beam()
     from apache_beam.runners.worker import sdk_worker, sdk_worker_main
 
+    runners.quiet_readers()
     sdk_worker.print = runners.print_unless_expected  # type: ignore[attr-defined]  # it prints every trace itself
     sdk_worker_main.main(sys.argv[:1])
 

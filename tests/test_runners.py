@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -202,3 +203,19 @@ test_runners.run(test_runners.chain(Path({str(tmp_path)!r})), 2)"""
     command = ["unshare", "-n", "sh", "-c", 'ip link set lo up; exec "$0" -c "$1"', sys.executable, program]
     subprocess.run(command, check=True, timeout=60)
     assert len(list(tmp_path.glob("second-*"))) == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Error processing instruction bundle_1. Original traceback is\n...\nKeyError: 'bundle_1'\n", False),
+        ("Error processing instruction bundle_1. Original traceback is\n...\nKeyError: 'url'\n", True),
+    ],
+)
+def test_what_a_stopped_worker_says_of_its_last_bundle_is_not_told(
+    text: str, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runners.print_unless_expected(text)
+    assert bool(capsys.readouterr().out) is told
+    record = logging.LogRecord("apache_beam.runners.worker.sdk_worker", logging.ERROR, "", 0, text, (), None)
+    assert runners.no_expected_trace(record) is told
