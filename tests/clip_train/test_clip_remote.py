@@ -230,8 +230,8 @@ def test_a_shard_with_another_digest_is_named(published, store, vocabulary, tmp_
 
 
 def test_a_store_that_stutters_is_asked_again(published, store, vocabulary, tmp_path, monkeypatch):
-    folder = published(samples=40, shards=4)
-    local = batches(open_index(str(folder)), vocabulary, 5)
+    folder = published(samples=40, shards=4)  # all in one window: none is let go of and brought again
+    local = batches(open_index(str(folder)), vocabulary, 5, window=4)
     url, _ = store(folder, "memory")
     index = open_index(url, cache=str(tmp_path))
     real, asked = remote.open_url, []
@@ -243,7 +243,7 @@ def test_a_store_that_stutters_is_asked_again(published, store, vocabulary, tmp_
         return real(name)
 
     monkeypatch.setattr(remote, "open_url", stuttering)
-    assert same(batches(index, vocabulary, 5), local)
+    assert same(batches(index, vocabulary, 5, window=4), local)
     assert {asked.count(name) for name in asked} == {3}
     monkeypatch.setattr(remote, "open_url", lambda name: (_ for _ in ()).throw(RuntimeError("the store's own error")))
     with pytest.raises(TrainError, match=r"the store's own error \(tried 4 times\)"):
