@@ -19,8 +19,8 @@ test: check
 
 fuzz: $(VENV)/.dev
 	OPENWIT_FUZZ_SEED=random OPENWIT_FUZZ_FACTOR=10 $(python) -m pytest -q -n $(jobs) --timeout 1800 \
-	    tests/test_wat.py tests/test_wat_kernel.py tests/test_html.py tests/test_html_kernel.py tests/test_clean.py \
-	    tests/test_matcher.py tests/test_matcher_kernel.py tests/test_normalize.py tests/test_record_faults.py
+	    tests/sources/test_wat.py tests/sources/test_wat_kernel.py tests/sources/test_html.py tests/sources/test_html_kernel.py tests/text/test_clean.py \
+	    tests/text/test_matcher.py tests/text/test_matcher_kernel.py tests/text/test_normalize.py tests/sources/test_record_faults.py
 
 check: $(VENV)/.dev
 	$(python) -m ruff check .

@@ -30,11 +30,11 @@ import pyarrow as pa
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline import clean  # noqa: E402
-from pipeline.ledger import Ledger  # noqa: E402
+from pipeline.engine.ledger import Ledger  # noqa: E402
 from pipeline.schema import URL_SOURCES  # noqa: E402
 from pipeline.sources import archive, html, html_kernel  # noqa: E402
 from pipeline.sources.warc import read_warc  # noqa: E402
+from pipeline.text import clean  # noqa: E402
 
 # Runs in the peer's Python: MetaCLIP's curator as it is, and once without its forks and its list in another process.
 PEER = r"""

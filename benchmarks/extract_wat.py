@@ -36,8 +36,8 @@ from pipeline.sources.html import to_utf8  # noqa: E402
 OURS = r"""
 import json, resource, sys
 import pyarrow as pa
-from pipeline import jit
-from pipeline.ledger import Ledger
+from pipeline.engine import jit
+from pipeline.engine.ledger import Ledger
 from pipeline.sources import wat
 path, out = sys.argv[1:]
 pa.array([""])  # pyarrow imports pandas, where it is installed, when it first sees a list
@@ -57,7 +57,7 @@ print(json.dumps({"seconds": seconds, "pairs": sum(batch.num_rows for batch in b
 
 RECORDS = r"""
 import json, resource, sys
-from pipeline.ledger import Ledger
+from pipeline.engine.ledger import Ledger
 from pipeline.sources.archive import read_records
 def cpu():
     use = resource.getrusage(resource.RUSAGE_SELF)

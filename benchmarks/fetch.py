@@ -39,9 +39,9 @@ WAYS = ("img2dataset 1.47, as shipped", "fetch_rows")
 
 SERVER = """
 import sys, ssl
-sys.path.insert(0, "tests")
+sys.path.insert(0, ".")
 from pathlib import Path
-from webserver import WebServer
+from tests.webserver import WebServer
 images = {path.name: path.read_bytes() for path in Path(sys.argv[1]).glob("*.jpg")}
 context = None
 if sys.argv[2]:
@@ -156,8 +156,8 @@ def pictures(sites: Path | None) -> Iterator[Image.Image]:
 
 
 def make_certificate(folder: Path) -> tuple[str, str]:
-    sys.path.insert(0, str(ROOT / "tests"))
-    from webserver import certificate  # type: ignore[import-not-found]
+    sys.path.insert(0, str(ROOT))
+    from tests.webserver import certificate  # type: ignore[import-not-found]
 
     pair = certificate(str(folder), ("127.0.0.1",))
     if pair is None:

@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import jit
-from pipeline.matcher import MODES, Matcher
+from pipeline.engine import jit
+from pipeline.text.matcher import MODES, Matcher
 from queries.load import load_queries
 
 NAIVE_TEXTS = 100  # MetaCLIP's default matcher takes a minute for 1,300
@@ -144,7 +144,7 @@ def described(texts: list[str], entries: list[str]) -> Way:
 def ours(texts: pa.StringArray, queries: pa.StringArray) -> dict[str, Way]:
     ways = {}
     if jit.available():
-        importlib.import_module("pipeline.matcher_kernel").warm()
+        importlib.import_module("pipeline.text.matcher_kernel").warm()
         for mode, case in (("metaclip", "exact"), ("wide", "exact"), ("wide", "fold")):
             ways[f"{mode}, {case}, compiled"] = one_of_ours(texts, queries, mode=mode, case=case)
     for mode in MODES:

@@ -33,7 +33,8 @@ def make(folder: str, rows: int) -> None:
     import numpy as np
     import pyarrow as pa
 
-    from pipeline import files, shards
+    from pipeline.dataset import shards
+    from pipeline.engine import files
 
     for number in range(rows // SHARD):
         columns = {field.name: values(field.name, number) for field in shards.METADATA}
@@ -83,7 +84,8 @@ def blank(field: Any) -> Any:
 
 def work(way: str, folder: str, rows: int) -> None:
     """One measured way."""
-    from pipeline import buckets, files, report, shards, summary
+    from pipeline.dataset import report, shards, summary
+    from pipeline.engine import files, shuffle_files
 
     numbers = range(rows // SHARD)
     count = summary.name_buckets(rows)
@@ -92,7 +94,7 @@ def work(way: str, folder: str, rows: int) -> None:
         for number, path in zip(numbers, paths, strict=True):
             pick = summary.Pick(report.PICTURES)
             table = files.read_table(f"{folder}/{shards.metadata_path(number)}", summary.COLUMNS)
-            buckets.write(path, summary.pack(summary.summarise([table], pick=pick), pick, count))
+            shuffle_files.write(path, summary.pack(summary.summarise([table], pick=pick), pick, count))
     elif way == "finish":
         pick = summary.Pick(report.PICTURES)
         told = summary.merge(paths, count, pick)

@@ -82,7 +82,7 @@ def make_rows(count: int, size: int) -> tuple[Any, Callable[[int], bytes], list[
 
 def write_ours(folder: str, count: int, size: int) -> Callable[[], None]:
     """The images wait in memory, as webdataset's do."""
-    from pipeline import shards
+    from pipeline.dataset import shards
 
     table, image, _ = make_rows(count, size)
 
@@ -101,8 +101,8 @@ def write_as_publish(folder: str, count: int, size: int) -> Callable[[], None]:
 
     import pyarrow as pa
 
-    from pipeline import shards
-    from pipeline.publish import RawImages
+    from pipeline.dataset import shards
+    from pipeline.stages.publish import RawImages
 
     table, image, _ = make_rows(count, size)
     units = [open(os.path.join(folder, f"{unit}.of-the-fetch"), "wb") for unit in range(RAW_FILES)]
@@ -126,7 +126,7 @@ def write_undigested(folder: str, count: int, size: int) -> Callable[[], None]:
     """As `write_as_publish`, but the sha256 of the tar is replaced by nothing."""
     from types import SimpleNamespace
 
-    from pipeline import tars
+    from pipeline.dataset import tars
 
     nothing = SimpleNamespace(update=lambda data: None, hexdigest=lambda: "0" * 64)
     tars.hashlib = SimpleNamespace(sha256=lambda: nothing)  # type: ignore[assignment]

@@ -19,11 +19,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline import planning
-from pipeline.cli import CRASHED, DONE, INTERRUPTED, MISSING, USAGE, MissingInput, UsageError, fail
+from pipeline.engine.cli import CRASHED, DONE, INTERRUPTED, MISSING, USAGE, MissingInput, UsageError, fail
+from pipeline.engine.runners import ENVIRONMENT_ERRORS, JobFailed
+from pipeline.engine.work import STAGES, Busy, PlanChanged
 from pipeline.options import Options, parse
 from pipeline.planning import Run
-from pipeline.runners import ENVIRONMENT_ERRORS, JobFailed
-from pipeline.work import STAGES, Busy, PlanChanged
 
 KERNEL_ROWS = 50_000  # expected rows from which workers load the kernels before they begin
 
@@ -33,7 +33,7 @@ KERNEL_ROWS = 50_000  # expected rows from which workers load the kernels before
 
 def select(root: Any, run: Run) -> Any:
     """gather .. balance: one pass over the input, then only narrow columns cross, then the selected rows."""
-    from pipeline import balance, dedup, gather, match
+    from pipeline.stages import balance, dedup, gather, match
 
     o, work, rows = run.options, run.work, root
     matching = match.MatchRows(run.tables)
@@ -65,15 +65,15 @@ def select(root: Any, run: Run) -> Any:
 
 def fetch(root: Any, run: Run) -> Any:
     """The images of the selected pairs: from the web, host by host, or out of the archives."""
-    from pipeline.fetch import Fetch
+    from pipeline.stages.fetch import Fetch
 
     return root | Fetch(planning.fetching(run), way=run.options.exchange)
 
 
 def publish(root: Any, run: Run) -> Any:
     """dedup-images and publish: pure functions of what was fetched."""
-    from pipeline.dedup_images import DedupImages
-    from pipeline.publish import Publish
+    from pipeline.stages.dedup_images import DedupImages
+    from pipeline.stages.publish import Publish
 
     o, rows = run.options, root
     if run.wants("dedup-images"):
@@ -91,7 +91,7 @@ def build(options: Options, say: Callable[[str], None] = print) -> Run:
         UsageError, MissingInput: before anything is written.
         Busy: another run holds the folder.
     """
-    from pipeline import files, runners, work
+    from pipeline.engine import files, runners, work
 
     start = time.perf_counter()
     run = planning.prepare(options)
@@ -123,14 +123,14 @@ def build(options: Options, say: Callable[[str], None] = print) -> Run:
 
 def finish_select(run: Run) -> None:
     """Writes info.json and COMPLETED of each stage of `select`, in order."""
-    from pipeline import balance, dedup, passes
+    from pipeline.stages import balance, dedup, row_pass
 
     work, keep = run.work, run.options.keep_rejected
     together = run.wants("gather") and run.wants("match")
     if run.wants("gather"):
-        passes.complete(work, "gather", work.step("match" if together else "gather", "parts"), keep_rejected=keep)
+        row_pass.complete(work, "gather", work.step("match" if together else "gather", "parts"), keep_rejected=keep)
     if run.wants("match"):
-        passes.complete(work, "match", work.step("match", "parts"), keep_rejected=keep)
+        row_pass.complete(work, "match", work.step("match", "parts"), keep_rejected=keep)
     if run.wants("dedup"):
         dedup.complete(planning.dropping(run))
     if run.wants("balance"):
@@ -139,15 +139,15 @@ def finish_select(run: Run) -> None:
 
 def finish_fetch(run: Run) -> None:
     """Writes fetch's info.json and COMPLETED."""
-    from pipeline import fetch as fetch_stage
+    from pipeline.stages import fetch as fetch_stage
 
     fetch_stage.complete(planning.fetching(run))
 
 
 def finish_publish(run: Run) -> None:
     """Writes info.json and COMPLETED of each stage of `publish`, in order; the published manifest with it."""
-    from pipeline import dedup_images
-    from pipeline import publish as publishing_stage
+    from pipeline.stages import dedup_images
+    from pipeline.stages import publish as publishing_stage
 
     if run.wants("dedup-images"):
         dedup_images.complete(planning.dropping_images(run))
@@ -159,7 +159,7 @@ def finish_publish(run: Run) -> None:
 
 def retry_failed(run: Run) -> None:
     """Asks for one more pass over what failed in a way that may pass; what is published is made anew from it."""
-    from pipeline import fetch as fetch_stage
+    from pipeline.stages import fetch as fetch_stage
 
     info = run.work.info("fetch")
     if info is None or not info["retryable"]:
@@ -173,7 +173,8 @@ def retry_failed(run: Run) -> None:
 
 def save_lists(run: Run) -> None:
     """Writes what workers and readers of the folder need: inputs and queries."""
-    from pipeline import files, gather
+    from pipeline.engine import files
+    from pipeline.stages import gather
 
     gather.save_inputs(run.inputs_file, run.inputs)
     files.write_table(run.queries_file, run.queries.table)
@@ -200,7 +201,7 @@ def check_plans(run: Run) -> None:
 
 def forget(run: Run, stage: str) -> None:
     """Removes a stage and those after it, so that they are made anew."""
-    from pipeline import files
+    from pipeline.engine import files
 
     for later in reversed(STAGES[STAGES.index(stage) :]):  # none is left that was made from one that is gone
         files.remove(run.work.stage(later))
@@ -208,7 +209,7 @@ def forget(run: Run, stage: str) -> None:
 
 def run_job(construct: Callable[[Any], Any], run: Run, job: str) -> None:
     """Runs one Beam pipeline on the runner that was asked for."""
-    from pipeline import runners
+    from pipeline.engine import runners
 
     o = run.options
     runners.run_job(
@@ -223,7 +224,7 @@ def run_job(construct: Callable[[Any], Any], run: Run, job: str) -> None:
 
 def watched(run: Run, job: str) -> list[Any]:
     """The steps of the jobs, in order, as the progress line names them."""
-    from pipeline.progress import Watched
+    from pipeline.engine.progress import Watched
 
     names: dict[str, list[tuple[str, str, int | None]]] = {
         "select": [("gather", "parts", len(run.inputs)), ("match", "parts", len(run.inputs)), ("dedup", "drops", None)],

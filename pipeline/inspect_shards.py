@@ -23,8 +23,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
-from pipeline.cli import BELOW, DONE, INTERRUPTED, MISSING, USAGE, Parser, UsageError, check_flags, suggestion
-from pipeline.plain import plain, size
+from pipeline.engine.cli import BELOW, DONE, INTERRUPTED, MISSING, USAGE, Parser, UsageError, check_flags, suggestion
+from pipeline.engine.display import plain, size
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,7 +66,7 @@ def manifest_of(folder: str) -> dict[str, Any]:
 
 def stages_of(folder: str) -> list[dict[str, Any]]:
     """info.json of each stage that there is, in order; `completed` says whether it was finished."""
-    from pipeline.work import STAGES
+    from pipeline.engine.work import STAGES
 
     found = []
     for stage in STAGES:
@@ -84,7 +84,7 @@ def metadata_tables(
     """The metadata, shard by shard, as the manifest lists them; page checksums are verified."""
     import pyarrow as pa
 
-    from pipeline import shards
+    from pipeline.dataset import shards
 
     paths = sorted(entry["path"] for entry in manifest_of(folder)["files"] if entry["path"].startswith("metadata/"))
     if shard is not None:
@@ -101,7 +101,7 @@ def metadata_tables(
 
 def query_names(folder: str) -> list[str]:
     """The query of each id, empty where the list is not there."""
-    from pipeline import shards
+    from pipeline.dataset import shards
 
     path = os.path.join(folder, "queries.parquet")
     return shards.read_table(path, ["query"])["query"].to_pylist() if os.path.exists(path) else []
@@ -128,7 +128,7 @@ def info(args: argparse.Namespace) -> int:
             "bytes": sum(entry["bytes"] for entry in entries),
         }
     elif (queries := query_names(folder)) or os.path.exists(os.path.join(folder, "queries.parquet")):
-        from pipeline import shards
+        from pipeline.dataset import shards
 
         facts["queries"] = {"rows": len(queries), "digest": shards.digest_of_queries(queries)}
     if args.json:
@@ -221,7 +221,7 @@ def find(folder: str, start: str) -> dict[str, Any]:
     """The only sample whose key begins so."""
     import pyarrow.compute as pc
 
-    from pipeline import shards
+    from pipeline.dataset import shards
 
     matches: list[tuple[int, int, str]] = []
     for shard, table in enumerate(metadata_tables(folder, ["key"])):
@@ -241,7 +241,8 @@ def find(folder: str, start: str) -> dict[str, Any]:
 
 def save_image(folder: str, row: dict[str, Any], to: str) -> None:
     """Copies the JPEG of a sample out of its tar, if it is the one that the metadata names."""
-    from pipeline import files, shards
+    from pipeline.dataset import shards
+    from pipeline.engine import files
 
     path = shards.tar_path(row["shard"])
     try:
@@ -256,7 +257,7 @@ def save_image(folder: str, row: dict[str, Any], to: str) -> None:
 
 def stats(args: argparse.Namespace) -> int:
     """What is in the set, counted."""
-    from pipeline import summary
+    from pipeline.dataset import summary
 
     s = summary.summarise(metadata_tables(args.folder, summary.COLUMNS))
     queries = query_names(args.folder)
@@ -287,7 +288,7 @@ def print_bars(title: str, rows: Sequence[tuple[str, int]], width: int = 40) -> 
 
 def verify(args: argparse.Namespace) -> int:
     """Checks everything."""
-    from pipeline import verify as verifying
+    from pipeline.dataset import verify as verifying
 
     try:
         faults = []
@@ -308,7 +309,7 @@ def verify(args: argparse.Namespace) -> int:
 
 def rows(args: argparse.Namespace) -> int:
     """Writes the rows of a stage as one Parquet file."""
-    from pipeline import exports
+    from pipeline.dataset import exports
 
     try:
         count = exports.write_rows(args.folder, args.stage, args.to)

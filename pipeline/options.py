@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline import __version__
-from pipeline.cli import Parser, UsageError, check_flags, suggestion
-from pipeline.runners import beam_flags
-from pipeline.work import STAGES
+from pipeline.engine.cli import Parser, UsageError, check_flags, suggestion
+from pipeline.engine.runners import beam_flags
+from pipeline.engine.work import STAGES
 
 DESCRIPTION = """Web archives or tables in, balanced image-text shards out.
 

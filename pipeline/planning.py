@@ -13,9 +13,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli import MissingInput, UsageError
+from pipeline.engine.cli import MissingInput, UsageError
+from pipeline.engine.work import STAGES, Work, digest_of
 from pipeline.options import Options
-from pipeline.work import STAGES, Work, digest_of
 
 if TYPE_CHECKING:
     from pipeline.sources.inputs import Input
@@ -151,7 +151,7 @@ def expected_rows(item: Input) -> float:
 
 def cleaning(run: Run) -> Any:
     """The rules of gather."""
-    from pipeline.gather import Cleaning
+    from pipeline.stages.gather import Cleaning
 
     o = run.options
     return Cleaning(o.languages, language_model(o, run.inputs), o.min_language_score, o.respect_opt_out)
@@ -166,7 +166,7 @@ def language_model(options: Options, inputs: list[Input]) -> str:
 
 def dropping(run: Run) -> Any:
     """How duplicates are found among the matched rows."""
-    from pipeline import dedup
+    from pipeline.stages import dedup
 
     o = run.options
     return dedup.dropping(
@@ -181,8 +181,8 @@ def dropping(run: Run) -> Any:
 
 def balance_plan(run: Run) -> Any:
     """How balance is done."""
-    from pipeline import dedup
-    from pipeline.balancing import Plan, Policy
+    from pipeline.stages import dedup
+    from pipeline.stages.caps import Plan, Policy
 
     o = run.options
     share = None
@@ -197,9 +197,9 @@ def balance_plan(run: Run) -> Any:
 
 def fetching(run: Run) -> Any:
     """How images are fetched."""
-    from pipeline.balance import SELECTED_ROWS
-    from pipeline.fetch import Fetching
     from pipeline.fetching.options import PROJECT_URL, FetchOptions
+    from pipeline.stages.balance import SELECTED_ROWS
+    from pipeline.stages.fetch import Fetching
 
     o, work = run.options, run.work
     options = FetchOptions(
@@ -225,7 +225,7 @@ def fetching(run: Run) -> Any:
 
 def dropping_images(run: Run) -> Any:
     """How equal images are found among the fetched rows."""
-    from pipeline import dedup_images
+    from pipeline.stages import dedup_images
 
     rows = run.work.done("fetch")["rows_out"]
     bits = min(12, max(0, (44 * rows >> 26).bit_length()))
@@ -235,8 +235,8 @@ def dropping_images(run: Run) -> Any:
 
 def publishing(run: Run) -> Any:
     """How the shards are made: balanced with the cap that balance used, or, where that allowed for losses, anew."""
-    from pipeline import dedup_images, gather
-    from pipeline.publish import Publishing
+    from pipeline.stages import dedup_images, gather
+    from pipeline.stages.publish import Publishing
 
     o = run.options
     rows = dedup_images.remaining(dropping_images(run))

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import files
+from pipeline.engine import files
 from queries import load
 from queries.load import QUERIES
 from queries.rules import LONGEST, keys

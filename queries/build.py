@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
-from pipeline.cli import (
+from pipeline.engine.cli import (
     CRASHED,
     DONE,
     INTERRUPTED,
@@ -33,8 +33,8 @@ from pipeline.cli import (
     check_flags,
     fail,
 )
-from pipeline.runners import JobFailed, beam_flags
-from pipeline.work import Busy
+from pipeline.engine.runners import JobFailed, beam_flags
+from pipeline.engine.work import Busy
 
 if TYPE_CHECKING:
     from queries.recipe import Sources

@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import buckets, files, hashing, runners
-from pipeline.work import Work, digest_of, locked
+from pipeline.engine import files, hashing, runners, shuffle_files
+from pipeline.engine.work import Work, digest_of, locked
 from queries import bigrams, ngrams, streams, titles, wikipedia
 from queries.bigrams import SCORED, Vocabulary
 from queries.counts import COUNTED
@@ -30,7 +30,7 @@ from queries.ngrams import PAIRS, WORDS, PairCounter, WordCounter
 from queries.streams import Piece
 
 if TYPE_CHECKING:
-    from pipeline.steps import Reading
+    from pipeline.engine.steps import Reading
     from queries.build import Options
 
 RESULT = 1
@@ -188,7 +188,7 @@ class MergeWords(_Merge):
     done, read, kind = ("words", "merged"), ("words", "units"), "words"
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
-        words = ngrams.add_words([buckets.table(messages, WORDS)]).sort_by("word").combine_chunks()
+        words = ngrams.add_words([shuffle_files.table(messages, WORDS)]).sort_by("word").combine_chunks()
         lower = pc.utf8_lower(words["word"].combine_chunks()).dictionary_encode()
         group = lower.indices.to_numpy()
         count, articles = (np.zeros(len(lower.dictionary), np.int64) for _ in range(2))
@@ -206,7 +206,7 @@ class MergeTitles(_Merge):
     done, read, kind = ("words", "titles"), ("words", "units"), "titles"
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
-        views = titles.add([buckets.table(messages, COUNTED)]).sort_by("query")
+        views = titles.add([shuffle_files.table(messages, COUNTED)]).sort_by("query")
         kept = views.filter(pc.greater_equal(views["count"], self.rules.least_views))
         _write(self.folder.file(unit, "arrow"), kept)
         return {"rows": len(views), "kept": len(kept)}
@@ -244,7 +244,7 @@ class CountPairs:
         pairs, counts = counter.sums()
         batch = pa.record_batch([pairs, counts], schema=PAIRS)
         bucket = hashing.mix(vocabulary.lower_pair(pairs), 0) % np.uint64(self.buckets)
-        buckets.write(self.folder.file(unit, "pairs", part), buckets.cut(batch, bucket.astype(np.int64), self.buckets))
+        shuffle_files.write(self.folder.file(unit, "pairs", part), shuffle_files.cut(batch, bucket.astype(np.int64), self.buckets))
         return len(pairs)
 
 
@@ -255,7 +255,7 @@ class MergePairs(_Merge):
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
         vocabulary, rules = read_vocabulary(self.work), self.rules
-        table = buckets.table(messages, PAIRS)
+        table = shuffle_files.table(messages, PAIRS)
         pairs, counts = ngrams.add_pairs(table["pair"].to_numpy(), table["count"].to_numpy())
         scored = bigrams.score(pairs, counts, vocabulary, least=rules.least_pair, profile=rules.profile)
         _write(self.folder.file(unit, "arrow"), scored)
@@ -283,7 +283,7 @@ class Job:
             min(FEWEST_VIEWS, titles.LEAST_VIEWS if options.min_views is None else options.min_views),
         )
         size = sum(entry["end"] - entry["start"] for entry in self.listed)
-        self.buckets = buckets.power_of_two(size / BUCKET, most=256)
+        self.buckets = shuffle_files.power_of_two(size / BUCKET, most=256)
         names = [
             [os.path.basename(entry["path"]), entry["kind"], entry["start"], entry["end"]] for entry in self.listed
         ]
@@ -293,7 +293,7 @@ class Job:
     def count(self) -> Counted:
         """The first job: words and titles."""
         runners.import_beam()  # before anybody else does: it is noisy
-        from pipeline.steps import ExchangeStep, Step
+        from pipeline.engine.steps import ExchangeStep, Step
 
         files.write_json(os.path.join(self.work.root, "units.json"), self.listed)
         task = CountUnits(self.work, self.rules, self.buckets)
@@ -336,7 +336,7 @@ class Job:
 
     def pairs(self, vocabulary: Vocabulary) -> pa.Table:
         """The second job: SCORED pairs of the words of the vocabulary."""
-        from pipeline.steps import ExchangeStep, Step
+        from pipeline.engine.steps import ExchangeStep, Step
 
         table = vocabulary.to_table()
         digest = f"{hashing.table_digest(table):x} {vocabulary.occurrences}"
@@ -357,7 +357,7 @@ class Job:
         return _read(merge.folder, SCORED)
 
     def _run(self, construct: Any, watched: list[tuple[str, Any, int]]) -> None:
-        from pipeline.progress import Watched
+        from pipeline.engine.progress import Watched
 
         o, steps = self.options, [Watched(*row) for row in watched]
         runners.run_job(
@@ -399,7 +399,7 @@ def damage_of(path: str, found: Counter[str]) -> str:
 
 
 def _reading(folder: Any, kind: str) -> Reading:
-    from pipeline.steps import Reading
+    from pipeline.engine.steps import Reading
 
     return Reading(folder, kind)
 
@@ -507,4 +507,4 @@ def _write_buckets(path: str, table: pa.Table, keys: pa.ChunkedArray, count: int
     """Rows go where the hash of their key says."""
     batch = (table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], table.schema)])[0]
     bucket = hashing.hash_strings(keys)[:, 0] % np.uint64(count)
-    buckets.write(path, buckets.cut(batch, bucket.astype(np.int64), count))
+    shuffle_files.write(path, shuffle_files.cut(batch, bucket.astype(np.int64), count))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from queries.normalize import normalize_array
+from pipeline.text.normalize import normalize_array
 
 WORDS = pa.schema(
     [

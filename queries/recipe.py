@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import __version__, files
-from pipeline.matcher import Matcher
+from pipeline import __version__
+from pipeline.engine import files
+from pipeline.text.matcher import Matcher
 from queries import assemble, bigrams, job, rules, titles, wordnet
 from queries.bigrams import Vocabulary
 from queries.counts import COUNTED, merge, read_counts

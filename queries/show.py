@@ -27,8 +27,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from pipeline import __version__
-from pipeline.cli import DONE, INTERRUPTED, MISSING, USAGE, MissingInput, Parser, UsageError, check_flags, fail
-from pipeline.matcher import MODES, Matcher
+from pipeline.engine.cli import DONE, INTERRUPTED, MISSING, USAGE, MissingInput, Parser, UsageError, check_flags, fail
+from pipeline.text.matcher import MODES, Matcher
 from queries import load
 
 CAPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 170_000, 200_000)

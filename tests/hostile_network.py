@@ -18,12 +18,12 @@ import psutil
 import pyarrow as pa
 import pytest
 from test_fetching_rows import check, selected
-from webserver import WebServer, certificate, picture
 
 from pipeline.fetching import addresses, downloader
 from pipeline.fetching.client import shared_client
 from pipeline.fetching.downloader import fetch_rows
 from pipeline.fetching.options import FetchOptions
+from tests.webserver import WebServer, certificate, picture
 
 SITES = tuple(f"93.184.216.{n}" for n in (1, 2, 3, 4))
 METADATA = "169.254.169.254"

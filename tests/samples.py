@@ -12,7 +12,8 @@ import pyarrow as pa
 import xxhash
 from PIL import Image, ImageDraw
 
-from pipeline import files, report, shards, summary
+from pipeline.dataset import report, shards, summary
+from pipeline.engine import files
 from pipeline.schema import FETCHED, readable
 
 CAPTIONS = (

@@ -24,11 +24,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import smallweb
-from pipeline.work import STAGES
+from pipeline.demo import smallweb
+from pipeline.engine.work import STAGES
+from tests.places import ROOT
 from tests.processes import group_members
 
-ROOT = Path(__file__).parent.parent
 ENGINES = Path(os.environ.get("OPENWIT_ENGINES", ROOT / ".engines"))
 LIMIT = 120  # seconds a run
 JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # Flink lives for seconds: a third less CPU than with all of HotSpot

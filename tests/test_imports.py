@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.places import ROOT
+
 TOP = {"pipeline.build", "pipeline.planning", "pipeline.inspect_shards", "pipeline.demo"}
 STAGES = {f"pipeline.{name}" for name in "gather match dedup balance fetch dedup_images publish".split()}
 FIRST = {
@@ -80,7 +81,7 @@ def test_queries_and_trainer_stand_alone() -> None:
 
 
 # What queries.build needs of the pipeline to run its own jobs.
-RUNNING = {"pipeline", "pipeline.runners", "pipeline.steps", "pipeline.progress"}
+RUNNING = {"pipeline", "pipeline.engine.runners", "pipeline.engine.steps", "pipeline.engine.progress"}
 
 
 def test_no_cycles() -> None:
@@ -103,7 +104,7 @@ def test_no_cycles() -> None:
 def test_numba_is_imported_by_kernels_alone() -> None:
     for name, path in modules().items():
         if {"numba", "llvmlite"} & {target.split(".")[0] for target in imports(path)}:
-            assert name.endswith("_kernel") or name == "pipeline.jit", name
+            assert name.endswith("_kernel") or name == "pipeline.engine.jit", name
 
 
 @pytest.mark.parametrize(

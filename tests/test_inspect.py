@@ -15,12 +15,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import samples
 
-from pipeline import files, inspect_shards, shards
+from pipeline import inspect_shards
+from pipeline.dataset import shards
+from pipeline.engine import files
 from pipeline.inspect_shards import DONE, FAULT, MISSING, USAGE, main
+from tests import samples
+from tests.places import ROOT
 
-ROOT = Path(__file__).parent.parent
 ESCAPE = "\x1b]0;owned\x07 \u202etxt"
 
 
@@ -128,7 +130,7 @@ def test_stats(run: Any, original: Path) -> None:
 def test_rows_are_written_by_the_exports(
     run: Any, original: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from pipeline import exports
+    from pipeline.dataset import exports
 
     calls: list[tuple[str, str, str]] = []
     monkeypatch.setattr(exports, "write_rows", lambda *args: calls.append(args) or 7)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import html
 import json
-import os
 import subprocess
 import threading
 from functools import partial
@@ -19,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import build, inspect_shards
-from pipeline.smallweb import record, response
+from pipeline.demo.smallweb import record, response
+from tests.places import DATA
 
-DATA = Path(os.environ.get("OPENWIT_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
 SITES = ["resilientwebdesign", "selva86.github.io"]
 
 

@@ -28,12 +28,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import buckets, build, files, smallweb, work
+from pipeline import build
+from pipeline.demo import smallweb
+from pipeline.engine import files, shuffle_files, work
+from tests.places import ROOT
 from tests.processes import alive, descendants
-from tests.test_select import QUERIES, draw_rows, write_table
+from tests.stages.test_select import QUERIES, draw_rows, write_table
 from tests.webserver import WebServer, picture
 
-ROOT = Path(__file__).parent.parent
 PATIENCE = 120.0  # seconds that a run may take on a busy machine
 EMPTY = ("COMPLETED", ".lock", ".workers")
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
@@ -202,7 +204,7 @@ def check_file(path: Path) -> None:
         pq.read_table(path, page_checksum_verification=True)
     elif head.startswith(b"ARROW1"):
         assert list(files.read_batches(str(path))) is not None
-    elif head.startswith(buckets.MAGIC):
+    elif head.startswith(shuffle_files.MAGIC):
         check_buckets(path)
     elif head.startswith(b"\x93NUMPY"):
         np.load(path)

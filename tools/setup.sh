@@ -68,4 +68,4 @@ esac
 "$python" -m uv pip install -q --python "$python" "$@" -e "$target" ||
     stop "the install failed (see the lines above)"
 echo "setup: compiling the kernels (once)" >&2
-"$python" -m pipeline.jit
+"$python" -m pipeline.engine.jit

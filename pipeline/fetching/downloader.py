@@ -31,7 +31,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from pipeline import files, schema
+from pipeline import schema
+from pipeline.engine import files
 from pipeline.fetching.client import Client, shared_client
 from pipeline.fetching.errors import OK, Failure
 from pipeline.fetching.helper import Decoder

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from pipeline.ledger import Ledger
+from pipeline.engine.ledger import Ledger
 from pipeline.sources import frames, libdeflate
 from pipeline.sources.inputs import open_bytes
 

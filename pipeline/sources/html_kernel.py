@@ -16,7 +16,7 @@ from html.entities import html5
 
 import numpy as np
 
-from pipeline.jit import njit
+from pipeline.engine.jit import njit
 from pipeline.sources.html import (
     IMAGE_ATTRIBUTES,
     MAX_IMAGES,

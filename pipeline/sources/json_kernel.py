@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.jit import njit
+from pipeline.engine.jit import njit
 from pipeline.sources.simd_kernel import (
     copy64,
     equal_mask,

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
-from pipeline import jit
-from pipeline.ledger import Ledger
+from pipeline.engine import jit
+from pipeline.engine.ledger import Ledger
 from pipeline.schema import CANDIDATES
 from pipeline.sources import html
 from pipeline.sources.archive import Record, http_response, read_at, read_records

@@ -31,8 +31,8 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from pipeline import jit
-from pipeline.ledger import Ledger
+from pipeline.engine import jit
+from pipeline.engine.ledger import Ledger
 from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
 from pipeline.sources.archive import GZIP, MappedReader, Record, read_records
 from pipeline.sources.html import ROBOTS_NAMES, TDM, directives, header_signals

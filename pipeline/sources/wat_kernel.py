@@ -7,7 +7,7 @@ record, and `_run` goes on behind it. An unusual URL is handed to `wat.fit` alon
 `wat.py`, in the same order, for any bytes: what is passed over is looked at, too, and JSON that is broken stops it.
 
 Every access is by address. What makes it safe: PADDING bytes behind the inflated data, a capacity checked before
-anything is written, and the counts rolled back to the last whole page. tests/test_wat_kernel.py runs mutated records
+anything is written, and the counts rolled back to the last whole page. tests/sources/test_wat_kernel.py runs mutated records
 between guard pages.
 """
 
@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.jit import njit
-from pipeline.ledger import Ledger
+from pipeline.engine.jit import njit
+from pipeline.engine.ledger import Ledger
 from pipeline.schema import CANDIDATES
 from pipeline.sources import libdeflate, wat
 from pipeline.sources.archive import MAX_HEADER, MAX_RECORD

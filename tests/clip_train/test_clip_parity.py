@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from clip_train.config import PRESETS  # noqa: E402
 from clip_train.convert import Weights, export, load_model, to_huggingface  # noqa: E402
 from clip_train.model import CLIP  # noqa: E402
 from clip_train.text import pack, pad  # noqa: E402
+from tests.places import DATA
 
 NAMES = ("RN50", "ViT-B-32", "ViT-B-16")
 IDS = 600  # of the golden models' vocabulary; the live ones have all 49,408
@@ -27,7 +27,6 @@ GOLDEN: dict[str, list[list[float]]] = {  # logits per image, from openai/CLIP d
     "ViT-B-32": [[1.5279977, 2.0221610, 1.1944855], [1.5845692, 2.1018159, 1.1706901]],
     "ViT-B-16": [[1.4907877, 1.8583223, 1.4502804], [1.3380348, 1.7177558, 1.2853174]],
 }
-DATA = Path(os.environ.get("OPENWIT_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
 def captions(ids: int) -> list[list[int]]:

@@ -1,0 +1,1 @@
+"""The published folder: shards, samples, report, checks."""

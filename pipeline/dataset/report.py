@@ -1,0 +1,356 @@
+"""The pages of a published folder (dataset card, croissant.json, report/index.html), and `finish`, its last step.
+
+All are functions of the published rows, the ledger and the options: no time, no host, no version, so that they enter
+the digest of the manifest. The page has no script and loads nothing; whatever comes from the data is escaped, and its
+control and bidirectional characters are taken out.
+"""
+
+from __future__ import annotations
+
+import base64
+import glob
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.dataset import shards
+from pipeline.dataset.shards import METADATA, FileEntry, ShardInfo
+from pipeline.dataset.summary import Pick, Summary, charts, hosts, top
+from pipeline.engine import files
+from pipeline.engine.display import plain, size
+
+NAME = "OpenWIT image-text pairs"
+PICTURES = 40
+REJECTED_A_REASON = 4
+# Options that the card tells; the rest, paths among them, stands in the manifest.
+TOLD = "match case languages min_language_score placeholder_bound balance cap target_pairs seed".split()
+
+
+def finish(
+    folder: str,
+    infos: Sequence[ShardInfo],
+    *,
+    summary: Summary,
+    pick: Pick,
+    ledger: list[dict[str, Any]],
+    options: Mapping[str, Any],
+    versions: Mapping[str, str],
+) -> dict[str, Any]:
+    """Ends a publication: sizes.json, the pages, and, when all of them are there, manifest.json.
+
+    Args:
+        folder: the published folder, with all shards, `rejected/` and queries.parquet (each may be absent).
+        infos: what `write_shard` returned, of the shards that belong to the set; others are not looked at.
+        summary, pick: of the rows of these shards (`summary.summarise` or `merge`).
+        ledger: stage, rows_in, rows_out, dropped of each stage, in order.
+        options: what decided the rows.
+        versions: of the code.
+
+    Returns:
+        The manifest.
+    """
+    infos = sorted(infos, key=lambda info: info.number)
+    if [info.number for info in infos] != list(range(len(infos))):
+        raise shards.ShardError(f"the numbers of the shards have a gap: {[info.number for info in infos]}")
+    entries = [entry for info in infos for entry in info.files]
+    entries.append(shards.write_sizes(folder, infos))
+    entries += _tables_beside(folder)
+    queries = _queries(folder)
+    facts: dict[str, Any] = {"s": summary, "shards": len(infos), "queries": len(queries)}
+    pages = {
+        "README.md": card(facts, ledger=ledger, options=options),
+        "report/index.html": page(
+            facts, ledger=ledger, queries=queries, gallery=_gallery(folder, pick), rejected=_rejected(folder)
+        ),
+        "croissant.json": json.dumps(croissant(entries), indent=1, ensure_ascii=False) + "\n",
+    }
+    for path, text in pages.items():
+        files.write_bytes(os.path.join(folder, path), text.encode())
+        entries.append(shards.entry_of(folder, path))
+    return shards.write_manifest(
+        folder,
+        entries,
+        ledger=ledger,
+        options=options,
+        versions=versions,
+        queries={"rows": len(queries), "digest": shards.digest_of_queries(queries)},
+    )
+
+
+# ---------------------------------------------------------------------------------------------- what the pages tell
+
+
+def _tables_beside(folder: str) -> list[FileEntry]:
+    paths = sorted(glob.glob("rejected/*.parquet", root_dir=folder)) + glob.glob("queries.parquet", root_dir=folder)
+    return [
+        shards.entry_of(folder, path.replace(os.sep, "/"), rows=pq.read_metadata(os.path.join(folder, path)).num_rows)
+        for path in paths
+    ]
+
+
+def _queries(folder: str) -> list[str]:
+    """The query of each id."""
+    path = os.path.join(folder, "queries.parquet")
+    return files.read_table(path, ["query"])["query"].to_pylist() if os.path.exists(path) else []
+
+
+def _gallery(folder: str, pick: Pick) -> list[dict[str, Any]]:
+    table = pick.table()
+    if table is None:
+        return []
+    rows = table.append_column("host", hosts(table["url"])).to_pylist()
+    for row in rows:
+        with open(os.path.join(folder, shards.tar_path(row["shard"])), "rb") as file:
+            image = os.pread(file.fileno(), row["jpg_size"], row["jpg_offset"])
+        row["data"] = base64.b64encode(image).decode()
+    return rows
+
+
+def _rejected(folder: str) -> list[dict[str, str]]:
+    """The first rows of each reason; a sample is sorted by hash already."""
+    taken: Counter[str] = Counter()
+    rows = []
+    for path in sorted(glob.glob("rejected/*.parquet", root_dir=folder)):
+        with pq.ParquetFile(os.path.join(folder, path), page_checksum_verification=True) as file:
+            for batch in file.iter_batches(columns=["url", "text", "stage", "reason"], use_threads=False):
+                why = pc.binary_join_element_wise(batch["stage"], batch["reason"], " ")
+                for one in why.unique().to_pylist():
+                    places = pc.indices_nonzero(pc.equal(why, one)).slice(0, REJECTED_A_REASON - taken[one])
+                    taken[one] += len(places)
+                    rows += batch.take(places).to_pylist()
+    return sorted(rows, key=lambda row: (row["stage"], row["reason"]))
+
+
+# ------------------------------------------------------------------------------------------------------- the pages
+
+
+def page(
+    facts: Mapping[str, Any],
+    *,
+    ledger: list[dict[str, Any]],
+    queries: Sequence[str],
+    gallery: list[dict[str, Any]],
+    rejected: list[dict[str, str]],
+) -> str:
+    """report/index.html."""
+    s: Summary = facts["s"]
+    picked = top(s.kept_by or s.matched, 30)
+    return _template("report.html.j2").render(
+        **facts,
+        funnel=funnel(ledger),
+        drops=[
+            (f"{row['stage']}: {reason}", count, "")
+            for row in ledger
+            for reason, count in sorted(row["dropped"].items(), key=lambda item: (-item[1], item[0]))
+        ],
+        charts=[(title, [(*row, "") for row in rows]) for title, rows in charts(s)],
+        top_queries=[
+            (queries[number] if number < len(queries) else f"query {number}", s.matched[number], s.kept_by[number])
+            for number, _ in picked
+        ],
+        gallery=gallery,
+        rejected=rejected,
+    )
+
+
+def funnel(ledger: list[dict[str, Any]]) -> list[tuple[str, int, str]]:
+    """(stage, pairs that leave it, share of those that came in), after what was read."""
+    if not ledger:
+        return []
+    rows = [("read", ledger[0]["rows_in"], "")]
+    for row in ledger:
+        share = f"({row['rows_out'] / row['rows_in']:.1%})" if row["rows_in"] else ""
+        rows.append((row["stage"], row["rows_out"], share))
+    return rows
+
+
+def card(facts: Mapping[str, Any], *, ledger: list[dict[str, Any]], options: Mapping[str, Any]) -> str:
+    """README.md, with the head that the Hugging Face Hub reads."""
+    s: Summary = facts["s"]
+    named = [(code, count) for code, count in top(s.languages, 20) if re.fullmatch("[a-z]{2,3}", code)]
+    reasons = [", ".join(f"{reason} {count:,}" for reason, count in sorted(row["dropped"].items())) for row in ledger]
+    return _template("card.md.j2").render(
+        **facts,
+        name=NAME,
+        languages=[code for code, count in named if count * 100 >= s.samples],
+        language_rows=named,
+        size_category=size_category(s.samples),
+        ledger=[row | {"dropped": reason} for row, reason in zip(ledger, reasons, strict=True)],
+        options=[
+            (name.replace("_", " "), f"`{plain(_told(options[name])).replace('`', '')}`")
+            for name in TOLD
+            if options.get(name) not in (None, (), [], "")
+        ],
+        image_size=options.get("image_size", 256),
+        braces=braces(facts["shards"]),
+        licensed=s.licensed,
+        balanced=options.get("balance") != "none",
+        respects=options.get("respect_opt_out", True),
+    )
+
+
+def _told(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def braces(count: int) -> str:
+    """All shards in the notation of WebDataset."""
+    return shards.tar_path(0) if count == 1 else f"shards/{{00000..{max(0, count - 1):05d}}}.tar"
+
+
+def size_category(samples: int) -> str:
+    """The Hub's word for a number of samples."""
+    bounds = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
+    for power, bound in enumerate(bounds, start=3):
+        if samples < 10**power:
+            return f"n<{bound}" if power == 3 else f"{bounds[power - 4]}<n<{bound}"
+    return "n>1T"
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(os.path.join(os.path.dirname(__file__), "templates")),
+        autoescape=name.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"plain": plain, "size": size}
+    return environment.get_template(name)
+
+
+# ------------------------------------------------------------------------------------------------------- croissant
+
+CONTEXT = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "citeAs": "cr:citeAs",
+    "column": "cr:column",
+    "conformsTo": "dct:conformsTo",
+    "cr": "http://mlcommons.org/croissant/",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "dct": "http://purl.org/dc/terms/",
+    "equivalentProperty": "cr:equivalentProperty",
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "extract": "cr:extract",
+    "field": "cr:field",
+    "fileObject": "cr:fileObject",
+    "fileProperty": "cr:fileProperty",
+    "fileSet": "cr:fileSet",
+    "format": "cr:format",
+    "includes": "cr:includes",
+    "isLiveDataset": "cr:isLiveDataset",
+    "jsonPath": "cr:jsonPath",
+    "key": "cr:key",
+    "md5": "cr:md5",
+    "parentField": "cr:parentField",
+    "path": "cr:path",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "recordSet": "cr:recordSet",
+    "references": "cr:references",
+    "regex": "cr:regex",
+    "repeated": "cr:repeated",
+    "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
+    "sc": "https://schema.org/",
+    "separator": "cr:separator",
+    "source": "cr:source",
+    "subField": "cr:subField",
+    "transform": "cr:transform",
+}
+TYPES = {"int32": "sc:Integer", "int64": "sc:Integer", "uint64": "sc:Integer", "float": "sc:Float", "string": "sc:Text"}
+
+
+def croissant(entries: Sequence[FileEntry]) -> dict[str, Any]:
+    """croissant.json (1.0): every shard with its digest, the images in them, the columns of the metadata."""
+    tars = [entry for entry in entries if entry.path.endswith(".tar")]
+    tables = [entry for entry in entries if entry.path.startswith("metadata/")]
+    return {
+        "@context": CONTEXT,
+        "@type": "sc:Dataset",
+        "conformsTo": "http://mlcommons.org/croissant/1.0",
+        "name": NAME.replace(" ", "-"),
+        "description": f"{sum(tar.rows for tar in tars)} pairs of an image and its text from web archives, balanced "
+        "over a list of queries.",
+        "license": "https://www.rightsstatements.org/vocab/UND/1.0/",
+        "isLiveDataset": False,
+        "distribution": [
+            *(_file_object(entry, "application/x-tar") for entry in tars),
+            *(_file_object(entry, "application/x-parquet") for entry in tables),
+            _file_set("images", "image/jpeg", "*.jpg") | {"containedIn": [{"@id": entry.path} for entry in tars]},
+            _file_set("metadata", "application/x-parquet", "metadata/*.parquet"),
+        ],
+        "recordSet": [_image_records(), _metadata_records()],
+    }
+
+
+def _file_object(entry: FileEntry, kind: str) -> dict[str, Any]:
+    return {
+        "@type": "cr:FileObject",
+        "@id": entry.path,
+        "name": entry.path,
+        "contentUrl": entry.path,
+        "contentSize": f"{entry.bytes} B",
+        "encodingFormat": kind,
+        "sha256": entry.sha256,
+    }
+
+
+def _file_set(name: str, kind: str, pattern: str) -> dict[str, Any]:
+    return {"@type": "cr:FileSet", "@id": name, "name": name, "encodingFormat": kind, "includes": pattern}
+
+
+def _image_records() -> dict[str, Any]:
+    """The pictures, each with the name of its file: the key of a row of metadata and `.jpg`."""
+    source = {"fileSet": {"@id": "images"}}
+    return {
+        "@type": "cr:RecordSet",
+        "@id": "pictures",
+        "name": "pictures",
+        "key": {"@id": "pictures/key"},
+        "field": [
+            {
+                "@type": "cr:Field",
+                "@id": "pictures/key",
+                "name": "key",
+                "dataType": "sc:Text",
+                "source": source | {"extract": {"fileProperty": "filename"}, "transform": {"regex": r"^(.*)\.jpg$"}},
+            },
+            {
+                "@type": "cr:Field",
+                "@id": "pictures/image",
+                "name": "image",
+                "dataType": "sc:ImageObject",
+                "source": source | {"extract": {"fileProperty": "content"}},
+            },
+        ],
+    }
+
+
+def _metadata_records() -> dict[str, Any]:
+    """The columns of the metadata."""
+    fields = []
+    for field in METADATA:
+        repeated = pa.types.is_list(field.type)
+        kind = str(field.type.value_type) if repeated else str(field.type)
+        fields.append(
+            {
+                "@type": "cr:Field",
+                "@id": f"samples/{field.name}",
+                "name": field.name,
+                "dataType": TYPES[kind],
+                **({"repeated": True} if repeated else {}),
+                "source": {"fileSet": {"@id": "metadata"}, "extract": {"column": field.name}},
+            }
+        )
+    return {"@type": "cr:RecordSet", "@id": "samples", "name": "samples", "field": fields}

@@ -1,0 +1,366 @@
+"""The published folder: what is in it, how one shard is written, and the manifest that vouches for the whole.
+
+    shards/00000.tar        <key>.jpg, <key>.json, <key>.txt of each sample, keys ascending; numbers without a gap
+    shards/sizes.json       {"00000.tar": samples}: what open_clip looks for
+    metadata/00000.parquet  METADATA: a row a sample, in the order of the tar, with the place of each member in it
+    rejected/*.parquet      what was dropped, or a sample of it, with stage and reason
+    README.md, croissant.json, report/index.html, queries.parquet
+    manifest.json           written last: the sha256 of all of these, the ledger, the options
+
+The key of a sample is its uid in hexadecimal. Every file is a function of the rows and images alone. What the JSON of
+a sample holds says sample_json.py; lists, which may be empty, stand in the metadata only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import xxhash
+
+from pipeline.dataset import tars
+from pipeline.dataset.sample_json import hex_strings, join, joined_sizes, json_pieces
+from pipeline.engine import files
+
+FORMAT = 1  # raised when the members or columns change their meaning
+
+EXTENSIONS = ("jpg", "json", "txt")  # in the order of their names
+
+METADATA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),  # name of the sample in the tar
+        pa.field("uid", pa.string(), nullable=False),  # equal to key; under the name that DataComp's tools look for
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("text_as_found", pa.string()),  # null where equal to text
+        pa.field("page_url", pa.string(), nullable=False),
+        pa.field("source_file", pa.string(), nullable=False),
+        pa.field("source_offset", pa.int64(), nullable=False),
+        pa.field("text_source", pa.string(), nullable=False),
+        pa.field("url_source", pa.string(), nullable=False),
+        pa.field("language", pa.string()),
+        pa.field("language_score", pa.float32()),
+        pa.field("opt_out", pa.string()),
+        pa.field("license", pa.string()),
+        pa.field("query_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("keep_probability", pa.float32(), nullable=False),
+        pa.field("kept_by", pa.list_(pa.int32()), nullable=False),
+        pa.field("final_url", pa.string()),  # after redirects; null where equal to url
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("original_width", pa.int32()),
+        pa.field("original_height", pa.int32()),
+        pa.field("original_format", pa.string()),
+        pa.field("original_sha256", pa.string()),  # of the bytes as served, hexadecimal
+        pa.field("sha256", pa.string(), nullable=False),  # of the stored JPEG, hexadecimal
+        pa.field("phash", pa.uint64()),
+        pa.field("shard", pa.int32(), nullable=False),
+        *(
+            field
+            for extension in EXTENSIONS
+            for field in (
+                pa.field(f"{extension}_offset", pa.int64(), nullable=False),
+                pa.field(f"{extension}_size", pa.int32(), nullable=False),
+            )
+        ),
+    ]
+)
+
+# The keys of a sample's JSON.
+NOT_IN_JSON = {"query_ids", "kept_by", "shard", *(f"{e}_{what}" for e in EXTENSIONS for what in ("offset", "size"))}
+JSON_KEYS = tuple(sorted({"caption", *METADATA.names} - NOT_IN_JSON))
+
+
+class ShardError(ValueError):
+    """Rows or images that cannot become a shard."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FileEntry:
+    """A published file as the manifest lists it."""
+
+    path: str  # below the folder, with slashes
+    bytes: int
+    rows: int  # samples of a tar, rows of a table, else 0
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardInfo:
+    """A shard that was written: its tar and its metadata."""
+
+    number: int
+    rows: int
+    files: tuple[FileEntry, ...]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ShardInfo:
+        """The inverse of dataclasses.asdict, also after a way through JSON."""
+        return cls(data["number"], data["rows"], tuple(FileEntry(**entry) for entry in data["files"]))
+
+
+def tar_path(number: int) -> str:
+    """shards/00007.tar"""
+    return f"shards/{number:05d}.tar"
+
+
+def metadata_path(number: int) -> str:
+    """metadata/00007.parquet"""
+    return f"metadata/{number:05d}.parquet"
+
+
+# ---------------------------------------------------------------------------------------------------- one shard
+
+ROWS_AT_ONCE = 4096  # whose headers, JSON and texts are held in memory
+
+
+def write_shard(
+    folder: str, number: int, rows: pa.Table, read_image: Callable[[int, memoryview], None]
+) -> tuple[ShardInfo, pa.Table]:
+    """Writes one tar and its metadata, each whole or not at all; equal rows and images give equal bytes.
+
+    The digest of an image is that which the fetch took (`stored_sha256`). That the bytes read here are the ones of then
+    is held against `stored_xxh3`, which costs a thirtieth; the tar has its own sha256, taken as it is written.
+
+    Args:
+        folder: the published folder.
+        number: of the shard.
+        rows: FETCHED rows that succeeded, through `schema.readable`, sorted by uid; at least one.
+        read_image: (position in `rows`, place of `image_bytes` bytes) -> fills the place with the stored JPEG.
+
+    Returns:
+        What was written, and its METADATA.
+
+    Raises:
+        ShardError: a uid comes twice or out of order, or an image is not the one that was fetched.
+    """
+    if rows.num_rows == 0:
+        raise ShardError(f"shard {number} would be empty")
+    table = describe(rows, number)
+    _check_order(table["key"], number)
+    placed = []
+    path = os.path.join(folder, tar_path(number))
+    with files.temporary(path) as name, open(name, "wb", buffering=0) as file:
+        tar = tars.TarWriter(file)
+        first = 0
+        for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE):
+            members = frame(batch, tar.size)
+            placed.append(members.rows)
+            _write_samples(tar, members, rows["stored_xxh3"].slice(first, len(batch)).to_pylist(), first, read_image)
+            first += len(batch)
+        tar.close()
+    table = pa.Table.from_batches(placed, METADATA)
+    files.write_table(os.path.join(folder, metadata_path(number)), table)
+    entries = FileEntry(tar_path(number), tar.size, len(table), tar.sha256()), entry_of(folder, metadata_path(number))
+    return ShardInfo(number, len(table), (entries[0], dataclasses.replace(entries[1], rows=len(table)))), table
+
+
+def _check_order(keys: pa.ChunkedArray, number: int) -> None:
+    before, after = keys.slice(0, len(keys) - 1), keys.slice(1)
+    wrong = pc.greater_equal(before, after)
+    if pc.any(wrong).as_py():
+        at = wrong.index(pa.scalar(True)).as_py()
+        twice = before[at] == after[at]
+        raise ShardError(f"shard {number}: the uid {after[at]} comes {'twice' if twice else 'out of order'}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """What stands around the images of some samples that follow each other in a tar.
+
+    Attributes:
+        rows: METADATA, with the places of the members.
+        data: per sample: header of the image, (the image belongs here,) padding, JSON and text with their headers and
+            padding.
+        cuts: where in `data` each image belongs.
+    """
+
+    rows: pa.RecordBatch
+    data: memoryview
+    cuts: list[int]
+
+
+def frame(rows: pa.RecordBatch, start: int) -> Frame:
+    """Lays out samples from byte `start` of a tar on; `jpg_size` is known, the other places are filled in here."""
+    contents = {"jpg": [], "json": json_pieces(rows, JSON_KEYS), "txt": [rows["text"].cast(pa.binary())]}
+    names = np.frombuffer("".join(rows["key"].to_pylist()).encode(), np.uint8).reshape(len(rows), -1)
+    columns = dict(zip(rows.schema.names, rows.columns, strict=True))
+    pieces: list[pa.Array | bytes] = []
+    at = np.zeros(len(rows), np.int64)  # from the first header of the sample
+    for extension, content in contents.items():
+        sizes = joined_sizes(content, len(rows)) if content else rows["jpg_size"].to_numpy().astype(np.int64)
+        ending = np.frombuffer(f".{extension}".encode(), np.uint8)
+        heads = tars.headers(np.hstack([names, np.broadcast_to(ending, (len(rows), len(ending)))]), sizes)
+        padding = -sizes % tars.BLOCK
+        pieces += [_binary(heads), *content, _zeros(padding)]
+        columns[f"{extension}_offset"], columns[f"{extension}_size"] = at + tars.BLOCK, sizes
+        at += tars.BLOCK + sizes + padding
+    starts = start + np.cumsum(at) - at
+    for extension in EXTENSIONS:
+        columns[f"{extension}_offset"] = pa.array(starts + columns[f"{extension}_offset"])
+        columns[f"{extension}_size"] = pa.array(columns[f"{extension}_size"].astype(np.int32))
+    joined = join(pieces)
+    starts = np.frombuffer(joined.buffers()[1], np.int32)[: len(rows) + 1]
+    placed = pa.RecordBatch.from_arrays([columns[name] for name in METADATA.names], schema=METADATA)
+    return Frame(
+        placed, memoryview(joined.buffers()[2]).cast("B")[: int(starts[-1])], (starts[:-1] + tars.BLOCK).tolist()
+    )
+
+
+def _binary(blocks: np.ndarray) -> pa.Array:
+    """Rows of bytes as an Arrow array."""
+    count, width = blocks.shape
+    offsets = np.arange(0, count * width + 1, width, dtype=np.int32)
+    return pa.BinaryArray.from_buffers(pa.binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(blocks)])
+
+
+def _zeros(sizes: np.ndarray) -> pa.Array:
+    """So many zeros a row, fewer than a block."""
+    ends = sizes.astype(np.int32)
+    offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(ends, dtype=np.int32)])
+    data = pa.py_buffer(bytes(int(offsets[-1])))
+    return pa.BinaryArray.from_buffers(pa.binary(), len(sizes), [None, pa.py_buffer(offsets), data])
+
+
+def _write_samples(
+    tar: tars.TarWriter,
+    members: Frame,
+    digests: list[int],
+    first: int,
+    read_image: Callable[[int, memoryview], None],
+) -> None:
+    """Appends samples to a tar, each image read into its place and held against the digest of the fetch."""
+    data, at = members.data, 0
+    sizes = members.rows["jpg_size"].to_pylist()
+    for row, (cut, size, digest) in enumerate(zip(members.cuts, sizes, digests, strict=True)):
+        place = tar.append(data[at:cut], size)
+        at = cut
+        read_image(first + row, place)
+        if xxhash.xxh3_64_intdigest(place) != digest:
+            key, shard = (members.rows[name][row].as_py() for name in ("key", "shard"))
+            raise ShardError(
+                f"shard {shard}: the image of {key} is not the one that was fetched: "
+                "its bytes have changed on the disk since (--redo fetch brings it anew)"
+            )
+    tar.append(data[at:])
+
+
+def describe(rows: pa.Table, number: int) -> pa.Table:
+    """Rows of a shard as METADATA; what is known only when the tar is laid out (the places) is empty still."""
+    given = dict(zip(rows.column_names, rows.columns, strict=True))
+    given["key"] = given["uid"] = pa.chunked_array([hex_strings(rows["uid"])])
+    for name, source in (("original_sha256", "image_sha256"), ("sha256", "stored_sha256")):
+        given[name] = pa.chunked_array([hex_strings(rows[source])])
+    given["jpg_size"] = rows["image_bytes"]
+    given["shard"] = pa.chunked_array([pa.repeat(pa.scalar(number, pa.int32()), rows.num_rows)])
+    columns = []
+    for field in METADATA:
+        column = given.get(field.name)
+        if column is None:
+            column = pa.chunked_array([pa.repeat(pa.scalar(0, field.type), rows.num_rows)])
+        elif not field.nullable and column.null_count:
+            raise ShardError(f"the column {field.name!r} has {column.null_count} rows without a value")
+        columns.append(column.cast(field.type))
+    return pa.table(columns, schema=METADATA).combine_chunks()
+
+
+# ------------------------------------------------------------------------------------------------- the whole folder
+
+
+def write_sizes(folder: str, infos: Iterable[ShardInfo]) -> FileEntry:
+    """Writes shards/sizes.json."""
+    sizes = {os.path.basename(tar_path(info.number)): info.rows for info in infos}
+    path = "shards/sizes.json"
+    files.write_bytes(os.path.join(folder, path), (json.dumps(sizes, sort_keys=True) + "\n").encode())
+    return entry_of(folder, path)
+
+
+def entry_of(folder: str, path: str, *, rows: int = 0) -> FileEntry:
+    """The manifest's entry of a file that is there."""
+    with open(os.path.join(folder, path), "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileEntry(path, file.tell(), rows, digest)
+
+
+def write_manifest(
+    folder: str,
+    entries: Iterable[FileEntry],
+    *,
+    ledger: list[dict[str, Any]],
+    options: Mapping[str, Any],
+    versions: Mapping[str, str],
+    **more: Any,
+) -> dict[str, Any]:
+    """Writes manifest.json, the commit of the folder: call it when every other file is there.
+
+    Args:
+        folder: the published folder.
+        entries: every published file.
+        ledger: rows_in, rows_out and drops of each stage, in order.
+        options: what decided the rows.
+        versions: of the code; like options and ledger, not part of the digest.
+        more: further facts of the set.
+    """
+    listed = sorted(entries, key=lambda entry: entry.path)
+    for before, entry in zip(listed, listed[1:], strict=False):
+        if before.path == entry.path:
+            raise ShardError(f"the file {entry.path} is listed twice")
+    manifest = {
+        "format": FORMAT,
+        "digest": digest_of_files(listed),
+        "rows": sum(entry.rows for entry in listed if entry.path.endswith(".tar")),
+        "files": [dataclasses.asdict(entry) for entry in listed],
+        "ledger": ledger,
+        "options": dict(options),
+        "versions": dict(versions),
+        **more,
+    }
+    files.write_json(os.path.join(folder, "manifest.json"), manifest)
+    return manifest
+
+
+def digest_of_files(entries: Iterable[FileEntry]) -> str:
+    """sha256 over the lines `<sha256>  <path>` in the order of the paths: what `sha256sum FILES | sha256sum` prints."""
+    lines = sorted((entry.path, entry.sha256) for entry in entries)
+    return hashlib.sha256("".join(f"{digest}  {path}\n" for path, digest in lines).encode()).hexdigest()
+
+
+def digest_of_queries(queries: Sequence[str]) -> str:
+    """The name of a list, as `queries.load` gives it: the sha256 of its sorted lines."""
+    return hashlib.sha256("".join(f"{query}\n" for query in queries).encode()).hexdigest()
+
+
+def read_table(path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A published table, its page checksums verified. (pq.read_table would import pandas if it is there: 0.2 s.)"""
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        return file.read(columns=None if columns is None else list(columns), use_threads=False)
+
+
+OWN_FOLDERS = ("shards", "metadata", "rejected", "report")  # hold published files and nothing else
+
+
+def strangers(folder: str, manifest: Mapping[str, Any]) -> list[str]:
+    """Files in the folders of the publication that the manifest does not list, sorted."""
+    listed = {entry["path"] for entry in manifest["files"]}
+    found = []
+    for top in OWN_FOLDERS:
+        for parent, _, names in os.walk(os.path.join(folder, top)):
+            below = os.path.relpath(parent, folder).replace(os.sep, "/")
+            found += [f"{below}/{name}" for name in names]
+    return sorted(set(found) - listed)
+
+
+def sweep(folder: str, manifest: Mapping[str, Any]) -> list[str]:
+    """Removes what an earlier publication in the same folder left behind; returns the paths."""
+    gone = strangers(folder, manifest)
+    for path in gone:
+        files.remove(os.path.join(folder, path))
+    return gone

@@ -1,0 +1,277 @@
+"""Is a folder what it says it is? Every fault is named with its file and, where there is one, the key of the sample.
+
+A published folder is held against its manifest (sizes, sha256, nothing beside it), each tar against its metadata: since
+a sample's headers and JSON follow from its row, every byte of a tar is accounted for. A run's stages are held against
+each other: rows in = rows out + drops, and what leaves one stage enters the next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.dataset import shards, tars
+from pipeline.dataset.sample_json import sample_json
+from pipeline.dataset.shards import EXTENSIONS, METADATA, FileEntry
+from pipeline.engine import files
+from pipeline.engine.work import STAGES
+
+COUNTED = ("stage", "rows_in", "rows_out", "dropped")
+
+
+class NothingThere(ValueError):
+    """The folder is not there, or is neither a publication nor a run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """Something that is not as it should be."""
+
+    path: str  # below the folder
+    problem: str
+    key: str = ""  # of the sample, where it concerns one
+
+
+def verify(folder: str, *, quick: bool = False) -> Iterator[Fault]:
+    """The faults of a folder; none if all is well.
+
+    Args:
+        folder: a published folder, or a run that has not come to `publish`.
+        quick: look at names, sizes and counts, not at the contents.
+
+    Raises:
+        NothingThere: there is nothing to verify.
+    """
+    published = os.path.exists(os.path.join(folder, "manifest.json"))
+    if not published and not os.path.isdir(os.path.join(folder, "stages")):
+        raise NothingThere(f"{folder!r} holds neither manifest.json nor stages/: is it the --output of a run?")
+    ledger = None
+    if published:
+        manifest = _json(folder, "manifest.json")
+        problem = _shape(manifest)
+        if problem:
+            yield Fault("manifest.json", problem)
+        else:
+            ledger = manifest["ledger"]
+            yield from _publication(folder, manifest, quick=quick)
+    elif any(os.path.isdir(os.path.join(folder, name)) for name in ("shards", "metadata")):
+        yield Fault("manifest.json", "missing, though there are shards: the publication was not finished")
+    yield from _stages(folder, ledger)
+
+
+# ---------------------------------------------------------------------------------------------------- the manifest
+
+
+def _json(folder: str, path: str) -> Any:
+    """The parsed file, None where it is missing, the error where it cannot be parsed."""
+    try:
+        return files.read_json(os.path.join(folder, path))
+    except (ValueError, OSError) as error:
+        return error
+
+
+def _shape(manifest: Any) -> str:
+    """What is wrong with the form of a manifest; "" if nothing is."""
+    if isinstance(manifest, Exception):
+        return f"cannot be read: {manifest}"
+    try:
+        for entry in manifest["files"]:
+            FileEntry(**entry)
+            if os.path.isabs(entry["path"]) or ".." in entry["path"].split("/"):
+                return f"lists {entry['path']!r}, which lies outside the folder"
+        for row in manifest["ledger"]:
+            int(row["rows_in"]), int(row["rows_out"]), dict(row["dropped"]), str(row["stage"])
+        str(manifest["digest"]), dict(manifest["options"]), dict(manifest["versions"])
+    except (KeyError, TypeError, ValueError) as error:
+        return f"is not a manifest: {type(error).__name__}: {error}"
+    return ""
+
+
+def _publication(folder: str, manifest: Mapping[str, Any], *, quick: bool) -> Iterator[Fault]:
+    entries = [FileEntry(**entry) for entry in manifest["files"]]
+    if manifest.get("format") != shards.FORMAT:
+        yield Fault("manifest.json", f"has format {manifest.get('format')}, this program knows {shards.FORMAT}")
+    if shards.digest_of_files(entries) != manifest["digest"]:
+        yield Fault("manifest.json", "its digest is not that of the files it lists")
+    for path in shards.strangers(folder, manifest):
+        yield Fault(path, "not in the manifest")
+    damaged = set()
+    for entry in entries:
+        for fault in _file(folder, entry, quick=quick):
+            damaged.add(entry.path)
+            yield fault
+    yield from _counts(folder, manifest, entries)
+    number, last = 0, ""
+    listed = {entry.path for entry in entries}
+    while shards.tar_path(number) in listed or shards.metadata_path(number) in listed:
+        table, tar = shards.metadata_path(number), shards.tar_path(number)
+        for path, other in ((tar, table), (table, tar)):
+            if path not in listed:
+                yield Fault(path, f"not in the manifest, which lists {other}")
+        if (
+            not quick and {tar, table} <= listed and table not in damaged
+        ):  # nothing is believed that a damaged table says
+            found, last = _shard(folder, number, after=last)
+            yield from found
+        number += 1
+    for path in sorted(listed):
+        if path.endswith(".tar") and path > shards.tar_path(number):
+            yield Fault(path, f"the numbers of the shards have a gap: there is no {shards.tar_path(number)}")
+
+
+def _file(folder: str, entry: FileEntry, *, quick: bool) -> Iterator[Fault]:
+    path = os.path.join(folder, entry.path)
+    try:
+        size = os.stat(path).st_size
+        if size != entry.bytes:
+            yield Fault(entry.path, f"has {size} bytes, the manifest says {entry.bytes}")
+        elif not quick and shards.entry_of(folder, entry.path).sha256 != entry.sha256:
+            yield Fault(entry.path, "its sha256 is not that of the manifest")
+    except FileNotFoundError:
+        yield Fault(entry.path, "missing, the manifest lists it")
+    except OSError as error:
+        yield Fault(entry.path, f"cannot be read: {error}")
+
+
+def _counts(folder: str, manifest: Mapping[str, Any], entries: list[FileEntry]) -> Iterator[Fault]:
+    """The numbers of rows: manifest, sizes.json, ledger."""
+    rows = {entry.path: entry.rows for entry in entries if entry.path.endswith(".tar")}
+    sizes = _json(folder, "shards/sizes.json")
+    if isinstance(sizes, Exception) or not isinstance(sizes, dict):
+        yield Fault("shards/sizes.json", f"cannot be read: {sizes}" if sizes is not None else "missing")
+    else:
+        for path in sorted({*rows, *(f"shards/{name}" for name in sizes)}):
+            said = sizes.get(os.path.basename(path))
+            if said != rows.get(path):
+                yield Fault("shards/sizes.json", f"says {said} for {path}, the manifest {rows.get(path)}")
+    total = sum(rows.values())
+    if manifest.get("rows", total) != total:
+        yield Fault("manifest.json", f"says {manifest['rows']} rows, its shards have {total}")
+    yield from _ledger("manifest.json", manifest["ledger"])
+    if manifest["ledger"] and manifest["ledger"][-1]["rows_out"] != total:
+        out = manifest["ledger"][-1]["rows_out"]
+        yield Fault("manifest.json", f"its ledger ends with {out} rows, its shards have {total}")
+
+
+def _ledger(path: str, ledger: list[dict[str, Any]]) -> Iterator[Fault]:
+    for row in ledger:
+        yield from _balanced(path, row)
+    for before, row in zip(ledger, ledger[1:], strict=False):
+        if before["rows_out"] != row["rows_in"]:
+            yield Fault(
+                path,
+                f"{before['rows_out']} rows leave {before['stage']!r} and {row['rows_in']} enter {row['stage']!r}",
+            )
+
+
+def _balanced(path: str, row: Mapping[str, Any]) -> Iterator[Fault]:
+    dropped = sum(row["dropped"].values())
+    if row["rows_in"] != row["rows_out"] + dropped:
+        yield Fault(
+            path,
+            f"the ledger of {row['stage']!r} does not add up: "
+            f"{row['rows_in']} in, {row['rows_out']} out, {dropped} dropped",
+        )
+
+
+# ------------------------------------------------------------------------------------------------------- one shard
+
+
+def _shard(folder: str, number: int, *, after: str) -> tuple[list[Fault], str]:
+    """The faults of a shard whose metadata is as the manifest says, and its last key."""
+    tar, table = shards.tar_path(number), shards.metadata_path(number)
+    try:
+        rows = shards.read_table(os.path.join(folder, table))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        return [Fault(table, f"cannot be read: {error}")], after
+    missing = [name for name in METADATA.names if name not in rows.column_names]
+    if missing:
+        return [Fault(table, f"has no column {missing[0]!r}")], after
+    keys = rows["key"].to_pylist()
+    faults = list(_order(table, [after, *keys] if after else keys))
+    try:
+        with (
+            open(os.path.join(folder, tar), "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            faults += _samples(tar, data, rows)
+    except (OSError, ValueError) as error:  # missing (said before) or empty
+        faults.append(Fault(tar, f"cannot be read: {error}"))
+    return faults, max([after, *keys])
+
+
+def _order(path: str, keys: list[str]) -> Iterator[Fault]:
+    for before, key in zip(keys, keys[1:], strict=False):
+        if before == key:
+            yield Fault(path, "the key comes twice", key)
+        elif before > key:
+            yield Fault(path, "the key is out of order", key)
+
+
+def _samples(path: str, data: mmap.mmap, rows: pa.Table) -> Iterator[Fault]:
+    """Holds each sample of a tar against its row. The members must follow each other without a gap."""
+    records = sample_json(rows, shards.JSON_KEYS).to_pylist()
+    columns = {name: rows[name].to_pylist() for name in ("key", "text", "sha256")}
+    places = [
+        (rows[f"{extension}_offset"].to_pylist(), rows[f"{extension}_size"].to_pylist()) for extension in EXTENSIONS
+    ]
+    at = 0
+    for row, key in enumerate(columns["key"]):
+        wanted = (None, records[row], columns["text"][row].encode())
+        for extension, (offsets, sizes), content in zip(EXTENSIONS, places, wanted, strict=True):
+            offset, size = offsets[row], sizes[row]
+            if offset != at + tars.BLOCK:
+                yield Fault(path, f"its {extension} lies at {offset}, where {at + tars.BLOCK} would be next", key)
+            at = offset + size + len(tars.padding(size))
+            if at > len(data):
+                yield Fault(path, f"its {extension} is cut off", key)
+                return
+            if data[offset - tars.BLOCK : offset] != tars.header(f"{key}.{extension}".encode(), size):
+                yield Fault(path, f"the header of its {extension} is damaged", key)
+            stored = data[offset : offset + size]
+            if content is None:
+                if hashlib.sha256(stored).hexdigest() != columns["sha256"][row]:
+                    yield Fault(path, "its image has another sha256 than the metadata says", key)
+            elif stored != content:
+                yield Fault(path, f"its {extension} is not what the metadata says", key)
+            if any(data[offset + size : at]):
+                yield Fault(path, f"the padding of its {extension} is damaged", key)
+    if data[at:] != bytes(2 * tars.BLOCK):
+        yield Fault(path, "does not end after its last sample as a tar should")
+
+
+# ------------------------------------------------------------------------------------------------------ the stages
+
+
+def _stages(folder: str, published: list[dict[str, Any]] | None) -> Iterator[Fault]:
+    """Each stage's ledger, and the way from one to the next."""
+    said = {row["stage"]: row for row in published or []}
+    before: tuple[int, dict[str, Any]] | None = None
+    for at, stage in enumerate(STAGES):
+        path = f"stages/{stage}"
+        if not os.path.isdir(os.path.join(folder, path)):
+            continue
+        if not os.path.exists(os.path.join(folder, path, "COMPLETED")):
+            yield Fault(path, "COMPLETED is missing: the stage was not finished")
+            continue
+        info, path = _json(folder, f"{path}/info.json"), f"{path}/info.json"
+        try:
+            counted = {name: info[name] for name in COUNTED}
+            yield from _balanced(path, counted)
+        except (KeyError, TypeError, AttributeError):
+            yield Fault(
+                path, f"cannot be read: {info}" if isinstance(info, Exception) else "is not a stage's info.json"
+            )
+            continue
+        if before is not None and before[0] == at - 1 and before[1]["rows_out"] != counted["rows_in"]:
+            out = before[1]["rows_out"]
+            yield Fault(path, f"{out} rows leave {before[1]['stage']!r} and {counted['rows_in']} enter {stage!r}")
+        if stage in said and any(said[stage][name] != counted[name] for name in COUNTED):
+            yield Fault(path, "its ledger is not that of the manifest")
+        before = at, counted

@@ -1,0 +1,1 @@
+"""A small web, its archives, and a data set made of them."""

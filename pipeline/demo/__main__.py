@@ -1,0 +1,70 @@
+"""The whole way in a minute, on a web that the project draws itself: archives -> shards -> report.
+
+    python -m pipeline.demo [FOLDER]         (default: demo-out)
+
+Makes pages and pictures, writes them as WARC and WAT as a crawler would (broken records, duplicates and opt-outs
+included), serves the pictures on loopback, runs `python -m pipeline.build` on the archives, and checks the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+
+MARK = ".made-by-the-demo"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the demo; returns the exit code of the build."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", nargs="?", default="demo-out", help="where everything goes (default: %(default)s)")
+    parser.add_argument("--pages", type=int, default=60, help="pages of the small web (default: %(default)s)")
+    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+    options = parser.parse_args(argv)
+    folder = os.path.abspath(options.folder)
+    if os.path.exists(folder) and not os.path.exists(os.path.join(folder, MARK)):
+        print(f"pipeline.demo: {folder} exists and is not the demo's: name another folder", file=sys.stderr)
+        return 2
+    shutil.rmtree(folder, ignore_errors=True)
+    return _run(folder, options.pages, options.workers)
+
+
+def _run(folder: str, pages: int, workers: int | None) -> int:
+    from pipeline import build, inspect_shards
+    from pipeline.demo import smallweb
+
+    start = time.perf_counter()
+    archives, out = os.path.join(folder, "archives"), os.path.join(folder, "out")
+    os.makedirs(archives)
+    with open(os.path.join(folder, MARK), "w"):
+        pass
+    with smallweb.serve(pages=pages) as web:
+        half = pages // 2
+        records = smallweb.write_warc(web, os.path.join(archives, "crawl-0.warc.gz"), pages=slice(0, half))
+        records += smallweb.write_wat(web, os.path.join(archives, "crawl-1.warc.wat.gz"), pages=slice(half, None))
+        print(f"a small web: {pages} pages, {len(web.pictures)} pictures, {records} archive records in {archives}")
+        command = ["--input", archives, "--output", out, "--allow-address", "127.0.0.0/8"]
+        command += ["--workers", str(workers)] if workers else []
+        print("$ python -m pipeline.build " + " ".join(command), flush=True)
+        code = build.main(command)
+    if code:
+        return code
+    print("$ python -m pipeline.inspect_shards verify " + out, flush=True)
+    code = inspect_shards.main(["verify", out])
+    print(f"\nfrom archives to shards in {time.perf_counter() - start:.0f} s. Next:")
+    print(f"  open {out}/report/index.html           the pictures, the funnel, what was dropped and why")
+    print(f"  python -m pipeline.inspect_shards ls {out}")
+    print("  python -m pipeline.build --input YOUR.warc.gz --output YOUR-SET")
+    print("  sh tools/setup.sh train")
+    print(f"  python -m clip_train train --data {out} --model ViT-Tiny --output RUN --steps 100")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

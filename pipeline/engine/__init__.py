@@ -1,0 +1,1 @@
+"""What runs the stages: units and steps on Beam, files, workers, progress. It knows no stage."""

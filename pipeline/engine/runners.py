@@ -1,0 +1,354 @@
+"""Where a Beam pipeline runs: our local runner, or any runner that Beam knows.
+
+`local` is Beam's FnApiRunner with three things mended: its worker processes get the pipeline options, find this package
+wherever it lies, and die with their parent. `DirectRunner` is mapped to it, since Beam's own first tries to download an
+engine. Every other name goes through to Beam, with Beam's own flags.
+
+Beam is imported inside the functions: it takes two seconds, and `--help` must not wait for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import functools
+import gc
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.engine import files, fork_server, progress
+from pipeline.engine.cli import UsageError
+
+LOCAL = ("local", "direct", "directrunner", "localrunner")
+# Loggers of Beam that talk about its inner life at WARNING.
+CHATTY = (
+    "apache_beam.options.pipeline_options",
+    "apache_beam.runners.portability.fn_api_runner.fn_runner",
+    "apache_beam.runners.worker.sdk_worker",
+    "apache_beam.runners.worker.sdk_worker_main",
+    "apache_beam.runners.worker.worker_pool_main",
+    "apache_beam.runners.portability.portable_runner",
+    "apache_beam.runners.portability.local_job_service",
+    "apache_beam.utils.subprocess_server",
+    "apache_beam.internal.gcp.auth",
+    "apache_beam.typehints",
+    "PrismRunner",
+)
+# What these say when a worker is gone, the runner says better.
+SILENT = (
+    "apache_beam.runners.worker.data_plane",
+    "apache_beam.runners.portability.fn_api_runner.worker_handlers",
+)
+# Faults of the machine or of what the user gave: a sentence says all, a trace of ours would say nothing.
+ENVIRONMENT_ERRORS = frozenset(
+    (errno.EPERM, errno.EACCES, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+)
+# The last: a bundle ends while its worker is being stopped, and Beam has forgotten it already.
+EXPECTED = re.compile(
+    rf"\[[Ee]rrno ({'|'.join(map(str, sorted(ENVIRONMENT_ERRORS)))})\]|\bInputError: |\bKeyError: 'bundle_\d+"
+)
+TRACING = ("", "apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker")  # "": what workers send
+# Beam's threads that end with an exception when the other side is gone.
+READERS = ("beam_control_read", "read_grpc_client_inputs", "read_state")
+ENGINES = "OPENWIT_ENGINES"  # folder that `make engines` filled, if it is not ./.engines
+WORKER_DEATHS = 2  # jobs that are begun again, where they were, because a worker died
+
+
+class JobFailed(RuntimeError):
+    """The pipeline failed; the message is the stage's own, if it had one."""
+
+
+class WorkerDied(JobFailed):
+    """A worker process ended without a word: killed, most often for want of memory."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Beam warns at import about packages that nobody asked for."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def no_waiting(record: logging.LogRecord) -> bool:
+    """False for what Beam says, by the root logger, while a job server starts."""
+    return not str(record.msg).startswith("Waiting for grpc channel")
+
+
+def no_expected_trace(record: logging.LogRecord) -> bool:
+    """False for the trace of a failure that will be told in a sentence."""
+    error = record.exc_info[1] if record.exc_info else ""
+    name = type(error).__name__
+    return record.levelno < logging.ERROR or not EXPECTED.search(f"{record.getMessage()} {name}: {error}")
+
+
+def print_unless_expected(text: str, **more: Any) -> None:
+    """What workers print instead of every trace."""
+    if not EXPECTED.search(text):
+        print(text, **more)
+
+
+def import_beam() -> Any:
+    """apache_beam, without its noise."""
+    if not logging.getLogger().handlers:
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in SILENT:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger().addFilter(no_waiting)
+    for name in TRACING:
+        logging.getLogger(name).addFilter(no_expected_trace)
+    gc.disable()  # it would look for rubbish among ever more modules, now and later, and find none
+    try:
+        with quiet():
+            import apache_beam
+    finally:
+        gc.freeze()
+        gc.enable()
+    return apache_beam
+
+
+def beam_flags() -> list[str]:
+    """All flags that Beam's pipeline options understand."""
+    import_beam()
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    parser = argparse.ArgumentParser(add_help=False, conflict_handler="resolve")
+    todo = [PipelineOptions]
+    while todo:
+        kind = todo.pop()
+        todo += kind.__subclasses__()
+        add = kind.__dict__.get("_add_argparse_args")
+        if add is not None:
+            add.__get__(None, kind)(parser)
+    return [flag for action in parser._actions for flag in action.option_strings]
+
+
+def make_options(
+    name: str, workers: int | None, beam_args: Sequence[str] = (), *, kernels: bool = True
+) -> tuple[Any, Any]:
+    """(runner, PipelineOptions) for a runner's name.
+
+    Args:
+        name: local, or a Beam runner, with or without "Runner", in any case.
+        workers: processes of the local runner; None: one a core. Other runners have flags of their own.
+        beam_args: Beam's own flags.
+        kernels: the local workers load the kernels before they begin: worth it for more than a few rows.
+
+    Raises:
+        UsageError: there is no such runner.
+    """
+    beam = import_beam()
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    if name.lower() in LOCAL:
+        if name.lower() not in ("local", "localrunner"):
+            print(
+                "pipeline: DirectRunner would look for an engine on the network; using the local runner",
+                file=sys.stderr,
+            )
+        count = max(1, workers if workers is not None else len(os.sched_getaffinity(0)))
+        quiet_workers = ["--default_sdk_harness_log_level=WARNING"]
+        return local_runner(count, kernels=kernels), PipelineOptions(
+            [*quiet_workers, *beam_args, f"--direct_num_workers={count}"]
+        )
+    arguments = [f"--runner={name}", *beam_args, *engine_defaults(name, beam_args)]
+    try:
+        return beam.runners.create_runner(name), PipelineOptions(arguments)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UsageError(f"no runner {name!r}: {str(error).splitlines()[0]}") from error
+
+
+def engine_defaults(name: str, given: Sequence[str]) -> list[str]:
+    """Flags for an engine that `make engines` fetched, where the user gave none: no download, no Docker."""
+    folder = Path(os.environ.get(ENGINES, ".engines")).absolute()
+    flags = {word.split("=")[0] for word in given}
+    short = name.lower().removesuffix("runner")
+    wanted: list[str] = []
+    if short == "prism" and (folder / "prism").exists():
+        wanted = [f"--prism_location={folder / 'prism'}"]
+    if short == "flink" and (folder / "beam-flink-1.19.jar").exists() and "--flink_version" not in flags:
+        wanted = [f"--flink_job_server_jar={folder / 'beam-flink-1.19.jar'}", "--flink_version=1.19"]
+        if "--flink_master" not in flags:
+            wanted += ["--flink_master=[local]", "--environment_type=LOOPBACK", "--parallelism=2"]
+    return [flag for flag in wanted if flag.split("=")[0] not in flags]
+
+
+def local_runner(workers: int, *, kernels: bool = True) -> Any:
+    """Beam's FnApiRunner with our worker processes, or in this process if there is only one worker."""
+    from apache_beam.portability.api import beam_provision_api_pb2
+    from apache_beam.runners.portability.fn_api_runner import fn_runner
+    from apache_beam.runners.portability.portable_runner import JobServiceHandle
+
+    class LocalRunner(fn_runner.FnApiRunner):
+        def run_pipeline(self, pipeline: Any, options: Any) -> Any:
+            encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
+            info = beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded)
+            self._provision_info = fn_runner.ExtendedProvisionInfo(info)
+            return super().run_pipeline(pipeline, options)
+
+    if workers == 1:
+        return LocalRunner()
+    hand_on_environment()
+    fork_server.current(kernels=kernels)
+    quiet_readers()
+    return LocalRunner(default_environment=fork_server.environment())
+
+
+@functools.cache
+def quiet_readers() -> None:
+    """A side that ends breaks the streams that the other one's threads read; the job says so itself."""
+    tell = threading.excepthook
+    threading.excepthook = lambda args: None if args.thread and args.thread.name in READERS else tell(args)
+
+
+def run_job(
+    construct: Callable[[Any], Any],
+    asked: tuple[str, int | None, Sequence[str]],
+    *,
+    root: str,
+    steps: Sequence[progress.Watched],
+    program: str,
+    kernels: bool = True,
+) -> None:
+    """Runs one pipeline to its end with its progress shown; one whose worker dies goes on where it was, twice.
+
+    Args:
+        construct: builds the pipeline on a root.
+        asked: the runner's name, its workers, and Beam's own flags, as `make_options` takes them.
+        root: the work folder: what ended workers had begun there is removed after each try.
+        steps: what the progress line names.
+        program: who speaks of a death on stderr.
+        kernels: as `make_options` takes it.
+
+    Raises:
+        JobFailed, WorkerDied, KeyboardInterrupt: as `run_pipeline`; WorkerDied after the third death.
+    """
+    for left in range(WORKER_DEATHS, -1, -1):
+        runner, options = make_options(*asked, kernels=kernels)
+        try:
+            with progress.watching(steps):
+                return run_pipeline(construct, runner, options)
+        except WorkerDied as error:
+            if not left:
+                raise
+            print(f"{program}: {error}; going on", file=sys.stderr)
+        finally:
+            files.sweep(root)
+
+
+def run_pipeline(construct: Callable[[Any], Any], runner: Any, options: Any) -> None:
+    """Builds a pipeline with `construct(root)` and runs it to its end.
+
+    Raises:
+        JobFailed, WorkerDied: with what went wrong.
+        KeyboardInterrupt: on SIGINT or SIGTERM, after the job was cancelled on its engine.
+    """
+    beam = import_beam()
+    hand_on_environment()
+    pipeline = beam.Pipeline(runner=runner, options=options)
+    construct(pipeline)
+    result = None
+    with interruptible() as again, job_servers(runner):
+        try:
+            result = pipeline.run()
+            again()
+            result.wait_until_finish()
+        except KeyboardInterrupt:
+            hush()
+            with contextlib.suppress(Exception):
+                if result is not None:
+                    result.cancel()
+            raise
+        except Exception as error:
+            raise explain(error) from error
+        finally:
+            fork_server.end_workers()
+
+
+def hush() -> None:
+    """After an interrupt Beam's threads have nothing to tell but that they were cut off."""
+    logging.disable(logging.CRITICAL)
+    threading.excepthook = lambda *_: None
+
+
+def hand_on_environment() -> None:
+    """What worker processes read: where this package lies, and whose children they are."""
+    package = str(Path(__file__).parents[2])
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != package]
+    os.environ["PYTHONPATH"] = os.pathsep.join([package, *others])
+    os.environ["OPENWIT_PARENT"] = str(os.getpid())
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], None]]:
+    """SIGINT and SIGTERM raise KeyboardInterrupt here; yields a function that makes it so again.
+
+    While Beam starts a job server it puts its own handler for SIGINT in place. That one ends the server at once, and
+    then nobody can cancel the job, which goes on for ever on its cluster.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def catch() -> None:
+        for number in numbers:
+            signal.signal(number, signal.default_int_handler)
+
+    catch()
+    try:
+        yield catch
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def job_servers(runner: Any) -> Iterator[None]:
+    """Ends the job servers (a JVM, Prism) that the runner starts here; Beam would keep each until this process ends."""
+    start: Any = getattr(runner, "default_job_server", None)
+    started: list[Any] = []
+
+    def remember(options: Any) -> Any:
+        started.append(start(options))
+        return started[-1]
+
+    if start is not None:
+        runner.default_job_server = remember
+    try:
+        yield
+    finally:
+        for server in started:
+            with contextlib.suppress(Exception):
+                server.stop()
+
+
+def explain(error: BaseException) -> JobFailed:
+    """The failure in a sentence: what the worker raised."""
+    text = str(error)
+    died = ("Channel closed prematurely", "Worker subprocess exited", "Socket closed", "UNAVAILABLE")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    own = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt|Busy|Exit|NoRows)\b.*", line)]
+    if any(word in text for word in died) and not own[1:]:
+        return WorkerDied(
+            "a worker process died (killed, perhaps for want of memory: try fewer --workers); "
+            "the same command goes on where it was"
+        )
+    if not own and type(error) is not RuntimeError:  # raised in this process, with Beam's "[while running ...]"
+        own = [f"{type(error).__name__}: {' '.join(lines)}"]
+    last = own[-1] if own else (lines[-1] if lines else type(error).__name__)
+    last = last.removeprefix("RuntimeError: ") if EXPECTED.search(last) else last
+    return JobFailed(re.sub(r" \[while running .*$", "", last))

@@ -1,0 +1,127 @@
+"""A worker process: Beam's SDK harness, started in one of two ways.
+
+* by the local runner, as a fork of the zygote (see `zygote`), with everything in the environment;
+* as the boot program of a PROCESS environment, or of a worker pool (EXTERNAL), by the command `openwit-worker` with
+  the container contract's flags (--id, --provision_endpoint, ...): then the pipeline options are fetched from the
+  provision service. No artifacts are retrieved: the package must be installed on the host.
+
+A worker dies with its parent, within a second, whatever killed the parent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+
+PR_SET_PDEATHSIG = 1
+ENDPOINTS = ("logging_endpoint", "artifact_endpoint", "provision_endpoint", "control_endpoint")
+
+
+def die_with(parent: int, *, by_kernel: bool) -> None:
+    """Ends this process when `parent` is gone: by looking twice a second, and at once by the kernel's signal.
+
+    The kernel's signal follows the *thread* that started us. An engine may start workers from a thread that ends early,
+    so it is for our own runner alone.
+    """
+    if by_kernel:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def fetch_options(worker_id: str, endpoints: argparse.Namespace) -> None:
+    """Puts into the environment what the harness reads, from the runner's provision service."""
+    import grpc
+    from apache_beam.portability.api import beam_provision_api_pb2, beam_provision_api_pb2_grpc, endpoints_pb2
+    from google.protobuf import json_format, text_format
+
+    control, log = endpoints.control_endpoint, endpoints.logging_endpoint
+    if endpoints.provision_endpoint:
+        channel = grpc.insecure_channel(endpoints.provision_endpoint)
+        info = (
+            beam_provision_api_pb2_grpc.ProvisionServiceStub(channel)
+            .GetProvisionInfo(
+                beam_provision_api_pb2.GetProvisionInfoRequest(), metadata=(("worker_id", worker_id),), timeout=60
+            )
+            .info
+        )
+        os.environ["PIPELINE_OPTIONS"] = json_format.MessageToJson(info.pipeline_options)
+        os.environ["RUNNER_CAPABILITIES"] = " ".join(info.runner_capabilities)
+        if info.status_endpoint.url:
+            os.environ["STATUS_API_SERVICE_DESCRIPTOR"] = text_format.MessageToString(info.status_endpoint)
+        control, log = control or info.control_endpoint.url, log or info.logging_endpoint.url
+    for name, url in {"CONTROL": control, "LOGGING": log}.items():
+        descriptor = endpoints_pb2.ApiServiceDescriptor(url=url)
+        os.environ[f"{name}_API_SERVICE_DESCRIPTOR"] = text_format.MessageToString(descriptor)
+    os.environ["WORKER_ID"] = worker_id
+    os.environ["SEMI_PERSISTENT_DIRECTORY"] = endpoints.semi_persist_dir or tempfile.gettempdir()
+
+
+def main() -> None:
+    """Starts the harness."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--id", default="")
+    parser.add_argument("--semi_persist_dir", default="")
+    parser.add_argument("--zygote", action="store_true")
+    parser.add_argument("--kernels", action="store_true")
+    for name in ENDPOINTS:
+        parser.add_argument(f"--{name}", default="")
+    options, _ = parser.parse_known_args()
+    if options.zygote:
+        live_as_zygote(options.kernels)
+        return
+    if options.id:
+        os.dup2(2, 1)  # a print() in a worker must not fill a pipe that nobody reads
+        fetch_options(options.id.strip("'\""), options)  # Prism passes the id with its quotes
+        die_with(os.getppid(), by_kernel=False)
+    run_harness()
+
+
+def live_as_zygote(kernels: bool) -> None:
+    """The process that the local runner's workers are forks of."""
+    parent = os.getppid()
+    if str(parent) != os.environ.get("OPENWIT_PARENT"):
+        sys.exit(1)  # it is gone already
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; our parent decides
+    from pipeline.engine import fork_server, runners
+
+    runners.import_beam()
+
+    def run_worker() -> None:
+        die_with(os.getppid(), by_kernel=True)
+        run_harness()
+
+    fork_server.serve(kernels=kernels, run_worker=run_worker)
+
+
+def run_harness() -> None:
+    """Beam's SDK harness, until the job ends."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    from pipeline.engine import runners
+
+    runners.import_beam()
+    from apache_beam.runners.worker import sdk_worker, sdk_worker_main
+
+    runners.quiet_readers()
+    sdk_worker.print = runners.print_unless_expected  # type: ignore[attr-defined]  # it prints every trace itself
+    sdk_worker_main.main(sys.argv[:1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The stages, one file each, and what only they use."""

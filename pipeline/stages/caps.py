@@ -1,0 +1,458 @@
+"""The steps of balancing, for any set of rows with query ids: counts, limits, band, thresholds.
+
+`balance` runs them over the matched parts, `publish` again over what the fetch brought. What differs is where the rows
+are (`Rows`); what comes out is one threshold a query (`load_thresholds`), and then every row decides for itself.
+
+    CountQueries --sum--> Limits --> CollectBand --by query--> FindThresholds --> Gathered thresholds
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gzip
+import math
+import os
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any, Protocol
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+
+from pipeline.engine import files, hashing, shuffle_files
+from pipeline.engine.steps import ExchangeStep, Reading, Step
+from pipeline.engine.work import StepFolder, Work
+from pipeline.stages import selection
+from pipeline.stages.row_pass import Tally
+from pipeline.stages.selection import Matches, Thresholds
+
+QUERY_BUCKETS = 8
+SAMPLE_ROWS = 200_000  # rows on which --target-pairs solves for the cap
+ROWS_PER_PART = 98_304  # of selected rows, about
+
+BAND = pa.schema(
+    [
+        pa.field("query", pa.int32(), False),
+        pa.field("hash", pa.uint64(), False),
+        pa.field("tie", pa.uint64(), False),
+    ]
+)
+
+
+class BalanceError(ValueError):
+    """The balancing that was asked for cannot be done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """How the queries share the pairs.
+
+    Attributes:
+        kind: "cap" (each query picks at most `cap` pairs, exactly), "bernoulli" (MetaCLIP: each match is picked with
+            the probability cap / count) or "none".
+        cap: pairs a query (the paper's 20,000).
+        target_pairs: solve for the cap that keeps about so many pairs; None: use `cap`.
+        seed: of the hash that decides.
+        stop_list: path of queries that never pick a pair, None: none.
+        stop_share: queries in more than this share of the texts never pick a pair; None: no such bound.
+        expected_yield: the share of the pairs that is expected to come through the fetch: with less than 1 more are
+            picked before it, cap / expected_yield a query.
+    """
+
+    kind: str = "cap"
+    cap: int = 20_000
+    target_pairs: int | None = None
+    seed: int = 0
+    stop_list: str | None = None
+    stop_share: float | None = None
+    expected_yield: float = 1.0
+
+
+class Rows(Protocol):
+    """Rows with query ids, in groups of parts."""
+
+    @property
+    def groups(self) -> int:
+        """How many groups there are."""
+        ...
+
+    def count(self) -> int:
+        """All rows that are still in."""
+        ...
+
+    def matches(self, group: int) -> Iterator[Matches]:
+        """The parts of a group as the balancer sees them."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the steps share: whose rows, which stage's folder, which policy, which queries."""
+
+    work: Work
+    stage: str
+    rows: Rows
+    policy: Policy
+    tables: str  # folder with query_hash.npy
+    queries: str  # path of queries.parquet
+    most_parts: int = 4096  # upper bound of output parts, a power of two
+    prefix: str = ""  # of the step folders, where a stage balances beside other work
+    before: Plan | None = None  # the balancing that left these rows, where it is done again
+
+    def step(self, name: str) -> StepFolder:
+        return self.work.step(self.stage, self.prefix + name)
+
+    def keys(self) -> np.ndarray:
+        """One 64-bit key a query, with the seed in it."""
+        return _query_keys(self.tables, self.policy.seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class CountQueries:
+    """One unit a group: how many rows each query matches; a sample of rows where the cap must be solved for."""
+
+    plan: Plan
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.plan.step("counts")
+
+    def units(self) -> int:
+        return self.plan.rows.groups
+
+    def run(self, unit: int) -> dict[str, Any]:
+        counts = np.zeros(len(self.plan.keys()), np.int64)
+        before = self.plan.before
+        solves = self.plan.policy.target_pairs and before is None
+        share = min(1.0, SAMPLE_ROWS / max(1, self.plan.rows.count())) if solves else 0.0
+        tau = load_thresholds(before).hash if before is not None else None
+        picked = np.zeros(len(counts), np.int64)
+        sample: list[pa.Array] = []
+        rows = 0
+        for matches in self.plan.rows.matches(unit):
+            counts += selection.count_queries(matches.offsets, matches.ids, matches.keep, len(counts))
+            if tau is not None:
+                picked += count_picked(matches, self.plan.keys(), tau)
+            keep = np.ones(len(matches.pair_high), np.bool_) if matches.keep is None else matches.keep
+            rows += int(keep.sum())
+            if share:
+                wanted = keep & selection.hash_sample(matches.pair_high, share)
+                lists = pa.ListArray.from_arrays(pa.array(matches.offsets.astype(np.int32)), pa.array(matches.ids))
+                sample.append(lists.filter(pa.array(wanted)))
+        write_vector(self.folder.file(unit, "counts"), counts)
+        if tau is not None:
+            write_vector(self.folder.file(unit, "picked"), picked)
+        if share:
+            lists = pa.chunked_array(sample, pa.list_(pa.int32()))
+            files.write_table(self.folder.file(unit, "sample"), pa.table({"query_ids": lists}))
+        return {"rows": rows, "matches": int(counts.sum()), "share": share}
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """The only unit: sums the counts, settles stop queries and cap, and where each query's threshold must lie."""
+
+    plan: Plan
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.plan.step("limits")
+
+    def units(self) -> int:
+        return 1
+
+    def run(self, unit: int) -> dict[str, Any]:
+        counts = self._sum("counts")
+        rows = self.plan.step("counts").total("rows")
+        stop = self._stop(counts, rows)
+        cap, matches = self._cap(counts, stop, rows), int(counts.sum())
+        if self.plan.before is None:
+            low, high = selection.band_limits(counts, cap, stop=stop)
+        elif self.plan.policy.kind == "bernoulli":  # nested in the choice of then
+            counts = np.rint(load_limits(self.plan.before)["count"] * self._left(rows)).astype(np.int64)
+            low, high = selection.band_limits(counts, cap, stop=stop)
+        else:
+            tau = load_thresholds(self.plan.before).hash
+            low, high = selection.band_limits_after(counts, self._sum("picked"), tau, cap, stop=stop)
+        for name, array in {"count": counts, "stop": stop, "low": low, "high": high}.items():
+            save_array(self.folder.file(unit, name), array)
+        head = int(((counts > cap) & ~stop).sum())
+        return {
+            "cap": cap,
+            "rows": rows,
+            "head_queries": head,
+            "matches": matches,
+            "stop_queries": int(stop.sum()),
+        }
+
+    def _sum(self, kind: str) -> np.ndarray:
+        """The sum of a vector of all groups."""
+        counted = self.plan.step("counts")
+        vectors = (read_vector(counted.file(unit, kind)) for unit, _ in counted.manifests())
+        return sum(vectors, np.zeros(len(self.plan.keys()), np.int64))
+
+    def _left(self, rows: int) -> float:
+        """The share of the rows of the earlier balancing that is left."""
+        before = self.plan.before
+        return rows / max(1, before.work.done(before.stage)["rows_out"]) if before is not None else 1.0
+
+    def _cap(self, counts: np.ndarray, stop: np.ndarray, rows: int) -> int:
+        policy, before = self.plan.policy, self.plan.before
+        if policy.kind == "none":
+            return max(1, int(counts.max(initial=1)))
+        if not policy.target_pairs:
+            return math.ceil(policy.cap / Fraction(str(policy.expected_yield)))
+        if before is None:
+            return self._solve(self.plan, counts, policy.target_pairs / policy.expected_yield, stop)
+        # As if all matches had been fetched, with the losses that were met.
+        counts = load_limits(before)["count"]
+        solved = self._solve(before, counts, policy.target_pairs, load_limits(before)["stop"], left=self._left(rows))
+        return min(solved, before.step("limits").total("cap"))
+
+    def _solve(self, plan: Plan, counts: np.ndarray, wanted: float, stop: np.ndarray, *, left: float = 1.0) -> int:
+        """The cap that keeps about `wanted` pairs of the share that is left of a plan's rows."""
+        counted = plan.step("counts")
+        tables = [files.read_table(counted.file(unit, "sample")) for unit, _ in counted.manifests()]
+        lists = hashing.as_array(pa.concat_tables(tables)["query_ids"])
+        share = max([manifest["share"] for _, manifest in counted.manifests()], default=1.0)
+        scaled = np.rint(counts * left).astype(np.int64)
+        return selection.solve_cap(
+            np.asarray(lists.offsets), np.asarray(lists.values), scaled, wanted, scale=left / share, stop=stop
+        )
+
+    def _stop(self, counts: np.ndarray, rows: int) -> np.ndarray:
+        policy = self.plan.policy
+        stop = np.zeros(len(counts), np.bool_)
+        if policy.stop_share is not None:
+            stop |= counts > policy.stop_share * rows
+        if policy.stop_list:
+            queries = files.read_table(self.plan.queries)["query"].to_pylist()
+            wanted = set(read_lines(policy.stop_list))
+            stop |= np.array([query in wanted for query in queries], np.bool_)
+        return stop
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectBand:
+    """One unit a group: the matches whose hash lies in their query's band, cut by query."""
+
+    plan: Plan
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.plan.step("band")
+
+    def units(self) -> int:
+        return self.plan.rows.groups
+
+    def run(self, unit: int) -> dict[str, Any]:
+        limits = load_limits(self.plan)
+        below = np.zeros(len(self.plan.keys()), np.int64)
+        batches, candidates = [], 0
+        for matches in self.plan.rows.matches(unit):
+            band = selection.band_tuples(matches, self.plan.keys(), limits["low"], limits["high"], stop=limits["stop"])
+            below += band.below
+            candidates += int(band.may_be_picked.sum())
+            columns = [pa.array(column) for column in (band.query, band.hash, band.tie)]
+            batches.append(pa.RecordBatch.from_arrays(columns, schema=BAND))
+        table = pa.Table.from_batches(batches, BAND).combine_chunks()
+        batch = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], BAND)
+        bucket = batch["query"].to_numpy().astype(np.int64) % QUERY_BUCKETS
+        shuffle_files.write(self.folder.file(unit, "band", 0), shuffle_files.cut(batch, bucket, QUERY_BUCKETS))
+        write_vector(self.folder.file(unit, "below"), below)
+        return {"parts": 1, "tuples": table.num_rows, "candidates": candidates}
+
+
+@dataclasses.dataclass(frozen=True)
+class FindThresholds:
+    """One unit a bucket of queries: the exact thresholds of its queries."""
+
+    plan: Plan
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.plan.step("thresholds")
+
+    @property
+    def reads(self) -> Reading:
+        return Reading(self.plan.step("band"), "band")
+
+    def units(self) -> int:
+        return QUERY_BUCKETS
+
+    def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
+        limits, band = load_limits(self.plan), self.plan.step("band")
+        counts = limits["count"]
+        below = sum(
+            (read_vector(band.file(group, "below")) for group, _ in band.manifests()), np.zeros(len(counts), np.int64)
+        )
+        tuples = shuffle_files.table(messages, BAND)
+        only = np.arange(len(counts)) % QUERY_BUCKETS == unit
+        tau = selection.thresholds(
+            *(tuples[name].to_numpy() for name in BAND.names),
+            counts=counts,
+            below=below,
+            cap=self.plan.step("limits").total("cap"),
+            stop=limits["stop"],
+            only=only,
+        )
+        save_array(self.folder.file(unit, "hash"), tau.hash[only])
+        save_array(self.folder.file(unit, "tie"), tau.tie[only])
+        return {"tuples": tuples.num_rows}
+
+
+class FindCaps(beam.PTransform):
+    """rows | FindCaps(plan, way=...): everything up to one threshold a query on disk."""
+
+    def __init__(self, plan: Plan, *, way: str) -> None:
+        super().__init__("FindCaps")
+        self._plan, self._way = plan, way
+
+    def expand(self, after: Any) -> beam.PCollection:
+        plan, work = self._plan, self._plan.work
+        done = after | "Count" >> Step(CountQueries(plan), work=work, most=plan.rows.groups)
+        done = done | "Limits" >> Step(Limits(plan), work=work, most=1)
+        if plan.policy.kind == "cap":
+            done = done | "Band" >> Step(CollectBand(plan), work=work, most=plan.rows.groups)
+            task = FindThresholds(plan)
+            done = done | "Thresholds" >> ExchangeStep(task, work=work, count=QUERY_BUCKETS, way=self._way)
+        return done
+
+
+def load_thresholds(plan: Plan) -> Thresholds:
+    """The thresholds that the steps left on disk."""
+    limits = load_limits(plan)
+    if plan.policy.kind != "cap":
+        return selection.bernoulli_thresholds(limits["count"], plan.step("limits").total("cap"), stop=limits["stop"])
+    found = plan.step("thresholds")
+    tau = Thresholds(np.zeros(len(limits["count"]), np.uint64), np.zeros(len(limits["count"]), np.uint64))
+    for unit in range(QUERY_BUCKETS):
+        tau.hash[unit::QUERY_BUCKETS] = np.load(found.file(unit, "hash"))
+        tau.tie[unit::QUERY_BUCKETS] = np.load(found.file(unit, "tie"))
+    return tau
+
+
+def count_picked(matches: Matches, keys: np.ndarray, tau: np.ndarray) -> np.ndarray:
+    """Per query how many of its matches have a hash of at most `tau`."""
+    above = np.minimum(tau, selection.HIGHEST - 1) + np.uint64(1)
+    return selection.band_tuples(matches, keys, above, above).below
+
+
+def load_limits(plan: Plan) -> dict[str, np.ndarray]:
+    """The arrays of `Limits`, mapped."""
+    folder = plan.step("limits")
+    return {name: _map(folder.file(0, name)) for name in ("count", "stop", "low", "high")}
+
+
+def decider(
+    plan: Plan, tally: Tally, schema: pa.Schema, *, bits: int = 0
+) -> Callable[[pa.RecordBatch, np.ndarray], pa.RecordBatch]:
+    """A function (rows, which of them are in) -> the rows that a query picks, by the thresholds on disk."""
+    return functools.partial(
+        decide,
+        tally=tally,
+        schema=schema,
+        keys=plan.keys(),
+        tau=load_thresholds(plan),
+        limits=load_limits(plan),
+        cap=plan.step("limits").total("cap"),
+        bits=bits,
+    )
+
+
+def decide(
+    rows: pa.RecordBatch,
+    keep: np.ndarray,
+    *,
+    tally: Tally,
+    schema: pa.Schema,
+    keys: np.ndarray,
+    tau: Thresholds,
+    limits: dict[str, np.ndarray],
+    cap: int,
+    bits: int = 0,
+) -> pa.RecordBatch:
+    """The rows that a query picks, with keep_probability and kept_by.
+
+    Args:
+        rows: with at least uid, url, text, query_ids and row_hash.
+        keep: the rows that are still in.
+        tally: the stage's ledger and rejects.
+        schema: of the result: columns of `rows`, and the two new ones in their place.
+        keys, tau: key and threshold of each query.
+        limits: the arrays of `Limits`.
+        cap: pairs a query.
+        bits: the rows come out by the first so many bits of their uid; otherwise their order is kept.
+    """
+    matches = Matches.from_arrow(rows["uid"], rows["query_ids"], keep)
+    picks = selection.pick(matches, keys, tau)
+    tally.ledger.rows_in += int(keep.sum())
+    missed = keep & ~picks.selected
+    if missed.any():
+        url, text = (rows[name].filter(pa.array(missed)) for name in ("url", "text"))
+        tally.drop("over_cap", url, text, matches.pair_high[missed])
+    order, _ = hashing.partition(hashing.buckets(matches.pair_high[picks.selected], bits), 1 << bits)
+    picked = rows.take(pa.array(np.flatnonzero(picks.selected)[order]))
+    kept_by = picks.kept_by().take(pa.array(order))
+    ids = Matches.from_arrow(picked["uid"], picked["query_ids"])
+    chance = selection.keep_probability(ids.offsets, ids.ids, limits["count"], cap, stop=limits["stop"])
+    row_hash = hashing.mix(picked["row_hash"].to_numpy(), hashing.column_hash(kept_by))
+    tally.passed(row_hash)
+    columns = dict(zip(picked.schema.names, picked.columns, strict=True))
+    columns |= {"keep_probability": pa.array(chance), "kept_by": kept_by, "row_hash": pa.array(row_hash)}
+    return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def sort_by_uid(table: pa.Table) -> pa.Table:
+    """Rows in the order of their uids, which are distinct."""
+    high, low = hashing.uid_words(table["uid"])
+    order = np.argsort(high)
+    ranked = high[order]
+    if (ranked[1:] == ranked[:-1]).any():  # two keys with one first half: hardly ever
+        order = np.lexsort((low, high))
+    return table.take(pa.array(order)).combine_chunks()
+
+
+def candidates(plan: Plan) -> int:
+    """An upper bound of the rows that will be selected: a function of the rows alone, close by the band's width."""
+    if plan.policy.kind == "cap":
+        return int(plan.step("band").total("candidates"))
+    return int(plan.step("limits").total("rows"))
+
+
+def write_vector(path: str, vector: np.ndarray) -> None:
+    """A vector of int64, mostly zeros, compressed."""
+    files.write_bytes(path, len(vector).to_bytes(8, "little") + pa.compress(vector.tobytes(), "zstd", asbytes=True))
+
+
+def read_vector(path: str) -> np.ndarray:
+    """The inverse of `write_vector`."""
+    with open(path, "rb") as file:
+        data = file.read()
+    size = 8 * int.from_bytes(data[:8], "little")
+    return np.frombuffer(pa.decompress(data[8:], size, "zstd", asbytes=True), np.int64)
+
+
+def save_array(path: str, array: np.ndarray) -> None:
+    """np.save, atomic."""
+    with files.writing(path) as file:
+        np.save(file, array)
+
+
+def read_lines(path: str) -> list[str]:
+    """The non-empty lines of a text file, plain or gzip."""
+    if not os.path.exists(path):
+        raise BalanceError(f"the list of stop queries {path!r} is not there")
+    with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
+        return [line.strip() for line in file.read().decode().splitlines() if line.strip()]
+
+
+def _map(path: str) -> np.ndarray:
+    return np.load(path, mmap_mode="r").view(np.ndarray)
+
+
+@functools.lru_cache(maxsize=2)
+def _query_keys(tables: str, seed: int) -> np.ndarray:
+    return hashing.mix(np.load(os.path.join(tables, "query_hash.npy")), seed)

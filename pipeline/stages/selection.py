@@ -1,0 +1,401 @@
+"""Which rows stay: duplicates by key, and balancing over the queries. Pure functions, none of which sees an order of
+rows.
+
+**Duplicates.** `find_duplicates` decides both rules at once for a bucket of keys: of equal pairs one provenance stays,
+of the texts of one URL one text stays; a URL with very many texts is a placeholder and goes altogether.
+
+**Balancing.** Every (pair, query) match draws h(pair, query) = mix(pair, query), a uniform 64-bit number that depends
+on nothing else (the seed is in the query's key). Then
+
+* `cap`: a query picks its min(count, cap) matches with the smallest h. A pair stays if any query picks it. Counts come
+  first; then only the matches in a narrow band around the expected threshold are gathered and sorted:
+  count_queries -> band_limits -> band_tuples -> thresholds -> pick.
+* `bernoulli`: a query picks every match with h <= cap / count: count_queries -> bernoulli_thresholds -> pick.
+
+Both are nested: with the same counts a larger cap keeps all that a smaller one kept. Queries marked `stop` are counted
+but pick nothing, so they never keep a pair alone.
+
+h is never 0; equal h of two pairs under one query (it takes two uids with one high word) is decided by the low word of
+the uid. So the order is total and a query picks exactly min(count, cap) pairs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.engine import jit
+from pipeline.engine.hashing import Words, as_array, mix, partition, uid_words
+
+Mask = npt.NDArray[np.bool_]
+Counts = npt.NDArray[np.int64]
+
+KEEP, SAME_PAIR, SAME_URL, PLACEHOLDER_URL = range(4)
+DUPLICATE_REASONS = ("", "same_pair", "same_url", "placeholder_url")
+
+HIGHEST = np.uint64(2**64 - 1)
+
+
+class BandError(RuntimeError):
+    """A threshold lies outside its band; `queries` names the ids. It takes broken counts: nothing is guessed."""
+
+    def __init__(self, queries: list[int]):
+        super().__init__(f"no threshold within the band for {len(queries)} queries, ids {queries[:10]}")
+        self.queries = queries
+
+
+class Matches(NamedTuple):
+    """The rows of a batch as the balancer sees them: uids and, in CSR form, the ids of the queries that match."""
+
+    pair_high: Words
+    pair_low: Words
+    offsets: npt.NDArray[np.integer]  # n + 1 places in `ids`; the first need not be 0
+    ids: npt.NDArray[np.int32]  # ascending within a row, each id once
+    keep: Mask | None = None  # rows that are still in; None: all
+
+    @classmethod
+    def from_arrow(cls, uid: pa.Array, query_ids: pa.Array, keep: Mask | None = None) -> Matches:
+        """From a uid column and a list<int32> or large_list<int32> column, without a copy of the lists."""
+        lists = as_array(query_ids)
+        if lists.null_count or lists.values.null_count or lists.values.type != pa.int32():
+            raise TypeError(f"expected lists of int32 without nulls, got {lists.type}")
+        high, low = uid_words(uid)
+        ids = np.asarray(lists.values) if len(lists.values) else np.zeros(0, np.int32)
+        return cls(high, low, np.asarray(lists.offsets), ids, keep)
+
+
+class Band(NamedTuple):
+    """What one batch says about the thresholds."""
+
+    query: npt.NDArray[np.int32]
+    hash: Words  # h of the match
+    tie: Words  # low word of the pair's uid
+    below: Counts  # a query: matches below its band
+    may_be_picked: Mask  # a row: False if no threshold within the bands can pick it
+
+
+class Thresholds(NamedTuple):
+    """A query picks a match if h < hash, or h == hash and the uid's low word <= tie. All 0: it picks nothing."""
+
+    hash: Words
+    tie: Words
+
+
+class Picks(NamedTuple):
+    """The outcome for one batch."""
+
+    selected: Mask  # a row
+    offsets: npt.NDArray[np.int32]  # CSR over the *selected* rows: who picked them
+    ids: npt.NDArray[np.int32]  # ascending within a row
+    per_query: Counts
+
+    def kept_by(self) -> pa.ListArray:
+        """The queries that picked each selected row, as a list<int32> column for the filtered table."""
+        return pa.ListArray.from_arrays(pa.array(self.offsets), pa.array(self.ids))
+
+
+def find_duplicates(
+    url_hash: Words, pair_high: Words, pair_low: Words, provenance: Words, *, placeholder_bound: int = 0
+) -> npt.NDArray[np.uint8]:
+    """A code a row, an index into DUPLICATE_REASONS; all rows of a URL must be in the same call.
+
+    * same_pair: an equal pair with a smaller provenance hash stays in its place (equal provenance too: the rows are
+      alike in all that was hashed, the first stays);
+    * same_url: another text of the URL has a smaller uid;
+    * placeholder_url: the URL has more than `placeholder_bound` distinct texts, all its rows go (0: rule off).
+    """
+    kernel = _kernel(len(url_hash))
+    if kernel:
+        return kernel.find_duplicates(url_hash, pair_high, pair_low, provenance, placeholder_bound)
+    codes = np.zeros(len(url_hash), np.uint8)
+    if len(codes) == 0:
+        return codes
+    order = np.lexsort((provenance, pair_low, pair_high, url_hash))
+    url, high, low = url_hash[order], pair_high[order], pair_low[order]
+    new_url = np.concatenate([[True], url[1:] != url[:-1]])
+    new_pair = new_url | np.concatenate([[True], (high[1:] != high[:-1]) | (low[1:] != low[:-1])])
+    codes[order] = np.where(new_url, KEEP, np.where(new_pair, SAME_URL, SAME_PAIR))
+    if placeholder_bound:
+        group = np.cumsum(new_url) - 1
+        texts = np.bincount(group, weights=new_pair)
+        codes[order[texts[group] > placeholder_bound]] = PLACEHOLDER_URL
+    return codes
+
+
+def count_queries(
+    offsets: npt.NDArray[np.integer], ids: npt.NDArray[np.int32], keep: Mask | None, n_queries: int
+) -> Counts:
+    """How many kept rows each query matches. Counts of batches add up."""
+    kernel = _kernel(len(offsets) - 1)
+    if kernel:
+        return kernel.count_queries(offsets, ids, keep, n_queries)
+    inside = ids[offsets[0] : offsets[-1]]
+    if keep is not None:
+        inside = inside[np.repeat(keep, np.diff(offsets))]
+    return np.bincount(inside, minlength=n_queries).astype(np.int64)
+
+
+def band_limits(counts: Counts, cap: int, *, stop: Mask | None = None) -> tuple[Words, Words]:
+    """Per query the band (low, high) in which the cap-th smallest of count uniform numbers lies, high included.
+
+    From cap - 7 sqrt(cap) to cap + 7 sqrt(cap) + 20 expected matches: seven standard deviations, and room for the skew
+    of small caps. A query with no more matches than the cap, or a stop query, has no band: (0, 0).
+    """
+    head = _head(counts, cap, stop)
+    width = 7.0 * np.sqrt(cap)
+    low, high = np.zeros(len(counts), np.uint64), np.zeros(len(counts), np.uint64)
+    low[head] = _fraction(max(0.0, cap - width), counts[head])
+    high[head] = _fraction(cap + width + 20.0, counts[head])
+    return low, high
+
+
+def band_limits_after(
+    counts: Counts, picked: Counts, tau: Words, cap: int, *, stop: Mask | None = None
+) -> tuple[Words, Words]:
+    """`band_limits` for the rows that an earlier balancing left, of which some may have been lost since.
+
+    Their hashes are not uniform: a query's own picks lie below its threshold of then, the rows that other queries
+    picked above it; within each of the two parts they are.
+
+    Args:
+        counts: matches of each query among the rows of now.
+        picked: those whose hash is at most `tau`.
+        tau: each query's threshold of then.
+        cap, stop: of now.
+    """
+    head = _head(counts, cap, stop)
+    width = 7.0 * np.sqrt(cap)
+    low, high = np.zeros(len(counts), np.uint64), np.zeros(len(counts), np.uint64)
+    parts = picked[head], (counts - picked)[head], tau[head] / 2.0**64
+    low[head] = _quantile(max(0.0, cap - width), *parts)
+    high[head] = _quantile(cap + width + 20.0, *parts)
+    return low, high
+
+
+def band_tuples(matches: Matches, keys: Words, low: Words, high: Words, *, stop: Mask | None = None) -> Band:
+    """The matches whose h lies in their query's band, and how many lie below it. `keys` are `hashing.query_keys`."""
+    kernel = _kernel(len(matches.offsets) - 1)
+    if kernel:
+        return Band(*kernel.band_tuples(matches, keys, low, high, _stop(stop, len(keys))))
+    row, query = _kept_matches(matches)
+    h = draw(matches.pair_high[row], keys[query])
+    head = high[query] > 0
+    under, inside = head & (h < low[query]), head & (h >= low[query]) & (h <= high[query])
+    may = under | inside | ~(head | _stop(stop, len(keys))[query])
+    may_be_picked = np.zeros(len(matches.offsets) - 1, np.bool_)
+    may_be_picked[row[may]] = True
+    below = np.bincount(query[under], minlength=len(keys)).astype(np.int64)
+    return Band(query[inside], h[inside], matches.pair_low[row[inside]], below, may_be_picked)
+
+
+def thresholds(
+    query: npt.NDArray[np.int32],
+    hashes: Words,
+    ties: Words,
+    *,
+    counts: Counts,
+    below: Counts,
+    cap: int,
+    stop: Mask | None = None,
+    only: Mask | None = None,
+) -> Thresholds:
+    """The exact threshold of every query from the tuples of all batches.
+
+    Args:
+        query, hashes, ties: all tuples of `band_tuples`, in any order.
+        counts: matches of each query; below: those below its band, summed over the batches.
+        cap: at most so many picks a query.
+        stop: queries that pick nothing.
+        only: the queries whose tuples are here, where they are spread over several calls; the others come out as if
+            they had no band (merge with numpy.where).
+
+    Raises:
+        BandError: naming the queries whose threshold is outside the band.
+    """
+    head = _head(counts, cap, stop)
+    if only is not None:
+        head &= only
+    tau = _without_band(len(counts), stop)
+    order, starts = _order_of_tuples(query, hashes, ties, len(counts))
+    hashes, ties = hashes[order], ties[order]
+    heads = np.flatnonzero(head)
+    start, end = starts[heads], starts[heads + 1]
+    needed = cap - below[heads]
+    failed = (needed < 1) | (needed > end - start)
+    if failed.any():
+        raise BandError(heads[failed].tolist())
+    tau.hash[heads], tau.tie[heads] = hashes[start + needed - 1], ties[start + needed - 1]
+    return tau
+
+
+def bernoulli_thresholds(counts: Counts, cap: int, *, stop: Mask | None = None) -> Thresholds:
+    """Thresholds at which a query picks each of its matches with the probability min(1, cap / count)."""
+    tau = _without_band(len(counts), stop)
+    head = _head(counts, cap, stop)
+    tau.hash[head] = _fraction(float(cap), counts[head])
+    return tau
+
+
+def pick(matches: Matches, keys: Words, tau: Thresholds) -> Picks:
+    """The rows that at least one query picks, and which queries did."""
+    kernel = _kernel(len(matches.offsets) - 1)
+    if kernel:
+        return Picks(*kernel.pick(matches, keys, tau))
+    row, query = _kept_matches(matches)
+    h = draw(matches.pair_high[row], keys[query])
+    picked = (h < tau.hash[query]) | ((h == tau.hash[query]) & (matches.pair_low[row] <= tau.tie[query]))
+    row, query = row[picked], query[picked]
+    per_row = np.bincount(row, minlength=len(matches.offsets) - 1)
+    offsets = np.concatenate([[0], np.cumsum(per_row[per_row > 0])]).astype(np.int32)
+    return Picks(per_row > 0, offsets, query, np.bincount(query, minlength=len(keys)).astype(np.int64))
+
+
+def keep_probability(
+    offsets: npt.NDArray[np.integer],
+    ids: npt.NDArray[np.int32],
+    counts: Counts,
+    cap: int,
+    *,
+    stop: Mask | None = None,
+) -> npt.NDArray[np.float32]:
+    """P(a row is kept) = 1 - product over its queries of (1 - min(1, cap / count)); 0 for a row without queries."""
+    return (1.0 - _survival(offsets, ids, counts, cap, stop)).astype(np.float32)
+
+
+def expected_pairs(
+    offsets: npt.NDArray[np.integer],
+    ids: npt.NDArray[np.int32],
+    counts: Counts,
+    cap: int,
+    *,
+    stop: Mask | None = None,
+) -> float:
+    """The expected number of kept rows: the sum of their keep probabilities, added as whole numbers: in no order."""
+    return int(np.rint((1.0 - _survival(offsets, ids, counts, cap, stop)) * 2.0**32).astype(np.int64).sum()) / 2.0**32
+
+
+def solve_cap(
+    offsets: npt.NDArray[np.integer],
+    ids: npt.NDArray[np.int32],
+    counts: Counts,
+    wanted: float,
+    *,
+    scale: float = 1.0,
+    stop: Mask | None = None,
+) -> int:
+    """The cap whose expected number of kept pairs comes nearest to `wanted`; for `--target-pairs`.
+
+    Args:
+        offsets, ids: the queries of the deduplicated rows, or of a sample of them chosen by hash (`hash_sample`).
+        counts: matches of each query over *all* rows.
+        wanted: pairs to keep.
+        scale: rows that one row of the sample stands for.
+        stop: queries that pick nothing.
+
+    Returns:
+        1 to max(counts): the ends where even they keep too many or too few.
+    """
+    low, high = 1, max(1, int(counts.max(initial=1)))  # bisection for the smallest cap that keeps at least `wanted`
+
+    def expected(cap: int) -> float:
+        return scale * expected_pairs(offsets, ids, counts, cap, stop=stop)
+
+    while low < high:
+        middle = (low + high) // 2
+        if expected(middle) >= wanted:
+            high = middle
+        else:
+            low = middle + 1
+    return low - 1 if low > 1 and wanted - expected(low - 1) < expected(low) - wanted else low
+
+
+def hash_sample(pair_high: Words, share: float) -> Mask:
+    """The rows of a sample of about `share` of all rows, the same on any cut of the data."""
+    return mix(pair_high, 0x73616D706C65) <= _fraction(share, np.ones(1))
+
+
+def draw(pair_high: Words, keys: Words) -> Words:
+    """h(pair, query): uniform in 1 .. 2^64 - 1 (0 is left free to mean "never")."""
+    return np.maximum(mix(pair_high, keys), np.uint64(1))
+
+
+def _kernel(rows: int) -> Any:
+    """The compiled twin, or None where it is not to be had or not worth loading."""
+    return jit.kernel("pipeline.stages.selection_kernel", rows)
+
+
+def _stop(stop: Mask | None, n_queries: int) -> Mask:
+    return np.zeros(n_queries, np.bool_) if stop is None else stop
+
+
+def _head(counts: Counts, cap: int, stop: Mask | None) -> Mask:
+    """Queries that must choose: more matches than the cap allows, and not a stop query."""
+    if cap < 1:
+        raise ValueError(f"a cap of {cap}: at least 1 is needed")
+    return (counts > cap) & ~_stop(stop, len(counts))
+
+
+def _order_of_tuples(
+    query: npt.NDArray[np.int32], hashes: Words, ties: Words, n_queries: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The order by query, hash and tie, and where in it each query starts (and the last one ends)."""
+    order = np.argsort(hashes)
+    by_query, starts = partition(query[order].astype(np.int64), n_queries)
+    order = order[by_query]
+    equal = (hashes[order][1:] == hashes[order][:-1]) & (query[order][1:] == query[order][:-1])
+    if equal.any():  # hardly ever: sorting by three keys takes three times as long
+        order = np.lexsort((ties, hashes, query))
+    return order, starts
+
+
+def _without_band(n_queries: int, stop: Mask | None) -> Thresholds:
+    """Thresholds of queries that need no choice: all of their matches, none for stop queries."""
+    bound = np.where(_stop(stop, n_queries), np.uint64(0), HIGHEST)
+    return Thresholds(bound, bound.copy())
+
+
+def _fraction(expected: float, counts: npt.NDArray) -> Words:
+    """expected / count as a fraction of 2^64, at most 2^64 - 1."""
+    share = expected / counts
+    scaled = np.minimum(share, 1.0 - 2.0**-53) * 2.0**64
+    return np.where(share >= 1.0, HIGHEST, scaled.astype(np.uint64))
+
+
+def _quantile(expected: float, below: Counts, above: Counts, tau: npt.NDArray[np.float64]) -> Words:
+    """Where so many matches are expected up to, with `below` of them spread over 0 .. tau and `above` over tau .. 1."""
+    inside = tau * expected / np.maximum(below, 1)
+    beyond = tau + (1.0 - tau) * (expected - below) / np.maximum(above, 1e-9)
+    return _fraction(1.0, 1.0 / np.maximum(np.where(expected <= below, inside, beyond), 2.0**-64))
+
+
+def _kept_matches(matches: Matches) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """(row, query) of every match of the rows that are still in, in order of rows."""
+    offsets = matches.offsets
+    row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    query = matches.ids[offsets[0] : offsets[-1]]
+    if matches.keep is None:
+        return row, query
+    kept = matches.keep[row]
+    return row[kept], query[kept]
+
+
+def _survival(
+    offsets: npt.NDArray[np.integer], ids: npt.NDArray[np.int32], counts: Counts, cap: int, stop: Mask | None
+) -> npt.NDArray[np.float64]:
+    """Per row the probability that no query picks it; a product in the order of the ids."""
+    if cap < 1:
+        raise ValueError(f"a cap of {cap}: at least 1 is needed")
+    miss = 1.0 - np.minimum(1.0, cap / np.maximum(counts, 1))
+    miss[_stop(stop, len(counts))] = 1.0
+    kernel = _kernel(len(offsets) - 1)
+    if kernel:
+        return kernel.survival(offsets, ids, miss)
+    survival = np.ones(len(offsets) - 1)
+    lengths = np.diff(offsets)
+    for place in range(int(lengths.max(initial=0))):  # one factor at a time: the same product as the kernel's loop
+        rows = np.flatnonzero(lengths > place)
+        survival[rows] *= miss[ids[offsets[rows] + place]]
+    return survival

@@ -1,0 +1,246 @@
+"""`selection` in compiled code: the same functions over the same arrays, one pass over the rows each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.engine.hashing_kernel import frozen
+from pipeline.engine.jit import njit
+
+if TYPE_CHECKING:  # selection imports this module
+    from pipeline.stages.selection import Counts, Mask, Matches, Thresholds, Words
+
+U = np.uint64
+_GOLDEN, _MIX_1, _MIX_2 = U(0x9E3779B97F4A7C15), U(0xBF58476D1CE4E5B9), U(0x94D049BB133111EB)
+_KEEP, _SAME_PAIR, _SAME_URL, _PLACEHOLDER_URL = (np.uint8(code) for code in range(4))
+_EMPTY = np.int32(-1)
+
+
+@njit
+def _finalise(x):
+    x = (x ^ (x >> U(30))) * _MIX_1
+    x = (x ^ (x >> U(27))) * _MIX_2
+    return x ^ (x >> U(31))
+
+
+@njit
+def _draw(mixed_pair, key):
+    """`selection.draw`; `mixed_pair` is the half that a row shares between its queries."""
+    return max(_finalise(mixed_pair ^ key), U(1))
+
+
+@njit
+def _mark_equal_pairs(high, low, provenance, table, codes):
+    """Open addressing by uid: of equal pairs the one with the smallest provenance stays, of equal ones the first."""
+    mask = U(len(table) - 1)
+    for row in range(len(high)):
+        place = (_finalise(high[row]) >> U(20)) & mask
+        other = table[place]
+        while other != _EMPTY and (high[other] != high[row] or low[other] != low[row]):
+            place = (place + U(1)) & mask
+            other = table[place]
+        codes[row] = _KEEP
+        if other == _EMPTY:
+            table[place] = row
+        elif provenance[row] < provenance[other]:
+            table[place] = row
+            codes[other] = _SAME_PAIR
+        else:
+            codes[row] = _SAME_PAIR
+
+
+@njit
+def _url_place(url_hash, row, table):
+    """Where the URL of a row stands in the table, or would stand."""
+    mask = U(len(table) - 1)
+    place = (_finalise(url_hash[row]) >> U(20)) & mask
+    while table[place] != _EMPTY and url_hash[table[place]] != url_hash[row]:
+        place = (place + U(1)) & mask
+    return place
+
+
+@njit
+def _mark_equal_urls(url_hash, high, low, table, texts, codes):
+    """Of the distinct pairs of a URL the one with the smallest uid stays; `texts` counts them where it has the room."""
+    for row in range(len(url_hash)):
+        if codes[row] == _SAME_PAIR:
+            continue
+        place = _url_place(url_hash, row, table)
+        if len(texts):
+            texts[place] += 1
+        best = table[place]
+        if best == _EMPTY:
+            table[place] = row
+        elif high[row] < high[best] or (high[row] == high[best] and low[row] < low[best]):
+            table[place] = row
+            codes[best] = _SAME_URL
+        else:
+            codes[row] = _SAME_URL
+
+
+@njit
+def _mark_placeholders(url_hash, table, texts, bound, codes):
+    for row in range(len(url_hash)):
+        if texts[_url_place(url_hash, row, table)] > bound:
+            codes[row] = _PLACEHOLDER_URL
+
+
+@njit
+def _count(offsets, ids, keep, counts):
+    for row in range(len(offsets) - 1):
+        if len(keep) == 0 or keep[row]:
+            for place in range(offsets[row], offsets[row + 1]):
+                counts[ids[place]] += 1
+
+
+@njit
+def _band(pair_high, pair_low, offsets, ids, keep, keys, low, high, stop, query, hashes, ties, below, may):
+    """Fills query, hashes and ties; returns how many tuples there are."""
+    count = 0
+    for row in range(len(offsets) - 1):
+        may[row] = False
+        if len(keep) and not keep[row]:
+            continue
+        mixed = _finalise(pair_high[row] + _GOLDEN)
+        for place in range(offsets[row], offsets[row + 1]):
+            q = ids[place]
+            if high[q] == 0:
+                may[row] |= not stop[q]
+                continue
+            h = _draw(mixed, keys[q])
+            if h > high[q]:
+                continue
+            may[row] = True
+            if h < low[q]:
+                below[q] += 1
+            else:
+                query[count], hashes[count], ties[count] = q, h, pair_low[row]
+                count += 1
+    return count
+
+
+@njit
+def _pick(pair_high, pair_low, offsets, ids, keep, keys, tau_hash, tau_tie, selected, ends, picked, per_query):
+    """Fills selected (a row), ends (a selected row) and picked; returns the number of selected rows."""
+    rows = count = 0
+    for row in range(len(offsets) - 1):
+        selected[row] = False
+        if len(keep) and not keep[row]:
+            continue
+        before = count
+        mixed = _finalise(pair_high[row] + _GOLDEN)
+        for place in range(offsets[row], offsets[row + 1]):
+            q = ids[place]
+            h = _draw(mixed, keys[q])
+            if h < tau_hash[q] or (h == tau_hash[q] and pair_low[row] <= tau_tie[q]):
+                picked[count] = q
+                per_query[q] += 1
+                count += 1
+        if count > before:
+            selected[row] = True
+            ends[rows] = count
+            rows += 1
+    return rows
+
+
+@njit
+def _survival(offsets, ids, miss, out):
+    for row in range(len(offsets) - 1):
+        product = 1.0
+        for place in range(offsets[row], offsets[row + 1]):
+            product *= miss[ids[place]]
+        out[row] = product
+
+
+def find_duplicates(
+    url_hash: Words, pair_high: Words, pair_low: Words, provenance: Words, placeholder_bound: int
+) -> npt.NDArray[np.uint8]:
+    """See `selection.find_duplicates`."""
+    rows = len(url_hash)
+    if rows > 2**30:
+        raise ValueError(f"{rows} rows in one bucket of keys: use more buckets")
+    url, high, low, source = (frozen(words, np.uint64) for words in (url_hash, pair_high, pair_low, provenance))
+    codes = np.empty(rows, np.uint8)
+    size = 1 << max(4, int(rows * 1.6).bit_length())
+    _mark_equal_pairs(high, low, source, np.full(size, _EMPTY), codes)
+    table, texts = np.full(size, _EMPTY), np.zeros(size if placeholder_bound else 0, np.int32)
+    _mark_equal_urls(url, high, low, table, texts, codes)
+    if placeholder_bound:
+        _mark_placeholders(url, table, texts, placeholder_bound, codes)
+    return codes
+
+
+def count_queries(
+    offsets: npt.NDArray[np.integer], ids: npt.NDArray[np.int32], keep: Mask | None, n_queries: int
+) -> Counts:
+    """See `selection.count_queries`."""
+    counts = np.zeros(n_queries, np.int64)
+    _count(*_lists(offsets, ids, n_queries), _mask(keep), counts)
+    return counts
+
+
+def band_tuples(matches: Matches, keys: Words, low: Words, high: Words, stop: Mask) -> tuple[Any, ...]:
+    """The fields of a `selection.Band`."""
+    offsets, ids = _lists(matches.offsets, matches.ids, len(keys))
+    room, rows = int(offsets[-1] - offsets[0]), len(offsets) - 1
+    query, hashes, ties = np.empty(room, np.int32), np.empty(room, np.uint64), np.empty(room, np.uint64)
+    below, may_be_picked = np.zeros(len(keys), np.int64), np.empty(rows, np.bool_)
+    pairs = frozen(matches.pair_high, np.uint64), frozen(matches.pair_low, np.uint64)
+    limits = (frozen(words, np.uint64) for words in (keys, low, high))
+    out = query, hashes, ties, below, may_be_picked
+    count = _band(*pairs, offsets, ids, _mask(matches.keep), *limits, _mask(stop), *out)
+    return query[:count].copy(), hashes[:count].copy(), ties[:count].copy(), below, may_be_picked
+
+
+def pick(matches: Matches, keys: Words, tau: Thresholds) -> tuple[Any, ...]:
+    """The fields of a `selection.Picks`."""
+    offsets, ids = _lists(matches.offsets, matches.ids, len(keys))
+    rows = len(offsets) - 1
+    selected, ends = np.empty(rows, np.bool_), np.zeros(rows + 1, np.int32)
+    picked, per_query = np.empty(int(offsets[-1] - offsets[0]), np.int32), np.zeros(len(keys), np.int64)
+    pairs = frozen(matches.pair_high, np.uint64), frozen(matches.pair_low, np.uint64)
+    words = (frozen(column, np.uint64) for column in (keys, tau.hash, tau.tie))
+    count = _pick(*pairs, offsets, ids, _mask(matches.keep), *words, selected, ends[1:], picked, per_query)
+    ends = ends[: count + 1].copy()
+    return selected, ends, picked[: ends[-1]].copy(), per_query
+
+
+def survival(
+    offsets: npt.NDArray[np.integer], ids: npt.NDArray[np.int32], miss: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Per row the product of `miss` over its queries."""
+    out = np.empty(len(offsets) - 1)
+    _survival(*_lists(offsets, ids, len(miss)), frozen(miss, np.float64), out)
+    return out
+
+
+def _lists(offsets: npt.NDArray, ids: npt.NDArray, n_queries: int) -> tuple[npt.NDArray, npt.NDArray]:
+    """CSR lists in the kernels' types, checked once: compiled code writes wherever an id points."""
+    offsets, ids = frozen(offsets, np.int64), frozen(ids, np.int32)
+    if offsets[0] < 0 or offsets[-1] > len(ids) or (np.diff(offsets) < 0).any():
+        raise ValueError("offsets of lists do not ascend within their values")
+    inside = ids[offsets[0] : offsets[-1]]
+    if len(inside) and not 0 <= int(inside.min()) <= int(inside.max()) < n_queries:
+        raise ValueError(f"query ids outside 0 .. {n_queries - 1}")
+    return offsets, ids
+
+
+def _mask(mask: Mask | None) -> npt.NDArray[np.bool_]:
+    """A mask for a kernel; an empty one stands for "all"."""
+    return frozen(np.zeros(0, np.bool_) if mask is None else mask, np.bool_)
+
+
+def warm() -> None:
+    """Compiles every kernel of this module."""
+    from pipeline.stages.selection import Matches, Thresholds
+
+    one, offsets, ids = np.ones(1, np.uint64), np.array([0, 1], np.int64), np.zeros(1, np.int32)
+    matches = Matches(one, one, offsets, ids)
+    find_duplicates(one, one, one, one, 1)
+    count_queries(offsets, ids, None, 1)
+    band_tuples(matches, one, one, one, np.zeros(1, np.bool_))
+    pick(matches, one, Thresholds(one, one))
+    survival(offsets, ids, np.ones(1))

@@ -1,0 +1,1 @@
+"""Texts: cleaning, language, normalising, matching."""

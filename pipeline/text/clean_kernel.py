@@ -1,0 +1,343 @@
+"""Which rows of a batch need the work of `clean`: one pass over the bytes. A row that is not flagged is clean and is
+kept.
+
+The passes never decide a drop. They let through only what `clean` would return unchanged with code 0, and flag anything
+they are not sure of; a test holds that over many texts. So the exact rules stand in `clean` alone. Texts whose only
+fault is that blanks must be folded or accents composed (NFC) are told apart: many of them are mended at once
+(`clean.tidy`), and then looked at again.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.engine.hashing import string_buffers
+from pipeline.engine.hashing_kernel import frozen
+from pipeline.engine.jit import njit
+from pipeline.text import clean
+
+Flags = npt.NDArray[np.bool_]
+Work = npt.NDArray[np.uint8]
+
+FINE, TIDY, WORK = (np.uint8(code) for code in range(3))  # what `text_work` says of a text
+
+# What a character of the Basic Multilingual Plane means to `text_work`, as bits.
+_PLAIN = np.uint8(1)  # needs no cleaning and joins with no neighbour
+_LETTER = np.uint8(2)
+_UNCASED = np.uint8(4)  # a letter of a script without case: says something alone
+_DIGIT = np.uint8(8)
+_LEAD = np.uint8(16)  # shown for the first byte of a UTF-8 sequence, when that is read as Windows-1252
+_CONTINUATION = np.uint8(32)  # shown for a later byte
+_COMPOSES = np.uint8(64)  # NFC may change it or join it with a neighbour
+_FOREIGN = np.uint8(128)  # shown for no byte: a text with such a character is no mojibake
+
+# What a byte means to it. A letter is bit 0, a digit bit 1: they are counted without a branch.
+_BLANK, _ADDRESS, _BEYOND_ASCII, _DIRTY, _AMPERSAND = (np.uint8(bit) for bit in (4, 8, 16, 32, 64))
+
+# What a byte may be in a canonical URL, as bits.
+_HOST, _HEX, _PATH, _SIMPLE_IN_PATH, _SIMPLE_IN_QUERY = (np.uint8(bit) for bit in (1, 2, 4, 8, 16))
+
+U = np.uint64
+_HASH_FACTOR = np.uint32(0x01000193)
+_HASH_START = np.uint32(0x811C9DC5)
+_NAME_BITS = 16  # of the letter hash, to look a text up among the names below
+_MOST_LETTERS = 30  # no boilerplate and no camera's name has more
+
+# The letters in front of the first digit of a camera's picture name (`clean` has the exact pattern).
+_CAMERA_LETTERS = (
+    "img image imgp mg dsc dscn dscf dsci pict pic picture photo scan screenshot capture wp vid mvi gopr dji cimg kimg"
+    " pxl fbimg whatsappimage p sam untitled"
+).split()
+
+
+def _character_table() -> npt.NDArray[np.uint8]:
+    """The bits of all 65,536 characters of the Basic Multilingual Plane."""
+    joining = {chr(code) for code in (*range(0x1161, 0x1176), *range(0x11A8, 0x11C3))}  # Hangul vowels and finals
+    for code in range(0x10000):
+        parts = unicodedata.decomposition(chr(code)).split()
+        if len(parts) == 2 and parts[0][0] != "<":
+            joining.add(chr(int(parts[1], 16)))  # composes with what stands before it
+    table = np.zeros(0x10000, np.uint8)
+    for code in range(0x10000):
+        char = chr(code)
+        if 0xD800 <= code < 0xE000 or char in "\u200c\u200d":
+            continue
+        if clean.DROPPED.match(char) or (char.isspace() and char != " "):
+            continue
+        unsettled = char in joining or unicodedata.combining(char) or not unicodedata.is_normalized("NFC", char)
+        table[code] = _COMPOSES if unsettled else _PLAIN
+        if char.isalpha():
+            table[code] |= _LETTER | (_UNCASED if char.lower() == char.upper() else np.uint8(0))
+        elif char.isdigit():
+            table[code] |= _DIGIT
+        if char not in clean.BYTE_OF:
+            table[code] |= _FOREIGN
+        if 0xC2 <= code <= 0xF4:
+            table[code] |= _LEAD
+        if char in clean.CONTINUATIONS:
+            table[code] |= _CONTINUATION
+    return table
+
+
+def _byte_table(characters: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The bits of all 256 bytes in a text. A word with a byte of _ADDRESS may be an address or a file name."""
+    table = np.full(256, _BEYOND_ASCII)
+    for byte in range(128):
+        char = chr(byte)
+        table[byte] = char.isalpha() | char.isdigit() << 1
+        table[byte] |= _BLANK if char == " " else np.uint8(0)
+        table[byte] |= _ADDRESS if char in ".:_0123456789" else np.uint8(0)
+        table[byte] |= _AMPERSAND if char == "&" else np.uint8(0)
+        table[byte] |= np.uint8(0) if characters[byte] & _PLAIN else _DIRTY
+    return table
+
+
+def _url_table() -> npt.NDArray[np.uint8]:
+    """The bits of all 256 bytes in a URL."""
+    table = np.zeros(256, np.uint8)
+    for byte in range(0x21, 0x7F):
+        char = bytes([byte])
+        table[byte] |= _HOST if re.fullmatch(rb"[a-z0-9._-]", char) else np.uint8(0)
+        table[byte] |= _HEX if re.fullmatch(rb"[0-9A-Fa-f]", char) else np.uint8(0)
+        table[byte] |= _PATH if not re.fullmatch(rb"[\"<>^`{}\\#?]", char) else np.uint8(0)
+        table[byte] |= _SIMPLE_IN_PATH if table[byte] & _PATH and char not in b".%" else np.uint8(0)
+        table[byte] |= _SIMPLE_IN_QUERY if not re.fullmatch(rb"[\"<>#%]", char) else np.uint8(0)
+    return table
+
+
+def _name_table() -> npt.NDArray[np.uint8]:
+    """By letter hash: bit 1 for the letters of a boilerplate text, bit 2 for those of a camera's name."""
+    table = np.zeros(1 << _NAME_BITS, np.uint8)
+    for bit, names in ((1, clean.BOILERPLATE), (2, _CAMERA_LETTERS)):
+        for name in names:
+            value = int(_HASH_START)
+            for letter in name.replace(" ", "").encode():
+                value = (value ^ letter) * int(_HASH_FACTOR) % 2**32
+            table[value >> (32 - _NAME_BITS)] |= bit
+    return table
+
+
+_CHARACTERS, _URL_BYTES, _NAMES = _character_table(), _url_table(), _name_table()
+_TEXT_BYTES = _byte_table(_CHARACTERS)
+
+
+@njit
+def _character(data, place, end):
+    """(code point, bytes) of the sequence beyond ASCII at `place`; (0, 1), which needs work, for a bad or long one."""
+    first = np.uint32(data[place])
+    if place + U(1) < end:
+        second = np.uint32(data[place + U(1)])
+        if second & np.uint32(0xC0) == 0x80:
+            if 0xC2 <= first < 0xE0:
+                return np.uint32((first & np.uint32(0x1F)) << np.uint32(6) | (second & np.uint32(0x3F))), 2
+            if 0xE0 <= first < 0xF0 and place + U(2) < end:
+                third = np.uint32(data[place + U(2)])
+                tail = (second & np.uint32(0x3F)) << np.uint32(6) | (third & np.uint32(0x3F))
+                code = (first & np.uint32(0x0F)) << np.uint32(12) | tail
+                if third & np.uint32(0xC0) == 0x80 and code >= 0x800:
+                    return np.uint32(code), 3
+    return np.uint32(0), 1
+
+
+@njit
+def _walk(data, start, end, characters):
+    """(FINE, TIDY or WORK, letters, weight of the letters, digits) of the characters beyond ASCII in a text."""
+    letters = weight = digits = 0
+    before = seen = np.uint8(0)
+    is_suspicious = False
+    place = start
+    while place < end:
+        if data[place] < 0x80:
+            before = np.uint8(0)
+            place += U(1)
+            continue
+        code, width = _character(data, place, end)
+        bits = characters[code]
+        if not bits & (_PLAIN | _COMPOSES):
+            return WORK, 0, 0, 0
+        is_suspicious |= bits & _CONTINUATION != 0 and before & _LEAD != 0
+        seen |= bits
+        if bits & _LETTER:
+            letters += 1
+            weight += 2 if bits & _UNCASED else 1
+        elif bits & _DIGIT:
+            digits += 1
+        before = bits
+        place += U(width)
+    if is_suspicious and not seen & _FOREIGN:
+        return WORK, 0, 0, 0
+    return TIDY if seen & _COMPOSES else FINE, letters, weight, digits
+
+
+@njit
+def _may_hold_entity(data, start, end):
+    """True for an ampersand with a letter or a "#" behind it."""
+    for place in range(U(start), U(end) - U(1)):
+        if data[place] == 0x26:
+            after = data[place + U(1)]
+            if after == 0x23 or np.uint8((after | np.uint8(0x20)) - np.uint8(0x61)) < 26:
+                return True
+    return False
+
+
+@njit
+def _may_be_name(data, start, end, names):
+    """True if the ASCII letters are those of a boilerplate text, or those up to the first digit a camera's."""
+    hashed, at_digit, digits = _HASH_START, np.uint32(0), 0
+    for place in range(start, end):
+        byte = np.uint32(data[place])
+        lower = byte | np.uint32(0x20)
+        if 0x61 <= lower <= 0x7A:
+            hashed = np.uint32((hashed ^ lower) * _HASH_FACTOR)  # numba's products of uint32 are uint64
+        elif 0x30 <= byte <= 0x39:
+            if digits == 0:
+                at_digit = hashed
+            digits += 1
+    shift = np.uint32(32 - _NAME_BITS)
+    return names[hashed >> shift] & 1 != 0 or (digits > 1 and names[at_digit >> shift] & 2 != 0)
+
+
+@njit
+def _may_end_in_extension(data, end, bytes_table):
+    """True for three or four letters or digits behind a dot."""
+    size = 3 if data[end - 4] == 0x2E else 4
+    if data[end - size - 1] != 0x2E:
+        return False
+    for place in range(end - size, end):
+        if not bytes_table[data[place]] & np.uint8(3):
+            return False
+    return True
+
+
+@njit
+def _text_work(data, start, end, bytes_table, characters, names, longest):
+    if end == start or end - start > longest:
+        return WORK
+    letters = digits = 0
+    seen = doubled = before = np.uint8(0)
+    for place in range(U(start), U(end)):  # unsigned: numba tests a signed index for being negative
+        bits = bytes_table[data[place]]
+        seen |= bits
+        doubled |= bits & before
+        letters += bits & np.uint8(1)
+        digits += (bits >> np.uint8(1)) & np.uint8(1)
+        before = bits
+    if seen & _DIRTY or (seen & _AMPERSAND and _may_hold_entity(data, start, end)):
+        return WORK
+    weight = ascii_letters = letters
+    work = FINE
+    if seen & _BEYOND_ASCII:
+        work, more_letters, more_weight, more_digits = _walk(data, U(start), U(end), characters)
+        letters, weight, digits = letters + more_letters, weight + more_weight, digits + more_digits
+    if work == FINE and (doubled & _BLANK or data[start] == 0x20 or data[end - 1] == 0x20):
+        return TIDY
+    if work != FINE:
+        return work
+    if letters == 0 or weight + digits < 2 or (not seen & _BLANK and seen & _ADDRESS):
+        return WORK
+    if end - start >= 5 and _may_end_in_extension(data, end, bytes_table):
+        return WORK
+    if letters <= _MOST_LETTERS and letters == ascii_letters and _may_be_name(data, start, end, names):
+        return WORK
+    return FINE
+
+
+@njit
+def _look_at_texts(data, offsets, bytes_table, characters, names, longest, work):
+    for row in range(len(work)):
+        work[row] = _text_work(data, offsets[row], offsets[row + 1], bytes_table, characters, names, longest)
+
+
+@njit
+def _host_end(data, place, end, table):
+    """Where the host that begins at `place` ends; `end` if it needs work (a port, numbers, upper case)."""
+    host = label = place
+    while place < end and table[data[place]] & _HOST:
+        if data[place] == 0x2E:
+            if place == label or place - label > U(63):
+                return end
+            label = place + U(1)
+        place += U(1)
+    if place == end or place == label or place - label > U(63) or place - host > U(253):
+        return end
+    return end if data[place] != 0x2F or 0x30 <= data[label] <= 0x39 else place
+
+
+@njit
+def _escape_is_fine(data, place, end, table):
+    """True if two hexadecimal digits follow the "%" at `place`, and they are not the ones of a dot."""
+    if place + U(2) >= end:
+        return False
+    first, second = data[place + U(1)], data[place + U(2)]
+    return table[first] & table[second] & _HEX != 0 and not (first == 0x32 and second | np.uint8(0x20) == 0x65)
+
+
+@njit
+def _url_needs_work(data, start, end, table):
+    """For a URL of at least nine bytes."""
+    for place, byte in enumerate((0x68, 0x74, 0x74, 0x70)):  # http
+        if data[start + U(place)] != byte:
+            return True
+    place = start + (U(5) if data[start + U(4)] == 0x73 else U(4))
+    if data[place] != 0x3A or data[place + U(1)] != 0x2F or data[place + U(2)] != 0x2F:
+        return True
+    place = _host_end(data, place + U(3), end, table)
+    if place == end:
+        return True
+    while place < end and data[place] != 0x3F:
+        bits = table[data[place]]
+        if not bits & _SIMPLE_IN_PATH:
+            if not bits & _PATH:
+                return True
+            if data[place] == 0x2E:
+                if data[place - U(1)] == 0x2F:
+                    return True  # perhaps a dot segment
+            elif not _escape_is_fine(data, place, end, table):
+                return True
+        place += U(1)
+    while place < end:
+        if not table[data[place]] & _SIMPLE_IN_QUERY:
+            if data[place] != 0x25 or not _escape_is_fine(data, place, end, table):
+                return True
+        place += U(1)
+    return False
+
+
+@njit
+def _flag_urls(data, offsets, table, longest, flags):
+    for row in range(len(flags)):
+        start, end = offsets[row], offsets[row + 1]
+        fits = 9 <= end - start <= longest
+        flags[row] = not fits or _url_needs_work(data, U(start), U(end), table)
+
+
+def text_work(texts: pa.Array) -> Work:
+    """What each text needs: nothing (FINE), to be seen by `clean.clean_one_text` (WORK), or by `clean.tidy` (TIDY).
+
+    A text that is TIDY holds nothing but valid UTF-8, no line feed, and only what `clean.tidy` mends: what comes out
+    must be looked at again, since it may be a text to drop.
+    """
+    data, offsets = string_buffers(texts)
+    work = np.empty(len(texts), np.uint8)
+    tables = _TEXT_BYTES, _CHARACTERS, _NAMES
+    _look_at_texts(frozen(data, np.uint8), frozen(offsets, np.int64), *tables, clean.MAX_TEXT, work)
+    return work
+
+
+def url_needs_work(urls: pa.Array) -> Flags:
+    """True for each URL that `clean.canonical_url` has to see."""
+    data, offsets = string_buffers(urls)
+    flags = np.empty(len(urls), np.bool_)
+    _flag_urls(frozen(data, np.uint8), frozen(offsets, np.int64), _URL_BYTES, clean.MAX_URL, flags)
+    return flags
+
+
+def warm() -> None:
+    """Compiles every kernel of this module."""
+    text_work(pa.array(["A caption of five words"]))
+    url_needs_work(pa.array(["http://example.com/a"]))

@@ -1,0 +1,293 @@
+"""Which queries does a text contain? Exact, for half a million queries, a million texts a second.
+
+Two modes say what "contain" means; `naive_match` is each of them in a few lines, and the oracle of the tests:
+
+- `wide` (the default): query and text pass the same normaliser (`pipeline.text.normalize`), and the query matches where its
+  tokens stand in a row. Scripts without blanks match as substrings, since each of their letters is a token.
+- `metaclip`: what the published MetaCLIP does, to the byte. " " + text + " ", each of `, . ; : ? ! \\`` between blanks,
+  tab, newline and return as blanks; a query matches where " " + query + " " occurs. Queries are taken raw, so that
+  some, like "St. Louis", can never match (`Matcher.dead`).
+
+Both come down to one thing: split text and query at single blanks, and find the query's tokens in the text's. All
+queries are found at once in a tree of tokens: from each token of the text on, as long as some query goes on that way.
+`matcher_kernel` keeps that tree in two hash tables, which are built once a run, saved, and mapped by every worker;
+without compiled code, numpy walks an equal tree (`_Tree`) level by level and gives the same rows.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.engine import jit
+from pipeline.engine.files import write_bytes, writing
+from pipeline.text import normalize
+
+MODES = ("wide", "metaclip")
+VERSION = 2  # of the saved folder and of the rules above: a folder of another version is refused
+
+# What metaclip mode puts for a character of a text.
+_SPACED = {mark: f" {mark} " for mark in ",.;:?!`"} | dict.fromkeys("\t\n\r", " ")
+# Queries that no text in metaclip mode can match: punctuation always stands alone there, and never twice in a row.
+_DEAD_IN_METACLIP = r"[\t\n\r]|[^ ][,.;:?!`]|[,.;:?!`][^ ]|[,.;:?!`] [,.;:?!`]"
+_BATCH = 65_536  # texts a kernel call: bounds the scratch space
+
+
+def naive_match(text: str, queries: list[str], mode: str = "wide", case: str = "exact") -> list[int]:
+    """The ids (positions) of the queries that `text` contains, by definition and slowly."""
+    if mode == "wide":
+        text = f" {normalize.normalize_text(text, case)} "
+        forms = [normalize.normalize_text(query, case) for query in queries]
+        return [number for number, form in enumerate(forms) if form and f" {form} " in text]
+    if case == "fold":
+        text, queries = fold(text), [fold(query) for query in queries]
+    text = f" {text} "
+    for mark, spaced in _SPACED.items():
+        text = text.replace(mark, spaced)
+    return [number for number, query in enumerate(queries) if f" {query} " in text]
+
+
+def fold(text: str) -> str:
+    """Case folded and in NFC."""
+    if text.isascii():
+        return text.lower()
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+
+
+class Matcher:
+    """All queries of a list, ready to be found in texts. Build it once, save it, and load it in each worker.
+
+    One matcher may be used by several threads; the kernel holds no lock of Python's while it runs.
+    """
+
+    def __init__(self, forms: pa.LargeStringArray, *, mode: str, case: str, dead: list[int], tables: Any) -> None:
+        self.mode = mode
+        self.case = case
+        self.dead = dead  # ids that no text can match
+        self._forms = forms  # what each query looks like in a prepared text, by id
+        self._tables = tables  # matcher_kernel.Tables, or None until a kernel asks for them
+
+    @classmethod
+    def build(cls, queries: pa.StringArray, *, mode: str = "wide", case: str = "exact") -> Matcher:
+        """A matcher for the queries, whose positions become the ids. Queries with one form all match together."""
+        if mode not in MODES or case not in normalize.CASES:
+            raise ValueError(f"mode must be wide or metaclip, case exact or fold: not {mode}, {case}")
+        if isinstance(queries, pa.ChunkedArray):
+            queries = queries.combine_chunks()
+        if queries.null_count:
+            raise ValueError(f"{queries.null_count} nulls among the queries")
+        queries = queries.cast(pa.large_string())
+        if mode == "wide":
+            forms = normalize.normalize_array(queries, case)
+            is_dead = pc.equal(forms, "")
+        else:
+            forms = _fold_array(queries) if case == "fold" else queries
+            is_dead = pc.match_substring_regex(forms, _DEAD_IN_METACLIP)
+        dead = np.flatnonzero(is_dead.to_numpy(zero_copy_only=False)).tolist()
+        matcher = cls(forms, mode=mode, case=case, dead=dead, tables=None)
+        if matcher._kernel(0):
+            matcher._build_tables()
+        return matcher
+
+    def __len__(self) -> int:
+        return len(self._forms)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the kernel's tables, 0 where there are none."""
+        return sum(array.nbytes for array in self._tables) if self._tables else 0
+
+    def match(self, texts: pa.StringArray | pa.LargeStringArray | pa.ChunkedArray) -> pa.ListArray:
+        """list<int32>: for each text the ids of the queries it contains, ascending, each once."""
+        if texts.null_count:
+            raise ValueError(f"{texts.null_count} nulls among the texts: fill them before matching")
+        match_batch = self._match_kernel if self._kernel(len(texts)) else self._match_plain
+        sizes, ids = [np.zeros(1, np.int64)], [np.empty(0, np.int32)]
+        for batch in _batches(texts):
+            batch_sizes, batch_ids = match_batch(batch)
+            sizes.append(batch_sizes)
+            ids.append(batch_ids)
+        offsets = np.cumsum(np.concatenate(sizes))
+        if offsets[-1] > np.iinfo(np.int32).max:
+            raise ValueError(f"{offsets[-1]} matches are too many for one list array: match fewer texts at a time")
+        return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(np.concatenate(ids)))
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the matcher into `folder`, for `load`. The json file comes last: without it there is no matcher."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        data, offsets = _buffers(self._forms)
+        arrays: dict[str, npt.NDArray] = {"forms": data, "form_offsets": offsets, "dead": np.array(self.dead, np.int32)}
+        if self._tables:
+            arrays |= self._tables._asdict()
+        for name, array in arrays.items():
+            with writing(str(folder / f"{name}.npy")) as file:
+                np.save(file, array)
+        tables = list(self._tables._asdict()) if self._tables else []
+        about = {"version": VERSION, "mode": self.mode, "case": self.case, "queries": len(self), "tables": tables}
+        write_bytes(str(folder / "matcher.json"), json.dumps(about, indent=1).encode() + b"\n")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Matcher:
+        """The matcher that was saved there. Its tables are mapped: nothing is read before it is looked at."""
+        folder = Path(folder)
+        about = json.loads((folder / "matcher.json").read_text())
+        if about["version"] != VERSION:
+            raise ValueError(f"matcher {folder} has version {about['version']}, not {VERSION}: build it anew")
+        data, offsets, dead = (_map(folder, name) for name in ("forms", "form_offsets", "dead"))
+        forms = normalize.strings(data, offsets, pa.large_string())
+        tables = None
+        if about["tables"] and jit.available():
+            from pipeline.text import matcher_kernel
+
+            tables = matcher_kernel.Tables(**{name: _map(folder, name) for name in about["tables"]})
+        return cls(forms, mode=about["mode"], case=about["case"], dead=dead.tolist(), tables=tables)
+
+    def _kernel(self, rows: int) -> Any:
+        # Many queries pay for loading compiled code too: without it, every process builds the tree anew.
+        return jit.kernel("pipeline.text.matcher_kernel", max(rows, len(self)))
+
+    def _build_tables(self) -> Any:
+        from pipeline.text import matcher_kernel
+
+        ids, forms = self._living_forms()
+        self._tables = matcher_kernel.build(forms, ids)
+        return self._tables
+
+    def _match_kernel(self, texts: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        from pipeline.text import matcher_kernel, normalize_kernel
+
+        if self.mode == "wide":
+            settled = normalize.settle_array(texts, self.case)
+            prepared = normalize_kernel.segment(settled, self.case == "fold", True)
+        else:
+            prepared = matcher_kernel.space_out(_fold_array(texts) if self.case == "fold" else texts)
+        return matcher_kernel.match(self._tables or self._build_tables(), *prepared)
+
+    def _match_plain(self, texts: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        if self.mode == "wide":
+            prepared = normalize.normalize_array(texts, self.case)
+        else:
+            prepared = _fold_array(texts) if self.case == "fold" else texts
+            for mark, spaced in _SPACED.items():
+                prepared = pc.replace_substring(prepared, mark, spaced)
+        return self._tree.match(prepared)
+
+    @functools.cached_property
+    def _tree(self) -> _Tree:
+        ids, forms = self._living_forms()
+        return _Tree.build(forms, ids)
+
+    def _living_forms(self) -> tuple[npt.NDArray[np.int32], pa.LargeStringArray]:
+        """The ids and forms of the queries that have a token."""
+        ids = np.arange(len(self), dtype=np.int32)
+        if self.mode == "metaclip":  # even an empty form has one there: the empty token
+            return ids, self._forms
+        ids = np.delete(ids, self.dead)
+        return ids, self._forms.take(pa.array(ids))
+
+
+class _Tree(NamedTuple):
+    """The tree of tokens in numpy arrays: what `matcher_kernel.Tables` is for compiled code.
+
+    A node is a number: the nodes of first tokens are the places of the tokens in `vocabulary`; each longer beginning of
+    a query is a key in `edges` (the node before << 32 | next token), and its node is its place there plus the number of
+    tokens. Nodes of longer beginnings come later, so that the keys are sorted level by level and as a whole.
+    """
+
+    vocabulary: pa.StringArray
+    edges: npt.NDArray[np.int64]
+    goes_on: npt.NDArray[np.bool_]  # by node: whether a longer beginning exists
+    starts: npt.NDArray[np.int64]  # by node: where the queries that end there begin in `ids`
+    ids: npt.NDArray[np.int32]
+
+    @classmethod
+    def build(cls, forms: pa.LargeStringArray, ids: npt.NDArray[np.int32]) -> _Tree:
+        words = pc.split_pattern(forms, " ")
+        encoded = words.flatten().dictionary_encode()
+        tokens, first = encoded.indices.to_numpy().astype(np.int64), words.offsets.to_numpy()[:-1]
+        lengths = pc.list_value_length(words).to_numpy()
+        node = tokens[first] if len(first) else np.empty(0, np.int64)
+        nodes = len(encoded.dictionary)
+        levels = [np.empty(0, np.int64)]
+        for depth in range(1, int(lengths.max(initial=1))):
+            longer = np.flatnonzero(lengths > depth)
+            keys, place = np.unique(node[longer] << 32 | tokens[first[longer] + depth], return_inverse=True)
+            levels.append(keys)
+            node[longer] = nodes + place
+            nodes += len(keys)
+        edges = np.concatenate(levels)
+        goes_on = np.zeros(nodes, np.bool_)
+        goes_on[edges >> 32] = True
+        starts = np.concatenate([[0], np.cumsum(np.bincount(node, minlength=nodes))])
+        return cls(encoded.dictionary, edges, goes_on, starts, ids[np.argsort(node, kind="stable")])
+
+    def match(self, prepared: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        """How many queries each text contains, and their ids, text after text; a text is tokens between blanks."""
+        words = pc.split_pattern(prepared, " ")
+        found = pc.index_in(words.flatten().cast(self.vocabulary.type), self.vocabulary)
+        token = pc.fill_null(found, -1).to_numpy().astype(np.int64)
+        row = np.repeat(np.arange(len(prepared)), pc.list_value_length(words).to_numpy())
+        token, row = np.append(token, -1), np.append(row, -1)  # so that the last token has one behind it
+        pairs = []
+        begin = after = np.flatnonzero(token >= 0)  # where each beginning starts and where its last token is
+        node = token[begin]
+        while len(node):
+            counts = self.starts[node + 1] - self.starts[node]
+            within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            ids = self.ids[np.repeat(self.starts[node], counts) + within]
+            pairs.append(np.repeat(row[begin], counts) << 32 | ids)
+
+            on = self.goes_on[node]
+            begin, after, node = begin[on], after[on] + 1, node[on]
+            on = (token[after] >= 0) & (row[after] == row[begin])
+            begin, after, key = begin[on], after[on], node[on] << 32 | token[after[on]]
+            place = np.searchsorted(self.edges, key)
+            on = np.append(self.edges, -1)[place] == key
+            begin, after, node = begin[on], after[on], place[on] + len(self.vocabulary)
+        matches = np.sort(np.concatenate([np.empty(0, np.int64), *pairs]))
+        matches = matches[np.diff(matches, prepend=-1) > 0]  # each once (np.unique takes ten times as long)
+        sizes = np.bincount(matches >> 32, minlength=len(prepared))
+        return sizes, (matches & 0xFFFFFFFF).astype(np.int32)
+
+
+def _batches(texts: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:
+    for chunk in texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]:
+        for start in range(0, len(chunk), _BATCH):
+            yield chunk.slice(start, _BATCH)
+
+
+def _fold_array(texts: pa.Array) -> pa.Array:
+    lower = pc.ascii_lower(texts)
+    is_other = pc.invert(pc.string_is_ascii(texts))
+    if not pc.any(is_other).as_py():
+        return lower
+    others = [fold(text) for text in texts.filter(is_other).to_pylist()]
+    return pc.replace_with_mask(lower, is_other, pa.array(others, texts.type))
+
+
+def _buffers(forms: pa.LargeStringArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    offsets = np.zeros(1, np.int64)
+    if len(forms):
+        offsets = np.frombuffer(forms.buffers()[1], np.int64)[forms.offset : forms.offset + len(forms) + 1]
+    content = forms.buffers()[2]
+    data = np.frombuffer(content, np.uint8) if content is not None else np.empty(0, np.uint8)
+    return data[offsets[0] : offsets[-1]], offsets - offsets[0]
+
+
+def _map(folder: Path, name: str) -> npt.NDArray:
+    path = folder / f"{name}.npy"
+    try:
+        return np.load(path, mmap_mode="r").view(np.ndarray)
+    except ValueError:  # an empty array cannot be mapped
+        return np.load(path)

@@ -1,0 +1,194 @@
+"""`normalize` in compiled code: straight from Arrow's buffers, one pass over the bytes.
+
+Only the few texts that may not be in NFC (or whose case folds into several characters) go through Python, in
+`normalize.settle_array`; everything else is looked up by code point in `normalize.class_table` and `fold_table`. The
+kernels never read past the bytes of a text, whatever these are: bytes that are not UTF-8 count as separators.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.engine.jit import njit
+from pipeline.text.normalize import IGNORED, MARK, SEPARATOR, SINGLE, UNSETTLED, WORD, class_table, fold_table
+
+Bytes = npt.NDArray[np.uint8]
+Offsets = npt.NDArray[np.int64]
+
+PADDING = 32  # bytes of blank space behind what `segment` returns, for readers of whole words
+_BLANK = 0x20
+_NO_FOLDS = np.empty(0, np.int32)
+_NO_FOLDS.flags.writeable = False
+_NOTHING, _IN_WORD, _IN_SINGLE = SEPARATOR, WORD, SINGLE  # 0, 1, 2: what the last character left open
+
+
+@njit
+def _decode(data, at, end):  # noqa: ANN001, ANN202
+    """The code point at `at` and its length in bytes; (-1, 1) where the bytes are not UTF-8 or are cut off."""
+    lead = data[at]
+    if lead < 0x80:
+        return np.int64(lead), 1
+    if lead < 0xC2 or lead > 0xF4:
+        return np.int64(-1), 1
+    length = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+    if at + length > end:
+        return np.int64(-1), 1
+    code = np.int64(lead) & (0x7F >> length)
+    for place in range(at + 1, at + length):
+        byte = data[place]
+        if byte & 0xC0 != 0x80:
+            return np.int64(-1), 1
+        code = (code << 6) | (byte & 0x3F)
+    if length == 3 and (code < 0x800 or 0xD800 <= code < 0xE000):  # written too long; half of a surrogate pair
+        return np.int64(-1), 1
+    if length == 4 and (code < 0x10000 or code > 0x10FFFF):
+        return np.int64(-1), 1
+    return code, length
+
+
+@njit
+def _encode(code, out, at):  # noqa: ANN001, ANN202
+    """Writes a code point beyond ASCII as UTF-8; returns its length."""
+    length = 2 if code < 0x800 else 3 if code < 0x10000 else 4
+    for place in range(length - 1, 0, -1):
+        out[at + place] = 0x80 | (code & 0x3F)
+        code >>= 6
+    out[at] = (0xF00 >> length) & 0xFF | code
+    return length
+
+
+@njit
+def _find_unsettled(data, offsets, classes, folds, out):  # noqa: ANN001, ANN202
+    for row in range(len(offsets) - 1):
+        at, end = offsets[row], offsets[row + 1]
+        while at < end:
+            if data[at] < 0x80:
+                at += 1
+                continue
+            code, length = _decode(data, at, end)
+            if code >= 0 and (classes[code] & UNSETTLED or (code < len(folds) and folds[code] < 0)):
+                out[row] = True
+                break
+            at += length
+
+
+@njit
+def _segment(data, offsets, classes, folds, closed, out, out_offsets):  # noqa: ANN001, ANN202
+    """Writes the tokens of every text, each with one blank behind it (`closed`) or only between them.
+
+    Returns the largest number of tokens of any text.
+    """
+    written = np.int64(0)
+    most = np.int64(0)
+    for row in range(len(offsets) - 1):
+        at, end = offsets[row], offsets[row + 1]
+        state = np.int64(_NOTHING)
+        tokens = np.int64(0)
+        while at < end:
+            byte = data[at]
+            code = np.int64(byte)
+            length = 1
+            kind = np.int64(SEPARATOR)
+            if byte < 0x80:
+                kind = np.int64(classes[byte])
+                if len(folds) and np.uint8(byte - 0x41) < 26:
+                    byte |= 0x20
+                if kind <= WORD and state <= _IN_WORD:  # most bytes: without a branch that is hard to foretell
+                    out[written] = byte if kind == WORD else _BLANK
+                    written += kind | state
+                    tokens += state & (kind ^ 1)
+                    state = kind
+                    at += 1
+                    continue
+            else:
+                code, length = _decode(data, at, end)
+                if code >= 0:
+                    if code < len(folds) and folds[code] >= 0:
+                        code = np.int64(folds[code])
+                    kind = np.int64(classes[code]) & (UNSETTLED - 1)
+            if kind == IGNORED:
+                at += length
+                continue
+            if state != _NOTHING and (kind == SEPARATOR or kind == SINGLE or (kind == WORD and state == _IN_SINGLE)):
+                out[written] = _BLANK
+                written += 1
+                tokens += 1
+                state = np.int64(_NOTHING)
+            if kind != SEPARATOR:
+                if byte < 0x80:
+                    out[written] = byte
+                    written += 1
+                else:
+                    written += _encode(code, out, written)
+                if kind == SINGLE:
+                    state = np.int64(_IN_SINGLE)
+                elif kind != MARK or state == _NOTHING:
+                    state = np.int64(_IN_WORD)
+            at += length
+        if state != _NOTHING:
+            out[written] = _BLANK
+            written += 1
+            tokens += 1
+        if tokens and not closed:
+            written -= 1
+        out_offsets[row + 1] = written
+        most = max(most, tokens)
+    return most
+
+
+def find_unsettled(texts: pa.Array, fold: bool) -> npt.NDArray[np.bool_]:
+    """True for each text that `normalize.settle` may change in a way the kernel does not know."""
+    data, offsets = buffers(texts)
+    out = np.zeros(len(texts), np.bool_)
+    _find_unsettled(data, offsets, class_table(), _folds(fold), out)
+    return out
+
+
+def segment(texts: pa.Array, fold: bool, closed: bool) -> tuple[Bytes, Offsets, int]:
+    """The tokens of settled texts as bytes (with PADDING behind them), offsets, and the most tokens in a text.
+
+    A blank stands between two tokens; with `closed` also behind the last one.
+    """
+    data, offsets = buffers(texts)
+    # A character of n bytes takes n + 1 at most, or n + 2 where folding makes it longer: never 1. Pages that are not
+    # written to cost nothing.
+    out = np.empty(2 * int(offsets[-1] - offsets[0]) + PADDING, np.uint8)
+    out_offsets = np.zeros(len(offsets), np.int64)
+    most = _segment(data, offsets, class_table(), _folds(fold), closed, out, out_offsets)
+    return out[: out_offsets[-1] + PADDING], out_offsets, most
+
+
+def _folds(fold: bool) -> npt.NDArray[np.int32]:
+    return fold_table() if fold else _NO_FOLDS
+
+
+def buffers(texts: pa.Array) -> tuple[Bytes, Offsets]:
+    """The bytes and offsets of a string array, read-only and without a copy of the bytes; slices are handled."""
+    if texts.null_count:
+        raise ValueError(f"{texts.null_count} nulls among the texts: fill them before matching")
+    wide = pa.types.is_large_string(texts.type)
+    if not wide and not pa.types.is_string(texts.type):
+        raise TypeError(f"expected string or large_string, not {texts.type}")
+    _, places, content = texts.buffers()
+    offsets = np.zeros(1, np.int64)
+    if len(texts):
+        kind = np.dtype(np.int64 if wide else np.int32)
+        offsets = np.frombuffer(places, kind, len(texts) + 1, texts.offset * kind.itemsize).astype(np.int64)
+    data = np.frombuffer(content if content is not None and content.size else b"\0", np.uint8)
+    return frozen(data), frozen(offsets)
+
+
+def frozen(array: npt.NDArray) -> npt.NDArray:
+    """A read-only view. Mapped arrays are read-only; if all inputs are, each kernel is compiled for one kind alone."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def warm() -> None:
+    """Compiles the kernels (or loads them from the cache)."""
+    texts = pa.array(["a b"])
+    find_unsettled(texts, False)
+    segment(texts, False, True)

@@ -1,0 +1,147 @@
+"""The published folder through the eyes of others: webdataset, Hugging Face datasets, DuckDB, pyarrow, tarfile, and a
+trainer that reads at random by the metadata alone. A package that is not installed skips its test."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import mmap
+import random
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests import samples
+
+COUNT = 60
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    samples.publish(folder, count=COUNT, per_shard=25)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    return samples.fetched(COUNT).to_pylist()
+
+
+def test_tarfile(folder: Path, rows: list[dict[str, Any]]) -> None:
+    found = []
+    for path in sorted((folder / "shards").glob("*.tar")):
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                found.append((member.name, tar.extractfile(member).read()))  # type: ignore[union-attr]
+    assert len(found) == 3 * COUNT
+    for number, row in enumerate(rows):
+        (image, data), (record, document), (text, caption) = found[3 * number : 3 * number + 3]
+        assert (image, record, text) == tuple(f"{row['uid'].hex()}.{kind}" for kind in ("jpg", "json", "txt"))
+        assert data == samples.jpeg(number) and caption.decode() == row["text"] == json.loads(document)["text"]
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its shards to the collector
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_webdataset(folder: Path, rows: list[dict[str, Any]]) -> None:
+    webdataset = pytest.importorskip("webdataset", reason="webdataset is not installed")
+    dataset = webdataset.WebDataset(str(folder / "shards/{00000..00002}.tar"), shardshuffle=False)
+    found = list(dataset.decode("pil").to_tuple("__key__", "jpg", "txt", "json"))
+    assert [key for key, *_ in found] == [row["uid"].hex() for row in rows]
+    for number, (_, image, text, record) in enumerate(found):
+        assert image.size == (40, 32) and text == rows[number]["text"] and record["url"] == rows[number]["url"]
+
+
+def test_the_number_of_samples_as_open_clip_finds_it(folder: Path) -> None:
+    """open_clip's get_dataset_size: the sum over sizes.json of the shards that the braces name."""
+    sizes = json.loads((folder / "shards/sizes.json").read_text())
+    assert sum(int(sizes[f"{number:05d}.tar"]) for number in range(3)) == COUNT == sum(sizes.values())
+
+
+@pytest.fixture
+def datasets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    return pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", ["files", "card"])
+def test_hugging_face_datasets(
+    datasets: Any, folder: Path, rows: list[dict[str, Any]], tmp_path: Path, way: str
+) -> None:
+    cache = str(tmp_path / "cache")
+    if way == "files":
+        files = str(folder / "shards/*.tar")
+        found = datasets.load_dataset("webdataset", data_files=files, split="train", cache_dir=cache)
+    else:  # README.md names the shards, so that metadata and rejected rows are not taken for the set
+        found = datasets.load_dataset(str(folder), split="train", cache_dir=cache)
+    assert len(found) == COUNT and found["txt"][:] == [row["text"] for row in rows]
+    assert found[7]["jpg"].size == (40, 32)
+    assert found[7]["json"]["final_url"] == rows[7]["final_url"] and found[0]["json"]["final_url"] == ""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hugging_face_datasets_reads_the_metadata(
+    datasets: Any, folder: Path, rows: list[dict], tmp_path: Path
+) -> None:
+    files = str(folder / "metadata/*.parquet")
+    found = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert found["query_ids"][:] == [row["query_ids"] for row in rows]
+
+
+def test_duckdb(folder: Path, rows: list[dict[str, Any]]) -> None:
+    duckdb = pytest.importorskip("duckdb", reason="duckdb is not installed")
+    found = duckdb.sql(
+        f"SELECT count(*), count(DISTINCT key), sum(len(query_ids)), max(phash) FROM '{folder}/metadata/*.parquet'"
+    ).fetchall()
+    assert found == [(COUNT, COUNT, 2 * COUNT, max(row["phash"] for row in rows))]
+    rejected = duckdb.sql(
+        f"SELECT reason, count(*) FROM '{folder}/rejected/*.parquet' GROUP BY 1 ORDER BY 1"
+    ).fetchall()
+    assert rejected == [("bad_url", 1), ("empty_text", 1)]
+
+
+def test_pyarrow_reads_the_metadata_as_one_table(folder: Path, rows: list[dict[str, Any]]) -> None:
+    table = pq.read_table(folder / "metadata", page_checksum_verification=True)
+    assert table["key"].to_pylist() == [row["uid"].hex() for row in rows]
+    assert table["keep_probability"].to_pylist() == [row["keep_probability"] for row in rows]
+
+
+def test_a_trainer_reads_at_random_by_the_metadata_alone(folder: Path, rows: list[dict[str, Any]]) -> None:
+    table = pq.read_table(folder / "metadata", page_checksum_verification=True)
+    names = ("shard", "jpg_offset", "jpg_size", "txt_offset", "txt_size")
+    index = {name: table[name].to_numpy() for name in names}
+    digests = table["sha256"].to_pylist()
+    maps = []
+    for number in range(3):
+        with open(folder / f"shards/{number:05d}.tar", "rb") as file:
+            maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    order = list(range(COUNT))
+    random.Random(0).shuffle(order)
+    for n in order:
+        shard, at, size, text_at, text_size = (int(index[name][n]) for name in names)
+        image = maps[shard][at : at + size]
+        assert hashlib.sha256(image).hexdigest() == digests[n]
+        with Image.open(io.BytesIO(image)) as picture:
+            assert picture.format == "JPEG" and picture.size == (table["width"][n].as_py(), table["height"][n].as_py())
+        assert maps[shard][text_at : text_at + text_size].decode() == rows[n]["text"]
+    for mapped in maps:
+        mapped.close()
+
+
+def test_our_trainer_reads_it(folder: Path, rows: list[dict[str, Any]]) -> None:
+    from clip_train.shards import open_index
+
+    index = open_index(str(folder))
+    assert index.keys.to_pylist() == [row["uid"].hex() for row in rows]
+    with open(index.paths[int(index.shard[40])], "rb") as file:
+        file.seek(int(index.image_offset[40]))
+        assert file.read(int(index.image_size[40])) == samples.jpeg(40)
+    assert index.sha256 is not None and index.sha256[40].tobytes() == hashlib.sha256(samples.jpeg(40)).digest()

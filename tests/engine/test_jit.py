@@ -1,0 +1,86 @@
+"""jit: kernels are found, switched off by one variable, and survive a folder that cannot be written."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.engine import jit
+from tests.places import ROOT
+
+needs_kernels = pytest.mark.skipif(not jit.available(), reason="numba is not installed or OPENWIT_NO_KERNELS is set")
+
+
+def run(code: str, **environment: str) -> str:
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_every_listed_kernel_has_a_plain_twin():
+    for name in jit.KERNELS:
+        if importlib.util.find_spec(name) is not None:
+            assert importlib.util.find_spec(name.removesuffix("_kernel")) is not None, name
+
+
+def test_kernels_are_off_by_a_variable():
+    code = "from pipeline.engine import jit; print(jit.available(), jit.kernel('pipeline.engine.hashing_kernel', 10**9), jit.warm())"
+    assert run(code, OPENWIT_NO_KERNELS="1") == "False None {}"
+
+
+def test_plain_functions_never_load_numba():
+    modules = "pipeline.engine.hashing, pipeline.stages.selection, pipeline.text.clean, pipeline.text.language"
+    code = f"import sys, {modules}; print('numba' in sys.modules)"
+    assert run(code) == "False"
+
+
+def test_old_states_of_the_sources_leave_the_cache_and_the_present_ones_stay(tmp_path):
+    present = tmp_path / f"kernels-{jit._state('pipeline.text.clean_kernel')}"
+    inner = tmp_path / f"kernels-{jit._state('pipeline.sources.simd_kernel')}"  # of a file that others take in
+    old = tmp_path / "kernels-0123456789ab"
+    for folder in (present, inner, old):
+        folder.mkdir()
+        (folder / "f.nbi").touch()
+    (tmp_path / "jit.cpython-311.pyc").touch()
+    assert jit.sweep(tmp_path) == 1
+    assert present.exists() and inner.exists() and not old.exists()
+    assert (tmp_path / "jit.cpython-311.pyc").exists()
+
+
+@needs_kernels
+def test_few_rows_stay_on_the_plain_way():
+    call = "jit.kernel('pipeline.engine.hashing_kernel', 10)"
+    code = f"import sys; from pipeline.engine import jit; print({call}, 'numba' in sys.modules)"
+    assert run(code) == "None False"
+
+
+@needs_kernels
+def test_a_loaded_kernel_is_taken_for_few_rows():
+    module = jit.kernel("pipeline.engine.hashing_kernel", jit.FEW_ROWS)
+    assert module is not None and jit.kernel("pipeline.engine.hashing_kernel", 1) is module
+
+
+@needs_kernels
+def test_without_a_place_for_the_cache(monkeypatch):
+    """Where numba finds no folder it can write, it raises at decoration; `njit` then compiles without a cache."""
+    import numba
+
+    real = numba.njit
+
+    def without_locator(*arguments, **options):
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(numba, "njit", without_locator)
+
+    @jit.njit
+    def double(x):
+        return 2 * x
+
+    assert double(21) == 42

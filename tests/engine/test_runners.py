@@ -1,0 +1,223 @@
+"""The local runner: options reach its workers, they die with their parent, failures are told in a sentence."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pytest
+
+from pipeline import build
+from pipeline.engine import fork_server, runners
+from pipeline.engine.cli import UsageError
+from pipeline.engine.progress import Watched
+from pipeline.engine.work import StepFolder
+from tests.places import ROOT
+from tests.processes import alive
+
+TESTS = ROOT / "tests"
+
+
+@pytest.fixture(autouse=True)
+def workers_find_this_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
+
+
+class Note(beam.DoFn):
+    """Leaves a file a number: the process, and how many of the step before it were done."""
+
+    def __init__(self, folder: str, step: str) -> None:
+        self._folder, self._step = Path(folder), step
+
+    def process(self, number: int, before: Any = ()) -> Iterator[int]:
+        from apache_beam.runners.worker import sdk_worker_main
+
+        options = os.environ.get("PIPELINE_OPTIONS", "")
+        seen = "told" if "told_to_the_workers" in options else sdk_worker_main.__name__
+        (self._folder / f"{self._step}-{number}").write_text(f"{os.getpid()} {len(before)} {seen}")
+        yield number
+
+
+class Trouble(beam.DoFn):
+    """Fails in a way that is asked for."""
+
+    def __init__(self, kind: str, folder: str) -> None:
+        self._kind, self._folder = kind, Path(folder)
+
+    def process(self, number: int) -> Iterator[int]:
+        if self._kind == "raise" and number == 3:
+            raise ValueError(f"number {number} is not wanted")
+        if self._kind == "die" and number == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._kind == "wait":
+            (self._folder / f"pid-{os.getpid()}").touch()
+            time.sleep(60)
+        yield number
+
+
+def chain(folder: Path) -> Any:
+    """Two steps of eight numbers; the second begins when the first has ended."""
+
+    def construct(root: Any) -> None:
+        first = root | "One" >> beam.Create(range(8)) | "First" >> beam.ParDo(Note(str(folder), "first"))
+        numbers = root | "Two" >> beam.Create(range(8))
+        _ = numbers | "Second" >> beam.ParDo(Note(str(folder), "second"), beam.pvalue.AsList(first))
+
+    return construct
+
+
+def troubled(kind: str, folder: Path) -> Any:
+    def construct(root: Any) -> None:
+        _ = root | "Numbers" >> beam.Create(range(8)) | "Trouble" >> beam.ParDo(Trouble(kind, str(folder)))
+
+    return construct
+
+
+def run(construct: Any, workers: int, *flags: str) -> None:
+    runner, options = runners.make_options("local", workers, flags)
+    runners.run_pipeline(construct, runner, options)
+
+
+def test_one_worker_is_this_process(tmp_path: Path) -> None:
+    run(chain(tmp_path), 1)
+    notes = [path.read_text().split() for path in tmp_path.glob("second-*")]
+    assert {(pid, before) for pid, before, _ in notes} == {(str(os.getpid()), "8")}
+
+
+def test_two_workers_are_processes_with_the_options(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(chain(tmp_path), 2, "--labels=told_to_the_workers")
+    notes = [path.read_text().split() for path in tmp_path.glob("*-*")]
+    assert len(notes) == 16
+    assert len({pid for pid, _, _ in notes} - {str(os.getpid())}) == 2
+    assert {seen for _, _, seen in notes} == {"told"}
+    assert {path.read_text().split()[1] for path in tmp_path.glob("second-*")} == {"8"}
+    assert not fork_server.workers()
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failure_is_told_in_the_stages_own_words(workers: int, tmp_path: Path) -> None:
+    with pytest.raises(runners.JobFailed, match=r"^ValueError: number 3 is not wanted$") as caught:
+        run(troubled("raise", tmp_path), workers)
+    assert not isinstance(caught.value, runners.WorkerDied)
+
+
+def test_a_dead_worker_is_told_soon(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    start = time.monotonic()
+    with pytest.raises(runners.WorkerDied, match="a worker process died"):
+        run(troubled("die", tmp_path), 2)
+    assert time.monotonic() - start < 30
+    assert not fork_server.workers()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+class Dies(beam.DoFn):
+    """Kills its worker at number 3, leaving a note and a file that it had begun."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+
+    def process(self, number: int) -> Iterator[int]:
+        if number == 3:
+            (self._folder / f"died-{os.getpid()}").touch()
+            (self._folder / f"begun.arrow.tmp{os.getpid()}-0").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield number
+
+
+def test_a_job_goes_on_after_two_dead_workers_and_ends_at_the_third(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def construct(root: Any) -> None:
+        _ = root | "Numbers" >> beam.Create(range(8)) | "Dies" >> beam.ParDo(Dies(str(tmp_path)))
+
+    watched = [Watched("numbers", StepFolder(str(tmp_path), ""))]
+    with pytest.raises(runners.WorkerDied):
+        runners.run_job(construct, ("local", 2, ()), root=str(tmp_path), steps=watched, program="p", kernels=False)
+    assert len(list(tmp_path.glob("died-*"))) == 3
+    assert capfd.readouterr().err.count("p: a worker process died") == 2
+    assert not list(tmp_path.glob("begun*"))  # what the dead had begun is swept
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+def test_workers_die_with_their_parent(tmp_path: Path) -> None:
+    program = f"""from pathlib import Path
+import test_runners
+test_runners.run(test_runners.troubled('wait', Path({str(tmp_path)!r})), 2)"""
+    process = subprocess.Popen([sys.executable, "-c", program])
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("pid-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    workers = [int(path.name.split("-")[1]) for path in tmp_path.glob("pid-*")]
+    assert len(workers) == 2
+    deadline = time.monotonic() + 2
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, workers))
+
+
+def test_direct_runner_is_the_local_runner(capsys: pytest.CaptureFixture[str]) -> None:
+    runner, _ = runners.make_options("DirectRunner", 1)
+    assert type(runner).__name__ == "LocalRunner"
+    assert "using the local runner" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["FlinkRunner", "flink", "PRISM", "SparkRunner", "portable"])
+def test_other_names_go_through_to_beam(name: str) -> None:
+    runner, _ = runners.make_options(name, None, ["--job_endpoint=embed"])
+    assert type(runner).__name__.lower().removesuffix("runner") == name.lower().removesuffix("runner")
+
+
+def test_an_unknown_runner_is_refused() -> None:
+    with pytest.raises(UsageError, match="no runner 'flonk'"):
+        runners.make_options("flonk", None)
+
+
+@pytest.mark.parametrize(
+    ("flag", "near"), [("--workes=2", "--workers"), ("--flink_mastr=x", "--flink_master"), ("--zzzzzzzz", "")]
+)
+def test_an_unknown_flag_is_refused_with_a_suggestion(
+    flag: str, near: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build.main(["--input", str(tmp_path), "--output", str(tmp_path / "out"), flag]) == build.USAGE
+    said = capsys.readouterr().err
+    assert f"unknown flag {flag.split('=')[0]}" in said
+    assert (f"did you mean {near}?" in said) == bool(near)
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode != 0, reason="needs a network namespace"
+)
+def test_it_runs_without_any_network(tmp_path: Path) -> None:
+    program = f"""from pathlib import Path
+import test_runners
+test_runners.run(test_runners.chain(Path({str(tmp_path)!r})), 2)"""
+    command = ["unshare", "-n", "sh", "-c", 'ip link set lo up; exec "$0" -c "$1"', sys.executable, program]
+    subprocess.run(command, check=True, timeout=60)
+    assert len(list(tmp_path.glob("second-*"))) == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Error processing instruction bundle_1. Original traceback is\n...\nKeyError: 'bundle_1'\n", False),
+        ("Error processing instruction bundle_1. Original traceback is\n...\nKeyError: 'url'\n", True),
+    ],
+)
+def test_what_a_stopped_worker_says_of_its_last_bundle_is_not_told(
+    text: str, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runners.print_unless_expected(text)
+    assert bool(capsys.readouterr().out) is told
+    record = logging.LogRecord("apache_beam.runners.worker.sdk_worker", logging.ERROR, "", 0, text, (), None)
+    assert runners.no_expected_trace(record) is told

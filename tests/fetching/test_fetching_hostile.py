@@ -1,0 +1,46 @@
+"""Makes a network namespace with nothing but the loopback device, and runs hostile_network.py in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.hostile_network import METADATA, SITES
+from tests.places import ROOT
+
+SET_UP = " && ".join(
+    ["ip link set lo up", *(f"ip addr add {one}/32 dev lo" for one in (*SITES, METADATA)), 'exec "$@"']
+)
+
+
+def test_in_a_namespace() -> None:
+    unshare = ["unshare", "-n"] if os.geteuid() == 0 else ["unshare", "-rn"]
+    if not shutil.which("unshare") or not shutil.which("ip"):
+        pytest.skip("needs the commands unshare and ip (util-linux, iproute2)")
+    command = [*unshare, "sh", "-c", SET_UP, "sh"]
+    if subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("no network namespace can be made here")
+    pytest_here = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-m", "tests.hostile_network",
+    ]
+    done = subprocess.run(
+        [*command, *pytest_here],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout

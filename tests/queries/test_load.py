@@ -1,0 +1,139 @@
+"""Query lists: every format gives the same table, and a bad list says what is wrong with it."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from queries.load import QUERIES, QueryError, load_queries
+from tests.places import DATA
+
+EXPECTED = ["Zebra", "dog", "new york", "été", "東京"]  # by UTF-8 bytes
+
+
+def write(path: Path, data: bytes) -> str:
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return str(path)
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
+
+
+UNSORTED = ["dog", "東京", "Zebra", "new york", "été"]
+FILES: dict[str, Any] = {
+    "list.txt": "\n".join(UNSORTED),
+    "crlf.txt": "\ufeff" + "\r\n".join(UNSORTED) + "\r\n",
+    "metadata.json": json.dumps(UNSORTED),
+    "counts.json": json.dumps({query: 3 for query in UNSORTED}),
+    "bare.tsv": "".join(f"{query}\twiki\t3\n" for query in UNSORTED),
+    "headed.tsv": "query\tsource\tcount\n" + "".join(f"{query}\twiki\t3\n" for query in UNSORTED),
+    "moved.csv": "count,query\n" + "".join(f'3,"{query}"\n' for query in UNSORTED),
+    "narrow.csv": "\n".join(UNSORTED),
+    "table.parquet": parquet_bytes(pa.table({"n": [1] * 5, "query": UNSORTED, "count": [3] * 5})),
+    "any_name.parquet": parquet_bytes(pa.table({"n": [1] * 5, "word": pa.array(UNSORTED, pa.large_string())})),
+}
+
+
+@pytest.mark.parametrize("zipped", ["", ".gz"])
+@pytest.mark.parametrize("name", FILES)
+def test_every_format_gives_one_table(tmp_path, name, zipped):
+    content = FILES[name]
+    data = content if isinstance(content, bytes) else content.encode()
+    loaded = load_queries(write(tmp_path / (name + zipped), data))
+    assert loaded.table.schema == QUERIES
+    assert loaded.queries.to_pylist() == EXPECTED
+    assert loaded.table["id"].to_pylist() == [0, 1, 2, 3, 4]
+    assert loaded.digest == hashlib.sha256("".join(f"{query}\n" for query in EXPECTED).encode()).hexdigest()
+    assert (loaded.empties, loaded.duplicates, loaded.invalid) == (0, 0, 0)
+    has_count = name not in ("list.txt", "crlf.txt", "metadata.json", "narrow.csv", "any_name.parquet")
+    assert set(loaded.table["count"].to_pylist()) == {3 if has_count else 0}
+    assert set(loaded.table["source"].to_pylist()) == {"wiki" if name.endswith("tsv") else ""}
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    lines = [b"dog", b"", b"  dog ", b"\xff\xfe", b"a\tb", b"   ", b"cat\r"]
+    loaded = load_queries(write(tmp_path / "list.txt", b"\n".join(lines)))
+    assert loaded.queries.to_pylist() == ["a b", "cat", "dog"]
+    assert (loaded.empties, loaded.duplicates, loaded.invalid) == (2, 1, 1)
+    assert len(loaded) + loaded.empties + loaded.duplicates + loaded.invalid == len(lines)
+
+
+def test_json_entries_that_are_not_text(tmp_path):
+    loaded = load_queries(write(tmp_path / "list.json", b'["dog", 7, null, ["x"], "\\ud800", "two\\nlines"]'))
+    assert loaded.queries.to_pylist() == ["dog", "two lines"]
+    assert loaded.invalid == 4
+
+
+def test_tsv_rows_of_any_length_and_the_first_repeat_wins(tmp_path):
+    data = b'"quoted\twordnet\t12\ndog\ncat\twiki\tmany\tmore\n\xff\t1\ndog\twiki\t5\n\t\t\n'
+    loaded = load_queries(write(tmp_path / "list.tsv", data))
+    rows = [tuple(row.values())[1:] for row in loaded.table.to_pylist()]
+    assert rows == [('"quoted', "wordnet", 12), ("cat", "wiki", 0), ("dog", "", 0)]
+    assert (loaded.empties, loaded.duplicates, loaded.invalid) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("bad_line_first", [False, True])
+def test_header_beside_a_bad_line(tmp_path, bad_line_first):
+    rows = [b"query\tcount", b"dog\t1"]
+    rows.insert(0 if bad_line_first else 1, b"\xff\t2")
+    loaded = load_queries(write(tmp_path / "list.tsv", b"\n".join(rows)))
+    assert loaded.table.select(["query", "count"]).to_pylist() == [{"query": "dog", "count": 1}]
+    assert loaded.invalid == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("empty.txt", b"", "is empty"),
+        ("blank.txt", b"\n \n\t\n", "3 empty"),
+        ("empty.json", b"[]", "is empty"),
+        ("cut.json", b'["a', "not valid json"),
+        ("deep.json", b"[" * 100_000, "not valid json"),
+        ("number.json", b"7", "neither a list"),
+        ("bytes.json", b'["\xff"]', "not valid json"),
+        ("not.parquet", b"PAR1", "not valid parquet"),
+        ("numbers.parquet", parquet_bytes(pa.table({"n": [1]})), "no text column"),
+        ("list.docx", b"dog", "cannot tell the format"),
+        ("list", b"dog", "cannot tell the format"),
+        ("bad.tsv", b"\xff\n", "1 not text"),
+    ],
+)
+def test_unusable_lists_name_file_cause_and_remedy(tmp_path, name, data, says):
+    path = write(tmp_path / name, data)
+    with pytest.raises(QueryError, match=says) as caught:
+        load_queries(path)
+    assert path in str(caught.value)
+
+
+def test_missing_and_damaged_files(tmp_path):
+    with pytest.raises(QueryError, match="cannot be read"):
+        load_queries(str(tmp_path / "none.txt"))
+    with pytest.raises(QueryError, match="cannot be read"):
+        load_queries(str(tmp_path) + "/.txt/list.txt")
+    cut = tmp_path / "cut.txt.gz"
+    cut.write_bytes(gzip.compress(b"dog\n" * 100)[:-9])
+    with pytest.raises(QueryError, match="damaged"):
+        load_queries(str(cut))
+
+
+def test_the_real_list(tmp_path):
+    path = DATA / "queries" / "queries_assembled.tsv.gz"
+    if not path.exists():
+        pytest.skip(f"no real query list at {path}: set OPENWIT_DATA to the data folder")
+    start = time.process_time()
+    loaded = load_queries(str(path))
+    assert time.process_time() - start < 3  # about 0.7 s on an idle core
+    assert len(loaded) == 484_810
+    assert loaded.digest == "c8bfd9391e1f59418c6a379d258042d58aa09980edbbb3ef9692a8298e5f4e26"
+    assert {"wordnet", "wordfreq", "wiki_bigram"} <= set(loaded.table["source"].to_pylist())

@@ -1,0 +1,169 @@
+"""Balancing after the losses of the fetch: each query ends with min(what is left, cap), the pairs of smallest hash.
+
+The steps of `balancing` run here one after the other, without an engine, over rows in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline import options, planning
+from pipeline.engine import hashing, jit, shuffle_files, work
+from pipeline.engine.work import UsageError
+from pipeline.stages import caps, selection
+from pipeline.stages.caps import Plan, Policy
+from pipeline.stages.selection import Matches
+from tests.rows import zipf_matches
+
+QUERIES = 60
+GROUPS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class InMemory:
+    """balancing.Rows over one Matches, its rows dealt to the groups."""
+
+    matches_of_all: Matches
+
+    @property
+    def groups(self) -> int:
+        return GROUPS
+
+    def count(self) -> int:
+        return int(self.matches_of_all.keep.sum())
+
+    def matches(self, group: int) -> Iterator[Matches]:
+        m = self.matches_of_all
+        mine = np.arange(len(m.pair_high)) % GROUPS == group
+        yield Matches(m.pair_high, m.pair_low, m.offsets, m.ids, m.keep & mine)
+
+
+def make_rows(rows: int, seed: int) -> Matches:
+    """Queries by Zipf's law, all rows in."""
+    made = zipf_matches(np.random.default_rng(seed), rows, QUERIES, least=1, most=5)
+    return made._replace(keep=np.ones(rows, np.bool_))
+
+
+def plan_for(folder: Path, stage: str, rows: Matches, policy: Policy, before: Plan | None = None) -> Plan:
+    keys = hashing.query_keys(pa.array([f"query {number}" for number in range(QUERIES)]), 0)
+    folder.mkdir(exist_ok=True)
+    np.save(folder / "query_hash.npy", keys)
+    plans = (("balance", "b" * 32), ("publish", "p" * 32))
+    place = work.Work(str(folder), plans)
+    more: dict[str, Any] = {} if before is None else {"before": before}
+    return Plan(place, stage, InMemory(rows), policy, str(folder), "", **more)
+
+
+def run(plan: Plan) -> np.ndarray:
+    """Balances; returns which rows are picked."""
+    for step in (caps.CountQueries, caps.Limits, caps.CollectBand):
+        task = step(plan)
+        for unit in range(task.units()):
+            work.run_unit(task.folder, unit, task.run)
+    task = caps.FindThresholds(plan)
+    if plan.policy.kind == "cap":
+        for unit in range(task.units()):
+            messages = [shuffle_files.read(plan.step("band").file(group, "band", 0), unit) for group in range(GROUPS)]
+            work.run_unit(task.folder, unit, lambda unit, found=messages: task.run(unit, found))
+    return selection.pick(plan.rows.matches_of_all, plan.keys(), caps.load_thresholds(plan)).selected
+
+
+def fetch(rows: Matches, before: Plan, selected: np.ndarray, survive: float, seed: int = 2) -> Matches:
+    """What is left of the selected rows."""
+    before.work.complete("balance", {"rows_out": int(selected.sum())})
+    return rows._replace(keep=selected & (np.random.default_rng(seed).random(len(selected)) < survive))
+
+
+def ideal(rows: Matches, keys: np.ndarray, cap: int) -> np.ndarray:
+    """Which rows are among the `cap` smallest hashes of a query: by sorting."""
+    row = np.repeat(np.arange(len(rows.pair_high)), np.diff(rows.offsets))
+    query, row = rows.ids[rows.keep[row]], row[rows.keep[row]]
+    picked = np.zeros(len(rows.pair_high), np.bool_)
+    for number in range(QUERIES):
+        mine = row[query == number]
+        picked[mine[np.argsort(selection.draw(rows.pair_high[mine], keys[number]))[:cap]]] = True
+    return picked
+
+
+@pytest.mark.parametrize("cap", [1, 5, 300, 1000])
+@pytest.mark.parametrize("survive", [1.0, 0.9, 0.5])
+def test_after_losses_each_query_has_what_is_left_up_to_the_cap(
+    tmp_path: Path, cap: int, survive: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if survive == 0.9 and jit.available():
+        monkeypatch.setattr(jit, "FEW_ROWS", 0)  # the kernels agree
+    rows = make_rows(15_000, 1)
+    before = plan_for(tmp_path, "balance", rows, Policy(cap=cap))
+    selected = run(before)
+    assert (selected == ideal(rows, before.keys(), cap)).all()
+    left = fetch(rows, before, selected, survive)
+    after = plan_for(tmp_path, "publish", left, Policy(cap=cap), before)
+    assert (run(after) == ideal(left, before.keys(), cap)).all()
+
+
+@pytest.mark.parametrize(("expected", "survive"), [(0.7, 0.7), (0.7, 0.9), (0.7, 0.4), (0.05, 0.07)])
+def test_the_cap_is_met_after_the_expected_losses(tmp_path: Path, expected: float, survive: float) -> None:
+    rows, cap = make_rows(15_000, 3), 150
+    before = plan_for(tmp_path, "balance", rows, Policy(cap=cap, expected_yield=expected))
+    selected = run(before)
+    assert before.step("limits").total("cap") == {0.7: 215, 0.05: 3000}[expected]  # the ceiling
+    left = fetch(rows, before, selected, survive)
+    after = plan_for(tmp_path, "publish", left, Policy(cap=cap), before)
+    picked = run(after)
+    assert (picked == ideal(left, before.keys(), cap)).all()
+    picks = selection.pick(left, after.keys(), caps.load_thresholds(after)).per_query
+    there = selection.count_queries(left.offsets, left.ids, left.keep, QUERIES)
+    assert (picks == np.minimum(there, cap)).all() and (there > cap).any()
+    if survive > expected:  # nothing else would have been picked, had all the matches been fetched
+        everything = rows._replace(keep=np.random.default_rng(2).random(len(selected)) < survive)
+        assert (picked == ideal(everything, before.keys(), cap)).all()
+
+
+@pytest.mark.parametrize("survive", [0.1, 0.45, 0.6, 0.9])
+@pytest.mark.parametrize("kind", ["cap", "bernoulli"])
+def test_the_wanted_pairs_are_met_after_the_losses(tmp_path: Path, kind: str, survive: float) -> None:
+    rows, wanted = make_rows(15_000, 4), 3_000
+    policy = Policy(kind, target_pairs=wanted, expected_yield=0.6)
+    before = plan_for(tmp_path, "balance", rows, policy)
+    selected = run(before)
+    assert int(selected.sum()) == pytest.approx(wanted / 0.6, rel=0.03)
+    left = fetch(rows, before, selected, survive)
+    after = plan_for(tmp_path, "publish", left, dataclasses.replace(policy, expected_yield=1.0), before)
+    picked = run(after)
+    assert (picked <= left.keep).all()
+    assert int(picked.sum()) == pytest.approx(min(wanted, int(left.keep.sum())), rel=0.03)
+    assert after.step("limits").total("cap") <= before.step("limits").total("cap")
+
+
+def test_bernoulli_meets_the_cap_after_the_losses(tmp_path: Path) -> None:
+    rows, cap = make_rows(15_000, 5), 400
+    before = plan_for(tmp_path, "balance", rows, Policy("bernoulli", cap=cap, expected_yield=0.5))
+    selected = run(before)
+    left = fetch(rows, before, selected, 0.6)
+    after = plan_for(tmp_path, "publish", left, Policy("bernoulli", cap=cap), before)
+    run(after)
+    picks = selection.pick(left, after.keys(), caps.load_thresholds(after)).per_query
+    assert picks[:10] == pytest.approx(np.full(10, cap), rel=0.2)  # 4 standard deviations
+    full = selection.count_queries(rows.offsets, rows.ids, rows.keep, QUERIES)
+    assert (full[:10] > 2 * cap).all()
+
+
+@pytest.mark.parametrize("text", ["0", "1.5", "-0.2", "nan", "80%"])
+def test_a_yield_is_a_fraction(text: str) -> None:
+    with pytest.raises(UsageError, match="no fraction"):
+        options.parse(["--input", "a", "--output", "b", "--expected-yield", text])
+
+
+def test_the_yield_is_part_of_the_plan() -> None:
+    command = ["--input", "a", "--output", "b"]
+    once, other = (options.parse(command + more)[0] for more in ([], ["--expected-yield", "0.8"]))
+    assert (once.expected_yield, other.expected_yield) == (1.0, 0.8)
+    plans = [planning.stage_plans(which, [], "digest") for which in (once, other)]
+    assert {stage for stage in plans[0] if plans[0][stage] == plans[1][stage]} == {"gather", "match", "dedup"}

@@ -1,0 +1,225 @@
+"""gather .. balance against an oracle of dictionaries and loops, and the same rows however the work is cut."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import xxhash
+
+from pipeline import build
+from pipeline.dataset import exports
+from pipeline.engine import hashing
+from pipeline.stages import selection
+from pipeline.text.matcher import naive_match
+
+QUERIES = ["dog", "red dog", "cat", "a", "the sea", "tower", "blue", "rare bird", "never seen", "Tower Bridge"]
+WORDS = "a dog cat red blue the sea tower Tower Bridge rare bird on of and small large house".split()
+COLUMNS = ["uid", "url", "text", "page_url", "source_file", "source_offset"]
+
+
+def draw_rows(count: int, seed: int = 1) -> list[tuple[str, str]]:
+    """Pairs with equal pairs, URLs with several texts, a placeholder and bad rows among them."""
+    rng = random.Random(seed)
+    rows: list[tuple[str, str]] = []
+    for number in range(count):
+        text = " ".join(rng.choices(WORDS, k=rng.randint(1, 7)))
+        url = f"https://host{number % 17}.example/img/{number}.jpg"
+        chance = rng.random()
+        if rows and chance < 0.1:
+            url, text = rng.choice(rows)
+        elif rows and chance < 0.25:
+            url = rng.choice(rows)[0]
+        elif chance < 0.3:
+            url = "https://cdn.example/placeholder.gif"
+        elif chance < 0.33:
+            url, text = rng.choice([("ftp://x.example/a.jpg", text), (url, ""), (url, "IMG_1234.jpg"), ("", text)])
+        rows.append((url, text))
+    return rows
+
+
+def write_table(path: Path, rows: list[tuple[str, str]]) -> None:
+    pq.write_table(pa.table({"url": [row[0] for row in rows], "text": [row[1] for row in rows]}), path)
+
+
+def run(tmp: Path, *more: str, name: str = "out", source: str = "in", stages: str = "gather..balance") -> Path:
+    out = tmp / name
+    arguments = ["--input", str(tmp / source), "--output", str(out), "--queries", str(tmp / "queries.txt")]
+    code = build.main([*arguments, "--stages", stages, "--workers", "1", "--placeholder-bound", "5", *more])
+    assert code == build.DONE
+    return out
+
+
+def info(out: Path, stage: str) -> dict:
+    return json.loads((out / "stages" / stage / "info.json").read_text())
+
+
+def digests(out: Path) -> dict[str, str]:
+    return {stage: info(out, stage)["digest"] for stage in build.STAGES[:4]}
+
+
+def exported(out: Path, stage: str, tmp: Path) -> list[dict]:
+    exports.write_rows(str(out), stage, str(tmp / f"{stage}.parquet"))
+    return pq.read_table(tmp / f"{stage}.parquet").to_pylist()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "queries.txt").write_text("\n".join(QUERIES))
+    (tmp_path / "in").mkdir()
+    rows = draw_rows(1500)
+    for number, start in enumerate(range(0, len(rows), 500)):
+        write_table(tmp_path / "in" / f"part{number}.parquet", rows[start : start + 500])
+    return tmp_path
+
+
+def oracle_select(pairs: list[dict], cap: int, seed: int) -> dict[bytes, list[str]]:
+    """MATCHED rows -> uid -> queries that picked it, by loops: dedup rules, then each query's bottom `cap` hashes."""
+    by_url = defaultdict(set)
+    for row in pairs:
+        by_url[row["url"]].add(row["uid"])
+    kept = {min(uids): url for url, uids in by_url.items() if len(uids) <= 5}
+    text = {row["uid"]: row["text"] for row in pairs}
+    keys = hashing.query_keys(pa.array(QUERIES), seed)
+    picked: dict[bytes, list[str]] = defaultdict(list)
+    for number, query in enumerate(QUERIES):
+        drawn = []
+        for uid in kept:
+            if number in naive_match(text[uid], QUERIES, mode="wide", case="exact"):
+                high = np.array([int.from_bytes(uid[:8], "big")], np.uint64)
+                drawn.append((int(selection.draw(high, keys[number : number + 1])[0]), uid))
+        for _, uid in sorted(drawn)[:cap]:
+            picked[uid].append(query)
+    return dict(picked)
+
+
+@pytest.mark.parametrize("cap", [1, 2, 7, 40])
+def test_select_equals_the_oracle(folder: Path, cap: int) -> None:
+    out = run(folder, "--cap", str(cap), "--seed", "3")
+    matched = exported(out, "match", folder)
+    expected = oracle_select(matched, cap, 3)
+    queries = pq.read_table(out / "queries.parquet")["query"].to_pylist()
+    selected = exported(out, "balance", folder)
+    assert {row["uid"]: sorted(queries[i] for i in row["kept_by"]) for row in selected} == {
+        uid: sorted(names) for uid, names in expected.items()
+    }
+    assert [row["uid"] for row in selected] == sorted(row["uid"] for row in selected)
+
+
+def test_every_match_is_the_oracles_and_uid_can_be_recomputed(folder: Path) -> None:
+    out = run(folder, stages="gather..match")
+    queries = pq.read_table(out / "queries.parquet")["query"].to_pylist()
+    rows = exported(out, "match", folder)
+    assert len(rows) > 500
+    for row in rows:
+        assert row["query_ids"] == naive_match(row["text"], queries, mode="wide", case="exact")
+        digest = xxhash.xxh3_128_digest
+        assert row["uid"] == digest(digest(row["url"].encode()) + digest(row["text"].encode()))
+
+
+def test_the_ledger_adds_up_and_chains(folder: Path) -> None:
+    out = run(folder, "--cap", "5")
+    before = None
+    for stage in build.STAGES[:4]:
+        found = info(out, stage)
+        assert found["rows_in"] == found["rows_out"] + sum(found["dropped"].values())
+        assert before is None or found["rows_in"] == before
+        before = found["rows_out"]
+        assert (out / "stages" / stage / "COMPLETED").exists()
+    assert {"options", "versions", "seconds", "cpu_seconds"} <= set(info(out, "gather"))
+    assert info(out, "gather")["rows_in"] == 1500
+    assert set(info(out, "dedup")["dropped"]) == {"same_pair", "same_url", "placeholder_url"}
+    rejected = pq.read_table(out / "stages" / "dedup" / "rejected.parquet")
+    assert rejected.num_rows == sum(info(out, "dedup")["dropped"].values())
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["--exchange", "shuffle"], ["--workers", "2"], ["--runner", "DirectRunner"], ["--keep-rejected", "all"]],
+    ids=["shuffle", "two-workers", "direct", "all-rejected"],
+)
+def test_the_same_rows_however_it_runs(folder: Path, more: list[str]) -> None:
+    expected = digests(run(folder, "--cap", "5", name="one"))
+    assert digests(run(folder, "--cap", "5", *more, name="other")) == expected
+
+
+def test_stages_one_by_one_give_the_same_rows(folder: Path) -> None:
+    expected = digests(run(folder, "--cap", "5", name="one"))
+    for stage in build.STAGES[:4]:
+        out = run(folder, "--cap", "5", name="steps", stages=stage)
+    assert digests(out) == expected
+    assert len(exported(out, "gather", folder)) == info(out, "gather")["rows_out"]
+
+
+def test_renamed_and_shuffled_inputs_select_the_same_pairs(folder: Path) -> None:
+    first = {row["uid"] for row in exported(run(folder, "--cap", "5", name="one"), "balance", folder)}
+    (folder / "again").mkdir()
+    for number in range(3):
+        table = pq.read_table(folder / "in" / f"part{number}.parquet")
+        order = np.random.default_rng(number).permutation(len(table))
+        pq.write_table(table.take(order), folder / "again" / f"{9 - number}.parquet")
+    out = run(folder, "--cap", "5", name="other", source="again")
+    assert {row["uid"] for row in exported(out, "balance", folder)} == first
+
+
+def test_bernoulli_and_none(folder: Path) -> None:
+    everything = run(folder, "--balance", "none", name="none")
+    assert info(everything, "balance")["rows_out"] == info(everything, "dedup")["rows_out"]
+    some = run(folder, "--balance", "bernoulli", "--cap", "20", name="bernoulli")
+    rows = exported(some, "balance", folder)
+    assert 0 < len(rows) < info(everything, "balance")["rows_out"]
+    assert all(row["kept_by"] and 0 < row["keep_probability"] <= 1 for row in rows)
+
+
+def test_target_pairs(folder: Path) -> None:
+    out = run(folder, "--target-pairs", "100")
+    assert 60 <= info(out, "balance")["rows_out"] <= 140
+
+
+def test_a_done_run_does_nothing_and_other_options_are_refused(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    out = run(folder, "--cap", "5")
+    before = (out / "stages" / "balance" / "info.json").stat().st_mtime_ns
+    run(folder, "--cap", "5")
+    assert (out / "stages" / "balance" / "info.json").stat().st_mtime_ns == before
+    arguments = ["--input", str(folder / "in"), "--output", str(out), "--queries", str(folder / "queries.txt")]
+    arguments += ["--stages", "gather..balance", "--placeholder-bound", "5", "--workers", "1"]
+    assert build.main([*arguments, "--cap", "6"]) == build.USAGE
+    assert "--redo balance" in capsys.readouterr().err
+    assert build.main([*arguments, "--cap", "6", "--redo", "balance"]) == build.DONE
+    assert info(out, "balance")["cap"] == 6
+    refused = [*arguments, "--cap", "7", "--seed", "1", "--case", "fold", "--redo", "balance"]
+    assert build.main(refused) == build.USAGE  # match was made otherwise: nothing may be gone after the refusal
+    assert "--redo match" in capsys.readouterr().err and info(out, "balance")["cap"] == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--input", "nowhere.parquet", "--output", "o"], build.MISSING, "nowhere.parquet"),
+        (["--inputt", "x", "--output", "o", "--input", "y"], build.USAGE, "did you mean --input"),
+        (["--input", "x", "--output", "o", "--stages", "gahter"], build.USAGE, "did you mean gather?"),
+        (["--output", "o"], build.USAGE, "--input"),
+    ],
+)
+def test_errors_say_what_to_do(
+    arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert build.main(arguments) == code
+    assert words in capsys.readouterr().err
+
+
+def test_plan_says_and_does_nothing(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["--input", str(folder / "in"), "--output", str(folder / "planned"), "--plan"]
+    assert build.main([*arguments, "--queries", str(folder / "queries.txt"), "--json"]) == build.DONE
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["inputs"] == 3 and plan["queries"] == len(QUERIES) and set(plan["stages"].values()) == {"to do"}
+    assert build.main([*arguments, "--queries", str(folder / "queries.txt")]) == build.DONE
+    assert "core-hours" in capsys.readouterr().out
+    assert not (folder / "planned").exists()

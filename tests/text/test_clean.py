@@ -1,0 +1,413 @@
+"""clean: what comes out, what is dropped and why; and properties that hold for any bytes a crawl may bring."""
+
+from __future__ import annotations
+
+import random
+import time
+import unicodedata
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.engine import jit
+from pipeline.text import clean
+from pipeline.text.clean import TEXT_REASONS, URL_REASONS
+from tests import fuzzing
+
+needs_kernels = pytest.mark.skipif(not jit.available(), reason="numba is not installed or OPENWIT_NO_KERNELS is set")
+
+
+@pytest.fixture(params=["plain", pytest.param("kernel", marks=needs_kernels)])
+def way(request, monkeypatch):
+    """Runs a test on both ways."""
+    monkeypatch.setattr(jit, "available", lambda: request.param == "kernel")
+    monkeypatch.setattr(jit, "FEW_ROWS", 0)
+    return request.param
+
+
+def text_of(found: str) -> tuple[str, str]:
+    text, code = clean.clean_one_text(found.encode())
+    return text, TEXT_REASONS[code]
+
+
+def url_of(found: str) -> tuple[str, str]:
+    url, code = clean.canonical_url(found.encode())
+    return url, URL_REASONS[code]
+
+
+CLEANED = {
+    "a dog": "a dog",
+    "  a \t dog\r\n on\u00a0the\u3000beach \u2028": "a dog on the beach",
+    "R&amp;amp;D  lab": "R&D lab",
+    "Fish &amp; chips &quot;to go&quot;": 'Fish & chips "to go"',
+    "&lt;b&gt;bold&lt;/b&gt; &#8211; &#x2014; dash": "<b>bold</b> – — dash",
+    "AT&T, ?a=1&copy=2 and R&D": "AT&T, ?a=1&copy=2 and R&D",
+    "&nosuchentity; stays": "&nosuchentity; stays",
+    "caf\u00c3\u00a9 noir": "café noir",
+    "it\u00e2\u20ac\u2122s a cat": "it’s a cat",
+    "\u00c3\u0192\u00c2\u00a9cole primaire": "école primaire",  # twice
+    "20\u00c2\u00b0C outside": "20°C outside",
+    "N\u00c3O, S\u00c3O PAULO \u00e2\u20ac\u201d caf\u00e9": "N\u00c3O, S\u00c3O PAULO \u00e2\u20ac\u201d caf\u00e9",
+    "cafe\u0301 e\u0323\u0302": "café ệ",
+    "pass\u00adword\u200b p\u200do\u200drt": "password port",
+    "evil\u202e text\u2066 \u061cbidi\u200f": "evil text bidi",
+    "a\x00b\x07c \x1b[31mred\x7f": "abc [31mred",
+    "\ufeffBOM \ue000icon \ufffe": "BOM icon",
+    "👨\u200d👩\u200d👧 family": "👨\u200d👩\u200d👧 family",
+    "می\u200cخواهم": "می\u200cخواهم",
+    "한국어 사진": "한국어 사진",
+    "猫": "猫",
+    "U2": "U2",
+    "Golden Gate Bridge.jpg": "Golden Gate Bridge.jpg",
+    "logo of a fox": "logo of a fox",
+    "Image of a dog": "Image of a dog",
+    "P51 Mustang": "P51 Mustang",
+    "Photo by Ann": "Photo by Ann",
+    "http://a.example/ shows a dog": "http://a.example/ shows a dog",
+    "x" * 2000: "x" * 2000,
+}
+
+
+@pytest.mark.parametrize(("found", "expected"), CLEANED.items())
+def test_texts_in_their_clean_form(found, expected):
+    assert text_of(found) == (expected, "")
+
+
+DROPPED = {
+    "empty_text": ["", " \t\n", "\x00\u200b", "&nbsp; &#8203;"],
+    "too_short": ["a", "é", "12", "2019-05-03", "...", "★★★", "😀", "&#65;"],
+    "too_long": ["x" * 2001, "a b " * 501, "&amp;" * 2000],
+    "file_name": [
+        "IMG_1234.jpg",
+        "img-0001",
+        "DSC 0001",
+        "DSC0001.JPG",
+        "b01.png",
+        "photo_of_cat.jpeg",
+        "12 34.png",
+        "IMG_20190503_123456",
+        "20190503_b.webp",
+        "Screen Shot 2019-03-04 at 10.11.12 AM",
+        "WhatsApp Image 2020-01-02 at 10.11.12",
+        "5f3a9c0d11aa22bb",
+        "431247797-0e955e71-2f9a-4aad-b7c1-a8218fed2e2e",
+        "banner_home_2020",
+    ],
+    "url_like": [
+        "https://x.example/a.jpg",
+        "HTTP://X",
+        "www.example.de",
+        "Amazon.com",
+        "a.co.uk/x?y",
+        "index.html",
+        "data:image/png;base64,AA",
+        "mailto:a@b.c",
+    ],
+    "boilerplate": ["image", "Logo", "IMAGE 3", "photo #12", "[Placeholder]", "Loading...", "Loading…", "no image."],
+}
+
+
+@pytest.mark.parametrize(("reason", "found"), [(reason, text) for reason in DROPPED for text in DROPPED[reason]])
+def test_texts_that_are_dropped(reason, found):
+    assert text_of(found)[1] == reason
+
+
+def test_entities_nested_without_end():
+    found = "&#65; b"
+    for _ in range(10):  # its "#" written as an entity, then that one's "#", and so on
+        found = found.replace("&#", "&&#35;", 1)
+    assert text_of(found)[1] == "unstable_text"
+    assert text_of("a cat &&#35;39;n&#38;&#35;39; dog") == ("a cat 'n' dog", "")
+
+
+CANONICAL = {
+    "HTTP://Example.COM:80": "http://example.com/",
+    "https://a.example:443/x#top": "https://a.example/x",
+    "http://a.example:8080/": "http://a.example:8080/",
+    " http://a.example/ \n": "http://a.example/",
+    "http://a.example?x=1": "http://a.example/?x=1",
+    "http://a.example/a/./../b/../c": "http://a.example/c",
+    "http://a.example/%2e%2E/x/%2e": "http://a.example/x/",
+    "http://a.example/../..": "http://a.example/",
+    "http://a.example//b//": "http://a.example//b//",
+    "http://a.example/.well-known/...": "http://a.example/.well-known/...",
+    "http://a.example/x y?q=ä b": "http://a.example/x%20y?q=%C3%A4%20b",
+    "http://a.example/50%?w=100%&x=%zz%41": "http://a.example/50%25?w=100%25&x=%25zz%41",
+    "http://a.example/?u=http://b.example/../c|\\{}'[]": "http://a.example/?u=http://b.example/../c|\\{}'[]",
+    "http://münchen.example/ü": "http://xn--mnchen-3ya.example/%C3%BC",
+    "http://BÜCHER.example./": "http://xn--bcher-kva.example/",
+    "http://faß.example/": "http://xn--fa-hia.example/",
+    "http://例え。テスト/": "http://xn--r8jz45g.xn--zckzah/",
+    "http://a_b.example\\c\\d": "http://a_b.example/c/d",
+    "http://a.example\\@evil.example/": "http://a.example/@evil.example/",
+    "http://127.0.0.1:8000/i.jpg": "http://127.0.0.1:8000/i.jpg",
+    "http://１２７.0.0.1/": "http://127.0.0.1/",
+    "http://[2001:DB8::0001]:80/": "http://[2001:db8::1]/",
+    "http://localhost/": "http://localhost/",
+    "https:////a.example//b": "https://a.example//b",
+    "http:\\\\\\a.example": "http://a.example/",
+    "http://3m.example/": "http://3m.example/",
+}
+
+
+@pytest.mark.parametrize(("found", "expected"), CANONICAL.items())
+def test_canonical_urls(found, expected):
+    assert url_of(found) == (expected, "")
+    assert url_of(expected) == (expected, "")
+
+
+BAD = {
+    "bad_scheme": [
+        "",
+        "ftp://a.example/",
+        "//a.example/x",
+        "/x.jpg",
+        "x.jpg",
+        "data:image/png;base64,AA",
+        "javascript:1",
+    ],
+    "bad_url": [
+        "http:x",
+        "http:/x",
+        "http://a.example/\x01",
+        "http://a\tb.example/",
+        "http://a.example:0/",
+        "http://a.example:65536/",
+        "http://a.example:x/",
+        "http://[::1]x/",
+    ],
+    "user_info": ["http://user@a.example/", "http://user:pw@a.example/", "http://a.example@evil.example/"],
+    "bad_host": [
+        "http:///",
+        "http://",
+        "http://./",
+        "http://a..example/",
+        "http://a b.example/",
+        "http://ex%41mple.example/",
+        "http://127.1/",
+        "http://2130706433/",
+        "http://0x7f.0.0.1/",
+        "http://127.0.0.01/",
+        "http://a.1/",
+        "http://[::zz]/",
+        "http://" + "a" * 64 + ".example/",
+        "http://" + "a." * 130 + "example/",
+        "http://\u200b.example/",
+        "http://ex*ample/",
+    ],
+    "url_too_long": ["http://a.example/" + "x" * 2048, "http://a.example/" + "ä" * 400, "x" * 9000],
+}
+
+
+@pytest.mark.parametrize(("reason", "found"), [(reason, url) for reason in BAD for url in BAD[reason]])
+def test_urls_that_are_dropped(reason, found):
+    assert url_of(found)[1] == reason
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_columns(way, kind):
+    """Slices, types and the rows around are respected on both ways."""
+    for function, cases in ((clean.clean_text, CLEANED), (clean.canonical_urls, CANONICAL)):
+        array = pa.array(["before", *cases, "after"], kind).slice(1, len(cases))
+        values, codes = function(array)
+        assert values.type == kind and values.to_pylist() == list(cases.values())
+        assert codes.dtype == np.uint8 and not codes.any()
+        chunked = pa.chunked_array([array.slice(0, 3), array.slice(3)])
+        assert function(chunked)[0].equals(values)
+        assert len(function(array.slice(0, 0))[0]) == 0
+
+
+def test_invalid_utf8_becomes_valid(way):
+    buffers = pa.array([b"a dog \xff\xc3", b"fine text", b"\xed\xa0\x80 cat \xf0\x9f"], pa.binary()).buffers()
+    broken = pa.Array.from_buffers(pa.string(), 3, buffers)
+    values, codes = clean.clean_text(broken)
+    values.validate(full=True)
+    assert codes.tolist() == [0, 0, 0] and values[1].as_py() == "fine text"
+    urls, codes = clean.canonical_urls(broken)
+    urls.validate(full=True)
+    assert codes.all()
+
+
+PIECES = [
+    *'aAbZz09 .:_&;-/\\%#?@"<>`{}[]~é猫Ã©â€™\u200d\u0301\u00a0\t\x00\u202e\u3000가\u1161\u11a8ñ😀…ſ\u212a',
+    *["img", "IMG_", "dsc", "photo", "logo", "http://", "www.", ".com", ".jpg", "&amp;", "#38;", "image", "12", "%2e"],
+    *[
+        "%20",
+        "..",
+        "/a",
+        "/../",
+        "example.com",
+        "xn--",
+        " Image",
+        " of ",
+        "https://a.example/",
+        "&#",
+        "Ã",
+        "placeholder",
+    ],
+]
+
+
+def soup(count: int, seed: int, prefix: str = "") -> list[str]:
+    """Texts put together from pieces that matter."""
+    chance = random.Random(seed)
+    return [prefix + "".join(chance.choices(PIECES, k=chance.randint(0, 9))) for _ in range(count)]
+
+
+def check_column(texts: list[str]) -> None:
+    """The texts as a column come out as they do one by one."""
+    values, codes = clean.clean_text(pa.array(texts))
+    expected = [clean.clean_one_text(text.encode()) for text in texts]
+    assert list(zip(values.to_pylist(), codes.tolist(), strict=True)) == expected
+
+
+@needs_kernels
+def test_the_kernel_lets_through_only_what_is_clean():
+    """What it does not flag, the plain function returns as it is with code 0."""
+    kernel = jit.kernel("pipeline.text.clean_kernel", jit.FEW_ROWS)
+    words = [
+        " ".join(random.Random(seed).choices(PIECES[:2] + ["dog", "red", "été", "кот", "猫が", "sea"], k=4))
+        for seed in range(500)
+    ]
+    texts = soup(60_000, 1) + words + list(CLEANED) + [text for group in DROPPED.values() for text in group]
+    urls = soup(30_000, 2, "https://a.example/") + soup(30_000, 3, "http://") + list(CANONICAL) + sum(BAD.values(), [])
+    for flags, function, values, least in (
+        (lambda rows: kernel.text_work(rows) != kernel.FINE, clean.clean_one_text, texts, 2_000),
+        (kernel.url_needs_work, clean.canonical_url, urls, 4_000),
+    ):
+        passed = np.flatnonzero(~flags(pa.array(values)))
+        assert len(passed) > least
+        for row in passed.tolist():
+            assert function(values[row].encode()) == (values[row], 0)
+
+
+@needs_kernels
+@pytest.mark.parametrize("code", range(0, 0x10000, 0x4000))
+def test_the_kernel_knows_every_character(code):
+    """Every character of the Basic Multilingual Plane, alone between letters and beside one it might join with."""
+    kernel = jit.kernel("pipeline.text.clean_kernel", jit.FEW_ROWS)
+    chars = [chr(point) for point in range(code, code + 0x4000) if not 0xD800 <= point < 0xE000]
+    texts = [form.replace("*", char) for char in chars for form in ("ab *cd", "ab* 가*", "*", "ä*b Ã*")]
+    for row in np.flatnonzero(kernel.text_work(pa.array(texts)) == kernel.FINE).tolist():
+        assert clean.clean_one_text(texts[row].encode()) == (texts[row], 0)
+    check_column(texts)
+
+
+@needs_kernels
+def test_both_ways_clean_alike():
+    """Many texts at once, some of which are tidied together, and one after the other."""
+    pieces = [*"aÄ \u0301\u0308&;#.2猫の가\u11a8\u212a…éží", *"  , & ,&am,p;,e\u0301t,img,logo,â€™".split(",")]
+    chance = random.Random(fuzzing.SEED)
+    texts = ["".join(chance.choices(pieces, k=chance.randint(1, 9))) for _ in fuzzing.cases(30_000)]
+    texts += soup(30_000, fuzzing.SEED)
+    kernel = jit.kernel("pipeline.text.clean_kernel", jit.FEW_ROWS)
+    assert (np.bincount(kernel.text_work(pa.array(texts)), minlength=3) > len(texts) / 50).all()
+    check_column(texts)
+
+
+def test_typical_rows_need_no_work():
+    kernel = jit.kernel("pipeline.text.clean_kernel", jit.FEW_ROWS)
+    if kernel is None:
+        pytest.skip("no kernels")
+    texts = [
+        "A dog runs on the beach at sunset.",
+        "Кот сидит на окне",
+        "猫が窓に座っている",
+        "L'été à la plage, 2019",
+        "Café – menu",
+        "Fish & chips, 50 % & more",
+        "Přiblížená fotka",
+    ]
+    urls = ["https://cdn.example.com/a/b_c-1200x800.jpg?w=600&h=%20x", "http://images.example.org/2019/05/cat.jpeg"]
+    assert (kernel.text_work(pa.array(texts)) == kernel.FINE).all()
+    assert not kernel.url_needs_work(pa.array(urls)).any()
+
+
+FORBIDDEN = clean.DROPPED
+
+
+def check_text(found: bytes) -> None:
+    text, code = clean.clean_one_text(found)
+    text.encode("utf-8")
+    if TEXT_REASONS[code] in ("too_long", "unstable_text"):
+        return
+    assert not FORBIDDEN.search(text)
+    assert text == " ".join(text.split()) == unicodedata.normalize("NFC", text)
+    assert clean.clean_one_text(text.encode()) == (text, code)
+
+
+def check_url(found: bytes) -> None:
+    url, code = clean.canonical_url(found)
+    url.encode("utf-8")
+    if code:
+        return
+    assert clean.canonical_url(url.encode()) == (url, 0)
+    assert url.isascii() and url.isprintable() and not set(url) & set(' "<>#') and len(url) <= clean.MAX_URL
+    parts = urlsplit(url)
+    assert parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc and parts.path[:1] == "/"
+    assert not {"..", "."} & set(parts.path.split("/"))
+
+
+def test_properties_of_soup():
+    for text in soup(20_000, 4):
+        check_text(text.encode())
+    for text in soup(10_000, 5, "https://a.example/") + soup(10_000, 6, "http://"):
+        check_url(text.encode())
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(st.text(max_size=60).map(str.encode), st.binary(max_size=60)))
+def test_properties_of_texts(found):
+    check_text(found)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(["", "http://", "https://a.example/", "http://a.example/?"]),
+    st.text(max_size=60),
+    st.binary(max_size=9),
+)
+def test_properties_of_urls(start, text, tail):
+    check_url(start.encode() + text.encode() + tail)
+
+
+HOSTILE = [
+    "a",
+    "(",
+    "%",
+    " ",
+    "\u0301",
+    "&",
+    "&amp;",
+    "&#",
+    "_",
+    "-",
+    ".",
+    "a.",
+    "Ã",
+    "\u200d",
+    "1",
+    "a1",
+    "/",
+    "../",
+    "[",
+    "@",
+    "1 ",
+    "#-",
+]
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_hostile_texts_take_bounded_time(piece):
+    """8,000 characters, the most that is looked at, in a few milliseconds; more than that is dropped at once."""
+    for found in (piece, "img" + piece, "http://" + piece, "http://a.example/" + piece, "a" + piece + "!"):
+        for length in (1_900, 7_900, 1_000_000):
+            value = (found[: -len(piece)] if found.endswith(piece) else found) + piece * (length // len(piece))
+            start = time.perf_counter()
+            clean.clean_one_text(value.encode())
+            clean.canonical_url(value.encode())
+            assert time.perf_counter() - start < 0.5
