@@ -7,6 +7,12 @@ the alt-texts contain a query, a tenth of the pairs stays after balancing, two t
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Sequence
+
+from pipeline.options import Options
+from pipeline.stages.base import Stage
+from pipeline.stages.run import UNKNOWN_BYTES, Run
 
 BYTES_PER_PAIR = {"wat": 780, "warc": 25_000, "table": 100}  # of compressed input
 BYTES_PER_CORE_SECOND = {"wat": 60e6, "warc": 60e6, "table": 300e6}  # reading and cleaning
@@ -46,3 +52,40 @@ def estimate(sizes: dict[str, int], *, fetches: bool, target_pairs: int | None) 
     seconds += selected * FETCH_SECONDS if fetches else 0.0
     images = published * IMAGE_BYTES
     return Estimate(pairs, matched, selected, published, seconds / 3600, matched * MATCHED_BYTES + images, images)
+
+
+def print_plan(run: Run, stages: Sequence[Stage], options: Options, *, as_json: bool) -> None:
+    """What a run would read and do, and roughly what it would take.
+
+    Args:
+        run: with its inputs looked up.
+        stages: of the way, planned.
+        options: of the run.
+        as_json: print JSON.
+    """
+    sizes: dict[str, int] = {}
+    for item in {(item.path, item.format, item.bytes) for item in run.inputs}:
+        sizes[item[1]] = sizes.get(item[1], 0) + (item[2] if item[2] is not None else UNKNOWN_BYTES)
+    target = options.target_pairs and round(options.target_pairs / options.expected_yield)  # to be fetched
+    figures = estimate(sizes, fetches="fetch" in options.stages, target_pairs=target)
+    asked = [stage for stage in stages if stage.name in options.stages]
+    states = {stage.name: "done" if stage.folder.info() else "to do" for stage in asked}
+    facts = {
+        "inputs": len(run.inputs),
+        "bytes": sizes,
+        "queries": len(run.queries.table),
+        "estimate": dataclasses.asdict(figures),
+        "stages": states,
+    }
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    listed = ", ".join(f"{size / 1e9:.2f} GB {kind}" for kind, size in sizes.items())
+    print(f"inputs       {len(run.inputs):,}, {listed}")
+    print(f"queries      {len(run.queries.table):,}")
+    print(f"pairs        about {figures.pairs:,} read, {figures.matched:,} with a query, {figures.selected:,} selected")
+    print(f"published    about {figures.published:,} images, {figures.published_bytes / 1e9:.1f} GB")
+    disk = figures.scratch_bytes / 1e9
+    print(f"takes        about {figures.core_hours:.2f} core-hours, {disk:.1f} GB of disk meanwhile")
+    print(f"stages       {', '.join(f'{name} ({state})' for name, state in states.items())}")
+    print("These are rough figures from the size of the input alone. No row was read and nothing was written.")

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
 from pipeline.engine.cli import BELOW, DONE, INTERRUPTED, MISSING, USAGE, Parser, UsageError, check_flags, suggestion
-from pipeline.engine.display import plain, size
+from pipeline.engine.display import sanitize, size
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,7 +66,7 @@ def manifest_of(folder: str) -> dict[str, Any]:
 
 def stages_of(folder: str) -> list[dict[str, Any]]:
     """info.json of each stage that there is, in order; `completed` says whether it was finished."""
-    from pipeline.engine.work import STAGES
+    from pipeline.schema import STAGES
 
     found = []
     for stage in STAGES:
@@ -157,10 +157,10 @@ def print_info(facts: dict[str, Any]) -> None:
         cpu = f"{row['cpu_seconds']:8,.1f}" if "cpu_seconds" in row else ""
         print(f"{row['stage']:<14}{row['rows_in']:>15,}{row['rows_out']:>15,}{cpu}")
         for reason, count in sorted(row["dropped"].items(), key=lambda item: (-item[1], item[0])):
-            print(f"    {plain(reason):<25}{-count:>15,}")
+            print(f"    {sanitize(reason):<25}{-count:>15,}")
     if facts.get("options"):
-        print("\noptions    " + plain(json.dumps(facts["options"], ensure_ascii=False, sort_keys=True)))
-        print("versions   " + plain(json.dumps(facts["versions"], sort_keys=True)))
+        print("\noptions    " + sanitize(json.dumps(facts["options"], ensure_ascii=False, sort_keys=True)))
+        print("versions   " + sanitize(json.dumps(facts["versions"], sort_keys=True)))
 
 
 def ls(args: argparse.Namespace) -> int:
@@ -188,7 +188,7 @@ def print_samples(rows: list[dict[str, Any]]) -> None:
     """Key, width x height, size of the image, text."""
     room = max(20, shutil.get_terminal_size((120, 24)).columns - 54)
     for row in rows:
-        text = plain(row["text"])
+        text = sanitize(row["text"])
         text = text if len(text) <= room else text[: room - 1] + "…"
         print(f"{row['key']}  {row['width']:>4}x{row['height']:<4}  {size(row['jpg_size']):>7}  {text}")
 
@@ -211,9 +211,9 @@ def show(args: argparse.Namespace) -> int:
             value = f"{value:016x}"
         if isinstance(value, list):
             value = ", ".join(map(str, value))
-        print(f"{name:<18}{'' if value is None else plain(value)}")
+        print(f"{name:<18}{'' if value is None else sanitize(value)}")
     if args.image is not None:
-        print(f"{'image':<18}{plain(args.image)}")
+        print(f"{'image':<18}{sanitize(args.image)}")
     return DONE
 
 
@@ -283,7 +283,7 @@ def print_bars(title: str, rows: Sequence[tuple[str, int]], width: int = 40) -> 
     print(f"\n{title}")
     for label, count in rows:
         bar = mark * max(1 if count else 0, round(width * count / most))
-        print(f"  {plain(label)[:36]:<36}{count:>13,}  {bar}".rstrip())
+        print(f"  {sanitize(label)[:36]:<36}{count:>13,}  {bar}".rstrip())
 
 
 def verify(args: argparse.Namespace) -> int:
@@ -295,7 +295,7 @@ def verify(args: argparse.Namespace) -> int:
         for fault in verifying.verify(args.folder, quick=args.quick):
             faults.append(fault)
             if not args.json:
-                print(": ".join(plain(part) for part in (fault.path, fault.key, fault.problem) if part), flush=True)
+                print(": ".join(sanitize(part) for part in (fault.path, fault.key, fault.problem) if part), flush=True)
     except verifying.NothingThere as error:
         raise NotFound(str(error)) from error
     if args.json:
@@ -394,7 +394,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except tuple(codes) as error:
-        print(f"pipeline.inspect_shards: {plain(error)}", file=sys.stderr)
+        print(f"pipeline.inspect_shards: {sanitize(error)}", file=sys.stderr)
         return next(code for kind, code in codes.items() if isinstance(error, kind))
     except BrokenPipeError:  # `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

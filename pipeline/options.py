@@ -10,7 +10,9 @@ from typing import Any
 from pipeline import __version__
 from pipeline.engine.cli import Parser, UsageError, check_flags, suggestion
 from pipeline.engine.runners import beam_flags
-from pipeline.engine.work import STAGES
+from pipeline.schema import STAGES as NAMES
+from pipeline.stages import STAGES
+from pipeline.stages.run import HowSettings, RunSettings
 
 DESCRIPTION = """Web archives or tables in, balanced image-text shards out.
 
@@ -20,50 +22,9 @@ Every stage leaves a folder OUT/stages/<name>; one that is COMPLETED is not done
 crash goes on where it was."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(HowSettings, *[stage.options for stage in reversed(STAGES)], RunSettings):  # type: ignore[misc]
     """One run, grouped by stage in the order of the way."""
-
-    # what and where
-    input: tuple[str, ...]
-    output: str
-    stages: tuple[str, ...] = STAGES
-    seed: int = 0
-    keep_rejected: str = "sample"  # sample: 1,000 rows a reason | all | none
-    # gather
-    input_format: str = "auto"
-    url_column: str = "url"
-    text_column: str = "text"
-    languages: tuple[str, ...] = ()
-    language_model: str = "auto"  # auto: own for archives or if languages are asked for, else none
-    min_language_score: float = 0.2  # P(language)
-    respect_opt_out: bool = True
-    # match
-    queries: str | None = None
-    match: str = "wide"
-    case: str = "exact"
-    # dedup
-    placeholder_bound: int = 50  # texts of one URL; 0: no bound
-    # balance
-    balance: str = "cap"
-    cap: int = 20_000  # pairs a query
-    target_pairs: int | None = None
-    expected_yield: float = 1.0  # share of the pairs that comes through the fetch
-    stop_queries: str | None = None  # a file, or a share of the texts such as 5%
-    # fetch
-    allow_address: tuple[str, ...] = ()
-    image_size: int = 256  # pixels, short side
-    deadline: float = 30.0  # seconds a URL
-    user_agent_contact: str | None = None
-    retry_failed: bool = False
-    # publish
-    rows_per_shard: int = 10_000
-    # how
-    runner: str = "local"
-    workers: int | None = None
-    exchange: str = "files"
-    redo: str | None = None
-    beam: tuple[str, ...] = ()
 
 
 def parse(argv: Sequence[str]) -> tuple[Options, argparse.Namespace]:
@@ -89,11 +50,11 @@ def stage_range(text: str) -> tuple[str, ...]:
     first, _, last = text.partition("..")
     last = last or first
     for name in (first, last):
-        if name not in STAGES:
-            raise UsageError(f"no stage {name!r}{suggestion(name, STAGES)} ({', '.join(STAGES)})")
-    if STAGES.index(first) > STAGES.index(last):
+        if name not in NAMES:
+            raise UsageError(f"no stage {name!r}{suggestion(name, NAMES)} ({', '.join(NAMES)})")
+    if NAMES.index(first) > NAMES.index(last):
         raise UsageError(f"--stages {text}: {first!r} comes after {last!r}")
-    return STAGES[STAGES.index(first) : STAGES.index(last) + 1]
+    return NAMES[NAMES.index(first) : NAMES.index(last) + 1]
 
 
 def _argument_parser(d: dict[str, Any]) -> argparse.ArgumentParser:
@@ -121,9 +82,9 @@ def _add_run(add: Callable[..., Any], d: dict[str, Any]) -> None:
     add("--output", required=True, metavar="OUT", help="folder of the run; an existing run there is continued")
     add(
         "--stages",
-        default=f"{STAGES[0]}..{STAGES[-1]}",
+        default=f"{NAMES[0]}..{NAMES[-1]}",
         metavar="A..B",
-        help=f"first and last stage of: {', '.join(STAGES)} (default: all)",
+        help=f"first and last stage of: {', '.join(NAMES)} (default: all)",
     )
     add("--version", action="version", version=f"openwit {__version__}")
     add("--seed", type=int, default=d["seed"], help="of every random-looking choice (default: %(default)s)")
@@ -269,7 +230,7 @@ def _add_how(add: Callable[..., Any], d: dict[str, Any]) -> None:
         default=d["exchange"],
         help="files: where all workers share OUT; shuffle: through the engine (default: %(default)s)",
     )
-    add("--redo", choices=STAGES, metavar="STAGE", help="make this stage and those after it anew")
+    add("--redo", choices=NAMES, metavar="STAGE", help="make this stage and those after it anew")
     add("--plan", "--dry-run", dest="plan", action="store_true", help="say what would be done, do nothing")
     add("--json", action="store_true", help="print the summary as JSON")
 

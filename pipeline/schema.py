@@ -10,6 +10,9 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
+# The stages of the way, in order.
+STAGES = ("gather", "match", "dedup", "balance", "fetch", "dedup-images", "publish")
+
 # Where on the page a text, or an image's URL, was found. The code is the position in the tuple: append, never reorder.
 TEXT_SOURCES = ("alt", "title", "figcaption", "table", "og:title")
 URL_SOURCES = ("src", "lazy", "srcset", "picture", "og:image", "table")

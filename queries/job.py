@@ -22,7 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine import files, hashing, runners, shuffle_files
-from pipeline.engine.work import Work, digest_of, locked
+from pipeline.engine.progress import Watched
+from pipeline.engine.steps import Reading, run_exchange, run_task
+from pipeline.engine.work import StageFolder, StepFolder, digest_of, locked
 from queries import bigrams, ngrams, streams, titles, wikipedia
 from queries.bigrams import SCORED, Vocabulary
 from queries.counts import COUNTED
@@ -30,7 +32,6 @@ from queries.ngrams import PAIRS, WORDS, PairCounter, WordCounter
 from queries.streams import Piece
 
 if TYPE_CHECKING:
-    from pipeline.engine.steps import Reading
     from queries.build import Options
 
 RESULT = 1
@@ -47,6 +48,29 @@ NAMES = pa.schema(
         pa.field("links", pa.int64(), False),
     ]
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class CountFolder:
+    """The folder of the counting.
+
+    Attributes:
+        root: OUT/.counting, absolute.
+        words, pairs: fingerprints of the two jobs.
+    """
+
+    root: str
+    words: str
+    pairs: str = ""
+
+    def step(self, job: str, name: str) -> StepFolder:
+        """The folder of a step of a job, "words" or "pairs"."""
+        return StageFolder(self.root, job, getattr(self, job)).step(name)
+
+    @property
+    def vocabulary(self) -> str:
+        """The kept words, for the workers of the second job."""
+        return os.path.join(self.root, "vocabulary.parquet")
 
 
 @dataclasses.dataclass
@@ -100,12 +124,12 @@ def list_units(options: Options, ledger: dict[str, dict[str, int]], warnings: li
 class CountUnits:
     """Unit: a piece of an input."""
 
-    work: Work
+    work: CountFolder
     rules: Rules
     buckets: int
 
     @property
-    def folder(self) -> Any:
+    def folder(self) -> StepFolder:
         return self.work.step("words", "units")
 
     def listed(self) -> list[dict[str, Any]]:
@@ -162,7 +186,7 @@ class CountUnits:
 class _Merge:
     """Unit: one bucket of what the units of a step have counted, added up."""
 
-    work: Work
+    work: CountFolder
     rules: Rules
     buckets: int
 
@@ -171,12 +195,12 @@ class _Merge:
     kind: ClassVar[str]  # ending of the buckets
 
     @property
-    def folder(self) -> Any:
+    def folder(self) -> StepFolder:
         return self.work.step(*self.done)
 
     @property
     def reads(self) -> Reading:
-        return _reading(self.work.step(*self.read), self.kind)
+        return Reading(self.work.step(*self.read), self.kind)
 
     def units(self) -> int:
         return self.buckets
@@ -216,13 +240,13 @@ class MergeTitles(_Merge):
 class CountPairs:
     """Unit: the texts of a unit of the first job."""
 
-    work: Work
+    work: CountFolder
     rules: Rules
     texts: tuple[int, ...]
     buckets: int
 
     @property
-    def folder(self) -> Any:
+    def folder(self) -> StepFolder:
         return self.work.step("pairs", "units")
 
     def units(self) -> int:
@@ -244,7 +268,9 @@ class CountPairs:
         pairs, counts = counter.sums()
         batch = pa.record_batch([pairs, counts], schema=PAIRS)
         bucket = hashing.mix(vocabulary.lower_pair(pairs), 0) % np.uint64(self.buckets)
-        shuffle_files.write(self.folder.file(unit, "pairs", part), shuffle_files.cut(batch, bucket.astype(np.int64), self.buckets))
+        shuffle_files.write(
+            self.folder.file(unit, "pairs", part), shuffle_files.cut(batch, bucket.astype(np.int64), self.buckets)
+        )
         return len(pairs)
 
 
@@ -287,22 +313,20 @@ class Job:
         names = [
             [os.path.basename(entry["path"]), entry["kind"], entry["start"], entry["end"]] for entry in self.listed
         ]
-        self.plan = digest_of(RESULT, names, dataclasses.asdict(self.rules))
-        self.work = Work(os.path.join(os.path.abspath(options.output), ".counting"), (("words", self.plan),))
+        fingerprint = digest_of(RESULT, names, dataclasses.asdict(self.rules))
+        self.work = CountFolder(os.path.join(os.path.abspath(options.output), ".counting"), fingerprint)
 
     def count(self) -> Counted:
         """The first job: words and titles."""
         runners.import_beam()  # before anybody else does: it is noisy
-        from pipeline.engine.steps import ExchangeStep, Step
-
         files.write_json(os.path.join(self.work.root, "units.json"), self.listed)
         task = CountUnits(self.work, self.rules, self.buckets)
         words, views = MergeWords(self.work, self.rules, self.buckets), MergeTitles(self.work, self.rules, self.buckets)
 
         def construct(root: Any) -> Any:
-            done = root | Step(task, work=self.work, most=len(self.listed))
-            done = done | ExchangeStep(words, work=self.work, count=self.buckets)
-            return done | ExchangeStep(views, work=self.work, count=self.buckets)
+            done = run_task(root, task, max_units=len(self.listed))
+            done = run_exchange(done, words, buckets=self.buckets, exchange="files")
+            return run_exchange(done, views, buckets=self.buckets, exchange="files")
 
         self._run(construct, [("counting words", task.folder, len(self.listed))])
         redirects, links = self._names(task)
@@ -336,29 +360,24 @@ class Job:
 
     def pairs(self, vocabulary: Vocabulary) -> pa.Table:
         """The second job: SCORED pairs of the words of the vocabulary."""
-        from pipeline.engine.steps import ExchangeStep, Step
-
         table = vocabulary.to_table()
         digest = f"{hashing.table_digest(table):x} {vocabulary.occurrences}"
-        plans = (("words", self.plan), ("pairs", digest_of(self.plan, digest)))
-        self.work = work = dataclasses.replace(self.work, plans=plans)
-        files.write_table(_vocabulary(work), table)
+        self.work = work = dataclasses.replace(self.work, pairs=digest_of(self.work.words, digest))
+        files.write_table(work.vocabulary, table)
         units = work.step("words", "units").manifests()
         texts = tuple(unit for unit, row in units if row["kind"] != "pageviews")
         task = CountPairs(work, self.rules, texts, self.buckets)
         merge = MergePairs(work, self.rules, self.buckets)
 
         def construct(root: Any) -> Any:
-            done = root | Step(task, work=work, most=task.units())
-            return done | ExchangeStep(merge, work=work, count=self.buckets)
+            done = run_task(root, task, max_units=task.units())
+            return run_exchange(done, merge, buckets=self.buckets, exchange="files")
 
         self._run(construct, [("counting pairs", task.folder, task.units())])
         self.ledger["pairs"] = {"counted": merge.folder.total("rows"), "kept": merge.folder.total("kept")}
         return _read(merge.folder, SCORED)
 
     def _run(self, construct: Any, watched: list[tuple[str, Any, int]]) -> None:
-        from pipeline.engine.progress import Watched
-
         o, steps = self.options, [Watched(*row) for row in watched]
         runners.run_job(
             construct, (o.runner, o.workers, o.beam), root=self.work.root, steps=steps, program="queries.build"
@@ -398,26 +417,15 @@ def damage_of(path: str, found: Counter[str]) -> str:
     return f"{path}: {parts}; the rest was counted. If it should be whole, fetch it again"
 
 
-def _reading(folder: Any, kind: str) -> Reading:
-    from pipeline.engine.steps import Reading
-
-    return Reading(folder, kind)
-
-
-def read_vocabulary(work: Work) -> Vocabulary:
+def read_vocabulary(work: CountFolder) -> Vocabulary:
     """The kept words, once a process."""
-    path = _vocabulary(work)
-    if (path, work.plans) not in _vocabularies:
+    if work not in _vocabularies:
         _vocabularies.clear()
-        _vocabularies[path, work.plans] = Vocabulary.from_table(files.read_table(path))
-    return _vocabularies[path, work.plans]
+        _vocabularies[work] = Vocabulary.from_table(files.read_table(work.vocabulary))
+    return _vocabularies[work]
 
 
-_vocabularies: dict[Any, Vocabulary] = {}
-
-
-def _vocabulary(work: Work) -> str:
-    return os.path.join(work.root, "vocabulary.parquet")
+_vocabularies: dict[CountFolder, Vocabulary] = {}
 
 
 def _lines(piece: Piece, tally: Counter[str]) -> Iterator[pa.LargeStringArray]:

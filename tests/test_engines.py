@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.demo import smallweb
-from pipeline.engine.work import STAGES
+from pipeline.schema import STAGES
 from tests.places import ROOT
 from tests.processes import group_members
 

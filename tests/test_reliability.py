@@ -30,7 +30,8 @@ import pytest
 
 from pipeline import build
 from pipeline.demo import smallweb
-from pipeline.engine import files, shuffle_files, work
+from pipeline.engine import files, shuffle_files
+from pipeline.schema import STAGES
 from tests.places import ROOT
 from tests.processes import alive, descendants
 from tests.stages.test_select import QUERIES, draw_rows, write_table
@@ -81,7 +82,7 @@ def serving() -> Iterator[WebServer]:
 def facts(out: Path) -> dict[str, Any]:
     """What must be the same: the digest of each stage, and the digest and files of what is published."""
     found: dict[str, Any] = {}
-    for stage in work.STAGES:
+    for stage in STAGES:
         info = files.read_json(str(out / "stages" / stage / "info.json"))
         if info:
             found[stage] = info["digest"], info["rows_in"], info["rows_out"], info["dropped"]

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import build
+from pipeline.schema import STAGES
 from tests.webserver import WebServer, picture
 
 QUERIES = ["red", "dog", "a", "number", "common"]
@@ -48,7 +49,7 @@ def test_published_folder(tmp_path: Path, server: WebServer) -> None:
     assert build.main(arguments(tmp_path, server)) == build.DONE
     out = tmp_path / "out"
     rows = {row["stage"]: row for row in manifest(out)["ledger"]}
-    assert list(rows) == list(build.STAGES)
+    assert list(rows) == list(STAGES)
     for row in rows.values():
         assert row["rows_in"] == row["rows_out"] + sum(row["dropped"].values())
     assert rows["fetch"]["dropped"] == {"http_4xx": 1, "not_an_image": 1}

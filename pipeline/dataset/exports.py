@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.engine import files
-from pipeline.engine.work import StepFolder, Work
+from pipeline.engine.rows import Rows
+from pipeline.engine.work import StageFolder
 from pipeline.schema import MATCHED, PAIRS, SELECTED, readable
 
 SCHEMAS = {"gather": PAIRS, "match": MATCHED, "dedup": MATCHED, "balance": SELECTED}
@@ -33,9 +32,10 @@ def write_rows(out: str, stage: str, to: str) -> int:
     """
     if stage not in SCHEMAS:
         raise NoRows(f"the rows of {stage!r} cannot be written: choose one of {', '.join(SCHEMAS)}")
-    info = Work(out).info(stage)
+    info = StageFolder(out, stage).info()
     if info is None:
         raise NoRows(f"the stage {stage!r} is not done in {out!r}")
+    found = _rows(out, stage, info)
     names = sorted({item["name"] for item in files.read_json(os.path.join(out, "inputs.json"))})
     schema = readable(SCHEMAS[stage].empty_table(), names).schema
     rows = 0
@@ -43,34 +43,21 @@ def write_rows(out: str, stage: str, to: str) -> int:
         files.temporary(to) as path,
         pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False, write_page_checksum=True) as writer,
     ):
-        for table in _tables(out, stage):
+        for table in found.tables():
             table = readable(table.select(SCHEMAS[stage].names), names).cast(schema)
             writer.write_table(table)
             rows += table.num_rows
     return rows
 
 
-def _tables(out: str, stage: str) -> Iterator[pa.Table]:
-    work = Work(out)
-    plan = {name: (work.info(name) or {}).get("plan", "") for name in SCHEMAS}
-    if stage == "balance":
-        folder = StepFolder(os.path.join(work.stage("balance"), "rows"), plan["balance"])
-        for unit, _ in folder.manifests():
-            yield files.read_table(folder.file(unit, "parquet"))
-        return
-    parts = StepFolder(
-        os.path.join(work.stage("gather" if stage == "gather" else "match"), "parts"),
-        plan[stage if stage != "dedup" else "match"],
-    )
-    masks = StepFolder(os.path.join(work.stage("dedup"), "masks"), plan["dedup"])
-    if not parts.manifests():
+def _rows(out: str, stage: str, info: dict[str, Any]) -> Rows:
+    """Where the rows of the stage lie."""
+    if "rows" not in info:
+        raise NoRows(f"{out!r} was made by an older version: run the build again with --redo {stage}")
+    rows = Rows.from_json(out, info["rows"])
+    if not rows.parts.manifests():
         raise NoRows(
             f"the rows of {stage!r} were not kept: they went on to the next stage in the same pass "
             f"(run with --stages {stage})"
         )
-    for unit, manifest in parts.manifests():
-        for part in range(manifest["parts"]):
-            table = pa.Table.from_batches(files.read_batches(parts.file(unit, "arrow", part)))
-            if stage == "dedup":
-                table = table.filter(pa.array(np.fromfile(masks.file(unit, "mask", part), np.uint8) == 0))
-            yield table
+    return rows

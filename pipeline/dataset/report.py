@@ -14,9 +14,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -25,7 +24,10 @@ from pipeline.dataset import shards
 from pipeline.dataset.shards import METADATA, FileEntry, ShardInfo
 from pipeline.dataset.summary import Pick, Summary, charts, hosts, top
 from pipeline.engine import files
-from pipeline.engine.display import plain, size
+from pipeline.engine.display import sanitize, size
+
+if TYPE_CHECKING:
+    import jinja2
 
 NAME = "OpenWIT image-text pairs"
 PICTURES = 40
@@ -185,7 +187,7 @@ def card(facts: Mapping[str, Any], *, ledger: list[dict[str, Any]], options: Map
         size_category=size_category(s.samples),
         ledger=[row | {"dropped": reason} for row, reason in zip(ledger, reasons, strict=True)],
         options=[
-            (name.replace("_", " "), f"`{plain(_told(options[name])).replace('`', '')}`")
+            (name.replace("_", " "), f"`{sanitize(_told(options[name])).replace('`', '')}`")
             for name in TOLD
             if options.get(name) not in (None, (), [], "")
         ],
@@ -216,6 +218,8 @@ def size_category(samples: int) -> str:
 
 
 def _template(name: str) -> jinja2.Template:
+    import jinja2  # 0.1 s, which `build --help` must not wait for
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(os.path.join(os.path.dirname(__file__), "templates")),
         autoescape=name.endswith(".html.j2"),
@@ -224,7 +228,7 @@ def _template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"plain": plain, "size": size}
+    environment.filters |= {"plain": sanitize, "size": size}
     return environment.get_template(name)
 
 

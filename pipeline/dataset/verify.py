@@ -20,7 +20,7 @@ from pipeline.dataset import shards, tars
 from pipeline.dataset.sample_json import sample_json
 from pipeline.dataset.shards import EXTENSIONS, METADATA, FileEntry
 from pipeline.engine import files
-from pipeline.engine.work import STAGES
+from pipeline.schema import STAGES
 
 COUNTED = ("stage", "rows_in", "rows_out", "dropped")
 

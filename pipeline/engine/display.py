@@ -8,15 +8,15 @@ KEPT = "\u200c\u200d"  # joiners: scripts and emoji are written with them, and t
 REPLACEMENT = "\ufffd"
 
 
-def plain(text: object) -> str:
+def sanitize(text: object) -> str:
     """One line: control, format and bidirectional characters become U+FFFD, line breaks and tabs a blank."""
     line = str(text)
     if line.isascii() and line.isprintable():
         return line
-    return "".join(map(_plain_character, line))
+    return "".join(map(_sanitize_character, line))
 
 
-def _plain_character(character: str) -> str:
+def _sanitize_character(character: str) -> str:
     if character in "\t\n\r":
         return " "
     category = unicodedata.category(character)

@@ -37,7 +37,12 @@ PRELOAD = (
     "pipeline.stages.balance",
 )
 # Kernels of select; those of the sources are loaded by the worker that meets such a source.
-KERNELS = ("pipeline.engine.hashing_kernel", "pipeline.text.clean_kernel", "pipeline.text.matcher_kernel", "pipeline.stages.selection_kernel")
+KERNELS = (
+    "pipeline.engine.hashing_kernel",
+    "pipeline.text.clean_kernel",
+    "pipeline.text.matcher_kernel",
+    "pipeline.stages.selection_kernel",
+)
 PATIENCE = 10.0  # seconds that a worker has to end by itself
 
 

@@ -1,26 +1,28 @@
-"""The Beam side of a stage: steps whose elements are numbers, barriers between them, and the exchange of rows.
+"""The steps of a stage, as the stages see them: tasks, the exchange of rows, and how a step is put after another.
 
-A *task* is a small picklable object with `folder` (its StepFolder), `units()` and `run(unit)`. `Step` runs all units of
-a task on the workers; it begins when the step before it has ended, by a side input. Beam carries task numbers and,
-where there is no shared disk, Arrow IPC bytes; it never sees a row.
+A *task* is a small picklable object with `folder` (its StepFolder), `units()` and `run(unit)`. `run_task` runs all
+units of a task on the workers, when the step before it has ended. An *exchange* brings to each unit of a step what all
+units of an earlier step put into its bucket. It has two ways that give the same rows (a test holds them to it): `files`
+(each producer's bucket file is read in place: the default wherever the work folder is shared) and `shuffle` (the same
+bytes through the engine's GroupByKey).
 
-An *exchange* brings to each unit of a step what all units of an earlier step put into its bucket. It has two ways that
-give the same rows (a test holds them to it): `files` (each producer's bucket file is read in place: the default
-wherever the work folder is shared) and `shuffle` (the same bytes through the engine's GroupByKey).
+Beam is imported when the first step is put into a pipeline, never before: `--help` must not wait for it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
-import apache_beam as beam
+from pipeline.engine import shuffle_files
+from pipeline.engine.work import StepFolder
 
-from pipeline.engine import malloc, shuffle_files
-from pipeline.engine.work import StepFolder, Work, hold_as_worker, run_unit
+if TYPE_CHECKING:
+    import apache_beam as beam
 
 SLOTS = 64  # elements a step gives to Beam; each stands for the units slot, slot + SLOTS, ...
+EXCHANGES = ("files", "shuffle")
 
 
 class Task(Protocol):
@@ -70,136 +72,28 @@ class ExchangeTask(Protocol):
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]: ...
 
 
-class Step(beam.PTransform):
-    """after | Step(task, work=...): all units of the task; the output is one element a slot, for the next barrier.
+def run_task(after: Any, task: Task, *, max_units: int = SLOTS) -> beam.PCollection:
+    """Puts all units of a task behind `after`; the output is one element a slot, for the next barrier.
 
     Args:
+        after: the pipeline's root, or the output of the step before, which must end first.
         task: what to run.
-        work: the run's folder.
-        most: an upper bound of units, where one is known: no more slots than that are made.
+        max_units: an upper bound of units, where one is known: no more slots than that are made.
     """
+    from pipeline.engine.beam_steps import Step
 
-    def __init__(self, task: Task, *, work: Work, most: int = SLOTS) -> None:
-        super().__init__(_label(task))
-        self._task, self._work, self._slots = task, work, max(1, min(most, SLOTS))
-
-    def expand(self, after: Any) -> beam.PCollection:
-        root, sides = _root_and_barrier(after)
-        numbers = root | "Slots" >> beam.Create(range(self._slots))
-        return numbers | "Run" >> beam.ParDo(_RunSlot(self._task, self._work, self._slots), *sides)
+    return after | Step(task, max_units=max_units)
 
 
-class ExchangeStep(beam.PTransform):
-    """done | ExchangeStep(task, work=..., way=...): unit b of the task is given bucket b of all units before it.
+def run_exchange(done: beam.PCollection, task: ExchangeTask, *, buckets: int, exchange: str) -> beam.PCollection:
+    """Puts a task behind `done` whose unit b is given bucket b of all units that `task.reads` names.
 
     Args:
-        task: what to run; `task.reads` names the exchanged files.
-        work: the run's folder.
-        count: how many buckets there are.
-        way: "files" or "shuffle".
+        done: the output of the step before.
+        task: what to run.
+        buckets: how many there are.
+        exchange: "files" or "shuffle".
     """
+    from pipeline.engine.beam_steps import ExchangeStep
 
-    def __init__(self, task: ExchangeTask, *, work: Work, count: int, way: str = "files") -> None:
-        super().__init__(_label(task))
-        if way not in ("files", "shuffle"):
-            raise ValueError(f"an exchange by {way!r}: use files or shuffle")
-        self._task, self._work, self._count, self._way = task, work, count, way
-
-    def expand(self, done: beam.PCollection) -> beam.PCollection:
-        if self._way == "files":
-            return done | "Read" >> Step(_ByFiles(self._task), work=self._work, most=self._count)
-        return done | "Shuffle" >> _ByShuffle(self._task, self._work, self._count)
-
-
-@dataclasses.dataclass(frozen=True)
-class _ByFiles:
-    """An ExchangeTask as a Task: it reads its bucket from the files themselves."""
-
-    task: ExchangeTask
-
-    @property
-    def folder(self) -> StepFolder:
-        return self.task.folder
-
-    def units(self) -> int:
-        return self.task.units()
-
-    def run(self, unit: int) -> dict[str, Any]:
-        return self.task.run(unit, self.task.reads.bucket(unit))
-
-
-class _ByShuffle(beam.PTransform):
-    """Every bucket file is read once, by whoever takes it; the engine groups the messages by bucket."""
-
-    def __init__(self, task: ExchangeTask, work: Work, count: int) -> None:
-        super().__init__()
-        self._task, self._work, self._count = task, work, count
-
-    def expand(self, done: beam.PCollection) -> beam.PCollection:
-        root, sides = _root_and_barrier(done)
-        slots = min(SLOTS, max(1, self._count))
-        sent = (
-            root
-            | "Producers" >> beam.Create(range(slots))
-            | "Send" >> beam.ParDo(_Send(self._task.reads, slots), *sides).with_output_types(tuple[int, tuple])
-        )
-        every = root | "Buckets" >> beam.Create([(bucket, (-1, -1, b"")) for bucket in range(self._count)])
-        return (
-            (sent, every)
-            | "Join" >> beam.Flatten()
-            | "Group" >> beam.GroupByKey()
-            | "Run" >> beam.ParDo(_RunBucket(self._task, self._work))
-        )
-
-
-class _Send(beam.DoFn):
-    def __init__(self, reading: Reading, slots: int) -> None:
-        self._reading, self._slots = reading, slots
-
-    def process(self, slot: int, after: Any = None) -> Iterator[tuple[int, tuple[int, int, bytes]]]:
-        for number, ((unit, part), path) in enumerate(self._reading.paths()):
-            if number % self._slots == slot:
-                for bucket, message in shuffle_files.read_all(path):
-                    yield bucket, (unit, part, message)
-
-
-class _RunSlot(beam.DoFn):
-    def __init__(self, task: Task, work: Work, slots: int) -> None:
-        self._task, self._work, self._slots = task, work, slots
-
-    def setup(self) -> None:
-        hold_as_worker(self._work.root)
-        malloc.keep()
-
-    def process(self, slot: int, after: Any = None) -> Iterator[int]:
-        for unit in range(slot, self._task.units(), self._slots):
-            run_unit(self._task.folder, unit, self._task.run)
-        yield slot
-
-
-class _RunBucket(beam.DoFn):
-    def __init__(self, task: ExchangeTask, work: Work) -> None:
-        self._task, self._work = task, work
-
-    def setup(self) -> None:
-        hold_as_worker(self._work.root)
-        malloc.keep()
-
-    def process(self, element: tuple[int, Iterable[tuple[int, int, bytes]]]) -> Iterator[int]:
-        bucket, sent = element
-        messages = [message for _, _, message in sorted(sent)]  # the order of the files, whatever the engine's
-        if bucket < self._task.units():
-            run_unit(self._task.folder, bucket, lambda unit: self._task.run(unit, messages))
-        yield bucket
-
-
-def _root_and_barrier(after: Any) -> tuple[Any, list[Any]]:
-    """The pipeline to create elements in, and the side input that holds them back until `after` has ended."""
-    if isinstance(after, beam.PCollection):
-        return after.pipeline, [beam.pvalue.AsList(after)]
-    return after.pipeline if isinstance(after, beam.pvalue.PBegin) else after, []
-
-
-def _label(task: Task | ExchangeTask) -> str:
-    """Beam's name of a step: its stage and step folders."""
-    return "/".join(task.folder.path.split("/")[-2:])
+    return done | ExchangeStep(task, buckets=buckets, exchange=exchange)

@@ -4,9 +4,9 @@
     OUT/stages/<stage>/<step>/00007*.<kind>   its files
     OUT/stages/<stage>/info.json, COMPLETED   written last
 
-A unit is the smallest piece of work that is done again after a crash. Its manifest carries the digest of the plan that
-it belongs to; a manifest of another plan does not count. Which worker, runner or try did a unit leaves no trace in its
-files.
+A unit is the smallest piece of work that is done again after a crash. Its manifest carries the fingerprint of the stage
+that it belongs to. A manifest with another fingerprint does not count. A unit's files do not tell which worker, runner
+or attempt made them.
 """
 
 from __future__ import annotations
@@ -24,17 +24,10 @@ from typing import Any
 
 from pipeline.engine import files
 from pipeline.engine.cli import UsageError
-from pipeline.engine.ledger import Ledger
-
-STAGES = ("gather", "match", "dedup", "balance", "fetch", "dedup-images", "publish")
 
 
 class Busy(RuntimeError):
     """Another run holds the folder."""
-
-
-class PlanChanged(ValueError):
-    """The folder holds a stage made with other options or inputs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +35,12 @@ class StepFolder:
     """Where the units of one step leave their files."""
 
     path: str
-    plan: str
+    fingerprint: str
+
+    @property
+    def root(self) -> str:
+        """OUT, the folder of the run."""
+        return os.path.dirname(os.path.dirname(os.path.dirname(self.path)))
 
     def file(self, unit: int, kind: str, part: int | None = None) -> str:
         """The path of a unit's file: 00007.<kind>, or 00007-002.<kind> for its third part."""
@@ -50,9 +48,9 @@ class StepFolder:
         return os.path.join(self.path, f"{unit:05d}{middle}.{kind}")
 
     def manifest(self, unit: int) -> dict[str, Any] | None:
-        """What the unit did, or None if it is not done under this plan."""
+        """What the unit did, or None if it is not done under this fingerprint."""
         found = files.read_json(self.file(unit, "json"))
-        return found if found is not None and found.get("plan") == self.plan else None
+        return found if found is not None and found.get("fingerprint") == self.fingerprint else None
 
     def manifests(self) -> list[tuple[int, dict[str, Any]]]:
         """(unit, manifest) of all units that are done, by number."""
@@ -66,6 +64,12 @@ class StepFolder:
         """The sum of one number over all manifests."""
         return sum(found.get(name, 0) for _, found in self.manifests())
 
+    def write_manifest(self, unit: int, body: dict[str, Any]) -> dict[str, Any]:
+        """Commits a unit: its files are written already. Returns the manifest."""
+        found = {**body, "fingerprint": self.fingerprint}
+        files.write_json(self.file(unit, "json"), found)
+        return found
+
 
 @functools.lru_cache(maxsize=16)
 def _manifests(folder: StepFolder, changed: int) -> list[tuple[int, dict[str, Any]]]:
@@ -76,65 +80,49 @@ def _manifests(folder: StepFolder, changed: int) -> list[tuple[int, dict[str, An
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-    """One run's folder.
+class StageFolder:
+    """The folder of one stage.
 
     Attributes:
-        root: the folder, absolute.
-        plans: per stage the digest of everything that decides its rows.
-        about: JSON of what every info.json repeats: the options and the versions of the code.
+        root: OUT, the folder of the run, absolute.
+        name: of the stage.
+        fingerprint: digest of everything that decides the stage's rows.
+        about: JSON that info.json repeats: what decides the rows, the options, the versions of the code.
     """
 
     root: str
-    plans: tuple[tuple[str, str], ...] = ()
+    name: str
+    fingerprint: str = ""
     about: str = "{}"
 
-    def stage(self, stage: str) -> str:
-        """The folder of a stage."""
-        return os.path.join(self.root, "stages", stage)
+    @property
+    def path(self) -> str:
+        """OUT/stages/<name>."""
+        return os.path.join(self.root, "stages", self.name)
 
-    def plan(self, stage: str) -> str:
-        """The plan digest of a stage."""
-        return dict(self.plans)[stage]
+    def step(self, name: str, *, more: str = "") -> StepFolder:
+        """The folder of one step. `more` is added to the fingerprint of its units."""
+        fingerprint = digest_of(self.fingerprint, more) if more else self.fingerprint
+        return StepFolder(os.path.join(self.path, name), fingerprint)
 
-    def step(self, stage: str, step: str) -> StepFolder:
-        """The folder of one step of a stage."""
-        return StepFolder(os.path.join(self.stage(stage), step), self.plan(stage))
-
-    def info(self, stage: str) -> dict[str, Any] | None:
-        """info.json of a completed stage, else None."""
-        if not os.path.exists(os.path.join(self.stage(stage), "COMPLETED")):
+    def info(self) -> dict[str, Any] | None:
+        """info.json of the stage if it is completed, else None."""
+        if not os.path.exists(os.path.join(self.path, "COMPLETED")):
             return None
-        return files.read_json(os.path.join(self.stage(stage), "info.json"))
+        return files.read_json(os.path.join(self.path, "info.json"))
 
-    def completed(self, stage: str) -> bool:
-        """True if the stage is done under this plan.
-
-        Raises:
-            PlanChanged: it is done, but under another plan.
-        """
-        info = self.info(stage)
+    def done(self) -> dict[str, Any]:
+        """info.json of a stage that must be completed by now."""
+        info = self.info()
         if info is None:
-            return False
-        if info["plan"] != self.plan(stage):
-            raise PlanChanged(stage)
-        return True
-
-    def done(self, stage: str) -> dict[str, Any]:
-        """info.json of a stage that must be done by now."""
-        info = self.info(stage)
-        if info is None:
-            raise RuntimeError(f"the stage {stage!r} is not done in {self.root}")
+            raise RuntimeError(f"the stage {self.name!r} is not done in {self.root}")
         return info
 
-    def complete(self, stage: str, info: dict[str, Any]) -> None:
+    def complete(self, info: dict[str, Any]) -> None:
         """Writes info.json, then COMPLETED."""
-        folder = self.stage(stage)
-        files.write_json(
-            os.path.join(folder, "info.json"),
-            {"stage": stage, "plan": self.plan(stage), **json.loads(self.about), **info},
-        )
-        files.write_bytes(os.path.join(folder, "COMPLETED"), b"")
+        head = {"stage": self.name, "fingerprint": self.fingerprint, **json.loads(self.about)}
+        files.write_json(os.path.join(self.path, "info.json"), {**head, **info})
+        files.write_bytes(os.path.join(self.path, "COMPLETED"), b"")
 
 
 def run_unit(folder: StepFolder, unit: int, task: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
@@ -145,12 +133,10 @@ def run_unit(folder: StepFolder, unit: int, task: Callable[[int], dict[str, Any]
     start, cpu = time.time(), time.process_time()
     found = task(unit)
     found |= {
-        "plan": folder.plan,
         "seconds": round(time.time() - start, 3),
         "cpu_seconds": round(time.process_time() - cpu, 3),
     }
-    files.write_json(folder.file(unit, "json"), found)
-    return found
+    return folder.write_manifest(unit, found)
 
 
 def digest_of(*parts: Any) -> str:
@@ -161,17 +147,6 @@ def digest_of(*parts: Any) -> str:
 def hex_digest(value: int) -> str:
     """An order-free row digest (an integer modulo 2^64) as info.json shows it."""
     return f"{value % 2**64:016x}"
-
-
-def stage_info(ledger: Ledger, *, digest: int, folders: list[StepFolder], **more: Any) -> dict[str, Any]:
-    """The body of info.json: the ledger of the stage, its digest, and the time its units took."""
-    return {
-        **ledger.to_json(),
-        "digest": hex_digest(digest),
-        "seconds": round(sum(float(folder.total("seconds")) for folder in folders), 3),
-        "cpu_seconds": round(sum(float(folder.total("cpu_seconds")) for folder in folders), 3),
-        **more,
-    }
 
 
 @contextlib.contextmanager

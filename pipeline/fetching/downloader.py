@@ -26,7 +26,6 @@ import types
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
@@ -263,6 +262,8 @@ def _run(shard: _Shard, urls: pa.Array, options: FetchOptions) -> None:
     """Hands the shard to the Downloader, and does not take its word for it."""
     order = pa.array(shard.order, pa.int64())
     folder = f"memory://openwit-fetch/{os.getpid()}-{next(_numbers)}"
+    import fsspec
+
     memory = fsspec.filesystem("memory")
     module = load_downloader()
     module.download_image = shard.download_image  # type: ignore[attr-defined]

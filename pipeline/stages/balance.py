@@ -1,7 +1,7 @@
 """balance: of the pairs that match each query, at most `cap`, chosen by hash; the union of all queries' picks.
 
 Source: Radford et al. 2021, section 2.2, "we approximately class balance the results by including up to 20,000
-(image, text) pairs per query". The counts and thresholds are found in `balancing`; here every row decides by them
+(image, text) pairs per query". The counts and thresholds are found in `caps`; here every row decides by them
 alone, and the selected rows, the only ones that are moved whole, are cut by uid, sorted and written.
 
     matched parts + masks --FindCaps--> thresholds --SelectRows--> by uid --SortRows--> part-00000.parquet
@@ -10,31 +10,56 @@ alone, and the selected rows, the only ones that are moved whole, are cut by uid
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import apache_beam as beam
 import pyarrow as pa
 
 from pipeline.engine import files, hashing, shuffle_files
-from pipeline.engine.ledger import Ledger
-from pipeline.engine.steps import ExchangeStep, Reading, Step
-from pipeline.engine.work import StepFolder, Work, stage_info
+from pipeline.engine.progress import Watched
+from pipeline.engine.rows import PARQUET, Rows
+from pipeline.engine.steps import Reading, run_exchange, run_task
+from pipeline.engine.work import StepFolder
 from pipeline.schema import SELECTED
 from pipeline.stages import caps
-from pipeline.stages.caps import FindCaps, Plan
-from pipeline.stages.dedup_exchange import RemainingRows
-from pipeline.stages.row_pass import ROW_HASH, Rejects, Tally, write_rejected
+from pipeline.stages.base import TABLES, Job, Json, Outputs, Stage
+from pipeline.stages.caps import CapPlan, MatchedRows, Policy
+from pipeline.stages.row_pass import ROW_HASH
+from pipeline.stages.run import Run
+from pipeline.stages.tally import Rejects, Tally, unit_body
+
+if TYPE_CHECKING:
+    import apache_beam as beam
 
 SELECTED_ROWS = "rows"  # the step that leaves the stage's rows
 SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BalanceSettings:
+    """What the user may say of this stage."""
+
+    balance: str = "cap"
+    cap: int = 20_000  # pairs a query
+    target_pairs: int | None = None
+    expected_yield: float = 1.0  # share of the pairs that comes through the fetch
+    stop_queries: str | None = None  # a file, or a share of the texts such as 5%
+    seed: int = 0
+
+    def policy(self) -> Policy:
+        """How the queries share the pairs."""
+        share, stop = None, self.stop_queries
+        if stop and stop.endswith("%"):
+            share, stop = float(stop[:-1]) / 100, None
+        return Policy(self.balance, self.cap, self.target_pairs, self.seed, stop, share, self.expected_yield)
 
 
 @dataclasses.dataclass(frozen=True)
 class SelectRows:
     """One unit a group: writes the selected rows, cut by the first bits of their uid."""
 
-    plan: Plan
-    rows: RemainingRows
+    plan: CapPlan
+    rows: Rows
     keep_rejected: str
 
     @property
@@ -49,37 +74,32 @@ class SelectRows:
         tally = Tally("balance", rejects)
         bits, parts = out_bits(self.plan), 0
         decide = caps.decider(self.plan, tally, SELECTED_PART, bits=bits)
-        for path, keep in self.rows.parts(unit):
+        for path, keep in self.rows.masked(unit):
             first, selected = 0, []
             for batch in files.read_batches(path):
                 selected.append(decide(batch, keep[first : first + batch.num_rows]))
                 first += batch.num_rows
             self._write(unit, parts, selected, bits)
             parts += 1
-        rejected = rejects.table()
-        if rejected.num_rows:
-            files.write_table(self.folder.file(unit, "rejected"), rejected)
-        body = {**tally.ledger.to_json(), "digest": tally.digest}
-        return {"parts": parts, "balance": body, "rejected": rejected.num_rows}
+        return {**unit_body(self.folder, unit, [tally], rejects), "parts": parts}
 
     def _write(self, unit: int, part: int, selected: list[pa.RecordBatch], bits: int) -> None:
         bucket_of_rows = [hashing.buckets(hashing.uid_words(batch["uid"])[0], bits) for batch in selected]
-        shuffle_files.write(self.folder.file(unit, "rows", part), shuffle_files.join(selected, bucket_of_rows, 1 << bits))
+        shuffle_files.write(
+            self.folder.file(unit, "rows", part), shuffle_files.join(selected, bucket_of_rows, 1 << bits)
+        )
 
 
-def out_bits(plan: Plan) -> int:
+def out_bits(plan: CapPlan) -> int:
     """Bits of the uid that number the output parts: from the rows alone, never from workers or inputs."""
-    return (
-        shuffle_files.power_of_two(caps.candidates(plan) / caps.ROWS_PER_PART, most=plan.most_parts).bit_length()
-        - 1
-    )
+    return shuffle_files.power_of_two(caps.candidates(plan) / caps.ROWS_PER_PART, most=plan.max_parts).bit_length() - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class SortRows:
     """One unit an output part: its rows from all groups, by uid."""
 
-    plan: Plan
+    plan: CapPlan
 
     @property
     def folder(self) -> StepFolder:
@@ -98,34 +118,56 @@ class SortRows:
         return {"rows": table.num_rows}
 
 
-class Balance(beam.PTransform):
-    """deduplicated | Balance(...): SELECTED parts, sorted by uid."""
+@dataclasses.dataclass(frozen=True)
+class Balance(Stage):
+    """The stage."""
 
-    def __init__(self, plan: Plan, rows: RemainingRows, *, keep_rejected: str, way: str) -> None:
-        super().__init__("Balance")
-        self._plan, self._select, self._way = plan, SelectRows(plan, rows, keep_rejected), way
+    name: ClassVar[str] = "balance"
+    job: ClassVar[Job] = "select"
+    options: ClassVar[type] = BalanceSettings
 
-    def expand(self, deduplicated: Any) -> beam.PCollection:
-        work = self._plan.work
-        done = deduplicated | FindCaps(self._plan, way=self._way)
-        done = done | "Select" >> Step(self._select, work=work, most=self._select.rows.groups)
-        return done | "Sort" >> ExchangeStep(
-            SortRows(self._plan), work=work, count=self._plan.most_parts, way=self._way
+    caps: CapPlan
+    rows: Rows
+    exchange: str
+
+    @classmethod
+    def plan(cls, run: Run, before: Outputs) -> Self:
+        folder, rows = before.plan(run, cls), before.rows("dedup")
+        plan = CapPlan(
+            folder,
+            MatchedRows(rows),
+            run.settings(BalanceSettings).policy(),
+            os.path.join(before.folder("match").path, TABLES),
+            run.queries_file,
+            run.sizes.max_parts,
         )
+        return cls(folder, run.keep_rejected, plan, rows, run.exchange)
 
+    @classmethod
+    def fingerprint(cls, run: Run) -> dict[str, Json]:
+        return {f.name: getattr(run.options, f.name) for f in dataclasses.fields(BalanceSettings)}
 
-def complete(plan: Plan, keep_rejected: str) -> dict[str, Any]:
-    """Ends the stage: rejected rows, info.json, COMPLETED."""
-    work: Work = plan.work
-    selected, limits = plan.step("selected"), plan.step("limits")
-    ledger, digest = Ledger(), 0
-    for _, manifest in selected.manifests():
-        ledger.add(Ledger.from_json(manifest["balance"]))
-        digest = hashing.add_digests(digest, manifest["balance"]["digest"])
-    write_rejected(work, "balance", [selected], keep=keep_rejected)
-    folders = [plan.step(name) for name in ("counts", "limits", "band", "thresholds", "selected", SELECTED_ROWS)]
-    numbers = {name: limits.total(name) for name in ("cap", "head_queries", "stop_queries", "matches")}
-    numbers["band_tuples"] = plan.step("band").total("tuples")
-    info = stage_info(ledger, digest=digest, folders=folders, **numbers)
-    work.complete("balance", info)
-    return info
+    def expand(self, done: Any) -> beam.PCollection:
+        done = caps.find_caps(done, self.caps, exchange=self.exchange)
+        done = run_task(done, SelectRows(self.caps, self.rows, self.keep_rejected), max_units=self.rows.groups)
+        return run_exchange(done, SortRows(self.caps), buckets=self.caps.max_parts, exchange=self.exchange)
+
+    @property
+    def output(self) -> Rows:
+        return Rows(self.folder.step(SELECTED_ROWS), PARQUET)
+
+    def steps(self) -> tuple[StepFolder, ...]:
+        return (*self.caps.steps(), self.folder.step("selected"), self.folder.step(SELECTED_ROWS))
+
+    def counted(self) -> tuple[StepFolder, ...]:
+        return (self.folder.step("selected"),)
+
+    def facts(self) -> dict[str, Json]:
+        limits = self.caps.step("limits")
+        numbers = {name: limits.total(name) for name in ("cap", "head_queries", "stop_queries", "matches")}
+        return {**numbers, "band_tuples": self.caps.step("band").total("tuples")}
+
+    def watched(self) -> list[Watched]:
+        return [
+            Watched(f"balance {name}", self.folder.step(name)) for name in ("counts", "band", "selected", SELECTED_ROWS)
+        ]

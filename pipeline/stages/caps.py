@@ -15,18 +15,21 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
 from pipeline.engine import files, hashing, shuffle_files
-from pipeline.engine.steps import ExchangeStep, Reading, Step
-from pipeline.engine.work import StepFolder, Work
+from pipeline.engine.rows import Rows
+from pipeline.engine.steps import Reading, run_exchange, run_task
+from pipeline.engine.work import StageFolder, StepFolder
 from pipeline.stages import selection
-from pipeline.stages.row_pass import Tally
 from pipeline.stages.selection import Matches, Thresholds
+from pipeline.stages.tally import Tally
+
+if TYPE_CHECKING:
+    import apache_beam as beam
 
 QUERY_BUCKETS = 8
 SAMPLE_ROWS = 200_000  # rows on which --target-pairs solves for the cap
@@ -70,7 +73,7 @@ class Policy:
     expected_yield: float = 1.0
 
 
-class Rows(Protocol):
+class Matched(Protocol):
     """Rows with query ids, in groups of parts."""
 
     @property
@@ -88,21 +91,60 @@ class Rows(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What the steps share: whose rows, which stage's folder, which policy, which queries."""
+class MatchedRows:
+    """The rows that a stage leaves, as the balancer sees them."""
 
-    work: Work
-    stage: str
     rows: Rows
+
+    @property
+    def groups(self) -> int:
+        return self.rows.groups
+
+    def count(self) -> int:
+        return self.rows.count()
+
+    def matches(self, group: int) -> Iterator[Matches]:
+        for path, keep in self.rows.masked(group):
+            first = 0
+            for batch in files.read_batches(path, ["uid", "query_ids"]):
+                inside = keep[first : first + batch.num_rows]
+                yield Matches.from_arrow(batch["uid"], batch["query_ids"], inside)
+                first += batch.num_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class CapPlan:
+    """One balancing.
+
+    Attributes:
+        folder: of the stage that balances.
+        rows: what is balanced.
+        policy: how the queries share the pairs.
+        tables: folder with query_hash.npy.
+        queries: path of queries.parquet.
+        max_parts: upper bound of output parts, a power of two.
+        before: the balancing that left these rows, where it is done again.
+    """
+
+    folder: StageFolder
+    rows: Matched
     policy: Policy
-    tables: str  # folder with query_hash.npy
-    queries: str  # path of queries.parquet
-    most_parts: int = 4096  # upper bound of output parts, a power of two
-    prefix: str = ""  # of the step folders, where a stage balances beside other work
-    before: Plan | None = None  # the balancing that left these rows, where it is done again
+    tables: str
+    queries: str
+    max_parts: int = 4096
+    before: CapPlan | None = None
 
     def step(self, name: str) -> StepFolder:
-        return self.work.step(self.stage, self.prefix + name)
+        """The folder of a step."""
+        return self.folder.step(name)
+
+    def steps(self) -> tuple[StepFolder, ...]:
+        """The steps that find the thresholds."""
+        return tuple(self.step(name) for name in ("counts", "limits", "band", "thresholds"))
+
+    def cap(self) -> int:
+        """The cap that was settled, in pairs a query."""
+        return self.step("limits").total("cap")
 
     def keys(self) -> np.ndarray:
         """One 64-bit key a query, with the seed in it."""
@@ -113,7 +155,7 @@ class Plan:
 class CountQueries:
     """One unit a group: how many rows each query matches; a sample of rows where the cap must be solved for."""
 
-    plan: Plan
+    plan: CapPlan
 
     @property
     def folder(self) -> StepFolder:
@@ -154,7 +196,7 @@ class CountQueries:
 class Limits:
     """The only unit: sums the counts, settles stop queries and cap, and where each query's threshold must lie."""
 
-    plan: Plan
+    plan: CapPlan
 
     @property
     def folder(self) -> StepFolder:
@@ -196,7 +238,7 @@ class Limits:
     def _left(self, rows: int) -> float:
         """The share of the rows of the earlier balancing that is left."""
         before = self.plan.before
-        return rows / max(1, before.work.done(before.stage)["rows_out"]) if before is not None else 1.0
+        return rows / max(1, before.folder.done()["rows_out"]) if before is not None else 1.0
 
     def _cap(self, counts: np.ndarray, stop: np.ndarray, rows: int) -> int:
         policy, before = self.plan.policy, self.plan.before
@@ -209,9 +251,9 @@ class Limits:
         # As if all matches had been fetched, with the losses that were met.
         counts = load_limits(before)["count"]
         solved = self._solve(before, counts, policy.target_pairs, load_limits(before)["stop"], left=self._left(rows))
-        return min(solved, before.step("limits").total("cap"))
+        return min(solved, before.cap())
 
-    def _solve(self, plan: Plan, counts: np.ndarray, wanted: float, stop: np.ndarray, *, left: float = 1.0) -> int:
+    def _solve(self, plan: CapPlan, counts: np.ndarray, wanted: float, stop: np.ndarray, *, left: float = 1.0) -> int:
         """The cap that keeps about `wanted` pairs of the share that is left of a plan's rows."""
         counted = plan.step("counts")
         tables = [files.read_table(counted.file(unit, "sample")) for unit, _ in counted.manifests()]
@@ -238,7 +280,7 @@ class Limits:
 class CollectBand:
     """One unit a group: the matches whose hash lies in their query's band, cut by query."""
 
-    plan: Plan
+    plan: CapPlan
 
     @property
     def folder(self) -> StepFolder:
@@ -269,7 +311,7 @@ class CollectBand:
 class FindThresholds:
     """One unit a bucket of queries: the exact thresholds of its queries."""
 
-    plan: Plan
+    plan: CapPlan
 
     @property
     def folder(self) -> StepFolder:
@@ -294,7 +336,7 @@ class FindThresholds:
             *(tuples[name].to_numpy() for name in BAND.names),
             counts=counts,
             below=below,
-            cap=self.plan.step("limits").total("cap"),
+            cap=self.plan.cap(),
             stop=limits["stop"],
             only=only,
         )
@@ -303,29 +345,21 @@ class FindThresholds:
         return {"tuples": tuples.num_rows}
 
 
-class FindCaps(beam.PTransform):
-    """rows | FindCaps(plan, way=...): everything up to one threshold a query on disk."""
-
-    def __init__(self, plan: Plan, *, way: str) -> None:
-        super().__init__("FindCaps")
-        self._plan, self._way = plan, way
-
-    def expand(self, after: Any) -> beam.PCollection:
-        plan, work = self._plan, self._plan.work
-        done = after | "Count" >> Step(CountQueries(plan), work=work, most=plan.rows.groups)
-        done = done | "Limits" >> Step(Limits(plan), work=work, most=1)
-        if plan.policy.kind == "cap":
-            done = done | "Band" >> Step(CollectBand(plan), work=work, most=plan.rows.groups)
-            task = FindThresholds(plan)
-            done = done | "Thresholds" >> ExchangeStep(task, work=work, count=QUERY_BUCKETS, way=self._way)
-        return done
+def find_caps(done: Any, plan: CapPlan, *, exchange: str) -> beam.PCollection:
+    """Puts behind `done` all steps up to one threshold a query on disk."""
+    done = run_task(done, CountQueries(plan), max_units=plan.rows.groups)
+    done = run_task(done, Limits(plan), max_units=1)
+    if plan.policy.kind == "cap":
+        done = run_task(done, CollectBand(plan), max_units=plan.rows.groups)
+        done = run_exchange(done, FindThresholds(plan), buckets=QUERY_BUCKETS, exchange=exchange)
+    return done
 
 
-def load_thresholds(plan: Plan) -> Thresholds:
+def load_thresholds(plan: CapPlan) -> Thresholds:
     """The thresholds that the steps left on disk."""
     limits = load_limits(plan)
     if plan.policy.kind != "cap":
-        return selection.bernoulli_thresholds(limits["count"], plan.step("limits").total("cap"), stop=limits["stop"])
+        return selection.bernoulli_thresholds(limits["count"], plan.cap(), stop=limits["stop"])
     found = plan.step("thresholds")
     tau = Thresholds(np.zeros(len(limits["count"]), np.uint64), np.zeros(len(limits["count"]), np.uint64))
     for unit in range(QUERY_BUCKETS):
@@ -340,14 +374,14 @@ def count_picked(matches: Matches, keys: np.ndarray, tau: np.ndarray) -> np.ndar
     return selection.band_tuples(matches, keys, above, above).below
 
 
-def load_limits(plan: Plan) -> dict[str, np.ndarray]:
+def load_limits(plan: CapPlan) -> dict[str, np.ndarray]:
     """The arrays of `Limits`, mapped."""
     folder = plan.step("limits")
     return {name: _map(folder.file(0, name)) for name in ("count", "stop", "low", "high")}
 
 
 def decider(
-    plan: Plan, tally: Tally, schema: pa.Schema, *, bits: int = 0
+    plan: CapPlan, tally: Tally, schema: pa.Schema, *, bits: int = 0
 ) -> Callable[[pa.RecordBatch, np.ndarray], pa.RecordBatch]:
     """A function (rows, which of them are in) -> the rows that a query picks, by the thresholds on disk."""
     return functools.partial(
@@ -357,7 +391,7 @@ def decider(
         keys=plan.keys(),
         tau=load_thresholds(plan),
         limits=load_limits(plan),
-        cap=plan.step("limits").total("cap"),
+        cap=plan.cap(),
         bits=bits,
     )
 
@@ -415,7 +449,7 @@ def sort_by_uid(table: pa.Table) -> pa.Table:
     return table.take(pa.array(order)).combine_chunks()
 
 
-def candidates(plan: Plan) -> int:
+def candidates(plan: CapPlan) -> int:
     """An upper bound of the rows that will be selected: a function of the rows alone, close by the band's width."""
     if plan.policy.kind == "cap":
         return int(plan.step("band").total("candidates"))

@@ -1,47 +1,68 @@
 """dedup: by keys. Of equal pairs one stays, of the texts of one URL one stays, a placeholder's URL goes altogether.
 
 No row is moved: 44 bytes a row cross from the matched parts to buckets of URLs, and (part, row, reason) of the
-*dropped* rows come back. The rules are `selection.find_duplicates`; the exchange is `dropping`.
+*dropped* rows come back. The rules are `selection.find_duplicates`; the exchange is `dedup_exchange`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import apache_beam as beam
+from pipeline.engine.progress import Watched
+from pipeline.engine.rows import Rows
+from pipeline.engine.work import StepFolder
+from pipeline.stages.base import Job, Json, Outputs, Stage
+from pipeline.stages.dedup_exchange import DedupPlan, drop_duplicates
+from pipeline.stages.run import Run
 
-from pipeline.engine.work import StepFolder, Work
-from pipeline.stages.dedup_exchange import DropDuplicates, Dropping, RemainingRows, complete
-
-__all__ = ["Dedup", "complete", "dropping", "remaining"]
-
-
-def dropping(
-    work: Work, matched: StepFolder, *, key_bits: int, groups: int, placeholder_bound: int, keep_rejected: str
-) -> Dropping:
-    """The stage's plan."""
-    return Dropping(
-        work,
-        "dedup",
-        matched,
-        key_bits,
-        groups,
-        placeholder_bound=placeholder_bound,
-        keep_rejected=keep_rejected,
-    )
+if TYPE_CHECKING:
+    import apache_beam as beam
 
 
-def remaining(plan: Dropping) -> RemainingRows:
-    """The rows that the stage leaves in."""
-    return RemainingRows(plan.parts, plan.masks, plan.groups)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DedupSettings:
+    """What the user may say of this stage."""
+
+    placeholder_bound: int = 50  # texts of one URL; 0: no bound
 
 
-class Dedup(beam.PTransform):
-    """matched | Dedup(plan, way=...): masks beside the matched parts."""
+@dataclasses.dataclass(frozen=True)
+class Dedup(Stage):
+    """The stage."""
 
-    def __init__(self, plan: Dropping, *, way: str) -> None:
-        super().__init__("Dedup")
-        self._plan, self._way = plan, way
+    name: ClassVar[str] = "dedup"
+    job: ClassVar[Job] = "select"
+    options: ClassVar[type] = DedupSettings
 
-    def expand(self, matched: Any) -> beam.PCollection:
-        return matched | DropDuplicates(self._plan, way=self._way)
+    duplicates: DedupPlan
+    exchange: str
+
+    @classmethod
+    def plan(cls, run: Run, before: Outputs) -> Self:
+        folder, rows = before.plan(run, cls), before.rows("match")
+        bound = run.settings(DedupSettings).placeholder_bound
+        duplicates = DedupPlan(
+            folder, rows, run.sizes.key_bits, placeholder_bound=bound, keep_rejected=run.keep_rejected
+        )
+        return cls(folder, run.keep_rejected, duplicates, run.exchange)
+
+    @classmethod
+    def fingerprint(cls, run: Run) -> dict[str, Json]:
+        return {"placeholder_bound": run.settings(DedupSettings).placeholder_bound}
+
+    def expand(self, done: Any) -> beam.PCollection:
+        return drop_duplicates(done, self.duplicates, exchange=self.exchange)
+
+    @property
+    def output(self) -> Rows:
+        return self.duplicates.remaining()
+
+    def steps(self) -> tuple[StepFolder, ...]:
+        return self.duplicates.drops, self.duplicates.masks
+
+    def counted(self) -> tuple[StepFolder, ...]:
+        return (self.duplicates.masks,)
+
+    def watched(self) -> list[Watched]:
+        return self.duplicates.watched()

@@ -8,19 +8,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
 from pipeline.engine import files, hashing, shuffle_files
-from pipeline.engine.ledger import Ledger
-from pipeline.engine.steps import ExchangeStep, Reading
-from pipeline.engine.work import StepFolder, Work, stage_info
+from pipeline.engine.progress import Watched
+from pipeline.engine.rows import Rows
+from pipeline.engine.steps import Reading, run_exchange
+from pipeline.engine.work import StageFolder, StepFolder
 from pipeline.stages import selection
-from pipeline.stages.row_pass import KEYS, PARTS_OF_UNIT, Rejects, Tally, write_rejected
+from pipeline.stages.row_pass import KEYS, PARTS_OF_UNIT
+from pipeline.stages.tally import Rejects, Tally, unit_body
+
+if TYPE_CHECKING:
+    import apache_beam as beam
 
 DROPS = pa.schema(
     [pa.field("part", pa.int32(), False), pa.field("row", pa.int32(), False), pa.field("reason", pa.uint8(), False)]
@@ -28,21 +31,43 @@ DROPS = pa.schema(
 
 
 @dataclasses.dataclass(frozen=True)
-class Dropping:
-    """Which stage drops what: the parts with their `.keys`, how they are cut, and the words for the reasons."""
+class DedupPlan:
+    """Which stage drops what.
 
-    work: Work
-    stage: str
-    parts: StepFolder
+    Attributes:
+        folder: of the stage.
+        rows: the parts with their `.keys`.
+        key_bits: the keys are cut into 2 ** key_bits buckets.
+        reasons: the word for each code of `selection.find_duplicates`.
+        placeholder_bound: a URL with more texts than this goes altogether; 0: no bound.
+        keep_rejected: sample, all or none.
+    """
+
+    folder: StageFolder
+    rows: Rows
     key_bits: int
-    groups: int
     reasons: tuple[str, ...] = selection.DUPLICATE_REASONS
     placeholder_bound: int = 0
     keep_rejected: str = "sample"
 
     @property
+    def drops(self) -> StepFolder:
+        """The dropped rows, by group."""
+        return self.folder.step("drops")
+
+    @property
     def masks(self) -> StepFolder:
-        return self.work.step(self.stage, "masks")
+        """A mask a part (0: the row stays)."""
+        return self.folder.step("masks")
+
+    def remaining(self) -> Rows:
+        """The rows that the stage leaves in."""
+        return dataclasses.replace(self.rows, masks=self.masks)
+
+    def watched(self) -> list[Watched]:
+        """The steps that the progress shows."""
+        name = self.folder.name
+        return [Watched(f"{name} drops", self.drops), Watched(f"{name} masks", self.masks, self.rows.groups)]
 
 
 def find_drops(keys: pa.Table, *, placeholder_bound: int = 0) -> pa.RecordBatch:
@@ -60,15 +85,15 @@ def find_drops(keys: pa.Table, *, placeholder_bound: int = 0) -> pa.RecordBatch:
 class FindDuplicates:
     """One unit a bucket of keys."""
 
-    plan: Dropping
+    plan: DedupPlan
 
     @property
     def folder(self) -> StepFolder:
-        return self.plan.work.step(self.plan.stage, "drops")
+        return self.plan.drops
 
     @property
     def reads(self) -> Reading:
-        return Reading(self.plan.parts, "keys")
+        return Reading(self.plan.rows.parts, "keys")
 
     def units(self) -> int:
         return 1 << self.plan.key_bits
@@ -76,8 +101,8 @@ class FindDuplicates:
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
         keys = shuffle_files.table(messages, KEYS)
         drops = find_drops(keys, placeholder_bound=self.plan.placeholder_bound)
-        group = drops["part"].to_numpy().astype(np.int64) // PARTS_OF_UNIT % self.plan.groups
-        shuffle_files.write(self.folder.file(unit, "drops", 0), shuffle_files.cut(drops, group, self.plan.groups))
+        group = drops["part"].to_numpy().astype(np.int64) // PARTS_OF_UNIT % self.plan.rows.groups
+        shuffle_files.write(self.folder.file(unit, "drops", 0), shuffle_files.cut(drops, group, self.plan.rows.groups))
         return {"parts": 1, "keys": keys.num_rows, "drops": drops.num_rows}
 
 
@@ -85,7 +110,7 @@ class FindDuplicates:
 class MarkDropped:
     """One unit a group of units: writes a mask (0: stays) beside each part, counts, and samples the dropped."""
 
-    plan: Dropping
+    plan: DedupPlan
 
     @property
     def folder(self) -> StepFolder:
@@ -93,28 +118,25 @@ class MarkDropped:
 
     @property
     def reads(self) -> Reading:
-        return Reading(self.plan.work.step(self.plan.stage, "drops"), "drops")
+        return Reading(self.plan.drops, "drops")
 
     def units(self) -> int:
-        return self.plan.groups
+        return self.plan.rows.groups
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
         drops = shuffle_files.table(messages, DROPS)
         order = np.argsort(drops["part"].to_numpy(), kind="stable")
         part_of_drop, row, reason = (drops[name].to_numpy()[order] for name in DROPS.names)
         rejects = Rejects(self.plan.keep_rejected)
-        tally = Tally(self.plan.stage, rejects)
-        for source, part, rows in parts_of_group(self.plan.parts, unit, self.plan.groups):
+        tally = Tally(self.plan.folder.name, rejects)
+        for source, part, rows in self.plan.rows.parts_of_group(unit):
             number = source * PARTS_OF_UNIT + part
             first, last = np.searchsorted(part_of_drop, [number, number + 1])
             mask = np.zeros(rows, np.uint8)
             mask[row[first:last]] = reason[first:last]
             files.write_bytes(self.folder.file(source, "mask", part), mask.tobytes())
-            count_part(self.plan.parts.file(source, "arrow", part), mask, tally, self.plan.reasons)
-        rejected = rejects.table()
-        if rejected.num_rows:
-            files.write_table(self.folder.file(unit, "rejected"), rejected)
-        return {"counts": {**tally.ledger.to_json(), "digest": tally.digest}, "rejected": rejected.num_rows}
+            count_part(self.plan.rows.parts.file(source, "arrow", part), mask, tally, self.plan.reasons)
+        return unit_body(self.folder, unit, [tally], rejects)
 
 
 def count_part(path: str, mask: np.ndarray, tally: Tally, reasons: tuple[str, ...]) -> None:
@@ -144,60 +166,7 @@ def _reject(path: str, rows: np.ndarray, reason: str, tally: Tally) -> None:
         first += batch.num_rows
 
 
-def parts_of_group(parts: StepFolder, group: int, groups: int) -> Iterator[tuple[int, int, int]]:
-    """(unit, part, rows) of the parts that a group of units holds."""
-    for unit, manifest in parts.manifests():
-        if unit % groups == group:
-            for part, rows in enumerate(manifest["rows"]):
-                yield unit, part, rows
-
-
-@dataclasses.dataclass(frozen=True)
-class RemainingRows:
-    """The rows of parts that their masks leave in: what balancing works on (balancing.Rows)."""
-
-    folder: StepFolder
-    masks: StepFolder
-    groups: int
-
-    def count(self) -> int:
-        return sum(manifest["counts"]["rows_out"] for _, manifest in self.masks.manifests())
-
-    def parts(self, group: int) -> Iterator[tuple[str, np.ndarray]]:
-        """(path of the part, which of its rows are in) of a group."""
-        for unit, part, _ in parts_of_group(self.folder, group, self.groups):
-            yield self.folder.file(unit, "arrow", part), np.fromfile(self.masks.file(unit, "mask", part), np.uint8) == 0
-
-    def matches(self, group: int) -> Iterator[selection.Matches]:
-        for path, keep in self.parts(group):
-            first = 0
-            for batch in files.read_batches(path, ["uid", "query_ids"]):
-                inside = keep[first : first + batch.num_rows]
-                yield selection.Matches.from_arrow(batch["uid"], batch["query_ids"], inside)
-                first += batch.num_rows
-
-
-class DropDuplicates(beam.PTransform):
-    """parts written | DropDuplicates(plan, way=...): masks beside the parts."""
-
-    def __init__(self, plan: Dropping, *, way: str) -> None:
-        super().__init__()
-        self._plan, self._way = plan, way
-
-    def expand(self, written: Any) -> beam.PCollection:
-        plan = self._plan
-        find, mark = FindDuplicates(plan), MarkDropped(plan)
-        drops = written | "Find" >> ExchangeStep(find, work=plan.work, count=find.units(), way=self._way)
-        return drops | "Mark" >> ExchangeStep(mark, work=plan.work, count=plan.groups, way=self._way)
-
-
-def complete(plan: Dropping) -> dict[str, Any]:
-    """Ends the stage: rejected rows, info.json, COMPLETED."""
-    ledger, digest = Ledger(), 0
-    for _, manifest in plan.masks.manifests():
-        ledger.add(Ledger.from_json(manifest["counts"]))
-        digest = hashing.add_digests(digest, manifest["counts"]["digest"])
-    write_rejected(plan.work, plan.stage, [plan.masks], keep=plan.keep_rejected)
-    info = stage_info(ledger, digest=digest, folders=[plan.work.step(plan.stage, "drops"), plan.masks])
-    plan.work.complete(plan.stage, info)
-    return info
+def drop_duplicates(done: Any, plan: DedupPlan, *, exchange: str) -> beam.PCollection:
+    """Puts behind `done`, the written parts, the steps that leave a mask beside each part."""
+    done = run_exchange(done, FindDuplicates(plan), buckets=1 << plan.key_bits, exchange=exchange)
+    return run_exchange(done, MarkDropped(plan), buckets=plan.rows.groups, exchange=exchange)

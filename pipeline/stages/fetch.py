@@ -3,8 +3,8 @@
     balance's parts --by host--> DownloadHosts: 00007-000.arrow (a row a pair, failures too) and .raw (the JPEGs)
 
 A unit owns whole hosts, so that what a host is asked at once is bounded over the whole job. What the network returned
-is frozen here; everything after this stage is a pure function of it. A later pass (`--retry-failed`) fetches only what
-failed in a way that may pass, and its rows replace the older ones.
+is frozen here; everything after this stage is a pure function of it. A later attempt (`--retry-failed`) fetches only
+what failed in a way that may pass, and its rows replace the older ones.
 """
 
 from __future__ import annotations
@@ -12,72 +12,86 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine import files, hashing, shuffle_files
-from pipeline.engine.steps import ExchangeStep, Reading, Step
-from pipeline.engine.work import StepFolder, Work, digest_of, stage_info
+from pipeline.engine.progress import Watched
+from pipeline.engine.rows import Rows
+from pipeline.engine.steps import Reading, run_exchange, run_task
+from pipeline.engine.work import StepFolder
 from pipeline.fetching.downloader import FetchOptions, fetch_rows
-from pipeline.schema import FETCHED, SELECTED
-from pipeline.stages.row_pass import ROW_HASH, Rejects, Tally, write_rejected
+from pipeline.fetching.options import PROJECT_URL
+from pipeline.schema import SELECTED
+from pipeline.stages.attempts import FETCHED_PART, Attempts, fetched_rows
+from pipeline.stages.base import Job, Json, Outputs, Stage
+from pipeline.stages.row_pass import ROW_HASH
+from pipeline.stages.run import Run
+from pipeline.stages.tally import Rejects, Tally, unit_body
 
+if TYPE_CHECKING:
+    import apache_beam as beam
+
+FETCHED_COLUMNS = 2  # raised whenever the columns of the fetched rows change
 ROWS_PER_CALL = 5_000  # what is lost, and fetched again, when a machine dies
 SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
-FETCHED_PART = pa.schema([*FETCHED, ROW_HASH])
 OUTCOME = ("status", "image_sha256", "width", "height", "original_width", "original_height", "phash")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FetchSettings:
+    """What the user may say of this stage."""
+
+    allow_address: tuple[str, ...] = ()
+    image_size: int = 256  # pixels, short side
+    deadline: float = 30.0  # seconds a URL
+    user_agent_contact: str | None = None
+    retry_failed: bool = False
+
+    def fetch_options(self) -> FetchOptions:
+        """How to fetch."""
+        return FetchOptions(
+            allow_addresses=self.allow_address,
+            deadline_s=self.deadline,
+            image_size=self.image_size,
+            contact=self.user_agent_contact or PROJECT_URL,
+        )
+
+
 @dataclasses.dataclass(frozen=True)
-class Fetching:
-    """The stage's plan.
+class FetchPlan:
+    """What the steps share.
 
     Attributes:
-        work: the run's folder.
+        attempts: where the fetched rows and images go.
         selected: balance's rows, a Parquet file a unit.
-        gathered: the folder whose units list the images that lie in the archives (`.images`).
+        images: the lists of the images that lie in the archives.
+        hosts, archived: the steps that cut the rows by host, and that index the images of the archives.
         inputs: path of the list of inputs.
-        hosts: buckets of hosts.
         options: how to fetch.
-        keep_rejected: sample, all or none.
     """
 
-    work: Work
+    attempts: Attempts
     selected: StepFolder
-    gathered: StepFolder
+    images: StepFolder
+    hosts: StepFolder
+    archived: StepFolder
     inputs: str
-    hosts: int
     options: FetchOptions
-    keep_rejected: str
-
-    def images(self, number: int) -> StepFolder:
-        """The folder of a pass over the hosts: 0 the first, 1.. the retries."""
-        folder = self.work.step("fetch", f"images-{number:03d}")
-        return dataclasses.replace(folder, plan=digest_of(folder.plan, number))
-
-    def rows(self, unit: int) -> Iterator[tuple[int, int, pa.Table]]:
-        """(pass, part, rows) of a unit, the last word on each row."""
-        return fetched_rows(self, unit, before=self.passes())
-
-    def passes(self) -> int:
-        """How many passes were asked for so far, one that is under way included."""
-        return (files.read_json(os.path.join(self.work.stage("fetch"), "passes.json")) or 0) + 1
 
 
 @dataclasses.dataclass(frozen=True)
 class ByHost:
     """One unit a part of balance: its rows, cut by host."""
 
-    plan: Fetching
+    plan: FetchPlan
 
     @property
     def folder(self) -> StepFolder:
-        return self.plan.work.step("fetch", "hosts")
+        return self.plan.hosts
 
     def units(self) -> int:
         return len(self.plan.selected.manifests())
@@ -85,8 +99,9 @@ class ByHost:
     def run(self, unit: int) -> dict[str, Any]:
         table = files.read_table(self.plan.selected.file(unit, "parquet")).cast(SELECTED_PART).combine_chunks()
         batch = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], SELECTED_PART)
-        bucket = (host_hashes(batch["url"]) % np.uint64(self.plan.hosts)).astype(np.int64)
-        shuffle_files.write(self.folder.file(unit, "rows", 0), shuffle_files.cut(batch, bucket, self.plan.hosts))
+        hosts = self.plan.attempts.hosts
+        bucket = (host_hashes(batch["url"]) % np.uint64(hosts)).astype(np.int64)
+        shuffle_files.write(self.folder.file(unit, "rows", 0), shuffle_files.cut(batch, bucket, hosts))
         return {"parts": 1, "rows": batch.num_rows}
 
 
@@ -100,22 +115,18 @@ def host_hashes(urls: pa.Array) -> np.ndarray:
 class IndexArchivedImages:
     """The only unit: where the images lie that the archives hold, sorted by the hash of their URL."""
 
-    plan: Fetching
+    plan: FetchPlan
 
     @property
     def folder(self) -> StepFolder:
-        return self.plan.work.step("fetch", "archived")
+        return self.plan.archived
 
     def units(self) -> int:
         return 1
 
     def run(self, unit: int) -> dict[str, Any]:
-        gathered = self.plan.gathered
-        tables = [
-            files.read_table(gathered.file(source, "images"))
-            for source, _ in gathered.manifests()
-            if os.path.exists(gathered.file(source, "images"))
-        ]
+        listed = self.plan.images
+        tables = [files.read_table(listed.file(source, "images")) for source, _ in listed.manifests()]
         if not tables:
             return {"images": 0}
         table = pa.concat_tables(tables).combine_chunks()
@@ -169,18 +180,18 @@ def archive_paths(inputs: str) -> list[str]:
 class DownloadHosts:
     """One unit a bucket of hosts: all its rows, in calls of at most ROWS_PER_CALL, each kept as soon as it is done."""
 
-    plan: Fetching
+    plan: FetchPlan
 
     @property
     def folder(self) -> StepFolder:
-        return self.plan.images(0)
+        return self.plan.attempts.images(0)
 
     @property
     def reads(self) -> Reading:
-        return Reading(self.plan.work.step("fetch", "hosts"), "rows")
+        return Reading(self.plan.hosts, "rows")
 
     def units(self) -> int:
-        return self.plan.hosts
+        return self.plan.attempts.hosts
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
         rows = shuffle_files.table(messages, SELECTED_PART)
@@ -191,24 +202,24 @@ class DownloadHosts:
 class RetryHosts:
     """One unit a bucket of hosts: the rows whose last try failed in a way that may pass."""
 
-    plan: Fetching
-    number: int  # of this pass
+    plan: FetchPlan
+    number: int  # of this attempt
 
     @property
     def folder(self) -> StepFolder:
-        return self.plan.images(self.number)
+        return self.plan.attempts.images(self.number)
 
     def units(self) -> int:
-        return self.plan.hosts
+        return self.plan.attempts.hosts
 
     def run(self, unit: int) -> dict[str, Any]:
-        tables = [table for _, _, table in fetched_rows(self.plan, unit, before=self.number)]
+        tables = [table for _, _, table in fetched_rows(self.plan.attempts, unit, before=self.number)]
         rows = pa.concat_tables(tables) if tables else FETCHED_PART.empty_table()
         rows = rows.filter(pc.and_(rows["retryable"], pc.not_equal(rows["status"], "ok")))
         return download(self.plan, self.folder, unit, rows.select(SELECTED_PART.names).combine_chunks())
 
 
-def download(plan: Fetching, folder: StepFolder, unit: int, rows: pa.Table) -> dict[str, Any]:
+def download(plan: FetchPlan, folder: StepFolder, unit: int, rows: pa.Table) -> dict[str, Any]:
     """Fetches the rows of a unit, part by part; parts that an earlier try has finished are not fetched again."""
     order = np.lexsort((*reversed(hashing.uid_words(rows["uid"])), host_hashes(hashing.as_array(rows["url"]))))
     rows = rows.take(pa.array(order))
@@ -225,11 +236,11 @@ def download(plan: Fetching, folder: StepFolder, unit: int, rows: pa.Table) -> d
     return {"parts": parts, "status": counts, "rows": rows.num_rows}
 
 
-def _download_part(plan: Fetching, folder: StepFolder, unit: int, part: int, rows: pa.Table) -> None:
+def _download_part(plan: FetchPlan, folder: StepFolder, unit: int, part: int, rows: pa.Table) -> None:
     high, low = hashing.uid_words(rows["uid"])
     rows = rows.take(pa.array(np.lexsort((low, high)))).combine_chunks()
     batch = rows.to_batches()[0]
-    index = plan.work.step("fetch", "archived")
+    index = plan.archived
     archived = ArchivedImages(index, plan.inputs, plan.options.max_bytes) if index.total("images") else None
     os.makedirs(folder.path, exist_ok=True)
     fetched = fetch_rows(
@@ -247,73 +258,97 @@ def _download_part(plan: Fetching, folder: StepFolder, unit: int, part: int, row
         out.write_batch(complete_batch)
 
 
-def fetched_rows(plan: Fetching, unit: int, *, before: int) -> Iterator[tuple[int, int, pa.Table]]:
-    """(pass, part, rows) of a unit: the last word on each row, from the passes before the given one."""
-    seen: np.ndarray = np.zeros(0, "S16")
-    for number in range(before - 1, -1, -1):
-        folder = plan.images(number)
-        manifest = folder.manifest(unit)
-        found = []
-        for part in range(manifest["parts"] if manifest else 0):
-            table = pa.Table.from_batches(files.read_batches(folder.file(unit, "arrow", part)), FETCHED_PART)
-            words = np.stack(hashing.uid_words(table["uid"]), axis=1).astype(">u8").view("V16").ravel()
-            keep = ~np.isin(words, seen) if len(seen) else np.ones(len(words), np.bool_)
-            found.append(words)
-            yield number, part, table.filter(pa.array(keep))
-        if found:
-            seen = np.concatenate([seen.astype("V16"), *found]) if len(seen) else np.concatenate(found)
+@dataclasses.dataclass(frozen=True)
+class Fetch(Stage):
+    """The stage."""
 
+    name: ClassVar[str] = "fetch"
+    job: ClassVar[Job] = "fetch"
+    options: ClassVar[type] = FetchSettings
 
-class Fetch(beam.PTransform):
-    """root | Fetch(plan, way=...): FETCHED parts and raw files."""
+    fetching: FetchPlan
+    exchange: str
 
-    def __init__(self, plan: Fetching, *, way: str) -> None:
-        super().__init__("Fetch")
-        self._plan, self._way = plan, way
+    @classmethod
+    def plan(cls, run: Run, before: Outputs) -> Self:
+        folder = before.plan(run, cls)
+        fetching = FetchPlan(
+            attempts=Attempts(folder, before.folder("balance")),
+            selected=before.rows("balance").parts,
+            images=before.folder("gather").step("images"),
+            hosts=folder.step("hosts"),
+            archived=folder.step("archived"),
+            inputs=run.inputs_file,
+            options=run.settings(FetchSettings).fetch_options(),
+        )
+        return cls(folder, run.keep_rejected, fetching, run.exchange)
 
-    def expand(self, root: Any) -> beam.PCollection:
-        plan, work = self._plan, self._plan.work
-        done = root | "Index" >> Step(IndexArchivedImages(plan), work=work, most=1)
-        done = done | "Hosts" >> Step(ByHost(plan), work=work)
-        done = done | "Download" >> ExchangeStep(DownloadHosts(plan), work=work, count=plan.hosts, way=self._way)
-        for number in range(1, plan.passes()):
-            done = done | f"Retry{number}" >> Step(RetryHosts(plan, number), work=work, most=plan.hosts)
+    @classmethod
+    def fingerprint(cls, run: Run) -> dict[str, Json]:
+        return {"image_size": run.settings(FetchSettings).image_size, "columns": FETCHED_COLUMNS}
+
+    def reopens(self, run: Run) -> bool:
+        info = self.folder.info()  # without one an attempt is under way
+        return run.settings(FetchSettings).retry_failed and info is not None and bool(info["retryable"])
+
+    def reopen(self) -> None:
+        self.fetching.attempts.ask_for_another()
+
+    def expand(self, done: Any) -> beam.PCollection:
+        plan = self.fetching
+        hosts = plan.attempts.hosts
+        done = run_task(done, IndexArchivedImages(plan), max_units=1)
+        done = run_task(done, ByHost(plan))
+        done = run_exchange(done, DownloadHosts(plan), buckets=hosts, exchange=self.exchange)
+        for number in range(1, plan.attempts.count()):
+            done = run_task(done, RetryHosts(plan, number), max_units=hosts)
         return done
 
+    @property
+    def output(self) -> Rows | None:
+        return None
 
-def ask_for_another_pass(plan: Fetching) -> None:
-    """`--retry-failed`: from now on the stage has one pass more, also if this run is interrupted."""
-    folder = plan.work.stage("fetch")
-    files.write_json(os.path.join(folder, "passes.json"), plan.passes())
-    files.remove(os.path.join(folder, "COMPLETED"))
+    def steps(self) -> tuple[StepFolder, ...]:
+        attempts = self.fetching.attempts
+        return tuple(attempts.images(number) for number in range(attempts.count()))
+
+    def counted(self) -> tuple[StepFolder, ...]:
+        return (self.folder.step("failed"),)
+
+    def facts(self) -> dict[str, Json]:
+        return {
+            "attempts": self.fetching.attempts.count(),
+            "retryable": self.folder.step("failed").total("retryable"),
+            "archived_images": self.fetching.archived.total("images"),
+        }
+
+    def complete(self) -> dict[str, Any]:
+        self._count_failures()
+        return super().complete()
+
+    def _count_failures(self) -> None:
+        """The last word on each row, counted by class: what failed is dropped here."""
+        folder, rejects = self.folder.step("failed"), Rejects(self.keep_rejected)
+        tally, retryable = Tally(self.name, rejects), 0
+        for unit in range(self.fetching.attempts.hosts):
+            for _, _, table in self.fetching.attempts.rows(unit):
+                failed = pc.and_(table["retryable"], pc.not_equal(table["status"], "ok"))
+                retryable += pc.sum(failed).as_py() or 0
+                count_outcomes(table, tally)
+        folder.write_manifest(0, {**unit_body(folder, 0, [tally], rejects), "retryable": retryable})
+
+    def watched(self) -> list[Watched]:
+        images = self.fetching.attempts.images
+        more = range(1, self.fetching.attempts.count())
+        return [
+            Watched("fetch hosts", self.fetching.hosts),
+            Watched("fetch images", images(0)),
+            *(Watched(f"fetch images, attempt {number + 1}", images(number)) for number in more),
+        ]
 
 
-def complete(plan: Fetching) -> dict[str, Any]:
-    """Ends the stage: counts by class of failure, rejected rows, info.json, COMPLETED."""
-    work, rejects = plan.work, Rejects(plan.keep_rejected)
-    tally = Tally("fetch", rejects)
-    retryable = 0
-    for unit in range(plan.hosts):
-        for _, _, table in plan.rows(unit):
-            retryable += pc.sum(pc.and_(table["retryable"], pc.not_equal(table["status"], "ok"))).as_py() or 0
-            _count(table, tally)
-    folder = work.step("fetch", "failed")
-    files.write_table(folder.file(0, "rejected"), rejects.table())
-    files.write_json(folder.file(0, "json"), {"plan": folder.plan, "rejected": 1})
-    write_rejected(work, "fetch", [folder], keep=plan.keep_rejected)
-    folders = [plan.images(number) for number in range(plan.passes())]
-    more = {
-        "passes": plan.passes(),
-        "retryable": retryable,
-        "archived_images": work.step("fetch", "archived").total("images"),
-    }
-    info = stage_info(tally.ledger, digest=tally.digest, folders=folders, **more)
-    work.complete("fetch", info)
-    return info
-
-
-def _count(table: pa.Table, tally: Tally) -> None:
-    """Adds rows to the ledger: what failed is dropped here, by class."""
+def count_outcomes(table: pa.Table, tally: Tally) -> None:
+    """Adds rows to the ledger: what failed is dropped, by class."""
     tally.ledger.rows_in += table.num_rows
     good = pc.equal(table["status"], "ok")
     tally.passed(table["row_hash"].filter(good).to_numpy())

@@ -9,28 +9,24 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, Self
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine import files, hashing
+from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.steps import Step
-from pipeline.engine.work import StepFolder, Work
+from pipeline.engine.progress import Watched
+from pipeline.engine.rows import Rows
+from pipeline.engine.work import StepFolder, digest_of
 from pipeline.sources.inputs import Input
-from pipeline.stages.row_pass import (
-    GATHERED_PART,
-    MATCHED_PART,
-    PartWriter,
-    Rejects,
-    RowStage,
-    Tally,
-    finish_manifest,
-    run_pass,
-)
+from pipeline.stages.base import Job, Json, Outputs
+from pipeline.stages.row_pass import GATHERED_PART, Parts, RowStage
+from pipeline.stages.run import RESULT, Run
+from pipeline.stages.tally import Tally
 from pipeline.text import clean
 
 IMAGES = pa.schema(
@@ -41,6 +37,19 @@ IMAGES = pa.schema(
         pa.field("length", pa.int32(), False),
     ]
 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GatherSettings:
+    """What the user may say of this stage."""
+
+    input_format: str = "auto"
+    url_column: str = "url"
+    text_column: str = "text"
+    languages: tuple[str, ...] = ()
+    language_model: str = "auto"  # auto: own for archives or if languages are asked for, else none
+    min_language_score: float = 0.2  # P(language)
+    respect_opt_out: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +171,9 @@ def _language_model(path: str) -> Any:
     return LanguageModel.load(path)
 
 
-def read_candidates(source: Input, ledger: Ledger, images: list, columns: tuple[str, str]) -> Iterator[pa.RecordBatch]:
+def read_candidates(
+    source: Input, ledger: Ledger, images: list[pa.RecordBatch], columns: tuple[str, str]
+) -> Iterator[pa.RecordBatch]:
     """The pairs of one input as found; images that lie in an archive are appended to `images` as record batches."""
     if source.format == "wat":
         from pipeline.sources.wat import read_wat
@@ -181,52 +192,49 @@ def read_candidates(source: Input, ledger: Ledger, images: list, columns: tuple[
 
 
 @dataclasses.dataclass(frozen=True)
-class GatherInputs:
-    """The task: one unit an input. With `then` the rows go on through the next stage in the same pass."""
+class CleanRows:
+    """`clean_batch` as a part of a pass: one unit an input."""
 
-    work: Work
+    inputs: str  # path of the JSON list of inputs
+    rules: Cleaning
+
+    def open(self, unit: int) -> Callable[[pa.RecordBatch, Tally], pa.RecordBatch]:
+        name = load_inputs(self.inputs)[unit].name
+        return functools.partial(
+            clean_batch,
+            source=source_names(self.inputs).index(name),
+            name_hash=int(hashing.hash_strings(pa.array([name]))[0, 0]),
+            rules=self.rules,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadInputs:
+    """The inputs as the source of a pass: one unit an input. The images of archives are listed beside it."""
+
     inputs: str  # path of the JSON list of inputs
     columns: tuple[str, str]
-    rules: Cleaning
-    keep_rejected: str
-    then: RowStage | None = None
-    key_bits: int | None = None
-
-    @property
-    def folder(self) -> StepFolder:
-        return self.work.step(self.then.name if self.then else "gather", "parts")
+    images: StepFolder
 
     def units(self) -> int:
         return len(load_inputs(self.inputs))
 
-    def run(self, unit: int) -> dict[str, Any]:
-        inputs, names = load_inputs(self.inputs), source_names(self.inputs)
-        source = inputs[unit]
-        number = names.index(source.name)
-        name_hash = int(hashing.hash_strings(pa.array([source.name]))[0, 0])
-        rejects = Rejects(self.keep_rejected)
-        tally = Tally("gather", rejects)
+    def read(self, unit: int, ledger: Ledger) -> Iterator[pa.RecordBatch]:
         images: list[pa.RecordBatch] = []
-        rows = functools.partial(clean_batch, source=number, name_hash=name_hash, rules=self.rules)
-        stages: list[tuple[Tally, Callable]] = [(tally, rows)]
-        if self.then:
-            stages.append((Tally(self.then.name, rejects), self.then.open()))
-        schema = MATCHED_PART if self.then else GATHERED_PART
-        with PartWriter(self.folder, unit, schema, self.key_bits if self.then else None) as writer:
-            body = run_pass(read_candidates(source, tally.ledger, images, self.columns), stages, writer)
-        self._write_images(unit, number, images)
-        return finish_manifest(self.folder, unit, body, writer, rejects) | {"images": sum(map(len, images))}
+        source = load_inputs(self.inputs)[unit]
+        yield from read_candidates(source, ledger, images, self.columns)
+        if sum(batch.num_rows for batch in images):
+            number = source_names(self.inputs).index(source.name)
+            tables = [list_images(batch, number) for batch in images]
+            files.write_table(self.images.file(unit, "images"), pa.concat_tables(tables))
+            self.images.write_manifest(unit, {"images": sum(map(len, tables))})
 
-    def _write_images(self, unit: int, number: int, images: list[pa.RecordBatch]) -> None:
-        """Where the images of the archive lie, by canonical URL."""
-        for batch in images:
-            if batch.num_rows:
-                url, codes = clean.canonical_urls(batch["url"])
-                table = pa.table(
-                    [url, pa.array(np.full(len(url), number, np.int32)), batch["offset"], batch["length"]],
-                    schema=IMAGES,
-                )
-                files.write_table(self.folder.file(unit, "images"), table.filter(pa.array(codes == 0)))
+
+def list_images(found: pa.RecordBatch, source: int) -> pa.Table:
+    """IMAGES of the responses of one archive, by canonical URL; what has no usable URL is left out."""
+    url, codes = clean.canonical_urls(found["url"])
+    columns = [url, pa.array(np.full(len(url), source, np.int32)), found["offset"], found["length"]]
+    return pa.table(columns, schema=IMAGES).filter(pa.array(codes == 0))
 
 
 @functools.lru_cache(maxsize=2)
@@ -241,7 +249,7 @@ def source_names(path: str) -> list[str]:
     return sorted({item.name for item in load_inputs(path)})
 
 
-def save_inputs(path: str, inputs: list[Input]) -> None:
+def save_inputs(path: str, inputs: tuple[Input, ...]) -> None:
     """Writes the list for the workers and for later runs."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     files.write_json(path, [dataclasses.asdict(item) for item in inputs])
@@ -249,15 +257,95 @@ def save_inputs(path: str, inputs: list[Input]) -> None:
     source_names.cache_clear()
 
 
-class Gather(beam.PTransform):
-    """root | Gather(task): reads every input; with `task.then` it goes on through the next stage in the same pass."""
+def check_columns(settings: GatherSettings, inputs: tuple[Input, ...]) -> None:
+    """Looks into every table for the columns of url and text, before anything is done.
 
-    def __init__(self, task: GatherInputs) -> None:
-        super().__init__("Gather")
-        self._task = task
+    Raises:
+        UsageError: a table has not the columns, or what they hold is no text.
+        MissingInput: a table cannot be read.
+    """
+    from pipeline.sources import tables
 
-    def expand(self, root: Any) -> beam.PCollection:
-        return root | Step(self._task, work=self._task.work)
+    found = list({item.path: item for item in inputs if item.format == "table"}.values())
+    wanted = settings.url_column, settings.text_column, None
+    try:
+        with ThreadPoolExecutor(8) as pool:  # it waits for disks and servers
+            for _ in pool.map(lambda item: tables.table_columns(item, wanted), found):
+                continue
+    except tables.ColumnError as error:
+        raise UsageError(str(error)) from error
+    except (tables.InputError, OSError) as error:
+        raise MissingInput(str(error)) from error
+
+
+def language_model(settings: GatherSettings, inputs: tuple[Input, ...]) -> str:
+    """The model that names languages; "none" where nobody asked: tables come without, archives with."""
+    if settings.language_model != "auto":
+        return settings.language_model
+    return "own" if settings.languages or any(item.format != "table" for item in inputs) else "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class Gather(RowStage):
+    """The stage."""
+
+    name: ClassVar[str] = "gather"
+    job: ClassVar[Job] = "select"
+    options: ClassVar[type] = GatherSettings
+
+    inputs: tuple[Input, ...]
+    inputs_file: str
+    columns: tuple[str, str]
+    rules: Cleaning
+
+    @classmethod
+    def plan(cls, run: Run, before: Outputs) -> Self:
+        o = run.settings(GatherSettings)
+        rules = Cleaning(o.languages, language_model(o, run.inputs), o.min_language_score, o.respect_opt_out)
+        columns = o.url_column, o.text_column
+        return cls(before.plan(run, cls), run.keep_rejected, run.inputs, run.inputs_file, columns, rules)
+
+    @classmethod
+    def fingerprint(cls, run: Run) -> dict[str, Json]:
+        o = run.settings(GatherSettings)
+        return {
+            "result": RESULT,
+            "inputs": digest_of([[item.name, item.format, item.bytes, item.part] for item in run.inputs]),
+            "url_column": o.url_column,
+            "text_column": o.text_column,
+            "languages": o.languages,
+            "language_model": language_model(o, run.inputs),
+            "min_language_score": o.min_language_score,
+            "respect_opt_out": o.respect_opt_out,
+            "keep_rejected": run.keep_rejected,
+        }
+
+    def check(self, run: Run) -> None:
+        check_columns(run.settings(GatherSettings), run.inputs)
+
+    def begin(self, run: Run) -> None:
+        save_inputs(self.inputs_file, self.inputs)
+
+    def source(self) -> ReadInputs:
+        return ReadInputs(self.inputs_file, self.columns, self.images)
+
+    def function(self) -> CleanRows:
+        return CleanRows(self.inputs_file, self.rules)
+
+    def parts(self) -> Parts:
+        return Parts(self.folder.step("parts"), GATHERED_PART)
+
+    @property
+    def images(self) -> StepFolder:
+        """Where the images of the archives are listed."""
+        return self.folder.step("images")
+
+    @property
+    def output(self) -> Rows:
+        return Rows(self.parts().folder)
+
+    def watched(self) -> list[Watched]:
+        return [Watched("gather parts", self.parts().folder, len(self.inputs))]
 
 
 def _column(table: pa.Table, name: str) -> pa.Array:

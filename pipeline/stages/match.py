@@ -9,29 +9,34 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Self
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine import files, hashing
-from pipeline.engine.steps import Step
-from pipeline.engine.work import StepFolder, Work
-from pipeline.stages.row_pass import (
-    MATCHED_PART,
-    PROVENANCE,
-    URL_HASH,
-    PartWriter,
-    Rejects,
-    Tally,
-    finish_manifest,
-    read_parts,
-    run_pass,
-)
+from pipeline.engine.ledger import Ledger
+from pipeline.engine.progress import Watched
+from pipeline.engine.rows import Rows
+from pipeline.engine.steps import run_task
+from pipeline.engine.work import StepFolder
+from pipeline.stages.base import TABLES, Job, Json, Outputs
+from pipeline.stages.row_pass import MATCHED_PART, PROVENANCE, URL_HASH, Parts, RowStage, read_parts
+from pipeline.stages.run import Run
+from pipeline.stages.tally import Tally
 from pipeline.text.matcher import Matcher
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MatchSettings:
+    """What the user may say of this stage."""
+
+    queries: str | None = None
+    match: str = "wide"
+    case: str = "exact"
+
 
 PASSED = pa.schema([*MATCHED_PART, URL_HASH, PROVENANCE])  # what goes on to the writer of parts and keys
 
@@ -62,54 +67,37 @@ def match_batch(pairs: pa.RecordBatch, tally: Tally, *, matcher: Matcher, query_
 
 @dataclasses.dataclass(frozen=True)
 class MatchRows:
-    """The stage as a part of a pass; `tables` is the folder that `save_tables` wrote."""
+    """`match_batch` as a part of a pass; `tables` is the folder that `save_tables` wrote."""
 
     tables: str
-    name: str = "match"
 
-    def open(self) -> Callable[[pa.RecordBatch, Tally], pa.RecordBatch]:
+    def open(self, unit: int) -> Callable[[pa.RecordBatch, Tally], pa.RecordBatch]:
         matcher, query_hash = _load(self.tables)
         return functools.partial(match_batch, matcher=matcher, query_hash=query_hash)
 
 
 @dataclasses.dataclass(frozen=True)
-class MatchParts:
-    """The task where gather ran before on its own: one unit a unit of gather."""
+class ReadParts:
+    """The rows that gather left on disk, as the source of a pass: one unit a unit of gather."""
 
-    work: Work
     gathered: StepFolder
-    rows: MatchRows
-    keep_rejected: str
-    key_bits: int
-
-    @property
-    def folder(self) -> StepFolder:
-        return self.work.step("match", "parts")
 
     def units(self) -> int:
         return len(self.gathered.manifests())
 
-    def run(self, unit: int) -> dict[str, Any]:
-        rejects = Rejects(self.keep_rejected)
-        stages: list[tuple[Tally, Callable]] = [(Tally("match", rejects), self.rows.open())]
-        with PartWriter(self.folder, unit, MATCHED_PART, self.key_bits) as writer:
-            body = run_pass(read_parts(self.gathered, unit), stages, writer)
-        return finish_manifest(self.folder, unit, body, writer, rejects)
+    def read(self, unit: int, ledger: Ledger) -> Iterator[pa.RecordBatch]:
+        yield from read_parts(self.gathered, unit)
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildTables:
     """The only unit of the step before the pass: the compiled list, built once; all workers map its files."""
 
-    work: Work
+    folder: StepFolder
     queries: str  # path of queries.parquet
     tables: str
     mode: str
     case: str
-
-    @property
-    def folder(self) -> StepFolder:
-        return self.work.step("match", "list")
 
     def units(self) -> int:
         return 1
@@ -118,17 +106,6 @@ class BuildTables:
         queries = hashing.as_array(files.read_table(self.queries, ["query"])["query"])
         save_tables(self.tables, queries, mode=self.mode, case=self.case)
         return {"queries": len(queries)}
-
-
-class Tables(beam.PTransform):
-    """root | Tables(task): what `Match` needs, on disk."""
-
-    def __init__(self, task: BuildTables) -> None:
-        super().__init__("Tables")
-        self._task = task
-
-    def expand(self, root: Any) -> beam.PCollection:
-        return root | Step(self._task, work=self._task.work, most=1)
 
 
 def save_tables(folder: str, queries: pa.Array, *, mode: str, case: str) -> None:
@@ -143,12 +120,63 @@ def _load(folder: str) -> tuple[Matcher, np.ndarray]:
     return Matcher.load(folder), np.load(os.path.join(folder, "query_hash.npy"), mmap_mode="r").view(np.ndarray)
 
 
-class Match(beam.PTransform):
-    """root | Match(task): the rows that gather left on disk."""
+@dataclasses.dataclass(frozen=True)
+class Match(RowStage):
+    """The stage."""
 
-    def __init__(self, task: MatchParts) -> None:
-        super().__init__("Match")
-        self._task = task
+    name: ClassVar[str] = "match"
+    job: ClassVar[Job] = "select"
+    options: ClassVar[type] = MatchSettings
 
-    def expand(self, root: Any) -> beam.PCollection:
-        return root | Step(self._task, work=self._task.work)
+    gathered: StepFolder
+    queries_file: str
+    mode: str
+    case: str
+    key_bits: int
+    groups: int
+    units: int
+
+    @classmethod
+    def plan(cls, run: Run, before: Outputs) -> Self:
+        o = run.settings(MatchSettings)
+        return cls(
+            before.plan(run, cls),
+            run.keep_rejected,
+            gathered=before.rows("gather").parts,
+            queries_file=run.queries_file,
+            mode=o.match,
+            case=o.case,
+            key_bits=run.sizes.key_bits,
+            groups=run.sizes.groups,
+            units=len(run.inputs),
+        )
+
+    @classmethod
+    def fingerprint(cls, run: Run) -> dict[str, Json]:
+        o = run.settings(MatchSettings)
+        return {"queries": run.queries.digest, "match": o.match, "case": o.case}
+
+    @property
+    def tables(self) -> str:
+        """The folder of the compiled list."""
+        return os.path.join(self.folder.path, TABLES)
+
+    def prepare(self, done: Any) -> Any:
+        task = BuildTables(self.folder.step("list"), self.queries_file, self.tables, self.mode, self.case)
+        return run_task(done, task, max_units=1)
+
+    def source(self) -> ReadParts:
+        return ReadParts(self.gathered)
+
+    def function(self) -> MatchRows:
+        return MatchRows(self.tables)
+
+    def parts(self) -> Parts:
+        return Parts(self.folder.step("parts"), MATCHED_PART, self.key_bits)
+
+    @property
+    def output(self) -> Rows:
+        return Rows(self.parts().folder, groups=self.groups)
+
+    def watched(self) -> list[Watched]:
+        return [Watched("match parts", self.parts().folder, self.units)]

@@ -1,27 +1,32 @@
 """A pass over rows: batches of one input go through one or more row-wise stages into parts on disk.
 
 Gather and match are row-wise: each turns a batch into a batch and needs no other row. So one pass can do both, and the
-rows between them need not be written; each still has its own ledger, digest and sample of rejected rows. The last stage
-of the pass writes *parts*: Arrow IPC files of at most PART_ROWS rows, and, if duplicates are looked for next, a bucket
-file of keys beside each.
+rows between them need not be written. Each stage still has its own ledger, digest and sample of rejected rows. The last
+stage of the pass writes *parts*: Arrow IPC files of at most PART_ROWS rows, and, if duplicates are looked for next, a
+bucket file of keys beside each.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
-import functools
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.engine import files, hashing, shuffle_files
-from pipeline.engine.ledger import Ledger, smallest
-from pipeline.engine.work import StepFolder, Work, stage_info
-from pipeline.schema import MATCHED, PAIRS, REJECTED
+from pipeline.engine.ledger import Ledger
+from pipeline.engine.steps import run_task
+from pipeline.engine.work import StepFolder
+from pipeline.schema import FETCHED, MATCHED, PAIRS
+from pipeline.stages.base import Stage
+from pipeline.stages.tally import Rejects, Tally, unit_body
+
+if TYPE_CHECKING:
+    import apache_beam as beam
 
 PART_ROWS = 1_000_000
 PART_BYTES = 256 << 20
@@ -31,6 +36,14 @@ PARTS_OF_UNIT = 1024  # a part's number is unit * PARTS_OF_UNIT + its place in t
 URL_HASH, PROVENANCE, ROW_HASH = (pa.field(name, pa.uint64(), False) for name in ("url_hash", "provenance", "row_hash"))
 GATHERED_PART = pa.schema([*PAIRS, URL_HASH, PROVENANCE, ROW_HASH])
 MATCHED_PART = MATCHED.append(ROW_HASH)
+
+# Where a row's JPEG lies: the raw file of (attempt, unit, part) of the fetch, at image_offset.
+RAW = (
+    pa.field("raw_attempt", pa.int16(), False),
+    pa.field("raw_unit", pa.int32(), False),
+    pa.field("raw_part", pa.int16(), False),
+)
+FETCHED_OK = pa.schema([*FETCHED, *RAW, ROW_HASH])  # what was fetched, without the failures
 
 # What decides duplicates, and where the row is: 44 bytes a row, the only thing that crosses between the parts.
 KEYS = pa.schema(
@@ -43,67 +56,6 @@ KEYS = pa.schema(
         pa.field("row", pa.int32(), False),
     ]
 )
-
-
-@dataclasses.dataclass
-class Rejects:
-    """Dropped rows that are kept: all, none, or of each reason those with the smallest hash."""
-
-    keep: str = "sample"  # sample | all | none
-    limit: int = 1000  # rows a reason that a sample keeps
-    _tables: list[pa.Table] = dataclasses.field(default_factory=list)
-    _bounds: dict[tuple[str, str], int] = dataclasses.field(default_factory=dict)
-
-    def add(self, stage: str, reason: str, urls: pa.Array, texts: pa.Array, hashes: np.ndarray | None = None) -> None:
-        """Offers dropped rows; `hashes` default to the high word of their pair key."""
-        if self.keep == "none" or len(urls) == 0:
-            return
-        if hashes is None:
-            hashes = hashing.uid_words(hashing.pair_keys(urls, texts).uid)[0]
-        bound = self._bounds.get((stage, reason))
-        if self.keep == "sample" and bound is not None:
-            low = np.flatnonzero(hashes < np.uint64(bound))
-            urls, texts, hashes = urls.take(pa.array(low)), texts.take(pa.array(low)), hashes[low]
-        if self.keep == "sample" and len(hashes) > self.limit:
-            low = np.argpartition(hashes, self.limit - 1)[: self.limit]
-            self._bounds[stage, reason] = int(hashes[low].max())
-            urls, texts, hashes = urls.take(pa.array(low)), texts.take(pa.array(low)), hashes[low]
-        columns = [urls, texts, _repeated(stage, len(urls)), _repeated(reason, len(urls)), pa.array(hashes)]
-        self._tables.append(pa.Table.from_arrays(columns, schema=REJECTED))
-
-    def table(self) -> pa.Table:
-        """What is kept."""
-        table = pa.concat_tables(self._tables) if self._tables else REJECTED.empty_table()
-        return smallest(table, self.limit) if self.keep == "sample" else table
-
-
-@dataclasses.dataclass
-class Tally:
-    """What one stage has done in one unit."""
-
-    stage: str
-    rejects: Rejects
-    ledger: Ledger = dataclasses.field(default_factory=Ledger)
-    digest: int = 0
-
-    def drop(self, reason: str, urls: pa.Array, texts: pa.Array, hashes: np.ndarray | None = None) -> None:
-        """Counts dropped rows and offers them to the rejects."""
-        self.ledger.drop(reason, len(urls))
-        self.rejects.add(self.stage, reason, urls, texts, hashes)
-
-    def passed(self, row_hashes: np.ndarray) -> None:
-        """Counts rows that leave the stage."""
-        self.ledger.rows_out += len(row_hashes)
-        self.digest = hashing.add_digests(self.digest, int(row_hashes.sum(dtype=np.uint64)))
-
-
-class RowStage(Protocol):
-    """A row-wise stage: `open` is called once a unit on the worker and gives the function from batch to batch."""
-
-    @property
-    def name(self) -> str: ...
-
-    def open(self) -> Callable[[pa.RecordBatch, Tally], pa.RecordBatch]: ...
 
 
 class PartWriter:
@@ -157,65 +109,6 @@ class PartWriter:
         self._out, self._keys, self._rows, self._bytes = None, [], 0, 0
 
 
-def run_pass(
-    batches: Iterable[pa.RecordBatch], stages: list[tuple[Tally, Callable]], writer: PartWriter
-) -> dict[str, Any]:
-    """Sends the batches through the stages into the writer; returns the manifest's body."""
-    for batch in batches:
-        for tally, stage in stages:
-            batch = stage(batch, tally)
-            if batch.num_rows == 0:
-                break
-        else:
-            writer.write(batch)
-    return {tally.stage: {**tally.ledger.to_json(), "digest": tally.digest} for tally, _ in stages}
-
-
-def finish_manifest(folder: StepFolder, unit: int, body: dict[str, Any], writer: PartWriter, rejects: Rejects) -> dict:
-    """Adds to a pass's manifest what it wrote, and writes the rejected rows."""
-    rejected = rejects.table()
-    if rejected.num_rows:
-        files.write_table(folder.file(unit, "rejected"), rejected)
-    return {**body, "parts": writer.parts, "rows": writer.rows, "rejected": rejected.num_rows}
-
-
-def totals(folder: StepFolder, stage: str) -> tuple[Ledger, int]:
-    """Ledger and digest of a stage over all units of a pass."""
-    ledger, digest = Ledger(), 0
-    for _, manifest in folder.manifests():
-        ledger.add(Ledger.from_json(manifest[stage]))
-        digest = hashing.add_digests(digest, manifest[stage]["digest"])
-    return ledger, digest
-
-
-def complete(work: Work, stage: str, folder: StepFolder, *, keep_rejected: str) -> dict[str, Any]:
-    """Ends a stage of a pass: the sample of rejected rows, info.json, COMPLETED."""
-    ledger, digest = totals(folder, stage)
-    write_rejected(work, stage, [folder], keep=keep_rejected)
-    info = stage_info(ledger, digest=digest, folders=[folder])
-    work.complete(stage, info)
-    return info
-
-
-def write_rejected(
-    work: Work, stage: str, folders: list[StepFolder], *, limit: int = 1000, keep: str = "sample"
-) -> None:
-    """Merges the rejected rows of a stage's units into OUT/stages/<stage>/rejected.parquet."""
-    kept, pending = REJECTED.empty_table(), 0
-    tables = [kept]
-    for folder in folders:
-        for unit, manifest in folder.manifests():
-            if not manifest.get("rejected"):
-                continue
-            table = files.read_table(folder.file(unit, "rejected"))
-            tables.append(table.filter(pc.equal(table["stage"], stage)))
-            pending += table.num_rows
-            if keep == "sample" and pending > 64 * limit:
-                tables, pending = [smallest(pa.concat_tables(tables), limit)], 0
-    merged = pa.concat_tables(tables)
-    files.write_table(f"{work.stage(stage)}/rejected.parquet", smallest(merged, limit) if keep == "sample" else merged)
-
-
 def read_parts(folder: StepFolder, unit: int, columns: list[str] | None = None) -> Iterable[pa.RecordBatch]:
     """The batches of all parts of a unit."""
     manifest = folder.manifest(unit)
@@ -230,10 +123,121 @@ def _keys(batch: pa.RecordBatch, part: int, first: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=KEYS)
 
 
-@functools.lru_cache(maxsize=64)
-def _word(value: str) -> pa.Scalar:
-    return pa.scalar(value, pa.string())
+class RowFunction(Protocol):
+    """What a row-wise stage does with a batch; `open` is called once a unit, on the worker."""
+
+    def open(self, unit: int) -> Callable[[pa.RecordBatch, Tally], pa.RecordBatch]: ...
 
 
-def _repeated(value: str, rows: int) -> pa.Array:
-    return pa.repeat(_word(value), rows)
+class RowSource(Protocol):
+    """Where the batches of a unit come from."""
+
+    def units(self) -> int: ...
+
+    def read(self, unit: int, ledger: Ledger) -> Iterator[pa.RecordBatch]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a row-wise stage writes: Arrow parts of `schema`, with a bucket file of keys beside each if `key_bits`."""
+
+    folder: StepFolder
+    schema: pa.Schema
+    key_bits: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RowStage(Stage):
+    """A stage whose rows need no other row: neighbours of this kind become one pass over the rows."""
+
+    @abc.abstractmethod
+    def source(self) -> RowSource:
+        """What a pass that begins here reads."""
+
+    @abc.abstractmethod
+    def function(self) -> RowFunction:
+        """What is done with each batch."""
+
+    @abc.abstractmethod
+    def parts(self) -> Parts:
+        """What a pass that ends here writes."""
+
+    def prepare(self, done: Any) -> Any:
+        """Steps that must end before the pass; the default: none."""
+        return done
+
+    def expand(self, done: Any) -> beam.PCollection:
+        return RowPass((self,)).expand(done)
+
+    def steps(self) -> tuple[StepFolder, ...]:
+        return (self.parts().folder,)
+
+    def counted(self) -> tuple[StepFolder, ...]:
+        return (self.parts().folder,)
+
+
+@dataclasses.dataclass(frozen=True)
+class PassTask:
+    """The task of a pass: each unit's batches go through the functions into parts."""
+
+    names: tuple[str, ...]
+    source: RowSource
+    functions: tuple[RowFunction, ...]
+    parts: Parts
+    keep_rejected: str
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.parts.folder
+
+    def units(self) -> int:
+        return self.source.units()
+
+    def run(self, unit: int) -> dict[str, Any]:
+        rejects = Rejects(self.keep_rejected)
+        tallies = [Tally(name, rejects) for name in self.names]
+        functions = [function.open(unit) for function in self.functions]
+        with PartWriter(self.folder, unit, self.parts.schema, self.parts.key_bits) as writer:
+            for batch in self.source.read(unit, tallies[0].ledger):
+                for tally, function in zip(tallies, functions, strict=True):
+                    batch = function(batch, tally)
+                    if batch.num_rows == 0:
+                        break
+                else:
+                    writer.write(batch)
+        return {**unit_body(self.folder, unit, tallies, rejects), "parts": writer.parts, "rows": writer.rows}
+
+
+@dataclasses.dataclass(frozen=True)
+class RowPass:
+    """Row-wise stages that stand side by side, as one pass: only the last one's rows are written."""
+
+    stages: tuple[RowStage, ...]
+
+    def expand(self, done: Any) -> beam.PCollection:
+        """Puts the pass behind `done`."""
+        for stage in self.stages:
+            done = stage.prepare(done)
+        names = tuple(stage.name for stage in self.stages)
+        functions = tuple(stage.function() for stage in self.stages)
+        first, last = self.stages[0], self.stages[-1]
+        return run_task(done, PassTask(names, first.source(), functions, last.parts(), last.keep_rejected))
+
+    def complete(self) -> None:
+        """Ends each stage; all counts are in the manifests of the pass."""
+        last = (self.stages[-1].parts().folder,)
+        for stage in self.stages:
+            stage.folder.complete(stage.count(counted=last))
+
+
+def fuse_row_stages(stages: Iterable[Stage]) -> list[Stage | RowPass]:
+    """The stages in order, with neighbours that are row-wise as one pass."""
+    fused: list[Stage | RowPass] = []
+    for stage in stages:
+        if not isinstance(stage, RowStage):
+            fused.append(stage)
+        elif fused and isinstance(fused[-1], RowPass):
+            fused[-1] = RowPass((*fused[-1].stages, stage))
+        else:
+            fused.append(RowPass((stage,)))
+    return fused

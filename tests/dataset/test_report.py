@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.dataset import report, shards, summary
 from pipeline.engine import files, shuffle_files
-from pipeline.engine.display import plain, size
+from pipeline.engine.display import sanitize, size
 from tests import samples
 
 HOSTILE = {
@@ -240,7 +240,7 @@ def test_histogram_counts_every_value() -> None:
     ],
 )
 def test_plain(text: str, shown: str) -> None:
-    assert plain(text) == shown
+    assert sanitize(text) == shown
 
 
 def test_size() -> None:

@@ -16,6 +16,7 @@ import xxhash
 from pipeline import build
 from pipeline.dataset import exports
 from pipeline.engine import hashing
+from pipeline.schema import STAGES
 from pipeline.stages import selection
 from pipeline.text.matcher import naive_match
 
@@ -61,7 +62,7 @@ def info(out: Path, stage: str) -> dict:
 
 
 def digests(out: Path) -> dict[str, str]:
-    return {stage: info(out, stage)["digest"] for stage in build.STAGES[:4]}
+    return {stage: info(out, stage)["digest"] for stage in STAGES[:4]}
 
 
 def exported(out: Path, stage: str, tmp: Path) -> list[dict]:
@@ -126,7 +127,7 @@ def test_every_match_is_the_oracles_and_uid_can_be_recomputed(folder: Path) -> N
 def test_the_ledger_adds_up_and_chains(folder: Path) -> None:
     out = run(folder, "--cap", "5")
     before = None
-    for stage in build.STAGES[:4]:
+    for stage in STAGES[:4]:
         found = info(out, stage)
         assert found["rows_in"] == found["rows_out"] + sum(found["dropped"].values())
         assert before is None or found["rows_in"] == before
@@ -151,7 +152,7 @@ def test_the_same_rows_however_it_runs(folder: Path, more: list[str]) -> None:
 
 def test_stages_one_by_one_give_the_same_rows(folder: Path) -> None:
     expected = digests(run(folder, "--cap", "5", name="one"))
-    for stage in build.STAGES[:4]:
+    for stage in STAGES[:4]:
         out = run(folder, "--cap", "5", name="steps", stages=stage)
     assert digests(out) == expected
     assert len(exported(out, "gather", folder)) == info(out, "gather")["rows_out"]

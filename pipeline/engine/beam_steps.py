@@ -1,0 +1,138 @@
+"""The Beam side of `steps`: elements are numbers of slots, barriers are side inputs, the exchange is files or a shuffle.
+
+Beam carries numbers and, where there is no shared disk, Arrow IPC bytes; it never sees a row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+
+from pipeline.engine import malloc, shuffle_files
+from pipeline.engine.steps import EXCHANGES, SLOTS, ExchangeTask, Reading, Task
+from pipeline.engine.work import StepFolder, hold_as_worker, run_unit
+
+
+class Step(beam.PTransform):
+    """after | Step(task): all units of the task; see `steps.run_task`."""
+
+    def __init__(self, task: Task, *, max_units: int = SLOTS) -> None:
+        super().__init__(_label(task))
+        self._task, self._slots = task, max(1, min(max_units, SLOTS))
+
+    def expand(self, after: Any) -> beam.PCollection:
+        root, sides = _root_and_barrier(after)
+        numbers = root | "Slots" >> beam.Create(range(self._slots))
+        return numbers | "Run" >> beam.ParDo(_RunSlot(self._task, self._slots), *sides)
+
+
+class ExchangeStep(beam.PTransform):
+    """done | ExchangeStep(task, ...): unit b of the task is given bucket b; see `steps.run_exchange`."""
+
+    def __init__(self, task: ExchangeTask, *, buckets: int, exchange: str = "files") -> None:
+        super().__init__(_label(task))
+        if exchange not in EXCHANGES:
+            raise ValueError(f"an exchange by {exchange!r}: use {' or '.join(EXCHANGES)}")
+        self._task, self._buckets, self._exchange = task, buckets, exchange
+
+    def expand(self, done: beam.PCollection) -> beam.PCollection:
+        if self._exchange == "files":
+            return done | "Read" >> Step(_ByFiles(self._task), max_units=self._buckets)
+        return done | "Shuffle" >> _ByShuffle(self._task, self._buckets)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ByFiles:
+    """An ExchangeTask as a Task: it reads its bucket from the files themselves."""
+
+    task: ExchangeTask
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.task.folder
+
+    def units(self) -> int:
+        return self.task.units()
+
+    def run(self, unit: int) -> dict[str, Any]:
+        return self.task.run(unit, self.task.reads.bucket(unit))
+
+
+class _ByShuffle(beam.PTransform):
+    """Every bucket file is read once, by whoever takes it; the engine groups the messages by bucket."""
+
+    def __init__(self, task: ExchangeTask, buckets: int) -> None:
+        super().__init__()
+        self._task, self._buckets = task, buckets
+
+    def expand(self, done: beam.PCollection) -> beam.PCollection:
+        root, sides = _root_and_barrier(done)
+        slots = min(SLOTS, max(1, self._buckets))
+        sent = (
+            root
+            | "Producers" >> beam.Create(range(slots))
+            | "Send" >> beam.ParDo(_Send(self._task.reads, slots), *sides).with_output_types(tuple[int, tuple])
+        )
+        every = root | "Buckets" >> beam.Create([(bucket, (-1, -1, b"")) for bucket in range(self._buckets)])
+        return (
+            (sent, every)
+            | "Join" >> beam.Flatten()
+            | "Group" >> beam.GroupByKey()
+            | "Run" >> beam.ParDo(_RunBucket(self._task))
+        )
+
+
+class _Send(beam.DoFn):
+    def __init__(self, reading: Reading, slots: int) -> None:
+        self._reading, self._slots = reading, slots
+
+    def process(self, slot: int, after: Any = None) -> Iterator[tuple[int, tuple[int, int, bytes]]]:
+        for number, ((unit, part), path) in enumerate(self._reading.paths()):
+            if number % self._slots == slot:
+                for bucket, message in shuffle_files.read_all(path):
+                    yield bucket, (unit, part, message)
+
+
+class _RunSlot(beam.DoFn):
+    def __init__(self, task: Task, slots: int) -> None:
+        self._task, self._slots = task, slots
+
+    def setup(self) -> None:
+        hold_as_worker(self._task.folder.root)
+        malloc.keep()
+
+    def process(self, slot: int, after: Any = None) -> Iterator[int]:
+        for unit in range(slot, self._task.units(), self._slots):
+            run_unit(self._task.folder, unit, self._task.run)
+        yield slot
+
+
+class _RunBucket(beam.DoFn):
+    def __init__(self, task: ExchangeTask) -> None:
+        self._task = task
+
+    def setup(self) -> None:
+        hold_as_worker(self._task.folder.root)
+        malloc.keep()
+
+    def process(self, element: tuple[int, Iterable[tuple[int, int, bytes]]]) -> Iterator[int]:
+        bucket, sent = element
+        messages = [message for _, _, message in sorted(sent)]  # the order of the files, whatever the engine's
+        if bucket < self._task.units():
+            run_unit(self._task.folder, bucket, lambda unit: self._task.run(unit, messages))
+        yield bucket
+
+
+def _root_and_barrier(after: Any) -> tuple[Any, list[Any]]:
+    """The pipeline to create elements in, and the side input that holds them back until `after` has ended."""
+    if isinstance(after, beam.PCollection):
+        return after.pipeline, [beam.pvalue.AsList(after)]
+    return after.pipeline if isinstance(after, beam.pvalue.PBegin) else after, []
+
+
+def _label(task: Task | ExchangeTask) -> str:
+    """Beam's name of a step: its stage and step folders."""
+    return "/".join(task.folder.path.split("/")[-2:])

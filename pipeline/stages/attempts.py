@@ -1,0 +1,74 @@
+"""What the attempts of the fetch left: the first over all rows, the later ones over what had failed.
+
+`fetch` writes them, `dedup-images` takes the last word on each row, `publish` takes the images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.engine import files, hashing
+from pipeline.engine.work import StageFolder, StepFolder
+from pipeline.schema import FETCHED
+from pipeline.stages.row_pass import ROW_HASH
+
+FETCHED_PART = pa.schema([*FETCHED, ROW_HASH])
+ROWS_PER_BUCKET = 2_500  # selected rows a bucket of hosts, about
+MAX_BUCKETS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempts:
+    """The attempts of one fetch.
+
+    Attributes:
+        folder: of the stage fetch.
+        selected: the folder of the stage balance, whose rows are fetched.
+    """
+
+    folder: StageFolder
+    selected: StageFolder
+
+    @property
+    def hosts(self) -> int:
+        """Into how many buckets the hosts are cut: known when balance is done."""
+        return min(MAX_BUCKETS, max(1, self.selected.done()["rows_out"] // ROWS_PER_BUCKET))
+
+    def images(self, number: int) -> StepFolder:
+        """The folder of an attempt: 0 the first, 1.. the retries."""
+        return self.folder.step(f"images-{number:03d}", more=str(number))
+
+    def count(self) -> int:
+        """How many attempts were asked for so far, one that is under way included."""
+        return (files.read_json(os.path.join(self.folder.path, "attempts.json")) or 0) + 1
+
+    def ask_for_another(self) -> None:
+        """From now on the stage has one attempt more, also if this run is interrupted."""
+        files.write_json(os.path.join(self.folder.path, "attempts.json"), self.count())
+        files.remove(os.path.join(self.folder.path, "COMPLETED"))
+
+    def rows(self, unit: int) -> Iterator[tuple[int, int, pa.Table]]:
+        """(attempt, part, rows) of a unit, the last word on each row."""
+        return fetched_rows(self, unit, before=self.count())
+
+
+def fetched_rows(attempts: Attempts, unit: int, *, before: int) -> Iterator[tuple[int, int, pa.Table]]:
+    """(attempt, part, rows) of a unit: the last word on each row, from the attempts before the given one."""
+    seen: np.ndarray = np.zeros(0, "S16")
+    for number in range(before - 1, -1, -1):
+        folder = attempts.images(number)
+        manifest = folder.manifest(unit)
+        found = []
+        for part in range(manifest["parts"] if manifest else 0):
+            table = pa.Table.from_batches(files.read_batches(folder.file(unit, "arrow", part)), FETCHED_PART)
+            words = np.stack(hashing.uid_words(table["uid"]), axis=1).astype(">u8").view("V16").ravel()
+            keep = ~np.isin(words, seen) if len(seen) else np.ones(len(words), np.bool_)
+            found.append(words)
+            yield number, part, table.filter(pa.array(keep))
+        if found:
+            seen = np.concatenate([seen.astype("V16"), *found]) if len(seen) else np.concatenate(found)

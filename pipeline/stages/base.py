@@ -1,0 +1,219 @@
+"""What a stage is: one object that knows its options, its plan, its steps, its progress and its end.
+
+A stage is planned once (`Stage.plan`). From then on it is a value: it knows the folders that it writes and reads, and
+its fingerprint says what decides its rows. `build` puts the stages of one job behind each other (`expand`), runs the
+job, and then ends each stage (`complete`). A stage never imports another stage: what it needs of those before it comes
+as `Outputs`.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.engine import files, hashing
+from pipeline.engine.ledger import Ledger, smallest
+from pipeline.engine.progress import Watched
+from pipeline.engine.rows import Rows
+from pipeline.engine.work import StageFolder, StepFolder, digest_of
+from pipeline.schema import REJECTED
+
+if TYPE_CHECKING:
+    import apache_beam as beam
+
+    from pipeline.stages.run import Run
+
+Json: TypeAlias = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
+T = TypeVar("T")
+Job: TypeAlias = Literal["select", "fetch", "publish"]
+
+TABLES = "tables"  # folder in the stage match: the compiled list, and the hash of each query
+REJECTED_ROWS = 1000  # rows a reason that a sample keeps
+
+
+class Outputs:
+    """The stages that are planned already: where their folders and rows are."""
+
+    def __init__(self) -> None:
+        self._stages: dict[str, Stage] = {}
+
+    def add(self, stage: Stage) -> None:
+        """Appends a planned stage."""
+        self._stages[stage.name] = stage
+
+    def stages(self) -> list[Stage]:
+        """All of them, in order."""
+        return list(self._stages.values())
+
+    def folder(self, name: str) -> StageFolder:
+        """The folder of an earlier stage."""
+        return self._stages[name].folder
+
+    def folders(self) -> tuple[StageFolder, ...]:
+        """The folders of all stages before."""
+        return tuple(stage.folder for stage in self._stages.values())
+
+    def rows(self, name: str) -> Rows:
+        """The rows that an earlier stage leaves."""
+        rows = self._stages[name].output
+        if rows is None:
+            raise TypeError(f"the rows of {name} have a form of their own")
+        return rows
+
+    def part(self, name: str, kind: type[T]) -> T:
+        """The field of an earlier stage that is of a type that both stages know."""
+        stage = self._stages[name]
+        values = (getattr(stage, field.name) for field in dataclasses.fields(stage))
+        return next(value for value in values if isinstance(value, kind))
+
+    def plan(self, run: Run, stage: type[Stage]) -> StageFolder:
+        """The folder of the next stage: its fingerprint holds the one before it and what the stage itself decides."""
+        decided = stage.fingerprint(run)
+        before = list(self._stages.values())
+        digest = digest_of(before[-1].folder.fingerprint if before else "", decided)
+        about = json.dumps({"decided_by": decided, **dataclasses.asdict(run.about)}, sort_keys=True)
+        return StageFolder(run.root, stage.name, digest, about)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage(abc.ABC):
+    """One stage of the way, planned for one run.
+
+    Attributes:
+        folder: where it writes.
+        keep_rejected: which dropped rows are kept: "sample", "all" or "none".
+    """
+
+    name: ClassVar[str]
+    job: ClassVar[Job]
+    options: ClassVar[type]  # a dataclass of the options that the stage declares
+
+    folder: StageFolder
+    keep_rejected: str
+
+    @classmethod
+    @abc.abstractmethod
+    def plan(cls, run: Run, before: Outputs) -> Self:
+        """The stage of one run. Nothing is read or written.
+
+        Args:
+            run: the options and what was looked up.
+            before: the stages before this one.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def fingerprint(cls, run: Run) -> dict[str, Json]:
+        """What decides the rows, beside the stages before: a folder that was made with other values is refused."""
+
+    @abc.abstractmethod
+    def expand(self, done: Any) -> beam.PCollection:
+        """Puts the steps of the stage behind `done`: the root of a pipeline, or the steps of the stage before."""
+
+    @abc.abstractmethod
+    def watched(self) -> list[Watched]:
+        """The steps that the progress shows, in order."""
+
+    @property
+    @abc.abstractmethod
+    def output(self) -> Rows | None:
+        """Where the stage's rows are; None where they have a form of their own."""
+
+    @abc.abstractmethod
+    def steps(self) -> tuple[StepFolder, ...]:
+        """All steps of the stage: their times are added up."""
+
+    @abc.abstractmethod
+    def counted(self) -> tuple[StepFolder, ...]:
+        """The steps whose manifests hold the ledger of the stage, its digest and its rejected rows."""
+
+    def facts(self) -> dict[str, Json]:
+        """More that info.json says."""
+        return {}
+
+    def check(self, run: Run) -> None:
+        """Looks at what the stage will read, before anything is written.
+
+        Raises:
+            UsageError, MissingInput: the stage cannot do what is asked for.
+        """
+        return None
+
+    def begin(self, run: Run) -> None:
+        """What must be so before the job starts."""
+        return None
+
+    def reopens(self, run: Run) -> bool:
+        """True if the stage is done and must go on all the same, since the user asks for it."""
+        return False
+
+    def reopen(self) -> None:
+        """Lets a stage go on that is done: from here on it counts as not done."""
+        return None
+
+    @property
+    def decided(self) -> dict[str, Json]:
+        """`fingerprint` as info.json holds it."""
+        return json.loads(self.folder.about)["decided_by"]
+
+    def complete(self) -> dict[str, Any]:
+        """Ends the stage: rejected rows, info.json, COMPLETED. Returns the body of info.json."""
+        info = self.count()
+        self.folder.complete(info)
+        return info
+
+    def count(self, *, counted: Sequence[StepFolder] | None = None) -> dict[str, Any]:
+        """Adds up what the units did and writes the rejected rows of the stage.
+
+        Args:
+            counted: the steps that count the stage, where they are those of a pass; None: the stage's own.
+
+        Returns:
+            The body of info.json.
+        """
+        steps = self.steps() if counted is None else counted
+        counted = self.counted() if counted is None else counted
+        ledger, digest = sum_of_ledgers(counted, self.name)
+        table = merge_rejected(self.name, counted, keep=self.keep_rejected)
+        files.write_table(f"{self.folder.path}/rejected.parquet", table)
+        info = {
+            **ledger.to_json(),
+            "digest": f"{digest % 2**64:016x}",
+            "seconds": round(sum(float(step.total("seconds")) for step in steps), 3),
+            "cpu_seconds": round(sum(float(step.total("cpu_seconds")) for step in steps), 3),
+            **self.facts(),
+        }
+        return info if self.output is None else {**info, "rows": self.output.to_json()}
+
+
+def sum_of_ledgers(steps: Iterable[StepFolder], stage: str) -> tuple[Ledger, int]:
+    """Ledger and digest of a stage over all units of its steps."""
+    ledger, digest = Ledger(), 0
+    for step in steps:
+        for _, manifest in step.manifests():
+            counted = manifest["ledgers"][stage]
+            ledger.add(Ledger.from_json(counted))
+            digest = hashing.add_digests(digest, counted["digest"])
+    return ledger, digest
+
+
+def merge_rejected(stage: str, steps: Iterable[StepFolder], *, keep: str) -> pa.Table:
+    """The rejected rows of a stage's units: all of them, or of each reason those with the smallest hash."""
+    tables, pending = [REJECTED.empty_table()], 0
+    for step in steps:
+        for unit, manifest in step.manifests():
+            if not manifest.get("rejected"):
+                continue
+            table = files.read_table(step.file(unit, "rejected"))
+            tables.append(table.filter(pc.equal(table["stage"], stage)))
+            pending += table.num_rows
+            if keep == "sample" and pending > 64 * REJECTED_ROWS:
+                tables, pending = [smallest(pa.concat_tables(tables), REJECTED_ROWS)], 0
+    merged = pa.concat_tables(tables)
+    return smallest(merged, REJECTED_ROWS) if keep == "sample" else merged

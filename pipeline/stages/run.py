@@ -1,0 +1,215 @@
+"""A run: its options, and what was looked up before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, TypeVar
+
+from pipeline.engine.cli import MissingInput
+from pipeline.schema import STAGES
+from pipeline.sources import inputs as sources
+from pipeline.sources.inputs import Input
+from pipeline.stages.base import Json
+from queries import load
+
+if TYPE_CHECKING:
+    from queries.load import QueryList
+
+RESULT = 1  # raised whenever the same input and options give other rows: an older folder is then not continued
+UNKNOWN_BYTES = 350 << 20  # of an input whose size no listing told: a WAT file of Common Crawl
+PACKAGES = ("openwit", "apache-beam", "img2dataset", "numpy", "pillow", "pyarrow")  # whose versions a set names
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What and where."""
+
+    input: tuple[str, ...]
+    output: str
+    stages: tuple[str, ...] = STAGES
+    keep_rejected: str = "sample"  # sample: 1,000 rows a reason | all | none
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HowSettings:
+    """How it runs: nothing of it decides a row."""
+
+    runner: str = "local"
+    workers: int | None = None
+    exchange: str = "files"
+    redo: str | None = None
+    beam: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How the exchanges are cut. The result does not depend on it.
+
+    Attributes:
+        key_bits: the keys of duplicates cross in 2 ** key_bits buckets.
+        groups: the parts are cut into so many groups for the steps after match.
+        max_parts: upper bound of the parts that balance writes, a power of two.
+    """
+
+    key_bits: int
+    groups: int
+    max_parts: int
+
+    @classmethod
+    def of(cls, rows: float) -> Sizes:
+        """Sizes for about so many rows: a bucket of keys of 64 MiB at most, a group of half a million rows."""
+        return cls(
+            key_bits=min(12, max(4, (int(44 * rows) >> 26).bit_length())),
+            groups=min(1024, max(1, round(rows / 500_000))),
+            max_parts=1 << min(16, max(3, int(rows / 50_000).bit_length())),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """The options and the versions of the code, as every info.json and the manifest repeat them."""
+
+    options: dict[str, Json]
+    versions: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        options: everything that the user said: an instance of the options of every stage.
+        root: OUT, absolute.
+        inputs: what is read, sorted by name.
+        queries: the query list.
+        sizes: how the exchanges are cut.
+        about: the options and versions that every info.json and the manifest repeat.
+        expected_rows: a rough number of pairs in the inputs.
+    """
+
+    options: object
+    root: str
+    inputs: tuple[Input, ...]
+    queries: QueryList
+    sizes: Sizes
+    about: About
+    expected_rows: float
+
+    def settings(self, kind: type[T]) -> T:
+        """The options, seen as those of one stage."""
+        if not isinstance(self.options, kind):
+            raise TypeError(f"the options of the run are no {kind.__name__}")
+        return self.options
+
+    @property
+    def runner(self) -> tuple[str, int | None, tuple[str, ...]]:
+        """The runner's name, its workers, and Beam's own flags."""
+        how = self.settings(HowSettings)
+        return how.runner, how.workers, how.beam
+
+    @property
+    def keep_rejected(self) -> str:
+        """Which dropped rows are kept: sample, all or none."""
+        return self.settings(RunSettings).keep_rejected
+
+    @property
+    def exchange(self) -> str:
+        """How rows cross between the steps: files or shuffle."""
+        return self.settings(HowSettings).exchange
+
+    @property
+    def inputs_file(self) -> str:
+        """The inputs, for the workers and for later runs."""
+        return os.path.join(self.root, "inputs.json")
+
+    @property
+    def queries_file(self) -> str:
+        """The query list, as the published folder holds it."""
+        return os.path.join(self.root, "queries.parquet")
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """The sorted names of the inputs; the column `source` is a place in it."""
+        return tuple(sorted({item.name for item in self.inputs}))
+
+
+def look_up(options: RunSettings, *, input_format: str, queries: str | None) -> Run:
+    """The run that the options describe: its inputs and its query list are looked up. Nothing is written.
+
+    Args:
+        options: everything that the user said.
+        input_format: of the inputs.
+        queries: path of the query list; None: the one that comes with the project.
+
+    Raises:
+        MissingInput: an input or the query list is not there or cannot be read.
+    """
+    inputs = look_up_inputs(options.input, input_format=input_format)
+    rows = sum(map(expected_rows, inputs))
+    return Run(
+        options=options,
+        root=os.path.abspath(options.output),
+        inputs=inputs,
+        queries=look_up_queries(queries),
+        sizes=Sizes.of(rows),
+        about=About(published_options(options), code_versions()),
+        expected_rows=rows,
+    )
+
+
+def published_options(options: RunSettings) -> dict[str, Json]:
+    """The options that decide the rows, as the manifest shows them: nothing of this machine or of this run."""
+    hidden = {"input", "output", "stages", "runner", "workers", "exchange", "redo", "beam", "retry_failed", "queries"}
+    return {name: value for name, value in dataclasses.asdict(options).items() if name not in hidden}
+
+
+def look_up_inputs(specs: Sequence[str], *, input_format: str) -> tuple[Input, ...]:
+    """The inputs that the user named.
+
+    Raises:
+        MissingInput: an input is not there or cannot be read.
+    """
+    try:
+        return tuple(sources.expand(specs, input_format=input_format))
+    except sources.InputError as error:
+        raise MissingInput(str(error)) from error
+
+
+def look_up_queries(path: str | None) -> QueryList:
+    """The query list that the user named, or the one that comes with the project.
+
+    Raises:
+        MissingInput: the list is not there or cannot be read.
+    """
+    path = path or load.default_list()
+    try:
+        return load.load_queries(path)
+    except FileNotFoundError as error:
+        raise MissingInput(f"the query list {path!r} is not there") from error
+    except load.QueryError as error:
+        raise MissingInput(str(error)) from error
+
+
+def expected_rows(item: Input) -> float:
+    """A rough number of pairs in an input, to size the exchanges by: the result does not depend on it."""
+    size = item.bytes if item.bytes is not None else UNKNOWN_BYTES
+    if item.part is not None:
+        return 1_000_000
+    return size / (60 if item.format == "table" else 500)
+
+
+def code_versions() -> dict[str, str]:
+    """What makes the set: Python, the packages, and the number of the rules that decide the rows."""
+    found = {"python": ".".join(map(str, sys.version_info[:3])), "result": str(RESULT)}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,88 @@
+"""What one stage does to the rows of one unit: the ledger, the digest of the rows that leave, and dropped rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.engine import files, hashing
+from pipeline.engine.ledger import Ledger, smallest
+from pipeline.engine.work import StepFolder
+from pipeline.schema import REJECTED
+
+
+@dataclasses.dataclass
+class Rejects:
+    """Dropped rows that are kept: all, none, or of each reason those with the smallest hash."""
+
+    keep: str = "sample"  # sample | all | none
+    limit: int = 1000  # rows a reason that a sample keeps
+    _tables: list[pa.Table] = dataclasses.field(default_factory=list)
+    _bounds: dict[tuple[str, str], int] = dataclasses.field(default_factory=dict)
+
+    def add(self, stage: str, reason: str, urls: pa.Array, texts: pa.Array, hashes: np.ndarray | None = None) -> None:
+        """Offers dropped rows; `hashes` default to the high word of their pair key."""
+        if self.keep == "none" or len(urls) == 0:
+            return
+        if hashes is None:
+            hashes = hashing.uid_words(hashing.pair_keys(urls, texts).uid)[0]
+        bound = self._bounds.get((stage, reason))
+        if self.keep == "sample" and bound is not None:
+            low = np.flatnonzero(hashes < np.uint64(bound))
+            urls, texts, hashes = urls.take(pa.array(low)), texts.take(pa.array(low)), hashes[low]
+        if self.keep == "sample" and len(hashes) > self.limit:
+            low = np.argpartition(hashes, self.limit - 1)[: self.limit]
+            self._bounds[stage, reason] = int(hashes[low].max())
+            urls, texts, hashes = urls.take(pa.array(low)), texts.take(pa.array(low)), hashes[low]
+        columns = [urls, texts, _repeated(stage, len(urls)), _repeated(reason, len(urls)), pa.array(hashes)]
+        self._tables.append(pa.Table.from_arrays(columns, schema=REJECTED))
+
+    def table(self) -> pa.Table:
+        """What is kept."""
+        table = pa.concat_tables(self._tables) if self._tables else REJECTED.empty_table()
+        return smallest(table, self.limit) if self.keep == "sample" else table
+
+
+@dataclasses.dataclass
+class Tally:
+    """What one stage has done in one unit."""
+
+    stage: str
+    rejects: Rejects
+    ledger: Ledger = dataclasses.field(default_factory=Ledger)
+    digest: int = 0
+
+    def drop(self, reason: str, urls: pa.Array, texts: pa.Array, hashes: np.ndarray | None = None) -> None:
+        """Counts dropped rows and offers them to the rejects."""
+        self.ledger.drop(reason, len(urls))
+        self.rejects.add(self.stage, reason, urls, texts, hashes)
+
+    def passed(self, row_hashes: np.ndarray) -> None:
+        """Counts rows that leave the stage."""
+        self.ledger.rows_out += len(row_hashes)
+        self.digest = hashing.add_digests(self.digest, int(row_hashes.sum(dtype=np.uint64)))
+
+    def to_json(self) -> dict[str, Any]:
+        """The ledger with the digest, as a manifest holds it."""
+        return {**self.ledger.to_json(), "digest": self.digest}
+
+
+def unit_body(folder: StepFolder, unit: int, tallies: list[Tally], rejects: Rejects) -> dict[str, Any]:
+    """Writes the rejected rows of a unit; returns what its manifest says of ledgers and rejected rows."""
+    rejected = rejects.table()
+    if rejected.num_rows:
+        files.write_table(folder.file(unit, "rejected"), rejected)
+    return {"ledgers": {tally.stage: tally.to_json() for tally in tallies}, "rejected": rejected.num_rows}
+
+
+@functools.lru_cache(maxsize=64)
+def _word(value: str) -> pa.Scalar:
+    return pa.scalar(value, pa.string())
+
+
+def _repeated(value: str, rows: int) -> pa.Array:
+    return pa.repeat(_word(value), rows)
