@@ -56,6 +56,7 @@ def build(options: Options, say: Callable[[str], None] = print) -> Run:
     run = look_up(options)
     stages = plan(run)
     checks.check(stages, run)
+    checks.check_inputs(stages, run)
     runners.import_beam()
     with work.locked(run.root):
         files.sweep(run.root)
@@ -63,17 +64,14 @@ def build(options: Options, say: Callable[[str], None] = print) -> Run:
         checks.remove_from(stages, options.redo)
         checks.reopen(stages, run)
         files.write_table(run.queries_file, run.queries.table)
-        wanted = [stage for stage in stages if stage.name in options.stages]
-        for _, jobs in itertools.groupby(wanted, key=lambda stage: stage.job):
-            run_job([stage for stage in jobs if stage.folder.info() is None], run)
+        for _, job in itertools.groupby(checks.to_do(stages, run), key=lambda stage: stage.job):
+            run_job(list(job), run)
     say(f"done in {time.perf_counter() - start:.1f} s: {run.root}")
     return run
 
 
 def run_job(stages: list[Stage], run: Run) -> None:
     """Runs stages as one Beam pipeline on the runner that was asked for, and ends each of them."""
-    if not stages:
-        return
     for stage in stages:
         stage.begin(run)
     passes = fuse_row_stages(stages)

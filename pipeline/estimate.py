@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 
 from pipeline.options import Options
+from pipeline.stages import checks
 from pipeline.stages.base import Stage
 from pipeline.stages.run import UNKNOWN_BYTES, Run
 
@@ -55,27 +56,34 @@ def estimate(sizes: dict[str, int], *, fetches: bool, target_pairs: int | None) 
 
 
 def print_plan(run: Run, stages: Sequence[Stage], options: Options, *, as_json: bool) -> None:
-    """What a run would read and do, and roughly what it would take.
+    """What a run would read and do, and roughly what it would take. Its inputs are checked as for the run itself.
 
     Args:
         run: with its inputs looked up.
         stages: of the way, planned.
         options: of the run.
         as_json: print JSON.
+
+    Raises:
+        UsageError, MissingInput: the run would be refused for what it reads.
     """
+    checks.check_inputs(list(stages), run)
     sizes: dict[str, int] = {}
     for item in {(item.path, item.format, item.bytes) for item in run.inputs}:
         sizes[item[1]] = sizes.get(item[1], 0) + (item[2] if item[2] is not None else UNKNOWN_BYTES)
     target = options.target_pairs and round(options.target_pairs / options.expected_yield)  # to be fetched
     figures = estimate(sizes, fetches="fetch" in options.stages, target_pairs=target)
     asked = [stage for stage in stages if stage.name in options.stages]
-    states = {stage.name: "done" if stage.folder.info() else "to do" for stage in asked}
+    left = checks.to_do(list(stages), run)
+    states = {stage.name: "to do" if stage in left else "done" for stage in asked}
+    refused = checks.refusal(list(stages), run)
     facts = {
         "inputs": len(run.inputs),
         "bytes": sizes,
         "queries": len(run.queries.table),
         "estimate": dataclasses.asdict(figures),
         "stages": states,
+        "refused": refused,
     }
     if as_json:
         print(json.dumps(facts, indent=1))
@@ -88,4 +96,6 @@ def print_plan(run: Run, stages: Sequence[Stage], options: Options, *, as_json: 
     disk = figures.scratch_bytes / 1e9
     print(f"takes        about {figures.core_hours:.2f} core-hours, {disk:.1f} GB of disk meanwhile")
     print(f"stages       {', '.join(f'{name} ({state})' for name, state in states.items())}")
+    if refused:
+        print(f"refused      {refused}")
     print("These are rough figures from the size of the input alone. No row was read and nothing was written.")

@@ -131,7 +131,7 @@ def publish(folder: Path, *, count: int = 30, per_shard: int = 12, texts: dict[i
     for info in rows:
         stage = folder / "stages" / info["stage"]
         files.write_json(
-            str(stage / "info.json"), {**info, "plan": "0", "digest": "00", "seconds": 1.5, "cpu_seconds": 1}
+            str(stage / "info.json"), {**info, "fingerprint": "0", "digest": "00", "seconds": 1.5, "cpu_seconds": 1}
         )
         files.write_bytes(str(stage / "COMPLETED"), b"")
     return finish(folder, infos, ledger=rows, options=OPTIONS, versions=VERSIONS)

@@ -87,7 +87,7 @@ def test_retry_failed_fetches_only_what_may_pass(tmp_path: Path, server: WebServ
     assert info["dropped"]["http_5xx"] == 1 and info["retryable"] == 1
     assert build.main([*given, "--retry-failed"]) == build.DONE
     again = json.loads((tmp_path / "retried/stages/fetch/info.json").read_text())
-    assert again["passes"] == 2 and again["rows_in"] == info["rows_in"]
+    assert again["attempts"] == 2 and again["rows_in"] == info["rows_in"]
     assert sum(server.hits.values()) - hits < 6
 
 

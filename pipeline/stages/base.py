@@ -47,6 +47,12 @@ class Outputs:
         """Appends a planned stage."""
         self._stages[stage.name] = stage
 
+    def copy(self) -> Outputs:
+        """The stages so far, for a stage that reads of them when they are done."""
+        copied = Outputs()
+        copied._stages = dict(self._stages)
+        return copied
+
     def stages(self) -> list[Stage]:
         """All of them, in order."""
         return list(self._stages.values())
@@ -156,6 +162,11 @@ class Stage(abc.ABC):
     def reopen(self) -> None:
         """Lets a stage go on that is done: from here on it counts as not done."""
         return None
+
+    def is_done(self) -> bool:
+        """True if the folder holds the stage, made as it is planned."""
+        info = self.folder.info()
+        return info is not None and info.get("fingerprint") == self.folder.fingerprint
 
     @property
     def decided(self) -> dict[str, Json]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import apache_beam as beam
 
 QUERY_BUCKETS = 8
+CAP_STEPS = ("counts", "limits", "band", "thresholds")
 SAMPLE_ROWS = 200_000  # rows on which --target-pairs solves for the cap
 ROWS_PER_PART = 98_304  # of selected rows, about
 
@@ -140,7 +141,7 @@ class CapPlan:
 
     def steps(self) -> tuple[StepFolder, ...]:
         """The steps that find the thresholds."""
-        return tuple(self.step(name) for name in ("counts", "limits", "band", "thresholds"))
+        return tuple(self.step(name) for name in CAP_STEPS)
 
     def cap(self) -> int:
         """The cap that was settled, in pairs a query."""

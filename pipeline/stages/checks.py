@@ -9,6 +9,7 @@ from pipeline.engine import files
 from pipeline.engine.cli import UsageError
 from pipeline.engine.display import sanitize
 from pipeline.stages.base import Stage
+from pipeline.stages.row_pass import RowStage
 from pipeline.stages.run import HowSettings, Run, RunSettings
 
 LONGEST_VALUE = 60  # characters of an option's value in a message
@@ -25,9 +26,8 @@ def check(stages: list[Stage], run: Run) -> None:
     Raises:
         UsageError: with the options that differ, and what to type.
     """
-    asked, redo = run.settings(RunSettings).stages, run.settings(HowSettings).redo
-    names = [stage.name for stage in stages]
-    kept = stages[: names.index(redo)] if redo else stages
+    asked, names = run.settings(RunSettings).stages, [stage.name for stage in stages]
+    kept = kept_of(stages, run)
     for stage in kept:
         problem = difference(stage)
         if problem:
@@ -39,9 +39,37 @@ def check(stages: list[Stage], run: Run) -> None:
             f"begin with an earlier stage"
         )
     check_rows_are_there(stages, kept, asked)
-    for stage in stages:
-        if stage.name in asked and not (stage in kept and stage.folder.info()):
-            stage.check(run)
+
+
+def refusal(stages: list[Stage], run: Run) -> str | None:
+    """Why `check` would refuse the run; None: it would not."""
+    try:
+        check(stages, run)
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+def kept_of(stages: list[Stage], run: Run) -> list[Stage]:
+    """The stages that the run does not make anew if they are done."""
+    redo = run.settings(HowSettings).redo
+    return stages[: [stage.name for stage in stages].index(redo)] if redo else stages
+
+
+def to_do(stages: list[Stage], run: Run) -> list[Stage]:
+    """The stages that are asked for and not done as planned."""
+    asked, kept = run.settings(RunSettings).stages, kept_of(stages, run)
+    return [stage for stage in stages if stage.name in asked and not (stage in kept and stage.is_done())]
+
+
+def check_inputs(stages: list[Stage], run: Run) -> None:
+    """Looks at what the stages to do will read, before anything is written.
+
+    Raises:
+        UsageError, MissingInput: a stage cannot do what is asked for.
+    """
+    for stage in to_do(stages, run):
+        stage.check(run)
 
 
 def difference(stage: Stage) -> str | None:
@@ -85,12 +113,10 @@ def check_rows_are_there(stages: list[Stage], kept: list[Stage], asked: tuple[st
         UsageError: with the stage to do again.
     """
     for before, stage in zip(stages, stages[1:], strict=False):
-        if stage.name not in asked or (stage in kept and stage.folder.info()) or before not in kept:
+        if not isinstance(stage, RowStage) or stage.name not in asked or before not in kept:
             continue
-        info, rows = before.folder.info(), before.output
-        if info is None or rows is None or not info["rows_out"] or rows.parts.manifests():
-            continue
-        if not (stage in kept and stage.output is not None and stage.output.parts.manifests()):
+        info, made = before.folder.info(), stage in kept and (stage.is_done() or stage.parts().folder.manifests())
+        if info and info["rows_out"] and not made and not stage.source().units():
             raise UsageError(
                 f"the rows of the stage {before.name!r} were not kept in {before.folder.root}: they went on to "
                 f"{stage.name!r} in the same pass; add --redo {before.name}"

@@ -28,6 +28,7 @@ from pipeline.stages.run import Run
 if TYPE_CHECKING:
     import apache_beam as beam
 
+ROWS_PER_GROUP = 250_000
 REASONS = ("", "same_pair", "same_image", "placeholder_url")
 
 
@@ -77,25 +78,30 @@ class DedupImages(Stage):
     job: ClassVar[Job] = "publish"
     options: ClassVar[type] = DedupImagesSettings
 
-    duplicates: DedupPlan
     attempts: Attempts
     exchange: str
 
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
-        folder = before.plan(run, cls)
-        rows = Rows(folder.step("parts"), groups=run.sizes.groups)
-        duplicates = DedupPlan(folder, rows, run.sizes.key_bits, REASONS, keep_rejected=run.keep_rejected)
         attempts = Attempts(before.folder("fetch"), before.folder("balance"))
-        return cls(folder, run.keep_rejected, duplicates, attempts, run.exchange)
+        return cls(before.plan(run, cls), run.keep_rejected, attempts, run.exchange)
+
+    @property
+    def duplicates(self) -> DedupPlan:
+        """How equal images are found: the exchange is cut by what the fetch brought, so the fetch must be done."""
+        fetched = self.attempts.folder.done()["rows_out"]
+        rows = Rows(self.folder.step("parts"), groups=min(1024, max(1, round(fetched / ROWS_PER_GROUP))))
+        bits = min(12, max(0, (44 * fetched >> 26).bit_length()))
+        return DedupPlan(self.folder, rows, bits, REASONS, keep_rejected=self.keep_rejected)
 
     @classmethod
     def fingerprint(cls, run: Run) -> dict[str, Json]:
         return {}
 
     def expand(self, done: Any) -> beam.PCollection:
-        done = run_task(done, KeepFetched(self.duplicates, self.attempts))
-        return drop_duplicates(done, self.duplicates, exchange=self.exchange)
+        duplicates = self.duplicates
+        done = run_task(done, KeepFetched(duplicates, self.attempts))
+        return drop_duplicates(done, duplicates, exchange=self.exchange)
 
     @property
     def output(self) -> Rows:

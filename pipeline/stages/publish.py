@@ -27,7 +27,7 @@ from pipeline.schema import FETCHED, readable
 from pipeline.stages import caps
 from pipeline.stages.attempts import Attempts
 from pipeline.stages.base import TABLES, Job, Json, Outputs, Stage
-from pipeline.stages.caps import CapPlan, MatchedRows
+from pipeline.stages.caps import CAP_STEPS, CapPlan, MatchedRows
 from pipeline.stages.row_pass import FETCHED_OK
 from pipeline.stages.run import About, Run
 from pipeline.stages.tally import Rejects, Tally, unit_body
@@ -206,28 +206,41 @@ class Publish(Stage):
     job: ClassVar[Job] = "publish"
     options: ClassVar[type] = PublishSettings
 
-    publishing: PublishPlan
-    before: tuple[StageFolder, ...]
+    before: Outputs
+    tables: str
+    queries_file: str
+    names: tuple[str, ...]
+    settings: PublishSettings
     exchange: str
     about: About
 
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
-        folder, rows = before.plan(run, cls), before.rows("dedup-images")
-        balancing = before.part("balance", CapPlan)
-        plan = CapPlan(
-            folder,
-            MatchedRows(rows),
-            balancing.policy,
-            os.path.join(before.folder("match").path, TABLES),
-            run.queries_file,
-            run.sizes.max_parts,
-            balancing,
+        return cls(
+            before.plan(run, cls),
+            run.keep_rejected,
+            before=before.copy(),
+            tables=os.path.join(before.folder("match").path, TABLES),
+            queries_file=run.queries_file,
+            names=run.source_names,
+            settings=run.settings(PublishSettings),
+            exchange=run.exchange,
+            about=run.about,
         )
-        attempts = Attempts(before.folder("fetch"), before.folder("balance"))
-        per_shard = run.settings(PublishSettings).rows_per_shard
-        publishing = PublishPlan(plan, rows, attempts, run.source_names, per_shard, run.keep_rejected)
-        return cls(folder, run.keep_rejected, publishing, before.folders(), run.exchange, run.about)
+
+    @property
+    def publishing(self) -> PublishPlan:
+        """How the shards are made: balanced with the cap that balance used, or, where that allowed for losses, anew.
+
+        The stages before must be done.
+        """
+        before, rows = self.before.part("balance", CapPlan), self.before.rows("dedup-images")
+        policy = dataclasses.replace(before.policy, expected_yield=1.0)
+        if before.policy.expected_yield == 1:
+            policy = dataclasses.replace(policy, cap=before.cap(), target_pairs=None)
+        plan = CapPlan(self.folder, MatchedRows(rows), policy, self.tables, self.queries_file, before=before)
+        attempts = Attempts(self.before.folder("fetch"), self.before.folder("balance"))
+        return PublishPlan(plan, rows, attempts, self.names, self.settings.rows_per_shard, self.keep_rejected)
 
     @classmethod
     def fingerprint(cls, run: Run) -> dict[str, Json]:
@@ -249,21 +262,21 @@ class Publish(Stage):
         return None
 
     def steps(self) -> tuple[StepFolder, ...]:
-        return (*self.publishing.caps.steps(), self.folder.step("selected"), self.folder.step("shards"))
+        return tuple(self.folder.step(name) for name in (*CAP_STEPS, "selected", "shards"))
 
     def counted(self) -> tuple[StepFolder, ...]:
         return (self.folder.step("selected"),)
 
     def facts(self) -> dict[str, Json]:
-        return {"cap": self.publishing.caps.cap()}
+        return {"cap": self.folder.step("limits").total("cap")}
 
     def watched(self) -> list[Watched]:
         return [Watched(f"publish {name}", self.folder.step(name)) for name in ("selected", "shards")]
 
     def complete(self) -> dict[str, Any]:
         info = self.count()
-        infos = [*(folder.info() for folder in self.before), {"stage": self.name, **info}]
-        copy_rejected((*self.before, self.folder))
+        infos = [*(folder.info() for folder in self.before.folders()), {"stage": self.name, **info}]
+        copy_rejected((*self.before.folders(), self.folder))
         step = self.folder.step("shards")
         written = {unit: found["shard"] for unit, found in step.manifests() if "shard" in found}
         pick = summary.Pick(report.PICTURES)

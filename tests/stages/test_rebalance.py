@@ -1,6 +1,6 @@
 """Balancing after the losses of the fetch: each query ends with min(what is left, cap), the pairs of smallest hash.
 
-The steps of `balancing` run here one after the other, without an engine, over rows in memory.
+The steps of `caps` run here one after the other, without an engine, over rows in memory.
 """
 
 from __future__ import annotations
@@ -8,17 +8,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import options, planning
+from pipeline import build, options
 from pipeline.engine import hashing, jit, shuffle_files, work
-from pipeline.engine.work import UsageError
+from pipeline.engine.cli import UsageError
+from pipeline.engine.work import StageFolder
 from pipeline.stages import caps, selection
-from pipeline.stages.caps import Plan, Policy
+from pipeline.stages.caps import CapPlan, Policy
 from pipeline.stages.selection import Matches
 from tests.rows import zipf_matches
 
@@ -28,7 +28,7 @@ GROUPS = 3
 
 @dataclasses.dataclass(frozen=True)
 class InMemory:
-    """balancing.Rows over one Matches, its rows dealt to the groups."""
+    """caps.Matched over one Matches, its rows dealt to the groups."""
 
     matches_of_all: Matches
 
@@ -51,17 +51,14 @@ def make_rows(rows: int, seed: int) -> Matches:
     return made._replace(keep=np.ones(rows, np.bool_))
 
 
-def plan_for(folder: Path, stage: str, rows: Matches, policy: Policy, before: Plan | None = None) -> Plan:
+def plan_for(folder: Path, stage: str, rows: Matches, policy: Policy, before: CapPlan | None = None) -> CapPlan:
     keys = hashing.query_keys(pa.array([f"query {number}" for number in range(QUERIES)]), 0)
     folder.mkdir(exist_ok=True)
     np.save(folder / "query_hash.npy", keys)
-    plans = (("balance", "b" * 32), ("publish", "p" * 32))
-    place = work.Work(str(folder), plans)
-    more: dict[str, Any] = {} if before is None else {"before": before}
-    return Plan(place, stage, InMemory(rows), policy, str(folder), "", **more)
+    return CapPlan(StageFolder(str(folder), stage), InMemory(rows), policy, str(folder), "", before=before)
 
 
-def run(plan: Plan) -> np.ndarray:
+def run(plan: CapPlan) -> np.ndarray:
     """Balances; returns which rows are picked."""
     for step in (caps.CountQueries, caps.Limits, caps.CollectBand):
         task = step(plan)
@@ -75,9 +72,9 @@ def run(plan: Plan) -> np.ndarray:
     return selection.pick(plan.rows.matches_of_all, plan.keys(), caps.load_thresholds(plan)).selected
 
 
-def fetch(rows: Matches, before: Plan, selected: np.ndarray, survive: float, seed: int = 2) -> Matches:
+def fetch(rows: Matches, before: CapPlan, selected: np.ndarray, survive: float, seed: int = 2) -> Matches:
     """What is left of the selected rows."""
-    before.work.complete("balance", {"rows_out": int(selected.sum())})
+    before.folder.complete({"rows_out": int(selected.sum())})
     return rows._replace(keep=selected & (np.random.default_rng(seed).random(len(selected)) < survive))
 
 
@@ -113,7 +110,7 @@ def test_the_cap_is_met_after_the_expected_losses(tmp_path: Path, expected: floa
     rows, cap = make_rows(15_000, 3), 150
     before = plan_for(tmp_path, "balance", rows, Policy(cap=cap, expected_yield=expected))
     selected = run(before)
-    assert before.step("limits").total("cap") == {0.7: 215, 0.05: 3000}[expected]  # the ceiling
+    assert before.cap() == {0.7: 215, 0.05: 3000}[expected]  # the ceiling
     left = fetch(rows, before, selected, survive)
     after = plan_for(tmp_path, "publish", left, Policy(cap=cap), before)
     picked = run(after)
@@ -139,7 +136,7 @@ def test_the_wanted_pairs_are_met_after_the_losses(tmp_path: Path, kind: str, su
     picked = run(after)
     assert (picked <= left.keep).all()
     assert int(picked.sum()) == pytest.approx(min(wanted, int(left.keep.sum())), rel=0.03)
-    assert after.step("limits").total("cap") <= before.step("limits").total("cap")
+    assert after.cap() <= before.cap()
 
 
 def test_bernoulli_meets_the_cap_after_the_losses(tmp_path: Path) -> None:
@@ -161,9 +158,13 @@ def test_a_yield_is_a_fraction(text: str) -> None:
         options.parse(["--input", "a", "--output", "b", "--expected-yield", text])
 
 
-def test_the_yield_is_part_of_the_plan() -> None:
-    command = ["--input", "a", "--output", "b"]
+def test_the_yield_is_part_of_the_plan(tmp_path: Path) -> None:
+    table, queries = tmp_path / "a.csv", tmp_path / "queries.txt"
+    table.write_text("url,text\nhttp://a.example/1.jpg,a red dog\n")
+    queries.write_text("dog\n")
+    command = ["--input", str(table), "--output", str(tmp_path / "out"), "--queries", str(queries)]
     once, other = (options.parse(command + more)[0] for more in ([], ["--expected-yield", "0.8"]))
     assert (once.expected_yield, other.expected_yield) == (1.0, 0.8)
-    plans = [planning.stage_plans(which, [], "digest") for which in (once, other)]
-    assert {stage for stage in plans[0] if plans[0][stage] == plans[1][stage]} == {"gather", "match", "dedup"}
+    planned = [build.plan(build.look_up(which)) for which in (once, other)]
+    same = {a.name for a, b in zip(*planned, strict=True) if a.folder.fingerprint == b.folder.fingerprint}
+    assert same == {"gather", "match", "dedup"}
