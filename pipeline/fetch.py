@@ -22,6 +22,8 @@ import pyarrow.compute as pc
 
 from pipeline import buckets, files, hashing
 from pipeline.fetching.downloader import FetchOptions, fetch_rows
+from pipeline.fetching.errors import Failure
+from pipeline.opening import InputError
 from pipeline.passes import ROW_HASH, Rejects, Tally, write_rejected
 from pipeline.schema import FETCHED, SELECTED
 from pipeline.steps import ExchangeStep, Reading, Step
@@ -140,7 +142,11 @@ class ArchivedImages:
     max_bytes: int
 
     def __call__(self, url: str) -> bytes | None:
-        """The image's bytes, or None if no archive holds it (or it can no longer be read)."""
+        """The image's bytes, or None if no archive holds it (or it can no longer be read).
+
+        Raises:
+            Failure: a remote archive cannot be read now; a later pass may have more luck.
+        """
         from pipeline.sources.warc import read_image
 
         words, sources, offsets = _archived(self.folder)
@@ -149,7 +155,10 @@ class ArchivedImages:
         if at >= len(words) or words[at, 0] != high or words[at, 1] != low:
             return None
         path = archive_paths(self.inputs)[int(sources[at])]
-        return read_image(path, int(offsets[at]), max_bytes=self.max_bytes)
+        try:
+            return read_image(path, int(offsets[at]), max_bytes=self.max_bytes)
+        except InputError as error:
+            raise Failure("tcp", f"the archive of the image: {error}") from error
 
 
 @functools.lru_cache(maxsize=1)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import MissingInput, UsageError
+from pipeline.opening import InputError, is_remote, open_input
 from pipeline.options import Options
 from pipeline.work import STAGES, Work, digest_of
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 RESULT = 1  # raised whenever the same input and options give other rows: an older folder is then not continued
 FETCHED = 2  # raised whenever the columns of the fetched rows change
+MOST_OPENED = 16  # remote archives that a plan looks for: a crawl has 90,000
 UNKNOWN_BYTES = 350 << 20  # of an input whose size no listing told: a WAT file of Common Crawl
 
 
@@ -72,6 +74,7 @@ def prepare(options: Options) -> Run:
     plans = stage_plans(options, inputs, queries.digest)
     work = Work(os.path.abspath(options.output), tuple(plans.items()), about(options))
     if "gather" in options.stages and (options.redo == "gather" or work.info("gather") is None):
+        check_inputs(inputs)
         check_columns(options, inputs)
     return Run(
         options=options,
@@ -82,6 +85,21 @@ def prepare(options: Options) -> Run:
         groups=min(1024, max(1, round(rows / 500_000))),
         most_parts=1 << min(16, max(3, int(rows / 50_000).bit_length())),
     )
+
+
+def check_inputs(inputs: list[Input]) -> None:
+    """Opens the first remote archives, so that a wrong URL or a server out of reach is told before anything is done.
+
+    Raises:
+        MissingInput: one of them cannot be opened.
+    """
+    paths = [item.path for item in inputs if item.format != "table" and is_remote(item.path)]
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for opened in pool.map(open_input, paths[:MOST_OPENED]):
+                opened.stream.close()
+    except InputError as error:
+        raise MissingInput(str(error)) from error
 
 
 def check_columns(options: Options, inputs: list[Input]) -> None:
@@ -101,7 +119,7 @@ def check_columns(options: Options, inputs: list[Input]) -> None:
                 continue
     except tables.ColumnError as error:
         raise UsageError(str(error)) from error
-    except (tables.InputError, OSError) as error:
+    except (InputError, OSError) as error:
         raise MissingInput(str(error)) from error
 
 
