@@ -145,6 +145,9 @@ def _open_member(path: str) -> Opened:
     try:
         archive = zipfile.ZipFile(opened.stream)
         stream: Any = archive.open(member)
+    except (zipfile.BadZipFile, NotImplementedError, KeyError) as error:
+        opened.stream.close()
+        raise InputError(f"{public(path)!r} cannot be opened: {error}") from error
     except BaseException:
         opened.stream.close()
         raise
@@ -392,9 +395,10 @@ class _CopyFile(_Remote):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = os.preadv(self._descriptor, [buffer], self.position)
-        self.position += count
-        return count
+        data = os.pread(self._descriptor, len(buffer), self.position)
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
 
     def close(self) -> None:
         if not self.closed:

@@ -229,7 +229,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rows_of(path: str) -> tuple[list[dict], Ledger, list[dict]]:
     """(rows, ledger, images that lie inside) of an input, by the reader that `gather` takes."""
     name = path.rsplit("/", 1)[-1]
-    form = "wat" if ".wat" in name else "warc" if ".wa" in name else "table"
+    form = "wat" if ".wat" in name else "warc" if re.search(r"[.](warc|wacz|zip)", name) else "table"
     ledger, images = Ledger(), []
     batches = list(read_candidates(Input(name, path, form), ledger, images, ("url", "text")))  # type: ignore[arg-type]
     inside = [row for batch in images for row in batch.to_pylist()]
@@ -297,6 +297,11 @@ def test_a_wacz(manner: str, server: FileServer, tmp_path: Path) -> None:
     server.files["a.wacz"] = (tmp_path / "a.wacz").read_bytes()
     (local,), (distant,) = expand([str(tmp_path / "a.wacz")]), expand([server.url(manner, "a.wacz")])
     assert rows_of(distant.path) == rows_of(local.path)
+    with pytest.raises(InputError, match="none.warc.*cannot be opened"):
+        rows_of(distant.path.replace("data.warc.gz", "none.warc"))
+    server.files["a.zip"] = server.files["a.wacz"]
+    (named,) = expand([f"zip://archive/data.warc.gz::{server.url(manner, 'a.zip')}"])  # as a user may write it
+    assert named.format == "warc" and rows_of(named.path)[0] == rows_of(local.path)[0]
     inside = rows_of(local.path)[2]
     for number, row in enumerate(inside):
         assert read_image(distant.path, row["offset"], max_bytes=1 << 20) == picture(number)
@@ -338,8 +343,9 @@ def test_images_out_of_a_remote_archive(name: str, manner: str, server: FileServ
 def test_an_image_costs_a_window_of_the_archive(server: FileServer) -> None:
     filler = record(bytes(9 << 20), url="https://large.example/", kind="metadata")
     server.files["wide.warc"] = filler + image_record(1) + filler
-    image = read_image(server.url("ranges", "wide.warc"), len(filler), max_bytes=1 << 20)
-    assert image == picture(1)
+    url = server.url("ranges", "wide.warc")
+    assert read_image(url, len(filler), max_bytes=1 << 20) == picture(1)
+    assert archive._distant(url).stream.raw._answer is None  # type: ignore[attr-defined]  # no connection stays open
     last = len(filler) + opening.WINDOW - 1
     assert server.asked["/ranges/wide.warc"] == ["bytes=0-", f"bytes={len(filler)}-{last}"]
 

@@ -309,7 +309,10 @@ def _opened_at(path: str, place: int) -> Iterator[_Mapped | _Streamed]:
             yield data
         else:
             opened.stream.seek(place)
-            yield _Streamed(opened.stream, start=place, size=opened.size)
+            try:
+                yield _Streamed(opened.stream, start=place, size=opened.size)
+            finally:
+                opened.stream.seek(0)  # no connection waits for the next image: the server would close it
 
 
 @functools.lru_cache(maxsize=16)

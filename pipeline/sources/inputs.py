@@ -281,6 +281,8 @@ def _expand_remote(url: str, *, any_name: bool) -> list[_Found]:
 
     try:
         for protocol in re.findall(r"(?:^|::)([A-Za-z][A-Za-z0-9+.-]*)://", url):
+            if is_http(f"{protocol}://"):  # not fsspec's, which needs aiohttp
+                continue
             fsspec.get_filesystem_class(protocol)
     except (ValueError, ImportError) as error:
         raise InputError(f"{public(url)!r} cannot be opened: {error}") from error
