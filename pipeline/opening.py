@@ -395,7 +395,7 @@ class _CopyFile(_Remote):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = os.pread(self._descriptor, len(buffer), self.position)
+        data = os.pread(self._descriptor, min(len(buffer), 1 << 20), self.position)
         buffer[: len(data)] = data
         self.position += len(data)
         return len(data)

@@ -544,6 +544,6 @@ def test_a_remote_archive_is_never_in_memory(manner: str, server: FileServer, tm
             rows, _, inside = rows_of(made.path)
             assert len(rows) == 1
             assert read_image(made.path, inside[0]["offset"], max_bytes=1 << 20) == picture(1)
-        assert tracemalloc.get_traced_memory()[1] < 24 << 20
+        assert tracemalloc.get_traced_memory()[1] < 40 << 20  # of 80: zipfile skips 16 MB at a time
     finally:
         tracemalloc.stop()
