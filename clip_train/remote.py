@@ -17,6 +17,7 @@ import errno
 import fcntl
 import functools
 import hashlib
+import http.client
 import json
 import os
 import re
@@ -118,6 +119,16 @@ def open_url(url: str) -> IO[bytes]:
     return system.open(path, "rb", block_size=_REQUEST)
 
 
+def _check_whole(source: Any) -> None:
+    """Raises OSError if a web server's answer, read to its end, is shorter than its Content-Length.
+
+    `read(n)` of http.client takes a connection that breaks off for the end.
+    """
+    missing = getattr(source, "length", None) if isinstance(source, http.client.HTTPResponse) else None
+    if missing:
+        raise OSError(f"is cut, {missing} bytes are missing")
+
+
 def describe(url: str) -> RemoteFile:
     """Size and version of a file; InputMissing where there is none."""
 
@@ -174,7 +185,10 @@ def read_small(url: str) -> bytes:
 
     def work() -> bytes:
         with open_url(url) as source:
-            return source.read(MAX_MANIFEST_BYTES + 1)
+            found = source.read(MAX_MANIFEST_BYTES + 1)
+            if len(found) <= MAX_MANIFEST_BYTES:
+                _check_whole(source)
+            return found
 
     data = retried(work, url)
     if len(data) > MAX_MANIFEST_BYTES:
@@ -208,6 +222,8 @@ def _fetch_once(file: RemoteFile, path: Path, stop: threading.Event | None) -> i
                 if file.sha256:
                     digest.update(block)
                 _write(descriptor, block)
+            if file.size < 0:
+                _check_whole(source)
         if file.size >= 0 and received != file.size:
             fault = "is cut, it comes back" if received < file.size else "has grown, it comes back"
             raise OSError(f"{fault} with {received} bytes or more, not {file.size}: has the set been written anew?")

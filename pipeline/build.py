@@ -116,15 +116,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return fail("pipeline.build", explain_failure(error), CRASHED)
     except KeyboardInterrupt:
-        return fail("pipeline.build", "interrupted: the same command continues where it was", INTERRUPTED)
+        return fail("pipeline.build", "interrupted; the same command goes on where it was", INTERRUPTED)
 
 
 def explain_failure(error: Exception) -> str:
     """A failure that the same command may survive, and what to do about it."""
     text = str(error)
     if re.search(r"No space left on device|Disk quota exceeded", text):
-        return f"the disk is full ({text}): free some space, then run the same command again"
-    return text if "the same command" in text else f"{text}: mend this, then run the same command again"
+        return f"the disk is full ({text}): free some space, then the same command goes on where it was"
+    return text if "the same command" in text else f"{text}: mend this, then the same command goes on where it was"
 
 
 def print_summary(run: Run, *, as_json: bool) -> None:

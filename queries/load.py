@@ -25,6 +25,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.engine.opening import InputError, open_input
+
 QUERIES = pa.schema(
     [
         pa.field("id", pa.int32(), nullable=False),
@@ -103,15 +105,9 @@ def default_list() -> str:
 
 def _read_bytes(path: str, *, unzip: bool) -> bytes:
     try:
-        if "://" in path:
-            import fsspec
-
-            with fsspec.open(path, "rb") as remote:
-                data = remote.read()
-        else:
-            with open(path, "rb") as local:
-                data = local.read()
-    except OSError as error:
+        with open_input(path) as opened:
+            data = opened.stream.read()
+    except (OSError, InputError) as error:
         raise QueryError(path, f"cannot be read ({error})", "Check the path and its permissions.") from error
     try:
         return gzip.decompress(data) if unzip else data

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.engine import files, fork_server, progress
-from pipeline.engine.cli import UsageError
+from pipeline.engine.cli import MissingInput, UsageError
 
 LOCAL = ("local", "direct", "directrunner", "localrunner")
 # Loggers of Beam that talk about its inner life at WARNING.
@@ -53,7 +53,7 @@ ENVIRONMENT_ERRORS = frozenset(
 )
 # The last: a bundle ends while its worker is being stopped, and Beam has forgotten it already.
 EXPECTED = re.compile(
-    rf"\[[Ee]rrno ({'|'.join(map(str, sorted(ENVIRONMENT_ERRORS)))})\]|\bInputError: |\bKeyError: 'bundle_\d+"
+    rf"\[[Ee]rrno ({'|'.join(map(str, sorted(ENVIRONMENT_ERRORS)))})\]|\b(Missing)?InputError: |\bKeyError: 'bundle_\d+"
 )
 TRACING = ("", "apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker")  # "": what workers send
 # Beam's threads that end with an exception when the other side is gone.
@@ -64,6 +64,10 @@ WORKER_DEATHS = 2  # jobs that are begun again, where they were, because a worke
 
 class JobFailed(RuntimeError):
     """The pipeline failed; the message is the stage's own, if it had one."""
+
+
+class InputGone(JobFailed, MissingInput):
+    """An input that the plan has found is not there any more, or was one of many and never was."""
 
 
 class WorkerDied(JobFailed):
@@ -351,4 +355,8 @@ def explain(error: BaseException) -> JobFailed:
         own = [f"{type(error).__name__}: {' '.join(lines)}"]
     last = own[-1] if own else (lines[-1] if lines else type(error).__name__)
     last = last.removeprefix("RuntimeError: ") if EXPECTED.search(last) else last
-    return JobFailed(re.sub(r" \[while running .*$", "", last))
+    last = re.sub(r" \[while running .*$", "", last)
+    of_input = re.match(r"(?:[\w.]+\.)?(Missing)?InputError: ", last)
+    if of_input:
+        return (InputGone if of_input[1] else JobFailed)(last[of_input.end() :])
+    return JobFailed(last)

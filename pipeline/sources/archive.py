@@ -15,9 +15,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import mmap
-import os
 import re
+import threading
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
@@ -25,8 +26,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from pipeline.engine.ledger import Ledger
+from pipeline.engine.opening import InputError, Opened, is_remote, of_file, open_copy, open_input, open_seekable
 from pipeline.sources import frames, libdeflate
-from pipeline.sources.inputs import open_bytes
 
 _zlib: Any = zlib
 with contextlib.suppress(ImportError):  # twice as fast as the standard library's
@@ -88,15 +89,15 @@ class Response(NamedTuple):
 
 
 class _Mapped:
-    """A local file, mapped."""
+    """A local file, mapped; it stays so after the file is closed."""
 
     raw = True  # positions are those of the file
     broken = ""  # why the data end before the file does
     cut = False  # the file ends where no file of its compression does
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.size = os.fstat(file.fileno()).st_size
-        self.data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
+    def __init__(self, opened: Opened) -> None:
+        self.size = opened.size or 0
+        self.data: Any = mmap.mmap(opened.stream.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
         self._inflater: _Inflater | None = None
 
     def member(self, position: int, limit: int) -> tuple[bytes, int] | None:
@@ -157,10 +158,17 @@ class _Inflater:
 
 
 class _Streamed:
-    """A stream, of which only what may still be needed is held."""
+    """A stream, of which only what may still be needed is held.
 
-    def __init__(self, file: Any) -> None:
-        self._file, self._held, self._start, self._ended = file, bytearray(), 0, False
+    Args:
+        file: what is read.
+        start: the place of its next byte in the whole file.
+        size: bytes of the whole file, where they are known.
+    """
+
+    def __init__(self, file: Any, *, start: int = 0, size: int | None = None) -> None:
+        self._file, self._held, self._start, self._ended = file, bytearray(), start, False
+        self._size = 0 if size is None else size
         self.raw, self.broken, self.cut = True, "", False
 
     def member(self, position: int, limit: int) -> tuple[bytes, int] | None:
@@ -197,7 +205,7 @@ class _Streamed:
             self._fill(self._start + len(self._held) + CHUNK)
 
     def reaches(self, position: int) -> bool:
-        return position <= self._start + len(self._held)
+        return position <= max(self._size, self._start + len(self._held))
 
     def release(self, position: int) -> None:
         """Forgets what lies before `position`."""
@@ -257,19 +265,64 @@ def _first_place(data: Any, position: int) -> int:
 
 @contextlib.contextmanager
 def _opened(source: str | BinaryIO) -> Iterator[_Mapped | _Streamed]:
-    """The bytes of a path, a URL or an open file."""
+    """The bytes of a path, a URL or an open file.
+
+    Raises:
+        InputError: a remote input is empty, or its transfer breaks.
+    """
     with contextlib.ExitStack() as stack:
-        file: Any = stack.enter_context(open_bytes(source)) if isinstance(source, str) else source
-        try:
-            local: _Mapped | None = _Mapped(file)
-        except (OSError, ValueError, AttributeError):  # no descriptor, or nothing that can be mapped
-            local = None
-        data = _Streamed(file) if local is None else local
+        opened = stack.enter_context(open_input(source)) if isinstance(source, str) else of_file(source)
+        data = _bytes_of(opened)
+        if isinstance(source, str) and is_remote(source) and not data.at(0, 1):
+            raise InputError(f"{opened.name!r} is empty: the server sent 0 bytes")
         known = _is_packed(data)
         if known is None:
             yield data
         else:
             yield _Unpacked(frames.Frames(data, known, _is_one_record))
+
+
+def _bytes_of(opened: Opened) -> _Mapped | _Streamed:
+    return _Mapped(opened) if opened.local else _Streamed(opened.stream, size=opened.size)
+
+
+# ------------------------------------------------------------------------------------------- any place of an archive
+
+_distant_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _opened_at(path: str, place: int) -> Iterator[_Mapped | _Streamed]:
+    """The bytes of an archive, of which those before `place` need not be there."""
+    if not is_remote(path):
+        with _opened(path) as data:
+            data.skip_to(place)
+            yield data
+        return
+    with _distant_lock:  # one stream serves all
+        opened = _distant(path)
+        if opened.local:
+            data = _bytes_of(opened)
+            known = _is_packed(data)
+            data = _Unpacked(frames.Frames(data, known, _is_one_record)) if known else data
+            data.skip_to(place)
+            yield data
+        else:
+            opened.stream.seek(place)
+            try:
+                yield _Streamed(opened.stream, start=place, size=opened.size)
+            finally:
+                opened.stream.seek(0)  # no connection waits for the next image: the server would close it
+
+
+@functools.lru_cache(maxsize=16)
+def _distant(path: str) -> Opened:
+    """A remote archive that stays open for its images: in place, or where places cost a passage as a local copy."""
+    opened = open_seekable(path)
+    if opened.local or _is_packed(_bytes_of(opened)) is None:
+        return opened
+    opened.stream.close()
+    return open_copy(path)
 
 
 # ------------------------------------------------------------------------------------------------------ the records
@@ -304,14 +357,14 @@ def read_records(
 
 def read_at(path: str, offset: int, *, max_record: int = MAX_RECORD) -> Record | None:
     """The record that `read_records` found at `offset`, or None if it is not there any more."""
-    with _opened(path) as data:
+    place = offset & ((1 << PLACE) - 1)
+    with _opened_at(path, place) as data:
         reader = _Reader(data, Ledger(), max_record)
-        reader.position = offset & ((1 << PLACE) - 1)
-        data.skip_to(reader.position)
+        reader.position = place
         for record in reader.records():
             if record.offset == offset:
                 return record
-            if record.offset & ((1 << PLACE) - 1) != offset & ((1 << PLACE) - 1):
+            if record.offset & ((1 << PLACE) - 1) != place:
                 break
     return None
 
@@ -495,7 +548,11 @@ class _Reader:
         if length > self._max:
             self.lose("too_large")
             end = start + header + length
-            self.position = end if self._data.reaches(end) else self._resync(start + header)
+            if self._data.reaches(end):
+                self._data.skip_to(end)
+                self.position = end
+            else:
+                self.position = self._resync(start + header)
             return
         content = self._data.at(start + header, length)
         after = self._data.at(start + header + length, 8)
@@ -582,8 +639,8 @@ class MappedReader(_Reader):
     """
 
     def __init__(self, path: str, ledger: Ledger, *, max_record: int = MAX_RECORD) -> None:
-        with open(path, "rb") as file:
-            mapped = _Mapped(file)
+        with open_input(path) as opened:
+            mapped = _Mapped(opened)
         super().__init__(mapped, ledger, max_record)
         self.data = mapped.data
 

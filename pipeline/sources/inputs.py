@@ -13,7 +13,6 @@ import difflib
 import glob
 import gzip
 import hashlib
-import http.client
 import io
 import os
 import re
@@ -27,6 +26,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import IO, Literal
 
+from pipeline.engine.opening import InputError, is_http, is_remote, open_input, open_seekable, public
+
 Format = Literal["wat", "warc", "table"]
 
 CC_BASE = "https://data.commoncrawl.org/"
@@ -37,15 +38,10 @@ SNIFF_BYTES = 64 * 1024
 _ARCHIVE = re.compile(r"\.(warc|arc|wat)(\.wat)?(\.gz|\.lz4|\.zst)?$|\.wacz$", re.IGNORECASE)
 _TABLE = re.compile(r"\.(parquet|((csv|tsv|jsonl|ndjson)(\.gz|\.zst)?))$", re.IGNORECASE)
 _WET = re.compile(r"\.wet(\.gz)?$", re.IGNORECASE)
-_REMOTE = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _CRAWL = re.compile(r"^cc:(?P<crawl>[A-Za-z0-9-]+)(?::(?P<kind>wat|warc))?(?:\[(?P<first>\d*):(?P<last>\d*)\])?$")
 _GLOB = re.compile(r"[*?\[]")
 
 READABLE = "*.warc *.arc *.wat (also .gz, .lz4, .zst), *.wacz, *.parquet, *.csv *.tsv *.jsonl *.ndjson (also .gz, .zst)"
-
-
-class InputError(ValueError):
-    """A spec that cannot be used; the message names it, the likely cause and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -100,24 +96,9 @@ def expand(specs: Sequence[str], *, input_format: str = "auto", cc_base: str | N
     return sorted((made for group in groups for made in group), key=lambda made: (made.name, made.part or (0, 0)))
 
 
-def is_remote(path: str) -> bool:
-    """True for a URL, False for a path on this machine."""
-    return _REMOTE.match(path) is not None
-
-
 def open_bytes(path: str) -> IO[bytes]:
-    """Opens a path, an http(s) URL or an fsspec URL for reading; a URL that has no ranges is read from its start."""
-    if not is_remote(path):
-        return open(path, "rb")
-    if path.startswith(("http://", "https://")):
-        request = urllib.request.Request(path, headers={"User-Agent": "OpenWIT (archive reader)"})
-        return urllib.request.urlopen(request, timeout=60)
-    if path.startswith("zip://") and "::" in path:  # a member of a WACZ; fsspec closes the zip under its open member
-        member, _, pack = path.removeprefix("zip://").partition("::")
-        return zipfile.ZipFile(pack if not is_remote(pack) else io.BytesIO(open_bytes(pack).read())).open(member)
-    import fsspec
-
-    return fsspec.open(path, "rb").open()
+    """Opens an input to be read from its first byte on; see `pipeline.engine.opening`."""
+    return open_input(path).stream
 
 
 # ---- specs -> files
@@ -258,8 +239,8 @@ def _read_lines(path: str, spec: str) -> list[str]:
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
         return data.decode("utf-8-sig").splitlines()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, http.client.HTTPException) as error:
-        raise InputError(f"the path list of {spec!r} cannot be read from {_public(path)!r}: {error}") from error
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, InputError) as error:
+        raise InputError(f"the path list of {spec!r} cannot be read from {public(path)!r}: {error}") from error
 
 
 def _expand_crawl(spec: str, base: str) -> list[_Found]:
@@ -294,40 +275,30 @@ def _join(base: str, path: str) -> str:
 
 def _expand_remote(url: str, *, any_name: bool) -> list[_Found]:
     """A URL as it stands, or on a store that can list (s3, gs, ...) the files of a glob or of a folder."""
-    http = url.startswith(("http://", "https://"))
-    if http:
-        return [_Found(_public(url), url, "", None)]
+    if is_http(url):
+        return [_Found(public(url), url, "", None)]
     import fsspec
 
     try:
         for protocol in re.findall(r"(?:^|::)([A-Za-z][A-Za-z0-9+.-]*)://", url):
+            if is_http(f"{protocol}://"):  # not fsspec's, which needs aiohttp
+                continue
             fsspec.get_filesystem_class(protocol)
     except (ValueError, ImportError) as error:
-        raise InputError(f"{_public(url)!r} cannot be opened: {error}") from error
+        raise InputError(f"{public(url)!r} cannot be opened: {error}") from error
     if not (_GLOB.search(url) or url.endswith("/")):
-        return [_Found(_public(url), url, "", None)]
+        return [_Found(public(url), url, "", None)]
     try:
         system, path = fsspec.core.url_to_fs(url)
         listing = system.glob(path, detail=True) if _GLOB.search(url) else system.find(path, detail=True)
     except (OSError, ImportError, ValueError) as error:
-        raise InputError(f"{_public(url)!r} cannot be listed: {error}") from error
+        raise InputError(f"{public(url)!r} cannot be listed: {error}") from error
     files = {name: info for name, info in listing.items() if info.get("type") == "file"}
     names = [name for name in sorted(files) if any_name or _readable_name(name)]
     if not names:
-        raise InputError(f"no file to read matches {_public(url)!r}: expected {READABLE}")
+        raise InputError(f"no file to read matches {public(url)!r}: expected {READABLE}")
     urls = [system.unstrip_protocol(name) for name in names]
-    return [_Found(_public(full), full, "", files[name].get("size")) for name, full in zip(names, urls, strict=True)]
-
-
-def _public(url: str) -> str:
-    """A URL without credentials: no user, no query (signatures), no fragment; it stands in the published data."""
-    if not is_remote(url):
-        return url
-    scheme, _, rest = url.partition("://")
-    if scheme in ("http", "https"):
-        rest = rest.split("?")[0].split("#")[0]
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    return [_Found(public(full), full, "", files[name].get("size")) for name, full in zip(names, urls, strict=True)]
 
 
 def _distinct_paths(found: Iterable[_Found]) -> list[_Found]:
@@ -365,7 +336,7 @@ def _longer(item: _Found, depth: int) -> _Found:
 
 def file_name(path: str) -> str:
     """The last part of a path, or of a URL without its query: what tells the format."""
-    return PurePosixPath(_public(path).replace(os.sep, "/")).name
+    return PurePosixPath(public(path).replace(os.sep, "/")).name
 
 
 def _readable_name(path: str) -> bool:
@@ -380,10 +351,8 @@ def _finish(item: _Found, input_format: str) -> list[Input]:
         form = _format(item) if input_format == "auto" else input_format
         if form == "table" and _is_parquet(item):
             return _parquet_parts(item)
-    except InputError:
-        raise
-    except (OSError, http.client.HTTPException) as error:
-        raise InputError(f"{_public(item.path)!r} cannot be read: {error}") from error
+    except OSError as error:
+        raise InputError(f"{public(item.path)!r} cannot be read: {error}") from error
     return [Input(item.name, item.path, form, item.size)]  # type: ignore[arg-type]
 
 
@@ -402,7 +371,7 @@ def _format(item: _Found) -> Format:
         return "warc" if is_remote(item.path) else (_sniff(item.path) or "warc")
     form = _sniff(item.path)
     if form is None:
-        where = _public(item.path)
+        where = public(item.path)
         raise InputError(
             f"{where!r} tells its format neither by name nor by first bytes: expected {READABLE}; or say --input-format"
         )
@@ -449,12 +418,9 @@ def _is_wat(head: bytes) -> bool:
 
 
 def _wacz(item: _Found) -> list[Input]:
-    """The archives inside a WACZ, each an input of its own (a zip that fsspec reads in place)."""
+    """The archives inside a WACZ, each an input of its own (zip://MEMBER::PACK)."""
     try:
-        with (
-            open_bytes(item.path) as file,
-            zipfile.ZipFile(io.BytesIO(file.read()) if is_remote(item.path) else file) as pack,
-        ):
+        with open_seekable(item.path) as opened, zipfile.ZipFile(opened.stream) as pack:
             members = [info for info in pack.infolist() if re.match(r"archive/[^/]+\.warc(\.gz)?$", info.filename)]
     except (zipfile.BadZipFile, NotImplementedError) as error:
         raise InputError(f"{item.name!r} is no readable WACZ (a zip with archive/*.warc.gz): {error}") from error
@@ -482,15 +448,10 @@ def _parquet_parts(item: _Found) -> list[Input]:
     import pyarrow.parquet as pq
 
     try:
-        if is_remote(item.path):
-            import fsspec
-
-            with fsspec.open(item.path, "rb") as file:
-                metadata = pq.read_metadata(file)
-        else:
-            metadata = pq.read_metadata(item.path)
-    except (pa.ArrowException, OSError, ImportError) as error:
-        raise InputError(f"{_public(item.path)!r} is no readable Parquet file (cut or damaged?): {error}") from error
+        with open_seekable(item.path) as opened:
+            metadata = pq.read_metadata(opened.stream)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{public(item.path)!r} is no readable Parquet file (cut or damaged?): {error}") from error
     whole = Input(item.name, item.path, "table", item.size)
     if metadata.num_rows <= ROWS_PER_PART or metadata.num_row_groups < 2:
         return [whole]

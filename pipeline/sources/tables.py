@@ -23,8 +23,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from pipeline.engine.ledger import Ledger
+from pipeline.engine.opening import is_remote, open_seekable
 from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
-from pipeline.sources.inputs import Input, InputError, file_name, is_remote, open_bytes
+from pipeline.sources.inputs import Input, InputError, file_name, open_bytes
 
 BATCH_ROWS = 65_536
 CSV_BLOCK = 4 << 20  # also the bound on one row of a CSV
@@ -257,7 +258,9 @@ def _is_text(kind: pa.DataType) -> bool:
 def _parquet(source: Input) -> Iterator[pq.ParquetFile]:
     """The file with page checksums verified; a small read-ahead instead of whole column chunks in memory."""
     with contextlib.ExitStack() as stack:
-        where: Any = stack.enter_context(open_bytes(source.path)) if is_remote(source.path) else source.path
+        where: Any = source.path  # Arrow reads a local file itself
+        if is_remote(where):
+            where = stack.enter_context(open_seekable(where)).stream
         try:
             file = pq.ParquetFile(where, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:

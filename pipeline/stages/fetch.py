@@ -19,11 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine import files, hashing, shuffle_files
+from pipeline.engine.opening import InputError
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
 from pipeline.engine.steps import Reading, run_exchange, run_task
 from pipeline.engine.work import StepFolder
 from pipeline.fetching.downloader import FetchOptions, fetch_rows
+from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import PROJECT_URL
 from pipeline.schema import SELECTED
 from pipeline.stages.attempts import FETCHED_PART, Attempts, fetched_rows
@@ -151,7 +153,11 @@ class ArchivedImages:
     max_bytes: int
 
     def __call__(self, url: str) -> bytes | None:
-        """The image's bytes, or None if no archive holds it (or it can no longer be read)."""
+        """The image's bytes, or None if no archive holds it (or it can no longer be read).
+
+        Raises:
+            Failure: a remote archive cannot be read now; a later pass may have more luck.
+        """
         from pipeline.sources.warc import read_image
 
         words, sources, offsets = _archived(self.folder)
@@ -160,7 +166,10 @@ class ArchivedImages:
         if at >= len(words) or words[at, 0] != high or words[at, 1] != low:
             return None
         path = archive_paths(self.inputs)[int(sources[at])]
-        return read_image(path, int(offsets[at]), max_bytes=self.max_bytes)
+        try:
+            return read_image(path, int(offsets[at]), max_bytes=self.max_bytes)
+        except InputError as error:
+            raise Failure("tcp", f"the archive of the image: {error}") from error
 
 
 @functools.lru_cache(maxsize=1)

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from pipeline.engine import files, hashing
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.ledger import Ledger
+from pipeline.engine.opening import InputError, is_remote, open_input
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
 from pipeline.engine.work import StepFolder, digest_of
@@ -70,6 +71,7 @@ class Cleaning:
     respect_opt_out: bool = True
 
 
+MOST_OPENED = 16  # remote archives that a plan looks for: a crawl has 90,000
 OPT_OUTS = ("noai", "noimageai", "tdm-reservation")
 
 
@@ -257,6 +259,21 @@ def save_inputs(path: str, inputs: tuple[Input, ...]) -> None:
     source_names.cache_clear()
 
 
+def check_archives(inputs: tuple[Input, ...]) -> None:
+    """Opens the first remote archives, so that a wrong URL or a server out of reach is told before anything is done.
+
+    Raises:
+        MissingInput: one of them cannot be opened.
+    """
+    paths = [item.path for item in inputs if item.format != "table" and is_remote(item.path)]
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for opened in pool.map(open_input, paths[:MOST_OPENED]):
+                opened.stream.close()
+    except InputError as error:
+        raise MissingInput(str(error)) from error
+
+
 def check_columns(settings: GatherSettings, inputs: tuple[Input, ...]) -> None:
     """Looks into every table for the columns of url and text, before anything is done.
 
@@ -274,7 +291,7 @@ def check_columns(settings: GatherSettings, inputs: tuple[Input, ...]) -> None:
                 continue
     except tables.ColumnError as error:
         raise UsageError(str(error)) from error
-    except (tables.InputError, OSError) as error:
+    except (InputError, OSError) as error:
         raise MissingInput(str(error)) from error
 
 
@@ -321,6 +338,7 @@ class Gather(RowStage):
         }
 
     def check(self, run: Run) -> None:
+        check_archives(run.inputs)
         check_columns(run.settings(GatherSettings), run.inputs)
 
     def begin(self, run: Run) -> None:
