@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import itertools
 import re
+import socket
 import socketserver
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -256,3 +258,68 @@ def test_never_another_image_and_none_lost(base: str, delay_ms: int, pause_s: fl
     with ThreadPoolExecutor(AT_ONCE) as pool:
         found = pool.map(lambda name: play(base, name, delay_ms, pause_s), NAMES)
         assert [line for lines in found for line in lines] == []
+
+
+def read(data: bytes, limit: int = 1 << 20) -> answer.Answer:
+    return read_answer(io.BytesIO(data), limit=limit)
+
+
+@pytest.mark.parametrize("name", ["103", "chunks doubled", "a list of equal lengths", "odd header lines", "no length"])
+def test_an_answer_that_ends_anywhere_is_right_or_refused(name: str) -> None:
+    data = b"".join(step for step in scripts(1)[name][1] if isinstance(step, bytes))
+    for end in range(len(data)):
+        try:
+            body = read(data[:end]).body
+        except Failure as failure:
+            assert failure.status == "tcp", (end, failure)
+        else:
+            assert body == image(1) or (name == "no length" and image(1).startswith(body)), end
+    assert read(data).body == image(1)
+
+
+def test_split_at_every_byte_between_two_segments() -> None:
+    whole = EARLY_HINTS + chunked(chunk(image(1)), LAST) + good(2)
+    for place in range(1, len(whole)):
+        ours, theirs = socket.socketpair()
+        with ours, theirs, ours.makefile("rb") as stream:
+            theirs.sendall(whole[:place])
+            late = threading.Timer(0.0005, theirs.sendall, [whole[place:]])
+            late.start()
+            assert read_answer(stream, limit=1000).body == image(1)
+            late.join()
+
+
+def test_headers() -> None:
+    found = read(b"HTTP/1.1 404 No\r\nX-Robots-Tag: noindex,\r\n \t noai\r\nX-ROBOTS-TAG : none\r\njunk\r\n\r\n")
+    assert found.all("X-Robots-Tag") == ["noindex, noai", "none"] and found.body == b""
+    assert found.first("x-robots-tag") == "noindex, noai" and found.first("Location") is None
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (bare("102 a") * (answer.MOST_INTERIM + 1) + good(1), "interim"),
+        (bare("103 a", "X: " + "x" * 40_000) * 2 + good(1), "too large"),
+        (bare("200 a", *["a"] * 40_000), "too large"),
+        (chunked(chunk(b"x") * answer.MOST_CHUNKS, LAST), "chunks"),
+        (chunked(chunk(b"x", b";" + b"x" * 5000), LAST), "too long"),
+    ],
+)
+def test_what_is_read_is_bounded(data: bytes, sentence: str) -> None:
+    with pytest.raises(Failure, match=sentence) as caught:
+        read(data)
+    assert caught.value.status == "bad_http"
+
+
+@pytest.mark.parametrize("line", ["a", "a:b", " fold", ": "])
+def test_reading_takes_linear_time(line: str) -> None:
+    def seconds(count: int) -> float:
+        data = b"HTTP/1.1 200 a\r\nX: y\r\n" + f"{line}\r\n".encode() * count + b"\r\n"
+        times = []
+        for _ in range(5):
+            start = time.process_time()
+            read(data)
+            times.append(time.process_time() - start)
+        return min(times)
+
+    assert seconds(8000) < 12 * seconds(1000) + 0.01
