@@ -4,7 +4,8 @@ No connection is used twice. An HTTP/1.1 answer does not say which request it be
 copy of the answer before, or any bytes that a server or a proxy left over, is the answer to the next URL for all that a
 client can see, and a pair is published with another URL's image. No check of the idle connection helps against bytes
 that arrive after it. On a connection that carried one request there is no other URL that an answer could be of. What
-this costs is a TCP handshake for each image, and a TLS handshake that resumes the session of the one before.
+this costs is a TCP handshake for each image, and a TLS handshake that resumes the session of the one before. (What a
+server says on a new connection, asked or not, is its own answer to that one URL: nobody can know better.)
 
 A watchdog shuts the socket when the time is up, whatever phase it is in: a time limit of the socket's own starts anew
 with every byte that drips in.
