@@ -150,10 +150,14 @@ class Wire:
             sock.sendall(f"GET {target.path} HTTP/1.1\r\nHost: {target.host_header}\r\n{self._headers}".encode())
             with sock.makefile("rb", PART) as stream:
                 answer = read_answer(cast(BinaryIO, stream), limit=limit, cut=cut)
-            if isinstance(sock, ssl.SSLSocket) and sock.session is not None:
-                with self._lock:
-                    self._sessions.put((target.host, target.port), sock.session)
+            if isinstance(sock, ssl.SSLSocket) and not sock.session_reused:
+                self._keep(target, sock.session)  # not each time: to take it costs more than the request
             return answer
+
+    def _keep(self, target: Target, session: ssl.SSLSession | None) -> None:
+        if session is not None:
+            with self._lock:
+                self._sessions.put((target.host, target.port), session)
 
     def _open(self, target: Target, addresses: list[str], deadline: float) -> socket.socket:
         if target.scheme != "https":
