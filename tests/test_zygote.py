@@ -28,6 +28,8 @@ def prepare():
     {load}
 def run_worker():
     worker.die_with(os.getppid(), by_kernel=True)
+    if "READY" in os.environ:
+        open(os.environ["READY"], "w").close()
     time.sleep(600)
 zygote.serve(kernels=False, prepare=prepare, run_worker=run_worker)
 """
@@ -154,8 +156,9 @@ def test_a_fork_of_ours_leaves_the_zygote_alone(server: zygote.Zygote) -> None:
     assert server.workers() == [worker] and server.usable()
 
 
-def test_the_zygote_and_its_workers_end_with_the_channel(server: zygote.Zygote) -> None:
-    worker = server.spawn({})
+def test_the_zygote_and_its_workers_end_with_the_channel(server: zygote.Zygote, tmp_path: Path) -> None:
+    worker = server.spawn({"READY": str(tmp_path / "ready")})
+    assert until((tmp_path / "ready").exists)
     os.kill(worker, signal.SIGSTOP)  # it cannot look whether its parent lives
     server._channel.shutdown(socket.SHUT_RDWR)
     assert server._process.wait(HELP_S) == 0
