@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import files, progress, zygote
+from pipeline import child, files, progress, zygote
 from pipeline.cli import MissingInput, UsageError
 
 LOCAL = ("local", "direct", "directrunner", "localrunner")
@@ -204,7 +204,6 @@ def local_runner(workers: int, *, kernels: bool = True) -> Any:
 
     if workers == 1:
         return LocalRunner()
-    hand_on_environment()
     zygote.current(kernels=kernels)
     quiet_readers()
     return LocalRunner(default_environment=zygote.environment())
@@ -260,11 +259,10 @@ def run_pipeline(construct: Callable[[Any], Any], runner: Any, options: Any) -> 
         KeyboardInterrupt: on SIGINT or SIGTERM, after the job was cancelled on its engine.
     """
     beam = import_beam()
-    hand_on_environment()
     pipeline = beam.Pipeline(runner=runner, options=options)
     construct(pipeline)
     result = None
-    with interruptible() as again, job_servers(runner):
+    with interruptible() as again, variables_for_engines(), job_servers(runner):
         try:
             result = pipeline.run()
             again()
@@ -287,12 +285,19 @@ def hush() -> None:
     threading.excepthook = lambda *_: None
 
 
-def hand_on_environment() -> None:
-    """What worker processes read: where this package lies, and whose children they are."""
-    package = str(Path(__file__).parent.parent)
-    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != package]
-    os.environ["PYTHONPATH"] = os.pathsep.join([package, *others])
-    os.environ["OPENWIT_PARENT"] = str(os.getpid())
+@contextlib.contextmanager
+def variables_for_engines() -> Iterator[None]:
+    """While a job runs, Python processes that an engine starts on this host find this package."""
+    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    os.environ.update(child.variables())
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager
@@ -343,6 +348,8 @@ def job_servers(runner: Any) -> Iterator[None]:
 def explain(error: BaseException) -> JobFailed:
     """The failure in a sentence: what the worker raised."""
     text = str(error)
+    if isinstance(error, zygote.StartFailed):
+        return JobFailed(text)
     died = ("Channel closed prematurely", "Worker subprocess exited", "Socket closed", "UNAVAILABLE")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     own = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt|Busy|Exit|NoRows)\b.*", line)]

@@ -76,13 +76,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--id", default="")
     parser.add_argument("--semi_persist_dir", default="")
-    parser.add_argument("--zygote", action="store_true")
+    parser.add_argument("--zygote", type=int, metavar="PID", help="process id of the starter")
     parser.add_argument("--kernels", action="store_true")
     for name in ENDPOINTS:
         parser.add_argument(f"--{name}", default="")
     options, _ = parser.parse_known_args()
-    if options.zygote:
-        live_as_zygote(options.kernels)
+    if options.zygote is not None:
+        live_as_zygote(options.zygote, kernels=options.kernels)
         return
     if options.id:
         os.dup2(2, 1)  # a print() in a worker must not fill a pipe that nobody reads
@@ -91,23 +91,25 @@ def main() -> None:
     run_harness()
 
 
-def live_as_zygote(kernels: bool) -> None:
+def live_as_zygote(parent: int, *, kernels: bool) -> None:
     """The process that the local runner's workers are forks of."""
-    parent = os.getppid()
-    if str(parent) != os.environ.get("OPENWIT_PARENT"):
-        sys.exit(1)  # it is gone already
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)  # it is gone already
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; our parent decides
-    from pipeline import runners, zygote
+    from pipeline import zygote
 
-    runners.import_beam()
+    def prepare() -> None:
+        from pipeline import runners
+
+        runners.import_beam()
 
     def run_worker() -> None:
         die_with(os.getppid(), by_kernel=True)
         run_harness()
 
-    zygote.serve(kernels=kernels, run_worker=run_worker)
+    zygote.serve(kernels=kernels, prepare=prepare, run_worker=run_worker)
 
 
 def run_harness() -> None:
