@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
@@ -14,6 +15,13 @@ class ProcessFailed(TrainError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+# A process finds what this one finds. With `-m` it would look into the working directory first.
+BOOT = """import json, runpy, sys
+given = json.loads(sys.argv.pop(1))
+sys.path[:] = given + [path for path in sys.path if path not in given]
+runpy.run_module("clip_train", run_name="__main__", alter_sys=True)"""
 
 
 def processes_to_start(asked: int | None, *, nnodes: int) -> int:
@@ -32,7 +40,7 @@ def processes_to_start(asked: int | None, *, nnodes: int) -> int:
 
 
 def launch(argv: list[str], *, processes: int, nnodes: int, node_rank: int, endpoint: str | None) -> None:
-    """Runs `python -m clip_train` with these arguments in every process, and waits for all of them."""
+    """Runs clip_train with these arguments in every process, and waits for all of them."""
     if nnodes > 1 and not endpoint:
         raise UsageError("--nnodes needs --rdzv-endpoint HOST:PORT, the same on every host")
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -52,7 +60,8 @@ def launch(argv: list[str], *, processes: int, nnodes: int, node_rank: int, endp
         monitor_interval=0.2,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "clip_train", *argv)
+        search_path = json.dumps([os.path.abspath(os.fspath(entry)) for entry in sys.path])
+        elastic_launch(config, sys.executable)("-P", "-c", BOOT, search_path, *argv)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode > 0:

@@ -20,6 +20,7 @@ from typing import Any
 from pipeline import estimate
 from pipeline.engine import files, runners, work
 from pipeline.engine.cli import CRASHED, DONE, INTERRUPTED, MISSING, USAGE, MissingInput, UsageError, fail
+from pipeline.engine.fork_server import Preload
 from pipeline.engine.work import Busy
 from pipeline.options import Options, parse
 from pipeline.stages import STAGES, checks
@@ -29,6 +30,13 @@ from pipeline.stages.run import Run
 from pipeline.stages.run import look_up as look_up_run
 
 KERNEL_ROWS = 50_000  # expected rows from which workers load the kernels before they begin
+# Kernels of select; those of the sources are loaded by the worker that meets such a source.
+KERNELS = (
+    "pipeline.engine.hashing_kernel",
+    "pipeline.text.clean_kernel",
+    "pipeline.text.matcher_kernel",
+    "pipeline.stages.selection_kernel",
+)
 
 
 def look_up(options: Options) -> Run:
@@ -86,7 +94,7 @@ def run_job(stages: list[Stage], run: Run) -> None:
         root=run.root,
         steps=[watched for stage in stages for watched in stage.watched()],
         program="pipeline.build",
-        kernels=run.expected_rows > KERNEL_ROWS,
+        load=Preload(("pipeline.stages",), KERNELS if run.expected_rows > KERNEL_ROWS else ()),
     )
     for part in passes:
         part.complete()

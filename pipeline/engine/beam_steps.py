@@ -1,4 +1,4 @@
-"""The Beam side of `steps`: elements are numbers of slots, barriers are side inputs, the exchange is files or a shuffle.
+"""The Beam side of `steps`: elements are numbers of slots, barriers are side inputs.
 
 Beam carries numbers and, where there is no shared disk, Arrow IPC bytes; it never sees a row.
 """

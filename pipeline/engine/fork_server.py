@@ -1,10 +1,11 @@
 """Worker processes by fork: one process imports Beam and the kernels, and every worker is a fork of it.
 
 Importing Beam costs a process 1.5 CPU seconds and loading the kernels as much again; a forked worker pays neither, and
-shares the memory of both. The zygote starts no thread and opens no connection, so that forking it is safe; it lives as
-long as the process that started it, and so do the workers as long as the zygote.
+shares the memory of both. The fork server starts no thread and opens no connection, so that forking it is safe. It lives
+as long as the process that started it, and so do the workers as long as the fork server.
 
-    our process --socket: {"env": ...}--> zygote --fork--> worker (Beam's SDK harness)
+    our process --socket: {"spawn": environment}, {"kill": pid}--> fork server --fork--> worker (Beam's SDK harness)
+                <-- {"ready"}, {"failed": why}, {"started": pid}, {"ended": pid} --
 """
 
 from __future__ import annotations
@@ -16,130 +17,221 @@ import gc
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from pipeline.engine import malloc
+from pipeline.engine import child, jit, malloc
 
 URN = "openwit:env:forked:v1"
-SOCKET = "OPENWIT_ZYGOTE_SOCKET"  # number of the inherited descriptor
-PRELOAD = (
-    "apache_beam.runners.worker.sdk_worker_main",
-    "pyarrow.parquet",
-    "pipeline.stages.gather",
-    "pipeline.stages.match",
-    "pipeline.stages.dedup",
-    "pipeline.stages.balance",
-)
-# Kernels of select; those of the sources are loaded by the worker that meets such a source.
-KERNELS = (
-    "pipeline.engine.hashing_kernel",
-    "pipeline.text.clean_kernel",
-    "pipeline.text.matcher_kernel",
-    "pipeline.stages.selection_kernel",
-)
+OURS = ("apache_beam.runners.worker.sdk_worker_main", "pyarrow.parquet")  # what every worker imports
+SOCKET = "OPENWIT_FORK_SERVER_SOCKET"  # number of the inherited descriptor
 PATIENCE = 10.0  # seconds that a worker has to end by itself
+START_S = 600.0  # the fork server's imports, with kernels that must be compiled first, on a slow and busy machine
 
 
-class Zygote:
-    """Our side: starts the zygote and asks it for workers."""
+class Preload(NamedTuple):
+    """What the fork server loads before it forks, by dotted names.
 
-    def __init__(self, *, kernels: bool) -> None:
-        self.path = os.environ.get("PYTHONPATH")
-        ours, theirs = socket.socketpair()
+    Attributes:
+        modules: are imported.
+        kernels: are imported, and each of their functions is called once.
+    """
+
+    modules: tuple[str, ...] = ()
+    kernels: tuple[str, ...] = ()
+
+
+NOTHING = Preload()
+
+
+class StartFailed(RuntimeError):
+    """No worker process could be started; the message says why."""
+
+
+class ForkServer:
+    """Our side: starts the fork server and asks it for workers.
+
+    The workers are children of the fork server. It alone can tell that one has ended, and it alone sends them signals.
+    A process id that we remember may belong to a stranger by now. A child of the fork server keeps its own until the
+    fork server has looked.
+    """
+
+    def __init__(self, load: Preload) -> None:
+        """Starts the fork server, which loads what it should while we go on.
+
+        Raises:
+            StartFailed: the system starts no process.
+        """
+        self._search = _search()
+        self._owner = os.getpid()
+        self._channel, theirs = socket.socketpair()
         environment = {**os.environ, SOCKET: str(theirs.fileno())}
-        command = [sys.executable, "-m", "pipeline.engine.worker", "--zygote", *(["--kernels"] if kernels else [])]
-        self._process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
-        theirs.close()
-        self._channel = ours
-        self._lines = ours.makefile("rw", encoding="utf-8")
-        self._lock = threading.Lock()
+        owner = str(self._owner)
+        command = child.command("pipeline.engine.worker", "--fork-server", owner, "--load", json.dumps(load))
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+                )
+            except OSError as error:
+                self._channel.close()
+                raise StartFailed(f"no worker process could be started: {error}") from error
+        self._turn = threading.Lock()  # of the thread that waits for an answer
+        self._changed = threading.Condition()  # guards what follows
+        self._ready = self._gone = False
+        self._failure = ""
+        self._answer: int | None = None
         self._workers: set[int] = set()
+        self._listener = threading.Thread(target=self._listen, name="fork_server", daemon=True)
+        self._listener.start()
 
     def close(self) -> None:
-        """Ends the zygote and waits for it."""
+        """Ends the fork server and waits for it."""
+        if self._owner != os.getpid():
+            return  # a fork of our process: the fork server is not its child
         self.end_workers()
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError):
             self._channel.shutdown(socket.SHUT_RDWR)
-            self._lines.close()
-            self._channel.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._listener.join(PATIENCE)
+        self._channel.close()
 
-    def alive(self) -> bool:
-        """True if it can still be asked."""
-        return self._process.poll() is None
+    def usable(self) -> bool:
+        """True if it can still be asked, and its forks find what this process finds."""
+        return self._owner == os.getpid() and self._process.poll() is None and self._search == _search()
 
     def spawn(self, environment: dict[str, str]) -> int:
-        """Asks for a worker with more environment; returns its process id."""
-        with self._lock:
-            self._lines.write(json.dumps({"env": environment}) + "\n")
-            self._lines.flush()
-            answer = self._lines.readline()
-            if not answer:
-                raise RuntimeError("the process that starts workers has ended")
-            pid = int(json.loads(answer)["pid"])
-            self._workers.add(pid)
-            return pid
+        """Asks for a worker with more environment; returns its process id.
+
+        Raises:
+            StartFailed: there is none.
+        """
+        with self._turn:
+            self._await(lambda: self._ready, START_S)
+            self._answer = None
+            self._ask({"spawn": environment})
+            self._await(lambda: self._answer is not None, START_S)
+            assert self._answer is not None
+            return self._answer
 
     def wait(self, pid: int, seconds: float) -> bool:
         """True if the worker has ended within so many seconds."""
-        end = time.monotonic() + seconds
-        while _exists(pid):
-            if time.monotonic() > end:
-                return False
-            time.sleep(0.05)
-        self._workers.discard(pid)
-        return True
+        with self._changed:
+            return self._changed.wait_for(lambda: pid not in self._workers, seconds)
 
     def workers(self) -> list[int]:
         """Those that are alive."""
-        return [pid for pid in sorted(self._workers) if _exists(pid)]
+        with self._changed:
+            return sorted(self._workers) if self._owner == os.getpid() else []
+
+    def kill(self, pid: int) -> None:
+        """Has the fork server kill a worker; nothing happens if it has ended, or if it is none."""
+        if pid in self.workers():
+            self._ask({"kill": pid})
 
     def end_workers(self) -> None:
         """Kills the workers that are left."""
-        for pid in self.workers():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        left = self.workers()
+        for pid in left:
+            self.kill(pid)
+        for pid in left:
             self.wait(pid, PATIENCE)
 
+    def _ask(self, request: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # it is gone: whoever waits for the answer learns so
+            self._channel.sendall(_encode(request))
 
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    def _await(self, happened: Callable[[], bool], seconds: float) -> None:
+        with self._changed:
+            in_time = self._changed.wait_for(lambda: self._gone or happened(), seconds)
+            if in_time and not self._gone:
+                return
+        if in_time:
+            raise StartFailed(f"no worker process could be started: {self._failure or self._end()}")
+        self._process.kill()
+        raise StartFailed(f"no worker process could be started: there was no answer within {seconds:.0f} s")
+
+    def _end(self) -> str:
+        """How the fork server ended, in words."""
+        try:
+            code = self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            return "the process that starts them does not answer"
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return f"the process that starts them {how}"
+
+    def _listen(self) -> None:
+        """Takes down what the fork server says, until it is gone; with it go all its workers."""
+        with self._channel.makefile("r", encoding="utf-8") as lines, contextlib.suppress(OSError, ValueError):
+            for line in lines:
+                with self._changed:
+                    self._take(json.loads(line))
+                    self._changed.notify_all()
+        with self._changed:
+            self._gone = True
+            self._workers.clear()
+            self._changed.notify_all()
+
+    def _take(self, news: dict[str, Any]) -> None:
+        self._ready = self._ready or "ready" in news
+        self._failure = news.get("failed", self._failure)
+        if "started" in news:
+            self._answer = news["started"]
+            self._workers.add(news["started"])
+        self._workers.discard(news.get("ended", 0))
 
 
-_current: list[Zygote] = []
+def _search() -> tuple[list[str], str | None]:
+    """What decides which modules a worker finds."""
+    return child.search_path(), os.environ.get("PYTHONPATH")
 
 
-def current(*, kernels: bool) -> Zygote:
-    """The zygote of this process, started if there is none. Call it on the main thread: it dies with its thread."""
-    stale = bool(_current) and _current[0].path != os.environ.get("PYTHONPATH")
-    if stale:
-        _current[0].close()  # forks of it would not find what this process finds
-    if not _current or stale or not _current[0].alive():
-        _current[:] = [Zygote(kernels=kernels)]
+def _encode(message: dict[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
+_current: list[ForkServer] = []
+
+
+def current(load: Preload) -> ForkServer:
+    """The fork server of this process, started if there is none. Call it on the main thread: it dies with its thread.
+
+    Raises:
+        StartFailed: the system starts no process.
+    """
+    if not _current or not _current[0].usable():
+        end()
+        _current[:] = [ForkServer(load)]
         atexit.register(_current[0].close)
     return _current[0]
 
 
+def end() -> None:
+    """Ends the fork server of this process, if there is one."""
+    while _current:
+        atexit.unregister(_current[0].close)
+        _current.pop().close()
+
+
 def workers() -> list[int]:
     """The workers that are alive."""
-    return [pid for zygote in _current for pid in zygote.workers()]
+    return [pid for server in _current for pid in server.workers()]
 
 
 def end_workers() -> None:
     """Kills the workers that are left of a job."""
-    for zygote in _current:
-        zygote.end_workers()
+    for server in _current:
+        server.end_workers()
 
 
 @functools.lru_cache(maxsize=1)
@@ -162,12 +254,13 @@ def environment() -> Any:
     class Handler(GrpcWorkerHandler):
         def __init__(self, payload: bytes, state: Any, provision_info: Any, grpc_server: Any) -> None:
             super().__init__(state, provision_info, grpc_server)
-            self._pid = 0
+            self._server = _current[0]
+            self._pid: int | None = None  # None: none was started
             self._ending = False
 
         def start_worker(self) -> None:
             options = json_format.MessageToJson(self.provision_info.provision_info.pipeline_options)
-            self._pid = _current[0].spawn(
+            self._pid = self._server.spawn(
                 {
                     "CONTROL_API_SERVICE_DESCRIPTOR": text_format.MessageToString(
                         self.control_api_service_descriptor()
@@ -180,11 +273,11 @@ def environment() -> Any:
                 }
             )
 
-            threading.Thread(target=self._watch, daemon=True).start()
+            threading.Thread(target=self._watch, args=(self._pid,), daemon=True).start()
 
-        def _watch(self) -> None:
+        def _watch(self, pid: int) -> None:
             """Notices that the worker ended before its time; Beam would wait for its answers for ever."""
-            while not _current[0].wait(self._pid, 60.0):
+            while not self._server.wait(pid, 60.0):
                 pass
             if not self._ending:
                 self._give_up(RuntimeError("Worker subprocess exited"))
@@ -210,53 +303,117 @@ def environment() -> Any:
             super().close()
 
         def stop_worker(self) -> None:
-            if not _current[0].wait(self._pid, PATIENCE):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self._pid, signal.SIGKILL)
+            if self._pid is not None and not self._server.wait(self._pid, PATIENCE):
+                self._server.kill(self._pid)
 
     environments.Environment.register_urn(URN, bytes)(Forked)
     WorkerHandler.register_environment(URN, bytes)(Handler)
     return Forked(capabilities=environments.python_sdk_capabilities())
 
 
-# -------------------------------------------------------------------------------------------- inside the zygote
+# -------------------------------------------------------------------------------------------- inside the fork server
 
 
-def _reap() -> None:
-    """Waits for workers that have ended, so that their CPU time counts as ours, and in the end as our starter's."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-
-
-def serve(*, kernels: bool, run_worker: Any) -> None:
-    """The zygote's life: imports, then a fork for every line, until the other side is gone.
+def serve(load: Preload, *, prepare: Callable[[], None], run_worker: Callable[[], None]) -> None:
+    """The fork server's life: imports, then a fork or a signal for every request, until the other side is gone.
 
     Args:
-        kernels: load the kernels too.
-        run_worker: what a forked worker does; it does not return.
+        load: what comes before the first fork.
+        prepare: what comes before our own imports.
+        run_worker: what a forked worker does.
     """
     channel = socket.socket(fileno=int(os.environ.pop(SOCKET)))
-    signal.signal(signal.SIGCHLD, lambda *_: _reap())
+    forked = False
+    try:
+        prepare()
+        _load(load)
+        channel.sendall(_encode({"ready": True}))
+        forked = _Nursery(channel).tend()
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the other side is gone
+    except Exception as error:
+        channel.sendall(_encode({"failed": f"{type(error).__name__}: {error}"}))
+        sys.exit(1)
+    if forked:
+        run_worker()
+        os._exit(0)
+
+
+def _load(load: Preload) -> None:
+    """Imports what all workers need."""
     malloc.keep()
     gc.disable()
-    for name in PRELOAD:
+    for name in (*OURS, *load.modules):
         importlib.import_module(name)
-    if kernels:
-        from pipeline.engine import jit
-
-        for name in KERNELS if jit.available() else ():
-            importlib.import_module(name).warm()
+    for name in load.kernels if jit.available() else ():
+        importlib.import_module(name).warm()
     gc.freeze()  # what was imported lives for ever: no worker looks through it again, which would copy its pages too
     gc.enable()
-    lines = channel.makefile("rw", encoding="utf-8")
-    for line in lines:
+
+
+class _Nursery:
+    """The children of the fork server.
+
+    A child that has ended is looked at (and so gives its process id free) only between two requests: the process that
+    a signal goes to is the child that was meant.
+    """
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._children: set[int] = set()
+        self._woken, self._wake = os.pipe()
+        for descriptor in (self._woken, self._wake):
+            os.set_blocking(descriptor, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+
+    def tend(self) -> bool:
+        """Answers requests; returns False when the other side is gone, and True in a child that was just forked."""
+        poll = select.poll()
+        for descriptor in (self._channel.fileno(), self._woken):
+            poll.register(descriptor, select.POLLIN)
+        unread = b""
+        while True:
+            ready = {descriptor for descriptor, _ in poll.poll()}
+            if self._woken in ready:
+                os.read(self._woken, 4096)
+            self._look()
+            if self._channel.fileno() not in ready:
+                continue
+            data = self._channel.recv(1 << 16)
+            if not data:
+                return False
+            *lines, unread = (unread + data).split(b"\n")
+            for line in lines:
+                if self._do(json.loads(line)):
+                    return True
+
+    def _do(self, request: dict[str, Any]) -> bool:
+        """One request; True in the child that it made."""
+        if request.get("kill") in self._children:
+            os.kill(request["kill"], signal.SIGKILL)
+        if "spawn" not in request:
+            return False
         pid = os.fork()
-        if pid == 0:
-            channel.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            os.environ.update(json.loads(line)["env"])
-            run_worker()
-            os._exit(0)
-        lines.write(json.dumps({"pid": pid}) + "\n")
-        lines.flush()
+        if pid:
+            self._children.add(pid)
+            self._channel.sendall(_encode({"started": pid}))
+            return False
+        self._leave()
+        os.environ.update(request["spawn"])
+        return True
+
+    def _look(self) -> None:
+        """Waits for children that have ended, so that their CPU time counts as ours, and so as our starter's."""
+        for pid in list(self._children):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                self._children.discard(pid)
+                self._channel.sendall(_encode({"ended": pid}))
+
+    def _leave(self) -> None:
+        """A child keeps nothing of the fork server's."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._channel.close()
+        os.close(self._woken)
+        os.close(self._wake)

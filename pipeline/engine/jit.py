@@ -1,13 +1,14 @@
 """numba, made safe to depend on: compiled kernels where they can be had, the plain functions where not.
 
-`njit` compiles with a disk cache where one can be written and without it in a read-only install (a bare `cache=True`
-raises there at import). Every kernel lives in a module named `*_kernel` beside its plain twin; only those modules
-import numba. `python -m pipeline.engine.jit` compiles them all once, so that no worker pays for it, and removes what older
-sources left in the cache: set-up runs it.
+`njit` compiles with a disk cache: beside the sources, or in the user's cache folder where the install is read-only, or
+without one where neither can be written (a bare `cache=True` raises there at import). Every kernel lives in a module
+named `*_kernel` beside its plain twin; only those modules import numba. `python -m pipeline.engine.jit` compiles them
+all once, so that no worker pays for it, and removes what older sources left in the cache: set-up runs it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -69,9 +70,27 @@ def _set_cache_folder(module: str) -> None:
     """
     import numba
 
-    root = Path(os.environ.get("NUMBA_CACHE_DIR") or OWN_CACHE)
-    if module.endswith("_kernel") and os.access(root if root.exists() else root.parent, os.W_OK):
+    root = _cache_root() if module.endswith("_kernel") else None
+    if root is not None:
         numba.config.CACHE_DIR = str(root / f"kernels-{_state(module)}")
+
+
+@functools.cache
+def _cache_root() -> Path | None:
+    """The folder for compiled kernels: the named one, else ours, else the user's; None where it cannot be written."""
+    named = os.environ.get("NUMBA_CACHE_DIR")
+    for root in [Path(named)] if named else [OWN_CACHE, _user_cache()]:
+        with contextlib.suppress(OSError):
+            if root != OWN_CACHE:
+                root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if os.access(root if root.exists() else root.parent, os.W_OK):
+                return root
+    return None
+
+
+def _user_cache() -> Path:
+    """Where programs of this user keep what they can make again; private, since pickles are read from there."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "openwit"
 
 
 @functools.cache

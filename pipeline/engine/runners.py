@@ -24,8 +24,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.engine import files, fork_server, progress
+from pipeline.engine import child, files, fork_server, progress
 from pipeline.engine.cli import MissingInput, UsageError
+from pipeline.engine.fork_server import NOTHING, Preload
 
 LOCAL = ("local", "direct", "directrunner", "localrunner")
 # Loggers of Beam that talk about its inner life at WARNING.
@@ -140,7 +141,7 @@ def beam_flags() -> list[str]:
 
 
 def make_options(
-    name: str, workers: int | None, beam_args: Sequence[str] = (), *, kernels: bool = True
+    name: str, workers: int | None, beam_args: Sequence[str] = (), *, load: Preload = NOTHING
 ) -> tuple[Any, Any]:
     """(runner, PipelineOptions) for a runner's name.
 
@@ -148,7 +149,7 @@ def make_options(
         name: local, or a Beam runner, with or without "Runner", in any case.
         workers: processes of the local runner; None: one a core. Other runners have flags of their own.
         beam_args: Beam's own flags.
-        kernels: the local workers load the kernels before they begin: worth it for more than a few rows.
+        load: what the local workers load before they begin.
 
     Raises:
         UsageError: there is no such runner.
@@ -164,9 +165,7 @@ def make_options(
             )
         count = max(1, workers if workers is not None else len(os.sched_getaffinity(0)))
         quiet_workers = ["--default_sdk_harness_log_level=WARNING"]
-        return local_runner(count, kernels=kernels), PipelineOptions(
-            [*quiet_workers, *beam_args, f"--direct_num_workers={count}"]
-        )
+        return local_runner(count, load), PipelineOptions([*quiet_workers, *beam_args, f"--direct_num_workers={count}"])
     arguments = [f"--runner={name}", *beam_args, *engine_defaults(name, beam_args)]
     try:
         return beam.runners.create_runner(name), PipelineOptions(arguments)
@@ -189,7 +188,7 @@ def engine_defaults(name: str, given: Sequence[str]) -> list[str]:
     return [flag for flag in wanted if flag.split("=")[0] not in flags]
 
 
-def local_runner(workers: int, *, kernels: bool = True) -> Any:
+def local_runner(workers: int, load: Preload = NOTHING) -> Any:
     """Beam's FnApiRunner with our worker processes, or in this process if there is only one worker."""
     from apache_beam.portability.api import beam_provision_api_pb2
     from apache_beam.runners.portability.fn_api_runner import fn_runner
@@ -204,8 +203,7 @@ def local_runner(workers: int, *, kernels: bool = True) -> Any:
 
     if workers == 1:
         return LocalRunner()
-    hand_on_environment()
-    fork_server.current(kernels=kernels)
+    fork_server.current(load)
     quiet_readers()
     return LocalRunner(default_environment=fork_server.environment())
 
@@ -224,7 +222,7 @@ def run_job(
     root: str,
     steps: Sequence[progress.Watched],
     program: str,
-    kernels: bool = True,
+    load: Preload = NOTHING,
 ) -> None:
     """Runs one pipeline to its end with its progress shown; one whose worker dies goes on where it was, twice.
 
@@ -234,13 +232,13 @@ def run_job(
         root: the work folder: what ended workers had begun there is removed after each try.
         steps: what the progress line names.
         program: who speaks of a death on stderr.
-        kernels: as `make_options` takes it.
+        load: as `make_options` takes it.
 
     Raises:
         JobFailed, WorkerDied, KeyboardInterrupt: as `run_pipeline`; WorkerDied after the third death.
     """
     for left in range(WORKER_DEATHS, -1, -1):
-        runner, options = make_options(*asked, kernels=kernels)
+        runner, options = make_options(*asked, load=load)
         try:
             with progress.watching(steps):
                 return run_pipeline(construct, runner, options)
@@ -260,11 +258,10 @@ def run_pipeline(construct: Callable[[Any], Any], runner: Any, options: Any) -> 
         KeyboardInterrupt: on SIGINT or SIGTERM, after the job was cancelled on its engine.
     """
     beam = import_beam()
-    hand_on_environment()
     pipeline = beam.Pipeline(runner=runner, options=options)
     construct(pipeline)
     result = None
-    with interruptible() as again, job_servers(runner):
+    with interruptible() as again, variables_for_engines(), job_servers(runner):
         try:
             result = pipeline.run()
             again()
@@ -287,12 +284,19 @@ def hush() -> None:
     threading.excepthook = lambda *_: None
 
 
-def hand_on_environment() -> None:
-    """What worker processes read: where this package lies, and whose children they are."""
-    package = str(Path(__file__).parents[2])
-    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != package]
-    os.environ["PYTHONPATH"] = os.pathsep.join([package, *others])
-    os.environ["OPENWIT_PARENT"] = str(os.getpid())
+@contextlib.contextmanager
+def variables_for_engines() -> Iterator[None]:
+    """While a job runs, Python processes that an engine starts on this host find this package."""
+    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    os.environ.update(child.variables())
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager
@@ -343,6 +347,8 @@ def job_servers(runner: Any) -> Iterator[None]:
 def explain(error: BaseException) -> JobFailed:
     """The failure in a sentence: what the worker raised."""
     text = str(error)
+    if isinstance(error, fork_server.StartFailed):
+        return JobFailed(text)
     died = ("Channel closed prematurely", "Worker subprocess exited", "Socket closed", "UNAVAILABLE")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     own = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt|Busy|Exit|NoRows)\b.*", line)]

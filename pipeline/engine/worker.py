@@ -1,6 +1,6 @@
 """A worker process: Beam's SDK harness, started in one of two ways.
 
-* by the local runner, as a fork of the zygote (see `zygote`), with everything in the environment;
+* by the local runner, as a fork of the fork server (see `fork_server`), with everything in the environment;
 * as the boot program of a PROCESS environment, or of a worker pool (EXTERNAL), by the command `openwit-worker` with
   the container contract's flags (--id, --provision_endpoint, ...): then the pipeline options are fetched from the
   provision service. No artifacts are retrieved: the package must be installed on the host.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import json
 import logging
 import os
 import signal
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 
 PR_SET_PDEATHSIG = 1
 ENDPOINTS = ("logging_endpoint", "artifact_endpoint", "provision_endpoint", "control_endpoint")
@@ -76,13 +78,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--id", default="")
     parser.add_argument("--semi_persist_dir", default="")
-    parser.add_argument("--zygote", action="store_true")
-    parser.add_argument("--kernels", action="store_true")
+    parser.add_argument("--fork-server", type=int, metavar="PID", help="process id of the starter")
+    parser.add_argument("--load", type=json.loads, default=((), ()), help="JSON of fork_server.Preload")
     for name in ENDPOINTS:
         parser.add_argument(f"--{name}", default="")
     options, _ = parser.parse_known_args()
-    if options.zygote:
-        live_as_zygote(options.kernels)
+    if options.fork_server is not None:
+        live_as_fork_server(options.fork_server, *options.load)
         return
     if options.id:
         os.dup2(2, 1)  # a print() in a worker must not fill a pipe that nobody reads
@@ -91,23 +93,26 @@ def main() -> None:
     run_harness()
 
 
-def live_as_zygote(kernels: bool) -> None:
+def live_as_fork_server(parent: int, modules: Sequence[str], kernels: Sequence[str]) -> None:
     """The process that the local runner's workers are forks of."""
-    parent = os.getppid()
-    if str(parent) != os.environ.get("OPENWIT_PARENT"):
-        sys.exit(1)  # it is gone already
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)  # it is gone already
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; our parent decides
-    from pipeline.engine import fork_server, runners
+    from pipeline.engine import fork_server
 
-    runners.import_beam()
+    def prepare() -> None:
+        from pipeline.engine import runners
+
+        runners.import_beam()
 
     def run_worker() -> None:
         die_with(os.getppid(), by_kernel=True)
         run_harness()
 
-    fork_server.serve(kernels=kernels, run_worker=run_worker)
+    load = fork_server.Preload(tuple(modules), tuple(kernels))
+    fork_server.serve(load, prepare=prepare, run_worker=run_worker)
 
 
 def run_harness() -> None:

@@ -11,24 +11,22 @@ import dataclasses
 import email.utils
 import functools
 import hashlib
-import http.client
 import os
-import ssl
 import threading
 import time
 
 from pipeline.fetching import robots
 from pipeline.fetching.addresses import MOST_HOSTS, Gate, Lookup, Resolver, look_up
+from pipeline.fetching.answer import Answer
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.hosts import Host
 from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.recent import Recent
 from pipeline.fetching.targets import Target, follow, parse
-from pipeline.fetching.wire import Answer, Connection, tls_context
+from pipeline.fetching.wire import Wire
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 PASSING = frozenset({"dns", "tcp", "http_5xx", "rate_limited"})  # tried again at once; a timeout only in a later run
-ACCEPT = "image/avif,image/webp,image/png,image/jpeg,image/*;q=0.8,*/*;q=0.5"
 ROBOTS_S = 10.0
 ROBOTS_REDIRECTS = 5
 RULES_LIFETIME_S = 24 * 3600.0
@@ -80,19 +78,12 @@ class Client:
         self._sites: Recent[tuple[str, str, int], _Site] = Recent(MOST_HOSTS)
         self._lock = threading.Lock()
         self._run = 0
-        self._headers = {"User-Agent": options.agent_line, "Accept": ACCEPT, "Accept-Encoding": "identity"}
+        self._wire = Wire(options)
 
     def begin(self) -> None:
         """A new run of work: patience with slow hosts starts anew."""
         with self._lock:
             self._run += 1
-
-    def end(self) -> None:
-        """Closes idle connections, keeps what was learnt."""
-        with self._lock:
-            hosts = list(self._hosts)
-        for host in hosts:
-            host.close()
 
     def fetch(self, url: str) -> Fetched:
         """The body behind a URL.
@@ -132,7 +123,7 @@ class Client:
                 if answer.status not in REDIRECTS:
                     self._check_status(target, answer)
                     return Fetched(answer.body, answer.status, None if target is first else target.url)
-                location = answer.headers.get("Location")
+                location = answer.first("Location")
                 if not location:
                     raise Failure("bad_redirect", "a redirect without Location", http_status=answer.status)
                 target = follow(target, location)
@@ -156,7 +147,7 @@ class Client:
         status = answer.status
         if status == 200:
             return
-        pause = _retry_after(answer.headers.get("Retry-After")) if status in (429, 503) else None
+        pause = _retry_after(answer.first("Retry-After")) if status in (429, 503) else None
         if pause is not None:
             self._host(target).wait_for(pause)
         if status == 429:
@@ -181,7 +172,8 @@ class Client:
         with host.turn(self._run):
             deadline = clock.run()
             try:
-                answer = self._exchange(host, target, deadline, limit, cut)
+                addresses = self._resolver.addresses(target.host, target.port, deadline - time.monotonic())
+                answer = self._wire.get(target, addresses, limit=limit, deadline=deadline, cut=cut)
             except Failure as failure:
                 host.note(failure)
                 raise
@@ -190,24 +182,6 @@ class Client:
         if answer.status not in (429, 500, 502, 503, 504):
             host.note(None)
         return answer
-
-    def _exchange(self, host: Host, target: Target, deadline: float, limit: int, cut: bool) -> Answer:
-        connection = host.take(target)
-        while True:
-            reused = connection is not None
-            if connection is None:
-                addresses = self._resolver.addresses(target.host, target.port, deadline - time.monotonic())
-                connection = Connection(target, addresses, self.options, self._tls, deadline)
-            try:
-                answer = connection.get(target, self._headers, limit=limit, deadline=deadline, cut=cut)
-                host.give(target, connection)
-                return answer
-            except (ConnectionError, ssl.SSLError) as error:
-                if not reused:
-                    raise connection.failure(error) from error
-                connection = None  # the server had closed it while it was idle
-            except (OSError, ValueError, http.client.HTTPException) as error:
-                raise connection.failure(error) from error
 
     def _ask_leave(self, target: Target, clock: _Clock) -> None:
         """Checks the address, then robots.txt: a host that must not be reached is not asked for that either."""
@@ -271,7 +245,7 @@ class Client:
                 )
                 self._host(at).note(failure)
                 raise failure
-            location = answer.headers.get("Location")
+            location = answer.first("Location")
             if answer.status not in REDIRECTS or not location:
                 return None
             try:
@@ -283,10 +257,6 @@ class Client:
     def _host(self, target: Target) -> Host:
         with self._lock:
             return self._hosts.get_or_make(target.host, lambda: Host(self.options))
-
-    @functools.cached_property
-    def _tls(self) -> ssl.SSLContext:
-        return tls_context(self.options.ca_file)
 
 
 def _retry_after(value: str | None) -> float | None:

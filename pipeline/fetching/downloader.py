@@ -222,7 +222,6 @@ def fetch_rows(
         shard = _Shard(_spread(rows["url"].to_pylist()), client, decoder, archived, spool)
         if rows.num_rows:
             _run(shard, rows["url"], options)
-        client.end()
         offsets = _store(shard.outcomes, spool, raw_path)
     return _table(rows, shard.outcomes, offsets)
 

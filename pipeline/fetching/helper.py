@@ -20,6 +20,7 @@ import threading
 import time
 from typing import IO
 
+from pipeline.engine import child as children
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.picture import Picture
@@ -110,10 +111,8 @@ def _start(options: FetchOptions) -> subprocess.Popen[bytes] | None:
     """A child that has said it is ready; None where that cannot be had."""
     if not sys.executable or not hasattr(select, "poll"):
         return None
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     environment = dict(os.environ, OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
-    command = [sys.executable, "-P", "-m", "pipeline.fetching.helper", json.dumps(dataclasses.asdict(options))]
+    command = children.command("pipeline.fetching.helper", json.dumps(dataclasses.asdict(options)))
     try:
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment)
     except OSError:

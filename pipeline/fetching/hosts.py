@@ -9,8 +9,6 @@ from collections.abc import Iterator
 
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import FetchOptions
-from pipeline.fetching.targets import Target
-from pipeline.fetching.wire import Connection
 
 # So many failures of these classes in a row, and the host is left alone for a while: a dead host with a thousand URLs
 # costs a minute, not a night. Its other URLs fail at once, as retryable.
@@ -19,11 +17,10 @@ TROUBLE = frozenset({"tcp", "timeout", "rate_limited", "http_5xx"})
 REST_S = 300.0
 # Delays that a host asks for (Crawl-delay) may add up to this in one run of a task; the URLs left then are for later.
 PATIENCE_S = 900.0
-KEPT_S = 5.0  # an idle connection older than this is likely to be closed by the server
 
 
 class Host:
-    """The queue of one host name, with its idle connections."""
+    """The queue of one host name."""
 
     def __init__(self, options: FetchOptions) -> None:
         self._options = options
@@ -35,7 +32,6 @@ class Host:
         self._failures = 0
         self._resting_until = 0.0
         self._last: Failure | None = None
-        self._idle: dict[tuple[str, str, int], list[tuple[float, Connection]]] = {}
         self.delay_s = options.delay_s
 
     @contextlib.contextmanager
@@ -69,31 +65,6 @@ class Host:
                 self._last = failure
                 self._resting_until = time.monotonic() + REST_S
                 self._failures = 0
-
-    def take(self, target: Target) -> Connection | None:
-        """An idle connection to the target's origin, if there is one that may still be open."""
-        with self._lock:
-            idle = self._idle.get(target.origin, [])
-            while idle:
-                since, connection = idle.pop()
-                if time.monotonic() - since < KEPT_S:
-                    return connection
-                connection.close()
-        return None
-
-    def give(self, target: Target, connection: Connection) -> None:
-        """Keeps a connection for the next request, if it can be used again."""
-        if connection.is_open:
-            with self._lock:
-                self._idle.setdefault(target.origin, []).append((time.monotonic(), connection))
-
-    def close(self) -> None:
-        """Closes the idle connections."""
-        with self._lock:
-            for idle in self._idle.values():
-                for _, connection in idle:
-                    connection.close()
-            self._idle.clear()
 
     def _check_rest(self) -> None:
         if time.monotonic() < self._resting_until and self._last is not None:

@@ -1,15 +1,21 @@
-"""HTTP/1.1 over a checked, pinned connection: one request, one bounded response.
+"""One HTTP/1.1 request over a connection of its own, at an address that was checked.
 
-Built on http.client, with what it lacks on a hostile network: a watchdog that closes the socket when the time is up,
-whatever phase it is in (a time limit of the socket's own starts anew with every byte that drips in); a bound on the
-header as a whole; and a body that is bounded, complete and undone of its Content-Encoding.
+No connection is used twice. An HTTP/1.1 answer does not say which request it belongs to: on a used connection a late
+copy of the answer before, or any bytes that a server or a proxy left over, is the answer to the next URL for all that a
+client can see, and a pair is published with another URL's image. No check of the idle connection helps against bytes
+that arrive after it. On a connection that carried one request there is no other URL that an answer could be of. What
+this costs is a TCP handshake for each image, and a TLS handshake that resumes the session of the one before. (What a
+server says on a new connection, asked or not, is its own answer to that one URL: nobody can know better.)
+
+A watchdog shuts the socket when the time is up, whatever phase it is in: a time limit of the socket's own starts anew
+with every byte that drips in.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import heapq
-import http.client
 import itertools
 import os
 import socket
@@ -17,16 +23,18 @@ import ssl
 import threading
 import time
 import zlib
-from email.message import Message
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO, cast
 
+from pipeline.fetching.addresses import MOST_HOSTS
+from pipeline.fetching.answer import PART, Answer, read_answer
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import FetchOptions
+from pipeline.fetching.recent import Recent
 from pipeline.fetching.targets import Target
 
-LARGEST_HEAD = 64 << 10
-CHUNK = 64 << 10
-DRAINED = 64 << 10  # a body we do not want is read up to here to keep the connection; beyond, the connection is closed
+MOST_SESSIONS = 2000  # of TLS: about 10 kB each, with the server's certificates
+ACCEPT = "image/avif,image/webp,image/png,image/jpeg,image/*;q=0.8,*/*;q=0.5"
 
 
 class Watchdog:
@@ -99,215 +107,144 @@ def tls_context(ca_file: str) -> ssl.SSLContext:
     return context
 
 
-class _BoundedHead:
-    """Stands before the socket's file while the header is read, and counts."""
+class Wire:
+    """Sends requests, from many threads at once; keeps what makes the next connection to a host cheaper."""
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._left = LARGEST_HEAD
-
-    def readline(self, limit: int = -1) -> bytes:
-        line = self._file.readline(limit if 0 <= limit <= self._left else self._left + 1)
-        self._left -= len(line)
-        if self._left < 0:
-            raise Failure("bad_http", "the header of the answer is too large")
-        return line
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
-class _Response(http.client.HTTPResponse):
-    def begin(self) -> None:
-        plain = self.fp
-        self.fp = _BoundedHead(plain)  # type: ignore[assignment]
-        try:
-            super().begin()
-        finally:
-            if self.fp is not None:
-                self.fp = plain
-
-
-class Answer:
-    """Status, headers and the whole body of a response."""
-
-    def __init__(self, status: int, headers: Message, body: bytes) -> None:
-        self.status = status
-        self.headers = headers
-        self.body = body
-
-    def all(self, name: str) -> list[str]:
-        """All values of a header."""
-        return [str(value) for value in self.headers.get_all(name) or []]
-
-
-class Connection:
-    """A kept-alive connection to one (scheme, host, port), at an address that was checked."""
-
-    def __init__(
-        self, target: Target, addresses: list[str], options: FetchOptions, context: ssl.SSLContext, deadline: float
-    ):
-        """Connects to the first address that answers.
-
-        Raises:
-            Failure: tcp, tls or timeout.
-        """
+    def __init__(self, options: FetchOptions) -> None:
         self._options = options
-        self._deadline = deadline
-        self._http = http.client.HTTPConnection(target.host, target.port)
-        self._http.response_class = _Response
-        sock = self._connect(addresses, target.port)
-        if target.scheme == "https":
-            sock = self._secure(sock, target.host, context)
-        self._http.sock = sock
+        self._lock = threading.Lock()
+        self._answering: Recent[tuple[str, int], str] = Recent(MOST_HOSTS)
+        self._sessions: Recent[tuple[str, int], ssl.SSLSession] = Recent(MOST_SESSIONS)
+        self._headers = (
+            f"User-Agent: {options.agent_line}\r\nAccept: {ACCEPT}\r\nAccept-Encoding: identity\r\n"
+            "Connection: close\r\n\r\n"
+        )
 
-    def close(self) -> None:
-        """Closes the socket."""
-        self._http.close()
-
-    @property
-    def is_open(self) -> bool:
-        """True if another request may be sent."""
-        return self._http.sock is not None
-
-    def get(self, target: Target, headers: dict[str, str], *, limit: int, deadline: float, cut: bool = False) -> Answer:
-        """Sends a GET and reads the response; only the body of a 200 is kept.
+    def get(self, target: Target, addresses: list[str], *, limit: int, deadline: float, cut: bool = False) -> Answer:
+        """Connects to the first address that answers, sends a GET and reads the answer; only a 200 has a body.
 
         Args:
-            target: of this connection's origin.
-            headers: sent beside Host.
+            target: what is asked for.
+            addresses: of its host, all of them checked.
             limit: bytes of the body. cut: a longer one is cut there, not refused.
             deadline: on time.monotonic(), for all of it.
 
         Raises:
-            Failure: too_large, bad_http, tcp.
-            OSError, ValueError, http.client.HTTPException: for `failure` to name.
+            Failure: tcp, tls, timeout, bad_http, too_large.
         """
-        self._deadline = deadline
-        sock = self._http.sock
-        assert sock is not None
-        sock.settimeout(max(0.001, deadline - time.monotonic()))
-        entry = WATCHDOG.watch(sock, deadline)
         try:
-            self._http.putrequest("GET", target.path, skip_host=True, skip_accept_encoding=True)
-            self._http.putheader("Host", target.host_header)
-            for name, value in headers.items():
-                self._http.putheader(name, value)
-            self._http.endheaders()
-            with contextlib.closing(self._http.getresponse()) as response:
-                answer = self._read(response, limit, cut)
-            if answer.status == 200 and time.monotonic() >= deadline:
-                raise TimeoutError  # the watchdog's cut looks like the end of a body without a length
-            return answer
+            answer = self._get(target, addresses, limit, deadline, cut)
         except Failure as failure:
-            self.close()
-            if failure.status in ("tcp", "bad_http") and time.monotonic() >= deadline:
-                raise TimeoutError from failure
+            if failure.status in ("tcp", "bad_http"):  # the watchdog's cut looks like this
+                _check_time(deadline)
             raise
-        except BaseException:
-            self.close()
-            raise
-        finally:
-            WATCHDOG.release(entry)
+        except OSError as error:
+            raise _named(error, deadline) from error
+        if answer.status == 200:
+            _check_time(deadline)  # the watchdog's cut looks like the end of a body without a length
+            answer.body = undone(answer.body, answer.all("Content-Encoding"), limit, cut)
+        return answer
 
-    def _read(self, response: http.client.HTTPResponse, limit: int, cut: bool) -> Answer:
-        headers = response.headers
-        if response.status != 200:
-            self._drain(response)
-            return Answer(response.status, headers, b"")
-        declared = _declared_length(response)
-        if declared is not None and declared > limit and not cut:
-            raise Failure("too_large", f"the body has {declared} bytes", http_status=200)
-        body = self._body(response, limit)
-        if len(body) > limit:
-            if not cut:
-                raise Failure("too_large", f"the body has more than {limit} bytes", http_status=200)
-            self.close()
-        elif declared is not None and len(body) != declared:
-            raise Failure("tcp", "the body ended early")
-        return Answer(200, headers, undone(body, headers.get_all("Content-Encoding") or [], limit, cut))
+    def _get(self, target: Target, addresses: list[str], limit: int, deadline: float, cut: bool) -> Answer:
+        with contextlib.closing(self._open(target, addresses, deadline)) as sock, _guarded(sock, deadline):
+            sock.sendall(f"GET {target.path} HTTP/1.1\r\nHost: {target.host_header}\r\n{self._headers}".encode())
+            with sock.makefile("rb", PART) as stream:
+                answer = read_answer(cast(BinaryIO, stream), limit=limit, cut=cut)
+            if isinstance(sock, ssl.SSLSocket) and not sock.session_reused:
+                self._keep(target, sock.session)  # not each time: to take it costs more than the request
+            return answer
 
-    def _body(self, response: http.client.HTTPResponse, limit: int) -> bytes:
-        """The body, or a little more than `limit` of it."""
-        parts, size = [], 0
-        while size <= limit and (part := response.read(min(CHUNK, limit + 1 - size))):
-            parts.append(part)
-            size += len(part)
-        return b"".join(parts)
+    def _keep(self, target: Target, session: ssl.SSLSession | None) -> None:
+        if session is not None:
+            with self._lock:
+                self._sessions.put((target.host, target.port), session)
 
-    def _drain(self, response: http.client.HTTPResponse) -> None:
-        """Reads a short body nobody wants, so that the connection can be kept; closes it before a long one."""
-        size = 0
+    def _open(self, target: Target, addresses: list[str], deadline: float) -> socket.socket:
+        if target.scheme != "https":
+            return self._connect(target, addresses, deadline)
+        with self._lock:
+            session = self._sessions.get((target.host, target.port))
         try:
-            while size <= DRAINED and (part := response.read(CHUNK)):
-                size += len(part)
-        except (OSError, ValueError, http.client.HTTPException):
-            self.close()  # the status is known, and all that is wanted
-        if not response.isclosed():
-            self.close()
+            return self._secure(self._connect(target, addresses, deadline), target.host, deadline, session)
+        except (ssl.SSLError, ConnectionError):
+            if session is None:
+                raise
+        return self._secure(self._connect(target, addresses, deadline), target.host, deadline, None)
 
-    def _connect(self, addresses: list[str], port: int) -> socket.socket:
+    def _connect(self, target: Target, addresses: list[str], deadline: float) -> socket.socket:
+        with self._lock:
+            known = self._answering.get((target.host, target.port))
+        order = sorted(_two_of_each_family(addresses), key=lambda address: address != known)
         problem: OSError | None = None
-        for address in _two_of_each_family(addresses):
-            left = self._deadline - time.monotonic()
+        for address in order:
+            left = deadline - time.monotonic()
             if left <= 0:
                 break
-            family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
             try:
                 sock.settimeout(min(self._options.connect_s, left))
-                sock.connect((address, port))
+                sock.connect((address, target.port))
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                return sock
             except OSError as error:
                 sock.close()
                 problem = error
+                continue
+            if address != order[0]:  # the next connection must not wait for one that is dead
+                with self._lock:
+                    self._answering.put((target.host, target.port), address)
+            return sock
         if problem is None or isinstance(problem, TimeoutError):
             raise Failure("timeout", "no connection in time")
         raise Failure("tcp", f"no connection: {problem.strerror or problem}")
 
-    def _secure(self, sock: socket.socket, host: str, context: ssl.SSLContext) -> socket.socket:
-        entry: list[Any] = []
-        secure = None
+    def _secure(self, sock: socket.socket, host: str, deadline: float, session: ssl.SSLSession | None) -> socket.socket:
         try:
-            secure = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
-            secure.settimeout(max(0.001, self._deadline - time.monotonic()))
-            entry = WATCHDOG.watch(secure, self._deadline)
-            secure.do_handshake()
-            return secure
-        except OSError as error:
-            (secure or sock).close()
-            raise self.failure(error) from error
+            secure = self._tls.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False, session=session)
+        except OSError:
+            sock.close()
+            raise
         except ValueError as error:  # a host name that cannot stand in a certificate
             sock.close()
             raise Failure("tls", f"TLS failed: {error}") from error
-        finally:
-            WATCHDOG.release(entry)
+        try:
+            with _guarded(secure, deadline):
+                secure.do_handshake()
+            return secure
+        except BaseException:
+            secure.close()
+            raise
 
-    def failure(self, error: Exception) -> Failure:
-        """The class of an exception that came from the socket or from http.client."""
-        if time.monotonic() >= self._deadline or isinstance(error, TimeoutError):
-            return Failure("timeout", "no complete answer in time")
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return Failure("tls", f"certificate refused: {error.verify_message}")
-        if isinstance(error, ssl.SSLEOFError):
-            return Failure("tcp", "the connection was closed")
-        if isinstance(error, ssl.SSLError):
-            return Failure("tls", f"TLS failed: {error.reason or error}")
-        if isinstance(error, http.client.IncompleteRead):
-            return Failure("tcp", "the body ended early")
-        if isinstance(error, OSError):
-            return Failure("tcp", f"the connection broke: {error.strerror or error}")
-        return Failure("bad_http", f"not an HTTP answer: {type(error).__name__} {error}")
+    @functools.cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return tls_context(self._options.ca_file)
 
 
-def _declared_length(response: http.client.HTTPResponse) -> int | None:
-    values = {value.strip() for value in response.headers.get_all("Content-Length") or []}
-    if response.chunked or not values:
-        return None
-    if len(values) > 1 or not all(value.isascii() and value.isdigit() for value in values):
-        raise Failure("bad_http", "the lengths of the answer contradict each other")
-    return int(values.pop()[:20])
+@contextlib.contextmanager
+def _guarded(sock: socket.socket, deadline: float) -> Iterator[None]:
+    sock.settimeout(max(0.001, deadline - time.monotonic()))
+    entry = WATCHDOG.watch(sock, deadline)
+    try:
+        yield
+    finally:
+        WATCHDOG.release(entry)
+
+
+def _check_time(deadline: float) -> None:
+    if time.monotonic() >= deadline:
+        raise Failure("timeout", "no complete answer in time")
+
+
+def _named(error: OSError, deadline: float) -> Failure:
+    """The class of an exception that came from a socket."""
+    if time.monotonic() >= deadline or isinstance(error, TimeoutError):
+        return Failure("timeout", "no complete answer in time")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return Failure("tls", f"certificate refused: {error.verify_message}")
+    if isinstance(error, ssl.SSLEOFError):
+        return Failure("tcp", "the connection was closed")
+    if isinstance(error, ssl.SSLError):
+        return Failure("tls", f"TLS failed: {error.reason or error}")
+    return Failure("tcp", f"the connection broke: {error.strerror or error}")
 
 
 def _two_of_each_family(addresses: list[str]) -> list[str]:

@@ -7,8 +7,8 @@ record, and `_run` goes on behind it. An unusual URL is handed to `wat.fit` alon
 `wat.py`, in the same order, for any bytes: what is passed over is looked at, too, and JSON that is broken stops it.
 
 Every access is by address. What makes it safe: PADDING bytes behind the inflated data, a capacity checked before
-anything is written, and the counts rolled back to the last whole page. tests/sources/test_wat_kernel.py runs mutated records
-between guard pages.
+anything is written, and the counts rolled back to the last whole page. tests/sources/test_wat_kernel.py runs mutated
+records between guard pages.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """publish: FETCHED -> the shard folder. Balanced once more after what the fetch lost, then written as tar + Parquet.
 
-    fetched parts + masks --find_caps--> thresholds --CutByShard--> WriteShards: shards/00000.tar, metadata/00000.parquet
+    parts + masks --find_caps--> thresholds --CutByShard--> WriteShards: shards/00000.tar, metadata/00000.parquet
 
 A shard owns a range of uids, so the pairs of a site are spread over all shards. The hashes are those of `balance`: a
 pair that was picked there and fetched is picked here again.

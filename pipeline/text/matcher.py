@@ -2,8 +2,8 @@
 
 Two modes say what "contain" means; `naive_match` is each of them in a few lines, and the oracle of the tests:
 
-- `wide` (the default): query and text pass the same normaliser (`pipeline.text.normalize`), and the query matches where its
-  tokens stand in a row. Scripts without blanks match as substrings, since each of their letters is a token.
+- `wide` (the default): query and text pass the same normaliser (`pipeline.text.normalize`), and the query matches where
+  its tokens stand in a row. Scripts without blanks match as substrings, since each of their letters is a token.
 - `metaclip`: what the published MetaCLIP does, to the byte. " " + text + " ", each of `, . ; : ? ! \\`` between blanks,
   tab, newline and return as blanks; a query matches where " " + query + " " occurs. Queries are taken raw, so that
   some, like "St. Louis", can never match (`Matcher.dead`).

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -29,7 +30,8 @@ def test_every_listed_kernel_has_a_plain_twin():
 
 
 def test_kernels_are_off_by_a_variable():
-    code = "from pipeline.engine import jit; print(jit.available(), jit.kernel('pipeline.engine.hashing_kernel', 10**9), jit.warm())"
+    kernel = "jit.kernel('pipeline.engine.hashing_kernel', 10**9)"
+    code = f"from pipeline.engine import jit; print(jit.available(), {kernel}, jit.warm())"
     assert run(code, OPENWIT_NO_KERNELS="1") == "False None {}"
 
 
@@ -84,3 +86,26 @@ def test_without_a_place_for_the_cache(monkeypatch):
         return 2 * x
 
     assert double(21) == 42
+
+
+@pytest.fixture
+def no_root_yet() -> Iterator[None]:
+    jit._cache_root.cache_clear()
+    yield
+    jit._cache_root.cache_clear()
+
+
+@pytest.mark.usefixtures("no_root_yet")
+def test_a_read_only_install_keeps_its_kernels_in_the_users_cache(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setattr(jit, "OWN_CACHE", tmp_path / "file" / "pipeline" / "__pycache__")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert jit._cache_root() == tmp_path / "cache" / "openwit"
+    assert (tmp_path / "cache" / "openwit").stat().st_mode & 0o077 == 0  # pickles are read from there
+    jit._cache_root.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert jit._cache_root() is None
+    jit._cache_root.cache_clear()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "named"))
+    assert jit._cache_root() == tmp_path / "named"

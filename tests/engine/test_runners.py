@@ -23,7 +23,7 @@ from pipeline.engine.work import StepFolder
 from tests.places import ROOT
 from tests.processes import alive
 
-TESTS = ROOT / "tests"
+TESTS = ROOT / "tests" / "engine"
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +141,7 @@ def test_a_job_goes_on_after_two_dead_workers_and_ends_at_the_third(
 
     watched = [Watched("numbers", StepFolder(str(tmp_path), ""))]
     with pytest.raises(runners.WorkerDied):
-        runners.run_job(construct, ("local", 2, ()), root=str(tmp_path), steps=watched, program="p", kernels=False)
+        runners.run_job(construct, ("local", 2, ()), root=str(tmp_path), steps=watched, program="p")
     assert len(list(tmp_path.glob("died-*"))) == 3
     assert capfd.readouterr().err.count("p: a worker process died") == 2
     assert not list(tmp_path.glob("begun*"))  # what the dead had begun is swept

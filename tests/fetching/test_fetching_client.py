@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -21,20 +23,9 @@ from tests.webserver import WebServer, certificate, picture
 LOOPBACK = ("127.0.0.0/8",)
 
 
-made: list[Client] = []
-
-
 def client(**options: Any) -> Client:
     settings = {"allow_addresses": LOOPBACK, "deadline_s": 15.0, "backoff_s": 0.01} | options
-    made.append(Client(FetchOptions(**settings)))
-    return made[-1]
-
-
-@pytest.fixture(autouse=True)
-def no_open_connections() -> Iterator[None]:
-    yield
-    while made:
-        made.pop().end()
+    return Client(FetchOptions(**settings))
 
 
 def outcome(one: Client, url: str) -> Fetched | Failure:
@@ -171,7 +162,7 @@ def test_manners() -> None:
             assert all(isinstance(o, Fetched) for o in pool.map(lambda url: outcome(one, url), urls))
         assert server.most_busy == 3
         assert server.hits["/robots.txt"] == 1
-        assert server.connections <= 4  # kept alive
+        assert server.connections == len(server.requests)  # one for each
         assert {headers["User-Agent"] for _, _, headers in server.requests} == {
             "OpenWIT/1.0 (+https://example.org/bot)"
         }
@@ -229,14 +220,52 @@ def test_https_certificates(tmp_path: Path) -> None:
         assert isinstance(failure, Failure) and failure.status == "tls"
 
 
-def test_a_server_that_closes_idle_connections_costs_nothing(server: WebServer) -> None:
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_tls_sessions_are_resumed(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    pair = certificate(str(tmp_path), ("127.0.0.1",))
+    if pair is None:
+        pytest.skip("no package that makes a certificate")
+    context, trusted = pair
+    context.maximum_version = version
+    with WebServer(tls=context) as server:
+        one = client(ca_file=trusted, per_host=1)
+        for n in range(6):
+            assert one.fetch(f"{server.base}/img/{n}.jpg").body == server.images[f"{n}.jpg"]
+        assert (server.connections, context.session_stats()["hits"]) == (7, 6)
+
+
+def test_a_session_that_the_server_refuses_costs_no_image(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     one = client(retries=0)
+    offered: list[object] = []
+
+    def secure(sock: socket.socket, _host: str, _deadline: float, session: object) -> socket.socket:
+        offered.append(session)
+        if session is not None:
+            sock.close()
+            raise ssl.SSLError("refused")
+        return sock
+
+    monkeypatch.setattr(one._wire, "_secure", secure)
+    one._wire._sessions.put(("127.0.0.1", server.server_port), "a session")  # type: ignore[arg-type]
+    url = f"{server.base}/img/1.jpg".replace("http:", "https:")
+    assert one.fetch(url).body == server.images["1.jpg"]
+    assert offered == ["a session", None] * 2  # robots.txt, the image
+
+
+def test_a_dead_address_is_waited_for_once(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    connect = socket.socket.connect
+
+    def noted(sock: socket.socket, address: Any) -> None:
+        tried.append(address[0])
+        connect(sock, address)
+
+    monkeypatch.setattr(socket.socket, "connect", noted)
+    options = FetchOptions(allow_addresses=(*LOOPBACK, "::1/128"), respect_robots=False)
+    one = Client(options, lookup=lambda *_: ["::1", "127.0.0.1"])  # the server listens on the second one
     for _ in range(3):
-        assert isinstance(outcome(one, f"{server.base}/img/1.jpg"), Fetched)
-        for host in one._hosts:
-            for idle in host._idle.values():
-                for _, connection in idle:
-                    connection._http.sock.shutdown(2)
+        assert one.fetch(f"http://two.example:{server.server_port}/img/1.jpg").body == server.images["1.jpg"]
+    assert tried == ["::1", "127.0.0.1", "127.0.0.1", "127.0.0.1"]
 
 
 def test_refused_connection(server: WebServer) -> None:

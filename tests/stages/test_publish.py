@@ -20,7 +20,8 @@ def test_images_come_from_where_the_fetch_put_them(tmp_path: Path) -> None:
         for unit in range(3):
             data = bytes(range(100 * number, 100 * number + 10)) * (unit + 1)
             Path(folder(number).file(unit, "raw", 1)).write_bytes(data)
-    rows = pa.table({"raw_attempt": [1, 0, 1], "raw_unit": [2, 0, 0], "raw_part": [1, 1, 1], "image_offset": [28, 5, 7]})
+    places = {"raw_attempt": [1, 0, 1], "raw_unit": [2, 0, 0], "raw_part": [1, 1, 1]}
+    rows = pa.table(places | {"image_offset": [28, 5, 7]})
     read = RawImages(folder, rows)
     found = []
     for row in range(2):

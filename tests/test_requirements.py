@@ -1,0 +1,117 @@
+"""setup.cfg lists what the code imports, and nothing else but what is named here with its reason."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import sys
+
+import pytest
+
+from tests.places import ROOT
+
+PACKAGES = ("pipeline", "queries", "clip_train")
+# Distributions whose module has another name.
+MODULES = {
+    "apache-beam": "apache_beam",
+    "brotli": "brotli",
+    "faiss-cpu": "faiss",
+    "opencv-python-headless": "cv2",
+    "pillow": "PIL",
+    "scikit-learn": "sklearn",
+    "zlib-ng": "zlib_ng",
+    "pytest-timeout": "pytest_timeout",
+    "pytest-xdist": "xdist",
+}
+# Modules that come with a required distribution, in the only version that fits it.
+CARRIED = {
+    "google": "apache-beam",  # protobuf: Beam's own messages are of its types
+    "grpc": "apache-beam",
+    "llvmlite": "numba",
+    "triton": "torch",
+}
+NOT_IMPORTED = {
+    "faiss-cpu": "near-duplicates by embeddings will use it; the project's list of packages names it",
+    "img2dataset": "fetching/downloader.py loads its Downloader by name, without the package's __init__",
+    "tensorboard": "torch.utils.tensorboard is made for it",
+    "s3fs": "fsspec loads it by the name of the protocol",
+    "gcsfs": "fsspec loads it by the name of the protocol",
+    "pytest-timeout": "a plug-in: `timeout` in setup.cfg",
+    "pytest-xdist": "a plug-in: `-n` in the Makefile",
+    "ruff": "a command",
+    "mypy": "a command",
+}
+# What benchmarks and comparisons import where somebody has put it, and skip or say so where it is not.
+OF_OTHERS = {"ahocorasick", "clip", "open_clip", "open_clip_train", "transformers", "substr_matching", "yaml"}
+
+
+def required(extra: str | None = None) -> set[str]:
+    """Names of distributions in install_requires, or in an extra."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    text = parser["options.extras_require"][extra] if extra else parser["options"]["install_requires"]
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    names = {re.split(r"[<>=!~;\[ ]", line)[0].lower().replace("_", "-") for line in lines}
+    return names - {"openwit"}
+
+
+def module(distribution: str) -> str:
+    return MODULES.get(distribution, distribution.replace("-", "_"))
+
+
+def imported(*folders: str) -> set[str]:
+    """Modules of others that files import, wherever they do; in tests also by pytest.importorskip."""
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    ours = {*PACKAGES, "tests", "benchmarks", "tools", *(path.stem for path in files)}
+    found: set[str] = set()
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            found |= {name.split(".")[0] for name in names_of(node)}
+    return found - ours - set(sys.stdlib_module_names)
+
+
+def names_of(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [node.module] if node.module and not node.level else []
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "importorskip":
+        return [node.args[0].value] if isinstance(node.args[0], ast.Constant) else []
+    return []
+
+
+def carried(distributions: set[str]) -> set[str]:
+    """The modules that a set of distributions brings."""
+    return {module(name) for name in distributions} | {name for name, by in CARRIED.items() if by in distributions}
+
+
+@pytest.mark.parametrize(
+    ("packages", "extra"), [(("pipeline", "queries"), None), (("clip_train",), "train")], ids=["base", "train"]
+)
+def test_what_is_imported_is_required(packages: tuple[str, ...], extra: str | None) -> None:
+    known = required() | (required(extra) if extra else set())
+    assert imported(*packages) <= carried(known)
+
+
+def test_what_is_required_is_imported() -> None:
+    used = imported(*PACKAGES)
+    for name in required() | required("train") | required("s3") | required("gcs"):
+        assert (module(name) in used) != (name in NOT_IMPORTED), name
+
+
+def test_what_tests_need_is_what_they_import() -> None:
+    used = imported("tests", "benchmarks", "tools")
+    both = required() | required("train")
+    for name in required("test") | required("dev"):
+        assert (module(name) in used) != (name in NOT_IMPORTED), name
+    assert used <= carried(both | required("test")) | OF_OTHERS
+
+
+def test_every_requirement_has_a_pin() -> None:
+    """constraints.txt was compiled from setup.cfg: a requirement that was added or taken out is so there too."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = {line.split("==")[0].strip().lower() for line in lines if "==" in line}
+    extras = [required(extra) for extra in ("train", "s3", "gcs", "test", "dev")]
+    assert required().union(*extras) <= pins
+    assert "ahocorasick-rs" not in pins
