@@ -1,7 +1,6 @@
 """Progress, read from the manifests that units leave: the same on every engine, local or far away.
 
-A stage names its steps by `Watched` and may add words and faster figures; `screen` shows them. OPENWIT_PROGRESS=0
-silences it.
+A stage names its steps by `Watched`, with words and figures of its own; `screen` shows them; OPENWIT_PROGRESS=0 none.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from pipeline.engine.work import StepFolder
 
 REDRAW = 0.5  # seconds between looks
 PATIENCE = 5.0  # seconds that the end waits for a look at a disk that does not answer
-SILENT = ("0", "off", "no", "false")  # of OPENWIT_PROGRESS
 Manifest = dict[str, Any]
 
 
@@ -54,9 +52,9 @@ class _Seen:
         self.step, self.ended = step, False
         self._started = self._looked = now
         self._changed, self._words, self._counts = 0, "", False
-        self._inodes: dict[str, int] = {}
-        self.rows: dict[str, int] = {}
-        self._manifests: dict[str, Manifest] = {}
+        self.rows: dict[str, int] = {}  # by the name of the manifest
+        self._manifests: list[Manifest] = []
+        self._strange: dict[str, int] = {}  # inodes of manifests of another plan
         self._live: Figures | None = None
         self._before = self._units_before = 0
         self.begun: float | None = None  # None: this run has done nothing of it yet
@@ -82,14 +80,13 @@ class _Seen:
         """Reads what is new; a folder whose time stands still is passed over, unless `closely`."""
         new = self._read_manifests(closely)
         if new and self.step.figures:
-            self._words = self.step.figures(list(self._manifests.values()))
+            self._words = self.step.figures(self._manifests)
         self._live = (self.step.live() if self.step.live else None) or self._live
         if self.done() < self._before:  # a unit broke off and counts from nothing again
             self._before, self.begun = self.done(), None
-        if new:
-            self._begin(now - max(found.get("seconds", 0) for found in new))
-        elif self.done() > self._before:
-            self._begin(self._looked)
+        if self.begun is None and (new or self.done() > self._before):
+            begun = now - max(found.get("seconds", 0) for found in new) if new else self._looked
+            self.begun = max(self._started, begun)
         self._looked = now
 
     def text(self, now: float, *, ended: bool = False) -> str:
@@ -111,43 +108,43 @@ class _Seen:
     def _total(self) -> int | None:
         return self._live.total if self._live and self._live.total is not None else self.step.total
 
-    def _begin(self, when: float) -> None:
-        if self.begun is None:
-            self.begun = max(self._started, when)
-
     def _read_manifests(self, closely: bool) -> list[Manifest]:
-        """The manifests of this plan since the last look; an inode tells one that was written over."""
+        """The manifests of this plan that came since the last look."""
         try:
             changed = os.stat(self.step.folder.path).st_mtime_ns
             if changed == self._changed and not closely:
                 return []
-            with os.scandir(self.step.folder.path) as entries:
-                here = {entry.name: entry.inode() for entry in entries if entry.name.endswith(".json")}
+            names = [name for name in os.listdir(self.step.folder.path) if name.endswith(".json")]
+            found = [manifest for name in names if name not in self.rows for manifest in self._read(name)]
         except FileNotFoundError:
             return []
-        new = [found for name in here if self._inodes.get(name) != here[name] for found in self._read(name)]
-        self._inodes, self._changed = here, changed
-        return new
+        self._changed = changed
+        return found
 
     def _read(self, name: str) -> Iterator[Manifest]:
-        found = files.read_json(os.path.join(self.step.folder.path, name)) or {}
-        if found.get("plan", "") == self.step.folder.plan:
-            rows = rows_of(found)
-            self.rows[name], self._counts = rows or 0, self._counts or rows is not None
-            if self.step.figures:
-                self._manifests[name] = found
-            yield found
+        """A manifest that was not read before; one of another plan is read again when it is another file."""
+        path = os.path.join(self.step.folder.path, name)
+        inode = os.stat(path).st_ino
+        if self._strange.get(name) == inode:
+            return
+        found = files.read_json(path) or {}
+        if found.get("plan", "") != self.step.folder.plan:
+            self._strange[name] = inode
+            return
+        rows = rows_of(found)
+        self.rows[name], self._counts = rows or 0, self._counts or rows is not None
+        if self.step.figures:
+            self._manifests.append(found)
+        yield found
 
 
 class Progress:
     """Looks at the steps' folders and shows how far they are."""
 
-    def __init__(
-        self, steps: Sequence[Watched], stream: IO[str], *, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._clock = monotonic
-        self._seen = [_Seen(step, monotonic()) for step in steps]
-        self._screen = screen.choose(stream, monotonic())
+    def __init__(self, steps: Sequence[Watched], stream: IO[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen = [_Seen(step, clock()) for step in steps]
+        self._screen = screen.choose(stream, clock())
 
     def show(self, *, last: bool = False) -> None:
         """Says which steps have ended since the last look, and draws the one under way; `last`: all have ended."""
@@ -175,7 +172,7 @@ class Progress:
 @contextlib.contextmanager
 def watching(steps: Sequence[Watched], stream: IO[str] | None = None, *, quiet: bool = False) -> Iterator[None]:
     """Shows progress on stderr while the block runs; a fault of progress is logged once and fails nothing."""
-    if quiet or os.environ.get("OPENWIT_PROGRESS", "").lower() in SILENT:
+    if quiet or os.environ.get("OPENWIT_PROGRESS", "").lower() in ("0", "off", "no", "false"):
         yield
         return
     guard, stop, shown = _guard(), threading.Event(), list[Progress]()

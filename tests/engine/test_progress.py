@@ -112,7 +112,7 @@ def commit(step: StepFolder, unit: int, rows: int, **more: Any) -> None:
 
 def test_a_log_gets_a_line_after_10_seconds_and_each_30(tmp_path: Path, clock: Clock) -> None:
     step, log = folder(tmp_path, "a"), Log()
-    shown = Progress([Watched("match parts", step, 4)], log, monotonic=clock)
+    shown = Progress([Watched("match parts", step, 4)], log, clock=clock)
     clock.now += 9
     shown.show()
     assert log.take() == []
@@ -130,7 +130,7 @@ def test_a_log_gets_a_line_after_10_seconds_and_each_30(tmp_path: Path, clock: C
 
 def test_an_ended_step_leaves_one_line(tmp_path: Path, clock: Clock) -> None:
     first, second, log = folder(tmp_path, "a"), folder(tmp_path, "b"), Log()
-    shown = Progress([Watched("gather", first, 2), Watched("dedup", second)], log, monotonic=clock)
+    shown = Progress([Watched("gather", first, 2), Watched("dedup", second)], log, clock=clock)
     clock.now += 20
     commit(first, 0, 100, seconds=20)
     commit(first, 1, 300, seconds=15)
@@ -148,7 +148,7 @@ def test_an_ended_step_leaves_one_line(tmp_path: Path, clock: Clock) -> None:
 
 def test_a_step_of_unknown_units_has_ended_when_the_next_begins(tmp_path: Path, clock: Clock) -> None:
     first, second, log = folder(tmp_path, "a"), folder(tmp_path, "b"), Log()
-    shown = Progress([Watched("dedup", first), Watched("publish", second)], log, monotonic=clock)
+    shown = Progress([Watched("dedup", first), Watched("publish", second)], log, clock=clock)
     commit(first, 0, 10)
     shown.show()
     assert log.take() == []
@@ -162,7 +162,7 @@ def test_a_step_that_was_passed_over_is_not_shown_again(tmp_path: Path, clock: C
     steps = [folder(tmp_path, name) for name in "abc"]
     log = Log()
     watched = [Watched("gather", steps[0], 1), Watched("match", steps[1], 1), Watched("dedup", steps[2])]
-    shown = Progress(watched, log, monotonic=clock)
+    shown = Progress(watched, log, clock=clock)
     commit(steps[1], 0, 50, seconds=10)
     clock.now += 10
     shown.show()
@@ -174,7 +174,7 @@ def test_what_an_earlier_run_did_counts_into_no_rate(tmp_path: Path, clock: Cloc
     commit(done, 0, 7)
     for unit in range(6):
         commit(half, unit, 1000)
-    shown = Progress([Watched("gather", done, 1), Watched("match", half, 10)], log, monotonic=clock)
+    shown = Progress([Watched("gather", done, 1), Watched("match", half, 10)], log, clock=clock)
     clock.now += 10
     shown.show()
     assert log.take() == ["match: 6/10 units, 6,000 rows"]  # and no line of the step that was done
@@ -195,7 +195,7 @@ def test_a_run_that_finds_all_done_says_nothing(tmp_path: Path) -> None:
 def test_manifests_of_another_plan_count_when_they_are_written_over(tmp_path: Path, clock: Clock) -> None:
     step, log = folder(tmp_path, "a"), Log()
     commit(step, 0, 900, plan="older")
-    shown = Progress([Watched("match", step, 2)], log, monotonic=clock)
+    shown = Progress([Watched("match", step, 2)], log, clock=clock)
     clock.now += 10
     shown.show()
     assert log.take() == ["match: 0/2 units"]
@@ -215,7 +215,7 @@ def test_manifests_are_read_once_and_a_look_is_cheap(
     read: list[str] = []
     read_json = files.read_json
     monkeypatch.setattr(files, "read_json", lambda path: (read.append(path), read_json(path))[1])
-    shown = Progress([Watched("match", step, 10_002)], Log(), monotonic=clock)
+    shown = Progress([Watched("match", step, 10_002)], Log(), clock=clock)
     assert len(read) == 10_000
     times = []
     for unit in range(10_000, 10_002):
@@ -231,7 +231,7 @@ def test_manifests_are_read_once_and_a_look_is_cheap(
 
 def test_steps_that_count_no_rows_name_none(tmp_path: Path, clock: Clock) -> None:
     step, log = folder(tmp_path, "a"), Log()
-    shown = Progress([Watched("band", step)], log, monotonic=clock)
+    shown = Progress([Watched("band", step)], log, clock=clock)
     files.write_json(step.file(0, "json"), {"plan": "plan", "seconds": 0.5})
     clock.now += 1
     shown.show(last=True)
@@ -247,7 +247,7 @@ def test_a_stage_adds_words_and_a_total(tmp_path: Path, clock: Clock) -> None:
         return f"{100 * ok // rows} % ok"
 
     watched = Watched("fetch", step, 5, total=1000, counted="images", figures=figures)
-    shown = Progress([watched], log, monotonic=clock)
+    shown = Progress([watched], log, clock=clock)
     commit(step, 0, 100, ok=80, seconds=10)
     commit(step, 1, 100, ok=100, seconds=10)
     clock.now += 10
@@ -268,7 +268,7 @@ def test_live_figures_are_faster_than_manifests(tmp_path: Path, clock: Clock) ->
         files.write_json(str(path), {"done": done, "total": 6000, "words": words})
 
     tell(3000, "")  # what an earlier run left
-    shown = Progress([Watched("fetch", step, 1, counted="images", live=live)], log, monotonic=clock)
+    shown = Progress([Watched("fetch", step, 1, counted="images", live=live)], log, clock=clock)
     clock.now += 10
     shown.show()
     assert log.take() == ["fetch: 3,000/6,000 images"]
@@ -297,7 +297,7 @@ def test_live_figures_may_come_late(tmp_path: Path, clock: Clock) -> None:
     told: list[Figures] = []
     watched = Watched("fetch", folder(tmp_path, "a"), live=lambda: told[-1] if told else None)
     log = Log()
-    shown = Progress([watched], log, monotonic=clock)
+    shown = Progress([watched], log, clock=clock)
     clock.now += 10
     shown.show()
     told.append(Figures(50))
@@ -316,7 +316,7 @@ def test_a_terminal_has_one_bar_and_lines_of_ended_steps(
 ) -> None:
     monkeypatch.setenv(setting, "green")
     first, second, out = folder(tmp_path, "a"), folder(tmp_path, "b"), terminal(100)
-    bar = Progress([Watched("gather", first, 2), Watched("dedup", second)], out, monotonic=clock)
+    bar = Progress([Watched("gather", first, 2), Watched("dedup", second)], out, clock=clock)
     commit(first, 0, 50, seconds=10)
     clock.now += 10
     bar.show()
@@ -338,7 +338,7 @@ def test_no_line_is_wider_than_the_terminal(
 ) -> None:
     step, out = folder(tmp_path, "a"), terminal(columns)
     watched = Watched("match parts", step, 4, figures=lambda _: "{words} 画像 of a stage")
-    bar = Progress([watched], out, monotonic=clock)
+    bar = Progress([watched], out, clock=clock)
     commit(step, 0, 12_345, seconds=9)
     clock.now += 10
     bar.show()
@@ -352,7 +352,7 @@ def test_no_line_is_wider_than_the_terminal(
 
 def test_a_terminal_may_become_narrower(tmp_path: Path, clock: Clock, terminal: Callable[[int], Terminal]) -> None:
     step, out = folder(tmp_path, "a"), terminal(200)
-    bar = Progress([Watched("match parts", step, 4)], out, monotonic=clock)
+    bar = Progress([Watched("match parts", step, 4)], out, clock=clock)
     commit(step, 0, 12_345, seconds=9)
     bar.show()
     assert max(map(len, out.take().split("\r"))) > 50
@@ -473,7 +473,7 @@ def test_a_notebook_with_ipywidgets_has_tqdms_own_bar(
 ) -> None:
     widget, step, stream = play_notebook(monkeypatch, ipywidgets=True), folder(tmp_path, "a"), Log()
     assert screen.notebook_bar() is widget
-    bar = Progress([Watched("gather", step, 2)], stream, monotonic=clock)
+    bar = Progress([Watched("gather", step, 2)], stream, clock=clock)
     bar.show()
     commit(step, 0, 5)
     commit(step, 1, 5)
