@@ -6,7 +6,6 @@ Nothing has a colour, so NO_COLOR holds without code. tqdm is imported where the
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 import sys
 import threading
@@ -126,11 +125,11 @@ def choose(stream: IO[str], now: float) -> Screen:
 
 
 def notebook_bar() -> type[Any] | None:
-    """tqdm's bar of notebooks, where tqdm would choose it; None without ipywidgets, of which tqdm would warn."""
-    if "ipykernel.zmqshell" not in sys.modules or importlib.util.find_spec("ipywidgets") is None:
+    """tqdm's bar of notebooks, where tqdm would choose it: it needs ipywidgets."""
+    if "ipykernel.zmqshell" not in sys.modules:
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it calls itself experimental
+        warnings.simplefilter("ignore")  # it calls itself experimental, and warns where there is no ipywidgets
         from tqdm.autonotebook import tqdm
     from tqdm import std
 
@@ -148,9 +147,15 @@ def width(stream: IO[str]) -> int:
 
 def form(line: Line, columns: int | None) -> str:
     """tqdm's bar_format: with a bar where the total is known and the columns (None: no end of them) have room."""
-    text = line.text.replace("{", "{{").replace("}", "}}")
-    label = line.label.replace("{", "{{").replace("}", "}}")
+    from tqdm.utils import disp_trim
+
     bar = BAR if columns is None else min(BAR, columns - len(f"{line.label}: 100%|| {line.text}"))
     if not line.total or bar < LEAST:
-        return f"{label}: {text}"
-    return f"{label}: {{percentage:3.0f}}%|{{bar{'' if columns is None else f':{bar}'}}}| {text}"
+        whole = f"{line.label}: {line.text}"
+        return _escape(whole if columns is None else disp_trim(whole, columns))  # old versions of tqdm do not trim it
+    shape = "{bar}" if columns is None else f"{{bar:{bar}}}"
+    return f"{_escape(line.label)}: {{percentage:3.0f}}%|{shape}| {_escape(line.text)}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.machinery
 import io
 import logging
 import os
@@ -306,15 +305,9 @@ def test_live_figures_may_come_late(tmp_path: Path, clock: Clock) -> None:
     assert log.take() == ["fetch: 0 units", "fetch: 50 rows, 1.7 rows/s"]
 
 
-@pytest.mark.parametrize("setting", ["NO_COLOR", "TQDM_COLOUR"])
 def test_a_terminal_has_one_bar_and_lines_of_ended_steps(
-    tmp_path: Path,
-    clock: Clock,
-    terminal: Callable[[int], Terminal],
-    monkeypatch: pytest.MonkeyPatch,
-    setting: str,
+    tmp_path: Path, clock: Clock, terminal: Callable[[int], Terminal]
 ) -> None:
-    monkeypatch.setenv(setting, "green")
     first, second, out = folder(tmp_path, "a"), folder(tmp_path, "b"), terminal(100)
     bar = Progress([Watched("gather", first, 2), Watched("dedup", second)], out, clock=clock)
     commit(first, 0, 50, seconds=10)
@@ -329,7 +322,7 @@ def test_a_terminal_has_one_bar_and_lines_of_ended_steps(
     bar.close()
     written += out.take()
     assert shown(written) == "gather: 2/2 units, 100 rows, 10.0 s, 10 rows/s\n"
-    assert "\x1b" not in written  # no colour, whatever the environment says
+    assert "\x1b" not in written  # no colour, so NO_COLOR holds
 
 
 @pytest.mark.parametrize("columns", [1, 8, 30, 60, 80, 200])
@@ -362,8 +355,11 @@ def test_a_terminal_may_become_narrower(tmp_path: Path, clock: Clock, terminal: 
     assert max(map(len, out.take().split("\r"))) == 19
 
 
-def test_a_terminal_without_a_size_is_drawn_on(tmp_path: Path, terminal: Callable[[int], Terminal]) -> None:
+def test_a_terminal_without_a_size_is_drawn_on(
+    tmp_path: Path, terminal: Callable[[int], Terminal], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = terminal(80)
+    monkeypatch.setattr(sys, "stderr", out)  # whose size tqdm asks itself
     termios.tcsetwinsize(out.fileno(), (0, 0))
     bar = Progress([Watched("gather", folder(tmp_path, "a"), 2)], out)
     bar.show()
@@ -463,8 +459,6 @@ def play_notebook(monkeypatch: pytest.MonkeyPatch, *, ipywidgets: bool) -> type[
     for name, module in {"ipykernel.zmqshell": kernel, "IPython": shell, "tqdm.notebook": notebook}.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.delitem(sys.modules, "tqdm.autonotebook", raising=False)
-    spec = importlib.machinery.ModuleSpec("ipywidgets", None) if ipywidgets else None
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
     return Widget
 
 
@@ -496,7 +490,7 @@ def test_no_notebook_is_seen_where_there_is_none() -> None:
     assert screen.notebook_bar() is None
 
 
-def test_a_bar_starts_no_thread_and_no_process(tmp_path: Path) -> None:
+def test_a_bar_starts_no_thread_and_no_process_and_has_no_colour(tmp_path: Path) -> None:
     """tqdm's monitor is a thread; its lock is one of multiprocessing, which may start a process."""
     program = f"""
 import io, multiprocessing, sys, threading
@@ -506,12 +500,17 @@ class Tty(io.StringIO):
     isatty = lambda self: True
 made, lock = [], multiprocessing.RLock
 multiprocessing.RLock = lambda *a: made.append(1) or lock(*a)
-bar = Progress([Watched("gather", StepFolder({str(tmp_path)!r}, ""), 2)], Tty())
+tty = Tty()
+bar = Progress([Watched("gather", StepFolder({str(tmp_path)!r}, ""), 2)], tty)
 bar.show()
 print(threading.active_count(), len(made), "ipywidgets" in sys.modules, "asyncio" in sys.modules)
+print("0/2 units" in tty.getvalue(), chr(27) in tty.getvalue())
 bar.close()"""
-    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert out.stdout.split() == ["1", "0", "False", "False"] and not out.stderr
+    environment = os.environ | {"NO_COLOR": "1", "TQDM_COLOUR": "green"}
+    out = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT, env=environment
+    )
+    assert out.stdout.split() == ["1", "0", "False", "False", "True", "False"] and not out.stderr
 
 
 def test_amounts_and_times_for_people() -> None:
