@@ -32,3 +32,17 @@ def size(count: float) -> str:
     while count >= 999.5 and units:
         count, unit = count / 1000, units.pop()
     return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"
+
+
+def amount(done: int, total: int | None, noun: str) -> str:
+    """A count for people: 3/7 units, 1 row."""
+    if total is not None:
+        return f"{done:,}/{total:,} {noun}"
+    return f"{done:,} {noun.removesuffix('s') if done == 1 else noun}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds for people: 1:02:03 or 4:05."""
+    whole = int(seconds + 0.5)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"

@@ -1,140 +1,220 @@
 """Progress, read from the manifests that units leave: the same on every engine, local or far away.
 
-On a terminal one line is drawn over again; elsewhere a line is printed now and then. NO_COLOR is honoured by using no
-colour at all.
+A stage names its steps by `Watched`, with words and figures of its own; `screen` shows them; OPENWIT_PROGRESS=0 none.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import IO
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any
 
-from pipeline.engine import files
+from pipeline.engine import display, files, screen
 from pipeline.engine.work import StepFolder
 
-REDRAW = 0.5  # seconds between looks on a terminal
-SPEAK = 30.0  # seconds between lines elsewhere
+REDRAW = 0.5  # seconds between looks
+PATIENCE = 5.0  # seconds that the end waits for a look at a disk that does not answer
+Manifest = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """How far a step is, from a faster source than its manifests; `words` are for the reader: "92 % ok, 31 dns"."""
+
+    done: int  # with what earlier runs did
+    total: int | None = None
+    words: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Watched:
-    """A step as the reader of the bar knows it."""
+    """A step as the reader of the bar knows it; None where a number is not known before the step ends."""
 
     label: str
     folder: StepFolder
-    units: int | None = None  # None: not known before it ends
+    units: int | None = None
+    total: int | None = None  # of what is counted
+    counted: str = "rows"
+    figures: Callable[[Sequence[Manifest]], str] | None = None  # words from the manifests of the units that are done
+    live: Callable[[], Figures | None] | None = None  # what is known between two manifests, if anything yet
 
 
-@dataclasses.dataclass
 class _Seen:
-    started: float = 0.0
-    manifests: set[str] = dataclasses.field(default_factory=set)
-    resumed: int = 0  # units that an earlier run had done
-    rows: int = 0
+    """What is known of a step so far. What an earlier run did counts into no rate."""
+
+    def __init__(self, step: Watched, now: float) -> None:
+        self.step, self.ended = step, False
+        self._started = self._looked = now
+        self._changed, self._words, self._counts = 0, "", False
+        self.rows: dict[str, int] = {}  # by the name of the manifest
+        self._manifests: list[Manifest] = []
+        self._strange: dict[str, int] = {}  # inodes of manifests of another run
+        self._live: Figures | None = None
+        self._before = self._units_before = 0
+        self.begun: float | None = None  # None: this run has done nothing of it yet
+        self.look(now)
+        self._before, self._units_before, self.begun = self.done(), len(self.rows), None
+
+    def done(self) -> int:
+        """How many rows or images are done."""
+        return self._live.done if self._live else sum(self.rows.values())
+
+    def complete(self, followed: bool) -> bool:
+        """True if all units are done; where their number is not known, if the step was followed by another."""
+        return followed if self.step.units is None else len(self.rows) >= self.step.units
+
+    def share(self) -> tuple[int, int | None, int]:
+        """(done, total, done by earlier runs) of what is counted where its total is known, else of the units."""
+        total = self._total()
+        if total is None:
+            return len(self.rows), self.step.units, self._units_before
+        return self.done(), total, self._before
+
+    def look(self, now: float, *, closely: bool = False) -> None:
+        """Reads what is new; a folder whose time stands still is passed over, unless `closely`."""
+        new = self._read_manifests(closely)
+        if new and self.step.figures:
+            self._words = self.step.figures(self._manifests)
+        self._live = (self.step.live() if self.step.live else None) or self._live
+        if self.done() < self._before:  # a unit broke off and counts from nothing again
+            self._before, self.begun = self.done(), None
+        if self.begun is None and (new or self.done() > self._before):
+            begun = now - max(found.get("seconds", 0) for found in new) if new else self._looked
+            self.begun = max(self._started, begun)
+        self._looked = now
+
+    def text(self, now: float, *, ended: bool = False) -> str:
+        """Units, rows, seconds if it has ended, rows a second, the words of the stage, time left if it has not."""
+        took = now - self.begun if self.begun is not None else 0.0
+        fresh, (done, total, before) = self.done() - self._before, self.share()
+        parts = [] if self._live else [display.amount(len(self.rows), self.step.units, "units")]
+        if self._counts or self._total() or self._live:
+            parts.append(display.amount(self.done(), self._total(), self.step.counted))
+        if ended:
+            parts.append(f"{took:.1f} s" if took < 60 else display.clock(took))
+        if took >= 1 and fresh > 0:
+            parts.append(f"{fresh / took:,.{int(fresh < 10 * took)}f} {self.step.counted}/s")
+        parts += [self._words, self._live.words if self._live else ""]
+        if took >= 1 and not ended and total is not None and total > done > before:
+            parts.append(f"{display.clock(took / (done - before) * (total - done))} left")
+        return display.sanitize(", ".join(filter(None, parts)))
+
+    def _total(self) -> int | None:
+        return self._live.total if self._live and self._live.total is not None else self.step.total
+
+    def _read_manifests(self, closely: bool) -> list[Manifest]:
+        """The manifests of this stage that came since the last look."""
+        try:
+            changed = os.stat(self.step.folder.path).st_mtime_ns
+            if changed == self._changed and not closely:
+                return []
+            names = [name for name in os.listdir(self.step.folder.path) if name.endswith(".json")]
+            found = [manifest for name in names if name not in self.rows for manifest in self._read(name)]
+        except FileNotFoundError:
+            return []
+        self._changed = changed
+        return found
+
+    def _read(self, name: str) -> Iterator[Manifest]:
+        """A manifest that was not read before; one of another run is read again when it is another file."""
+        path = os.path.join(self.step.folder.path, name)
+        inode = os.stat(path).st_ino
+        if self._strange.get(name) == inode:
+            return
+        found = files.read_json(path) or {}
+        if found.get("fingerprint", "") != self.step.folder.fingerprint:
+            self._strange[name] = inode
+            return
+        rows = rows_of(found)
+        self.rows[name], self._counts = rows or 0, self._counts or rows is not None
+        if self.step.figures:
+            self._manifests.append(found)
+        yield found
 
 
 class Progress:
-    """Looks at the steps' folders and says how far they are."""
+    """Looks at the steps' folders and shows how far they are."""
 
-    def __init__(self, steps: Sequence[Watched], stream: IO[str] | None = None) -> None:
-        self._steps = steps
-        self._stream = stream if stream is not None else sys.stderr
-        self._seen = {step.label: _Seen() for step in steps}
-        for step in steps:
-            self._look(step)
-            self._seen[step.label].resumed = len(self._seen[step.label].manifests)
-        self._spoken = time.monotonic()
-        self._line = ""
+    def __init__(self, steps: Sequence[Watched], stream: IO[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen = [_Seen(step, clock()) for step in steps]
+        self._screen = screen.choose(stream, clock())
 
-    def _look(self, step: Watched) -> bool:
-        """Reads the manifests that are new; True if there are any."""
-        seen = self._seen[step.label]
-        try:
-            names = {entry.name for entry in os.scandir(step.folder.path) if entry.name.endswith(".json")}
-        except FileNotFoundError:
-            return False
-        new = names - seen.manifests
-        for name in new:
-            seen.rows += rows_of(files.read_json(os.path.join(step.folder.path, name)) or {})
-        seen.manifests |= new
-        if new and not seen.started:
-            seen.started = time.monotonic()
-        return bool(new)
+    def show(self, *, last: bool = False) -> None:
+        """Says which steps have ended since the last look, and draws the one under way; `last`: all have ended."""
+        now = self._clock()
+        for seen in self._seen:
+            if not seen.ended:
+                seen.look(now, closely=last)
+        begun = [number for number, seen in enumerate(self._seen) if seen.rows or seen.begun is not None]
+        reached = max(begun, default=0)
+        for number, seen in enumerate(self._seen):
+            if not seen.ended and seen.complete(last or number < reached):
+                seen.ended = True
+                if seen.begun is not None:
+                    self._screen.say(f"{seen.step.label}: {seen.text(now, ended=True)}")
+        left = [seen for seen in self._seen[reached:] if not seen.ended]  # one that was passed over may have no units
+        if left and not last:
+            current, (done, total, _) = left[0], left[0].share()
+            self._screen.draw(screen.Line(current.step.label, current.text(now), done, total), now)
 
-    def line(self) -> str:
-        """The step under way: units, rows, rows a second, time left."""
-        current = self._steps[0]
-        for step in self._steps:
-            self._look(step)
-            if self._seen[step.label].manifests:
-                current = step
-        seen, units = self._seen[current.label], current.units
-        done, total = len(seen.manifests), f"/{units}" if units else ""
-        took = time.monotonic() - seen.started if seen.started else 0.0
-        text = f"{current.label}: {done}{total} units, {seen.rows:,} rows"
-        fresh = done - seen.resumed
-        if took > 1 and fresh > 1:
-            text += f", {seen.rows / took:,.0f} rows/s"
-            if units and units > done:
-                text += f", {clock(took / (fresh - 1) * (units - done))} left"
-        return text
-
-    def show(self) -> None:
-        """Draws or prints the line, if it is time to."""
-        now = time.monotonic()
-        line = self.line()
-        if self._stream.isatty():
-            self._stream.write(f"\r{line:<{len(self._line)}}")
-            self._line = line
-            self._stream.flush()
-        elif now - self._spoken >= SPEAK:
-            self._stream.write(line + "\n")
-            self._stream.flush()
-            self._spoken = now
-
-    def end(self) -> None:
-        """Leaves the terminal on a new line."""
-        if self._stream.isatty() and self._line:
-            self._stream.write("\r" + " " * len(self._line) + "\r")
-            self._stream.flush()
+    def close(self) -> None:
+        """Takes the bar away."""
+        self._screen.close()
 
 
 @contextlib.contextmanager
-def watching(steps: Sequence[Watched], stream: IO[str] | None = None) -> Iterator[None]:
-    """Shows progress while the block runs."""
-    progress = Progress(steps, stream)
-    stop = threading.Event()
+def watching(steps: Sequence[Watched], stream: IO[str] | None = None, *, quiet: bool = False) -> Iterator[None]:
+    """Shows progress on stderr while the block runs; a fault of progress is logged once and fails nothing."""
+    if quiet or os.environ.get("OPENWIT_PROGRESS", "").lower() in ("0", "off", "no", "false"):
+        yield
+        return
+    guard, stop, shown = _guard(), threading.Event(), list[Progress]()
+    guard(lambda: shown.append(Progress(steps, stream or sys.stderr)))
 
     def loop() -> None:
-        while not stop.wait(REDRAW):
-            progress.show()
+        while shown and not stop.wait(REDRAW):
+            guard(shown[0].show)
 
-    thread = threading.Thread(target=loop, daemon=True)
+    thread = threading.Thread(target=loop, daemon=True, name="progress")
     thread.start()
+    well = False
     try:
         yield
+        well = True
     finally:
         stop.set()
-        thread.join()
-        progress.end()
+        thread.join(PATIENCE)
+        if shown and not thread.is_alive():
+            if well:
+                guard(lambda: shown[0].show(last=True))
+            guard(shown[0].close)
 
 
-def rows_of(manifest: dict) -> int:
-    """The rows that a unit took in, as its manifest tells."""
+def _guard() -> Callable[[Callable[[], Any]], None]:
+    """A caller that lets no error through and logs the first."""
+    told: list[Exception] = []
+
+    def guard(call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except Exception as error:
+            if not told:
+                logging.getLogger(__name__).warning("progress cannot be shown (%r); the run goes on", error)
+            told.append(error)
+
+    return guard
+
+
+def rows_of(manifest: Manifest) -> int | None:
+    """The rows that a unit took in, as its manifest tells; None where it counts something else."""
     if isinstance(manifest.get("rows"), int):
         return manifest["rows"]
-    inner = [value["rows_in"] for value in manifest.values() if isinstance(value, dict) and "rows_in" in value]
-    return max(inner, default=manifest.get("keys", 0))
-
-
-def clock(seconds: float) -> str:
-    """1:02:03 or 4:05."""
-    whole = int(seconds + 0.5)
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+    inner = [ledger["rows_in"] for ledger in manifest.get("ledgers", {}).values()]
+    return max(inner, default=manifest.get("keys"))

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.engine.test_runners import chain
 
 from pipeline.engine import child, fork_server, runners
+from tests.engine.test_runners import chain
 from tests.processes import alive
 
 HELP_S = 20.0  # seconds in which everything here is done, on a busy machine too
