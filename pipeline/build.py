@@ -20,9 +20,10 @@ from typing import Any
 
 from pipeline import planning
 from pipeline.engine.cli import CRASHED, DONE, INTERRUPTED, MISSING, USAGE, MissingInput, UsageError, fail
+from pipeline.engine.options import validate
 from pipeline.engine.runners import ENVIRONMENT_ERRORS, JobFailed
 from pipeline.engine.work import STAGES, Busy, PlanChanged
-from pipeline.options import Options, parse
+from pipeline.options import Options, parse, recipe_text
 from pipeline.planning import Run
 
 KERNEL_ROWS = 50_000  # expected rows from which workers load the kernels before they begin
@@ -94,7 +95,7 @@ def build(options: Options, say: Callable[[str], None] = print) -> Run:
     from pipeline.engine import files, runners, work
 
     start = time.perf_counter()
-    run = planning.prepare(options)
+    run = planning.prepare(validate(options))
     runners.import_beam()
     with work.locked(run.work.root):
         files.sweep(run.work.root)
@@ -172,12 +173,13 @@ def retry_failed(run: Run) -> None:
 
 
 def save_lists(run: Run) -> None:
-    """Writes what workers and readers of the folder need: inputs and queries."""
+    """Writes what workers and readers of the folder need: inputs, queries, and the recipe."""
     from pipeline.engine import files
     from pipeline.stages import gather
 
     gather.save_inputs(run.inputs_file, run.inputs)
     files.write_table(run.queries_file, run.queries.table)
+    files.write_bytes(os.path.join(run.work.root, "recipe.yaml"), recipe_text(run.options).encode())
 
 
 def check_plans(run: Run) -> None:
@@ -244,6 +246,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 1 crash, 2 usage, 3 below a threshold, 4 input missing."""
     try:
         options, how = parse(sys.argv[1:] if argv is None else argv)
+        if how.print_config:
+            print(recipe_text(options), end="")
+            return DONE
         if how.plan:
             print_plan(options, as_json=how.json)
             return DONE

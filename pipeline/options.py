@@ -1,285 +1,417 @@
-"""The command line of `pipeline.build`: what a user may say, and the frozen `Options` that it becomes."""
+"""What a user may say to `pipeline.build`: a group of options a stage, and the flat, frozen `Options` made of them."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+import ipaddress
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from pipeline import __version__
-from pipeline.engine.cli import Parser, UsageError, check_flags, suggestion
-from pipeline.engine.runners import beam_flags
+from pipeline.engine import checks, recipe, runners
+from pipeline.engine.cli import MissingInput, UsageError
+from pipeline.engine.command_line import CommandLine
+from pipeline.engine.options import REQUIRED, nearest, option
 from pipeline.engine.work import STAGES
+from pipeline.text.language_names import NAMES, nearest_code
 
 DESCRIPTION = """Web archives or tables in, balanced image-text shards out.
 
     python -m pipeline.build --input crawl/*.warc.gz --output out
+    python -m pipeline.build --config out/recipe.yaml --output again
 
 Every stage leaves a folder OUT/stages/<name>; one that is COMPLETED is not done again, so the same command after a
 crash goes on where it was."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """One run, grouped by stage in the order of the way."""
-
-    # what and where
-    input: tuple[str, ...]
-    output: str
-    stages: tuple[str, ...] = STAGES
-    seed: int = 0
-    keep_rejected: str = "sample"  # sample: 1,000 rows a reason | all | none
-    # gather
-    input_format: str = "auto"
-    url_column: str = "url"
-    text_column: str = "text"
-    languages: tuple[str, ...] = ()
-    language_model: str = "auto"  # auto: own for archives or if languages are asked for, else none
-    min_language_score: float = 0.2  # P(language)
-    respect_opt_out: bool = True
-    # match
-    queries: str | None = None
-    match: str = "wide"
-    case: str = "exact"
-    # dedup
-    placeholder_bound: int = 50  # texts of one URL; 0: no bound
-    # balance
-    balance: str = "cap"
-    cap: int = 20_000  # pairs a query
-    target_pairs: int | None = None
-    expected_yield: float = 1.0  # share of the pairs that comes through the fetch
-    stop_queries: str | None = None  # a file, or a share of the texts such as 5%
-    # fetch
-    allow_address: tuple[str, ...] = ()
-    image_size: int = 256  # pixels, short side
-    deadline: float = 30.0  # seconds a URL
-    user_agent_contact: str | None = None
-    retry_failed: bool = False
-    # publish
-    rows_per_shard: int = 10_000
-    # how
-    runner: str = "local"
-    workers: int | None = None
-    exchange: str = "files"
-    redo: str | None = None
-    beam: tuple[str, ...] = ()
+# ------------------------------------------------------------------------------------------------------ what and where
 
 
-def parse(argv: Sequence[str]) -> tuple[Options, argparse.Namespace]:
-    """The command line as Options, and the flags that only say how to print."""
-    defaults = {field.name: field.default for field in dataclasses.fields(Options)}
-    parser = _argument_parser(defaults)
-    check_flags(argv, parser, others=beam_flags)
-    known, rest = parser.parse_known_args(argv)
-    if rest and not rest[0].startswith("--"):
-        raise UsageError(f"unexpected argument {rest[0]!r}")
-    values = vars(known)
-    chosen = {field.name: values[field.name] for field in dataclasses.fields(Options) if field.name in values}
-    for name in ("input", "allow_address"):
-        chosen[name] = tuple(chosen[name])
-    chosen["languages"] = tuple(code.strip() for code in known.languages.split(",") if code.strip())
-    chosen["stages"] = stage_range(known.stages)
-    chosen["beam"] = tuple(rest)
-    return Options(**chosen), known
-
-
-def stage_range(text: str) -> tuple[str, ...]:
+def stage_range(given: str | tuple[str, ...]) -> tuple[str, ...]:
     """gather..balance -> the stages from the first to the last; one name is a range of one."""
-    first, _, last = text.partition("..")
-    last = last or first
-    for name in (first, last):
+    if isinstance(given, str):
+        first, _, last = given.partition("..")
+        given = first, last or first
+    for name in given:
         if name not in STAGES:
-            raise UsageError(f"no stage {name!r}{suggestion(name, STAGES)} ({', '.join(STAGES)})")
-    if STAGES.index(first) > STAGES.index(last):
-        raise UsageError(f"--stages {text}: {first!r} comes after {last!r}")
-    return STAGES[STAGES.index(first) : STAGES.index(last) + 1]
+            raise UsageError(f"must be stages of {', '.join(STAGES)}{nearest(name, STAGES)}")
+    chosen = STAGES[STAGES.index(given[0]) : STAGES.index(given[-1]) + 1] if given else ()
+    if not chosen:
+        raise UsageError(f"must be a first and a last stage, in the order of {', '.join(STAGES)}")
+    return chosen
 
 
-def _argument_parser(d: dict[str, Any]) -> argparse.ArgumentParser:
-    """All flags, a group a stage, in the order of the way; `d` are the defaults of Options."""
-    parser = Parser(
-        prog="python -m pipeline.build",
-        description=DESCRIPTION,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_run(parser.add_argument, d)
-    for name, add_flags in GROUPS.items():
-        add_flags(parser.add_argument_group(name).add_argument, d)
-    return parser
+def _ours(folder: str, names: list[str]) -> bool:
+    """Is it the folder of a run? A run makes its lock files first; a copy may hold only what was published."""
+    if ".workers" in names or names == [".lock"]:
+        return True
+    if set(STAGES) & set(_listed(os.path.join(folder, "stages"))):
+        return True
+    return {"digest", "files", "ledger"} <= set(checks.read_object(os.path.join(folder, "manifest.json")))
 
 
-def _add_run(add: Callable[..., Any], d: dict[str, Any]) -> None:
-    add(
-        "--input",
-        nargs="+",
-        required=True,
-        metavar="WHAT",
+def _listed(folder: str) -> list[str]:
+    return os.listdir(folder) if os.path.isdir(folder) else []
+
+
+def _check_output(path: str) -> None:
+    checks.output_folder(path, ours=_ours)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What is read, where it goes, and how far."""
+
+    title: ClassVar[str] = ""
+
+    input: tuple[str, ...] = option(
+        REQUIRED,
         help="files, folders, globs, @LIST, URLs, or cc:CC-MAIN-2026-05[0:100]",
+        metavar="WHAT",
+        check=checks.not_empty,
     )
-    add("--output", required=True, metavar="OUT", help="folder of the run; an existing run there is continued")
-    add(
-        "--stages",
-        default=f"{STAGES[0]}..{STAGES[-1]}",
+    output: str = option(
+        REQUIRED,
+        help="folder of the run, new or empty; an existing run there is continued",
+        metavar="OUT",
+        check=_check_output,
+        steers=True,
+    )
+    stages: tuple[str, ...] = option(
+        STAGES,
+        help=f"first and last stage of: {', '.join(STAGES)}",
+        default_text="all",
         metavar="A..B",
-        help=f"first and last stage of: {', '.join(STAGES)} (default: all)",
+        parse=stage_range,
+        steers=True,
     )
-    add("--version", action="version", version=f"openwit {__version__}")
-    add("--seed", type=int, default=d["seed"], help="of every random-looking choice (default: %(default)s)")
-    add(
-        "--keep-rejected",
-        choices=("sample", "all", "none"),
-        default=d["keep_rejected"],
-        help="dropped rows that are kept: 1,000 a reason, all, none (default: %(default)s)",
+    seed: int = option(0, help="of every choice that looks random", within="[0, 2^64)")
+    keep_rejected: str = option(
+        "sample", help="dropped rows that are kept: 1,000 a reason, all, none", choices=("sample", "all", "none")
     )
 
 
-def _add_gather(add: Callable[..., Any], d: dict[str, Any]) -> None:
-    add(
-        "--input-format",
+# -------------------------------------------------------------------------------------------------------------- gather
+
+
+def language_codes(given: str | tuple[str, ...]) -> tuple[str, ...]:
+    """en,DE -> ("en", "de"); `all` is no filter. A name such as eng_Latn, of a user's own model, keeps its case."""
+    parts = given.split(",") if isinstance(given, str) else given
+    codes = [code.strip() for code in parts if code.strip()]
+    codes = [code.lower() if re.fullmatch(r"[A-Za-z]{2,3}", code) else code for code in codes]
+    return () if codes == ["all"] else tuple(dict.fromkeys(codes))
+
+
+def _check_model(value: str) -> None:
+    if value not in ("auto", "own", "none"):
+        checks.readable_file(value)
+
+
+def _model_languages(path: str) -> list[str]:
+    """The codes that a user's own model knows."""
+    from pipeline.text.language import LanguageModel
+
+    try:
+        return LanguageModel.load(path).languages
+    except ValueError as error:
+        raise MissingInput(f"--language-model {path}: is no fastText model ({error})") from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GatherSettings:
+    """Which pairs are read, and which are kept for their language."""
+
+    title: ClassVar[str] = "gather"
+
+    input_format: str = option(
+        "auto",
+        help="of all inputs",
+        default_text="auto, by name and first bytes",
         choices=("auto", "wat", "warc", "table"),
-        default="auto",
-        help="(default: %(default)s, by name and first bytes)",
     )
-    add("--url-column", default=d["url_column"], help="of tables (default: %(default)s)")
-    add("--text-column", default=d["text_column"], help="of tables (default: %(default)s)")
-    add("--languages", default="", metavar="en,de", help="keep texts in these languages (default: all)")
-    add(
-        "--language-model",
-        default=d["language_model"],
+    url_column: str = option("url", help="of tables", metavar="NAME", check=checks.not_empty)
+    text_column: str = option("text", help="of tables", metavar="NAME", check=checks.not_empty)
+    languages: tuple[str, ...] = option(
+        (),
+        help="keep texts in these languages, by ISO 639-1 code",
+        default_text="all",
+        metavar="en,de",
+        parse=language_codes,
+    )
+    language_model: str = option(
+        "auto",
+        help="auto, own, none, or a fastText model's path",
+        default_text="auto: own for archives, none for tables",
         metavar="M",
-        help="auto, own, none, or a fastText model's path (default: %(default)s: own for archives, none for tables)",
+        check=_check_model,
     )
-    add(
-        "--min-language-score",
-        type=float,
-        default=d["min_language_score"],
-        metavar="P",
-        help="least probability of a wanted language, 0..1 (default: %(default)s)",
-    )
-    add(
-        "--ignore-opt-out",
-        dest="respect_opt_out",
-        action="store_false",
+    min_language_score: float = option(0.2, help="least probability of a wanted language", metavar="P", within="[0, 1]")
+    respect_opt_out: bool = option(
+        True,
+        flag="--ignore-opt-out",
         help="keep pairs of pages that forbid AI training (noai, noimageai, tdm-reservation)",
     )
 
+    @staticmethod
+    def check_together(o: Any) -> None:
+        """Two columns, and languages that the model knows."""
+        if o.url_column == o.text_column:
+            raise UsageError(f"--text-column {o.text_column}: must be another column than --url-column")
+        if o.languages and o.language_model == "none":
+            raise UsageError("--language-model none: must be a model, since --languages asks for languages")
+        if not o.languages:
+            return
+        own = o.language_model in ("auto", "own")
+        known = NAMES if own else _model_languages(o.language_model)
+        for code in o.languages:
+            if code not in known:
+                hint = f"; did you mean {nearest_code(code)}?" if own else nearest(code, known)
+                whose = "the language model" if own else o.language_model
+                raise UsageError(f"--languages {code}: must be ISO 639-1 codes that {whose} knows{hint}")
 
-def _add_match(add: Callable[..., Any], d: dict[str, Any]) -> None:
-    add(
-        "--queries",
+
+# ----------------------------------------------------------------------------------------------------- match and dedup
+
+
+def _check_queries(path: str) -> None:
+    if not checks.URL.match(path):
+        checks.readable_file(path)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MatchSettings:
+    """Which queries a text contains."""
+
+    title: ClassVar[str] = "match"
+
+    queries: str | None = option(
+        None,
+        help="list of queries as txt, JSON, TSV/CSV or Parquet",
+        default_text="the list that comes with the project",
         metavar="FILE",
-        help="txt, JSON, TSV/CSV or Parquet (default: the list that comes with the project)",
+        check=_check_queries,
     )
-    add(
-        "--match",
+    match: str = option(
+        "wide",
+        help="wide: texts and queries pass one normaliser; metaclip: MetaCLIP's substrings",
         choices=("wide", "metaclip"),
-        default=d["match"],
-        help="wide: texts and queries pass one normaliser; metaclip: MetaCLIP's substrings (default: %(default)s)",
     )
-    add("--case", choices=("exact", "fold"), default=d["case"], help="(default: %(default)s)")
+    case: str = option("exact", help="exact: case counts; fold: it does not", choices=("exact", "fold"))
 
 
-def _add_dedup(add: Callable[..., Any], d: dict[str, Any]) -> None:
-    add(
-        "--placeholder-bound",
-        type=int,
-        default=d["placeholder_bound"],
-        metavar="N",
-        help="a URL with more than N texts is a placeholder and goes; 0: off (default: %(default)s)",
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DedupSettings:
+    """Which URLs are placeholders."""
+
+    title: ClassVar[str] = "dedup"
+
+    placeholder_bound: int = option(
+        50, help="a URL with more texts than this is a placeholder and goes; 0: off", within="[0, 1e9]"
     )
 
 
-def _share(text: str) -> float:
-    """The value of a flag that is a share: over 0, at most 1."""
+# ------------------------------------------------------------------------------------------------------------- balance
+
+
+def _check_stop_queries(value: str) -> None:
+    if not value.endswith("%"):
+        checks.readable_file(value)
+        return
     try:
-        value = float(text)
+        percent = float(value[:-1])
     except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no fraction over 0 and up to 1, such as 0.7")
-    return value
+        percent = 0.0
+    if not 0 < percent <= 100:
+        raise UsageError("must be a file, or a share of the texts over 0% and at most 100%")
 
 
-def _add_balance(add: Callable[..., Any], d: dict[str, Any]) -> None:
-    add(
-        "--balance",
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BalanceSettings:
+    """How many pairs a query picks."""
+
+    title: ClassVar[str] = "balance"
+
+    balance: str = option(
+        "cap",
+        help="cap: each query picks at most --cap pairs, exactly; bernoulli: as MetaCLIP draws",
         choices=("cap", "bernoulli", "none"),
-        default=d["balance"],
-        help="(default: %(default)s: each query picks at most --cap pairs, exactly)",
     )
-    add("--cap", type=int, default=d["cap"], metavar="T", help="pairs a query (default: %(default)s)")
-    add("--target-pairs", type=int, metavar="N", help="solve for the cap that keeps about N pairs")
-    add(
-        "--expected-yield",
-        type=_share,
-        default=d["expected_yield"],
-        metavar="FRACTION",
+    cap: int = option(20_000, help="pairs that a query may pick", metavar="T", within="[1, 1e12]")
+    target_pairs: int | None = option(None, help="solve for the cap that keeps about so many pairs", within="[1, 1e12]")
+    expected_yield: float = option(
+        1.0,
         help="share of the pairs expected to come through the fetch: so many more are fetched that --cap or "
-        "--target-pairs is met after it (default: %(default)s)",
+        "--target-pairs is met after it",
+        metavar="FRACTION",
+        within="(0, 1]",
     )
-    add(
-        "--stop-queries",
-        metavar="FILE|5%",
+    stop_queries: str | None = option(
+        None,
         help="queries that never pick a pair alone: a list, or those in more than a share of the texts",
+        metavar="FILE|5%",
+        check=_check_stop_queries,
     )
 
 
-def _add_fetch(add: Callable[..., Any], d: dict[str, Any]) -> None:
-    add(
-        "--allow-address",
-        nargs="+",
-        default=[],
+# --------------------------------------------------------------------------------------------------------------- fetch
+
+
+def _check_network(value: str) -> None:
+    try:
+        ipaddress.ip_network(value)
+    except ValueError:
+        try:
+            near = f"; did you mean {ipaddress.ip_network(value, strict=False)}?"
+        except ValueError:
+            near = ""
+        raise UsageError(f"must be a network such as 127.0.0.0/8 or ::1/128{near}") from None
+
+
+def _check_contact(value: str) -> None:
+    if not re.fullmatch(r"[!-~]([ -~]{0,253}[!-~])?", value):
+        raise UsageError("must be a URL or an address of at most 255 printable ASCII characters")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FetchSettings:
+    """Which images are fetched, and how they are stored."""
+
+    title: ClassVar[str] = "fetch"
+
+    allow_address: tuple[str, ...] = option(
+        (),
+        help="non-public addresses that may be fetched from, e.g. 127.0.0.0/8",
+        default_text="none",
         metavar="CIDR",
-        help="non-public addresses that may be fetched from, e.g. 127.0.0.0/8 (default: none)",
+        check=_check_network,
     )
-    add(
-        "--image-size",
-        type=int,
-        default=d["image_size"],
-        metavar="PX",
-        help="short side of stored images (default: %(default)s)",
+    image_size: int = option(
+        256, help="short side of stored images", unit="pixels", metavar="PX", within="[1, 65535]"
+    )  # a JPEG's longest side
+    deadline: float = option(
+        30.0, help="time that a URL may take in all", unit="seconds", metavar="S", within="(0, 86400]"
     )
-    add(
-        "--deadline",
-        type=float,
-        default=d["deadline"],
-        metavar="S",
-        help="seconds a URL may take in all (default: %(default)s)",
+    user_agent_contact: str | None = option(
+        None,
+        help="where a webmaster can reach you; becomes part of the user agent",
+        metavar="URL",
+        check=_check_contact,
     )
-    add("--user-agent-contact", metavar="URL", help="where a webmaster can reach you; becomes part of the user agent")
-    add("--retry-failed", action="store_true", help="fetch again what failed in a way that may pass, then publish anew")
+    retry_failed: bool = option(
+        False, help="fetch again what failed in a way that may pass, then publish anew", steers=True
+    )
 
 
-def _add_publish(add: Callable[..., Any], d: dict[str, Any]) -> None:
-    add("--rows-per-shard", type=int, default=d["rows_per_shard"], metavar="N", help="(default: %(default)s)")
+# ------------------------------------------------------------------------------------------------ dedup-images, publish
 
 
-def _add_how(add: Callable[..., Any], d: dict[str, Any]) -> None:
-    add(
-        "--runner",
-        default=d["runner"],
-        help="local, or any Beam runner (FlinkRunner, PrismRunner ...) with Beam's own flags (default: %(default)s)",
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DedupImagesSettings:
+    """Which images are equal: nothing can be set yet."""
+
+    title: ClassVar[str] = "dedup-images"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PublishSettings:
+    """The form of the published set."""
+
+    title: ClassVar[str] = "publish"
+
+    rows_per_shard: int = option(10_000, help="most pairs of a shard", within="[1, 1e6]")
+
+
+# ----------------------------------------------------------------------------------------------------------------- how
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HowSettings:
+    """Where and how a run is carried out: nothing of this decides a row."""
+
+    title: ClassVar[str] = "how"
+
+    runner: str = option(
+        "local",
+        help="local, or any Beam runner (FlinkRunner, PrismRunner ...) with Beam's own flags",
+        metavar="NAME",
+        check=runners.check_name,
+        steers=True,
     )
-    add("--workers", type=int, metavar="N", help="processes of the local runner (default: one a core)")
-    add(
-        "--exchange",
+    workers: int | None = option(
+        None, help="of the local runner", default_text="one a core", unit="processes", within="[1, 1024]", steers=True
+    )
+    exchange: str = option(
+        "files",
+        help="files: where all workers share OUT; shuffle: through the engine",
         choices=("files", "shuffle"),
-        default=d["exchange"],
-        help="files: where all workers share OUT; shuffle: through the engine (default: %(default)s)",
+        steers=True,
     )
-    add("--redo", choices=STAGES, metavar="STAGE", help="make this stage and those after it anew")
-    add("--plan", "--dry-run", dest="plan", action="store_true", help="say what would be done, do nothing")
-    add("--json", action="store_true", help="print the summary as JSON")
+    redo: str | None = option(
+        None, help="make this stage and those after it anew", choices=STAGES, metavar="STAGE", steers=True
+    )
+    beam: tuple[str, ...] = option((), flag=(), help="Beam's own flags", steers=True)
 
 
-GROUPS = {
-    "gather": _add_gather,
-    "match": _add_match,
-    "dedup": _add_dedup,
-    "balance": _add_balance,
-    "fetch": _add_fetch,
-    "publish": _add_publish,
-    "how": _add_how,
-}
+@dataclasses.dataclass(frozen=True)
+class Options(
+    HowSettings,
+    PublishSettings,
+    DedupImagesSettings,
+    FetchSettings,
+    BalanceSettings,
+    DedupSettings,
+    MatchSettings,
+    GatherSettings,
+    RunSettings,
+):
+    """One run: the options of all groups, by name. `engine.options.validate` checks them."""
+
+
+GROUPS = tuple(reversed(Options.__bases__))  # in the order of the way
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShowSettings:
+    """What concerns one command line alone."""
+
+    title: ClassVar[str] = "this command"
+
+    config: str | None = option(
+        None,
+        help="recipe (.yaml, .toml or .json) with options by name, such as OUT/recipe.yaml; flags win over it",
+        metavar="FILE",
+        steers=True,
+    )
+    print_config: bool = option(False, help="print the recipe that results, and do nothing", steers=True)
+    plan: bool = option(False, flag=("--plan", "--dry-run"), help="say what would be done, and do nothing", steers=True)
+    json: bool = option(False, help="print the summary as JSON", steers=True)
+
+
+COMMAND_LINE = CommandLine(
+    program="python -m pipeline.build",
+    description=DESCRIPTION,
+    version=f"openwit {__version__}",
+    options=Options,
+    groups=GROUPS,
+    how=ShowSettings,
+    others=runners.beam_flags,
+)
+
+
+def parse(argv: Sequence[str]) -> tuple[Options, ShowSettings]:
+    """The command line as Options, validated, and what concerns this command line alone.
+
+    Raises:
+        UsageError, MissingInput: it cannot be carried out; nothing was written, and Beam was not imported.
+    """
+    return COMMAND_LINE.parse(argv)
+
+
+def recipe_text(options: Options) -> str:
+    """The recipe of a run as YAML: --config takes it, and gives the same set from it. No password is in it."""
+    from pipeline.sources.inputs import public_spec
+
+    comment = f"openwit {__version__}\npython -m pipeline.build --config recipe.yaml --output OUT"
+    return recipe.write(options, comment=comment, public={"input": public_spec})

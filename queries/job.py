@@ -31,7 +31,7 @@ from queries.streams import Piece
 
 if TYPE_CHECKING:
     from pipeline.engine.steps import Reading
-    from queries.build import Options
+    from queries.options import Options
 
 RESULT = 1
 BATCH = 8 << 20  # bytes of text that are counted at once

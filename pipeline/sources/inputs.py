@@ -330,6 +330,11 @@ def _public(url: str) -> str:
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
+def public_spec(spec: str) -> str:
+    """A spec as a recipe shows it: without credentials."""
+    return f"@{_public(spec[1:])}" if spec.startswith("@") else _public(spec)
+
+
 def _distinct_paths(found: Iterable[_Found]) -> list[_Found]:
     """Each file once, whatever specs lead to it; the smallest name stays, so the order of the specs does not matter."""
     by_path: dict[str, _Found] = {}
