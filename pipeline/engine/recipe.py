@@ -75,7 +75,8 @@ def write(options: Any, *, comment: str, public: Mapping[str, Callable[[str], st
 
     _resolve_scalars(Dumper)
     head = "".join(f"# {line}\n" for line in comment.splitlines())
-    return head + yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=10_000)
+    # All but ASCII is escaped: PyYAML loses some characters otherwise, and no text can move a reader's cursor.
+    return head + yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=False, width=10_000)
 
 
 def _checked(item: Option, value: Any, path: str) -> Any:

@@ -35,4 +35,6 @@ def nearest_code(word: str) -> str:
     names = difflib.get_close_matches(word, codes, n=1, cutoff=0.7)
     if not names and len(word) > 2:
         names = [name for name in codes if name.startswith(word)]
-    return codes[names[0]] if names else difflib.get_close_matches(word, NAMES, n=1, cutoff=0.0)[0]
+    if names:
+        return codes[names[0]]
+    return word[:2] if word[:2] in NAMES else difflib.get_close_matches(word, NAMES, n=1, cutoff=0.0)[0]
