@@ -216,6 +216,7 @@ def show(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         value = " ".join(map(str, value))
     text = display.plain(value)
+    text = text.removesuffix(".0") if isinstance(value, float) else text  # as it was most likely written
     return (text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "...") or "''"
 
 
