@@ -20,27 +20,19 @@ from typing import Any
 from pipeline import estimate
 from pipeline.engine import files, runners, work
 from pipeline.engine.cli import CRASHED, DONE, INTERRUPTED, MISSING, USAGE, MissingInput, UsageError, fail
-from pipeline.engine.fork_server import Preload
+from pipeline.engine.options import validate
 from pipeline.engine.work import Busy
-from pipeline.options import Options, parse
-from pipeline.stages import STAGES, checks
+from pipeline.options import Options, parse, recipe_text
+from pipeline.stages import STAGES, continuing
 from pipeline.stages.base import Outputs, Stage
 from pipeline.stages.row_pass import fuse_row_stages
 from pipeline.stages.run import Run
 from pipeline.stages.run import look_up as look_up_run
 
-KERNEL_ROWS = 50_000  # expected rows from which workers load the kernels before they begin
-# Kernels of select; those of the sources are loaded by the worker that meets such a source.
-KERNELS = (
-    "pipeline.engine.hashing_kernel",
-    "pipeline.text.clean_kernel",
-    "pipeline.text.matcher_kernel",
-    "pipeline.stages.selection_kernel",
-)
-
 
 def look_up(options: Options) -> Run:
     """The run that the options describe; raises UsageError and MissingInput."""
+    options = validate(options)
     return look_up_run(options, input_format=options.input_format, queries=options.queries)
 
 
@@ -63,16 +55,17 @@ def build(options: Options, say: Callable[[str], None] = print) -> Run:
     start = time.perf_counter()
     run = look_up(options)
     stages = plan(run)
-    checks.check(stages, run)
-    checks.check_inputs(stages, run)
+    continuing.check(stages, run)
+    continuing.check_inputs(stages, run)
     runners.import_beam()
     with work.locked(run.root):
         files.sweep(run.root)
-        checks.check(stages, run)  # another run may have ended meanwhile
-        checks.remove_from(stages, options.redo)
-        checks.reopen(stages, run)
+        continuing.check(stages, run)  # another run may have ended meanwhile
+        continuing.remove_from(stages, options.redo)
+        continuing.reopen(stages, run)
         files.write_table(run.queries_file, run.queries.table)
-        for _, job in itertools.groupby(checks.to_do(stages, run), key=lambda stage: stage.job):
+        files.write_bytes(f"{run.root}/recipe.yaml", recipe_text(options).encode())
+        for _, job in itertools.groupby(continuing.to_do(stages, run), key=lambda stage: stage.job):
             run_job(list(job), run)
     say(f"done in {time.perf_counter() - start:.1f} s: {run.root}")
     return run
@@ -94,7 +87,7 @@ def run_job(stages: list[Stage], run: Run) -> None:
         root=run.root,
         steps=[watched for stage in stages for watched in stage.watched()],
         program="pipeline.build",
-        load=Preload(("pipeline.stages",), KERNELS if run.expected_rows > KERNEL_ROWS else ()),
+        load=run.preload,
     )
     for part in passes:
         part.complete()
@@ -104,6 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 1 crash, 2 usage, 3 below a threshold, 4 input missing."""
     try:
         options, how = parse(sys.argv[1:] if argv is None else argv)
+        if how.print_config:
+            print(recipe_text(options), end="")
+            return DONE
         if how.plan:
             run = look_up(options)
             estimate.print_plan(run, plan(run), options, as_json=how.json)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 
 from pipeline.options import Options
-from pipeline.stages import checks
+from pipeline.stages import continuing
 from pipeline.stages.base import Stage
 from pipeline.stages.run import UNKNOWN_BYTES, Run
 
@@ -67,16 +67,16 @@ def print_plan(run: Run, stages: Sequence[Stage], options: Options, *, as_json: 
     Raises:
         UsageError, MissingInput: the run would be refused for what it reads.
     """
-    checks.check_inputs(list(stages), run)
+    continuing.check_inputs(list(stages), run)
     sizes: dict[str, int] = {}
     for item in {(item.path, item.format, item.bytes) for item in run.inputs}:
         sizes[item[1]] = sizes.get(item[1], 0) + (item[2] if item[2] is not None else UNKNOWN_BYTES)
     target = options.target_pairs and round(options.target_pairs / options.expected_yield)  # to be fetched
     figures = estimate(sizes, fetches="fetch" in options.stages, target_pairs=target)
     asked = [stage for stage in stages if stage.name in options.stages]
-    left = checks.to_do(list(stages), run)
+    left = continuing.to_do(list(stages), run)
     states = {stage.name: "to do" if stage in left else "done" for stage in asked}
-    refused = checks.refusal(list(stages), run)
+    refused = continuing.refusal(list(stages), run)
     facts = {
         "inputs": len(run.inputs),
         "bytes": sizes,

@@ -32,7 +32,7 @@ from queries.ngrams import PAIRS, WORDS, PairCounter, WordCounter
 from queries.streams import Piece
 
 if TYPE_CHECKING:
-    from queries.build import Options
+    from queries.options import Options
 
 RESULT = 1
 BATCH = 8 << 20  # bytes of text that are counted at once

@@ -25,7 +25,7 @@ from queries.bigrams import Vocabulary
 from queries.counts import COUNTED, merge, read_counts
 
 if TYPE_CHECKING:
-    from queries.build import Options
+    from queries.options import Options
 
 RESULT = 1  # raised whenever the same inputs and options give another list
 NUMBERS = 100  # 0-99

@@ -1,8 +1,8 @@
 """Worker processes by fork: one process imports Beam and the kernels, and every worker is a fork of it.
 
-Importing Beam costs a process 1.5 CPU seconds, and loading the kernels as much again. A forked worker pays neither, and
-shares the memory of both. The fork server starts no thread and opens no connection, so that forking it is safe. It lives
-as long as the process that started it, and the workers live as long as the fork server.
+Importing Beam costs a process 1.5 CPU seconds, and loading the kernels as much again. A forked worker pays neither,
+and shares the memory of both. The fork server starts no thread and opens no connection, so that forking it is safe. It
+lives as long as the process that started it, and the workers live as long as the fork server.
 
     our process --socket: {"spawn": environment}, {"kill": pid}--> fork server --fork--> worker (Beam's SDK harness)
                 <-- {"ready"}, {"failed": why}, {"started": pid}, {"ended": pid} --

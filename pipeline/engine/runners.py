@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import errno
 import functools
 import gc
@@ -29,6 +30,23 @@ from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.fork_server import NOTHING, Preload
 
 LOCAL = ("local", "direct", "directrunner", "localrunner")
+# StandardOptions.ALL_KNOWN_RUNNERS, which only Beam itself could tell; a test compares them.
+BEAM_RUNNERS = (
+    "BundleBasedDirectRunner",
+    "DataflowRunner",
+    "DirectRunner",
+    "FlinkRunner",
+    "FnApiRunner",
+    "InteractiveRunner",
+    "KafkaStreamsRunner",
+    "PortableRunner",
+    "PrismRunner",
+    "PythonRPCDirectRunner",
+    "SparkRunner",
+    "SwitchingDirectRunner",
+    "TestDataflowRunner",
+    "TestDirectRunner",
+)
 # Loggers of Beam that talk about its inner life at WARNING.
 CHATTY = (
     "apache_beam.options.pipeline_options",
@@ -138,6 +156,21 @@ def beam_flags() -> list[str]:
         if add is not None:
             add.__get__(None, kind)(parser)
     return [flag for action in parser._actions for flag in action.option_strings]
+
+
+def check_name(name: str) -> None:
+    """Refuses a runner that neither we nor Beam know; a class by its full name is left to Beam.
+
+    Raises:
+        UsageError: there is no such runner.
+    """
+    known = {runner.lower(): runner for runner in ("local", *BEAM_RUNNERS)}
+    short = {runner.removesuffix("runner"): runner for runner in known}
+    if name.lower() in (*LOCAL, *known, *short) or "." in name.strip("."):
+        return
+    near = difflib.get_close_matches(name.lower(), [*known, *short], n=1)
+    hint = f"; did you mean {known.get(near[0]) or known[short[near[0]]]}?" if near else ""
+    raise UsageError(f"must be local, a Beam runner ({', '.join(BEAM_RUNNERS)}), or the full name of a class{hint}")
 
 
 def make_options(

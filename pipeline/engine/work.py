@@ -185,7 +185,7 @@ def _make(root: str) -> None:
         os.makedirs(root, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UsageError(f"the output {root!r} is a file, or lies below one: name a folder") from None
-    except PermissionError as error:
+    except OSError as error:
         raise UsageError(f"the output folder {root!r} cannot be made ({error.strerror}): name another one") from None
     if not os.access(root, os.W_OK | os.X_OK):
         raise UsageError(f"nothing may be written into {root!r}: name another output folder, or change its permissions")

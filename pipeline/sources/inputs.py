@@ -301,6 +301,11 @@ def _expand_remote(url: str, *, any_name: bool) -> list[_Found]:
     return [_Found(public(full), full, "", files[name].get("size")) for name, full in zip(names, urls, strict=True)]
 
 
+def public_spec(spec: str) -> str:
+    """A spec as a recipe shows it: without credentials."""
+    return f"@{public(spec[1:])}" if spec.startswith("@") else public(spec)
+
+
 def _distinct_paths(found: Iterable[_Found]) -> list[_Found]:
     """Each file once, whatever specs lead to it; the smallest name stays, so the order of the specs does not matter."""
     by_path: dict[str, _Found] = {}

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pyarrow as pa
 
-from pipeline.engine import files, hashing, shuffle_files
+from pipeline.engine import checks, files, hashing, shuffle_files
+from pipeline.engine.cli import UsageError
+from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import PARQUET, Rows
 from pipeline.engine.steps import Reading, run_exchange, run_task
@@ -25,7 +27,7 @@ from pipeline.stages import caps
 from pipeline.stages.base import TABLES, Job, Json, Outputs, Stage
 from pipeline.stages.caps import CapPlan, MatchedRows, Policy
 from pipeline.stages.row_pass import ROW_HASH
-from pipeline.stages.run import Run
+from pipeline.stages.run import Run, RunSettings
 from pipeline.stages.tally import Rejects, Tally, unit_body
 
 if TYPE_CHECKING:
@@ -35,23 +37,53 @@ SELECTED_ROWS = "rows"  # the step that leaves the stage's rows
 SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
 
 
+def _check_stop_queries(value: str) -> None:
+    if not value.endswith("%"):
+        checks.readable_file(value)
+        return
+    try:
+        percent = float(value[:-1])
+    except ValueError:
+        percent = 0.0
+    if not 0 < percent <= 100:
+        raise UsageError("must be a file, or a share of the texts over 0% and at most 100%")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BalanceSettings:
-    """What the user may say of this stage."""
+    """How many pairs a query picks."""
 
-    balance: str = "cap"
-    cap: int = 20_000  # pairs a query
-    target_pairs: int | None = None
-    expected_yield: float = 1.0  # share of the pairs that comes through the fetch
-    stop_queries: str | None = None  # a file, or a share of the texts such as 5%
-    seed: int = 0
+    title: ClassVar[str] = "balance"
 
-    def policy(self) -> Policy:
-        """How the queries share the pairs."""
-        share, stop = None, self.stop_queries
-        if stop and stop.endswith("%"):
-            share, stop = float(stop[:-1]) / 100, None
-        return Policy(self.balance, self.cap, self.target_pairs, self.seed, stop, share, self.expected_yield)
+    balance: str = option(
+        "cap",
+        help="cap: each query picks at most --cap pairs, exactly; bernoulli: as MetaCLIP draws",
+        choices=("cap", "bernoulli", "none"),
+    )
+    cap: int = option(20_000, help="pairs that a query may pick", metavar="T", within="[1, 1e12]")
+    target_pairs: int | None = option(None, help="solve for the cap that keeps about so many pairs", within="[1, 1e12]")
+    expected_yield: float = option(
+        1.0,
+        help="share of the pairs expected to come through the fetch: so many more are fetched that --cap or "
+        "--target-pairs is met after it",
+        metavar="FRACTION",
+        within="(0, 1]",
+    )
+    stop_queries: str | None = option(
+        None,
+        help="queries that never pick a pair alone: a list, or those in more than a share of the texts",
+        metavar="FILE|5%",
+        check=_check_stop_queries,
+    )
+
+
+def policy(run: Run) -> Policy:
+    """How the queries share the pairs."""
+    o, seed = run.settings(BalanceSettings), run.settings(RunSettings).seed
+    share, stop = None, o.stop_queries
+    if stop and stop.endswith("%"):
+        share, stop = float(stop[:-1]) / 100, None
+    return Policy(o.balance, o.cap, o.target_pairs, seed, stop, share, o.expected_yield)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +168,7 @@ class Balance(Stage):
         plan = CapPlan(
             folder,
             MatchedRows(rows),
-            run.settings(BalanceSettings).policy(),
+            policy(run),
             os.path.join(before.folder("match").path, TABLES),
             run.queries_file,
             run.sizes.max_parts,
@@ -145,7 +177,9 @@ class Balance(Stage):
 
     @classmethod
     def fingerprint(cls, run: Run) -> dict[str, Json]:
-        return {f.name: getattr(run.options, f.name) for f in dataclasses.fields(BalanceSettings)}
+        o = run.settings(BalanceSettings)
+        decided = {item.name: getattr(o, item.name) for item in dataclasses.fields(BalanceSettings)}
+        return {**decided, "seed": run.settings(RunSettings).seed}
 
     def expand(self, done: Any) -> beam.PCollection:
         done = caps.find_caps(done, self.caps, exchange=self.exchange)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
 from pipeline.engine.work import StepFolder
@@ -22,9 +23,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DedupSettings:
-    """What the user may say of this stage."""
+    """Which URLs are placeholders."""
 
-    placeholder_bound: int = 50  # texts of one URL; 0: no bound
+    title: ClassVar[str] = "dedup"
+
+    placeholder_bound: int = option(
+        50, help="a URL with more texts than this is a placeholder and goes; 0: off", within="[0, 1e9]"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

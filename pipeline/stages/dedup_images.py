@@ -34,7 +34,9 @@ REASONS = ("", "same_pair", "same_image", "placeholder_url")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DedupImagesSettings:
-    """What the user may say of this stage."""
+    """Which images are equal: nothing can be set yet."""
+
+    title: ClassVar[str] = "dedup-images"
 
 
 @dataclasses.dataclass(frozen=True)

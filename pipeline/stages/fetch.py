@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import ipaddress
 import os
+import re
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -19,7 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine import files, hashing, shuffle_files
+from pipeline.engine.cli import UsageError
 from pipeline.engine.opening import InputError
+from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
 from pipeline.engine.steps import Reading, run_exchange, run_task
@@ -43,24 +47,60 @@ SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
 OUTCOME = ("status", "image_sha256", "width", "height", "original_width", "original_height", "phash")
 
 
+def _check_network(value: str) -> None:
+    try:
+        ipaddress.ip_network(value)
+    except ValueError:
+        try:
+            near = f"; did you mean {ipaddress.ip_network(value, strict=False)}?"
+        except ValueError:
+            near = ""
+        raise UsageError(f"must be a network such as 127.0.0.0/8 or ::1/128{near}") from None
+
+
+def _check_contact(value: str) -> None:
+    if not re.fullmatch(r"[!-~]([ -~]{0,253}[!-~])?", value):
+        raise UsageError("must be a URL or an address of at most 255 printable ASCII characters")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FetchSettings:
-    """What the user may say of this stage."""
+    """Which images are fetched, and how they are stored."""
 
-    allow_address: tuple[str, ...] = ()
-    image_size: int = 256  # pixels, short side
-    deadline: float = 30.0  # seconds a URL
-    user_agent_contact: str | None = None
-    retry_failed: bool = False
+    title: ClassVar[str] = "fetch"
 
-    def fetch_options(self) -> FetchOptions:
-        """How to fetch."""
-        return FetchOptions(
-            allow_addresses=self.allow_address,
-            deadline_s=self.deadline,
-            image_size=self.image_size,
-            contact=self.user_agent_contact or PROJECT_URL,
-        )
+    allow_address: tuple[str, ...] = option(
+        (),
+        help="non-public addresses that may be fetched from, e.g. 127.0.0.0/8",
+        default_text="none",
+        metavar="CIDR",
+        check=_check_network,
+    )
+    image_size: int = option(
+        256, help="short side of stored images", unit="pixels", metavar="PX", within="[1, 65535]"
+    )  # a JPEG's longest side
+    deadline: float = option(
+        30.0, help="time that a URL may take in all", unit="seconds", metavar="S", within="(0, 86400]"
+    )
+    user_agent_contact: str | None = option(
+        None,
+        help="where a webmaster can reach you; becomes part of the user agent",
+        metavar="URL",
+        check=_check_contact,
+    )
+    retry_failed: bool = option(
+        False, help="fetch again what failed in a way that may pass, then publish anew", steers=True
+    )
+
+
+def fetch_options(o: FetchSettings) -> FetchOptions:
+    """How to fetch."""
+    return FetchOptions(
+        allow_addresses=o.allow_address,
+        deadline_s=o.deadline,
+        image_size=o.image_size,
+        contact=o.user_agent_contact or PROJECT_URL,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,7 +328,7 @@ class Fetch(Stage):
             hosts=folder.step("hosts"),
             archived=folder.step("archived"),
             inputs=run.inputs_file,
-            options=run.settings(FetchSettings).fetch_options(),
+            options=fetch_options(run.settings(FetchSettings)),
         )
         return cls(folder, run.keep_rejected, fetching, run.exchange)
 

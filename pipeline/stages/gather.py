@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Self
@@ -16,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import files, hashing
+from pipeline.engine import checks, files, hashing
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.opening import InputError, is_remote, open_input
+from pipeline.engine.options import nearest, option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
 from pipeline.engine.work import StepFolder, digest_of
@@ -29,6 +31,7 @@ from pipeline.stages.row_pass import GATHERED_PART, Parts, RowStage
 from pipeline.stages.run import RESULT, Run
 from pipeline.stages.tally import Tally
 from pipeline.text import clean
+from pipeline.text.language_names import NAMES, nearest_code
 
 IMAGES = pa.schema(
     [
@@ -40,17 +43,80 @@ IMAGES = pa.schema(
 )
 
 
+def language_codes(given: str | tuple[str, ...]) -> tuple[str, ...]:
+    """en,DE -> ("en", "de"); `all` is no filter. A name such as eng_Latn, of a user's own model, keeps its case."""
+    parts = given.split(",") if isinstance(given, str) else given
+    codes = [code.strip() for code in parts if code.strip()]
+    codes = [code.lower() if re.fullmatch(r"[A-Za-z]{2,3}", code) else code for code in codes]
+    return () if codes == ["all"] else tuple(dict.fromkeys(codes))
+
+
+def _check_model(value: str) -> None:
+    if value not in ("auto", "own", "none"):
+        checks.readable_file(value)
+
+
+def _model_languages(path: str) -> list[str]:
+    """The codes that a user's own model knows."""
+    from pipeline.text.language import LanguageModel
+
+    try:
+        return LanguageModel.load(path).languages
+    except ValueError as error:
+        raise MissingInput(f"--language-model {path}: is no fastText model ({error})") from None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GatherSettings:
-    """What the user may say of this stage."""
+    """Which pairs are read, and which are kept for their language."""
 
-    input_format: str = "auto"
-    url_column: str = "url"
-    text_column: str = "text"
-    languages: tuple[str, ...] = ()
-    language_model: str = "auto"  # auto: own for archives or if languages are asked for, else none
-    min_language_score: float = 0.2  # P(language)
-    respect_opt_out: bool = True
+    title: ClassVar[str] = "gather"
+
+    input_format: str = option(
+        "auto",
+        help="of all inputs",
+        default_text="auto, by name and first bytes",
+        choices=("auto", "wat", "warc", "table"),
+    )
+    url_column: str = option("url", help="of tables", metavar="NAME", check=checks.not_empty)
+    text_column: str = option("text", help="of tables", metavar="NAME", check=checks.not_empty)
+    languages: tuple[str, ...] = option(
+        (),
+        help="keep texts in these languages, by ISO 639-1 code",
+        default_text="all",
+        metavar="en,de",
+        parse=language_codes,
+    )
+    language_model: str = option(
+        "auto",
+        help="auto, own, none, or a fastText model's path",
+        default_text="auto: own for archives, none for tables",
+        metavar="M",
+        check=_check_model,
+    )
+    min_language_score: float = option(0.2, help="least probability of a wanted language", metavar="P", within="[0, 1]")
+    respect_opt_out: bool = option(
+        True,
+        flag="--ignore-opt-out",
+        help="keep pairs of pages that forbid AI training (noai, noimageai, tdm-reservation)",
+    )
+
+    @staticmethod
+    def check_together(o: Any) -> None:
+        """Two columns, and languages that the model knows."""
+        if o.url_column == o.text_column:
+            raise UsageError(f"--text-column {o.text_column}: must be another column than --url-column")
+        if o.languages and o.language_model == "none":
+            raise UsageError("--language-model none: must be a model, since --languages asks for languages")
+        if not o.languages:
+            return
+        own = o.language_model in ("auto", "own")
+        known = NAMES if own else _model_languages(o.language_model)
+        for code in o.languages:
+            if code not in known:
+                hint = f"; did you mean {nearest_code(code)}?" if own else nearest(code, known)
+                whose = "the language model" if own else o.language_model
+                raise UsageError(f"--languages {code}: must be ISO 639-1 codes that {whose} knows{hint}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import files, hashing
+from pipeline.engine import checks, files, hashing
 from pipeline.engine.ledger import Ledger
+from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_task
@@ -29,13 +30,30 @@ from pipeline.stages.tally import Tally
 from pipeline.text.matcher import Matcher
 
 
+def _check_queries(path: str) -> None:
+    if not checks.URL.match(path):
+        checks.readable_file(path)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MatchSettings:
-    """What the user may say of this stage."""
+    """Which queries a text contains."""
 
-    queries: str | None = None
-    match: str = "wide"
-    case: str = "exact"
+    title: ClassVar[str] = "match"
+
+    queries: str | None = option(
+        None,
+        help="list of queries as txt, JSON, TSV/CSV or Parquet",
+        default_text="the list that comes with the project",
+        metavar="FILE",
+        check=_check_queries,
+    )
+    match: str = option(
+        "wide",
+        help="wide: texts and queries pass one normaliser; metaclip: MetaCLIP's substrings",
+        choices=("wide", "metaclip"),
+    )
+    case: str = option("exact", help="exact: case counts; fold: it does not", choices=("exact", "fold"))
 
 
 PASSED = pa.schema([*MATCHED_PART, URL_HASH, PROVENANCE])  # what goes on to the writer of parts and keys

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from pipeline.dataset import report, shards, summary
 from pipeline.engine import files, hashing, shuffle_files
+from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
 from pipeline.engine.steps import Reading, run_exchange, run_task
@@ -40,9 +41,11 @@ OPEN_FILES = 64  # raw files that a worker keeps open
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublishSettings:
-    """What the user may say of this stage."""
+    """The form of the published set."""
 
-    rows_per_shard: int = 10_000
+    title: ClassVar[str] = "publish"
+
+    rows_per_shard: int = option(10_000, help="most pairs of a shard", within="[1, 1e6]")
 
 
 @dataclasses.dataclass(frozen=True)

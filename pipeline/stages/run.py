@@ -7,9 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from pipeline.engine.cli import MissingInput
+from pipeline.engine import checks, runners
+from pipeline.engine.cli import MissingInput, UsageError
+from pipeline.engine.fork_server import Preload
+from pipeline.engine.options import REQUIRED, deciding, nearest, option
 from pipeline.schema import STAGES
 from pipeline.sources import inputs as sources
 from pipeline.sources.inputs import Input
@@ -21,30 +24,111 @@ if TYPE_CHECKING:
 
 RESULT = 1  # raised whenever the same input and options give other rows: an older folder is then not continued
 UNKNOWN_BYTES = 350 << 20  # of an input whose size no listing told: a WAT file of Common Crawl
+HIDDEN = ("input", "queries")  # paths: the manifest names what they hold by digest
 PACKAGES = ("openwit", "apache-beam", "img2dataset", "numpy", "pillow", "pyarrow")  # whose versions a set names
+
+KERNEL_ROWS = 50_000  # expected rows from which workers load the kernels before they begin
+# Kernels of select; those of the sources are loaded by the worker that meets such a source.
+KERNELS = (
+    "pipeline.engine.hashing_kernel",
+    "pipeline.text.clean_kernel",
+    "pipeline.text.matcher_kernel",
+    "pipeline.stages.selection_kernel",
+)
 
 T = TypeVar("T")
 
 
+def stage_range(given: str | tuple[str, ...]) -> tuple[str, ...]:
+    """gather..balance -> the stages from the first to the last; one name is a range of one."""
+    if isinstance(given, str):
+        first, _, last = given.partition("..")
+        given = first, last or first
+    for name in given:
+        if name not in STAGES:
+            raise UsageError(f"must be stages of {', '.join(STAGES)}{nearest(name, STAGES)}")
+    chosen = STAGES[STAGES.index(given[0]) : STAGES.index(given[-1]) + 1] if given else ()
+    if not chosen:
+        raise UsageError(f"must be a first and a last stage, in the order of {', '.join(STAGES)}")
+    return chosen
+
+
+def _ours(folder: str, names: list[str]) -> bool:
+    """Is it the folder of a run? A run makes its lock files first; a copy may hold only what was published."""
+    if ".workers" in names or names == [".lock"]:
+        return True
+    if set(STAGES) & set(_listed(os.path.join(folder, "stages"))):
+        return True
+    return {"digest", "files", "ledger"} <= set(checks.read_object(os.path.join(folder, "manifest.json")))
+
+
+def _listed(folder: str) -> list[str]:
+    return os.listdir(folder) if os.path.isdir(folder) else []
+
+
+def _check_output(path: str) -> None:
+    checks.output_folder(path, ours=_ours)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What and where."""
+    """What is read, where it goes, and how far."""
 
-    input: tuple[str, ...]
-    output: str
-    stages: tuple[str, ...] = STAGES
-    keep_rejected: str = "sample"  # sample: 1,000 rows a reason | all | none
+    title: ClassVar[str] = ""
+
+    input: tuple[str, ...] = option(
+        REQUIRED,
+        help="files, folders, globs, @LIST, URLs, or cc:CC-MAIN-2026-05[0:100]",
+        metavar="WHAT",
+        check=checks.not_empty,
+    )
+    output: str = option(
+        REQUIRED,
+        help="folder of the run, new or empty; an existing run there is continued",
+        metavar="OUT",
+        check=_check_output,
+        steers=True,
+    )
+    stages: tuple[str, ...] = option(
+        STAGES,
+        help=f"first and last stage of: {', '.join(STAGES)}",
+        default_text="all",
+        metavar="A..B",
+        parse=stage_range,
+        steers=True,
+    )
+    seed: int = option(0, help="of every choice that looks random", within="[0, 2^64)")
+    keep_rejected: str = option(
+        "sample", help="dropped rows that are kept: 1,000 a reason, all, none", choices=("sample", "all", "none")
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HowSettings:
-    """How it runs: nothing of it decides a row."""
+    """Where and how a run is carried out: nothing of this decides a row."""
 
-    runner: str = "local"
-    workers: int | None = None
-    exchange: str = "files"
-    redo: str | None = None
-    beam: tuple[str, ...] = ()
+    title: ClassVar[str] = "how"
+
+    runner: str = option(
+        "local",
+        help="local, or any Beam runner (FlinkRunner, PrismRunner ...) with Beam's own flags",
+        metavar="NAME",
+        check=runners.check_name,
+        steers=True,
+    )
+    workers: int | None = option(
+        None, help="of the local runner", default_text="one a core", unit="processes", within="[1, 1024]", steers=True
+    )
+    exchange: str = option(
+        "files",
+        help="files: where all workers share OUT; shuffle: through the engine",
+        choices=("files", "shuffle"),
+        steers=True,
+    )
+    redo: str | None = option(
+        None, help="make this stage and those after it anew", choices=STAGES, metavar="STAGE", steers=True
+    )
+    beam: tuple[str, ...] = option((), flag=(), help="Beam's own flags", steers=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +198,11 @@ class Run:
         return how.runner, how.workers, how.beam
 
     @property
+    def preload(self) -> Preload:
+        """What the local workers load before they begin."""
+        return Preload(("pipeline.stages",), KERNELS if self.expected_rows > KERNEL_ROWS else ())
+
+    @property
     def keep_rejected(self) -> str:
         """Which dropped rows are kept: sample, all or none."""
         return self.settings(RunSettings).keep_rejected
@@ -163,10 +252,9 @@ def look_up(options: RunSettings, *, input_format: str, queries: str | None) -> 
     )
 
 
-def published_options(options: RunSettings) -> dict[str, Json]:
-    """The options that decide the rows, as the manifest shows them: nothing of this machine or of this run."""
-    hidden = {"input", "output", "stages", "runner", "workers", "exchange", "redo", "beam", "retry_failed", "queries"}
-    return {name: value for name, value in dataclasses.asdict(options).items() if name not in hidden}
+def published_options(options: Any) -> dict[str, Json]:
+    """The options that decide the set, as the manifest shows them: nothing of this machine or of this run."""
+    return {name: value for name, value in deciding(options).items() if name not in HIDDEN}
 
 
 def look_up_inputs(specs: Sequence[str], *, input_format: str) -> tuple[Input, ...]:

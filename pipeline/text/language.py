@@ -1,8 +1,9 @@
 """Names the language of texts with a fasttext model: our own small one, or any supervised model by path (lid.176).
 
-`LanguageModel.load("own")` is pipeline/text/data/language.ftz, 0.9 MB. It knows about 100 languages by their ISO 639-1 codes.
-It is made by tools/train_language_model.py; "und" stands for all others. Nothing is ever downloaded. For filtering, ask for a
-threshold on P(language) (`scores`), not for the likeliest language (`predict`): short alt-texts are often close calls.
+`LanguageModel.load("own")` is pipeline/text/data/language.ftz, 0.9 MB. It knows about 100 languages by their ISO 639-1
+codes. tools/train_language_model.py makes it. "und" stands for all other languages. Nothing is ever downloaded. For a
+filter, ask for a threshold on P(language) (`scores`), not for the likeliest language (`predict`): short alt-texts are
+often close calls.
 
 A model cannot be pickled: load it once a process.
 """

@@ -164,6 +164,4 @@ def formula(name: str, shape: Sequence[int]):
 def fill(model) -> None:
     """Fills a model's state by `formula`; logit_scale and counters keep their values."""
     state = model.state_dict()
-    model.load_state_dict(
-        {name: formula(name, value.shape) if value.ndim else value for name, value in state.items()}
-    )
+    model.load_state_dict({name: formula(name, value.shape) if value.ndim else value for name, value in state.items()})

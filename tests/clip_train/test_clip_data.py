@@ -188,9 +188,7 @@ def test_any_ranks_micro_batches_and_threads_see_the_same_global_batches(tars, v
     for world, accumulate, threads in ((2, 1, 1), (1, 4, 3), (2, 2, 2)):
         found: list[dict] = [{} for _ in range(4)]
         for rank in range(world):
-            parts, _ = steps(
-                index, vocabulary, 4, rank=rank, world_size=world, accumulate=accumulate, threads=threads
-            )
+            parts, _ = steps(index, vocabulary, 4, rank=rank, world_size=world, accumulate=accumulate, threads=threads)
             for step, batches in enumerate(parts):
                 assert len(batches) == accumulate
                 for batch in batches:

@@ -62,7 +62,11 @@ SAME_AS_PILLOW = {
     "png black and white": encoded(PICTURE.convert("1"), "PNG"),
     "png animated": encoded(PICTURE, "PNG", **FRAMES),
     "png animated, the picture stands before the frames": encoded(
-        PICTURE.convert("RGBA"), "PNG", save_all=True, default_image=True, duration=100,
+        PICTURE.convert("RGBA"),
+        "PNG",
+        save_all=True,
+        default_image=True,
+        duration=100,
         append_images=[PICTURE.convert("RGBA").rotate(180), PICTURE.convert("RGBA")],
     ),  # fmt: skip
     "webp": encoded(PICTURE, "WEBP", quality=80),
@@ -89,6 +93,7 @@ def test_cmyk_is_pillows_up_to_rounding():
 
 def png16(pixels: np.ndarray) -> bytes:
     """A 16-bit PNG, grey (H, W) or RGB (H, W, 3), written by hand."""
+
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 

@@ -32,9 +32,7 @@ def test_neighbours_are_scattered_and_keys_differ():
     assert abs(np.corrcoef(a[:-1], a[1:])[0, 1]) < 0.05 and abs(np.corrcoef(np.arange(size), a)[0, 1]) < 0.05
     assert (a == b).mean() < 0.01
     # every place is as likely: chi square over 100 cells of first-hundred destinations
-    destinations = np.concatenate(
-        [keyed.permute(np.arange(100), size, keyed.combine(seed)) for seed in range(100)]
-    )
+    destinations = np.concatenate([keyed.permute(np.arange(100), size, keyed.combine(seed)) for seed in range(100)])
     counts = np.bincount(destinations // 100, minlength=100)
     assert ((counts - 100) ** 2 / 100).sum() < 150
 

@@ -1,6 +1,6 @@
 """Full-size models against OpenAI's code, open_clip, transformers: golden numbers, and live where those are installed.
 
-    PYTHONPATH=PATH/TO/CLIP:PATH/TO/open_clip/src python -m pytest -m slow tests/clip_train/test_clip_parity.py
+PYTHONPATH=PATH/TO/CLIP:PATH/TO/open_clip/src python -m pytest -m slow tests/clip_train/test_clip_parity.py
 """
 
 from __future__ import annotations

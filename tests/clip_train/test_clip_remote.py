@@ -358,9 +358,7 @@ def test_processes_of_a_host_share_the_files(tmp_path):
     shards = RemoteShards(files, remote.cache_folder(str(tmp_path / "cache")), 3000)
     context = multiprocessing.get_context("spawn")
     barrier, done = context.Barrier(2), context.Queue()
-    workers = [
-        context.Process(target=bring, args=(shards, str(tmp_path / "asked"), barrier, done)) for _ in range(2)
-    ]
+    workers = [context.Process(target=bring, args=(shards, str(tmp_path / "asked"), barrier, done)) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -150,9 +150,7 @@ def test_merges_are_learned_as_by_counting_anew(counts):
 def test_train_vocabulary_is_reproducible_and_readable(tmp_path):
     captions = tmp_path / "captions.txt"
     captions.write_text("a red square\nred squares and red circles\n" * 3)
-    results = [
-        train_vocabulary([str(captions)], str(tmp_path / name), merges=30) for name in ("a.txt.gz", "b.txt.gz")
-    ]
+    results = [train_vocabulary([str(captions)], str(tmp_path / name), merges=30) for name in ("a.txt.gz", "b.txt.gz")]
     assert (tmp_path / "a.txt.gz").read_bytes() == (tmp_path / "b.txt.gz").read_bytes()
     assert results[0]["captions"] == 6 and results[0]["vocabulary_size"] == 514 + results[0]["merges"]
     tokenizer = load_tokenizer(tmp_path / "a.txt.gz")

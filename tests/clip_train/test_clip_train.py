@@ -53,9 +53,7 @@ def losses(folder: str | Path) -> list[float]:
 def first_step(options: TrainOptions) -> tuple[Run, list[Batch]]:
     """A run at its start, and the batches of its first step."""
     index, tokenizer = open_index(options.data), load_tokenizer(options.bpe)
-    plan = resolve(
-        options, samples=len(index), world_size=world_size(), vocab_size=tokenizer.vocab_size, has_gpu=False
-    )
+    plan = resolve(options, samples=len(index), world_size=world_size(), vocab_size=tokenizer.vocab_size, has_gpu=False)
     run = start_run(plan, torch.device("cpu"))
     with Loader(Stream(index, seed=options.seed), tokenizer, loader_options(run.plan, run.device)) as loader:
         return run, next(loader.steps(0))
@@ -88,7 +86,8 @@ CASES = [
     (parallel, loss, accumulate, chunk)
     for parallel in ("ddp", "fsdp")
     for loss, accumulate, chunk in (
-        *(("infonce", accumulate, chunk) for accumulate in (1, 2, 4) for chunk in (1024, 3)), ("sigmoid", 2, 3)
+        *(("infonce", accumulate, chunk) for accumulate in (1, 2, 4) for chunk in (1024, 3)),
+        ("sigmoid", 2, 3),
     )
 ]
 
@@ -403,9 +402,7 @@ def test_every_number_has_a_range():
 
 
 def test_the_papers_schedule():
-    plan = resolve(
-        TrainOptions(model="ViT-B-32"), samples=400_000_000, world_size=32, vocab_size=49408, has_gpu=True
-    )
+    plan = resolve(TrainOptions(model="ViT-B-32"), samples=400_000_000, world_size=32, vocab_size=49408, has_gpu=True)
     assert (plan.batch_size, plan.steps, plan.recipe.warmup) == (32768, 390625, 2000)
     rates = [learning_rate(step, recipe=plan.recipe, steps=plan.steps) for step in (0, 1999, 2000, 390624)]
     assert rates[:3] == pytest.approx([5e-4 / 2000, 5e-4, 5e-4]) and rates[3] < 1e-12

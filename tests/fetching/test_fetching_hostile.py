@@ -33,7 +33,8 @@ def test_in_a_namespace() -> None:
         "no:cacheprovider",
         "-p",
         "no:xdist",
-        "-m", "tests.hostile_network",
+        "-m",
+        "tests.hostile_network",
     ]
     done = subprocess.run(
         [*command, *pytest_here],

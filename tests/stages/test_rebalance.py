@@ -154,7 +154,7 @@ def test_bernoulli_meets_the_cap_after_the_losses(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["0", "1.5", "-0.2", "nan", "80%"])
 def test_a_yield_is_a_fraction(text: str) -> None:
-    with pytest.raises(UsageError, match="no fraction"):
+    with pytest.raises(UsageError, match="must be a number over 0 and at most 1"):
         options.parse(["--input", "a", "--output", "b", "--expected-yield", text])
 
 

@@ -1,0 +1,76 @@
+"""Checks of option values that look at the file system. Each says what is allowed; `validate` names the flag."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.engine.cli import MissingInput, UsageError
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # also the s3:/ that a path function makes of s3://
+NOBODYS = frozenset((".DS_Store", "lost+found"))  # in a folder that a person calls empty
+
+
+def not_empty(value: str) -> None:
+    """Refuses a text without any character to see."""
+    if not value.strip():
+        raise UsageError("must not be empty")
+
+
+def readable_file(path: str) -> None:
+    """Refuses what is no file that this process may read."""
+    if not os.path.exists(path):
+        raise MissingInput("no such file")
+    if not os.path.isfile(path):
+        raise UsageError("must be a file")
+    if not os.access(path, os.R_OK):
+        raise MissingInput("cannot be read (Permission denied)")
+
+
+def output_folder(path: str, *, ours: Callable[[str, list[str]], bool]) -> None:
+    """Refuses a place where no folder can be made or written, and a folder that holds other things.
+
+    Args:
+        path: a folder of this machine.
+        ours: told the folder and the names in it, says whether we made it.
+    """
+    if not path.strip():
+        raise UsageError("must be a folder, not an empty name")
+    if URL.match(path):
+        raise UsageError("must be a folder of this machine; object stores are not supported as output yet")
+    if not os.path.isdir(path):
+        _check_parent(path)
+        return
+    try:
+        names = sorted(set(os.listdir(path)) - NOBODYS)
+    except OSError as error:
+        raise UsageError(f"must be a folder that can be read ({error.strerror})") from None
+    if names and not ours(path, names):
+        some = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+        raise UsageError(f"must be empty, new, or the folder of an earlier run; it holds other things ({some})")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UsageError("nothing may be written into it: name another folder, or change its permissions")
+
+
+def _check_parent(path: str) -> None:
+    """Refuses a folder that cannot be made."""
+    at = os.path.abspath(path)
+    while not os.path.lexists(at):
+        at = os.path.dirname(at)
+    if not os.path.isdir(at):
+        raise UsageError("must be a folder; it is a file, a broken link, or lies below one")
+    if not os.access(at, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot be made, since nothing may be written into {at}: name another folder")
+
+
+def read_object(path: str) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none."""
+    try:
+        with open(path, "rb") as file:
+            found = json.load(file)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,200 @@
+"""What a user may say to `queries.build`: the sources and rules of one list."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import glob
+import os
+import re
+from typing import Any, ClassVar
+
+from pipeline import __version__
+from pipeline.engine import checks, recipe, runners
+from pipeline.engine.cli import MissingInput, UsageError
+from pipeline.engine.options import REQUIRED, option
+from pipeline.text.language_names import NAMES, nearest_code
+from queries.wordnet import PARTS
+
+# The paper's and MetaCLIP's numbers.
+SIZE, MIN_COUNT, MIN_ARTICLES, BIGRAMS, TITLES = 500_000, 100, 3, 100_646, 61_235
+PROFILES = ("wit", "metaclip1")
+COUNT = "[0, 1e15]"
+
+
+def _ours(folder: str, names: list[str]) -> bool:
+    """Is it the folder of a list, or of one that is being counted?"""
+    info = checks.read_object(os.path.join(folder, "info.json"))
+    return ".counting" in names or ("queries.parquet" in names and {"queries", "digest", "ledger"} <= set(info))
+
+
+def _check_output(path: str) -> None:
+    checks.output_folder(path, ours=_ours)
+
+
+def _check_wordnet(folder: str) -> None:
+    missing = [f"data.{part}" for part in PARTS if not os.path.isfile(os.path.join(folder, f"data.{part}"))]
+    if missing:
+        raise MissingInput(
+            f"must be the folder that holds {', '.join(missing)}, such as /usr/share/wordnet of Debian's wordnet-base"
+        )
+
+
+def _check_language(code: str) -> None:
+    """Wikipedia has more languages than the model knows: the form is checked, and an English name is none."""
+    names = {name.lower() for name in NAMES.values()}
+    if code.lower() in names or not re.fullmatch(r"[a-z]{2,3}(-[a-z]+)*|[a-z]{4,}", code):
+        raise UsageError(f"must be Wikipedia's code, such as en, simple or zh-yue; did you mean {nearest_code(code)}?")
+
+
+def files_of(pattern: str) -> list[str]:
+    """The files behind a path, a folder or a glob.
+
+    Raises:
+        MissingInput: there are none.
+    """
+    paths = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
+    found = [name for path in paths for name in _files(path)]
+    if not found:
+        raise MissingInput("no such file")
+    return found
+
+
+def _files(path: str) -> list[str]:
+    if not os.path.isdir(path):
+        return [path]
+    return [
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(path)
+        for name in names
+        if not name.startswith((".", "_"))  # _SUCCESS and the like
+    ]
+
+
+def _check_files(pattern: str) -> None:
+    for path in files_of(pattern):
+        checks.readable_file(path)
+
+
+_sources = functools.partial(option, (), check=_check_files)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceSettings:
+    """What the list is made from."""
+
+    title: ClassVar[str] = "sources (files, folders or globs)"
+
+    wikipedia: tuple[str, ...] = _sources(
+        help="dumps: CirrusSearch index (*.json.bz2, .gz) or MediaWiki XML (*.xml.bz2)", metavar="FILE"
+    )
+    text: tuple[str, ...] = _sources(help="plain text (.txt, .gz, .bz2): a line is an article", metavar="PATH")
+    counts: tuple[str, ...] = _sources(
+        help="ready counts: `word count`, `word word<TAB>count`, `count<TAB>word<TAB>word`, wordfreq's *.msgpack.gz",
+        metavar="FILE",
+    )
+    pageviews: tuple[str, ...] = _sources(
+        help="pageview_complete months (pageviews-YYYYMM-user.bz2) or hours (pageviews-*.gz)", metavar="FILE"
+    )
+    wordnet: str | None = option(
+        None, help="folder of WordNet's dict files (Debian: /usr/share/wordnet)", metavar="DIR", check=_check_wordnet
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RuleSettings:
+    """What is taken from the sources."""
+
+    title: ClassVar[str] = "rules"
+
+    profile: str = option("wit", help="whose rules", choices=PROFILES)
+    language: str = option("en", help="Wikipedia's code", metavar="CODE", check=_check_language)
+    size: int = option(SIZE, help="most queries of the list", within="[1, 1e9]")
+    min_count: int = option(MIN_COUNT, help="least occurrences of a word, in all sources", within=COUNT)
+    min_articles: int = option(MIN_ARTICLES, help="least articles with a word, of dumps and texts", within=COUNT)
+    bigrams: int = option(BIGRAMS, help="most pairs of words", within="[0, 1e9]")
+    min_bigram_count: int | None = option(
+        None, help="least occurrences of a pair", default_text="as --min-count", within=COUNT
+    )
+    titles: int = option(TITLES, help="most titles", within="[0, 1e9]")
+    min_views: int | None = option(None, help="least views of a title", default_text="70", within=COUNT)
+    lemmas: str = option("all", help="lemmas that are taken of each synset", choices=("all", "first"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WhereSettings:
+    """Where the list goes."""
+
+    title: ClassVar[str] = ""
+
+    output: str = option(
+        REQUIRED,
+        help="folder for queries.parquet, info.json and README.md, new or empty; an earlier list there is replaced",
+        metavar="DIR",
+        check=_check_output,
+        steers=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HowSettings:
+    """Where and how the list is made: nothing of this decides a query."""
+
+    title: ClassVar[str] = "how"
+
+    export: bool = option(False, help="also write queries.txt and queries.json", steers=True)
+    runner: str = option(
+        "local",
+        help="local, or any Beam runner with its flags",
+        metavar="NAME",
+        check=runners.check_name,
+        steers=True,
+    )
+    workers: int | None = option(
+        None,
+        help="of the local runner",
+        unit="processes",
+        default_text="one a core",
+        within="[1, 1024]",
+        steers=True,
+    )
+    beam: tuple[str, ...] = option((), flag=(), help="Beam's own flags", steers=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(HowSettings, RuleSettings, SourceSettings, WhereSettings):
+    """One list. `engine.options.validate` checks it."""
+
+
+GROUPS = tuple(reversed(Options.__bases__))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShowSettings:
+    """What concerns one command line alone."""
+
+    title: ClassVar[str] = "this command"
+
+    config: str | None = option(
+        None,
+        help="recipe (.yaml, .toml or .json) with options by name; flags win over it",
+        metavar="FILE",
+        steers=True,
+    )
+    print_config: bool = option(False, help="print the recipe that results, and do nothing", steers=True)
+    json: bool = option(False, help="print info.json", steers=True)
+
+
+def with_files(options: Options) -> Options:
+    """The options with the files behind every pattern, by name."""
+    found: dict[str, Any] = {}
+    for name in ("wikipedia", "text", "counts", "pageviews"):
+        paths = {os.path.abspath(path) for pattern in getattr(options, name) for path in files_of(pattern)}
+        found[name] = tuple(sorted(paths, key=lambda path: (os.path.basename(path), path)))
+    return dataclasses.replace(options, **found)
+
+
+def recipe_text(options: Options) -> str:
+    """The recipe of a list as YAML; --config takes it."""
+    comment = f"openwit {__version__}\npython -m queries.build --config recipe.yaml --output DIR"
+    return recipe.write(options, comment=comment)
