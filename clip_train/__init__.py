@@ -8,7 +8,7 @@ The way of a run, one file a role:
     model.py  resnet.py  text.py          the two towers, with the names and the numerics of OpenAI's code
     loss.py  loss_triton.py               symmetric InfoNCE in chunks, exact over ranks and accumulation
     optim.py  distributed.py  checkpoint.py
-    train.py                              the loop
+    training.py                           the loop
     evaluate.py  probe.py  overlap.py     zero-shot, retrieval, linear probe, data overlap
     convert.py                            OpenAI, open_clip and Hugging Face weights, both ways
 

@@ -228,7 +228,7 @@ def _train(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any] |
         )  # fmt: skip
         return None
     from clip_train.distributed import first_process
-    from clip_train.train import train
+    from clip_train.training import train
 
     names = [field.name for field in dataclasses.fields(TrainOptions)]
     result = train(TrainOptions(**{name: getattr(options, name) for name in names}))

@@ -33,7 +33,7 @@ from clip_train.loss import info_nce
 from clip_train.model import count_flops
 from clip_train.shards import open_index
 from clip_train.tokenizer import Tokenizer, find_vocabulary, load_tokenizer
-from clip_train.train import PEAK_FLOPS, device_name, encode, loader_options, start_run, training_step
+from clip_train.training import PEAK_FLOPS, device_name, encode, loader_options, start_run, training_step
 
 MEASURES = ("tokenizer", "loader", "loss", "model", "step")
 _WORDS = (

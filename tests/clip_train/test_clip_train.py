@@ -17,7 +17,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
 
-from clip_train import train as train_module  # noqa: E402
+from clip_train import training as train_module  # noqa: E402
 from clip_train.checkpoint import all_steps, optimizer_tensors, restore_optimizer, whole  # noqa: E402
 from clip_train.config import TrainOptions, resolve  # noqa: E402
 from clip_train.data import Batch, Loader, Stream  # noqa: E402
@@ -28,7 +28,7 @@ from clip_train.model import CLIP  # noqa: E402
 from clip_train.optim import learning_rate  # noqa: E402
 from clip_train.shards import open_index  # noqa: E402
 from clip_train.tokenizer import load_tokenizer, read_merges, write_merges  # noqa: E402
-from clip_train.train import (  # noqa: E402
+from clip_train.training import (  # noqa: E402
     Run,
     forward_backward,
     loader_options,
