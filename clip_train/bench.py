@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from clip_train.bpe import count_words, learn_merges
-from clip_train.config import TrainOptions, resolve
+from clip_train.config import MEASURES, TrainOptions, resolve
 from clip_train.data import Loader, Stream
 from clip_train.distributed import pick_device
 from clip_train.errors import InputMissing, UsageError
@@ -35,7 +35,6 @@ from clip_train.shards import open_index
 from clip_train.tokenizer import Tokenizer, find_vocabulary, load_tokenizer
 from clip_train.training import PEAK_FLOPS, device_name, encode, loader_options, start_run, training_step
 
-MEASURES = ("tokenizer", "loader", "loss", "model", "step")
 _WORDS = (
     "a the of in on with and red blue green old new small large photo picture view house river mountain city street "
     "dog cat bird car train boat flower garden portrait woman man child sunset winter vintage wooden glass table chair"
@@ -49,7 +48,7 @@ def bench(
     """Runs the measures, and returns their numbers."""
     unknown = [name for name in only or () if name not in MEASURES]
     if unknown:
-        raise UsageError(f"--only: unknown measure {unknown[0]!r} (known: {' '.join(MEASURES)})")
+        raise UsageError(f"unknown measure {unknown[0]!r} (allowed: {', '.join(MEASURES)})")
     chosen = only or MEASURES
     with tempfile.TemporaryDirectory() as scratch:
         folder = data or write_shards(Path(scratch), samples=max(512, 2 * batch_size))

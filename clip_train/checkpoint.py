@@ -16,7 +16,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,9 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clip_train.errors import InputMissing, TrainError
+from clip_train.places import all_steps
 
 FORMAT = 1
-_NAME = re.compile(r"step-(\d{8,})")
 _SCRATCH = ".partial-"
 
 
@@ -114,14 +113,6 @@ def verify(path: Path) -> dict[str, Any]:
                 f"sha256); use another checkpoint"
             )
     return body
-
-
-def all_steps(folder: Path) -> list[Path]:
-    """The checkpoints of a run by name, newest first, verified or not."""
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
 
 
 def newest(folder: Path) -> Iterator[tuple[Path, str | None]]:

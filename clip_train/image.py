@@ -209,23 +209,29 @@ def reduction(width: int, height: int, size: int, *, min_scale: float) -> int:
 
 def evaluation_transform(data: bytes, size: int) -> np.ndarray:
     """(S, S, 3) uint8: shorter side to `size` by Pillow's bicubic filter, then the middle. OpenAI's `preprocess`."""
-    from PIL import Image
-
     try:
         with _opened(data) as opened:
-            width, height = opened.size
-            scale = size / min(width, height)
-            # the longer side is truncated, as torchvision does
-            target = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
-            if max(target) > MAX_PIXELS // size:  # a line of one pixel's width would be stretched without bound
-                raise BadImage("image_too_large")
-            image = opened.resize(target, Image.Resampling.BICUBIC) if scale != 1 else opened.copy()
-            left, top = round((target[0] - size) / 2), round((target[1] - size) / 2)
-            return np.asarray(image.crop((left, top, left + size, top + size)).convert("RGB"))
+            return middle_square(opened, size)
     except BadImage:
         raise
     except Exception as error:  # Pillow raises nearly anything on a broken file
         raise BadImage("image_not_decoded") from error
+
+
+def middle_square(opened: Image.Image, size: int) -> np.ndarray:
+    """(S, S, 3) uint8 of an image that Pillow has opened; see `evaluation_transform`."""
+    from PIL import Image
+
+    opened = _upper_bits(opened)
+    width, height = opened.size
+    scale = size / min(width, height)
+    # the longer side is truncated, as torchvision does
+    target = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
+    if max(target) > MAX_PIXELS // size:  # a line of one pixel's width would be stretched without bound
+        raise BadImage("image_too_large")
+    image = opened.resize(target, Image.Resampling.BICUBIC) if scale != 1 else opened.copy()
+    left, top = round((target[0] - size) / 2), round((target[1] - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size)).convert("RGB"))
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:

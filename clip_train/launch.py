@@ -24,8 +24,6 @@ def processes_to_start(asked: int | None, *, nnodes: int) -> int:
 
     gpus = torch.cuda.device_count()
     count = asked or max(1, gpus)
-    if count < 1:
-        raise UsageError("--processes must be at least 1")
     if gpus and count > gpus:
         raise UsageError(f"--processes {count}, but this host has {gpus} GPUs")
     return count if count > 1 or nnodes > 1 else 0
@@ -33,8 +31,6 @@ def processes_to_start(asked: int | None, *, nnodes: int) -> int:
 
 def launch(argv: list[str], *, processes: int, nnodes: int, node_rank: int, endpoint: str | None) -> None:
     """Runs `python -m clip_train` with these arguments in every process, and waits for all of them."""
-    if nnodes > 1 and not endpoint:
-        raise UsageError("--nnodes needs --rdzv-endpoint HOST:PORT, the same on every host")
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

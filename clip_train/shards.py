@@ -17,7 +17,7 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from clip_train import remote
 from clip_train.errors import InputMissing, TrainError
+from clip_train.places import expand, expand_braces
 from clip_train.remote import RemoteFile, RemoteShards, is_url
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
@@ -77,35 +78,6 @@ def open_index(data: str, *, cache: str | None = None, cache_gb: float = remote.
     if not len(index):
         raise InputMissing(f"{remote.public(data)}: the shards hold no sample with an image")
     return index
-
-
-def expand(pattern: str) -> list[str]:
-    """`a-{0000..0012}.tar`, `{x,y}.tar`, a folder, or a file -> the tars, in order; every one must exist."""
-    if os.path.isdir(pattern):
-        paths = sorted(str(path) for path in Path(pattern).rglob("*.tar"))
-    else:
-        paths = list(_expand_braces(pattern))
-    missing = [path for path in paths if not os.path.exists(path)]
-    if missing:
-        raise InputMissing(f"{missing[0]}: no such file ({len(missing)} of {len(paths)} shards are missing)")
-    if not paths:
-        raise InputMissing(f"{pattern}: no .tar file in this folder")
-    return paths
-
-
-def _expand_braces(pattern: str) -> Iterator[str]:
-    match = re.search(r"\{([^{}]*)\}", pattern)
-    if not match:
-        yield pattern
-        return
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
-    if span:
-        width = len(span[1])
-        choices = [f"{number:0{width}d}" for number in range(int(span[1]), int(span[2]) + 1)]
-    else:
-        choices = match[1].split(",")
-    for choice in choices:
-        yield from _expand_braces(pattern[: match.start()] + choice + pattern[match.end() :])
 
 
 # --- a published folder ------------------------------------------------------------------------------------------
@@ -260,7 +232,7 @@ def _open_remote(url: str, folder: Path, limit: int) -> Index:
         else:
             return _read_remote_published(url.rstrip("/"), data, folder, limit)
     else:
-        urls = list(_expand_braces(url))
+        urls = expand_braces(url)
     with ThreadPoolExecutor(16) as pool:
         files = list(pool.map(remote.describe, urls))
     kept = folder / f"index-{remote.set_name(files)}.parquet"

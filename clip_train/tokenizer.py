@@ -17,12 +17,16 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clip_train.cleanup import repair
 from clip_train.errors import InputMissing, TrainError
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_MERGES = 48894  # 49,408 ids in all (paper, table 18); OpenAI's file holds more lines than are used
 VOCABULARY = "vocabulary.txt.gz"  # name of the file in a run's folder, and of our own
@@ -106,6 +110,17 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """Names the vocabulary: two with equal fingerprints give equal ids."""
         return hashlib.sha256(repr(self.merges).encode()).hexdigest()[:16]
+
+    def __call__(self, texts: str | Sequence[str], *, context_length: int = 77) -> torch.Tensor:
+        """(B, context_length) int64: ids of B captions with start- and end-of-text, zeros behind; a text counts as one.
+
+        This is the form of OpenAI's `clip.tokenize`; `model.encode_text` takes it.
+        """
+        from clip_train.text import pad
+
+        captions = [texts] if isinstance(texts, str) else texts
+        ids = [self.encode_caption(text, context_length=context_length) for text in captions]
+        return pad(ids, context_length=context_length)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a caption, without the special tokens."""

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from clip_train import checkpoint, keyed
-from clip_train.config import ModelConfig, Plan, TrainOptions, resolve
+from clip_train.config import ModelConfig, Plan, TrainOptions, check_run, resolve
 from clip_train.convert import fit_to, load_model, read_weights
 from clip_train.data import Batch, Loader, LoaderOptions, Stream
 from clip_train.distributed import agree, pick_device, process_group, rank, world_size
@@ -72,7 +72,24 @@ class StepResult:
 
 
 def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
-    """Trains, and returns a summary: steps, last loss, bad samples, the newest checkpoint."""
+    """Trains a model on the pairs of `options.data`, and writes the run into `options.output`.
+
+    Args:
+        options: the fields are the flags of `python -m clip_train train`.
+        on_step: is called after each step with its line of log.jsonl: step, loss, lr, logit_scale, samples_seen, ...
+
+    Returns:
+        steps, samples_seen, loss and pairs_per_s (of the last step), bad_samples (counts by reason), and checkpoint
+        (the path of the newest).
+
+    Raises:
+        UsageError: options that are out of range or do not fit together; nothing is written.
+        InputMissing: a file or folder that is absent; nothing is written.
+        BelowThreshold: more samples than `max_bad` could not be used.
+        Interrupted: SIGTERM or SIGINT arrived; the state is saved.
+        TrainError: anything else that a person can mend.
+    """
+    check_run(options)
     device = pick_device()
     with process_group(device), contextlib.ExitStack() as stack:
         index = open_index(options.data, cache=options.cache, cache_gb=options.cache_gb)
@@ -82,8 +99,10 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
             options, samples=len(index), world_size=world_size(), vocab_size=tokenizer.vocab_size,
             has_gpu=device.type == "cuda", vocabulary=tokenizer.fingerprint,
         )  # fmt: skip
+        stream = Stream(index, seed=options.seed, window=plan.options.window, online_balance=options.online_balance)
+        stream.epoch_of(0)  # an epoch without pairs is refused here
         if options.zero_shot:
-            open_labelled(options.zero_shot)  # a mistake in it should not wait for the first checkpoint
+            open_labelled(options.zero_shot)  # a mistake in it must not wait for the first checkpoint
         if rank() == 0:
             stack.enter_context(hold(folder))
         run = start_run(plan, device)
@@ -93,11 +112,10 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
         for path in index.damaged:
             progress.say(f"{path} is cut or damaged: its whole samples are used, the rest is lost")
         if rank() == 0:
-            write_config(folder, plan, tokenizer)
+            write_config(folder, run.plan, tokenizer)
         log = StepLog(folder, first_step=run.step, tensorboard=options.tensorboard) if rank() == 0 else None
         if log:
             stack.callback(log.close)
-        stream = Stream(index, seed=options.seed, window=plan.options.window, online_balance=options.online_balance)
         loader = stack.enter_context(Loader(stream, tokenizer, loader_options(plan, device)))
         stop = stack.enter_context(stop_signals())
         flops = PEAK_FLOPS.get(next((name for name in PEAK_FLOPS if name in device_name(device)), ""))
@@ -437,7 +455,11 @@ def run_vocabulary(folder: Path, *, resume: bool) -> Path | None:
 
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Makes the run's folder, and keeps every other process from training into it."""
+    """Makes the run's folder and locks it, so that no other process trains into it.
+
+    A run that is refused before it writes anything leaves no folder behind.
+    """
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "a")
@@ -450,15 +472,22 @@ def hold(folder: Path) -> Iterator[None]:
             raise UsageError(f"another process trains into {folder}: end it first, or name another --output") from None
         except OSError:  # a file system without locks
             pass
-        yield
+        try:
+            yield
+        finally:
+            if made and os.listdir(folder) == [".lock"]:
+                os.unlink(folder / ".lock")
+                folder.rmdir()
 
 
 def write_config(folder: Path, plan: Plan, tokenizer: Tokenizer) -> None:
     """RUN/config.json, what the options came to, and RUN/vocabulary.txt.gz, so that a run can be used by itself."""
     folder.mkdir(parents=True, exist_ok=True)
+    # what `--config RUN/config.json` takes: the same run again, from its start
+    options = dataclasses.replace(plan.options, resume=False, bpe=plan.options.bpe or tokenizer.name)
     resolved = {
-        **dataclasses.asdict(plan), "vocabulary": {"file": tokenizer.name, "fingerprint": tokenizer.fingerprint},
-        "torch": torch.__version__,
+        **dataclasses.asdict(dataclasses.replace(plan, options=options)),
+        "vocabulary": {"file": tokenizer.name, "fingerprint": tokenizer.fingerprint}, "torch": torch.__version__,
     }  # fmt: skip
     partial = folder / f"config.json.{os.getpid()}.partial"
     try:

@@ -18,7 +18,7 @@ from clip_train.config import PRESETS  # noqa: E402
 from clip_train.convert import Weights, export, load_model, to_huggingface  # noqa: E402
 from clip_train.model import CLIP  # noqa: E402
 from clip_train.text import pack, pad  # noqa: E402
-from tests.places import DATA
+from tests.places import DATA  # noqa: E402
 
 NAMES = ("RN50", "ViT-B-32", "ViT-B-16")
 IDS = 600  # of the golden models' vocabulary; the live ones have all 49,408
