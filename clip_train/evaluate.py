@@ -102,8 +102,22 @@ def zero_shot(
 ) -> dict[str, Any]:  # fmt: skip
     """Accuracy of naming an image's class by the nearest prompt ensemble.
 
+    Args:
+        model, tokenizer: of `load`.
+        data: a folder with a folder a class, or shards with .cls members.
+        classes: file of class names, in the order of the labels.
+        templates: file of prompt templates; DEFAULT_TEMPLATES unless given.
+        dataset: the entry of these files that is taken.
+        batch_size: images at a time.
+
     Returns:
-        top1, top5, mean_per_class (of top-1), images, skipped (did not decode), classes.
+        top1, top5 and mean_per_class (of top-1), shares in [0, 1]; the counts images, skipped
+        (did not decode) and classes.
+
+    Raises:
+        InputMissing: there are no images, no labels, or one of the files is absent.
+        UsageError: the class names do not fit the labels.
+        TrainError: no image decodes, or a file cannot be read.
     """
     images = open_labelled(data, classes=classes, dataset=dataset)
     prompts = read_templates(templates, dataset) if templates else DEFAULT_TEMPLATES
@@ -170,7 +184,23 @@ def recall(
 def retrieval(
     model: CLIP, tokenizer: Tokenizer, data: str, *, ks: Sequence[int] = (1, 5, 10), batch_size: int = 128
 ) -> dict[str, Any]:
-    """Recall@k both ways on shards; a sample's text may hold several captions, a line each; one without is skipped."""
+    """Recall@k of captions by images and of images by captions.
+
+    A sample's text may hold several captions, a line each. A sample without a caption is skipped.
+
+    Args:
+        model, tokenizer: of `load`.
+        data: shards with captions.
+        ks: an answer counts if it is among the first k.
+        batch_size: images at a time.
+
+    Returns:
+        image_to_text_recall@k and text_to_image_recall@k, shares in [0, 1]; the counts images, texts and skipped.
+
+    Raises:
+        InputMissing: there are no shards.
+        TrainError: no sample has both an image that decodes and a caption.
+    """
     index = open_index(data)
     reader = open_reader(index)
     kept, parts = [], []
@@ -206,9 +236,25 @@ def retrieval(
 def embed(
     model: CLIP, tokenizer: Tokenizer, data: str, output: str, *, texts: bool = False, batch_size: int = 128
 ) -> dict[str, Any]:
-    """Writes a Parquet table of `key` and `embedding` (E floats, a unit vector), and `text_embedding` if asked for.
+    """Writes a Parquet table of `key` and `embedding`, a unit vector of E fp32 numbers.
 
-    The keys are those of the shards; the pipeline's deduplication by embedding reads this table.
+    Images that do not decode have no row.
+
+    The keys are those of the shards. Deduplication by embeddings reads this table.
+
+    Args:
+        model, tokenizer: of `load`.
+        data: shards.
+        output: the table. It appears under this name when it is whole.
+        texts: write `text_embedding`, another E numbers, from the caption too.
+        batch_size: images at a time.
+
+    Returns:
+        output, rows, skipped (did not decode) and dimensions (E).
+
+    Raises:
+        InputMissing: there are no shards.
+        TrainError: a caption is too long, or is not UTF-8.
     """
     index = open_index(data)
     reader = open_reader(index)

@@ -122,7 +122,8 @@ def check_values(options: Any, labels: Mapping[str, str] | None = None) -> None:
 
 def _check_value(metadata: Mapping[str, Any], value: Any, said: str) -> None:
     if "within" in metadata and not within(value, metadata["within"]):
-        raise UsageError(f"{said} {value} must be in {metadata['within']}")
+        shown = f"{value:.12g}" if isinstance(value, float) else value
+        raise UsageError(f"{said} {shown} must be in {metadata['within']}")
     if "choices" in metadata and value not in metadata["choices"]:
         raise UsageError(f"{said} {value!r} is unknown{nearest(value, metadata['choices'])}")
     if isinstance(value, str) and "\0" in value:
