@@ -1,6 +1,6 @@
-"""Models and recipes: the paper's tables 18-20 as presets, and every option of a training run.
+"""Models and recipes (tables 18 to 20 of the paper) as presets, and the options of a training run.
 
-No torch here: the command line reads this file for `--help`.
+This file does not import torch: the command line needs it for `--help`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MEASURES = ("tokenizer", "loader", "loss", "model", "step")  # of bench.py
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of one CLIP (paper, tables 19 and 20). A tuple of four `vision_layers` means ModifiedResNet."""
+    """The architecture of a CLIP model (paper, tables 19 and 20). Four `vision_layers` in a tuple: ModifiedResNet."""
 
     embed_dim: int
     image_size: int
@@ -40,7 +40,7 @@ class ModelConfig:
 
     @property
     def vision_heads(self) -> int:
-        """64 channels a head; the attention pool of a ResNet works on 32 times its width."""
+        """One head per 64 channels. The attention pool of a ResNet has 32 times its width."""
         return self.vision_width * 32 // 64 if self.is_resnet else max(1, self.vision_width // 64)
 
     @classmethod
@@ -111,7 +111,7 @@ PRESETS: dict[str, Preset] = {
     "ViT-L-14-336": _vit(
         768, 336, 14, 24, 1024, 768, 2e-5, "one more epoch of ViT-L-14 at 336 px: start with --init", epochs=1
     ),
-    # ours: a first try on a CPU, and the tests
+    # not in the paper: for a first try on a CPU, and for tests
     "ViT-Mini": _small(
         ModelConfig(
             embed_dim=128, image_size=64, patch_size=8, vision_layers=6, vision_width=192,
@@ -161,71 +161,74 @@ class TrainOptions:
     """Every option of a training run; the field names are the flags. None: the preset's value."""
 
     # what
-    data: str = option("", "folder that the pipeline published, or a brace pattern of WebDataset tars; or its URL",
+    data: str = option("", "folder that the pipeline published, or brace pattern of WebDataset tars; or the URL of one",
                        files=places.shards)  # fmt: skip
     model: str = option("ViT-B-32", "one of: " + ", ".join(PRESETS), metavar="NAME", value=check_model)
     output: str = option("", "folder of the run: log.jsonl, config.json, checkpoints/", files=places.run_folder)
-    init: str | None = option(None, "start from these weights (a checkpoint, OpenAI, open_clip or Hugging Face file)",
+    init: str | None = option(None, "initial weights: a checkpoint, or a file of OpenAI, open_clip or Hugging Face",
                               files=places.weights)  # fmt: skip
-    resume: bool = option(False, "continue from the newest checkpoint in the output folder that verifies")
-    seed: int = option(0, "keys the initial weights, the order of samples, the crops and patch dropout",
+    resume: bool = option(False, "continue from the newest valid checkpoint in the output folder")
+    seed: int = option(0, "seed of the initial weights, the order of samples, the crops and patch dropout",
                         within="[0, 9223372036854775808)")  # fmt: skip
     # how long
-    batch_size: int | None = option(None, "pairs a step, over all ranks and accumulation; by the model unless given",
+    batch_size: int | None = option(None, "pairs per step, over all ranks and micro-batches; by the model unless given",
                                      within="[1, inf)")  # fmt: skip
-    epochs: float | None = option(None, "passes over the data, each in an order of its own; by the model unless given",
+    epochs: float | None = option(None, "passes over the data, each in another order; by the model unless given",
                                    within="(0, inf)", replaces="steps")  # fmt: skip
-    steps: int | None = option(None, "steps in all, instead of --epochs", within="[1, inf)", replaces="epochs")
+    steps: int | None = option(None, "total number of steps, instead of --epochs", within="[1, inf)", replaces="epochs")
     # optimiser (paper, table 18)
     lr: float | None = option(None, "peak learning rate; by the model unless given", within="(0, inf)")
     warmup: int | None = option(None, "steps of linear warm-up; by the model, or a tenth of the run, unless given",
                                  within="[0, inf)")  # fmt: skip
-    weight_decay: float | None = option(None, "of all but gains and biases; 0.2 unless given", within="[0, inf)")
+    weight_decay: float | None = option(None, "weight decay of all but gains and biases; 0.2 unless given",
+                                        within="[0, inf)")  # fmt: skip
     beta1: float | None = option(None, "Adam beta 1; 0.9 unless given", within="[0, 1)")
     beta2: float | None = option(None, "Adam beta 2; 0.98 (ViT) or 0.999 (ResNet) unless given", within="[0, 1)")
     eps: float | None = option(None, "Adam epsilon; 1e-6 (ViT) or 1e-8 (ResNet) unless given", within="(0, inf)")
-    clip_norm: float | None = option(None, "clip the gradient's norm to this; off unless given", within="(0, inf)")
-    ema: float = option(0.0, "decay of a moving average of the weights, 0.9999 say; 0: none", within="[0, 1)")
+    clip_norm: float | None = option(None, "largest norm of the gradient; not clipped unless given", within="(0, inf)")
+    ema: float = option(0.0, "decay of a moving average of the weights, such as 0.9999; 0: none", within="[0, 1)")
     # loss
-    loss: str = option("infonce", "infonce (the paper) or sigmoid", choices=("infonce", "sigmoid"))
-    loss_chunk: int = option(1024, "rows of the logits held at a time, times all columns", within="[1, inf)")
+    loss: str = option("infonce", "infonce (as in the paper) or sigmoid", choices=("infonce", "sigmoid"))
+    loss_chunk: int = option(1024, "rows of the logits in memory at a time, with all columns", within="[1, inf)")
     # memory and speed
-    accumulate: int = option(1, "micro-batches a step; the gradient is that of the whole batch", within="[1, inf)")
+    accumulate: int = option(1, "micro-batches per step; the gradient is that of the whole batch", within="[1, inf)")
     precision: str = option("auto", "auto: bf16 on a GPU that has it, else fp32",
                              choices=("auto", "fp32", "bf16", "fp16"))  # fmt: skip
     compile: bool = option(False, "torch.compile both towers")
     parallel: str = option("ddp", "how ranks share the weights", choices=("ddp", "fsdp"))
     activation_checkpointing: bool = option(False, "recompute activations in the backward pass")
-    patch_dropout: float = option(0.0, "share of the image patches a ViT does not see in training", within="[0, 1)")
-    text: str = option("packed", "packed: work up to each caption's end only, same numbers; padded: all positions",
+    patch_dropout: float = option(0.0, "share of the image patches that a ViT drops in training", within="[0, 1)")
+    text: str = option("packed", "packed: compute each caption up to its end, same numbers; padded: all positions",
                         choices=("packed", "padded"))  # fmt: skip
-    threads: int = option(0, "decoding threads; 0: one a core of this rank", within="[0, 1024]")
-    prefetch: int = option(3, "batches decoded ahead", within="[0, 1024]")
+    threads: int = option(0, "decoding threads; 0: one per core of this rank", within="[0, 1024]")
+    prefetch: int = option(3, "batches that are decoded ahead", within="[0, 1024]")
     # data
-    bpe: str | None = option(None, "BPE vocabulary (OpenAI's file or our own); found by itself unless given",
+    bpe: str | None = option(None, "BPE vocabulary, OpenAI's file or your own; see docs/training.md for the default",
                              files=places.readable_file)  # fmt: skip
-    crop_scale: float = option(0.9, "smallest random square crop, as a share of the largest's area", within="(0, 1]")
-    verify: bool = option(False, "check the sha256 of every sample that is read")
-    max_bad: float = option(0.01, "stop when more than this share of the samples cannot be used", within="[0, 1]")
-    online_balance: bool = option(False, "keep a pair with its keep_probability, drawn anew each epoch")
-    window: int = option(0, "shuffle within windows of this many whole shards (slow storage); 0: over everything, "
+    crop_scale: float = option(0.9, "smallest random square crop, as a share of the area of the largest",
+                               within="(0, 1]")  # fmt: skip
+    verify: bool = option(False, "check the sha256 of every image")
+    max_bad: float = option(0.01, "share of unusable samples above which the run stops", within="[0, 1]")
+    online_balance: bool = option(False, "keep each pair with its keep_probability, drawn again in each epoch")
+    window: int = option(0, "shuffle within windows of this many shards, for slow storage; 0: over all samples, "
                           f"or {DEFAULT_WINDOW} where --data is a URL", within="[0, inf)")  # fmt: skip
-    cache: str | None = option(None, "folder for shards behind a URL; below the temporary folder unless given",
+    cache: str | None = option(None, "folder for shards from a URL; below the temporary folder unless given",
                                files=places.writable_folder)  # fmt: skip
-    cache_gb: float = option(DEFAULT_CACHE_GB, "how much of them may lie there at a time, in 10^9 bytes",
+    cache_gb: float = option(DEFAULT_CACHE_GB, "size of that folder, in 10^9 bytes",
                               within="(0, inf)")  # fmt: skip
     # checkpoints and logs
     save_every: int = option(1000, "steps between checkpoints; 0: by time and at the end only", within="[0, inf)")
-    save_minutes: float = option(30.0, "minutes between them; 0: by steps and at the end only", within="[0, inf)")
-    keep: int = option(3, "newest checkpoints that are kept", within="[1, inf)")
+    save_minutes: float = option(30.0, "minutes between checkpoints; 0: by steps and at the end only",
+                                 within="[0, inf)")  # fmt: skip
+    keep: int = option(3, "number of checkpoints to keep, the newest", within="[1, inf)")
     tensorboard: bool = option(True, "write TensorBoard events to RUN/tensorboard")
-    zero_shot: str | None = option(None, "labelled folder or shards to classify at every checkpoint",
+    zero_shot: str | None = option(None, "labelled images, a folder or shards, to classify at every checkpoint",
                                    files=places.labelled_images)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run resolves to: no None left, steps counted. Written to RUN/config.json."""
+    """The resolved options of a run: no value is left to a preset. RUN/config.json has them."""
 
     options: TrainOptions
     model: ModelConfig
@@ -251,7 +254,7 @@ def resolve(
         samples: pairs in the data.
         vocab_size: ids of the tokenizer; the text tower's embedding takes this size.
         vocabulary: names the tokenizer's merges; a checkpoint of another vocabulary is refused.
-        has_gpu: without one, the paper's batch of 32,768 would not fit: 256 is the default then.
+        has_gpu: without a GPU the default batch is 256, because the paper's 32,768 would not fit.
     """
     check_values(options)
     check_together(options, world_size=world_size)

@@ -1,4 +1,4 @@
-"""What a model has learned: zero-shot classification (paper, section 3.1), retrieval, and embeddings as a table."""
+"""Evaluation of a model: zero-shot classification (paper, section 3.1), retrieval, and a table of embeddings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from clip_train.shards import Index, key_of, open_index
 from clip_train.text import pack
 from clip_train.tokenizer import Tokenizer
 
-TIE = 1e-6  # cosines that differ by less are equal; fp32 rounds them to about 1e-7
+TIE = 1e-6  # cosines that differ by less count as equal; the rounding error of fp32 is about 1e-7
 
 
 @torch.no_grad()
@@ -49,12 +49,12 @@ def embed_images(
     threads: int = 0,
     unit: bool = True,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Features of images 0 .. count - 1, batch by batch: (numbers of the images that decode, (b, E)).
+    """Yields features of images 0 .. count - 1, batch by batch: (numbers of the images that decode, (b, E)).
 
-    The images are taken through OpenAI's evaluation transform; decoding runs ahead in threads.
+    The images go through OpenAI's evaluation transform. Threads decode ahead.
 
     Args:
-        unit: unit vectors; else as the tower gives them, which is what a linear probe takes.
+        unit: normalise the features to unit vectors. A linear probe takes them as they are.
     """
     size, device = model.config.image_size, model.logit_scale.device
 
@@ -83,12 +83,12 @@ def embed_images(
 def class_vectors(
     model: CLIP, tokenizer: Tokenizer, classes: Sequence[str], templates: Sequence[str] | dict[str, list[str]]
 ) -> Tensor:
-    """(classes, E): the mean of each class's prompts, a unit vector again (the paper's prompt ensemble)."""
+    """(classes, E): the normalised mean over the prompts of each class (the paper's prompt ensemble)."""
     vectors = []
     for name in classes:
         if isinstance(templates, dict):
             if name not in templates:
-                raise TrainError(f"no prompts for the class {name!r} in the file of templates")
+                raise TrainError(f"the file of templates has no prompts for the class {name!r}")
             prompts = templates[name]
         else:
             prompts = [fill(template, name) for template in templates]

@@ -163,5 +163,5 @@ def test_a_spoiled_checkpoint_is_refused_by_its_file_too(tmp_path):
     for place in (file, path):
         with pytest.raises(TrainError, match="not as it was saved"):
             read_weights(place)
-    with pytest.raises(TrainError, match="none of the 1 checkpoints is whole; the newest: .*not as it was saved"):
+    with pytest.raises(TrainError, match="none of the 1 checkpoints is valid; the newest: .*not as it was saved"):
         read_weights(tmp_path)
