@@ -108,7 +108,7 @@ def write_recipe(values: Mapping[str, Any], comments: Mapping[str, str]) -> str:
     """A recipe as YAML, a line an option with its help; `read_recipe` gives the values back."""
     lines = [(f"{name}: {_scalar(value)}", comments[name]) for name, value in values.items()]
     width = min(40, max(len(line) for line, _ in lines))
-    return "\n".join(f"{line:{width}s}  # {comment}" for line, comment in lines) + "\n"
+    return "\n".join(f"{line:{width}s}  # {comment}" for line, comment in lines)
 
 
 def _scalar(value: Any) -> str:
