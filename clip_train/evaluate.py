@@ -148,17 +148,17 @@ def zero_shot(
 def recall(
     queries: Tensor, candidates: Tensor, right: Sequence[Sequence[int]], ks: Sequence[int], *, chunk: int = 0
 ) -> dict[int, float]:
-    """Share of queries with a right candidate among the k nearest.
+    """The share of queries with a right candidate among the k nearest, for each k.
 
-    A wrong candidate ranks before the best right one if its cosine is above it, equal to it, or less than `TIE` below
-    it: copies of a caption are a tie whatever the rounding. A query without a right candidate, or whose cosine with all
-    of them is not a number, is never answered.
+    A wrong candidate ranks before the best right one unless its cosine is lower by at least `TIE`. Copies of a caption
+    are therefore a tie for any rounding. A query counts as a miss if it has no right candidate, or if no cosine with a
+    right candidate is a number.
 
     Args:
         queries: (Q, E) unit vectors.
         candidates: (C, E) unit vectors.
         right: the right candidates of each query (an image may have several captions).
-        chunk: queries at a time; by default as many as keep the cosines below 16 MiB, near the cores.
+        chunk: queries at a time. The default keeps the cosines below 16 MiB, so that they stay in the cache.
     """
     device = queries.device
     answers = [sorted(set(numbers)) for numbers in right]

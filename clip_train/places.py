@@ -27,7 +27,7 @@ _CHECKPOINT = re.compile(r"step-(\d{8,})")
 
 
 def readable_file(said: str, value: str) -> None:
-    """Refuses what is no file that can be read."""
+    """Refuses a path that is missing, a folder, or not readable."""
     path = _existing(said, value)
     if not path.is_file():
         raise UsageError(f"{said} {value}: this is a folder, a file is expected")

@@ -136,14 +136,14 @@ def test_files_that_are_no_weights(tmp_path):
     with pytest.raises(TrainError, match="neither a zip of torch"):
         read_weights(tmp_path / "text")
     torch.save({"x": torch.zeros(1)}, tmp_path / "other.pt")
-    with pytest.raises(TrainError, match="no CLIP of the kinds"):
+    with pytest.raises(TrainError, match="not a CLIP model that this program knows"):
         read_weights(tmp_path / "other.pt")
     with pytest.raises(InputMissing, match="neither checkpoints nor"):
         read_weights(tmp_path)
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "config.json").write_text("{}")
     (tmp_path / "hf" / "model.safetensors").write_bytes(b"x" * 10)
-    with pytest.raises(TrainError, match="no CLIPModel"):
+    with pytest.raises(TrainError, match="not a CLIPModel"):
         read_weights(tmp_path / "hf")
 
 
