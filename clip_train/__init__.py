@@ -1,16 +1,64 @@
 """clip_train: train CLIP from image-text shards as the paper did (Radford et al. 2021, arXiv 2103.00020).
 
+On the command line:
+
     python -m clip_train train --data DIR --model ViT-B-32 --output RUN
+
+In Python:
+
+    from clip_train import TrainOptions, load, train
+
+    train(TrainOptions(data="DIR", model="ViT-B-32", output="RUN"))
+    model, tokenizer, preprocess = load("RUN")
 
 The way of a run, one file a role:
 
+    commandline.py  commands.py           the parser; the options and the work of each command
+    fields.py  places.py  recipe.py       how options are declared and checked; paths; recipe files
+    config.py                             models, recipes of the paper, options of a run
     data.py  image.py  tokenizer.py       shards -> uint8 crops and packed token ids, in an order that is one integer
     model.py  resnet.py  text.py          the two towers, with the names and the numerics of OpenAI's code
     loss.py  loss_triton.py               symmetric InfoNCE in chunks, exact over ranks and accumulation
     optim.py  distributed.py  checkpoint.py
-    train.py                              the loop
+    training.py                           the loop
     evaluate.py  probe.py  overlap.py     zero-shot, retrieval, linear probe, data overlap
     convert.py                            OpenAI, open_clip and Hugging Face weights, both ways
+    use.py                                a trained model for scripts
 
-Nothing heavy is imported here: torch is loaded by the modules that compute.
+Nothing heavy is imported here: a public name loads its module, and torch with it, when it is first used.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clip_train.config import TrainOptions
+    from clip_train.evaluate import embed, retrieval, zero_shot
+    from clip_train.training import train
+    from clip_train.use import load
+
+_PUBLIC = {
+    "TrainOptions": "config",
+    "train": "training",
+    "load": "use",
+    "zero_shot": "evaluate",
+    "retrieval": "evaluate",
+    "embed": "evaluate",
+}
+
+__all__ = ["TrainOptions", "embed", "load", "retrieval", "train", "zero_shot"]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name (PEP 562)."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -1,9 +1,9 @@
-"""What this machine does: tokenizer, loader, loss, the towers alone, and whole steps from tar.
+"""Measures the speed of this machine: tokenizer, loader, loss, the towers alone, and whole steps from tar files.
 
     python -m clip_train bench --model ViT-B-32 --batch-size 1024
 
-CPU seconds are of all threads of the process. Without --data, shards of made-up pictures (256 px, ~20 kB) and captions
-of a realistic length are written to a temporary folder.
+CPU seconds are the sum over all threads of the process. Without --data, the benchmark writes shards of synthetic
+pictures (256 px, ~20 kB) and captions of a realistic length to a temporary folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from clip_train.bpe import count_words, learn_merges
-from clip_train.config import TrainOptions, resolve
+from clip_train.config import MEASURES, TrainOptions, resolve
 from clip_train.data import Loader, Stream
 from clip_train.distributed import pick_device
 from clip_train.errors import InputMissing, UsageError
@@ -33,9 +33,8 @@ from clip_train.loss import info_nce
 from clip_train.model import count_flops
 from clip_train.shards import open_index
 from clip_train.tokenizer import Tokenizer, find_vocabulary, load_tokenizer
-from clip_train.train import PEAK_FLOPS, device_name, encode, loader_options, start_run, training_step
+from clip_train.training import PEAK_FLOPS, device_name, encode, loader_options, start_run, training_step
 
-MEASURES = ("tokenizer", "loader", "loss", "model", "step")
 _WORDS = (
     "a the of in on with and red blue green old new small large photo picture view house river mountain city street "
     "dog cat bird car train boat flower garden portrait woman man child sunset winter vintage wooden glass table chair"
@@ -46,10 +45,10 @@ def bench(
     *, model: str, data: str | None = None, batch_size: int = 64, seconds: float = 5.0,
     only: Sequence[str] | None = None, precision: str = "auto", compiled: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Runs the measures, and returns their numbers."""
+    """Runs the measures and returns their numbers."""
     unknown = [name for name in only or () if name not in MEASURES]
     if unknown:
-        raise UsageError(f"--only: unknown measure {unknown[0]!r} (known: {' '.join(MEASURES)})")
+        raise UsageError(f"unknown measure {unknown[0]!r} (allowed: {', '.join(MEASURES)})")
     chosen = only or MEASURES
     with tempfile.TemporaryDirectory() as scratch:
         folder = data or write_shards(Path(scratch), samples=max(512, 2 * batch_size))
@@ -72,7 +71,7 @@ def _any_tokenizer() -> Tokenizer:
         return load_tokenizer()
     except InputMissing:
         counts = count_words([caption(random.Random(number)) for number in range(2000)])
-        return Tokenizer(learn_merges(counts, merges=2000), name=f"made up, {find_vocabulary()} is missing")
+        return Tokenizer(learn_merges(counts, merges=2000), name=f"synthetic, because {find_vocabulary()} is missing")
 
 
 def _start(options: TrainOptions, tokenizer: Tokenizer) -> Any:
@@ -85,7 +84,7 @@ def _start(options: TrainOptions, tokenizer: Tokenizer) -> Any:
 
 
 def measure(work: Callable[[], int], *, seconds: float) -> tuple[float, float]:
-    """Items a second of wall time, and CPU ms an item; the first call warms up and does not count."""
+    """Items per second of wall time, and CPU milliseconds per item. The first call warms up and is not counted."""
     work()
     items, wall, cpu = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - wall < seconds:
@@ -136,7 +135,7 @@ def _loss(options: TrainOptions, tokenizer: Tokenizer, seconds: float) -> dict[s
 
 
 def _model(options: TrainOptions, tokenizer: Tokenizer, seconds: float) -> dict[str, float]:
-    """Forward and backward of both towers on one batch that is on the device already: packed and padded text."""
+    """Forward and backward pass of both towers, with packed and with padded text, on a batch on the device."""
     results: dict[str, float] = {}
     for text in ("packed", "padded"):
         run, stream, chosen = _start(dataclasses.replace(options, text=text), tokenizer)
@@ -181,12 +180,12 @@ _MEASURES: dict[str, Callable[[TrainOptions, Tokenizer, float], dict[str, float]
 
 
 def caption(rng: random.Random) -> str:
-    """Words in a number that is spread as alt-texts are: about 23 tokens, now and then very many."""
+    """A synthetic caption. Its length is distributed like that of alt-texts: about 23 tokens, rarely very many."""
     return " ".join(rng.choices(_WORDS, k=max(2, min(70, round(rng.lognormvariate(2.85, 0.6))))))
 
 
 def write_shards(folder: Path, *, samples: int, side: int = 256, shards: int = 2) -> str:
-    """Plain tars of smooth made-up pictures with some texture, so that the JPEGs are as large as photographs."""
+    """Writes plain tars of smooth synthetic pictures. Some noise makes the JPEGs as large as photographs."""
     from PIL import Image
 
     folder = folder / "shards"

@@ -1,7 +1,7 @@
 """Learns a byte-pair vocabulary from captions (paper, section 2.4: lower-case BPE, 49,152 merges).
 
-Words are counted once; then the most frequent pair of neighbouring symbols is merged, over and over. Ties go to the
-pair that sorts first, so the same captions give the same vocabulary, byte for byte.
+Words are counted once. Then the most frequent pair of neighbouring symbols is merged, again and again. Of equally
+frequent pairs the first in sorted order is taken, so the same captions give the same vocabulary, byte for byte.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Pair = tuple[str, str]
 def train_vocabulary(
     inputs: Sequence[str], output: str, *, column: str = "text", merges: int = MAX_MERGES, min_count: int = 2
 ) -> dict[str, Any]:
-    """Reads captions, learns merges, writes the vocabulary file."""
+    """Reads captions, learns merges and writes the vocabulary file."""
     if not 1 <= merges <= MAX_MERGES:
         raise UsageError(f"--merges must be between 1 and {MAX_MERGES}")
     counts: Counter[str] = Counter()
@@ -33,7 +33,7 @@ def train_vocabulary(
                 counts.update(split_words(text))
                 captions += 1
         except (EOFError, OSError, ValueError) as error:  # gzip, the system, Parquet
-            raise TrainError(f"{path} cannot be read, or it is cut: {error}") from error
+            raise TrainError(f"{path} cannot be read or is truncated: {error}") from error
     if not counts:
         raise InputMissing(f"no words in {', '.join(inputs)}")
     learned = learn_merges(counts, merges=merges, min_count=min_count)
@@ -51,8 +51,11 @@ def train_vocabulary(
 
 
 def read_captions(path: str, column: str) -> Iterator[str]:
-    """The texts of a Parquet column, the lines of a text file (gzipped or not), the words and glosses of a file of
-    WordNet (`data.noun`), or the captions of shards."""
+    """Yields captions from a file or from shards.
+
+    The form follows from the name: a text file (.txt, .txt.gz) has a caption per line, a Parquet file has a column of
+    captions, a file of WordNet (`data.noun`) has words and glosses. Everything else is read as shards.
+    """
     file = Path(path)
     if path.endswith((".txt", ".txt.gz")):
         if not file.exists():
@@ -84,7 +87,10 @@ def read_captions(path: str, column: str) -> Iterator[str]:
 
 
 def _read_wordnet(file: Path) -> Iterator[str]:
-    """A synset a line: `offset file type count word id word id ... | gloss`; two blanks start the licence's lines."""
+    """Yields words and gloss of each synset.
+
+    A line is `offset file type count word id word id ... | gloss`. Lines of the licence start with two blanks.
+    """
     if not file.exists():
         raise InputMissing(f"no such file: {file} (Debian: apt install wordnet-base)")
     with open(file, encoding="utf-8", errors="replace") as lines:
@@ -97,7 +103,7 @@ def _read_wordnet(file: Path) -> Iterator[str]:
 
 
 def learn_merges(counts: Counter[str], *, merges: int, min_count: int = 2) -> list[Pair]:
-    """The merges, best first; fewer than asked for where no pair is left that occurs `min_count` times."""
+    """The merges, best first. They are fewer than `merges` if no other pair occurs `min_count` times."""
     symbols = byte_symbols()
     words: list[list[str]] = []
     weights: list[int] = []
@@ -107,7 +113,7 @@ def learn_merges(counts: Counter[str], *, merges: int, min_count: int = 2) -> li
         words.append(pieces)
         weights.append(count)
     totals: Counter[Pair] = Counter()
-    places: defaultdict[Pair, set[int]] = defaultdict(set)  # words that hold (or once held) a pair
+    places: defaultdict[Pair, set[int]] = defaultdict(set)  # words that contain, or contained, a pair
     for number, pieces in enumerate(words):
         for pair in zip(pieces, pieces[1:], strict=False):
             totals[pair] += weights[number]
@@ -118,7 +124,7 @@ def learn_merges(counts: Counter[str], *, merges: int, min_count: int = 2) -> li
     learned: list[Pair] = []
     while heap and len(learned) < merges:
         count, best = heapq.heappop(heap)
-        if -count != totals[best]:  # an old entry: the pair's count has changed since
+        if -count != totals[best]:  # an outdated entry: the count of the pair has changed
             continue
         if -count < min_count:
             break
@@ -145,7 +151,7 @@ def learn_merges(counts: Counter[str], *, merges: int, min_count: int = 2) -> li
 
 
 def _merge(pieces: Sequence[str], pair: Pair) -> list[str]:
-    """All places of the pair, from the left."""
+    """Merges all occurrences of the pair, from the left."""
     merged: list[str] = []
     at = 0
     while at < len(pieces):
@@ -159,5 +165,5 @@ def _merge(pieces: Sequence[str], pair: Pair) -> list[str]:
 
 
 def count_words(captions: Iterable[str]) -> Counter[str]:
-    """Words of some captions, after the tokenizer's clean-up."""
+    """Counts the words of captions after the clean-up of the tokenizer."""
     return Counter(word for caption in captions for word in split_words(caption))

@@ -1,13 +1,13 @@
-"""Checkpoints that are whole or not there, and that notice a flipped bit.
+"""Checkpoints that are complete or absent. A digest detects a flipped bit.
 
     RUN/checkpoints/step-00001000/
-        model.safetensors       the weights under OpenAI's names: a file that any tool reads
-        ema.safetensors         their moving average, if the run keeps one
+        model.safetensors       the weights under OpenAI's names
+        ema.safetensors         their moving average, with --ema
         optimizer.safetensors   exp_avg.<name>, exp_avg_sq.<name>, step.<name>
-        checkpoint.json         model, progress, and bytes and sha256 of the files above; its own digest too
+        checkpoint.json         model, progress, size and sha256 of the files above, and its own sha256
 
-A checkpoint is written into a folder of another name, brought to the disk, and renamed. Readers believe one only after
-its digests: the newest that verifies wins. Tensors and JSON only, so no checkpoint can run code.
+A checkpoint is written into a folder of another name, synced to the disk and renamed. A reader checks the digests and
+takes the newest checkpoint that verifies. The files hold tensors and JSON only, so a checkpoint cannot run code.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,15 +27,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clip_train.errors import InputMissing, TrainError
+from clip_train.places import all_steps
 
 FORMAT = 1
-_NAME = re.compile(r"step-(\d{8,})")
 _SCRATCH = ".partial-"
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What a run needs to go on."""
+    """The state that a run resumes from."""
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
@@ -54,7 +53,7 @@ def save(
     info: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Writes checkpoint `step` into `folder`, then removes all but the newest `keep` that verify their size."""
+    """Writes checkpoint `step` into `folder`, then removes all but the newest `keep` checkpoints."""
     final = folder / f"step-{step:08d}"
     scratch = folder / f"{_SCRATCH}{final.name}-{os.getpid()}"
     try:
@@ -67,19 +66,21 @@ def save(
         body = {"format": FORMAT, **info, "files": digests}
         _write(scratch / "checkpoint.json", json.dumps({"body": body, "sha256": _digest_json(body)}, indent=1).encode())
         _sync_folder(scratch)
-        if final.exists():  # the same step again, after a resume from an older checkpoint
+        if final.exists():  # saved before; the run has resumed from an older checkpoint
             shutil.rmtree(_set_aside(final))
         os.rename(scratch, final)
         _sync_folder(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise TrainError(f"cannot save {final}: {error}; older checkpoints are whole: make room, --resume") from error
+        raise TrainError(
+            f"cannot save {final}: {error}; older checkpoints are complete: free some space, then --resume"
+        ) from error
     _prune(folder, keep=keep)
     return final
 
 
 def load(path: Path) -> Checkpoint:
-    """Reads a checkpoint after checking it; TrainError says what is wrong with it."""
+    """Verifies and reads a checkpoint. TrainError says what is wrong with it."""
     info = verify(path)
     optional = path / "ema.safetensors"
     return Checkpoint(
@@ -91,16 +92,16 @@ def load(path: Path) -> Checkpoint:
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """The contents of checkpoint.json, if every file is there as it was written."""
+    """The content of checkpoint.json, after checking that every file is as it was written."""
     try:
         outer = json.loads((path / "checkpoint.json").read_bytes())
         body, digest = outer["body"], outer["sha256"]
     except FileNotFoundError:
-        raise InputMissing(f"{path} is no checkpoint: it has no checkpoint.json") from None
+        raise InputMissing(f"{path} is not a checkpoint: it has no checkpoint.json") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainError(f"{path / 'checkpoint.json'} is spoiled ({error}); use another checkpoint") from None
+        raise TrainError(f"{path / 'checkpoint.json'} is damaged ({error}); use another checkpoint") from None
     if _digest_json(body) != digest:
-        raise TrainError(f"{path / 'checkpoint.json'} is spoiled (its sha256 differs); use another checkpoint")
+        raise TrainError(f"{path / 'checkpoint.json'} is damaged (its sha256 differs); use another checkpoint")
     if body["format"] != FORMAT:
         raise TrainError(f"{path} has format {body['format']}, this version reads {FORMAT}")
     for name, expected in body["files"].items():
@@ -116,16 +117,8 @@ def verify(path: Path) -> dict[str, Any]:
     return body
 
 
-def all_steps(folder: Path) -> list[Path]:
-    """The checkpoints of a run by name, newest first, verified or not."""
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
-
-
 def newest(folder: Path) -> Iterator[tuple[Path, str | None]]:
-    """Checkpoints from the newest on, each with what is wrong with it, up to the first that verifies (None)."""
+    """Yields checkpoints from the newest to the first that verifies, each with its fault. None: it verifies."""
     for path in all_steps(folder):
         try:
             verify(path)
@@ -137,7 +130,7 @@ def newest(folder: Path) -> Iterator[tuple[Path, str | None]]:
 
 
 def clear_scratch(folder: Path) -> None:
-    """Removes what a killed save left behind. Only one process of a run may call it."""
+    """Removes the folders that a killed save left behind. Only one process of a run may call it."""
     if folder.is_dir():
         for path in folder.iterdir():
             if path.name.startswith(_SCRATCH):
@@ -150,7 +143,7 @@ def _prune(folder: Path, *, keep: int) -> None:
 
 
 def _set_aside(path: Path) -> Path:
-    """Renames a checkpoint, so that it is gone at once, not file by file."""
+    """Renames a checkpoint, so that it disappears at once and not file by file."""
     aside = path.with_name(f"{_SCRATCH}old-{path.name}-{os.getpid()}")
     os.rename(path, aside)
     return aside
@@ -189,11 +182,11 @@ def _digest_json(body: Any) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-# --- between tensors in files and a model that trains -----------------------------------------------------------------
+# --- tensors in files and in a model ----------------------------------------------------------------------------------
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor of one that FSDP has cut up; every rank has to ask."""
+    """The full tensor of one that FSDP has sharded. Every rank has to call this."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
@@ -212,15 +205,15 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) -> None:
-    """Fills the model's weights; TrainError if the names or the shapes are another model's."""
+    """Copies the weights into the model. TrainError if a name or a shape is that of another model."""
     own = model.state_dict()
     for name in [*(own.keys() - tensors.keys()), *(tensors.keys() - own.keys())][:1]:
         side = "lacks" if name in own else "has"
-        raise TrainError(f"{origin} is of another model: it {side} {name!r}")
+        raise TrainError(f"{origin} belongs to another model: it {side} {name!r}")
     for name, target in own.items():
         if tensors[name].shape != target.shape:
             raise TrainError(
-                f"{origin} is of another model: {name} is {tuple(tensors[name].shape)}, not {tuple(target.shape)}"
+                f"{origin} belongs to another model: {name} is {tuple(tensors[name].shape)}, not {tuple(target.shape)}"
             )
         copy_into(target, tensors[name])
 
@@ -228,7 +221,7 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], *, origin: st
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """The inverse of `optimizer_tensors`."""
     kinds: dict[str, list[str]] = {}
-    for key in sorted(tensors):  # the same order on all ranks: they may have to cut up a tensor together
+    for key in sorted(tensors):  # the same order on all ranks: sharding a tensor is a collective call
         kind, _, name = key.partition(".")
         kinds.setdefault(name, []).append(kind)
     for name, parameter in model.named_parameters():
@@ -246,11 +239,11 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
 
 @torch.no_grad()
 def copy_into(target: Tensor, source: Tensor) -> None:
-    """Copies a whole tensor into one that may be cut up over ranks."""
+    """Copies a whole tensor into one that may be sharded over ranks."""
     if hasattr(target, "device_mesh"):
         from torch.distributed.tensor import distribute_tensor
 
         source = distribute_tensor(
             source.to(target.device), target.device_mesh, target.placements, src_data_rank=None  # type: ignore[attr-defined]
-        )  # every rank has read the whole one, and takes its part
+        )  # every rank has read the whole tensor and takes its shard
     target.copy_(source)

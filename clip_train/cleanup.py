@@ -1,9 +1,9 @@
-"""Caption clean-up before byte-pair encoding, for text that is not plain ASCII.
+"""Cleans up captions that are not plain ASCII, before byte-pair encoding.
 
-OpenAI's tokenizer passes captions through ftfy, html.unescape (twice), a fold of blanks, and lower case. These are the
-steps of ftfy that matter for captions, in its order, on the standard library alone: HTML entities, mojibake of UTF-8
-read as Windows-1252 or Latin-1, ligatures, full-width forms, curly quotes, line breaks, surrogates, control characters,
-NFC. ftfy repairs rarer mixtures of encodings too.
+OpenAI's tokenizer applies ftfy, html.unescape (twice), a collapse of blanks, and lower case. This module has the steps
+of ftfy that matter for captions, in the order of ftfy, and needs the standard library only: HTML entities, mojibake
+(UTF-8 that was decoded as Windows-1252 or Latin-1), ligatures, full-width forms, curly quotes, line breaks, surrogates,
+control characters, NFC. ftfy also repairs rarer mixtures of encodings.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _SINGLE_QUOTES = re.compile("[\u02bc\u2018-\u201b]")
 _DOUBLE_QUOTES = re.compile("[\u201c-\u201f]")
 _LINE_BREAKS = re.compile("\r\n|[\r\u2028\u2029\x85]")
 _WINDOWS_1252 = {code: bytes([code]).decode("cp1252", "replace") for code in range(0x80, 0xA0)}
-# Windows-1252 leaves five bytes undefined; text that was misread shows them as the C1 characters of Latin-1
+# Windows-1252 leaves five bytes undefined; in mojibake they are C1 characters of Latin-1
 _TO_BYTES = {ord(char): code for code, char in _WINDOWS_1252.items() if char != "\ufffd"}
 _CONTINUATION = "\x80-\xbf" + "".join(re.escape(chr(point)) for point in _TO_BYTES)
-# a UTF-8 lead byte and the right number of continuation bytes, each seen as a character of its own
+# a UTF-8 lead byte and its continuation bytes, each decoded as one character
 _MISREAD = re.compile(
     f"(?:[\xc2-\xdf][{_CONTINUATION}]|[\xe0-\xef][{_CONTINUATION}]{{2}}|[\xf0-\xf4][{_CONTINUATION}]{{3}})+"
 )
@@ -38,13 +38,13 @@ _WIDTHS = {0x3000: " "} | {point: unicodedata.normalize("NFKC", chr(point)) for 
 
 
 def repair(text: str) -> str:
-    """Undoes what happened to a caption on its way through the web."""
+    """Repairs the encoding of a caption and normalises its characters."""
     if "&" in text and "<" not in text:
         text = _ENTITY.sub(_unescape, text)
     if "\033" in text:
         text = _TERMINAL_ESCAPE.sub("", text)
     if not text.isascii():
-        for _ in range(4):  # mojibake may have been made more than once
+        for _ in range(4):  # the text may have been decoded wrongly more than once
             fixed = _fix_encoding(text)
             if fixed == text:
                 break
@@ -58,7 +58,7 @@ def repair(text: str) -> str:
 
 
 def _unescape(match: re.Match[str]) -> str:
-    """One HTML entity, also where the page wrote its name in capitals (&EACUTE;)."""
+    """Decodes one HTML entity. Its name may be in capitals (&EACUTE;)."""
     entity = match[0]
     plain = html.unescape(entity)
     if plain == entity and entity == entity.upper() and entity.endswith(";"):
@@ -69,15 +69,15 @@ def _unescape(match: re.Match[str]) -> str:
 
 
 def _as_bytes(text: str) -> bytes:
-    """The bytes that, read as Windows-1252 with the gaps of Latin-1, gave this text; ValueError if none did."""
+    """Encodes mojibake as the bytes it came from: Windows-1252, with Latin-1 in its gaps. ValueError if that fails."""
     return bytes([_TO_BYTES.get(ord(char), ord(char)) for char in text])
 
 
 def _fix_encoding(text: str) -> str:
-    """UTF-8 that was read as Windows-1252 or Latin-1, whole or in places; C1 characters that were Windows-1252."""
+    """Repairs UTF-8 that was decoded as Windows-1252 or Latin-1, and C1 characters that were Windows-1252."""
     try:
         return _as_bytes(text).decode("utf-8")
-    except ValueError:  # a character above 255, or not UTF-8: look at places
+    except ValueError:  # a character above 255, or not UTF-8: repair parts of the text
         pass
     text = _MISREAD.sub(_decode_place, text)
     return _C1.sub(lambda match: bytes([ord(match[0])]).decode("cp1252", "ignore") or match[0], text)

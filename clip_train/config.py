@@ -1,20 +1,24 @@
-"""Models and recipes: the paper's tables 18-20 as presets, and every option of a training run.
+"""Models and recipes (tables 18 to 20 of the paper) as presets, and the options of a training run.
 
-No torch here: the command line reads this file for `--help`.
+This file does not import torch: the command line needs it for `--help`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
+from pathlib import Path
 
+from clip_train import places
 from clip_train.errors import UsageError
+from clip_train.fields import check_files, check_values, nearest, option
 from clip_train.remote import DEFAULT_CACHE_GB, DEFAULT_WINDOW, is_url
+
+MEASURES = ("tokenizer", "loader", "loss", "model", "step")  # of bench.py
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of one CLIP (paper, tables 19 and 20). A tuple of four `vision_layers` means ModifiedResNet."""
+    """The architecture of a CLIP model (paper, tables 19 and 20). Four `vision_layers` in a tuple: ModifiedResNet."""
 
     embed_dim: int
     image_size: int
@@ -36,7 +40,7 @@ class ModelConfig:
 
     @property
     def vision_heads(self) -> int:
-        """64 channels a head; the attention pool of a ResNet works on 32 times its width."""
+        """One head per 64 channels. The attention pool of a ResNet has 32 times its width."""
         return self.vision_width * 32 // 64 if self.is_resnet else max(1, self.vision_width // 64)
 
     @classmethod
@@ -107,7 +111,7 @@ PRESETS: dict[str, Preset] = {
     "ViT-L-14-336": _vit(
         768, 336, 14, 24, 1024, 768, 2e-5, "one more epoch of ViT-L-14 at 336 px: start with --init", epochs=1
     ),
-    # ours: a first try on a CPU, and the tests
+    # not in the paper: for a first try on a CPU, and for tests
     "ViT-Mini": _small(
         ModelConfig(
             embed_dim=128, image_size=64, patch_size=8, vision_layers=6, vision_width=192,
@@ -134,85 +138,97 @@ PRESETS: dict[str, Preset] = {
 }  # fmt: skip
 
 
-def preset(name: str) -> Preset:
-    """The preset of that name; OpenAI's spelling ("ViT-B/32", "ViT-L/14@336px") is understood too."""
+def find_preset(name: str) -> str | None:
+    """The key of PRESETS; OpenAI's spelling ("ViT-B/32", "ViT-L/14@336px") is understood too. None: not known."""
     plain = name.replace("/", "-").replace("@", "-").removesuffix("px")
-    if plain in PRESETS:
-        return PRESETS[plain]
-    close = difflib.get_close_matches(plain, PRESETS, n=1, cutoff=0.4)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise UsageError(f"unknown model {name!r}{hint} (known: {', '.join(PRESETS)})")
+    return plain if plain in PRESETS else None
 
 
-def _option(default: object, text: str, **extra: object):  # type: ignore[no-untyped-def]
-    return dataclasses.field(default=default, metadata={"help": text, **extra})
+def check_model(said: str, name: str) -> None:
+    """UsageError for a model that is not known."""
+    if find_preset(name) is None:
+        raise UsageError(f"{said} {name!r} is an unknown model{nearest(name, PRESETS)}")
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name. UsageError names the nearest."""
+    check_model("--model", name)
+    return PRESETS[find_preset(name) or ""]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """Every option of `clip_train train`; the field names are the flags. None: the preset's value."""
+    """Every option of a training run; the field names are the flags. None: the preset's value."""
 
     # what
-    data: str = _option("", "folder that the pipeline published, or a brace pattern of WebDataset tars; or its URL")
-    model: str = _option("ViT-B-32", "one of: " + ", ".join(PRESETS), metavar="NAME")
-    output: str = _option("", "folder of the run: log.jsonl, config.json, checkpoints/")
-    init: str | None = _option(None, "start from these weights (a checkpoint, OpenAI, open_clip or Hugging Face file)")
-    resume: bool = _option(False, "continue from the newest checkpoint in the output folder that verifies")
-    seed: int = _option(0, "keys the initial weights, the order of samples, the crops and patch dropout",
+    data: str = option("", "folder that the pipeline published, or brace pattern of WebDataset tars; or the URL of one",
+                       files=places.shards)  # fmt: skip
+    model: str = option("ViT-B-32", "one of: " + ", ".join(PRESETS), metavar="NAME", value=check_model)
+    output: str = option("", "folder of the run: log.jsonl, config.json, checkpoints/", files=places.run_folder)
+    init: str | None = option(None, "initial weights: a checkpoint, or a file of OpenAI, open_clip or Hugging Face",
+                              files=places.weights)  # fmt: skip
+    resume: bool = option(False, "continue from the newest valid checkpoint in the output folder")
+    seed: int = option(0, "seed of the initial weights, the order of samples, the crops and patch dropout",
                         within="[0, 9223372036854775808)")  # fmt: skip
     # how long
-    batch_size: int | None = _option(None, "pairs a step, over all ranks and accumulation; by the model unless given",
+    batch_size: int | None = option(None, "pairs per step, over all ranks and micro-batches; by the model unless given",
                                      within="[1, inf)")  # fmt: skip
-    epochs: float | None = _option(None, "passes over the data, each in an order of its own; by the model unless given",
-                                   within="(0, inf)")  # fmt: skip
-    steps: int | None = _option(None, "steps in all, instead of --epochs", within="[1, inf)")
+    epochs: float | None = option(None, "passes over the data, each in another order; by the model unless given",
+                                   within="(0, inf)", replaces="steps")  # fmt: skip
+    steps: int | None = option(None, "total number of steps, instead of --epochs", within="[1, inf)", replaces="epochs")
     # optimiser (paper, table 18)
-    lr: float | None = _option(None, "peak learning rate; by the model unless given", within="(0, inf)")
-    warmup: int | None = _option(None, "steps of linear warm-up; by the model, or a tenth of the run, unless given",
+    lr: float | None = option(None, "peak learning rate; by the model unless given", within="(0, inf)")
+    warmup: int | None = option(None, "steps of linear warm-up; by the model, or a tenth of the run, unless given",
                                  within="[0, inf)")  # fmt: skip
-    weight_decay: float | None = _option(None, "of all but gains and biases; 0.2 unless given", within="[0, inf)")
-    beta1: float | None = _option(None, "Adam beta 1; 0.9 unless given", within="[0, 1)")
-    beta2: float | None = _option(None, "Adam beta 2; 0.98 (ViT) or 0.999 (ResNet) unless given", within="[0, 1)")
-    eps: float | None = _option(None, "Adam epsilon; 1e-6 (ViT) or 1e-8 (ResNet) unless given", within="(0, inf)")
-    clip_norm: float | None = _option(None, "clip the gradient's norm to this; off unless given", within="(0, inf)")
-    ema: float = _option(0.0, "decay of a moving average of the weights, 0.9999 say; 0: none", within="[0, 1)")
+    weight_decay: float | None = option(None, "weight decay of all but gains and biases; 0.2 unless given",
+                                        within="[0, inf)")  # fmt: skip
+    beta1: float | None = option(None, "Adam beta 1; 0.9 unless given", within="[0, 1)")
+    beta2: float | None = option(None, "Adam beta 2; 0.98 (ViT) or 0.999 (ResNet) unless given", within="[0, 1)")
+    eps: float | None = option(None, "Adam epsilon; 1e-6 (ViT) or 1e-8 (ResNet) unless given", within="(0, inf)")
+    clip_norm: float | None = option(None, "largest norm of the gradient; not clipped unless given", within="(0, inf)")
+    ema: float = option(0.0, "decay of a moving average of the weights, such as 0.9999; 0: none", within="[0, 1)")
     # loss
-    loss: str = _option("infonce", "infonce (the paper) or sigmoid", choices=("infonce", "sigmoid"))
-    loss_chunk: int = _option(1024, "rows of the logits held at a time, times all columns", within="[1, inf)")
+    loss: str = option("infonce", "infonce (as in the paper) or sigmoid", choices=("infonce", "sigmoid"))
+    loss_chunk: int = option(1024, "rows of the logits in memory at a time, with all columns", within="[1, inf)")
     # memory and speed
-    accumulate: int = _option(1, "micro-batches a step; the gradient is that of the whole batch", within="[1, inf)")
-    precision: str = _option("auto", "auto: bf16 on a GPU that has it, else fp32",
+    accumulate: int = option(1, "micro-batches per step; the gradient is that of the whole batch", within="[1, inf)")
+    precision: str = option("auto", "auto: bf16 on a GPU that has it, else fp32",
                              choices=("auto", "fp32", "bf16", "fp16"))  # fmt: skip
-    compile: bool = _option(False, "torch.compile both towers")
-    parallel: str = _option("ddp", "how ranks share the weights", choices=("ddp", "fsdp"))
-    activation_checkpointing: bool = _option(False, "recompute activations in the backward pass")
-    patch_dropout: float = _option(0.0, "share of the image patches a ViT does not see in training", within="[0, 1)")
-    text: str = _option("packed", "packed: work up to each caption's end only, same numbers; padded: all positions",
+    compile: bool = option(False, "torch.compile both towers")
+    parallel: str = option("ddp", "how ranks share the weights", choices=("ddp", "fsdp"))
+    activation_checkpointing: bool = option(False, "recompute activations in the backward pass")
+    patch_dropout: float = option(0.0, "share of the image patches that a ViT drops in training", within="[0, 1)")
+    text: str = option("packed", "packed: compute each caption up to its end, same numbers; padded: all positions",
                         choices=("packed", "padded"))  # fmt: skip
-    threads: int = _option(0, "decoding threads; 0: one a core of this rank", within="[0, 1024]")
-    prefetch: int = _option(3, "batches decoded ahead", within="[0, 1024]")
+    threads: int = option(0, "decoding threads; 0: one per core of this rank", within="[0, 1024]")
+    prefetch: int = option(3, "batches that are decoded ahead", within="[0, 1024]")
     # data
-    bpe: str | None = _option(None, "BPE vocabulary (OpenAI's file or our own); found by itself unless given")
-    crop_scale: float = _option(0.9, "smallest random square crop, as a share of the largest's area", within="(0, 1]")
-    verify: bool = _option(False, "check the sha256 of every sample that is read")
-    max_bad: float = _option(0.01, "stop when more than this share of the samples cannot be used", within="[0, 1]")
-    online_balance: bool = _option(False, "keep a pair with its keep_probability, drawn anew each epoch")
-    window: int = _option(0, "shuffle within windows of this many whole shards (slow storage); 0: over everything, "
+    bpe: str | None = option(None, "BPE vocabulary, OpenAI's file or your own; see docs/training.md for the default",
+                             files=places.readable_file)  # fmt: skip
+    crop_scale: float = option(0.9, "smallest random square crop, as a share of the area of the largest",
+                               within="(0, 1]")  # fmt: skip
+    verify: bool = option(False, "check the sha256 of every image")
+    max_bad: float = option(0.01, "share of unusable samples above which the run stops", within="[0, 1]")
+    online_balance: bool = option(False, "keep each pair with its keep_probability, drawn again in each epoch")
+    window: int = option(0, "shuffle within windows of this many shards, for slow storage; 0: over all samples, "
                           f"or {DEFAULT_WINDOW} where --data is a URL", within="[0, inf)")  # fmt: skip
-    cache: str | None = _option(None, "folder for shards behind a URL; below the temporary folder unless given")
-    cache_gb: float = _option(DEFAULT_CACHE_GB, "how much of them may lie there at a time, in 10^9 bytes",
+    cache: str | None = option(None, "folder for shards from a URL; below the temporary folder unless given",
+                               files=places.writable_folder)  # fmt: skip
+    cache_gb: float = option(DEFAULT_CACHE_GB, "size of that folder, in 10^9 bytes",
                               within="(0, inf)")  # fmt: skip
     # checkpoints and logs
-    save_every: int = _option(1000, "steps between checkpoints; 0: by time and at the end only", within="[0, inf)")
-    save_minutes: float = _option(30.0, "minutes between them; 0: by steps and at the end only", within="[0, inf)")
-    keep: int = _option(3, "newest checkpoints that are kept", within="[1, inf)")
-    tensorboard: bool = _option(True, "write TensorBoard events to RUN/tensorboard")
-    zero_shot: str | None = _option(None, "labelled folder or shards to classify at every checkpoint")
+    save_every: int = option(1000, "steps between checkpoints; 0: by time and at the end only", within="[0, inf)")
+    save_minutes: float = option(30.0, "minutes between checkpoints; 0: by steps and at the end only",
+                                 within="[0, inf)")  # fmt: skip
+    keep: int = option(3, "number of checkpoints to keep, the newest", within="[1, inf)")
+    tensorboard: bool = option(True, "write TensorBoard events to RUN/tensorboard")
+    zero_shot: str | None = option(None, "labelled images, a folder or shards, to classify at every checkpoint",
+                                   files=places.labelled_images)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run resolves to: no None left, steps counted. Written to RUN/config.json."""
+    """The resolved options of a run: no value is left to a preset. RUN/config.json has them."""
 
     options: TrainOptions
     model: ModelConfig
@@ -238,14 +254,12 @@ def resolve(
         samples: pairs in the data.
         vocab_size: ids of the tokenizer; the text tower's embedding takes this size.
         vocabulary: names the tokenizer's merges; a checkpoint of another vocabulary is refused.
-        has_gpu: without one, the paper's batch of 32,768 would not fit: 256 is the default then.
+        has_gpu: without a GPU the default batch is 256, because the paper's 32,768 would not fit.
     """
-    chosen = preset(options.model)
-    _check_ranges(options)
-    notes: list[str] = []
-    names = ("lr", "batch_size", "epochs", "warmup", "weight_decay", "beta1", "beta2", "eps")
-    given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    recipe = dataclasses.replace(chosen.recipe, **given)
+    check_values(options)
+    check_together(options, world_size=world_size)
+    chosen, notes = preset(options.model), list[str]()
+    recipe = _recipe(options)
     if options.batch_size is None:
         limit = (1024 * world_size if has_gpu else 256) * options.accumulate
         size = min(recipe.batch_size, limit, max(1, samples))
@@ -253,7 +267,9 @@ def resolve(
         if size != recipe.batch_size:
             notes.append(f"batch size {size}, not the recipe's {recipe.batch_size}: set --batch-size for another")
         recipe = dataclasses.replace(recipe, batch_size=size)
-    _check(options, recipe, samples=samples, world_size=world_size)
+    _check_divides(recipe.batch_size, options.accumulate, world_size)
+    if recipe.batch_size > samples:
+        raise UsageError(f"--batch-size {recipe.batch_size} is more than the {samples} pairs of the data")
     if is_url(options.data) and not options.window:
         options = dataclasses.replace(options, window=DEFAULT_WINDOW)
         notes.append(f"--data is a URL: shuffling within windows of {DEFAULT_WINDOW} shards (--window)")
@@ -263,35 +279,67 @@ def resolve(
         recipe = dataclasses.replace(recipe, warmup=steps // 10)
     model = dataclasses.replace(chosen.model, vocab_size=vocab_size, logit_bias=options.loss == "sigmoid")
     return Plan(
-        options=options, model=model, recipe=recipe, steps=steps, samples=samples, world_size=world_size,
-        vocabulary=vocabulary, notes=tuple(notes),
+        options=_filled(options, recipe, _RECIPE_NAMES), model=model, recipe=recipe, steps=steps, samples=samples,
+        world_size=world_size, vocabulary=vocabulary, notes=tuple(notes),
     )  # fmt: skip
 
 
-def within(value: float, interval: str) -> bool:
-    """Is the number in an interval that is written as in mathematics: "[0, 1)", "(0, inf)"? Not a number: never."""
-    low, high = (float(end) for end in interval[1:-1].split(","))
-    above = low <= value if interval[0] == "[" else low < value
-    return above and (value <= high if interval[-1] == "]" else value < high)
+_RECIPE_NAMES = tuple(field.name for field in dataclasses.fields(Recipe))
 
 
-def _check_ranges(options: TrainOptions) -> None:
-    for field in dataclasses.fields(options):
-        value, interval = getattr(options, field.name), field.metadata.get("within")
-        if interval and value is not None and not within(value, interval):
-            raise UsageError(f"--{field.name.replace('_', '-')} {value} must be in {interval}")
+def _recipe(options: TrainOptions) -> Recipe:
+    given = {name: value for name in _RECIPE_NAMES if (value := getattr(options, name)) is not None}
+    return dataclasses.replace(preset(options.model).recipe, **given)
 
 
-def _check(options: TrainOptions, recipe: Recipe, *, samples: int, world_size: int) -> None:
-    parts = world_size * options.accumulate
-    if recipe.batch_size % parts:
-        raise UsageError(
-            f"--batch-size {recipe.batch_size} does not divide by {world_size} ranks x --accumulate "
-            f"{options.accumulate}: take a multiple of {parts}"
-        )
-    if recipe.batch_size > samples:
-        raise UsageError(f"--batch-size {recipe.batch_size} is more than the {samples} pairs of the data")
+def _filled(options: TrainOptions, recipe: Recipe, names: tuple[str, ...]) -> TrainOptions:
+    """The options with the recipe's values; --steps keeps --epochs out."""
+    values = {name: getattr(recipe, name) for name in names if name != "epochs" or options.steps is None}
+    return dataclasses.replace(options, **values)
+
+
+def fill_from_preset(options: TrainOptions) -> TrainOptions:
+    """The options with all values of the preset that do not depend on the data and the machine.
+
+    `batch_size` and `warmup` stay None where they are not given: `resolve` needs the number of pairs for them.
+    """
+    names = tuple(name for name in _RECIPE_NAMES if name not in ("batch_size", "warmup"))
+    return _filled(options, _recipe(options), names)
+
+
+def check_together(options: TrainOptions, *, world_size: int) -> None:
+    """UsageError where options exclude each other. Looks at no file."""
     if options.epochs is not None and options.steps is not None:
-        raise UsageError("--epochs and --steps exclude each other")
+        raise UsageError(
+            f"--epochs {options.epochs:g} and --steps {options.steps} exclude each other: give one of them"
+        )
     if options.patch_dropout and preset(options.model).model.is_resnet:
-        raise UsageError("--patch-dropout needs a ViT")
+        raise UsageError(f"--patch-dropout {options.patch_dropout:g} needs a ViT, --model {options.model} is a ResNet")
+    if options.batch_size is not None:
+        _check_divides(options.batch_size, options.accumulate, world_size)
+
+
+def _check_divides(batch_size: int, accumulate: int, world_size: int) -> None:
+    parts = world_size * accumulate
+    if batch_size % parts:
+        raise UsageError(
+            f"--batch-size {batch_size} does not divide by {world_size} ranks x --accumulate {accumulate}: "
+            f"take a multiple of {parts}"
+        )
+
+
+def check_run(options: TrainOptions, labels: dict[str, str] | None = None) -> None:
+    """Refuses what the options and the file system show to be wrong, before a run touches its folder.
+
+    Args:
+        labels: how messages name an option that a recipe gave; the flag unless given.
+
+    Raises:
+        UsageError: a value out of its range, options that exclude each other, a folder that a run may not write.
+        InputMissing: a file or folder that is absent.
+    """
+    check_values(options, labels)
+    check_together(options, world_size=1)
+    check_files(options, labels)
+    if not options.resume and places.all_steps(Path(options.output) / "checkpoints"):
+        raise UsageError(f"--output {options.output} holds a run: --resume continues it, or name another folder")

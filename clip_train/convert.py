@@ -1,11 +1,9 @@
-"""Weights of other programs, read and written: OpenAI's archives, open_clip, Hugging Face. No file's code is ever run.
+"""Reads and writes weights of other programs: OpenAI, open_clip, Hugging Face. No code of a file is run.
 
-What is told apart, by its contents:
-- a checkpoint folder of ours, or its model.safetensors
-- OpenAI's TorchScript archives (`ViT-B-32.pt`): a zip whose `data.pkl` is unpickled with a reader that knows tensors
-  and attributes only; the code in the archive is not looked at
-- open_clip's `.pt` (torch.load with weights_only) and `.safetensors`
-- a Hugging Face folder: `config.json` and `model.safetensors` of a CLIPModel
+The content decides the form of a file: - a checkpoint folder of ours, or its model.safetensors - OpenAI's TorchScript
+archives (`ViT-B-32.pt`): a zip with a `data.pkl`. The unpickler accepts tensors and attributes only   and ignores the
+code in the archive - open_clip's `.pt` (torch.load with weights_only) and `.safetensors` - a Hugging Face folder:
+`config.json` and `model.safetensors` of a CLIPModel
 """
 
 from __future__ import annotations
@@ -34,31 +32,31 @@ from clip_train.config import ModelConfig
 from clip_train.errors import InputMissing, TrainError, UsageError
 from clip_train.model import CLIP
 
-NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's archives keep as tensors
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's archives store as tensors
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Tensors under OpenAI's names, and the model that they are of."""
+    """Tensors under OpenAI's names, and the architecture of their model."""
 
     tensors: dict[str, Tensor]
     config: ModelConfig
     kind: str  # "checkpoint", "openai", "open_clip", "huggingface"
-    vocabulary: str | None = None  # the tokenizer's fingerprint, where the file says so
+    vocabulary: str | None = None  # the fingerprint of the tokenizer, if the file has it
 
 
 def read_weights(path: str | Path, *, ema: bool = False, activation: str | None = None) -> Weights:
-    """Reads any of the forms above.
+    """Reads weights in any of the forms above.
 
     Args:
-        ema: of a checkpoint of ours, the moving average.
-        activation: "gelu" for open_clip weights trained with it; files do not say.
+        ema: read the moving average of one of our checkpoints.
+        activation: "gelu" for open_clip weights that were trained with it. Their files do not name it.
     """
     file = Path(path)
     if not file.exists():
         raise InputMissing(f"no such file or folder: {file}")
     if (file.parent / "checkpoint.json").exists() and file.name in ("model.safetensors", "ema.safetensors"):
-        file, ema = file.parent, file.name == "ema.safetensors"  # so that it is checked, and brings its vocabulary
+        file, ema = file.parent, file.name == "ema.safetensors"  # the folder has the digests and the vocabulary
     if file.is_dir():
         weights = _read_folder(file, ema=ema)
     elif zipfile.is_zipfile(file):
@@ -88,7 +86,7 @@ def _read_folder(folder: Path, *, ema: bool) -> Weights:
         info = checkpoint.verify(folder)
         name = "ema.safetensors" if ema else "model.safetensors"
         if name not in info["files"]:
-            raise UsageError(f"{folder} has no moving average: it was trained without --ema")
+            raise UsageError(f"{folder} has no moving average: the run had no --ema")
         config = ModelConfig.from_json(info["model"])
         return Weights(load_file(folder / name), config, "checkpoint", info.get("vocabulary"))
     runs = checkpoint.all_steps(folder / "checkpoints") or checkpoint.all_steps(folder)
@@ -98,7 +96,7 @@ def _read_folder(folder: Path, *, ema: bool) -> Weights:
             if fault is None:
                 return _read_folder(path, ema=ema)
             faults.append(fault)
-        raise TrainError(f"{folder}: none of the {len(runs)} checkpoints is whole; the newest: {faults[0]}")
+        raise TrainError(f"{folder}: none of the {len(runs)} checkpoints is valid; the newest: {faults[0]}")
     if (folder / "config.json").exists() and (folder / "model.safetensors").exists():
         return _read_huggingface(folder)
     raise InputMissing(f"{folder} holds neither checkpoints nor a Hugging Face model (config.json, model.safetensors)")
@@ -123,22 +121,22 @@ def _load_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
-        raise TrainError(f"{file} is neither a zip archive of torch nor safetensors ({error}), or it is cut") from error
+        raise TrainError(f"{file} is neither a zip of torch nor safetensors, or it is truncated ({error})") from error
 
 
 def _named(tensors: Mapping[str, Tensor], kind: str, origin: Path) -> Weights:
-    """Drops what is no weight, and what wrapped the names; works out the model."""
+    """Removes prefixes of wrappers and tensors that are not weights, and infers the architecture."""
     plain = {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in tensors.items()}
     plain = {name: value.float() if value.is_floating_point() else value for name, value in plain.items()}
     for name in NOT_WEIGHTS:
         plain.pop(name, None)
     if "visual.proj" not in plain and "visual.attnpool.c_proj.weight" not in plain:
-        raise TrainError(f"{origin} is no CLIP of the kinds that this program knows (no visual.proj in it)")
+        raise TrainError(f"{origin} is not a CLIP model that this program knows: it has no visual.proj")
     return Weights(plain, infer_config(plain), kind)
 
 
 def infer_config(tensors: Mapping[str, Tensor]) -> ModelConfig:
-    """The model's shape, from the shapes of its weights."""
+    """The architecture of a model, from the shapes of its weights."""
 
     def count(pattern: str) -> int:
         return len({match[1] for name in tensors if (match := re.match(pattern, name))})
@@ -183,14 +181,14 @@ _STORAGES = {
 
 
 class _Module(dict):  # type: ignore[type-arg]
-    """Stands for any class of the archive: keeps the attributes, has no behaviour."""
+    """Replaces every class of the archive. It keeps the attributes and has no behaviour."""
 
     def __setstate__(self, state: Any) -> None:
         self.update(state if isinstance(state, dict) else {})
 
 
 class _TensorReader(pickle.Unpickler):
-    """Unpickles modules as dictionaries and tensors as tensors; refuses every other name."""
+    """Unpickles modules as dictionaries and tensors as tensors, and refuses every other name."""
 
     def __init__(self, data: bytes, archive: zipfile.ZipFile, root: str) -> None:
         super().__init__(io.BytesIO(data))
@@ -204,11 +202,11 @@ class _TensorReader(pickle.Unpickler):
             return collections.OrderedDict
         if module == "torch" and name in _STORAGES:
             return name
-        if module == "torch.jit._pickle":  # typed lists and the like: their contents are enough
+        if module == "torch.jit._pickle":  # typed lists and the like: the content is enough
             return lambda *values: values[0] if values else None
         if module.startswith("__torch__"):
             return type(name, (_Module,), {})
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no weights need")
+        raise pickle.UnpicklingError(f"it needs {module}.{name}, which weights do not need")
 
     def persistent_load(self, pid: Any) -> Tensor:
         _, kind, key, _, _ = pid
@@ -219,7 +217,7 @@ class _TensorReader(pickle.Unpickler):
 
 
 def read_torchscript(file: str | Path) -> dict[str, Tensor]:
-    """All tensors of a TorchScript archive by name, without running anything of it."""
+    """All tensors of a TorchScript archive by name. No code of the archive is run."""
     try:
         with zipfile.ZipFile(file) as archive:
             root = archive.namelist()[0].split("/")[0]
@@ -265,7 +263,7 @@ _HF_TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": 
 
 
 def _hf_names(config: ModelConfig) -> dict[str, list[str]]:
-    """Our name -> theirs; in_proj is three of them."""
+    """Our name -> their names. `in_proj` is three tensors there."""
     assert isinstance(config.vision_layers, int)
     names = {ours: [theirs] for ours, theirs in (_HF_PLAIN | _HF_TRANSPOSED).items()}
     for ours, theirs, layers in (
@@ -354,7 +352,7 @@ def _read_huggingface(folder: Path) -> Weights:
         )
         tensors = from_huggingface(_load_safetensors(folder / "model.safetensors"), config)
     except (ValueError, KeyError, TypeError) as error:
-        raise TrainError(f"{folder} is no CLIPModel of Hugging Face: {error!r}") from error
+        raise TrainError(f"{folder} is not a CLIPModel of Hugging Face: {error!r}") from error
     return Weights({name: value.float() for name, value in tensors.items()}, config, "huggingface")
 
 
@@ -365,8 +363,8 @@ def export(weights: Weights, output: str, *, form: str) -> dict[str, Any]:
     """Writes weights for another program.
 
     Args:
-        form: "safetensors" (OpenAI's names: what open_clip loads too), "open_clip" (its `.pt`, {"state_dict": ...}), or
-            "huggingface" (a folder with config.json and model.safetensors; ViT only).
+        form: "safetensors" (OpenAI's names, which open_clip loads too), "open_clip" (its `.pt`, {"state_dict": ...}),
+            or "huggingface" (a folder with config.json and model.safetensors; ViT only).
     """
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -396,7 +394,7 @@ def export(weights: Weights, output: str, *, form: str) -> dict[str, Any]:
 
 
 def fit_to(tensors: Mapping[str, Tensor], model: CLIP) -> dict[str, Tensor]:
-    """The weights with the vision position embedding stretched to the model's resolution (L/14 -> L/14@336)."""
+    """The weights, with the position embedding of the image tower resized to the resolution of the model."""
     name = "visual.positional_embedding"
     fitted = dict(tensors)
     target = model.state_dict().get(name)

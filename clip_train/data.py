@@ -1,9 +1,9 @@
-"""Batches in an order that is one integer.
+"""Batches in an order whose state is one integer, the number of samples seen.
 
-`Stream` says which sample stands at each place of an endless sequence: epoch after epoch, each a keyed permutation of
-all samples. Step s takes places s*B .. (s+1)*B - 1, whatever the ranks, the micro-batches or the threads, so a run
-continues from the number of samples seen, on any number of processes. `Loader` decodes the batches ahead with threads:
-decoding happens outside the interpreter's lock, and little is left under it, so no worker processes are needed.
+`Stream` maps each place of an endless sequence to a sample. Each epoch is a keyed permutation of all samples. Step s
+takes the places s*B .. (s+1)*B - 1 for any number of ranks, micro-batches and threads, so a run can resume on any
+number of processes. `Loader` decodes batches ahead in threads. Decoding releases the interpreter's lock, so no worker
+processes are needed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from clip_train.shards import Index, key_of
 from clip_train.text import PackedText, pack, pad
 from clip_train.tokenizer import Tokenizer
 
-SAMPLES_A_TASK = 16  # decoded by one thread at a time: ~10 ms of work
+SAMPLES_A_TASK = 16  # decoded by one task of the pool: ~10 ms of work
 MAX_IMAGE_BYTES, MAX_TEXT_BYTES = 1 << 28, 1 << 16  # larger members are not read
-_ORDER, _CROP, _KEEP, _WINDOW = 1, 2, 3, 4  # what a keyed draw is for
+_ORDER, _CROP, _KEEP, _WINDOW = 1, 2, 3, 4  # purposes of keyed draws
 
 
 class Stream:
@@ -39,9 +39,9 @@ class Stream:
     Args:
         index: where the samples are.
         seed: keys the permutations.
-        window: shuffle within windows of this many whole shards, the shards in a keyed order themselves, so that few
-            shards are needed at a time; 0: over all samples.
-        online_balance: an epoch holds a pair with its keep_probability, drawn anew each epoch.
+        window: shuffle within windows of this many shards, so that few shards are needed at a time. The shards are in a
+            keyed order too. 0: over all samples.
+        online_balance: an epoch has a pair with its keep_probability, drawn again in each epoch.
     """
 
     def __init__(self, index: Index, *, seed: int, window: int = 0, online_balance: bool = False) -> None:
@@ -51,7 +51,7 @@ class Stream:
         self._starts = [0]  # place where each epoch begins
 
     def samples(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Places first .. first + count - 1 -> their samples (indices) and their epochs, (count,) each."""
+        """The samples (indices) and the epochs at places first .. first + count - 1, (count,) each."""
         samples, epochs = [], []
         place = first
         while place < first + count:
@@ -64,7 +64,7 @@ class Stream:
         return np.concatenate(samples), np.concatenate(epochs)
 
     def epoch_of(self, place: int) -> int:
-        """The epoch that this place belongs to."""
+        """The epoch of a place."""
         if not self.online_balance:
             return place // len(self.index)
         epoch = 0
@@ -83,7 +83,7 @@ class Stream:
         return self._starts[epoch], self._starts[epoch + 1]
 
     def _order(self, epoch: int, places: np.ndarray) -> np.ndarray:
-        """Places within an epoch -> samples."""
+        """The samples at places within an epoch."""
         if self.window:
             return self._windowed_order(epoch)[places]
         key = keyed.combine(self.seed, _ORDER, epoch)
@@ -93,7 +93,7 @@ class Stream:
         return members[keyed.permute(places, len(members), key)]
 
     def windows(self, samples: np.ndarray, epochs: np.ndarray) -> np.ndarray:
-        """The window of each of these, counted over all epochs; it never falls from place to place."""
+        """The window of each sample, counted over all epochs. It never decreases along the sequence."""
         found = np.empty(len(samples), np.int64)
         for epoch in np.unique(epochs):
             rows = epochs == epoch
@@ -110,7 +110,7 @@ class Stream:
     def _windows_an_epoch(self) -> int:
         return -(-len(self.index.paths) // self.window)
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 - one stream a run
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - a run has one stream
     def _shard_order(self, epoch: int) -> np.ndarray:
         shards = len(self.index.paths)
         return keyed.permute(np.arange(shards), shards, keyed.combine(self.seed, _WINDOW, epoch))
@@ -127,7 +127,7 @@ class Stream:
 
     @functools.lru_cache(maxsize=2)  # noqa: B019
     def _windowed_order(self, epoch: int) -> np.ndarray:
-        """(samples of the epoch,): shards in a keyed order, samples likewise within each run of `window` shards."""
+        """(samples of the epoch,): the shards in a keyed order, and the samples in one within each `window` shards."""
         members = self._members(epoch)
         place_of_shard = np.argsort(self._shard_order(epoch))
         windows = place_of_shard[self.index.shard[members]] // self.window
@@ -136,7 +136,7 @@ class Stream:
 
 
 class ShardReader:
-    """Reads byte ranges of many files from many threads; keeps the files open."""
+    """Reads byte ranges of many files from many threads, and keeps the files open."""
 
     def __init__(self, paths: tuple[str, ...], *, keep_open: int = 512) -> None:
         self._paths, self._keep_open = paths, keep_open
@@ -144,7 +144,7 @@ class ShardReader:
         self._lock = threading.Lock()
 
     def read(self, shard: int, offset: int, size: int, window: int = 0) -> bytes:
-        """`size` bytes at `offset`; fewer where the file ends. The window is ShardCache's concern."""
+        """`size` bytes at `offset`, or fewer at the end of the file. Only ShardCache uses the window."""
         file = self._files.get(shard)
         if file is not None:
             return os.pread(file, size, offset)
@@ -159,17 +159,17 @@ class ShardReader:
             os.close(file)
 
     def stop(self) -> None:
-        """Ends what is on its way: nothing, with files."""
+        """Does nothing: files need no download."""
 
     def close(self) -> None:
-        """Closes all files; nothing may be reading."""
+        """Closes all files. No thread may be reading."""
         for file in self._files.values():
             os.close(file)
         self._files.clear()
 
 
 def open_reader(index: Index) -> Reader:
-    """Reads the samples of an index in any order; behind a URL, all of its shards have to fit the cache at once."""
+    """A reader of samples in any order. With a URL, all shards have to fit into the cache at the same time."""
     if index.remote is None:
         return ShardReader(index.paths)
     cache, everything = ShardCache(index.remote), range(len(index.paths))
@@ -177,7 +177,7 @@ def open_reader(index: Index) -> Reader:
         cache.check_fits(everything)
     except UsageError as error:
         cache.close()
-        raise UsageError(f"{error}. Or copy them to this machine") from None
+        raise UsageError(f"{error}. Or copy the shards to this machine") from None
     cache.want(0, everything)
     return cache
 
@@ -187,28 +187,28 @@ _MOST = {"image": MAX_IMAGE_BYTES, "text": MAX_TEXT_BYTES, "label": MAX_TEXT_BYT
 
 
 def read_member(reader: Reader, index: Index, kind: str, sample: int) -> bytes:
-    """The image, text or label of a sample; of one that is larger than we take only the beginning."""
+    """The image, text or label of a sample. Only the beginning, if it is larger than the bound for its kind."""
     offset, size = (int(getattr(index, f"{kind}_{what}")[sample]) for what in ("offset", "size"))
     return reader.read(int(index.shard[sample]), offset, min(size, _MOST[kind]))
 
 
 class BadSamples:
-    """Counts what could not be used, by reason, and stops the run when it is too much."""
+    """Counts unusable samples by reason, and stops the run when there are too many."""
 
     def __init__(self, *, limit: float, samples: int) -> None:
         self.reasons: Counter[str] = Counter()
-        self.names: list[str] = []  # the first of them
+        self.names: list[str] = []  # of the first ones
         self.seen = 0
         self._limit, self._at_least = limit, min(samples, 10_000)
 
     def add(self, reason: str, name: str) -> None:
-        """One bad sample."""
+        """Counts one bad sample."""
         self.reasons[reason] += 1
         if len(self.names) < 100:
             self.names.append(f"{name} ({reason})")
 
     def check(self, newly_seen: int) -> None:
-        """Raises once more than the stated share of the samples, and of the first 10,000 of them, was bad."""
+        """Raises if the share of bad samples is above the limit, among those seen or among the first 10,000."""
         self.seen += newly_seen
         bad = self.reasons.total()
         if bad > self._limit * max(self.seen, self._at_least):
@@ -227,28 +227,28 @@ def _listed(reasons: Counter[str]) -> str:
 
 
 class BadSample(Exception):
-    """A sample that cannot be used; the message is the reason, one word."""
+    """A sample that cannot be used. The message is the reason, one word."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """A micro-batch of one rank. Bad samples keep their row, black and without words: `good` leaves them out."""
+    """A micro-batch of one rank. A bad sample keeps its row, with a black image and no words; `good` excludes it."""
 
     images: torch.Tensor  # (b, S, S, 3) uint8
     text: PackedText | torch.Tensor  # b captions
     samples: np.ndarray  # (b,) int64, into the index
     epochs: np.ndarray  # (b,) int64
-    good: torch.Tensor | None  # rows that are usable, int64; None: all of them
-    tokens: int  # up to the captions' ends
+    good: torch.Tensor | None  # usable rows, int64; None: all of them
+    tokens: int  # up to the ends of the captions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoaderOptions:
-    """What a loader has to know besides where the samples are."""
+    """Options of a loader."""
 
     image_size: int
     context_length: int
-    batch_size: int  # of all ranks and micro-batches together
+    batch_size: int  # over all ranks and micro-batches
     rank: int = 0
     world_size: int = 1
     accumulate: int = 1
@@ -263,13 +263,13 @@ class LoaderOptions:
 
 
 class Loader:
-    """Yields, step after step, this rank's micro-batches. Use it as a context manager: it owns threads and files."""
+    """Yields the micro-batches of this rank, step by step. It owns threads and files: use it as a context manager."""
 
     def __init__(self, stream: Stream, tokenizer: Tokenizer, options: LoaderOptions) -> None:
         self.stream, self.tokenizer, self.options = stream, tokenizer, options
         self.bad = BadSamples(limit=options.max_bad, samples=len(stream.index))
         if stream.index.remote is not None and not stream.window:
-            raise UsageError("shards behind a URL are brought window by window: give --window, in shards")
+            raise UsageError("shards from a URL are downloaded window by window: give --window, in shards")
         self._cache = None if stream.index.remote is None else ShardCache(stream.index.remote)
         self._reader = self._cache or ShardReader(stream.index.paths)
         self._pool = ThreadPoolExecutor(max(1, options.threads), thread_name_prefix="decode")
@@ -283,7 +283,7 @@ class Loader:
         self._reader.close()
 
     def steps(self, samples_seen: int) -> Iterator[list[Batch]]:
-        """The micro-batches of each step, for ever, after `samples_seen` samples of all ranks."""
+        """Yields the micro-batches of each step without end, from place `samples_seen` on."""
         waiting: deque[tuple[int, list[_Pending]]] = deque()
         place = samples_seen
         while True:
@@ -293,13 +293,13 @@ class Loader:
                 place += self.options.batch_size
             window, step = waiting.popleft()
             if self._cache:
-                self._cache.release(window)  # what lies before it was for the steps before
+                self._cache.release(window)  # earlier windows belong to earlier steps
             batches = [pending.finish(self) for pending in step]
             self.bad.check(sum(len(batch.samples) for batch in batches))
             yield batches
 
     def _bring(self, samples: np.ndarray, epochs: np.ndarray) -> int:
-        """Sends for the shards of a step, and of the window behind it; returns the step's first window."""
+        """Requests the shards of a step and of the window after it. Returns the first window of the step."""
         if self._cache is None:
             return 0
         windows = self.stream.windows(samples[[0, -1]], epochs[[0, -1]])
@@ -310,7 +310,7 @@ class Loader:
         return first
 
     def _begin(self, samples: np.ndarray, epochs: np.ndarray) -> list[_Pending]:
-        """Starts the decoding of one step: micro-batch k of rank r are the rows (k * ranks + r) * b .. of the batch."""
+        """Starts to decode one step. Micro-batch k of rank r has the rows from (k * ranks + r) * b of the batch."""
         options = self.options
         size = options.batch_size // (options.world_size * options.accumulate)
         pending = []
@@ -320,7 +320,7 @@ class Loader:
         return pending
 
     def load(self, sample: int, draws: np.ndarray, out: np.ndarray, window: int = 0) -> list[int]:
-        """One sample: the crop into `out`, the caption's ids back. Raises BadSample."""
+        """Writes the crop of one sample into `out` and returns the ids of its caption. Raises BadSample."""
         index, options = self.stream.index, self.options
         shard = int(index.shard[sample])
         size = int(index.image_size[sample])
@@ -349,7 +349,7 @@ class Loader:
         return ids
 
     def windows(self, samples: np.ndarray, epochs: np.ndarray) -> np.ndarray:
-        """The windows to read these from; 0 for files, which know none."""
+        """The windows to read the samples from. Files have no windows: 0."""
         return self.stream.windows(samples, epochs) if self._cache else np.zeros(len(samples), np.int64)
 
     def _read(self, shard: int, offset: int, size: int, window: int) -> bytes:
@@ -365,7 +365,7 @@ class Loader:
 
 
 class _Pending:
-    """A micro-batch whose samples are being decoded."""
+    """A micro-batch that is being decoded."""
 
     def __init__(self, loader: Loader, samples: np.ndarray, epochs: np.ndarray) -> None:
         options = loader.options
@@ -381,7 +381,7 @@ class _Pending:
         ]
 
     def _work(self, loader: Loader, at: int) -> list[list[int] | str]:
-        """Captions of some rows; for a bad sample the reason."""
+        """The ids of the captions of some rows, or the reason of a bad sample."""
         captions: list[list[int] | str] = []
         for row in range(at, min(at + SAMPLES_A_TASK, len(self.samples))):
             sample = int(self.samples[row])
@@ -393,7 +393,7 @@ class _Pending:
         return captions
 
     def finish(self, loader: Loader) -> Batch:
-        """Waits for the samples, and counts the bad ones: now, not when they were decoded ahead."""
+        """Waits for the samples and counts the bad ones now, not when they were decoded."""
         options, nothing = loader.options, [loader.tokenizer.start_id, loader.tokenizer.end_id]
         good: list[int] = []
         filled: list[list[int]] = []

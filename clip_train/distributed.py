@@ -1,4 +1,4 @@
-"""One process a GPU: who we are, and the four exchanges that training needs. All of it is a no-op for one process."""
+"""One process per GPU: rank, world size, and the collectives of training. With one process all are no-ops."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from clip_train.errors import TrainError, UsageError
 
-# what gloo and NCCL say when the other side of a connection is gone
+# messages of gloo and NCCL when the peer of a connection is gone
 _LOST = re.compile("onnection (closed|reset|refused)|[Bb]roken pipe|remote process")
 
 
@@ -26,13 +26,13 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Our number among them."""
+    """The number of this process among them, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Joins the other processes if the launcher's environment names any, and leaves them at the end."""
+    """Joins the processes that the launcher's environment names, if any, and leaves them at the end."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
@@ -47,13 +47,13 @@ def process_group(device: torch.device) -> Iterator[None]:
     except RuntimeError as error:
         if not _LOST.search(str(error)):
             raise
-        raise TrainError(f"rank {rank()}: another process of the run is gone; its message is above or below") from error
+        raise TrainError(f"rank {rank()}: another process of the run has ended; see its message") from error
     finally:
         dist.destroy_process_group()
 
 
 def _end_with_launcher() -> None:
-    """Has Linux send us SIGTERM, which saves the state, when the launcher dies: else we would train on, unseen."""
+    """Makes Linux send SIGTERM when the launcher dies, so that the run saves its state and ends."""
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
@@ -64,12 +64,12 @@ def pick_device() -> torch.device:
         return torch.device("cpu")
     number = int(os.environ.get("LOCAL_RANK", "0"))
     if number >= torch.cuda.device_count():
-        raise UsageError(f"process {number} on this host, but only {torch.cuda.device_count()} GPUs")
+        raise UsageError(f"process {number} needs a GPU of its own, this host has {torch.cuda.device_count()}")
     return torch.device("cuda", number)
 
 
 def gather_rows(rows: Tensor) -> tuple[Tensor, list[int]]:
-    """(b, d) of every rank -> ((B, d) of all in the order of the ranks, rows a rank). Ranks may have unequal b."""
+    """(b, d) of every rank -> ((B, d) in the order of the ranks, rows of each rank). Ranks may differ in b."""
     if world_size() == 1:
         return rows, [len(rows)]
     counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
@@ -84,7 +84,7 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, list[int]]:
 
 
 def scatter_sum(rows: Tensor, sizes: list[int]) -> Tensor:
-    """(B, d) on every rank -> (b, d): our rows of the sum over the ranks, `gather_rows` backwards."""
+    """(B, d) on every rank -> (b, d): this rank's rows of the sum over the ranks. The adjoint of `gather_rows`."""
     if world_size() == 1:
         return rows
     if rows.is_cuda and len(set(sizes)) == 1:
@@ -97,14 +97,14 @@ def scatter_sum(rows: Tensor, sizes: list[int]) -> Tensor:
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum, in place, on every rank."""
+    """Sums over the ranks, in place, on every rank."""
     if world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
 def log_sum_exp_over_ranks(values: Tensor) -> Tensor:
-    """log(sum over the ranks of exp(values)), elementwise and without overflow."""
+    """log(sum over the ranks of exp(values)), elementwise, without overflow."""
     if world_size() == 1:
         return values
     largest = values.clone()
@@ -113,7 +113,7 @@ def log_sum_exp_over_ranks(values: Tensor) -> Tensor:
 
 
 def average_gradients(model: nn.Module, *, share: float) -> None:
-    """Gradients <- share * sum over the ranks, in one exchange a type: what DDP does, after the backward pass."""
+    """Gradients <- share * sum over the ranks, in one all-reduce after the backward pass."""
     grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     if world_size() == 1:
         return
@@ -126,7 +126,7 @@ def average_gradients(model: nn.Module, *, share: float) -> None:
 
 
 def agree(flag: bool, device: torch.device) -> bool:
-    """True everywhere if it is true anywhere."""
+    """True on all ranks if the flag is true on any rank."""
     if world_size() == 1:
         return flag
     value = torch.tensor(float(flag), device=device)
@@ -135,5 +135,5 @@ def agree(flag: bool, device: torch.device) -> bool:
 
 
 def first_process() -> bool:
-    """True in the process that speaks for all, also before and after they are joined."""
+    """True in the process that prints and writes for all, also outside of `process_group`."""
     return os.environ.get("RANK", "0") == "0"

@@ -1,4 +1,4 @@
-"""The errors that a person can act on. Each carries its exit code; the CLI prints the sentence and nothing else."""
+"""Errors that a user can act on. Each has an exit code. The command line prints the message and no traceback."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ DONE, CRASH, USAGE, BELOW, MISSING, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
 class TrainError(Exception):
-    """Something went wrong that is no bug: the message names the file and the remedy."""
+    """A failure that is not a bug. The message names the file and the remedy."""
 
     exit_code = CRASH
 
 
 class UsageError(TrainError):
-    """The command line, or the combination of its options, makes no sense."""
+    """An option has a value that is not allowed, or options exclude each other."""
 
     exit_code = USAGE
 
 
 class BelowThreshold(TrainError):
-    """A share of bad samples, or an accuracy, is on the wrong side of the bound that was asked for."""
+    """The share of bad samples, or an accuracy, is beyond the bound that an option sets."""
 
     exit_code = BELOW
 
 
 class InputMissing(TrainError):
-    """A file or folder that was named is absent, empty or cut."""
+    """An input file or folder is absent, empty or truncated."""
 
     exit_code = MISSING
 
 
 class Interrupted(TrainError):
-    """SIGINT or SIGTERM arrived; the state is saved."""
+    """The process got SIGINT or SIGTERM. The state is saved."""
 
     exit_code = INTERRUPTED

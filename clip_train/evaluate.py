@@ -1,4 +1,4 @@
-"""What a model has learned: zero-shot classification (paper, section 3.1), retrieval, and embeddings as a table."""
+"""Evaluation of a model: zero-shot classification (paper, section 3.1), retrieval, and a table of embeddings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from clip_train.shards import Index, key_of, open_index
 from clip_train.text import pack
 from clip_train.tokenizer import Tokenizer
 
-TIE = 1e-6  # cosines that differ by less are equal; fp32 rounds them to about 1e-7
+TIE = 1e-6  # cosines that differ by less count as equal; the rounding error of fp32 is about 1e-7
 
 
 @torch.no_grad()
@@ -49,12 +49,12 @@ def embed_images(
     threads: int = 0,
     unit: bool = True,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Features of images 0 .. count - 1, batch by batch: (numbers of the images that decode, (b, E)).
+    """Yields features of images 0 .. count - 1, batch by batch: (numbers of the images that decode, (b, E)).
 
-    The images are taken through OpenAI's evaluation transform; decoding runs ahead in threads.
+    The images go through OpenAI's evaluation transform. Threads decode ahead.
 
     Args:
-        unit: unit vectors; else as the tower gives them, which is what a linear probe takes.
+        unit: normalise the features to unit vectors. A linear probe takes them as they are.
     """
     size, device = model.config.image_size, model.logit_scale.device
 
@@ -83,12 +83,12 @@ def embed_images(
 def class_vectors(
     model: CLIP, tokenizer: Tokenizer, classes: Sequence[str], templates: Sequence[str] | dict[str, list[str]]
 ) -> Tensor:
-    """(classes, E): the mean of each class's prompts, a unit vector again (the paper's prompt ensemble)."""
+    """(classes, E): the normalised mean over the prompts of each class (the paper's prompt ensemble)."""
     vectors = []
     for name in classes:
         if isinstance(templates, dict):
             if name not in templates:
-                raise TrainError(f"no prompts for the class {name!r} in the file of templates")
+                raise TrainError(f"the file of templates has no prompts for the class {name!r}")
             prompts = templates[name]
         else:
             prompts = [fill(template, name) for template in templates]
@@ -102,8 +102,22 @@ def zero_shot(
 ) -> dict[str, Any]:  # fmt: skip
     """Accuracy of naming an image's class by the nearest prompt ensemble.
 
+    Args:
+        model, tokenizer: of `load`.
+        data: a folder with a folder a class, or shards with .cls members.
+        classes: file of class names, in the order of the labels.
+        templates: file of prompt templates; DEFAULT_TEMPLATES unless given.
+        dataset: the entry of these files that is taken.
+        batch_size: images at a time.
+
     Returns:
-        top1, top5, mean_per_class (of top-1), images, skipped (did not decode), classes.
+        top1, top5 and mean_per_class (of top-1), shares in [0, 1]; the counts images, skipped
+        (did not decode) and classes.
+
+    Raises:
+        InputMissing: there are no images, no labels, or one of the files is absent.
+        UsageError: the class names do not fit the labels.
+        TrainError: no image decodes, or a file cannot be read.
     """
     images = open_labelled(data, classes=classes, dataset=dataset)
     prompts = read_templates(templates, dataset) if templates else DEFAULT_TEMPLATES
@@ -134,17 +148,17 @@ def zero_shot(
 def recall(
     queries: Tensor, candidates: Tensor, right: Sequence[Sequence[int]], ks: Sequence[int], *, chunk: int = 0
 ) -> dict[int, float]:
-    """Share of queries with a right candidate among the k nearest.
+    """The share of queries with a right candidate among the k nearest, for each k.
 
-    A wrong candidate ranks before the best right one if its cosine is above it, equal to it, or less than `TIE` below
-    it: copies of a caption are a tie whatever the rounding. A query without a right candidate, or whose cosine with all
-    of them is not a number, is never answered.
+    A wrong candidate ranks before the best right one unless its cosine is lower by at least `TIE`. Copies of a caption
+    are therefore a tie for any rounding. A query counts as a miss if it has no right candidate, or if no cosine with a
+    right candidate is a number.
 
     Args:
         queries: (Q, E) unit vectors.
         candidates: (C, E) unit vectors.
         right: the right candidates of each query (an image may have several captions).
-        chunk: queries at a time; by default as many as keep the cosines below 16 MiB, near the cores.
+        chunk: queries at a time. The default keeps the cosines below 16 MiB, so that they stay in the cache.
     """
     device = queries.device
     answers = [sorted(set(numbers)) for numbers in right]
@@ -170,7 +184,23 @@ def recall(
 def retrieval(
     model: CLIP, tokenizer: Tokenizer, data: str, *, ks: Sequence[int] = (1, 5, 10), batch_size: int = 128
 ) -> dict[str, Any]:
-    """Recall@k both ways on shards; a sample's text may hold several captions, a line each; one without is skipped."""
+    """Recall@k of captions by images and of images by captions.
+
+    A sample's text may hold several captions, a line each. A sample without a caption is skipped.
+
+    Args:
+        model, tokenizer: of `load`.
+        data: shards with captions.
+        ks: an answer counts if it is among the first k.
+        batch_size: images at a time.
+
+    Returns:
+        image_to_text_recall@k and text_to_image_recall@k, shares in [0, 1]; the counts images, texts and skipped.
+
+    Raises:
+        InputMissing: there are no shards.
+        TrainError: no sample has both an image that decodes and a caption.
+    """
     index = open_index(data)
     reader = open_reader(index)
     kept, parts = [], []
@@ -206,9 +236,25 @@ def retrieval(
 def embed(
     model: CLIP, tokenizer: Tokenizer, data: str, output: str, *, texts: bool = False, batch_size: int = 128
 ) -> dict[str, Any]:
-    """Writes a Parquet table of `key` and `embedding` (E floats, a unit vector), and `text_embedding` if asked for.
+    """Writes a Parquet table of `key` and `embedding`, a unit vector of E fp32 numbers.
 
-    The keys are those of the shards; the pipeline's deduplication by embedding reads this table.
+    Images that do not decode have no row.
+
+    The keys are those of the shards. Deduplication by embeddings reads this table.
+
+    Args:
+        model, tokenizer: of `load`.
+        data: shards.
+        output: the table. It appears under this name when it is whole.
+        texts: write `text_embedding`, another E numbers, from the caption too.
+        batch_size: images at a time.
+
+    Returns:
+        output, rows, skipped (did not decode) and dimensions (E).
+
+    Raises:
+        InputMissing: there are no shards.
+        TrainError: a caption is too long, or is not UTF-8.
     """
     index = open_index(data)
     reader = open_reader(index)

@@ -1,13 +1,13 @@
 """Bytes to pixels: the training crop, the evaluation transform, and the normalisation on the device.
 
-Pixels stay uint8 until they are on the device that trains. The evaluation transform is OpenAI's, bit for bit (Pillow's
-bicubic); the training crop takes the cheaper OpenCV, whose pixels of JPEG, PNG and WebP equal Pillow's.
+Pixels stay uint8 until they are on the device. The evaluation transform is OpenAI's, bit for bit (Pillow's
+bicubic). The training crop uses OpenCV, which is faster and decodes JPEG, PNG and WebP to the same pixels as Pillow.
 
-What counts as an image, for both: the content decides, not the name. JPEG, PNG, WebP, GIF and BMP are taken; of several
-frames the first; alpha is dropped, palettes, grey and CMYK become RGB as Pillow's `convert("RGB")` has it (CMYK to
-within 2 levels); of 16 bits the upper 8; EXIF orientation is not applied (neither OpenAI's nor open_clip's transform
-does it). A cut file, more than `MAX_PIXELS`, and a JPEG whose scans would cost more than `MAX_SCANNED` pixels are
-refused, the last two before anything is decoded.
+Both accept the same images. The content decides, not the name. JPEG, PNG, WebP, GIF and BMP are accepted. The first
+frame is used. Alpha is dropped. Palettes, grey and CMYK become RGB as with Pillow's `convert("RGB")` (CMYK to within 2
+levels). 16-bit values keep their upper 8 bits. EXIF orientation is not applied, as in OpenAI's and open_clip's
+transforms. A truncated file is refused. An image of more than `MAX_PIXELS`, and a JPEG whose scans would cost more than
+`MAX_SCANNED` pixels, are refused before they are decoded.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-MAX_PIXELS = 1 << 26  # 67 Mpx: a larger image is refused before it is decoded
-MAX_SCANNED = 1 << 30  # pixels times scans of a JPEG: each of its scans costs a pass over the picture, in 20 bytes
-_MAX_SEGMENTS = 2000  # before a JPEG's first scan; EXIF and colour profiles take some dozens
-# Pillow would take many more forms, some by starting other programs
+MAX_PIXELS = 1 << 26  # 67 megapixels
+MAX_SCANNED = 1 << 30  # pixels times scans of a JPEG: a scan of 20 bytes costs a pass over the whole image
+_MAX_SEGMENTS = 2000  # before the first scan of a JPEG; EXIF and colour profiles take dozens
+# Pillow reads many more formats, some by starting other programs
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "MPO")
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's preprocessing, RGB
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's preprocessing; RGB
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class BadImage(Exception):
-    """These bytes are no image that we take; the message is the reason, one word."""
+    """These bytes are not an image that we accept. The message is the reason, one word."""
 
 
 class UnknownForm(BadImage):
-    """Nor do they begin as one of the forms that the training crop takes."""
+    """The bytes do not begin like one of the formats of the training crop."""
 
 
 @functools.cache
 def _cv2() -> Any:
-    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))  # read once, when OpenCV is loaded
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))  # OpenCV reads it once, at import
     try:
         import cv2
     except ImportError as error:
         raise TrainError("the loader needs OpenCV: pip install openwit[train]") from error
-    cv2.setNumThreads(0)  # our own threads work on samples; each stays on its core
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a spoiled image is counted and named by us
+    cv2.setNumThreads(0)  # samples are decoded in parallel, each by one thread
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the loader counts and names damaged images
     return cv2
 
 
 def probe(data: bytes) -> tuple[str, int, int]:
-    """Form, width and height as the first bytes claim them. Raises BadImage for what is not to be decoded."""
+    """Format, width and height from the header. Raises BadImage for an image that must not be decoded."""
     try:
         kind, width, height, scans = _claims(data)
     except (IndexError, struct.error):
@@ -71,7 +71,7 @@ def probe(data: bytes) -> tuple[str, int, int]:
 
 
 def _claims(data: bytes) -> tuple[str, int, int, int]:
-    """Form, width, height and the number of scans (1 but for some JPEGs)."""
+    """Format, width, height and the number of scans, which is 1 except for some JPEGs."""
     if data[:3] == b"\xff\xd8\xff":
         return "jpeg", *_jpeg_claims(data)
     if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR":
@@ -94,7 +94,7 @@ def _jpeg_claims(data: bytes) -> tuple[int, int, int]:
         if data[at] != 0xFF:
             break
         marker = data[at + 1]
-        if marker == 0xFF:  # fill
+        if marker == 0xFF:  # a fill byte
             at += 1
             continue
         if marker == 0xDA:
@@ -124,11 +124,11 @@ def decode(data: bytes, *, size: int = 0, min_scale: float = 1.0) -> np.ndarray:
     """(H, W, 3) uint8 RGB.
 
     Args:
-        size, min_scale: what `random_crop` will make of it; a JPEG that is large enough is decoded at a half, a quarter
-            or an eighth of its size (in the cosine domain), for less work. 0: as it is.
+        size, min_scale: the arguments of `random_crop`. A JPEG that is large enough is decoded at a half, a quarter or
+            an eighth of its size, which is faster. 0: full size.
     """
     kind, width, height = probe(data)
-    if kind in ("gif", "bmp", "apng"):  # OpenCV has other ideas of a first frame, or none
+    if kind in ("gif", "bmp", "apng"):  # OpenCV decodes another first frame, or none
         return _pillow_rgb(data)
     cv2 = _cv2()
     factor = reduction(width, height, size, min_scale=min_scale) if kind == "jpeg" and size else 1
@@ -149,13 +149,13 @@ def _pillow_rgb(data: bytes) -> np.ndarray:
             return np.asarray(opened.convert("RGB"))
     except BadImage:
         raise
-    except Exception as error:  # Pillow raises nearly anything on a broken file
+    except Exception as error:  # Pillow raises almost any exception on a damaged file
         raise BadImage("image_not_decoded") from error
 
 
 @contextlib.contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
-    """The first frame, by Pillow, 8 bits a channel; refuses what is too large before and after it is decoded."""
+    """The first frame, opened by Pillow, 8 bits per channel. The size is checked before and after decoding."""
     from PIL import Image
 
     with contextlib.suppress(UnknownForm):
@@ -172,7 +172,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
 
 
 def _upper_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey; Pillow's `convert` would make nearly all of it white."""
+    """16-bit grey as 8-bit grey. Pillow's `convert` would clip nearly all of it to white."""
     from PIL import Image
 
     if not image.mode.startswith("I;16"):
@@ -181,14 +181,14 @@ def _upper_bits(image: Image.Image) -> Image.Image:
 
 
 def random_crop(image: np.ndarray, out: np.ndarray, draws: np.ndarray, *, min_scale: float) -> None:
-    """A random square of the image, resized into `out` (S, S, 3): the paper's only augmentation.
+    """Resizes a random square of the image into `out` (S, S, 3): the only augmentation of the paper.
 
-    The filter is OpenCV's cubic one up to 8/7 of the size (224 from shards of 256 px), from there the mean over the
-    area: a cubic filter looks at 4 x 4 pixels and skips some as soon as it has to shrink. Beside Pillow's bicubic of
-    the same square, photographs differ by 0.7 to 1.4 levels of 255 on average (docs/training.md).
+    Up to a factor of 8/7 (224 from shards of 256 px) the filter is OpenCV's cubic one. Above it is the mean over the
+    area, because a cubic filter reads 4 x 4 pixels and would skip some. The result differs from Pillow's bicubic of the
+    same square by 0.7 to 1.4 levels of 255 on average (docs/training.md).
 
     Args:
-        draws: three numbers in [0, 1): how large the square is, and where.
+        draws: three numbers in [0, 1), for the size and the place of the square.
         min_scale: smallest area, as a share of the largest square's.
     """
     cv2 = _cv2()
@@ -202,38 +202,47 @@ def random_crop(image: np.ndarray, out: np.ndarray, draws: np.ndarray, *, min_sc
 
 
 def reduction(width: int, height: int, size: int, *, min_scale: float) -> int:
-    """How far a JPEG may be shrunk while it is decoded, so that the smallest crop still has `size` pixels."""
+    """The largest factor to shrink a JPEG by while decoding, so that the smallest crop still has `size` pixels."""
     smallest = min(width, height) * min_scale**0.5
     return max((factor for factor in (2, 4, 8) if smallest / factor >= size), default=1)
 
 
 def evaluation_transform(data: bytes, size: int) -> np.ndarray:
-    """(S, S, 3) uint8: shorter side to `size` by Pillow's bicubic filter, then the middle. OpenAI's `preprocess`."""
-    from PIL import Image
+    """(S, S, 3) uint8: resizes the shorter side to `size` by Pillow's bicubic filter, then crops the centre.
 
+    This is OpenAI's `preprocess`.
+    """
     try:
         with _opened(data) as opened:
-            width, height = opened.size
-            scale = size / min(width, height)
-            # the longer side is truncated, as torchvision does
-            target = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
-            if max(target) > MAX_PIXELS // size:  # a line of one pixel's width would be stretched without bound
-                raise BadImage("image_too_large")
-            image = opened.resize(target, Image.Resampling.BICUBIC) if scale != 1 else opened.copy()
-            left, top = round((target[0] - size) / 2), round((target[1] - size) / 2)
-            return np.asarray(image.crop((left, top, left + size, top + size)).convert("RGB"))
+            return middle_square(opened, size)
     except BadImage:
         raise
-    except Exception as error:  # Pillow raises nearly anything on a broken file
+    except Exception as error:  # Pillow raises almost any exception on a damaged file
         raise BadImage("image_not_decoded") from error
 
 
+def middle_square(opened: Image.Image, size: int) -> np.ndarray:
+    """(S, S, 3) uint8 from an image of Pillow; see `evaluation_transform`."""
+    from PIL import Image
+
+    opened = _upper_bits(opened)
+    width, height = opened.size
+    scale = size / min(width, height)
+    # torchvision truncates the longer side
+    target = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
+    if max(target) > MAX_PIXELS // size:  # an image one pixel wide would become arbitrarily long
+        raise BadImage("image_too_large")
+    image = opened.resize(target, Image.Resampling.BICUBIC) if scale != 1 else opened.copy()
+    left, top = round((target[0] - size) / 2), round((target[1] - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size)).convert("RGB"))
+
+
 def normalize(images: torch.Tensor) -> torch.Tensor:
-    """(B, S, S, 3) uint8 -> (B, 3, S, S) fp32, in the memory order that convolutions like (channels last)."""
+    """(B, S, S, 3) uint8 -> (B, 3, S, S) fp32 in the channels-last memory format, which convolutions prefer."""
     import torch
 
     batch, height, width, _ = images.shape
-    # a row of pixels at a time: an inner dimension of three values is slow on a CPU
+    # whole rows: an inner dimension of three values is slow on a CPU
     mean = (torch.tensor(MEAN, device=images.device) * 255).repeat(width)
     std = (torch.tensor(STD, device=images.device) * 255).repeat(width)
     rows = images.reshape(batch, height, width * 3).float().sub_(mean).div_(std)

@@ -1,6 +1,6 @@
-"""Randomness without state: every draw is a hash of what it is for, so threads, ranks and resumed runs draw the same.
+"""Random numbers without state: every draw is a hash of its purpose. Threads, ranks and resumed runs draw the same.
 
-numpy uint64 arithmetic, which wraps around; the mixer is the finaliser of splitmix64.
+The arithmetic is numpy's uint64, which wraps around. The mixer is the finaliser of splitmix64.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ Words = np.ndarray  # uint64
 
 
 def mix(words: Words) -> Words:
-    """A bijection of 64-bit words that looks random."""
+    """A pseudo-random bijection of 64-bit words."""
     words = words ^ (words >> np.uint64(30))
     words = words * np.uint64(0xBF58476D1CE4E5B9)
     words = words ^ (words >> np.uint64(27))
@@ -35,10 +35,10 @@ def uniforms(words: Words, draws: int) -> np.ndarray:
 
 
 def permute(positions: np.ndarray, size: int, key: Words) -> np.ndarray:
-    """A keyed permutation of 0 .. size - 1, evaluated at some positions: no table, whatever the size.
+    """A keyed permutation of 0 .. size - 1, evaluated at some positions. It needs no table for any size.
 
-    A Feistel network over the next power of two; a value outside is sent through again until it lands inside, at most
-    twice on average.
+    It is a Feistel network over the next power of two. A value outside of the range goes through the network again
+    until it is inside. That takes at most two passes on average.
     """
     if size <= 1:
         return np.zeros_like(positions)
@@ -53,7 +53,7 @@ def permute(positions: np.ndarray, size: int, key: Words) -> np.ndarray:
 
 
 def _feistel(values: Words, left_bits: int, right_bits: int, key: Words, rounds: int = 6) -> Words:
-    """`rounds` (even) rounds on words of left_bits + right_bits bits; the halves change places each round."""
+    """An even number of rounds on words of left_bits + right_bits bits. The halves swap in each round."""
     left, right = values >> np.uint64(right_bits), values & np.uint64((1 << right_bits) - 1)
     widths = (left_bits, right_bits)
     for number in range(rounds):

@@ -1,8 +1,8 @@
-"""Labelled images for evaluation: a folder a class, or shards with `.cls` members; class names and prompt templates.
+"""Labelled images for evaluation: one folder per class, or shards with `.cls` members; class names and templates.
 
-Class and template files take the forms that are about: CLIP_benchmark's JSON ({"cifar10": ["airplane", ...]}), a plain
-JSON list as open_clip's metadata has it, {class: [prompts]} for prompts of its own a class, or a text file with a line
-each. Templates hold "{}" or "{c}" where the class goes.
+Files of classes and templates have one of the common forms: the JSON of CLIP_benchmark ({"cifar10": ["airplane",
+...]}), a JSON list as in open_clip's metadata, {class: [prompts]} with prompts per class, or a text file with one
+entry per line. A template has "{}" or "{c}" in place of the class.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from clip_train.errors import InputMissing, TrainError, UsageError
 from clip_train.shards import open_index
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
-# a short ensemble for sets without templates of their own (from the paper's list, section 3.1.4)
+# a short ensemble for sets without templates (from the list of the paper, section 3.1.4)
 DEFAULT_TEMPLATES = (
     "a photo of a {}.",
     "a bad photo of a {}.",
@@ -35,7 +35,7 @@ DEFAULT_TEMPLATES = (
 
 @dataclasses.dataclass(frozen=True)
 class LabelledImages:
-    """Images with a class each; `read(i)` gives the bytes of image i."""
+    """Images with one class each. `read(i)` returns the bytes of image i."""
 
     names: Sequence[str]
     labels: np.ndarray  # (N,) int64
@@ -47,7 +47,7 @@ class LabelledImages:
 
 
 def open_labelled(data: str, *, classes: str | None = None, dataset: str | None = None) -> LabelledImages:
-    """A folder with a folder a class, or shards whose samples have a `.cls` member."""
+    """Opens a folder with one folder per class, or shards whose samples have a `.cls` member."""
     names = read_classes(classes, dataset) if classes else None
     folder = Path(data)
     if folder.is_dir() and not any(folder.rglob("*.tar")):
@@ -64,7 +64,7 @@ def _open_folder(folder: Path, names: list[str] | None) -> LabelledImages:
                 files.append(path)
                 labels.append(number)
     if not files:
-        raise InputMissing(f"{folder}: no images; a folder a class is expected, or .tar shards with .cls members")
+        raise InputMissing(f"{folder}: no images; one folder per class is expected, or .tar shards with .cls members")
     if names is not None and len(names) != len(groups):
         raise UsageError(f"{folder} has {len(groups)} class folders, the file of classes has {len(names)} names")
     return LabelledImages(
@@ -106,7 +106,7 @@ def _open_shards(data: str, names: list[str] | None) -> LabelledImages:
 
 
 def _names_beside(shard: str) -> list[str] | None:
-    """CLIP_benchmark's webdatasets keep classnames.txt beside the shards, or one folder up."""
+    """The class names of CLIP_benchmark's webdatasets: classnames.txt is beside the shards or one folder up."""
     folder = os.path.dirname(os.path.abspath(shard))
     for path in (Path(folder) / "classnames.txt", Path(folder).parent / "classnames.txt"):
         if path.exists():
@@ -130,7 +130,7 @@ def read_classes(path: str, dataset: str | None) -> list[str]:
 
 
 def read_templates(path: str, dataset: str | None) -> list[str] | dict[str, list[str]]:
-    """Templates, or prompts for each class by name."""
+    """Templates, or the prompts of each class by its name."""
     found = _read_file(path, dataset)
     empty = [name for name, prompts in found.items() if not prompts] if isinstance(found, dict) else []
     if not found or empty:
@@ -150,7 +150,7 @@ def _read_file(path: str, dataset: str | None) -> list[str] | dict[str, list[str
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise TrainError(f"{path} is no JSON: {error}") from error
+        raise TrainError(f"{path} is not JSON: {error}") from error
     if dataset is not None:
         if not isinstance(found, dict) or dataset not in found:
             known = ", ".join(sorted(found)) if isinstance(found, dict) else "none"

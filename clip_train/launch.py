@@ -1,4 +1,4 @@
-"""One process a GPU, started and watched by torchrun's elastic agent: a lost process ends the run, nothing hangs."""
+"""Starts one process per GPU. Torch's elastic agent watches them: if one is lost, it ends the run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clip_train.errors import CRASH, INTERRUPTED, TrainError, UsageError
 
 
 class ProcessFailed(TrainError):
-    """A training process ended early; the exit code is its own."""
+    """A training process ended early. The exit code is the one of that process."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -25,24 +25,20 @@ runpy.run_module("clip_train", run_name="__main__", alter_sys=True)"""
 
 
 def processes_to_start(asked: int | None, *, nnodes: int) -> int:
-    """Processes to start on this host; 0: none, this process does the work itself."""
-    if "LOCAL_RANK" in os.environ:  # a launcher has started us
+    """The number of processes to start on this host. 0: this process does the work itself."""
+    if "LOCAL_RANK" in os.environ:  # a launcher has started this process
         return 0
     import torch
 
     gpus = torch.cuda.device_count()
     count = asked or max(1, gpus)
-    if count < 1:
-        raise UsageError("--processes must be at least 1")
     if gpus and count > gpus:
-        raise UsageError(f"--processes {count}, but this host has {gpus} GPUs")
+        raise UsageError(f"--processes {count} is more than the {gpus} GPUs of this host")
     return count if count > 1 or nnodes > 1 else 0
 
 
 def launch(argv: list[str], *, processes: int, nnodes: int, node_rank: int, endpoint: str | None) -> None:
     """Runs clip_train with these arguments in every process, and waits for all of them."""
-    if nnodes > 1 and not endpoint:
-        raise UsageError("--nnodes needs --rdzv-endpoint HOST:PORT, the same on every host")
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -67,7 +63,7 @@ def launch(argv: list[str], *, processes: int, nnodes: int, node_rank: int, endp
         if failure.exitcode > 0:
             raise ProcessFailed(f"process {rank} stopped (its message is above)", failure.exitcode) from None
         raise ProcessFailed(
-            f"process {rank} was lost ({failure.signal_name()}), so the run was stopped; continue with --resume", CRASH
+            f"process {rank} was lost ({failure.signal_name()}) and the run was stopped; continue with --resume", CRASH
         ) from None
     except SignalException as error:
         raise ProcessFailed(f"stopped by {error.sigval.name}; continue with --resume", INTERRUPTED) from None

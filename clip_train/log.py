@@ -1,4 +1,4 @@
-"""What a run says: a JSON line a step, TensorBoard events, and a line for the person who watches."""
+"""The logs of a run: one JSON line per step, TensorBoard events, and progress on stderr."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clip_train.errors import TrainError
 
 
 class StepLog:
-    """RUN/log.jsonl and RUN/tensorboard. Lines behind the step that a run resumes from are cut off first."""
+    """Writes RUN/log.jsonl and RUN/tensorboard. Lines after the step that a run resumes from are removed first."""
 
     def __init__(self, folder: Path, *, first_step: int, tensorboard: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ class StepLog:
         self._events = EventWriter(folder / "tensorboard") if tensorboard else None
 
     def write(self, line: dict[str, Any]) -> None:
-        """One step; a number that is not finite becomes null."""
+        """Writes one step. A number that is not finite becomes null."""
         plain = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in line.items()
@@ -39,10 +39,10 @@ class StepLog:
             if self._events:
                 self._events.write(int(line["step"]), {k: v for k, v in plain.items() if isinstance(v, float)})
         except OSError as error:
-            raise TrainError(f"cannot write {self._lines.name}: {error}; make room, then --resume") from error
+            raise TrainError(f"cannot write {self._lines.name}: {error}; free some space, then --resume") from error
 
     def close(self) -> None:
-        """Ends both files; what a full disk keeps from being written was said by `write`."""
+        """Closes both files. Errors of a full disk are left out here, because `write` has raised them."""
         with contextlib.suppress(OSError):
             self._lines.close()
             if self._events:
@@ -50,7 +50,7 @@ class StepLog:
 
 
 def _cut_after(path: Path, step: int) -> None:
-    """Keeps the lines of the steps up to `step` (a line that a crash cut in half is dropped too)."""
+    """Keeps the lines up to `step`. A line that a crash has truncated is dropped too."""
     if not path.exists():
         return
     kept = []
@@ -66,7 +66,7 @@ def _cut_after(path: Path, step: int) -> None:
 
 
 class EventWriter:
-    """TensorBoard's scalar events: protocol buffers in TFRecords, of which scalars need ten lines and no package."""
+    """Writes TensorBoard's scalar events, which are protocol buffers in TFRecords. It needs no package."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,13 +75,13 @@ class EventWriter:
         self._record(_double(1, time.time()) + _bytes(3, b"brain.Event:2"))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """One event with a value for each name."""
+        """Writes one event with a value per name."""
         values = b"".join(_bytes(1, _bytes(1, name.encode()) + _float(2, value)) for name, value in scalars.items())
         self._record(_double(1, time.time()) + _varint(2 << 3) + _varint(step) + _bytes(5, values))
         self._file.flush()
 
     def close(self) -> None:
-        """Ends the file."""
+        """Closes the file."""
         self._file.close()
 
     def _record(self, data: bytes) -> None:
@@ -129,7 +129,7 @@ def _masked_crc(data: bytes) -> bytes:
 
 
 class Progress:
-    """A line every few seconds, on stderr; silent for all ranks but the first."""
+    """Prints a line to stderr every few seconds, on the first rank only."""
 
     def __init__(self, *, steps: int, first_step: int, show: bool, every: float = 5.0) -> None:
         self._steps, self._done, self._show, self._every = steps, first_step, show, every
@@ -137,12 +137,12 @@ class Progress:
         self._first = first_step
 
     def say(self, text: str) -> None:
-        """A sentence."""
+        """Prints a message."""
         if self._show:
             print(text, file=sys.stderr, flush=True)
 
     def step(self, line: dict[str, Any]) -> None:
-        """A step's numbers, if it is time for a line."""
+        """Prints the numbers of a step, if it is time for a line."""
         now, done = time.monotonic(), int(line["step"])
         if not self._show or (now - self._last < self._every and done < self._steps):
             return
@@ -159,6 +159,6 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-    """1:02:03."""
+    """Seconds as hours, minutes and seconds: 1:02:03."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -1,17 +1,17 @@
-"""The contrastive losses, exact over ranks, accumulation and chunks, without ever holding the B x B logits.
+"""The contrastive losses. They are exact over ranks, accumulation and chunks and never hold the B x B logits.
 
 Symmetric InfoNCE (paper, figure 3) over B pairs of unit vectors x_i, y_j with scale s:
 
     L = 1/(2B) sum_i [ log sum_j exp(s x_i.y_j) + log sum_j exp(s x_j.y_i) - 2 s x_i.y_i ]
 
-Rank r holds b of the B rows. It gathers all texts, works through its b x B logits in chunks of rows, and keeps of them
-two vectors: the log-sum-exp of its rows, and that of all columns, which the ranks combine. The backward pass makes the
-logits a second time. With p = softmax over rows + softmax over columns - 2 * identity,
+Rank r holds b of the B rows. It gathers all texts and computes its b x B logits in chunks of rows. It keeps two
+vectors: the log-sum-exp of its rows, and that of all columns, which the ranks combine. The backward pass computes the
+logits again. With p = softmax over rows + softmax over columns - 2 * identity,
 
     dL/dx = s/(2B) p y,      dL/dy = s/(2B) p^T x (summed over the ranks),      dL/ds = 1/(2B) sum p * (x y^T).
 
-Every rank returns the whole loss, and its own rows' share of the gradients: the *sum* over the ranks of the parameters'
-gradients is that of one process with the whole batch, logit_scale included. All of it is fp32.
+Every rank returns the loss of all pairs and the gradients of its own rows. The *sum* over the ranks of the gradients
+of the parameters, logit_scale included, is that of one process with the whole batch. All arithmetic is fp32.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from clip_train.distributed import gather_rows, log_sum_exp_over_ranks, rank, sc
 
 
 def info_nce(images: Tensor, texts: Tensor, scale: Tensor, *, chunk: int = 1024) -> Tensor:
-    """The loss over all ranks' pairs.
+    """The loss over the pairs of all ranks, a scalar.
 
     Args:
-        images, texts: (b, E) unit vectors, row i of one belongs to row i of the other.
+        images, texts: (b, E) unit vectors. Row i of one belongs to row i of the other.
         scale: exp(logit_scale), a scalar.
-        chunk: rows of logits held at a time, chunk x B floats.
+        chunk: rows of logits in memory at a time, chunk x B floats.
     """
     with torch.autocast(images.device.type, enabled=False):
         return _InfoNCE.apply(images.float(), texts.float(), scale.float(), chunk)
@@ -42,7 +42,7 @@ def info_nce(images: Tensor, texts: Tensor, scale: Tensor, *, chunk: int = 1024)
 def sigmoid_loss(images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor, *, chunk: int = 1024) -> Tensor:
     """The pairwise sigmoid loss (Zhai et al. 2023, arXiv 2303.15343): -1/B sum_ij log sigmoid(z_ij (s x_i.y_j + bias)).
 
-    z is 1 for a pair, -1 elsewhere. The terms are independent: value and gradient come from one pass over the chunks.
+    z is 1 for a pair and -1 otherwise. The terms are independent, so one pass over the chunks gives value and gradient.
     """
     with torch.autocast(images.device.type, enabled=False):
         return _Sigmoid.apply(images.float(), texts.float(), scale.float(), bias.float(), chunk)
@@ -72,7 +72,7 @@ class _InfoNCE(torch.autograd.Function):
 
 
 def _kernels(rows: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The two passes over the logits: Triton's on a GPU, the plain ones below elsewhere."""
+    """The two passes over the logits: in Triton on a GPU, else the reference below."""
     if rows.is_cuda:
         try:
             from clip_train import loss_triton
@@ -84,7 +84,7 @@ def _kernels(rows: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def log_sums(images: Tensor, texts: Tensor, scale: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """(b,), (B,): log-sum-exp of the rows and of the columns of scale * images @ texts.T."""
+    """(b,) and (B,): log-sum-exp of the rows and of the columns of scale * images @ texts.T."""
     rows = images.new_empty(len(images))
     columns = texts.new_full((len(texts),), -math.inf)
     for at in range(0, len(images), chunk):
@@ -97,7 +97,7 @@ def log_sums(images: Tensor, texts: Tensor, scale: Tensor, chunk: int) -> tuple[
 def gradients(
     images: Tensor, texts: Tensor, scale: Tensor, rows: Tensor, columns: Tensor, start: int, chunk: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """p y, p^T x and sum p * (x y^T), with p as in the head of this file; `start` is the column of our first pair."""
+    """p y, p^T x and sum p * (x y^T), with p as above. `start` is the column of the first pair of this rank."""
     d_images, d_texts, d_scale = torch.empty_like(images), torch.zeros_like(texts), scale.new_zeros(())
     for at in range(0, len(images), chunk):
         part = images[at : at + chunk]

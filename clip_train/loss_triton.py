@@ -1,8 +1,8 @@
-"""The two passes of loss.py over the logits, on a GPU. The plain ones there are their oracle (tests run both).
+"""The two passes of loss.py over the logits, on a GPU. Tests compare them with the reference there.
 
-Forward: one kernel makes tiles of logits on the chip, and keeps of each the log-sum-exp of its rows and columns:
-nothing of size B x B is written. Backward: chunks of rows as in the plain way, with the matrix products left to cuBLAS,
-and all that lies between logits and gradient in one kernel, in place.
+Forward: one kernel computes tiles of logits on the chip and keeps the log-sum-exp of their rows and columns. Nothing
+of size B x B is written. Backward: chunks of rows, as in the reference. cuBLAS computes the matrix products, and one
+kernel computes everything between logits and gradient in place.
 """
 
 # mypy: ignore-errors
@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS, COLUMNS, DEPTH = 64, 64, 32  # of a tile; DEPTH features at a time
+ROWS, COLUMNS, DEPTH = 64, 64, 32  # size of a tile; DEPTH features at a time
 
 
 @triton.jit
@@ -23,7 +23,7 @@ def _log_sums_kernel(
     x, y, scale, row_out, column_out, row_count, column_count, width,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program a block of rows: all its tiles, from the left."""
+    """One program per block of rows. It goes through all tiles of the block from the left."""
     block = tl.program_id(0)
     rows = block * ROWS + tl.arange(0, ROWS)
     is_row = rows < row_count
@@ -54,7 +54,7 @@ def _log_sums_kernel(
 def _softmax_kernel(
     cosines, scale, row_sums, column_sums, scale_out, column_count, diagonal, COLUMNS: tl.constexpr
 ):
-    """One program a row: cosines -> p of loss.py in place, and the row's part of sum p * cosine."""
+    """One program per row: cosines -> p of loss.py in place, and the part of the row in sum p * cosine."""
     row = tl.program_id(0)
     factor, row_sum = tl.load(scale), tl.load(row_sums + row)
     part = tl.zeros((COLUMNS,), tl.float32)
@@ -73,7 +73,7 @@ def _softmax_kernel(
 
 
 def log_sums(images: Tensor, texts: Tensor, scale: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """See loss.log_sums; `chunk` is not needed: a tile is held, not a chunk."""
+    """See loss.log_sums. `chunk` has no effect, because the kernel holds one tile at a time."""
     images, texts, count = images.contiguous(), texts.contiguous(), len(images)
     blocks = triton.cdiv(count, ROWS)
     rows = images.new_empty(count)

@@ -1,8 +1,8 @@
-"""CLIP: an image and a text tower into one space (paper, section 2.4), with the names and numerics of OpenAI's code.
+"""CLIP: an image tower and a text tower with one embedding space (paper, section 2.4), with OpenAI's numerics.
 
-Shapes: B pairs, L tokens an image or a caption, T tokens of a packed batch of captions, d width, H heads, E embedding.
-State-dict names equal OpenAI's (`visual.transformer.resblocks.0.attn.in_proj_weight`, ...), so that their weights, and
-open_clip's, load as they are.
+Shapes: B pairs, L tokens per image or caption, T tokens of a packed batch of captions, d width, H heads, E embedding.
+The names in the state dict are OpenAI's (`visual.transformer.resblocks.0.attn.in_proj_weight`, ...), so that their
+weights, and open_clip's, load unchanged.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ MAX_LOGIT_SCALE = math.log(100)  # paper, section 2.5: logits are never scaled b
 
 
 class LayerNorm(nn.LayerNorm):
-    """Computes in fp32 whatever comes in, and gives back what came in."""
+    """Computes in fp32 and returns the type of the input."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.float()).to(input.dtype)
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), the activation of all of OpenAI's CLIP weights."""
+    """x * sigmoid(1.702 x), the activation of OpenAI's CLIP models."""
 
     def forward(self, input: Tensor) -> Tensor:
         if input.is_cuda:  # torch.compile fuses it
@@ -40,7 +40,7 @@ class QuickGELU(nn.Module):
 
 
 class _QuickGELU(torch.autograd.Function):
-    """The same through SiLU, silu(1.702 x) / 1.702: half the passes over memory, and only the input is kept."""
+    """The same as silu(1.702 x) / 1.702: half the passes over memory, and only the input is saved."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor) -> Tensor:
@@ -62,10 +62,10 @@ def dense_attention(qkv: Tensor, *, heads: int, causal: bool) -> Tensor:
 
 
 def packed_attention(qkv: Tensor, *, heads: int, packing: PackedText) -> Tensor:
-    """(T, 3d) -> (T, d), causal within each caption: nothing is padded.
+    """(T, 3d) -> (T, d), causal within each caption, without padding.
 
-    On a GPU in half precision one variable-length kernel does all captions. Elsewhere each run of captions of one
-    length is a dense batch, without a copy.
+    On a GPU in half precision one variable-length kernel computes all captions. Otherwise the captions of one length
+    are a dense batch, without a copy.
     """
     total, width = qkv.shape
     if qkv.is_cuda and qkv.dtype in (torch.float16, torch.bfloat16):
@@ -145,7 +145,7 @@ class Transformer(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Images (B, 3, S, S) -> (B, E): class token, layer norm before the blocks, and after them on the class token."""
+    """Images (B, 3, S, S) -> (B, E). Layer norms are before the blocks and, on the class token, after them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(scale * torch.randn(width, config.embed_dim))
 
     def forward(self, images: Tensor, kept_patches: Tensor | None = None) -> Tensor:
-        """`kept_patches` (B, K) are the patches that patch dropout leaves, as indices; None: all."""
+        """`kept_patches` (B, K) are the indices of the patches that patch dropout keeps. None: all patches."""
         x = self._patches(images)  # (B, N, d)
         positions = self.positional_embedding.to(x.dtype)
         x = x + positions[1:]
@@ -175,7 +175,7 @@ class VisionTransformer(nn.Module):
         return self.ln_post(x[:, 0]) @ self.proj
 
     def _patches(self, images: Tensor) -> Tensor:
-        """The patch convolution as one matrix product, which is what a kernel as large as its stride is."""
+        """The patch convolution as one matrix product: its kernel is as large as its stride."""
         batch, channels, height, width = images.shape
         patch = self.patch_size
         tiles = images.reshape(batch, channels, height // patch, patch, width // patch, patch)
@@ -184,7 +184,7 @@ class VisionTransformer(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Both towers and the temperature; `forward` gives what the loss needs."""
+    """Both towers and the temperature. `forward` returns the unit vectors for the loss."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class CLIP(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """OpenAI's initialisation; their vision transformer keeps torch's defaults, and so does ours."""
+        """OpenAI's initialisation. Their vision transformer keeps the defaults of torch, and so does this one."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         width, layers = self.config.text_width, self.config.text_layers
@@ -215,18 +215,18 @@ class CLIP(nn.Module):
         nn.init.normal_(self.text_projection, std=width**-0.5)
 
     def encode_image(self, images: Tensor, kept_patches: Tensor | None = None) -> Tensor:
-        """(B, 3, S, S) normalised images -> (B, E)."""
+        """(B, 3, S, S) normalised images -> (B, E) features, not normalised."""
         return self.visual(images) if kept_patches is None else self.visual(images, kept_patches)
 
     def encode_text(self, text: Tensor | PackedText) -> Tensor:
-        """(B, L) padded ids, or a packed batch -> (B, E), read at each caption's first end-of-text token."""
+        """(B, L) padded ids, or a packed batch -> (B, E) features at the first end-of-text token, not normalised."""
         if isinstance(text, PackedText):
             x = self.token_embedding(text.tokens) + self.positional_embedding[text.positions]  # (T, d)
-            # only the end-of-text tokens are read: the layer norm is needed there alone
+            # the layer norm is needed at the end-of-text tokens only
             return self.ln_final(self.transformer(x, text)[text.ends]) @ self.text_projection
         x = self.token_embedding(text) + self.positional_embedding[: text.shape[1]]  # (B, L, d)
         x = self.transformer(x)
-        ends = text.argmax(dim=1)  # end-of-text is the largest id; the first one wins
+        ends = text.argmax(dim=1)  # end-of-text is the largest id; argmax returns the first
         return self.ln_final(x[torch.arange(len(x), device=x.device), ends]) @ self.text_projection
 
     def forward(
@@ -244,21 +244,21 @@ class CLIP(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Keeps the temperature within the paper's bound; call it after each step."""
+        """Keeps the temperature within the bound of the paper. Call it after each step."""
         self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
 
     def set_activation_checkpointing(self, on: bool) -> None:
-        """Trades a second forward pass of every block for the memory of its activations."""
+        """Saves the memory of activations at the cost of a second forward pass of every block."""
         for module in self.modules():
             if isinstance(module, Transformer | ModifiedResNet):
                 module.checkpointing = on
 
 
 def count_flops(config: ModelConfig, *, text_tokens: float | None = None) -> float:
-    """Multiply-adds x 2 of a forward pass over one pair: matrix products and convolutions only, as MFU is counted.
+    """Floating-point operations of a forward pass over one pair: matrix products and convolutions only, as in MFU.
 
     Args:
-        text_tokens: mean tokens a caption that are worked on; the whole context unless given.
+        text_tokens: mean number of tokens per caption that are computed; the whole context unless given.
     """
     length = config.context_length if text_tokens is None else text_tokens
     text = _transformer_flops(config.text_width, config.text_layers, length) + 2 * config.text_width * config.embed_dim

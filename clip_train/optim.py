@@ -1,4 +1,4 @@
-"""AdamW as in the paper (table 18): weight decay on what is no gain or bias, linear warm-up, cosine to zero; EMA."""
+"""AdamW as in the paper (table 18): no weight decay of gains and biases, linear warm-up, cosine to zero; EMA."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clip_train.config import Recipe
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """Two groups: matrices (and embeddings) with decay; gains, biases, class token and temperature without."""
+    """Two groups: matrices and embeddings have weight decay; gains, biases, class token and temperature have none."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
@@ -22,7 +22,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, *, recipe: Recipe, steps: int) -> float:
-    """The rate of step `step`, counted from 0: warm-up reaches the peak at its last step, the cosine ends at zero."""
+    """The rate of step `step`, counted from 0. The last step of the warm-up has the peak. The cosine ends at zero."""
     if step < recipe.warmup:
         return recipe.lr * (step + 1) / recipe.warmup
     progress = (step - recipe.warmup) / max(1, steps - recipe.warmup)
@@ -30,7 +30,7 @@ def learning_rate(step: int, *, recipe: Recipe, steps: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """One rate for all groups."""
+    """Sets one rate for all groups."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
@@ -47,7 +47,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, *, step: int) -> None:
-        """Takes in the weights after step `step`, counted from 0."""
+        """Averages in the weights after step `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in model.state_dict().items():
             if value.is_floating_point():

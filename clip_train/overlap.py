@@ -1,9 +1,10 @@
-"""Data overlap analysis (paper, section 5): does accuracy gain from evaluation images that were in the training set?
+"""Data overlap analysis (paper, section 5): do evaluation images in the training set raise the accuracy?
 
-1. An evaluation image counts as seen if its embedding is at least `threshold` close to one of the training set.
-2. Zero-shot accuracy on All, Overlap (seen) and Clean (the rest).
-3. All - Clean is what the overlap gains; whether Overlap is better than Clean is tested one-sided by the binomial law,
-   and the accuracy on Overlap is given with its 99.5% Clopper-Pearson interval.
+1. An evaluation image counts as seen if the cosine between its embedding and one of the training set is at least
+   `threshold`.
+2. The zero-shot accuracy is measured on All, Overlap (seen) and Clean (the rest).
+3. All - Clean is the gain by the overlap. A one-sided binomial test compares Overlap with Clean. The accuracy on
+   Overlap has a 99.5% Clopper-Pearson interval.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ def overlap(
     model: CLIP, tokenizer: Tokenizer, data: str, train_embeddings: str, *, threshold: float,
     classes: str | None = None, templates: str | None = None, dataset: str | None = None, batch_size: int = 128,
 ) -> dict[str, Any]:  # fmt: skip
-    """The analysis of one evaluation set against a table of `clip_train embed`, made by the same model."""
+    """Compares an evaluation set with the table of `clip_train embed` for the training set, by the same model."""
     known = read_embeddings(train_embeddings)
     if known.shape[1] != model.config.embed_dim:
-        raise TrainError(f"{train_embeddings} has {known.shape[1]} dimensions, the model {model.config.embed_dim}")
+        raise TrainError(f"{train_embeddings} has {known.shape[1]} dimensions, the model has {model.config.embed_dim}")
     images = open_labelled(data, classes=classes, dataset=dataset)
     prompts = read_templates(templates, dataset) if templates else DEFAULT_TEMPLATES
     vectors = class_vectors(model, tokenizer, images.classes, prompts)
@@ -46,7 +47,7 @@ def overlap(
 
 
 def summarise(right: np.ndarray, seen: np.ndarray) -> dict[str, Any]:
-    """Accuracies and the test, from a flag an image: classified rightly, seen in training."""
+    """Accuracies and the test, from two flags per image: classified correctly, seen in training."""
     hits, count = int(right[seen].sum()), int(seen.sum())
     clean = float(right[~seen].mean()) if (~seen).any() else None
     result: dict[str, Any] = {
@@ -67,20 +68,20 @@ def summarise(right: np.ndarray, seen: np.ndarray) -> dict[str, Any]:
 
 
 def binomial_tail(hits: int, count: int, chance: float) -> float:
-    """P(X >= hits) for X binomial."""
+    """P(X >= hits) for a binomial X."""
     if hits <= 0:
         return 1.0
     if chance <= 0 or chance >= 1:
         return float(chance >= 1)
     k = np.arange(hits, count + 1)
-    factorials = np.array([math.lgamma(number + 1) for number in range(count + 1)])  # logarithms of them
+    factorials = np.array([math.lgamma(number + 1) for number in range(count + 1)])  # as logarithms
     logs = factorials[count] - factorials[k] - factorials[count - k]
     logs += k * math.log(chance) + (count - k) * math.log1p(-chance)
     return float(min(1.0, np.exp(logs).sum()))
 
 
 def clopper_pearson(hits: int, count: int, *, confidence: float) -> tuple[float, float]:
-    """The exact interval of a share, by bisection on the binomial law."""
+    """The exact confidence interval of a share, by bisection on the binomial distribution."""
     tail = (1 - confidence) / 2
     low = 0.0 if hits == 0 else _solve(lambda chance: binomial_tail(hits, count, chance) - tail)
     high = 1.0 if hits == count else _solve(lambda chance: binomial_tail(hits + 1, count, chance) - (1 - tail))
@@ -96,7 +97,7 @@ def _solve(rising: Any) -> float:
 
 
 def largest_cosine(features: Tensor, known: Tensor, *, chunk: int = 65536) -> Tensor:
-    """(b,): how close each feature is to its nearest neighbour among the known."""
+    """(b,): the cosine between each feature and its nearest neighbour in `known`."""
     best = torch.full((len(features),), -1.0)
     for at in range(0, len(known), chunk):
         best = torch.maximum(best, (features @ known[at : at + chunk].T).amax(1))
@@ -108,9 +109,9 @@ def read_embeddings(path: str) -> Tensor:
     try:
         column = pq.read_table(path, columns=["embedding"], page_checksum_verification=True)["embedding"]
     except FileNotFoundError:
-        raise InputMissing(f"no such file: {path}; make it with clip_train embed") from None
+        raise InputMissing(f"no such file: {path}; write it with clip_train embed") from None
     except (OSError, ValueError) as error:
-        raise TrainError(f"{path} is no table of clip_train embed: {error}") from error
+        raise TrainError(f"{path} is not a table of clip_train embed: {error}") from error
     if not len(column):
         raise InputMissing(f"{path} holds no rows")
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)

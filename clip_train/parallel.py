@@ -1,8 +1,8 @@
-"""The model as several ranks run it: DDP or FSDP2 around the towers, and logit_scale, which is summed by hand.
+"""The model on several ranks: DDP or FSDP2 around the towers, and a sum over the ranks for logit_scale.
 
-Our losses give every rank its rows' share of the gradient; the whole is the sum over the ranks (see loss.py). DDP and
-FSDP average instead, so the loss is multiplied by the number of ranks before the backward pass. logit_scale is outside
-of both: its gradient does not come from the towers, and FSDP cannot cut up a single number.
+The losses give every rank the gradient of its own rows. The gradient of the batch is the sum over the ranks (see
+loss.py). DDP and FSDP compute the mean, so the loss is multiplied by the number of ranks before the backward pass.
+logit_scale is outside of both: its gradient does not come from the towers, and FSDP cannot shard a scalar.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _SYNC_BUFFERS = next(
 
 
 class Towers:
-    """Calls the model's forward pass, on one rank or many."""
+    """Calls the forward pass of the model, on one rank or many."""
 
     def __init__(self, model: CLIP, *, parallel: str, accumulate: int, device: torch.device) -> None:
         self.model, self.parallel = model, parallel if world_size() > 1 else "none"
         self._scalars = [value for value in model.parameters() if value.ndim == 0]
         self._call: Any = model
         if self.parallel == "ddp" and accumulate > 1:
-            self.parallel = "after"  # all gradients in one exchange behind the last micro-batch
+            self.parallel = "after"  # one all-reduce of all gradients after the last micro-batch
         elif self.parallel == "ddp":
             names = [name for name, value in model.named_parameters() if value.ndim == 0]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
@@ -54,7 +54,7 @@ class Towers:
 
     @contextlib.contextmanager
     def without_exchange(self) -> Iterator[None]:
-        """Backward passes in here keep their gradients to themselves: for all micro-batches but the last."""
+        """Backward passes in this context do not exchange gradients: for all micro-batches but the last."""
         if self.parallel == "fsdp":
             self._call.set_requires_gradient_sync(False)
             try:
@@ -65,7 +65,7 @@ class Towers:
             yield
 
     def finish_gradients(self) -> None:
-        """Averages what was not exchanged in the backward pass: logit_scale (and logit_bias), or everything."""
+        """Averages the gradients that the backward pass did not exchange: logit_scale and logit_bias, or all."""
         if self.parallel == "after":
             average_gradients(self.model, share=1 / world_size())
         elif world_size() > 1:
@@ -75,7 +75,7 @@ class Towers:
 
 
 def _shard(model: CLIP, ignored: set[nn.Parameter], device: torch.device) -> None:
-    """FSDP2: each block is a unit of its own, and the rest of the model one more."""
+    """FSDP2: each block is a unit, and the rest of the model is one more."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -89,7 +89,7 @@ def _shard(model: CLIP, ignored: set[nn.Parameter], device: torch.device) -> Non
 
 @contextlib.contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch norms in here normalise by their batch as always, but do not move their running statistics."""
+    """Batch norms in this context normalise by their batch, but do not update their running statistics."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False

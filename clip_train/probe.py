@@ -1,7 +1,8 @@
 """Linear probe (paper, section 3.2 and appendix A.3): logistic regression on image features by L-BFGS.
 
-The strength of the L2 penalty is swept as in the paper: 96 values, evenly in the logarithm between 1e-6 and 1e6; first
-1e-6, 1e-4, .., 1e6, then half the interval around the best until its neighbours are tried. The objective is
+The sweep of the L2 penalty is that of the paper: 96 values between 1e-6 and 1e6, evenly spaced in the logarithm. It
+tries 1e-6, 1e-4, .., 1e6 first, then halves the interval around the best until the neighbours are tried. The
+objective is
 
     sum_i cross_entropy(W x_i + b, y_i) + l2 / 2 |W|^2         (b is not penalised; scikit-learn's C is 1 / l2)
 """
@@ -27,7 +28,7 @@ MAX_ITERATIONS = 1000
 
 
 def fit(features: Tensor, labels: Tensor, *, classes: int, l2: float, iterations: int = MAX_ITERATIONS) -> Tensor:
-    """(classes, E + 1) weights, the bias last. float64: L-BFGS stops early in less."""
+    """(classes, E + 1) weights, the bias last. They are float64, because L-BFGS stops early in fp32."""
     x = torch.cat([features.double(), torch.ones(len(features), 1, dtype=torch.float64)], dim=1)
     weights = torch.zeros(classes, x.shape[1], dtype=torch.float64, requires_grad=True)
     count = len(x)
@@ -37,7 +38,7 @@ def fit(features: Tensor, labels: Tensor, *, classes: int, l2: float, iterations
 
     def objective() -> Tensor:
         optimizer.zero_grad()
-        # over the mean: the same minimum, and steps whose size does not grow with the data
+        # the mean has the same minimum, and its steps do not grow with the data
         value = F.cross_entropy(x @ weights.T, labels) + l2 / (2 * count) * weights[:, :-1].square().sum()
         value.backward()
         return value
@@ -47,16 +48,16 @@ def fit(features: Tensor, labels: Tensor, *, classes: int, l2: float, iterations
 
 
 def accuracy(weights: Tensor, features: Tensor, labels: Tensor) -> float:
-    """Share of features whose best class is right."""
+    """The share of features whose best class is correct."""
     scores = features.double() @ weights[:, :-1].T + weights[:, -1]
     return (scores.argmax(1) == labels).double().mean().item()
 
 
 def sweep(evaluate: Callable[[float], float]) -> tuple[float, dict[float, float]]:
-    """The paper's search for the best strength; `evaluate` gives the accuracy on held-out images.
+    """The search of the paper for the best strength. `evaluate` returns the accuracy on held-out images.
 
     Returns:
-        The strength, and the accuracy of each that was tried.
+        The best strength, and the accuracy of each strength that was tried.
     """
     tried: dict[int, float] = {}
 
@@ -69,7 +70,7 @@ def sweep(evaluate: Callable[[float], float]) -> tuple[float, dict[float, float]
     stride = FIRST_STRIDE // 2
     while stride >= 1:
         near = [at for at in (best, best - stride, best + stride) if 0 <= at < len(STRENGTHS)]
-        best = max(near, key=score)  # the first of equals: stay
+        best = max(near, key=score)  # of equals the first: it keeps the best so far
         stride //= 2
     return float(STRENGTHS[best]), {float(STRENGTHS[at]): value for at, value in sorted(tried.items())}
 
@@ -78,7 +79,7 @@ def probe(
     model: CLIP, data: str, *, test_data: str | None = None, l2: float | None = None, classes: str | None = None,
     dataset: str | None = None, batch_size: int = 128,
 ) -> dict[str, Any]:  # fmt: skip
-    """Fits on `data`, tests on `test_data` (or every fifth image); the sweep holds a fifth of the rest back."""
+    """Fits on `data` and tests on `test_data`, or on every fifth image. The sweep holds out a fifth of the others."""
     images = open_labelled(data, classes=classes, dataset=dataset)
     features, labels = _features(model, images, batch_size)
     if test_data:
@@ -95,7 +96,7 @@ def probe(
     if l2 is None:
         inner = torch.arange(len(features)) % 5 == 4
         if not inner.any():
-            raise TrainError(f"{data}: {len(features)} images are too few for a sweep; give --l2")
+            raise TrainError(f"{data}: {len(features)} images are too few for a sweep: give --l2")
 
         def held_out_accuracy(strength: float) -> float:
             weights = fit(features[~inner], labels[~inner], classes=count, l2=strength)
@@ -121,5 +122,5 @@ def _features(model: CLIP, images: LabelledImages, batch_size: int) -> tuple[Ten
         numbers += kept
         parts.append(features.cpu())
     if not parts:
-        raise TrainError("none of the images decodes")
+        raise TrainError("no image decodes")
     return torch.cat(parts), torch.from_numpy(images.labels[numbers])

@@ -1,11 +1,11 @@
-"""Shards on an object store or a web server: whole shards, streamed into a bounded folder of this machine.
+"""Shards on an object store or a web server. Whole shards are downloaded into a local folder of bounded size.
 
-Random access over a network costs a request a sample; whole shards cost one each. `ShardCache` brings the shards of a
-window of the order before they are needed and removes them behind it, so that what lies on this machine stays under a
-bound. The processes of one host share the files: one of them downloads, and the last that lets go of a file removes it.
-The order of the samples is the one of a local folder with the same window.
+Random access over a network costs one request per sample, a whole shard costs one request. `ShardCache` downloads the
+shards of a window before they are needed and removes them after it, so that the size of the folder stays bounded. The
+processes of a host share the files: one process downloads a file, and the last user removes it. The order of the
+samples is that of a local folder with the same window.
 
-Any URL of fsspec is understood (s3:// and gs:// by the extras); http(s) goes by the standard library.
+Any URL of fsspec works (s3:// and gs:// need the extras). http(s) uses the standard library.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from typing import IO, Any
 
 from clip_train.errors import InputMissing, Interrupted, TrainError, UsageError
 
-DEFAULT_WINDOW = 8  # shards, where --data is a URL and no --window is given
+DEFAULT_WINDOW = 8  # shards, if --data is a URL and --window is not given
 DEFAULT_CACHE_GB = 20.0
 DOWNLOADS = 4  # at a time, in each process
-TRIES = 4  # for each file; the waits between them double
+TRIES = 4  # for each file; the wait doubles each time
 MAX_MANIFEST_BYTES = 1 << 28
 _WAIT = 1.0  # seconds before the second try
-_BLOCK = 1 << 22  # bytes written at a time
-_REQUEST = 1 << 24  # bytes asked of an object store at a time
-_TIMEOUT = 60  # seconds without a byte from a web server
-_LOCKS = 64  # files that stand for shards that are being brought
+_BLOCK = 1 << 22  # bytes per write
+_REQUEST = 1 << 24  # bytes per request to an object store
+_TIMEOUT = 60  # seconds to wait for a web server
+_LOCKS = 64  # lock files for downloads
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
@@ -52,7 +52,7 @@ def is_url(data: str) -> bool:
 
 
 def public(url: str) -> str:
-    """A URL without user, password and query: as messages show it."""
+    """A URL without user, password and query, for messages."""
     return re.sub(r"[?#].*", "", re.sub(r"://[^/@]*@", "://", url))
 
 
@@ -63,12 +63,12 @@ class RemoteFile:
     url: str
     size: int = -1  # bytes; -1: not known
     sha256: str | None = None
-    version: str = ""  # changes when the file does, as far as the store says
+    version: str = ""  # changes with the file, if the store tells
 
 
 @dataclasses.dataclass(frozen=True)
 class RemoteShards:
-    """The shards of an index, and where they may be kept."""
+    """The shards of an index, and the folder for them."""
 
     files: tuple[RemoteFile, ...]
     folder: Path
@@ -97,7 +97,7 @@ def _web(url: str, method: str = "GET") -> Any:
 
 
 def _system(url: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL, and the path within it."""
+    """The file system of fsspec for a URL, and the path within it."""
     import fsspec
 
     protocol = url.partition("://")[0].lower()
@@ -108,11 +108,11 @@ def _system(url: str) -> tuple[Any, str]:
         remedy = f"pip install openwit[{extra}]" if extra else str(error)
         raise TrainError(f"{public(url)}: {protocol}:// needs a package that is not installed: {remedy}") from error
     except ValueError as error:
-        raise UsageError(f"{public(url)}: no store speaks {protocol}:// ({error})") from error
+        raise UsageError(f"{public(url)}: the protocol {protocol}:// is unknown ({error})") from error
 
 
 def open_url(url: str) -> IO[bytes]:
-    """The bytes behind a URL, from the first on."""
+    """Opens a URL for reading from its first byte."""
     if _is_web(url):
         return _web(url)
     system, path = _system(url)
@@ -130,7 +130,7 @@ def _check_whole(source: Any) -> None:
 
 
 def describe(url: str) -> RemoteFile:
-    """Size and version of a file; InputMissing where there is none."""
+    """Size and version of a file. InputMissing if there is none."""
 
     def ask() -> RemoteFile:
         if _is_web(url):
@@ -147,7 +147,7 @@ def describe(url: str) -> RemoteFile:
 def list_tars(url: str) -> list[str]:
     """The .tar files below a URL, sorted."""
     if _is_web(url):
-        raise UsageError(f"{public(url)}: a web server lists no files: name the shards, as in a-{{000..012}}.tar")
+        raise UsageError(f"{public(url)}: a web server does not list files: name the shards, as in a-{{000..012}}.tar")
     system, path = _system(url)
     try:
         found = retried(lambda: system.find(path), url)
@@ -157,9 +157,9 @@ def list_tars(url: str) -> list[str]:
 
 
 def retried(work: Callable[[], Any], url: str, *, stop: threading.Event | None = None) -> Any:
-    """What `work` returns. A failure is tried again a few times; what is not there, or has no room here, is not.
+    """Calls `work` again a few times after a failure. A missing file or a full disk is not tried again.
 
-    Store clients raise errors of their own kinds, so all are caught; the last one is named in the TrainError.
+    Clients of stores raise errors of their own classes, so all are caught. The TrainError has the last one.
     """
     for attempt in range(TRIES):
         try:
@@ -167,10 +167,10 @@ def retried(work: Callable[[], Any], url: str, *, stop: threading.Event | None =
         except TrainError:
             raise
         except FileNotFoundError as error:
-            raise InputMissing(f"{public(url)} is not there ({error})") from error
+            raise InputMissing(f"{public(url)} does not exist ({error})") from error
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE):
-                raise TrainError(f"while bringing {public(url)}: {error}; see --cache and --cache-gb") from error
+                raise TrainError(f"download of {public(url)}: {error}; see --cache and --cache-gb") from error
             if attempt == TRIES - 1:
                 raise TrainError(f"{public(url)}: {error} (tried {TRIES} times)") from error
             if stop is not None and stop.wait(_WAIT * 2**attempt):
@@ -181,7 +181,7 @@ def retried(work: Callable[[], Any], url: str, *, stop: threading.Event | None =
 
 
 def read_small(url: str) -> bytes:
-    """A file of at most MAX_MANIFEST_BYTES."""
+    """Reads a file of at most MAX_MANIFEST_BYTES."""
 
     def work() -> bytes:
         with open_url(url) as source:
@@ -197,11 +197,11 @@ def read_small(url: str) -> bytes:
 
 
 def fetch(file: RemoteFile, path: Path, *, stop: threading.Event | None = None) -> int:
-    """Streams a file to `path` under another name, checks it, renames it. Returns its descriptor, locked as in use.
+    """Downloads a file under another name, checks it and renames it to `path`. Returns its descriptor, with a lock.
 
     Raises:
-        InputMissing: it is gone.
-        TrainError: it comes back with another length or sha256, or not at all, each time.
+        InputMissing: the file does not exist.
+        TrainError: every try failed or gave another length or sha256.
     """
     return retried(lambda: _fetch_once(file, path, stop), file.url, stop=stop)
 
@@ -210,7 +210,7 @@ def _fetch_once(file: RemoteFile, path: Path, stop: threading.Event | None) -> i
     partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)  # of the file, whatever its name: nobody takes it for a leftover
+        fcntl.flock(descriptor, fcntl.LOCK_SH)  # on the file under any name, so that no process removes it as unused
         received, digest = 0, hashlib.sha256()
         with open_url(file.url) as source:
             while block := source.read(_BLOCK):
@@ -232,7 +232,7 @@ def _fetch_once(file: RemoteFile, path: Path, stop: threading.Event | None) -> i
         try:
             os.replace(partial, path)
         except FileNotFoundError:
-            raise OSError(f"{partial} was removed by somebody") from None
+            raise OSError(f"{partial} was removed by another process") from None
         return descriptor
     except BaseException:
         os.close(descriptor)
@@ -250,7 +250,7 @@ def _write(descriptor: int, block: bytes) -> None:
 
 
 def cache_folder(chosen: str | None) -> Path:
-    """A folder of our own: below --cache, or below the system's temporary folder, one for each user."""
+    """The folder for downloads: below --cache, or one per user below the system's temporary folder."""
     folder = Path(chosen) / "clip_train" if chosen else Path(tempfile.gettempdir()) / f"clip_train-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -258,19 +258,19 @@ def cache_folder(chosen: str | None) -> Path:
     except OSError as error:
         raise UsageError(f"--cache {folder}: {error}") from error
     if not chosen and (not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid()):
-        raise TrainError(f"{folder} belongs to somebody else: name another folder with --cache")
+        raise TrainError(f"{folder} belongs to another user: name another folder with --cache")
     return folder
 
 
 def set_name(files: Sequence[RemoteFile]) -> str:
-    """Names a set of files: another when one of them changes."""
+    """A name for a set of files. It changes when one of the files changes."""
     marks = [(file.url, file.size, file.sha256, file.version) for file in files]
     return hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
 def host_lock(path: Path) -> Iterator[None]:
-    """One process, and one thread of it, at a time; the kernel lets go of it when the process dies."""
+    """A lock for one thread of one process on this host. The kernel releases it when the process dies."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -280,16 +280,16 @@ def host_lock(path: Path) -> Iterator[None]:
 
 
 def remove_unused(folder: Path) -> None:
-    """Removes what killed runs have left: the shards and parts of shards that no process holds."""
+    """Removes shards, and parts of shards, that no process holds: killed runs left them."""
     for path in [*folder.glob("*.tar"), *folder.glob("*.partial")]:
         with contextlib.suppress(OSError):
             _remove_if_last(os.open(path, os.O_RDONLY), path)
 
 
 def _remove_if_last(descriptor: int, path: Path) -> None:
-    """Closes a file, and removes it if no other process has it in use."""
+    """Closes a file and removes it if no other process uses it."""
     try:
-        # gives up our own lock in any case, so of several processes the last one gets it
+        # this releases our shared lock in any case, so the last of several processes succeeds
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with contextlib.suppress(FileNotFoundError):
             if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
@@ -301,12 +301,12 @@ def _remove_if_last(descriptor: int, path: Path) -> None:
 
 
 class ShardCache:
-    """Holds the shards of some windows. `want` and `release` are called in the order of the windows, by one thread.
+    """Holds the shards of some windows. One thread calls `want` and `release` in the order of the windows.
 
-    Shards are brought in the order in which they were wanted, each as soon as there is room for it. So those of the
-    oldest window that is still needed always come, if those of one batch fit the bound (`check_fits`): what lies before
-    them has been released, and nothing behind them has taken their room. For the same reason a shard that two windows
-    hold counts twice, although it lies there once.
+    Shards are downloaded in the order of the calls of `want`, each as soon as there is room for it. If the shards of
+    one batch fit the bound (`check_fits`), those of the oldest window in use always arrive: earlier windows are
+    released, and later ones have not taken their room. For the same reason a shard in two windows counts twice,
+    although there is one file.
     """
 
     def __init__(self, shards: RemoteShards) -> None:
@@ -322,16 +322,16 @@ class ShardCache:
         atexit.register(self.close)
 
     def check_fits(self, shards: Sequence[int]) -> None:
-        """UsageError where these shards, which one batch needs, are larger than the bound."""
+        """UsageError if these shards, which one batch needs, are larger than the bound."""
         needed = sum(self._size(shard) for shard in shards)
         if needed > self.shards.limit:
             raise UsageError(
                 f"a batch needs {len(shards)} shards at a time, {needed / 1e9:.3g} GB; --cache-gb allows "
-                f"{self.shards.limit / 1e9:.3g}: take more, or a smaller --window"
+                f"{self.shards.limit / 1e9:.3g}: raise it, or take a smaller --window"
             )
 
     def want(self, window: int, shards: Sequence[int]) -> None:
-        """Brings the shards of a window, once."""
+        """Requests the shards of a window, once."""
         with self._lock:
             if window in self._windows:
                 return
@@ -340,7 +340,7 @@ class ShardCache:
             self._start()
 
     def release(self, before: int) -> None:
-        """Lets go of all windows below this number; nothing of them may be read any more."""
+        """Releases all windows below this number. They may not be read any more."""
         with self._lock:
             for window in [number for number in self._windows if number < before]:
                 for shard, file in self._windows.pop(window).items():
@@ -351,11 +351,11 @@ class ShardCache:
             self._start()
 
     def read(self, shard: int, offset: int, size: int, window: int = 0) -> bytes:
-        """`size` bytes at `offset` of a shard of a wanted window; waits until it is here."""
+        """`size` bytes at `offset` of a shard in a requested window. Waits for the download."""
         return os.pread(self._windows[window][shard].result(), size, offset)
 
     def stop(self) -> None:
-        """Ends what is on its way; those who wait for it get an error."""
+        """Ends all downloads. Threads that wait for one get an error."""
         self._stop.set()
         with self._lock:
             for _, file in self._queue:
@@ -363,7 +363,7 @@ class ShardCache:
             self._queue.clear()
 
     def close(self) -> None:
-        """Removes what is here; nothing may be reading."""
+        """Removes all files. No thread may be reading."""
         self.stop()
         self._pool.shutdown(wait=True)
         with self._lock:
@@ -377,7 +377,7 @@ class ShardCache:
         return self.shards.files[shard].size
 
     def _start(self) -> None:
-        """Sends for the shards that have room, first come, first served."""
+        """Starts the downloads that have room, in the order of the queue."""
         while self._queue and self._used + self._size(self._queue[0][0]) <= self.shards.limit:
             shard, file = self._queue.popleft()
             self._used += self._size(shard)
@@ -395,7 +395,7 @@ class ShardCache:
             if self._stop.is_set():
                 raise Interrupted(f"{public(file.url)}: stopped")
             with contextlib.suppress(FileNotFoundError):
-                descriptor = os.open(path, os.O_RDONLY)  # another process has brought it
+                descriptor = os.open(path, os.O_RDONLY)  # another process has downloaded it
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
                 return descriptor
             return fetch(file, path, stop=self._stop)

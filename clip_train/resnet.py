@@ -13,7 +13,7 @@ from clip_train.config import ModelConfig
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions; a stride is an average pool behind the 3x3, and before the shortcut's 1x1."""
+    """1x1, 3x3 and 1x1 convolutions. A stride is an average pool after the 3x3, and before the 1x1 of the shortcut."""
 
     expansion = 4
 
@@ -29,7 +29,7 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(outputs)
         self.downsample: nn.Module | None = None
         if stride > 1 or inputs != outputs:
-            # keyed as in OpenAI's code: the pool has no weights, so only "0" and "1" show in a state dict
+            # the names of OpenAI's code; the pool has no weights, so a state dict has "0" and "1" only
             self.downsample = nn.Sequential(
                 OrderedDict(
                     [
@@ -50,7 +50,7 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """(B, C, h, w) -> (B, E): the mean of all places attends to them, and itself, once."""
+    """(B, C, h, w) -> (B, E): one attention layer in which the mean attends to all places and to itself."""
 
     def __init__(self, places: int, width: int, heads: int, outputs: int) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class ModifiedResNet(nn.Module):
 
     @staticmethod
     def count_flops(config: ModelConfig) -> float:
-        """Multiply-adds x 2 of one image's forward pass: convolutions and the attention pool."""
+        """Floating-point operations of a forward pass over one image: convolutions and the attention pool."""
         assert isinstance(config.vision_layers, tuple)
         width, side = config.vision_width, config.image_size // 2
         half = width // 2

@@ -1,11 +1,11 @@
-"""What there is to train on: an index of samples in tar shards, in flat arrays.
+"""The index of the training data: where the samples are in the tar shards, as flat arrays.
 
-Two kinds of input, on this machine or behind a URL (remote.py):
+There are two kinds of input, on this machine or at a URL (remote.py):
 - a folder that the pipeline published: `manifest.json`, `shards/*.tar`, and `metadata/*.parquet` with the place of
   every member. Shards that do not agree with the manifest are refused.
-- plain WebDataset tars, as a folder or a brace pattern (`/data/cc12m-{00000..01242}.tar`): the tar headers are read
-  once and the index is kept beside them, in `.clip_train/`; from a URL that costs one pass over the shards, and the
-  index is kept in the cache's folder.
+- plain WebDataset tars, as a folder or a brace pattern (`/data/cc12m-{00000..01242}.tar`). The tar headers are read
+  once, and the index is kept beside the tars in `.clip_train/`. From a URL this costs one pass over the shards, and
+  the index is kept in the folder for downloads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,18 +27,19 @@ import pyarrow.parquet as pq
 
 from clip_train import remote
 from clip_train.errors import InputMissing, TrainError
+from clip_train.places import expand, expand_braces
 from clip_train.remote import RemoteFile, RemoteShards, is_url
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
 TEXT_MEMBER, LABEL_MEMBER = "txt", "cls"
 _PLACES = ("image", "text", "label")
-MAX_HEADER_BYTES = 1 << 20  # of a tar member that only holds the next one's name
+MAX_HEADER_BYTES = 1 << 20  # of a tar member that holds the name of the next one
 _REMEDY = "publish the shards again, or point --data at a whole copy"
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """N samples. Offsets and sizes are bytes in the shard's file; size 0: the sample has no such member."""
+    """N samples. Offsets and sizes are in bytes of the shard file. Size 0: the sample has no such member."""
 
     paths: tuple[str, ...]  # of the shards
     keys: pa.Array  # (N,) string
@@ -51,20 +52,20 @@ class Index:
     label_size: np.ndarray
     sha256: np.ndarray | None = None  # (N, 32) uint8, of the image
     keep_probability: np.ndarray | None = None  # (N,) float32
-    damaged: tuple[str, ...] = ()  # plain tars that are cut or have spoiled headers: their whole samples are here
-    remote: RemoteShards | None = None  # where `paths` are URLs
+    damaged: tuple[str, ...] = ()  # tars that are truncated or have damaged headers; their whole samples are here
+    remote: RemoteShards | None = None  # if `paths` are URLs
 
     def __len__(self) -> int:
         return len(self.shard)
 
 
 def open_index(data: str, *, cache: str | None = None, cache_gb: float = remote.DEFAULT_CACHE_GB) -> Index:
-    """The index of `data`; InputMissing where there is nothing to read.
+    """The index of `data`. InputMissing if there is nothing to read.
 
     Args:
-        data: a folder, a tar, a brace pattern of tars; or the URL of one.
-        cache: folder for what a URL brings; the system's temporary folder unless given.
-        cache_gb: how much of it may lie there.
+        data: a folder, a tar, or a brace pattern of tars; or the URL of one.
+        cache: folder for downloads; the temporary folder of the system unless given.
+        cache_gb: the size of that folder, in 10^9 bytes.
     """
     if not data:
         raise InputMissing("no data: name a folder of shards, or a pattern of tars, with --data")
@@ -75,37 +76,8 @@ def open_index(data: str, *, cache: str | None = None, cache_gb: float = remote.
     else:
         index = _read_tars(expand(data))
     if not len(index):
-        raise InputMissing(f"{remote.public(data)}: the shards hold no sample with an image")
+        raise InputMissing(f"{remote.public(data)}: the shards have no sample with an image")
     return index
-
-
-def expand(pattern: str) -> list[str]:
-    """`a-{0000..0012}.tar`, `{x,y}.tar`, a folder, or a file -> the tars, in order; every one must exist."""
-    if os.path.isdir(pattern):
-        paths = sorted(str(path) for path in Path(pattern).rglob("*.tar"))
-    else:
-        paths = list(_expand_braces(pattern))
-    missing = [path for path in paths if not os.path.exists(path)]
-    if missing:
-        raise InputMissing(f"{missing[0]}: no such file ({len(missing)} of {len(paths)} shards are missing)")
-    if not paths:
-        raise InputMissing(f"{pattern}: no .tar file in this folder")
-    return paths
-
-
-def _expand_braces(pattern: str) -> Iterator[str]:
-    match = re.search(r"\{([^{}]*)\}", pattern)
-    if not match:
-        yield pattern
-        return
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
-    if span:
-        width = len(span[1])
-        choices = [f"{number:0{width}d}" for number in range(int(span[1]), int(span[2]) + 1)]
-    else:
-        choices = match[1].split(",")
-    for choice in choices:
-        yield from _expand_braces(pattern[: match.start()] + choice + pattern[match.end() :])
 
 
 # --- a published folder ------------------------------------------------------------------------------------------
@@ -113,7 +85,7 @@ def _expand_braces(pattern: str) -> Iterator[str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Listed:
-    """A file of the manifest."""
+    """A file that the manifest lists."""
 
     path: str  # within the folder
     size: int
@@ -138,7 +110,7 @@ def _is_metadata(file: _Listed) -> bool:
 
 
 def _read_metadata(files: Sequence[tuple[str, Path]], folder: str) -> pa.Table:
-    """The columns of the index; `files` are names for messages, and the files."""
+    """Reads the columns of the index. `files` are pairs of a name for messages and a path."""
     if not files:
         raise InputMissing(f"{folder}/metadata: no Parquet file; {_REMEDY}")
     tables = []
@@ -164,7 +136,7 @@ def _wanted_columns(name: str, path: Path) -> list[str]:
 
 
 def _index_from_table(table: pa.Table, folder: str, listed: dict[str, _Listed]) -> Index:
-    """The index; a table that does not fit the manifest's shards is refused, whatever is wrong with it."""
+    """The index. TrainError for any table that does not fit the shards of the manifest."""
     try:
         _check_nulls(table)
         shards = table["shard"].combine_chunks()
@@ -203,7 +175,7 @@ def _check_nulls(table: pa.Table) -> None:
 
 
 def _check_places(index: Index, sizes: Sequence[int]) -> None:
-    """ValueError where a member lies outside of its shard."""
+    """ValueError if a member is outside of its shard."""
     if not len(index):
         return
     if index.shard.min() < 0 or index.shard.max() >= len(sizes):
@@ -212,11 +184,11 @@ def _check_places(index: Index, sizes: Sequence[int]) -> None:
     for place in _PLACES:
         offset, size = getattr(index, f"{place}_offset"), getattr(index, f"{place}_size")
         if offset.min() < 0 or size.min() < 0 or (offset > ends).any() or (offset + size > ends).any():
-            raise ValueError("a member lies outside of its shard")
+            raise ValueError("a member is outside of its shard")
 
 
 def _shard_path(name: int | str) -> str:
-    """Within the published folder."""
+    """The path of a shard within the published folder."""
     if isinstance(name, int):
         return f"shards/{name:05d}.tar"
     plain = Path(name).name
@@ -224,7 +196,7 @@ def _shard_path(name: int | str) -> str:
 
 
 def _digests(column: pa.ChunkedArray) -> np.ndarray:
-    """(N, 32) bytes from a column of digests, as bytes or as hexadecimal text."""
+    """(N, 32) bytes from a column of digests. The column has bytes or hexadecimal text."""
     values = column.to_pylist()
     raw = b"".join(bytes.fromhex(value) if isinstance(value, str) else value for value in values)
     return np.frombuffer(raw, np.uint8).reshape(len(values), 32)
@@ -238,10 +210,10 @@ def _manifest(data: bytes, name: str) -> list[_Listed]:
             for entry in json.loads(data)["files"]
         ]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise TrainError(f"{name} is no manifest ({error}); {_REMEDY}") from error
+        raise TrainError(f"{name} is not a manifest ({error}); {_REMEDY}") from error
     for file in listed:
         if ".." in file.path.split("/") or file.size < 0:
-            raise TrainError(f"{name} lists a file that cannot be ({file.path[:100]!r}, {file.size} bytes); {_REMEDY}")
+            raise TrainError(f"{name} lists an impossible file ({file.path[:100]!r}, {file.size} bytes); {_REMEDY}")
     wanted = [file for file in listed if file.path.startswith(("shards/", "metadata/"))]
     return sorted(wanted, key=lambda file: file.path)
 
@@ -260,7 +232,7 @@ def _open_remote(url: str, folder: Path, limit: int) -> Index:
         else:
             return _read_remote_published(url.rstrip("/"), data, folder, limit)
     else:
-        urls = list(_expand_braces(url))
+        urls = expand_braces(url)
     with ThreadPoolExecutor(16) as pool:
         files = list(pool.map(remote.describe, urls))
     kept = folder / f"index-{remote.set_name(files)}.parquet"
@@ -293,7 +265,7 @@ def _read_remote_published(url: str, manifest: bytes, folder: Path, limit: int) 
 
 def _scan_remote(file: RemoteFile, folder: Path) -> tuple[_Members, bool, int]:
     path = folder / f"scan-{os.getpid()}-{hashlib.sha256(file.url.encode()).hexdigest()[:16]}.tar"
-    descriptor = remote.fetch(file, path)  # held open: nobody takes it for a leftover
+    descriptor = remote.fetch(file, path)  # while it is open, no process removes it as unused
     try:
         return *scan_tar(str(path)), os.fstat(descriptor).st_size
     finally:
@@ -302,7 +274,7 @@ def _scan_remote(file: RemoteFile, folder: Path) -> tuple[_Members, bool, int]:
 
 
 def _kept_table(path: Path, make: Callable[[], pa.Table]) -> pa.Table:
-    """The table that is kept at `path`; made by one of this host's processes where it is not there."""
+    """The table at `path`. If there is none, one process of this host makes it."""
     with remote.host_lock(path.with_suffix(".lock")):
         table = _read_kept(path)
         if table is None:
@@ -326,7 +298,7 @@ def _read_tars(paths: Sequence[str]) -> Index:
         try:
             return _index_from_scan(table, paths)
         except TrainError:
-            pass  # it was not made by us: made again below
+            pass  # another program wrote it; it is replaced below
     table = _scan_all(paths, lambda number: (*scan_tar(paths[number]), os.path.getsize(paths[number])))
     _keep_table(table, kept)
     return _index_from_scan(table, paths)
@@ -343,7 +315,7 @@ def _index_from_scan(table: pa.Table, paths: Sequence[str]) -> Index:
         )  # fmt: skip
         _check_places(index, notes["sizes"])
     except (ValueError, TypeError, KeyError, pa.ArrowException) as error:
-        raise TrainError(f"the index that is kept of {remote.public(paths[0])} is spoiled: {error}") from error
+        raise TrainError(f"the saved index of {remote.public(paths[0])} is damaged: {error}") from error
     return index
 
 
@@ -351,11 +323,11 @@ def _read_kept(path: Path) -> pa.Table | None:
     try:
         return pq.read_table(path, page_checksum_verification=True) if path.exists() else None
     except (pa.ArrowException, OSError):
-        return None  # spoiled: it is made again
+        return None  # damaged; it is replaced
 
 
 def _keep_table(table: pa.Table, path: Path) -> None:
-    """Writes an index; a folder that cannot be written costs a scan each time, no more."""
+    """Writes an index. In a folder that cannot be written nothing is kept, and each run scans the tars."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(exist_ok=True)
@@ -366,7 +338,7 @@ def _keep_table(table: pa.Table, path: Path) -> None:
 
 
 def _scan_all(paths: Sequence[str], scan: Callable[[int], tuple[_Members, bool, int]]) -> pa.Table:
-    """The table of the samples of all shards; `scan` gives one shard's members, whether it is whole, and its size."""
+    """The table of the samples of all shards. `scan` returns members of a shard, whether it is whole, and its size."""
     keys: list[str] = []
     rows: list[tuple[int, ...]] = []
     damaged: list[str] = []
@@ -394,9 +366,9 @@ def _scan_all(paths: Sequence[str], scan: Callable[[int], tuple[_Members, bool, 
 def scan_tar(path: str) -> tuple[_Members, bool]:
     """The members of a tar by key and extension, as (offset, size), and whether the archive is whole.
 
-    A key is the member's name up to the first dot of its last part; it is a label and never becomes a path. Only plain
-    files count; the second member of one name is ignored. Behind a header that is damaged, or that claims more than the
-    file has, the scan goes on at the next one that holds.
+    A key is the name of the member up to the first dot of its last part. It is a label and never becomes a path. Only
+    plain files count, and a second member with the same name is ignored. After a header that is damaged, or whose size
+    exceeds the file, the scan continues at the next valid header.
     """
     samples: _Members = {}
     size = os.path.getsize(path)
@@ -411,18 +383,18 @@ def scan_tar(path: str) -> tuple[_Members, bool]:
             start, kind = at + 512, header[156:157]
             length = _number(header[124:136]) if long_size is None or kind in b"xLK" else long_size
             if not _checksum_holds(header) or start + length > size:
-                at, whole = at + 512, False  # look for the next header that holds
+                at, whole = at + 512, False  # look for the next valid header
                 continue
             at = start + (length + 511) // 512 * 512
             if kind in b"xLK" and length > MAX_HEADER_BYTES:
                 whole = False
-            elif kind == b"L":  # GNU: the next member's name
+            elif kind == b"L":  # GNU: the name of the next member
                 long_name = data[start : start + length].rstrip(b"\0").decode("utf-8", "replace")
-            elif kind == b"x":  # pax: the same, and more
+            elif kind == b"x":  # pax: the name and more
                 records = _pax_records(data[start : start + length])
                 long_name = records.get("path", long_name)
                 long_size = int(records["size"]) if re.fullmatch("[0-9]{1,18}", records.get("size", "")) else None
-            elif kind != b"K":  # GNU: the target of a link; its name may still come
+            elif kind != b"K":  # K is GNU's target of a link; the name may follow
                 if kind in (b"0", b"\0"):
                     _note(samples, long_name or _plain_name(header), (start, length))
                 long_name = long_size = None
@@ -444,7 +416,7 @@ def _plain_name(header: bytes) -> str:
 
 
 def _number(field: bytes) -> int:
-    """A size: octal text, or base 256 where the first bit is set (members of 8 GiB and more)."""
+    """A size: octal text, or base 256 if the first bit is set (members of 8 GiB and more)."""
     if field[0] & 0x80:
         return int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
     text = field.rstrip(b" \0").strip()
@@ -457,7 +429,7 @@ def _checksum_holds(header: bytes) -> bool:
 
 
 def _pax_records(data: bytes) -> dict[str, str]:
-    """The records of a pax header, "LENGTH KEY=VALUE\\n" each; what follows a spoiled one is left out."""
+    """The records of a pax header, "LENGTH KEY=VALUE\\n" each, up to the first damaged one."""
     records, at = {}, 0
     while at < len(data):
         blank = data.find(b" ", at, at + 20)
@@ -473,6 +445,6 @@ def _pax_records(data: bytes) -> dict[str, str]:
 
 
 def key_of(index: Index, sample: int) -> str:
-    """Shard and key, as messages name a sample: nothing that a terminal would obey, and no more than 100 letters."""
+    """Shard and key of a sample, for messages: at most 100 characters, without control characters."""
     key = "".join(char if char.isprintable() else "\ufffd" for char in index.keys[sample].as_py()[:100])
     return f"{os.path.basename(index.paths[int(index.shard[sample])])}:{key}"

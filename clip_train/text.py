@@ -1,10 +1,9 @@
-"""Token ids of a batch of captions, packed: nothing behind a caption's end-of-text token is kept.
+"""Token ids of a batch of captions, packed: each caption ends with its end-of-text token.
 
-OpenAI's text tower attends causally and is read at the first end-of-text token, so what stands behind that token cannot
-change the result. A packed batch holds the tokens up to there and nothing else: at 23 tokens a caption instead of 77
-the tower does 3.4 times less work for the same numbers. Captions are sorted by length, so that captions of one length
-are one contiguous block: on a CPU attention takes these blocks as they are, without padding; on a GPU it takes the
-boundaries.
+OpenAI's text tower attends causally, and its output is read at the first end-of-text token. Later tokens cannot change
+the result. A packed batch has no later tokens: with 23 tokens per caption instead of 77 the tower does 3.4 times less
+work for the same numbers. Captions are sorted by length, so that captions of one length are one contiguous block. On a
+CPU, attention takes these blocks without padding. On a GPU it takes the boundaries.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ class PackedText:
     """B captions with T tokens in all, shortest caption first."""
 
     tokens: torch.Tensor  # (T,) int64
-    positions: torch.Tensor  # (T,) int64: place within its caption
-    ends: torch.Tensor  # (B,) int64: index in `tokens` of the end-of-text token of the batch's i-th caption, as given
-    boundaries: torch.Tensor  # (B + 1,) int32: where each sorted caption starts, and T
-    blocks: tuple[tuple[int, int], ...]  # (captions, length) of each run of equal length
+    positions: torch.Tensor  # (T,) int64: position within the caption
+    ends: torch.Tensor  # (B,) int64: index in `tokens` of the end-of-text token of each caption, in the given order
+    boundaries: torch.Tensor  # (B + 1,) int32: start of each sorted caption, and T
+    blocks: tuple[tuple[int, int], ...]  # (captions, length) of each block of one length
     longest: int
 
     def __len__(self) -> int:
@@ -39,7 +38,7 @@ class PackedText:
 
 
 def pack(captions: Sequence[Sequence[int]]) -> PackedText:
-    """Packs captions given as ids from start-of-text to end-of-text, both included."""
+    """Packs captions. Each has its ids from start-of-text to end-of-text, both included."""
     order = sorted(range(len(captions)), key=lambda row: len(captions[row]))
     lengths = [len(captions[row]) for row in order]
     tokens = torch.tensor([token for row in order for token in captions[row]], dtype=torch.int64)
@@ -66,7 +65,7 @@ def pack(captions: Sequence[Sequence[int]]) -> PackedText:
 
 
 def pad(captions: Sequence[Sequence[int]], *, context_length: int) -> torch.Tensor:
-    """(B, context_length) ids, zeros behind each caption: the form of OpenAI's `tokenize`."""
+    """(B, context_length) int64 ids, with zeros after each caption, as OpenAI's `tokenize` returns them."""
     ids = torch.zeros(len(captions), context_length, dtype=torch.int64)
     for row, caption in enumerate(captions):
         ids[row, : len(caption)] = torch.tensor(caption, dtype=torch.int64)

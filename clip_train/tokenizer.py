@@ -1,10 +1,10 @@
-"""Captions to token ids: lower-case byte-level BPE, ids equal to OpenAI's when given their vocabulary.
+"""Captions to token ids: lower-case byte-level BPE. With OpenAI's vocabulary the ids equal theirs.
 
-A vocabulary file holds one merge a line behind a header line, gzipped or not: OpenAI's `bpe_simple_vocab_16e6.txt.gz`,
-or one made by `clip_train tokenizer train`. Ids: 256 bytes, 256 bytes that end a word, the merges, start-of-text,
-end-of-text. The two special tokens are never read from a caption, whatever it says.
+A vocabulary file has a header line and one merge per line, gzipped or not: OpenAI's `bpe_simple_vocab_16e6.txt.gz`, or
+a file of `clip_train tokenizer train`. The ids are 256 bytes, 256 bytes that end a word, the merges, start-of-text and
+end-of-text. A caption never yields one of the two special tokens, whatever its text is.
 
-Plain ASCII captions (nearly all of them) take a short way: one regular expression, and a table of words seen before.
+Plain ASCII captions, which are nearly all, take a fast path: one regular expression, and a table of known words.
 """
 
 from __future__ import annotations
@@ -17,27 +17,31 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clip_train.cleanup import repair
 from clip_train.errors import InputMissing, TrainError
 
-MAX_MERGES = 48894  # 49,408 ids in all (paper, table 18); OpenAI's file holds more lines than are used
-VOCABULARY = "vocabulary.txt.gz"  # name of the file in a run's folder, and of our own
+if TYPE_CHECKING:
+    import torch
+
+MAX_MERGES = 48894  # 49,408 ids in all (paper, table 18); OpenAI's file has more lines than that
+VOCABULARY = "vocabulary.txt.gz"  # name of the file in the folder of a run, and of the packaged one
 OWN_VOCABULARY = Path(__file__).parent / "data" / VOCABULARY
-LONG_WORD = 100  # bytes; longer ones are merged with a heap, and not kept
-WORD_CACHE_SIZE = 1 << 20  # words; a web crawl never runs out of new ones
+LONG_WORD = 100  # bytes; longer words are merged with a heap and are not cached
+WORD_CACHE_SIZE = 1 << 20  # words; a web crawl always has new ones
 
 _ASCII_WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")
-_ASCII_ODD = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f&]")  # control characters and entities need the long way
+_ASCII_ODD = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f&]")  # control characters and entities need the full clean-up
 _BLANKS = re.compile(r"\s+")
 
 
 @cache
 def byte_symbols() -> tuple[str, ...]:
-    """A printable character for each byte, as in GPT-2: printable ones stand for themselves, others move above 255."""
+    """A printable character for each byte, as in GPT-2: printable bytes are themselves, others are above 255."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in printable]
     symbols = {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(hidden)}
@@ -53,7 +57,7 @@ def _symbol_order() -> tuple[str, ...]:
 
 @cache
 def _unicode_words() -> re.Pattern[str]:
-    r"""OpenAI's split for any text; \p{L} and \p{N} spelled out, since `re` does not know them.
+    r"""OpenAI's split for any text, with \p{L} and \p{N} written out, because `re` does not know them.
 
     A word character of `re` that is neither "_" nor of category N is a letter.
     """
@@ -68,14 +72,14 @@ def _unicode_words() -> re.Pattern[str]:
         else:
             ranges.append([point, point])
     numbers = "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
-    # OpenAI's pattern ignores case: the long s counts as an s there, and the combining iota (U+0345), a mark whose
-    # upper case is a letter, is neither
+    # OpenAI's pattern ignores case: it takes the long s for an s, and the combining iota (U+0345), a mark whose upper
+    # case is a letter, for neither a letter nor a mark
     letters, marks = f"[^\\W_{numbers}]+", r"(?:[^\w\s\u0345]|_)+"
     return re.compile(f"'[s\u017f]|'t|'re|'ve|'m|'ll|'d|{letters}|[{numbers}]|{marks}")
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a caption after clean-up: lower case, no blanks; digits one by one."""
+    """The words of a caption after clean-up, in lower case and without blanks. Each digit is a word."""
     if text.isascii() and not _ASCII_ODD.search(text):
         return _ASCII_WORDS.findall(text.lower())
     text = html.unescape(html.unescape(repair(text))).strip()
@@ -84,10 +88,10 @@ def split_words(text: str) -> list[str]:
 
 
 class Tokenizer:
-    """Byte-pair encoding with a given list of merges, best first."""
+    """Byte-pair encoding with a list of merges, best first."""
 
     def __init__(self, merges: Iterable[tuple[str, str]], *, name: str) -> None:
-        self.name = name  # where the merges came from
+        self.name = name  # where the merges come from
         self.merges = list(merges)[:MAX_MERGES]
         symbols = _symbol_order()
         vocabulary = [*symbols, *(symbol + "</w>" for symbol in symbols), *(a + b for a, b in self.merges)]
@@ -99,13 +103,24 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Ids in all, the two special ones included."""
+        """The number of ids, including the two special tokens."""
         return self.end_id + 1
 
     @property
     def fingerprint(self) -> str:
-        """Names the vocabulary: two with equal fingerprints give equal ids."""
+        """A name for the vocabulary. Vocabularies with equal fingerprints give equal ids."""
         return hashlib.sha256(repr(self.merges).encode()).hexdigest()[:16]
+
+    def __call__(self, texts: str | Sequence[str], *, context_length: int = 77) -> torch.Tensor:
+        """(B, context_length) int64: ids of B captions with start- and end-of-text, padded with zeros.
+
+        `model.encode_text` takes them. OpenAI's `clip.tokenize` has the same form. A single text is one caption.
+        """
+        from clip_train.text import pad
+
+        captions = [texts] if isinstance(texts, str) else texts
+        ids = [self.encode_caption(text, context_length=context_length) for text in captions]
+        return pad(ids, context_length=context_length)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a caption, without the special tokens."""
@@ -118,11 +133,11 @@ class Tokenizer:
         return ids
 
     def encode_caption(self, text: str, *, context_length: int) -> list[int]:
-        """Start-of-text, the caption, end-of-text: cut so that all fits into the context."""
+        """Start-of-text, ids of the caption, end-of-text. The caption is truncated to the context length."""
         return [self.start_id, *self.encode(text)[: context_length - 2], self.end_id]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; special tokens are left out."""
+        """The text of some ids, without the special tokens."""
         text = "".join(self._tokens[number] for number in ids if number < self.start_id)
         byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
         parts = (bytes(byte_of[char] for char in part).decode("utf-8", "replace") for part in text.split("</w>"))
@@ -140,7 +155,7 @@ class Tokenizer:
 
 
 def merge_pieces(pieces: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
-    """Applies the best merge that is left until there is none; all its places at once, from the left."""
+    """Applies the best merge, to all its places from the left, until no merge applies."""
     unknown = len(ranks)
     while len(pieces) > 1:
         pairs = list(zip(pieces, pieces[1:], strict=False))
@@ -160,11 +175,11 @@ def merge_pieces(pieces: list[str], ranks: dict[tuple[str, str], int]) -> list[s
 
 
 def merge_long(pieces: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
-    """What `merge_pieces` gives, in n log n steps instead of n squared: junk may be a word of 60,000 letters.
+    """The result of `merge_pieces` in n log n steps instead of n squared, for junk words of up to 60,000 letters.
 
-    Pairs wait in a heap by rank, then place. All places of the best pair are taken before the pairs that they make.
+    A heap has the pairs by rank, then by place. All places of the best pair are merged before the new pairs.
     """
-    parts: list[str | None] = [*pieces]  # None: it was merged into a part before
+    parts: list[str | None] = [*pieces]  # None: merged into an earlier part
     after, before = [*range(1, len(parts) + 1)], [*range(-1, len(parts) - 1)]
 
     def pair_at(left: int) -> tuple[str | None, str | None]:
@@ -178,7 +193,7 @@ def merge_long(pieces: list[str], ranks: dict[tuple[str, str], int]) -> list[str
             at = heapq.heappop(heap)[1]
             first, second = pair_at(at)
             if first is None or second is None or ranks.get((first, second)) != best:
-                continue  # one of the two was merged meanwhile
+                continue  # one of the two has been merged since
             gone = after[at]
             parts[at], parts[gone], after[at] = first + second, None, after[gone]
             if after[at] < len(parts):
@@ -192,7 +207,7 @@ def merge_long(pieces: list[str], ranks: dict[tuple[str, str], int]) -> list[str
 
 
 def find_vocabulary(path: str | Path | None = None) -> Path:
-    """The vocabulary file to use: the one that was named, an installed open_clip's, our own."""
+    """The vocabulary file to use: the given one, else that of an installed open_clip, else the packaged one."""
     if path is not None:
         return Path(path)
     installed = importlib.util.find_spec("open_clip")
@@ -211,7 +226,7 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
     except FileNotFoundError:
         raise InputMissing(f"no vocabulary at {path}: name one by --bpe, or train one (tokenizer train)") from None
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise TrainError(f"{path} is no BPE vocabulary: {error}") from error
+        raise TrainError(f"{path} is not a BPE vocabulary: {error}") from error
     merges = []
     for number, line in enumerate(text.split("\n")[1:], start=2):  # the first line is a header
         if not line:
@@ -226,7 +241,7 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
 
 
 def write_merges(path: Path, merges: Iterable[tuple[str, str]]) -> None:
-    """A vocabulary file in OpenAI's form; the same merges give the same bytes."""
+    """Writes a vocabulary file in OpenAI's form. The same merges give the same bytes."""
     text = "\n".join(["#version: 0.2", *(f"{first} {second}" for first, second in merges)]) + "\n"
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))
@@ -234,6 +249,6 @@ def write_merges(path: Path, merges: Iterable[tuple[str, str]]) -> None:
 
 
 def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
-    """The tokenizer of a vocabulary file; see `find_vocabulary` for where it is looked for."""
+    """The tokenizer of a vocabulary file. `find_vocabulary` says which file is the default."""
     file = find_vocabulary(path)
     return Tokenizer(read_merges(file), name=str(file))

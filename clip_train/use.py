@@ -1,29 +1,97 @@
-"""A trained model with its tokenizer, ready to embed: what evaluation commands and users' scripts start with.
+"""A trained model with its tokenizer and its image transform: what evaluation and users' scripts start with.
 
-    from clip_train.use import load_for_use
-    model, tokenizer = load_for_use("RUN")
+    from clip_train import load
+
+    model, tokenizer, preprocess = load("RUN")
+    with torch.no_grad():
+        images = model.encode_image(torch.stack([preprocess("cat.jpg"), preprocess("dog.jpg")]))  # (2, E)
+        texts = model.encode_text(tokenizer(["a cat", "a dog"]))  # (2, E)
 """
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
 
 from clip_train.convert import load_model
 from clip_train.distributed import pick_device
-from clip_train.errors import UsageError
+from clip_train.errors import InputMissing, TrainError, UsageError
+from clip_train.image import BadImage, evaluation_transform, middle_square, normalize
 from clip_train.model import CLIP
+from clip_train.places import readable_file
+from clip_train.places import weights as check_weights
 from clip_train.tokenizer import VOCABULARY, Tokenizer, load_tokenizer
 
+if TYPE_CHECKING:
+    from PIL import Image
 
-def load_for_use(
-    path: str, *, ema: bool = False, activation: str | None = None, bpe: str | None = None
-) -> tuple[CLIP, Tokenizer]:
-    """The model in evaluation mode, on the GPU if there is one, and the vocabulary that it was trained with.
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """OpenAI's evaluation transform: the shorter side to `size`, the middle, normalised."""
+
+    size: int
+    device: torch.device
+
+    def __call__(self, image: str | os.PathLike[str] | bytes | Image.Image) -> torch.Tensor:
+        """(3, size, size) fp32 on the model's device.
+
+        Args:
+            image: the path of a file, the bytes of one, or an image of Pillow.
+
+        Raises:
+            InputMissing: there is no such file.
+            TrainError: these are no bytes of an image, or of one that is too large.
+        """
+        try:
+            if isinstance(image, str | os.PathLike):
+                image = Path(image).read_bytes()
+            if isinstance(image, bytes):
+                pixels = evaluation_transform(image, self.size)
+            else:
+                pixels = middle_square(image, self.size)
+        except FileNotFoundError as error:
+            raise InputMissing(f"no such file: {error.filename}") from None
+        except BadImage as error:
+            raise TrainError(f"the image cannot be used: {error}") from None
+        return normalize(torch.from_numpy(pixels.copy())[None].to(self.device))[0].contiguous()
+
+
+class Loaded(NamedTuple):
+    """What `load` returns."""
+
+    model: CLIP
+    tokenizer: Tokenizer
+    preprocess: Preprocess
+
+
+def load(
+    checkpoint: str | os.PathLike[str], *, ema: bool = False, activation: str | None = None, bpe: str | None = None
+) -> Loaded:
+    """The model in evaluation mode, on the GPU if there is one, with its vocabulary and its image transform.
+
+    `model.encode_image` takes (B, 3, S, S) of `preprocess`, `model.encode_text` takes (B, L) of `tokenizer`. Both give
+    (B, E) features that are not normalised. The ids of `tokenizer` lie on the CPU.
 
     Args:
-        path: a run, a checkpoint of it, or weights of another program (see convert.py).
-        bpe: the vocabulary; the run's own unless given, else what `find_vocabulary` finds.
+        checkpoint: a run, a checkpoint of it, or weights of another program (see convert.py).
+        ema: take the moving average of the weights.
+        activation: "gelu" or "quick_gelu", for open_clip weights: their files do not name it.
+        bpe: the vocabulary. The run's own unless given, else the one that `find_vocabulary` finds.
+
+    Raises:
+        InputMissing: there is no such file or folder, or no weights in it.
+        UsageError: the vocabulary is not the one that the weights were trained with.
+        TrainError: the weights cannot be read, or a digest differs.
     """
+    path = os.fspath(checkpoint)
+    check_weights("the checkpoint", path)
+    if bpe is not None:
+        readable_file("the vocabulary", bpe)
     model, weights = load_model(path, ema=ema, activation=activation)
     tokenizer = load_tokenizer(bpe or _vocabulary_of_run(Path(path)))
     if tokenizer.vocab_size != weights.config.vocab_size:
@@ -33,7 +101,8 @@ def load_for_use(
         )
     if weights.vocabulary and weights.vocabulary != tokenizer.fingerprint:
         raise UsageError(f"{path} was trained with another vocabulary than {tokenizer.name}: name it by --bpe")
-    return model.to(pick_device()), tokenizer
+    device = pick_device()
+    return Loaded(model.to(device), tokenizer, Preprocess(weights.config.image_size, device))
 
 
 def _vocabulary_of_run(path: Path) -> Path | None:

@@ -81,7 +81,7 @@ def test_a_full_disk_leaves_the_older_checkpoints_whole(tmp_path, monkeypatch):
     for name in ("save_file", "_write", "_sync_folder"):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, name, full)
-            with pytest.raises(TrainError, match="No space left on device.*make room, --resume"):
+            with pytest.raises(TrainError, match="No space left on device.*free some space, then --resume"):
                 save(tmp_path, 2)
         assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     checkpoint.verify(tmp_path / "step-00000001")
@@ -130,7 +130,7 @@ def test_fifty_kills_during_saves(tmp_path):
 
 def test_another_model_is_refused():
     model = torch.nn.Linear(3, 2)
-    with pytest.raises(TrainError, match="x is of another model: it lacks 'bias'"):
+    with pytest.raises(TrainError, match="x belongs to another model: it lacks 'bias'"):
         checkpoint.restore_model(model, {"weight": torch.zeros(2, 3)}, origin="x")
     with pytest.raises(TrainError, match=r"weight is \(3, 2\), not \(2, 3\)"):
         checkpoint.restore_model(model, {"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, origin="x")

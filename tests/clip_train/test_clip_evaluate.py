@@ -94,7 +94,7 @@ def test_class_and_template_files_in_their_forms(tmp_path):
     with pytest.raises(UsageError, match="no place for the class"):
         read_templates(str(file), None)
     file.write_text("[")
-    with pytest.raises(TrainError, match="is no JSON"):
+    with pytest.raises(TrainError, match="is not JSON"):
         read_classes(str(file), None)
     assert fill_template("a {c} or {}", "cat") == "a cat or cat"
 
@@ -106,7 +106,7 @@ def test_class_and_template_files_in_their_forms(tmp_path):
         ("t.json", b"[]", "holds no template"),
         ("t.json", b'{"cat": [], "dog": ["a dog"]}', "holds no prompt for 'cat'"),
         ("t.txt", b"a photo of a caf\xe9 {}", "cannot be read as lines of UTF-8"),
-        ("t.json", b'["a photo of a caf\xe9 {}"]', "is no JSON"),
+        ("t.json", b'["a photo of a caf\xe9 {}"]', "is not JSON"),
     ],
 )
 def test_template_files_that_say_nothing_are_refused(tmp_path, name, content, message):

@@ -138,7 +138,7 @@ def test_a_folder_of_tars_is_listed_where_the_store_can(tars, store, tmp_path):
 
 def test_a_web_server_that_does_not_list_is_said(tars, store, tmp_path):
     url, _ = store(tars(samples=4, shards=1), "http")
-    with pytest.raises(UsageError, match="a web server lists no files: name the shards"):
+    with pytest.raises(UsageError, match="a web server does not list files: name the shards"):
         open_index(url, cache=str(tmp_path))
 
 
@@ -170,7 +170,7 @@ def test_a_batch_that_needs_more_than_the_bound_is_refused(tars, store, vocabula
     index = open_index(url, cache=str(tmp_path / "cache"), cache_gb=1e-5)
     with pytest.raises(UsageError, match=r"needs \d shards at a time, .* GB; --cache-gb allows 1e-05"):
         batches(index, vocabulary, 20)
-    with pytest.raises(UsageError, match="copy them to this machine"):
+    with pytest.raises(UsageError, match="copy the shards to this machine"):
         open_reader(index)
     with pytest.raises(UsageError, match="give --window"):
         batches(index, vocabulary, 1, window=0)
@@ -198,7 +198,7 @@ def test_a_shard_that_vanishes_is_named(published, store, vocabulary, tmp_path):
     url, change = store(published(samples=40, shards=4), "memory")
     index = open_index(url, cache=str(tmp_path))
     change("shards/00002.tar", None)
-    with pytest.raises(InputMissing, match=r"memory://set/shards/00002\.tar is not there"):
+    with pytest.raises(InputMissing, match=r"memory://set/shards/00002\.tar does not exist"):
         batches(index, vocabulary, 10)
     assert not list(tmp_path.rglob("*.partial"))
 
@@ -261,16 +261,16 @@ def test_a_spoiled_manifest_or_table_is_named(published, store, tmp_path):
     with pytest.raises(TrainError, match=r"metadata/00001\.parquet: is cut"):
         open_index(url, cache=str(tmp_path))
     change("manifest.json", b"[" * 100_000)
-    with pytest.raises(TrainError, match="is no manifest"):
+    with pytest.raises(TrainError, match="is not a manifest"):
         open_index(url, cache=str(tmp_path))
     change("manifest.json", json.dumps({"files": [{"path": "shards/../../x", "bytes": 1}]}).encode())
-    with pytest.raises(TrainError, match="lists a file that cannot be"):
+    with pytest.raises(TrainError, match="lists an impossible file"):
         open_index(url, cache=str(tmp_path))
     assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_unknown_stores_and_secrets(tmp_path):
-    with pytest.raises(UsageError, match="no store speaks nonsense://"):
+    with pytest.raises(UsageError, match="the protocol nonsense:// is unknown"):
         open_index("nonsense://bucket/x.tar", cache=str(tmp_path))
     with pytest.raises(TrainError, match=r"pip install openwit\[gcs\]|gcs") as caught:
         open_index("gs://bucket/x.tar", cache=str(tmp_path))

@@ -163,7 +163,7 @@ def test_bad_vocabularies_are_refused(tmp_path):
         load_tokenizer(tmp_path / "none.txt.gz")
     cut = tmp_path / "cut.txt.gz"
     cut.write_bytes(gzip.compress(b"#version\na b\n" * 500)[:40])
-    with pytest.raises(TrainError, match="no BPE vocabulary"):
+    with pytest.raises(TrainError, match="not a BPE vocabulary"):
         load_tokenizer(cut)
     odd = tmp_path / "odd.txt"
     odd.write_text("#version\na b\na b c\n")

@@ -17,7 +17,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
 
-from clip_train import train as train_module  # noqa: E402
+from clip_train import training as train_module  # noqa: E402
 from clip_train.checkpoint import all_steps, optimizer_tensors, restore_optimizer, whole  # noqa: E402
 from clip_train.config import TrainOptions, resolve  # noqa: E402
 from clip_train.data import Batch, Loader, Stream  # noqa: E402
@@ -28,7 +28,7 @@ from clip_train.model import CLIP  # noqa: E402
 from clip_train.optim import learning_rate  # noqa: E402
 from clip_train.shards import open_index  # noqa: E402
 from clip_train.tokenizer import load_tokenizer, read_merges, write_merges  # noqa: E402
-from clip_train.train import (  # noqa: E402
+from clip_train.training import (  # noqa: E402
     Run,
     forward_backward,
     loader_options,
@@ -240,7 +240,7 @@ def test_a_run_keeps_its_vocabulary(options, tmp_path, vocabulary):
 
 def test_another_order_is_not_resumed(options):
     train(options)
-    with pytest.raises(UsageError, match="the order would be another"):
+    with pytest.raises(UsageError, match="the order of samples would differ"):
         train(dataclasses.replace(options, resume=True, window=2))
 
 
@@ -248,7 +248,7 @@ def test_a_run_whose_checkpoints_are_all_spoiled_is_not_begun_anew(options):
     train(options)
     for path in all_steps(Path(options.output) / "checkpoints"):
         (path / "optimizer.safetensors").write_bytes(b"")
-    with pytest.raises(TrainError, match="none of the 3 checkpoints .* is whole"):
+    with pytest.raises(TrainError, match="none of the 3 checkpoints .* is valid"):
         train(dataclasses.replace(options, resume=True))
     assert len(losses(options.output)) == 6
 
@@ -274,7 +274,7 @@ def test_a_folder_that_cannot_be_written_is_named(options, tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(train_module, "write_merges", full)
-    with pytest.raises(TrainError, match="run: .*No space left on device.*make room"):
+    with pytest.raises(TrainError, match="run: .*No space left on device.*free some space"):
         train(options)
 
 
@@ -290,7 +290,7 @@ def test_a_log_that_cannot_be_written_stops_the_run(options):
     log = StepLog(Path(options.output), first_step=0, tensorboard=False)
     log._lines.close()
     log._lines = Full()
-    with pytest.raises(TrainError, match="cannot write log.jsonl: .*make room, then --resume"):
+    with pytest.raises(TrainError, match="cannot write log.jsonl: .*free some space, then --resume"):
         log.write({"step": 1})
     log.close()
 

@@ -2,9 +2,10 @@
 
     python -m clip_train train --data DIR --model ViT-B-32 --output RUN
 
-A step takes `batch_size` pairs whatever the ranks and the micro-batches, and its gradient is that of one process with
-the whole batch. With several micro-batches the towers run twice (Gao et al. 2021, arXiv 2101.06983): first without
-gradient for the features of all pairs, then micro-batch by micro-batch with the gradient of the loss in them.
+A step takes `batch_size` pairs, for any number of ranks and micro-batches. Its gradient is that of one process with
+the whole batch. With several micro-batches the towers run twice (Gao et al. 2021, arXiv 2101.06983). The first pass
+computes the features of all pairs without gradients. The second pass takes the micro-batches one by one and
+propagates the gradient of the loss with respect to the features.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from clip_train import checkpoint, keyed
-from clip_train.config import ModelConfig, Plan, TrainOptions, resolve
+from clip_train.config import ModelConfig, Plan, TrainOptions, check_run, resolve
 from clip_train.convert import fit_to, load_model, read_weights
 from clip_train.data import Batch, Loader, LoaderOptions, Stream
 from clip_train.distributed import agree, pick_device, process_group, rank, world_size
@@ -41,15 +42,15 @@ from clip_train.parallel import Towers, frozen_statistics
 from clip_train.shards import open_index
 from clip_train.tokenizer import VOCABULARY, Tokenizer, load_tokenizer, write_merges
 
-MAX_BAD_STEPS = 3  # in a row, whose loss or gradient is not finite
-_PATCHES = 5  # what a keyed draw is for; 1-4 are data.py's
-# dense bf16 matrix peak by a part of the GPU's name, FLOP/s, from the makers' data sheets
+MAX_BAD_STEPS = 3  # consecutive steps whose loss or gradient is not finite
+_PATCHES = 5  # purpose of a keyed draw; data.py has 1 to 4
+# peak of dense bf16 matrix products in FLOP/s, by a part of the name of the GPU; from the data sheets
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12}
 
 
 @dataclasses.dataclass
 class Run:
-    """All that changes from step to step."""
+    """The state of a run that changes from step to step."""
 
     plan: Plan
     device: torch.device
@@ -64,15 +65,32 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """What a step came to."""
+    """The result of a step."""
 
     loss: float
     gradient_norm: float
-    taken: bool  # False: the update was not finite, and skipped
+    taken: bool  # False: the update was not finite and was skipped
 
 
 def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
-    """Trains, and returns a summary: steps, last loss, bad samples, the newest checkpoint."""
+    """Trains a model on the pairs of `options.data`, and writes the run into `options.output`.
+
+    Args:
+        options: the fields are the flags of `python -m clip_train train`.
+        on_step: is called after each step with its line of log.jsonl: step, loss, lr, logit_scale, samples_seen, ...
+
+    Returns:
+        steps, samples_seen, loss and pairs_per_s (of the last step), bad_samples (counts by reason), and checkpoint
+        (the path of the newest).
+
+    Raises:
+        UsageError: options that are out of range or do not fit together; nothing is written.
+        InputMissing: a file or folder that is absent; nothing is written.
+        BelowThreshold: more samples than `max_bad` could not be used.
+        Interrupted: SIGTERM or SIGINT arrived; the state is saved.
+        TrainError: anything else that a person can mend.
+    """
+    check_run(options)
     device = pick_device()
     with process_group(device), contextlib.ExitStack() as stack:
         index = open_index(options.data, cache=options.cache, cache_gb=options.cache_gb)
@@ -82,8 +100,10 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
             options, samples=len(index), world_size=world_size(), vocab_size=tokenizer.vocab_size,
             has_gpu=device.type == "cuda", vocabulary=tokenizer.fingerprint,
         )  # fmt: skip
+        stream = Stream(index, seed=options.seed, window=plan.options.window, online_balance=options.online_balance)
+        stream.epoch_of(0)  # an epoch without pairs is refused here
         if options.zero_shot:
-            open_labelled(options.zero_shot)  # a mistake in it should not wait for the first checkpoint
+            open_labelled(options.zero_shot)  # a mistake in it must not wait for the first checkpoint
         if rank() == 0:
             stack.enter_context(hold(folder))
         run = start_run(plan, device)
@@ -91,13 +111,12 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
         for note in plan.notes if run.step == 0 else ():
             progress.say(note)
         for path in index.damaged:
-            progress.say(f"{path} is cut or damaged: its whole samples are used, the rest is lost")
+            progress.say(f"{path} is truncated or damaged: only its complete samples are used")
         if rank() == 0:
-            write_config(folder, plan, tokenizer)
+            write_config(folder, run.plan, tokenizer)
         log = StepLog(folder, first_step=run.step, tensorboard=options.tensorboard) if rank() == 0 else None
         if log:
             stack.callback(log.close)
-        stream = Stream(index, seed=options.seed, window=plan.options.window, online_balance=options.online_balance)
         loader = stack.enter_context(Loader(stream, tokenizer, loader_options(plan, device)))
         stop = stack.enter_context(stop_signals())
         flops = PEAK_FLOPS.get(next((name for name in PEAK_FLOPS if name in device_name(device)), ""))
@@ -141,8 +160,8 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
             bad_steps = 0 if result.taken else bad_steps + 1
             if bad_steps >= MAX_BAD_STEPS:
                 raise TrainError(
-                    f"step {run.step}: loss or gradient was not finite in {bad_steps} steps in a row; nothing of them "
-                    f"is saved. Resume with a smaller --lr, or with --precision bf16 or fp32"
+                    f"step {run.step}: loss or gradient was not finite in {bad_steps} steps in a row; none of these "
+                    f"steps is saved. Resume with a smaller --lr, or with --precision bf16 or fp32"
                     + (f" (samples that could not be used: {loader.bad.to_json()})" if loader.bad.reasons else "")
                 )
             interrupted = agree(stop.is_set(), device)
@@ -170,7 +189,7 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
 
 
 def training_step(run: Run, batches: list[Batch]) -> StepResult:
-    """Forward, backward, update; an update that is not finite is left out."""
+    """Forward pass, backward pass and update. An update that is not finite is skipped."""
     run.optimizer.zero_grad(set_to_none=True)
     loss = forward_backward(run, batches)
     run.towers.finish_gradients()
@@ -188,12 +207,12 @@ def training_step(run: Run, batches: list[Batch]) -> StepResult:
         run.scaler.update(run.scaler.get_scale() / 2 if not taken else None)
     run.step += 1
     run.samples_seen += run.plan.batch_size
-    # fp16 finds its loss scale by running over: that is no bad step, as long as there is scale left to give up
+    # with fp16 an overflow halves the loss scale; that is not a bad step while the scale is at least 1
     return StepResult(loss, norm, taken or (halved and run.scaler.get_scale() >= 1))
 
 
 def forward_backward(run: Run, batches: list[Batch]) -> float:
-    """Leaves the gradient of the whole batch in the parameters (up to the average over ranks), returns the loss."""
+    """Adds the gradient of the whole batch to the parameters, before the average over ranks. Returns the loss."""
     if len(batches) == 1:
         images, texts = encode(run, batches[0])
         return backward(run, pair_loss(run, images, texts))
@@ -214,7 +233,7 @@ def forward_backward(run: Run, batches: list[Batch]) -> float:
 
 
 def encode(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Unit vectors of the usable pairs of a micro-batch, (b', E) each."""
+    """Unit vectors of the images and of the texts of the usable pairs in a micro-batch, (b', E) each."""
     on_gpu = run.device.type == "cuda"
     pixels = normalize(batch.images.to(run.device, non_blocking=on_gpu))
     text = batch.text.to(run.device, non_blocking=on_gpu)
@@ -237,21 +256,21 @@ def pair_loss(run: Run, images: Tensor, texts: Tensor) -> Tensor:
 
 
 def backward(run: Run, loss: Tensor) -> float:
-    """DDP and FSDP divide by the ranks what has to be a sum, hence the factor."""
+    """Backward pass. The loss is multiplied by the number of ranks, because DDP and FSDP average over them."""
     run.scaler.scale(loss * world_size()).backward()
     return loss.item()
 
 
 def autocast(run: Run) -> torch.autocast:
-    """Mixed precision as asked for; the loss is fp32 always."""
+    """The mixed precision of the options. The loss is always fp32."""
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[run.plan.options.precision]
     return torch.autocast(run.device.type, dtype=kind, enabled=kind != torch.float32)
 
 
 def kept_patches(batch: Batch, config: ModelConfig, *, rate: float, seed: int) -> Tensor | None:
-    """(b, K) indices of the patches that patch dropout (Li et al. 2022, arXiv 2212.00794) leaves each image.
+    """(b, K) indices of the patches that patch dropout (Li et al. 2022, arXiv 2212.00794) keeps of each image.
 
-    Keyed by epoch and sample: the second pass over a micro-batch, and a resumed run, drop the same ones.
+    The draws are keyed by epoch and sample, so the second pass over a micro-batch and a resumed run drop the same ones.
     """
     if not rate or config.patch_size is None:
         return None
@@ -266,7 +285,7 @@ def kept_patches(batch: Batch, config: ModelConfig, *, rate: float, seed: int) -
 
 
 def start_run(plan: Plan, device: torch.device) -> Run:
-    """A run at its first step, or where its newest good checkpoint left it."""
+    """A run at its first step, or at the step of its newest valid checkpoint."""
     options = plan.options
     if options.precision == "auto":
         precise = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
@@ -304,14 +323,14 @@ def start_run(plan: Plan, device: torch.device) -> Run:
 
 
 def compile_towers(model: CLIP) -> None:
-    """Compiles the image tower whole and the text blocks one by one: packed batches change their length each step."""
+    """Compiles the image tower as a whole and the text blocks one by one: packed batches differ in length."""
     model.visual.compile()
     for block in model.transformer.resblocks:
         block.compile(dynamic=True)
 
 
 def load_initial(model: CLIP, path: str, *, vocabulary: str) -> None:
-    """Starts from other weights; the vision position embedding is stretched if the resolution differs."""
+    """Copies initial weights into the model. The position embedding is resized if the resolution differs."""
     weights = read_weights(path)
     same_model(weights.config, model.config, path, but="image_size")
     if weights.vocabulary and vocabulary and weights.vocabulary != vocabulary:
@@ -320,7 +339,7 @@ def load_initial(model: CLIP, path: str, *, vocabulary: str) -> None:
 
 
 def find_checkpoint(plan: Plan) -> Path | None:
-    """The newest checkpoint that verifies, if the run is to resume; refuses to write over another run."""
+    """The newest valid checkpoint, if the run resumes. UsageError if the folder holds a run and it does not."""
     folder = Path(plan.options.output) / "checkpoints"
     if not plan.options.resume:
         if checkpoint.all_steps(folder):
@@ -337,13 +356,13 @@ def find_checkpoint(plan: Plan) -> Path | None:
         faults.append(fault)
         progress.say(f"{fault} [skipped]")
     if faults:
-        raise TrainError(f"none of the {len(faults)} checkpoints in {folder} is whole: remove them to start anew")
+        raise TrainError(f"none of the {len(faults)} checkpoints in {folder} is valid: remove them to start again")
     progress.say(f"no checkpoint in {folder} yet: starting from the beginning")
     return None
 
 
 def same_model(found: ModelConfig, wanted: ModelConfig, origin: str, *, but: str = "") -> None:
-    """Refuses weights of another model, in words; the field `but` may differ."""
+    """UsageError if the models differ in another field than `but`."""
     if found.vocab_size != wanted.vocab_size:
         raise UsageError(
             f"{origin} has {found.vocab_size} token ids, the vocabulary has {wanted.vocab_size}: "
@@ -352,23 +371,23 @@ def same_model(found: ModelConfig, wanted: ModelConfig, origin: str, *, but: str
     a, b = (dataclasses.asdict(config) for config in (found, wanted))
     differing = [f"{name} {a[name]}, not {b[name]}" for name in a if a[name] != b[name] and name != but]
     if differing:
-        raise UsageError(f"{origin} is of another model: {'; '.join(differing)}. Name its model by --model")
+        raise UsageError(f"{origin} belongs to another model: {'; '.join(differing)}. Name its model by --model")
 
 
 def restore_run(run: Run, path: Path) -> None:
-    """Weights, optimizer, average, loss scale and place in the data."""
+    """Restores weights, optimizer state, average, loss scale and the place in the data."""
     state = checkpoint.load(path)
     info, plan = state.info, run.plan
     same_model(ModelConfig.from_json(info["model"]), plan.model, str(path))
     if plan.vocabulary and info["vocabulary"] != plan.vocabulary:
-        raise UsageError(f"{path} was trained with another vocabulary: leave --bpe out to go on with the run's own")
+        raise UsageError(f"{path} was trained with another vocabulary: leave out --bpe to take that of the run")
     order = {"window": plan.options.window, "online_balance": plan.options.online_balance}
     if info.get("order", order) != order:
-        raise UsageError(f"{path} was trained with {info['order']}, this is {order}: the order would be another")
+        raise UsageError(f"{path} was trained with {info['order']}, not {order}: the order of samples would differ")
     if info["samples"] != plan.samples or info["seed"] != plan.options.seed:
         raise UsageError(
-            f"{path} was trained with {info['samples']} samples and seed {info['seed']}, this is {plan.samples} "
-            f"samples and seed {plan.options.seed}: the order would be another. Start anew with --init {path}"
+            f"{path} was trained with {info['samples']} samples and seed {info['seed']}, this run has {plan.samples} "
+            f"samples and seed {plan.options.seed}: the order would differ. Start a new run with --init {path}"
         )
     checkpoint.restore_model(run.model, state.model, origin=str(path))
     checkpoint.restore_optimizer(run.model, run.optimizer, state.optimizer)
@@ -379,7 +398,7 @@ def restore_run(run: Run, path: Path) -> None:
 
 
 def save_run(run: Run, folder: Path, tokenizer: Tokenizer) -> Path:
-    """A checkpoint, written by the first rank."""
+    """Saves a checkpoint. The first rank writes it."""
     model = checkpoint.model_tensors(run.model)
     optimizer = checkpoint.optimizer_tensors(run.model, run.optimizer)
     average = {name: checkpoint.whole(value) for name, value in run.average.weights.items()} if run.average else None
@@ -410,12 +429,12 @@ def save_run(run: Run, folder: Path, tokenizer: Tokenizer) -> Path:
 
 
 def evaluate_run(run: Run, saved: Path, tokenizer: Tokenizer, progress: Progress) -> None:
-    """Zero-shot accuracy at a checkpoint, appended to RUN/zero_shot.jsonl; what fails here does not stop the run."""
+    """Appends the zero-shot accuracy at a checkpoint to RUN/zero_shot.jsonl. A failure here does not stop the run."""
     from clip_train.evaluate import zero_shot
 
     assert run.plan.options.zero_shot is not None
     model = run.model
-    if run.towers.parallel == "fsdp":  # its weights are cut up over the ranks, and the others are not here
+    if run.towers.parallel == "fsdp":  # the weights are sharded over the ranks, and only this rank evaluates
         model = load_model(saved)[0].to(run.device)
     model.eval()
     try:
@@ -431,13 +450,17 @@ def evaluate_run(run: Run, saved: Path, tokenizer: Tokenizer, progress: Progress
 
 
 def run_vocabulary(folder: Path, *, resume: bool) -> Path | None:
-    """The vocabulary that a run to be resumed was started with."""
+    """The vocabulary of the run, if the run resumes."""
     return folder / VOCABULARY if resume and (folder / VOCABULARY).exists() else None
 
 
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Makes the run's folder, and keeps every other process from training into it."""
+    """Makes the run's folder and locks it, so that no other process trains into it.
+
+    A run that is refused before it writes anything leaves no folder behind.
+    """
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "a")
@@ -450,15 +473,22 @@ def hold(folder: Path) -> Iterator[None]:
             raise UsageError(f"another process trains into {folder}: end it first, or name another --output") from None
         except OSError:  # a file system without locks
             pass
-        yield
+        try:
+            yield
+        finally:
+            if made and os.listdir(folder) == [".lock"]:
+                os.unlink(folder / ".lock")
+                folder.rmdir()
 
 
 def write_config(folder: Path, plan: Plan, tokenizer: Tokenizer) -> None:
-    """RUN/config.json, what the options came to, and RUN/vocabulary.txt.gz, so that a run can be used by itself."""
+    """Writes RUN/config.json, the resolved options, and RUN/vocabulary.txt.gz, so that the folder is self-contained."""
     folder.mkdir(parents=True, exist_ok=True)
+    # `--config RUN/config.json` takes these options and repeats the run from its start
+    options = dataclasses.replace(plan.options, resume=False, bpe=plan.options.bpe or tokenizer.name)
     resolved = {
-        **dataclasses.asdict(plan), "vocabulary": {"file": tokenizer.name, "fingerprint": tokenizer.fingerprint},
-        "torch": torch.__version__,
+        **dataclasses.asdict(dataclasses.replace(plan, options=options)),
+        "vocabulary": {"file": tokenizer.name, "fingerprint": tokenizer.fingerprint}, "torch": torch.__version__,
     }  # fmt: skip
     partial = folder / f"config.json.{os.getpid()}.partial"
     try:
@@ -467,11 +497,11 @@ def write_config(folder: Path, plan: Plan, tokenizer: Tokenizer) -> None:
         write_merges(folder / VOCABULARY, tokenizer.merges)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise TrainError(f"cannot write into {folder}: {error}; make room, or name another --output") from error
+        raise TrainError(f"cannot write into {folder}: {error}; free some space, or name another --output") from error
 
 
 def loader_options(plan: Plan, device: torch.device) -> LoaderOptions:
-    """The loader's part of the plan."""
+    """The options of the loader, from the plan."""
     options = plan.options
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return LoaderOptions(
@@ -494,7 +524,7 @@ def loader_options(plan: Plan, device: torch.device) -> LoaderOptions:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set: the loop saves and leaves. A second SIGINT leaves at once."""
+    """An event that SIGTERM and SIGINT set, so that the loop saves and ends. A second SIGINT ends at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -502,7 +532,7 @@ def stop_signals() -> Iterator[threading.Event]:
 
     def note(number: int, _: object) -> None:
         if event.is_set() and number == signal.SIGINT and "LOCAL_RANK" not in os.environ:
-            raise KeyboardInterrupt  # with a launcher, Ctrl-C reaches us twice: from the terminal and from it
+            raise KeyboardInterrupt  # with a launcher, Ctrl-C arrives twice: from the terminal and from the launcher
         event.set()
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -514,5 +544,5 @@ def stop_signals() -> Iterator[threading.Event]:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name; "" for a CPU."""
+    """The name of the GPU, or "" for a CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
