@@ -172,6 +172,18 @@ def store_byte(typing: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
+def store_int(typing: Any, address: Any, value: Any) -> Any:
+    """Writes a number as four bytes."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        store = builder.store(builder.trunc(args[1], _INT), builder.inttoptr(args[0], _INT.as_pointer()))
+        store.align = 1
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.int64), generate
+
+
+@intrinsic
 def call_gunzip(typing: Any, function: Any, state: Any, packed: Any, plain: Any, sizes: Any) -> Any:
     """libdeflate_gzip_decompress_ex; its address is an argument, so that the caller can be cached on disk.
 
