@@ -27,10 +27,28 @@ from pipeline.sources.html import (
     largest_candidate,
     scan_with_lexbor,
 )
-from pipeline.sources.simd_kernel import BLOCK, address_of, equal_mask, load_byte, lowest, store_int
+from pipeline.sources.html_syntax_kernel import (
+    IS_ATTRIBUTE,
+    Page,
+    byte_at,
+    comment_end,
+    ends_name,
+    find,
+    is_letter,
+    is_name,
+    lower,
+    next_attribute,
+    place_after,
+    raw_text_end,
+    script_end,
+    skip_tag,
+    two_hyphens,
+    word_at,
+    word_of_name,
+)
+from pipeline.sources.simd_kernel import address_of, store_int
 
 _GO_ON, _END, UNSURE = 1, 0, -1  # what a step of the walk says
-_PRIME, _LONG = np.uint64(0x100000001B3), np.uint64(1 << 63)
 MAX_EVENTS = 400_000
 MAX_OPEN = 64  # elements open inside a figure or picture
 
@@ -43,16 +61,8 @@ _UNNOTED = -1  # the kind of other tags
 ATTRIBUTES = (*IMAGE_ATTRIBUTES, "name", "property", "content", "rel", "href")
 
 
-def _word(name: str) -> int:
-    """A tag name as one number: its bytes, of longer names the first eight mixed with the others (see `_tag`)."""
-    word = int.from_bytes(name.encode()[:8], "little")
-    for byte in name.encode()[8:]:
-        word = ((word ^ byte) * int(_PRIME)) % 2**64 | int(_LONG)
-    return word
-
-
 def _words(names: str) -> np.ndarray:
-    return np.array([_word(name) for name in names.split()], np.uint64)
+    return np.array([word_of_name(name) for name in names.split()], np.uint64)
 
 
 _LONGEST = max(map(len, ATTRIBUTES))
@@ -66,10 +76,12 @@ _ALT, _TITLE, _REL, _HREF, _CONTENT, _NAME, _PROPERTY = (
 _IMAGE_SLOTS = len(IMAGE_ATTRIBUTES)
 _SRCSET, _DATA_SRCSET = ATTRIBUTES.index("srcset"), ATTRIBUTES.index("data-srcset")
 
-_IMG, _SOURCE, _META, _LINK, _A, _BASE = (np.uint64(_word(n)) for n in ("img", "source", "meta", "link", "a", "base"))
-_PICTURE, _FIGURE, _FIGCAPTION = (np.uint64(_word(n)) for n in ("picture", "figure", "figcaption"))
-_SCRIPT, _TEMPLATE, _SELECT = (np.uint64(_word(n)) for n in ("script", "template", "select"))
-_SVG, _MATH, _TABLE = (np.uint64(_word(n)) for n in ("svg", "math", "table"))
+_IMG, _SOURCE, _META, _LINK, _A, _BASE = (
+    np.uint64(word_of_name(n)) for n in ("img", "source", "meta", "link", "a", "base")
+)
+_PICTURE, _FIGURE, _FIGCAPTION = (np.uint64(word_of_name(n)) for n in ("picture", "figure", "figcaption"))
+_SCRIPT, _TEMPLATE, _SELECT = (np.uint64(word_of_name(n)) for n in ("script", "template", "select"))
+_SVG, _MATH, _TABLE = (np.uint64(word_of_name(n)) for n in ("svg", "math", "table"))
 _RAW = _words("style textarea title xmp iframe noembed noframes")
 _NEVER = _words("image frameset plaintext")  # a tree parser treats these in ways of their own
 _TABLE_PARTS = _words("table td th tr tbody thead tfoot caption col colgroup object applet marquee")
@@ -80,16 +92,9 @@ _UNFOLLOWED = _words(
     "p li dd dt option optgroup rp rt"
 )
 _LICENSE = np.frombuffer(b"license", np.uint8)
-_SCRIPT_NAME = np.frombuffer(b"script", np.uint8)
 
 _O, _G, _I, _T, _R, _D = b"ogitrd"  # what telling names of metas begin with
 _SHORT_META = 6  # bytes; no telling name is shorter
-
-# What `_attribute` came to.
-_ATTRIBUTE, _TAG_ENDS, _TAG_CLOSES_ITSELF, _PAGE_ENDS = range(4)
-
-# Where a place in script data lies: outside a comment, inside <!--, or inside a <script> in it.
-_SCRIPT_DATA, _ESCAPED, _DOUBLE_ESCAPED = range(3)
 
 # What the walk knows behind each tag.
 _STATE = np.dtype(
@@ -122,31 +127,13 @@ _STATE = np.dtype(
 )
 
 
-class _Page(NamedTuple):
-    """The bytes of a page: the address of the first one, and how many there are."""
-
-    address: int
-    size: int
-
-
 class _Tag(NamedTuple):
-    """A tag by its places in the page, and its name as a number (see `_tag_word`)."""
+    """A tag by its places in the page, and its name as a number (see `word_at`)."""
 
     start: int
     name: int
     name_end: int
     word: np.uint64
-
-
-class _Attribute(NamedTuple):
-    """An attribute by its places in the page, or what came instead (`what`); `after` is -1 where the page ends."""
-
-    what: int
-    name: int
-    name_end: int
-    value: int
-    value_end: int
-    after: int
 
 
 class _Event(NamedTuple):
@@ -159,84 +146,6 @@ class _Event(NamedTuple):
 
 
 @njit
-def _byte(page: _Page, at: int) -> int:
-    return load_byte(page.address + at)
-
-
-@njit
-def _is_space(byte: int) -> bool:
-    is_line_end = byte == char.LINE_FEED or byte == char.CARRIAGE_RETURN
-    return byte == char.BLANK or is_line_end or byte == char.TAB or byte == char.FORM_FEED
-
-
-@njit
-def _ends_name(byte: int) -> bool:
-    """True for what stands behind the name of a tag."""
-    return _is_space(byte) or byte == char.SLASH or byte == char.GREATER
-
-
-@njit
-def _lower(byte: int) -> int:
-    return byte | char.CASE if char.UPPER_A <= byte <= char.UPPER_Z else byte
-
-
-@njit
-def _is_letter(byte: int) -> bool:
-    return char.LOWER_A <= (byte | char.CASE) <= char.LOWER_Z
-
-
-@njit
-def _find(page: _Page, at: int, byte: int) -> int:
-    """The place of `byte` at or after `at`; the page's length where there is none. 64 bytes a step."""
-    end = page.size
-    while at + BLOCK <= end:
-        places = equal_mask(page.address + at, np.uint8(byte))
-        if places != 0:
-            return at + lowest(places)
-        at += BLOCK
-    while at < end and _byte(page, at) != byte:
-        at += 1
-    return at
-
-
-@njit
-def _after(page: _Page, at: int, byte: int) -> int:
-    """The place behind the next `byte`."""
-    return _find(page, at, byte) + 1
-
-
-@njit
-def _tag_word(page: _Page, start: int, end: int) -> np.uint64:
-    """A tag name in lower case as one number; the twin of `_word`."""
-    word = np.uint64(0)
-    for place in range(min(end - start, 8)):
-        word |= np.uint64(_lower(_byte(page, start + place))) << np.uint64(8 * place)
-    for place in range(start + 8, end):
-        word = ((word ^ np.uint64(_lower(_byte(page, place)))) * _PRIME) | _LONG
-    return word
-
-
-@njit
-def _equal(page: _Page, start: int, end: int, name: np.ndarray) -> bool:
-    """True if the bytes, in lower case, are `name`."""
-    if end - start != len(name):
-        return False
-    for place in range(len(name)):
-        if _lower(_byte(page, start + place)) != name[place]:
-            return False
-    return True
-
-
-@njit
-def _same_name(page: _Page, first: int, second: int, size: int) -> bool:
-    """True if the bytes at two places are the same in lower case."""
-    for place in range(size):
-        if _lower(_byte(page, first + place)) != _lower(_byte(page, second + place)):
-            return False
-    return True
-
-
-@njit
 def _among(word: np.uint64, words: np.ndarray) -> bool:
     for other in words:
         if other == word:
@@ -244,156 +153,18 @@ def _among(word: np.uint64, words: np.ndarray) -> bool:
     return False
 
 
-# ---- comments and raw text
-
-
-@njit
-def _two_hyphens(page: _Page, at: int) -> bool:
-    """True if two hyphens stand at `at`, inside the page."""
-    return at + 1 < page.size and _byte(page, at) == char.HYPHEN and _byte(page, at + 1) == char.HYPHEN
-
-
-@njit
-def _comment_end(page: _Page, at: int) -> int:
-    """The place after a comment, `at` standing after its `<!--`."""
-    end = page.size
-    if at < end and _byte(page, at) == char.GREATER:
-        return at + 1
-    if at + 1 < end and _byte(page, at) == char.HYPHEN and _byte(page, at + 1) == char.GREATER:
-        return at + 2
-    start = at
-    while True:
-        at = _find(page, at, char.GREATER)
-        if at >= end:
-            return end
-        size = at - start
-        if size >= 2 and _two_hyphens(page, at - 2):
-            return at + 1
-        if size >= 3 and _byte(page, at - 1) == char.EXCLAMATION and _two_hyphens(page, at - 3):
-            return at + 1
-        at += 1
-
-
-@njit
-def _raw_end(page: _Page, at: int, name: int, size: int) -> int:
-    """The place of the end tag that closes raw text; the tag's name stands at `name`. The page's length: none."""
-    end = page.size
-    while True:
-        at = _find(page, at, char.LESS)
-        if at + 2 + size >= end:
-            return end
-        if _byte(page, at + 1) == char.SLASH:
-            if _same_name(page, at + 2, name, size) and _ends_name(_byte(page, at + 2 + size)):
-                return at
-        at += 1
-
-
-@njit
-def _script_end(page: _Page, at: int) -> int:
-    """As `_raw_end` for script data: inside `<!-- <script>` an end tag closes the inner script only."""
-    end = page.size
-    start = at
-    state = _SCRIPT_DATA
-    while at < end:
-        if state == _SCRIPT_DATA:
-            at = _find(page, at, char.LESS)
-            if at >= end:
-                return end
-        byte = _byte(page, at)
-        if byte == char.GREATER and state != _SCRIPT_DATA and at - start >= 2 and _two_hyphens(page, at - 2):
-            state = _SCRIPT_DATA
-        elif byte == char.LESS and at + 1 < end:
-            after = _byte(page, at + 1)
-            if state == _SCRIPT_DATA and after == char.EXCLAMATION and _two_hyphens(page, at + 2):
-                state = _ESCAPED
-                start = at + 2  # "<!-->" closes at once
-                at += 4
-                continue
-            closing = after == char.SLASH
-            if (closing or state == _ESCAPED) and _is_script(page, at + 2 if closing else at + 1):
-                if not closing:
-                    state = _DOUBLE_ESCAPED
-                elif state == _DOUBLE_ESCAPED:
-                    state = _ESCAPED
-                else:
-                    return at
-        at += 1
-    return end
-
-
-@njit
-def _is_script(page: _Page, name: int) -> bool:
-    """True if the name of a script tag stands there, with something behind it."""
-    name_end = name + len(_SCRIPT_NAME)
-    return name_end < page.size and _equal(page, name, name_end, _SCRIPT_NAME) and _ends_name(_byte(page, name_end))
-
-
-@njit
-def _text_end(page: _Page, tag: _Tag, at: int) -> int:
-    """The place of the end tag of a script or raw text, whose text begins at `at`."""
-    return _script_end(page, at) if tag.word == _SCRIPT else _raw_end(page, at, tag.name, tag.name_end - tag.name)
-
-
 # ---- attributes
 
 
 @njit
-def _after_spaces(page: _Page, at: int) -> int:
-    while at < page.size and _is_space(_byte(page, at)):
-        at += 1
-    return at
-
-
-@njit
-def _no_attribute(what: int, after: int) -> _Attribute:
-    return _Attribute(what, 0, 0, 0, 0, after)
-
-
-@njit
-def _attribute(page: _Page, at: int) -> _Attribute:
-    """The next attribute of the tag, or what ends it."""
-    end = page.size
-    slash = False
-    while at < end and (_is_space(_byte(page, at)) or _byte(page, at) == char.SLASH):
-        slash = _byte(page, at) == char.SLASH
-        at += 1
-    if at >= end:
-        return _no_attribute(_PAGE_ENDS, -1)
-    if _byte(page, at) == char.GREATER:
-        return _no_attribute(_TAG_CLOSES_ITSELF if slash else _TAG_ENDS, at + 1)
-    name = at
-    at += 1
-    while at < end and not (_ends_name(_byte(page, at)) or _byte(page, at) == char.EQUALS):
-        at += 1
-    name_end = at
-    at = _after_spaces(page, at)
-    if at < end and _byte(page, at) != char.EQUALS:
-        return _Attribute(_ATTRIBUTE, name, name_end, 0, 0, at)
-    at = _after_spaces(page, at + 1)
-    if at >= end:
-        return _no_attribute(_PAGE_ENDS, -1)
-    quote = _byte(page, at)
-    if quote == char.QUOTE or quote == char.APOSTROPHE:
-        value = at + 1
-        at = _find(page, value, quote)
-        if at >= end:
-            return _no_attribute(_PAGE_ENDS, -1)
-        return _Attribute(_ATTRIBUTE, name, name_end, value, at, at + 1)
-    value = at
-    while at < end and not (_is_space(_byte(page, at)) or _byte(page, at) == char.GREATER):
-        at += 1
-    return _Attribute(_ATTRIBUTE, name, name_end, value, at, at)
-
-
-@njit
-def _slot(page: _Page, start: int, end: int) -> int:
+def _slot(page: Page, start: int, end: int) -> int:
     """The number of an attribute in ATTRIBUTES, -1 for others."""
     size = end - start
     for number in range(len(_LENGTHS)):
-        if _LENGTHS[number] == size and _lower(_byte(page, start)) == _NAMES[number, 0]:
+        if _LENGTHS[number] == size and lower(byte_at(page, start)) == _NAMES[number, 0]:
             same = True
             for place in range(1, size):
-                if _lower(_byte(page, start + place)) != _NAMES[number, place]:
+                if lower(byte_at(page, start + place)) != _NAMES[number, place]:
                     same = False
                     break
             if same:
@@ -402,27 +173,27 @@ def _slot(page: _Page, start: int, end: int) -> int:
 
 
 @njit
-def _telling_meta(page: _Page, start: int, end: int) -> bool:
+def _telling_meta(page: Page, start: int, end: int) -> bool:
     """False if a meta's name or property is surely none that `Facts.meta` reads: og:image..., og:title, robots, ..."""
-    is_plain = char.BLANK < _byte(page, start) < char.ASCII_END and _byte(page, start) != char.AMPERSAND
+    is_plain = char.BLANK < byte_at(page, start) < char.ASCII_END and byte_at(page, start) != char.AMPERSAND
     if end - start < _SHORT_META or not is_plain:
         return end > start  # Python looks at these
-    first, second = _lower(_byte(page, start)), _lower(_byte(page, start + 1))
+    first, second = lower(byte_at(page, start)), lower(byte_at(page, start + 1))
     if first == _O and second == _G:
-        after = _byte(page, start + 2)
-        third = _lower(_byte(page, start + 3))
+        after = byte_at(page, start + 2)
+        third = lower(byte_at(page, start + 3))
         may_tell = third == _I or third == _T or third == char.AMPERSAND
         return after == char.AMPERSAND or (after == char.COLON and may_tell)
     return first == _O or first == _R or (first == _T and (second == _D or second == char.AMPERSAND))
 
 
 @njit
-def _may_say_license(page: _Page, start: int, end: int) -> bool:
+def _may_say_license(page: Page, start: int, end: int) -> bool:
     size = len(_LICENSE)
     for at in range(start, end):
-        if _byte(page, at) == char.AMPERSAND:
+        if byte_at(page, at) == char.AMPERSAND:
             return True
-        if at + size <= end and _equal(page, at, at + size, _LICENSE):
+        if at + size <= end and is_name(page, at, at + size, _LICENSE):
             return True
     return False
 
@@ -442,7 +213,7 @@ def _is_wanted(kind: int, slot: int) -> bool:
 
 
 @njit
-def _tells(page: _Page, kind: int, slot: int, value: int, value_end: int) -> bool:
+def _tells(page: Page, kind: int, slot: int, value: int, value_end: int) -> bool:
     """True if the attribute makes its tag one to note."""
     if kind == IMAGE:
         return slot == _ALT or slot == _TITLE
@@ -466,7 +237,7 @@ def _write(events: int, row: int, event: _Event) -> None:
 
 
 @njit
-def _read_tag(page: _Page, at: int, event: _Event, events: int, state: np.record) -> None:
+def _read_tag(page: Page, at: int, event: _Event, events: int, state: np.record) -> None:
     """Notes a tag (as `event`) and its attributes, unless nothing in it is of use."""
     row = state.count
     _write(events, row, event)
@@ -475,9 +246,9 @@ def _read_tag(page: _Page, at: int, event: _Event, events: int, state: np.record
     seen = np.uint64(0)
     useful = kind == SOURCE or (kind == IMAGE and event.number > 0)
     while True:
-        attribute = _attribute(page, at)
+        attribute = next_attribute(page, at)
         at = attribute.after
-        if attribute.what != _ATTRIBUTE:
+        if attribute.what != IS_ATTRIBUTE:
             break
         slot = _slot(page, attribute.name, attribute.name_end)
         if slot < 0 or not _is_wanted(kind, slot):
@@ -495,16 +266,6 @@ def _read_tag(page: _Page, at: int, event: _Event, events: int, state: np.record
     state.at = at
     if useful and at >= 0:  # where the page ends inside the tag, it is no tag
         state.count = row
-
-
-@njit
-def _skip_tag(page: _Page, at: int) -> tuple[int, bool]:
-    """The place after a tag whose attributes do not matter (-1: the page ends in it), and if it closes itself."""
-    while True:
-        attribute = _attribute(page, at)
-        at = attribute.after
-        if attribute.what != _ATTRIBUTE:
-            return at, attribute.what == _TAG_CLOSES_ITSELF
 
 
 @njit
@@ -528,7 +289,7 @@ def _figure_of(state: np.record) -> int:
 
 
 @njit
-def _noted_tag(page: _Page, tag: _Tag, kind: int, events: int, state: np.record) -> int:
+def _noted_tag(page: Page, tag: _Tag, kind: int, events: int, state: np.record) -> int:
     """A tag that may be noted."""
     if state.select and kind != META and kind != BASE:
         return UNSURE
@@ -550,10 +311,16 @@ def _noted_tag(page: _Page, tag: _Tag, kind: int, events: int, state: np.record)
 
 
 @njit
-def _tag_in_template(page: _Page, tag: _Tag, state: np.record) -> int:
+def _text_end(page: Page, tag: _Tag, at: int) -> int:
+    """The place of the end tag of a script or raw text, whose text begins at `at`."""
+    return script_end(page, at) if tag.word == _SCRIPT else raw_text_end(page, at, tag.name, tag.name_end - tag.name)
+
+
+@njit
+def _tag_in_template(page: Page, tag: _Tag, state: np.record) -> int:
     """A tag inside a template: nothing is noted there."""
     word = tag.word
-    state.at, _ = _skip_tag(page, tag.name_end)
+    state.at, _ = skip_tag(page, tag.name_end)
     if state.at < 0:
         return _END
     if word == _TEMPLATE:
@@ -570,22 +337,22 @@ def _tag_in_template(page: _Page, tag: _Tag, state: np.record) -> int:
     elif word == _SCRIPT or _among(word, _RAW):
         body = state.at
         state.at = _text_end(page, tag, body)
-        if state.drawing and _find(page, body, char.LESS) < state.at:
+        if state.drawing and find(page, body, char.LESS) < state.at:
             return UNSURE
     return _GO_ON
 
 
 @njit
-def _raw_text(page: _Page, tag: _Tag, state: np.record) -> int:
+def _raw_text(page: Page, tag: _Tag, state: np.record) -> int:
     """Goes on behind a script or another element whose text is raw."""
     if state.select and tag.word != _SCRIPT:
         return UNSURE
     body = state.at
     state.at = _text_end(page, tag, body)
-    if state.foreign > 0 and _find(page, body, char.LESS) < state.at:
+    if state.foreign > 0 and find(page, body, char.LESS) < state.at:
         return UNSURE
     if state.at < page.size:
-        state.at, _ = _skip_tag(page, state.at + 2 + tag.name_end - tag.name)
+        state.at, _ = skip_tag(page, state.at + 2 + tag.name_end - tag.name)
     return _GO_ON if state.at >= 0 else _END
 
 
@@ -635,7 +402,7 @@ def _open_element(word: np.uint64, state: np.record) -> int:
 
 
 @njit
-def _plain_tag(page: _Page, tag: _Tag, closes_itself: bool, state: np.record) -> int:
+def _plain_tag(page: Page, tag: _Tag, closes_itself: bool, state: np.record) -> int:
     """A start tag that is never noted; the walk stands behind it."""
     word = tag.word
     if word == _SVG or word == _MATH:
@@ -659,7 +426,7 @@ def _plain_tag(page: _Page, tag: _Tag, closes_itself: bool, state: np.record) ->
 
 
 @njit
-def _start_tag(page: _Page, tag: _Tag, events: int, state: np.record) -> int:
+def _start_tag(page: Page, tag: _Tag, events: int, state: np.record) -> int:
     """A start tag, of which the walk has read the name. `events` is an address."""
     word = tag.word
     if _among(word, _NEVER):
@@ -674,7 +441,7 @@ def _start_tag(page: _Page, tag: _Tag, events: int, state: np.record) -> int:
     if kind != _UNNOTED:
         outcome = _noted_tag(page, tag, kind, events, state)
         return _open_element(word, state) if outcome == _GO_ON and word == _A else outcome
-    state.at, closes_itself = _skip_tag(page, tag.name_end)
+    state.at, closes_itself = skip_tag(page, tag.name_end)
     return _plain_tag(page, tag, closes_itself, state) if state.at >= 0 else _END
 
 
@@ -694,10 +461,10 @@ def _close_element(tag: _Tag, events: int, state: np.record) -> int:
 
 
 @njit
-def _end_tag(page: _Page, tag: _Tag, events: int, state: np.record) -> int:
+def _end_tag(page: Page, tag: _Tag, events: int, state: np.record) -> int:
     """An end tag, of which the walk has read the name."""
     word = tag.word
-    state.at, _ = _skip_tag(page, tag.name_end)
+    state.at, _ = skip_tag(page, tag.name_end)
     if state.at < 0:
         return _END
     if word == _TEMPLATE:
@@ -719,43 +486,43 @@ def _end_tag(page: _Page, tag: _Tag, events: int, state: np.record) -> int:
 
 
 @njit
-def _declaration(page: _Page, state: np.record) -> int:
+def _declaration(page: Page, state: np.record) -> int:
     """A comment, a doctype or the like."""
     at = state.at + 2  # behind "<!"
-    if _two_hyphens(page, at):
-        state.at = _comment_end(page, at + 2)
+    if two_hyphens(page, at):
+        state.at = comment_end(page, at + 2)
         return _GO_ON
-    state.at = _after(page, at, char.GREATER)
-    is_text = state.foreign > 0 and at < page.size and _byte(page, at) == char.BRACKET  # CDATA in svg or math
+    state.at = place_after(page, at, char.GREATER)
+    is_text = state.foreign > 0 and at < page.size and byte_at(page, at) == char.BRACKET  # CDATA in svg or math
     return UNSURE if is_text else _GO_ON
 
 
 @njit
-def _step(page: _Page, events: int, state: np.record) -> int:
+def _step(page: Page, events: int, state: np.record) -> int:
     """Goes on behind the next tag, comment or lone "<"."""
     end = page.size
-    at = state.at = _find(page, state.at, char.LESS)
+    at = state.at = find(page, state.at, char.LESS)
     if at + 1 >= end:
         return _END
     if state.count >= state.room:
         return UNSURE
-    byte = _byte(page, at + 1)
+    byte = byte_at(page, at + 1)
     if byte == char.EXCLAMATION:
         return _declaration(page, state)
     if byte == char.QUESTION:
-        state.at = _after(page, at, char.GREATER)
+        state.at = place_after(page, at, char.GREATER)
         return _GO_ON
     closing = byte == char.SLASH
     name = at + 2 if closing else at + 1
     if name >= end:
         return _END
-    if not _is_letter(_byte(page, name)):
-        state.at = _after(page, at, char.GREATER) if closing else at + 1
+    if not is_letter(byte_at(page, name)):
+        state.at = place_after(page, at, char.GREATER) if closing else at + 1
         return _GO_ON
     name_end = name
-    while name_end < end and not _ends_name(_byte(page, name_end)):
+    while name_end < end and not ends_name(byte_at(page, name_end)):
         name_end += 1
-    tag = _Tag(at, name, name_end, _tag_word(page, name, name_end))
+    tag = _Tag(at, name, name_end, word_at(page, name, name_end))
     return _end_tag(page, tag, events, state) if closing else _start_tag(page, tag, events, state)
 
 
@@ -773,7 +540,7 @@ def tokenise(page: np.ndarray, events: np.ndarray) -> tuple[int, int]:
     state = states[0]
     state.room = len(events) - len(_LENGTHS) - 2
     state.caption_start, state.foreign_name = -1, _SVG
-    text, rows = _Page(address_of(page), len(page)), address_of(events)
+    text, rows = Page(address_of(page), len(page)), address_of(events)
     outcome = _GO_ON
     while outcome == _GO_ON:
         outcome = _step(text, rows, state)
