@@ -329,10 +329,10 @@ def _number(start, end):
         return UNSURE
     value = 0
     for at in range(start, end):
-        digit = load_byte(at) - char.ZERO
-        if digit < 0 or digit > 9:
+        byte = load_byte(at)
+        if byte < char.ZERO or byte > char.NINE:
             return UNSURE
-        value = value * 10 + digit
+        value = value * 10 + byte - char.ZERO
     return value
 
 
