@@ -24,6 +24,8 @@ from pipeline.text import clean
 Flags = npt.NDArray[np.bool_]
 Work = npt.NDArray[np.uint8]
 
+U = np.uint64
+
 FINE, TIDY, WORK = (np.uint8(code) for code in range(3))  # what `text_work` says of a text
 
 # What a character of the Basic Multilingual Plane means to `text_work`, as bits.
@@ -42,7 +44,21 @@ _BLANK, _ADDRESS, _BEYOND_ASCII, _DIRTY, _AMPERSAND = (np.uint8(bit) for bit in 
 # What a byte may be in a canonical URL, as bits.
 _HOST, _HEX, _PATH, _SIMPLE_IN_PATH, _SIMPLE_IN_QUERY = (np.uint8(bit) for bit in (1, 2, 4, 8, 16))
 
-U = np.uint64
+# Bytes by name.
+_BLANK_BYTE, _DOT, _SLASH, _COLON, _QUESTION, _PERCENT, _AMPERSAND_BYTE, _HASH_BYTE = b" ./:?%&#"
+_ZERO, _TWO, _NINE = b"029"
+_LOWER_A, _LOWER_E, _LOWER_H, _LOWER_P, _LOWER_S, _LOWER_T, _LOWER_Z = b"aehpstz"
+_CASE = np.uint8(0x20)  # the bit that a lower-case letter has and an upper-case letter has not
+_LETTERS = 26
+
+# UTF-8: the first leads of two, three and four bytes, the bits that tell a later byte, and those of the code point.
+_ASCII_END, _LEAD_2, _LEAD_3, _LEAD_4, _TAIL = 0x80, 0xC2, 0xE0, 0xF0, 0x80
+_TAIL_MASK, _TAIL_BITS, _BITS_OF_LEAD_2, _BITS_OF_LEAD_3 = (np.uint32(bits) for bits in (0xC0, 0x3F, 0x1F, 0x0F))
+_NEEDS_3 = 0x800  # the first code point that needs three bytes
+
+_LONGEST_LABEL, _LONGEST_HOST = U(63), U(253)  # bytes that a host may have between dots, and in all
+_SHORTEST_URL = 9
+
 _HASH_FACTOR = np.uint32(0x01000193)
 _HASH_START = np.uint32(0x811C9DC5)
 _NAME_BITS = 16  # of the letter hash, to look a text up among the names below
@@ -132,14 +148,14 @@ def _character(data, place, end):
     first = np.uint32(data[place])
     if place + U(1) < end:
         second = np.uint32(data[place + U(1)])
-        if second & np.uint32(0xC0) == 0x80:
-            if 0xC2 <= first < 0xE0:
-                return np.uint32((first & np.uint32(0x1F)) << np.uint32(6) | (second & np.uint32(0x3F))), 2
-            if 0xE0 <= first < 0xF0 and place + U(2) < end:
+        if second & _TAIL_MASK == _TAIL:
+            if _LEAD_2 <= first < _LEAD_3:
+                return np.uint32((first & _BITS_OF_LEAD_2) << np.uint32(6) | (second & _TAIL_BITS)), 2
+            if _LEAD_3 <= first < _LEAD_4 and place + U(2) < end:
                 third = np.uint32(data[place + U(2)])
-                tail = (second & np.uint32(0x3F)) << np.uint32(6) | (third & np.uint32(0x3F))
-                code = (first & np.uint32(0x0F)) << np.uint32(12) | tail
-                if third & np.uint32(0xC0) == 0x80 and code >= 0x800:
+                tail = (second & _TAIL_BITS) << np.uint32(6) | (third & _TAIL_BITS)
+                code = (first & _BITS_OF_LEAD_3) << np.uint32(12) | tail
+                if third & _TAIL_MASK == _TAIL and code >= _NEEDS_3:
                     return np.uint32(code), 3
     return np.uint32(0), 1
 
@@ -152,7 +168,7 @@ def _walk(data, start, end, characters):
     is_suspicious = False
     place = start
     while place < end:
-        if data[place] < 0x80:
+        if data[place] < _ASCII_END:
             before = np.uint8(0)
             place += U(1)
             continue
@@ -178,9 +194,9 @@ def _walk(data, start, end, characters):
 def _may_hold_entity(data, start, end):
     """True for an ampersand with a letter or a "#" behind it."""
     for place in range(U(start), U(end) - U(1)):
-        if data[place] == 0x26:
+        if data[place] == _AMPERSAND_BYTE:
             after = data[place + U(1)]
-            if after == 0x23 or np.uint8((after | np.uint8(0x20)) - np.uint8(0x61)) < 26:
+            if after == _HASH_BYTE or np.uint8((after | _CASE) - np.uint8(_LOWER_A)) < _LETTERS:
                 return True
     return False
 
@@ -191,10 +207,10 @@ def _may_be_name(data, start, end, names):
     hashed, at_digit, digits = _HASH_START, np.uint32(0), 0
     for place in range(start, end):
         byte = np.uint32(data[place])
-        lower = byte | np.uint32(0x20)
-        if 0x61 <= lower <= 0x7A:
+        lower = byte | np.uint32(_CASE)
+        if _LOWER_A <= lower <= _LOWER_Z:
             hashed = np.uint32((hashed ^ lower) * _HASH_FACTOR)  # numba's products of uint32 are uint64
-        elif 0x30 <= byte <= 0x39:
+        elif _ZERO <= byte <= _NINE:
             if digits == 0:
                 at_digit = hashed
             digits += 1
@@ -205,8 +221,8 @@ def _may_be_name(data, start, end, names):
 @njit
 def _may_end_in_extension(data, end, bytes_table):
     """True for three or four letters or digits behind a dot."""
-    size = 3 if data[end - 4] == 0x2E else 4
-    if data[end - size - 1] != 0x2E:
+    size = 3 if data[end - 4] == _DOT else 4
+    if data[end - size - 1] != _DOT:
         return False
     for place in range(end - size, end):
         if not bytes_table[data[place]] & np.uint8(3):
@@ -215,9 +231,8 @@ def _may_end_in_extension(data, end, bytes_table):
 
 
 @njit
-def _text_work(data, start, end, bytes_table, characters, names, longest):
-    if end == start or end - start > longest:
-        return WORK
+def _text_work(data, start, end, bytes_table, characters, names):
+    """FINE, TIDY or WORK, for a text of one byte or more."""
     letters = digits = 0
     seen = doubled = before = np.uint8(0)
     for place in range(U(start), U(end)):  # unsigned: numba tests a signed index for being negative
@@ -234,7 +249,7 @@ def _text_work(data, start, end, bytes_table, characters, names, longest):
     if seen & _BEYOND_ASCII:
         work, more_letters, more_weight, more_digits = _walk(data, U(start), U(end), characters)
         letters, weight, digits = letters + more_letters, weight + more_weight, digits + more_digits
-    if work == FINE and (doubled & _BLANK or data[start] == 0x20 or data[end - 1] == 0x20):
+    if work == FINE and (doubled & _BLANK or data[start] == _BLANK_BYTE or data[end - 1] == _BLANK_BYTE):
         return TIDY
     if work != FINE:
         return work
@@ -248,9 +263,16 @@ def _text_work(data, start, end, bytes_table, characters, names, longest):
 
 
 @njit
-def _look_at_texts(data, offsets, bytes_table, characters, names, longest, work):
+def _look_at_texts(texts, tables, longest, work):
+    """`texts` is (data, offsets), `tables` what bytes mean, what characters mean, and the names."""
+    data, offsets = texts
+    bytes_table, characters, names = tables
     for row in range(len(work)):
-        work[row] = _text_work(data, offsets[row], offsets[row + 1], bytes_table, characters, names, longest)
+        start, end = offsets[row], offsets[row + 1]
+        if 0 < end - start <= longest:
+            work[row] = _text_work(data, start, end, bytes_table, characters, names)
+        else:
+            work[row] = WORK
 
 
 @njit
@@ -258,14 +280,14 @@ def _host_end(data, place, end, table):
     """Where the host that begins at `place` ends; `end` if it needs work (a port, numbers, upper case)."""
     host = label = place
     while place < end and table[data[place]] & _HOST:
-        if data[place] == 0x2E:
-            if place == label or place - label > U(63):
+        if data[place] == _DOT:
+            if place == label or place - label > _LONGEST_LABEL:
                 return end
             label = place + U(1)
         place += U(1)
-    if place == end or place == label or place - label > U(63) or place - host > U(253):
+    if place == end or place == label or place - label > _LONGEST_LABEL or place - host > _LONGEST_HOST:
         return end
-    return end if data[place] != 0x2F or 0x30 <= data[label] <= 0x39 else place
+    return end if data[place] != _SLASH or _ZERO <= data[label] <= _NINE else place
 
 
 @njit
@@ -274,35 +296,35 @@ def _escape_is_fine(data, place, end, table):
     if place + U(2) >= end:
         return False
     first, second = data[place + U(1)], data[place + U(2)]
-    return table[first] & table[second] & _HEX != 0 and not (first == 0x32 and second | np.uint8(0x20) == 0x65)
+    return table[first] & table[second] & _HEX != 0 and not (first == _TWO and second | _CASE == _LOWER_E)
 
 
 @njit
 def _url_needs_work(data, start, end, table):
-    """For a URL of at least nine bytes."""
-    for place, byte in enumerate((0x68, 0x74, 0x74, 0x70)):  # http
+    """For a URL of at least _SHORTEST_URL bytes."""
+    for place, byte in enumerate((_LOWER_H, _LOWER_T, _LOWER_T, _LOWER_P)):
         if data[start + U(place)] != byte:
             return True
-    place = start + (U(5) if data[start + U(4)] == 0x73 else U(4))
-    if data[place] != 0x3A or data[place + U(1)] != 0x2F or data[place + U(2)] != 0x2F:
+    place = start + (U(5) if data[start + U(4)] == _LOWER_S else U(4))
+    if data[place] != _COLON or data[place + U(1)] != _SLASH or data[place + U(2)] != _SLASH:
         return True
     place = _host_end(data, place + U(3), end, table)
     if place == end:
         return True
-    while place < end and data[place] != 0x3F:
+    while place < end and data[place] != _QUESTION:
         bits = table[data[place]]
         if not bits & _SIMPLE_IN_PATH:
             if not bits & _PATH:
                 return True
-            if data[place] == 0x2E:
-                if data[place - U(1)] == 0x2F:
+            if data[place] == _DOT:
+                if data[place - U(1)] == _SLASH:
                     return True  # perhaps a dot segment
             elif not _escape_is_fine(data, place, end, table):
                 return True
         place += U(1)
     while place < end:
         if not table[data[place]] & _SIMPLE_IN_QUERY:
-            if data[place] != 0x25 or not _escape_is_fine(data, place, end, table):
+            if data[place] != _PERCENT or not _escape_is_fine(data, place, end, table):
                 return True
         place += U(1)
     return False
@@ -312,7 +334,7 @@ def _url_needs_work(data, start, end, table):
 def _flag_urls(data, offsets, table, longest, flags):
     for row in range(len(flags)):
         start, end = offsets[row], offsets[row + 1]
-        fits = 9 <= end - start <= longest
+        fits = _SHORTEST_URL <= end - start <= longest
         flags[row] = not fits or _url_needs_work(data, U(start), U(end), table)
 
 
@@ -325,7 +347,7 @@ def text_work(texts: pa.Array) -> Work:
     data, offsets = string_buffers(texts)
     work = np.empty(len(texts), np.uint8)
     tables = _TEXT_BYTES, _CHARACTERS, _NAMES
-    _look_at_texts(frozen(data, np.uint8), frozen(offsets, np.int64), *tables, clean.MAX_TEXT, work)
+    _look_at_texts((frozen(data, np.uint8), frozen(offsets, np.int64)), tables, clean.MAX_TEXT, work)
     return work
 
 
