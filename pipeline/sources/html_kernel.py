@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from html.entities import html5
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -125,6 +125,7 @@ _STATE = np.dtype(
         ("captioned", np.uint8, (MAX_OPEN,)),
     ]
 )
+_State = Any  # a record of the type _STATE: numba knows its fields, mypy does not
 
 
 class _Tag(NamedTuple):
@@ -237,7 +238,7 @@ def _write(events: int, row: int, event: _Event) -> None:
 
 
 @njit
-def _read_tag(page: Page, at: int, event: _Event, events: int, state: np.record) -> None:
+def _read_tag(page: Page, at: int, event: _Event, events: int, state: _State) -> None:
     """Notes a tag (as `event`) and its attributes, unless nothing in it is of use."""
     row = state.count
     _write(events, row, event)
@@ -283,13 +284,13 @@ def _kind_of(word: np.uint64, in_picture: bool) -> int:
 
 
 @njit
-def _figure_of(state: np.record) -> int:
+def _figure_of(state: _State) -> int:
     """The number of the figure around the place; 0: none."""
     return state.figure_of[state.depth - 1] if state.depth > 0 else 0
 
 
 @njit
-def _noted_tag(page: Page, tag: _Tag, kind: int, events: int, state: np.record) -> int:
+def _noted_tag(page: Page, tag: _Tag, kind: int, events: int, state: _State) -> int:
     """A tag that may be noted."""
     if state.select and kind != META and kind != BASE:
         return UNSURE
@@ -317,7 +318,7 @@ def _text_end(page: Page, tag: _Tag, at: int) -> int:
 
 
 @njit
-def _tag_in_template(page: Page, tag: _Tag, state: np.record) -> int:
+def _tag_in_template(page: Page, tag: _Tag, state: _State) -> int:
     """A tag inside a template: nothing is noted there."""
     word = tag.word
     state.at, _ = skip_tag(page, tag.name_end)
@@ -343,7 +344,7 @@ def _tag_in_template(page: Page, tag: _Tag, state: np.record) -> int:
 
 
 @njit
-def _raw_text(page: Page, tag: _Tag, state: np.record) -> int:
+def _raw_text(page: Page, tag: _Tag, state: _State) -> int:
     """Goes on behind a script or another element whose text is raw."""
     if state.select and tag.word != _SCRIPT:
         return UNSURE
@@ -357,7 +358,7 @@ def _raw_text(page: Page, tag: _Tag, state: np.record) -> int:
 
 
 @njit
-def _open_caption(figure: int, state: np.record) -> int:
+def _open_caption(figure: int, state: _State) -> int:
     """A figcaption: the first one of its figure is the caption."""
     if state.caption_start >= 0:
         return UNSURE
@@ -371,7 +372,7 @@ def _open_caption(figure: int, state: np.record) -> int:
 
 
 @njit
-def _open_element(word: np.uint64, state: np.record) -> int:
+def _open_element(word: np.uint64, state: _State) -> int:
     """Follows an element inside a figure or picture, or one of these."""
     special = word == _FIGURE or word == _PICTURE or word == _FIGCAPTION
     if special and (state.foreign > 0 or state.select):
@@ -402,7 +403,7 @@ def _open_element(word: np.uint64, state: np.record) -> int:
 
 
 @njit
-def _plain_tag(page: Page, tag: _Tag, closes_itself: bool, state: np.record) -> int:
+def _plain_tag(page: Page, tag: _Tag, closes_itself: bool, state: _State) -> int:
     """A start tag that is never noted; the walk stands behind it."""
     word = tag.word
     if word == _SVG or word == _MATH:
@@ -426,7 +427,7 @@ def _plain_tag(page: Page, tag: _Tag, closes_itself: bool, state: np.record) -> 
 
 
 @njit
-def _start_tag(page: Page, tag: _Tag, events: int, state: np.record) -> int:
+def _start_tag(page: Page, tag: _Tag, events: int, state: _State) -> int:
     """A start tag, of which the walk has read the name. `events` is an address."""
     word = tag.word
     if _among(word, _NEVER):
@@ -446,7 +447,7 @@ def _start_tag(page: Page, tag: _Tag, events: int, state: np.record) -> int:
 
 
 @njit
-def _close_element(tag: _Tag, events: int, state: np.record) -> int:
+def _close_element(tag: _Tag, events: int, state: _State) -> int:
     """The end tag of an element that is followed."""
     if state.names[state.depth - 1] != tag.word:
         return UNSURE
@@ -461,7 +462,7 @@ def _close_element(tag: _Tag, events: int, state: np.record) -> int:
 
 
 @njit
-def _end_tag(page: Page, tag: _Tag, events: int, state: np.record) -> int:
+def _end_tag(page: Page, tag: _Tag, events: int, state: _State) -> int:
     """An end tag, of which the walk has read the name."""
     word = tag.word
     state.at, _ = skip_tag(page, tag.name_end)
@@ -486,7 +487,7 @@ def _end_tag(page: Page, tag: _Tag, events: int, state: np.record) -> int:
 
 
 @njit
-def _declaration(page: Page, state: np.record) -> int:
+def _declaration(page: Page, state: _State) -> int:
     """A comment, a doctype or the like."""
     at = state.at + 2  # behind "<!"
     if two_hyphens(page, at):
@@ -498,7 +499,7 @@ def _declaration(page: Page, state: np.record) -> int:
 
 
 @njit
-def _step(page: Page, events: int, state: np.record) -> int:
+def _step(page: Page, events: int, state: _State) -> int:
     """Goes on behind the next tag, comment or lone "<"."""
     end = page.size
     at = state.at = find(page, state.at, char.LESS)

@@ -230,7 +230,7 @@ def band_tuples(matches: Matches, keys: Words, low: Words, high: Words, stop: Ma
     """The fields of a `selection.Band`."""
     rows = _rows(matches, len(keys))
     room = int(rows.offsets[-1] - rows.offsets[0])
-    window = _Window(*(frozen(words, np.uint64) for words in (keys, low, high)), _mask(stop))
+    window = _Window(frozen(keys, np.uint64), frozen(low, np.uint64), frozen(high, np.uint64), _mask(stop))
     query, hashes, ties = np.empty(room, np.int32), np.empty(room, np.uint64), np.empty(room, np.uint64)
     below, may_be_picked = np.zeros(len(keys), np.int64), np.empty(len(rows.offsets) - 1, np.bool_)
     count = _band(rows, window, _Tuples(query, hashes, ties, below, may_be_picked))
