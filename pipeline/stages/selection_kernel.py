@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.engine.hashing import Words
 from pipeline.engine.hashing_kernel import frozen
 from pipeline.engine.jit import njit
-
-if TYPE_CHECKING:  # selection imports this module
-    from pipeline.stages.selection import Counts, Mask, Matches, Thresholds, Words
+from pipeline.stages.matches import Counts, Mask, Matches, Thresholds
 
 U = np.uint64
 _GOLDEN, _MIX_1, _MIX_2 = U(0x9E3779B97F4A7C15), U(0xBF58476D1CE4E5B9), U(0x94D049BB133111EB)
@@ -20,7 +19,7 @@ _EMPTY = np.int32(-1)
 
 
 class _Rows(NamedTuple):
-    """The rows of a `selection.Matches` in the kernels' types."""
+    """The rows of a `Matches` in the kernels' types."""
 
     pair_high: npt.NDArray[np.uint64]
     pair_low: npt.NDArray[np.uint64]
@@ -227,7 +226,7 @@ def count_queries(
 
 
 def band_tuples(matches: Matches, keys: Words, low: Words, high: Words, stop: Mask) -> tuple[Any, ...]:
-    """The fields of a `selection.Band`."""
+    """The fields of a `Band`."""
     rows = _rows(matches, len(keys))
     room = int(rows.offsets[-1] - rows.offsets[0])
     window = _Window(frozen(keys, np.uint64), frozen(low, np.uint64), frozen(high, np.uint64), _mask(stop))
@@ -238,7 +237,7 @@ def band_tuples(matches: Matches, keys: Words, low: Words, high: Words, stop: Ma
 
 
 def pick(matches: Matches, keys: Words, tau: Thresholds) -> tuple[Any, ...]:
-    """The fields of a `selection.Picks`."""
+    """The fields of a `Picks`."""
     rows = _rows(matches, len(keys))
     n_rows, room = len(rows.offsets) - 1, int(rows.offsets[-1] - rows.offsets[0])
     selected, ends = np.empty(n_rows, np.bool_), np.zeros(n_rows + 1, np.int32)
@@ -282,8 +281,6 @@ def _mask(mask: Mask | None) -> npt.NDArray[np.bool_]:
 
 def warm() -> None:
     """Compiles every kernel of this module."""
-    from pipeline.stages.selection import Matches, Thresholds
-
     one, offsets, ids = np.ones(1, np.uint64), np.array([0, 1], np.int64), np.zeros(1, np.int32)
     matches = Matches(one, one, offsets, ids)
     find_duplicates(one, one, one, one, 1)

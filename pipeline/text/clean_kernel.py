@@ -4,7 +4,7 @@ kept.
 The passes never decide a drop. They let through only what `clean` would return unchanged with code 0, and flag anything
 they are not sure of; a test holds that over many texts. So the exact rules stand in `clean` alone. Texts whose only
 fault is that blanks must be folded or accents composed (NFC) are told apart: many of them are mended at once
-(`clean.tidy`), and then looked at again.
+(`clean_rules.tidy`), and then looked at again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipeline.engine.hashing import string_buffers
 from pipeline.engine.hashing_kernel import frozen
 from pipeline.engine.jit import njit
-from pipeline.text import clean
+from pipeline.text import clean_rules
 
 Flags = npt.NDArray[np.bool_]
 Work = npt.NDArray[np.uint8]
@@ -83,7 +83,7 @@ def _character_table() -> npt.NDArray[np.uint8]:
         char = chr(code)
         if 0xD800 <= code < 0xE000 or char in "\u200c\u200d":
             continue
-        if clean.DROPPED.match(char) or (char.isspace() and char != " "):
+        if clean_rules.DROPPED.match(char) or (char.isspace() and char != " "):
             continue
         unsettled = char in joining or unicodedata.combining(char) or not unicodedata.is_normalized("NFC", char)
         table[code] = _COMPOSES if unsettled else _PLAIN
@@ -91,11 +91,11 @@ def _character_table() -> npt.NDArray[np.uint8]:
             table[code] |= _LETTER | (_UNCASED if char.lower() == char.upper() else np.uint8(0))
         elif char.isdigit():
             table[code] |= _DIGIT
-        if char not in clean.BYTE_OF:
+        if char not in clean_rules.BYTE_OF:
             table[code] |= _FOREIGN
         if 0xC2 <= code <= 0xF4:
             table[code] |= _LEAD
-        if char in clean.CONTINUATIONS:
+        if char in clean_rules.CONTINUATIONS:
             table[code] |= _CONTINUATION
     return table
 
@@ -129,7 +129,7 @@ def _url_table() -> npt.NDArray[np.uint8]:
 def _name_table() -> npt.NDArray[np.uint8]:
     """By letter hash: bit 1 for the letters of a boilerplate text, bit 2 for those of a camera's name."""
     table = np.zeros(1 << _NAME_BITS, np.uint8)
-    for bit, names in ((1, clean.BOILERPLATE), (2, _CAMERA_LETTERS)):
+    for bit, names in ((1, clean_rules.BOILERPLATE), (2, _CAMERA_LETTERS)):
         for name in names:
             value = int(_HASH_START)
             for letter in name.replace(" ", "").encode():
@@ -339,23 +339,23 @@ def _flag_urls(data, offsets, table, longest, flags):
 
 
 def text_work(texts: pa.Array) -> Work:
-    """What each text needs: nothing (FINE), to be seen by `clean.clean_one_text` (WORK), or by `clean.tidy` (TIDY).
+    """What each text needs.
 
-    A text that is TIDY holds nothing but valid UTF-8, no line feed, and only what `clean.tidy` mends: what comes out
-    must be looked at again, since it may be a text to drop.
+    FINE: nothing. WORK: `clean_rules.clean_one_text` must see it. TIDY: `clean_rules.tidy` is enough. A TIDY text is
+    valid UTF-8 without a line feed. What comes out of `tidy` must be looked at again, since it may be a text to drop.
     """
     data, offsets = string_buffers(texts)
     work = np.empty(len(texts), np.uint8)
     tables = _TEXT_BYTES, _CHARACTERS, _NAMES
-    _look_at_texts((frozen(data, np.uint8), frozen(offsets, np.int64)), tables, clean.MAX_TEXT, work)
+    _look_at_texts((frozen(data, np.uint8), frozen(offsets, np.int64)), tables, clean_rules.MAX_TEXT, work)
     return work
 
 
 def url_needs_work(urls: pa.Array) -> Flags:
-    """True for each URL that `clean.canonical_url` has to see."""
+    """True for each URL that `clean_rules.canonical_url` has to see."""
     data, offsets = string_buffers(urls)
     flags = np.empty(len(urls), np.bool_)
-    _flag_urls(frozen(data, np.uint8), frozen(offsets, np.int64), _URL_BYTES, clean.MAX_URL, flags)
+    _flag_urls(frozen(data, np.uint8), frozen(offsets, np.int64), _URL_BYTES, clean_rules.MAX_URL, flags)
     return flags
 
 
