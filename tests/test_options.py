@@ -325,10 +325,10 @@ def test_the_recipe_holds_what_decides_and_nothing_of_the_run(told, capsys: pyte
 
 
 def test_what_the_card_shows_are_options_that_decide() -> None:
-    from pipeline import planning
+    from pipeline.stages.run import published_options
 
     made = options.Options(input=("x",), output="out")
-    assert set(planning.published_options(made)) == set(deciding(made)) - {"input", "queries"}
+    assert set(published_options(made)) == set(deciding(made)) - {"input", "queries"}
 
 
 def test_a_recipe_may_steer_and_beams_flags_are_checked(told, tmp_path: Path) -> None:
