@@ -425,7 +425,7 @@ def test_a_missing_input_is_exit_code_4(
     given = ["--input", server.url("ranges", "none.warc.gz"), "--output", str(tmp_path / "out"), "--workers", "1"]
     assert build.main(given) == MISSING
     assert "none.warc.gz' is not there" in capfd.readouterr().err and not (tmp_path / "out").exists()
-    monkeypatch.setattr("pipeline.stages.gather.MOST_OPENED", 0)  # of a crawl only the first are looked for
+    monkeypatch.setattr("pipeline.sources.base.MOST_OPENED", 0)  # of a crawl only the first are looked for
     assert build.main(given) == MISSING
     said = capfd.readouterr().err
     assert "none.warc.gz' is not there" in said and "Traceback" not in said
