@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline import estimate
-from pipeline.engine import files, runners, work
+from pipeline.engine import files, quiet_beam, runners, work
 from pipeline.engine.cli import CRASHED, DONE, INTERRUPTED, MISSING, USAGE, MissingInput, UsageError, fail
 from pipeline.engine.options import validate
 from pipeline.engine.work import Busy
@@ -57,7 +57,7 @@ def build(options: Options, say: Callable[[str], None] = print) -> Run:
     stages = plan(run)
     continuing.check(stages, run)
     continuing.check_inputs(stages, run)
-    runners.import_beam()
+    quiet_beam.import_beam()
     with work.locked(run.root):
         files.sweep(run.root)
         continuing.check(stages, run)  # another run may have ended meanwhile
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "pipeline.build", f"another run holds the output folder ({error}): wait for it, or end it first", CRASHED
         )
     except (runners.JobFailed, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in runners.ENVIRONMENT_ERRORS:
+        if isinstance(error, OSError) and error.errno not in quiet_beam.ENVIRONMENT_ERRORS:
             raise
         return fail("pipeline.build", explain_failure(error), CRASHED)
     except KeyboardInterrupt:
