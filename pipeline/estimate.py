@@ -1,7 +1,8 @@
 """What a run would take: rough figures from the size of the input, for `--plan`.
 
-The rates were measured on one core of a 2026 server (docs/benchmarks); the shares are those of a raw web crawl: half of
-the alt-texts contain a query, a tenth of the pairs stays after balancing, two thirds of the images are still there.
+The rates were measured on one core of a 2026 server (docs/benchmarks); the readers say what reading takes. The shares
+are those of a raw web crawl: half of the alt-texts contain a query, a tenth of the pairs stays after balancing, two
+thirds of the images are still there.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ import json
 from collections.abc import Sequence
 
 from pipeline.options import Options
+from pipeline.sources import READERS
 from pipeline.stages import continuing
 from pipeline.stages.base import Stage
-from pipeline.stages.run import UNKNOWN_BYTES, Run
+from pipeline.stages.run import Run
 
-BYTES_PER_PAIR = {"wat": 780, "warc": 25_000, "table": 100}  # of compressed input
-BYTES_PER_CORE_SECOND = {"wat": 60e6, "warc": 60e6, "table": 300e6}  # reading and cleaning
 SELECT_SECONDS = 4.5e-6  # CPU a pair: match, dedup, balance
 FETCH_SECONDS = 6e-3  # CPU an image: fetch, decode, encode
 MATCHED, SELECTED, ALIVE = 0.5, 0.1, 0.65
@@ -41,15 +41,15 @@ def estimate(sizes: dict[str, int], *, fetches: bool, target_pairs: int | None) 
     """Figures for inputs of so many bytes a format.
 
     Args:
-        sizes: bytes of the input by format (wat, warc, table).
+        sizes: bytes of the input by format, a key of `READERS`.
         fetches: images are fetched and published.
         target_pairs: the wanted number of selected pairs, if the user gave one.
     """
-    pairs = round(sum(size / BYTES_PER_PAIR[kind] for kind, size in sizes.items()))
+    pairs = round(sum(size / READERS[kind].bytes_per_pair for kind, size in sizes.items()))
     matched = round(pairs * MATCHED)
     selected = min(matched, target_pairs or round(pairs * SELECTED))
     published = round(selected * ALIVE) if fetches else 0
-    seconds = sum(size / BYTES_PER_CORE_SECOND[kind] for kind, size in sizes.items()) + pairs * SELECT_SECONDS
+    seconds = sum(size / READERS[kind].bytes_per_core_second for kind, size in sizes.items()) + pairs * SELECT_SECONDS
     seconds += selected * FETCH_SECONDS if fetches else 0.0
     images = published * IMAGE_BYTES
     return Estimate(pairs, matched, selected, published, seconds / 3600, matched * MATCHED_BYTES + images, images)
@@ -69,8 +69,8 @@ def print_plan(run: Run, stages: Sequence[Stage], options: Options, *, as_json: 
     """
     continuing.check_inputs(list(stages), run)
     sizes: dict[str, int] = {}
-    for item in {(item.path, item.format, item.bytes) for item in run.inputs}:
-        sizes[item[1]] = sizes.get(item[1], 0) + (item[2] if item[2] is not None else UNKNOWN_BYTES)
+    for item in {item.path: item for item in run.inputs}.values():  # the parts of a file count once
+        sizes[item.format] = sizes.get(item.format, 0) + READERS[item.format].size(item)
     target = options.target_pairs and round(options.target_pairs / options.expected_yield)  # to be fetched
     figures = estimate(sizes, fetches="fetch" in options.stages, target_pairs=target)
     asked = [stage for stage in stages if stage.name in options.stages]
