@@ -102,7 +102,7 @@ class _RunSlot(beam.DoFn):
 
     def setup(self) -> None:
         hold_as_worker(self._task.folder.root)
-        malloc.keep()
+        malloc.retain_freed_memory()
 
     def process(self, slot: int, after: Any = None) -> Iterator[int]:
         for unit in range(slot, self._task.units(), self._slots):
@@ -116,7 +116,7 @@ class _RunBucket(beam.DoFn):
 
     def setup(self) -> None:
         hold_as_worker(self._task.folder.root)
-        malloc.keep()
+        malloc.retain_freed_memory()
 
     def process(self, element: tuple[int, Iterable[tuple[int, int, bytes]]]) -> Iterator[int]:
         bucket, sent = element
