@@ -65,7 +65,7 @@ def serve(load: Preload, *, prepare: Callable[[], None], run_worker: Callable[[]
 
 def _load(load: Preload) -> None:
     """Imports what all workers need."""
-    malloc.keep()
+    malloc.retain_freed_memory()
     gc.disable()
     for name in (*OURS, *load.modules):
         importlib.import_module(name)

@@ -20,7 +20,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 
 
 @functools.cache
-def keep() -> None:
+def retain_freed_memory() -> None:
     """Makes this process, and those that are forked from it, keep their memory. Where there is no glibc: nothing.
 
     Arrow's allocations join the same heap, unless ARROW_DEFAULT_MEMORY_POOL names another place for them.
