@@ -57,15 +57,15 @@ class Vocabulary:
         return cls(forms, lower, encoded.dictionary, total, int(table.schema.metadata[b"occurrences"]))
 
     @classmethod
-    def of(cls, words: pa.Table, *, least: int, among: pa.StringArray | None = None) -> Vocabulary:
-        """The words (COUNTED, by form) with at least `least` occurrences in all forms; only those in `among`."""
+    def of(cls, words: pa.Table, *, min_count: int, among: pa.StringArray | None = None) -> Vocabulary:
+        """The words (COUNTED, by form) with at least `min_count` occurrences in all forms; only those in `among`."""
         words = words.filter(pc.greater(words["count"], 0)).sort_by("query").combine_chunks()
         forms, counts = words["query"].combine_chunks(), words["count"].to_numpy()
         encoded = pc.utf8_lower(forms).dictionary_encode()
         lower = encoded.indices.to_numpy().astype(np.int64)
         total = np.zeros(len(encoded.dictionary), np.int64)
         np.add.at(total, lower, counts)
-        wanted = total >= least
+        wanted = total >= min_count
         if among is not None:
             wanted &= np.asarray(pc.is_in(encoded.dictionary, among))
         table = pa.table({"form": forms, "count": total[lower]}).filter(pa.array(wanted[lower]))
@@ -95,7 +95,7 @@ def code(table: pa.Table, vocabulary: Vocabulary) -> tuple[npt.NDArray[np.int64]
 
 
 def score(
-    pairs: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], vocabulary: Vocabulary, *, least: int, profile: str
+    pairs: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], vocabulary: Vocabulary, *, min_count: int, profile: str
 ) -> pa.Table:
     """SCORED rows of the pairs (each once) that are frequent and close enough.
 
@@ -115,7 +115,7 @@ def score(
     pmi = np.log2(total * every / expected)
     if profile == "wit":
         value = pmi / np.maximum(1e-9, -np.log2(np.minimum(total / every, 1.0)))
-        kept = (total >= least) & (pmi >= LEAST_PMI)
+        kept = (total >= min_count) & (pmi >= LEAST_PMI)
     else:
         value, kept = pmi, pmi >= METACLIP_PMI
     group = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(pairs))))
@@ -123,26 +123,28 @@ def score(
     is_first[starts] = True
     texts = vocabulary.texts(pairs)
     names = pc.utf8_lower(texts)
-    in_lower = np.asarray(pc.equal(texts, names)) & (counts >= least)
+    in_lower = np.asarray(pc.equal(texts, names)) & (counts >= min_count)
     chosen = kept[group] & (is_first | in_lower)
     table = pa.table([texts, np.where(is_first, total[group], counts), value[group], names], schema=SCORED)
     return table.filter(pa.array(chosen))
 
 
-def best(scored: list[pa.Table], most: int) -> pa.Table:
-    """COUNTED: the best `most` queries of one or more corpora, the closest pairs first."""
+def best(scored: list[pa.Table], max_queries: int) -> pa.Table:
+    """COUNTED: the best `max_queries` queries of one or more corpora, the closest pairs first."""
     found = pa.concat_tables([SCORED.empty_table(), *scored])
     table = found.group_by(["query", "pair"], use_threads=False).aggregate([("count", "sum"), ("score", "max")])
     table = table.rename_columns({"count_sum": "count", "score_max": "score"})
     table = table.sort_by(
         [("score", "descending"), ("pair", "ascending"), ("count", "descending"), ("query", "ascending")]
     )
-    return table.select(["query", "count"]).slice(0, most).cast(COUNTED).combine_chunks()
+    return table.select(["query", "count"]).slice(0, max_queries).cast(COUNTED).combine_chunks()
 
 
-def from_counts(words: pa.Table, pairs: pa.Table, *, least_word: int, least_pair: int, profile: str) -> pa.Table:
+def from_counts(
+    words: pa.Table, pairs: pa.Table, *, min_word_count: int, min_pair_count: int, profile: str
+) -> pa.Table:
     """SCORED pairs of ready counts; what words occur by themselves has to come from the same texts as the pairs."""
-    vocabulary = Vocabulary.of(words, least=least_word)
+    vocabulary = Vocabulary.of(words, min_count=min_word_count)
     if not len(vocabulary.forms) or not len(pairs):
         return SCORED.empty_table()
-    return score(*code(pairs, vocabulary), vocabulary, least=least_pair, profile=profile)
+    return score(*code(pairs, vocabulary), vocabulary, min_count=min_pair_count, profile=profile)

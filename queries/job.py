@@ -284,7 +284,7 @@ class MergePairs(_Merge):
         vocabulary, rules = read_vocabulary(self.work), self.rules
         table = shuffle_files.table(messages, PAIRS)
         pairs, counts = ngrams.add_pairs(table["pair"].to_numpy(), table["count"].to_numpy())
-        scored = bigrams.score(pairs, counts, vocabulary, least=rules.least_pair, profile=rules.profile)
+        scored = bigrams.score(pairs, counts, vocabulary, min_count=rules.least_pair, profile=rules.profile)
         _write(self.folder.file(unit, "arrow"), scored)
         return {"rows": len(pairs), "kept": len(scored)}
 

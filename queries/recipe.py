@@ -60,12 +60,12 @@ def collect(options: Options) -> Sources:
     ready = bigrams.from_counts(
         words,
         pairs,
-        least_word=options.min_count if options.profile == "wit" else 1,
-        least_pair=options.min_count if options.min_bigram_count is None else options.min_bigram_count,
+        min_word_count=options.min_count if options.profile == "wit" else 1,
+        min_pair_count=options.min_count if options.min_bigram_count is None else options.min_bigram_count,
         profile=options.profile,
     )
     if not (options.wikipedia or options.text or options.pageviews):
-        offers.append(("word", rules.word_queries(words, least=options.min_count)))
+        offers.append(("word", rules.word_queries(words, min_count=options.min_count)))
         offers.append(("bigram", bigrams.best([ready], options.bigrams)))
         return Sources(offers, ledger, warnings)
     with job.Job(options, ready=bool(len(words))) as counting:
@@ -90,15 +90,15 @@ def _count(options: Options, counting: job.Job, ready: pa.Table, ready_pairs: pa
         listed = merge([_counts_of(_in_articles(counted.words, options.min_articles)), ready])
     pairs = ready_pairs.slice(0, 0)
     if wit:
-        frequent = rules.frequent(words, least=options.min_count)
-        vocabulary = Vocabulary.of(found, least=1, among=frequent)
+        frequent = rules.frequent(words, min_count=options.min_count)
+        vocabulary = Vocabulary.of(found, min_count=1, among=frequent)
     else:
-        vocabulary = Vocabulary.of(found, least=1)
+        vocabulary = Vocabulary.of(found, min_count=1)
     vocabulary = dataclasses.replace(vocabulary, occurrences=counted.occurrences)
     if len(vocabulary.forms) and options.bigrams:
         pairs = counting.pairs(vocabulary)
     return [
-        ("word", rules.word_queries(listed, least=options.min_count)),
+        ("word", rules.word_queries(listed, min_count=options.min_count)),
         ("bigram", bigrams.best([pairs, ready_pairs], options.bigrams)),
         ("title", _titles(options, counted)),
     ]
@@ -108,18 +108,20 @@ def _counts_of(words: pa.Table) -> pa.Table:
     return words.select(["word", "count"]).rename_columns(COUNTED.names)
 
 
-def _in_articles(words: pa.Table, least: int) -> pa.Table:
+def _in_articles(words: pa.Table, min_articles: int) -> pa.Table:
     """Words of WORDS in at least so many articles (all are in lower case there)."""
-    return words.filter(pc.greater_equal(words["articles"], least))
+    return words.filter(pc.greater_equal(words["articles"], min_articles))
 
 
 def _titles(options: Options, counted: job.Counted) -> pa.Table:
     """By views; by links from other articles where no views are given and the dump has them."""
-    least = titles.LEAST_VIEWS if options.min_views is None else options.min_views
+    min_views = titles.LEAST_VIEWS if options.min_views is None else options.min_views
     if options.pageviews or options.profile != "wit":
-        return titles.title_queries(counted.views, least=least, most=options.titles, profile=options.profile)
-    least = titles.LEAST_LINKS if options.min_views is None else options.min_views
-    return titles.title_queries(counted.links, least=max(1, least), most=options.titles)
+        return titles.title_queries(
+            counted.views, min_count=min_views, max_titles=options.titles, profile=options.profile
+        )
+    min_links = titles.LEAST_LINKS if options.min_views is None else options.min_views
+    return titles.title_queries(counted.links, min_count=max(1, min_links), max_titles=options.titles)
 
 
 def _wordnet(options: Options) -> pa.Table:

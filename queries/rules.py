@@ -63,20 +63,20 @@ def _is_foreign(words: pa.Table) -> pa.Array:
     return pa.array(foreign)
 
 
-def word_queries(words: pa.Table, *, least: int) -> pa.Table:
-    """Words with at least `least` occurrences in all their cases, the most frequent first."""
+def word_queries(words: pa.Table, *, min_count: int) -> pa.Table:
+    """Words with at least `min_count` occurrences in all their cases, the most frequent first."""
     lower, total, dominant = by_case(words["query"].combine_chunks(), words["count"].to_numpy())
-    kept = total >= least
+    kept = total >= min_count
     forms = pa.table([words["query"], words["count"]], schema=COUNTED).take(pa.array(dominant[kept]))
     all_cases = pa.table([lower.filter(pa.array(kept)), pa.array(total[kept])], schema=COUNTED)
     other = forms.filter(pc.not_equal(forms["query"], all_cases["query"]))
-    return ranked(pa.concat_tables([all_cases, other.filter(pc.greater_equal(other["count"], least))]))
+    return ranked(pa.concat_tables([all_cases, other.filter(pc.greater_equal(other["count"], min_count))]))
 
 
-def frequent(words: pa.Table, *, least: int) -> pa.StringArray:
-    """The words, in lower case, with at least `least` occurrences in all their cases."""
+def frequent(words: pa.Table, *, min_count: int) -> pa.StringArray:
+    """The words, in lower case, with at least `min_count` occurrences in all their cases."""
     lower, total, _ = by_case(words["query"].combine_chunks(), words["count"].to_numpy())
-    return lower.filter(pa.array(total >= least))
+    return lower.filter(pa.array(total >= min_count))
 
 
 def by_case(

@@ -30,7 +30,7 @@ def read_views(block: bytes, language: str, profile: str = "wit") -> tuple[pa.Ta
     hours = _own(lines, (f"{language} ", f"{language}.m ") if profile == "wit" else (f"{language} ",))
     months = _own(lines, (f"{language}.wikipedia ",))
     tables, malformed = [], 0
-    for found, form, least in (
+    for found, form, min_views in (
         (hours, r"^\S+ (?P<title>\S+) (?P<views>\d{1,15})(?: \d+)?$", METACLIP_LEAST_IN_HOUR),
         (months, r"^\S+ (?P<title>\S+) (?:\S+ )?(?P<access>\S+) (?P<views>\d{1,15})(?: \S+)?$", 0),
     ):
@@ -43,7 +43,7 @@ def read_views(block: bytes, language: str, profile: str = "wit") -> tuple[pa.Ta
         titles = pc.replace_substring(pc.struct_field(fields, "title").cast(pa.string()), "_", " ")
         table = pa.table([titles, views], schema=COUNTED)
         if profile != "wit":
-            table = table.filter(pc.greater_equal(table["count"], least))
+            table = table.filter(pc.greater_equal(table["count"], min_views))
         tables.append(table)
     return add(tables), malformed
 
@@ -71,8 +71,8 @@ def resolve(views: pa.Table, redirects: pa.Table) -> pa.Table:
     return add([pa.table([pc.coalesce(target, _whole(views["query"])), views["count"]], schema=COUNTED)])
 
 
-def title_queries(views: pa.Table, *, least: int, most: int, profile: str = "wit") -> pa.Table:
-    """COUNTED: the most read titles with at least `least` views, as a reader writes them."""
+def title_queries(views: pa.Table, *, min_count: int, max_titles: int, profile: str = "wit") -> pa.Table:
+    """COUNTED: the most read titles with at least `min_count` views, as a reader writes them."""
     titles = _whole(views["query"])
     counts = _whole(views["count"])
     if profile == "wit":
@@ -81,8 +81,8 @@ def title_queries(views: pa.Table, *, least: int, most: int, profile: str = "wit
     else:
         article = pc.invert(pc.match_substring(titles, ":"))
     table = add([pa.table([titles, counts], schema=COUNTED).filter(article)])
-    table = table.filter(pc.greater_equal(table["count"], least))
-    return table.sort_by([("count", "descending"), ("query", "ascending")]).slice(0, most).combine_chunks()
+    table = table.filter(pc.greater_equal(table["count"], min_count))
+    return table.sort_by([("count", "descending"), ("query", "ascending")]).slice(0, max_titles).combine_chunks()
 
 
 def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:

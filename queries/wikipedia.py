@@ -160,11 +160,11 @@ def plain_text(source: str) -> str:
     if len(source) > LONGEST:
         raise ValueError(f"{len(source)} characters of wikitext")
     source = _REFERENCE.sub("", _OPAQUE.sub(" ", _COMMENT.sub("", source)))
-    plain = _plain(mwparserfromhell.parse(source, skip_style_tags=True))
+    plain = _text_of(mwparserfromhell.parse(source, skip_style_tags=True))
     return _NOISE.sub(" ", _SWITCH.sub(" ", plain))
 
 
-def _plain(code: Any) -> str:
+def _text_of(code: Any) -> str:
     """What a reader sees of parsed wikitext. Much faster than removing nodes and then `strip_code`."""
     from mwparserfromhell.nodes import ExternalLink, Heading, HTMLEntity, Tag, Text, Wikilink
 
@@ -174,17 +174,17 @@ def _plain(code: Any) -> str:
             parts.append(node.value)
         elif isinstance(node, Wikilink):
             if not _is_file(str(node.title)):
-                parts.append(_plain(node.title if node.text is None else node.text))
+                parts.append(_text_of(node.title if node.text is None else node.text))
         elif isinstance(node, ExternalLink):
-            parts.append(_plain(node.title) if node.title is not None else "")
+            parts.append(_text_of(node.title) if node.title is not None else "")
         elif isinstance(node, Heading):
-            parts.append(_plain(node.title))
+            parts.append(_text_of(node.title))
         elif isinstance(node, HTMLEntity):
             parts.append(node.normalize())
         elif isinstance(node, Tag) and node.contents is not None:
             name = str(node.tag).strip().lower()
             if name not in _UNSEEN:
-                parts.append(_plain(node.contents))
+                parts.append(_text_of(node.contents))
             parts.append("\n" if name in _BLOCKS else "")
     return "".join(parts)
 

@@ -53,7 +53,7 @@ MAX_RAW_TEXT = 8_000  # characters as found
 MAX_URL = 2_048  # bytes in canonical form
 MAX_RAW_URL = 8_192  # bytes as found
 LONGEST_NAME = 80  # longer texts are neither a camera's name nor boilerplate
-_PASSES = 8  # cleaning passes until nothing changes; honest text takes two
+_ROUNDS = 8  # cleaning passes until nothing changes; honest text takes two
 
 # Whole texts that say nothing, in lower case and without punctuation at their ends.
 BOILERPLATE = frozenset(
@@ -138,8 +138,8 @@ def clean_one_text(found: bytes) -> tuple[str, int]:
     text = found.decode("utf-8", "replace")
     if len(text) > MAX_RAW_TEXT:
         return text, TEXT_REASONS.index("too_long")
-    for _ in range(_PASSES):
-        before, text = text, _clean_pass(text)
+    for _ in range(_ROUNDS):
+        before, text = text, _clean_round(text)
         if text == before:
             return text, TEXT_REASONS.index(_why_drop_text(text))
     return text, TEXT_REASONS.index("unstable_text")
@@ -157,7 +157,7 @@ class _BadUrl(ValueError):
     """Carries one of URL_REASONS."""
 
 
-def _clean_pass(text: str) -> str:
+def _clean_round(text: str) -> str:
     """Steps 1-5 once."""
     if "&" in text:
         text = _ENTITY.sub(lambda match: html.unescape(match[0]), _AMPERSANDS.sub("&", text))
