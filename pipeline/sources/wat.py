@@ -75,14 +75,15 @@ class Page:
 
 
 class Wat(ArchiveReader):
-    """WAT files. Some are named like WARC files, with a part .wat anywhere in the name."""
+    """WAT files. Some are named like WARC files, with a part "wat" anywhere in the name: a.wat.0001.warc.gz."""
 
     name: ClassVar[str] = "wat"
     suffixes: ClassVar[tuple[str, ...]] = packed(".wat", by=COMPRESSIONS)
     bytes_per_pair: ClassVar[float] = 780  # compressed
 
     def claims(self, name: str) -> bool:
-        return name.lower().endswith(ARCHIVES) and ".wat" in name.lower()
+        name = name.lower()
+        return name.endswith(ARCHIVES) and ".wat." in f"{name}."
 
     def sniff(self, head: bytes) -> bool:
         return is_wat(head)

@@ -172,6 +172,7 @@ def test_readers_are_complete() -> None:
     ("name", "expected"),
     [
         *(("a.warc", "warc"), ("A.WARC.GZ", "warc"), ("a.arc.lz4", "warc"), ("a.wacz", "warc"), ("a.wacz.gz", None)),
+        ("a.water.warc.gz", "warc"),
         *(("a.wat", "wat"), ("a.warc.wat.gz", "wat"), ("a.wat.0001.warc.gz", "wat"), ("a.arc.wat.zst", "wat")),
         *(("a.parquet", "table"), ("a.parquet.gz", None), ("a.ndjson.zst", "table"), ("a.csv.lz4", None)),
         *(("warc", None), ("a.warc.wet.gz", None), ("a.wat.txt", None), ("a.json", None)),
