@@ -1,8 +1,8 @@
-"""What a run would take: rough figures from the size of the input, for `--plan`.
+"""Estimates the rows, time and disk of a run from the size of its input, for `--plan`.
 
-The rates were measured on one core of a 2026 server (docs/benchmarks); the readers say what reading takes. The shares
-are those of a raw web crawl: half of the alt-texts contain a query, a tenth of the pairs stays after balancing, two
-thirds of the images are still there.
+The rates were measured on one core of a 2026 server (docs/benchmarks). The readers say what reading takes. The shares
+are those of a raw web crawl: half of the alt-texts contain a query, balancing keeps a tenth of the pairs, and two thirds
+of the images are still there.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pipeline.stages.run import Run
 SELECT_SECONDS = 4.5e-6  # CPU a pair: match, dedup, balance
 FETCH_SECONDS = 6e-3  # CPU an image: fetch, decode, encode
 MATCHED, SELECTED, ALIVE = 0.5, 0.1, 0.65
-MATCHED_BYTES = 310  # scratch a matched pair: its row and its key
-IMAGE_BYTES = 26_000  # a stored image of 256 pixels; while it is published it lies there twice
+MATCHED_BYTES = 310  # of scratch for a matched pair: its row and its key
+IMAGE_BYTES = 26_000  # of a stored image of 256 pixels; publishing holds it twice
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Rough figures; `core_hours` covers the asked stages."""
+    """Rough figures. `core_hours` is the CPU time of the requested stages."""
 
     pairs: int
     matched: int
@@ -38,7 +38,7 @@ class Estimate:
 
 
 def estimate(sizes: dict[str, int], *, fetches: bool, target_pairs: int | None) -> Estimate:
-    """Figures for inputs of so many bytes a format.
+    """Estimates a run from the bytes of its input.
 
     Args:
         sizes: bytes of the input by format, a key of `READERS`.
@@ -56,16 +56,18 @@ def estimate(sizes: dict[str, int], *, fetches: bool, target_pairs: int | None) 
 
 
 def print_plan(run: Run, stages: Sequence[Stage], options: Options, *, as_json: bool) -> None:
-    """What a run would read and do, and roughly what it would take. Its inputs are checked as for the run itself.
+    """Prints what a run would read and do, and roughly the time and disk it would take.
+
+    The inputs are checked as a run checks them.
 
     Args:
         run: with its inputs looked up.
-        stages: of the way, planned.
+        stages: all stages, planned.
         options: of the run.
         as_json: print JSON.
 
     Raises:
-        UsageError, MissingInput: the run would be refused for what it reads.
+        UsageError, MissingInput: a run would refuse the inputs.
     """
     continuing.check_inputs(list(stages), run)
     sizes: dict[str, int] = {}
@@ -94,7 +96,7 @@ def print_plan(run: Run, stages: Sequence[Stage], options: Options, *, as_json: 
     print(f"pairs        about {figures.pairs:,} read, {figures.matched:,} with a query, {figures.selected:,} selected")
     print(f"published    about {figures.published:,} images, {figures.published_bytes / 1e9:.1f} GB")
     disk = figures.scratch_bytes / 1e9
-    print(f"takes        about {figures.core_hours:.2f} core-hours, {disk:.1f} GB of disk meanwhile")
+    print(f"takes        about {figures.core_hours:.2f} core-hours, {disk:.1f} GB of disk during the run")
     print(f"stages       {', '.join(f'{name} ({state})' for name, state in states.items())}")
     if refused:
         print(f"refused      {refused}")

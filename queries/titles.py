@@ -1,8 +1,8 @@
-"""Titles of articles by how often they are read, from Wikimedia's pageview files.
+"""Counts the views of article titles in Wikimedia's pageview files.
 
-Two forms are read: months and days of pageview_complete (`en.wikipedia Title page_id access views ...`), and single
-hours (`en Title views bytes`; `en.m` is the mobile site). MetaCLIP takes the desktop site's hours alone, and of an hour
-the titles with at least 50 views.
+Two formats are read: months and days of pageview_complete (`en.wikipedia Title page_id access views ...`), and single
+hours (`en Title views bytes`; `en.m` is the mobile site). MetaCLIP takes only the hours of the desktop site, and only
+titles with at least 50 views in an hour.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ import pyarrow.compute as pc
 from queries.counts import COUNTED
 
 LEAST_VIEWS = 70
-LEAST_LINKS = 20  # from other articles, where no views are given
+LEAST_LINKS = 20  # from other articles, if there are no views
 METACLIP_LEAST_IN_HOUR = 50
 
-# A name of another namespace ("Talk:Cat", "File:Cat.jpg"): no blank behind the colon, as there is in "Alien: Covenant".
+# A title of another namespace ("Talk:Cat", "File:Cat.jpg"). In an article's title ("Alien: Covenant") a blank follows.
 _PREFIX = r"^[^:]+:[^ ]"
 _IN_BRACKETS = r"^(.*\S) \([^()]*\)$"  # "Mercury (planet)"
 
 
 def read_views(block: bytes, language: str, profile: str = "wit") -> tuple[pa.Table, int]:
-    """(title and views as COUNTED, each once; lines that are malformed) of some lines, other projects' left out."""
+    """Reads some lines. Lines of other projects are left out.
+
+    Returns:
+        The views by title (COUNTED, each title once), and the number of malformed lines.
+    """
     code = language.encode()
     if b"\n" + code not in block and not block.startswith(code):
         return COUNTED.empty_table(), 0
@@ -63,7 +67,7 @@ def add(tables: list[pa.Table]) -> pa.Table:
 
 
 def resolve(views: pa.Table, redirects: pa.Table) -> pa.Table:
-    """The views of a redirect (columns `title`, `target`) go to the article that it leads to."""
+    """Adds the views of each redirect (columns `title`, `target`) to those of its article."""
     if not len(redirects):
         return views
     at = pc.index_in(views["query"], redirects["title"].combine_chunks())
@@ -72,7 +76,10 @@ def resolve(views: pa.Table, redirects: pa.Table) -> pa.Table:
 
 
 def title_queries(views: pa.Table, *, min_count: int, max_titles: int, profile: str = "wit") -> pa.Table:
-    """COUNTED: the most read titles with at least `min_count` views, as a reader writes them."""
+    """COUNTED: the `max_titles` titles with the highest counts, none with a count below `min_count`.
+
+    Pages of other namespaces are left out. Profile `wit` cuts off brackets at the end: "Mercury (planet)" -> "Mercury".
+    """
     titles = _whole(views["query"])
     counts = _whole(views["count"])
     if profile == "wit":

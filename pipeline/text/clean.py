@@ -1,6 +1,7 @@
-"""Clean texts and canonical URLs, whole columns at a time: by the compiled kernel where it helps, with the same result.
+"""Cleans texts and makes URLs canonical, whole columns at a time.
 
-`clean_rules` says what is done to a text and to a URL, and why one is dropped.
+The compiled kernel finds the rows that need work. The result is the same without it. `clean_rules` lists the steps of
+cleaning and the reasons for a drop.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Codes = npt.NDArray[np.uint8]
 
 
 def clean_text(texts: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, Codes]:
-    """The texts in their clean form and a code for each, an index into TEXT_REASONS (0: keep)."""
+    """Cleans texts. Returns the clean texts and a code for each, an index into TEXT_REASONS (0: keep)."""
     array = as_array(texts)
     kernel = jit.kernel("pipeline.text.clean_kernel", len(array))
     if not kernel:
@@ -39,9 +40,9 @@ def clean_text(texts: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, Codes]:
 
 
 def canonical_urls(urls: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, Codes]:
-    """The URLs in their canonical form and a code for each, an index into URL_REASONS (0: keep).
+    """Makes URLs canonical. Returns the URLs and a code for each, an index into URL_REASONS (0: keep).
 
-    Dropped URLs come back as they were, as far as they are valid UTF-8.
+    A dropped URL is returned as found, but for bytes that are not UTF-8.
     """
     array = as_array(urls)
     kernel = jit.kernel("pipeline.text.clean_kernel", len(array))
@@ -54,7 +55,7 @@ def _apply(
     flags: npt.NDArray[np.bool_],
     known: Mapping[int, str] = MappingProxyType({}),
 ) -> tuple[pa.Array, Codes]:
-    """Runs `function` on the flagged rows; but some are `known` to be kept, in another form."""
+    """Runs `function` on the flagged rows. `known` holds the new form of flagged rows that are already clean."""
     codes = np.zeros(len(array), np.uint8)
     rows = np.flatnonzero(flags)
     if len(rows) == 0:

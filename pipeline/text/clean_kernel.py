@@ -1,10 +1,9 @@
-"""Which rows of a batch need the work of `clean`: one pass over the bytes. A row that is not flagged is clean and is
-kept.
+"""Finds the rows of a batch that need cleaning, in one pass over the bytes. Other rows are clean and are kept.
 
-The passes never decide a drop. They let through only what `clean` would return unchanged with code 0, and flag anything
-they are not sure of; a test holds that over many texts. So the exact rules stand in `clean` alone. Texts whose only
-fault is that blanks must be folded or accents composed (NFC) are told apart: many of them are mended at once
-(`clean_rules.tidy`), and then looked at again.
+The kernel never drops a row. It leaves a row without a flag only if `clean_rules` would return it unchanged with code
+0. It flags every row of which it is not sure. A test checks this on many texts. So the exact rules are in `clean_rules`
+alone. Some texts only need blanks folded or accents composed (NFC). They get the code TIDY: `clean_rules.tidy` handles
+many of them at once, and the kernel then looks at them again.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ Work = npt.NDArray[np.uint8]
 
 U = np.uint64
 
-FINE, TIDY, WORK = (np.uint8(code) for code in range(3))  # what `text_work` says of a text
+FINE, TIDY, WORK = (np.uint8(code) for code in range(3))  # the results of `text_work`
 
 # What a character of the Basic Multilingual Plane means to `text_work`, as bits.
 _PLAIN = np.uint8(1)  # needs no cleaning and joins with no neighbour
 _LETTER = np.uint8(2)
-_UNCASED = np.uint8(4)  # a letter of a script without case: says something alone
+_UNCASED = np.uint8(4)  # a letter of a script without case: enough for a text
 _DIGIT = np.uint8(8)
 _LEAD = np.uint8(16)  # shown for the first byte of a UTF-8 sequence, when that is read as Windows-1252
 _CONTINUATION = np.uint8(32)  # shown for a later byte
 _COMPOSES = np.uint8(64)  # NFC may change it or join it with a neighbour
 _FOREIGN = np.uint8(128)  # shown for no byte: a text with such a character is no mojibake
 
-# What a byte means to it. A letter is bit 0, a digit bit 1: they are counted without a branch.
+# What a byte means to `text_work`. A letter is bit 0, a digit bit 1, so that both are counted without a branch.
 _BLANK, _ADDRESS, _BEYOND_ASCII, _DIRTY, _AMPERSAND = (np.uint8(bit) for bit in (4, 8, 16, 32, 64))
 
 # What a byte may be in a canonical URL, as bits.
@@ -51,12 +50,12 @@ _LOWER_A, _LOWER_E, _LOWER_H, _LOWER_P, _LOWER_S, _LOWER_T, _LOWER_Z = b"aehpstz
 _CASE = np.uint8(0x20)  # the bit that a lower-case letter has and an upper-case letter has not
 _LETTERS = 26
 
-# UTF-8: the first leads of two, three and four bytes, the bits that tell a later byte, and those of the code point.
+# UTF-8: the first lead bytes of two, three and four bytes, the bits that mark a later byte, the bits of the code point.
 _ASCII_END, _LEAD_2, _LEAD_3, _LEAD_4, _TAIL = 0x80, 0xC2, 0xE0, 0xF0, 0x80
 _TAIL_MASK, _TAIL_BITS, _BITS_OF_LEAD_2, _BITS_OF_LEAD_3 = (np.uint32(bits) for bits in (0xC0, 0x3F, 0x1F, 0x0F))
 _NEEDS_3 = 0x800  # the first code point that needs three bytes
 
-_LONGEST_LABEL, _LONGEST_HOST = U(63), U(253)  # bytes that a host may have between dots, and in all
+_LONGEST_LABEL, _LONGEST_HOST = U(63), U(253)  # bytes of a host between two dots, and in all
 _SHORTEST_URL = 9
 
 _HASH_FACTOR = np.uint32(0x01000193)
@@ -64,7 +63,7 @@ _HASH_START = np.uint32(0x811C9DC5)
 _NAME_BITS = 16  # of the letter hash, to look a text up among the names below
 _MOST_LETTERS = 30  # no boilerplate and no camera's name has more
 
-# The letters in front of the first digit of a camera's picture name (`clean` has the exact pattern).
+# The letters before the first digit in a camera's name for a picture (`clean_rules` has the exact pattern).
 _CAMERA_LETTERS = (
     "img image imgp mg dsc dscn dscf dsci pict pic picture photo scan screenshot capture wp vid mvi gopr dji cimg kimg"
     " pxl fbimg whatsappimage p sam untitled"
@@ -144,7 +143,10 @@ _TEXT_BYTES = _byte_table(_CHARACTERS)
 
 @njit
 def _character(data, place, end):
-    """(code point, bytes) of the sequence beyond ASCII at `place`; (0, 1), which needs work, for a bad or long one."""
+    """(code point, bytes) of the non-ASCII sequence at `place`.
+
+    (0, 1) stands for a bad sequence and for one of four bytes. Both need work.
+    """
     first = np.uint32(data[place])
     if place + U(1) < end:
         second = np.uint32(data[place + U(1)])
@@ -192,7 +194,7 @@ def _walk(data, start, end, characters):
 
 @njit
 def _may_hold_entity(data, start, end):
-    """True for an ampersand with a letter or a "#" behind it."""
+    """True for an ampersand with a letter or a "#" after it."""
     for place in range(U(start), U(end) - U(1)):
         if data[place] == _AMPERSAND_BYTE:
             after = data[place + U(1)]
@@ -203,7 +205,10 @@ def _may_hold_entity(data, start, end):
 
 @njit
 def _may_be_name(data, start, end, names):
-    """True if the ASCII letters are those of a boilerplate text, or those up to the first digit a camera's."""
+    """True if the text may be boilerplate or a camera's name, by the hash of its ASCII letters.
+
+    For a camera's name the letters before the first digit count.
+    """
     hashed, at_digit, digits = _HASH_START, np.uint32(0), 0
     for place in range(start, end):
         byte = np.uint32(data[place])
@@ -220,7 +225,7 @@ def _may_be_name(data, start, end, names):
 
 @njit
 def _may_end_in_extension(data, end, bytes_table):
-    """True for three or four letters or digits behind a dot."""
+    """True for three or four letters or digits after a dot."""
     size = 3 if data[end - 4] == _DOT else 4
     if data[end - size - 1] != _DOT:
         return False
@@ -235,7 +240,7 @@ def _text_work(data, start, end, bytes_table, characters, names):
     """FINE, TIDY or WORK, for a text of one byte or more."""
     letters = digits = 0
     seen = doubled = before = np.uint8(0)
-    for place in range(U(start), U(end)):  # unsigned: numba tests a signed index for being negative
+    for place in range(U(start), U(end)):  # unsigned: numba checks whether a signed index is negative
         bits = bytes_table[data[place]]
         seen |= bits
         doubled |= bits & before
@@ -264,7 +269,10 @@ def _text_work(data, start, end, bytes_table, characters, names):
 
 @njit
 def _look_at_texts(texts, tables, longest, work):
-    """`texts` is (data, offsets), `tables` what bytes mean, what characters mean, and the names."""
+    """Sets `work` for each text.
+
+    `texts` is (data, offsets). `tables` holds the bits of bytes, the bits of characters, and the names.
+    """
     data, offsets = texts
     bytes_table, characters, names = tables
     for row in range(len(work)):
@@ -277,7 +285,10 @@ def _look_at_texts(texts, tables, longest, work):
 
 @njit
 def _host_end(data, place, end, table):
-    """Where the host that begins at `place` ends; `end` if it needs work (a port, numbers, upper case)."""
+    """Where the host that begins at `place` ends.
+
+    `end` stands for a host that needs work (a port, numbers, upper case).
+    """
     host = label = place
     while place < end and table[data[place]] & _HOST:
         if data[place] == _DOT:
@@ -301,7 +312,7 @@ def _escape_is_fine(data, place, end, table):
 
 @njit
 def _url_needs_work(data, start, end, table):
-    """For a URL of at least _SHORTEST_URL bytes."""
+    """True if a URL of at least _SHORTEST_URL bytes needs work."""
     for place, byte in enumerate((_LOWER_H, _LOWER_T, _LOWER_T, _LOWER_P)):
         if data[start + U(place)] != byte:
             return True
@@ -342,7 +353,7 @@ def text_work(texts: pa.Array) -> Work:
     """What each text needs.
 
     FINE: nothing. WORK: `clean_rules.clean_one_text` must see it. TIDY: `clean_rules.tidy` is enough. A TIDY text is
-    valid UTF-8 without a line feed. What comes out of `tidy` must be looked at again, since it may be a text to drop.
+    valid UTF-8 without a line feed. The output of `tidy` must be looked at again, since it may be a text to drop.
     """
     data, offsets = string_buffers(texts)
     work = np.empty(len(texts), np.uint8)
@@ -352,7 +363,7 @@ def text_work(texts: pa.Array) -> Work:
 
 
 def url_needs_work(urls: pa.Array) -> Flags:
-    """True for each URL that `clean_rules.canonical_url` has to see."""
+    """True for each URL that `clean_rules.canonical_url` must handle."""
     data, offsets = string_buffers(urls)
     flags = np.empty(len(urls), np.bool_)
     _flag_urls(frozen(data, np.uint8), frozen(offsets, np.int64), _URL_BYTES, clean_rules.MAX_URL, flags)

@@ -1,29 +1,42 @@
-r"""Clean texts and canonical URLs: one form for all spellings of a value, or a named reason why it is dropped.
+"""The rules for texts and URLs: all spellings of a value get one form, or the value is dropped for a named reason.
 
-**Texts** (`clean_one_text`). In this order, repeated until nothing changes:
+**Texts** (`clean_one_text`). These steps are repeated in this order until nothing changes:
 
-1. entities that survived the markup ("&amp;amp;", always with their semicolon: "AT&T" and "?a=1&copy=2" stay);
-2. mojibake ("cafÃ©"), where it is suspicious and the whole text turns back into valid UTF-8;
-3. control, bidi and zero-width characters, private use and non-characters go out; joiners (ZWJ, ZWNJ) stay between two
-   non-ASCII characters, where emoji, Persian and Indic scripts need them;
-4. every Unicode blank, tab and newline becomes a blank, runs of blanks become one, none is left at the ends;
-5. NFC.
+1. Entities that survived the markup ("&amp;amp;") are decoded. They need a semicolon: "AT&T" and "?a=1&copy=2" stay.
+2. Mojibake ("cafÃ©") is repaired if the whole text turns back into valid UTF-8.
+3. Control, bidi, zero-width, private-use and non-characters are removed. Joiners (ZWJ, ZWNJ) stay between two non-ASCII
+   characters, because emoji, Persian and Indic scripts need them.
+4. Every Unicode blank, tab and newline becomes a blank. Runs of blanks become one. Blanks at the ends are removed.
+5. The text is put into NFC.
 
-What is then dropped: `empty_text`; `too_long`, over 2,000 characters (or over 8,000 as found: the work on hostile text
-is bounded); `too_short`, less than two letters or digits, or no letter at all (one letter is enough in scripts without
-case: 猫); `url_like`, the whole text is an address; `file_name`, the whole text is a file's name or a camera's number
-(IMG_1234, "DSC 0001.jpg", b01.png; "Golden Gate Bridge.jpg" holds words and stays); `boilerplate`, the whole text is
-one of `BOILERPLATE`, at most with a number behind it ("logo", "Image 3"); `unstable_text`, entities nested too deep.
+The reasons for which a text is then dropped:
 
-**URLs** (`canonical_url`). Scheme and host in lower case, host in IDNA (UTS-46), default port and fragment out,
-slashes too many before the host out, empty path to "/", dot segments resolved, backslashes before the query to slashes,
-bytes that must be escaped escaped ("%zz" becomes "%25zz"); the rest, the query above all, is kept byte for byte.
-Dropped: `bad_scheme` (not http or https), `bad_url` (control characters, no "//", a bad port), `user_info` (name@host),
-`bad_host` (empty, odd characters, labels too long, an IPv4 address in any other spelling than four decimals),
-`url_too_long` (over 2,048 bytes).
+- `empty_text`: nothing is left.
+- `too_long`: over 2,000 characters, or over 8,000 as found, which bounds the work on hostile text.
+- `too_short`: fewer than two letters or digits, or no letter. One letter is enough in scripts without case (猫).
+- `url_like`: the whole text is an address.
+- `file_name`: the whole text is a file's name or a camera's number (IMG_1234, "DSC 0001.jpg", b01.png). "Golden Gate
+  Bridge.jpg" holds words and stays.
+- `boilerplate`: the whole text is one of `BOILERPLATE`, with at most a number after it ("logo", "Image 3").
+- `unstable_text`: entities are nested too deep.
 
-Both are idempotent, take linear time and give valid UTF-8. Plain Python does a row in some 10 us. `clean` does whole
-columns: `clean_kernel` finds the rows that need no work (most), and only the others come here.
+**URLs** (`canonical_url`):
+
+- Scheme and host are in lower case. The host is in IDNA (UTS-46).
+- The default port, the fragment, and slashes too many before the host are removed.
+- An empty path becomes "/", and dot segments are resolved. Backslashes before the query become slashes.
+- Bytes that must be escaped are escaped ("%zz" becomes "%25zz"). All other bytes stay, above all those of the query.
+
+The reasons for which a URL is dropped:
+
+- `bad_scheme`: not http or https.
+- `bad_url`: control characters, no "//", or a bad port.
+- `user_info`: name@host.
+- `bad_host`: empty, odd characters, labels too long, or an IPv4 address that is not written as four decimals.
+- `url_too_long`: over 2,048 bytes.
+
+Both functions are idempotent, take linear time and give valid UTF-8. Plain Python takes some 10 us for a row. `clean`
+does whole columns: `clean_kernel` finds the rows that need no work (most of them), and only the others come here.
 """
 
 from __future__ import annotations
@@ -53,7 +66,7 @@ MAX_RAW_TEXT = 8_000  # characters as found
 MAX_URL = 2_048  # bytes in canonical form
 MAX_RAW_URL = 8_192  # bytes as found
 LONGEST_NAME = 80  # longer texts are neither a camera's name nor boilerplate
-_ROUNDS = 8  # cleaning passes until nothing changes; honest text takes two
+_ROUNDS = 8  # rounds of cleaning until nothing changes; ordinary text takes two
 
 # Whole texts that say nothing, in lower case and without punctuation at their ends.
 BOILERPLATE = frozenset(
@@ -99,13 +112,14 @@ _BOILERPLATE_EDGES = " .,:;!?-_*#()[]{}<>|/\\'\"…"
 _TRAILING_NUMBER = re.compile(r"[ _#-]*[0-9]{1,4}\Z")
 
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
-_AMPERSANDS = re.compile(r"&(?:(?:amp|AMP|#0{0,5}38|#[xX]0{0,4}26);)+")  # "&amp;amp;amp;" in one pass
+_AMPERSANDS = re.compile(r"&(?:(?:amp|AMP|#0{0,5}38|#[xX]0{0,4}26);)+")  # "&amp;amp;amp;" in one round
 DROPPED = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff"
     "\ufff9-\ufffb\ufffe\uffff\ufdd0-\ufdef\ue000-\uf8ff\U000e0000-\U000e0fff\U000f0000-\U0010ffff]"
 )
 _STRAY_JOINER = re.compile("(?<![^\x00-\x7f\\s])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f\\s])")
-# The bytes that Windows-1252 (or Latin-1 in its place) shows for UTF-8: a lead byte and a continuation byte.
+# The byte of each character in Windows-1252, or in Latin-1 where Windows-1252 has none. Mojibake shows the lead byte
+# and the continuation byte of a UTF-8 sequence as two such characters.
 BYTE_OF = {
     **{chr(byte): byte for byte in range(256)},
     **{bytes([byte]).decode("cp1252", "ignore"): byte for byte in range(0x80, 0xA0)},
@@ -125,16 +139,16 @@ _DEFAULT_PORT = {"http": 80, "https": 443}
 
 
 def tidy(texts: pa.Array) -> pa.Array:
-    """Texts without a line feed with their blanks folded and in NFC: steps 4 and 5 alone, of all of them at once.
+    """Applies steps 4 and 5 alone, to many texts at once. The texts have no line feed.
 
-    A line feed joins with no neighbour, so that the texts can be composed as one.
+    NFC never joins a line feed with its neighbour. So the texts are composed as one, with line feeds between them.
     """
     folded = [" ".join(text.split()) for text in texts.to_pylist()]
     return pa.array(unicodedata.normalize("NFC", "\n".join(folded)).split("\n"), texts.type)
 
 
 def clean_one_text(found: bytes) -> tuple[str, int]:
-    """One text: its clean form and its code."""
+    """Cleans one text. Returns its clean form and its code."""
     text = found.decode("utf-8", "replace")
     if len(text) > MAX_RAW_TEXT:
         return text, TEXT_REASONS.index("too_long")
@@ -146,7 +160,7 @@ def clean_one_text(found: bytes) -> tuple[str, int]:
 
 
 def canonical_url(found: bytes) -> tuple[str, int]:
-    """One URL: its canonical form and its code."""
+    """Makes one URL canonical. Returns its canonical form and its code."""
     try:
         return _canonical_url(found.strip(b"\t\n\r\x0c ")), 0
     except _BadUrl as problem:
@@ -158,7 +172,7 @@ class _BadUrl(ValueError):
 
 
 def _clean_round(text: str) -> str:
-    """Steps 1-5 once."""
+    """One round of steps 1-5."""
     if "&" in text:
         text = _ENTITY.sub(lambda match: html.unescape(match[0]), _AMPERSANDS.sub("&", text))
     if text.isascii():
@@ -170,7 +184,7 @@ def _clean_round(text: str) -> str:
 
 
 def _repair(text: str) -> str:
-    """Undoes UTF-8 that was read as Windows-1252 or Latin-1; the text itself if it is not that from end to end."""
+    """Decodes UTF-8 that was read as Windows-1252 or Latin-1. Returns any other text unchanged."""
     try:
         return bytes([BYTE_OF[char] for char in text]).decode("utf-8")
     except (KeyError, UnicodeDecodeError):
@@ -196,7 +210,7 @@ def _why_drop_text(text: str) -> str:
 
 
 def _says_something(text: str) -> bool:
-    """At least two letters or digits, one of them a letter; or one letter of a script without case."""
+    """True for two letters or digits with a letter among them, or for one letter of a script without case."""
     letters = others = 0
     for char in text:
         if char.isalpha():
@@ -209,7 +223,7 @@ def _says_something(text: str) -> bool:
 
 
 def _is_file_name(text: str) -> bool:
-    """The whole text is the name of a file, or what a camera calls a picture."""
+    """True if the whole text is the name of a file, or a camera's name for a picture."""
     stem = _FILE_EXTENSION.sub("", text)
     if len(stem) < len(text) and (" " not in stem or not _WORD.search(stem)):
         return True
@@ -220,7 +234,11 @@ def _is_file_name(text: str) -> bool:
 
 
 def _canonical_url(url: bytes) -> str:
-    """The canonical form, or `_BadUrl`."""
+    """The canonical form.
+
+    Raises:
+        _BadUrl: the URL is dropped.
+    """
     if len(url) > MAX_RAW_URL:
         raise _BadUrl("url_too_long")
     match = _URL.fullmatch(url)
@@ -241,7 +259,7 @@ def _canonical_url(url: bytes) -> str:
 
 
 def _authority(authority: bytes, scheme: str) -> str:
-    """Host, and port where it is not the scheme's own."""
+    """The host, and the port if it is not the default of the scheme."""
     if b"@" in authority:
         raise _BadUrl("user_info")
     split = re.fullmatch(rb"(\[[^\]]*\]|[^:]*)(?::([0-9]{0,8}))?", authority)
@@ -273,7 +291,7 @@ def _host(raw: bytes) -> str:
 
 
 def _path(path: bytes) -> str:
-    """The path behind its first slash: escaped, dot segments resolved."""
+    """The path after its first slash: escaped, with dot segments resolved."""
     path = _PATH_ESCAPED.sub(_escape, _BAD_ESCAPE.sub(b"%25", path))
     if b"." not in path and b"%2" not in path:
         return path.decode("ascii")
