@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.engine import child, files, fork_server, progress
+from pipeline.engine import child, fork_server, progress, storage
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.fork_server import NOTHING, Preload
 
@@ -72,7 +72,8 @@ ENVIRONMENT_ERRORS = frozenset(
 )
 # The last: a bundle ends while its worker is being stopped, and Beam has forgotten it already.
 EXPECTED = re.compile(
-    rf"\[[Ee]rrno ({'|'.join(map(str, sorted(ENVIRONMENT_ERRORS)))})\]|\b(Missing)?InputError: |\bKeyError: 'bundle_\d+"
+    rf"\[[Ee]rrno ({'|'.join(map(str, sorted(ENVIRONMENT_ERRORS)))})\]"
+    r"|\b((Missing)?Input|Damaged)Error: |\bKeyError: 'bundle_\d+"
 )
 TRACING = ("", "apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker")  # "": what workers send
 # Beam's threads that end with an exception when the other side is gone.
@@ -87,6 +88,10 @@ class JobFailed(RuntimeError):
 
 class InputGone(JobFailed, MissingInput):
     """An input that the plan has found is not there any more, or was one of many and never was."""
+
+
+class FileDamaged(JobFailed, storage.DamagedError):
+    """A file of the run is not as it was written."""
 
 
 class WorkerDied(JobFailed):
@@ -280,7 +285,7 @@ def run_job(
                 raise
             print(f"{program}: {error}; going on", file=sys.stderr)
         finally:
-            files.sweep(root)
+            storage.sweep(root)
 
 
 def run_pipeline(construct: Callable[[Any], Any], runner: Any, options: Any) -> None:
@@ -398,4 +403,7 @@ def explain(error: BaseException) -> JobFailed:
     of_input = re.match(r"(?:[\w.]+\.)?(Missing)?InputError: ", last)
     if of_input:
         return (InputGone if of_input[1] else JobFailed)(last[of_input.end() :])
+    of_file = re.match(r"(?:[\w.]+\.)?DamagedError: ", last)
+    if of_file:
+        return FileDamaged(last[of_file.end() :])
     return JobFailed(last)
