@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline import estimate
 from pipeline.dataset import damage
-from pipeline.engine import runners, storage, work
+from pipeline.engine import quiet_beam, runners, storage, work
 from pipeline.engine.cli import CRASHED, DONE, INTERRUPTED, MISSING, USAGE, MissingInput, UsageError, fail
 from pipeline.engine.options import validate
 from pipeline.engine.work import Busy
@@ -59,7 +59,7 @@ def build(options: Options, say: Callable[[str], None] = print) -> Run:
     stages = plan(run)
     continuing.check(stages, run)
     continuing.check_inputs(stages, run)
-    runners.import_beam()
+    quiet_beam.import_beam()
     with work.locked(run.root):
         storage.sweep(run.root)
         continuing.check(stages, run)  # another run may have ended meanwhile
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except storage.DamagedError as error:
         return fail("pipeline.build", damage.with_remedy(error), CRASHED)
     except (runners.JobFailed, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in runners.ENVIRONMENT_ERRORS:
+        if isinstance(error, OSError) and error.errno not in quiet_beam.ENVIRONMENT_ERRORS:
             raise
         return fail("pipeline.build", explain_failure(error), CRASHED)
     except KeyboardInterrupt:

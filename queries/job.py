@@ -21,9 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import hashing, runners, shuffle_files, storage
+from pipeline.engine import hashing, quiet_beam, runners, shuffle_files, storage
 from pipeline.engine.progress import Watched
-from pipeline.engine.steps import Reading, run_exchange, run_task
+from pipeline.engine.steps import run_exchange, run_task
+from pipeline.engine.tasks import Reading
 from pipeline.engine.work import StageFolder, StepFolder, digest_of, locked
 from queries import bigrams, ngrams, streams, titles, wikipedia
 from queries.bigrams import SCORED, Vocabulary
@@ -318,7 +319,7 @@ class Job:
 
     def count(self) -> Counted:
         """The first job: words and titles."""
-        runners.import_beam()  # before anybody else does: it is noisy
+        quiet_beam.import_beam()  # before anybody else does: it is noisy
         storage.write_list(os.path.join(self.work.root, "units.json"), self.listed)
         task = CountUnits(self.work, self.rules, self.buckets)
         words, views = MergeWords(self.work, self.rules, self.buckets), MergeTitles(self.work, self.rules, self.buckets)

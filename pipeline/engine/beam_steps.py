@@ -12,7 +12,7 @@ from typing import Any
 import apache_beam as beam
 
 from pipeline.engine import malloc, shuffle_files
-from pipeline.engine.steps import EXCHANGES, SLOTS, ExchangeTask, Reading, Task
+from pipeline.engine.tasks import EXCHANGES, SLOTS, ExchangeTask, Reading, Task
 from pipeline.engine.work import StepFolder, hold_as_worker, run_unit
 
 

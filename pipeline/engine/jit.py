@@ -22,17 +22,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Modules with a `warm()` that calls each kernel once on a few rows. Append here when a kernel file is added.
-KERNELS = (
-    "pipeline.text.normalize_kernel",
-    "pipeline.engine.hashing_kernel",
-    "pipeline.text.clean_kernel",
-    "pipeline.text.matcher_kernel",
-    "pipeline.stages.selection_kernel",
-    "pipeline.sources.wat_kernel",
-    "pipeline.sources.html_kernel",
-)
-
 PACKAGES = ("pipeline", "queries", "clip_train")  # where kernel files are
 OWN_CACHE = Path(__file__).parent / "__pycache__"
 
@@ -104,15 +93,19 @@ def _state(module: str) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 
 
+def kernel_modules() -> list[str]:
+    """Dotted names of all kernel files."""
+    root = Path(__file__).parents[2]
+    paths = [path for package in PACKAGES for path in sorted((root / package).rglob("*_kernel.py"))]
+    return [".".join(path.relative_to(root).with_suffix("").parts) for path in paths]
+
+
 def sweep(cache: Path = OWN_CACHE) -> int:
     """Removes the compiled kernels of other states of the sources from a cache folder; returns how many states.
 
     Only from this package's own folder unless another is named: one behind NUMBA_CACHE_DIR may serve other checkouts.
     """
-    root = Path(__file__).parents[2]
-    paths = [path for package in PACKAGES for path in (root / package).rglob("*_kernel.py")]
-    modules = [".".join(path.relative_to(root).with_suffix("").parts) for path in paths]
-    needed = {f"kernels-{_state(module)}" for module in modules}
+    needed = {f"kernels-{_state(module)}" for module in kernel_modules()}
     old = [path for path in cache.glob("kernels-*") if path.name not in needed]
     for path in old:
         shutil.rmtree(path, ignore_errors=True)
@@ -130,12 +123,17 @@ def kernel(name: str, rows: int) -> Any:
 
 
 def warm() -> dict[str, float]:
-    """Compiles every kernel; returns seconds by module. Does nothing where kernels are not available."""
+    """Compiles every kernel; returns seconds by module. Does nothing where kernels are not available.
+
+    A kernel file has a function `warm` that calls each kernel once on a few rows, or the files that use it compile it.
+    """
     seconds = {}
-    for name in KERNELS if available() else ():
+    for name in kernel_modules() if available() else ():
         start = time.perf_counter()
-        importlib.import_module(name).warm()
-        seconds[name] = time.perf_counter() - start
+        module = importlib.import_module(name)
+        if hasattr(module, "warm"):
+            module.warm()
+            seconds[name] = time.perf_counter() - start
     return seconds
 
 

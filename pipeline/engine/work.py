@@ -19,11 +19,13 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from pipeline.engine import storage
 from pipeline.engine.cli import UsageError
+
+Json: TypeAlias = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 
 
 class Busy(RuntimeError):

@@ -23,6 +23,8 @@ import threading
 import time
 from collections.abc import Sequence
 
+from pipeline.engine import fork_server, quiet_beam
+
 PR_SET_PDEATHSIG = 1
 ENDPOINTS = ("logging_endpoint", "artifact_endpoint", "provision_endpoint", "control_endpoint")
 
@@ -100,12 +102,9 @@ def live_as_fork_server(parent: int, modules: Sequence[str], kernels: Sequence[s
     if os.getppid() != parent:
         sys.exit(1)  # it is gone already
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; our parent decides
-    from pipeline.engine import fork_server
 
     def prepare() -> None:
-        from pipeline.engine import runners
-
-        runners.import_beam()
+        quiet_beam.import_beam()
 
     def run_worker() -> None:
         die_with(os.getppid(), by_kernel=True)
@@ -118,13 +117,11 @@ def live_as_fork_server(parent: int, modules: Sequence[str], kernels: Sequence[s
 def run_harness() -> None:
     """Beam's SDK harness, until the job ends."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    from pipeline.engine import runners
-
-    runners.import_beam()
+    quiet_beam.import_beam()
     from apache_beam.runners.worker import sdk_worker, sdk_worker_main
 
-    runners.quiet_readers()
-    sdk_worker.print = runners.print_unless_expected  # type: ignore[attr-defined]  # it prints every trace itself
+    quiet_beam.quiet_readers()
+    sdk_worker.print = quiet_beam.print_unless_expected  # type: ignore[attr-defined]  # it prints every trace itself
     sdk_worker_main.main(sys.argv[:1])
 
 

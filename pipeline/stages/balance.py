@@ -20,11 +20,12 @@ from pipeline.engine.cli import UsageError
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import PARQUET, Rows
-from pipeline.engine.steps import Reading, run_exchange, run_task
-from pipeline.engine.work import StepFolder
+from pipeline.engine.steps import run_exchange, run_task
+from pipeline.engine.tasks import Reading
+from pipeline.engine.work import Json, StepFolder
 from pipeline.schema import SELECTED
 from pipeline.stages import caps
-from pipeline.stages.base import TABLES, Job, Json, Outputs, Stage
+from pipeline.stages.base import TABLES, Job, Outputs, Stage
 from pipeline.stages.caps import CapPlan, MatchedRows, Policy
 from pipeline.stages.row_pass import ROW_HASH
 from pipeline.stages.run import Run, RunSettings

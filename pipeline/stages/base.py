@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 
 import pyarrow as pa
@@ -21,15 +21,13 @@ from pipeline.engine import hashing, storage
 from pipeline.engine.ledger import Ledger, smallest
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
-from pipeline.engine.work import StageFolder, StepFolder, digest_of
+from pipeline.engine.work import Json, StageFolder, StepFolder, digest_of
 from pipeline.schema import REJECTED
+from pipeline.stages.run import Run
 
 if TYPE_CHECKING:
     import apache_beam as beam
 
-    from pipeline.stages.run import Run
-
-Json: TypeAlias = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 T = TypeVar("T")
 Job: TypeAlias = Literal["select", "fetch", "publish"]
 

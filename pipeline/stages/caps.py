@@ -22,7 +22,8 @@ import pyarrow as pa
 
 from pipeline.engine import hashing, shuffle_files, storage
 from pipeline.engine.rows import Rows
-from pipeline.engine.steps import Reading, run_exchange, run_task
+from pipeline.engine.steps import run_exchange, run_task
+from pipeline.engine.tasks import Reading
 from pipeline.engine.work import StageFolder, StepFolder
 from pipeline.stages import selection
 from pipeline.stages.selection import Matches, Thresholds

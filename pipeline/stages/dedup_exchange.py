@@ -16,7 +16,8 @@ import pyarrow as pa
 from pipeline.engine import hashing, shuffle_files, storage
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
-from pipeline.engine.steps import Reading, run_exchange
+from pipeline.engine.steps import run_exchange
+from pipeline.engine.tasks import Reading
 from pipeline.engine.work import StageFolder, StepFolder
 from pipeline.stages import selection
 from pipeline.stages.row_pass import KEYS, PARTS_OF_UNIT

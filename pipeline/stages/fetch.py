@@ -26,14 +26,15 @@ from pipeline.engine.opening import InputError
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
-from pipeline.engine.steps import Reading, run_exchange, run_task
-from pipeline.engine.work import StepFolder
+from pipeline.engine.steps import run_exchange, run_task
+from pipeline.engine.tasks import Reading
+from pipeline.engine.work import Json, StepFolder
 from pipeline.fetching.downloader import FetchOptions, fetch_rows
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import PROJECT_URL
 from pipeline.schema import SELECTED
 from pipeline.stages.attempts import FETCHED_PART, Attempts, fetched_rows
-from pipeline.stages.base import Job, Json, Outputs, Stage
+from pipeline.stages.base import Job, Outputs, Stage
 from pipeline.stages.row_pass import ROW_HASH
 from pipeline.stages.run import Run
 from pipeline.stages.tally import Rejects, Tally, unit_body

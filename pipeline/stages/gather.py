@@ -24,9 +24,9 @@ from pipeline.engine.opening import InputError, is_remote, open_input
 from pipeline.engine.options import nearest, option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
-from pipeline.engine.work import StepFolder, digest_of
+from pipeline.engine.work import Json, StepFolder, digest_of
 from pipeline.sources.inputs import Input
-from pipeline.stages.base import Job, Json, Outputs
+from pipeline.stages.base import Job, Outputs
 from pipeline.stages.row_pass import GATHERED_PART, Parts, RowStage
 from pipeline.stages.run import RESULT, Run
 from pipeline.stages.tally import Tally

@@ -22,8 +22,8 @@ from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_task
-from pipeline.engine.work import StepFolder
-from pipeline.stages.base import TABLES, Job, Json, Outputs
+from pipeline.engine.work import Json, StepFolder
+from pipeline.stages.base import TABLES, Job, Outputs
 from pipeline.stages.row_pass import MATCHED_PART, PROVENANCE, URL_HASH, Parts, RowStage, read_parts
 from pipeline.stages.run import Run
 from pipeline.stages.tally import Tally

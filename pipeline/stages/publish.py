@@ -21,12 +21,13 @@ from pipeline.engine import hashing, shuffle_files, storage
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
-from pipeline.engine.steps import Reading, run_exchange, run_task
-from pipeline.engine.work import StageFolder, StepFolder
+from pipeline.engine.steps import run_exchange, run_task
+from pipeline.engine.tasks import Reading
+from pipeline.engine.work import Json, StageFolder, StepFolder
 from pipeline.schema import FETCHED, readable
 from pipeline.stages import caps
 from pipeline.stages.attempts import Attempts
-from pipeline.stages.base import TABLES, Job, Json, Outputs, Stage
+from pipeline.stages.base import TABLES, Job, Outputs, Stage
 from pipeline.stages.caps import CAP_STEPS, CapPlan, MatchedRows
 from pipeline.stages.row_pass import FETCHED_OK
 from pipeline.stages.run import About, Run

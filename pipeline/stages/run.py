@@ -13,10 +13,10 @@ from pipeline.engine import checks, runners
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.fork_server import Preload
 from pipeline.engine.options import REQUIRED, deciding, nearest, option
+from pipeline.engine.work import Json
 from pipeline.schema import STAGES
 from pipeline.sources import inputs as sources
 from pipeline.sources.inputs import Input
-from pipeline.stages.base import Json
 from queries import load
 
 if TYPE_CHECKING:
