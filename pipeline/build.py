@@ -26,7 +26,6 @@ from pipeline.engine.work import Busy
 from pipeline.options import Options, parse, recipe_text
 from pipeline.stages import STAGES, continuing
 from pipeline.stages.base import Outputs, Stage
-from pipeline.stages.gather import save_inputs
 from pipeline.stages.row_pass import fuse_row_stages
 from pipeline.stages.run import Run
 from pipeline.stages.run import look_up as look_up_run
@@ -66,6 +65,8 @@ def build(options: Options, say: Callable[[str], None] = print) -> Run:
         continuing.remove_from(stages, options.redo)
         continuing.reopen(stages, run)
         write_what_was_looked_up(run, options)
+        for stage in stages:
+            stage.settle(run)
         for _, job in itertools.groupby(continuing.to_do(stages, run), key=lambda stage: stage.job):
             run_job(list(job), run)
     say(f"done in {time.perf_counter() - start:.1f} s: {run.root}")
@@ -73,8 +74,7 @@ def build(options: Options, say: Callable[[str], None] = print) -> Run:
 
 
 def write_what_was_looked_up(run: Run, options: Options) -> None:
-    """Inputs, query list and recipe, for the workers and for people: anew in each run."""
-    save_inputs(run.inputs_file, run.inputs)
+    """Query list and recipe, for the workers and for people: anew in each run."""
     storage.write_published(run.queries_file, run.queries.table)
     storage.write_plain(f"{run.root}/recipe.yaml", recipe_text(options).encode())
     storage.list_checksums(run.root, ("queries.parquet", "recipe.yaml"))

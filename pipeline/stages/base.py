@@ -149,6 +149,10 @@ class Stage(abc.ABC):
         """
         return None
 
+    def settle(self, run: Run) -> None:
+        """Writes what the workers read of the options, anew in each run."""
+        return None
+
     def begin(self, run: Run) -> None:
         """What must be so before the job starts."""
         return None

@@ -408,6 +408,9 @@ class Gather(RowStage):
         check_archives(run.inputs)
         check_columns(run.settings(GatherSettings), run.inputs)
 
+    def settle(self, run: Run) -> None:
+        save_inputs(self.inputs_file, self.inputs)
+
     def source(self) -> ReadInputs:
         return ReadInputs(self.inputs_file, self.columns, self.images)
 
