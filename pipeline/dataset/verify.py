@@ -70,6 +70,7 @@ def verify(
     elif any(os.path.isdir(os.path.join(folder, name)) for name in ("shards", "metadata")):
         yield Fault("manifest.json", "missing, though there are shards: the publication was not finished")
     yield from _stages(folder, ledger)
+    yield from _seals_of_stages(folder, note)
     if stages:
         yield from (Fault(path, problem) for path, problem in damage.check_stages(folder))
 
@@ -303,3 +304,16 @@ def _stages(folder: str, published: list[dict[str, Any]] | None) -> Iterator[Fau
         if stage in said and any(said[stage][name] != counted[name] for name in COUNTED):
             yield Fault(path, "its ledger is not that of the manifest")
         before = at, counted
+
+
+def _seals_of_stages(folder: str, note: Callable[[str], None]) -> Iterator[Fault]:
+    """Where one stage has a checksum in its info.json, all have: one version made them all."""
+    paths = [f"stages/{stage}/info.json" for stage in STAGES]
+    infos = {path: info for path in paths if isinstance(info := _json(folder, path), dict)}
+    bare = [path for path, info in infos.items() if storage.CHECKSUM not in info]
+    if len(bare) == len(infos):
+        for path in bare:
+            note(f"{path}: written by an older version, without a checksum of its own")
+        return
+    for path in bare:
+        yield Fault(path, "has no checksum")

@@ -300,6 +300,8 @@ def read_json(path: str, *, sealed: bool = True) -> dict[str, Any] | None:
         raise DamagedError.of(path, f"it is no JSON: {error}") from None
     if not isinstance(value, dict):
         raise DamagedError.of(path, "it is no JSON object")
+    if CHECKSUM in value and not found:
+        raise DamagedError.of(path, "its checksum is no number")
     if sealed:
         del value[CHECKSUM]
     return value
