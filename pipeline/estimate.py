@@ -1,8 +1,8 @@
 """Estimates the rows, time and disk of a run from the size of its input, for `--plan`.
 
 The rates were measured on one core of a 2026 server (docs/benchmarks). The readers say what reading takes. The shares
-are those of a raw web crawl: half of the alt-texts contain a query, balancing keeps a tenth of the pairs, and two thirds
-of the images are still there.
+are those of a raw web crawl: half of the alt-texts contain a query, balancing keeps a tenth of the pairs, and two
+thirds of the images are still there.
 """
 
 from __future__ import annotations

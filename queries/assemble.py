@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.engine import files
+from pipeline.engine import storage
 from queries import load
 from queries.load import QUERIES
 from queries.rules import LONGEST, keys
@@ -110,7 +110,7 @@ def write(folder: str, table: pa.Table) -> load.QueryList:
         load.QueryError: the list is empty.
     """
     path = os.path.join(folder, "queries.parquet")
-    with files.temporary(path) as name:
+    with storage.temporary(path) as name:
         pq.write_table(
             table,
             name,
@@ -128,8 +128,8 @@ def export(folder: str, queries: pa.StringArray) -> None:
     import json
 
     listed = queries.to_pylist()
-    files.write_bytes(os.path.join(folder, "queries.txt"), "".join(f"{query}\n" for query in listed).encode())
-    files.write_bytes(os.path.join(folder, "queries.json"), json.dumps(listed, ensure_ascii=False, indent=0).encode())
+    storage.write_plain(os.path.join(folder, "queries.txt"), "".join(f"{query}\n" for query in listed).encode())
+    storage.write_plain(os.path.join(folder, "queries.json"), json.dumps(listed, ensure_ascii=False, indent=0).encode())
 
 
 def _column(parts: list[pa.ChunkedArray], kind: pa.DataType) -> pa.Array:

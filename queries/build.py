@@ -21,6 +21,7 @@ from pipeline.engine.cli import CRASHED, DONE, INTERRUPTED, MISSING, USAGE, Miss
 from pipeline.engine.command_line import CommandLine
 from pipeline.engine.options import validate
 from pipeline.engine.runners import JobFailed, beam_flags
+from pipeline.engine.storage import DamagedError
 from pipeline.engine.work import Busy
 from queries.options import GROUPS, Options, ShowSettings, recipe_text, with_files
 
@@ -91,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(
             "queries.build", f"another run holds the output folder ({error}): wait for it, or end it first", CRASHED
         )
+    except DamagedError as error:
+        return fail("queries.build", f"{error}: remove {options.output}/.counting, then run the same command", CRASHED)
     except JobFailed as error:
         return fail("queries.build", error, CRASHED)
     except BrokenPipeError:  # as with `| head`: the list is written

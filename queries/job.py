@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import files, hashing, quiet_beam, runners, shuffle_files
+from pipeline.engine import hashing, quiet_beam, runners, shuffle_files, storage
 from pipeline.engine.progress import Watched
 from pipeline.engine.steps import run_exchange, run_task
 from pipeline.engine.tasks import Reading
@@ -136,7 +136,7 @@ class CountUnits:
         return self.work.step("words", "units")
 
     def listed(self) -> list[dict[str, Any]]:
-        return files.read_json(os.path.join(self.work.root, "units.json"))
+        return storage.read_list(os.path.join(self.work.root, "units.json"))
 
     def units(self) -> int:
         return len(self.listed())
@@ -150,7 +150,7 @@ class CountUnits:
         if kind == "pageviews":
             views = self._views(piece, tally)
         else:
-            with _writing_texts(self.folder.file(unit, "texts")) as out:
+            with storage.writing_batches(self.folder.file(unit, "texts"), TEXTS, compression="zstd") as out:
                 found: list[pa.Table] = []
                 texts = _lines(piece, tally) if kind == "text" else _articles(piece, kind, tally, found)
                 for batch in texts:
@@ -258,7 +258,7 @@ class CountPairs:
     def run(self, unit: int) -> dict[str, Any]:
         vocabulary = read_vocabulary(self.work)
         counter, parts, rows = PairCounter(), 0, 0
-        for batch in files.read_batches(self.work.step("words", "units").file(self.texts[unit], "texts")):
+        for batch in storage.read_batches(self.work.step("words", "units").file(self.texts[unit], "texts")):
             tokens = ngrams.tokenize(batch["text"], self.rules.profile)
             counter.add(*ngrams.count_pairs(tokens, vocabulary.forms))
             if counter.pending > MOST_PAIRS:
@@ -322,7 +322,7 @@ class Job:
     def count(self) -> Counted:
         """Runs the first job, which counts words and titles."""
         quiet_beam.import_beam()  # first of all: a plain import of Beam prints warnings
-        files.write_json(os.path.join(self.work.root, "units.json"), self.listed)
+        storage.write_list(os.path.join(self.work.root, "units.json"), self.listed)
         task = CountUnits(self.work, self.rules, self.buckets)
         words, views = MergeWords(self.work, self.rules, self.buckets), MergeTitles(self.work, self.rules, self.buckets)
 
@@ -366,7 +366,7 @@ class Job:
         table = vocabulary.to_table()
         digest = f"{hashing.table_digest(table):x} {vocabulary.occurrences}"
         self.work = work = dataclasses.replace(self.work, pairs=digest_of(self.work.words, digest))
-        files.write_table(work.vocabulary, table)
+        storage.write_table(work.vocabulary, table)
         units = work.step("words", "units").manifests()
         texts = tuple(unit for unit, row in units if row["kind"] != "pageviews")
         task = CountPairs(work, self.rules, texts, self.buckets)
@@ -389,12 +389,12 @@ class Job:
     def __enter__(self) -> Job:
         self._lock = lock_run_folder(self.work.root)
         self._lock.__enter__()
-        files.sweep(self.work.root)
+        storage.sweep(self.work.root)
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is None:
-            files.remove(self.work.root)
+            storage.remove(self.work.root)
         self._lock.__exit__(kind, error, trace)
 
 
@@ -424,7 +424,7 @@ def read_vocabulary(work: CountFolder) -> Vocabulary:
     """Reads the kept words. A process reads them once."""
     if work not in _vocabularies:
         _vocabularies.clear()
-        _vocabularies[work] = Vocabulary.from_table(files.read_table(work.vocabulary))
+        _vocabularies[work] = Vocabulary.from_table(storage.read_table(work.vocabulary))
     return _vocabularies[work]
 
 
@@ -478,35 +478,13 @@ def _names_table(rows: list[tuple[str, str, int]]) -> pa.Table:
     return pa.table([[row[place] for row in rows] for place in range(3)], schema=NAMES)
 
 
-def _writing_texts(path: str) -> Any:
-    return _Texts(path)
-
-
-class _Texts:
-    """Writes a compressed Arrow file of texts. The file appears when the block ends without an error."""
-
-    def __init__(self, path: str) -> None:
-        self._file = files.temporary(path)
-
-    def __enter__(self) -> pa.ipc.RecordBatchFileWriter:
-        options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
-        self._sink = pa.OSFile(self._file.__enter__(), "wb")
-        self._out = pa.ipc.new_file(self._sink, TEXTS, options=options)
-        return self._out
-
-    def __exit__(self, *error: Any) -> None:
-        self._out.close()
-        self._sink.close()
-        self._file.__exit__(*error)
-
-
 def _write(path: str, table: pa.Table) -> None:
-    with files.writing_batches(path, table.schema) as out:
+    with storage.writing_batches(path, table.schema) as out:
         out.write_table(table)
 
 
 def _read_file(path: str, schema: pa.Schema) -> pa.Table:
-    return pa.Table.from_batches(files.read_batches(path), schema)
+    return pa.Table.from_batches(storage.read_batches(path), schema)
 
 
 def _read(folder: Any, schema: pa.Schema) -> pa.Table:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import __version__
-from pipeline.engine import files
+from pipeline.engine import storage
 from pipeline.text.matcher import Matcher
 from queries import assemble, bigrams, job, rules, titles, wordnet
 from queries.bigrams import Vocabulary
@@ -191,8 +191,8 @@ def write(options: Options, sources: Sources, *, seconds: float) -> dict[str, An
         "versions": versions(),
         "seconds": round(seconds, 1),
     }
-    files.write_json(os.path.join(options.output, "info.json"), info)
-    files.write_bytes(os.path.join(options.output, "README.md"), readme(info).encode())
+    storage.write_json(os.path.join(options.output, "info.json"), info)
+    storage.write_plain(os.path.join(options.output, "README.md"), readme(info).encode())
     return info
 
 

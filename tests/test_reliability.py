@@ -30,7 +30,7 @@ import pytest
 
 from pipeline import build
 from pipeline.demo import smallweb
-from pipeline.engine import files, shuffle_files
+from pipeline.engine import files, shuffle_files, storage
 from pipeline.schema import STAGES
 from pipeline.stages.base import Stage
 from pipeline.stages.run import Run
@@ -85,10 +85,10 @@ def facts(out: Path) -> dict[str, Any]:
     """What must be the same: the digest of each stage, and the digest and files of what is published."""
     found: dict[str, Any] = {}
     for stage in STAGES:
-        info = files.read_json(str(out / "stages" / stage / "info.json"))
+        info = storage.read_json(str(out / "stages" / stage / "info.json"))
         if info:
             found[stage] = info["digest"], info["rows_in"], info["rows_out"], info["dropped"]
-    manifest = files.read_json(str(out / "manifest.json"))
+    manifest = storage.read_json(str(out / "manifest.json"))
     if manifest:
         found["manifest"] = manifest["digest"], manifest["files"]
     return found
@@ -135,7 +135,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
     tmp = tmp_path_factory.mktemp("whole")
     with serving() as server:
         job = calm(whole_arguments(tmp, server), tmp / "calm")
-        info = files.read_json(str(tmp / "calm" / "stages" / "fetch" / "info.json"))
+        info = storage.read_json(str(tmp / "calm" / "stages" / "fetch" / "info.json"))
         assert info and info["archived_images"] == 10 and info["rows_out"] == len(server.images)
         yield job
 
@@ -206,7 +206,7 @@ def check_file(path: Path) -> None:
     elif head.startswith(b"PAR1"):
         pq.read_table(path, page_checksum_verification=True)
     elif head.startswith(b"ARROW1"):
-        assert list(files.read_batches(str(path))) is not None
+        assert list(storage.read_batches(str(path))) is not None
     elif head.startswith(shuffle_files.MAGIC):
         check_buckets(path)
     elif head.startswith(b"\x93NUMPY"):

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
-from pipeline.engine import display, files, screen
+from pipeline.engine import display, screen, storage
 from pipeline.engine.work import StepFolder
 
 REDRAW = 0.5  # seconds between looks
@@ -127,7 +127,10 @@ class _Seen:
         inode = os.stat(path).st_ino
         if self._strange.get(name) == inode:
             return
-        found = files.read_json(path) or {}
+        try:
+            found = storage.read_json(path) or {}
+        except storage.DamagedError:  # whoever needs it says so
+            found = {}
         if found.get("fingerprint", "") != self.step.folder.fingerprint:
             self._strange[name] = inode
             return

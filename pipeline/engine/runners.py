@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.engine import child, files, forked_workers, progress
+from pipeline.engine import child, forked_workers, progress, storage
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.fork_server import NOTHING, Preload
 from pipeline.engine.quiet_beam import EXPECTED, hush, import_beam, quiet_readers
@@ -54,6 +54,10 @@ class JobFailed(RuntimeError):
 
 class InputGone(JobFailed, MissingInput):
     """An input is missing. It was there when the run was planned, or it is one of many that planning did not check."""
+
+
+class FileDamaged(JobFailed, storage.DamagedError):
+    """A file of the run is not as it was written."""
 
 
 class WorkerDied(JobFailed):
@@ -191,7 +195,7 @@ def run_job(
                 raise
             print(f"{program}: {error}; going on", file=sys.stderr)
         finally:
-            files.sweep(root)
+            storage.sweep(root)
 
 
 def run_pipeline(construct: Callable[[Any], Any], runner: Any, options: Any) -> None:
@@ -303,4 +307,7 @@ def explain_failure(error: BaseException) -> JobFailed:
     of_input = re.match(r"(?:[\w.]+\.)?(Missing)?InputError: ", last)
     if of_input:
         return (InputGone if of_input[1] else JobFailed)(last[of_input.end() :])
+    of_file = re.match(r"(?:[\w.]+\.)?DamagedError: ", last)
+    if of_file:
+        return FileDamaged(last[of_file.end() :])
     return JobFailed(last)

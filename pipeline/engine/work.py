@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from pipeline.engine import files
+from pipeline.engine import storage
 from pipeline.engine.cli import UsageError
 
 Json: TypeAlias = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
@@ -51,16 +51,13 @@ class StepFolder:
 
     def manifest(self, unit: int) -> dict[str, Any] | None:
         """What the unit did, or None if it is not done under this fingerprint."""
-        found = files.read_json(self.file(unit, "json"))
+        found = storage.read_json(self.file(unit, "json"))
         return found if found is not None and found.get("fingerprint") == self.fingerprint else None
 
     def manifests(self) -> list[tuple[int, dict[str, Any]]]:
         """(unit, manifest) of all units that are done, by number."""
-        try:
-            changed = os.stat(self.path).st_mtime_ns
-        except FileNotFoundError:
-            return []
-        return _manifests(self, changed)
+        changed = storage.changed(self.path)
+        return _manifests(self, changed) if changed is not None else []
 
     def total(self, name: str) -> Any:
         """The sum of one number over all manifests."""
@@ -69,7 +66,7 @@ class StepFolder:
     def write_manifest(self, unit: int, body: dict[str, Any]) -> dict[str, Any]:
         """Commits a unit, after its files were written. Returns the manifest."""
         found = {**body, "fingerprint": self.fingerprint}
-        files.write_json(self.file(unit, "json"), found)
+        storage.write_json(self.file(unit, "json"), found)
         return found
 
 
@@ -77,7 +74,7 @@ class StepFolder:
 def _manifests(folder: StepFolder, changed: int) -> list[tuple[int, dict[str, Any]]]:
     """`manifests` of a folder in one state, cached: a step that reads buckets calls it once for each unit."""
     del changed
-    units = sorted(int(name.removesuffix(".json")) for name in os.listdir(folder.path) if name.endswith(".json"))
+    units = sorted(int(name.removesuffix(".json")) for name in storage.names(folder.path) if name.endswith(".json"))
     return [(unit, found) for unit in units for found in [folder.manifest(unit)] if found is not None]
 
 
@@ -108,10 +105,10 @@ class StageFolder:
         return StepFolder(os.path.join(self.path, name), fingerprint)
 
     def info(self) -> dict[str, Any] | None:
-        """info.json of the stage if it is completed, else None."""
-        if not os.path.exists(os.path.join(self.path, "COMPLETED")):
+        """info.json of the stage if it is completed, else None. One of an older version has no checksum in it."""
+        if not storage.exists(os.path.join(self.path, "COMPLETED")):
             return None
-        return files.read_json(os.path.join(self.path, "info.json"))
+        return storage.read_json(os.path.join(self.path, "info.json"), sealed=False)
 
     def done(self) -> dict[str, Any]:
         """info.json of a stage that must be completed.
@@ -122,13 +119,15 @@ class StageFolder:
         info = self.info()
         if info is None:
             raise RuntimeError(f"the stage {self.name!r} is not done in {self.root}")
+        if storage.CHECKSUM not in info:
+            raise storage.DamagedError.of(os.path.join(self.path, "info.json"), "it has no checksum")
         return info
 
     def complete(self, info: dict[str, Any]) -> None:
         """Writes info.json, then COMPLETED."""
         head = {"stage": self.name, "fingerprint": self.fingerprint, **json.loads(self.about)}
-        files.write_json(os.path.join(self.path, "info.json"), {**head, **info})
-        files.write_bytes(os.path.join(self.path, "COMPLETED"), b"")
+        storage.write_json(os.path.join(self.path, "info.json"), {**head, **info})
+        storage.write_plain(os.path.join(self.path, "COMPLETED"), b"")
 
 
 def run_unit(folder: StepFolder, unit: int, task: Callable[[int], dict[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pyarrow as pa
 
-from pipeline.engine import checks, files, hashing, shuffle_files
+from pipeline.engine import checks, hashing, shuffle_files, storage
 from pipeline.engine.cli import UsageError
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
@@ -109,7 +109,7 @@ class SelectRows:
         decide = caps.decider(self.plan, tally, SELECTED_PART, bits=bits)
         for path, keep in self.rows.masked(unit):
             first, selected = 0, []
-            for batch in files.read_batches(path):
+            for batch in storage.read_batches(path):
                 selected.append(decide(batch, keep[first : first + batch.num_rows]))
                 first += batch.num_rows
             self._write(unit, parts, selected, bits)
@@ -147,7 +147,7 @@ class SortRows:
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
         table = caps.sort_by_uid(shuffle_files.table(messages, SELECTED_PART))
-        files.write_table(self.folder.file(unit, "parquet"), table)
+        storage.write_table(self.folder.file(unit, "parquet"), table)
         return {"rows": table.num_rows}
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import files, hashing, shuffle_files
+from pipeline.engine import hashing, shuffle_files, storage
 from pipeline.engine.cli import UsageError
 from pipeline.engine.opening import InputError
 from pipeline.engine.options import option
@@ -141,7 +141,7 @@ class ByHost:
         return len(self.plan.selected.manifests())
 
     def run(self, unit: int) -> dict[str, Any]:
-        table = files.read_table(self.plan.selected.file(unit, "parquet")).cast(SELECTED_PART).combine_chunks()
+        table = storage.read_table(self.plan.selected.file(unit, "parquet")).cast(SELECTED_PART).combine_chunks()
         batch = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], SELECTED_PART)
         hosts = self.plan.attempts.hosts
         bucket = (host_hashes(batch["url"]) % np.uint64(hosts)).astype(np.int64)
@@ -170,7 +170,7 @@ class IndexArchivedImages:
 
     def run(self, unit: int) -> dict[str, Any]:
         listed = self.plan.images
-        tables = [files.read_table(listed.file(source, "images")) for source, _ in listed.manifests()]
+        tables = [storage.read_table(listed.file(source, "images")) for source, _ in listed.manifests()]
         if not tables:
             return {"images": 0}
         table = pa.concat_tables(tables).combine_chunks()
@@ -181,8 +181,7 @@ class IndexArchivedImages:
         kept = table.take(pa.array(order[first]))
         arrays = {"hash": words[first], "source": kept["source"].to_numpy(), "offset": kept["offset"].to_numpy()}
         for name, array in arrays.items():
-            with files.writing(self.folder.file(unit, name)) as file:
-                np.save(file, array)
+            storage.save_array(self.folder.file(unit, name), array)
         return {"images": int(first.sum())}
 
 
@@ -214,14 +213,14 @@ class ArchivedImages:
 
 @functools.lru_cache(maxsize=1)
 def _archived(folder: StepFolder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    words, sources, offsets = (np.load(folder.file(0, name), mmap_mode="r") for name in ("hash", "source", "offset"))
+    words, sources, offsets = (storage.map_array(folder.file(0, name)) for name in ("hash", "source", "offset"))
     return words, sources, offsets
 
 
 @functools.lru_cache(maxsize=1)
 def archives(inputs: str) -> list[tuple[str, str]]:
     """The format and the path behind each source number."""
-    by_name = {item["name"]: (item["format"], item["path"]) for item in files.read_json(inputs)}
+    by_name = {item["name"]: (item["format"], item["path"]) for item in storage.read_list(inputs)}
     return [by_name[name] for name in sorted(by_name)]
 
 
@@ -276,9 +275,9 @@ def download(plan: FetchPlan, folder: StepFolder, unit: int, rows: pa.Table) -> 
     parts = 0
     for start in range(0, rows.num_rows, ROWS_PER_CALL):
         path = folder.file(unit, "arrow", parts)
-        if not os.path.exists(path):
+        if not storage.is_sound(path):
             _download_part(plan, folder, unit, parts, rows.slice(start, ROWS_PER_CALL))
-        for batch in files.read_batches(path, ["status"]):
+        for batch in storage.read_batches(path, ["status"]):
             for item in pc.value_counts(batch["status"]).to_pylist():
                 counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
         parts += 1
@@ -303,7 +302,7 @@ def _download_part(plan: FetchPlan, folder: StepFolder, unit: int, part: int, ro
     outcome = [hashing.column_hash(fetched[name]) for name in OUTCOME]
     row_hash = hashing.row_hash(batch["row_hash"].to_numpy(), *outcome)
     complete_batch = pa.RecordBatch.from_arrays([*fetched.columns, pa.array(row_hash)], schema=FETCHED_PART)
-    with files.writing_batches(folder.file(unit, "arrow", part), FETCHED_PART) as out:
+    with storage.writing_batches(folder.file(unit, "arrow", part), FETCHED_PART) as out:
         out.write_batch(complete_batch)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import checks, files, hashing
+from pipeline.engine import checks, hashing, storage
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.opening import InputError
@@ -275,7 +275,7 @@ class ReadInputs:
         if sum(batch.num_rows for batch in images):
             number = source_names(self.inputs).index(source.name)
             tables = [list_images(batch, number) for batch in images]
-            files.write_table(self.images.file(unit, "images"), pa.concat_tables(tables))
+            storage.write_table(self.images.file(unit, "images"), pa.concat_tables(tables))
             self.images.write_manifest(unit, {"images": sum(map(len, tables))})
 
 
@@ -289,7 +289,8 @@ def list_images(found: pa.RecordBatch, source: int) -> pa.Table:
 @functools.lru_cache(maxsize=2)
 def load_inputs(path: str) -> list[Input]:
     """The run's inputs as `save_inputs` wrote them."""
-    return [Input(**{**item, "part": tuple(item["part"]) if item["part"] else None}) for item in files.read_json(path)]
+    items = storage.read_list(path)
+    return [Input(**{**item, "part": tuple(item["part"]) if item["part"] else None}) for item in items]
 
 
 @functools.lru_cache(maxsize=2)
@@ -301,7 +302,7 @@ def source_names(path: str) -> list[str]:
 def save_inputs(path: str, inputs: tuple[Input, ...]) -> None:
     """Writes the list for the workers and for later runs."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    files.write_json(path, [dataclasses.asdict(item) for item in inputs])
+    storage.write_list(path, [dataclasses.asdict(item) for item in inputs])
     load_inputs.cache_clear()
     source_names.cache_clear()
 
@@ -373,7 +374,7 @@ class Gather(RowStage):
     def check(self, run: Run) -> None:
         check_inputs(run.inputs, read_settings(run.settings(GatherSettings)))
 
-    def begin(self, run: Run) -> None:
+    def settle(self, run: Run) -> None:
         save_inputs(self.inputs_file, self.inputs)
 
     def source(self) -> ReadInputs:

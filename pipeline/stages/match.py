@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import checks, files, hashing
+from pipeline.engine import checks, hashing, storage
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
@@ -121,7 +121,7 @@ class BuildTables:
         return 1
 
     def run(self, unit: int) -> dict[str, Any]:
-        queries = hashing.as_array(files.read_table(self.queries, ["query"])["query"])
+        queries = hashing.as_array(storage.read_published(self.queries, ["query"])["query"])
         save_tables(self.tables, queries, mode=self.mode, case=self.case)
         return {"queries": len(queries)}
 
@@ -130,12 +130,12 @@ def save_tables(folder: str, queries: pa.Array, *, mode: str, case: str) -> None
     """Builds the matcher once for all workers, which map its files."""
     os.makedirs(folder, exist_ok=True)
     Matcher.build(queries, mode=mode, case=case).save(folder)
-    np.save(os.path.join(folder, "query_hash.npy"), hashing.hash_strings(queries)[:, 0])
+    storage.save_array(os.path.join(folder, "query_hash.npy"), hashing.hash_strings(queries)[:, 0])
 
 
 @functools.lru_cache(maxsize=1)
 def _load(folder: str) -> tuple[Matcher, np.ndarray]:
-    return Matcher.load(folder), np.load(os.path.join(folder, "query_hash.npy"), mmap_mode="r").view(np.ndarray)
+    return Matcher.load(folder), storage.map_array(os.path.join(folder, "query_hash.npy"))
 
 
 @dataclasses.dataclass(frozen=True)
