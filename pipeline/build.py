@@ -14,15 +14,17 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline import estimate
 from pipeline.engine import files, runners, work
+from pipeline.engine.callable_module import make_callable
 from pipeline.engine.cli import CRASHED, DONE, INTERRUPTED, MISSING, USAGE, MissingInput, UsageError, fail
 from pipeline.engine.options import validate
 from pipeline.engine.work import Busy
 from pipeline.options import Options, parse, recipe_text
+from pipeline.result import Result
 from pipeline.stages import STAGES, continuing
 from pipeline.stages.base import Outputs, Stage
 from pipeline.stages.row_pass import fuse_row_stages
@@ -44,15 +46,18 @@ def plan(run: Run) -> list[Stage]:
     return before.stages()
 
 
-def build(options: Options, say: Callable[[str], None] = print) -> Run:
-    """Does what is asked for and not done yet.
+def build(options: Options, *, quiet: bool = False) -> Result:
+    """Does what is asked for and not done yet. Nothing is printed to stdout.
+
+    Args:
+        options: as the command line has them; `validate` checks them.
+        quiet: shows no progress on stderr.
 
     Raises:
         UsageError, MissingInput: before anything is written.
         Busy: another run holds the folder.
         JobFailed: a job of Beam failed.
     """
-    start = time.perf_counter()
     run = look_up(options)
     stages = plan(run)
     continuing.check(stages, run)
@@ -66,12 +71,11 @@ def build(options: Options, say: Callable[[str], None] = print) -> Run:
         files.write_table(run.queries_file, run.queries.table)
         files.write_bytes(f"{run.root}/recipe.yaml", recipe_text(options).encode())
         for _, job in itertools.groupby(continuing.to_do(stages, run), key=lambda stage: stage.job):
-            run_job(list(job), run)
-    say(f"done in {time.perf_counter() - start:.1f} s: {run.root}")
-    return run
+            run_job(list(job), run, quiet=quiet)
+    return Result.of(run.root, stages)
 
 
-def run_job(stages: list[Stage], run: Run) -> None:
+def run_job(stages: list[Stage], run: Run, *, quiet: bool = False) -> None:
     """Runs stages as one Beam pipeline on the runner that was asked for, and ends each of them."""
     for stage in stages:
         stage.begin(run)
@@ -88,6 +92,7 @@ def run_job(stages: list[Stage], run: Run) -> None:
         steps=[watched for stage in stages for watched in stage.watched()],
         program="pipeline.build",
         load=run.preload,
+        quiet=quiet,
     )
     for part in passes:
         part.complete()
@@ -104,17 +109,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = look_up(options)
             estimate.print_plan(run, plan(run), options, as_json=how.json)
             return DONE
-        run = build(options, say=lambda line: print(line, file=sys.stderr))
-        print_summary(run, as_json=how.json)
+        start = time.perf_counter()
+        result = build(options)
+        print(f"done in {time.perf_counter() - start:.1f} s: {result.root}", file=sys.stderr)
+        print(json.dumps(result.to_json(), indent=1) if how.json else result.summary())
         return DONE
     except UsageError as error:
         return fail("pipeline.build", error, USAGE)
     except MissingInput as error:
         return fail("pipeline.build", error, MISSING)
     except Busy as error:
-        return fail(
-            "pipeline.build", f"another run holds the output folder ({error}): wait for it, or end it first", CRASHED
-        )
+        return fail("pipeline.build", error, CRASHED)
     except (runners.JobFailed, OSError) as error:
         if isinstance(error, OSError) and error.errno not in runners.ENVIRONMENT_ERRORS:
             raise
@@ -131,19 +136,7 @@ def explain_failure(error: Exception) -> str:
     return text if "the same command" in text else f"{text}: mend this, then the same command goes on where it was"
 
 
-def print_summary(run: Run, *, as_json: bool) -> None:
-    """The ledger of the stages that are done, and what to type next."""
-    infos = [info for stage in plan(run) if (info := stage.folder.info())]
-    rows = [{name: info[name] for name in ("stage", "rows_in", "rows_out", "dropped", "digest")} for info in infos]
-    if as_json:
-        print(json.dumps({"output": run.root, "ledger": rows}, indent=1))
-        return
-    for row in rows:
-        print(f"{row['stage']:<14}{row['rows_in']:>14,} -> {row['rows_out']:>14,}")
-        for reason, count in sorted(row["dropped"].items(), key=lambda item: -item[1]):
-            print(f"    {reason:<26}{count:>14,}")
-    print(f"next: python -m pipeline.inspect_shards info {run.root}")
-
+make_callable(__name__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -291,13 +291,13 @@ class MergePairs(_Merge):
 class Job:
     """Both jobs of one list, in one folder: a context that holds the folder's lock, and removes it at the end."""
 
-    def __init__(self, options: Options, *, ready: bool) -> None:
-        self.options = options
+    def __init__(self, options: Options, *, ready: bool, quiet: bool = False) -> None:
+        self.options, self.quiet = options, quiet
         self.ledger: dict[str, dict[str, int]] = {}
         self.warnings: list[str] = []
         runners.make_options(options.runner, options.workers, list(options.beam))  # before anything is written
         self.listed = list_units(options, self.ledger, self.warnings)
-        for line in self.warnings:
+        for line in [] if quiet else self.warnings:
             print(f"queries.build: {line}", file=sys.stderr)
         metaclip = options.profile == "metaclip1"  # its pairs may be of any words
         self.rules = Rules(
@@ -380,7 +380,12 @@ class Job:
     def _run(self, construct: Any, watched: list[tuple[str, Any, int]]) -> None:
         o, steps = self.options, [Watched(*row) for row in watched]
         runners.run_job(
-            construct, (o.runner, o.workers, o.beam), root=self.work.root, steps=steps, program="queries.build"
+            construct,
+            (o.runner, o.workers, o.beam),
+            root=self.work.root,
+            steps=steps,
+            program="queries.build",
+            quiet=self.quiet,
         )
 
     def __enter__(self) -> Job:

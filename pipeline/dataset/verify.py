@@ -54,7 +54,7 @@ def verify(folder: str, *, quick: bool = False) -> Iterator[Fault]:
     ledger = None
     if published:
         manifest = _json(folder, "manifest.json")
-        problem = _shape(manifest)
+        problem = problem_of(manifest)
         if problem:
             yield Fault("manifest.json", problem)
         else:
@@ -76,7 +76,7 @@ def _json(folder: str, path: str) -> Any:
         return error
 
 
-def _shape(manifest: Any) -> str:
+def problem_of(manifest: Any) -> str:
     """What is wrong with the form of a manifest; "" if nothing is."""
     if isinstance(manifest, Exception):
         return f"cannot be read: {manifest}"
@@ -85,6 +85,8 @@ def _shape(manifest: Any) -> str:
             FileEntry(**entry)
             if os.path.isabs(entry["path"]) or ".." in entry["path"].split("/"):
                 return f"lists {entry['path']!r}, which lies outside the folder"
+            if not (isinstance(entry["bytes"], int) and isinstance(entry["rows"], int)):
+                return f"lists {entry['path']!r} without its bytes and rows"
         for row in manifest["ledger"]:
             int(row["rows_in"]), int(row["rows_out"]), dict(row["dropped"]), str(row["stage"])
         str(manifest["digest"]), dict(manifest["options"]), dict(manifest["versions"])

@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(folder: str, pages: int, workers: int | None) -> int:
-    from pipeline import build, inspect_shards
+    from pipeline import inspect_shards
+    from pipeline.build import main as build
     from pipeline.demo import smallweb
 
     start = time.perf_counter()
@@ -52,7 +53,7 @@ def _run(folder: str, pages: int, workers: int | None) -> int:
         command = ["--input", archives, "--output", out, "--allow-address", "127.0.0.0/8"]
         command += ["--workers", str(workers)] if workers else []
         print("$ python -m pipeline.build " + " ".join(command), flush=True)
-        code = build.main(command)
+        code = build(command)
     if code:
         return code
     print("$ python -m pipeline.inspect_shards verify " + out, flush=True)

@@ -256,6 +256,7 @@ def run_job(
     steps: Sequence[progress.Watched],
     program: str,
     load: Preload = NOTHING,
+    quiet: bool = False,
 ) -> None:
     """Runs one pipeline to its end with its progress shown; one whose worker dies goes on where it was, twice.
 
@@ -266,6 +267,7 @@ def run_job(
         steps: what the progress line names.
         program: who speaks of a death on stderr.
         load: as `make_options` takes it.
+        quiet: shows no progress.
 
     Raises:
         JobFailed, WorkerDied, KeyboardInterrupt: as `run_pipeline`; WorkerDied after the third death.
@@ -273,7 +275,7 @@ def run_job(
     for left in range(WORKER_DEATHS, -1, -1):
         runner, options = make_options(*asked, load=load)
         try:
-            with progress.watching(steps):
+            with progress.watching(steps, quiet=quiet):
                 return run_pipeline(construct, runner, options)
         except WorkerDied as error:
             if not left:
