@@ -28,7 +28,7 @@ from pipeline import Options, build, errors, open_set
 from pipeline.dataset.open_set import stages_of
 from pipeline.demo.__main__ import main as demo
 
-PORT = 18087
+PORT = int(os.environ.get("OPENWIT_DEMO_PORT", "18087"))
 PAGES = ("README.md", "croissant.json", "report/")
 
 
@@ -50,11 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="file or folder that is built beside the demo")
     parser.add_argument("--port", type=int, default=PORT, help="of the demo's server (default: %(default)s)")
+    parser.add_argument("--pages", type=int, default=60, help="of the demo's small web (default: %(default)s)")
     parser.add_argument("--workers", type=int, help="processes (default: one a core)")
     parser.add_argument("--fetch", action="store_true", help="go on to publish with the inputs, too")
     given = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        words = [f"{folder}/demo", "--port", str(given.port)]
+        words = [f"{folder}/demo", "--port", str(given.port), "--pages", str(given.pages)]
         words += ["--workers", str(given.workers)] if given.workers else []
         with contextlib.redirect_stdout(sys.stderr):
             code = demo(words)
