@@ -28,6 +28,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import yaml
 
 import pipeline.stages
 from pipeline import schema
@@ -102,6 +103,8 @@ def run_blocks(page: str, folder: Path, **variables: str) -> None:
             change(folder / block.note, block)
         elif block.language in ("sh", "python"):
             run(block, folder, variables)
+        elif block.language == "yaml":
+            assert isinstance(yaml.safe_load(block.text), dict), f"{page}:{block.line}"
 
 
 def run(block: Block, folder: Path, variables: dict[str, str]) -> None:
@@ -152,6 +155,12 @@ def test_the_readme(tmp_path: Path) -> None:
         put_on_path(tmp_path, name)
     run_blocks("README.md", tmp_path, PYTHONPATH=str(ROOT), PATH=f"{tmp_path}/bin:{os.environ['PATH']}")
     assert (tmp_path / "my-set" / "manifest.json").exists() and (tmp_path / "rows.parquet").exists()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in ("README.md", "CONTRIBUTING.md")])
+def test_the_other_pages(page: str, tmp_path: Path) -> None:
+    put_on_path(tmp_path, "bin/python")
+    run_blocks(page, tmp_path, PYTHONPATH=str(ROOT), PATH=f"{tmp_path}/bin:{os.environ['PATH']}")
 
 
 def test_the_flags_of_the_readme_exist() -> None:

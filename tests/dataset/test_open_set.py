@@ -212,6 +212,12 @@ def test_the_set_of_an_older_version_is_read(folder: Path) -> None:
     assert [field.name for field in pairs.queries.schema] == ["id", "query", "source", "count"]
 
 
+def test_a_column_that_some_shards_lack_is_null_there(folder: Path) -> None:
+    path = folder / "metadata/00001.parquet"
+    files.write_table(str(path), pq.read_table(path).drop_columns(["phash"]))
+    assert open_set(folder).table()["phash"].null_count == PER_SHARD
+
+
 def test_a_sample_is_found_by_few_reads_and_few_rows_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entries: list[shards.FileEntry] = []
     for number in range(64):
