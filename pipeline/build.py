@@ -11,19 +11,30 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline import estimate
 from pipeline.dataset import damage
 from pipeline.engine import quiet_beam, runners, storage, work
-from pipeline.engine.cli import CRASHED, DONE, INTERRUPTED, MISSING, USAGE, MissingInput, UsageError, fail
+from pipeline.engine.callable_module import make_callable
+from pipeline.engine.cli import (
+    CRASHED,
+    DONE,
+    INTERRUPTED,
+    MISSING,
+    USAGE,
+    MissingInput,
+    UsageError,
+    fail,
+    with_next_step,
+)
 from pipeline.engine.options import validate
 from pipeline.engine.work import Busy
 from pipeline.options import Options, parse, recipe_text
+from pipeline.result import Result
 from pipeline.stages import STAGES, continuing
 from pipeline.stages.base import Outputs, Stage
 from pipeline.stages.row_pass import fuse_row_stages
@@ -45,15 +56,18 @@ def plan(run: Run) -> list[Stage]:
     return before.stages()
 
 
-def build(options: Options, say: Callable[[str], None] = print) -> Run:
-    """Does what is asked for and not done yet.
+def build(options: Options, *, quiet: bool = False) -> Result:
+    """Does what is asked for and not done yet. Nothing is printed to stdout.
+
+    Args:
+        options: as the command line has them; `validate` checks them.
+        quiet: shows no progress on stderr.
 
     Raises:
         UsageError, MissingInput: before anything is written.
         Busy: another run holds the folder.
         JobFailed: a job of Beam failed.
     """
-    start = time.perf_counter()
     run = look_up(options)
     stages = plan(run)
     continuing.check(stages, run)
@@ -68,9 +82,8 @@ def build(options: Options, say: Callable[[str], None] = print) -> Run:
         for stage in stages:
             stage.settle(run)
         for _, job in itertools.groupby(continuing.to_do(stages, run), key=lambda stage: stage.job):
-            run_job(list(job), run)
-    say(f"done in {time.perf_counter() - start:.1f} s: {run.root}")
-    return run
+            run_job(list(job), run, quiet=quiet)
+    return Result.of(run.root, stages)
 
 
 def write_what_was_looked_up(run: Run, options: Options) -> None:
@@ -80,7 +93,7 @@ def write_what_was_looked_up(run: Run, options: Options) -> None:
     storage.list_checksums(run.root, ("queries.parquet", "recipe.yaml"))
 
 
-def run_job(stages: list[Stage], run: Run) -> None:
+def run_job(stages: list[Stage], run: Run, *, quiet: bool = False) -> None:
     """Runs stages as one Beam pipeline on the runner that was asked for, and ends each of them."""
     for stage in stages:
         stage.begin(run)
@@ -97,6 +110,7 @@ def run_job(stages: list[Stage], run: Run) -> None:
         steps=[watched for stage in stages for watched in stage.watched()],
         program="pipeline.build",
         load=run.preload,
+        quiet=quiet,
     )
     for part in passes:
         part.complete()
@@ -113,48 +127,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = look_up(options)
             estimate.print_plan(run, plan(run), options, as_json=how.json)
             return DONE
-        run = build(options, say=lambda line: print(line, file=sys.stderr))
-        print_summary(run, as_json=how.json)
+        start = time.perf_counter()
+        result = build(options)
+        print(f"done in {time.perf_counter() - start:.1f} s: {result.root}", file=sys.stderr)
+        print(json.dumps(result.to_json(), indent=1) if how.json else result.summary())
         return DONE
     except UsageError as error:
         return fail("pipeline.build", error, USAGE)
     except MissingInput as error:
         return fail("pipeline.build", error, MISSING)
     except Busy as error:
-        return fail(
-            "pipeline.build", f"another run holds the output folder ({error}): wait for it, or end it first", CRASHED
-        )
+        return fail("pipeline.build", error, CRASHED)
     except storage.DamagedError as error:
         return fail("pipeline.build", damage.with_remedy(error), CRASHED)
     except (runners.JobFailed, OSError) as error:
         if isinstance(error, OSError) and error.errno not in quiet_beam.ENVIRONMENT_ERRORS:
             raise
-        return fail("pipeline.build", explain_failure(error), CRASHED)
+        return fail("pipeline.build", with_next_step(error), CRASHED)
     except KeyboardInterrupt:
         return fail("pipeline.build", "interrupted; the same command goes on where it was", INTERRUPTED)
 
 
-def explain_failure(error: Exception) -> str:
-    """A failure that the same command may survive, and what to do about it."""
-    text = str(error)
-    if re.search(r"No space left on device|Disk quota exceeded", text):
-        return f"the disk is full ({text}): free some space, then the same command goes on where it was"
-    return text if "the same command" in text else f"{text}: mend this, then the same command goes on where it was"
-
-
-def print_summary(run: Run, *, as_json: bool) -> None:
-    """The ledger of the stages that are done, and what to type next."""
-    infos = [info for stage in plan(run) if (info := stage.folder.info())]
-    rows = [{name: info[name] for name in ("stage", "rows_in", "rows_out", "dropped", "digest")} for info in infos]
-    if as_json:
-        print(json.dumps({"output": run.root, "ledger": rows}, indent=1))
-        return
-    for row in rows:
-        print(f"{row['stage']:<14}{row['rows_in']:>14,} -> {row['rows_out']:>14,}")
-        for reason, count in sorted(row["dropped"].items(), key=lambda item: -item[1]):
-            print(f"    {reason:<26}{count:>14,}")
-    print(f"next: python -m pipeline.inspect_shards info {run.root}")
-
+make_callable(__name__)
 
 if __name__ == "__main__":
     sys.exit(main())

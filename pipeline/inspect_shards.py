@@ -15,99 +15,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from pipeline import __version__
+from pipeline.dataset.errors import Ambiguous, Damaged, NotFound
 from pipeline.engine.cli import BELOW, DONE, INTERRUPTED, MISSING, USAGE, Parser, UsageError, check_flags, suggestion
 from pipeline.engine.display import sanitize, size
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 FAULT = BELOW  # exit code of `verify` on a folder that is not sound
-
-
-class NotFound(ValueError):
-    """What was named is not there."""
-
-
-class Damaged(ValueError):
-    """A file cannot be read, or is not what it should be."""
-
-
-# ------------------------------------------------------------------------------------------------------- the folder
-
-
-def read_json(folder: str, path: str) -> Any:
-    """A JSON file of the folder, None where it is missing."""
-    from pipeline.engine import storage
-
-    try:
-        return storage.read_json(os.path.join(folder, path), sealed=False)
-    except storage.DamagedError as error:
-        raise Damaged(path + str(error).removeprefix(os.path.join(folder, path))) from error
-    except OSError as error:
-        raise Damaged(f"{path} cannot be read: {error}") from error
-
-
-def manifest_of(folder: str) -> dict[str, Any]:
-    """The manifest of a published folder."""
-    manifest = read_json(folder, "manifest.json")
-    if manifest is None:
-        raise NotFound(f"{folder!r} is not a published folder: it has no manifest.json")
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), list):
-        raise Damaged("manifest.json is not a manifest")
-    return manifest
-
-
-def stages_of(folder: str) -> list[dict[str, Any]]:
-    """info.json of each stage that there is, in order; `completed` says whether it was finished."""
-    from pipeline.schema import STAGES
-
-    found = []
-    for stage in STAGES:
-        path = f"stages/{stage}"
-        if os.path.isdir(os.path.join(folder, path)):
-            info = read_json(folder, f"{path}/info.json") or {}
-            completed = os.path.exists(os.path.join(folder, path, "COMPLETED"))
-            found.append({"stage": stage, "completed": completed, **info})
-    return found
-
-
-def metadata_tables(
-    folder: str, columns: Sequence[str] | None = None, *, shard: int | None = None
-) -> Iterator[pa.Table]:
-    """The metadata, shard by shard, as the manifest lists them; page checksums are verified."""
-    import pyarrow as pa
-
-    from pipeline.dataset import shards
-    from pipeline.engine import storage
-
-    paths = sorted(entry["path"] for entry in manifest_of(folder)["files"] if entry["path"].startswith("metadata/"))
-    if shard is not None:
-        wanted = f"metadata/{shard:05d}.parquet"
-        if wanted not in paths:
-            raise NotFound(f"there is no shard {shard}: the set has {len(paths)}")
-        paths = [wanted]
-    for path in paths:
-        try:
-            yield shards.read_table(os.path.join(folder, path), columns)
-        except (pa.ArrowException, storage.DamagedError, OSError, ValueError) as error:
-            raise Damaged(f"{path} cannot be read: {error}") from error
-
-
-def query_names(folder: str) -> list[str]:
-    """The query of each id, empty where the list is not there."""
-    from pipeline.dataset import shards
-
-    path = os.path.join(folder, "queries.parquet")
-    return shards.read_table(path, ["query"])["query"].to_pylist() if os.path.exists(path) else []
 
 
 # ----------------------------------------------------------------------------------------------------- the commands
@@ -115,9 +35,12 @@ def query_names(folder: str) -> list[str]:
 
 def info(args: argparse.Namespace) -> int:
     """What the folder is."""
+    from pipeline.dataset import open_set, shards
+
     folder = args.folder
-    manifest = manifest_of(folder) if os.path.exists(os.path.join(folder, "manifest.json")) else None
-    stages = stages_of(folder)
+    published = os.path.exists(os.path.join(folder, "manifest.json"))
+    manifest = open_set.read_manifest(folder) if published else None
+    stages = open_set.stages_of(folder)
     if manifest is None and not stages:
         raise NotFound(f"{folder!r} holds neither manifest.json nor stages/: is it the --output of a run?")
     facts: dict[str, Any] = {"folder": folder, "published": manifest is not None, "stages": stages}
@@ -130,9 +53,8 @@ def info(args: argparse.Namespace) -> int:
             "rows": sum(entry["rows"] for entry in tars),
             "bytes": sum(entry["bytes"] for entry in entries),
         }
-    elif (queries := query_names(folder)) or os.path.exists(os.path.join(folder, "queries.parquet")):
-        from pipeline.dataset import shards
-
+    elif os.path.exists(os.path.join(folder, "queries.parquet")):
+        queries = open_set.read_queries(folder)["query"].to_pylist()
         facts["queries"] = {"rows": len(queries), "digest": shards.digest_of_queries(queries)}
     if args.json:
         return print_json(facts)
@@ -170,10 +92,12 @@ def ls(args: argparse.Namespace) -> int:
     """Samples, a line each."""
     import pyarrow.compute as pc
 
+    from pipeline.dataset.open_set import open_set
+
     columns = ("key", "shard", "text", "url", "width", "height", "jpg_size")
     left = args.limit or sys.maxsize
     listed: list[dict[str, Any]] = []
-    for table in metadata_tables(args.folder, columns, shard=args.shard):
+    for table in open_set(args.folder).rows(columns, shard=args.shard):
         if args.grep is not None:
             table = table.filter(pc.match_substring(table["text"], args.grep, ignore_case=True))
         rows = table.slice(0, left).to_pylist()
@@ -198,15 +122,23 @@ def print_samples(rows: list[dict[str, Any]]) -> None:
 
 def show(args: argparse.Namespace) -> int:
     """Everything known of one sample."""
-    row = find(args.folder, args.key)
-    queries = query_names(args.folder)
+    from pipeline.dataset.open_set import open_set
+
+    pairs = open_set(args.folder)
+    try:
+        row = pairs.row(args.key)
+    except Ambiguous as error:
+        raise UsageError(str(error)) from None
+    queries = pairs.queries["query"].to_pylist()
     names = {
         column: [queries[number] if number < len(queries) else str(number) for number in row[column]]
         for column in ("query_ids", "kept_by")
     }
     facts = row | {"queries": names["query_ids"], "kept_by_queries": names["kept_by"]}
     if args.image is not None:
-        save_image(args.folder, row, args.image)
+        from pipeline.engine import storage
+
+        storage.write_plain(args.image, pairs.sample(row["key"]).image)
     if args.json:
         return print_json(facts)
     for name, value in facts.items():
@@ -220,49 +152,14 @@ def show(args: argparse.Namespace) -> int:
     return DONE
 
 
-def find(folder: str, start: str) -> dict[str, Any]:
-    """The only sample whose key begins so."""
-    import pyarrow.compute as pc
-
-    from pipeline.dataset import shards
-
-    matches: list[tuple[int, int, str]] = []
-    for shard, table in enumerate(metadata_tables(folder, ["key"])):
-        rows = pc.indices_nonzero(pc.starts_with(table["key"], start.lower())).to_pylist()
-        matches += [(shard, row, table["key"][row].as_py()) for row in rows[:6]]
-        if len(matches) > 5:
-            break
-    if not matches:
-        raise NotFound(f"no sample has a key that begins with {start!r}")
-    if len(matches) > 1:
-        some = ", ".join(key for _, _, key in matches[:5])
-        raise UsageError(f"several keys begin with {start!r}: {some}{' ...' if len(matches) > 5 else ''}")
-    shard, row, _ = matches[0]
-    table = shards.read_table(os.path.join(folder, shards.metadata_path(shard)))
-    return table.slice(row, 1).to_pylist()[0]
-
-
-def save_image(folder: str, row: dict[str, Any], to: str) -> None:
-    """Copies the JPEG of a sample out of its tar, if it is the one that the metadata names."""
-    from pipeline.dataset import shards
-    from pipeline.engine import storage
-
-    path = shards.tar_path(row["shard"])
-    try:
-        image = storage.read_range(os.path.join(folder, path), row["jpg_offset"], row["jpg_size"])
-    except OSError as error:
-        raise Damaged(f"{path} cannot be read: {error}") from error
-    if hashlib.sha256(image).hexdigest() != row["sha256"]:
-        raise Damaged(f"{path}: the image of {row['key']} has another sha256 than the metadata says; not saved")
-    storage.write_plain(to, image)
-
-
 def stats(args: argparse.Namespace) -> int:
     """What is in the set, counted."""
     from pipeline.dataset import summary
+    from pipeline.dataset.open_set import open_set
 
-    s = summary.summarise(metadata_tables(args.folder, summary.COLUMNS))
-    queries = query_names(args.folder)
+    pairs = open_set(args.folder)
+    s = summary.summarise(pairs.rows(summary.COLUMNS))
+    queries = pairs.queries["query"].to_pylist()
     picked = [
         (queries[number] if number < len(queries) else str(number), count)
         for number, count in summary.top(s.kept_by or s.matched, 20)

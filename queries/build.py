@@ -10,13 +10,16 @@ optional. The same inputs give the same list with any number of workers.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
+from pipeline.engine.callable_module import make_callable
 from pipeline.engine.cli import CRASHED, DONE, INTERRUPTED, MISSING, USAGE, MissingInput, UsageError, fail
 from pipeline.engine.command_line import CommandLine
 from pipeline.engine.options import validate
@@ -26,11 +29,44 @@ from pipeline.engine.work import Busy
 from queries.options import GROUPS, Options, ShowSettings, recipe_text, with_files
 
 if TYPE_CHECKING:
+    from queries.load import QueryList
     from queries.recipe import Sources
 
 
-def build(options: Options) -> dict[str, Any]:
-    """Builds the list and returns the contents of info.json.
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A list that was made.
+
+    Attributes:
+        root: the folder of the list, absolute.
+        info: info.json, with the counts of each source and the warnings.
+    """
+
+    root: str
+    info: dict[str, Any]
+
+    def __len__(self) -> int:
+        """The number of queries."""
+        return self.info["queries"]
+
+    @property
+    def digest(self) -> str:
+        """The digest of the queries, which names the list."""
+        return self.info["digest"]
+
+    def open(self) -> QueryList:
+        """The list."""
+        from queries.load import load_queries
+
+        return load_queries(os.path.join(self.root, "queries.parquet"))
+
+
+def build(options: Options, *, quiet: bool = False) -> Result:
+    """Makes the list. Nothing is printed to stdout.
+
+    Args:
+        options: as the command line has them; `validate` checks them.
+        quiet: shows neither progress nor warnings on stderr; `Result.info` holds the warnings.
 
     Raises:
         MissingInput, UsageError: an input or an option is wrong. No list is written.
@@ -45,10 +81,11 @@ def build(options: Options) -> dict[str, Any]:
     start = time.perf_counter()
     options = with_files(validate(options))
     try:
-        sources: Sources = recipe.collect(options)
-        return recipe.write(options, sources, seconds=time.perf_counter() - start)
+        sources: Sources = recipe.collect(options, quiet=quiet)
+        info = recipe.write(options, sources, seconds=time.perf_counter() - start)
     except (CountsError, WordNetError, QueryError) as error:
         raise MissingInput(str(error)) from error
+    return Result(os.path.abspath(options.output), info)
 
 
 # --------------------------------------------------------------------------------------------------- command line
@@ -81,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if how.print_config:
             print(recipe_text(options), end="")
             return DONE
-        info = build(options)
+        info = build(options).info
         print(json.dumps(info, indent=1, ensure_ascii=False) if how.json else summary(options, info))
         return DONE
     except UsageError as error:
@@ -89,9 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MissingInput as error:
         return fail("queries.build", error, MISSING)
     except Busy as error:
-        return fail(
-            "queries.build", f"another run holds the output folder ({error}): wait for it, or end it first", CRASHED
-        )
+        return fail("queries.build", error, CRASHED)
     except DamagedError as error:
         return fail("queries.build", f"{error}: remove {options.output}/.counting, then run the same command", CRASHED)
     except JobFailed as error:
@@ -114,6 +149,8 @@ def summary(options: Options, info: dict[str, Any]) -> str:
     lines.append(f"next: python -m queries.show {options.output}")
     return "\n".join(lines)
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     sys.exit(main())

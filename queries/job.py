@@ -294,13 +294,13 @@ class MergePairs(_Merge):
 class Job:
     """Both jobs of one list. As a context it locks their folder, and removes it if the block ends without an error."""
 
-    def __init__(self, options: Options, *, ready: bool) -> None:
-        self.options = options
+    def __init__(self, options: Options, *, ready: bool, quiet: bool = False) -> None:
+        self.options, self.quiet = options, quiet
         self.ledger: dict[str, dict[str, int]] = {}
         self.warnings: list[str] = []
         runners.make_options(options.runner, options.workers, list(options.beam))  # checked before a write
         self.listed = list_units(options, self.ledger, self.warnings)
-        for line in self.warnings:
+        for line in [] if quiet else self.warnings:
             print(f"queries.build: {line}", file=sys.stderr)
         metaclip = options.profile == "metaclip1"  # its pairs may have any words
         self.rules = Rules(
@@ -383,7 +383,12 @@ class Job:
     def _run(self, construct: Any, watched: list[tuple[str, Any, int]]) -> None:
         o, steps = self.options, [Watched(*row) for row in watched]
         runners.run_job(
-            construct, (o.runner, o.workers, o.beam), root=self.work.root, steps=steps, program="queries.build"
+            construct,
+            (o.runner, o.workers, o.beam),
+            root=self.work.root,
+            steps=steps,
+            program="queries.build",
+            quiet=self.quiet,
         )
 
     def __enter__(self) -> Job:

@@ -40,8 +40,8 @@ class Sources:
     warnings: list[str]
 
 
-def collect(options: Options) -> Sources:
-    """Reads and counts all sources.
+def collect(options: Options, *, quiet: bool = False) -> Sources:
+    """Reads and counts all sources. `quiet` shows neither progress nor warnings.
 
     Raises:
         CountsError, WordNetError: an input cannot be used.
@@ -68,7 +68,7 @@ def collect(options: Options) -> Sources:
         offers.append(("word", rules.word_queries(words, min_count=options.min_count)))
         offers.append(("bigram", bigrams.best([ready], options.bigrams)))
         return Sources(offers, ledger, warnings)
-    with job.Job(options, ready=bool(len(words))) as counting:
+    with job.Job(options, ready=bool(len(words)), quiet=quiet) as counting:
         offers += _count(options, counting, words, ready)
     return Sources(offers, ledger | counting.ledger, warnings + counting.warnings)
 

@@ -61,7 +61,7 @@ def verify(
     ledger = None
     if published:
         manifest = _json(folder, "manifest.json")
-        problem = _shape(manifest) or _seal(manifest, note)
+        problem = problem_of(manifest) or _seal(manifest, note)
         if problem:
             yield Fault("manifest.json", problem)
         else:
@@ -101,7 +101,7 @@ def _unreadable(error: Exception) -> str:
     return f"cannot be read: {str(error).partition(' is damaged ')[2].strip('()') or error}"
 
 
-def _shape(manifest: Any) -> str:
+def problem_of(manifest: Any) -> str:
     """What is wrong with the form of a manifest; "" if nothing is."""
     if isinstance(manifest, Exception):
         return _unreadable(manifest)
@@ -110,6 +110,8 @@ def _shape(manifest: Any) -> str:
             FileEntry(**entry)
             if os.path.isabs(entry["path"]) or ".." in entry["path"].split("/"):
                 return f"lists {entry['path']!r}, which lies outside the folder"
+            if not (isinstance(entry["bytes"], int) and isinstance(entry["rows"], int)):
+                return f"lists {entry['path']!r} without its bytes and rows"
         for row in manifest["ledger"]:
             int(row["rows_in"]), int(row["rows_out"]), dict(row["dropped"]), str(row["stage"])
         str(manifest["digest"]), dict(manifest["options"]), dict(manifest["versions"])

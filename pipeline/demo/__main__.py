@@ -9,6 +9,7 @@ crawl. It serves the pictures on loopback, runs `python -m pipeline.build` on th
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shutil
 import sys
@@ -26,17 +27,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", nargs="?", default="demo-out", help="where everything goes (default: %(default)s)")
     parser.add_argument("--pages", type=int, default=60, help="pages of the small web (default: %(default)s)")
     parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+    parser.add_argument(
+        "--port", type=int, default=0, help="of the small web; the same port gives the same set (default: a free one)"
+    )
     options = parser.parse_args(argv)
     folder = os.path.abspath(options.folder)
     if os.path.exists(folder) and not os.path.exists(os.path.join(folder, MARK)):
         print(f"pipeline.demo: {folder} exists, and the demo did not make it: name another folder", file=sys.stderr)
         return 2
     shutil.rmtree(folder, ignore_errors=True)
-    return _run(folder, options.pages, options.workers)
+    try:
+        return _run(folder, options.pages, options.workers, options.port)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        print(f"pipeline.demo: port {options.port} is taken: name another --port", file=sys.stderr)
+        return 1
 
 
-def _run(folder: str, pages: int, workers: int | None) -> int:
-    from pipeline import build, inspect_shards
+def _run(folder: str, pages: int, workers: int | None, port: int) -> int:
+    from pipeline import inspect_shards
+    from pipeline.build import main as build
     from pipeline.demo import smallweb
 
     start = time.perf_counter()
@@ -44,7 +55,7 @@ def _run(folder: str, pages: int, workers: int | None) -> int:
     os.makedirs(archives)
     with open(os.path.join(folder, MARK), "w"):
         pass
-    with smallweb.serve(pages=pages) as web:
+    with smallweb.serve(pages=pages, port=port) as web:
         half = pages // 2
         records = smallweb.write_warc(web, os.path.join(archives, "crawl-0.warc.gz"), pages=slice(0, half))
         records += smallweb.write_wat(web, os.path.join(archives, "crawl-1.warc.wat.gz"), pages=slice(half, None))
@@ -52,7 +63,7 @@ def _run(folder: str, pages: int, workers: int | None) -> int:
         command = ["--input", archives, "--output", out, "--allow-address", "127.0.0.0/8"]
         command += ["--workers", str(workers)] if workers else []
         print("$ python -m pipeline.build " + " ".join(command), flush=True)
-        code = build.main(command)
+        code = build(command)
     if code:
         return code
     print("$ python -m pipeline.inspect_shards verify " + out, flush=True)

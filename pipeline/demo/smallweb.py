@@ -300,9 +300,17 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serve(*, pages: int = 60, seed: int = 7) -> Iterator[SmallWeb]:
-    """Draws a web and serves it on a free port of 127.0.0.1 while the block runs."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+def serve(*, pages: int = 60, seed: int = 7, port: int = 0) -> Iterator[SmallWeb]:
+    """Draws a web and serves it on 127.0.0.1 while the block runs.
+
+    Args:
+        pages, seed: as `draw` takes them.
+        port: 0 takes a free one. The port is a part of every URL, so equal sets need equal ports.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    server = ThreadingHTTPServer(("127.0.0.1", port), _Handler)
     server.daemon_threads = True
     server.web = draw(f"http://127.0.0.1:{server.server_address[1]}", pages=pages, seed=seed)  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -63,3 +63,11 @@ def fail(program: str, message: object, code: int) -> int:
     """Prints the message on stderr; returns the exit code."""
     print(f"{program}: {message}", file=sys.stderr)
     return code
+
+
+def with_next_step(error: Exception) -> str:
+    """A failure that the same command may survive, and what to do about it."""
+    text = str(error)
+    if re.search(r"No space left on device|Disk quota exceeded", text):
+        return f"the disk is full ({text}): free some space, then the same command goes on where it was"
+    return text if "the same command" in text else f"{text}: mend this, then the same command goes on where it was"

@@ -171,6 +171,7 @@ def run_job(
     steps: Sequence[progress.Watched],
     program: str,
     load: Preload = NOTHING,
+    quiet: bool = False,
 ) -> None:
     """Runs one pipeline to its end and shows its progress. If a worker dies, the job is resumed, at most twice.
 
@@ -181,6 +182,7 @@ def run_job(
         steps: shown by the progress line.
         program: the name in front of the message about a worker's death on stderr.
         load: as `make_options` takes it.
+        quiet: shows no progress.
 
     Raises:
         JobFailed, WorkerDied, KeyboardInterrupt: as `run_pipeline`; WorkerDied after the third death.
@@ -188,7 +190,7 @@ def run_job(
     for left in range(WORKER_DEATHS, -1, -1):
         runner, options = make_options(*asked, load=load)
         try:
-            with progress.watching(steps):
+            with progress.watching(steps, quiet=quiet):
                 return run_pipeline(construct, runner, options)
         except WorkerDied as error:
             if not left:

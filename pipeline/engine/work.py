@@ -29,7 +29,10 @@ Json: TypeAlias = None | bool | int | float | str | Sequence["Json"] | Mapping[s
 
 
 class Busy(RuntimeError):
-    """Another run holds the folder."""
+    """Another run holds the folder; `holder` is what is known of it, such as "process 7"."""
+
+    def __init__(self, root: str, holder: str) -> None:
+        super().__init__(f"another run holds the output folder {root} ({holder}): wait for it, or end it first")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,12 +174,12 @@ def lock_run_folder(root: str, *, patience: float = 10.0) -> Iterator[None]:
             fcntl.flock(run, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             run.seek(0)
-            raise Busy(run.read().strip() or "unknown process") from None
+            raise Busy(root, run.read().strip() or "unknown process") from None
         run.seek(0)
         run.truncate()
         run.write(f"process {os.getpid()}")
         run.flush()
-        _wait_for(workers, patience)
+        _wait_for(root, workers, patience)
         _running.add(root)
         try:
             yield
@@ -196,7 +199,7 @@ def _make(root: str) -> None:
         raise UsageError(f"the output folder {root!r} is not writable: name another one, or change its permissions")
 
 
-def _wait_for(workers: Any, patience: float) -> None:
+def _wait_for(root: str, workers: Any, patience: float) -> None:
     """Waits until no worker of an earlier run is alive."""
     end = time.monotonic() + patience
     while True:
@@ -206,7 +209,7 @@ def _wait_for(workers: Any, patience: float) -> None:
             return
         except BlockingIOError:
             if time.monotonic() > end:
-                raise Busy("workers of an earlier run that are still ending") from None
+                raise Busy(root, "workers of an earlier run that are still ending") from None
             time.sleep(0.1)
 
 

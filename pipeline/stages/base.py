@@ -70,6 +70,10 @@ class Outputs:
             raise TypeError(f"the rows of {name} have a form of their own")
         return rows
 
+    def last_rows(self) -> Rows:
+        """The rows that the stage before leaves, whichever it is."""
+        return self.rows(list(self._stages)[-1])
+
     def part(self, name: str, kind: type[T]) -> T:
         """The field of an earlier stage that is of a type that both stages know."""
         stage = self._stages[name]

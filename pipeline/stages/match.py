@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -17,14 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine import checks, hashing, storage
-from pipeline.engine.ledger import Ledger
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_task
 from pipeline.engine.work import Json, StepFolder
 from pipeline.stages.base import TABLES, Job, Outputs
-from pipeline.stages.row_pass import MATCHED_PART, PROVENANCE, URL_HASH, Parts, RowStage, read_parts
+from pipeline.stages.row_pass import MATCHED_PART, PROVENANCE, URL_HASH, Parts, ReadParts, RowStage
 from pipeline.stages.run import Run
 from pipeline.stages.tally import Tally
 from pipeline.text.matcher import Matcher
@@ -95,19 +94,6 @@ class MatchRows:
 
 
 @dataclasses.dataclass(frozen=True)
-class ReadParts:
-    """The rows that gather left on disk, as the source of a pass: one unit a unit of gather."""
-
-    gathered: StepFolder
-
-    def units(self) -> int:
-        return len(self.gathered.manifests())
-
-    def read(self, unit: int, ledger: Ledger) -> Iterator[pa.RecordBatch]:
-        yield from read_parts(self.gathered, unit)
-
-
-@dataclasses.dataclass(frozen=True)
 class BuildTables:
     """The only unit of the step before the pass: the compiled list, built once; all workers map its files."""
 
@@ -160,7 +146,7 @@ class Match(RowStage):
         return cls(
             before.plan(run, cls),
             run.keep_rejected,
-            gathered=before.rows("gather").parts,
+            gathered=before.last_rows().parts,
             queries_file=run.queries_file,
             mode=o.match,
             case=o.case,

@@ -138,6 +138,19 @@ class RowSource(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class ReadParts:
+    """The parts that an earlier stage left on disk, as the source of a pass: one unit a unit of that stage."""
+
+    folder: StepFolder
+
+    def units(self) -> int:
+        return len(self.folder.manifests())
+
+    def read(self, unit: int, ledger: Ledger) -> Iterator[pa.RecordBatch]:
+        yield from read_parts(self.folder, unit)
+
+
+@dataclasses.dataclass(frozen=True)
 class Parts:
     """What a row-wise stage writes: Arrow parts of `schema`, with a bucket file of keys beside each if `key_bits`."""
 

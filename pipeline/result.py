@@ -1,0 +1,65 @@
+"""What a build has made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from pipeline.stages.base import Stage
+
+if TYPE_CHECKING:
+    from pipeline.dataset.open_set import OpenSet
+
+COUNTED = ("stage", "rows_in", "rows_out", "dropped")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The stages of a run that are done, whether this call or an earlier one did them.
+
+    Attributes:
+        root: the folder of the run, absolute.
+        ledger: `stage`, `rows_in`, `rows_out` and `dropped` (rows by reason) of each stage, in order.
+        digests: of the rows of each stage, by its name. Equal rows have equal digests.
+        digest: over all published files; None where the run did not come to `publish`.
+    """
+
+    root: str
+    ledger: tuple[dict[str, Any], ...]
+    digests: dict[str, str]
+    digest: str | None
+
+    @classmethod
+    def of(cls, root: str, stages: Iterable[Stage]) -> Result:
+        """The result as the folder holds it."""
+        from pipeline.dataset.open_set import read_manifest
+
+        infos = [info for stage in stages if (info := stage.folder.info())]
+        digests = {info["stage"]: info["digest"] for info in infos}
+        digest = read_manifest(root)["digest"] if "publish" in digests else None
+        return cls(root, tuple({name: info[name] for name in COUNTED} for info in infos), digests, digest)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        ledger = [row | {"digest": self.digests[row["stage"]]} for row in self.ledger]
+        return {"output": self.root, "ledger": ledger}
+
+    def summary(self) -> str:
+        """The ledger for a person, and what to type next."""
+        lines = []
+        for row in self.ledger:
+            lines.append(f"{row['stage']:<14}{row['rows_in']:>14,} -> {row['rows_out']:>14,}")
+            for reason, count in sorted(row["dropped"].items(), key=lambda item: -item[1]):
+                lines.append(f"    {reason:<26}{count:>14,}")
+        return "\n".join([*lines, f"next: python -m pipeline.inspect_shards info {self.root}"])
+
+    def open(self) -> OpenSet:
+        """The published set.
+
+        Raises:
+            NotFound: the run did not come to `publish`.
+        """
+        from pipeline.dataset.open_set import open_set
+
+        return open_set(self.root)
