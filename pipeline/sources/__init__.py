@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pipeline.sources.base import Reader
 from pipeline.sources.tables import Table
-from pipeline.sources.warc import Warc
-from pipeline.sources.wat import Wat
+from pipeline.sources.web_archives import Warc, Wat
 
 READERS: dict[str, Reader] = {"wat": Wat(), "warc": Warc(), "table": Table()}

@@ -1,13 +1,20 @@
-"""What the readers of WAT and WARC files share: names, packs of archives (WACZ), and how to tell one from the other."""
+"""The readers of web archives: WAT, WARC and ARC files, and packs of them (WACZ).
+
+`wat.py` and `warc.py` parse them. They are imported when a file is read, since `--help` needs the readers.
+"""
 
 from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Iterator
 from typing import ClassVar
 
+import pyarrow as pa
+
+from pipeline.engine.ledger import Ledger
 from pipeline.engine.opening import InputError, open_seekable
-from pipeline.sources.base import Found, Input, Reader, file_name, packed
+from pipeline.sources.base import Found, Input, Reader, ReadSettings, file_name, packed
 
 COMPRESSIONS = (".gz", ".lz4", ".zst")
 ARCHIVES = packed(".warc", ".arc", ".wat", by=COMPRESSIONS)  # ends of names
@@ -15,6 +22,8 @@ WACZ = ".wacz"
 RECORD = b"WARC/"  # begins every record
 DENSE_PAIR = 500  # bytes of a compressed archive behind a pair, where pairs are many
 
+_LZ4 = b"\x04\x22\x4d\x18"  # begins a frame; of what can be read, only archives are packed so
+_ARC = b"filedesc://"
 _MEMBER = re.compile(r"archive/[^/]+\.warc(\.gz)?$")
 
 
@@ -29,6 +38,54 @@ class ArchiveReader(Reader):
 
     def expected_rows(self, item: Input) -> float:
         return self.size(item) / DENSE_PAIR
+
+
+class Wat(ArchiveReader):
+    """WAT files. Some are named like WARC files, with a part "wat" anywhere in the name: a.wat.0001.warc.gz."""
+
+    name: ClassVar[str] = "wat"
+    suffixes: ClassVar[tuple[str, ...]] = packed(".wat", by=COMPRESSIONS)
+    bytes_per_pair: ClassVar[float] = 780  # compressed
+
+    def claims(self, name: str) -> bool:
+        name = name.lower()
+        return name.endswith(ARCHIVES) and ".wat." in f"{name}."
+
+    def sniff(self, head: bytes) -> bool:
+        return is_wat(head)
+
+    def read(
+        self, source: Input, *, ledger: Ledger, images: list[pa.RecordBatch], settings: ReadSettings
+    ) -> Iterator[pa.RecordBatch]:
+        from pipeline.sources.wat import read_wat
+
+        return read_wat(source.path, ledger=ledger, name=source.name, size=source.bytes)
+
+
+class Warc(ArchiveReader):
+    """WARC and ARC files, and those inside a WACZ. A WAT may have the name of a WARC."""
+
+    name: ClassVar[str] = "warc"
+    suffixes: ClassVar[tuple[str, ...]] = (*packed(".warc", ".arc", by=COMPRESSIONS), WACZ)
+    name_is_vague: ClassVar[bool] = True
+    bytes_per_pair: ClassVar[float] = 25_000  # compressed
+
+    def sniff(self, head: bytes) -> bool:
+        return head.startswith((RECORD, _ARC, _LZ4))
+
+    def read(
+        self, source: Input, *, ledger: Ledger, images: list[pa.RecordBatch], settings: ReadSettings
+    ) -> Iterator[pa.RecordBatch]:
+        from pipeline.sources.warc import ArchivedImages, read_warc
+
+        found = ArchivedImages()
+        yield from read_warc(source.path, ledger=ledger, images=found, name=source.name, size=source.bytes)
+        images.append(found.batch())
+
+    def read_image(self, path: str, offset: int, *, max_bytes: int) -> bytes | None:
+        from pipeline.sources.warc import read_image
+
+        return read_image(path, offset, max_bytes=max_bytes)
 
 
 def is_wat(head: bytes) -> bool:

@@ -18,7 +18,7 @@ from pipeline.engine.cli import DONE, MISSING
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.options import declared
 from pipeline.schema import CANDIDATES, TEXT_SOURCES
-from pipeline.sources import READERS, tables, warc, wat
+from pipeline.sources import READERS, tables, warc, wat, web_archives
 from pipeline.sources.base import BATCH_ROWS, Input, Reader, ReadSettings, candidates_of_pairs, read_whole
 from pipeline.sources.inputs import InputError, expand, readable
 from pipeline.stages.gather import GatherSettings
@@ -241,7 +241,7 @@ def test_no_format_is_named_outside_the_sources() -> None:
 
 def test_only_the_registry_imports_the_readers() -> None:
     """Stages ask `READERS`: a module that imports one reader knows its format."""
-    known = {module.__name__ for module in (wat, warc, tables)}
+    known = {module.__name__ for module in (wat, warc, web_archives, tables)}
     for path in (ROOT / "pipeline").rglob("*.py"):
         if path.parent.name == "sources":
             continue
@@ -256,7 +256,8 @@ def test_readers_are_light() -> None:
     program = "import sys, pipeline.sources; print(*sys.modules)"
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     heavy = {"numba", "selectolax", "zstandard", "lz4", "brotli", "deflate", "fsspec", "apache_beam"}
-    assert not heavy & set(out.split())
+    parsers = {f"pipeline.sources.{name}" for name in ("archive", "html", "warc", "wat")}
+    assert not (heavy | parsers) & set(out.split())
 
 
 def test_every_reader_gives_candidates(tmp_path: Path, pairs: Reader, folder: Path) -> None:
