@@ -25,7 +25,7 @@ from pipeline.engine import files, hashing, quiet_beam, runners, shuffle_files
 from pipeline.engine.progress import Watched
 from pipeline.engine.steps import run_exchange, run_task
 from pipeline.engine.tasks import Reading
-from pipeline.engine.work import StageFolder, StepFolder, digest_of, locked
+from pipeline.engine.work import StageFolder, StepFolder, digest_of, lock_run_folder
 from queries import bigrams, ngrams, streams, titles, wikipedia
 from queries.bigrams import SCORED, Vocabulary
 from queries.counts import COUNTED
@@ -385,7 +385,7 @@ class Job:
         )
 
     def __enter__(self) -> Job:
-        self._lock = locked(self.work.root)
+        self._lock = lock_run_folder(self.work.root)
         self._lock.__enter__()
         files.sweep(self.work.root)
         return self

@@ -152,7 +152,7 @@ def hex_digest(value: int) -> str:
 
 
 @contextlib.contextmanager
-def locked(root: str, *, patience: float = 10.0) -> Iterator[None]:
+def lock_run_folder(root: str, *, patience: float = 10.0) -> Iterator[None]:
     """Holds the folder for one run. The kernel releases the lock when the process dies, however it dies.
 
     Workers hold a shared lock of their own (`hold_as_worker`); a new run waits `patience` seconds for those of a dead
