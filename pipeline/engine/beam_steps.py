@@ -13,7 +13,7 @@ import apache_beam as beam
 
 from pipeline.engine import malloc, shuffle_files
 from pipeline.engine.tasks import EXCHANGES, SLOTS, ExchangeTask, Reading, Task
-from pipeline.engine.work import StepFolder, hold_as_worker, run_unit
+from pipeline.engine.work import StepFolder, lock_as_worker, run_unit
 
 
 class Step(beam.PTransform):
@@ -101,7 +101,7 @@ class _RunSlot(beam.DoFn):
         self._task, self._slots = task, slots
 
     def setup(self) -> None:
-        hold_as_worker(self._task.folder.root)
+        lock_as_worker(self._task.folder.root)
         malloc.retain_freed_memory()
 
     def process(self, slot: int, after: Any = None) -> Iterator[int]:
@@ -115,7 +115,7 @@ class _RunBucket(beam.DoFn):
         self._task = task
 
     def setup(self) -> None:
-        hold_as_worker(self._task.folder.root)
+        lock_as_worker(self._task.folder.root)
         malloc.retain_freed_memory()
 
     def process(self, element: tuple[int, Iterable[tuple[int, int, bytes]]]) -> Iterator[int]:

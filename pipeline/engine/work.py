@@ -155,7 +155,7 @@ def hex_digest(value: int) -> str:
 def lock_run_folder(root: str, *, patience: float = 10.0) -> Iterator[None]:
     """Holds the folder for one run. The kernel releases the lock when the process dies, however it dies.
 
-    Workers hold a shared lock of their own (`hold_as_worker`); a new run waits `patience` seconds for those of a dead
+    Workers hold a shared lock of their own (`lock_as_worker`); a new run waits `patience` seconds for those of a dead
     run to end.
 
     Raises:
@@ -211,7 +211,7 @@ _running: set[str] = set()
 _held: dict[str, Any] = {}
 
 
-def hold_as_worker(root: str) -> None:
+def lock_as_worker(root: str) -> None:
     """Called in every process that writes below `root`: it counts as alive until it ends."""
     if root not in _running and root not in _held:
         _held[root] = open(os.path.join(root, ".workers"), "a+")
