@@ -217,7 +217,7 @@ def run_pipeline(construct: Callable[[Any], Any], runner: Any, options: Any) -> 
                     result.cancel()
             raise
         except Exception as error:
-            raise explain(error) from error
+            raise explain_failure(error) from error
         finally:
             forked_workers.end_workers()
 
@@ -282,7 +282,7 @@ def job_servers(runner: Any) -> Iterator[None]:
                 server.stop()
 
 
-def explain(error: BaseException) -> JobFailed:
+def explain_failure(error: BaseException) -> JobFailed:
     """The failure in a sentence: what the worker raised."""
     text = str(error)
     if isinstance(error, forked_workers.StartFailed):
