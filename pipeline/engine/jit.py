@@ -100,7 +100,7 @@ def kernel_modules() -> list[str]:
     return [".".join(path.relative_to(root).with_suffix("").parts) for path in paths]
 
 
-def sweep(cache: Path = OWN_CACHE) -> int:
+def remove_stale_kernels(cache: Path = OWN_CACHE) -> int:
     """Removes the compiled kernels of other states of the sources from a cache folder; returns how many states.
 
     Only from this package's own folder unless another is named: one behind NUMBA_CACHE_DIR may serve other checkouts.
@@ -138,6 +138,6 @@ def warm() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sweep()
+    remove_stale_kernels()
     for module, taken in warm().items():
         print(f"{module}: {taken:.1f} s")
