@@ -494,7 +494,7 @@ def as_anybody(*command: str) -> subprocess.CompletedProcess[str]:
     [
         ("in/part1.parquet", 0, build.MISSING, "part1.parquet"),
         ("queries.txt", 0, build.MISSING, "queries.txt"),
-        ("out", 0o555, build.USAGE, "nothing may be written into"),
+        ("out", 0o555, build.USAGE, "is not writable"),
     ],
 )
 def test_what_may_not_be_read_or_written_is_named(name: str, mode: int, code: int, words: str, tmp_path: Path) -> None:

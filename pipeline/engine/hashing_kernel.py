@@ -1,8 +1,7 @@
 """`hashing` in compiled code: XXH3's 128-bit hash (seed 0, default secret) straight from Arrow's buffers, 25 ns a text.
 
-The algorithm is xxHash's own (https://github.com/Cyan4973/xxHash, doc/xxhash_spec.md, BSD-2-Clause); a test holds that
-every length of every branch gives the reference library's value. Lengths fall into five classes, each with its
-function.
+The algorithm is xxHash's own (https://github.com/Cyan4973/xxHash, doc/xxhash_spec.md, BSD-2-Clause). A test compares
+every length of every branch with the reference library. Lengths fall into five classes. Each class has a function.
 """
 
 from __future__ import annotations
@@ -240,7 +239,7 @@ def _hash_column(data, offsets, out):
 def _hash_pairs(urls, texts, url_hash, uid, digests):
     """`urls` and `texts` are (data, offsets). `digests` has room for four words.
 
-    A uid is the hash of two big-endian digests, that of the URL and that of the text.
+    A uid is the hash of two big-endian digests: the URL's, then the text's.
     """
     url_data, url_offsets = urls
     text_data, text_offsets = texts
