@@ -1,13 +1,13 @@
-"""HTML pages -> pairs: ours against MetaCLIP's parser on the same pages, and against what their WAT would give.
+"""HTML pages -> pairs: our parser against MetaCLIP's on the same pages, and against the pairs in their WAT.
 
     python benchmarks/extract_html.py PAGES... [--metaclip FOLDER --peer-python PYTHON] [--repeats 3]
 
-PAGES are WARC files, or folders of *.html (*.html.gz). They are put into one WARC first (one gzip member a record),
-which every contestant then reads from the disk. MetaCLIP (github.com/facebookresearch/MetaCLIP) runs its own
-WARCCurator, in a Python of its own with `selectolax<0.4` and warcio; its language filter and deduplication are off.
-Figures are CPU seconds of the process and its children, best of the repeats, contestants taking turns.
+PAGES are WARC files, or folders of *.html (*.html.gz). They are first written into one WARC (one gzip member a record).
+Every contestant reads this file from the disk. MetaCLIP (github.com/facebookresearch/MetaCLIP) runs its own
+WARCCurator, in a Python of its own with `selectolax<0.4` and warcio. Its language filter and deduplication are off.
+Figures are CPU seconds of the process and its children. The contestants take turns; the best of the repeats counts.
 
-A WAT holds src, alt and title of every `<img>`; og:image, which it holds too, is left aside on both sides. A pair is
+A WAT holds src, alt and title of every `<img>`. It also holds og:image, which is left out on both sides. A pair is
 usable if its URL and text pass our cleaning and the URL is not a placeholder.
 """
 
@@ -36,7 +36,7 @@ from pipeline.sources import archive, html, html_kernel  # noqa: E402
 from pipeline.sources.warc import read_warc  # noqa: E402
 from pipeline.text import clean  # noqa: E402
 
-# Runs in the peer's Python: MetaCLIP's curator as it is, and once without its forks and its list in another process.
+# Runs in the peer's Python: MetaCLIP's curator as it is, or ("parse") its parser alone, without the forks.
 PEER = r"""
 import json, resource, sys, types
 archive, folder, how = sys.argv[1:]
@@ -106,12 +106,12 @@ def write_archive(path: str, pages: list[tuple[str, str | None, bytes]]) -> None
 
 
 def read_archive(path: str) -> int:
-    """Our whole way from the file to batches; the number of pairs."""
+    """Reads the file into batches with our reader; returns the number of pairs."""
     return sum(batch.num_rows for batch in read_warc(path, ledger=Ledger()))
 
 
 def parse(pages: list[tuple[str, str | None, bytes]], scan: html.Scanner) -> int:
-    """Our way from the pages' bytes to pairs."""
+    """Parses the pages' bytes with our parser; returns the number of pairs."""
     return sum(len(html.extract_pairs(body, url, charset=charset, scan=scan).urls) for url, charset, body in pages)
 
 
@@ -124,7 +124,7 @@ def usable(pairs: list[tuple[str, str]]) -> set[tuple[str, str]]:
 
 
 def coverage(pages: list[tuple[str, str | None, bytes]]) -> list[str]:
-    """Usable pairs of the WAT and ours, page by page."""
+    """The table of usable pairs: those of the WAT and ours, counted page by page."""
     wat = ours = alike = placeholders = 0
     for url, charset, body in pages:
         facts = html.scan_with_lexbor(html.to_utf8(body[: html.MAX_PAGE], charset))

@@ -1,15 +1,15 @@
-"""WAT -> pairs: ours against cc2dataset on the same file, in CPU seconds a process.
+"""WAT -> pairs: our reader against cc2dataset on the same file, in CPU seconds of a process.
 
     python benchmarks/extract_wat.py PAGES... [--copies 9] [--cc2dataset FOLDER --peer-python PYTHON] [--repeats 3]
 
-PAGES are WARC files, or folders of *.html (*.html.gz): real pages. What Common Crawl's extractor writes of a page
-(request, response and metadata record, a gzip member each) is written by a small port of it, each page `--copies` times
-under other hosts. cc2dataset (github.com/rom1504/cc2dataset) runs its own `process_wat`, in a Python of its own with
-fastwarc, pysimdjson, fsspec and loguru; only pyspark is a stub. Each way is a process of its own and the ways take
-turns; what is counted is the work, imports and compiled code's loading apart. The best of the repeats is shown.
+PAGES are WARC files, or folders of *.html (*.html.gz): real pages. A small port of Common Crawl's extractor writes the
+WAT (for each page a request, a response and a metadata record, a gzip member each). It writes each page `--copies`
+times under other hosts. cc2dataset (github.com/rom1504/cc2dataset) runs its own `process_wat`, in a Python of its own
+with fastwarc, pysimdjson, fsspec and loguru. Only pyspark is a stub. Each way runs in a process of its own, and the
+ways take turns. The time leaves out imports and the loading of compiled code. The best of the repeats is shown.
 
-The two lists of pairs are compared as multisets. cc2dataset joins an empty `src` to the page and so takes the page for
-an image: those pairs are counted apart.
+The two lists of pairs are compared as multisets. cc2dataset joins an empty `src` to the page's URL, and so takes the
+page for an image. Those pairs are counted separately.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def write_wat(path: str, pages: Iterable[tuple[str, str | None, bytes]], copies:
 
 
 def run(script: str, *arguments: str, python: str = "", kernels: bool = True) -> dict[str, Any]:
-    """What a script prints, run in a process of its own."""
+    """Runs a script in a process of its own; returns the JSON that it prints."""
     command = [python or sys.executable, "-c", script, *arguments]
     environment = {name: value for name, value in os.environ.items() if name != "OPENWIT_NO_KERNELS"}
     if not python:
@@ -206,7 +206,7 @@ def run(script: str, *arguments: str, python: str = "", kernels: bool = True) ->
 
 
 def differences(ours: str, theirs: str) -> Iterator[str]:
-    """What one list of pairs has over the other."""
+    """The differences of the two lists of pairs, as lines of text."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(ours)

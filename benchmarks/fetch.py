@@ -1,11 +1,11 @@
-"""CPU for an image, from URL to stored JPEG: img2dataset as it is shipped against fetch_rows, over http and https.
+"""CPU for an image, from URL to stored JPEG: img2dataset as shipped against fetch_rows, over http and https.
 
     python -m benchmarks.fetch --sites DATA/sites [--few 300] [--many 1200]
 
-Both fetch the same JPEGs (about 0.6 megapixels: pictures of real pages, encoded as photographs are) from a server on
-the loopback device, each in a process of its own, and store them with 256 pixels at the short side in quality 90. What
-is counted is the CPU time of that process and its children, the server's apart. Two sizes of job are run: the
-difference is what a further image costs, the rest is the start.
+Both fetch the same JPEGs from a server on the loopback device, each in a process of its own. The JPEGs have about 0.6
+megapixels; they are pictures of real pages, encoded like photographs. Both store them with 256 pixels at the short side
+in quality 90. The figures are the CPU time of the process and its children, without the server. Two sizes of job are
+run. Their difference gives the cost of a further image; the rest is the start.
 
 The table goes to docs/benchmarks/fetch.md.
 """
@@ -163,7 +163,7 @@ def make_certificate(folder: Path) -> tuple[str, str]:
     if pair is None:
         raise SystemExit("the package cryptography is needed for a certificate")
     system = ssl.get_default_verify_paths().cafile or certifi.where()
-    usual = Path(system).read_bytes()  # what a user's machine trusts: reading it is a part of the cost
+    usual = Path(system).read_bytes()  # the certificates of a user's machine: reading them is part of the cost
     own = Path(pair[1]).read_bytes()
     Path(pair[1]).with_name("trusted.pem").write_bytes(own + usual)
     return pair[1], f"{folder}/key.pem"
@@ -188,7 +188,7 @@ class serving:
 
 
 def run(way: str, folder: Path, base: str, images: list[Path], number: int, certificate: str) -> float:
-    """CPU seconds of one job, start included; the images must all have come out."""
+    """CPU seconds of one job, start included. It fails unless all images were stored."""
     ours = way == WAYS[1]
     folder = folder.with_name(f"{folder.name}-{'ours' if ours else 'shipped'}")
     folder.mkdir()

@@ -1,11 +1,11 @@
-"""Matching against the published way: MetaCLIP's Aho-Corasick file, run as it is, on the same texts and queries.
+"""Matching: our matcher against MetaCLIP's published Aho-Corasick file, on the same texts and queries.
 
     python -m benchmarks.match --texts DATA/captions --queries DATA/queries/queries_assembled.tsv.gz [--metaclip FOLDER]
 
-`--metaclip` is metaclip/metaclip1 of a clone of facebookresearch/MetaCLIP (CC BY-NC 4.0: its file
-substr_matching_ahocorasick.py is run here, and nothing of it is copied); it needs pyahocorasick. Without the clone, the
-same way is taken as the paper describes it. All ways run in one process on one core, in turns; a time is the CPU time
-of the fastest round. The match sets must be equal, or the benchmark fails. The table goes to docs/benchmarks/match.md.
+`--metaclip` is metaclip/metaclip1 of a clone of facebookresearch/MetaCLIP, under CC BY-NC 4.0: its file
+substr_matching_ahocorasick.py is run here, and nothing of it is copied. It needs pyahocorasick. Without the clone, the
+method is run as the paper describes it. All ways run in one process on one core, in turns. A time is the CPU time of
+the fastest round. The match sets must be equal, or the benchmark fails. The table goes to docs/benchmarks/match.md.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Way:
         kernels: bool = True,
     ) -> None:
         self.run, self.build, self.megabytes = run, build, megabytes
-        self.exact = exact  # digest of the match sets; "" where they mean something else
+        self.exact = exact  # digest of the match sets; "" for a mode with other match sets
         self.kernels = kernels
         self.seconds: list[float] = []
 
@@ -87,7 +87,7 @@ class Way:
 
 @contextlib.contextmanager
 def kernels(allowed: bool) -> Iterator[None]:
-    """Within the block compiled code is taken, or the plain functions are."""
+    """The block uses compiled code, or the reference functions if kernels are not allowed."""
     choose = jit.kernel
     if not allowed:
         jit.kernel = lambda name, rows: None
@@ -200,7 +200,7 @@ def report(ways: dict[str, Way], *, rounds: int, texts: int, mega: float) -> Non
 
 
 def digest(sizes: Iterable[int], ids: Iterable[int]) -> str:
-    """Of match sets as (number of ids by text, ids ascending text by text)."""
+    """A digest of match sets, given as (number of ids of each text, ascending ids text by text)."""
     state = hashlib.sha256(np.fromiter(sizes, np.int64).tobytes())
     state.update(np.fromiter(ids, np.int32).tobytes())
     return state.hexdigest()

@@ -1,12 +1,13 @@
-"""Words and pairs of words, MB of text a second: MetaCLIP 2's n-gram functions against `queries.ngrams`.
+"""Words and pairs of words, in MB of text a second: MetaCLIP 2's n-gram functions against `queries.ngrams`.
 
     python benchmarks/ngrams.py DATA/wikitext/wikitext-2.*.txt [--times 3]
 
-The reference below does what MetaCLIP 2's `build_ngram` does, written anew: HTML tags out by a regular expression, text
-into tokens character by character (letters of scripts without blanks, and punctuation, alone), tokens into two
-dictionaries one at a time. Ours counts words, articles of words, and pairs of the kept words, which is both passes.
-Times are CPU times of one process, the best of some; the texts are held in memory. Memory and CPU time below are those
-of a process that builds a list from 1, 8 and 32 times the text, by its command line: the vocabulary stays the same.
+The reference below does the same as MetaCLIP 2's `build_ngram`, written anew. A regular expression removes HTML tags.
+The text is split into tokens character by character; punctuation, and letters of scripts without blanks, stand alone.
+The tokens are counted in two dictionaries, one at a time. Ours counts words, articles of words, and pairs of the kept
+words: that is both passes. Times are CPU times of one process, the best of several runs, with the texts in memory.
+Memory and CPU time below are those of a process that builds a list by its command line, from 1, 8 and 32 times the
+text. The vocabulary stays the same.
 
 The table goes to docs/benchmarks/ngrams.md.
 """
@@ -46,7 +47,7 @@ def stands_alone(character: str) -> bool:
 
 
 def reference_tokens(text: str) -> Iterator[str]:
-    """Character by character."""
+    """The tokens of a text, found character by character."""
     token = ""
     for character in text:
         if character.isspace():
@@ -65,7 +66,7 @@ def reference_tokens(text: str) -> Iterator[str]:
 
 
 def reference(text: str) -> tuple[dict[str, int], dict[tuple[str, str], int]]:
-    """MetaCLIP 2's counting; a token of punctuation alone is no word, and no pair reaches over it."""
+    """MetaCLIP 2's counts of words and pairs. A token of punctuation is not a word, and no pair spans it."""
     words: dict[str, int] = collections.defaultdict(int)
     pairs: dict[tuple[str, str], int] = collections.defaultdict(int)
     before = None
@@ -107,7 +108,7 @@ def best(function: Callable[[], Any], times: int) -> tuple[float, Any]:
 
 
 def peak(files: list[str], copies: int) -> tuple[float, float]:
-    """(peak MB, CPU s) of `queries.build` on so many copies of the texts, one worker, in a process of its own."""
+    """(peak MB, CPU s) of `queries.build` on `copies` copies of the texts, with one worker, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         text = b"\n".join(Path(name).read_bytes() for name in files)
         with open(f"{folder}/text.txt", "wb") as file:

@@ -2,10 +2,10 @@
 
     python benchmarks/report.py [--rows 2000000] [--write docs/benchmarks/report.md]
 
-Makes the metadata of a set (hosts and queries by Zipf's law, 396,742 queries, the tars are holes), then measures, each
-in a process of its own: what the publish units do for it, shard by shard; what the last step does, `summary.merge` and
-`report.finish`; and the merge again over the same shards five and twenty times. Peak is the resident memory of the
-process at its highest.
+It first makes the metadata of a set: hosts and queries by Zipf's law, 396,742 queries, sparse files as tars. Then it
+measures three parts, each in a process of its own: the share of the publish units, shard by shard; the last step,
+`summary.merge` and `report.finish`; and the merge over the same shards five and twenty times. Peak is the highest
+resident memory of the process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TAR = SHARD * 31_000  # bytes
 
 
 def make(folder: str, rows: int) -> None:
-    """Metadata of so many rows, shards of holes, and the list of queries."""
+    """Writes the metadata of `rows` rows, sparse files as shards, and the list of queries."""
     import numpy as np
     import pyarrow as pa
 
@@ -83,7 +83,7 @@ def blank(field: Any) -> Any:
 
 
 def work(way: str, folder: str, rows: int) -> None:
-    """One measured way."""
+    """Runs one way, to be measured."""
     from pipeline.dataset import report, shards, summary
     from pipeline.engine import shuffle_files, storage
 

@@ -1,15 +1,15 @@
-"""select (gather .. balance) over tables: CPU seconds of the whole process tree and its peak memory, by rows.
+"""select (gather .. balance) over tables: CPU seconds and peak memory of the whole process tree, by rows.
 
     python benchmarks/select_pairs.py --rows 1000000 5000000 20000000 --captions DIR --queries FILE [--peer]
 
-The rows are captions drawn again and again, half of them with one word added, 13 % exact copies, 16 % a known URL with
-another text, 1 % on twenty placeholder URLs. CPU is user + system time of all processes; memory is the peak of the sum
-of PSS, sampled ten times a second; "units" are the CPU seconds of the work itself, without imports, the starting of
-processes and the building of the query tables.
+The rows are captions drawn with repetition. Half of them have one word added. 13 % are exact copies, 16 % have a known
+URL with another text, 1 % have one of twenty placeholder URLs. CPU is user + system time of all processes. Memory is
+the peak of the sum of PSS, sampled ten times a second. "units" are the CPU seconds of the work itself, without imports,
+the start of processes and the building of the query tables.
 
-`--peer` adds the usual way on the same rows: MetaCLIP's (see `peer`), in one process, from the same Parquet files to
-the selected pairs in a file. Its imports and the building of its automaton are not counted, so it stands against
-"units"; where the rows are many, against all of ours.
+`--peer` adds MetaCLIP's method on the same rows (see `peer`): one process, from the same Parquet files to a file of the
+selected pairs. Its imports and the building of its automaton are not counted, so compare it with "units". For many rows
+compare it with our total.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def captions(folder: str) -> pa.Array:
 
 
 def write_rows(folder: Path, rows: int, texts: pa.Array, seed: int = 0) -> None:
-    """The benchmark's tables."""
+    """Writes the benchmark's tables."""
     rng = np.random.default_rng(seed)
     words = pa.array([word for text in texts.slice(0, 20_000).to_pylist() for word in text.split()[:3]])
     done = 0
@@ -71,7 +71,7 @@ def write_rows(folder: Path, rows: int, texts: pa.Array, seed: int = 0) -> None:
 
 
 def measure(command: list[str], environment: dict[str, str] | None = None) -> dict[str, float]:
-    """Runs a command; CPU seconds of its tree, wall seconds, peak PSS in MiB."""
+    """Runs a command; returns the CPU seconds of its process tree, wall seconds and peak PSS in MiB."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
@@ -95,7 +95,7 @@ def measure(command: list[str], environment: dict[str, str] | None = None) -> di
 
 
 def tree(root: int) -> list[int]:
-    """A process and all below it."""
+    """The process ids of a process and all its descendants."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -124,7 +124,7 @@ def pss(pid: int) -> float:
 
 
 def tail_cap(rows: int) -> int:
-    """The cap of the spine's measurements: about 6 % of the matches lie with queries below it."""
+    """The cap for so many rows: about 6 % of the matches belong to queries below it."""
     return max(1, round(49 * rows / 1_000_000))
 
 
@@ -137,13 +137,15 @@ def spaced(text: str) -> str:
 
 
 def peer(folder: Path, queries: str, cap: int) -> tuple[float, int]:
-    """CPU seconds of the usual way, and how many pairs it selects.
+    """CPU seconds of MetaCLIP's method, and the number of pairs that it selects.
 
-    It reads URL and text, drops equal pairs by a set, finds the queries of each text with pyahocorasick (which is C),
-    makes an inverted index a file as an array of (query, pair), counts and draws with numpy (each match with the
-    probability cap / count), and writes URL and text of the selected pairs as JSON lines. What it does not do, and ours
-    does: clean texts and URLs, keep one text a URL whatever the order of the rows, pick exactly, keep what was
-    rejected, where each pair came from and which queries chose it, write checksums, bound its memory.
+    It reads URL and text. It drops equal pairs with a set. It finds the queries of each text with pyahocorasick (which
+    is C). For each file it makes an inverted index, an array of (query, pair). It counts and draws with numpy: each
+    match with the probability cap / count. It writes URL and text of the selected pairs as JSON lines.
+
+    Unlike ours it does not clean texts and URLs. It does not keep one text a URL in any order of the rows. It does not
+    pick exactly. It keeps neither the rejected pairs nor the source and the queries of a pair. It writes no checksums
+    and does not bound its memory.
     """
     import ahocorasick
 
@@ -201,12 +203,12 @@ def main() -> None:
         out, cap = scratch / "out", tail_cap(rows)
         command = [sys.executable, "-m", "pipeline.build", "--input", str(scratch / "in"), "--output", str(out)]
         command += ["--queries", options.queries, "--stages", "gather..balance", "--cap", str(cap)]
-        # Where this is set every process compiles every module anew: `make` and the set-up unset it too.
+        # With this variable every process compiles every module again. `make` and the set-up unset it, too.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         found = measure([*command, "--workers", str(options.workers)], environment)
         infos = {s: json.loads((out / f"stages/{s}/info.json").read_text()) for s in ("match", "dedup", "balance")}
         share = infos["balance"]["band_tuples"] / infos["balance"]["matches"]
-        units = sum(info["cpu_seconds"] for info in infos.values())  # those of match are those of gather too
+        units = sum(info["cpu_seconds"] for info in infos.values())  # match's include gather's
         print(
             f"{rows:>13,} {found['cpu']:>8.1f} {units:>7.1f} {found['wall']:>8.1f} {found['pss']:>8.0f} "
             f"{infos['dedup']['rows_out']:>10,} {infos['balance']['rows_out']:>10,} {share:>12.1%}",

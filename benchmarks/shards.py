@@ -1,13 +1,13 @@
-"""Shards: CPU for a sample, written and read at random; against webdataset.
+"""Shards: CPU for a sample, written and read at random, against webdataset.
 
     python benchmarks/shards.py [--samples 10000] [--bytes 27000] [--write docs/benchmarks/shards.md]
 
-Each way runs in a process of its own, the ways in turn, `--rounds` times; the best of each counts. CPU is user + system
-time of the process while it works, its imports apart. webdataset writes jpg, txt and json of each sample and nothing
-else, out of memory. Ours takes the sha256 of the tar too, holds each image against the digest of the fetch, writes the
-index, and syncs to the disk; it is measured with its images in memory, and as publish does it, out of the fetch's
-files. Read at random: a fixed permutation of the samples; webdataset, which can only go forward, reads in the order of
-the tar, its best case.
+Each way runs in a process of its own. The ways take turns, `--rounds` times; the best of each counts. CPU is user +
+system time of the process while it works, without imports. webdataset writes jpg, txt and json of each sample from
+memory, and nothing else. Ours also takes the sha256 of the tar, compares each image with the digest of the fetch,
+writes the index, and syncs to the disk. It is measured with its images in memory, and as publish does it, from the
+fetch's files. The random reads follow a fixed permutation of the samples. webdataset can only read forward, so it reads
+in the order of the tar, its best case.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-RAW_FILES = 16  # of the fetch, that a shard's images lie in
+RAW_FILES = 16  # files of the fetch that hold a shard's images
 SOURCE = Path(__file__).resolve().parent.parent
 
 
 def make_rows(count: int, size: int) -> tuple[Any, Callable[[int], bytes], list[dict[str, Any]]]:
-    """FETCHED rows, their images (random bytes behind a JPEG's first ones), and the same as dicts."""
+    """FETCHED rows, their images (random bytes after a JPEG's first bytes), and the rows as dicts."""
     import hashlib
 
     import pyarrow as pa
@@ -81,7 +81,7 @@ def make_rows(count: int, size: int) -> tuple[Any, Callable[[int], bytes], list[
 
 
 def write_ours(folder: str, count: int, size: int) -> Callable[[], None]:
-    """The images wait in memory, as webdataset's do."""
+    """Our writer, with the images in memory like webdataset's."""
     from pipeline.dataset import shards
 
     table, image, _ = make_rows(count, size)
@@ -96,7 +96,7 @@ def write_ours(folder: str, count: int, size: int) -> Callable[[], None]:
 
 
 def write_as_publish(folder: str, count: int, size: int) -> Callable[[], None]:
-    """The images are read from raw files of the fetch by the code of the stage."""
+    """Our writer, with the images read from raw files of the fetch by the code of the stage."""
     import types
 
     import pyarrow as pa
@@ -123,7 +123,7 @@ def write_as_publish(folder: str, count: int, size: int) -> Callable[[], None]:
 
 
 def write_undigested(folder: str, count: int, size: int) -> Callable[[], None]:
-    """As `write_as_publish`, but the sha256 of the tar is replaced by nothing."""
+    """As `write_as_publish`, without the sha256 of the tar."""
     from types import SimpleNamespace
 
     from pipeline.dataset import tars
@@ -193,7 +193,7 @@ WAYS = {
 
 
 def measure(way: str, folder: str, args: argparse.Namespace) -> float:
-    """The least CPU seconds of a way."""
+    """The CPU seconds of a way: the best of its repeats, in a process of its own."""
     command = [sys.executable, __file__, "--way", way, "--folder", folder]
     command += ["--samples", str(args.samples), "--bytes", str(args.bytes), "--repeat", str(args.repeat)]
     environment = os.environ | {"PYTHONPATH": str(SOURCE), "PYTHONWARNINGS": "ignore"}
@@ -202,11 +202,11 @@ def measure(way: str, folder: str, args: argparse.Namespace) -> float:
 
 
 def one(way: str, folder: str, args: argparse.Namespace) -> float:
-    """In a process of its own."""
+    """The CPU seconds of a way in this process: the best of its repeats."""
     work = WAYS[way](folder, args.samples, args.bytes)
     best = float("inf")
     for _ in range(args.repeat):
-        for path in Path(folder).rglob("*"):  # nobody pays for the removal of the last round's file
+        for path in Path(folder).rglob("*"):  # removing the last round's files is not measured
             if way.startswith("write") and path.suffix in (".tar", ".parquet"):
                 path.unlink()
         start = time.process_time()

@@ -4,7 +4,7 @@
 
 Needs torch, torchvision, timm, ftfy, regex, braceexpand, pandas and webdataset==0.2.86 beside clip_train's own
 packages, and a checkout of open_clip (89fb801 was measured). Both sides take the same JPEGs, captions, weights and
-batches, in turns; what is given is CPU time of the best of several turns, so other work on the machine matters less.
+batches, in turns. The figure is the CPU time of the best of several turns, so other work on the machine matters less.
 The model has ViT-B/32's proportions at a quarter of its widths and of its depth: 50 image tokens, 77 text positions.
 """
 
@@ -40,7 +40,7 @@ SMALL = ModelConfig(
     text_layers=3,
 )  # fmt: skip
 BATCH, SAMPLES = 64, 1024
-ROUNDS, LOSS_ROUNDS = 6, 3  # turns of each side; the best counts
+ROUNDS, LOSS_ROUNDS = 6, 3  # turns of each side; the best one counts
 
 
 def our_loader(folder: str, *, packed: bool = True):
@@ -63,7 +63,7 @@ def their_loader(folder: str):
 
 
 def best_of(mine: Iterator[int], theirs: Iterator[int], *, count: int) -> dict[str, float]:
-    """CPU ms an item of each side: they take turns of `count` items, and the best of ROUNDS turns counts."""
+    """CPU ms per item of each side. The sides take turns of `count` items; the best of ROUNDS turns counts."""
     best = [float("inf"), float("inf")]
     next(mine)  # warms up
     next(theirs)
@@ -88,7 +88,7 @@ def loader(folder: str) -> dict[str, float]:
 
 
 def loss_memory(which: str) -> None:
-    """Prints how much the peak of this process grows by a loss with gradient at batch 8,192."""
+    """Prints by how much a loss with gradient at batch 8,192 raises the peak memory of this process."""
     generator = torch.Generator().manual_seed(0)
     images, texts = (
         torch.nn.functional.normalize(torch.randn(8192, 512, generator=generator), dim=1).requires_grad_()
@@ -171,7 +171,7 @@ class Theirs:
 
 
 def step(folder: str) -> dict[str, float]:
-    """The same decoded batches; ours with packed text, theirs with all 77 positions. The losses must agree."""
+    """Steps on the same decoded batches: ours with packed text, theirs with all 77 positions. The losses must agree."""
     ours = Ours()
     theirs = Theirs(ours)
     losses: tuple[list[float], list[float]] = ([], [])

@@ -1,7 +1,8 @@
 """Merges jars into one that runs: python tools/merge_jars.py OUT.jar MAIN_CLASS CLASSPATH
 
-Of files with one name the first is taken, but lists of services and reference.conf are joined, as Java and Akka expect;
-signatures are left out, since they no longer hold. Time stamps are fixed: the same jars give the same bytes.
+Of several files with one name the first is taken. Lists of services and reference.conf are joined, as Java and Akka
+expect. Signatures are left out, because they are no longer valid. Time stamps are fixed: the same jars give the same
+bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def entry(name: str) -> zipfile.ZipInfo:
 
 
 def files(jars: list[str]) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of everything in the jars, in their order; a folder's name ends with a slash."""
+    """(name, content) of every entry of the jars, in their order. A folder's name ends with a slash."""
     for jar in jars:
         with zipfile.ZipFile(jar) as archive:
             for info in archive.infolist():
@@ -36,13 +37,13 @@ def is_joined(name: str) -> bool:
 
 
 def join(parts: list[bytes], *, once: bool) -> str:
-    """The lines of all parts; with `once`, each line one time."""
+    """The lines of all parts. With `once` a repeated line is written one time."""
     lines = [line for part in parts for line in part.decode().splitlines()]
     return "\n".join(dict.fromkeys(lines) if once else lines) + "\n"
 
 
 def merge(out: Path, main_class: str, jars: list[str]) -> None:
-    """Writes `out`, a runnable jar with the content of `jars`; visible only when it is whole."""
+    """Writes `out`, a runnable jar with the content of `jars`. The file appears when it is whole."""
     seen: set[str] = set()
     joined: dict[str, list[bytes]] = {}
     partial = out.with_suffix(f".{os.getpid()}.tmp")

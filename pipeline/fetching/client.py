@@ -1,8 +1,8 @@
-"""The client: a URL in, the bytes of a 200 out, or a Failure with its class.
+"""The client: it takes a URL and returns the body of a 200, or raises a Failure with its class.
 
-For every hop of every URL: the scheme is http(s), the host's addresses are all public, robots.txt allows it, the host's
-queue has a slot. Proxies and cookies are never used. One client serves a process: what it learnt of hosts (addresses,
-robots.txt, pauses) holds for the next call.
+Every hop of every URL is checked: the scheme is http(s), all addresses of the host are public, robots.txt allows the
+URL, and the host's queue has a slot. Proxies and cookies are never used. One client serves a process. It keeps what it
+learns about hosts (addresses, robots.txt, pauses) for the next call.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.fetching.targets import Target, follow, parse
 from pipeline.fetching.wire import Wire
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-PASSING = frozenset({"dns", "tcp", "http_5xx", "rate_limited"})  # tried again at once; a timeout only in a later run
+PASSING = frozenset({"dns", "tcp", "http_5xx", "rate_limited"})  # retried at once; a timeout only in a later run
 ROBOTS_S = 10.0
 ROBOTS_REDIRECTS = 5
 RULES_LIFETIME_S = 24 * 3600.0
@@ -36,7 +36,7 @@ PASSING_RULES_LIFETIME_S = 0.2  # shorter than the wait before a retry
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fetched:
-    """What a URL led to."""
+    """The result of a URL."""
 
     body: bytes
     http_status: int
@@ -59,7 +59,7 @@ class _Clock:
 
 
 class _Site:
-    """robots.txt of one origin, fetched by the first who needs it and waited for by the others."""
+    """robots.txt of one origin. The first thread that needs it fetches it; the others wait."""
 
     def __init__(self) -> None:
         self.done = threading.Event()
@@ -81,15 +81,15 @@ class Client:
         self._wire = Wire(options)
 
     def begin(self) -> None:
-        """A new run of work: patience with slow hosts starts anew."""
+        """Starts a new run of work: the time that hosts may ask for starts from zero."""
         with self._lock:
             self._run += 1
 
     def fetch(self, url: str) -> Fetched:
-        """The body behind a URL.
+        """The body of a URL.
 
         Raises:
-            Failure: for every reason there is.
+            Failure: the URL cannot be fetched, for any reason.
         """
         first = parse(url)
         clock = _Clock(self.options.deadline_s)
@@ -107,7 +107,7 @@ class Client:
         raise AssertionError("unreachable")
 
     def _pause(self, url: str, attempt: int) -> float:
-        """Seconds before the next try: doubling, and spread by a hash, so that a run is the same every time."""
+        """Seconds before the next try. They double each time. A hash spreads them, the same in every run."""
         spread = int.from_bytes(
             hashlib.blake2b(f"{attempt} {url}".encode("utf-8", "replace"), digest_size=4).digest(), "big"
         )
@@ -167,7 +167,7 @@ class Client:
         raise failure
 
     def _request(self, target: Target, clock: _Clock, limit: int, *, cut: bool = False) -> Answer:
-        """One request at one host, in its turn."""
+        """Sends one request when the host's queue allows it."""
         host = self._host(target)
         with host.turn(self._run):
             deadline = clock.run()
@@ -184,7 +184,7 @@ class Client:
         return answer
 
     def _ask_leave(self, target: Target, clock: _Clock) -> None:
-        """Checks the address, then robots.txt: a host that must not be reached is not asked for that either."""
+        """Checks the address, then robots.txt, which is not requested from a host that may not be reached."""
         deadline = clock.run()
         try:
             self._resolver.addresses(target.host, target.port, deadline - time.monotonic())
@@ -222,7 +222,7 @@ class Client:
             site.failure = failure
             passing = failure.status in PASSING and failure.retryable
             lifetime = PASSING_RULES_LIFETIME_S if passing else FAILED_RULES_LIFETIME_S
-        except Exception as error:  # a bug must not let thirty threads wait for ever
+        except Exception as error:  # after a bug the waiting threads must not wait for ever
             site.failure = Failure("robots", f"cannot be read: {type(error).__name__}: {error}", retryable=True)
             lifetime = FAILED_RULES_LIFETIME_S
         finally:
@@ -230,7 +230,7 @@ class Client:
             site.done.set()
 
     def _robots_txt(self, target: Target) -> bytes | None:
-        """The body; None where there is none: any 4xx allows everything, any 5xx forbids it for now (RFC 9309)."""
+        """The body, or None: a 4xx allows everything. A 5xx forbids everything for now (RFC 9309)."""
         clock = _Clock(min(ROBOTS_S, self.options.deadline_s))
         at = dataclasses.replace(target, path="/robots.txt")
         for _ in range(ROBOTS_REDIRECTS + 1):
@@ -260,7 +260,7 @@ class Client:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds; the header may hold a number or a date."""
+    """The seconds of a Retry-After header, which holds a number or a date."""
     if not value:
         return None
     value = value.strip()

@@ -1,11 +1,11 @@
-"""img2dataset's own Downloader runs the shard; what it fetches with, resizes with and writes with is ours.
+"""img2dataset's own Downloader runs the shard. Its functions to fetch, resize and write are replaced by ours.
 
-The class is loaded from the installed package without running the package's `__init__` (which would load pandas,
-albumentations and, where installed, torch), under a private name and afresh for every shard: its module looks its fetch
-function up among its globals, so a module of its own makes the injected function nobody else's.
+The class is loaded from the installed package without running the package's `__init__`, which would load pandas,
+albumentations and torch. It is loaded under a private name, anew for every shard: its module finds the fetch function
+among its globals, so each shard needs a module of its own.
 
-Rows go in by an Arrow file in fsspec's memory file system (it deletes what it has read), and its per-shard statistics
-come out there. It never raises; so its verdict, its statistics and the number of outcomes are checked here.
+The Downloader reads the rows from an Arrow file in fsspec's memory file system and then deletes the file. It writes its
+statistics of the shard there. It never raises. So its result, its statistics and the number of outcomes are checked.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from pipeline.fetching.picture import Picture
 from pipeline.fetching.targets import host_of
 
 PACKAGE = "_openwit_img2dataset"
-KEPT_IN_MEMORY = 64 << 20  # encoded images of a shard; beyond, they wait in a temporary file
-MOST_UNDECODED = 128 << 20  # bytes of bodies that wait for the decoder; beyond, no further download starts
+KEPT_IN_MEMORY = 64 << 20  # bytes of encoded images of a shard in memory; above that they go to a temporary file
+MOST_UNDECODED = 128 << 20  # bytes of bodies that wait for the decoder; above that no further download starts
 
 _numbers = itertools.count()
 _import_lock = threading.Lock()
@@ -51,7 +51,7 @@ Archived = Callable[[str], bytes | None]
 
 @dataclasses.dataclass(slots=True)
 class _Outcome:
-    """What became of one row."""
+    """The outcome of one row."""
 
     status: str = OK
     error: str | None = None
@@ -72,7 +72,7 @@ class _Outcome:
 
 
 class _Body(io.BytesIO):
-    """The bytes of an image, and the row they belong to (the resizer is handed nothing but the stream)."""
+    """The bytes of an image and their row. The resizer gets only this stream."""
 
     def __init__(self, body: bytes, row: int) -> None:
         super().__init__(body)
@@ -101,7 +101,7 @@ class _Shard:
         self._backlog: threading.Semaphore | None = None
 
     def download_image(self, row: tuple[int, str], *_: Any, **__: Any) -> tuple[int, _Body | None, str | None]:
-        """In place of img2dataset's function of this name; called from its threads."""
+        """Replaces img2dataset's function of this name. Its threads call it."""
         key, url = row
         outcome = self.outcomes[self.order[key]]
         try:
@@ -116,7 +116,7 @@ class _Shard:
         except Failure as failure:
             outcome.fail(failure)
             return key, None, failure.status
-        except Exception as error:  # a bug of ours: this row is lost, the shard is not
+        except Exception as error:  # a bug of ours costs this row, not the shard
             outcome.fail(Failure("internal", f"{type(error).__name__}: {error}"))
             return key, None, outcome.status
         with self._room:
@@ -126,7 +126,7 @@ class _Shard:
     def resize(
         self, stream: _Body, _: Any = None
     ) -> tuple[bytes | None, int | None, int | None, int | None, int | None, str | None]:
-        """In place of img2dataset's Resizer; called from the thread that runs the shard."""
+        """Replaces img2dataset's Resizer. The thread that runs the shard calls it."""
         outcome = self.outcomes[stream.row]
         body = stream.getvalue()
         outcome.sha256 = hashlib.sha256(body).digest()
@@ -148,11 +148,11 @@ class _Shard:
         return picture.jpeg, picture.width, picture.height, picture.original_width, picture.original_height, None
 
     def writer(self, *_: Any) -> _Shard:
-        """In place of img2dataset's sample writer class."""
+        """Replaces img2dataset's sample writer class."""
         return self
 
     def write(self, jpeg: bytes | None, _key: str, _caption: str | None, meta: dict[str, Any]) -> None:
-        """Takes a row's image, in the order of completion."""
+        """Stores a row's image in the spool, in the order of completion."""
         row = meta["row"]
         if jpeg is not None:
             outcome = self.outcomes[row]
@@ -167,16 +167,18 @@ class _Shard:
         self.written[row] = True
 
     def close(self) -> None:
-        """The Downloader's last word."""
+        """The Downloader calls this at its end. There is nothing to do."""
 
     def semaphore(self, permits: int) -> threading.Semaphore:
-        """In place of threading.Semaphore: what bounds the Downloader's backlog, kept here for `cancel`."""
+        """Replaces threading.Semaphore, which bounds the Downloader's backlog: `cancel` needs the object."""
         self._backlog = threading.Semaphore(permits)
         return self._backlog
 
     def cancel(self) -> None:
-        """Downloads that have not begun will not begin; the Downloader comes to its end (its thread pool, left waiting
-        for the semaphore, would hang the exit of the process)."""
+        """Stops all downloads that have not begun, and lets the Downloader end.
+
+        Its thread pool would otherwise wait for the semaphore, and the process could not exit.
+        """
         with self._room:
             self.cancelled = True
             self._room.notify_all()
@@ -199,14 +201,14 @@ def fetch_rows(
 ) -> pa.RecordBatch:
     """Fetches the images of a batch, decodes them, and writes the encoded ones to `raw_path` in the order of uid.
 
-    The rows of a host must be in this call or in neighbouring calls of the same process: the limits for a host are
-    held there.
+    All rows of a host must be in this call or in neighbouring calls of the same process, because the process holds the
+    limits of a host.
 
     Args:
         rows: schema SELECTED (or any that has uid and url; every column is carried through).
-        options: bounds and manners.
-        raw_path: where the JPEGs go, one after another; appears whole or not at all, and not where there is no image.
-        archived: the bytes of an image that lies in the web archive itself; None: it must be downloaded.
+        options: limits and politeness.
+        raw_path: the file for the JPEGs, one after another. It appears whole or not at all; without images not at all.
+        archived: returns the bytes of an image that is in the web archive; None: the image must be downloaded.
 
     Returns:
         Schema FETCHED, one row an input row, sorted by uid.
@@ -230,7 +232,7 @@ def load_downloader() -> types.ModuleType:
     """A fresh copy of the module `img2dataset.downloader`, loaded without its package's `__init__`."""
     with _import_lock, _without_wandb():
         if PACKAGE not in sys.modules:
-            found = importlib.util.find_spec("img2dataset")  # finds, does not run
+            found = importlib.util.find_spec("img2dataset")  # finds the package without running it
             if found is None or not found.submodule_search_locations:
                 raise ImportError("img2dataset is not installed")
             package = types.ModuleType(PACKAGE, "img2dataset without its __init__")
@@ -246,7 +248,7 @@ def load_downloader() -> types.ModuleType:
 
 @contextlib.contextmanager
 def _without_wandb() -> Iterator[None]:
-    """img2dataset's logger imports wandb (0.5 CPU s) for a process we do not start: an empty stand-in is enough."""
+    """Puts an empty module in place of wandb (0.5 CPU s to import): only a process that we do not start uses it."""
     if "wandb" in sys.modules:
         yield
         return
@@ -258,7 +260,12 @@ def _without_wandb() -> Iterator[None]:
 
 
 def _run(shard: _Shard, urls: pa.Array, options: FetchOptions) -> None:
-    """Hands the shard to the Downloader, and does not take its word for it."""
+    """Runs the Downloader on the shard, then checks its result.
+
+    Raises:
+        OSError: an image could not be stored.
+        RuntimeError: the Downloader lost rows, or its statistics differ from the outcomes.
+    """
     order = pa.array(shard.order, pa.int64())
     folder = f"memory://openwit-fetch/{os.getpid()}-{next(_numbers)}"
     import fsspec
@@ -281,7 +288,7 @@ def _run(shard: _Shard, urls: pa.Array, options: FetchOptions) -> None:
         compute_hash=None,  # taken by the resizer
         verify_hash_type=None,
         encode_format="jpg",
-        retries=0,  # the client's own, which know what is worth it
+        retries=0,  # the client retries, by the class of the failure
         user_agent_token=None,
         disallowed_header_directives=None,
     )
@@ -303,11 +310,11 @@ def _run(shard: _Shard, urls: pa.Array, options: FetchOptions) -> None:
         )
     images = sum(outcome.status == OK for outcome in shard.outcomes)
     if stats["successes"] != images:
-        raise RuntimeError(f"img2dataset's Downloader counted {stats['successes']} images, {images} came out")
+        raise RuntimeError(f"img2dataset's Downloader counted {stats['successes']} images, but {images} were stored")
 
 
 def _call(downloader: Callable[[Any], tuple[bool, Any]], row: tuple[int, str], shard: _Shard) -> bool:
-    """Runs the Downloader in a thread and waits: an interrupt in the middle of its loop would hang its thread pool."""
+    """Runs the Downloader in a thread and waits: an interrupt inside its loop would leave its thread pool hanging."""
     verdicts: list[bool] = []
     thread = threading.Thread(target=lambda: verdicts.append(downloader(row)[0]), name="img2dataset", daemon=True)
     thread.start()
@@ -320,8 +327,10 @@ def _call(downloader: Callable[[Any], tuple[bool, Any]], row: tuple[int, str], s
 
 
 def _spread(urls: list[str]) -> list[int]:
-    """The order of the downloads: the first URL of every host, then the second, ... so that no thread waits for a host
-    while others are idle."""
+    """The order of the downloads: the first URL of every host, then the second, and so on.
+
+    So no thread waits for a host while other hosts are idle.
+    """
     seen: dict[str, int] = {}
     turns = []
     for url in urls:
@@ -332,7 +341,7 @@ def _spread(urls: list[str]) -> list[int]:
 
 
 def _store(outcomes: list[_Outcome], spool: IO[bytes], raw_path: str) -> list[int | None]:
-    """Writes the images in the order of the rows; returns where each one begins."""
+    """Writes the images in the order of the rows; returns the offset of each."""
     offsets: list[int | None] = [None] * len(outcomes)
     if not any(outcome.status == OK for outcome in outcomes):
         return offsets
@@ -379,7 +388,7 @@ _idle_lock = threading.Lock()
 
 @contextlib.contextmanager
 def _decoder(options: FetchOptions) -> Iterator[Decoder]:
-    """A decoder of this process that nobody else is using; its child lives on for the next call."""
+    """A decoder that no other thread uses. Its child process stays for the next call."""
     with _idle_lock:
         decoder = (_idle.get(options) or [Decoder(options)]).pop()
     try:
@@ -402,7 +411,7 @@ def close_decoders() -> None:
 
 
 def _forget_decoders() -> None:
-    """A forked child must not talk through its parent's pipes."""
+    """Forgets the parent's decoders in a forked child, which must not use its parent's pipes."""
     _idle.clear()
 
 

@@ -1,19 +1,19 @@
-"""Why an image could not be had: one class a cause, each with the answer to "is it worth trying again later?"."""
+"""Why an image could not be fetched: one class for each cause, and whether a later run should try again."""
 
 from __future__ import annotations
 
 OK = "ok"
 
-# Class of failure -> worth another try in a later run, if nothing more is known about the case.
+# Class of failure -> True if a later run should try again. A single failure may override it.
 RETRYABLE = {
     "dns": True,  # no answer, or no such name
     "tcp": True,  # refused, reset, or closed before the end of the body
     "tls": False,  # certificate or protocol
-    "timeout": True,  # the URL's time was used up, in whatever phase
+    "timeout": True,  # the URL's time was used up, in any phase
     "http_4xx": False,
     "http_5xx": True,
-    "http_other": False,  # answered, but neither with 200 nor with an error: 204, 206, 304
-    "rate_limited": True,  # 429, or the host asked to come back later than we wait
+    "http_other": False,  # a status that is neither 200 nor an error: 204, 206, 304
+    "rate_limited": True,  # 429, or the host asked for a longer pause than ours
     "bad_http": False,  # the answer is not HTTP, or its lengths contradict each other
     "too_large": False,
     "too_many_redirects": False,
@@ -35,14 +35,14 @@ LONGEST_SENTENCE = 200
 
 
 class Failure(Exception):
-    """An image that could not be had.
+    """An image could not be fetched.
 
     Attributes:
         status: one of STATUSES.
         retryable: True if a later run should try again.
-        http_status: where a server answered.
-        retry_after: seconds the server asked to wait, where it did.
-        final_url: where redirects had led to; None: nowhere else.
+        http_status: the status, if a server answered.
+        retry_after: the pause in seconds, if the server asked for one.
+        final_url: the last URL after redirects; None: no redirect.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Failure(Exception):
         self.final_url: str | None = None
 
     def again(self, prefix: str = "") -> Failure:
-        """The same failure for another URL (an exception that is raised twice drags its first traceback along)."""
+        """The same failure for another URL, as a new exception: one raised twice would keep its first traceback."""
         return Failure(
             self.status,
             f"{prefix}{self}",
@@ -73,6 +73,6 @@ class Failure(Exception):
 
 
 def printable(sentence: str) -> str:
-    """At most 200 characters without control characters: parts of it may come from a stranger's server."""
+    """At most 200 characters without control characters: an untrusted server may have sent parts of the sentence."""
     cut = sentence[: LONGEST_SENTENCE * 2]
     return "".join(c if c.isprintable() else " " for c in cut).strip()[:LONGEST_SENTENCE]

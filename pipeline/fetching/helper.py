@@ -1,8 +1,8 @@
-"""The process that decodes: it may crash, hang or eat memory on a hostile image, and only that image is lost.
+"""The decoding process: it may crash, hang or use up its memory on a hostile image, and only that image is lost.
 
-One child a worker, started on first use, started again after a death. Limits of CPU time and address space are the
-kernel's own. Requests and answers go through its standard input and output; at the end of its input it leaves at once,
-so that it never outlives its parent. Run as `python -m pipeline.fetching.helper OPTIONS`.
+Each worker has one such child. It is started on first use, and again after a crash. The kernel limits its CPU time and
+address space. Requests and answers go through its standard input and output. It exits at the end of its input, so it
+never outlives its parent. Run as `python -m pipeline.fetching.helper OPTIONS`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.picture import Picture
 
 LENGTH = struct.Struct("<I")
-PATIENCE = 3  # wall seconds for one CPU second, before the parent gives an image up
+PATIENCE = 3  # wall seconds that the parent waits for each CPU second of the limit
 START_S = 60.0
 
 
 class Decoder:
-    """Decodes images in a child process, or in this one where no child can be made.
+    """Decodes images in a child process, or in this process if no child can be started.
 
-    Not for several threads at once.
+    One thread at a time may use it.
     """
 
     def __init__(self, options: FetchOptions) -> None:
@@ -46,7 +46,7 @@ class Decoder:
         """Makes the picture.
 
         Raises:
-            Failure: as images.decode; decode too if the child died or took too long.
+            Failure: as `images.decode`; also "decode" if the child died or took too long.
         """
         if self.options.in_process:
             return self._here(body)
@@ -108,7 +108,7 @@ class Decoder:
 
 
 def _start(options: FetchOptions) -> subprocess.Popen[bytes] | None:
-    """A child that has said it is ready; None where that cannot be had."""
+    """A child that has reported that it is ready; None if no child can be started."""
     if not sys.executable or not hasattr(select, "poll"):
         return None
     environment = dict(os.environ, OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
@@ -129,7 +129,12 @@ def _start(options: FetchOptions) -> subprocess.Popen[bytes] | None:
 
 
 def _receive(pipe: IO[bytes], deadline: float) -> bytes:
-    """One length-prefixed message, within the time."""
+    """One length-prefixed message.
+
+    Raises:
+        TimeoutError: it is not complete at the deadline.
+        EOFError: the pipe ended early.
+    """
     size = LENGTH.unpack(_exactly(pipe, LENGTH.size, deadline))[0]
     return _exactly(pipe, size, deadline)
 
@@ -150,13 +155,13 @@ def _exactly(pipe: IO[bytes], size: int, deadline: float) -> bytes:
 
 
 def serve(options: FetchOptions) -> None:
-    """The child's life: read an image, answer, until the input ends."""
+    """Runs the child: reads an image and answers, until the input ends."""
     from pipeline.fetching import images
 
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)  # what a library prints must not get between the answers,
-    os.dup2(nowhere, 2)  # and what libtiff says of hostile files is no news
+    os.dup2(nowhere, 1)  # a library's prints must not mix with the answers
+    os.dup2(nowhere, 2)  # libtiff's warnings about hostile files help nobody
     requests: queue.Queue[bytes] = queue.Queue(maxsize=2)
     threading.Thread(target=_read_requests, args=(source, requests), daemon=True).start()
     _send(sink, b"ready")
@@ -200,7 +205,7 @@ def _limit_memory(size: int) -> None:
 
 
 def _limit_cpu(seconds: int) -> None:
-    """The kernel ends this process when it has used so many further seconds of CPU."""
+    """Lets the kernel end this process after `seconds` more seconds of CPU time."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 

@@ -1,4 +1,4 @@
-"""Manners towards one host: how many requests at once, how far apart, when to leave it alone."""
+"""Politeness towards one host: how many requests at once, how far apart, and when to pause."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import FetchOptions
 
-# So many failures of these classes in a row, and the host is left alone for a while: a dead host with a thousand URLs
-# costs a minute, not a night. Its other URLs fail at once, as retryable.
+# After so many failures of these classes in a row the host rests. Its other URLs fail at once, as retryable. So a dead
+# host with a thousand URLs costs a minute, not a night.
 FAILURES_IN_A_ROW = 12
 TROUBLE = frozenset({"tcp", "timeout", "rate_limited", "http_5xx"})
 REST_S = 300.0
-# Delays that a host asks for (Crawl-delay) may add up to this in one run of a task; the URLs left then are for later.
+# The most seconds of delay (Crawl-delay) for one host in one run of a task. Its other URLs are left for a later run.
 PATIENCE_S = 900.0
 
 
@@ -39,7 +39,7 @@ class Host:
         """Waits for a slot and for the time of the next request.
 
         Raises:
-            Failure: retryable, where the host is resting or asked for a longer wait than ours.
+            Failure: retryable; the host is resting, or asked for a longer wait than ours.
         """
         self._check_rest()
         with self._slots:
@@ -50,12 +50,12 @@ class Host:
             yield
 
     def wait_for(self, seconds: float) -> None:
-        """The host asked for a pause (Retry-After): it holds for all its URLs."""
+        """Delays all URLs of the host, which asked for a pause (Retry-After)."""
         with self._lock:
             self._next_start = max(self._next_start, time.monotonic() + seconds)
 
     def note(self, failure: Failure | None) -> None:
-        """Counts failures in a row; None: a request went well."""
+        """Counts failures in a row; None: a request succeeded."""
         with self._lock:
             if failure is None or failure.status not in TROUBLE:
                 self._failures = 0
@@ -72,7 +72,7 @@ class Host:
             raise Failure(self._last.status, sentence, retryable=True, http_status=self._last.http_status)
 
     def _reserve(self, run: int) -> float:
-        """Seconds until the next request may start, which is taken."""
+        """Reserves the time of the next request; returns the seconds until then."""
         with self._lock:
             now = time.monotonic()
             start = max(now, self._next_start)

@@ -1,8 +1,8 @@
-"""From the bytes of an image to the JPEG that is kept, its sizes and its perceptual hash.
+"""From the bytes of an image to the JPEG that is stored, its sizes and its perceptual hash.
 
-Pillow and numpy only. Size and format are checked before a pixel is decoded (opening costs a few MB even for bombs).
-The JPEG is always encoded anew, from upright sRGB pixels, with fixed settings: the same bytes for the same input, and
-nothing of the original's metadata.
+It uses only Pillow and numpy. Size and format are checked before a pixel is decoded: opening costs a few MB, even for a
+decompression bomb. The JPEG is always encoded anew from upright sRGB pixels with fixed settings. So the same input
+gives the same bytes, without the original's metadata.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def decode(body: bytes, options: FetchOptions) -> Picture:
                 raise
             except MemoryError as error:
                 raise Failure("decode", f"{name}: needs more memory than allowed") from error
-            except Exception as error:  # Pillow's plug-ins raise whatever a broken file drives them to
+            except Exception as error:  # Pillow's plug-ins raise many classes of errors for a broken file
                 raise Failure("decode", f"{name}: {type(error).__name__}: {error}") from error
 
 
@@ -69,7 +69,7 @@ def _opened(body: bytes, options: FetchOptions) -> Image.Image:
             raise Failure("not_an_image", "the body is empty") from error
         if body.startswith(SIGNATURES) or body[8:12] == b"WEBP" or body[4:12] == b"ftypavif":
             raise Failure("decode", f"the head of the file is damaged: {type(error).__name__}") from error
-        raise Failure("not_an_image", "neither an image nor of a known format") from error
+        raise Failure("not_an_image", "the body is not an image of a known format") from error
     width, height = image.size
     if width * height > options.max_pixels:
         raise Failure("too_many_pixels", f"{width} x {height} pixels")
@@ -108,7 +108,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _target_size(size: tuple[int, int], short: int) -> tuple[int, int]:
-    """The size with the given short side; never larger than the picture is."""
+    """The size with the given short side. It is never larger than the picture."""
     width, height = size
     least = min(width, height)
     if least <= short:
@@ -153,13 +153,13 @@ def _rgb(image: Image.Image, profile: Any) -> Image.Image:
                 if converted is not None:
                     return converted
             except (ImageCms.PyCMSError, ValueError, OSError):
-                pass  # a profile that cannot be applied is read as none
+                pass  # a profile that cannot be applied is ignored
     return image.convert("RGB")
 
 
 @functools.lru_cache(maxsize=32)
 def _to_srgb(profile: bytes, mode: str) -> Any:
-    """The transform to sRGB; None where the profile is sRGB itself, damaged, or meant for another kind of pixels."""
+    """The transform to sRGB; None if the profile is sRGB itself, damaged, or for another kind of pixels."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         description = ImageCms.getProfileDescription(source)
@@ -172,7 +172,7 @@ def _to_srgb(profile: bytes, mode: str) -> Any:
 
 
 def _jpeg(image: Image.Image, quality: int) -> bytes:
-    """Baseline, 4:2:0, the standard Huffman tables: nothing that depends on anything but pixels and quality."""
+    """A baseline JPEG with 4:2:0 and the standard Huffman tables: it depends only on pixels and quality."""
     out = io.BytesIO()
     image.info.clear()
     image.save(out, "JPEG", quality=quality, subsampling="4:2:0", optimize=False, progressive=False)
@@ -181,7 +181,7 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
 
 @functools.lru_cache(maxsize=1)
 def _waves() -> np.ndarray:
-    """Cosines as integers: sums of integers are the same on every machine, those of floats are not."""
+    """Cosines as integers: sums of integers are the same on every machine, sums of floats are not."""
     wave, at = np.arange(KEPT_WAVES)[:, None], np.arange(HASH_SIDE)[None]
     return np.rint(4096 * np.cos(np.pi * wave * (2 * at + 1) / (2 * HASH_SIDE))).astype(np.int64)
 

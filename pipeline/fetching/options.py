@@ -1,4 +1,4 @@
-"""What a user may set about fetching. Every bound has a default that is safe on the open web."""
+"""The options of fetching. Every limit has a default that is safe on the open web."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ PROJECT_URL = "https://github.com/openwit/openwit"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FetchOptions:
-    """Bounds, manners and the form of the stored image.
+    """Limits, politeness and the form of the stored image.
 
     Attributes:
         allow_addresses: networks (CIDR) that may be reached although they are not public: tests, intranets.
-        deadline_s: seconds on the wire for a URL, redirects and tries together (its host's queue is free).
+        deadline_s: seconds on the wire for a URL, with its redirects and retries. Waiting in the host's queue is free.
         connect_s: seconds for a connection to one address.
-        max_bytes: of a body, both as sent and after its Content-Encoding is undone.
+        max_bytes: of a body, both as sent and after decompression (Content-Encoding).
         max_pixels: width x height, checked before pixels are decoded.
         min_side, max_aspect: smaller or longer images are counted as too_small and aspect.
         redirects: hops followed; each is checked like the first URL.
-        retries: further tries for failures that pass (dns, tcp, http_5xx, rate_limited).
+        retries: further tries for temporary failures (dns, tcp, http_5xx, rate_limited).
         backoff_s: wait before the first retry, doubled for each further one.
-        longest_wait_s: a URL whose turn at its host would come later than this is left for a later run.
+        longest_wait_s: a URL that would wait longer than this for its host is left for a later run.
         threads: downloads at once. per_host: of them at one host. delay_s: between two requests to one host.
         user_agent: product name; robots.txt is read under it. contact: a URL or address sent along.
         respect_robots, respect_opt_out: robots.txt; X-Robots-Tag and TDM reservation.
@@ -29,7 +29,7 @@ class FetchOptions:
         image_size: short side of the stored image; smaller images are stored as they are.
         quality: of the JPEG.
         decode_s, decode_bytes: CPU seconds and address space of the decoding process for one image.
-        in_process: decode without a process of its own (for systems that allow none; a crash then takes the worker).
+        in_process: decode in the worker itself, for systems without child processes. A crash then ends the worker.
     """
 
     allow_addresses: tuple[str, ...] = ()
@@ -59,5 +59,5 @@ class FetchOptions:
 
     @property
     def agent_line(self) -> str:
-        """The User-Agent header: says what it is and whom to write to."""
+        """The User-Agent header: the product and a contact."""
         return f"{self.user_agent}/1.0 (+{self.contact})" if self.contact else f"{self.user_agent}/1.0"

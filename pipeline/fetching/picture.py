@@ -1,4 +1,4 @@
-"""What decoding yields: apart from the decoder, so that the parent of a decoding process needs no Pillow."""
+"""The result of decoding. It is apart from the decoder, so that the parent of a decoding process needs no Pillow."""
 
 from __future__ import annotations
 

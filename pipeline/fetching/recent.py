@@ -1,4 +1,4 @@
-"""A map that remembers the keys used last, for what a long-lived process learns of an endless row of hosts."""
+"""A map of the keys used last. A long-lived process keeps in it what it learns about hosts, which have no end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ V = TypeVar("V")
 
 
 class Recent(Generic[K, V]):
-    """At most `max_entries` entries; the one not asked for the longest goes first. Callers bring their own lock."""
+    """A map of at most `max_entries` entries. The least recently used one is removed first. Callers hold a lock."""
 
     def __init__(self, max_entries: int) -> None:
         self._max_entries = max_entries

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 
 from protego import Protego
 
-LARGEST = 500 << 10  # RFC 9309: at least 500 KiB must be read; more is not
-LONGEST_DELAY_S = 30.0  # a Crawl-delay above this is read as this
+LARGEST = 500 << 10  # bytes that are read: RFC 9309 asks for at least 500 KiB
+LONGEST_DELAY_S = 30.0  # a longer Crawl-delay counts as this
 
-# Any of these in X-Robots-Tag forbids the image. noindex and noimageindex are taken as img2dataset's users expect them.
+# Any of these in X-Robots-Tag forbids the image. noindex and noimageindex count, as img2dataset's users expect.
 OPT_OUTS = frozenset({"noai", "noimageai", "noml", "none", "noindex", "noimageindex"})
-# Rules with a value of their own: what stands before their colon is not the name of a robot.
+# Rules that have a value: the name before their colon is not the name of a robot.
 RULES_WITH_VALUES = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 
 
@@ -33,7 +33,7 @@ class Rules:
 
 
 def forbidding_tag(values: Iterable[str], agent: str) -> str | None:
-    """The first X-Robots-Tag rule that forbids the image to this agent, as it was written; None if there is none.
+    """The first X-Robots-Tag rule that forbids the image to this agent, in lower case; None if there is none.
 
     A header may name a robot ("otherbot: noai, noindex"); the name holds until the next one in the same header.
     """

@@ -1,4 +1,4 @@
-"""URLs as they are asked for: taken apart, checked, percent-encoded."""
+"""URLs for requests: parsed, checked, percent-encoded."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ class Target:
 
     @property
     def origin(self) -> tuple[str, str, int]:
-        """What connections and robots.txt belong to."""
+        """Scheme, host and port: robots.txt and connections belong to an origin."""
         return self.scheme, self.host, self.port
 
     @property
     def url(self) -> str:
-        """The URL that is asked for."""
+        """The URL of the request."""
         return f"{self.scheme}://{self.host_header}{self.path}"
 
 
 def parse(url: str) -> Target:
-    """Takes a URL apart; blanks and non-ASCII characters, which the canonical form has encoded, are tolerated.
+    """Parses a URL. Blanks and non-ASCII characters are accepted; the canonical form has them encoded.
 
     Raises:
         Failure: bad_url.
@@ -62,11 +62,11 @@ def parse(url: str) -> Target:
         raise Failure("bad_url", f"not a URL: {error}") from error
     scheme = parts.scheme.lower()
     if scheme not in PORTS:
-        raise Failure("bad_url", f"neither http nor https: {scheme or 'no scheme'}")
+        raise Failure("bad_url", f"the scheme is neither http nor https: {scheme or 'no scheme'}")
     if parts.username is not None or parts.password is not None:
         raise Failure("bad_url", "the URL has a user name or a password")
     if port == 0:
-        raise Failure("bad_url", "port 0")
+        raise Failure("bad_url", "the URL has port 0")
     path = _quoted(parts.path or "/", PATH_SAFE)
     if parts.query:
         path += "?" + _quoted(parts.query, QUERY_SAFE)
@@ -74,7 +74,7 @@ def parse(url: str) -> Target:
 
 
 def follow(target: Target, location: str) -> Target:
-    """Where a redirect leads.
+    """The target of a redirect.
 
     Raises:
         Failure: bad_redirect.
@@ -86,11 +86,11 @@ def follow(target: Target, location: str) -> Target:
     try:
         return parse(urljoin(target.url, location.strip(" \t\r\n\f")))
     except (Failure, ValueError) as error:
-        raise Failure("bad_redirect", f"the redirect leads nowhere: {error}") from error
+        raise Failure("bad_redirect", f"the redirect has no usable target: {error}") from error
 
 
 def host_of(url: str) -> str:
-    """The host a URL is queued under; "" for what is no URL."""
+    """The host whose queue a URL belongs to; "" for a text that is not a URL."""
     try:
         return parse(url).host
     except Failure:

@@ -1,14 +1,13 @@
-"""One HTTP/1.1 request over a connection of its own, at an address that was checked.
+"""One HTTP/1.1 request over a connection of its own, to an address that was checked.
 
-No connection is used twice. An HTTP/1.1 answer does not say which request it belongs to: on a used connection a late
-copy of the answer before, or any bytes that a server or a proxy left over, is the answer to the next URL for all that a
-client can see, and a pair is published with another URL's image. No check of the idle connection helps against bytes
-that arrive after it. On a connection that carried one request there is no other URL that an answer could be of. What
-this costs is a TCP handshake for each image, and a TLS handshake that resumes the session of the one before. (What a
-server says on a new connection, asked or not, is its own answer to that one URL: nobody can know better.)
+No connection is used twice. An HTTP/1.1 answer does not name its request. On a used connection, leftover bytes of a
+server or a proxy (such as a late copy of the answer before) look like the answer to the next URL. The pair would then
+be published with another URL's image. A check of the idle connection does not help: the bytes may arrive after it. On a
+connection with one request, every answer belongs to the one URL. The cost is a TCP handshake for each image, and a TLS
+handshake that resumes the session of the one before.
 
-A watchdog shuts the socket when the time is up, whatever phase it is in: a time limit of the socket's own starts anew
-with every byte that drips in.
+A watchdog shuts the socket when the time is up, in any phase. The socket's own time limit would not do: it starts again
+with every byte that arrives.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ ACCEPT = "image/avif,image/webp,image/png,image/jpeg,image/*;q=0.8,*/*;q=0.5"
 
 
 class Watchdog:
-    """Shuts sockets down at their deadlines, from a thread of its own."""
+    """Shuts sockets down at their deadlines, in a thread of its own."""
 
     def __init__(self) -> None:
         self._due: list[tuple[float, int, list[Any]]] = []
@@ -74,8 +73,10 @@ class Watchdog:
 
 
 def _shut(sock: socket.socket) -> None:
-    """Ends both directions, so that a blocked read returns. Not SSLSocket's own method: it drops the TLS state that
-    the reading thread is using."""
+    """Ends both directions, so that a blocked read returns.
+
+    SSLSocket's own method is not used: it drops the TLS state that the reading thread uses.
+    """
     try:
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
     except OSError:
@@ -86,7 +87,7 @@ WATCHDOG = Watchdog()
 
 
 def forget_threads() -> None:
-    """A forked child has none of its parent's threads: it starts with a watchdog of its own."""
+    """Gives a forked child a watchdog of its own: it has none of its parent's threads."""
     global WATCHDOG
     WATCHDOG = Watchdog()
 
@@ -96,11 +97,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def tls_context(ca_file: str) -> ssl.SSLContext:
-    """The one TLS context of a client: building it costs 40 ms of CPU, which must not be paid for every image."""
+    """The one TLS context of a client. Building it takes 40 ms of CPU, too much for every image."""
     context = ssl.create_default_context(cafile=ca_file or None)
     if not context.cert_store_stats()["x509_ca"] and not ca_file:
         try:
-            import certifi  # a bare container: no certificates of the system's
+            import certifi  # for a bare container without system certificates
         except ImportError:
             return context
         context.load_verify_locations(certifi.where())
@@ -108,7 +109,7 @@ def tls_context(ca_file: str) -> ssl.SSLContext:
 
 
 class Wire:
-    """Sends requests, from many threads at once; keeps what makes the next connection to a host cheaper."""
+    """Sends requests from many threads at once. Keeps TLS sessions and addresses for the next connections."""
 
     def __init__(self, options: FetchOptions) -> None:
         self._options = options
@@ -121,13 +122,14 @@ class Wire:
         )
 
     def get(self, target: Target, addresses: list[str], *, limit: int, deadline: float, cut: bool = False) -> Answer:
-        """Connects to the first address that answers, sends a GET and reads the answer; only a 200 has a body.
+        """Connects to the first address that answers, sends a GET and reads the answer. Only a 200 has a body.
 
         Args:
-            target: what is asked for.
+            target: the URL of the request.
             addresses: of its host, all of them checked.
-            limit: bytes of the body. cut: a longer one is cut there, not refused.
-            deadline: on time.monotonic(), for all of it.
+            limit: the most bytes of the body.
+            deadline: on time.monotonic(), for the whole request.
+            cut: a longer body is cut, not refused.
 
         Raises:
             Failure: tcp, tls, timeout, bad_http, too_large.
@@ -151,7 +153,7 @@ class Wire:
             with sock.makefile("rb", PART) as stream:
                 answer = read_answer(cast(BinaryIO, stream), limit=limit, cut=cut)
             if isinstance(sock, ssl.SSLSocket) and not sock.session_reused:
-                self._keep(target, sock.session)  # not each time: to take it costs more than the request
+                self._keep(target, sock.session)  # only a new session: taking it costs more than the request
             return answer
 
     def _keep(self, target: Target, session: ssl.SSLSession | None) -> None:
@@ -189,7 +191,7 @@ class Wire:
                 sock.close()
                 problem = error
                 continue
-            if address != order[0]:  # the next connection must not wait for one that is dead
+            if address != order[0]:  # the next connection must not wait for a dead address
                 with self._lock:
                     self._answering.put((target.host, target.port), address)
             return sock
@@ -203,7 +205,7 @@ class Wire:
         except OSError:
             sock.close()
             raise
-        except ValueError as error:  # a host name that cannot stand in a certificate
+        except ValueError as error:  # a host name that no certificate can hold
             sock.close()
             raise Failure("tls", f"TLS failed: {error}") from error
         try:
@@ -235,7 +237,7 @@ def _check_time(deadline: float) -> None:
 
 
 def _named(error: OSError, deadline: float) -> Failure:
-    """The class of an exception that came from a socket."""
+    """The Failure for an exception of a socket."""
     if time.monotonic() >= deadline or isinstance(error, TimeoutError):
         return Failure("timeout", "no complete answer in time")
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -255,10 +257,10 @@ def _two_of_each_family(addresses: list[str]) -> list[str]:
 
 
 def undone(body: bytes, encodings: list[str], limit: int, cut: bool = False) -> bytes:
-    """The body without its Content-Encoding, no longer than `limit`; with `cut`, what there is of it.
+    """The decompressed body, at most `limit` bytes. With `cut` a longer or incomplete body is cut, not refused.
 
     Raises:
-        Failure: too_large; tcp where it is cut short; bad_http where it is damaged or of a kind that was not asked for.
+        Failure: too_large; tcp if the body ends early; bad_http if it is damaged or has an unknown Content-Encoding.
     """
     names = [name.strip().lower() for value in encodings for name in value.split(",")]
     names = [name for name in names if name not in ("", "identity")]
@@ -266,7 +268,7 @@ def undone(body: bytes, encodings: list[str], limit: int, cut: bool = False) -> 
         return body[:limit]
     if len(names) > 1 or names[0] not in ("gzip", "x-gzip", "deflate"):
         raise Failure("bad_http", f"unknown Content-Encoding: {', '.join(names)}")
-    inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip and zlib headers are told apart by themselves
+    inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # + 32: zlib detects gzip and zlib headers
     try:
         plain = inflate.decompress(body, limit + 1)
     except zlib.error as error:

@@ -55,7 +55,7 @@ def test_what_cannot_be_served_is_said(tool, tmp_path, capfd):
     table = ["--table", str(tmp_path / "t.parquet")]
     for arguments, message in (
         ([str(tmp_path), *table], "name the command to run"),
-        ([str(tmp_path / "nowhere"), *table, "--", "true"], "is no folder"),
+        ([str(tmp_path / "nowhere"), *table, "--", "true"], "is not a folder"),
         ([str(tmp_path), *table, "--", "true"], "no image in these folders has a caption"),
     ):
         with pytest.raises(SystemExit) as stopped:
