@@ -58,8 +58,8 @@ SELECTED = MATCHED.append(pa.field("keep_probability", pa.float32(), nullable=Fa
     pa.field("kept_by", pa.list_(pa.int32()), nullable=False)  # the queries that selected the pair, ascending
 )
 
-# fetch: a row for each selected pair, also for a failure. `image_offset` and `image_bytes` say where the encoded JPEG is
-# in the stage's raw file. `status` is "ok" or the class of the failure (fetching/errors.py lists them).
+# fetch: a row for each selected pair, also for a failure. `image_offset` and `image_bytes` say where the encoded JPEG
+# is in the stage's raw file. `status` is "ok" or the class of the failure (fetching/errors.py lists them).
 FETCHED = pa.schema(
     [
         *SELECTED,
