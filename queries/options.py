@@ -111,7 +111,7 @@ class RuleSettings:
     language: str = option("en", help="Wikipedia's code", metavar="CODE", check=_check_language)
     size: int = option(SIZE, help="maximum number of queries in the list", within="[1, 1e9]")
     min_count: int = option(MIN_COUNT, help="minimum occurrences of a word in all sources together", within=COUNT)
-    min_articles: int = option(MIN_ARTICLES, help="minimum number of articles with the word", within=COUNT)
+    min_articles: int = option(MIN_ARTICLES, help="minimum articles with a word, in dumps and texts", within=COUNT)
     bigrams: int = option(BIGRAMS, help="maximum number of word pairs", within="[0, 1e9]")
     min_bigram_count: int | None = option(
         None, help="minimum occurrences of a pair", default_text="as --min-count", within=COUNT

@@ -19,7 +19,7 @@ def record(
     extra: Iterable[str] = (),
     newline: str = "\r\n",
 ) -> bytes:
-    """One WARC record, its closing blank lines included; `length` replaces the right one, None leaves it out."""
+    """One WARC record with its closing blank lines. `length` replaces the right length, None omits it."""
     lines = [version, f"WARC-Type: {kind}"]
     if url is not None:
         lines.append(f"WARC-Target-URI: {url}")
@@ -52,7 +52,7 @@ def wat_json(number: int | str, links: Any = None) -> dict[str, Any]:
 
 
 def wat_record(number: int | str, content: Any = None, **more: Any) -> bytes:
-    """A metadata record; `content` is its block: bytes as they are, anything else as JSON."""
+    """A metadata record. `content` is its block: bytes are taken as they are, anything else becomes JSON."""
     content = wat_json(number) if content is None else content
     block = content if isinstance(content, bytes) else json.dumps(content).encode()
     return record(block, url=page_url(number), kind="metadata", **more)
@@ -76,7 +76,7 @@ def member(data: bytes) -> bytes:
 
 
 class Stream(io.RawIOBase):
-    """Bytes that come as from a network: read forwards, in odd portions, without a descriptor."""
+    """Bytes as from a network: they are read forwards, in uneven portions, without a descriptor."""
 
     def __init__(self, data: bytes, portion: int = 1000) -> None:
         super().__init__()

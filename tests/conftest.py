@@ -1,4 +1,4 @@
-"""For all tests: nothing asks the network on its own, and tests that need a GPU skip where there is none."""
+"""For all tests: no library asks the network on its own, and tests that need a GPU skip without one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from tests import fuzzing
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the package index at import
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else it asks the package index at import
 os.environ.setdefault("WANDB_MODE", "disabled")
 
 settings.register_profile("suite", derandomize=True)
@@ -19,6 +19,6 @@ settings.load_profile("suite" if fuzzing.SUITE else "fuzz")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips, with the reason, what this machine cannot run."""
+    """Skips a test that this machine cannot run, and gives the reason."""
     if item.get_closest_marker("gpu") and shutil.which("nvidia-smi") is None:
         pytest.skip("needs a CUDA device")

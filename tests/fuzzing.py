@@ -1,7 +1,7 @@
-"""How much the fuzzing tests try, and where they begin.
+"""How many cases the fuzzing tests try, and where they begin.
 
-In the suite every run tries the same cases, so that a commit fails by its own fault alone. `make fuzz` begins somewhere
-else each time, tries longer, and prints the seed of what failed.
+In the suite every run tries the same cases, so that a failure is the fault of the commit. `make fuzz` begins at another
+case each time, tries more cases, and prints the seed of a failure.
 """
 
 import os
@@ -14,5 +14,5 @@ SEED = random.randrange(10**6) if _SEED == "random" else int(_SEED)
 
 
 def cases(count: int) -> range:
-    """The numbers of the cases, of which the suite tries `count`."""
+    """The numbers of the cases. The suite tries `count` of them."""
     return range(max(1, round(count * FACTOR)))

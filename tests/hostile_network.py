@@ -1,7 +1,7 @@
-"""fetch_rows on a hostile network, which is a network namespace of its own with nothing but the loopback device.
+"""fetch_rows on a hostile network: a network namespace of its own with only the loopback device.
 
-Public addresses lie on that device, so the product runs as users run it, with no exception for tests; nothing can leave
-the machine. test_fetching_hostile.py makes the namespace and runs pytest on this file in it.
+The loopback device has public addresses. So the product runs as users run it, without exceptions for tests, and no
+packet can leave the machine. test_fetching_hostile.py makes the namespace and runs pytest on this file in it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NAMES = {
 
 @pytest.fixture(autouse=True)
 def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """A name server: NAMES, and rebind.example, which answers with a public address only the first time."""
+    """A name server for NAMES, and for rebind.example. The latter answers with a public address only the first time."""
     asked: Counter[str] = Counter()
     system = socket.getaddrinfo
 
@@ -104,7 +104,7 @@ def test_the_inner_service_is_never_reached(tmp_path: Path, names: Counter[str])
         assert {found[url] for url in direct + redirected} == {"blocked_address"}
         assert {found[url] for url in files} <= {"bad_url", "bad_redirect"}
         assert all(found[url] == "ok" for url in good)
-        # Looked up once: the second answer, which is not public, is never asked for, and the first one is connected to.
+        # The name is looked up once. So the client connects to the first answer and never gets the second, private one.
         assert names["rebind.example"] == 1
         assert [found[url] for url in rebound] == ["ok", "tcp", "tcp"]
         assert sum(inner.hits.values()) == 0 and inner.connections == 0
@@ -173,7 +173,7 @@ def test_a_host_that_is_away_for_a_while(tmp_path: Path) -> None:
     options = FetchOptions(deadline_s=2, backoff_s=0.01)
     out = fetch_rows(rows, options=options, raw_path=str(tmp_path / "away" / "raw"))
     assert set(out["status"].to_pylist()) == {"tcp"} and all(out["retryable"].to_pylist())
-    shared_client.cache_clear()  # the next run
+    shared_client.cache_clear()  # for the next run
     with WebServer(images, (SITES[3], 80)):
         out = fetch_rows(rows, options=options, raw_path=str(tmp_path / "back" / "raw"))
     assert set(out["status"].to_pylist()) == {"ok"}

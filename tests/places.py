@@ -1,4 +1,4 @@
-"""Where the tests find this checkout and the data that others made, which may be missing."""
+"""Where the tests find this checkout and the shared data. The data may be missing."""
 
 from __future__ import annotations
 

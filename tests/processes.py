@@ -1,11 +1,11 @@
-"""What /proc says of processes: who lives, who belongs to whom."""
+"""What /proc says of processes: which are alive, and which process started them."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-# A program before the program: root loses the right to read and write what its files' modes forbid it.
+# A prefix of a command: it takes from root the right to read and write files against their modes.
 AS_ANYBODY = """import ctypes, os, sys
 drop_from_bounding_set, dac_override, dac_read_search = 24, 1, 2
 for capability in (dac_override, dac_read_search) if os.geteuid() == 0 else ():
@@ -15,7 +15,7 @@ os.execvp(sys.argv[1], sys.argv[1:])
 
 
 def stat_of(pid: int) -> list[str] | None:
-    """State, parent, process group and what follows in /proc/PID/stat; None where there is no such process."""
+    """State, parent, process group and the next fields of /proc/PID/stat. None if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -30,13 +30,13 @@ def all_stats() -> dict[int, list[str]]:
 
 
 def alive(pid: int) -> bool:
-    """True for a process that is there and has not ended (a zombie has)."""
+    """True for a process that exists and has not ended. A zombie has ended."""
     stat = stat_of(pid)
     return stat is not None and stat[0] not in "ZX"
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes that a process has started, and those have started."""
+    """All processes that a process has started, and their descendants."""
     parents = {child: int(stat[1]) for child, stat in all_stats().items()}
     found = [pid]
     for known in found:
@@ -45,7 +45,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def group_members(group: int) -> list[str]:
-    """Command lines of the processes of a group that have not ended."""
+    """Command lines of the processes in a group that have not ended."""
     members = [pid for pid, stat in all_stats().items() if int(stat[2]) == group and stat[0] not in "ZX"]
     found = []
     for pid in members:

@@ -1,4 +1,4 @@
-"""Made rows for the tests of balancing."""
+"""Generated rows for the tests of balancing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipeline.stages.matches import Matches
 
 
 def zipf_matches(generator: np.random.Generator, rows: int, queries: int, *, least: int, most: int) -> Matches:
-    """Rows with `least` to `most` draws of a query each, by Zipf's law: a few queries match most rows. None is out."""
+    """Rows with `least` to `most` draws of a query each, by Zipf's law: a few queries match most rows."""
     weights = 1 / np.arange(1, queries + 1)
     lengths = generator.integers(least, most + 1, rows)
     drawn = generator.choice(queries, lengths.sum(), p=weights / weights.sum())

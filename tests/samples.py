@@ -1,4 +1,4 @@
-"""Made-up rows as they come from the fetch, with small drawn JPEGs, and whole published folders of them."""
+"""Generated rows as they come from the fetch, with small drawn JPEGs, and whole published folders of them."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def jpeg(number: int, size: tuple[int, int] = (40, 32)) -> bytes:
 
 
 def put(row: int, place: memoryview, *, first: int = 0) -> None:
-    """Reads the image of a row, as `write_shard` asks for it."""
+    """Reads the image of a row, as `write_shard` requests it."""
     place[:] = jpeg(first + row)
 
 
 def fetched(count: int, *, first: int = 0, texts: dict[int, str] | None = None) -> pa.Table:
-    """Rows of FETCHED with words for codes, sorted by uid; about half of the nullable values are null."""
+    """Rows of FETCHED with names in place of codes, sorted by uid. About half of the nullable values are null."""
     rows: list[dict[str, Any]] = []
     for number in range(first, first + count):
         some, host = number % 2 == 0, HOSTS[number % len(HOSTS)]
@@ -109,7 +109,7 @@ def ledger(rows: int) -> list[dict[str, Any]]:
 
 
 def publish(folder: Path, *, count: int = 30, per_shard: int = 12, texts: dict[int, str] | None = None) -> dict:
-    """A whole published folder with its stages; returns the manifest."""
+    """Makes a whole published folder with its stages. Returns the manifest."""
     infos = []
     for number, first in enumerate(range(0, count, per_shard)):
         rows = fetched(min(per_shard, count - first), first=first, texts=texts)
@@ -138,7 +138,7 @@ def publish(folder: Path, *, count: int = 30, per_shard: int = 12, texts: dict[i
 
 
 def finish(folder: Path, infos: list[shards.ShardInfo], **more: Any) -> dict:
-    """report.finish, with the numbers taken from the metadata of the shards."""
+    """Calls report.finish with the numbers from the metadata of the shards."""
     paths = [str(folder / shards.metadata_path(info.number)) for info in infos]
     pick = summary.Pick(report.PICTURES)
     numbers = summary.summarise((storage.read_published(path, summary.COLUMNS) for path in paths), pick=pick)

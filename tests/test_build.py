@@ -1,4 +1,4 @@
-"""The command line of the build: what cannot be done is refused before anything is done."""
+"""The command line of the build: it refuses what cannot be done before it does anything."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline import build
 
 
 def write_tables(folder: Path) -> list[str]:
-    """Two tables, the second with other columns; the arguments that read both."""
+    """Writes two tables, the second with other columns. Returns the arguments that read both."""
     folder.mkdir()
     pq.write_table(pa.table({"url": ["http://a.example/1.jpg"], "text": ["a red dog"]}), folder / "a.parquet")
     (folder / "b.csv").write_text("Address,caption\nhttp://a.example/2.jpg,a blue dog\n")

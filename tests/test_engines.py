@@ -1,8 +1,8 @@
 """The same data set on every engine: the local runner, Beam's portable API, Prism and Flink.
 
-The whole way over a small web: a WARC with images inside, a WAT, tables, and the pictures on loopback. Each run is a
-process of its own with a limit of its own, since engines hang more often than they fail; at the limit its whole group
-is killed. Prism and Flink come from `make engines`; without it their tests skip.
+All stages run on a small web: a WARC with images inside, a WAT, tables, and the pictures on loopback. Each run is a
+process of its own with a time limit, since engines hang more often than they fail. At the limit its whole process group
+is killed. Prism and Flink come from `make engines`. Without it their tests skip.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.processes import group_members
 
 ENGINES = Path(os.environ.get("OPENWIT_ENGINES", ROOT / ".engines"))
 LIMIT = 120  # seconds a run
-JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # Flink lives for seconds: a third less CPU than with all of HotSpot
+JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # Flink runs for seconds: a third less CPU than with HotSpot
 WORKER = str(Path(sys.executable).parent / "openwit-worker")
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(LIMIT + 60)]
@@ -64,7 +64,7 @@ class Given:
     arguments: tuple[str, ...]
 
     def command(self, out: Path, *more: str) -> list[str]:
-        """The command line; the inputs come in an order of the folder's own, which must not matter."""
+        """The command line. The order of the inputs depends on the folder, and must not matter."""
         inputs = sorted(map(str, self.inputs))
         random.Random(str(out)).shuffle(inputs)
         command = [sys.executable, "-m", "pipeline.build", "--input", *inputs, "--output", str(out)]
@@ -72,7 +72,7 @@ class Given:
 
 
 def need(engine: str) -> None:
-    """Skips where the engine is not here."""
+    """Skips the test if the engine is not installed."""
     if engine.startswith("prism") and not (ENGINES / "prism").exists():
         pytest.skip("prism is not here: run `make engines`")
     if engine.startswith("flink"):
@@ -83,14 +83,14 @@ def need(engine: str) -> None:
 
 
 def start(out: Path, given: Given, *more: str) -> subprocess.Popen[str]:
-    """A build in a process group of its own."""
+    """Starts a build in a process group of its own."""
     env = os.environ | {"OPENWIT_ENGINES": str(ENGINES), "JAVA_TOOL_OPTIONS": JVM}
     command = given.command(out, *more)
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=env, cwd=ROOT)
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """Ends the process and all that it started."""
+    """Ends the process and all processes that it started."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -99,7 +99,7 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def facts(out: Path) -> dict[str, Any]:
-    """What must be the same: the digest and the rows of each stage that is done, and of what is published."""
+    """What must be the same: digest and rows of each finished stage and of the published set."""
     found: dict[str, Any] = {}
     for path in sorted((out / "stages").glob("*/info.json")):
         info = json.loads(path.read_text())
@@ -111,7 +111,7 @@ def facts(out: Path) -> dict[str, Any]:
 
 
 def run(out: Path, given: Given, *more: str) -> dict[str, Any]:
-    """Runs a build to its end; returns its facts."""
+    """Runs a build to its end. Returns its facts."""
     process = start(out, given, *more)
     try:
         _, said = process.communicate(timeout=LIMIT)
@@ -124,7 +124,7 @@ def run(out: Path, given: Given, *more: str) -> dict[str, Any]:
 
 
 def write_tables(folder: Path, web: smallweb.SmallWeb) -> None:
-    """Three tables of the pictures, and of some that are not there, with duplicates."""
+    """Writes three tables of the pictures and of some missing pictures, with duplicates."""
     rng = random.Random(5)
     words = "a red blue green dog circle house tree star boat moon snow of and small garden".split()
     there = [web.base + path for path in sorted(web.pictures)]
@@ -143,7 +143,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Given]:
     words = [*smallweb.COLOURS, *smallweb.SHAPES, "a", "on", "of", "snow", "moon", "red star", "blue house"]
     (folder / "queries.txt").write_text("\n".join(words))
     with smallweb.serve(pages=16) as web:
-        originals = sorted(web.pictures)[:20]  # the hashes of URLs differ with the port: enough that some are taken
+        originals = sorted(web.pictures)[:20]  # URL hashes depend on the port: with 20 pictures some are selected
         web.pictures.update({f"/copies/{number}.jpg": web.pictures[path] for number, path in enumerate(originals)})
         smallweb.write_warc(web, str(folder / "in" / "crawl-0.warc.gz"), pages=slice(0, 8))
         smallweb.write_wat(web, str(folder / "in" / "crawl-1.warc.wat.gz"), pages=slice(8, None))
@@ -155,7 +155,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Given]:
 
 @pytest.fixture(scope="module")
 def expected(given: Given, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one worker of the local runner makes; it has a bit of everything."""
+    """The facts of one worker of the local runner. All kinds of rows occur in them."""
     out = tmp_path_factory.mktemp("engines-one") / "out"
     found = run(out, given, "--workers", "1")
     assert set(found) == {*STAGES, "manifest"}
@@ -194,12 +194,12 @@ def test_an_interrupted_run_leaves_nothing_running(
         process.send_signal(number)
         _, said = process.communicate(timeout=30)
         assert process.returncode == 130, said
-        assert "Traceback" not in said or engine == "prism"  # Beam's worker threads print theirs past the logging
-        deadline = time.monotonic() + 30  # a JVM takes its time on a busy machine
+        assert "Traceback" not in said or engine == "prism"  # Beam's worker threads print theirs directly
+        deadline = time.monotonic() + 30  # a JVM starts slowly on a busy machine
         while group_members(process.pid) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not group_members(process.pid)
     finally:
         kill(process)
     selected = {stage: expected[stage] for stage in STAGES[:4]}
-    assert run(out, given, *SELECT, "--workers", "1") == selected  # the same command goes on where it was
+    assert run(out, given, *SELECT, "--workers", "1") == selected  # the same command continues the run

@@ -1,4 +1,4 @@
-"""The floors of the house: an import goes only downward between folders, and no circle is left within one.
+"""The floors of the house: an import goes only downward between folders, and there is no circle within a folder.
 
 Every import counts: at the top of a file, deferred, for types alone, and by name ("pipeline.text.clean_kernel").
 """
@@ -16,7 +16,7 @@ import pytest
 
 from tests.places import ROOT
 
-# A folder may import from folders with a smaller number. Those of one number do not know each other.
+# A folder may import from folders with a smaller number. Folders with the same number must not import each other.
 FLOORS = {
     "pipeline.schema": 0,
     "pipeline.engine": 1,
@@ -46,7 +46,7 @@ HEAVY = (
 
 @cache
 def modules() -> dict[str, Path]:
-    """Dotted name -> file of everything we wrote."""
+    """Dotted name -> file of every module of the project."""
     found = {}
     for package in ("pipeline", "queries", "clip_train"):
         for path in sorted((ROOT / package).rglob("*.py")):
@@ -57,7 +57,7 @@ def modules() -> dict[str, Path]:
 
 @cache
 def imports(module: str) -> frozenset[str]:
-    """All modules that a module imports; a name in a string counts, but for the name of a program in messages."""
+    """All modules that a module imports. A name in a string counts, but not the name of a program in a message."""
     names: set[str] = set()
     tree = ast.parse(modules()[module].read_text())
     labels = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "program"}
@@ -72,20 +72,20 @@ def imports(module: str) -> frozenset[str]:
 
 
 def ours(module: str) -> set[str]:
-    """What a module imports of ours, without the packages that every import of their modules brings along."""
+    """The modules of the project that a module imports, without the packages that contain them."""
     found = imports(module) & set(modules())
     return {name for name in found if not module.startswith(f"{name}.") and name != module}
 
 
 def folder(module: str) -> str:
-    """The entry of FLOORS that a module belongs to: the longest that fits."""
+    """The entry of FLOORS that a module belongs to: the longest one that fits."""
     fitting = [name for name in FLOORS if module == name or module.startswith(f"{name}.")]
     return max(fitting, key=len, default=module.split(".")[0])
 
 
 @pytest.mark.parametrize("module", [name for name in modules() if not name.startswith("clip_train")])
 def test_an_import_goes_only_downward(module: str) -> None:
-    for target in ours(module) - {"pipeline"}:  # which holds the version
+    for target in ours(module) - {"pipeline"}:  # it holds the version
         assert not target.startswith("clip_train")
         same = folder(target) == folder(module)
         assert same or FLOORS[folder(target)] < FLOORS[folder(module)], f"{module} imports {target}"

@@ -1,4 +1,4 @@
-"""The inspector: every command, as text and as JSON; what it refuses; every fault that `verify` must name."""
+"""The inspector: every command as text and as JSON, its refusals, and every fault that `verify` must report."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(original: Path, tmp_path: Path) -> Path:
-    """A copy that may be damaged."""
+    """A copy that a test may damage."""
     shutil.copytree(original, tmp_path / "out")
     return tmp_path / "out"
 
@@ -185,7 +185,7 @@ def test_nothing_heavy_is_loaded(original: Path) -> None:
         out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
         loaded = set(out.stderr.split())
         assert not loaded & {"apache_beam", "torch", "numba", "webdataset", "jinja2", "img2dataset"}, words
-        assert words[0] in ("stats", "verify") or "pandas" not in loaded, words  # which pyarrow imports for itself
+        assert words[0] in ("stats", "verify") or "pandas" not in loaded, words  # pyarrow imports it
         assert words != ["--help"] or not loaded & {"pyarrow", "numpy"}
 
 
@@ -222,12 +222,12 @@ def test_a_sound_folder(run: Any, folder: Path) -> None:
     assert faults(run, folder) == [] == faults(run, folder, "--quick")
     code, text, _ = run("verify", folder)
     assert code == DONE and "sound" in text
-    shutil.rmtree(folder / "stages")  # a publication that was copied alone
+    shutil.rmtree(folder / "stages")  # a published set that was copied without its stages
     assert faults(run, folder) == []
 
 
 def test_every_flipped_bit_of_a_tar_is_named_with_its_sample(run: Any, folder: Path) -> None:
-    """200 flips, anywhere: the tar's digest is wrong each time, and the sample is named if the flip lies in one."""
+    """Flips 200 bits anywhere. The tar's digest is wrong each time. If a flip lies in a sample, that is named."""
     rng, path = random.Random(5), folder / "shards/00001.tar"
     good = path.read_bytes()
     rows = storage.read_published(str(folder / "metadata/00001.parquet")).to_pylist()
@@ -269,7 +269,7 @@ def test_cut_and_missing_files_are_named(run: Any, folder: Path, name: str) -> N
 
 
 def republish(folder: Path) -> None:
-    """A manifest that vouches for what is there now: what is left to find are faults of the contents."""
+    """Writes a manifest for the files as they are now. Only faults of the contents are left to find."""
     manifest = json.loads((folder / "manifest.json").read_text())
     entries = [shards.entry_of(str(folder), e["path"], rows=e["rows"]) for e in manifest["files"]]
     names = ("ledger", "options", "versions")

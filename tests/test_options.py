@@ -1,4 +1,4 @@
-"""What `pipeline.build` is told: the impossible is refused before OUT is touched and before Beam is imported."""
+"""The options of `pipeline.build`: wrong values are refused before OUT is touched and before Beam is imported."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STORE = "must be a folder of this machine; object stores are not supported as ou
 SHARE = "must be a file, or a share of the texts over 0% and at most 100%"
 STAGES = "gather, match, dedup, balance, fetch, dedup-images, publish"
 
-# flag, value, what the message shows of the value, what is allowed
+# flag, value, the value in the message, what is allowed
 REFUSED = [
     ("--cap", "0", "0", f"{WHOLE} of at least 1 and at most 1e12"),
     ("--cap", "-5", "-5", f"{WHOLE} of at least 1"),
@@ -99,7 +99,7 @@ MISSING = [
 
 @pytest.fixture
 def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs the command line in a folder with one table; gives its exit code and its message."""
+    """Runs the command line in a folder with one table. Returns its exit code and its message."""
     monkeypatch.chdir(tmp_path)
     pq.write_table(pa.table({"url": ["http://a.example/1.jpg"], "text": ["a red dog"]}), "pairs.parquet")
 
@@ -129,7 +129,7 @@ def test_a_value_is_refused_by_flag_value_and_what_is_allowed(
 
 
 def fields(flag: str, value: str) -> dict[str, Any]:
-    """A case of REFUSED as a value of the Python API."""
+    """The value of a case of REFUSED in the Python API."""
     (item,) = [item for item in declared(options.Options) if flag in item.flags]
     if item.kind in (int, float):
         return {item.name: item.kind(value)}
@@ -258,7 +258,7 @@ def test_a_folder_with_other_things_is_refused_and_left_alone(holds: list[str], 
     [
         {},
         {"lost+found/x": "", ".DS_Store": ""},
-        {".lock": ""},  # a run was killed at once
+        {".lock": ""},  # a run that was killed at its start
         {".lock": "", ".workers": "", "inputs.json": "[]"},
         {"stages/match/info.json": "{}"},
         {"manifest.json": '{"digest": "", "files": [], "ledger": []}', "shards/00000.tar": ""},  # a published copy
@@ -283,7 +283,7 @@ def test_a_place_where_no_folder_can_be_made_is_refused(told, tmp_path: Path) ->
 
 
 def test_a_place_that_is_read_only_is_refused(told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # because root may write everywhere
     code, said = told("--output", "new/set")
     assert code == build.USAGE
     assert f"--output new/set: cannot be made, because {tmp_path} is not writable" in said

@@ -1,6 +1,6 @@
 """Real sites from the shared data: archived, served on loopback, and built with their images.
 
-The ground truth is the sites' own list of (page, image, alt).
+The expected result is the site's own list of (page, image, alt).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SITES = ["resilientwebdesign", "selva86.github.io"]
 
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *arguments: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @pytest.fixture(params=SITES)
@@ -70,7 +70,7 @@ def test_a_real_site_is_built_with_its_images(site: Path, tmp_path: Path) -> Non
     truth = [line.split("\t") for line in (site / "_pairs.tsv").read_text().splitlines()]
     alts = {" ".join(html.unescape(alt).split()) for _, _, alt in truth}
     images = {image for _, image, _ in truth}
-    rows = published.to_pylist()  # which text of an image stays hangs on its URL, and that on the server's port
+    rows = published.to_pylist()  # the text that an image keeps depends on the URL, and so on the server's port
     assert all(row["url"].removeprefix(base + "/") in images for row in rows)
     found = [row["text"] for row in rows if row["text_source"] == "alt"]
     assert len(found) >= 3 and sum(text in alts for text in found) >= 0.9 * len(found)

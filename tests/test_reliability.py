@@ -1,6 +1,6 @@
-"""Runs that are killed, interrupted, starved of disk or refused: afterwards the same command gives the same data set.
+"""Runs that are killed, interrupted, out of disk or refused: the same command then gives the same data set.
 
-By hand, with more kills than the suite can afford: python -m tests.test_reliability --kills 12 [--seed 1]
+By hand, with more kills than the suite has time for: python -m tests.test_reliability --kills 12 [--seed 1]
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lo
 
 
 def select_arguments(tmp: Path) -> list[str]:
-    """gather .. balance of three small tables."""
+    """The arguments for gather to balance on three small tables."""
     (tmp / "queries.txt").write_text("\n".join(QUERIES))
     (tmp / "in").mkdir(exist_ok=True)
     rows = draw_rows(900)
@@ -59,7 +59,7 @@ def select_arguments(tmp: Path) -> list[str]:
 
 
 def whole_arguments(tmp: Path, server: WebServer) -> list[str]:
-    """The whole way of a table whose images a loopback server has, or an archive."""
+    """The arguments for all stages, on a table with images of a loopback server, or on an archive."""
     (tmp / "queries.txt").write_text("red\ndog\na\nnumber\ncommon\n")
     numbers = range(len(server.images))
     table = {
@@ -82,7 +82,7 @@ def serving() -> Iterator[WebServer]:
 
 
 def facts(out: Path) -> dict[str, Any]:
-    """What must be the same: the digest of each stage, and the digest and files of what is published."""
+    """What must be the same: the digest of each stage, and the digest and files of the published set."""
     found: dict[str, Any] = {}
     for stage in STAGES:
         info = storage.read_json(str(out / "stages" / stage / "info.json"))
@@ -95,7 +95,7 @@ def facts(out: Path) -> dict[str, Any]:
 
 
 def undisturbed(arguments: list[str], out: Path) -> dict[str, Any]:
-    """A run in this process that nothing disturbs."""
+    """A run in this process without disturbance."""
     assert build.main([*arguments, "--output", str(out), "--workers", "1"]) == build.DONE
     check_files(out)
     return facts(out)
@@ -103,17 +103,17 @@ def undisturbed(arguments: list[str], out: Path) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A command, and what it gives when nothing disturbs it."""
+    """A command, and its results without disturbance."""
 
     arguments: list[str]
     expected: dict[str, Any]
     files: int
-    pages: int  # of 4 kB that the files fill
+    pages: int  # of 4 kB, in all files
     calls: dict[str, int]  # of functions of `os` that may fail
 
 
 def calm(arguments: list[str], out: Path) -> Job:
-    """Runs the command undisturbed."""
+    """Runs the command without disturbance."""
     counters = {name: Faulty(getattr(os, name), turn=0) for name in ("replace", "fsync")}
     with pytest.MonkeyPatch.context() as patch:
         for name, counter in counters.items():
@@ -141,7 +141,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
 
 
 def start(arguments: list[str], out: Path, workers: int = 2) -> subprocess.Popen[str]:
-    """The command in a process group of its own, as a shell would start it."""
+    """Starts the command in a process group of its own, as a shell would."""
     command = [sys.executable, "-m", "pipeline.build", *arguments, "--output", str(out), "--workers", str(workers)]
     return subprocess.Popen(
         command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -149,7 +149,7 @@ def start(arguments: list[str], out: Path, workers: int = 2) -> subprocess.Popen
 
 
 def end(process: subprocess.Popen[str], timeout: float = PATIENCE) -> tuple[int, str]:
-    """(exit code, what it said); a process that does not end is killed and fails the test."""
+    """Returns (exit code, output). A process that does not end is killed, and the test fails."""
     try:
         _, said = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -165,7 +165,10 @@ def count_files(out: Path) -> int:
 
 
 def reach(process: subprocess.Popen[str], out: Path, count: int) -> bool:
-    """Waits until there are `count` files: moments by progress are the same on a slow machine. False: it has ended."""
+    """Waits until there are `count` files. Returns False if the process ended before.
+
+    A count of files is the same moment of the run on a slow machine.
+    """
     limit = time.monotonic() + PATIENCE
     while count_files(out) < count and time.monotonic() < limit:
         if process.poll() is not None:
@@ -183,17 +186,17 @@ def temporary_files(out: Path) -> list[str]:
 
 
 def check_files(out: Path) -> None:
-    """Every file under a final name is whole."""
+    """Checks that every file under a final name is whole."""
     for parent, folders, names in os.walk(out):
         folders[:] = [name for name in folders if not files.TEMPORARY.search(name)]
         for name in names:
             if not files.TEMPORARY.search(name):
-                with contextlib.suppress(FileNotFoundError):  # a worker's last breath
+                with contextlib.suppress(FileNotFoundError):  # a dying worker may remove it
                     check_file(Path(parent, name))
 
 
 def check_file(path: Path) -> None:
-    """Reads all of a file, as its first bytes and its name say."""
+    """Reads a whole file in the format that its first bytes and its name show."""
     head = path.read_bytes()[:8]
     if path.name in EMPTY:
         return
@@ -229,7 +232,11 @@ def check_same(out: Path, expected: dict[str, Any]) -> None:
 
 
 def kill_again_and_again(job: Job, out: Path, *, kills: int, rng: random.Random) -> int:
-    """Kills the run's process group at `kills` random moments, going on from where it was; returns how many it hit."""
+    """Kills the run's process group at `kills` random moments and continues it each time.
+
+    Returns:
+        The number of kills that hit a running process.
+    """
     hits, latest = 0, job.files * 9 // 10
     for _ in range(kills):
         there = count_files(out)
@@ -248,7 +255,7 @@ def kill_again_and_again(job: Job, out: Path, *, kills: int, rng: random.Random)
 
 
 def finish(job: Job, out: Path) -> None:
-    """The same command again brings what an undisturbed run brings."""
+    """Checks that the same command gives the result of an undisturbed run."""
     code, said = end(start(job.arguments, out))
     assert code == build.DONE, said
     check_same(out, job.expected)
@@ -266,14 +273,14 @@ def test_a_killed_run_goes_on_to_the_same_data_set(name: str, tmp_path: Path, re
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[int]:
-    """The two workers (forks, or started by themselves) once both are there; [] before."""
+    """The two workers once both run (forked, or started by themselves). Before that, []."""
     known = descendants(process.pid)
     ends = [pid for pid in known if not set(descendants(pid)) & set(known)]
     return ends if len(ends) == 2 else []
 
 
 def wait_for(what: Callable[[], Any], seconds: float) -> Any:
-    """The first true answer, or the last one when the time is up."""
+    """The first true answer. When the time is up, the last answer."""
     limit = time.monotonic() + seconds
     while True:
         found = what()
@@ -314,7 +321,7 @@ def test_a_killed_worker_does_not_end_the_job(moment: str, select: Job, tmp_path
 def test_an_interrupt_ends_it_with_130_and_it_can_be_taken_up(select: Job, tmp_path: Path) -> None:
     process = start(select.arguments, tmp_path / "out")
     assert reach(process, tmp_path / "out", 10)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
     code, said = end(process)
     assert code == build.INTERRUPTED, said
     assert "the same command goes on" in said
@@ -327,7 +334,7 @@ def test_an_interrupt_ends_it_with_130_and_it_can_be_taken_up(select: Job, tmp_p
 
 
 class Faulty:
-    """A function of `os` that fails at its n-th call and works at all others."""
+    """A function of `os` that fails at its n-th call and works at all other calls."""
 
     def __init__(self, real: Callable[..., Any], turn: int) -> None:
         self.real, self.turn, self.calls = real, turn, 0
@@ -351,7 +358,7 @@ def test_the_nth_call_fails_and_the_run_can_be_taken_up(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, function, Faulty(getattr(os, function), turn))
             code, said = said_by([*select.arguments, "--output", str(out)], capsys)
-        assert code == build.CRASHED or function == "fsync"  # a folder that cannot be flushed is no reason to stop
+        assert code == build.CRASHED or function == "fsync"  # a run goes on if a folder cannot be flushed
         assert code == build.DONE or ("Input/output error" in said and "the same command goes on" in said)
         assert "Traceback" not in said
         check_files(out)
@@ -369,7 +376,10 @@ def test_bundles_that_run_twice_change_nothing(select: Job, tmp_path: Path) -> N
 
 
 def in_small_tmpfs(out: Path, size: int, arguments: list[str]) -> dict[str, Any]:
-    """Runs on a file system of `size` bytes, then, when that has grown, again. Needs a mount namespace of its own."""
+    """Runs on a file system of `size` bytes, then again after it has grown.
+
+    Needs a mount namespace of its own.
+    """
     out.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(out)], check=True)
     first = end(start(arguments, out))
@@ -421,7 +431,7 @@ def test_a_second_run_on_the_same_folder_is_refused_at_once(
     out = tmp_path / "out"
     process = start(select.arguments, out)
     assert wait_for(lambda: (out / ".lock").exists() and (out / ".lock").read_text(), PATIENCE)
-    os.killpg(process.pid, signal.SIGSTOP)  # it is sure to be there still
+    os.killpg(process.pid, signal.SIGSTOP)  # so that it still runs during the second run
     begin = time.monotonic()
     code, said = said_by([*select.arguments, "--output", str(out)], capsys)
     took = time.monotonic() - begin
@@ -429,7 +439,7 @@ def test_a_second_run_on_the_same_folder_is_refused_at_once(
     assert end(process)[0] == build.DONE
     assert code == build.CRASHED
     assert "another run holds the output folder" in said and f"process {process.pid}" in said
-    assert took < 20  # most of it loads the libraries
+    assert took < 20  # most of this time loads the libraries
     check_same(out, select.expected)
 
 
@@ -505,7 +515,7 @@ def test_what_may_not_be_read_or_written_is_named(name: str, mode: int, code: in
     (tmp_path / name).chmod(mode)
     needed = "-r" if mode == 0 else "-w"
     if as_anybody("test", needed, str(tmp_path / name)).returncode == 0:
-        pytest.skip("what is forbidden is allowed here, and this process may not give that right up")
+        pytest.skip("this process may read and write any file, and cannot give that right up")
     done = as_anybody(sys.executable, "-m", "pipeline.build", *arguments)
     assert (done.returncode, words in done.stderr) == (code, True), done.stderr
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""setup.cfg lists what the code imports, and nothing else but what is named here with its reason."""
+"""setup.cfg lists what the code imports. Any other entry is named here with its reason."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ MODULES = {
     "pytest-timeout": "pytest_timeout",
     "pytest-xdist": "xdist",
 }
-# Modules that come with a required distribution, in the only version that fits it.
+# Modules that a required distribution brings, in the only version that fits it.
 CARRIED = {
-    "google": "apache-beam",  # protobuf: Beam's own messages are of its types
+    "google": "apache-beam",  # protobuf: the types of Beam's messages
     "grpc": "apache-beam",
     "llvmlite": "numba",
     "triton": "torch",
@@ -43,7 +43,7 @@ NOT_IMPORTED = {
     "ruff": "a command",
     "mypy": "a command",
 }
-# What benchmarks and comparisons import where somebody has put it, and skip or say so where it is not.
+# Optional imports of benchmarks and comparisons. They skip, or print a message, where one is not installed.
 OF_OTHERS = {"ahocorasick", "clip", "open_clip", "open_clip_train", "transformers", "substr_matching"}
 
 
@@ -62,7 +62,7 @@ def module(distribution: str) -> str:
 
 
 def imported(*folders: str) -> set[str]:
-    """Modules of others that files import, wherever they do; in tests also by pytest.importorskip."""
+    """Foreign modules that the files import anywhere; in tests also by pytest.importorskip."""
     files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
     ours = {*PACKAGES, "tests", "benchmarks", "tools", *(path.stem for path in files)}
     found: set[str] = set()
@@ -83,7 +83,7 @@ def names_of(node: ast.AST) -> list[str]:
 
 
 def carried(distributions: set[str]) -> set[str]:
-    """The modules that a set of distributions brings."""
+    """The modules that a set of distributions installs."""
     return {module(name) for name in distributions} | {name for name, by in CARRIED.items() if by in distributions}
 
 

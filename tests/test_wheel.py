@@ -1,7 +1,7 @@
-"""The wheel, installed as a user would: outside the checkout, with the packages of an index, and also read-only.
+"""The wheel, installed as a user would do it: outside the checkout, with packages of an index, and also read-only.
 
-The working directory is hostile: a `pipeline`, a `queries`, a `clip_train` and a `dataclasses` that raise lie there.
-The installed `dataclasses` of a dependency must not hide that of the standard library either.
+The working directory is hostile: it has a `pipeline`, a `queries`, a `clip_train` and a `dataclasses` that raise. The
+`dataclasses` package that a dependency installs must not hide that of the standard library either.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def uv(*arguments: str | Path, cwd: Path) -> None:
-    """Runs uv; skips where the package index cannot be reached."""
+    """Runs uv. Skips the test if the package index cannot be reached."""
     command = [sys.executable, "-m", "uv", *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=500)
     if done.returncode and NO_INDEX.search(done.stderr):
@@ -49,7 +49,7 @@ def uv(*arguments: str | Path, cwd: Path) -> None:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist, and the wheel that was built from the sdist."""
+    """A folder with the sdist, and with the wheel that was built from the sdist."""
     if importlib.util.find_spec("uv") is None:
         pytest.skip("needs uv in this environment, as tools/setup.sh installs it")
     tmp = tmp_path_factory.mktemp("built")
@@ -72,7 +72,7 @@ class Installed:
     prefix: tuple[str, ...] = ()
 
     def run(self, *command: str, code: int = 0, **variables: str) -> str:
-        """Runs a command of the environment; returns what it printed. It must not print of a fault."""
+        """Runs a command of the environment. Returns its output, which must not report a fault."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "NUMBA", "XDG"))}
         environment = {**clean, "HOME": str(self.work / "home"), **variables}
         program = str(self.venv / "bin" / command[0])
@@ -85,14 +85,14 @@ class Installed:
         return done.stdout
 
     def build(self, out: str, *more: str, **variables: str) -> str:
-        """A build of the archive; returns the digest of the manifest."""
+        """Builds the archive. Returns the digest of the manifest."""
         arguments = ["--input", "images.warc.gz", "pairs.parquet", "--queries", "queries.txt", "--output", out]
         self.run("openwit-build", *arguments, "--rows-per-shard", "12", *more, **variables)
         return json.loads((self.work / out / "manifest.json").read_text())["digest"]
 
 
 def make_work(folder: Path) -> Path:
-    """A working directory: what is built from, and packages that must not be found."""
+    """Makes a working directory with the inputs, and with packages that must not be found."""
     (folder / "home").mkdir(parents=True)
     for name in ("pipeline", "queries", "clip_train"):
         (folder / name).mkdir()
@@ -117,18 +117,18 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
     (wheel,) = built.glob("*.whl")
     uv("venv", "--python", os.environ.get("OPENWIT_TEST_PYTHON", sys.executable), tmp / "venv", cwd=tmp)
     install(tmp, f"{wheel}[train]" if HAS_TORCH else str(wheel))
-    assert next((tmp / "venv").rglob("site-packages/dataclasses.py")), "img2dataset brings it no more: drop this test?"
+    assert next((tmp / "venv").rglob("site-packages/dataclasses.py")), "img2dataset has it no more: remove this test?"
     return Installed(tmp / "venv", make_work(tmp / "work"))
 
 
 @pytest.fixture(scope="module")
 def digest(installed: Installed) -> str:
-    """Of the set `two`, that two workers have built."""
+    """The digest of the set `two`, which two workers have built."""
     return installed.build("two", "--workers", "2")
 
 
 def install(tmp: Path, *what: str | Path) -> None:
-    """Installs into tmp/venv with the constraints, and with fastText in the form that this environment has."""
+    """Installs into tmp/venv with the constraints, and with fastText in the variant of this environment."""
     form: list[str | Path] = []
     names = {dist.name.lower() for dist in importlib.metadata.distributions()}
     if "fasttext-community" in names:
@@ -142,7 +142,7 @@ def install(tmp: Path, *what: str | Path) -> None:
 
 @pytest.fixture
 def read_only(installed: Installed) -> Iterator[Installed]:
-    """The same, for a process that may write nothing there."""
+    """The same environment for a process that may not write there."""
     prefix = (sys.executable, "-c", AS_ANYBODY)
     folders = [installed.venv, *(path for path in installed.venv.rglob("*") if path.is_dir() and not path.is_symlink())]
     modes = [(folder, folder.stat().st_mode) for folder in folders]
@@ -150,7 +150,7 @@ def read_only(installed: Installed) -> Iterator[Installed]:
         folder.chmod(mode & 0o555)
     try:
         if subprocess.run([*prefix, "test", "-w", str(installed.venv / "bin")]).returncode == 0:
-            pytest.skip("what is forbidden is allowed here, and this process may not give that right up")
+            pytest.skip("this process may write into read-only folders, and cannot give that right up")
         yield dataclasses.replace(installed, prefix=prefix)
     finally:
         for folder, mode in modes:
@@ -158,7 +158,7 @@ def read_only(installed: Installed) -> Iterator[Installed]:
 
 
 def test_the_sdist_holds_what_a_build_needs(built: Path) -> None:
-    """The wheel was built from it; and both have the data files."""
+    """The wheel was built from the sdist. Both have the data files."""
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as tar:
         packed = {name.partition("/")[2] for name in tar.getnames()}
@@ -172,7 +172,7 @@ def test_the_sdist_holds_what_a_build_needs(built: Path) -> None:
 
 
 def test_the_sdist_installs(built: Path, tmp_path: Path) -> None:
-    """Without its requirements, which the wheel's environment has shown."""
+    """Installs without the requirements, which the test of the wheel covers."""
     (sdist,) = built.glob("*.tar.gz")
     uv("venv", "--python", sys.executable, tmp_path / "venv", cwd=tmp_path)
     install(tmp_path, "--no-deps", sdist)
@@ -193,7 +193,7 @@ def test_every_command_runs_in_a_hostile_working_directory(installed: Installed,
 
 
 def test_the_trainer_runs(installed: Installed, digest: str) -> None:
-    """In one process, and in two: the launcher's children find the package too."""
+    """Runs in one process, and in two: the processes of the launcher find the package too."""
     if not HAS_TORCH:
         pytest.skip("this environment has no torch, and the wheel's has none either")
     flags = ["--model", "ViT-Tiny", "--batch-size", "4", "--steps", "2", "--threads", "1", "--no-tensorboard"]
@@ -210,7 +210,10 @@ def test_it_runs_with_the_users_variables(installed: Installed, digest: str) -> 
 
 
 def test_it_runs_from_a_read_only_folder(read_only: Installed, digest: str) -> None:
-    """The kernels go into the user's cache; where that cannot be written either, into none. Nobody is alarmed."""
+    """The kernels are cached in the user's cache folder. If that is read-only too, they are not cached.
+
+    Neither prints a warning.
+    """
     before = set(read_only.venv.rglob("*"))
     assert read_only.build("read-only", "--workers", "2") == digest
     warm = "from pipeline.stages import selection_kernel; selection_kernel.warm()"
@@ -221,7 +224,7 @@ def test_it_runs_from_a_read_only_folder(read_only: Installed, digest: str) -> N
 
 
 def test_no_package_hides_the_standard_library_from_workers(installed: Installed) -> None:
-    """Even where PYTHONPATH names site-packages, with its `dataclasses`, by the time that workers start."""
+    """Holds even if PYTHONPATH names site-packages, with its `dataclasses`, when workers start."""
     site_packages = next((installed.venv / "lib").glob("python*/site-packages"))
     program = f"""import os
 from pipeline.engine import fork_server, forked_workers

@@ -1,4 +1,4 @@
-"""The whole way: a table of URLs on a loopback server, fetched, deduplicated, balanced again and published."""
+"""All stages: a table of URLs on a loopback server is fetched, deduplicated, balanced again and published."""
 
 from __future__ import annotations
 
@@ -104,6 +104,6 @@ def test_the_cap_is_met_after_expected_losses(tmp_path: Path, server: WebServer)
     assert set(stages["fetch"]["dropped"]) == {"http_4xx"} and stages["fetch"]["rows_out"] > 0
     metadata = pq.read_table(sorted((out / "metadata").glob("*.parquet")))
     picks = [query for kept_by in metadata["kept_by"].to_pylist() for query in kept_by]
-    left = stages["dedup-images"]["rows_out"]  # which URLs are picked changes with the port of the server
+    left = stages["dedup-images"]["rows_out"]  # the selected URLs depend on the port of the server
     assert {picks.count(query) for query in range(len(QUERIES))} == {min(4, left)}
     assert stages["publish"]["dropped"].get("over_cap", 0) == left - metadata.num_rows

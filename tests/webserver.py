@@ -1,4 +1,4 @@
-"""A loopback web server that behaves well and badly, by path. Counts what a polite client must bound.
+"""A loopback web server that behaves well or badly, as the path says. It counts what a polite client must limit.
 
 Good: /img/NAME, /chunked/NAME, /gzip/NAME, /close/NAME (no length, connection closed), /redirect/N/NAME, /to?URL.
 Bad: /status/CODE, /slow/SECONDS, /drip, /drip-head, /silent, /endless, /endless-chunked, /declared/BYTES, /gzip-bomb,
@@ -29,7 +29,7 @@ DRIP_S = 0.2  # between two bytes
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (320, 240), format: str = "JPEG", **options: object) -> bytes:
-    """A picture with structure (a hash of noise would say nothing), another one for each seed."""
+    """A picture with structure (the hash of noise has no meaning). Each seed gives another one."""
     image = Image.radial_gradient("L").resize(size).rotate(seed * 37 % 360)
     other = Image.linear_gradient("L").resize(size).rotate(seed * 101 % 360)
     out = io.BytesIO()
@@ -54,7 +54,7 @@ class WebServer(ThreadingHTTPServer):
     ) -> None:
         super().__init__(address, _Handler)
         self.images = images if images is not None else {f"{n}.jpg": picture(n) for n in range(8)}
-        self.robots = robots  # the text; a number: that status instead
+        self.robots = robots  # the text of robots.txt, or a status to send instead
         self.hits: Counter[str] = Counter()
         self.requests: list[tuple[float, str, dict[str, str]]] = []
         self.connections = 0
@@ -75,7 +75,7 @@ class WebServer(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def handle_error(self, request, client_address):  # type: ignore[no-untyped-def]
-        """Clients that leave early are what the tests are about."""
+        """Ignores clients that leave early, because the tests are about them."""
 
     def __enter__(self) -> WebServer:
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -92,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: WebServer
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Logs nothing."""
 
     def do_GET(self) -> None:
         server = self.server
@@ -113,7 +113,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.answered()
 
     def answered(self) -> None:
-        """The client is no longer waiting. Said before the body is sent: once it has it, it may ask the next thing."""
+        """Notes that the client no longer waits. This must come before the body is sent.
+
+        A client with the body may send its next request at once.
+        """
         with self.server.lock:
             self.server.busy -= self.counted
             self.counted = False
@@ -282,8 +285,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def certificate(folder: str, names: tuple[str, ...]) -> tuple[ssl.SSLContext, str] | None:
-    """A server context with a certificate for the names and addresses, and the path of what a client must trust; None
-    where no certificate can be made here."""
+    """A server context with a certificate for the names and addresses, and the path of what a client must trust.
+
+    None where no certificate can be made.
+    """
     with contextlib.suppress(ImportError):
         return _make_certificate(folder, names)
     return None

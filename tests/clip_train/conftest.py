@@ -1,4 +1,4 @@
-"""Little shards, vocabularies and runs for the tests of clip_train. Everything here needs torch."""
+"""Small shards, vocabularies and runs for the tests of clip_train. All of these tests need torch."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ CAPTIONS = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Names the marker, so that it is no typo."""
+    """Registers the marker `slow`."""
     config.addinivalue_line("markers", "slow: takes more than a few seconds; run with -m slow")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves slow tests out unless they are asked for by -m."""
+    """Skips slow tests unless -m requests them."""
     if "slow" in config.getoption("-m"):
         return
     here = Path(__file__).parent
@@ -46,7 +46,7 @@ def _one_thread():
 
 
 def jpeg(number: int, *, size: tuple[int, int] = (40, 32)) -> bytes:
-    """A picture that differs from number to number."""
+    """A picture that is different for each number."""
     import numpy as np
     from PIL import Image
 
@@ -58,7 +58,7 @@ def jpeg(number: int, *, size: tuple[int, int] = (40, 32)) -> bytes:
 
 
 def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> list[int]:
-    """A USTAR archive; returns where each member's bytes start."""
+    """Writes a USTAR archive. Returns the offset of each member's bytes."""
     offsets = []
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for name, data in members:
@@ -94,7 +94,7 @@ def tars(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def published(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a folder in the form that the pipeline publishes."""
+    """Makes folders in the form that the pipeline publishes."""
 
     def make(*, samples: int = 48, shards: int = 3, name: str = "published") -> Path:
         import hashlib
@@ -126,7 +126,7 @@ def published(tmp_path: Path) -> Callable[..., Path]:
 
 
 def write_manifest(folder: Path) -> None:
-    """manifest.json over what is there."""
+    """Writes manifest.json for the files that are there."""
     files = sorted(path for kind in ("shards", "metadata") for path in (folder / kind).iterdir())
     entries = [{"path": str(path.relative_to(folder)), "bytes": path.stat().st_size} for path in files]
     (folder / "manifest.json").write_text(json.dumps({"files": entries}))
@@ -144,7 +144,7 @@ def vocabulary(tmp_path: Path) -> Path:
 
 
 def formula(name: str, shape: Sequence[int]):
-    """Weights that depend on their name and place alone: the golden numbers were made with the same."""
+    """Weights that depend only on their name and their place. The golden numbers were made with the same weights."""
     import numpy as np
     import torch
 
@@ -162,6 +162,6 @@ def formula(name: str, shape: Sequence[int]):
 
 
 def fill(model) -> None:
-    """Fills a model's state by `formula`; logit_scale and counters keep their values."""
+    """Fills a model's state by `formula`. logit_scale and counters keep their values."""
     state = model.state_dict()
     model.load_state_dict({name: formula(name, value.shape) if value.ndim else value for name, value in state.items()})

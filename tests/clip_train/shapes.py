@@ -1,4 +1,4 @@
-"""A little world for learning tests: shapes x colours x sizes x places, some (shape, colour) pairs never trained on."""
+"""A small world for learning tests: shapes x colours x sizes x places. Some (shape, colour) pairs are held out."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def encode(text: str) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Pictures (N, 32, 32, 3), their captions as ids, and which pair each shows."""
+    """Pictures (N, 32, 32, 3), their captions as ids, and the pair that each picture shows."""
 
     images: np.ndarray
     captions: list[list[int]]
@@ -50,7 +50,7 @@ class World:
 
 
 def render(count: int, *, seed: int, held_out: bool) -> World:
-    """Random scenes; of the held-out pairs only, or of the others only."""
+    """Random scenes, either of the held-out pairs only or of the other pairs only."""
     rng = random.Random(seed)
     pool = [pair for pair in PAIRS if (pair in HELD_OUT) == held_out]
     images, captions, pairs = [], [], []

@@ -81,7 +81,7 @@ def test_train_load_encode_and_evaluate(tars, vocabulary, tmp_path):
     ids = tokenizer(["a red square", CAPTIONS[5] * 9])
     assert ids.shape == (2, 77) and ids.dtype == torch.int64 and tokenizer("a red square").shape == (1, 77)
     assert ids[0].tolist()[:5] == tokenizer.encode_caption("a red square", context_length=77)
-    assert ids[0, 5:].eq(0).all() and ids[1, 76] == tokenizer.end_id  # cut, the end stays
+    assert ids[0, 5:].eq(0).all() and ids[1, 76] == tokenizer.end_id  # the text is cut, the end token stays
     with torch.no_grad():
         images, texts = model.encode_image(torch.stack(pixels[:2])), model.encode_text(ids)
         logits = model.logits(torch.stack(pixels[:2]), ids)
@@ -118,7 +118,7 @@ def test_the_config_of_a_run_gives_the_same_run(part, tars, vocabulary, tmp_path
     train(dataclasses.replace(options, steps=None, epochs=1.0))
     recipe = first / "config.json"
     written = json.loads(recipe.read_text())
-    assert written["options"]["lr"] == 2e-3 and written["options"]["precision"] != "auto"  # nothing is left open
+    assert written["options"]["lr"] == 2e-3 and written["options"]["precision"] != "auto"  # all are resolved
     assert {name for name, value in written["options"].items() if value is None} == {
         "init", "steps", "clip_norm", "cache", "zero_shot",
     }  # fmt: skip
@@ -143,7 +143,7 @@ def test_a_run_that_is_refused_leaves_no_folder(tars, vocabulary, tmp_path):
     weights.write_bytes(b"no weights")
     for changes, kind in (
         ({"online_balance": True}, UsageError),  # plain tars have no keep_probability
-        ({"init": str(weights)}, TrainError),  # found out when the model is made, with the folder held
+        ({"init": str(weights)}, TrainError),  # found when the model is made and the folder is locked
         ({"batch_size": 16}, UsageError),  # more than the pairs of the data
         ({"precision": "fp16"}, UsageError),
     ):
@@ -152,7 +152,7 @@ def test_a_run_that_is_refused_leaves_no_folder(tars, vocabulary, tmp_path):
         with pytest.raises(kind):
             train(dataclasses.replace(options, **changes))
         assert not run.exists(), changes
-    run.mkdir()  # ours to keep where it was there before
+    run.mkdir()  # a folder that existed before stays
     with pytest.raises(TrainError):
         train(dataclasses.replace(options, init=str(weights)))
     assert run.exists()

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there; flipped bits, kills and full disks are noticed."""
+"""Checkpoints: they are whole or absent, and flipped bits, kills and full disks are detected."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_every_flipped_bit_is_noticed(tmp_path):
             body = checkpoint.verify(path)
         except (TrainError, InputMissing):
             pass
-        else:  # a blank of the JSON's layout: what it says is the same
+        else:  # a blank between JSON values: the contents are the same
             assert file.name == "checkpoint.json" and body == json.loads(before)["body"]
         file.write_bytes(before)
     checkpoint.verify(path)
@@ -102,7 +102,7 @@ for line in sys.stdin:  # the step to start from: a child saves from there on un
 
 
 def test_fifty_kills_during_saves(tmp_path):
-    """One process imports torch and forks the fifty that are killed."""
+    """One process imports torch. It forks the fifty processes that are killed."""
     code = SAVING.format(tests=os.path.dirname(__file__), folder=str(tmp_path))
     rng, newest, half_written = random.Random(1), 0, 0
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""The command line: help without torch, suggestions, exit codes, and every command once on a little run."""
+"""The command line: help without torch, suggestions, exit codes, and every command once on a small run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def alone(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command line in a process where nothing of the extra can be imported."""
+    """Runs the command line in a process that cannot import the packages of the extra."""
     return subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True, timeout=60,
         env={**os.environ, "PYTHONPATH": os.getcwd()},
@@ -123,7 +123,7 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path, capsys):
     pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
     (tmp_path / "captions.txt").write_text("a red square\n" * 3)
     (tmp_path / "file").write_text("")
-    output = str(tmp_path / "file" / "v.txt.gz")  # below a file
+    output = str(tmp_path / "file" / "v.txt.gz")  # a file is its parent
     assert main(["tokenizer", "train", "--input", str(tmp_path / "captions.txt"), "--output", output]) == 2
     said = capsys.readouterr().err
     assert said.startswith("clip_train: ") and str(tmp_path / "file") in said and said.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Weights of other programs: TorchScript archives without their code, open_clip, Hugging Face, and back."""
+"""Weights of other programs: TorchScript archives without their code, open_clip, Hugging Face, and export to them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_config_is_read_off_the_shapes(name):
 
 
 def hold(tensors: dict[str, torch.Tensor], *, half: bool) -> torch.nn.Module:
-    """A module whose attributes have these dotted names, as a scripted CLIP has them."""
+    """A module whose attributes have these dotted names, like those of a scripted CLIP."""
     top = torch.nn.Module()
     for name, value in tensors.items():
         module = top

@@ -1,4 +1,4 @@
-"""Index, order and loader: every sample once an epoch, the same batches for any ranks, bad samples counted."""
+"""Index, order and loader: every sample once an epoch, the same batches for any ranks, bad samples are counted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def options(**changes) -> LoaderOptions:
 
 
 def steps(index, vocabulary, count, *, seen=0, stream=None, **changes):
-    """The first micro-batches: a list a step."""
+    """The first micro-batches: a list for each step."""
     chosen = options(**changes)
     stream = stream or Stream(index, seed=chosen.seed)
     with Loader(stream, load_tokenizer(vocabulary), chosen) as loader:
@@ -51,7 +51,7 @@ def test_plain_tars_are_indexed_once(tars):
     with open(index.paths[1], "rb") as file:
         file.seek(int(index.image_offset[17]))
         assert file.read(int(index.image_size[17])) == jpeg(17)
-    kept[0].write_bytes(kept[0].read_bytes()[:-100])  # a spoiled index is made again
+    kept[0].write_bytes(kept[0].read_bytes()[:-100])  # a damaged index is made again
     assert len(open_index(str(folder))) == 48
 
 
@@ -125,7 +125,7 @@ def test_a_cut_tar_gives_its_whole_samples(tars):
     path.write_bytes(data[: len(data) // 2])
     index = open_index(str(folder))
     assert 8 < len(index) < 16 and index.damaged == (str(path),)
-    assert open_index(str(folder)).damaged == (str(path),)  # from the kept index too
+    assert open_index(str(folder)).damaged == (str(path),)  # also from the saved index
 
 
 def test_behind_a_spoiled_header_the_other_samples_are_found(tars):
@@ -198,7 +198,7 @@ def test_any_ranks_micro_batches_and_threads_see_the_same_global_batches(tars, v
 
 
 def texts(batch):
-    """Each caption's ids, cut out of the packed batch."""
+    """The ids of each caption, cut out of the packed batch."""
     bounds = batch.text.boundaries.tolist()
     start_of = dict(zip(bounds[1:], bounds, strict=False))
     return [batch.text.tokens[start_of[end + 1] : end + 1] for end in batch.text.ends.tolist()]
@@ -298,12 +298,12 @@ def test_members_that_could_run_code_are_never_looked_at(tmp_path, vocabulary):
     with pytest.raises(InputMissing):
         open_index("pipe:cat x.tar")
     (tmp_path / "y.tar").write_bytes(gzip.compress((tmp_path / "x.tar").read_bytes()))
-    with pytest.raises(InputMissing):  # not a tar: nothing is inflated behind our back
+    with pytest.raises(InputMissing):  # not a tar: it is not decompressed silently
         open_index(str(tmp_path / "y.tar"))
 
 
 def member(name: str, data: bytes, *, size: int | None = None, kind: bytes = tarfile.REGTYPE) -> bytes:
-    """A tar member by hand, which may claim any size."""
+    """A tar member made by hand, which may claim any size."""
     info = tarfile.TarInfo(name)
     info.size, info.type = len(data) if size is None else size, kind
     return info.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
@@ -347,7 +347,7 @@ def test_the_first_of_two_members_of_a_name_counts(tmp_path):
 
 
 def test_other_members_are_never_read(tmp_path, vocabulary):
-    """A .json that would nest or inflate without end, a link, a device: none of them is looked at."""
+    """A .json with endless nesting or compression, a link, a device: none of them is read."""
     bomb = b"[" * 1_000_000
     link = tarfile.TarInfo("1.jpg")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"

@@ -1,4 +1,4 @@
-"""Zero-shot, retrieval, probe, overlap, embed: against plain computations; class and template files in their forms."""
+"""Zero-shot, retrieval, probe, overlap, embed: compared with simple references. Files of classes and templates."""
 
 from __future__ import annotations
 
@@ -120,13 +120,13 @@ def test_template_files_that_say_nothing_are_refused(tmp_path, name, content, me
 def test_recall_with_several_captions_and_ties():
     images, texts = torch.eye(3), torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0, 1, 0], [0, 1, 0], [0, 0.5, 0.4]])
     found = evaluate.recall(images, texts, [[0, 1], [2], [4]], (1, 2))
-    # image 1 ties with caption 3, which is another's: that one counts as before it
+    # image 1 ties with caption 3, which is not its own: in a tie the other caption ranks first
     assert found == {1: pytest.approx(2 / 3), 2: 1.0}
     assert evaluate.recall(texts, images, [[0], [0], [1], [1], [2]], (1, 2, 3)) == {1: 0.8, 2: 1.0, 3: 1.0}
 
 
 def recall_by_hand(queries, candidates, right, ks):
-    """The definition, in double precision."""
+    """Recall by its definition, in double precision."""
     hits = dict.fromkeys(ks, 0)
     for query, answers in zip(queries.double(), right, strict=True):
         cosines = (candidates.double() @ query).tolist()

@@ -1,4 +1,4 @@
-"""Images by their rules: odd and hostile ones are decoded as stated or refused with one word, in bounded memory."""
+"""Images: odd and hostile ones are decoded by the stated rules, or refused for a named reason, in bounded memory."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_what_is_cut_or_no_image_is_refused(data):
 
 
 def sized(data: bytes, form: str, width: int, height: int) -> bytes:
-    """The same image, but it claims another size."""
+    """The same image with another size in its header."""
     changed = bytearray(data)
     if form == "jpeg":
         at = data.index(b"\xff\xc0")
@@ -194,14 +194,14 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_and_never_below_the_crop():
     for size in (50, 100, 224, 230):
         factor = reduction(640, 480, size, min_scale=0.9)
         assert round(480 // factor * 0.9**0.5) >= size
-    # the order of the channels survives
+    # the order of the channels stays
     half = decode(large, size=100, min_scale=0.9)
     assert np.abs(half.mean((0, 1)) - decode(large).mean((0, 1))).max() < 1
 
 
 @pytest.mark.parametrize("side", [180, 224, 240, 256, 300, 400, 447])
 def test_the_crop_is_within_a_stated_distance_of_pillows_bicubic(side):
-    """On photographs it is 0.7 to 1.4 levels (docs/training.md)."""
+    """On photographs the distance is 0.7 to 1.4 levels (docs/training.md)."""
     texture = RNG.normal(0, 6, (side, side, 3))
     smooth = np.asarray(PICTURE.resize((side, side), Image.Resampling.BICUBIC)).astype(float)
     picture = np.clip(smooth + texture, 0, 255).astype(np.uint8)

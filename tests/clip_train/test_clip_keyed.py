@@ -31,7 +31,7 @@ def test_neighbours_are_scattered_and_keys_differ():
     a, b = (keyed.permute(np.arange(size), size, keyed.combine(seed)) for seed in (0, 1))
     assert abs(np.corrcoef(a[:-1], a[1:])[0, 1]) < 0.05 and abs(np.corrcoef(np.arange(size), a)[0, 1]) < 0.05
     assert (a == b).mean() < 0.01
-    # every place is as likely: chi square over 100 cells of first-hundred destinations
+    # all places are equally likely: chi square over 100 cells, of where the first hundred go
     destinations = np.concatenate([keyed.permute(np.arange(100), size, keyed.combine(seed)) for seed in range(100)])
     counts = np.bincount(destinations // 100, minlength=100)
     assert ((counts - 100) ** 2 / 100).sum() < 150
@@ -41,7 +41,7 @@ def test_uniforms_are_uniform_and_stable():
     draws = keyed.uniforms(keyed.combine(3, np.arange(20_000, dtype=np.uint64)), 3)
     assert draws.shape == (20_000, 3) and 0 <= draws.min() and draws.max() < 1
     assert np.allclose(draws.mean(0), 0.5, atol=0.01) and np.allclose(draws.std(0), 12**-0.5, atol=0.01)
-    # the order of a run must not change from version to version
+    # the order of a run must be the same in every version
     assert keyed.combine(1, 2, 3).tolist() == [STABLE]
     assert keyed.permute(np.arange(10), 10, keyed.combine(0)).tolist() == STABLE_ORDER
 

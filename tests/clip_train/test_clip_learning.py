@@ -1,4 +1,4 @@
-"""Learning: the first losses are open_clip's on the same weights and batches, and held-out pairs are named rightly."""
+"""Learning: the first losses equal open_clip's on the same weights and batches, and held-out pairs are named right."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OPEN_CLIP_LOSSES = [
 
 
 def learn(model: CLIP, world, *, steps: int, total: int) -> list[float]:
-    """The loop without its surroundings."""
+    """The training loop without everything around it."""
     optimizer, generator = make_optimizer(model, RECIPE), torch.Generator().manual_seed(5)
     images, losses = torch.from_numpy(world.images), []
     for step in range(steps):

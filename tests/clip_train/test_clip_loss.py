@@ -1,4 +1,4 @@
-"""The losses against the plain formula: chunks, one rank and two, memory."""
+"""The losses compared with the reference formula: chunks, one rank and two, memory."""
 
 from __future__ import annotations
 
@@ -80,7 +80,10 @@ def batch():
 
 
 def gradients(kind: str, *, rank: int = 0, ranks: int = 1, uneven: bool = False) -> dict:
-    """The gradient that one rank computes from its rows, with our losses (one rank: with the plain formula)."""
+    """The gradient that one rank computes from its rows with our losses.
+
+    With one rank it uses the reference formula.
+    """
     model = Tiny()
     images, texts = batch()
     cut = [0, 16] if ranks == 1 else [0, 11, 16] if uneven else [0, 8, 16]
@@ -128,7 +131,7 @@ def test_two_ranks_give_the_gradient_of_one():
 
 
 def test_memory_is_a_fraction_of_the_logits():
-    """Peak of what torch allocates at B = 2,048, from its profiler: one chunk, not several B x B."""
+    """The peak of torch's allocations at B = 2,048, from its profiler, is one chunk and not several B x B."""
     images, texts, scale, _ = pairs(2048, width=64)
 
     def peak(loss) -> int:

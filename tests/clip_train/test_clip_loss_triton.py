@@ -1,4 +1,4 @@
-"""The Triton passes against their oracle, in Triton's interpreter where there is no GPU."""
+"""The Triton passes compared with their oracle. Without a GPU they run in Triton's interpreter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The towers: OpenAI's numbers (made by their code from the weights of conftest.formula), packed text, FLOPs."""
+"""The towers: OpenAI's numbers (their code on the weights of conftest.formula), packed text, FLOPs."""
 
 from __future__ import annotations
 

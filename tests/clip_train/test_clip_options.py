@@ -1,4 +1,4 @@
-"""What is wrong with a command line is said in one line, with exit code 2 or 4, before torch and before the output."""
+"""A wrong command line gives one line and exit code 2 or 4, before torch is imported and the output is made."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def cases() -> Iterator[tuple[tuple[str, ...], int, str]]:
-    """Words of the command line, the exit code, and what the message holds: flag, value, what is allowed."""
+    """Command-line arguments, exit code, and the text in the message: flag, value, what is allowed."""
     # a number out of its range, for each number of each command
     for flag, value, allowed in (
         ("seed", "-1", "[0, 9223372036854775808)"), ("seed", "9223372036854775808", "[0, 9223372036854775808)"),
@@ -65,12 +65,12 @@ def cases() -> Iterator[tuple[tuple[str, ...], int, str]]:
     yield (*LEARN, "--merges", "48895"), 2, "--merges 48895 must be in [1, 48894]"
     yield (*LEARN, "--min-count", "0"), 2, "--min-count 0 must be in [1, inf)"
     yield (*BENCH, "--seconds", "inf"), 2, "--seconds inf must be in (0, inf)"
-    # no number at all
+    # not a number
     yield (*TRAIN, "--lr", "fast"), 2, "--lr 'fast': a number in (0, inf) is expected"
     yield (*TRAIN, "--steps", "1.5"), 2, "--steps '1.5': a whole number in [1, inf) is expected"
     yield (*TRAIN, "--steps", "inf"), 2, "--steps 'inf': a whole number in [1, inf) is expected"
     yield (*TRAIN, "--steps"), 2, "--steps: expected one argument"
-    # words that are none of the choices
+    # values that are not among the choices
     yield (*TRAIN, "--precision", "fp8"), 2, "--precision 'fp8' is unknown; did you mean fp32? (allowed: auto, fp32,"
     yield (*TRAIN, "--loss", "infonse"), 2, "--loss 'infonse' is unknown; did you mean infonce?"
     yield (*TRAIN, "--parallel", "dp"), 2, "--parallel 'dp' is unknown; did you mean ddp? (allowed: ddp, fsdp)"
@@ -81,14 +81,14 @@ def cases() -> Iterator[tuple[tuple[str, ...], int, str]]:
     yield (*BENCH, "--only", "loader", "speed"), 2, "--only 'speed' is unknown"
     yield (*BENCH, "--model", "vit-b-32x"), 2, "--model 'vit-b-32x' is an unknown model; did you mean ViT-B-32?"
     yield (*BENCH, "--precision", "int8"), 2, "--precision 'int8' is unknown"
-    # commands and flags that are not there
+    # unknown commands and flags
     yield ("trian",), 2, "unknown command 'trian'; did you mean train?"
     yield (), 2, "the following arguments are required: COMMAND"
     yield ("tokenizer", "lern"), 2, "unknown command 'lern'"
     yield (*TRAIN, "--lrr=1"), 2, "unknown argument --lrr; did you mean --lr?"
     yield ("train", "--data", "shards", "--outptu", "y"), 2, "unknown argument --outptu; did you mean --output?"
     yield (*TRAIN, "more"), 2, "unrecognized arguments: more"
-    # what has to be given
+    # missing arguments
     yield ("train", "--output", "run"), 2, "--data is missing: folder that"
     yield ("train", "--data", "shards"), 2, "--output is missing: folder of the run"
     yield ("train", "--data", "", "--output", "run"), 2, "--data is missing"
@@ -97,7 +97,7 @@ def cases() -> Iterator[tuple[tuple[str, ...], int, str]]:
     yield ("overlap", *USE), 2, "--train-embeddings is missing"
     yield ("tokenizer", "train", "--output", "run"), 2, "--input is missing"
     yield ("tokenizer", "encode"), 2, "required: TEXT"
-    # inputs that are not there: exit code 4
+    # missing inputs: exit code 4
     yield ("train", "--data", "nowhere", "--output", "run"), 4, "--data nowhere: no such file"
     yield ("train", "--data", "shards/{0..2}.tar", "--output", "run"), 4, "shards/1.tar: no such file (2 of 3 shards"
     yield ("train", "--data", "empty", "--output", "run"), 4, "--data empty: the folder holds neither manifest.json nor"
@@ -198,11 +198,11 @@ def test_an_empty_folder_and_a_runs_folder_are_taken(here):
     out = here / "out"
     out.mkdir()
     check_output(here)
-    (out / ".lock").write_text("")  # a run that was killed before its first line
+    (out / ".lock").write_text("")  # a run that was killed at its start
     (out / "config.json.12.partial").write_text("{")
     check_output(here)
     (out / "config.json").write_text(json.dumps({"options": {"data": "x"}}))
-    (out / "notes.txt").write_text("mine")  # in a folder of ours, other things do not matter
+    (out / "notes.txt").write_text("mine")  # other files in our folder do not matter
     check_output(here)
     (out / "checkpoints" / "step-00000001").mkdir(parents=True)
     with pytest.raises(UsageError, match="holds a run: --resume continues it, or name another folder"):
@@ -213,7 +213,7 @@ def test_an_empty_folder_and_a_runs_folder_are_taken(here):
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "notes.txt", ".git"])
 def test_a_folder_of_others_is_refused_also_with_resume(here, name):
     (here / "out").mkdir()
-    (here / "out" / name).write_text("{}")  # config.json: also of a Hugging Face model
+    (here / "out" / name).write_text("{}")  # config.json is also in the folder of a Hugging Face model
     for resume in (False, True):
         with pytest.raises(UsageError, match="holds other things"):
             check_output(here, resume=resume)
@@ -228,7 +228,7 @@ def test_a_folder_of_others_is_refused_also_with_resume(here, name):
     ],
 )
 def test_what_this_user_may_not_read_or_write_is_refused(denied, changes, message, here, monkeypatch):
-    # in place of chmod, which does not bind root
+    # instead of chmod, which has no effect on root
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != denied)
     with pytest.raises(UsageError, match=message):
         check_run(TrainOptions(**{"data": "shards", "output": "run", **changes}))
@@ -246,7 +246,7 @@ def test_python_callers_get_the_same_checks(here):
             check_run(TrainOptions(**{**common, **changes}))
     with pytest.raises(InputMissing, match="--data nowhere"):
         check_run(TrainOptions(**{**common, "data": "nowhere"}))
-    check_run(TrainOptions(**common, lr=1))  # an integer is a number
+    check_run(TrainOptions(**common, lr=1))  # an integer is a number too
 
 
 def test_the_world_size_of_a_launcher_counts(here, monkeypatch, capsys):
@@ -305,7 +305,7 @@ def test_what_is_printed_is_a_recipe(here, capsys):
     assert printed(["--config", "again.yaml"], capsys) == wanted
     import yaml
 
-    assert yaml.safe_load((here / "again.yaml").read_text())["eps"] == 1e-7  # a number for other readers too
+    assert yaml.safe_load((here / "again.yaml").read_text())["eps"] == 1e-7  # other YAML readers get a number too
     assert sorted(path.name for path in here.glob("r*")) == ["r.yaml"]
 
 

@@ -1,4 +1,6 @@
-"""Full-size models against OpenAI's code, open_clip, transformers: golden numbers, and live where those are installed.
+"""Full-size models compared with OpenAI's code, open_clip and transformers.
+
+Golden numbers are always compared. Installed packages are also run.
 
 PYTHONPATH=PATH/TO/CLIP:PATH/TO/open_clip/src python -m pytest -m slow tests/clip_train/test_clip_parity.py
 """
@@ -21,7 +23,7 @@ from clip_train.text import pack, pad  # noqa: E402
 from tests.places import DATA  # noqa: E402
 
 NAMES = ("RN50", "ViT-B-32", "ViT-B-16")
-IDS = 600  # of the golden models' vocabulary; the live ones have all 49,408
+IDS = 600  # of the golden models' vocabulary; installed models have all 49,408
 GOLDEN: dict[str, list[list[float]]] = {  # logits per image, from openai/CLIP d05afc4 with the weights of conftest
     "RN50": [[0.2706631, 0.0323350, 0.6166863], [0.2714266, 0.0327122, 0.6182818]],
     "ViT-B-32": [[1.5279977, 2.0221610, 1.1944855], [1.5845692, 2.1018159, 1.1706901]],
@@ -30,7 +32,7 @@ GOLDEN: dict[str, list[list[float]]] = {  # logits per image, from openai/CLIP d
 
 
 def captions(ids: int) -> list[list[int]]:
-    """Two short ones and one that fills the context."""
+    """Two short captions and one that fills the context."""
     start, end = ids - 2, ids - 1
     return [[start, 5, 17, end], [start, *range(20, 60), end], [start, *range(100, 175), end]]
 
@@ -125,7 +127,7 @@ def test_live_hugging_face_both_ways(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "captions").is_dir(), reason="the shared captions are not here")
 def test_ids_of_real_captions_are_openais():
-    """At least 100,000 captions, with and without other letters than ASCII, against OpenAI's tokenizer."""
+    """Compares at least 100,000 captions, ASCII and others, with OpenAI's tokenizer."""
     tokenizer_module = pytest.importorskip("open_clip.tokenizer", reason="open_clip is not importable")
     import pyarrow.parquet as pq
 

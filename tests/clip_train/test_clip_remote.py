@@ -1,4 +1,4 @@
-"""Shards behind a URL: the batches of a local folder, a cache that keeps its bound, errors that name the shard."""
+"""Shards behind a URL: the batches of a local folder, a cache within its bound, errors that name the shard."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def store(request, tmp_path):
-    """Copies a folder to a store of some kind; gives its URL and a function that changes a file there."""
+    """Copies a folder to a store of some kind. Returns its URL and a function that changes a file there."""
     system = fsspec.filesystem("memory")
     servers = []
 
@@ -111,7 +111,7 @@ def test_a_published_set_gives_the_batches_of_a_local_folder(kind, published, st
     index = open_index(url, cache=str(cache))
     assert len(index) == 60 and index.remote is not None and all(map(is_url, index.paths))
     assert same(batches(index, vocabulary, 20), local)  # nearly three epochs
-    assert same(batches(index, vocabulary, 9, seen=8 * 11, threads=3, prefetch=0), local[11:])  # resumed
+    assert same(batches(index, vocabulary, 9, seen=8 * 11, threads=3, prefetch=0), local[11:])  # a resumed run
     assert not in_cache(cache)
 
 
@@ -123,7 +123,7 @@ def test_plain_tars_by_a_pattern(kind, tars, store, vocabulary, tmp_path, monkey
     pattern = url + "/{00000..00002}.tar"
     index = open_index(pattern, cache=str(tmp_path / "cache"))
     assert same(batches(index, vocabulary, 10, window=1), local)
-    monkeypatch.setattr(remote, "fetch", None)  # the index is kept: no shard is read for it again
+    monkeypatch.setattr(remote, "fetch", None)  # the index is saved: no shard is read again
     again = open_index(pattern, cache=str(tmp_path / "cache"))
     assert again.keys.equals(index.keys) and again.remote == index.remote
 
@@ -160,7 +160,7 @@ def test_what_lies_here_stays_under_the_bound(tars, store, vocabulary, tmp_path,
         largest.append(sizes)
 
     monkeypatch.setattr(remote, "_write", watched)
-    # four shards have room, and a batch may lie across two windows of two: all of the bound is needed now and then
+    # four shards fit, and a batch may use two windows of two shards: at times the whole bound is needed
     assert same(batches(index, vocabulary, 24, threads=2, batch_size=12), local)
     assert 2 * size < max(largest) <= 4.2 * size
 
@@ -230,7 +230,7 @@ def test_a_shard_with_another_digest_is_named(published, store, vocabulary, tmp_
 
 
 def test_a_store_that_stutters_is_asked_again(published, store, vocabulary, tmp_path, monkeypatch):
-    folder = published(samples=40, shards=4)  # all in one window: none is let go of and brought again
+    folder = published(samples=40, shards=4)  # all in one window: no shard is released and read again
     local = batches(open_index(str(folder)), vocabulary, 5, window=4)
     url, _ = store(folder, "memory")
     index = open_index(url, cache=str(tmp_path))
@@ -302,7 +302,7 @@ def test_the_next_window_comes_by_itself_and_goes_when_released(store, tmp_path)
     cache.want(1, [2, 3])  # 3 has no room yet
     assert cache.read(2, 0, 5, 1) == contents[2][:5] and cache.read(0, 990, 99) == contents[0][990:]
     assert cache.read(1, 0, 1) == b"\1" and here() == ["00", "01", "02"]
-    cache.want(2, [1, 4])  # 1 is needed again: by its new window it waits behind 3
+    cache.want(2, [1, 4])  # 1 is needed again: its new window comes after 3
     cache.release(1)
     assert cache.read(1, 0, 1, 2) == b"\1" and cache.read(3, 0, 1, 1) == b"\3" and here() == ["01", "02", "03"]
     cache.release(2)
@@ -315,7 +315,7 @@ def test_what_a_killed_run_left_is_removed_and_what_is_in_use_is_not(store, tmp_
     shards, _ = shards_in(tmp_path, 2)
     (shards.folder / "old-00000000.tar").write_bytes(b"x")
     (shards.folder / "old-00000001.tar.99.partial").write_bytes(b"x")
-    (tmp_path / "users own.tar").write_bytes(b"x")  # beside our folder: not ours
+    (tmp_path / "users own.tar").write_bytes(b"x")  # outside our folder
     first = ShardCache(shards)
     assert in_cache(tmp_path) == ["users own.tar"] and not list(tmp_path.rglob("*.partial"))
     first.want(0, [0])
@@ -324,13 +324,13 @@ def test_what_a_killed_run_left_is_removed_and_what_is_in_use_is_not(store, tmp_
     second.want(0, [0])
     assert second.read(0, 0, 1) == b"\0" and len(in_cache(shards.folder)) == 1
     first.close()
-    assert len(in_cache(shards.folder)) == 1  # the second holds it still
+    assert len(in_cache(shards.folder)) == 1  # the second cache still holds it
     second.close()
     assert not in_cache(shards.folder)
 
 
 def bring(shards: RemoteShards, counted: str, barrier, done) -> None:
-    """In another process: reads all shards of a store that counts what is asked of it."""
+    """Runs in another process. Reads all shards of a store and logs each opened URL."""
     real = remote.open_url
 
     def open_counted(url: str):

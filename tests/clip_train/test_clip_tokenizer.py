@@ -1,4 +1,4 @@
-"""Words, merges and ids; the expected words were made by OpenAI's own clean-up (ftfy 6.3) and pattern."""
+"""Words, merges and ids. The expected words come from OpenAI's clean-up (ftfy 6.3) and pattern."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_decode_gives_the_words_back(vocabulary):
 
 
 def naive_merges(counts: Counter[str], merges: int) -> list[tuple[str, str]]:
-    """Counts all pairs anew for each merge."""
+    """Counts all pairs again after each merge."""
     words = {word: [*word[:-1], word[-1] + "</w>"] for word in counts}
     learned = []
     for _ in range(merges):
@@ -119,7 +119,10 @@ def naive_merges(counts: Counter[str], merges: int) -> list[tuple[str, str]]:
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=40), st.integers(0, 2**32))
 def test_long_words_are_merged_as_short_ones(pieces, seed):
-    """With merges in any order: then one may make the first part of a better one, which real lists do not."""
+    """The merges have any order.
+
+    So one merge may make the first part of a better one. In real lists it does not.
+    """
     tokens, pairs, rng = ["a", "b", "c"], set(), random.Random(seed)
     while len(pairs) < 12:
         pair = rng.choice(tokens), rng.choice(tokens)
@@ -136,7 +139,7 @@ def test_a_word_of_60000_letters_takes_no_minutes():
     letters = random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=60_000)
     began = time.process_time()
     assert len(tokenizer.encode_caption("".join(letters), context_length=77)) == 77
-    assert time.process_time() - began < 5  # n squared took minutes
+    assert time.process_time() - began < 5  # a quadratic algorithm took minutes
     assert tokenizer.encode("".join(letters[:2000]))[:900] == tokenizer.encode("".join(letters))[:900]
     assert not any(len(word) > 100 for word in tokenizer._words)
 
@@ -180,10 +183,10 @@ def test_captions_that_cannot_be_read_are_named(tmp_path, name):
 
 
 def openai_vocabulary() -> Path:
-    """OpenAI's file, where open_clip is installed or OPENWIT_BPE names it."""
+    """The path of OpenAI's file, from OPENWIT_BPE or an installed open_clip."""
     file = os.environ.get("OPENWIT_BPE") or str(find_vocabulary())
     if "bpe_simple_vocab" not in file:
-        pytest.skip("OpenAI's vocabulary is not here: install open_clip, or name it by OPENWIT_BPE")
+        pytest.skip("OpenAI's vocabulary is missing: install open_clip, or set OPENWIT_BPE to its path")
     return Path(file)
 
 

@@ -51,7 +51,7 @@ def losses(folder: str | Path) -> list[float]:
 
 
 def first_step(options: TrainOptions) -> tuple[Run, list[Batch]]:
-    """A run at its start, and the batches of its first step."""
+    """A run before its first step, and the batches of that step."""
     index, tokenizer = open_index(options.data), load_tokenizer(options.bpe)
     plan = resolve(options, samples=len(index), world_size=world_size(), vocab_size=tokenizer.vocab_size, has_gpu=False)
     run = start_run(plan, torch.device("cpu"))
@@ -60,11 +60,14 @@ def first_step(options: TrainOptions) -> tuple[Run, list[Batch]]:
 
 
 def gradients(options: TrainOptions) -> tuple[float, dict[str, torch.Tensor], CLIP]:
-    """Loss and gradients of the first step; on several ranks, the whole batch's as every rank has them."""
+    """Loss and gradients of the first step.
+
+    On several ranks, every rank has those of the whole batch.
+    """
     run, batches = first_step(options)
     for name, value in run.model.named_parameters():
         if name.endswith("bn3.weight"):
-            value.data.fill_(0.5)  # zero at the start: nothing would flow
+            value.data.fill_(0.5)  # it starts at zero, which would stop all gradients
     loss = forward_backward(run, batches)
     run.towers.finish_gradients()
     return loss, {n: whole(p.grad) for n, p in run.model.named_parameters() if p.grad is not None}, run.model
@@ -93,7 +96,7 @@ CASES = [
 
 
 def as_one_of_two(rank: int, options: TrainOptions, port: int, output: str) -> None:
-    """What each of two processes does: the gradients of every case, which the first one writes down."""
+    """The work of each of two processes: the gradients of every case. The first process writes them to a file."""
     torch.set_num_threads(1)
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2"
@@ -110,7 +113,7 @@ def as_one_of_two(rank: int, options: TrainOptions, port: int, output: str) -> N
 
 
 def restored_optimizer(options: TrainOptions) -> float:
-    """Takes a step, gives the optimizer's state to a new run, and returns the largest difference between the two."""
+    """Takes a step, restores the optimizer's state in a new run, and returns the largest difference between them."""
     run, batches = first_step(options)
     training_step(run, batches)
     expected = {name: value.clone() for name, value in optimizer_tensors(run.model, run.optimizer).items()}
@@ -123,7 +126,7 @@ def restored_optimizer(options: TrainOptions) -> float:
 
 @pytest.mark.timeout(600)
 def test_two_ranks_give_the_gradient_of_one_process(options, tmp_path):
-    """Ranks x accumulation x chunks x DDP and FSDP2, every parameter, logit_scale and logit_bias included."""
+    """Ranks x accumulation x chunks x DDP and FSDP2, for every parameter, logit_scale and logit_bias."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -225,9 +228,9 @@ def test_a_run_is_not_written_over_and_another_is_not_resumed(options):
 
 def test_a_run_keeps_its_vocabulary(options, tmp_path, vocabulary):
     train(options)
-    train(dataclasses.replace(options, resume=True, bpe=None, steps=7))  # not the default one
+    train(dataclasses.replace(options, resume=True, bpe=None, steps=7))  # not the default vocabulary
     other = tmp_path / "other.txt.gz"
-    write_merges(other, reversed(read_merges(vocabulary)))  # of the same size: the shapes would fit
+    write_merges(other, reversed(read_merges(vocabulary)))  # of the same size, so that the shapes fit
     for changes in ({"resume": True}, {"init": options.output, "output": str(tmp_path / "new")}):
         with pytest.raises(UsageError, match="trained with another vocabulary"):
             train(dataclasses.replace(options, bpe=str(other), **changes))
@@ -285,7 +288,7 @@ def test_a_log_that_cannot_be_written_stops_the_run(options):
         def write(self, *_):
             raise OSError(28, "No space left on device")
 
-        close = write  # it tries once more
+        close = write  # close() tries to write again
 
     log = StepLog(Path(options.output), first_step=0, tensorboard=False)
     log._lines.close()
@@ -356,7 +359,7 @@ def test_too_many_bad_samples_stop_the_run(options):
     for path in Path(options.data).glob("*.tar"):
         path.write_bytes(path.read_bytes().replace(b"\xff\xd8\xff", b"\xff\xd9\xff"))
     with pytest.raises(BelowThreshold, match=r"16 of 16 samples could not be used \(16 image_not_decoded\)"):
-        train(options)  # the batches that were decoded ahead are not counted
+        train(options)  # batches that were decoded in advance are not counted
     with pytest.raises(TrainError, match="not finite.*could not be used: {'image_not_decoded': 48}"):
         train(dataclasses.replace(options, max_bad=1.0))
 
@@ -468,8 +471,11 @@ def test_kill_9_at_random_steps_and_resume(options, tmp_path):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_train_as_one(options, tmp_path, parallel):
-    """Two processes from the start; and one process that is killed, two that go on, and one to the end."""
-    from conftest import jpeg  # not above: the processes that another test starts would find another conftest
+    """Two processes from the start give the same run as a mix of one and two.
+
+    In the mix one process is killed, two continue, and one goes to the end.
+    """
+    from conftest import jpeg  # here, because processes of another test would find another conftest
 
     whole_run = dataclasses.replace(options, steps=12, save_every=4, output=str(tmp_path / "whole"))
     train(whole_run)

@@ -1,4 +1,4 @@
-"""Child processes find what their parent finds: no other `pipeline`, no package before the standard library."""
+"""Child processes find the packages of their parent: no other `pipeline`, no package before the standard library."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOW = "import json, sys, pipeline; print(json.dumps([sys.path, pipeline.__file_
 
 @pytest.fixture
 def foreign(tmp_path: Path) -> Path:
-    """A folder with another `pipeline`, another `dataclasses`, and the module that children run."""
+    """A folder with another `pipeline`, another `dataclasses`, and the module `shown`, which children run."""
     (tmp_path / "pipeline").mkdir()
     for name in ("pipeline/__init__.py", "dataclasses.py"):
         (tmp_path / name).write_text("raise RuntimeError('the wrong one')")
@@ -28,7 +28,7 @@ def foreign(tmp_path: Path) -> Path:
 
 
 def shown(command: list[str], cwd: Path, **variables: str) -> tuple[list[str], str, list[str]]:
-    """What the module `shown` says: search path, where `pipeline` is, arguments."""
+    """The output of the module `shown`: search path, folder of `pipeline`, arguments."""
     done = subprocess.run(command, cwd=cwd, env={**os.environ, **variables}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     path, file, arguments = json.loads(done.stdout)
@@ -48,14 +48,14 @@ def test_a_child_takes_over_the_search_path(
 
 
 def test_entries_are_absolute_and_the_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the parent found it another way: by a finder of an editable install, or in an old working folder."""
+    """Also if the parent found it by a finder of an editable install, or in an old working folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", "lib", "/usr/lib/x"])
     assert child.search_path() == [str(tmp_path), str(tmp_path / "lib"), "/usr/lib/x", child.ROOT]
 
 
 def test_isolation_is_handed_on(foreign: Path) -> None:
-    """A parent that takes nothing from PYTHONPATH has children that take nothing from it."""
+    """If a parent ignores PYTHONPATH, its children ignore it too."""
     program = "import sys; sys.path.append(sys.argv[1]); from pipeline.engine import child; import json\n"
     program += "print(json.dumps(child.command('shown')))"
     done = subprocess.run([sys.executable, "-I", "-c", program, child.ROOT], capture_output=True, text=True, check=True)
@@ -74,7 +74,7 @@ def test_engines_are_told_of_a_checkout_and_never_of_site_packages(monkeypatch: 
 
 
 def test_an_engines_python_does_not_look_into_the_working_directory(foreign: Path) -> None:
-    """As Beam starts the worker processes of LOOPBACK: `python -c`."""
+    """Starts `python -c`, as Beam starts the worker processes of LOOPBACK."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | child.variables()
     command = [sys.executable, "-c", SHOW]
     done = subprocess.run(command, cwd=foreign, env=env, capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""Flags: what does not exist is refused with the nearest that does, and Beam's own go through."""
+"""Flags: an unknown flag is refused with the nearest known one, and Beam's own flags are passed on."""
 
 from __future__ import annotations
 

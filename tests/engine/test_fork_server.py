@@ -1,4 +1,4 @@
-"""The fork server: a failed start is one error, and signals go to its own children alone."""
+"""The fork server: a failed start gives one error, and signals go only to its own children."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pipeline.engine import child, fork_server, forked_workers, runners
 from tests.engine.test_runners import chain
 from tests.processes import alive
 
-HELP_S = 20.0  # seconds in which everything here is done, on a busy machine too
-# The fork server's life without Beam: its workers sleep. {load} is what it imports first.
+HELP_S = 20.0  # seconds, enough for each test here on a busy machine
+# A fork server without Beam, whose workers sleep. {load} is what it imports first.
 PROGRAM = """import os, sys, time
 sys.path[:] = {path!r}
 from pipeline.engine import fork_server, worker
@@ -38,7 +38,7 @@ fork_server.serve(fork_server.NOTHING, prepare=prepare, run_worker=run_worker)
 def start(
     monkeypatch: pytest.MonkeyPatch, *, load: str = "pass", command: list[str] | None = None
 ) -> forked_workers.ForkServer:
-    """A fork server with another program."""
+    """Starts a fork server with another program."""
     program = PROGRAM.format(path=child.search_path(), load=load)
     monkeypatch.setattr(child, "command", lambda *_: command or [sys.executable, "-c", program])
     return forked_workers.ForkServer(fork_server.NOTHING)
@@ -71,13 +71,13 @@ def test_workers_are_started_counted_and_killed(server: forked_workers.ForkServe
 
 def test_a_worker_that_ends_is_known_to_have_ended(server: forked_workers.ForkServer) -> None:
     pid = server.spawn({})
-    os.kill(pid, signal.SIGKILL)  # it has not been waited for: the id is its own still
+    os.kill(pid, signal.SIGKILL)  # nobody has waited for it, so the id is still its own
     assert server.wait(pid, HELP_S)
 
 
 @pytest.mark.parametrize("pid", ["0", "-1", "a stranger", "an ended worker"])
 def test_no_signal_goes_to_who_is_not_a_worker(pid: str, server: forked_workers.ForkServer) -> None:
-    """Neither here nor in the fork server: it is asked past our own list, as if the worker had ended on the way."""
+    """Neither side sends a signal. The fork server is asked directly, as if the worker had ended meanwhile."""
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     ended = server.spawn({})
     server.kill(ended)
@@ -89,7 +89,7 @@ def test_no_signal_goes_to_who_is_not_a_worker(pid: str, server: forked_workers.
     server.kill(number)
     assert not sent
     real({"kill": number})
-    survivor = server.spawn({})  # the fork server lives, and has read the request before
+    survivor = server.spawn({})  # the fork server is alive and has read the request
     assert alive(survivor) and stranger.poll() is None
     stranger.kill()
     stranger.wait()
@@ -98,7 +98,7 @@ def test_no_signal_goes_to_who_is_not_a_worker(pid: str, server: forked_workers.
 def test_handlers_without_a_worker_send_no_signal(
     server: forked_workers.ForkServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beam stops each handler that it has made, those too whose start failed: they had killed their whole group."""
+    """Beam stops each of its handlers, also one whose start failed. Such a handler once killed its whole group."""
     from apache_beam.runners.portability.fn_api_runner.worker_handlers import WorkerHandler
 
     monkeypatch.setattr(forked_workers, "_current", [server])
@@ -144,7 +144,7 @@ def test_a_failed_start_fails_the_job_and_the_caller_lives(
         runners.JobFailed, match="^no worker process could be started: ImportError: dataclasses"
     ) as told:
         runners.run_pipeline(chain(tmp_path), runner, options)
-    assert not isinstance(told.value, runners.WorkerDied)  # which would be tried twice more
+    assert not isinstance(told.value, runners.WorkerDied)  # the runner would try that twice more
     forked_workers.end()
     assert "Traceback" not in capfd.readouterr().err
 
@@ -165,7 +165,7 @@ def test_the_fork_server_and_its_workers_end_with_the_channel(
 ) -> None:
     worker = server.spawn({"READY": str(tmp_path / "ready")})
     assert until((tmp_path / "ready").exists)
-    os.kill(worker, signal.SIGSTOP)  # it cannot look whether its parent lives
+    os.kill(worker, signal.SIGSTOP)  # so it cannot check whether its parent is alive
     server._channel.shutdown(socket.SHUT_RDWR)
     assert server._process.wait(HELP_S) == 0
     assert until(lambda: not server.workers() and not alive(worker))

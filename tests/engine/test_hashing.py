@@ -1,4 +1,4 @@
-"""hashing: the reference library's values, digests without order, and kernels that agree with the plain functions."""
+"""hashing: the values of the reference library, digests without order, and kernels that agree with the references."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ needs_kernels = pytest.mark.skipif(not jit.available(), reason="numba is not ins
 
 @pytest.fixture(params=["plain", pytest.param("kernel", marks=needs_kernels)])
 def way(request, monkeypatch):
-    """Runs a test on both ways."""
+    """Runs a test with the kernels and without them."""
     kernel = request.param == "kernel"
     monkeypatch.setattr(jit, "available", lambda: kernel)
     monkeypatch.setattr(jit, "FEW_ROWS", 0)
@@ -22,7 +22,7 @@ def way(request, monkeypatch):
 
 
 def strings_of_all_lengths():
-    """Bytes of every length up to 600 and around the block sizes beyond."""
+    """Bytes of every length up to 600, and of lengths around the block sizes above."""
     generator = np.random.default_rng(1)
     lengths = [*range(600), 1023, 1024, 1025, 1088, 2047, 2048, 2049, 5000, 10_000]
     return [generator.bytes(length) for length in lengths]
@@ -78,7 +78,7 @@ def test_a_pair_is_not_its_concatenation(way):
 
 
 def test_mix_is_splitmix64():
-    """The finaliser over the counter is the splitmix64 generator, whose first values for seed 0 are published."""
+    """The finaliser over a counter is the splitmix64 generator. Its first values for seed 0 are published."""
     golden = 0x9E3779B97F4A7C15
     values = [int(hashing.finalise(golden * i)) for i in (1, 2, 3)]
     assert values == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
@@ -157,7 +157,7 @@ def test_equal_values_of_floats_hash_alike():
 
 @pytest.mark.parametrize("missing", [0, 2, 4, 5])
 def test_nulls_hash_alike_whatever_lies_beside_them(missing):
-    """A column of which most values are missing is hashed by its few values alone."""
+    """A column with few values and many nulls is hashed by those few values alone."""
     for values in (["a", "b", "", "dä", "e"], [1, 2, 0, 4, 5], [[1], [2, 3], [], [4], [5]]):
         column = pa.array([None] * missing + values[missing:], pa.array(values).type)
         expected = [int(hashing.column_hash(pa.array([value], column.type))[0]) for value in column.to_pylist()]

@@ -1,4 +1,4 @@
-"""jit: kernels are found, switched off by one variable, and survive a folder that cannot be written."""
+"""jit: kernels are found, one variable switches them off, and they work with a read-only cache folder."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_plain_functions_never_load_numba():
 
 def test_old_states_of_the_sources_leave_the_cache_and_the_present_ones_stay(tmp_path):
     present = tmp_path / f"kernels-{jit._state('pipeline.text.clean_kernel')}"
-    inner = tmp_path / f"kernels-{jit._state('pipeline.sources.simd_kernel')}"  # of a file that others take in
+    inner = tmp_path / f"kernels-{jit._state('pipeline.sources.simd_kernel')}"  # of a file that other kernels include
     old = tmp_path / "kernels-0123456789ab"
     for folder in (present, inner, old):
         folder.mkdir()
@@ -72,7 +72,7 @@ def test_a_loaded_kernel_is_taken_for_few_rows():
 
 @needs_kernels
 def test_without_a_place_for_the_cache(monkeypatch):
-    """Where numba finds no folder it can write, it raises at decoration; `njit` then compiles without a cache."""
+    """numba raises at decoration if it can write no cache folder. `njit` then compiles without a cache."""
     import numba
 
     real = numba.njit
@@ -105,7 +105,7 @@ def test_a_read_only_install_keeps_its_kernels_in_the_users_cache(tmp_path, monk
     monkeypatch.setattr(jit, "OWN_CACHE", tmp_path / "file" / "pipeline" / "__pycache__")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert jit._cache_root() == tmp_path / "cache" / "openwit"
-    assert (tmp_path / "cache" / "openwit").stat().st_mode & 0o077 == 0  # pickles are read from there
+    assert (tmp_path / "cache" / "openwit").stat().st_mode & 0o077 == 0  # pickles are read from it
     jit._cache_root.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert jit._cache_root() is None

@@ -14,7 +14,7 @@ KERNELS = sorted(
 )
 MAX_LINES = 60
 MAX_ARGUMENTS = 6
-MAX_NUMBER = 8  # that a byte may be compared with: sizes of words, not byte codes
+MAX_NUMBER = 8  # the largest number for a comparison: it is a size of a word, not a byte code
 COMPARES_SIZES = {"hashing_kernel"}  # XXH3's classes of lengths; it compares no bytes
 
 
@@ -63,7 +63,7 @@ def test_the_kernels_are_found() -> None:
 
 
 def test_each_fault_is_seen() -> None:
-    """The checks above see a function, a call and a byte code that they are meant to see."""
+    """The checks above find a function, a call and a byte code that they must find."""
     long = "def f():\n" + "    pass\n" * MAX_LINES
     assert list(too_long(ast.parse(long))) and not list(too_long(ast.parse(long.removesuffix("    pass\n"))))
     assert list(too_wide(ast.parse("f(1, 2, 3, 4, 5, 6, 7)"))) and not list(too_wide(ast.parse("f(1, 2, 3, 4, 5, 6)")))

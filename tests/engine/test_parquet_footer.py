@@ -1,4 +1,4 @@
-"""The name of the writer in Parquet files: ours, whatever the data say, and nothing else changes."""
+"""The name of the writer in Parquet files: it is ours for any data, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_what_is_no_parquet_is_left_alone(tmp_path: Path, data: bytes) -> None:
 
 
 def test_the_bytes_of_a_table_stay(tmp_path: Path) -> None:
-    """Whatever pyarrow is installed (22 to 25 give these): the digest of a published set rests on it."""
+    """The same for each installed pyarrow (22 to 25), because the digest of a published set depends on it."""
     rows = 300
     table = pa.table(
         {

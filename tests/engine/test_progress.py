@@ -1,4 +1,4 @@
-"""Progress: what it reads from manifests, and what it shows on a terminal, in a notebook and in a log."""
+"""Progress: what it reads from manifests, and its output on a terminal, in a notebook and in a log."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.places import ROOT
 
 
 class Log(io.StringIO):
-    """A stream that is no terminal."""
+    """A stream that is not a terminal."""
 
     def take(self) -> list[str]:
         """The lines since the last call."""
@@ -38,7 +38,7 @@ class Log(io.StringIO):
 
 
 class Clock:
-    """Time that goes on when it is told to."""
+    """A clock that a test moves on."""
 
     now = 1000.0
 
@@ -47,7 +47,7 @@ class Clock:
 
 
 class Terminal(io.TextIOWrapper):
-    """A real terminal of some columns; `take` gives what was written to it."""
+    """A real terminal of some columns. `take` returns what was written to it."""
 
     def __init__(self, columns: int) -> None:
         self.reader, writer = pty.openpty()
@@ -63,7 +63,7 @@ class Terminal(io.TextIOWrapper):
 
 
 def shown(written: str) -> str:
-    """The last line on the screen, and all before it, of text with carriage returns."""
+    """The last line on the screen and all lines before it, of text with carriage returns."""
     lines = []
     for line in written.replace("\r\n", "\n").split("\n"):
         cells: list[str] = []
@@ -104,7 +104,7 @@ def folder(tmp_path: Path, name: str) -> StepFolder:
 
 
 def commit(step: StepFolder, unit: int, rows: int, **more: Any) -> None:
-    """Leaves the manifest of a unit."""
+    """Writes the manifest of a unit."""
     manifest = {"fingerprint": "stage", "rows": rows, "seconds": 0.0, **more}
     storage.write_json(step.file(unit, "json"), manifest)
 
@@ -139,7 +139,7 @@ def test_an_ended_step_leaves_one_line(tmp_path: Path, clock: Clock) -> None:
     clock.now += 5
     commit(second, 0, 1, seconds=4.9)
     shown.show()
-    assert log.take() == []  # how many units it has is not known
+    assert log.take() == []  # the number of its units is not known
     shown.show(last=True)
     shown.close()
     assert log.take() == ["dedup: 1 unit, 1 row, 4.9 s, 0.2 rows/s"]
@@ -157,7 +157,7 @@ def test_a_step_of_unknown_units_has_ended_when_the_next_begins(tmp_path: Path, 
 
 
 def test_a_step_that_was_passed_over_is_not_shown_again(tmp_path: Path, clock: Clock) -> None:
-    """Stages that run as one leave the manifests of the last one alone."""
+    """Stages that run as one write only the manifests of the last stage."""
     steps = [folder(tmp_path, name) for name in "abc"]
     log = Log()
     watched = [Watched("gather", steps[0], 1), Watched("match", steps[1], 1), Watched("dedup", steps[2])]
@@ -176,7 +176,7 @@ def test_what_an_earlier_run_did_counts_into_no_rate(tmp_path: Path, clock: Cloc
     shown = Progress([Watched("gather", done, 1), Watched("match", half, 10)], log, clock=clock)
     clock.now += 10
     shown.show()
-    assert log.take() == ["match: 6/10 units, 6,000 rows"]  # and no line of the step that was done
+    assert log.take() == ["match: 6/10 units, 6,000 rows"]  # and no line for the finished step
     commit(half, 6, 1000, seconds=10)
     clock.now += 30
     shown.show()
@@ -253,7 +253,7 @@ def test_a_stage_adds_words_and_a_total(tmp_path: Path, clock: Clock) -> None:
     shown.show()
     shown.show()
     assert log.take() == ["fetch: 2/5 units, 200/1,000 images, 20 images/s, 90 % ok, 0:40 left"]
-    assert asked == [2]  # once, not at each look
+    assert asked == [2]  # once, not at each display
 
 
 def test_live_figures_are_faster_than_manifests(tmp_path: Path, clock: Clock) -> None:
@@ -266,7 +266,7 @@ def test_live_figures_are_faster_than_manifests(tmp_path: Path, clock: Clock) ->
     def tell(done: int, words: str) -> None:
         storage.write_json(str(path), {"done": done, "total": 6000, "words": words})
 
-    tell(3000, "")  # what an earlier run left
+    tell(3000, "")  # left from an earlier run
     shown = Progress([Watched("fetch", step, 1, counted="images", live=live)], log, clock=clock)
     clock.now += 10
     shown.show()
@@ -274,11 +274,11 @@ def test_live_figures_are_faster_than_manifests(tmp_path: Path, clock: Clock) ->
     tell(3500, "92 % ok, 31 dns\x1b[31m")
     clock.now += 10
     shown.show()
-    path.unlink()  # the last figures stay
+    path.unlink()  # the last figures stay on display
     clock.now += 20
     shown.show()
     assert log.take() == ["fetch: 3,500/6,000 images, 17 images/s, 92 % ok, 31 dns\ufffd[31m, 2:30 left"]
-    tell(200, "again")  # the unit broke off and began anew
+    tell(200, "again")  # the unit failed and began again
     clock.now += 10
     shown.show()
     tell(400, "again")
@@ -359,7 +359,7 @@ def test_a_terminal_without_a_size_is_drawn_on(
     tmp_path: Path, terminal: Callable[[int], Terminal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = terminal(80)
-    monkeypatch.setattr(sys, "stderr", out)  # whose size tqdm asks itself
+    monkeypatch.setattr(sys, "stderr", out)  # tqdm itself asks for its size
     termios.tcsetwinsize(out.fileno(), (0, 0))
     bar = Progress([Watched("gather", folder(tmp_path, "a"), 2)], out)
     bar.show()
@@ -385,7 +385,7 @@ def test_an_interrupt_leaves_nothing_behind(
         while "1 unit, 5 rows" not in written and time.monotonic() < end:
             time.sleep(0.01)
             written += out.take()
-        out.write("^C")  # a terminal shows it where the cursor stands
+        out.write("^C")  # a terminal shows it at the cursor
         raise KeyboardInterrupt
     written += out.take()
     assert "1 unit, 5 rows" in written
@@ -439,13 +439,13 @@ def test_a_fault_at_the_start_fails_no_run(tmp_path: Path, caplog: pytest.LogCap
 
 
 class Shell:
-    """What tqdm asks of a notebook's IPython."""
+    """The part of a notebook's IPython that tqdm looks at."""
 
     config = {"IPKernelApp": {}}
 
 
 def play_notebook(monkeypatch: pytest.MonkeyPatch, *, ipywidgets: bool) -> type[Any]:
-    """Makes this process look like a notebook; returns the bar that tqdm.notebook would give."""
+    """Makes this process look like a notebook. Returns the class of bar that tqdm.notebook would give."""
     from tqdm.std import tqdm
 
     class Widget(tqdm):  # type: ignore[misc]
@@ -473,7 +473,7 @@ def test_a_notebook_with_ipywidgets_has_tqdms_own_bar(
     commit(step, 1, 5)
     bar.show()
     bar.close()
-    written = capsys.readouterr().out  # stderr would be red
+    written = capsys.readouterr().out  # a notebook shows stderr in red
     assert "gather:   0%|" in written and written.rstrip().endswith("gather: 2/2 units, 10 rows, 0.0 s")
     assert stream.take() == []
 
@@ -491,7 +491,7 @@ def test_no_notebook_is_seen_where_there_is_none() -> None:
 
 
 def test_a_bar_starts_no_thread_and_no_process_and_has_no_colour(tmp_path: Path) -> None:
-    """tqdm's monitor is a thread; its lock is one of multiprocessing, which may start a process."""
+    """tqdm's monitor is a thread. Its lock is from multiprocessing, which may start a process."""
     program = f"""
 import io, multiprocessing, sys, threading
 from pipeline.engine.progress import Progress, Watched

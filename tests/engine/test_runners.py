@@ -1,4 +1,4 @@
-"""The local runner: options reach its workers, they die with their parent, failures are told in a sentence."""
+"""The local runner: options reach its workers, workers die with their parent, and a failure is one sentence."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def workers_find_this_file(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Note(beam.DoFn):
-    """Leaves a file a number: the process, and how many of the step before it were done."""
+    """Writes a file for each number: the process, and the number of results of the step before."""
 
     def __init__(self, folder: str, step: str) -> None:
         self._folder, self._step = Path(folder), step
@@ -47,7 +47,7 @@ class Note(beam.DoFn):
 
 
 class Trouble(beam.DoFn):
-    """Fails in a way that is asked for."""
+    """Fails in the requested way."""
 
     def __init__(self, kind: str, folder: str) -> None:
         self._kind, self._folder = kind, Path(folder)
@@ -64,7 +64,7 @@ class Trouble(beam.DoFn):
 
 
 def chain(folder: Path) -> Any:
-    """Two steps of eight numbers; the second begins when the first has ended."""
+    """Two steps of eight numbers. The second step begins when the first has ended."""
 
     def construct(root: Any) -> None:
         first = root | "One" >> beam.Create(range(8)) | "First" >> beam.ParDo(Note(str(folder), "first"))
@@ -120,7 +120,7 @@ def test_a_dead_worker_is_told_soon(tmp_path: Path, capfd: pytest.CaptureFixture
 
 
 class Dies(beam.DoFn):
-    """Kills its worker at number 3, leaving a note and a file that it had begun."""
+    """Kills its worker at number 3. It leaves a note and an unfinished file."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
@@ -144,7 +144,7 @@ def test_a_job_goes_on_after_two_dead_workers_and_ends_at_the_third(
         runners.run_job(construct, ("local", 2, ()), root=str(tmp_path), steps=watched, program="p")
     assert len(list(tmp_path.glob("died-*"))) == 3
     assert capfd.readouterr().err.count("p: a worker process died") == 2
-    assert not list(tmp_path.glob("begun*"))  # what the dead had begun is swept
+    assert not list(tmp_path.glob("begun*"))  # the unfinished files of dead workers are removed
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")

@@ -1,4 +1,4 @@
-"""Bucket files: what goes in comes out, cut in one piece or in several."""
+"""Bucket files: reading gives back the rows that were written, in one piece or in several."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_bucket_comes_back_from_the_file(tmp_path):
 
 
 def test_batches_that_are_cut_already_are_joined():
-    """As if all rows had been one batch: the same rows in the same order in each bucket."""
+    """Gives the same rows in the same order in each bucket as one batch with all rows."""
     random = np.random.default_rng(0)
     batches, numbers, places = [], [], []
     for size in (0, 1, 30, 200):

@@ -1,4 +1,4 @@
-"""Which addresses may be reached, and that names are looked up once and checked whole."""
+"""Which addresses a client may reach, and that a name is looked up once and all its addresses are checked."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_public(address: str) -> None:
 
 @pytest.mark.parametrize("address", PRIVATE)
 def test_not_public(address: str) -> None:
-    if address.startswith("2001:0:"):  # the client of this tunnel is 192.0.2.45: documentation
+    if address.startswith("2001:0:"):  # the client of this tunnel is 192.0.2.45, an address for documentation
         assert ipaddress.IPv6Address(address).teredo is not None
     assert not is_public(ipaddress.ip_address(address))
 

@@ -1,4 +1,4 @@
-"""The client against a server that behaves well and badly: the class of every outcome, and the manners."""
+"""The client against a server that behaves well or badly: the class of every outcome, and the client's manners."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_retry_after_is_waited_for_by_the_whole_host() -> None:
         times = {path: [when for when, at, _ in server.requests if at == path] for path in server.hits}
         for path, (first, *again) in times.items():
             assert path == "/robots.txt" or (len(again) == 1 and again[0] - first > 0.9)
-        # Whoever asks after the first refusal has arrived asks a second later: no request falls in between.
+        # After the first refusal has arrived, a request waits a second. So no request comes in between.
         start = min(first for path, (first, *_) in times.items() if path != "/robots.txt")
         assert not any(0.3 < when - start < 0.9 for when, _, _ in server.requests)
 
@@ -162,7 +162,7 @@ def test_manners() -> None:
             assert all(isinstance(o, Fetched) for o in pool.map(lambda url: outcome(one, url), urls))
         assert server.most_busy == 3
         assert server.hits["/robots.txt"] == 1
-        assert server.connections == len(server.requests)  # one for each
+        assert server.connections == len(server.requests)  # one for each request
         assert {headers["User-Agent"] for _, _, headers in server.requests} == {
             "OpenWIT/1.0 (+https://example.org/bot)"
         }
@@ -175,7 +175,7 @@ def test_delays_between_requests() -> None:
             list(pool.map(one.fetch, [f"{server.base}/img/{n}.jpg" for n in range(5)]))
         times = sorted(when for when, path, _ in server.requests if path != "/robots.txt")
         assert len(times) == 5
-        # A busy machine may note one request late and the next in time: only what came too early is a fault.
+        # A busy machine may note a request late and the next one in time. Only one that came too early is a fault.
         assert all(when - begin > 0.1 * turn - 0.01 for turn, when in enumerate(times))
 
 

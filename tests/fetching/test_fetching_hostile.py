@@ -1,4 +1,4 @@
-"""Makes a network namespace with nothing but the loopback device, and runs hostile_network.py in it."""
+"""Makes a network namespace with only the loopback device, and runs hostile_network.py in it."""
 
 from __future__ import annotations
 

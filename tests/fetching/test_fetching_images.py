@@ -1,4 +1,4 @@
-"""Pixels in, pixels out: orientation, depth, colour, transparency, bounds; the helper process; real broken files."""
+"""Pixels in, pixels out: orientation, depth, colour, transparency, limits, the helper process, real broken files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def pixels(made: Picture) -> np.ndarray:
 
 
 def quarters() -> Image.Image:
-    """Red, green over blue, white: every orientation looks different."""
+    """Red and green over blue and white: every orientation looks different."""
     image = Image.new("RGB", (64, 40))
     for box, colour in zip(
         ((0, 0, 32, 20), (32, 0, 64, 20), (0, 20, 32, 40), (32, 20, 64, 40)),
@@ -143,7 +143,7 @@ def test_colours_become_srgb() -> None:
     image = quarters()
     plain = decode(encoded(image, "JPEG", quality=95), OPTIONS)
     assert decode(encoded(image, "JPEG", quality=95, icc_profile=srgb), OPTIONS).jpeg == plain.jpeg
-    # Profiles that are nonsense, or for other pixels, are read as none.
+    # An invalid profile, or one for other pixels, is ignored.
     for profile in (b"nonsense" * 40, lab.tobytes()):
         assert decode(encoded(image, "JPEG", quality=95, icc_profile=profile), OPTIONS).jpeg == plain.jpeg
 

@@ -1,7 +1,7 @@
-"""Servers that send more, less, earlier or later than they should: never another URL's image, none lost.
+"""Servers that send too much, too little, too early or too late: no image of another URL is stored, and none is lost.
 
-Each script is what a server sends for a request, whatever it was sent before; WAIT stands for the delay before the odd
-bytes. All of them are played at four delays and two pauses between the requests of a client, and every image differs.
+A script is what a server sends for a request, whatever it sent before. WAIT stands for the delay before the odd bytes.
+Each script is played at four delays and two pauses between the requests of a client. All images differ.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ def chunk(data: bytes, extension: bytes = b"") -> bytes:
 TWO_FRAMES = "Content-Length: 3\r\nTransfer-Encoding: chunked"
 LAST = b"0\r\n\r\n"
 EARLY_HINTS = bare("103 Early Hints", "Link: </style.css>; rel=preload")
-IMAGE = "image"  # the right one
-CUT = "cut"  # a part of the right one: its length says so
+IMAGE = "image"  # the right image
+CUT = "cut"  # a part of the right image, as its length shows
 
 
 def scripts(n: int) -> dict[str, tuple[str, list[Any]]]:
-    """Of each script: what a client must make of the answer to request `n`, and what is sent."""
+    """For each script: what a client must make of the answer to request `n`, and what the server sends."""
     mine, other, before = good(n), good(n + 1), good(n - 1)
     middle = len(mine) // 2
     body = image(n)
@@ -140,7 +140,7 @@ def scripts(n: int) -> dict[str, tuple[str, list[Any]]]:
         "no length over HTTP/1.0": (IMAGE, [good(n, length=-1, version="1.0"), WAIT, CLOSE]),
         "reset in the body": ("tcp", [mine[:-5], WAIT, CLOSE]),
         "reset in the head": ("tcp", [mine[:20], WAIT, CLOSE]),
-        # a body where none may be, or that nobody wants
+        # a body that is not allowed, or not wanted
         "304 with a body": ("http_other", [bare("304 Not Modified") + body]),
         "304 with a late body": ("http_other", [bare("304 Not Modified", "Content-Length: 9"), WAIT, body]),
         "304 with an answer": ("http_other", [bare("304 Not Modified"), WAIT, other]),
@@ -190,7 +190,7 @@ REQUEST = re.compile(rb"GET /([^/]+)/(\d+)/(\d+)\.jpg ")
 
 
 class Handler(socketserver.StreamRequestHandler):
-    """Plays the script that the path names, once for each request, and stays."""
+    """Plays the script that the path names for each request, and keeps the connection."""
 
     disable_nagle_algorithm = True
 
@@ -234,7 +234,11 @@ def base() -> Iterator[str]:
 
 
 def play(base: str, name: str, delay_ms: int, pause_s: float) -> list[str]:
-    """Fetches REQUESTS images of a script with one client; returns a line for each that came out otherwise."""
+    """Fetches REQUESTS images of a script with one client.
+
+    Returns:
+        A line for each image with another outcome.
+    """
     options = FetchOptions(allow_addresses=("127.0.0.0/8",), retries=0, respect_robots=False)
     client = Client(options)
     surprises = []

@@ -1,4 +1,4 @@
-"""fetch_rows: a batch in, the same rows with their images out, whatever the network does."""
+"""fetch_rows: a batch goes in, and the same rows come out with their images, whatever the network does."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OPTIONS = FetchOptions(allow_addresses=("127.0.0.0/8",), deadline_s=2.0, backoff
 
 
 def selected(urls: list[str]) -> pa.RecordBatch:
-    """Rows of the stage before, in no order of uid."""
+    """Rows of the stage before, not in the order of uid."""
     columns: dict[str, list[Any]] = {
         "url": urls,
         "uid": [hashlib.md5(f"{n} {url}".encode()).digest() for n, url in enumerate(urls)],
@@ -54,7 +54,7 @@ def server() -> Iterator[WebServer]:
 
 
 def check(rows: pa.RecordBatch, out: pa.RecordBatch, raw_path: Path) -> None:
-    """What holds of every answer."""
+    """Checks what must hold for every answer."""
     assert out.schema.equals(schema.FETCHED)
     assert out.num_rows == rows.num_rows
     uids = out["uid"].to_pylist()

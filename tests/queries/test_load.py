@@ -1,4 +1,4 @@
-"""Query lists: every format gives the same table, and a bad list says what is wrong with it."""
+"""Query lists: every format gives the same table, and the error of a bad list names the fault."""
 
 from __future__ import annotations
 

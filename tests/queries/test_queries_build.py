@@ -1,4 +1,4 @@
-"""The list from its command line: rules, reports, errors, and the same digest from any number of workers."""
+"""The list from its command line: rules, reports, errors, and the same digest with any number of workers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def run(*arguments: Any) -> int:
 
 
 def read(folder: Path) -> tuple[dict[str, tuple[str, int]], dict[str, Any]]:
-    """The list as query -> (source, count), and info.json; what every list must be is looked at here."""
+    """The list as query -> (source, count), and info.json. Checks what must hold for every list."""
     table = pq.read_table(folder / "queries.parquet")
     assert table.schema.equals(load.QUERIES)
     queries = table["query"].to_pylist()
@@ -91,14 +91,14 @@ def test_profile_metaclip1_takes_wordnet_as_it_was_published(small_wordnet: str,
 def test_profile_metaclip1_on_the_real_wordnet(tmp_path: Path) -> None:
     assert run("--output", tmp_path, "--wordnet", WORDNET, "--profile", "metaclip1") == 0
     info = read(tmp_path)[1]
-    # The empty entry (".22_caliber" up to its dot) is the last of these; the paper's own 86,654 are without it.
+    # One of these is the empty entry (".22_caliber" up to its dot). The paper's 86,654 do not include it.
     assert info["sources"]["wordnet"]["offered"] + info["sources"]["number"]["offered"] == 86_655
     assert info["queries"] == 86_654
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dump, texts, counts and pageviews with words and pairs that are counted by the thousand."""
+    """A dump, texts, counts and pageviews, with words and pairs that occur thousands of times."""
     folder = tmp_path_factory.mktemp("corpus")
     random.seed(0)
     words = [f"{a}{b}{c}a" for a in "bdfgk" for b in "aeiou" for c in "lmnr"]

@@ -1,4 +1,4 @@
-"""Counting in columns against counting by hand."""
+"""The counts of whole columns equal counts that are made by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEXTS = st.lists(
 
 
 def by_hand(texts: list[str]) -> tuple[Counter, dict[str, set[int]], Counter]:
-    """Forms, articles by lower-case form, pairs of forms, token by token."""
+    """Counts token by token: forms, articles by lower-case form, pairs of forms."""
     forms: Counter[str] = Counter()
     articles: dict[str, set[int]] = defaultdict(set)
     pairs: Counter[tuple[str, str]] = Counter()

@@ -1,4 +1,4 @@
-"""What `queries.build` is told: refusals before anything is written, and the recipe."""
+"""The options of `queries.build`: refusals before anything is written, and the recipe."""
 
 from __future__ import annotations
 

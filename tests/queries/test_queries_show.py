@@ -1,4 +1,4 @@
-"""A list at a glance: sums that must hold, and the size of a set for any cap."""
+"""The figures of a list: sums that must hold, and the size of a set for any cap."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_against_a_corpus(listed: Path, corpus: Path, capsys: pytest.CaptureFixt
     assert sum(part["matches"] for part in row["histogram"]) == 30
     assert sum(source["matches"] for source in row["by_source"].values()) == 30
     sizes = {part["cap"]: part["expected_pairs"] for part in row["sizes"]}
-    # cap 2: "a red dog" is kept surely, "a dog" by 1 - (1 - 2/20)(1 - 2/8), "a cat" by 2/20.
+    # cap 2: "a red dog" is always kept, "a dog" with 1 - (1 - 2/20)(1 - 2/8), "a cat" by 2/20.
     assert sizes[2] == round(2 + 6 * (1 - 0.9 * 0.75) + 12 * 0.1)
     assert sizes[20] == 20 and sizes[1] < sizes[2] < sizes[5]
     scaled = shown(capsys, listed, "--against", corpus, "--rows", 2500)["against"]

@@ -1,4 +1,4 @@
-"""Pieces of large files: every record once, whoever reads what, and damage is counted."""
+"""Pieces of large files: every record is read once, by any worker, and damage is counted."""
 
 from __future__ import annotations
 

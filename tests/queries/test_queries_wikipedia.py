@@ -1,4 +1,4 @@
-"""Articles out of dumps, real ones and broken ones."""
+"""Articles from dumps, real and broken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""clean: what comes out, what is dropped and why; and properties that hold for any bytes a crawl may bring."""
+"""clean: its results, the reasons for drops, and properties that hold for any bytes of a crawl."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ needs_kernels = pytest.mark.skipif(not jit.available(), reason="numba is not ins
 
 @pytest.fixture(params=["plain", pytest.param("kernel", marks=needs_kernels)])
 def way(request, monkeypatch):
-    """Runs a test on both ways."""
+    """Runs a test with the kernel and without it."""
     monkeypatch.setattr(jit, "available", lambda: request.param == "kernel")
     monkeypatch.setattr(jit, "FEW_ROWS", 0)
     return request.param
@@ -118,7 +118,7 @@ def test_texts_that_are_dropped(reason, found):
 
 def test_entities_nested_without_end():
     found = "&#65; b"
-    for _ in range(10):  # its "#" written as an entity, then that one's "#", and so on
+    for _ in range(10):  # writes its "#" as an entity, then the "#" of that entity, and so on
         found = found.replace("&#", "&&#35;", 1)
     assert text_of(found)[1] == "unstable_text"
     assert text_of("a cat &&#35;39;n&#38;&#35;39; dog") == ("a cat 'n' dog", "")
@@ -210,7 +210,7 @@ def test_urls_that_are_dropped(reason, found):
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
 def test_columns(way, kind):
-    """Slices, types and the rows around are respected on both ways."""
+    """Slices, types and neighbouring rows are handled right, with the kernel and without it."""
     for function, cases in ((clean.clean_text, CLEANED), (clean.canonical_urls, CANONICAL)):
         array = pa.array(["before", *cases, "after"], kind).slice(1, len(cases))
         values, codes = function(array)
@@ -253,13 +253,13 @@ PIECES = [
 
 
 def soup(count: int, seed: int, prefix: str = "") -> list[str]:
-    """Texts put together from pieces that matter."""
+    """Texts made of pieces that the rules look for."""
     chance = random.Random(seed)
     return [prefix + "".join(chance.choices(PIECES, k=chance.randint(0, 9))) for _ in range(count)]
 
 
 def check_column(texts: list[str]) -> None:
-    """The texts as a column come out as they do one by one."""
+    """Checks that a column of texts gives the same as one text after the other."""
     values, codes = clean.clean_text(pa.array(texts))
     expected = [clean_rules.clean_one_text(text.encode()) for text in texts]
     assert list(zip(values.to_pylist(), codes.tolist(), strict=True)) == expected
@@ -267,7 +267,7 @@ def check_column(texts: list[str]) -> None:
 
 @needs_kernels
 def test_the_kernel_lets_through_only_what_is_clean():
-    """What it does not flag, the plain function returns as it is with code 0."""
+    """The reference returns each row without a flag unchanged, with code 0."""
     kernel = jit.kernel("pipeline.text.clean_kernel", jit.FEW_ROWS)
     words = [
         " ".join(random.Random(seed).choices(PIECES[:2] + ["dog", "red", "été", "кот", "猫が", "sea"], k=4))
@@ -288,7 +288,7 @@ def test_the_kernel_lets_through_only_what_is_clean():
 @needs_kernels
 @pytest.mark.parametrize("code", range(0, 0x10000, 0x4000))
 def test_the_kernel_knows_every_character(code):
-    """Every character of the Basic Multilingual Plane, alone between letters and beside one it might join with."""
+    """Every character of the Basic Multilingual Plane: alone between letters, and beside one that may join it."""
     kernel = jit.kernel("pipeline.text.clean_kernel", jit.FEW_ROWS)
     chars = [chr(point) for point in range(code, code + 0x4000) if not 0xD800 <= point < 0xE000]
     texts = [form.replace("*", char) for char in chars for form in ("ab *cd", "ab* 가*", "*", "ä*b Ã*")]
@@ -299,7 +299,7 @@ def test_the_kernel_knows_every_character(code):
 
 @needs_kernels
 def test_both_ways_clean_alike():
-    """Many texts at once, some of which are tidied together, and one after the other."""
+    """Many texts at once, some of which are tidied together, give the same as one text after the other."""
     pieces = [*"aÄ \u0301\u0308&;#.2猫の가\u11a8\u212a…éží", *"  , & ,&am,p;,e\u0301t,img,logo,â€™".split(",")]
     chance = random.Random(fuzzing.SEED)
     texts = ["".join(chance.choices(pieces, k=chance.randint(1, 9))) for _ in fuzzing.cases(30_000)]
@@ -403,7 +403,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_hostile_texts_take_bounded_time(piece):
-    """8,000 characters, the most that is looked at, in a few milliseconds; more than that is dropped at once."""
+    """8,000 characters, the most that are looked at, take a few milliseconds. Longer texts are dropped at once."""
     for found in (piece, "img" + piece, "http://" + piece, "http://a.example/" + piece, "a" + piece + "!"):
         for length in (1_900, 7_900, 1_000_000):
             value = (found[: -len(piece)] if found.endswith(piece) else found) + piece * (length // len(piece))

@@ -1,4 +1,4 @@
-"""language: the model that ships, thresholds on P(language), and texts that fasttext stumbles over."""
+"""language: the model that ships, thresholds on P(language), and texts on which fasttext fails."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_errors_name_what_is_wrong(model, tmp_path):
 
 
 def test_any_fasttext_model_by_path(tmp_path):
-    """A model with case is asked in the text's own case; ours sees lower case only."""
+    """A model with case gets the text as it is. Our own model gets lower case only."""
     import fasttext
 
     lines = tmp_path / "lines.txt"

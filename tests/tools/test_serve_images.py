@@ -1,4 +1,4 @@
-"""tools/serve_images.py: a table of what lies in folders, and a server for as long as a command runs."""
+"""tools/serve_images.py: a table of the images in folders, and a server that runs as long as a command."""
 
 from __future__ import annotations
 
