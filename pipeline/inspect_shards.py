@@ -56,11 +56,17 @@ def read_json(folder: str, path: str) -> Any:
 
 def manifest_of(folder: str) -> dict[str, Any]:
     """The manifest of a published folder."""
+    from pipeline.dataset import ranges
+
     manifest = read_json(folder, "manifest.json")
     if manifest is None:
         raise NotFound(f"{folder!r} is not a published folder: it has no manifest.json")
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), list):
         raise Damaged("manifest.json is not a manifest")
+    try:
+        ranges.recorded(manifest)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"manifest.json is not a manifest: {type(error).__name__}: {error}") from error
     return manifest
 
 
@@ -84,19 +90,37 @@ def metadata_tables(
     """The metadata, shard by shard, as the manifest lists them; page checksums are verified."""
     import pyarrow as pa
 
-    from pipeline.dataset import shards
+    from pipeline.dataset import ranges, shards
 
-    paths = sorted(entry["path"] for entry in manifest_of(folder)["files"] if entry["path"].startswith("metadata/"))
+    manifest = manifest_of(folder)
+    paths = sorted(entry["path"] for entry in manifest["files"] if entry["path"].startswith("metadata/"))
     if shard is not None:
-        wanted = f"metadata/{shard:05d}.parquet"
+        wanted = shards.metadata_path(shard, ranges.digits_of(manifest))
         if wanted not in paths:
-            raise NotFound(f"there is no shard {shard}: the set has {len(paths)}")
+            raise NotFound(no_shard(shard, ranges_of(manifest), len(paths)))
         paths = [wanted]
     for path in paths:
         try:
             yield shards.read_table(os.path.join(folder, path), columns)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise Damaged(f"{path} cannot be read: {error}") from error
+
+
+def ranges_of(manifest: dict[str, Any]) -> int | None:
+    """Into how many ranges the uids of a set are cut; None: an older set, whose shards are numbered as they come."""
+    from pipeline.dataset import ranges
+
+    found = ranges.recorded(manifest)
+    return None if found is None else found.count
+
+
+def no_shard(shard: int, ranges: int | None, there: int) -> str:
+    """Why a set has no shard of a number."""
+    if ranges is None:
+        return f"there is no shard {shard}: the set has {there}"
+    if shard < ranges:
+        return f"there is no shard {shard}: no pair of the set lies in this range"
+    return f"there is no shard {shard}: the set has {ranges:,} ranges, 0 to {ranges - 1}"
 
 
 def query_names(folder: str) -> list[str]:
@@ -124,6 +148,7 @@ def info(args: argparse.Namespace) -> int:
         facts |= {name: manifest.get(name) for name in ("digest", "queries", "ledger", "options", "versions")}
         facts |= {
             "shards": len(tars),
+            "ranges": ranges_of(manifest),
             "rows": sum(entry["rows"] for entry in tars),
             "bytes": sum(entry["bytes"] for entry in entries),
         }
@@ -140,7 +165,10 @@ def info(args: argparse.Namespace) -> int:
 def print_info(facts: dict[str, Any]) -> None:
     """The folder in a screenful."""
     if facts["published"]:
-        print(f"published: {facts['rows']:,} pairs in {facts['shards']:,} shards, {size(facts['bytes'])}")
+        ranges = facts["ranges"]
+        empty = 0 if ranges is None else ranges - facts["shards"]
+        gaps = f" ({empty:,} of {ranges:,} ranges are empty)" if empty else ""
+        print(f"published: {facts['rows']:,} pairs in {facts['shards']:,} shards{gaps}, {size(facts['bytes'])}")
         print(f"digest     {facts['digest']}")
     else:
         print("a run that is not published (yet)")
@@ -221,12 +249,12 @@ def find(folder: str, start: str) -> dict[str, Any]:
     """The only sample whose key begins so."""
     import pyarrow.compute as pc
 
-    from pipeline.dataset import shards
+    from pipeline.dataset import ranges, shards
 
     matches: list[tuple[int, int, str]] = []
-    for shard, table in enumerate(metadata_tables(folder, ["key"])):
+    for table in metadata_tables(folder, ["key", "shard"]):
         rows = pc.indices_nonzero(pc.starts_with(table["key"], start.lower())).to_pylist()
-        matches += [(shard, row, table["key"][row].as_py()) for row in rows[:6]]
+        matches += [(table["shard"][row].as_py(), row, table["key"][row].as_py()) for row in rows[:6]]
         if len(matches) > 5:
             break
     if not matches:
@@ -235,16 +263,17 @@ def find(folder: str, start: str) -> dict[str, Any]:
         some = ", ".join(key for _, _, key in matches[:5])
         raise UsageError(f"several keys begin with {start!r}: {some}{' ...' if len(matches) > 5 else ''}")
     shard, row, _ = matches[0]
-    table = shards.read_table(os.path.join(folder, shards.metadata_path(shard)))
+    path = shards.metadata_path(shard, ranges.digits_of(manifest_of(folder)))
+    table = shards.read_table(os.path.join(folder, path))
     return table.slice(row, 1).to_pylist()[0]
 
 
 def save_image(folder: str, row: dict[str, Any], to: str) -> None:
     """Copies the JPEG of a sample out of its tar, if it is the one that the metadata names."""
-    from pipeline.dataset import shards
+    from pipeline.dataset import ranges, shards
     from pipeline.engine import files
 
-    path = shards.tar_path(row["shard"])
+    path = shards.tar_path(row["shard"], ranges.digits_of(manifest_of(folder)))
     try:
         with open(os.path.join(folder, path), "rb") as file:
             image = os.pread(file.fileno(), row["jpg_size"], row["jpg_offset"])
