@@ -280,7 +280,11 @@ def test_a_sample_in_another_shard_is_named(run: Any, folder: Path) -> None:
     edit(folder / "manifest.json", lambda manifest: manifest["shards"].update(ranges=96))
     found = faults(run, folder)
     assert found == [
-        {"path": f"metadata/0000{n}.parquet", "key": key(12 * n), "problem": f"the key is not in the range of shard {n}"}
+        {
+            "path": f"metadata/0000{n}.parquet",
+            "key": key(12 * n),
+            "problem": f"the key is not in the range of shard {n}",
+        }
         for n in (1, 2)
     ]
     assert faults(run, folder, "--quick") == []

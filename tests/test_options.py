@@ -237,6 +237,12 @@ def test_a_model_of_the_users_own_names_its_languages(told, tmp_path: Path) -> N
     assert code == build.USAGE and "--language-model none: must be a model" in said
 
 
+def test_one_option_fixes_the_number_of_shards(told) -> None:
+    code, said = told("--shards", "8", "--rows-per-shard", "100")
+    assert code == build.USAGE
+    assert "--shards 8: must not stand beside --rows-per-shard, which it replaces" in said
+
+
 # -------------------------------------------------------------------------------------------------------------- OUT
 
 

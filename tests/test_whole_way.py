@@ -131,8 +131,8 @@ def test_more_pairs_leave_the_other_shards_as_they_are(tmp_path: Path, server: W
     assert build.main(given) == build.DONE
     more = pa.table({"url": [f"{server.base}/img/{n}.jpg" for n in range(36, 40)], "text": ["a red dog number"] * 4})
     pq.write_table(more, tmp_path / "more.parquet")
-    at = given.index("--output")
-    assert build.main([*given[:at], str(tmp_path / "more.parquet"), "--output", str(tmp_path / "more"), *given[at + 2 :]]) == 0
+    grown = ["--input", *(str(tmp_path / name) for name in ("pairs.parquet", "more.parquet")), *given[2:]]
+    assert build.main([*grown, "--output", str(tmp_path / "more")]) == build.DONE
     tars, chances = [], []
     for name in ("out", "more"):
         out = tmp_path / name

@@ -257,6 +257,8 @@ class RawImages:
         paths = {key: folder_of(key[0]).file(key[1], "raw", key[2]) for key in set(keys)}
         self._paths = [paths[key] for key in keys]
         self._offsets = rows["image_offset"].to_pylist()
+        # Kept with the shard and no longer: a process may publish again after a new fetch put other files there.
+        self._open = functools.lru_cache(maxsize=OPEN_FILES)(lambda path: _RawFile(os.open(path, os.O_RDONLY)))
 
     def __call__(self, row: int, place: memoryview) -> None:
         """Fills the place with the image of a row.
@@ -265,7 +267,7 @@ class RawImages:
             OSError: the file ends before the image does.
         """
         path, offset = self._paths[row], self._offsets[row]
-        if os.preadv(_raw_file(path), [place], offset) != len(place):
+        if os.preadv(self._open(path), [place], offset) != len(place):
             raise OSError(f"{path} is cut: {len(place)} bytes should lie at {offset}")
 
 
@@ -274,11 +276,6 @@ class _RawFile(int):
 
     def __del__(self) -> None:
         os.close(self)
-
-
-@functools.lru_cache(maxsize=OPEN_FILES)
-def _raw_file(path: str) -> _RawFile:
-    return _RawFile(os.open(path, os.O_RDONLY))
 
 
 @dataclasses.dataclass(frozen=True)
