@@ -47,7 +47,7 @@ REFUSED = [
     ("--image-size", "70000", "70000", f"{WHOLE} of at least 1 and at most 65535"),
     ("--rows-per-shard", "0", "0", f"{WHOLE} of at least 1"),
     ("--shards", "0", "0", f"{WHOLE} of at least 1"),
-    ("--shards", "1000001", "1000001", f"{WHOLE} of at least 1 and at most 1000000"),
+    ("--shards", "1000001", "1000001", f"{WHOLE} of at least 1 and at most 1e6"),
     ("--workers", "0", "0", f"{WHOLE} of at least 1"),
     ("--workers", "-1", "-1", f"{WHOLE} of at least 1"),
     ("--seed", "-1", "-1", f"{WHOLE} of at least 0 and below 2^64"),

@@ -56,7 +56,7 @@ class PublishSettings:
         None,
         help="ranges of uids; each that has a pair becomes a shard",
         default_text="as OUT was built before, else from --rows-per-shard",
-        within=f"[1, {ranges.MOST}]",
+        within="[1, 1e6]",
     )
     rows_per_shard: int | None = option(
         None,
