@@ -85,6 +85,7 @@ def blank(field: Any) -> Any:
 def work(way: str, folder: str, rows: int) -> None:
     """Runs one way, to be measured."""
     from pipeline.dataset import report, shards, summary
+    from pipeline.dataset.ranges import Ranges
     from pipeline.engine import shuffle_files, storage
 
     numbers = range(rows // SHARD)
@@ -103,7 +104,8 @@ def work(way: str, folder: str, rows: int) -> None:
             for n in numbers
         ]
         infos = [shards.ShardInfo(n, SHARD, entry) for n, entry in zip(numbers, entries, strict=True)]
-        report.finish(folder, infos, summary=told, pick=pick, ledger=[], options={}, versions={})
+        of = Ranges(len(infos))
+        report.finish(folder, infos, ranges=of, summary=told, pick=pick, ledger=[], options={}, versions={})
     else:
         summary.merge(paths * int(way), count, summary.Pick(report.PICTURES))
 

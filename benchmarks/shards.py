@@ -83,6 +83,7 @@ def make_rows(count: int, size: int) -> tuple[Any, Callable[[int], bytes], list[
 def write_ours(folder: str, count: int, size: int) -> Callable[[], None]:
     """Our writer, with the images in memory like webdataset's."""
     from pipeline.dataset import shards
+    from pipeline.dataset.ranges import Ranges
 
     table, image, _ = make_rows(count, size)
 
@@ -90,7 +91,7 @@ def write_ours(folder: str, count: int, size: int) -> Callable[[], None]:
         place[:] = image(row)
 
     def work() -> None:
-        shards.write_shard(folder, 0, table, put)
+        shards.write_shard(folder, 0, table, put, ranges=Ranges(1))
 
     return work
 
@@ -102,6 +103,7 @@ def write_as_publish(folder: str, count: int, size: int) -> Callable[[], None]:
     import pyarrow as pa
 
     from pipeline.dataset import shards
+    from pipeline.dataset.ranges import Ranges
     from pipeline.stages.publish import RawImages
 
     table, image, _ = make_rows(count, size)
@@ -117,7 +119,7 @@ def write_as_publish(folder: str, count: int, size: int) -> Callable[[], None]:
     raw = types.SimpleNamespace(file=lambda unit, kind, part: units[unit].name)
 
     def work() -> None:
-        shards.write_shard(folder, 0, table, RawImages(lambda number: raw, places))
+        shards.write_shard(folder, 0, table, RawImages(lambda number: raw, places), ranges=Ranges(1))
 
     return work
 

@@ -46,7 +46,10 @@ class Stream:
 
     def __init__(self, index: Index, *, seed: int, window: int = 0, online_balance: bool = False) -> None:
         if online_balance and index.keep_probability is None:
-            raise UsageError("--online-balance needs the column keep_probability in the metadata of the shards")
+            raise UsageError(
+                "--online-balance needs keep_probability, which is in the metadata of a published folder: "
+                "name that folder with --data (plain tars do not have it)"
+            )
         self.index, self.seed, self.window, self.online_balance = index, seed, window, online_balance
         self._starts = [0]  # place where each epoch begins
 

@@ -17,7 +17,7 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -143,7 +143,8 @@ def _index_from_table(table: pa.Table, folder: str, listed: dict[str, _Listed]) 
         names = shards.dictionary_encode() if not pa.types.is_dictionary(shards.type) else shards
         if isinstance(names, pa.ChunkedArray):
             names = names.combine_chunks()
-        paths = [_shard_path(name) for name in names.dictionary.to_pylist()]
+        tars = _tars_by_name(listed)
+        paths = [_shard_path(name, tars) for name in names.dictionary.to_pylist()]
         nothing = np.zeros(table.num_rows, np.int64)
         has = table.column_names
         index = Index(
@@ -187,12 +188,24 @@ def _check_places(index: Index, sizes: Sequence[int]) -> None:
             raise ValueError("a member is outside of its shard")
 
 
-def _shard_path(name: int | str) -> str:
-    """The path of a shard within the published folder."""
-    if isinstance(name, int):
-        return f"shards/{name:05d}.tar"
-    plain = Path(name).name
-    return f"shards/{plain if plain.endswith('.tar') else plain + '.tar'}"
+def _tars_by_name(listed: Iterable[str]) -> dict[int | str, str]:
+    """The paths of the shards by their number (there may be gaps, and any number of digits) and by their name."""
+    tars: dict[int | str, str] = {}
+    for path in listed:
+        stem, extension = os.path.splitext(os.path.basename(path))
+        if extension == ".tar":
+            tars[stem] = path
+            if re.fullmatch("[0-9]{1,18}", stem):
+                tars[int(stem)] = path
+    return tars
+
+
+def _shard_path(name: int | str, tars: Mapping[int | str, str]) -> str:
+    """The path of a shard within the published folder. ValueError if the manifest does not list it."""
+    found = tars.get(name if isinstance(name, int) else Path(name).name.removesuffix(".tar"))
+    if found is None:
+        raise ValueError(f"the manifest lists no shard {name}")
+    return found
 
 
 def _digests(column: pa.ChunkedArray) -> np.ndarray:

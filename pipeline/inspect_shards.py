@@ -50,6 +50,7 @@ def info(args: argparse.Namespace) -> int:
         facts |= {name: manifest.get(name) for name in ("digest", "queries", "ledger", "options", "versions")}
         facts |= {
             "shards": len(tars),
+            "ranges": open_set.count_of_ranges(manifest),
             "rows": sum(entry["rows"] for entry in tars),
             "bytes": sum(entry["bytes"] for entry in entries),
         }
@@ -65,7 +66,10 @@ def info(args: argparse.Namespace) -> int:
 def print_info(facts: dict[str, Any]) -> None:
     """The folder in a screenful."""
     if facts["published"]:
-        print(f"published: {facts['rows']:,} pairs in {facts['shards']:,} shards, {size(facts['bytes'])}")
+        ranges = facts["ranges"]
+        empty = 0 if ranges is None else ranges - facts["shards"]
+        gaps = f" ({empty:,} of {ranges:,} ranges are empty)" if empty else ""
+        print(f"published: {facts['rows']:,} pairs in {facts['shards']:,} shards{gaps}, {size(facts['bytes'])}")
         print(f"digest     {facts['digest']}")
     else:
         print("a run that is not published (yet)")

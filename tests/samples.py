@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import xxhash
 from PIL import Image, ImageDraw
 
 from pipeline.dataset import report, shards, summary
+from pipeline.dataset.ranges import Ranges
 from pipeline.engine import storage
 from pipeline.schema import FETCHED, readable
 
@@ -28,6 +31,7 @@ HOSTS = ("images.example.org", "static.example.com", "photos.example.co.uk", "bi
 SOURCES = ("crawl/a.warc.gz", "crawl/b.warc.gz")
 OPTIONS = {"match": "wide", "case": "exact", "balance": "cap", "cap": 20_000, "seed": 0, "image_size": 256}
 VERSIONS = {"openwit": "0.1.0"}
+SLOTS = 1200  # the uids of numbers below it are spread evenly: `ranges_of(12)` puts 0 to 11 into the range 0
 
 
 @functools.lru_cache(maxsize=512)
@@ -46,14 +50,31 @@ def put(row: int, place: memoryview, *, first: int = 0) -> None:
     place[:] = jpeg(first + row)
 
 
+def uid(number: int) -> bytes:
+    """The uid of a number below SLOTS; uids ascend."""
+    high = -(-(number << 64) // SLOTS)
+    return high.to_bytes(8, "big") + hashlib.md5(str(number).encode()).digest()[:8]
+
+
+def ranges_of(per_shard: int) -> Ranges:
+    """The ranges that hold so many numbers each."""
+    assert SLOTS % per_shard == 0
+    return Ranges(SLOTS // per_shard)
+
+
 def fetched(count: int, *, first: int = 0, texts: dict[int, str] | None = None) -> pa.Table:
     """Rows of FETCHED with names in place of codes, sorted by uid. About half of the nullable values are null."""
+    return fetched_of(range(first, first + count), texts=texts)
+
+
+def fetched_of(numbers: Sequence[int], *, texts: dict[int, str] | None = None) -> pa.Table:
+    """`fetched` of any numbers."""
     rows: list[dict[str, Any]] = []
-    for number in range(first, first + count):
+    for number in numbers:
         some, host = number % 2 == 0, HOSTS[number % len(HOSTS)]
         rows.append(
             {
-                "uid": number.to_bytes(4, "big") + hashlib.md5(str(number).encode()).digest()[:12],
+                "uid": uid(number),
                 "url": f"https://{host}/{number}.jpg",
                 "text": (texts or {}).get(number, f"{CAPTIONS[number % len(CAPTIONS)]} {number}"),
                 "text_as_found": None if some else f"  {CAPTIONS[number % len(CAPTIONS)]} {number}",
@@ -108,13 +129,20 @@ def ledger(rows: int) -> list[dict[str, Any]]:
     return found[::-1]
 
 
-def publish(folder: Path, *, count: int = 30, per_shard: int = 12, texts: dict[int, str] | None = None) -> dict:
-    """Makes a whole published folder with its stages. Returns the manifest."""
-    infos = []
-    for number, first in enumerate(range(0, count, per_shard)):
-        rows = fetched(min(per_shard, count - first), first=first, texts=texts)
-        info, _ = shards.write_shard(str(folder), number, rows, functools.partial(put, first=first))
-        infos.append(info)
+def publish(
+    folder: Path,
+    *,
+    count: int = 30,
+    per_shard: int = 12,
+    texts: dict[int, str] | None = None,
+    numbers: Sequence[int] | None = None,
+) -> dict:
+    """Makes a whole published folder with its stages. Returns the manifest. `numbers` leaves out some of the first."""
+    numbers = range(count) if numbers is None else numbers
+    infos = [
+        write_shard(folder, list(some), ranges=ranges_of(per_shard), texts=texts)
+        for _, some in itertools.groupby(numbers, key=lambda number: number // per_shard)
+    ]
     rejected = pa.table(
         {
             "url": ["https://x.example/<script>alert(1)</script>.jpg", "https://y.example/2.jpg"],
@@ -127,19 +155,31 @@ def publish(folder: Path, *, count: int = 30, per_shard: int = 12, texts: dict[i
     queries = ["a", "boat", "cat", "dog", "harbour", "lake", "map", "sea"]
     table = {"id": pa.array(range(len(queries)), pa.int32()), "query": queries, "source": ["test"] * 8}
     storage.write_published(str(folder / "queries.parquet"), pa.table(table | {"count": pa.array([1] * 8, pa.int64())}))
-    rows = ledger(count)
+    rows = ledger(len(numbers))
     for info in rows:
         stage = folder / "stages" / info["stage"]
         storage.write_json(
             str(stage / "info.json"), {**info, "fingerprint": "0", "digest": "00", "seconds": 1.5, "cpu_seconds": 1}
         )
         storage.write_plain(str(stage / "COMPLETED"), b"")
-    return finish(folder, infos, ledger=rows, options=OPTIONS, versions=VERSIONS)
+    return finish(folder, infos, ranges=ranges_of(per_shard), ledger=rows, options=OPTIONS, versions=VERSIONS)
+
+
+def write_shard(
+    folder: Path, numbers: list[int], *, ranges: Ranges, texts: dict[int, str] | None = None
+) -> shards.ShardInfo:
+    """Writes the shard of the first number, with all of them."""
+
+    def read(row: int, place: memoryview) -> None:
+        place[:] = jpeg(numbers[row])
+
+    shard = numbers[0] * ranges.count // SLOTS
+    return shards.write_shard(str(folder), shard, fetched_of(numbers, texts=texts), read, ranges=ranges)[0]
 
 
 def finish(folder: Path, infos: list[shards.ShardInfo], **more: Any) -> dict:
     """Calls report.finish with the numbers from the metadata of the shards."""
-    paths = [str(folder / shards.metadata_path(info.number)) for info in infos]
+    paths = [str(folder / info.files[1].path) for info in infos]
     pick = summary.Pick(report.PICTURES)
     numbers = summary.summarise((storage.read_published(path, summary.COLUMNS) for path in paths), pick=pick)
     return report.finish(str(folder), infos, summary=numbers, pick=pick, **more)

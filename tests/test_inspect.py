@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import json
 import os
 import random
@@ -13,11 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline import inspect_shards
 from pipeline.dataset import shards
+from pipeline.dataset.ranges import Ranges
 from pipeline.engine import storage
 from pipeline.inspect_shards import DONE, FAULT, MISSING, USAGE, main
 from tests import samples
@@ -92,7 +94,10 @@ def test_ls(run: Any, original: Path) -> None:
     assert len(run("ls", original, "--grep", "CHAT NOIR")[1].splitlines()) == 5
     rows = json.loads(run("ls", original, "--limit", "13", "--json")[1])
     assert len(rows) == 13 and rows[12]["shard"] == 1
-    assert run("ls", original, "--shard", "3")[0] == MISSING
+    code, _, error = run("ls", original, "--shard", "3")
+    assert code == MISSING and "no pair of the set lies in this range" in error
+    code, _, error = run("ls", original, "--shard", "100")
+    assert code == MISSING and "the set has 100 ranges, 0 to 99" in error
 
 
 def test_show(run: Any, original: Path, tmp_path: Path) -> None:
@@ -105,7 +110,7 @@ def test_show(run: Any, original: Path, tmp_path: Path) -> None:
         and row["queries"] == ["boat", "map"]
         and row["phash"] == (13 * 0x9E3779B97F4A7C15) % 2**64
     )
-    code, _, error = run("show", "0000000", original)
+    code, _, error = run("show", "0", original)
     assert code == USAGE and key(0) in error and "..." in error
     assert run("show", "ffff", original)[0] == MISSING
 
@@ -226,6 +231,108 @@ def test_a_sound_folder(run: Any, folder: Path) -> None:
     assert faults(run, folder) == []
 
 
+@pytest.mark.parametrize("per_shard", [12, 4])
+def test_a_set_with_gaps(run: Any, tmp_path: Path, per_shard: int) -> None:
+    numbers = [5, 6, 200, 201, 1199]
+    samples.publish(tmp_path, per_shard=per_shard, numbers=numbers)
+    assert faults(run, tmp_path) == []
+    facts = json.loads(run("info", tmp_path, "--json")[1])
+    assert (facts["shards"], facts["ranges"]) == (3, 1200 // per_shard)
+    assert f"3 shards ({1200 // per_shard - 3} of {1200 // per_shard} ranges are empty)" in run("info", tmp_path)[1]
+    listed = json.loads(run("ls", tmp_path, "--json")[1])
+    assert [(row["key"], row["shard"]) for row in listed] == [(key(n), n // per_shard) for n in numbers]
+    assert json.loads(run("ls", tmp_path, "--json", "--shard", 200 // per_shard)[1]) == listed[2:4]
+    shown = json.loads(run("show", key(201), tmp_path, "--json", "--image", tmp_path / "x.jpg")[1])
+    assert shown["shard"] == 200 // per_shard and (tmp_path / "x.jpg").read_bytes() == samples.jpeg(201)
+    assert json.loads(run("stats", tmp_path, "--json")[1])["samples"] == 5
+
+
+def test_the_numbers_of_a_large_set_have_more_digits(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranges = Ranges(1_000_000)
+    infos = [samples.write_shard(tmp_path, [number], ranges=ranges) for number in (3, 117, 120, 600)]
+    assert [Path(info.files[0].path).name for info in infos] == [
+        "002500.tar", "097500.tar", "100000.tar", "500000.tar"
+    ]  # fmt: skip
+    samples.finish(tmp_path, infos, ranges=ranges, ledger=samples.ledger(4), options=samples.OPTIONS, versions={})
+    assert faults(run, tmp_path) == []
+    rows = json.loads(run("ls", tmp_path, "--json")[1])
+    assert [row["shard"] for row in rows] == [2500, 97_500, 100_000, 500_000]
+    assert json.loads(run("ls", tmp_path, "--json", "--shard", "97500")[1]) == rows[1:2]
+    assert run("show", key(120), tmp_path, "--image", tmp_path / "x.jpg")[0] == DONE
+    assert (tmp_path / "x.jpg").read_bytes() == samples.jpeg(120)
+
+
+def test_an_older_set_is_read(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Format 1: no ranges, keep_probability in the JSON too."""
+    monkeypatch.setattr(shards, "JSON_KEYS", shards.json_keys(1))
+    monkeypatch.setattr(shards, "FORMAT", 1)
+    samples.publish(tmp_path)
+    monkeypatch.undo()
+    edit(tmp_path / "manifest.json", lambda manifest: manifest.pop("shards"))
+    assert b"keep_probability" in (tmp_path / "shards/00000.tar").read_bytes()
+    assert faults(run, tmp_path) == []
+    assert len(json.loads(run("ls", tmp_path, "--json", "--shard", "1")[1])) == 12
+    code, _, error = run("ls", tmp_path, "--shard", "3")
+    assert code == MISSING and "there is no shard 3: the set has 3" in error
+    assert "30 pairs in 3 shards, " in run("info", tmp_path)[1]
+    edit(tmp_path / "manifest.json", lambda manifest: manifest.update(format=2))
+    found = faults(run, tmp_path)
+    assert {fault["path"] for fault in found} == {"manifest.json", *(f"shards/0000{n}.tar" for n in range(3))}
+
+
+def test_a_sample_in_another_shard_is_named(run: Any, folder: Path) -> None:
+    """The borders between the shards move a little, and nothing else is wrong."""
+    edit(folder / "manifest.json", lambda manifest: manifest["shards"].update(ranges=96))
+    found = faults(run, folder)
+    assert found == [
+        {
+            "path": f"metadata/0000{n}.parquet",
+            "key": key(12 * n),
+            "problem": f"the key is not in the range of shard {n}",
+        }
+        for n in (1, 2)
+    ]
+    assert faults(run, folder, "--quick") == []
+
+
+def test_a_row_that_names_another_shard_is_named(run: Any, folder: Path) -> None:
+    path = folder / "metadata/00001.parquet"
+    table = pq.read_table(path)
+    column = pa.array([1, 2, *[1] * 10], pa.int32())
+    at = table.column_names.index("shard")
+    storage.write_published(str(path), table.set_column(at, table.schema.field(at), column))
+    republish(folder)
+    problem = "its row names another shard than 1"
+    assert faults(run, folder) == [{"path": "metadata/00001.parquet", "key": key(13), "problem": problem}]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("shards/00100.tar", "the set has 100 ranges, 0 to 99"),
+        ("metadata/00100.parquet", "the set has 100 ranges, 0 to 99"),
+        ("shards/2.tar", "should have 5 digits"),
+        ("shards/000002.tar", "should have 5 digits"),
+        ("shards/x.tar", "not the number of a range"),
+        ("shards/00050.tar", "a range without a row has no file"),
+    ],
+)
+def test_files_that_are_no_shards_of_the_set_are_named(run: Any, folder: Path, name: str, problem: str) -> None:
+    (folder / name).write_bytes(bytes(1024))
+    rows = 0 if "no file" in problem else 1
+    entry = dataclasses.asdict(shards.entry_of(str(folder), name, rows=rows))
+    edit(folder / "manifest.json", lambda manifest: manifest["files"].append(entry))
+    assert any(fault["path"] == name and problem in fault["problem"] for fault in faults(run, folder, "--quick"))
+
+
+@pytest.mark.parametrize("wrong", [17, {}, {"ranges": "17"}, {"ranges": 0}])
+def test_ranges_that_are_no_number(run: Any, folder: Path, wrong: Any) -> None:
+    edit(folder / "manifest.json", lambda manifest: manifest.update(shards=wrong))
+    assert "not a manifest" in faults(run, folder)[0]["problem"]
+    for command in (("info",), ("ls",), ("show", key(3)), ("stats",)):
+        assert run(*command, folder)[0] == FAULT
+
+
 def test_every_flipped_bit_of_a_tar_is_named_with_its_sample(run: Any, folder: Path) -> None:
     """Flips 200 bits anywhere. The tar's digest is wrong each time. If a flip lies in a sample, that is named."""
     rng, path = random.Random(5), folder / "shards/00001.tar"
@@ -272,7 +379,7 @@ def republish(folder: Path) -> None:
     """Writes a manifest for the files as they are now. Only faults of the contents are left to find."""
     manifest = json.loads((folder / "manifest.json").read_text())
     entries = [shards.entry_of(str(folder), e["path"], rows=e["rows"]) for e in manifest["files"]]
-    names = ("ledger", "options", "versions")
+    names = ("ledger", "options", "versions", "shards")
     shards.write_manifest(str(folder), entries, **{name: manifest[name] for name in names})
 
 
@@ -305,9 +412,11 @@ def test_an_exchanged_image_is_named_though_the_manifest_vouches(run: Any, folde
 
 
 def test_a_key_that_comes_twice_is_named(run: Any, folder: Path) -> None:
-    shards.write_shard(str(folder), 1, samples.fetched(12, first=11), functools.partial(samples.put, first=11))
+    path = folder / "metadata/00001.parquet"
+    table = pq.read_table(path)
+    storage.write_published(str(path), pa.concat_tables([table.slice(0, 1), table.slice(0, 1), table.slice(2)]))
     republish(folder)
-    assert {"path": "metadata/00001.parquet", "key": key(11), "problem": "the key comes twice"} in faults(run, folder)
+    assert {"path": "metadata/00001.parquet", "key": key(12), "problem": "the key comes twice"} in faults(run, folder)
 
 
 def test_files_that_nobody_vouches_for_are_named(run: Any, folder: Path) -> None:
@@ -332,7 +441,8 @@ def _lose(manifest: dict) -> None:
         (lambda m: m["ledger"].pop(), "its ledger ends with"),
         (lambda m: m.update(digest="0"), "its digest"),
         (lambda m: m.update(rows=31), "says 31 rows"),
-        (lambda m: m.update(format=2), "format"),
+        (lambda m: m.update(format=3), "format"),
+        (lambda m: m.pop("shards"), "how many ranges"),
         (lambda m: m.pop("files"), "not a manifest"),
         (lambda m: m["files"][0].pop("sha256"), "not a manifest"),
         (lambda m: m["files"][0].update(path="../x"), "outside"),

@@ -46,6 +46,8 @@ REFUSED = [
     ("--image-size", "0", "0", f"{WHOLE} of at least 1 and at most 65535"),
     ("--image-size", "70000", "70000", f"{WHOLE} of at least 1 and at most 65535"),
     ("--rows-per-shard", "0", "0", f"{WHOLE} of at least 1"),
+    ("--shards", "0", "0", f"{WHOLE} of at least 1"),
+    ("--shards", "1000001", "1000001", f"{WHOLE} of at least 1 and at most 1e6"),
     ("--workers", "0", "0", f"{WHOLE} of at least 1"),
     ("--workers", "-1", "-1", f"{WHOLE} of at least 1"),
     ("--seed", "-1", "-1", f"{WHOLE} of at least 0 and below 2^64"),
@@ -233,6 +235,12 @@ def test_a_model_of_the_users_own_names_its_languages(told, tmp_path: Path) -> N
     assert code == build.MISSING and "--language-model texts: is no fastText model" in said
     code, said = told("--language-model", "none", "--languages", "en")
     assert code == build.USAGE and "--language-model none: must be a model" in said
+
+
+def test_one_option_fixes_the_number_of_shards(told) -> None:
+    code, said = told("--shards", "8", "--rows-per-shard", "100")
+    assert code == build.USAGE
+    assert "--shards 8: must not stand beside --rows-per-shard, which it replaces" in said
 
 
 # -------------------------------------------------------------------------------------------------------------- OUT

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import build
+from pipeline.dataset.verify import verify
 from pipeline.schema import STAGES
 from tests.webserver import WebServer, picture
 
@@ -45,6 +46,19 @@ def manifest(out: Path) -> dict:
     return json.loads((out / "manifest.json").read_text())
 
 
+def sizes(out: Path) -> dict[str, int]:
+    return json.loads((out / "shards/sizes.json").read_text())
+
+
+def ranges(out: Path) -> int:
+    """The number of ranges, which stands in three places."""
+    found = manifest(out)["shards"]["ranges"]
+    info = json.loads((out / "stages/publish/info.json").read_text())
+    assert info["shards"] == found == json.loads((out / "shards.json").read_text())["ranges"]
+    assert list(verify(str(out))) == []
+    return found
+
+
 def test_published_folder(tmp_path: Path, server: WebServer) -> None:
     assert build.main(arguments(tmp_path, server)) == build.DONE
     out = tmp_path / "out"
@@ -55,7 +69,8 @@ def test_published_folder(tmp_path: Path, server: WebServer) -> None:
     assert rows["fetch"]["dropped"] == {"http_4xx": 1, "not_an_image": 1}
     assert rows["dedup-images"]["dropped"]["same_image"] >= 1
     tars = sorted((out / "shards").glob("*.tar"))
-    assert [path.name for path in tars] == [f"{number:05d}.tar" for number in range(len(tars))]
+    assert {path.name for path in tars} == set(sizes(out)) <= {f"{number:05d}.tar" for number in range(ranges(out))}
+    assert ranges(out) == -(-rows["publish"]["rows_out"] // 12)
     names: list[str] = []
     for path in tars:
         with tarfile.open(path) as tar:
@@ -64,6 +79,74 @@ def test_published_folder(tmp_path: Path, server: WebServer) -> None:
     metadata = pq.read_table(sorted((out / "metadata").glob("*.parquet")))
     assert metadata.num_rows == rows["publish"]["rows_out"]
     assert metadata["key"].to_pylist() == sorted(metadata["key"].to_pylist())
+
+
+def test_the_first_build_fixes_the_ranges(tmp_path: Path, server: WebServer, capsys: pytest.CaptureFixture) -> None:
+    given, out = arguments(tmp_path, server)[:-2], tmp_path / "out"
+    assert build.main([*given, "--rows-per-shard", "12"]) == build.DONE
+    first = ranges(out)
+    before = manifest(out)
+    assert build.main([*given, "--redo", "publish"]) == build.DONE  # nothing is said: as it was
+    assert ranges(out) == first == 4 and manifest(out)["digest"] == before["digest"]
+    assert build.main(given) == build.DONE
+    table = pq.read_table(tmp_path / "pairs.parquet")
+    pq.write_table(table.slice(0, 9), tmp_path / "pairs.parquet")
+    fewer = [*given, "--redo", "gather"]
+    assert build.main([*fewer, "--rows-per-shard", "12"]) == build.DONE  # the same is said: as it was
+    assert ranges(out) == 4 and manifest(out)["rows"] == 9
+    (out / "shards.json").unlink()  # a copy without it
+    assert build.main([*given, "--redo", "publish"]) == build.DONE
+    assert ranges(out) == 4
+    assert build.main([*given, "--redo", "publish", "--rows-per-shard", "5"]) == build.DONE  # something else is said
+    assert ranges(out) == 2
+    assert build.main([*given, "--redo", "publish", "--shards", "7"]) == build.DONE
+    assert ranges(out) == 7
+    assert build.main([*given, "--redo", "publish"]) == build.DONE
+    assert ranges(out) == 7
+    (out / "shards.json").write_text('{"ranges": 0}')
+    capsys.readouterr()
+    kept = manifest(out)
+    assert build.main([*given, "--redo", "publish", "--rows-per-shard", "5"]) == build.USAGE
+    assert "shards.json is damaged" in capsys.readouterr().err and manifest(out) == kept
+    assert build.main([*given, "--redo", "publish", "--shards", "3"]) == build.DONE
+    assert ranges(out) == 3
+
+
+@pytest.mark.parametrize("exchange", ["files", "shuffle"])
+def test_more_ranges_than_pairs(tmp_path: Path, server: WebServer, exchange: str) -> None:
+    """The names get a sixth digit, and the work follows the pairs, not the ranges."""
+    given, out = arguments(tmp_path, server)[:-2], tmp_path / "out"
+    assert build.main([*given, "--shards", "1000000", "--exchange", exchange]) == build.DONE
+    assert ranges(out) == 1_000_000
+    found = pq.read_table(sorted((out / "metadata").glob("*.parquet")))
+    wanted = {f"{int(key, 16) * 1_000_000 >> 128:06d}.tar" for key in found["key"].to_pylist()}
+    assert set(sizes(out)) == wanted and sum(sizes(out).values()) == found.num_rows == manifest(out)["rows"]
+    assert len(list((out / "stages/publish/shards").glob("*.json"))) <= found.num_rows
+
+
+def test_more_pairs_leave_the_other_shards_as_they_are(tmp_path: Path, server: WebServer) -> None:
+    """More pairs with the same queries change every keep_probability, and no tar but those that they are in."""
+    given = [*arguments(tmp_path, server)[:-2], "--cap", "30", "--shards", "16"]
+    pq.write_table(pq.read_table(tmp_path / "pairs.parquet").slice(0, 36), tmp_path / "pairs.parquet")
+    assert build.main(given) == build.DONE
+    more = pa.table({"url": [f"{server.base}/img/{n}.jpg" for n in range(36, 40)], "text": ["a red dog number"] * 4})
+    pq.write_table(more, tmp_path / "more.parquet")
+    grown = ["--input", *(str(tmp_path / name) for name in ("pairs.parquet", "more.parquet")), *given[2:]]
+    assert build.main([*grown, "--output", str(tmp_path / "more")]) == build.DONE
+    tars, chances = [], []
+    for name in ("out", "more"):
+        out = tmp_path / name
+        assert ranges(out) == 16
+        found = pq.read_table(sorted((out / "metadata").glob("*.parquet")))
+        rows = found.select(["shard", "key", "keep_probability"]).to_pylist()
+        tars.append({n: [row["key"] for row in rows if row["shard"] == n] for n in {row["shard"] for row in rows}})
+        chances.append({row["key"]: row["keep_probability"] for row in rows})
+    same = [n for n, keys in tars[0].items() if tars[1].get(n) == keys]
+    assert 2 <= len(same) < len(tars[1])
+    for number in same:
+        path = f"shards/{number:05d}.tar"
+        assert (tmp_path / "out" / path).read_bytes() == (tmp_path / "more" / path).read_bytes()
+        assert all(chances[0][key] > chances[1][key] for key in tars[0][number])
 
 
 def test_publishing_again_gives_the_same_bytes(tmp_path: Path, server: WebServer) -> None:

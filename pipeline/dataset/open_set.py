@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.dataset import shards, verify
+from pipeline.dataset import ranges, shards, verify
 from pipeline.dataset.errors import Ambiguous, Damaged, NotFound
 from pipeline.dataset.verify import Fault
 from pipeline.engine import storage
@@ -198,7 +198,7 @@ class OpenSet:
         image = self.member(row, "jpg")
         if hashlib.sha256(image).hexdigest() != row["sha256"]:
             raise Damaged(
-                f"{shards.tar_path(row['shard'])}: the image of {row['key']} has another sha256 than the metadata says"
+                f"{self._shard(row['shard']).tar}: the image of {row['key']} has another sha256 than the metadata says"
             )
         text = self.member(row, "txt").decode("utf-8", "replace")
         try:
@@ -207,7 +207,7 @@ class OpenSet:
             parsed = None
         for name, sound in (("txt", text == row["text"]), ("json", isinstance(parsed, dict))):
             if not sound:
-                path = shards.tar_path(row["shard"])
+                path = self._shard(row["shard"]).tar
                 raise Damaged(f"{path}: the {name} of {row['key']} is not what the metadata says")
         return Sample(row["key"], image, text, parsed, row)
 
@@ -221,7 +221,7 @@ class OpenSet:
         Raises:
             Damaged: the tar cannot be read, or ends before the member does.
         """
-        path = shards.tar_path(row["shard"])
+        path = self._shard(row["shard"]).tar
         offset, size = row[f"{extension}_offset"], row[f"{extension}_size"]
         try:
             with storage.opened(os.path.join(self.root, path)) as file:
@@ -243,7 +243,7 @@ class OpenSet:
         for shard in self.shards:
             if shard.number == number:
                 return shard
-        raise NotFound(f"there is no shard {number}: the set has {len(self.shards)}")
+        raise NotFound(no_shard(number, count_of_ranges(self.manifest), len(self.shards)))
 
     def _read(self, shard: Shard, columns: Sequence[str] | None) -> pa.Table:
         try:
@@ -279,13 +279,28 @@ class OpenSet:
         return self._first[shard.number]
 
 
+def count_of_ranges(manifest: Mapping[str, Any]) -> int | None:
+    """Into how many ranges the uids of a set are cut; None: an older set, whose shards are numbered as they come."""
+    found = ranges.recorded(manifest)
+    return None if found is None else found.count
+
+
+def no_shard(number: int, count: int | None, there: int) -> str:
+    """Why a set has no shard of a number."""
+    if count is None:
+        return f"there is no shard {number}: the set has {there}"
+    if 0 <= number < count:
+        return f"there is no shard {number}: no pair of the set lies in this range"
+    return f"there is no shard {number}: the set has {count:,} ranges, 0 to {count - 1}"
+
+
 def _shards(manifest: Mapping[str, Any]) -> tuple[Shard, ...]:
     """The shards that a manifest lists."""
     rows = {entry["path"]: entry["rows"] for entry in manifest["files"]}
     numbers = sorted(int(match[1]) for path in rows if (match := METADATA_NAME.fullmatch(path)))
-    found = []
+    found, digits = [], ranges.digits_of(manifest)
     for number in numbers:
-        tar, metadata = shards.tar_path(number), shards.metadata_path(number)
+        tar, metadata = shards.tar_path(number, digits), shards.metadata_path(number, digits)
         if tar not in rows:
             raise Damaged(f"manifest.json lists {metadata} and no {tar}")
         found.append(Shard(number, rows[metadata], tar, metadata))

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.dataset import shards
+from pipeline.dataset.ranges import Ranges
 from pipeline.dataset.shards import METADATA, FileEntry, ShardInfo
 from pipeline.dataset.summary import Pick, Summary, charts, hosts, top
 from pipeline.engine import storage
@@ -38,6 +39,7 @@ def finish(
     folder: str,
     infos: Sequence[ShardInfo],
     *,
+    ranges: Ranges,
     summary: Summary,
     pick: Pick,
     ledger: list[dict[str, Any]],
@@ -49,6 +51,7 @@ def finish(
     Args:
         folder: the published folder, with all shards, `rejected/` and queries.parquet (each may be absent).
         infos: what `write_shard` returned, of the shards that belong to the set; others are not looked at.
+        ranges: of the set; those without a row have no shard.
         summary, pick: of the rows of these shards (`summary.summarise` or `merge`).
         ledger: stage, rows_in, rows_out, dropped of each stage, in order.
         options: what decided the rows.
@@ -58,17 +61,18 @@ def finish(
         The manifest.
     """
     infos = sorted(infos, key=lambda info: info.number)
-    if [info.number for info in infos] != list(range(len(infos))):
-        raise shards.ShardError(f"the numbers of the shards have a gap: {[info.number for info in infos]}")
+    if infos and infos[-1].number >= ranges.count:
+        raise shards.ShardError(f"there is a shard {infos[-1].number}, of {ranges.count} ranges")
     entries = [entry for info in infos for entry in info.files]
     entries.append(shards.write_sizes(folder, infos))
     entries += _tables_beside(folder)
     queries = _queries(folder)
-    facts: dict[str, Any] = {"s": summary, "shards": len(infos), "queries": len(queries)}
+    tars = [info.files[0].path for info in infos]
+    facts: dict[str, Any] = {"s": summary, "shards": tars, "ranges": ranges.count, "queries": len(queries)}
     pages = {
         "README.md": card(facts, ledger=ledger, options=options),
         "report/index.html": page(
-            facts, ledger=ledger, queries=queries, gallery=_gallery(folder, pick), rejected=_rejected(folder)
+            facts, ledger=ledger, queries=queries, gallery=_gallery(folder, pick, ranges), rejected=_rejected(folder)
         ),
         "croissant.json": json.dumps(croissant(entries), indent=1, ensure_ascii=False) + "\n",
     }
@@ -82,6 +86,7 @@ def finish(
         options=options,
         versions=versions,
         queries={"rows": len(queries), "digest": shards.digest_of_queries(queries)},
+        shards={"ranges": ranges.count},
     )
 
 
@@ -108,13 +113,13 @@ def _queries(folder: str) -> list[str]:
     return storage.read_published(path, ["query"])["query"].to_pylist() if storage.exists(path) else []
 
 
-def _gallery(folder: str, pick: Pick) -> list[dict[str, Any]]:
+def _gallery(folder: str, pick: Pick, ranges: Ranges) -> list[dict[str, Any]]:
     table = pick.table()
     if table is None:
         return []
     rows = table.append_column("host", hosts(table["url"])).to_pylist()
     for row in rows:
-        path = os.path.join(folder, shards.tar_path(row["shard"]))
+        path = os.path.join(folder, shards.tar_path(row["shard"], ranges.digits))
         image = storage.read_range(path, row["jpg_offset"], row["jpg_size"])
         row["data"] = base64.b64encode(image).decode()
     return rows
@@ -196,7 +201,7 @@ def card(facts: Mapping[str, Any], *, ledger: list[dict[str, Any]], options: Map
             if options.get(name) not in (None, (), [], "")
         ],
         image_size=options.get("image_size", 256),
-        braces=braces(facts["shards"]),
+        pattern=pattern(facts["shards"]),
         licensed=s.licensed,
         balanced=options.get("balance") != "none",
         respects=options.get("respect_opt_out", True),
@@ -207,9 +212,14 @@ def _told(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def braces(count: int) -> str:
-    """All shards in the notation of WebDataset."""
-    return shards.tar_path(0) if count == 1 else f"shards/{{00000..{max(0, count - 1):05d}}}.tar"
+def pattern(tars: Sequence[str]) -> str:
+    """What a POSIX shell makes the names of all shards from, in the notation of WebDataset, whatever their gaps."""
+    if len(tars) < 2:
+        return tars[0] if tars else "shards/*.tar"
+    first, last = (path.removeprefix("shards/").removesuffix(".tar") for path in (tars[0], tars[-1]))
+    if int(last) - int(first) == len(tars) - 1:
+        return f"shards/{{{first}..{last}}}.tar"
+    return "shards/{$(cd shards && ls *.tar | paste -sd, -)}"
 
 
 def size_category(samples: int) -> str:

@@ -1,14 +1,15 @@
 """The published folder: what is in it, how one shard is written, and the manifest that vouches for the whole.
 
-    shards/00000.tar        <key>.jpg, <key>.json, <key>.txt of each sample, keys ascending; numbers without a gap
-    shards/sizes.json       {"00000.tar": samples}: what open_clip looks for
+    shards/00000.tar        <key>.jpg, <key>.json, <key>.txt of each sample, keys ascending; ranges.py says whose
+    shards/sizes.json       {"00000.tar": samples} of the shards that there are: what open_clip looks for
     metadata/00000.parquet  METADATA: a row a sample, in the order of the tar, with the place of each member in it
     rejected/*.parquet      what was dropped, or a sample of it, with stage and reason
     README.md, croissant.json, report/index.html, queries.parquet
     manifest.json           written last: the sha256 of all of these, the ledger, the options
 
 The key of a sample is its uid in hexadecimal. Every file is a function of the rows and images alone. What the JSON of
-a sample holds says sample_json.py; lists, which may be empty, stand in the metadata only.
+a sample holds says sample_json.py. Lists, which may be empty, stand in the metadata only, and so does what changes with
+other rows (`keep_probability`, `kept_by`): a shard with the same rows keeps its tar.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ import pyarrow.compute as pc
 import xxhash
 
 from pipeline.dataset import tars
+from pipeline.dataset.ranges import LEAST_DIGITS, Ranges
 from pipeline.dataset.sample_json import hex_strings, join, joined_sizes, json_pieces
 from pipeline.engine import storage
 
-FORMAT = 1  # raised when the members or columns change their meaning
+FORMAT = 2  # raised when the members or columns change their meaning
+READ = (1, 2)  # formats that `verify` knows; 1: shards numbered as they come, keep_probability in the JSON too
 
 EXTENSIONS = ("jpg", "json", "txt")  # in the order of their names
 
@@ -74,7 +77,8 @@ METADATA = pa.schema(
 )
 
 # The keys of a sample's JSON.
-NOT_IN_JSON = {"query_ids", "kept_by", "shard", *(f"{e}_{what}" for e in EXTENSIONS for what in ("offset", "size"))}
+CHANGING = {"keep_probability", "kept_by"}  # with the rows of other shards
+NOT_IN_JSON = {"query_ids", "shard", *(f"{e}_{what}" for e in EXTENSIONS for what in ("offset", "size")), *CHANGING}
 JSON_KEYS = tuple(sorted({"caption", *METADATA.names} - NOT_IN_JSON))
 
 
@@ -114,14 +118,19 @@ class ShardInfo:
         return cls(data["number"], data["rows"], tuple(FileEntry(**entry) for entry in data["files"]))
 
 
-def tar_path(number: int) -> str:
+def json_keys(form: Any) -> tuple[str, ...]:
+    """The keys of a sample's JSON in a set of a format."""
+    return tuple(sorted({*JSON_KEYS, "keep_probability"})) if form == 1 else JSON_KEYS
+
+
+def tar_path(number: int, digits: int = LEAST_DIGITS) -> str:
     """shards/00007.tar"""
-    return f"shards/{number:05d}.tar"
+    return f"shards/{number:0{digits}d}.tar"
 
 
-def metadata_path(number: int) -> str:
+def metadata_path(number: int, digits: int = LEAST_DIGITS) -> str:
     """metadata/00007.parquet"""
-    return f"metadata/{number:05d}.parquet"
+    return f"metadata/{number:0{digits}d}.parquet"
 
 
 # ---------------------------------------------------------------------------------------------------- one shard
@@ -130,7 +139,7 @@ ROWS_AT_ONCE = 4096  # whose headers, JSON and texts are held in memory
 
 
 def write_shard(
-    folder: str, number: int, rows: pa.Table, read_image: Callable[[int, memoryview], None]
+    folder: str, number: int, rows: pa.Table, read_image: Callable[[int, memoryview], None], *, ranges: Ranges
 ) -> tuple[ShardInfo, pa.Table]:
     """Writes one tar and its metadata, each whole or not at all; equal rows and images give equal bytes.
 
@@ -139,23 +148,26 @@ def write_shard(
 
     Args:
         folder: the published folder.
-        number: of the shard.
+        number: of the shard: that of its range.
         rows: FETCHED rows that succeeded, through `schema.readable`, sorted by uid; at least one.
         read_image: (position in `rows`, place of `image_bytes` bytes) -> fills the place with the stored JPEG.
+        ranges: of the set.
 
     Returns:
         What was written, and its METADATA.
 
     Raises:
-        ShardError: a uid comes twice or out of order.
+        ShardError: a uid comes twice, out of order or is of another range.
         ImageChanged: an image is not the one that was fetched.
     """
     if rows.num_rows == 0:
         raise ShardError(f"shard {number} would be empty")
     table = describe(rows, number)
     _check_order(table["key"], number)
+    _check_range(table["key"], number, ranges)
     placed = []
-    path = os.path.join(folder, tar_path(number))
+    tar_name, metadata_name = tar_path(number, ranges.digits), metadata_path(number, ranges.digits)
+    path = os.path.join(folder, tar_name)
     with storage.writing(path, buffering=0) as file:
         tar = tars.TarWriter(file)
         first = 0
@@ -166,9 +178,9 @@ def write_shard(
             first += len(batch)
         tar.close()
     table = pa.Table.from_batches(placed, METADATA)
-    storage.write_published(os.path.join(folder, metadata_path(number)), table)
-    entries = FileEntry(tar_path(number), tar.size, len(table), tar.sha256()), entry_of(folder, metadata_path(number))
-    return ShardInfo(number, len(table), (entries[0], dataclasses.replace(entries[1], rows=len(table)))), table
+    storage.write_published(os.path.join(folder, metadata_name), table)
+    tar_entry = FileEntry(tar_name, tar.size, len(table), tar.sha256())
+    return ShardInfo(number, len(table), (tar_entry, entry_of(folder, metadata_name, rows=len(table)))), table
 
 
 def _check_order(keys: pa.ChunkedArray, number: int) -> None:
@@ -178,6 +190,13 @@ def _check_order(keys: pa.ChunkedArray, number: int) -> None:
         at = wrong.index(pa.scalar(True)).as_py()
         twice = before[at] == after[at]
         raise ShardError(f"shard {number}: the uid {after[at]} comes {'twice' if twice else 'out of order'}")
+
+
+def _check_range(keys: pa.ChunkedArray, number: int, ranges: Ranges) -> None:
+    """The keys ascend: the first and the last tell."""
+    first, last = keys[0].as_py(), keys[-1].as_py()
+    if first < ranges.first_key(number) or last >= ranges.first_key(number + 1):
+        raise ShardError(f"shard {number}: a uid from {first} to {last} is not in its range (of {ranges.count})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,7 +304,7 @@ def describe(rows: pa.Table, number: int) -> pa.Table:
 
 def write_sizes(folder: str, infos: Iterable[ShardInfo]) -> FileEntry:
     """Writes shards/sizes.json."""
-    sizes = {os.path.basename(tar_path(info.number)): info.rows for info in infos}
+    sizes = {os.path.basename(info.files[0].path): info.rows for info in infos}
     path = "shards/sizes.json"
     storage.write_plain(os.path.join(folder, path), (json.dumps(sizes, sort_keys=True) + "\n").encode())
     return entry_of(folder, path)

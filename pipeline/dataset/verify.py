@@ -1,9 +1,9 @@
 """Is a folder what it says it is? Every fault is named with its file and, where there is one, the key of the sample.
 
 A published folder is held against its manifest (sizes, sha256, nothing beside it), each tar against its metadata: since
-a sample's headers and JSON follow from its row, every byte of a tar is accounted for. A run's stages are held against
-each other: rows in = rows out + drops, and what leaves one stage enters the next. Their files are held against their
-checksums where that is asked for: they are many times the published set.
+a sample's headers and JSON follow from its row, every byte of a tar is accounted for. Each sample must lie in the shard
+of its range. A run's stages are held against each other: rows in = rows out + drops, and what leaves one stage enters
+the next. Their files are held against their checksums where that is asked for: they are many times the published set.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import dataclasses
 import hashlib
 import mmap
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.dataset import damage, shards, tars
+from pipeline.dataset.ranges import Ranges, digits_of, recorded
 from pipeline.dataset.sample_json import sample_json
 from pipeline.dataset.shards import EXTENSIONS, METADATA, FileEntry
 from pipeline.engine import storage
@@ -114,7 +117,7 @@ def problem_of(manifest: Any) -> str:
                 return f"lists {entry['path']!r} without its bytes and rows"
         for row in manifest["ledger"]:
             int(row["rows_in"]), int(row["rows_out"]), dict(row["dropped"]), str(row["stage"])
-        str(manifest["digest"]), dict(manifest["options"]), dict(manifest["versions"])
+        str(manifest["digest"]), dict(manifest["options"]), dict(manifest["versions"]), recorded(manifest)
     except (KeyError, TypeError, ValueError) as error:
         return f"is not a manifest: {type(error).__name__}: {error}"
     return ""
@@ -122,8 +125,11 @@ def problem_of(manifest: Any) -> str:
 
 def _publication(folder: str, manifest: Mapping[str, Any], *, quick: bool) -> Iterator[Fault]:
     entries = [FileEntry(**entry) for entry in manifest["files"]]
-    if manifest.get("format") != shards.FORMAT:
-        yield Fault("manifest.json", f"has format {manifest.get('format')}, this program knows {shards.FORMAT}")
+    form = manifest.get("format")
+    if form not in shards.READ:
+        yield Fault("manifest.json", f"has format {form}, this program knows {' and '.join(map(str, shards.READ))}")
+    if form != 1 and recorded(manifest) is None:
+        yield Fault("manifest.json", "does not record into how many ranges the uids are cut (shards.ranges)")
     if shards.digest_of_files(entries) != manifest["digest"]:
         yield Fault("manifest.json", "its digest is not that of the files it lists")
     for path in sorted(_links(folder, entries)):
@@ -136,22 +142,40 @@ def _publication(folder: str, manifest: Mapping[str, Any], *, quick: bool) -> It
             damaged.add(entry.path)
             yield fault
     yield from _counts(folder, manifest, entries)
-    number, last = 0, ""
-    listed = {entry.path for entry in entries}
-    while shards.tar_path(number) in listed or shards.metadata_path(number) in listed:
-        table, tar = shards.metadata_path(number), shards.tar_path(number)
-        for path, other in ((tar, table), (table, tar)):
+    yield from _names(manifest, entries)
+    last, listed = "", {entry.path for entry in entries}
+    for number in sorted({number for path in listed if (number := _number(path)) is not None}):
+        shard = _Shard.of(manifest, number)
+        for path, other in ((shard.tar, shard.table), (shard.table, shard.tar)):
             if path not in listed:
                 yield Fault(path, f"not in the manifest, which lists {other}")
         if (
-            not quick and {tar, table} <= listed and table not in damaged
+            not quick and {shard.tar, shard.table} <= listed and shard.table not in damaged
         ):  # nothing is believed that a damaged table says
-            found, last = _shard(folder, number, after=last)
+            found, last = _shard(folder, shard, after=last)
             yield from found
-        number += 1
-    for path in sorted(listed):
-        if path.endswith(".tar") and path > shards.tar_path(number):
-            yield Fault(path, f"the numbers of the shards have a gap: there is no {shards.tar_path(number)}")
+
+
+def _number(path: str) -> int | None:
+    """The number in the name of a shard's tar or metadata; None: another file."""
+    found = re.fullmatch(r"shards/(\d+)\.tar|metadata/(\d+)\.parquet", path, re.ASCII)
+    return int(found[1] or found[2]) if found else None
+
+
+def _names(manifest: Mapping[str, Any], entries: list[FileEntry]) -> Iterator[Fault]:
+    """What is called a shard and is none of the set."""
+    ranges, digits = recorded(manifest), digits_of(manifest)
+    for entry in entries:
+        number = _number(entry.path)
+        if number is None:
+            if entry.path.endswith(".tar"):
+                yield Fault(entry.path, "its name is not the number of a range")
+        elif entry.path not in (shards.tar_path(number, digits), shards.metadata_path(number, digits)):
+            yield Fault(entry.path, f"its name should have {digits} digits")
+        elif ranges is not None and number >= ranges.count:
+            yield Fault(entry.path, f"the set has {ranges.count} ranges, 0 to {ranges.count - 1}")
+        elif not entry.rows:
+            yield Fault(entry.path, "has no row: a range without a row has no file")
 
 
 def _links(folder: str, entries: list[FileEntry]) -> set[str]:
@@ -219,23 +243,46 @@ def _balanced(path: str, row: Mapping[str, Any]) -> Iterator[Fault]:
 # ------------------------------------------------------------------------------------------------------- one shard
 
 
-def _shard(folder: str, number: int, *, after: str) -> tuple[list[Fault], str]:
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    """A shard that the manifest lists.
+
+    Attributes:
+        number: of the shard.
+        tar, table: the paths of its files.
+        ranges: of the set; None: an older set, whose shards are numbered as they come.
+        json_keys: of the JSON of a sample.
+    """
+
+    number: int
+    tar: str
+    table: str
+    ranges: Ranges | None
+    json_keys: tuple[str, ...]
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any], number: int) -> _Shard:
+        digits = digits_of(manifest)
+        tar, table = shards.tar_path(number, digits), shards.metadata_path(number, digits)
+        return cls(number, tar, table, recorded(manifest), shards.json_keys(manifest.get("format")))
+
+
+def _shard(folder: str, shard: _Shard, *, after: str) -> tuple[list[Fault], str]:
     """The faults of a shard whose metadata is as the manifest says, and its last key."""
-    tar, table = shards.tar_path(number), shards.metadata_path(number)
     try:
-        rows = shards.read_table(os.path.join(folder, table))
+        rows = shards.read_table(os.path.join(folder, shard.table))
     except (pa.ArrowException, storage.DamagedError, OSError, ValueError) as error:
-        return [Fault(table, f"cannot be read: {error}")], after
+        return [Fault(shard.table, f"cannot be read: {error}")], after
     missing = [name for name in METADATA.names if name not in rows.column_names]
     if missing:
-        return [Fault(table, f"has no column {missing[0]!r}")], after
+        return [Fault(shard.table, f"has no column {missing[0]!r}")], after
     keys = rows["key"].to_pylist()
-    faults = list(_order(table, [after, *keys] if after else keys))
+    faults = [*_order(shard.table, [after, *keys] if after else keys), *_range(shard, rows)]
     try:
-        with storage.mapped(os.path.join(folder, tar)) as data:
-            faults += _samples(tar, data, rows)
+        with storage.mapped(os.path.join(folder, shard.tar)) as data:
+            faults += _samples(shard, data, rows)
     except (OSError, ValueError) as error:  # missing (said before) or empty
-        faults.append(Fault(tar, f"cannot be read: {error}"))
+        faults.append(Fault(shard.tar, f"cannot be read: {error}"))
     return faults, max([after, *keys])
 
 
@@ -247,9 +294,21 @@ def _order(path: str, keys: list[str]) -> Iterator[Fault]:
             yield Fault(path, "the key is out of order", key)
 
 
-def _samples(path: str, data: mmap.mmap, rows: pa.Table) -> Iterator[Fault]:
+def _range(shard: _Shard, rows: pa.Table) -> Iterator[Fault]:
+    """Samples that belong into another shard, or whose row says so."""
+    if shard.ranges is not None:
+        first, end = shard.ranges.first_key(shard.number), shard.ranges.first_key(shard.number + 1)
+        for key in rows["key"].to_pylist():
+            if not first <= key < end:
+                yield Fault(shard.table, f"the key is not in the range of shard {shard.number}", key)
+    for key in rows["key"].filter(pc.not_equal(rows["shard"], shard.number)).to_pylist():
+        yield Fault(shard.table, f"its row names another shard than {shard.number}", key)
+
+
+def _samples(shard: _Shard, data: mmap.mmap, rows: pa.Table) -> Iterator[Fault]:
     """Holds each sample of a tar against its row. The members must follow each other without a gap."""
-    records = sample_json(rows, shards.JSON_KEYS).to_pylist()
+    path = shard.tar
+    records = sample_json(rows, shard.json_keys).to_pylist()
     columns = {name: rows[name].to_pylist() for name in ("key", "text", "sha256")}
     places = [
         (rows[f"{extension}_offset"].to_pylist(), rows[f"{extension}_size"].to_pylist()) for extension in EXTENSIONS

@@ -101,7 +101,8 @@ def read_into(path: str, start: int, place: memoryview) -> None:
         DamagedError: the file is missing, or ends before.
     """
     try:
-        size = os.preadv(_descriptor(path), [place], start)
+        found = os.stat(path)
+        size = os.preadv(_descriptor(path, found.st_ino, found.st_mtime_ns), [place], start)
     except FileNotFoundError:
         raise DamagedError(f"{path} is missing") from None
     if size != len(place):
@@ -116,7 +117,9 @@ class _Descriptor(int):
 
 
 @functools.lru_cache(maxsize=OPEN_FILES)
-def _descriptor(path: str) -> _Descriptor:
+def _descriptor(path: str, inode: int, changed: int) -> _Descriptor:
+    """The open file; another file that took its place since is opened anew."""
+    del inode, changed
     return _Descriptor(os.open(path, os.O_RDONLY))
 
 

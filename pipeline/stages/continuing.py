@@ -13,7 +13,8 @@ from pipeline.stages.row_pass import RowStage
 from pipeline.stages.run import HowSettings, Run, RunSettings
 
 LONGEST_VALUE = 60  # characters of an option's value in a message
-BEHIND = {"inputs": "--input", "queries": "--queries"}  # what is a digest or a list in `decided_by`
+# What is no option in `decided_by`: a digest, a list, or a number of ours.
+BEHIND = {"inputs": "another --input", "queries": "another --queries", "format": "another format of the shards"}
 
 
 def check(stages: list[Stage], run: Run) -> None:
@@ -92,7 +93,7 @@ def describe(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
         if there.get(name) == wanted.get(name):
             continue
         if name in BEHIND:
-            parts.append(f"another {BEHIND[name]}")
+            parts.append(BEHIND[name])
         else:
             flag = "--" + name.replace("_", "-")
             parts.append(f"{flag} was {shown(there.get(name))} and is {shown(wanted.get(name))}")

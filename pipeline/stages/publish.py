@@ -2,13 +2,16 @@
 
     parts + masks --find_caps--> thresholds --CutByShard--> WriteShards: shards/00000.tar, metadata/00000.parquet
 
-A shard owns a range of uids, so the pairs of a site are spread over all shards. The hashes are those of `balance`: a
-pair that was picked there and fetched is picked here again.
+A shard owns a range of uids (`dataset.ranges`), so the pairs of a site are spread over all shards. How many ranges
+there are is fixed by the first build of a folder and recorded in OUT/shards.json, so that a set which changes keeps
+most of its shards: see `fixed_ranges`. The hashes are those of `balance`: a pair that was picked there and fetched is
+picked here again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -16,8 +19,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import pyarrow as pa
 
-from pipeline.dataset import report, shards, summary
-from pipeline.engine import hashing, shuffle_files, storage
+from pipeline.dataset import ranges, report, shards, summary
+from pipeline.dataset.ranges import Ranges
+from pipeline.engine import checks, hashing, shuffle_files, storage
+from pipeline.engine.cli import UsageError
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
@@ -36,6 +41,9 @@ from pipeline.stages.tally import Rejects, Tally, unit_body
 if TYPE_CHECKING:
     import apache_beam as beam
 
+ROWS_PER_SHARD = 10_000
+RECORD = "shards.json"  # in OUT: how many ranges, and the --rows-per-shard that they were made from (null: not said)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublishSettings:
@@ -43,7 +51,72 @@ class PublishSettings:
 
     title: ClassVar[str] = "publish"
 
-    rows_per_shard: int = option(10_000, help="most pairs of a shard", within="[1, 1e6]")
+    shards: int | None = option(
+        None,
+        help="ranges of uids; each that has a pair becomes a shard",
+        default_text="as OUT was built before, else from --rows-per-shard",
+        within="[1, 1e6]",
+    )
+    rows_per_shard: int | None = option(
+        None,
+        help="pairs of a shard, about",
+        unit="pairs",
+        default_text=f"{ROWS_PER_SHARD:,}",
+        within="[1, 1e6]",
+    )
+
+    @staticmethod
+    def check_together(o: Any) -> None:
+        """One of the two fixes the number of ranges."""
+        if o.shards is not None and o.rows_per_shard is not None:
+            raise UsageError(f"--shards {o.shards}: must not stand beside --rows-per-shard, which it replaces")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What OUT/shards.json holds.
+
+    Attributes:
+        ranges: how many there are.
+        rows_per_shard: from which they were made; None: from --shards, or from what is taken where nothing is said.
+    """
+
+    ranges: int
+    rows_per_shard: int | None
+
+    def __post_init__(self) -> None:
+        Ranges(self.ranges)  # a number that can be
+
+
+def fixed_ranges(root: str, settings: PublishSettings) -> int | None:
+    """How many ranges there are, where that is fixed before the rows are known; None: the rows decide.
+
+    --shards fixes it, else the first build of the folder did: unless another --rows-per-shard is asked for now.
+    """
+    if settings.shards is not None:
+        return settings.shards
+    record = read_record(root)
+    if record is None or settings.rows_per_shard not in (None, record.rows_per_shard):
+        return None
+    return record.ranges
+
+
+def read_record(root: str) -> Record | None:
+    """What OUT/shards.json says, or the manifest where that file was not copied; None: neither is there.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    path = os.path.join(root, RECORD)
+    try:
+        found = storage.read_json(path)
+        if found is not None:
+            return Record(found["ranges"], found["rows_per_shard"])
+        manifest = checks.read_object(os.path.join(root, "manifest.json"))
+        recorded = ranges.recorded(manifest)
+        return None if recorded is None else Record(recorded.count, manifest["options"].get("rows_per_shard"))
+    except (storage.DamagedError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{path} is damaged ({error}): remove it, or name the number with --shards") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +128,8 @@ class PublishPlan:
         rows: the fetched rows that dedup-images left in.
         attempts: where the images are.
         names: the sorted names of the inputs.
-        rows_per_shard: about so many, a little fewer.
+        fixed: how many ranges of uids there are; None: the rows decide.
+        rows_per_shard: what they decide by: about so many, a little fewer.
         keep_rejected: sample, all or none.
     """
 
@@ -63,6 +137,7 @@ class PublishPlan:
     rows: Rows
     attempts: Attempts
     names: tuple[str, ...]
+    fixed: int | None
     rows_per_shard: int
     keep_rejected: str
 
@@ -70,18 +145,31 @@ class PublishPlan:
         """The folder of a step."""
         return self.caps.step(name)
 
-    def count(self) -> int:
-        """How many ranges of uids there are: one a shard, but for ranges without a row."""
-        return max(1, -(-caps.candidates(self.caps) // self.rows_per_shard))
+    def ranges(self) -> Ranges:
+        """The ranges of uids: one a shard, but for ranges without a row."""
+        return Ranges(self.fixed or ranges_for(caps.candidates(self.caps), self.rows_per_shard))
+
+    def ranges_per_unit(self) -> int:
+        """How many ranges a unit writes: one, or more where there are more ranges than rows."""
+        return -(-self.ranges().count // max(1, caps.candidates(self.caps)))
+
+    def units(self) -> int:
+        """How many units write all ranges: as many as there are rows at most."""
+        return -(-self.ranges().count // self.ranges_per_unit())
 
     def name_buckets(self) -> int:
         """Into how many buckets each shard cuts the names that it counts."""
         return summary.name_buckets(caps.candidates(self.caps))
 
 
+def ranges_for(rows: int, rows_per_shard: int) -> int:
+    """How many ranges of uids so many rows fill."""
+    return min(ranges.MOST, max(1, -(-rows // rows_per_shard)))
+
+
 @dataclasses.dataclass(frozen=True)
 class CutByShard:
-    """One unit a group: its rows that are picked, cut by range of uids."""
+    """One unit a group: its rows that are picked, cut by the unit of WriteShards that takes them."""
 
     plan: PublishPlan
 
@@ -97,35 +185,27 @@ class CutByShard:
         rejects = Rejects(plan.keep_rejected)
         tally = Tally("publish", rejects)
         decide = caps.decider(plan.caps, tally, FETCHED_OK)
-        count, parts = plan.count(), 0
-        sizes = np.zeros(count, np.int64)
+        parts = 0
         for path, keep in plan.rows.masked(unit):
             first, selected = 0, []
             for batch in storage.read_batches(path):
                 selected.append(decide(batch, keep[first : first + batch.num_rows]))
                 first += batch.num_rows
-            sizes += self._write(unit, parts, selected, count)
+            self._write(unit, parts, selected)
             parts += 1
-        caps.write_vector(self.folder.file(unit, "sizes"), sizes)
         return {**unit_body(self.folder, unit, [tally], rejects), "parts": parts}
 
-    def _write(self, unit: int, part: int, selected: list[pa.RecordBatch], count: int) -> np.ndarray:
+    def _write(self, unit: int, part: int, selected: list[pa.RecordBatch]) -> None:
         schema = FETCHED_OK
         table = pa.Table.from_batches(selected, schema).combine_chunks()
         batch = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], schema)
-        shard = shard_of(hashing.uid_words(batch["uid"])[0], count)
-        shuffle_files.write(self.folder.file(unit, "rows", part), shuffle_files.cut(batch, shard, count))
-        return np.bincount(shard, minlength=count)
-
-
-def shard_of(uid_high: np.ndarray, count: int) -> np.ndarray:
-    """The range of uids that each row is in: `count` equal ranges of the 128-bit space."""
-    return ((uid_high >> np.uint64(32)) * np.uint64(count) >> np.uint64(32)).astype(np.int64)
+        taker = self.plan.ranges().of(*hashing.uid_words(batch["uid"])) // self.plan.ranges_per_unit()
+        shuffle_files.write(self.folder.file(unit, "rows", part), shuffle_files.cut(batch, taker, self.plan.units()))
 
 
 @dataclasses.dataclass(frozen=True)
 class WriteShards:
-    """One unit a range of uids: its tar and its metadata. Ranges without rows get no shard and no number."""
+    """One unit a range of uids (or some that follow each other): its tar and its metadata; none without rows."""
 
     plan: PublishPlan
 
@@ -138,35 +218,37 @@ class WriteShards:
         return Reading(self.plan.step("selected"), "rows")
 
     def units(self) -> int:
-        return self.plan.count()
+        return self.plan.units()
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
-        plan = self.plan
         table = caps.sort_by_uid(shuffle_files.table(messages, FETCHED_OK))
         if table.num_rows == 0:
             return {"rows": 0}
+        numbers = self.plan.ranges().of(*hashing.uid_words(table["uid"]))
+        starts = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
+        written = [
+            self._write(int(numbers[start]), table.slice(start, end - start))
+            for start, end in itertools.pairwise([*starts, table.num_rows])
+        ]
+        self._summarise(unit, [metadata for _, metadata in written])
+        return {"rows": table.num_rows, "shards": [dataclasses.asdict(info) for info, _ in written]}
+
+    def _write(self, number: int, table: pa.Table) -> tuple[shards.ShardInfo, pa.Table]:
+        """Writes a shard; returns what was written, and its metadata."""
+        plan = self.plan
         rows = readable(table.select(FETCHED.names), list(plan.names))
         images = RawImages(plan.attempts.images, table)
         try:
-            info, written = shards.write_shard(self.folder.root, self._number(unit), rows, images)
+            return shards.write_shard(self.folder.root, number, rows, images, ranges=plan.ranges())
         except shards.ImageChanged as error:
             raise storage.DamagedError.of(images.path(error.row), str(error)) from error
-        self._summarise(unit, written)
-        return {"rows": table.num_rows, "shard": dataclasses.asdict(info)}
 
-    def _summarise(self, unit: int, metadata: pa.Table) -> None:
-        """Leaves the numbers of the shard and the pictures that the report may show, beside the unit's manifest."""
+    def _summarise(self, unit: int, metadata: list[pa.Table]) -> None:
+        """Leaves the numbers of the shards and the pictures that the report may show, beside the unit's manifest."""
         pick = summary.Pick(report.PICTURES)
-        counted = summary.summarise([metadata.select(summary.COLUMNS)], pick=pick)
+        counted = summary.summarise((table.select(summary.COLUMNS) for table in metadata), pick=pick)
         sections = summary.pack(counted, pick, self.plan.name_buckets())
         shuffle_files.write(self.folder.file(unit, "summary"), sections)
-
-    def _number(self, unit: int) -> int:
-        selected = self.plan.step("selected")
-        sizes = np.zeros(self.units(), np.int64)
-        for group, _ in selected.manifests():
-            sizes += caps.read_vector(selected.file(group, "sizes"))
-        return int(np.count_nonzero(sizes[:unit]))
 
 
 class RawImages:
@@ -233,22 +315,31 @@ class Publish(Stage):
             policy = dataclasses.replace(policy, cap=before.cap(), target_pairs=None)
         plan = CapPlan(self.folder, MatchedRows(rows), policy, self.tables, self.queries_file, before=before)
         attempts = Attempts(self.before.folder("fetch"), self.before.folder("balance"))
-        return PublishPlan(plan, rows, attempts, self.names, self.settings.rows_per_shard, self.keep_rejected)
+        fixed = fixed_ranges(self.folder.root, self.settings)
+        rows_per_shard = self.settings.rows_per_shard or ROWS_PER_SHARD
+        return PublishPlan(plan, rows, attempts, self.names, fixed, rows_per_shard, self.keep_rejected)
 
     @classmethod
     def fingerprint(cls, run: Run) -> dict[str, Json]:
-        return {"rows_per_shard": run.settings(PublishSettings).rows_per_shard}
+        said = run.settings(PublishSettings)
+        return {"shards": said.shards, "rows_per_shard": said.rows_per_shard, "format": shards.FORMAT}
+
+    def check(self, run: Run) -> None:
+        fixed_ranges(run.root, self.settings)
 
     def begin(self, run: Run) -> None:
+        record = None if self.settings.shards else read_record(run.root)
+        if record is not None:
+            storage.write_json(os.path.join(run.root, RECORD), dataclasses.asdict(record))
         storage.remove(os.path.join(run.root, "manifest.json"))  # it would promise files that are replaced now
 
     def expand(self, done: Any) -> beam.PCollection:
         plan = self.publishing
         selected = plan.attempts.selected.done()["rows_out"]
+        max_units = min(plan.fixed or ranges_for(selected, plan.rows_per_shard), max(1, selected))
         done = caps.find_caps(done, plan.caps, exchange=self.exchange)
         done = run_task(done, CutByShard(plan), max_units=plan.rows.groups)
-        max_shards = max(1, -(-selected // plan.rows_per_shard))
-        return run_exchange(done, WriteShards(plan), buckets=max_shards, exchange=self.exchange)
+        return run_exchange(done, WriteShards(plan), buckets=max_units, exchange=self.exchange)
 
     @property
     def output(self) -> Rows | None:
@@ -261,7 +352,7 @@ class Publish(Stage):
         return (self.folder.step("selected"),)
 
     def facts(self) -> dict[str, Json]:
-        return {"cap": self.folder.step("limits").total("cap")}
+        return {"cap": self.folder.step("limits").total("cap"), "shards": self.publishing.ranges().count}
 
     def watched(self) -> list[Watched]:
         return [Watched(f"publish {name}", self.folder.step(name)) for name in ("selected", "shards")]
@@ -270,14 +361,18 @@ class Publish(Stage):
         info = self.count()
         infos = [*(folder.info() for folder in self.before.folders()), {"stage": self.name, **info}]
         copy_rejected((*self.before.folders(), self.folder))
-        step = self.folder.step("shards")
-        written = {unit: found["shard"] for unit, found in step.manifests() if "shard" in found}
+        plan, step = self.publishing, self.folder.step("shards")
+        written = {unit: found["shards"] for unit, found in step.manifests() if found["rows"]}
         pick = summary.Pick(report.PICTURES)
         paths = [step.file(unit, "summary") for unit in written]
+        if self.settings.shards is not None or plan.fixed is None:
+            record = Record(plan.ranges().count, self.settings.rows_per_shard)
+            storage.write_json(os.path.join(self.folder.root, RECORD), dataclasses.asdict(record))
         manifest = report.finish(
             self.folder.root,
-            [shards.ShardInfo.from_json(found) for found in written.values()],
-            summary=summary.merge(paths, self.publishing.name_buckets(), pick),
+            [shards.ShardInfo.from_json(found) for some in written.values() for found in some],
+            ranges=plan.ranges(),
+            summary=summary.merge(paths, plan.name_buckets(), pick),
             pick=pick,
             ledger=[{name: row[name] for name in ("stage", "rows_in", "rows_out", "dropped")} for row in infos if row],
             options=self.about.options,

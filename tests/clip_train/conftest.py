@@ -96,7 +96,15 @@ def tars(tmp_path: Path) -> Callable[..., Path]:
 def published(tmp_path: Path) -> Callable[..., Path]:
     """Makes folders in the form that the pipeline publishes."""
 
-    def make(*, samples: int = 48, shards: int = 3, name: str = "published") -> Path:
+    def make(
+        *,
+        samples: int = 48,
+        shards: int = 3,
+        name: str = "published",
+        numbers: Sequence[int] | None = None,
+        digits: int = 5,
+    ) -> Path:
+        """`numbers`: of the shards, ascending, with gaps; `digits`: of a number in a name."""
         import hashlib
 
         import pyarrow as pa
@@ -105,20 +113,22 @@ def published(tmp_path: Path) -> Callable[..., Path]:
         folder = tmp_path / name
         (folder / "shards").mkdir(parents=True)
         (folder / "metadata").mkdir()
-        for shard in range(shards):
+        numbers = range(shards) if numbers is None else numbers
+        shards = len(numbers)
+        for at, shard in enumerate(numbers):
             rows, members = [], []
-            for number in range(shard * samples // shards, (shard + 1) * samples // shards):
+            for number in range(at * samples // shards, (at + 1) * samples // shards):
                 key, caption = f"{shard:05d}{number:05d}", f"{CAPTIONS[number % len(CAPTIONS)]} {number}"
                 record = json.dumps({"key": key, "caption": caption}).encode()
                 members += [(f"{key}.jpg", jpeg(number)), (f"{key}.json", record), (f"{key}.txt", caption.encode())]
                 rows.append({"key": key, "shard": shard, "sha256": hashlib.sha256(jpeg(number)).hexdigest(),
                              "width": 40, "height": 32, "keep_probability": 0.5})  # fmt: skip
-            offsets = write_tar(folder / "shards" / f"{shard:05d}.tar", members)
+            offsets = write_tar(folder / "shards" / f"{shard:0{digits}d}.tar", members)
             for row, place in enumerate(range(0, len(members), 3)):
-                for kind, at in (("jpg", place), ("json", place + 1), ("txt", place + 2)):
-                    rows[row] |= {f"{kind}_offset": offsets[at], f"{kind}_size": len(members[at][1])}
+                for kind, member in (("jpg", place), ("json", place + 1), ("txt", place + 2)):
+                    rows[row] |= {f"{kind}_offset": offsets[member], f"{kind}_size": len(members[member][1])}
             table = pa.Table.from_pylist(rows)
-            pq.write_table(table, folder / "metadata" / f"{shard:05d}.parquet", write_page_checksum=True)
+            pq.write_table(table, folder / "metadata" / f"{shard:0{digits}d}.parquet", write_page_checksum=True)
         write_manifest(folder)
         return folder
 

@@ -61,6 +61,30 @@ def test_published_folder(published):
     assert index.keep_probability[0] == 0.5
 
 
+@pytest.mark.parametrize("numbers, digits", [((0, 3, 17), 5), ((2500, 97_500, 500_000), 6)])
+@pytest.mark.parametrize("window", [0, 2])
+def test_numbers_of_shards_with_gaps_change_nothing(published, vocabulary, numbers, digits, window):
+    whole = open_index(str(published(name="whole")))
+    index = open_index(str(published(numbers=numbers, digits=digits)))
+    assert [path.rsplit("/", 1)[1] for path in index.paths] == [f"{number:0{digits}d}.tar" for number in numbers]
+    assert np.array_equal(index.shard, whole.shard) and np.array_equal(index.image_offset, whole.image_offset)
+    wanted, _ = steps(whole, vocabulary, 9, stream=Stream(whole, seed=4, window=window))
+    for seen in (0, 16):  # 16: resumed
+        stream = Stream(index, seed=4, window=window)
+        found, _ = steps(index, vocabulary, 9 - seen // 8, seen=seen, stream=stream)
+        for (a,), (b,) in zip(wanted[seen // 8 :], found, strict=True):
+            assert np.array_equal(a.samples, b.samples) and torch.equal(a.images, b.images)
+
+
+def test_a_shard_that_the_manifest_does_not_list_is_refused(published):
+    folder = published(numbers=(0, 3, 17))
+    for kind in ("shards/00003.tar", "metadata/00003.parquet"):
+        (folder / kind).rename(folder / kind.replace("3", "4"))
+    write_manifest(folder)
+    with pytest.raises(TrainError, match="the manifest lists no shard 3"):
+        open_index(str(folder))
+
+
 def test_shards_that_disagree_with_the_manifest_are_refused(published):
     folder = published()
     shard = folder / "shards" / "00001.tar"
@@ -170,8 +194,9 @@ def test_online_balance_keeps_the_right_share(published):
     assert len(set(samples[epochs == 0].tolist()) ^ set(samples[epochs == 1].tolist())) > 60  # drawn anew
 
 
-def test_online_balance_needs_the_column(tars):
-    with pytest.raises(UsageError, match="keep_probability"):
+def test_online_balance_needs_the_metadata(tars):
+    message = "keep_probability, which is in the metadata of a published folder: name that folder with --data"
+    with pytest.raises(UsageError, match=message):
         Stream(open_index(str(tars())), seed=0, online_balance=True)
 
 

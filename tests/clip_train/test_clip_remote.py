@@ -103,7 +103,7 @@ def add_digests(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["memory", "file", "http"])
 def test_a_published_set_gives_the_batches_of_a_local_folder(kind, published, store, vocabulary, tmp_path):
-    folder = published(samples=60, shards=5)
+    folder = published(samples=60, numbers=(0, 2, 3, 70_000, 100_000), digits=6)
     add_digests(folder)
     local = batches(open_index(str(folder)), vocabulary, 20)
     url, _ = store(folder, kind)

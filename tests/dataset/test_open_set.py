@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import subprocess
@@ -91,9 +90,10 @@ def test_every_sample_is_found_by_its_key(original: Path) -> None:
 def test_a_beginning_that_fits_several_keys_or_none(original: Path) -> None:
     pairs = open_set(original)
     keys = list(pairs.keys())
-    with pytest.raises(Ambiguous, match=f"several keys begin with '0000': {keys[0]}, {keys[1]}, .* \\.\\.\\."):
-        pairs.sample("0000")
-    for missing in ("0000000c" + "0" * 24, "f", keys[-1] + "0"):  # between two shards, behind the last, too long
+    with pytest.raises(Ambiguous, match=f"several keys begin with '': {keys[0]}, {keys[1]}, .* \\.\\.\\."):
+        pairs.sample("")
+    between = f"{(int(keys[11], 16) + int(keys[12], 16)) // 2:032x}"
+    for missing in (between, "f" * 32, keys[-1] + "0"):  # between two shards, behind the last, too long
         with pytest.raises(NotFound, match=f"no sample has a key that begins with '{missing}'"):
             pairs.sample(missing)
     with pytest.raises(Ambiguous, match=f"'': {keys[0]}"):
@@ -104,8 +104,10 @@ def test_what_is_not_there_is_named(original: Path, tmp_path: Path) -> None:
     pairs = open_set(original)
     with pytest.raises(NotFound, match=r"metadata/00000.parquet has no column 'txet'"):
         list(pairs.rows(["key", "txet"]))
-    with pytest.raises(NotFound, match="there is no shard 7: the set has 3"):
+    with pytest.raises(NotFound, match="there is no shard 7: no pair of the set lies in this range"):
         pairs.rows(shard=7)
+    with pytest.raises(NotFound, match="there is no shard 5000: the set has [0-9]+ ranges, 0 to"):
+        pairs.rows(shard=5000)
     with pytest.raises(NotFound, match="there is no folder"):
         open_set(tmp_path / "nowhere")
     with pytest.raises(NotFound, match="is not a published folder: it has no manifest.json"):
@@ -171,7 +173,7 @@ def test_a_size_that_lies_asks_for_no_memory(folder: Path) -> None:
         (lambda m: m["files"][0].pop("sha256"), "manifest.json is not a manifest"),
         (lambda m: m["files"][0].update(path="../x"), "manifest.json lists '../x', which lies outside the folder"),
         (lambda m: m["files"][0].update(rows="many"), "without its bytes and rows"),
-        (lambda m: m.update(format=2), "has format 2 and this version reads 1: open it with a newer version"),
+        (lambda m: m.update(format=3), "has format 3 and this version reads 2: open it with a newer version"),
         (lambda m: m.update(format="2"), "has format '2'"),
         (lambda m: m.update(files=[e for e in m["files"] if e["path"] != "shards/00001.tar"]), "no shards/00001.tar"),
     ],
@@ -221,11 +223,10 @@ def test_a_column_that_some_shards_lack_is_null_there(folder: Path) -> None:
 
 def test_a_sample_is_found_by_few_reads_and_few_rows_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entries: list[shards.FileEntry] = []
+    ranges = samples.ranges_of(2)
     for number in range(64):
-        rows = samples.fetched(2, first=2 * number)
-        put = functools.partial(samples.put, first=2 * number)
-        entries += shards.write_shard(str(tmp_path), number, rows, put)[0].files
-    shards.write_manifest(str(tmp_path), entries, ledger=[], options={}, versions={})
+        entries += samples.write_shard(tmp_path, [2 * number, 2 * number + 1], ranges=ranges).files
+    shards.write_manifest(str(tmp_path), entries, ledger=[], options={}, versions={}, shards={"ranges": ranges.count})
     pairs, keys = open_set(tmp_path), list(open_set(tmp_path).keys())
     reads: list[tuple[str, Any]] = []
     read = shards.read_table

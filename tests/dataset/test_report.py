@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html.parser
+import importlib
 import json
 import re
 import sys
@@ -110,7 +111,7 @@ def test_the_card_has_a_head_that_the_hub_can_read(folder: Path) -> None:
 
 
 def test_the_card_claims_only_what_was_done(folder: Path) -> None:
-    facts = {"s": summary.Summary(), "shards": 1, "queries": 0}
+    facts = {"s": summary.Summary(), "shards": ["shards/00000.tar"], "ranges": 1, "queries": 0}
     text = report.card(facts, ledger=[], options={"balance": "none", "respect_opt_out": False})
     assert "balanced over" not in text and "undoes the balancing" not in text and "NOT left out" in text
     assert "balanced over" in (folder / "README.md").read_text()
@@ -134,8 +135,11 @@ def test_croissant_names_every_shard_and_column(folder: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_mlcroissant_reads_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlcroissant_reads_it(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     mlcroissant = pytest.importorskip("mlcroissant", reason="mlcroissant is not installed")
+    extract = importlib.import_module("mlcroissant._src.operation_graph.operations.extract")
+    # It keeps what it extracts by the name "shards/00000.tar" alone: an earlier set would be taken for this one.
+    monkeypatch.setattr(extract, "EXTRACT_PATH", type(extract.EXTRACT_PATH)(tmp_path))
     monkeypatch.chdir(folder)
     dataset = mlcroissant.Dataset(jsonld="croissant.json")
     rows = list(dataset.records("samples"))

@@ -8,6 +8,8 @@ import io
 import json
 import mmap
 import random
+import re
+import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -19,48 +21,71 @@ from PIL import Image
 from tests import samples
 
 COUNT = 60
+NUMBERS = {
+    "whole": list(range(COUNT)),  # shards 0 to 2
+    "gaps": [*range(30, 50), *range(100, 125), *range(400, 414), 1199],  # shards 1, 4, 16 and 47
+}
+
+
+@pytest.fixture(scope="module", params=NUMBERS)
+def numbers(request: pytest.FixtureRequest) -> list[int]:
+    return NUMBERS[request.param]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(numbers: list[int], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published")
-    samples.publish(folder, count=COUNT, per_shard=25)
+    samples.publish(folder, per_shard=25, numbers=numbers)
     return folder
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[dict[str, Any]]:
-    return samples.fetched(COUNT).to_pylist()
+def rows(numbers: list[int]) -> list[dict[str, Any]]:
+    return samples.fetched_of(numbers).to_pylist()
 
 
-def test_tarfile(folder: Path, rows: list[dict[str, Any]]) -> None:
+@pytest.fixture
+def pattern(folder: Path) -> str:
+    """The names of the shards as the card tells them, after the shell."""
+    told = re.search('--train-data "(.*)" --dataset-type', (folder / "README.md").read_text())
+    assert told is not None
+    run = ["sh", "-c", f'printf %s "{told[1]}"']
+    return f"{folder}/{subprocess.run(run, cwd=folder, capture_output=True, text=True, check=True).stdout}"
+
+
+def test_tarfile(folder: Path, rows: list[dict[str, Any]], numbers: list[int]) -> None:
     found = []
     for path in sorted((folder / "shards").glob("*.tar")):
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 found.append((member.name, tar.extractfile(member).read()))  # type: ignore[union-attr]
     assert len(found) == 3 * COUNT
-    for number, row in enumerate(rows):
-        (image, data), (record, document), (text, caption) = found[3 * number : 3 * number + 3]
+    for at, (number, row) in enumerate(zip(numbers, rows, strict=True)):
+        (image, data), (record, document), (text, caption) = found[3 * at : 3 * at + 3]
         assert (image, record, text) == tuple(f"{row['uid'].hex()}.{kind}" for kind in ("jpg", "json", "txt"))
         assert data == samples.jpeg(number) and caption.decode() == row["text"] == json.loads(document)["text"]
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its shards to the collector
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_webdataset(folder: Path, rows: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("way", ["pattern", "glob"])
+def test_webdataset(folder: Path, rows: list[dict[str, Any]], pattern: str, way: str) -> None:
     webdataset = pytest.importorskip("webdataset", reason="webdataset is not installed")
-    dataset = webdataset.WebDataset(str(folder / "shards/{00000..00002}.tar"), shardshuffle=False)
+    urls = pattern if way == "pattern" else sorted(map(str, folder.glob("shards/*.tar")))
+    dataset = webdataset.WebDataset(urls, shardshuffle=False)
     found = list(dataset.decode("pil").to_tuple("__key__", "jpg", "txt", "json"))
     assert [key for key, *_ in found] == [row["uid"].hex() for row in rows]
-    for number, (_, image, text, record) in enumerate(found):
+    for number, (_, image, text, record) in enumerate(found):  # of the row
         assert image.size == (40, 32) and text == rows[number]["text"] and record["url"] == rows[number]["url"]
 
 
-def test_the_number_of_samples_as_open_clip_finds_it(folder: Path) -> None:
+def test_the_number_of_samples_as_open_clip_finds_it(folder: Path, pattern: str) -> None:
     """open_clip's get_dataset_size: the sum over sizes.json of the shards that the braces name."""
-    sizes = json.loads((folder / "shards/sizes.json").read_text())
-    assert sum(int(sizes[f"{number:05d}.tar"]) for number in range(3)) == COUNT == sum(sizes.values())
+    braceexpand = pytest.importorskip("braceexpand", reason="braceexpand is not installed")
+    paths = list(braceexpand.braceexpand(pattern))
+    sizes = json.loads(Path(paths[0]).with_name("sizes.json").read_text())
+    assert sum(int(sizes[Path(path).name]) for path in paths) == COUNT == sum(sizes.values())
+    assert sorted(paths) == sorted(map(str, folder.glob("shards/*.tar")))
 
 
 @pytest.fixture
@@ -84,7 +109,7 @@ def test_hugging_face_datasets(
         found = datasets.load_dataset(str(folder), split="train", cache_dir=cache)
     assert len(found) == COUNT and found["txt"][:] == [row["text"] for row in rows]
     assert found[7]["jpg"].size == (40, 32)
-    assert found[7]["json"]["final_url"] == rows[7]["final_url"] and found[0]["json"]["final_url"] == ""
+    assert [record["final_url"] for record in found["json"][:]] == [row["final_url"] or "" for row in rows]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -114,15 +139,20 @@ def test_pyarrow_reads_the_metadata_as_one_table(folder: Path, rows: list[dict[s
     assert table["keep_probability"].to_pylist() == [row["keep_probability"] for row in rows]
 
 
+def test_what_changes_with_other_rows_is_not_in_the_tars(folder: Path) -> None:
+    for path in (folder / "shards").glob("*.tar"):
+        assert not re.search(b"keep_probability|kept_by|query_ids", path.read_bytes())
+
+
 def test_a_trainer_reads_at_random_by_the_metadata_alone(folder: Path, rows: list[dict[str, Any]]) -> None:
     table = pq.read_table(folder / "metadata", page_checksum_verification=True)
     names = ("shard", "jpg_offset", "jpg_size", "txt_offset", "txt_size")
     index = {name: table[name].to_numpy() for name in names}
     digests = table["sha256"].to_pylist()
-    maps = []
-    for number in range(3):
-        with open(folder / f"shards/{number:05d}.tar", "rb") as file:
-            maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    maps = {}
+    for path in (folder / "shards").glob("*.tar"):
+        with open(path, "rb") as file:
+            maps[int(path.stem)] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     order = list(range(COUNT))
     random.Random(0).shuffle(order)
     for n in order:
@@ -132,16 +162,19 @@ def test_a_trainer_reads_at_random_by_the_metadata_alone(folder: Path, rows: lis
         with Image.open(io.BytesIO(image)) as picture:
             assert picture.format == "JPEG" and picture.size == (table["width"][n].as_py(), table["height"][n].as_py())
         assert maps[shard][text_at : text_at + text_size].decode() == rows[n]["text"]
-    for mapped in maps:
+    for mapped in maps.values():
         mapped.close()
 
 
-def test_our_trainer_reads_it(folder: Path, rows: list[dict[str, Any]]) -> None:
+def test_our_trainer_reads_it(folder: Path, rows: list[dict[str, Any]], numbers: list[int]) -> None:
     from clip_train.shards import open_index
 
     index = open_index(str(folder))
     assert index.keys.to_pylist() == [row["uid"].hex() for row in rows]
     with open(index.paths[int(index.shard[40])], "rb") as file:
         file.seek(int(index.image_offset[40]))
-        assert file.read(int(index.image_size[40])) == samples.jpeg(40)
-    assert index.sha256 is not None and index.sha256[40].tobytes() == hashlib.sha256(samples.jpeg(40)).digest()
+        assert file.read(int(index.image_size[40])) == samples.jpeg(numbers[40])
+    digest = hashlib.sha256(samples.jpeg(numbers[40])).digest()
+    assert index.sha256 is not None and index.sha256[40].tobytes() == digest
+    assert index.keep_probability is not None
+    assert index.keep_probability.tolist() == [row["keep_probability"] for row in rows]

@@ -15,8 +15,11 @@ import pytest
 import xxhash
 
 from pipeline.dataset import shards, tars
+from pipeline.dataset.ranges import Ranges
 from pipeline.engine import storage
 from tests import samples
+
+RANGES = samples.ranges_of(40)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -29,7 +32,7 @@ def published(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def shard(tmp_path: Path) -> tuple[Path, shards.ShardInfo, pa.Table]:
-    info, _ = shards.write_shard(str(tmp_path), 0, samples.fetched(12), samples.put)
+    info, _ = shards.write_shard(str(tmp_path), 0, samples.fetched(12), samples.put, ranges=RANGES)
     return tmp_path, info, storage.read_published(str(tmp_path / "metadata/00000.parquet"))
 
 
@@ -82,9 +85,9 @@ def test_equal_rows_give_equal_bytes_whatever_their_chunks(tmp_path: Path) -> No
     rows = samples.fetched(20)
     cut = pa.concat_tables([rows.slice(0, 7), rows.slice(7)])
     for name, table in (("a", rows), ("b", cut)):
-        shards.write_shard(str(tmp_path / name), 3, table, samples.put)
+        shards.write_shard(str(tmp_path / name), 0, table, samples.put, ranges=RANGES)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    assert set(contents(tmp_path / "a")) == {"shards/00003.tar", "metadata/00003.parquet"}
+    assert set(contents(tmp_path / "a")) == {"shards/00000.tar", "metadata/00000.parquet"}
 
 
 def test_info_agrees_with_the_files_and_survives_json(shard: Any) -> None:
@@ -105,7 +108,7 @@ def test_info_agrees_with_the_files_and_survives_json(shard: Any) -> None:
 )
 def test_rows_that_cannot_be_a_shard_are_refused(tmp_path: Path, change: Any, reason: str) -> None:
     with pytest.raises(shards.ShardError, match=reason):
-        shards.write_shard(str(tmp_path), 0, change(samples.fetched(12)), samples.put)
+        shards.write_shard(str(tmp_path), 0, change(samples.fetched(12)), samples.put, ranges=RANGES)
     assert contents(tmp_path) == {}
 
 
@@ -120,7 +123,7 @@ def test_a_failed_read_leaves_the_older_shard_and_no_other_file(shard: Any, erro
         samples.put(row, place)
 
     with pytest.raises(type(error)):
-        shards.write_shard(str(folder), 0, samples.fetched(12), fail)
+        shards.write_shard(str(folder), 0, samples.fetched(12), fail, ranges=RANGES)
     assert contents(folder) == before
 
 
@@ -130,7 +133,7 @@ def test_an_image_that_changed_since_the_fetch_is_refused(tmp_path: Path) -> Non
         place[-7] ^= row == 8
 
     with pytest.raises(shards.ShardError, match=f"{samples.fetched(9)['uid'][8].as_py().hex()} is not the one"):
-        shards.write_shard(str(tmp_path), 0, samples.fetched(12), flip)
+        shards.write_shard(str(tmp_path), 0, samples.fetched(12), flip, ranges=RANGES)
     assert contents(tmp_path) == {}
 
 
@@ -150,8 +153,8 @@ def test_the_bytes_of_a_shard_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for number, at_once in enumerate((1024, 7)):
         monkeypatch.setattr(shards, "ROWS_AT_ONCE", at_once)
         monkeypatch.setattr(tars, "FLUSH", 1 << 20 >> 8 * number)
-        info, _ = shards.write_shard(str(tmp_path / str(number)), 7, rows, put)
-        assert info.files[0].sha256 == "a2715966c1fed8fac40c4575dacfc00032b2c68adc0a3e40c110082fd321f727"
+        info, _ = shards.write_shard(str(tmp_path / str(number)), 0, rows, put, ranges=RANGES)
+        assert info.files[0].sha256 == "b204f0d21bf20d8f1a10b058162373052bf7cc493f94736fd289d7bd732703b9"
 
 
 def test_page_checksums_are_written(shard: Any) -> None:
@@ -220,10 +223,25 @@ def test_sweep_removes_what_an_earlier_larger_set_left(tmp_path: Path) -> None:
     assert (tmp_path / "stages/gather/info.json").exists()
 
 
-def test_a_gap_or_a_file_listed_twice_is_refused(tmp_path: Path) -> None:
-    info, _ = shards.write_shard(str(tmp_path), 1, samples.fetched(3), samples.put)
-    with pytest.raises(shards.ShardError, match="gap"):
-        samples.finish(tmp_path, [info], ledger=[], options={}, versions={})
+def test_numbers_may_have_gaps(tmp_path: Path) -> None:
+    manifest = samples.publish(tmp_path, per_shard=12, numbers=[13, 14, 40, 1199])
+    sizes = {"00001.tar": 2, "00003.tar": 1, "00099.tar": 1}
+    assert json.loads((tmp_path / "shards/sizes.json").read_text()) == sizes
+    assert manifest["shards"] == {"ranges": 100} and manifest["rows"] == 4
+    assert sorted(path.name for path in (tmp_path / "metadata").iterdir()) == [
+        "00001.parquet", "00003.parquet", "00099.parquet"
+    ]  # fmt: skip
+
+
+def test_what_is_no_shard_of_the_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(shards.ShardError, match="not in its range"):
+        shards.write_shard(str(tmp_path), 0, samples.fetched(3, first=38), samples.put, ranges=RANGES)
+    with pytest.raises(shards.ShardError, match="not in its range"):
+        shards.write_shard(str(tmp_path), 1, samples.fetched(2, first=39), samples.put, ranges=RANGES)
+    assert contents(tmp_path) == {}
+    info = samples.write_shard(tmp_path, [1199], ranges=RANGES)
+    with pytest.raises(shards.ShardError, match="there is a shard 29, of 29 ranges"):
+        samples.finish(tmp_path, [info], ranges=Ranges(29), ledger=[], options={}, versions={})
     with pytest.raises(shards.ShardError, match="twice"):
         shards.write_manifest(str(tmp_path), info.files * 2, ledger=[], options={}, versions={})
     assert not (tmp_path / "manifest.json").exists()
