@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipeline.engine.storage import DamagedError
 from pipeline.engine.work import StepFolder
 from pipeline.stages.publish import RawImages
 
@@ -29,5 +30,5 @@ def test_images_come_from_where_the_fetch_put_them(tmp_path: Path) -> None:
         read(row, memoryview(place))
         found.append(bytes(place))
     assert found == [bytes([108, 109]), bytes([5, 6])]
-    with pytest.raises(OSError, match=r"00000-001.raw is cut: 4 bytes should lie at 7"):
+    with pytest.raises(DamagedError, match=r"00000-001.raw is damaged \(it is cut: 4 bytes should lie at 7\)"):
         read(2, memoryview(bytearray(4)))
