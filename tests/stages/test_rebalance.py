@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import build, options
-from pipeline.engine import hashing, jit, shuffle_files, work
+from pipeline.engine import hashing, jit, shuffle_files, storage, work
 from pipeline.engine.cli import UsageError
 from pipeline.engine.work import StageFolder
 from pipeline.stages import caps, selection
@@ -54,7 +54,7 @@ def make_rows(rows: int, seed: int) -> Matches:
 def plan_for(folder: Path, stage: str, rows: Matches, policy: Policy, before: CapPlan | None = None) -> CapPlan:
     keys = hashing.query_keys(pa.array([f"query {number}" for number in range(QUERIES)]), 0)
     folder.mkdir(exist_ok=True)
-    np.save(folder / "query_hash.npy", keys)
+    storage.save_array(str(folder / "query_hash.npy"), keys)
     return CapPlan(StageFolder(str(folder), stage), InMemory(rows), policy, str(folder), "", before=before)
 
 
