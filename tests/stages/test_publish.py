@@ -7,11 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-<<<<<<< HEAD
 from pipeline.engine import storage
-=======
-from pipeline.engine.storage import DamagedError
->>>>>>> storage
 from pipeline.engine.work import StepFolder
 from pipeline.stages.publish import RawImages
 
@@ -39,11 +35,6 @@ def test_images_come_from_where_the_fetch_put_them(tmp_path: Path) -> None:
         place = bytearray(2)
         read(row, memoryview(place))
         found.append(bytes(place))
-<<<<<<< HEAD
     assert found == [bytes([109, 100]), bytes([5, 6])]
     with pytest.raises(storage.DamagedError, match=r"00000-001.raw is damaged \(it is cut: 4 bytes should lie at 7\)"):
-=======
-    assert found == [bytes([108, 109]), bytes([5, 6])]
-    with pytest.raises(DamagedError, match=r"00000-001.raw is damaged \(it is cut: 4 bytes should lie at 7\)"):
->>>>>>> storage
         read(2, memoryview(bytearray(4)))
