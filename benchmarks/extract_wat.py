@@ -242,9 +242,9 @@ def main() -> None:
         pairs: dict[str, int] = {}
         for turn in range(options.repeats):
             answers = {
-                "the records alone, by our plain reader": run(RECORDS, path),
+                "the records alone, by our reference reader": run(RECORDS, path),
                 "ours, compiled": run(OURS, path, mine if turn == 0 else ""),
-                "ours, plain": run(OURS, path, "", kernels=False),
+                "ours, reference": run(OURS, path, "", kernels=False),
             }
             if options.cc2dataset and options.peer_python:
                 peer = (PEER, path, options.cc2dataset, theirs if turn == 0 else "")

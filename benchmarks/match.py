@@ -148,7 +148,7 @@ def ours(texts: pa.StringArray, queries: pa.StringArray) -> dict[str, Way]:
         for mode, case in (("metaclip", "exact"), ("wide", "exact"), ("wide", "fold")):
             ways[f"{mode}, {case}, compiled"] = one_of_ours(texts, queries, mode=mode, case=case)
     for mode in MODES:
-        ways[f"{mode}, exact, plain"] = one_of_ours_plain(texts, queries, mode=mode)
+        ways[f"{mode}, exact, reference"] = reference_of_ours(texts, queries, mode=mode)
     return ways
 
 
@@ -167,7 +167,7 @@ def one_of_ours(texts: pa.StringArray, queries: pa.StringArray, *, mode: str, ca
     return Way(run, build=build, megabytes=matcher.nbytes / 2**20, exact=exact if mode == "metaclip" else "")
 
 
-def one_of_ours_plain(texts: pa.StringArray, queries: pa.StringArray, *, mode: str) -> Way:
+def reference_of_ours(texts: pa.StringArray, queries: pa.StringArray, *, mode: str) -> Way:
     with kernels(False):
         matcher = Matcher.build(queries, mode=mode)
         build = clock(lambda: matcher._tree)

@@ -98,7 +98,7 @@ def work(way: str, folder: str, rows: int) -> None:
             shuffle_files.write(path, summary.pack(summary.summarise([table], pick=pick), pick, count))
     elif way == "finish":
         pick = summary.Pick(report.PICTURES)
-        told = summary.merge(paths, count, pick)
+        merged = summary.merge(paths, count, pick)
         entries = [
             tuple(shards.FileEntry(path(n), TAR, SHARD, "0" * 64) for path in (shards.tar_path, shards.metadata_path))
             for n in numbers

@@ -222,20 +222,21 @@ def table(seconds: dict[str, float], args: argparse.Namespace, sizes: dict[str, 
     lines = [
         "# Shards: CPU for a sample",
         "",
-        f"{args.samples:,} samples, {args.bytes / 1000:.0f} kB of JPEG on average; Python {platform.python_version()}, "
-        f"the ways in turn, best of {args.rounds * args.repeat} each, CPU seconds of the process (imports apart). "
-        "webdataset 0.2.86 writes jpg, txt and json out of memory, and nothing else; `write_shard` also takes the "
-        "sha256 of the tar, holds every image against the xxh3 that the fetch took of it, writes the Parquet index and "
-        "syncs both to the disk. The reader takes image and text of every sample: ours in random order, by the index "
-        "alone (loading it is counted); webdataset, which can only go forward, in the order of the tar.",
+        f"{args.samples:,} samples, {args.bytes / 1000:.0f} kB of JPEG on average; Python {platform.python_version()}. "
+        f"The ways take turns; the best of {args.rounds * args.repeat} counts. Times are CPU seconds of the process, "
+        "without imports. webdataset 0.2.86 writes jpg, txt and json from memory, and nothing else. `write_shard` also "
+        "takes the sha256 of the tar, compares every image with the xxh3 that the fetch took, writes the Parquet index "
+        "and syncs both to the disk. The reader takes image and text of every sample. Ours reads in random order, by "
+        "the index alone (loading it is counted). webdataset can only read forward, so it reads in the order of the "
+        "tar.",
         "",
         "| | CPU s | µs for a sample | samples/CPU s | ratio |",
         "|---|---:|---:|---:|---:|",
     ]
     for name, way, peer in (
         ("write: webdataset", "write_webdataset", "write_webdataset"),
-        ("write: write_shard, images in memory as webdataset's", "write_ours", "write_webdataset"),
-        ("write: as publish does, images out of the fetch's files", "write_as_publish", "write_webdataset"),
+        ("write: write_shard, images in memory like webdataset's", "write_ours", "write_webdataset"),
+        ("write: as publish does, images from the fetch's files", "write_as_publish", "write_webdataset"),
         ("the same without the sha256 of the tar", "write_undigested", "write_webdataset"),
         ("read: webdataset", "read_webdataset", "read_webdataset"),
         ("read: by the index", "read_ours", "read_webdataset"),
@@ -249,12 +250,12 @@ def table(seconds: dict[str, float], args: argparse.Namespace, sizes: dict[str, 
         f"The tar of webdataset has {sizes['webdataset'] / 1e6:.1f} MB, ours {sizes['ours'] / 1e6:.1f} MB: no extra "
         "header a member. Ours is the same, byte for byte, in every run.",
         "",
-        "Where the time of `write_shard` goes: about half is the sha256 of the tar, which cannot be had cheaper (one "
-        "stream, the processor's own instructions); a quarter the copy into the cache of the file system; the rest "
-        "headers, JSON and texts, laid out column by column, the index, and, as publish does it, reading the images. "
-        "An image is read right into the buffer that is digested and written. Its own sha256 is not taken here but in "
-        "the fetch, when it is stored (beside some milliseconds of decoding); that the bytes are still "
-        "the same is told by a much cheaper hash.",
+        "About half of the time of `write_shard` is the sha256 of the tar. It cannot be cheaper: it is one stream and "
+        "uses the processor's own instructions. A quarter is the copy into the cache of the file system. The rest is "
+        "headers, JSON and texts (laid out column by column), the index and, as publish does it, reading the images. "
+        "An image is read directly into the buffer that is digested and written. Its own sha256 is taken in the fetch, "
+        "when the image is stored (beside some milliseconds of decoding). Here a much cheaper hash checks that the "
+        "bytes are still the same.",
         "",
         "`python benchmarks/shards.py --write docs/benchmarks/shards.md`",
         "",

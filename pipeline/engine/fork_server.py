@@ -23,8 +23,8 @@ class Preload(NamedTuple):
     """What the fork server loads before it forks, by dotted names.
 
     Attributes:
-        modules: are imported.
-        kernels: are imported, and each of their functions is called once.
+        modules: these are imported.
+        kernels: these are imported, and their `warm` calls each kernel once.
     """
 
     modules: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ def serve(load: Preload, *, prepare: Callable[[], None], run_worker: Callable[[]
         prepare()
         _load(load)
         channel.sendall(encode({"ready": True}))
-        forked = _Nursery(channel).tend()
+        forked = _Children(channel).serve_requests()
     except (BrokenPipeError, ConnectionResetError):
         pass  # the other side is gone
     except Exception as error:
@@ -75,7 +75,7 @@ def _load(load: Preload) -> None:
     gc.enable()
 
 
-class _Nursery:
+class _Children:
     """The children of the fork server.
 
     A child that has ended is reaped only between two requests. Until then its process id is not used again, so a
@@ -91,7 +91,7 @@ class _Nursery:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
 
-    def tend(self) -> bool:
+    def serve_requests(self) -> bool:
         """Answers requests; returns False when the other side is gone, and True in a child that was just forked."""
         poll = select.poll()
         for descriptor in (self._channel.fileno(), self._woken):
@@ -101,7 +101,7 @@ class _Nursery:
             ready = {descriptor for descriptor, _ in poll.poll()}
             if self._woken in ready:
                 os.read(self._woken, 4096)
-            self._look()
+            self._reap()
             if self._channel.fileno() not in ready:
                 continue
             data = self._channel.recv(1 << 16)
@@ -127,7 +127,7 @@ class _Nursery:
         os.environ.update(request["spawn"])
         return True
 
-    def _look(self) -> None:
+    def _reap(self) -> None:
         """Reaps children that have ended. Their CPU time then counts as ours, and as that of our parent."""
         for pid in list(self._children):
             if os.waitpid(pid, os.WNOHANG)[0]:

@@ -30,7 +30,7 @@ START_S = 600.0  # seconds for the fork server's imports on a slow and busy mach
 
 
 class StartFailed(RuntimeError):
-    """No worker process could be started; the message says why."""
+    """No worker process could be started. The message gives the reason."""
 
 
 class ForkServer:
@@ -171,7 +171,7 @@ class ForkServer:
 
 
 def _search() -> tuple[list[str], str | None]:
-    """What decides which modules a worker finds."""
+    """The search paths that decide which modules a worker finds."""
     return child.search_path(), os.environ.get("PYTHONPATH")
 
 

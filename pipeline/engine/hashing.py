@@ -122,7 +122,7 @@ def finalise(values: npt.ArrayLike) -> Words:
 def mix(a: npt.ArrayLike, b: npt.ArrayLike) -> Words:
     """A 64-bit hash of two words: finalise(finalise(a + golden ratio) ^ b). Arrays and numbers broadcast.
 
-    For a fixed `b` it is a bijection of `a`, and the other way round. Numbers are taken modulo 2^64.
+    For a fixed `b` it is a bijection of `a`. For a fixed `a` it is a bijection of `b`. Numbers are taken modulo 2^64.
     """
     with np.errstate(over="ignore"):
         return finalise(finalise(_words(a) + _GOLDEN) ^ _words(b))
@@ -138,7 +138,7 @@ def provenance_hash(
 ) -> Words:
     """A hash of where a pair was found: the tie-break between equal pairs.
 
-    It depends on names, never on numbers that a rename or another cut of the input would change.
+    It depends on names, never on numbers that change when a file is renamed or the input is split in another way.
 
     Args:
         page_urls: the pages.
@@ -155,8 +155,8 @@ def provenance_hash(
 def column_hash(column: pa.Array | pa.ChunkedArray) -> Words:
     """A 64-bit hash of every value of any Arrow column: numbers, booleans, strings, binary, times, lists, structs.
 
-    Values hash alike in every width of their type (int8 and int64, string and large_string); a null has a hash of its
-    own; -0.0 equals 0.0 and every NaN equals every other.
+    Equal values have equal hashes in every width of their type (int8 and int64, string and large_string). A null has a
+    hash of its own. -0.0 equals 0.0, and every NaN equals every other.
     """
     array = as_array(column)
     kind = array.type
@@ -190,7 +190,7 @@ def row_digest(*columns: npt.ArrayLike) -> int:
 
 
 def sums_of_lists(values: Words, lists: pa.ListArray) -> Words:
-    """Per row the sum (modulo 2^64) of values[id] over its ids: what a set of numbers adds to a row's hash."""
+    """For each row the sum (modulo 2^64) of values[id] over its ids: a hash of the set of ids."""
     offsets = np.asarray(lists.offsets)
     ids = np.asarray(lists.values) if len(lists.values) else np.zeros(0, np.int32)
     kernel = _kernel(len(lists))

@@ -95,7 +95,7 @@ def _swap_bytes(typing_context, word):  # noqa: ANN001, ANN202
 
 @njit
 def _fold(a, b):
-    """The two halves of the 128-bit product, xored."""
+    """The XOR of the two halves of the 128-bit product."""
     return (a * b) ^ _multiply_high(a, b)
 
 
@@ -152,13 +152,13 @@ def _hash_9_to_16(data, start, length):
 
 @njit
 def _mix_16(data, place, key):
-    """16 bytes of the input against 16 bytes of the secret."""
+    """Mixes 16 bytes of the input with 16 bytes of the secret."""
     return _fold(_load64(data, place) ^ _load64(_SECRET, key), _load64(data, place + 8) ^ _load64(_SECRET, key + 8))
 
 
 @njit
 def _mix_32(high, low, data, first, second, key):
-    """Two 16-byte pieces of the input into the two accumulators."""
+    """Mixes two 16-byte pieces of the input into the two accumulators."""
     low = (low + _mix_16(data, first, key)) ^ (_load64(data, second) + _load64(data, second + 8))
     high = (high + _mix_16(data, second, key + 16)) ^ (_load64(data, first) + _load64(data, first + 8))
     return high, low
@@ -184,7 +184,7 @@ def _hash_17_to_240(data, start, length):
 
 @njit
 def _add_stripe(sums, data, place, key):
-    """64 bytes into the eight sums."""
+    """Adds 64 bytes to the eight sums."""
     for lane in range(8):
         value = _load64(data, place + 8 * lane)
         keyed = value ^ _load64(_SECRET, key + 8 * lane)

@@ -39,7 +39,7 @@ def available() -> bool:
 def njit(function: Callable | None = None, **options: Any) -> Any:
     """numba.njit without the GIL, cached on disk where a cache folder can be written.
 
-    NUMBA_CACHE_DIR names another cache folder; it holds pickles, so it must be private to the user.
+    NUMBA_CACHE_DIR names another cache folder. The folder holds pickles, so it must be private to the user.
     """
     if function is None:
         return functools.partial(njit, **options)

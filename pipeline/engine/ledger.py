@@ -14,7 +14,7 @@ import pyarrow as pa
 
 @dataclasses.dataclass
 class Ledger:
-    """What happened to the rows of a stage, and for sources to the records (of archives, of tables) behind them."""
+    """The counts of a stage: its rows and, for sources, the records (of archives, of tables) behind them."""
 
     rows_in: int = 0
     rows_out: int = 0

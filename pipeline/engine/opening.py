@@ -32,11 +32,11 @@ _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
 class InputError(ValueError):
-    """An input that cannot be used; the message names it, the likely cause and the remedy."""
+    """An input cannot be used. The message names the input, the likely cause and the remedy."""
 
 
 class MissingInputError(InputError):
-    """A remote input that is not there."""
+    """A remote input does not exist."""
 
 
 @dataclasses.dataclass
@@ -75,7 +75,7 @@ def is_http(path: str) -> bool:
 
 
 def public(url: str) -> str:
-    """A URL without credentials: no user, no query (signatures), no fragment; it stands in the published data."""
+    """A URL without credentials: no user, no query (signatures), no fragment. The published data hold this form."""
     if not is_remote(url):
         return url
     scheme, _, rest = url.partition("://")

@@ -54,7 +54,7 @@ class _Seen:
         self._changed, self._words, self._counts = 0, "", False
         self.rows: dict[str, int] = {}  # by the name of the manifest
         self._manifests: list[Manifest] = []
-        self._strange: dict[str, int] = {}  # inodes of manifests of another run
+        self._foreign: dict[str, int] = {}  # inodes of manifests of another run
         self._live: Figures | None = None
         self._before = self._units_before = 0
         self.begun: float | None = None  # None: this run has done nothing of it yet
@@ -125,14 +125,14 @@ class _Seen:
         """A manifest that was not read before. One of another run is read again only if its file was replaced."""
         path = os.path.join(self.step.folder.path, name)
         inode = os.stat(path).st_ino
-        if self._strange.get(name) == inode:
+        if self._foreign.get(name) == inode:
             return
         try:
             found = storage.read_json(path) or {}
         except storage.DamagedError:  # whoever needs it says so
             found = {}
         if found.get("fingerprint", "") != self.step.folder.fingerprint:
-            self._strange[name] = inode
+            self._foreign[name] = inode
             return
         rows = rows_of(found)
         self.rows[name], self._counts = rows or 0, self._counts or rows is not None

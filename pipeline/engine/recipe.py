@@ -71,7 +71,7 @@ def write(options: Any, *, comment: str, public: Mapping[str, Callable[[str], st
     }
 
     class Dumper(yaml.SafeDumper):
-        """Quotes every text that YAML 1.1 or 1.2 would take for something else."""
+        """Quotes every text that YAML 1.1 or 1.2 would read as another type."""
 
     _resolve_scalars(Dumper)
     head = "".join(f"# {line}\n" for line in comment.splitlines())

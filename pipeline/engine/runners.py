@@ -49,7 +49,7 @@ WORKER_DEATHS = 2  # how often a job is resumed after a worker died
 
 
 class JobFailed(RuntimeError):
-    """The pipeline failed; the message is the stage's own, if it had one."""
+    """The pipeline failed. The message is the stage's own, if there is one."""
 
 
 class InputGone(JobFailed, MissingInput):
@@ -81,7 +81,7 @@ def beam_flags() -> list[str]:
 
 
 def check_name(name: str) -> None:
-    """Refuses a runner that neither we nor Beam know; a class by its full name is left to Beam.
+    """Refuses a runner that neither we nor Beam know. The full name of a class is left to Beam.
 
     Raises:
         UsageError: there is no such runner.

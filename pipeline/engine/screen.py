@@ -29,7 +29,7 @@ class Line:
 
 
 class Screen(Protocol):
-    """Where progress is shown; times are in seconds of one clock."""
+    """A place that shows progress. Times are in seconds of one clock."""
 
     def draw(self, line: Line, now: float) -> None:
         """Shows the step under way, if it is time to."""

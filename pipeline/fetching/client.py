@@ -44,7 +44,7 @@ class Fetched:
 
 
 class _Clock:
-    """The time on the wire that a URL has left. It stands still while the URL waits for its turn."""
+    """The time on the wire that a URL has left. The clock stops while the URL waits in its host's queue."""
 
     def __init__(self, seconds: float) -> None:
         self.left = seconds

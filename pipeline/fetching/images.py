@@ -187,7 +187,10 @@ def _waves() -> np.ndarray:
 
 
 def phash(image: Image.Image) -> int:
-    """64-bit DCT hash: which of the 8 x 8 lowest waves are above the median of all but the constant one."""
+    """64-bit DCT hash: a bit for each of the 8 x 8 lowest waves, 1 if the wave is above the median.
+
+    The median is that of all waves but the constant one.
+    """
     gray = np.asarray(image.convert("L").resize((HASH_SIDE, HASH_SIDE), Image.Resampling.BOX)).astype(np.int64)
     waves = _waves()
     strength = (waves @ gray @ waves.T).ravel()

@@ -18,7 +18,7 @@ class Recent(Generic[K, V]):
         self._entries: OrderedDict[K, V] = OrderedDict()
 
     def get(self, key: K) -> V | None:
-        """The entry, now the latest one; None where there is none."""
+        """The entry, which becomes the latest one; None if there is none."""
         if key not in self._entries:
             return None
         self._entries.move_to_end(key)
@@ -33,7 +33,7 @@ class Recent(Generic[K, V]):
         return value
 
     def get_or_make(self, key: K, make: Callable[[], V]) -> V:
-        """The entry, made where there is none."""
+        """The entry. It is made if there is none."""
         found = self.get(key)
         return self.put(key, make()) if found is None else found
 

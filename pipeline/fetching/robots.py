@@ -52,5 +52,5 @@ def forbidding_tag(values: Iterable[str], agent: str) -> str | None:
 
 
 def is_reserved(values: Iterable[str]) -> bool:
-    """True if a TDM-Reservation header says 1 (rights to text and data mining reserved)."""
+    """True if a TDM-Reservation header is 1: the rights to text and data mining are reserved."""
     return any(value.strip() == "1" for value in values)

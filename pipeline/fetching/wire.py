@@ -270,13 +270,13 @@ def undone(body: bytes, encodings: list[str], limit: int, cut: bool = False) -> 
         raise Failure("bad_http", f"unknown Content-Encoding: {', '.join(names)}")
     inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # + 32: zlib detects gzip and zlib headers
     try:
-        plain = inflate.decompress(body, limit + 1)
+        uncompressed = inflate.decompress(body, limit + 1)
     except zlib.error as error:
         raise Failure("bad_http", f"the compressed body is damaged: {error}") from error
     if cut:
-        return plain[:limit]
-    if len(plain) > limit:
+        return uncompressed[:limit]
+    if len(uncompressed) > limit:
         raise Failure("too_large", f"the body has more than {limit} bytes when decompressed", http_status=200)
     if not inflate.eof:
         raise Failure("tcp", "the compressed body ended early")
-    return plain
+    return uncompressed
