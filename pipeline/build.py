@@ -14,7 +14,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline import estimate
@@ -33,7 +33,13 @@ from pipeline.stages.run import look_up as look_up_run
 def look_up(options: Options) -> Run:
     """The run that the options describe; raises UsageError and MissingInput."""
     options = validate(options)
-    return look_up_run(options, input_format=options.input_format, queries=options.queries)
+    return look_up_run(
+        options,
+        input_format=options.input_format,
+        queries=options.queries,
+        match=options.match,
+        case=options.case,
+    )
 
 
 def plan(run: Run) -> list[Stage]:
@@ -64,7 +70,7 @@ def build(options: Options, say: Callable[[str], None] = print) -> Run:
         continuing.remove_from(stages, options.redo)
         continuing.reopen(stages, run)
         files.write_table(run.queries_file, run.queries.table)
-        files.write_bytes(f"{run.root}/recipe.yaml", recipe_text(options).encode())
+        files.write_bytes(f"{run.root}/recipe.yaml", recipe_text(run.settings(Options)).encode())
         for _, job in itertools.groupby(continuing.to_do(stages, run), key=lambda stage: stage.job):
             run_job(list(job), run)
     say(f"done in {time.perf_counter() - start:.1f} s: {run.root}")
@@ -142,7 +148,18 @@ def print_summary(run: Run, *, as_json: bool) -> None:
         print(f"{row['stage']:<14}{row['rows_in']:>14,} -> {row['rows_out']:>14,}")
         for reason, count in sorted(row["dropped"].items(), key=lambda item: -item[1]):
             print(f"    {reason:<26}{count:>14,}")
+    for info in infos:
+        if info.get("queries_merged") or info.get("queries_dropped"):
+            print(queries_line(info))
     print(f"next: python -m pipeline.inspect_shards info {run.root}")
+
+
+def queries_line(info: Mapping[str, Any]) -> str:
+    """What became of the query list, from the info.json of match."""
+    return (
+        f"queries: {info['queries_given']:,} given, {info['queries_merged']:,} of them equal to another one, "
+        f"{info['queries_dropped']:,} without a letter, digit or symbol: {info['queries']:,} are used"
+    )
 
 
 if __name__ == "__main__":

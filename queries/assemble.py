@@ -43,12 +43,13 @@ class Assembled:
         return {name: counts.get(name, 0) for name in self.offered}
 
 
-def assemble(sources: list[tuple[str, pa.Table]], *, size: int, literal: bool = False) -> Assembled:
+def assemble(sources: list[tuple[str, pa.Table]], *, size: int, language: str, literal: bool = False) -> Assembled:
     """Makes the list.
 
     Args:
         sources: (name, rows of COUNTED) in the order in which they fill the list.
         size: most queries.
+        language: of the list, by its code.
         literal: duplicates are equal strings, and single punctuation signs are dead: MetaCLIP's rule.
     """
     names = [name for name, _ in sources]
@@ -79,6 +80,7 @@ def assemble(sources: list[tuple[str, pa.Table]], *, size: int, literal: bool = 
             queries.take(pa.array(kept)),
             pa.array(names, pa.string()).take(pa.array(which[kept])),
             pa.array(best[number[kept]]),
+            pa.repeat(pa.scalar(language), len(kept)),
         ],
         schema=QUERIES,
     )
@@ -114,7 +116,7 @@ def write(folder: str, table: pa.Table) -> load.QueryList:
             name,
             compression="zstd",
             compression_level=19,
-            use_dictionary=["source"],
+            use_dictionary=["source", "language"],
             column_encoding={"id": "DELTA_BINARY_PACKED", "query": "DELTA_BYTE_ARRAY", "count": "DELTA_BINARY_PACKED"},
             write_page_checksum=True,
         )

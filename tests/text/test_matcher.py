@@ -191,7 +191,7 @@ def test_saved_and_loaded(path, mode, tmp_path):
     assert not list(tmp_path.glob("**/*tmp*"))
 
     about = (tmp_path / "matcher" / "matcher.json").read_text()
-    (tmp_path / "matcher" / "matcher.json").write_text(about.replace('"version": 2', '"version": 1'))
+    (tmp_path / "matcher" / "matcher.json").write_text(about.replace('"version": 3', '"version": 2'))
     with pytest.raises(ValueError, match="build it anew"):
         Matcher.load(tmp_path / "matcher")
 
