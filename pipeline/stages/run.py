@@ -20,7 +20,7 @@ from pipeline.stages.base import Json
 from queries import load
 
 if TYPE_CHECKING:
-    from pipeline.text.identity import UsedQueries
+    from queries.identity import UsedQueries
 
 RESULT = 2  # raised whenever the same input and options give other rows: an older folder is then not continued
 UNKNOWN_BYTES = 350 << 20  # of an input whose size no listing told: a WAT file of Common Crawl
@@ -276,7 +276,7 @@ def look_up_queries(path: str | None, *, match: str, case: str) -> UsedQueries:
     Raises:
         MissingInput: the list is not there, cannot be read, or holds no query that can be matched.
     """
-    from pipeline.text.identity import merge_queries  # not for --help: the matcher's tables take their time
+    from queries.identity import merge_queries  # not for --help: the matcher's tables take their time
 
     path = path or load.default_list()
     try:

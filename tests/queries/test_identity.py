@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.text.identity import UsedQueries, merge_queries
 from pipeline.text.matcher import forms_of
+from queries.identity import UsedQueries, merge_queries
 from queries.load import QUERIES, load_queries
 
 LINES = st.lists(st.tuples(st.text("aAbBéÉ .-", max_size=4), st.integers(0, 3), st.sampled_from(["", "de", "tr"])))
