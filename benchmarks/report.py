@@ -34,19 +34,19 @@ def make(folder: str, rows: int) -> None:
     import pyarrow as pa
 
     from pipeline.dataset import shards
-    from pipeline.engine import files
+    from pipeline.engine import storage
 
     for number in range(rows // SHARD):
         columns = {field.name: values(field.name, number) for field in shards.METADATA}
         arrays = [blank(field) if columns[field.name] is None else columns[field.name] for field in shards.METADATA]
         cast = [pa.array(column).cast(field.type) for column, field in zip(arrays, shards.METADATA, strict=True)]
         table = pa.table(cast, schema=shards.METADATA)
-        files.write_table(f"{folder}/{shards.metadata_path(number)}", table)
+        storage.write_published(f"{folder}/{shards.metadata_path(number)}", table)
         os.makedirs(f"{folder}/shards", exist_ok=True)
         with open(f"{folder}/{shards.tar_path(number)}", "wb") as file:
             file.truncate(TAR)
     queries = pa.table({"id": np.arange(QUERIES, dtype=np.int32), "query": [f"query {n}" for n in range(QUERIES)]})
-    files.write_table(f"{folder}/queries.parquet", queries)
+    storage.write_published(f"{folder}/queries.parquet", queries)
 
 
 def values(name: str, number: int) -> Any:
@@ -85,7 +85,7 @@ def blank(field: Any) -> Any:
 def work(way: str, folder: str, rows: int) -> None:
     """One measured way."""
     from pipeline.dataset import report, shards, summary
-    from pipeline.engine import files, shuffle_files
+    from pipeline.engine import shuffle_files, storage
 
     numbers = range(rows // SHARD)
     count = summary.name_buckets(rows)
@@ -93,7 +93,7 @@ def work(way: str, folder: str, rows: int) -> None:
     if way == "units":
         for number, path in zip(numbers, paths, strict=True):
             pick = summary.Pick(report.PICTURES)
-            table = files.read_table(f"{folder}/{shards.metadata_path(number)}", summary.COLUMNS)
+            table = storage.read_published(f"{folder}/{shards.metadata_path(number)}", summary.COLUMNS)
             shuffle_files.write(path, summary.pack(summary.summarise([table], pick=pick), pick, count))
     elif way == "finish":
         pick = summary.Pick(report.PICTURES)

@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline import estimate
-from pipeline.engine import files, runners, work
+from pipeline.dataset import damage
+from pipeline.engine import quiet_beam, runners, storage, work
 from pipeline.engine.cli import CRASHED, DONE, INTERRUPTED, MISSING, USAGE, MissingInput, UsageError, fail
 from pipeline.engine.options import validate
 from pipeline.engine.work import Busy
@@ -63,18 +64,26 @@ def build(options: Options, say: Callable[[str], None] = print) -> Run:
     stages = plan(run)
     continuing.check(stages, run)
     continuing.check_inputs(stages, run)
-    runners.import_beam()
-    with work.locked(run.root):
-        files.sweep(run.root)
+    quiet_beam.import_beam()
+    with work.lock_run_folder(run.root):
+        storage.sweep(run.root)
         continuing.check(stages, run)  # another run may have ended meanwhile
         continuing.remove_from(stages, options.redo)
         continuing.reopen(stages, run)
-        files.write_table(run.queries_file, run.queries.table)
-        files.write_bytes(f"{run.root}/recipe.yaml", recipe_text(run.settings(Options)).encode())
+        write_what_was_looked_up(run)
+        for stage in stages:
+            stage.settle(run)
         for _, job in itertools.groupby(continuing.to_do(stages, run), key=lambda stage: stage.job):
             run_job(list(job), run)
     say(f"done in {time.perf_counter() - start:.1f} s: {run.root}")
     return run
+
+
+def write_what_was_looked_up(run: Run) -> None:
+    """Query list and recipe, for the workers and for people: anew in each run."""
+    storage.write_published(run.queries_file, run.queries.table)
+    storage.write_plain(f"{run.root}/recipe.yaml", recipe_text(run.settings(Options)).encode())
+    storage.list_checksums(run.root, ("queries.parquet", "recipe.yaml"))
 
 
 def run_job(stages: list[Stage], run: Run) -> None:
@@ -121,8 +130,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(
             "pipeline.build", f"another run holds the output folder ({error}): wait for it, or end it first", CRASHED
         )
+    except storage.DamagedError as error:
+        return fail("pipeline.build", damage.with_remedy(error), CRASHED)
     except (runners.JobFailed, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in runners.ENVIRONMENT_ERRORS:
+        if isinstance(error, OSError) and error.errno not in quiet_beam.ENVIRONMENT_ERRORS:
             raise
         return fail("pipeline.build", explain_failure(error), CRASHED)
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@
     python -m pipeline.inspect_shards show KEY OUT           everything known of one sample; --image FILE saves it
     python -m pipeline.inspect_shards stats OUT              languages, hosts, sizes, queries
     python -m pipeline.inspect_shards verify OUT             every checksum and count; exit code 3 if there is a fault
+    python -m pipeline.inspect_shards verify OUT --stages    the files that the stages keep, too
     python -m pipeline.inspect_shards rows OUT --stage match --to rows.parquet
 
 Needs neither Beam nor torch. Texts of strangers are printed without control characters.
@@ -45,12 +46,13 @@ class Damaged(ValueError):
 
 def read_json(folder: str, path: str) -> Any:
     """A JSON file of the folder, None where it is missing."""
+    from pipeline.engine import storage
+
     try:
-        with open(os.path.join(folder, path), "rb") as file:
-            return json.load(file)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
+        return storage.read_json(os.path.join(folder, path), sealed=False)
+    except storage.DamagedError as error:
+        raise Damaged(path + str(error).removeprefix(os.path.join(folder, path))) from error
+    except OSError as error:
         raise Damaged(f"{path} cannot be read: {error}") from error
 
 
@@ -85,6 +87,7 @@ def metadata_tables(
     import pyarrow as pa
 
     from pipeline.dataset import shards
+    from pipeline.engine import storage
 
     paths = sorted(entry["path"] for entry in manifest_of(folder)["files"] if entry["path"].startswith("metadata/"))
     if shard is not None:
@@ -95,7 +98,7 @@ def metadata_tables(
     for path in paths:
         try:
             yield shards.read_table(os.path.join(folder, path), columns)
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except (pa.ArrowException, storage.DamagedError, OSError, ValueError) as error:
             raise Damaged(f"{path} cannot be read: {error}") from error
 
 
@@ -242,17 +245,16 @@ def find(folder: str, start: str) -> dict[str, Any]:
 def save_image(folder: str, row: dict[str, Any], to: str) -> None:
     """Copies the JPEG of a sample out of its tar, if it is the one that the metadata names."""
     from pipeline.dataset import shards
-    from pipeline.engine import files
+    from pipeline.engine import storage
 
     path = shards.tar_path(row["shard"])
     try:
-        with open(os.path.join(folder, path), "rb") as file:
-            image = os.pread(file.fileno(), row["jpg_size"], row["jpg_offset"])
+        image = storage.read_range(os.path.join(folder, path), row["jpg_offset"], row["jpg_size"])
     except OSError as error:
         raise Damaged(f"{path} cannot be read: {error}") from error
     if hashlib.sha256(image).hexdigest() != row["sha256"]:
         raise Damaged(f"{path}: the image of {row['key']} has another sha256 than the metadata says; not saved")
-    files.write_bytes(to, image)
+    storage.write_plain(to, image)
 
 
 def stats(args: argparse.Namespace) -> int:
@@ -291,16 +293,20 @@ def verify(args: argparse.Namespace) -> int:
     from pipeline.dataset import verify as verifying
 
     try:
-        faults = []
-        for fault in verifying.verify(args.folder, quick=args.quick):
+        faults, notes = [], list[str]()
+        for fault in verifying.verify(args.folder, quick=args.quick, stages=args.stages, note=notes.append):
             faults.append(fault)
             if not args.json:
                 print(": ".join(sanitize(part) for part in (fault.path, fault.key, fault.problem) if part), flush=True)
     except verifying.NothingThere as error:
         raise NotFound(str(error)) from error
     if args.json:
-        print_json({"ok": not faults, "quick": args.quick, "faults": [dataclasses.asdict(fault) for fault in faults]})
-    elif faults:
+        found = [dataclasses.asdict(fault) for fault in faults]
+        print_json({"ok": not faults, "quick": args.quick, "faults": found, "notes": notes})
+        return FAULT if faults else DONE
+    for line in notes:
+        print(f"note: {line}")
+    if faults:
         print(f"{len(faults):,} {'fault' if len(faults) == 1 else 'faults'}")
     else:
         print("sound: names, sizes and counts agree" if args.quick else "sound: every checksum and count agrees")
@@ -309,12 +315,15 @@ def verify(args: argparse.Namespace) -> int:
 
 def rows(args: argparse.Namespace) -> int:
     """Writes the rows of a stage as one Parquet file."""
-    from pipeline.dataset import exports
+    from pipeline.dataset import damage, exports
+    from pipeline.engine import storage
 
     try:
         count = exports.write_rows(args.folder, args.stage, args.to)
     except exports.NoRows as error:
         raise NotFound(str(error)) from error
+    except storage.DamagedError as error:
+        raise Damaged(damage.with_remedy(error)) from error
     if args.json:
         return print_json({"stage": args.stage, "rows": count, "path": args.to})
     print(f"{count:,} rows after {args.stage!r}: {args.to}")
@@ -357,6 +366,7 @@ def parser_of() -> tuple[Parser, dict[str, Parser]]:
     add("--grep", metavar="WORDS", help="whose text holds these words, in upper or lower case")
     parsers["show"].add_argument("--image", metavar="FILE", help="save the JPEG there")
     parsers["verify"].add_argument("--quick", action="store_true", help="names, sizes and counts only")
+    parsers["verify"].add_argument("--stages", action="store_true", help="the files that the stages keep, too")
     parsers["rows"].add_argument("--stage", required=True, metavar="NAME", help="gather, match, dedup or balance")
     parsers["rows"].add_argument("--to", required=True, metavar="FILE", help="Parquet file to write")
     return parser, parsers

@@ -13,7 +13,7 @@ import xxhash
 from PIL import Image, ImageDraw
 
 from pipeline.dataset import report, shards, summary
-from pipeline.engine import files
+from pipeline.engine import storage
 from pipeline.schema import FETCHED, readable
 
 CAPTIONS = (
@@ -123,17 +123,17 @@ def publish(folder: Path, *, count: int = 30, per_shard: int = 12, texts: dict[i
             "reason": ["bad_url", "empty_text"],
         }
     )
-    files.write_table(str(folder / "rejected" / "gather.parquet"), rejected)
+    storage.write_published(str(folder / "rejected" / "gather.parquet"), rejected)
     queries = ["a", "boat", "cat", "dog", "harbour", "lake", "map", "sea"]
     table = {"id": pa.array(range(len(queries)), pa.int32()), "query": queries, "source": ["test"] * 8}
-    files.write_table(str(folder / "queries.parquet"), pa.table(table | {"count": pa.array([1] * 8, pa.int64())}))
+    storage.write_published(str(folder / "queries.parquet"), pa.table(table | {"count": pa.array([1] * 8, pa.int64())}))
     rows = ledger(count)
     for info in rows:
         stage = folder / "stages" / info["stage"]
-        files.write_json(
+        storage.write_json(
             str(stage / "info.json"), {**info, "fingerprint": "0", "digest": "00", "seconds": 1.5, "cpu_seconds": 1}
         )
-        files.write_bytes(str(stage / "COMPLETED"), b"")
+        storage.write_plain(str(stage / "COMPLETED"), b"")
     return finish(folder, infos, ledger=rows, options=OPTIONS, versions=VERSIONS)
 
 
@@ -141,5 +141,5 @@ def finish(folder: Path, infos: list[shards.ShardInfo], **more: Any) -> dict:
     """report.finish, with the numbers taken from the metadata of the shards."""
     paths = [str(folder / shards.metadata_path(info.number)) for info in infos]
     pick = summary.Pick(report.PICTURES)
-    numbers = summary.summarise((files.read_table(path, summary.COLUMNS) for path in paths), pick=pick)
+    numbers = summary.summarise((storage.read_published(path, summary.COLUMNS) for path in paths), pick=pick)
     return report.finish(str(folder), infos, summary=numbers, pick=pick, **more)

@@ -18,7 +18,7 @@ import pytest
 
 from pipeline import inspect_shards
 from pipeline.dataset import shards
-from pipeline.engine import files
+from pipeline.engine import storage
 from pipeline.inspect_shards import DONE, FAULT, MISSING, USAGE, main
 from tests import samples
 from tests.places import ROOT
@@ -225,7 +225,7 @@ def test_every_flipped_bit_of_a_tar_is_named_with_its_sample(run: Any, folder: P
     """200 flips, anywhere: the tar's digest is wrong each time, and the sample is named if the flip lies in one."""
     rng, path = random.Random(5), folder / "shards/00001.tar"
     good = path.read_bytes()
-    rows = files.read_table(str(folder / "metadata/00001.parquet")).to_pylist()
+    rows = storage.read_published(str(folder / "metadata/00001.parquet")).to_pylist()
     starts = [row["jpg_offset"] - 512 for row in rows]
     end = len(good) - 1024
     for _ in range(200):
@@ -274,7 +274,7 @@ def republish(folder: Path) -> None:
 def test_members_that_moved_are_named_though_the_manifest_vouches(run: Any, folder: Path) -> None:
     path = folder / "shards/00000.tar"
     data = path.read_bytes()
-    rows = files.read_table(str(folder / "metadata/00000.parquet")).to_pylist()
+    rows = storage.read_published(str(folder / "metadata/00000.parquet")).to_pylist()
     cut = [rows[n]["jpg_offset"] - 512 for n in (2, 3, 4)]
     path.write_bytes(data[: cut[0]] + data[cut[1] : cut[2]] + data[cut[0] : cut[1]] + data[cut[2] :])
     republish(folder)
@@ -285,7 +285,8 @@ def test_members_that_moved_are_named_though_the_manifest_vouches(run: Any, fold
 
 def test_an_exchanged_image_is_named_though_the_manifest_vouches(run: Any, folder: Path) -> None:
     path = folder / "shards/00000.tar"
-    data, row = bytearray(path.read_bytes()), files.read_table(str(folder / "metadata/00000.parquet")).to_pylist()[3]
+    data, rows = bytearray(path.read_bytes()), storage.read_published(str(folder / "metadata/00000.parquet"))
+    row = rows.to_pylist()[3]
     data[row["jpg_offset"] + 50] ^= 255
     path.write_bytes(data)
     republish(folder)
@@ -383,7 +384,7 @@ def test_stages_that_do_not_chain(run: Any, folder: Path, change: Any, path: str
 
 
 def test_show_refuses_a_damaged_image(run: Any, folder: Path, tmp_path: Path) -> None:
-    row = files.read_table(str(folder / "metadata/00000.parquet")).to_pylist()[0]
+    row = storage.read_published(str(folder / "metadata/00000.parquet")).to_pylist()[0]
     with open(folder / "shards/00000.tar", "r+b") as file:
         file.seek(row["jpg_offset"] + 9)
         file.write(b"\xee")
@@ -393,7 +394,7 @@ def test_show_refuses_a_damaged_image(run: Any, folder: Path, tmp_path: Path) ->
 
 def test_metadata_without_a_column_is_named(run: Any, folder: Path) -> None:
     path = folder / "metadata/00000.parquet"
-    files.write_table(str(path), pq.read_table(path).drop_columns(["sha256"]))
+    storage.write_published(str(path), pq.read_table(path).drop_columns(["sha256"]))
     republish(folder)
     assert faults(run, folder)[0]["problem"] == "has no column 'sha256'"
     assert inspect_shards.COMMANDS.keys() == {"info", "ls", "show", "stats", "verify", "rows"}

@@ -30,8 +30,10 @@ import pytest
 
 from pipeline import build
 from pipeline.demo import smallweb
-from pipeline.engine import files, shuffle_files
+from pipeline.engine import files, shuffle_files, storage
 from pipeline.schema import STAGES
+from pipeline.stages.base import Stage
+from pipeline.stages.run import Run
 from tests.places import ROOT
 from tests.processes import AS_ANYBODY, alive, descendants
 from tests.stages.test_select import QUERIES, draw_rows, write_table
@@ -83,10 +85,10 @@ def facts(out: Path) -> dict[str, Any]:
     """What must be the same: the digest of each stage, and the digest and files of what is published."""
     found: dict[str, Any] = {}
     for stage in STAGES:
-        info = files.read_json(str(out / "stages" / stage / "info.json"))
+        info = storage.read_json(str(out / "stages" / stage / "info.json"))
         if info:
             found[stage] = info["digest"], info["rows_in"], info["rows_out"], info["dropped"]
-    manifest = files.read_json(str(out / "manifest.json"))
+    manifest = storage.read_json(str(out / "manifest.json"))
     if manifest:
         found["manifest"] = manifest["digest"], manifest["files"]
     return found
@@ -133,7 +135,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
     tmp = tmp_path_factory.mktemp("whole")
     with serving() as server:
         job = calm(whole_arguments(tmp, server), tmp / "calm")
-        info = files.read_json(str(tmp / "calm" / "stages" / "fetch" / "info.json"))
+        info = storage.read_json(str(tmp / "calm" / "stages" / "fetch" / "info.json"))
         assert info and info["archived_images"] == 10 and info["rows_out"] == len(server.images)
         yield job
 
@@ -204,7 +206,7 @@ def check_file(path: Path) -> None:
     elif head.startswith(b"PAR1"):
         pq.read_table(path, page_checksum_verification=True)
     elif head.startswith(b"ARROW1"):
-        assert list(files.read_batches(str(path))) is not None
+        assert list(storage.read_batches(str(path))) is not None
     elif head.startswith(shuffle_files.MAGIC):
         check_buckets(path)
     elif head.startswith(b"\x93NUMPY"):
@@ -457,7 +459,7 @@ def test_other_inputs_on_a_done_folder_are_refused(tmp_path: Path, capsys: pytes
     assert said_by(arguments, capsys)[0] == build.DONE
     write_table(tmp_path / "in" / "part3.parquet", draw_rows(10))
     code, said = said_by(arguments, capsys)
-    assert code == build.USAGE and "made from other inputs" in said
+    assert code == build.USAGE and "(another --input)" in said
 
 
 def test_what_is_missing_or_unfit_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -494,7 +496,7 @@ def as_anybody(*command: str) -> subprocess.CompletedProcess[str]:
     [
         ("in/part1.parquet", 0, build.MISSING, "part1.parquet"),
         ("queries.txt", 0, build.MISSING, "queries.txt"),
-        ("out", 0o555, build.USAGE, "nothing may be written into"),
+        ("out", 0o555, build.USAGE, "is not writable"),
     ],
 )
 def test_what_may_not_be_read_or_written_is_named(name: str, mode: int, code: int, words: str, tmp_path: Path) -> None:
@@ -514,13 +516,13 @@ def test_an_input_that_goes_away_is_told_in_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = [*select_arguments(tmp_path), "--output", str(tmp_path / "out")]
-    real = build.save_lists
+    real = build.run_job
 
-    def save_and_remove(run: build.Run) -> None:
-        real(run)
+    def remove_and_run(stages: list[Stage], run: Run) -> None:
         (tmp_path / "in" / "part1.parquet").rename(tmp_path / "elsewhere")
+        real(stages, run)
 
-    monkeypatch.setattr(build, "save_lists", save_and_remove)
+    monkeypatch.setattr(build, "run_job", remove_and_run)
     code, said = said_by(arguments, capsys)
     assert code == build.CRASHED and "part1.parquet" in said and "the same command" in said
 

@@ -224,9 +224,9 @@ def test_no_package_hides_the_standard_library_from_workers(installed: Installed
     """Even where PYTHONPATH names site-packages, with its `dataclasses`, by the time that workers start."""
     site_packages = next((installed.venv / "lib").glob("python*/site-packages"))
     program = f"""import os
-from pipeline.engine import fork_server
+from pipeline.engine import fork_server, forked_workers
 os.environ["PYTHONPATH"] = {str(site_packages)!r}
-server = fork_server.ForkServer(fork_server.NOTHING)
+server = forked_workers.ForkServer(fork_server.NOTHING)
 assert server.spawn({{}}) in server.workers()
 server.close()
 print("started and ended")"""

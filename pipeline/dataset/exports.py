@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.engine import files
+from pipeline.engine import storage
 from pipeline.engine.rows import Rows
 from pipeline.engine.work import StageFolder
 from pipeline.schema import MATCHED, PAIRS, SELECTED, readable
@@ -36,11 +36,11 @@ def write_rows(out: str, stage: str, to: str) -> int:
     if info is None:
         raise NoRows(f"the stage {stage!r} is not done in {out!r}")
     found = _rows(out, stage, info)
-    names = sorted({item["name"] for item in files.read_json(os.path.join(out, "inputs.json"))})
+    names = sorted({item["name"] for item in storage.read_list(os.path.join(out, "inputs.json"))})
     schema = readable(SCHEMAS[stage].empty_table(), names).schema
     rows = 0
     with (
-        files.temporary(to) as path,
+        storage.temporary(to) as path,
         pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False, write_page_checksum=True) as writer,
     ):
         for table in found.tables():
@@ -52,7 +52,7 @@ def write_rows(out: str, stage: str, to: str) -> int:
 
 def _rows(out: str, stage: str, info: dict[str, Any]) -> Rows:
     """Where the rows of the stage lie."""
-    if "rows" not in info:
+    if "rows" not in info or storage.CHECKSUM not in info:
         raise NoRows(f"{out!r} was made by an older version: run the build again with --redo {stage}")
     rows = Rows.from_json(out, info["rows"])
     if not rows.parts.manifests():

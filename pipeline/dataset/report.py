@@ -8,7 +8,6 @@ control and bidirectional characters are taken out.
 from __future__ import annotations
 
 import base64
-import glob
 import json
 import os
 import re
@@ -18,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.dataset import shards
 from pipeline.dataset.shards import METADATA, FileEntry, ShardInfo
 from pipeline.dataset.summary import Pick, Summary, charts, hosts, top
-from pipeline.engine import files
+from pipeline.engine import storage
 from pipeline.engine.display import sanitize, size
 
 if TYPE_CHECKING:
@@ -75,7 +73,7 @@ def finish(
         "croissant.json": json.dumps(croissant(entries), indent=1, ensure_ascii=False) + "\n",
     }
     for path, text in pages.items():
-        files.write_bytes(os.path.join(folder, path), text.encode())
+        storage.write_plain(os.path.join(folder, path), text.encode())
         entries.append(shards.entry_of(folder, path))
     return shards.write_manifest(
         folder,
@@ -91,17 +89,23 @@ def finish(
 
 
 def _tables_beside(folder: str) -> list[FileEntry]:
-    paths = sorted(glob.glob("rejected/*.parquet", root_dir=folder)) + glob.glob("queries.parquet", root_dir=folder)
-    return [
-        shards.entry_of(folder, path.replace(os.sep, "/"), rows=pq.read_metadata(os.path.join(folder, path)).num_rows)
-        for path in paths
-    ]
+    entries = []
+    for path in [*_rejected_tables(folder), "queries.parquet"]:
+        if storage.exists(os.path.join(folder, path)):
+            with storage.published(os.path.join(folder, path)) as file:
+                entries.append(shards.entry_of(folder, path, rows=file.metadata.num_rows))
+    return entries
+
+
+def _rejected_tables(folder: str) -> list[str]:
+    names = storage.names(os.path.join(folder, "rejected"))
+    return [f"rejected/{name}" for name in names if name.endswith(".parquet")]
 
 
 def _queries(folder: str) -> list[str]:
     """The query of each id."""
     path = os.path.join(folder, "queries.parquet")
-    return files.read_table(path, ["query"])["query"].to_pylist() if os.path.exists(path) else []
+    return storage.read_published(path, ["query"])["query"].to_pylist() if storage.exists(path) else []
 
 
 def _gallery(folder: str, pick: Pick) -> list[dict[str, Any]]:
@@ -110,8 +114,8 @@ def _gallery(folder: str, pick: Pick) -> list[dict[str, Any]]:
         return []
     rows = table.append_column("host", hosts(table["url"])).to_pylist()
     for row in rows:
-        with open(os.path.join(folder, shards.tar_path(row["shard"])), "rb") as file:
-            image = os.pread(file.fileno(), row["jpg_size"], row["jpg_offset"])
+        path = os.path.join(folder, shards.tar_path(row["shard"]))
+        image = storage.read_range(path, row["jpg_offset"], row["jpg_size"])
         row["data"] = base64.b64encode(image).decode()
     return rows
 
@@ -120,8 +124,8 @@ def _rejected(folder: str) -> list[dict[str, str]]:
     """The first rows of each reason; a sample is sorted by hash already."""
     taken: Counter[str] = Counter()
     rows = []
-    for path in sorted(glob.glob("rejected/*.parquet", root_dir=folder)):
-        with pq.ParquetFile(os.path.join(folder, path), page_checksum_verification=True) as file:
+    for path in _rejected_tables(folder):
+        with storage.published(os.path.join(folder, path)) as file:
             for batch in file.iter_batches(columns=["url", "text", "stage", "reason"], use_threads=False):
                 why = pc.binary_join_element_wise(batch["stage"], batch["reason"], " ")
                 for one in why.unique().to_pylist():

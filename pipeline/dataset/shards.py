@@ -23,12 +23,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import xxhash
 
 from pipeline.dataset import tars
 from pipeline.dataset.sample_json import hex_strings, join, joined_sizes, json_pieces
-from pipeline.engine import files
+from pipeline.engine import storage
 
 FORMAT = 1  # raised when the members or columns change their meaning
 
@@ -81,6 +80,14 @@ JSON_KEYS = tuple(sorted({"caption", *METADATA.names} - NOT_IN_JSON))
 
 class ShardError(ValueError):
     """Rows or images that cannot become a shard."""
+
+
+class ImageChanged(ShardError):
+    """The bytes of an image have changed on the disk since the fetch. `row` is its place among the rows."""
+
+    def __init__(self, row: int, message: str) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +147,8 @@ def write_shard(
         What was written, and its METADATA.
 
     Raises:
-        ShardError: a uid comes twice or out of order, or an image is not the one that was fetched.
+        ShardError: a uid comes twice or out of order.
+        ImageChanged: an image is not the one that was fetched.
     """
     if rows.num_rows == 0:
         raise ShardError(f"shard {number} would be empty")
@@ -148,7 +156,7 @@ def write_shard(
     _check_order(table["key"], number)
     placed = []
     path = os.path.join(folder, tar_path(number))
-    with files.temporary(path) as name, open(name, "wb", buffering=0) as file:
+    with storage.writing(path, buffering=0) as file:
         tar = tars.TarWriter(file)
         first = 0
         for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE):
@@ -158,7 +166,7 @@ def write_shard(
             first += len(batch)
         tar.close()
     table = pa.Table.from_batches(placed, METADATA)
-    files.write_table(os.path.join(folder, metadata_path(number)), table)
+    storage.write_published(os.path.join(folder, metadata_path(number)), table)
     entries = FileEntry(tar_path(number), tar.size, len(table), tar.sha256()), entry_of(folder, metadata_path(number))
     return ShardInfo(number, len(table), (entries[0], dataclasses.replace(entries[1], rows=len(table)))), table
 
@@ -246,9 +254,9 @@ def _write_samples(
         read_image(first + row, place)
         if xxhash.xxh3_64_intdigest(place) != digest:
             key, shard = (members.rows[name][row].as_py() for name in ("key", "shard"))
-            raise ShardError(
-                f"shard {shard}: the image of {key} is not the one that was fetched: "
-                "its bytes have changed on the disk since (--redo fetch brings it anew)"
+            raise ImageChanged(
+                first + row,
+                f"shard {shard}: the image of {key} is not the one that was fetched: its bytes have changed",
             )
     tar.append(data[at:])
 
@@ -279,13 +287,13 @@ def write_sizes(folder: str, infos: Iterable[ShardInfo]) -> FileEntry:
     """Writes shards/sizes.json."""
     sizes = {os.path.basename(tar_path(info.number)): info.rows for info in infos}
     path = "shards/sizes.json"
-    files.write_bytes(os.path.join(folder, path), (json.dumps(sizes, sort_keys=True) + "\n").encode())
+    storage.write_plain(os.path.join(folder, path), (json.dumps(sizes, sort_keys=True) + "\n").encode())
     return entry_of(folder, path)
 
 
 def entry_of(folder: str, path: str, *, rows: int = 0) -> FileEntry:
     """The manifest's entry of a file that is there."""
-    with open(os.path.join(folder, path), "rb") as file:
+    with storage.reading(os.path.join(folder, path)) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileEntry(path, file.tell(), rows, digest)
 
@@ -323,8 +331,7 @@ def write_manifest(
         "versions": dict(versions),
         **more,
     }
-    files.write_json(os.path.join(folder, "manifest.json"), manifest)
-    return manifest
+    return storage.write_json(os.path.join(folder, "manifest.json"), manifest)
 
 
 def digest_of_files(entries: Iterable[FileEntry]) -> str:
@@ -339,9 +346,8 @@ def digest_of_queries(queries: Sequence[str]) -> str:
 
 
 def read_table(path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """A published table, its page checksums verified. (pq.read_table would import pandas if it is there: 0.2 s.)"""
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        return file.read(columns=None if columns is None else list(columns), use_threads=False)
+    """A published table, its page checksums verified."""
+    return storage.read_published(path, columns)
 
 
 OWN_FOLDERS = ("shards", "metadata", "rejected", "report")  # hold published files and nothing else
@@ -350,17 +356,13 @@ OWN_FOLDERS = ("shards", "metadata", "rejected", "report")  # hold published fil
 def strangers(folder: str, manifest: Mapping[str, Any]) -> list[str]:
     """Files in the folders of the publication that the manifest does not list, sorted."""
     listed = {entry["path"] for entry in manifest["files"]}
-    found = []
-    for top in OWN_FOLDERS:
-        for parent, _, names in os.walk(os.path.join(folder, top)):
-            below = os.path.relpath(parent, folder).replace(os.sep, "/")
-            found += [f"{below}/{name}" for name in names]
-    return sorted(set(found) - listed)
+    paths = (path for top in OWN_FOLDERS for path in storage.walk(os.path.join(folder, top)))
+    return sorted({os.path.relpath(path, folder).replace(os.sep, "/") for path in paths} - listed)
 
 
 def sweep(folder: str, manifest: Mapping[str, Any]) -> list[str]:
     """Removes what an earlier publication in the same folder left behind; returns the paths."""
     gone = strangers(folder, manifest)
     for path in gone:
-        files.remove(os.path.join(folder, path))
+        storage.remove(os.path.join(folder, path))
     return gone

@@ -2,7 +2,8 @@
 
 A published folder is held against its manifest (sizes, sha256, nothing beside it), each tar against its metadata: since
 a sample's headers and JSON follow from its row, every byte of a tar is accounted for. A run's stages are held against
-each other: rows in = rows out + drops, and what leaves one stage enters the next.
+each other: rows in = rows out + drops, and what leaves one stage enters the next. Their files are held against their
+checksums where that is asked for: they are many times the published set.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ import dataclasses
 import hashlib
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.dataset import shards, tars
+from pipeline.dataset import damage, shards, tars
 from pipeline.dataset.sample_json import sample_json
 from pipeline.dataset.shards import EXTENSIONS, METADATA, FileEntry
-from pipeline.engine import files
+from pipeline.engine import storage
 from pipeline.schema import STAGES
 
 COUNTED = ("stage", "rows_in", "rows_out", "dropped")
+# What a manifest held before it had a checksum: with a name that is none of these, it lost its checksum.
+BEFORE_CHECKSUMS = {"format", "digest", "rows", "files", "ledger", "options", "versions", "queries"}
 
 
 class NothingThere(ValueError):
@@ -38,12 +41,16 @@ class Fault:
     key: str = ""  # of the sample, where it concerns one
 
 
-def verify(folder: str, *, quick: bool = False) -> Iterator[Fault]:
+def verify(
+    folder: str, *, quick: bool = False, stages: bool = False, note: Callable[[str], None] = lambda _: None
+) -> Iterator[Fault]:
     """The faults of a folder; none if all is well.
 
     Args:
         folder: a published folder, or a run that has not come to `publish`.
         quick: look at names, sizes and counts, not at the contents.
+        stages: check every file that the stages keep, too.
+        note: told what is no fault, but could not be checked.
 
     Raises:
         NothingThere: there is nothing to verify.
@@ -54,7 +61,7 @@ def verify(folder: str, *, quick: bool = False) -> Iterator[Fault]:
     ledger = None
     if published:
         manifest = _json(folder, "manifest.json")
-        problem = _shape(manifest)
+        problem = _shape(manifest) or _seal(manifest, note)
         if problem:
             yield Fault("manifest.json", problem)
         else:
@@ -63,6 +70,9 @@ def verify(folder: str, *, quick: bool = False) -> Iterator[Fault]:
     elif any(os.path.isdir(os.path.join(folder, name)) for name in ("shards", "metadata")):
         yield Fault("manifest.json", "missing, though there are shards: the publication was not finished")
     yield from _stages(folder, ledger)
+    yield from _seals_of_stages(folder, note)
+    if stages:
+        yield from (Fault(path, problem) for path, problem in damage.check_stages(folder))
 
 
 # ---------------------------------------------------------------------------------------------------- the manifest
@@ -71,15 +81,30 @@ def verify(folder: str, *, quick: bool = False) -> Iterator[Fault]:
 def _json(folder: str, path: str) -> Any:
     """The parsed file, None where it is missing, the error where it cannot be parsed."""
     try:
-        return files.read_json(os.path.join(folder, path))
-    except (ValueError, OSError) as error:
+        return storage.read_json(os.path.join(folder, path), sealed=False)
+    except (storage.DamagedError, OSError) as error:
         return error
+
+
+def _seal(manifest: Mapping[str, Any], note: Callable[[str], None]) -> str:
+    """What is wrong with the checksum of a manifest, beside its value; "" if nothing is."""
+    if storage.CHECKSUM in manifest:
+        return ""
+    if not BEFORE_CHECKSUMS.issuperset(manifest):
+        return "has no checksum"
+    note("manifest.json: written by an older version, without a checksum of its own")
+    return ""
+
+
+def _unreadable(error: Exception) -> str:
+    """The error, without the path that the fault names."""
+    return f"cannot be read: {str(error).partition(' is damaged ')[2].strip('()') or error}"
 
 
 def _shape(manifest: Any) -> str:
     """What is wrong with the form of a manifest; "" if nothing is."""
     if isinstance(manifest, Exception):
-        return f"cannot be read: {manifest}"
+        return _unreadable(manifest)
     try:
         for entry in manifest["files"]:
             FileEntry(**entry)
@@ -99,6 +124,8 @@ def _publication(folder: str, manifest: Mapping[str, Any], *, quick: bool) -> It
         yield Fault("manifest.json", f"has format {manifest.get('format')}, this program knows {shards.FORMAT}")
     if shards.digest_of_files(entries) != manifest["digest"]:
         yield Fault("manifest.json", "its digest is not that of the files it lists")
+    for path in sorted(_links(folder, entries)):
+        yield Fault(path, "is a symbolic link")
     for path in shards.strangers(folder, manifest):
         yield Fault(path, "not in the manifest")
     damaged = set()
@@ -125,6 +152,13 @@ def _publication(folder: str, manifest: Mapping[str, Any], *, quick: bool) -> It
             yield Fault(path, f"the numbers of the shards have a gap: there is no {shards.tar_path(number)}")
 
 
+def _links(folder: str, entries: list[FileEntry]) -> set[str]:
+    """Symbolic links among the published files, and among the folders on the way to them."""
+    paths = {entry.path for entry in entries} | {"manifest.json"}
+    parents = {path.rsplit("/", depth)[0] for path in paths for depth in range(1, path.count("/") + 1)}
+    return {path for path in paths | parents if os.path.islink(os.path.join(folder, path))}
+
+
 def _file(folder: str, entry: FileEntry, *, quick: bool) -> Iterator[Fault]:
     path = os.path.join(folder, entry.path)
     try:
@@ -143,8 +177,8 @@ def _counts(folder: str, manifest: Mapping[str, Any], entries: list[FileEntry]) 
     """The numbers of rows: manifest, sizes.json, ledger."""
     rows = {entry.path: entry.rows for entry in entries if entry.path.endswith(".tar")}
     sizes = _json(folder, "shards/sizes.json")
-    if isinstance(sizes, Exception) or not isinstance(sizes, dict):
-        yield Fault("shards/sizes.json", f"cannot be read: {sizes}" if sizes is not None else "missing")
+    if not isinstance(sizes, dict):
+        yield Fault("shards/sizes.json", _unreadable(sizes) if sizes is not None else "missing")
     else:
         for path in sorted({*rows, *(f"shards/{name}" for name in sizes)}):
             said = sizes.get(os.path.basename(path))
@@ -188,7 +222,7 @@ def _shard(folder: str, number: int, *, after: str) -> tuple[list[Fault], str]:
     tar, table = shards.tar_path(number), shards.metadata_path(number)
     try:
         rows = shards.read_table(os.path.join(folder, table))
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, storage.DamagedError, OSError, ValueError) as error:
         return [Fault(table, f"cannot be read: {error}")], after
     missing = [name for name in METADATA.names if name not in rows.column_names]
     if missing:
@@ -196,10 +230,7 @@ def _shard(folder: str, number: int, *, after: str) -> tuple[list[Fault], str]:
     keys = rows["key"].to_pylist()
     faults = list(_order(table, [after, *keys] if after else keys))
     try:
-        with (
-            open(os.path.join(folder, tar), "rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        ):
+        with storage.mapped(os.path.join(folder, tar)) as data:
             faults += _samples(tar, data, rows)
     except (OSError, ValueError) as error:  # missing (said before) or empty
         faults.append(Fault(tar, f"cannot be read: {error}"))
@@ -265,9 +296,7 @@ def _stages(folder: str, published: list[dict[str, Any]] | None) -> Iterator[Fau
             counted = {name: info[name] for name in COUNTED}
             yield from _balanced(path, counted)
         except (KeyError, TypeError, AttributeError):
-            yield Fault(
-                path, f"cannot be read: {info}" if isinstance(info, Exception) else "is not a stage's info.json"
-            )
+            yield Fault(path, _unreadable(info) if isinstance(info, Exception) else "is not a stage's info.json")
             continue
         if before is not None and before[0] == at - 1 and before[1]["rows_out"] != counted["rows_in"]:
             out = before[1]["rows_out"]
@@ -275,3 +304,16 @@ def _stages(folder: str, published: list[dict[str, Any]] | None) -> Iterator[Fau
         if stage in said and any(said[stage][name] != counted[name] for name in COUNTED):
             yield Fault(path, "its ledger is not that of the manifest")
         before = at, counted
+
+
+def _seals_of_stages(folder: str, note: Callable[[str], None]) -> Iterator[Fault]:
+    """Where one stage has a checksum in its info.json, all have: one version made them all."""
+    paths = [f"stages/{stage}/info.json" for stage in STAGES]
+    infos = {path: info for path in paths if isinstance(info := _json(folder, path), dict)}
+    bare = [path for path, info in infos.items() if storage.CHECKSUM not in info]
+    if len(bare) == len(infos):
+        for path in bare:
+            note(f"{path}: written by an older version, without a checksum of its own")
+        return
+    for path in bare:
+        yield Fault(path, "has no checksum")

@@ -8,17 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from typing import IO, Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from pipeline.engine import parquet_footer
+from typing import IO
 
 TEMPORARY = re.compile(r"\.tmp\d+-\d+$")
 _numbers = itertools.count()
@@ -49,9 +43,9 @@ def temporary(path: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def writing(path: str) -> Iterator[IO[bytes]]:
+def writing(path: str, *, buffering: int = -1) -> Iterator[IO[bytes]]:
     """An open binary file that appears under `path` when the block ends well."""
-    with temporary(path) as name, open(name, "wb") as file:
+    with temporary(path) as name, open(name, "wb", buffering=buffering) as file:
         yield file
 
 
@@ -59,63 +53,6 @@ def write_bytes(path: str, data: bytes | memoryview) -> None:
     """Writes a small file atomically."""
     with writing(path) as file:
         file.write(data)
-
-
-def write_json(path: str, data: Any) -> None:
-    """Writes sorted, indented JSON atomically."""
-    write_bytes(path, (json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
-
-
-def read_json(path: str) -> Any:
-    """The parsed file, or None where it does not exist."""
-    try:
-        with open(path, "rb") as file:
-            return json.load(file)
-    except FileNotFoundError:
-        return None
-
-
-def write_table(path: str, table: pa.Table) -> None:
-    """Parquet as everywhere in the project: zstd, page checksums, no dictionary (cheaper and here no larger).
-
-    Equal tables give equal bytes, whichever pyarrow writes them (22 to 25 were tried).
-    """
-    with temporary(path) as name:
-        pq.write_table(
-            table,
-            name,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=False,
-            write_page_checksum=True,
-            row_group_size=65536,
-        )
-        parquet_footer.sign(name)
-
-
-def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file with its page checksums verified (pyarrow does not do so by default)."""
-    return pq.read_table(path, columns=columns, page_checksum_verification=True, use_threads=False)
-
-
-@contextlib.contextmanager
-def writing_batches(path: str, schema: pa.Schema) -> Iterator[pa.ipc.RecordBatchFileWriter]:
-    """An Arrow IPC file writer whose file appears under `path` when the block ends well."""
-    options = pa.ipc.IpcWriteOptions(use_threads=False)
-    with temporary(path) as name, pa.OSFile(name, "wb") as sink, pa.ipc.new_file(sink, schema, options=options) as out:
-        yield out
-
-
-def read_batches(path: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The record batches of an Arrow IPC file, mapped; only the named columns are looked at."""
-    with pa.memory_map(path) as source:
-        schema = pa.ipc.open_file(source).schema
-        fields = [] if columns is None else sorted(schema.get_field_index(name) for name in columns)
-        options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
-        reader = pa.ipc.open_file(source, options=options)
-        for number in range(reader.num_record_batches):
-            batch = reader.get_batch(number)
-            yield batch if columns is None else batch.select(columns)
 
 
 def sweep(folder: str) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.engine import files
+from pipeline.engine import storage
 from pipeline.engine.work import StepFolder
 
 ARROW, PARQUET = "arrow", "parquet"  # endings of the parts: several Arrow files a unit, or one Parquet file
@@ -55,16 +55,16 @@ class Rows:
         """The rows that stay, a table a part, by unit and part."""
         for unit, manifest in self.parts.manifests():
             if self.kind == PARQUET:
-                yield files.read_table(self.parts.file(unit, PARQUET))
+                yield storage.read_table(self.parts.file(unit, PARQUET))
                 continue
             for part, rows in enumerate(_rows_of_parts(manifest)):
-                table = pa.Table.from_batches(files.read_batches(self.parts.file(unit, ARROW, part)))
+                table = pa.Table.from_batches(storage.read_batches(self.parts.file(unit, ARROW, part)))
                 yield table if self.masks is None else table.filter(pa.array(self._mask(unit, part, rows)))
 
     def _mask(self, unit: int, part: int, rows: int) -> npt.NDArray[np.bool_]:
         if self.masks is None:
             return np.ones(rows, np.bool_)
-        return np.fromfile(self.masks.file(unit, "mask", part), np.uint8) == 0
+        return np.frombuffer(storage.read_bytes(self.masks.file(unit, "mask", part)), np.uint8) == 0
 
     def to_json(self) -> dict[str, Any]:
         """What info.json says, so that a reader of the folder finds the rows without the run's plan."""

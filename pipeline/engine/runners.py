@@ -1,8 +1,8 @@
 """Where a Beam pipeline runs: our local runner, or any runner that Beam knows.
 
-`local` is Beam's FnApiRunner with three things mended: its worker processes get the pipeline options, find this package
-wherever it lies, and die with their parent. `DirectRunner` is mapped to it, since Beam's own first tries to download an
-engine. Every other name goes through to Beam, with Beam's own flags.
+`local` is Beam's FnApiRunner with three corrections: its worker processes get the pipeline options, find this package
+wherever it lies, and die with their parent. `DirectRunner` is mapped to it, because Beam's DirectRunner first tries to
+download an engine. Every other name is passed to Beam, with Beam's own flags.
 
 Beam is imported inside the functions: it takes two seconds, and `--help` must not wait for it.
 """
@@ -12,10 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import errno
-import functools
-import gc
-import logging
 import os
 import re
 import signal
@@ -25,12 +21,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.engine import child, files, fork_server, progress
+from pipeline.engine import child, forked_workers, progress, storage
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.fork_server import NOTHING, Preload
+from pipeline.engine.quiet_beam import EXPECTED, hush, import_beam, quiet_readers
 
 LOCAL = ("local", "direct", "directrunner", "localrunner")
-# StandardOptions.ALL_KNOWN_RUNNERS, which only Beam itself could tell; a test compares them.
+# A copy of Beam's StandardOptions.ALL_KNOWN_RUNNERS: reading it would mean importing Beam. A test compares them.
 BEAM_RUNNERS = (
     "BundleBasedDirectRunner",
     "DataflowRunner",
@@ -47,38 +44,8 @@ BEAM_RUNNERS = (
     "TestDataflowRunner",
     "TestDirectRunner",
 )
-# Loggers of Beam that talk about its inner life at WARNING.
-CHATTY = (
-    "apache_beam.options.pipeline_options",
-    "apache_beam.runners.portability.fn_api_runner.fn_runner",
-    "apache_beam.runners.worker.sdk_worker",
-    "apache_beam.runners.worker.sdk_worker_main",
-    "apache_beam.runners.worker.worker_pool_main",
-    "apache_beam.runners.portability.portable_runner",
-    "apache_beam.runners.portability.local_job_service",
-    "apache_beam.utils.subprocess_server",
-    "apache_beam.internal.gcp.auth",
-    "apache_beam.typehints",
-    "PrismRunner",
-)
-# What these say when a worker is gone, the runner says better.
-SILENT = (
-    "apache_beam.runners.worker.data_plane",
-    "apache_beam.runners.portability.fn_api_runner.worker_handlers",
-)
-# Faults of the machine or of what the user gave: a sentence says all, a trace of ours would say nothing.
-ENVIRONMENT_ERRORS = frozenset(
-    (errno.EPERM, errno.EACCES, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENOSPC, errno.EROFS, errno.EDQUOT)
-)
-# The last: a bundle ends while its worker is being stopped, and Beam has forgotten it already.
-EXPECTED = re.compile(
-    rf"\[[Ee]rrno ({'|'.join(map(str, sorted(ENVIRONMENT_ERRORS)))})\]|\b(Missing)?InputError: |\bKeyError: 'bundle_\d+"
-)
-TRACING = ("", "apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker")  # "": what workers send
-# Beam's threads that end with an exception when the other side is gone.
-READERS = ("beam_control_read", "read_grpc_client_inputs", "read_state")
-ENGINES = "OPENWIT_ENGINES"  # folder that `make engines` filled, if it is not ./.engines
-WORKER_DEATHS = 2  # jobs that are begun again, where they were, because a worker died
+ENGINES = "OPENWIT_ENGINES"  # names the folder that `make engines` filled, if it is not ./.engines
+WORKER_DEATHS = 2  # how often a job is resumed after a worker died
 
 
 class JobFailed(RuntimeError):
@@ -86,60 +53,15 @@ class JobFailed(RuntimeError):
 
 
 class InputGone(JobFailed, MissingInput):
-    """An input that the plan has found is not there any more, or was one of many and never was."""
+    """An input is missing. It was there when the run was planned, or it is one of many that planning did not check."""
+
+
+class FileDamaged(JobFailed, storage.DamagedError):
+    """A file of the run is not as it was written."""
 
 
 class WorkerDied(JobFailed):
-    """A worker process ended without a word: killed, most often for want of memory."""
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Beam warns at import about packages that nobody asked for."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def no_waiting(record: logging.LogRecord) -> bool:
-    """False for what Beam says, by the root logger, while a job server starts."""
-    return not str(record.msg).startswith("Waiting for grpc channel")
-
-
-def no_expected_trace(record: logging.LogRecord) -> bool:
-    """False for the trace of a failure that will be told in a sentence."""
-    error = record.exc_info[1] if record.exc_info else ""
-    name = type(error).__name__
-    return record.levelno < logging.ERROR or not EXPECTED.search(f"{record.getMessage()} {name}: {error}")
-
-
-def print_unless_expected(text: str, **more: Any) -> None:
-    """What workers print instead of every trace."""
-    if not EXPECTED.search(text):
-        print(text, **more)
-
-
-def import_beam() -> Any:
-    """apache_beam, without its noise."""
-    if not logging.getLogger().handlers:
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    for name in CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for name in SILENT:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    logging.getLogger().addFilter(no_waiting)
-    for name in TRACING:
-        logging.getLogger(name).addFilter(no_expected_trace)
-    gc.disable()  # it would look for rubbish among ever more modules, now and later, and find none
-    try:
-        with quiet():
-            import apache_beam
-    finally:
-        gc.freeze()
-        gc.enable()
-    return apache_beam
+    """A worker process ended without a message. Most often it was killed because memory ran out."""
 
 
 def beam_flags() -> list[str]:
@@ -180,9 +102,9 @@ def make_options(
 
     Args:
         name: local, or a Beam runner, with or without "Runner", in any case.
-        workers: processes of the local runner; None: one a core. Other runners have flags of their own.
+        workers: processes of the local runner; None: one for each core. Other runners have flags of their own.
         beam_args: Beam's own flags.
-        load: what the local workers load before they begin.
+        load: loaded by the local workers before they begin.
 
     Raises:
         UsageError: there is no such runner.
@@ -193,7 +115,7 @@ def make_options(
     if name.lower() in LOCAL:
         if name.lower() not in ("local", "localrunner"):
             print(
-                "pipeline: DirectRunner would look for an engine on the network; using the local runner",
+                "pipeline: DirectRunner would download an engine; using the local runner instead",
                 file=sys.stderr,
             )
         count = max(1, workers if workers is not None else len(os.sched_getaffinity(0)))
@@ -207,7 +129,7 @@ def make_options(
 
 
 def engine_defaults(name: str, given: Sequence[str]) -> list[str]:
-    """Flags for an engine that `make engines` fetched, where the user gave none: no download, no Docker."""
+    """Flags for an engine that `make engines` fetched, except those that the user gave: no download, no Docker."""
     folder = Path(os.environ.get(ENGINES, ".engines")).absolute()
     flags = {word.split("=")[0] for word in given}
     short = name.lower().removesuffix("runner")
@@ -222,7 +144,7 @@ def engine_defaults(name: str, given: Sequence[str]) -> list[str]:
 
 
 def local_runner(workers: int, load: Preload = NOTHING) -> Any:
-    """Beam's FnApiRunner with our worker processes, or in this process if there is only one worker."""
+    """Beam's FnApiRunner with our worker processes. A single worker runs in this process."""
     from apache_beam.portability.api import beam_provision_api_pb2
     from apache_beam.runners.portability.fn_api_runner import fn_runner
     from apache_beam.runners.portability.portable_runner import JobServiceHandle
@@ -236,16 +158,9 @@ def local_runner(workers: int, load: Preload = NOTHING) -> Any:
 
     if workers == 1:
         return LocalRunner()
-    fork_server.current(load)
+    forked_workers.current(load)
     quiet_readers()
-    return LocalRunner(default_environment=fork_server.environment())
-
-
-@functools.cache
-def quiet_readers() -> None:
-    """A side that ends breaks the streams that the other one's threads read; the job says so itself."""
-    tell = threading.excepthook
-    threading.excepthook = lambda args: None if args.thread and args.thread.name in READERS else tell(args)
+    return LocalRunner(default_environment=forked_workers.environment())
 
 
 def run_job(
@@ -257,14 +172,14 @@ def run_job(
     program: str,
     load: Preload = NOTHING,
 ) -> None:
-    """Runs one pipeline to its end with its progress shown; one whose worker dies goes on where it was, twice.
+    """Runs one pipeline to its end and shows its progress. If a worker dies, the job is resumed, at most twice.
 
     Args:
         construct: builds the pipeline on a root.
         asked: the runner's name, its workers, and Beam's own flags, as `make_options` takes them.
-        root: the work folder: what ended workers had begun there is removed after each try.
-        steps: what the progress line names.
-        program: who speaks of a death on stderr.
+        root: the work folder. Unfinished files of ended workers are removed from it after each attempt.
+        steps: shown by the progress line.
+        program: the name in front of the message about a worker's death on stderr.
         load: as `make_options` takes it.
 
     Raises:
@@ -280,14 +195,14 @@ def run_job(
                 raise
             print(f"{program}: {error}; going on", file=sys.stderr)
         finally:
-            files.sweep(root)
+            storage.sweep(root)
 
 
 def run_pipeline(construct: Callable[[Any], Any], runner: Any, options: Any) -> None:
     """Builds a pipeline with `construct(root)` and runs it to its end.
 
     Raises:
-        JobFailed, WorkerDied: with what went wrong.
+        JobFailed, WorkerDied: the job failed; see `explain_failure`.
         KeyboardInterrupt: on SIGINT or SIGTERM, after the job was cancelled on its engine.
     """
     beam = import_beam()
@@ -306,15 +221,9 @@ def run_pipeline(construct: Callable[[Any], Any], runner: Any, options: Any) -> 
                     result.cancel()
             raise
         except Exception as error:
-            raise explain(error) from error
+            raise explain_failure(error) from error
         finally:
-            fork_server.end_workers()
-
-
-def hush() -> None:
-    """After an interrupt Beam's threads have nothing to tell but that they were cut off."""
-    logging.disable(logging.CRITICAL)
-    threading.excepthook = lambda *_: None
+            forked_workers.end_workers()
 
 
 @contextlib.contextmanager
@@ -334,10 +243,10 @@ def variables_for_engines() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], None]]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt here; yields a function that makes it so again.
+    """SIGINT and SIGTERM raise KeyboardInterrupt in the block; yields a function that sets the handlers again.
 
-    While Beam starts a job server it puts its own handler for SIGINT in place. That one ends the server at once, and
-    then nobody can cancel the job, which goes on for ever on its cluster.
+    Beam sets its own handler for SIGINT while it starts a job server. That handler ends the server at once. Then the
+    job cannot be cancelled any more, and runs for ever on its cluster.
     """
     numbers = (signal.SIGINT, signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread():
@@ -377,17 +286,17 @@ def job_servers(runner: Any) -> Iterator[None]:
                 server.stop()
 
 
-def explain(error: BaseException) -> JobFailed:
-    """The failure in a sentence: what the worker raised."""
+def explain_failure(error: BaseException) -> JobFailed:
+    """The failure in one sentence: the message of the worker's exception."""
     text = str(error)
-    if isinstance(error, fork_server.StartFailed):
+    if isinstance(error, forked_workers.StartFailed):
         return JobFailed(text)
     died = ("Channel closed prematurely", "Worker subprocess exited", "Socket closed", "UNAVAILABLE")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     own = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt|Busy|Exit|NoRows)\b.*", line)]
     if any(word in text for word in died) and not own[1:]:
         return WorkerDied(
-            "a worker process died (killed, perhaps for want of memory: try fewer --workers); "
+            "a worker process died, perhaps because memory ran out: try fewer --workers; "
             "the same command goes on where it was"
         )
     if not own and type(error) is not RuntimeError:  # raised in this process, with Beam's "[while running ...]"
@@ -398,4 +307,7 @@ def explain(error: BaseException) -> JobFailed:
     of_input = re.match(r"(?:[\w.]+\.)?(Missing)?InputError: ", last)
     if of_input:
         return (InputGone if of_input[1] else JobFailed)(last[of_input.end() :])
+    of_file = re.match(r"(?:[\w.]+\.)?DamagedError: ", last)
+    if of_file:
+        return FileDamaged(last[of_file.end() :])
     return JobFailed(last)

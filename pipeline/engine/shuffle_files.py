@@ -1,27 +1,34 @@
 """Bucket files: the rows of a unit, cut by bucket, so that a reader of one bucket takes one read from each unit.
 
     8 bytes   magic
-    8 bytes   number of buckets B                          little-endian int64, like what follows
-    8 (B+1)   where in the file each bucket begins, and the end of the last
+    8 bytes   number of buckets B                          little-endian, like what follows
+    24 B      per bucket: where it begins, where it ends, and its checksum
     ...       per bucket one Arrow IPC record batch message (empty: no bytes)
 
-The schema is not in the file: both sides know it. The messages are also what travels where the engine's own shuffle
-carries the exchange, so that both ways move the same bytes.
+The checksum of a bucket is the xxh3_64 of its message; the seed is that of B, the bucket's number and its two places.
+So a reader of one bucket checks all that it reads, and reads nothing else. The schema is not in the file: both sides
+know it. The messages are also what travels where the engine's own shuffle carries the exchange, so that both ways move
+the same bytes.
 """
 
 from __future__ import annotations
 
-import os
+import struct
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import xxhash
 
-from pipeline.engine import files
+from pipeline.engine import storage
 from pipeline.engine.hashing import partition
 
-MAGIC = b"OWBUCK01"
+MAGIC = b"OWBUCK02"
+HEAD = struct.Struct("<8sq")
+ENTRY = struct.Struct("<qqQ")
+_PLACE = struct.Struct("<qqqq")
 
 
 def cut(batch: pa.RecordBatch, bucket_of_row: npt.NDArray[np.int64], count: int) -> list[pa.Buffer | None]:
@@ -49,40 +56,74 @@ def join(
 
 def write(path: str, messages: list[pa.Buffer | None]) -> int:
     """Writes a bucket file atomically; returns its size in bytes."""
-    sizes = [0 if message is None else message.size for message in messages]
-    head = 16 + 8 * (len(sizes) + 1)
-    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype("<i8") + head
-    with files.writing(path) as file:
-        file.write(MAGIC + np.int64(len(sizes)).astype("<i8").tobytes() + offsets.tobytes())
+    count, at = len(messages), HEAD.size + ENTRY.size * len(messages)
+    head = [HEAD.pack(MAGIC, count)]
+    for bucket, message in enumerate(messages):
+        data = b"" if message is None else memoryview(message)
+        end = at + len(data)
+        head.append(ENTRY.pack(at, end, _checksum(data, count, bucket, at, end)))
+        at = end
+    with storage.writing(path) as file:
+        file.write(b"".join(head))
         for message in messages:
             if message is not None:
                 file.write(message)
-    return int(offsets[-1])
+    return at
 
 
 def read(path: str, bucket: int) -> bytes:
-    """The message of one bucket: two small reads, whatever the size of the file."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        start, end = np.frombuffer(os.pread(descriptor, 16, 16 + 8 * bucket), "<i8").tolist()
-        data = os.pread(descriptor, end - start, start) if end > start else b""
-    finally:
-        os.close(descriptor)
-    if len(data) != end - start:
-        raise OSError(f"{path} is cut: bucket {bucket} should have {end - start} bytes and has {len(data)}")
+    """The message of one bucket: three small reads, whatever the size of the file.
+
+    Raises:
+        DamagedError: what was read is not as it was written.
+    """
+    with storage.opened(path) as file:
+        magic, count = _unpack(path, HEAD, storage.range_of(file, 0, HEAD.size))
+        if magic != MAGIC or not 0 <= bucket < count:
+            raise storage.DamagedError.of(path, "it is no bucket file of this version")
+        entry = storage.range_of(file, HEAD.size + ENTRY.size * bucket, ENTRY.size)
+        start, end, checksum = _unpack(path, ENTRY, entry)
+        if not 0 <= start <= end <= file.seek(0, 2):
+            raise storage.DamagedError.of(path, f"it is cut: bucket {bucket} should lie at {start} to {end}")
+        data = storage.range_of(file, start, end - start)
+    if _checksum(data, count, bucket, start, end) != checksum:
+        raise storage.DamagedError.of(path)
     return data
 
 
 def read_all(path: str) -> Iterator[tuple[int, bytes]]:
-    """(bucket, message) of the buckets that have rows: for an engine's shuffle, one pass over the unit's own file."""
-    with open(path, "rb") as file:
-        if file.read(8) != MAGIC:
-            raise OSError(f"{path} is not a bucket file")
-        count = int(np.frombuffer(file.read(8), "<i8")[0])
-        offsets = np.frombuffer(file.read(8 * (count + 1)), "<i8").tolist()
-        for bucket, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
-            if end > start:
-                yield bucket, file.read(end - start)
+    """(bucket, message) of the buckets that have rows: for an engine's shuffle, one pass over the unit's own file.
+
+    Raises:
+        DamagedError: the file is not as it was written.
+    """
+    with storage.opened(path) as file:
+        magic, count = _unpack(path, HEAD, storage.range_of(file, 0, HEAD.size))
+        size, at = file.seek(0, 2), HEAD.size + ENTRY.size * count
+        if magic != MAGIC or not 0 <= at <= size:
+            raise storage.DamagedError.of(path, "it is no bucket file of this version")
+        head = storage.range_of(file, HEAD.size, at - HEAD.size)
+        for bucket, (start, end, checksum) in enumerate(ENTRY.iter_unpack(head)):
+            if start != at or not start <= end <= size:
+                raise storage.DamagedError.of(path, f"bucket {bucket} should lie at {start} to {end}")
+            data, at = storage.range_of(file, start, end - start), end
+            if _checksum(data, count, bucket, start, end) != checksum:
+                raise storage.DamagedError.of(path)
+            if data:
+                yield bucket, data
+        if at != size:
+            raise storage.DamagedError.of(path, f"it should end at {at} and has {size} bytes")
+
+
+def _unpack(path: str, form: struct.Struct, data: bytes) -> tuple[Any, ...]:
+    if len(data) != form.size:
+        raise storage.DamagedError.of(path, "it is cut")
+    return form.unpack(data)
+
+
+def _checksum(data: bytes | memoryview, *place: int) -> int:
+    """Of a message: (buckets, bucket, start, end) are its place."""
+    return xxhash.xxh3_64_intdigest(data, xxhash.xxh3_64_intdigest(_PLACE.pack(*place)))
 
 
 def table(messages: list[bytes], schema: pa.Schema) -> pa.Table:

@@ -19,11 +19,13 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
-from pipeline.engine import files
+from pipeline.engine import storage
 from pipeline.engine.cli import UsageError
+
+Json: TypeAlias = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 
 
 class Busy(RuntimeError):
@@ -49,33 +51,30 @@ class StepFolder:
 
     def manifest(self, unit: int) -> dict[str, Any] | None:
         """What the unit did, or None if it is not done under this fingerprint."""
-        found = files.read_json(self.file(unit, "json"))
+        found = storage.read_json(self.file(unit, "json"))
         return found if found is not None and found.get("fingerprint") == self.fingerprint else None
 
     def manifests(self) -> list[tuple[int, dict[str, Any]]]:
         """(unit, manifest) of all units that are done, by number."""
-        try:
-            changed = os.stat(self.path).st_mtime_ns
-        except FileNotFoundError:
-            return []
-        return _manifests(self, changed)
+        changed = storage.changed(self.path)
+        return _manifests(self, changed) if changed is not None else []
 
     def total(self, name: str) -> Any:
         """The sum of one number over all manifests."""
         return sum(found.get(name, 0) for _, found in self.manifests())
 
     def write_manifest(self, unit: int, body: dict[str, Any]) -> dict[str, Any]:
-        """Commits a unit: its files are written already. Returns the manifest."""
+        """Commits a unit, after its files were written. Returns the manifest."""
         found = {**body, "fingerprint": self.fingerprint}
-        files.write_json(self.file(unit, "json"), found)
+        storage.write_json(self.file(unit, "json"), found)
         return found
 
 
 @functools.lru_cache(maxsize=16)
 def _manifests(folder: StepFolder, changed: int) -> list[tuple[int, dict[str, Any]]]:
-    """`manifests` of a folder in one state: steps that read another's buckets ask once a unit."""
+    """`manifests` of a folder in one state, cached: a step that reads buckets calls it once for each unit."""
     del changed
-    units = sorted(int(name.removesuffix(".json")) for name in os.listdir(folder.path) if name.endswith(".json"))
+    units = sorted(int(name.removesuffix(".json")) for name in storage.names(folder.path) if name.endswith(".json"))
     return [(unit, found) for unit in units for found in [folder.manifest(unit)] if found is not None]
 
 
@@ -106,27 +105,33 @@ class StageFolder:
         return StepFolder(os.path.join(self.path, name), fingerprint)
 
     def info(self) -> dict[str, Any] | None:
-        """info.json of the stage if it is completed, else None."""
-        if not os.path.exists(os.path.join(self.path, "COMPLETED")):
+        """info.json of the stage if it is completed, else None. One of an older version has no checksum in it."""
+        if not storage.exists(os.path.join(self.path, "COMPLETED")):
             return None
-        return files.read_json(os.path.join(self.path, "info.json"))
+        return storage.read_json(os.path.join(self.path, "info.json"), sealed=False)
 
     def done(self) -> dict[str, Any]:
-        """info.json of a stage that must be completed by now."""
+        """info.json of a stage that must be completed.
+
+        Raises:
+            RuntimeError: the stage is not completed.
+        """
         info = self.info()
         if info is None:
             raise RuntimeError(f"the stage {self.name!r} is not done in {self.root}")
+        if storage.CHECKSUM not in info:
+            raise storage.DamagedError.of(os.path.join(self.path, "info.json"), "it has no checksum")
         return info
 
     def complete(self, info: dict[str, Any]) -> None:
         """Writes info.json, then COMPLETED."""
         head = {"stage": self.name, "fingerprint": self.fingerprint, **json.loads(self.about)}
-        files.write_json(os.path.join(self.path, "info.json"), {**head, **info})
-        files.write_bytes(os.path.join(self.path, "COMPLETED"), b"")
+        storage.write_json(os.path.join(self.path, "info.json"), {**head, **info})
+        storage.write_plain(os.path.join(self.path, "COMPLETED"), b"")
 
 
 def run_unit(folder: StepFolder, unit: int, task: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
-    """Does a unit unless its manifest is there; the manifest is written last and commits it."""
+    """Runs a unit unless its manifest is there. The manifest is written last and commits the unit."""
     done = folder.manifest(unit)
     if done is not None:
         return done
@@ -150,15 +155,15 @@ def hex_digest(value: int) -> str:
 
 
 @contextlib.contextmanager
-def locked(root: str, *, patience: float = 10.0) -> Iterator[None]:
-    """Holds the folder for one run. The kernel releases the lock when the process dies, however it dies.
+def lock_run_folder(root: str, *, patience: float = 10.0) -> Iterator[None]:
+    """Locks the folder for one run. The kernel releases the lock when the process ends, however it ends.
 
-    Workers hold a shared lock of their own (`hold_as_worker`); a new run waits `patience` seconds for those of a dead
-    run to end.
+    Workers hold a shared lock of their own (`lock_as_worker`). A new run waits at most `patience` seconds for the
+    workers of a dead run to end.
 
     Raises:
-        Busy: another run is alive on this folder.
-        UsageError: no folder can be made there, or nothing be written into it.
+        Busy: another run holds the folder, or workers of a dead run do not end.
+        UsageError: the folder cannot be made or written.
     """
     _make(root)
     with open(os.path.join(root, ".lock"), "a+") as run, open(os.path.join(root, ".workers"), "a+") as workers:
@@ -188,7 +193,7 @@ def _make(root: str) -> None:
     except OSError as error:
         raise UsageError(f"the output folder {root!r} cannot be made ({error.strerror}): name another one") from None
     if not os.access(root, os.W_OK | os.X_OK):
-        raise UsageError(f"nothing may be written into {root!r}: name another output folder, or change its permissions")
+        raise UsageError(f"the output folder {root!r} is not writable: name another one, or change its permissions")
 
 
 def _wait_for(workers: Any, patience: float) -> None:
@@ -209,8 +214,8 @@ _running: set[str] = set()
 _held: dict[str, Any] = {}
 
 
-def hold_as_worker(root: str) -> None:
-    """Called in every process that writes below `root`: it counts as alive until it ends."""
+def lock_as_worker(root: str) -> None:
+    """Holds the shared lock until this process ends. Every process that writes below `root` calls it."""
     if root not in _running and root not in _held:
         _held[root] = open(os.path.join(root, ".workers"), "a+")
         fcntl.flock(_held[root], fcntl.LOCK_SH)

@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from pipeline import schema
-from pipeline.engine import files
+from pipeline.engine import storage
 from pipeline.fetching.client import Client, shared_client
 from pipeline.fetching.errors import OK, Failure
 from pipeline.fetching.helper import Decoder
@@ -337,7 +337,7 @@ def _store(outcomes: list[_Outcome], spool: IO[bytes], raw_path: str) -> list[in
     if not any(outcome.status == OK for outcome in outcomes):
         return offsets
     end = 0
-    with files.writing(raw_path) as raw:
+    with storage.writing(raw_path) as raw:
         for row, outcome in enumerate(outcomes):
             if outcome.status != OK:
                 continue

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from pipeline.engine import files, hashing
+from pipeline.engine import hashing, storage
 from pipeline.engine.work import StageFolder, StepFolder
 from pipeline.schema import FETCHED
 from pipeline.stages.row_pass import ROW_HASH
@@ -45,12 +45,12 @@ class Attempts:
 
     def count(self) -> int:
         """How many attempts were asked for so far, one that is under way included."""
-        return (files.read_json(os.path.join(self.folder.path, "attempts.json")) or 0) + 1
+        return (storage.read_json(os.path.join(self.folder.path, "attempts.json")) or {}).get("retries", 0) + 1
 
     def ask_for_another(self) -> None:
         """From now on the stage has one attempt more, also if this run is interrupted."""
-        files.write_json(os.path.join(self.folder.path, "attempts.json"), self.count())
-        files.remove(os.path.join(self.folder.path, "COMPLETED"))
+        storage.write_json(os.path.join(self.folder.path, "attempts.json"), {"retries": self.count()})
+        storage.remove(os.path.join(self.folder.path, "COMPLETED"))
 
     def rows(self, unit: int) -> Iterator[tuple[int, int, pa.Table]]:
         """(attempt, part, rows) of a unit, the last word on each row."""
@@ -65,7 +65,7 @@ def fetched_rows(attempts: Attempts, unit: int, *, before: int) -> Iterator[tupl
         manifest = folder.manifest(unit)
         found = []
         for part in range(manifest["parts"] if manifest else 0):
-            table = pa.Table.from_batches(files.read_batches(folder.file(unit, "arrow", part)), FETCHED_PART)
+            table = pa.Table.from_batches(storage.read_batches(folder.file(unit, "arrow", part)), FETCHED_PART)
             words = np.stack(hashing.uid_words(table["uid"]), axis=1).astype(">u8").view("V16").ravel()
             keep = ~np.isin(words, seen) if len(seen) else np.ones(len(words), np.bool_)
             found.append(words)

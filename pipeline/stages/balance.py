@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pyarrow as pa
 
-from pipeline.engine import checks, files, hashing, shuffle_files
+from pipeline.engine import checks, hashing, shuffle_files, storage
 from pipeline.engine.cli import UsageError
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import PARQUET, Rows
-from pipeline.engine.steps import Reading, run_exchange, run_task
-from pipeline.engine.work import StepFolder
+from pipeline.engine.steps import run_exchange, run_task
+from pipeline.engine.tasks import Reading
+from pipeline.engine.work import Json, StepFolder
 from pipeline.schema import SELECTED
 from pipeline.stages import caps
-from pipeline.stages.base import TABLES, Job, Json, Outputs, Stage
+from pipeline.stages.base import TABLES, Job, Outputs, Stage
 from pipeline.stages.caps import CapPlan, MatchedRows, Policy
 from pipeline.stages.row_pass import ROW_HASH
 from pipeline.stages.run import Run, RunSettings
@@ -108,7 +109,7 @@ class SelectRows:
         decide = caps.decider(self.plan, tally, SELECTED_PART, bits=bits)
         for path, keep in self.rows.masked(unit):
             first, selected = 0, []
-            for batch in files.read_batches(path):
+            for batch in storage.read_batches(path):
                 selected.append(decide(batch, keep[first : first + batch.num_rows]))
                 first += batch.num_rows
             self._write(unit, parts, selected, bits)
@@ -146,7 +147,7 @@ class SortRows:
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
         table = caps.sort_by_uid(shuffle_files.table(messages, SELECTED_PART))
-        files.write_table(self.folder.file(unit, "parquet"), table)
+        storage.write_table(self.folder.file(unit, "parquet"), table)
         return {"rows": table.num_rows}
 
 

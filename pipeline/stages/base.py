@@ -11,25 +11,23 @@ from __future__ import annotations
 import abc
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import files, hashing
+from pipeline.engine import hashing, storage
 from pipeline.engine.ledger import Ledger, smallest
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
-from pipeline.engine.work import StageFolder, StepFolder, digest_of
+from pipeline.engine.work import Json, StageFolder, StepFolder, digest_of
 from pipeline.schema import REJECTED
+from pipeline.stages.run import Run
 
 if TYPE_CHECKING:
     import apache_beam as beam
 
-    from pipeline.stages.run import Run
-
-Json: TypeAlias = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 T = TypeVar("T")
 Job: TypeAlias = Literal["select", "fetch", "publish"]
 
@@ -151,6 +149,10 @@ class Stage(abc.ABC):
         """
         return None
 
+    def settle(self, run: Run) -> None:
+        """Writes what the workers read of the options, anew in each run."""
+        return None
+
     def begin(self, run: Run) -> None:
         """What must be so before the job starts."""
         return None
@@ -166,7 +168,9 @@ class Stage(abc.ABC):
     def is_done(self) -> bool:
         """True if the folder holds the stage, made as it is planned."""
         info = self.folder.info()
-        return info is not None and info.get("fingerprint") == self.folder.fingerprint
+        if info is None or storage.CHECKSUM not in info:
+            return False  # an older version left it, without checksums in its files
+        return info.get("fingerprint") == self.folder.fingerprint
 
     @property
     def decided(self) -> dict[str, Json]:
@@ -192,7 +196,7 @@ class Stage(abc.ABC):
         counted = self.counted() if counted is None else counted
         ledger, digest = sum_of_ledgers(counted, self.name)
         table = merge_rejected(self.name, counted, keep=self.keep_rejected)
-        files.write_table(f"{self.folder.path}/rejected.parquet", table)
+        storage.write_table(f"{self.folder.path}/rejected.parquet", table)
         info = {
             **ledger.to_json(),
             "digest": f"{digest % 2**64:016x}",
@@ -221,7 +225,7 @@ def merge_rejected(stage: str, steps: Iterable[StepFolder], *, keep: str) -> pa.
         for unit, manifest in step.manifests():
             if not manifest.get("rejected"):
                 continue
-            table = files.read_table(step.file(unit, "rejected"))
+            table = storage.read_table(step.file(unit, "rejected"))
             tables.append(table.filter(pc.equal(table["stage"], stage)))
             pending += table.num_rows
             if keep == "sample" and pending > 64 * REJECTED_ROWS:

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from pipeline.engine import files, hashing, shuffle_files
+from pipeline.engine import hashing, shuffle_files, storage
 from pipeline.engine.rows import Rows
-from pipeline.engine.steps import Reading, run_exchange, run_task
+from pipeline.engine.steps import run_exchange, run_task
+from pipeline.engine.tasks import Reading
 from pipeline.engine.work import StageFolder, StepFolder
 from pipeline.stages import selection
-from pipeline.stages.selection import Matches, Thresholds
+from pipeline.stages.matches import Matches, Thresholds
 from pipeline.stages.tally import Tally
 from pipeline.text.matcher import Matcher
 
@@ -108,7 +109,7 @@ class MatchedRows:
     def matches(self, group: int) -> Iterator[Matches]:
         for path, keep in self.rows.masked(group):
             first = 0
-            for batch in files.read_batches(path, ["uid", "query_ids"]):
+            for batch in storage.read_batches(path, ["uid", "query_ids"]):
                 inside = keep[first : first + batch.num_rows]
                 yield Matches.from_arrow(batch["uid"], batch["query_ids"], inside)
                 first += batch.num_rows
@@ -188,7 +189,7 @@ class CountQueries:
             write_vector(self.folder.file(unit, "picked"), picked)
         if share:
             lists = pa.chunked_array(sample, pa.list_(pa.int32()))
-            files.write_table(self.folder.file(unit, "sample"), pa.table({"query_ids": lists}))
+            storage.write_table(self.folder.file(unit, "sample"), pa.table({"query_ids": lists}))
         return {"rows": rows, "matches": int(counts.sum()), "share": share}
 
 
@@ -219,7 +220,7 @@ class Limits:
             tau = load_thresholds(self.plan.before).hash
             low, high = selection.band_limits_after(counts, self._sum("picked"), tau, cap, stop=stop)
         for name, array in {"count": counts, "stop": stop, "low": low, "high": high}.items():
-            save_array(self.folder.file(unit, name), array)
+            storage.save_array(self.folder.file(unit, name), array)
         head = int(((counts > cap) & ~stop).sum())
         return {
             "cap": cap,
@@ -256,7 +257,7 @@ class Limits:
     def _solve(self, plan: CapPlan, counts: np.ndarray, wanted: float, stop: np.ndarray, *, left: float = 1.0) -> int:
         """The cap that keeps about `wanted` pairs of the share that is left of a plan's rows."""
         counted = plan.step("counts")
-        tables = [files.read_table(counted.file(unit, "sample")) for unit, _ in counted.manifests()]
+        tables = [storage.read_table(counted.file(unit, "sample")) for unit, _ in counted.manifests()]
         lists = hashing.as_array(pa.concat_tables(tables)["query_ids"])
         share = max([manifest["share"] for _, manifest in counted.manifests()], default=1.0)
         scaled = np.rint(counts * left).astype(np.int64)
@@ -338,8 +339,8 @@ class FindThresholds:
             stop=limits["stop"],
             only=only,
         )
-        save_array(self.folder.file(unit, "hash"), tau.hash[only])
-        save_array(self.folder.file(unit, "tie"), tau.tie[only])
+        storage.save_array(self.folder.file(unit, "hash"), tau.hash[only])
+        storage.save_array(self.folder.file(unit, "tie"), tau.tie[only])
         return {"tuples": tuples.num_rows}
 
 
@@ -361,8 +362,8 @@ def load_thresholds(plan: CapPlan) -> Thresholds:
     found = plan.step("thresholds")
     tau = Thresholds(np.zeros(len(limits["count"]), np.uint64), np.zeros(len(limits["count"]), np.uint64))
     for unit in range(QUERY_BUCKETS):
-        tau.hash[unit::QUERY_BUCKETS] = np.load(found.file(unit, "hash"))
-        tau.tie[unit::QUERY_BUCKETS] = np.load(found.file(unit, "tie"))
+        tau.hash[unit::QUERY_BUCKETS] = storage.map_array(found.file(unit, "hash"))
+        tau.tie[unit::QUERY_BUCKETS] = storage.map_array(found.file(unit, "tie"))
     return tau
 
 
@@ -375,7 +376,7 @@ def count_picked(matches: Matches, keys: np.ndarray, tau: np.ndarray) -> np.ndar
 def load_limits(plan: CapPlan) -> dict[str, np.ndarray]:
     """The arrays of `Limits`, mapped."""
     folder = plan.step("limits")
-    return {name: _map(folder.file(0, name)) for name in ("count", "stop", "low", "high")}
+    return {name: storage.map_array(folder.file(0, name)) for name in ("count", "stop", "low", "high")}
 
 
 def decider(
@@ -456,21 +457,14 @@ def candidates(plan: CapPlan) -> int:
 
 def write_vector(path: str, vector: np.ndarray) -> None:
     """A vector of int64, mostly zeros, compressed."""
-    files.write_bytes(path, len(vector).to_bytes(8, "little") + pa.compress(vector.tobytes(), "zstd", asbytes=True))
+    storage.write_bytes(path, len(vector).to_bytes(8, "little") + pa.compress(vector.tobytes(), "zstd", asbytes=True))
 
 
 def read_vector(path: str) -> np.ndarray:
     """The inverse of `write_vector`."""
-    with open(path, "rb") as file:
-        data = file.read()
+    data = storage.read_bytes(path)
     size = 8 * int.from_bytes(data[:8], "little")
     return np.frombuffer(pa.decompress(data[8:], size, "zstd", asbytes=True), np.int64)
-
-
-def save_array(path: str, array: np.ndarray) -> None:
-    """np.save, atomic."""
-    with files.writing(path) as file:
-        np.save(file, array)
 
 
 def read_lines(path: str) -> list[str]:
@@ -481,10 +475,6 @@ def read_lines(path: str) -> list[str]:
         return [line.strip() for line in file.read().decode().splitlines() if line.strip()]
 
 
-def _map(path: str) -> np.ndarray:
-    return np.load(path, mmap_mode="r").view(np.ndarray)
-
-
 @functools.lru_cache(maxsize=2)
 def _query_keys(tables: str, seed: int) -> np.ndarray:
-    return hashing.mix(np.load(os.path.join(tables, "query_hash.npy")), seed)
+    return hashing.mix(storage.map_array(os.path.join(tables, "query_hash.npy")), seed)

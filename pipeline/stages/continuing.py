@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.engine import files
+from pipeline.engine import storage
 from pipeline.engine.cli import UsageError
 from pipeline.engine.display import sanitize
 from pipeline.stages.base import Stage
@@ -75,10 +75,10 @@ def check_inputs(stages: list[Stage], run: Run) -> None:
 def difference(stage: Stage) -> str | None:
     """What keeps a completed stage from being used; None: it is as planned, or not there."""
     info = stage.folder.info()
-    if info is None or info.get("fingerprint") == stage.folder.fingerprint:
+    if info is None or stage.is_done():
         return None
     remedy = f"use another --output, or add --redo {stage.name} to make it anew"
-    if "fingerprint" not in info:
+    if "fingerprint" not in info or storage.CHECKSUM not in info:
         version = info.get("versions", {}).get("openwit", "unknown")
         return f"made by an older version of OpenWIT ({version}), which this one cannot continue: {remedy}"
     differing = describe(info.get("decided_by", {}), stage.decided)
@@ -127,7 +127,7 @@ def remove_from(stages: list[Stage], name: str | None) -> None:
     """Removes a stage and those after it, so that they are made anew; None: nothing."""
     names = [stage.name for stage in stages]
     for stage in reversed(stages[names.index(name) :] if name else []):
-        files.remove(stage.folder.path)  # the last one first: none is left that was made from one that is gone
+        storage.remove(stage.folder.path)  # the last one first: none is left that was made from one that is gone
 
 
 def reopen(stages: list[Stage], run: Run) -> None:

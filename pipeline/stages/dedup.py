@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
-from pipeline.engine.work import StepFolder
-from pipeline.stages.base import Job, Json, Outputs, Stage
+from pipeline.engine.work import Json, StepFolder
+from pipeline.stages.base import Job, Outputs, Stage
 from pipeline.stages.dedup_exchange import DedupPlan, drop_duplicates
 from pipeline.stages.run import Run
 

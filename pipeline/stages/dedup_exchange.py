@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.engine import files, hashing, shuffle_files
+from pipeline.engine import hashing, shuffle_files, storage
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
-from pipeline.engine.steps import Reading, run_exchange
+from pipeline.engine.steps import run_exchange
+from pipeline.engine.tasks import Reading
 from pipeline.engine.work import StageFolder, StepFolder
 from pipeline.stages import selection
 from pipeline.stages.row_pass import KEYS, PARTS_OF_UNIT
@@ -134,21 +135,21 @@ class MarkDropped:
             first, last = np.searchsorted(part_of_drop, [number, number + 1])
             mask = np.zeros(rows, np.uint8)
             mask[row[first:last]] = reason[first:last]
-            files.write_bytes(self.folder.file(source, "mask", part), mask.tobytes())
+            storage.write_bytes(self.folder.file(source, "mask", part), mask.tobytes())
             count_part(self.plan.rows.parts.file(source, "arrow", part), mask, tally, self.plan.reasons)
         return unit_body(self.folder, unit, [tally], rejects)
 
 
 def count_part(path: str, mask: np.ndarray, tally: Tally, reasons: tuple[str, ...]) -> None:
     """Adds one part to the stage's ledger and digest, and offers its dropped rows to the rejects."""
-    hashes = np.concatenate([batch["row_hash"].to_numpy() for batch in files.read_batches(path, ["row_hash"])])
+    hashes = np.concatenate([batch["row_hash"].to_numpy() for batch in storage.read_batches(path, ["row_hash"])])
     tally.ledger.rows_in += len(mask)
     tally.passed(hashes[mask == 0])
     for code in np.unique(mask[mask > 0]).tolist():
         rows = np.flatnonzero(mask == code)
         tally.ledger.drop(reasons[code], len(rows))
         if tally.rejects.keep == "sample" and len(rows) > tally.rejects.limit:  # few of them are read
-            high = np.concatenate([hashing.uid_words(batch["uid"])[0] for batch in files.read_batches(path, ["uid"])])
+            high = np.concatenate([hashing.uid_words(batch["uid"])[0] for batch in storage.read_batches(path, ["uid"])])
             rows = np.sort(rows[np.argpartition(high[rows], tally.rejects.limit - 1)[: tally.rejects.limit]])
         if tally.rejects.keep != "none":
             _reject(path, rows, reasons[code], tally)
@@ -157,7 +158,7 @@ def count_part(path: str, mask: np.ndarray, tally: Tally, reasons: tuple[str, ..
 def _reject(path: str, rows: np.ndarray, reason: str, tally: Tally) -> None:
     """Offers the given rows of a part to the rejects."""
     first = 0
-    for batch in files.read_batches(path):  # mapped, while a choice of columns would be copied: few rows are looked at
+    for batch in storage.read_batches(path):  # mapped; a choice of columns would be copied
         inside = rows[(rows >= first) & (rows < first + batch.num_rows)] - first
         if len(inside):
             taken = batch.take(pa.array(inside))

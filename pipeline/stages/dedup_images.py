@@ -17,10 +17,10 @@ from pipeline.engine import hashing
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_task
-from pipeline.engine.work import StepFolder
+from pipeline.engine.work import Json, StepFolder
 from pipeline.schema import FETCHED
 from pipeline.stages.attempts import Attempts
-from pipeline.stages.base import Job, Json, Outputs, Stage
+from pipeline.stages.base import Job, Outputs, Stage
 from pipeline.stages.dedup_exchange import DedupPlan, drop_duplicates
 from pipeline.stages.row_pass import FETCHED_OK, PROVENANCE, RAW, URL_HASH, PartWriter
 from pipeline.stages.run import Run

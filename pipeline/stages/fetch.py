@@ -20,20 +20,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import files, hashing, shuffle_files
+from pipeline.engine import hashing, shuffle_files, storage
 from pipeline.engine.cli import UsageError
 from pipeline.engine.opening import InputError
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
-from pipeline.engine.steps import Reading, run_exchange, run_task
-from pipeline.engine.work import StepFolder
+from pipeline.engine.steps import run_exchange, run_task
+from pipeline.engine.tasks import Reading
+from pipeline.engine.work import Json, StepFolder
 from pipeline.fetching.downloader import FetchOptions, fetch_rows
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import PROJECT_URL
 from pipeline.schema import SELECTED
+from pipeline.sources import READERS
 from pipeline.stages.attempts import FETCHED_PART, Attempts, fetched_rows
-from pipeline.stages.base import Job, Json, Outputs, Stage
+from pipeline.stages.base import Job, Outputs, Stage
 from pipeline.stages.row_pass import ROW_HASH
 from pipeline.stages.run import Run
 from pipeline.stages.tally import Rejects, Tally, unit_body
@@ -139,7 +141,7 @@ class ByHost:
         return len(self.plan.selected.manifests())
 
     def run(self, unit: int) -> dict[str, Any]:
-        table = files.read_table(self.plan.selected.file(unit, "parquet")).cast(SELECTED_PART).combine_chunks()
+        table = storage.read_table(self.plan.selected.file(unit, "parquet")).cast(SELECTED_PART).combine_chunks()
         batch = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], SELECTED_PART)
         hosts = self.plan.attempts.hosts
         bucket = (host_hashes(batch["url"]) % np.uint64(hosts)).astype(np.int64)
@@ -168,7 +170,7 @@ class IndexArchivedImages:
 
     def run(self, unit: int) -> dict[str, Any]:
         listed = self.plan.images
-        tables = [files.read_table(listed.file(source, "images")) for source, _ in listed.manifests()]
+        tables = [storage.read_table(listed.file(source, "images")) for source, _ in listed.manifests()]
         if not tables:
             return {"images": 0}
         table = pa.concat_tables(tables).combine_chunks()
@@ -179,8 +181,7 @@ class IndexArchivedImages:
         kept = table.take(pa.array(order[first]))
         arrays = {"hash": words[first], "source": kept["source"].to_numpy(), "offset": kept["offset"].to_numpy()}
         for name, array in arrays.items():
-            with files.writing(self.folder.file(unit, name)) as file:
-                np.save(file, array)
+            storage.save_array(self.folder.file(unit, name), array)
         return {"images": int(first.sum())}
 
 
@@ -198,30 +199,28 @@ class ArchivedImages:
         Raises:
             Failure: a remote archive cannot be read now; a later pass may have more luck.
         """
-        from pipeline.sources.warc import read_image
-
         words, sources, offsets = _archived(self.folder)
         high, low = hashing.hash_strings(pa.array([url]))[0]
         at = int(np.searchsorted(words[:, 0], high))
         if at >= len(words) or words[at, 0] != high or words[at, 1] != low:
             return None
-        path = archive_paths(self.inputs)[int(sources[at])]
+        form, path = archives(self.inputs)[int(sources[at])]
         try:
-            return read_image(path, int(offsets[at]), max_bytes=self.max_bytes)
+            return READERS[form].read_image(path, int(offsets[at]), max_bytes=self.max_bytes)
         except InputError as error:
             raise Failure("tcp", f"the archive of the image: {error}") from error
 
 
 @functools.lru_cache(maxsize=1)
 def _archived(folder: StepFolder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    words, sources, offsets = (np.load(folder.file(0, name), mmap_mode="r") for name in ("hash", "source", "offset"))
+    words, sources, offsets = (storage.map_array(folder.file(0, name)) for name in ("hash", "source", "offset"))
     return words, sources, offsets
 
 
 @functools.lru_cache(maxsize=1)
-def archive_paths(inputs: str) -> list[str]:
-    """The path behind each source number."""
-    by_name = {item["name"]: item["path"] for item in files.read_json(inputs)}
+def archives(inputs: str) -> list[tuple[str, str]]:
+    """The format and the path behind each source number."""
+    by_name = {item["name"]: (item["format"], item["path"]) for item in storage.read_list(inputs)}
     return [by_name[name] for name in sorted(by_name)]
 
 
@@ -276,9 +275,9 @@ def download(plan: FetchPlan, folder: StepFolder, unit: int, rows: pa.Table) -> 
     parts = 0
     for start in range(0, rows.num_rows, ROWS_PER_CALL):
         path = folder.file(unit, "arrow", parts)
-        if not os.path.exists(path):
+        if not storage.is_sound(path):
             _download_part(plan, folder, unit, parts, rows.slice(start, ROWS_PER_CALL))
-        for batch in files.read_batches(path, ["status"]):
+        for batch in storage.read_batches(path, ["status"]):
             for item in pc.value_counts(batch["status"]).to_pylist():
                 counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
         parts += 1
@@ -303,7 +302,7 @@ def _download_part(plan: FetchPlan, folder: StepFolder, unit: int, part: int, ro
     outcome = [hashing.column_hash(fetched[name]) for name in OUTCOME]
     row_hash = hashing.row_hash(batch["row_hash"].to_numpy(), *outcome)
     complete_batch = pa.RecordBatch.from_arrays([*fetched.columns, pa.array(row_hash)], schema=FETCHED_PART)
-    with files.writing_batches(folder.file(unit, "arrow", part), FETCHED_PART) as out:
+    with storage.writing_batches(folder.file(unit, "arrow", part), FETCHED_PART) as out:
         out.write_batch(complete_batch)
 
 

@@ -16,14 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import checks, files, hashing
+from pipeline.engine import checks, hashing, storage
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_task
-from pipeline.engine.work import StepFolder
-from pipeline.stages.base import TABLES, Job, Json, Outputs
+from pipeline.engine.work import Json, StepFolder
+from pipeline.stages.base import TABLES, Job, Outputs
 from pipeline.stages.row_pass import MATCHED_PART, PROVENANCE, URL_HASH, Parts, RowStage, read_parts
 from pipeline.stages.run import Run
 from pipeline.stages.tally import Tally
@@ -97,7 +97,7 @@ def match_batch(pairs: pa.RecordBatch, tally: Tally, *, matcher: Matcher, query_
 
 @dataclasses.dataclass(frozen=True)
 class MatchRows:
-    """`match_batch` as a part of a pass; `tables` is the folder that `save_tables` wrote."""
+    """`match_batch` as a part of a pass; `tables` is the folder of the compiled list."""
 
     tables: str
 
@@ -134,17 +134,17 @@ class BuildTables:
         return 1
 
     def run(self, unit: int) -> dict[str, Any]:
-        table = files.read_table(self.queries, [IDENTITY, "query"])
+        table = storage.read_table(self.queries, [IDENTITY, "query"])
         identities, queries = (hashing.as_array(table[name]) for name in (IDENTITY, "query"))
         os.makedirs(self.tables, exist_ok=True)
         Matcher.build(queries, mode=self.mode, case=self.case, language=self.language).save(self.tables)
-        np.save(os.path.join(self.tables, "query_hash.npy"), hashing.hash_strings(identities)[:, 0])
+        storage.save_array(os.path.join(self.tables, "query_hash.npy"), hashing.hash_strings(identities)[:, 0])
         return {"queries": len(queries)}
 
 
 @functools.lru_cache(maxsize=1)
 def _load(folder: str) -> tuple[Matcher, np.ndarray]:
-    return Matcher.load(folder), np.load(os.path.join(folder, "query_hash.npy"), mmap_mode="r").view(np.ndarray)
+    return Matcher.load(folder), storage.map_array(os.path.join(folder, "query_hash.npy"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Match(RowStage):
 
     def begin(self, run: Run) -> None:
         table = pa.table({IDENTITY: run.queries.identities, "query": run.queries.table["query"]})
-        files.write_table(self.list_file, table)
+        storage.write_table(self.list_file, table)
 
     def facts(self) -> dict[str, Json]:
         return dict(self.list_counts)

@@ -9,7 +9,6 @@ pair that was picked there and fetched is picked here again.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -18,16 +17,17 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.dataset import report, shards, summary
-from pipeline.engine import files, hashing, shuffle_files
+from pipeline.engine import hashing, shuffle_files, storage
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
-from pipeline.engine.steps import Reading, run_exchange, run_task
-from pipeline.engine.work import StageFolder, StepFolder
+from pipeline.engine.steps import run_exchange, run_task
+from pipeline.engine.tasks import Reading
+from pipeline.engine.work import Json, StageFolder, StepFolder
 from pipeline.schema import FETCHED, readable
 from pipeline.stages import caps
 from pipeline.stages.attempts import Attempts
-from pipeline.stages.base import TABLES, Job, Json, Outputs, Stage
+from pipeline.stages.base import TABLES, Job, Outputs, Stage
 from pipeline.stages.caps import CAP_STEPS, CapPlan, MatchedRows
 from pipeline.stages.row_pass import FETCHED_OK
 from pipeline.stages.run import About, Run
@@ -35,8 +35,6 @@ from pipeline.stages.tally import Rejects, Tally, unit_body
 
 if TYPE_CHECKING:
     import apache_beam as beam
-
-OPEN_FILES = 64  # raw files that a worker keeps open
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +101,7 @@ class CutByShard:
         sizes = np.zeros(count, np.int64)
         for path, keep in plan.rows.masked(unit):
             first, selected = 0, []
-            for batch in files.read_batches(path):
+            for batch in storage.read_batches(path):
                 selected.append(decide(batch, keep[first : first + batch.num_rows]))
                 first += batch.num_rows
             sizes += self._write(unit, parts, selected, count)
@@ -148,9 +146,11 @@ class WriteShards:
         if table.num_rows == 0:
             return {"rows": 0}
         rows = readable(table.select(FETCHED.names), list(plan.names))
-        info, written = shards.write_shard(
-            self.folder.root, self._number(unit), rows, RawImages(plan.attempts.images, table)
-        )
+        images = RawImages(plan.attempts.images, table)
+        try:
+            info, written = shards.write_shard(self.folder.root, self._number(unit), rows, images)
+        except shards.ImageChanged as error:
+            raise storage.DamagedError.of(images.path(error.row), str(error)) from error
         self._summarise(unit, written)
         return {"rows": table.num_rows, "shard": dataclasses.asdict(info)}
 
@@ -182,23 +182,13 @@ class RawImages:
         """Fills the place with the image of a row.
 
         Raises:
-            OSError: the file ends before the image does.
+            DamagedError: the file ends before the image does.
         """
-        path, offset = self._paths[row], self._offsets[row]
-        if os.preadv(_raw_file(path), [place], offset) != len(place):
-            raise OSError(f"{path} is cut: {len(place)} bytes should lie at {offset}")
+        storage.read_into(self._paths[row], self._offsets[row], place)
 
-
-class _RawFile(int):
-    """A descriptor that closes itself when the cache drops it."""
-
-    def __del__(self) -> None:
-        os.close(self)
-
-
-@functools.lru_cache(maxsize=OPEN_FILES)
-def _raw_file(path: str) -> _RawFile:
-    return _RawFile(os.open(path, os.O_RDONLY))
+    def path(self, row: int) -> str:
+        """Where the image of a row lies."""
+        return self._paths[row]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +238,7 @@ class Publish(Stage):
         return {"rows_per_shard": run.settings(PublishSettings).rows_per_shard}
 
     def begin(self, run: Run) -> None:
-        files.remove(os.path.join(run.root, "manifest.json"))  # it would promise files that are replaced now
+        storage.remove(os.path.join(run.root, "manifest.json"))  # it would promise files that are replaced now
 
     def expand(self, done: Any) -> beam.PCollection:
         plan = self.publishing
@@ -299,10 +289,10 @@ class Publish(Stage):
 def copy_rejected(stages: tuple[StageFolder, ...]) -> None:
     """OUT/rejected/<stage>.parquet: what the stages dropped and kept a sample of."""
     target = os.path.join(stages[0].root, "rejected")
-    files.remove(target)
+    storage.remove(target)
     for stage in stages:
         path = os.path.join(stage.path, "rejected.parquet")
-        if os.path.exists(path):
-            table = files.read_table(path)
+        if storage.exists(path):
+            table = storage.read_table(path)
             if table.num_rows:
-                files.write_table(os.path.join(target, f"{stage.name}.parquet"), table.drop_columns(["hash"]))
+                storage.write_published(os.path.join(target, f"{stage.name}.parquet"), table.drop_columns(["hash"]))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from pipeline.engine import files, hashing, shuffle_files
+from pipeline.engine import hashing, shuffle_files, storage
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.steps import run_task
 from pipeline.engine.work import StepFolder
@@ -85,7 +85,7 @@ class PartWriter:
             return
         if self._out is None:
             path = self._folder.file(self._unit, "arrow", self.parts)
-            self._out = self._stack.enter_context(files.writing_batches(path, self._schema))
+            self._out = self._stack.enter_context(storage.writing_batches(path, self._schema))
         if self._bits is not None:
             self._keys.append(_keys(batch, self._unit * PARTS_OF_UNIT + self.parts, self._rows))
         wide = batch.select(self._schema.names)
@@ -113,7 +113,7 @@ def read_parts(folder: StepFolder, unit: int, columns: list[str] | None = None) 
     """The batches of all parts of a unit."""
     manifest = folder.manifest(unit)
     for part in range(manifest["parts"] if manifest else 0):
-        yield from files.read_batches(folder.file(unit, "arrow", part), columns)
+        yield from storage.read_batches(folder.file(unit, "arrow", part), columns)
 
 
 def _keys(batch: pa.RecordBatch, part: int, first: int) -> pa.RecordBatch:

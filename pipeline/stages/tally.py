@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.engine import files, hashing
+from pipeline.engine import hashing, storage
 from pipeline.engine.ledger import Ledger, smallest
 from pipeline.engine.work import StepFolder
 from pipeline.schema import REJECTED
@@ -75,7 +75,7 @@ def unit_body(folder: StepFolder, unit: int, tallies: list[Tally], rejects: Reje
     """Writes the rejected rows of a unit; returns what its manifest says of ledgers and rejected rows."""
     rejected = rejects.table()
     if rejected.num_rows:
-        files.write_table(folder.file(unit, "rejected"), rejected)
+        storage.write_table(folder.file(unit, "rejected"), rejected)
     return {"ledgers": {tally.stage: tally.to_json() for tally in tallies}, "rejected": rejected.num_rows}
 
 

@@ -17,7 +17,6 @@ without compiled code, numpy walks an equal tree (`_Tree`) level by level and gi
 from __future__ import annotations
 
 import functools
-import json
 import os
 import unicodedata
 from collections.abc import Iterator
@@ -29,8 +28,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import jit
-from pipeline.engine.files import write_bytes, writing
+from pipeline.engine import jit, storage
 from pipeline.text import normalize
 
 MODES = ("wide", "metaclip")
@@ -150,8 +148,7 @@ class Matcher:
         if self._tables:
             arrays |= self._tables._asdict()
         for name, array in arrays.items():
-            with writing(str(folder / f"{name}.npy")) as file:
-                np.save(file, array)
+            storage.save_array(str(folder / f"{name}.npy"), array)
         tables = list(self._tables._asdict()) if self._tables else []
         about = {
             "version": VERSION,
@@ -161,13 +158,15 @@ class Matcher:
             "queries": len(self),
             "tables": tables,
         }
-        write_bytes(str(folder / "matcher.json"), json.dumps(about, indent=1).encode() + b"\n")
+        storage.write_json(str(folder / "matcher.json"), about)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Matcher:
-        """The matcher that was saved there. Its tables are mapped: nothing is read before it is looked at."""
+        """The matcher that was saved there. Its tables are checked, and then mapped."""
         folder = Path(folder)
-        about = json.loads((folder / "matcher.json").read_text())
+        about = storage.read_json(str(folder / "matcher.json"))
+        if about is None:
+            raise FileNotFoundError(f"there is no matcher in {folder}")
         if about["version"] != VERSION:
             raise ValueError(f"matcher {folder} has version {about['version']}, not {VERSION}: build it anew")
         data, offsets, dead = (_map(folder, name) for name in ("forms", "form_offsets", "dead"))
@@ -313,8 +312,4 @@ def _buffers(forms: pa.LargeStringArray) -> tuple[npt.NDArray[np.uint8], npt.NDA
 
 
 def _map(folder: Path, name: str) -> npt.NDArray:
-    path = folder / f"{name}.npy"
-    try:
-        return np.load(path, mmap_mode="r").view(np.ndarray)
-    except ValueError:  # an empty array cannot be mapped
-        return np.load(path)
+    return storage.map_array(str(folder / f"{name}.npy"))

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.dataset import report, shards, summary
-from pipeline.engine import files, shuffle_files
+from pipeline.engine import shuffle_files, storage
 from pipeline.engine.display import sanitize, size
 from tests import samples
 
@@ -130,7 +130,7 @@ def test_croissant_names_every_shard_and_column(folder: Path) -> None:
     assert said == {e["path"]: e["sha256"] for e in manifest["files"] if e["path"].endswith((".tar", ".parquet"))
                     and e["path"].startswith(("shards", "metadata"))}  # fmt: skip
     fields = {field["name"] for field in data["recordSet"][1]["field"]}
-    assert fields == set(files.read_table(str(folder / "metadata/00000.parquet")).column_names)
+    assert fields == set(storage.read_published(str(folder / "metadata/00000.parquet")).column_names)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -211,8 +211,8 @@ def test_counts_by_number_are_those_of_a_counter() -> None:
 def test_rejected_rows_are_the_first_of_each_reason(tmp_path: Path) -> None:
     rows = [(f"u{n}", f"t{n}", "gather" if n % 2 else "match", f"reason {n % 3}") for n in range(60)]
     table = pa.table(dict(zip(("url", "text", "stage", "reason"), zip(*rows, strict=True), strict=True)))
-    files.write_table(str(tmp_path / "rejected/a.parquet"), table.slice(0, 40))
-    files.write_table(str(tmp_path / "rejected/b.parquet"), table.slice(40))
+    storage.write_published(str(tmp_path / "rejected/a.parquet"), table.slice(0, 40))
+    storage.write_published(str(tmp_path / "rejected/b.parquet"), table.slice(40))
     found = report._rejected(str(tmp_path))
     for why in {row[2:] for row in rows}:
         first = [row[0] for row in rows if row[2:] == why][: report.REJECTED_A_REASON]

@@ -15,7 +15,7 @@ import pytest
 import xxhash
 
 from pipeline.dataset import shards, tars
-from pipeline.engine import files
+from pipeline.engine import storage
 from tests import samples
 
 
@@ -30,7 +30,7 @@ def published(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def shard(tmp_path: Path) -> tuple[Path, shards.ShardInfo, pa.Table]:
     info, _ = shards.write_shard(str(tmp_path), 0, samples.fetched(12), samples.put)
-    return tmp_path, info, files.read_table(str(tmp_path / "metadata/00000.parquet"))
+    return tmp_path, info, storage.read_published(str(tmp_path / "metadata/00000.parquet"))
 
 
 def test_members_are_adjacent_and_sorted(shard: Any) -> None:
@@ -162,7 +162,7 @@ def test_page_checksums_are_written(shard: Any) -> None:
     data[column.data_page_offset + column.total_compressed_size - 3] ^= 4
     path.write_bytes(data)
     with pytest.raises((OSError, pa.ArrowException)):
-        files.read_table(str(path))
+        storage.read_published(str(path))
 
 
 # ------------------------------------------------------------------------------------------------- the whole folder

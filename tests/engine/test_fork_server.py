@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.engine import child, fork_server, runners
+from pipeline.engine import child, fork_server, forked_workers, runners
 from tests.engine.test_runners import chain
 from tests.processes import alive
 
@@ -23,7 +23,7 @@ HELP_S = 20.0  # seconds in which everything here is done, on a busy machine too
 PROGRAM = """import os, sys, time
 sys.path[:] = {path!r}
 from pipeline.engine import fork_server, worker
-fork_server.PRELOAD = ()
+fork_server.OURS = ()
 def prepare():
     {load}
 def run_worker():
@@ -37,15 +37,15 @@ fork_server.serve(fork_server.NOTHING, prepare=prepare, run_worker=run_worker)
 
 def start(
     monkeypatch: pytest.MonkeyPatch, *, load: str = "pass", command: list[str] | None = None
-) -> fork_server.ForkServer:
+) -> forked_workers.ForkServer:
     """A fork server with another program."""
     program = PROGRAM.format(path=child.search_path(), load=load)
     monkeypatch.setattr(child, "command", lambda *_: command or [sys.executable, "-c", program])
-    return fork_server.ForkServer(fork_server.NOTHING)
+    return forked_workers.ForkServer(fork_server.NOTHING)
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[fork_server.ForkServer]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[forked_workers.ForkServer]:
     started = start(monkeypatch)
     yield started
     started.close()
@@ -58,7 +58,7 @@ def until(what: Any) -> bool:
     return bool(what())
 
 
-def test_workers_are_started_counted_and_killed(server: fork_server.ForkServer) -> None:
+def test_workers_are_started_counted_and_killed(server: forked_workers.ForkServer) -> None:
     first, second = server.spawn({}), server.spawn({})
     assert server.workers() == sorted([first, second])
     assert not server.wait(first, 0.1)
@@ -69,14 +69,14 @@ def test_workers_are_started_counted_and_killed(server: fork_server.ForkServer) 
     assert not alive(second) and not server.workers()
 
 
-def test_a_worker_that_ends_is_known_to_have_ended(server: fork_server.ForkServer) -> None:
+def test_a_worker_that_ends_is_known_to_have_ended(server: forked_workers.ForkServer) -> None:
     pid = server.spawn({})
     os.kill(pid, signal.SIGKILL)  # it has not been waited for: the id is its own still
     assert server.wait(pid, HELP_S)
 
 
 @pytest.mark.parametrize("pid", ["0", "-1", "a stranger", "an ended worker"])
-def test_no_signal_goes_to_who_is_not_a_worker(pid: str, server: fork_server.ForkServer) -> None:
+def test_no_signal_goes_to_who_is_not_a_worker(pid: str, server: forked_workers.ForkServer) -> None:
     """Neither here nor in the fork server: it is asked past our own list, as if the worker had ended on the way."""
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     ended = server.spawn({})
@@ -96,14 +96,14 @@ def test_no_signal_goes_to_who_is_not_a_worker(pid: str, server: fork_server.For
 
 
 def test_handlers_without_a_worker_send_no_signal(
-    server: fork_server.ForkServer, monkeypatch: pytest.MonkeyPatch
+    server: forked_workers.ForkServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beam stops each handler that it has made, those too whose start failed: they had killed their whole group."""
     from apache_beam.runners.portability.fn_api_runner.worker_handlers import WorkerHandler
 
-    monkeypatch.setattr(fork_server, "_current", [server])
-    fork_server.environment()
-    kind = WorkerHandler._registered_environments[fork_server.URN][0]
+    monkeypatch.setattr(forked_workers, "_current", [server])
+    forked_workers.environment()
+    kind = WorkerHandler._registered_environments[forked_workers.URN][0]
     handler = kind.__new__(kind)
     handler._server, handler._pid = server, None
     monkeypatch.setattr(os, "kill", lambda *given: pytest.fail(f"os.kill{given}"))
@@ -122,9 +122,9 @@ def test_handlers_without_a_worker_send_no_signal(
     ],
 )
 def test_a_failed_start_is_one_error(program: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fork_server, "START_S", 2.0 if "600" in str(program) else HELP_S)
+    monkeypatch.setattr(forked_workers, "START_S", 2.0 if "600" in str(program) else HELP_S)
     server = None
-    with pytest.raises(fork_server.StartFailed, match="^no worker process could be started: .*" + words):
+    with pytest.raises(forked_workers.StartFailed, match="^no worker process could be started: .*" + words):
         server = start(monkeypatch, **program)
         server.spawn({})
     if server is not None:
@@ -136,20 +136,20 @@ def test_a_failed_start_is_one_error(program: Any, words: str, monkeypatch: pyte
 def test_a_failed_start_fails_the_job_and_the_caller_lives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    fork_server.end()
+    forked_workers.end()
     start_failing = start(monkeypatch, load="raise ImportError('dataclasses is another one')")
-    monkeypatch.setattr(fork_server, "ForkServer", lambda _: start_failing)
+    monkeypatch.setattr(forked_workers, "ForkServer", lambda _: start_failing)
     runner, options = runners.make_options("local", 2)
     with pytest.raises(
         runners.JobFailed, match="^no worker process could be started: ImportError: dataclasses"
     ) as told:
         runners.run_pipeline(chain(tmp_path), runner, options)
     assert not isinstance(told.value, runners.WorkerDied)  # which would be tried twice more
-    fork_server.end()
+    forked_workers.end()
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_fork_of_ours_leaves_the_fork_server_alone(server: fork_server.ForkServer) -> None:
+def test_a_fork_of_ours_leaves_the_fork_server_alone(server: forked_workers.ForkServer) -> None:
     worker = server.spawn({})
     pid = os.fork()
     if pid == 0:
@@ -160,7 +160,9 @@ def test_a_fork_of_ours_leaves_the_fork_server_alone(server: fork_server.ForkSer
     assert server.workers() == [worker] and server.usable()
 
 
-def test_the_fork_server_and_its_workers_end_with_the_channel(server: fork_server.ForkServer, tmp_path: Path) -> None:
+def test_the_fork_server_and_its_workers_end_with_the_channel(
+    server: forked_workers.ForkServer, tmp_path: Path
+) -> None:
     worker = server.spawn({"READY": str(tmp_path / "ready")})
     assert until((tmp_path / "ready").exists)
     os.kill(worker, signal.SIGSTOP)  # it cannot look whether its parent lives
@@ -170,7 +172,7 @@ def test_the_fork_server_and_its_workers_end_with_the_channel(server: fork_serve
 
 
 def test_another_search_path_makes_another_fork_server(
-    server: fork_server.ForkServer, monkeypatch: pytest.MonkeyPatch
+    server: forked_workers.ForkServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert server.usable()
     monkeypatch.syspath_prepend("/somewhere/else")

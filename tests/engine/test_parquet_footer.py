@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.engine import files, parquet_footer
+from pipeline.engine import parquet_footer, storage
 
 NAME = parquet_footer.writer().decode()
 TABLES = {
@@ -60,7 +60,7 @@ def test_the_bytes_of_a_table_stay(tmp_path: Path) -> None:
             "hash": pa.array([n * 0x9E3779B97F4A7C15 % 2**64 for n in range(rows)], pa.uint64()),
         }
     )
-    files.write_table(str(tmp_path / "a.parquet"), table)
+    storage.write_published(str(tmp_path / "a.parquet"), table)
     data = (tmp_path / "a.parquet").read_bytes()
     assert parquet_footer.writer() not in data
     assert hashlib.sha256(data).hexdigest() == "a499491b38e5c362975079160cbdc1e87915d0bbd46efe50531bc42fd925cfb9"

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.engine import display, files, progress, screen
+from pipeline.engine import display, progress, screen, storage
 from pipeline.engine.progress import Figures, Progress, Watched, watching
 from pipeline.engine.work import StepFolder
 from tests.places import ROOT
@@ -106,7 +106,7 @@ def folder(tmp_path: Path, name: str) -> StepFolder:
 def commit(step: StepFolder, unit: int, rows: int, **more: Any) -> None:
     """Leaves the manifest of a unit."""
     manifest = {"fingerprint": "stage", "rows": rows, "seconds": 0.0, **more}
-    files.write_json(step.file(unit, "json"), manifest)
+    storage.write_json(step.file(unit, "json"), manifest)
 
 
 def test_a_log_gets_a_line_after_10_seconds_and_each_30(tmp_path: Path, clock: Clock) -> None:
@@ -212,8 +212,8 @@ def test_manifests_are_read_once_and_a_look_is_cheap(
     for unit in range(1, 10_000):
         os.link(step.file(0, "json"), step.file(unit, "json"))
     read: list[str] = []
-    read_json = files.read_json
-    monkeypatch.setattr(files, "read_json", lambda path: (read.append(path), read_json(path))[1])
+    read_json = storage.read_json
+    monkeypatch.setattr(storage, "read_json", lambda path: (read.append(path), read_json(path))[1])
     shown = Progress([Watched("match", step, 10_002)], Log(), clock=clock)
     assert len(read) == 10_000
     times = []
@@ -231,7 +231,7 @@ def test_manifests_are_read_once_and_a_look_is_cheap(
 def test_steps_that_count_no_rows_name_none(tmp_path: Path, clock: Clock) -> None:
     step, log = folder(tmp_path, "a"), Log()
     shown = Progress([Watched("band", step)], log, clock=clock)
-    files.write_json(step.file(0, "json"), {"fingerprint": "stage", "seconds": 0.5})
+    storage.write_json(step.file(0, "json"), {"fingerprint": "stage", "seconds": 0.5})
     clock.now += 1
     shown.show(last=True)
     assert log.take() == ["band: 1 unit, 0.5 s"]
@@ -260,11 +260,11 @@ def test_live_figures_are_faster_than_manifests(tmp_path: Path, clock: Clock) ->
     step, log, path = folder(tmp_path, "a"), Log(), tmp_path / "live.json"
 
     def live() -> Figures | None:
-        found = files.read_json(str(path))
+        found = storage.read_json(str(path))
         return None if found is None else Figures(found["done"], found["total"], found["words"])
 
     def tell(done: int, words: str) -> None:
-        files.write_json(str(path), {"done": done, "total": 6000, "words": words})
+        storage.write_json(str(path), {"done": done, "total": 6000, "words": words})
 
     tell(3000, "")  # what an earlier run left
     shown = Progress([Watched("fetch", step, 1, counted="images", live=live)], log, clock=clock)

@@ -16,7 +16,7 @@ import apache_beam as beam
 import pytest
 
 from pipeline import build
-from pipeline.engine import fork_server, runners
+from pipeline.engine import forked_workers, quiet_beam, runners
 from pipeline.engine.cli import UsageError
 from pipeline.engine.progress import Watched
 from pipeline.engine.work import StepFolder
@@ -99,7 +99,7 @@ def test_two_workers_are_processes_with_the_options(tmp_path: Path, capfd: pytes
     assert len({pid for pid, _, _ in notes} - {str(os.getpid())}) == 2
     assert {seen for _, _, seen in notes} == {"told"}
     assert {path.read_text().split()[1] for path in tmp_path.glob("second-*")} == {"8"}
-    assert not fork_server.workers()
+    assert not forked_workers.workers()
     assert capfd.readouterr() == ("", "")
 
 
@@ -115,7 +115,7 @@ def test_a_dead_worker_is_told_soon(tmp_path: Path, capfd: pytest.CaptureFixture
     with pytest.raises(runners.WorkerDied, match="a worker process died"):
         run(troubled("die", tmp_path), 2)
     assert time.monotonic() - start < 30
-    assert not fork_server.workers()
+    assert not forked_workers.workers()
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -217,7 +217,7 @@ test_runners.run(test_runners.chain(Path({str(tmp_path)!r})), 2)"""
 def test_what_a_stopped_worker_says_of_its_last_bundle_is_not_told(
     text: str, told: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runners.print_unless_expected(text)
+    quiet_beam.print_unless_expected(text)
     assert bool(capsys.readouterr().out) is told
     record = logging.LogRecord("apache_beam.runners.worker.sdk_worker", logging.ERROR, "", 0, text, (), None)
-    assert runners.no_expected_trace(record) is told
+    assert quiet_beam.no_expected_trace(record) is told

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.engine import hashing, shuffle_files
+from pipeline.engine import hashing, shuffle_files, storage
 
 SCHEMA = pa.schema([pa.field("n", pa.int64(), False), pa.field("text", pa.string())])
 
@@ -23,7 +23,7 @@ def test_a_bucket_comes_back_from_the_file(tmp_path):
     assert found == [[1, 2], [], [5, 4], []]
     assert [bucket for bucket, _ in shuffle_files.read_all(path)] == [0, 2]
     (tmp_path / "one.rows").write_bytes((tmp_path / "one.rows").read_bytes()[:-1])
-    with pytest.raises(OSError, match="is cut: bucket 2"):
+    with pytest.raises(storage.DamagedError, match="is cut: bucket 2"):
         shuffle_files.read(path, 2)
 
 

@@ -1,0 +1,119 @@
+"""What to do about a damaged file, and the check of all files that the stages of a run keep."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+import xxhash
+
+from pipeline.engine import shuffle_files, storage
+from pipeline.engine.files import TEMPORARY
+from pipeline.engine.storage import DamagedError
+from pipeline.schema import STAGES
+
+LISTED = ("inputs.json", storage.CHECKSUMS)  # files of a run beside its stages
+IMAGES = ("status", "image_offset", "image_bytes", "stored_xxh3")
+_PATH = re.compile(r"(.*) is (damaged \(.*\)|missing)", re.DOTALL)
+
+
+def with_remedy(error: DamagedError) -> str:
+    """What is damaged, and what to type."""
+    found = _PATH.fullmatch(str(error))
+    stage = stage_to_redo(found[1]) if found else None
+    return f"{error}: run the same command again" + (f" with --redo {stage}" if stage else "")
+
+
+def stage_to_redo(path: str) -> str | None:
+    """The stage that makes the file anew; None for a file that each run writes anew.
+
+    It is the stage of the file, or, where that stage's rows came to it in one pass, the first stage of the pass.
+    """
+    root, _, below = path.rpartition("/stages/")
+    stage = below.split("/")[0]
+    if stage not in STAGES:
+        return None
+    at = STAGES.index(stage)
+    while at and not _kept(root, STAGES[at - 1]):
+        at -= 1
+    return STAGES[at]
+
+
+def _kept(root: str, stage: str) -> bool:
+    """True if the rows of a stage lie on the disk."""
+    try:
+        info = storage.read_json(os.path.join(root, "stages", stage, "info.json"))
+        if info is None or "rows" not in info:
+            return info is not None
+        return os.path.isdir(os.path.join(root, info["rows"]["parts"]["path"]))
+    except (DamagedError, KeyError, TypeError):
+        return False
+
+
+def check_stages(folder: str) -> Iterator[tuple[str, str]]:
+    """(path below the folder, problem) of every file of the stages that is not as it was written.
+
+    Args:
+        folder: of a run.
+    """
+    for path in _files(folder):
+        below = os.path.relpath(path, folder).replace(os.sep, "/")
+        if os.path.islink(path):
+            yield below, "is a symbolic link"
+            continue
+        try:
+            check_file(path)
+        except DamagedError as error:
+            yield below, with_remedy(error).removeprefix(path).strip()
+        except OSError as error:
+            yield below, f"cannot be read: {error}"
+
+
+def _files(folder: str) -> Iterator[str]:
+    top = [os.path.join(folder, name) for name in LISTED]
+    yield from (path for path in top if os.path.lexists(path))
+    stages = os.path.join(folder, "stages")
+    if os.path.islink(stages):
+        yield stages
+    yield from (path for path in storage.walk(stages) if not TEMPORARY.search(path))
+
+
+def check_file(path: str) -> None:
+    """Holds one file of a stage, or one that lies beside them, against its checksums.
+
+    Raises:
+        DamagedError: it is not as it was written.
+    """
+    if os.path.basename(path) == storage.CHECKSUMS:
+        for name in (storage.read_json(path) or {})["xxh3_64"]:
+            storage.check_listed(os.path.join(os.path.dirname(path), name))
+    elif path.endswith(".json"):
+        storage.read_json(path)
+    elif os.path.basename(path) == "COMPLETED":
+        if os.path.getsize(path):
+            raise DamagedError.of(path, "it should be empty")
+    elif path.endswith(".raw"):
+        _check_images(path)
+    elif storage.read_range(path, 0, len(shuffle_files.MAGIC)) == shuffle_files.MAGIC:
+        for _ in shuffle_files.read_all(path):
+            continue
+    else:
+        storage.check(path)
+
+
+def _check_images(path: str) -> None:
+    """Holds the images of a raw file of the fetch against their rows."""
+    rows, size = path.removesuffix(".raw") + ".arrow", 0
+    if not storage.exists(rows):
+        return  # the fetch of this part was cut off: it is begun anew
+    for batch in storage.read_batches(rows, list(IMAGES)):
+        columns = (batch[name].to_pylist() for name in IMAGES)
+        for status, offset, length, digest in zip(*columns, strict=True):
+            if status != "ok":
+                continue
+            if xxhash.xxh3_64_intdigest(storage.read_range(path, offset, length)) != digest:
+                raise DamagedError.of(path)
+            size = max(size, offset + length)
+    if size != os.path.getsize(path):
+        raise DamagedError.of(path, f"it should end at {size} and has {os.path.getsize(path)} bytes")
