@@ -11,7 +11,9 @@ import pytest
 
 from pipeline import build
 from pipeline.dataset import exports
+from pipeline.dataset.shards import digest_of_queries
 from pipeline.options import parse
+from queries.load import load_queries
 from tests.stages.test_select import info, write_table
 
 TEXTS = 5_000
@@ -75,6 +77,8 @@ def test_the_shown_form_picks_no_other_pairs(folder: Path) -> None:
         assert [info(out, stage)["digest"] for stage in ("match", "balance")] == [
             info(folder / "out0", stage)["digest"] for stage in ("match", "balance")
         ]
+        listed = load_queries(str(out / "queries.parquet"))  # it is a list itself, of the same name
+        assert digest_of_queries(pq.read_table(out / "queries.parquet")["query"].to_pylist()) == listed.digest
     assert picked[0] == picked[1] == picked[2]
     shown = [pq.read_table(folder / f"out{number}" / "queries.parquet")["query"].to_pylist() for number in range(3)]
     assert shown == [["Canada", "view"], ["CANADA", "view"], ["canada", "VIEW"]]
