@@ -40,7 +40,16 @@ def test_the_table_is_read_whole():
 
 
 @pytest.mark.parametrize("row", rows_of_the_table(), ids=lambda row: f"{row[0]}-{row[1]}-{row[2]}")
-def test_what_equals_what(row):
+@pytest.mark.parametrize("path", ["plain", "kernel"])
+def test_what_equals_what(path, row, monkeypatch):
+    kernels = {}
+    if path == "kernel":
+        if not jit.available():
+            pytest.skip("numba is not installed or switched off")
+        from pipeline.text import matcher_kernel, normalize_kernel
+
+        kernels = {module.__name__: module for module in (matcher_kernel, normalize_kernel)}
+    monkeypatch.setattr(jit, "kernel", lambda name, rows: kernels.get(name))
     one, other, language, equal = row
     assert one != other
     forms = [normalize_text(spelling, "fold", language) for spelling in (one, other)]
