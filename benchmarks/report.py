@@ -105,7 +105,7 @@ def work(way: str, folder: str, rows: int) -> None:
         ]
         infos = [shards.ShardInfo(n, SHARD, entry) for n, entry in zip(numbers, entries, strict=True)]
         of = Ranges(len(infos))
-        report.finish(folder, infos, ranges=of, summary=told, pick=pick, ledger=[], options={}, versions={})
+        report.finish(folder, infos, ranges=of, summary=merged, pick=pick, ledger=[], options={}, versions={})
     else:
         summary.merge(paths * int(way), count, summary.Pick(report.PICTURES))
 

@@ -18,19 +18,9 @@ from typing import Any
 
 from pipeline import estimate
 from pipeline.dataset import damage
-from pipeline.engine import quiet_beam, runners, storage, work
+from pipeline.engine import cli, quiet_beam, runners, storage, work
 from pipeline.engine.callable_module import make_callable
-from pipeline.engine.cli import (
-    CRASHED,
-    DONE,
-    INTERRUPTED,
-    MISSING,
-    USAGE,
-    MissingInput,
-    UsageError,
-    fail,
-    with_next_step,
-)
+from pipeline.engine.cli import CRASHED, DONE, INTERRUPTED, MISSING, USAGE, MissingInput, UsageError, fail
 from pipeline.engine.options import validate
 from pipeline.engine.work import Busy
 from pipeline.options import Options, parse, recipe_text
@@ -44,8 +34,8 @@ from pipeline.stages.run import look_up as look_up_run
 
 def look_up(options: Options) -> Run:
     """The run that the options describe; raises UsageError and MissingInput."""
-    options = validate(options)
-    return look_up_run(options, input_format=options.input_format, queries=options.queries)
+    o = validate(options)
+    return look_up_run(o, input_format=o.input_format, queries=o.queries, match=o.match, case=o.case)
 
 
 def plan(run: Run) -> list[Stage]:
@@ -78,7 +68,7 @@ def build(options: Options, *, quiet: bool = False) -> Result:
         continuing.check(stages, run)  # another run may have ended meanwhile
         continuing.remove_from(stages, options.redo)
         continuing.reopen(stages, run)
-        write_what_was_looked_up(run, options)
+        write_what_was_looked_up(run)
         for stage in stages:
             stage.settle(run)
         for _, job in itertools.groupby(continuing.to_do(stages, run), key=lambda stage: stage.job):
@@ -86,10 +76,10 @@ def build(options: Options, *, quiet: bool = False) -> Result:
     return Result.of(run.root, stages)
 
 
-def write_what_was_looked_up(run: Run, options: Options) -> None:
+def write_what_was_looked_up(run: Run) -> None:
     """Query list and recipe, for the workers and for people: anew in each run."""
     storage.write_published(run.queries_file, run.queries.table)
-    storage.write_plain(f"{run.root}/recipe.yaml", recipe_text(options).encode())
+    storage.write_plain(f"{run.root}/recipe.yaml", recipe_text(run.settings(Options)).encode())
     storage.list_checksums(run.root, ("queries.parquet", "recipe.yaml"))
 
 
@@ -143,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (runners.JobFailed, OSError) as error:
         if isinstance(error, OSError) and error.errno not in quiet_beam.ENVIRONMENT_ERRORS:
             raise
-        return fail("pipeline.build", with_next_step(error), CRASHED)
+        return fail("pipeline.build", cli.with_next_step(error), CRASHED)
     except KeyboardInterrupt:
         return fail("pipeline.build", "interrupted; the same command goes on where it was", INTERRUPTED)
 

@@ -23,12 +23,14 @@ class Result:
         ledger: `stage`, `rows_in`, `rows_out` and `dropped` (rows by reason) of each stage, in order.
         digests: of the rows of each stage, by its name. Equal rows have equal digests.
         digest: over all published files; None where the run did not come to `publish`.
+        queries: what became of the query list, in a sentence; "" where every query is used as it was given.
     """
 
     root: str
     ledger: tuple[dict[str, Any], ...]
     digests: dict[str, str]
     digest: str | None
+    queries: str = ""
 
     @classmethod
     def of(cls, root: str, stages: Iterable[Stage]) -> Result:
@@ -38,7 +40,8 @@ class Result:
         infos = [info for stage in stages if (info := stage.folder.info())]
         digests = {info["stage"]: info["digest"] for info in infos}
         digest = read_manifest(root)["digest"] if "publish" in digests else None
-        return cls(root, tuple({name: info[name] for name in COUNTED} for info in infos), digests, digest)
+        ledger = tuple({name: info[name] for name in COUNTED} for info in infos)
+        return cls(root, ledger, digests, digest, "".join(map(sentence_on_queries, infos)))
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -52,6 +55,7 @@ class Result:
             lines.append(f"{row['stage']:<14}{row['rows_in']:>14,} -> {row['rows_out']:>14,}")
             for reason, count in sorted(row["dropped"].items(), key=lambda item: -item[1]):
                 lines.append(f"    {reason:<26}{count:>14,}")
+        lines += [self.queries] if self.queries else []
         return "\n".join([*lines, f"next: python -m pipeline.inspect_shards info {self.root}"])
 
     def open(self) -> OpenSet:
@@ -63,3 +67,13 @@ class Result:
         from pipeline.dataset.open_set import open_set
 
         return open_set(self.root)
+
+
+def sentence_on_queries(info: dict[str, Any]) -> str:
+    """What became of the query list, from the info.json of match; "" of another stage, and where nothing was merged."""
+    if not (info.get("queries_merged") or info.get("queries_dropped")):
+        return ""
+    return (
+        f"queries: {info['queries_given']:,} given, {info['queries_merged']:,} of them equal to another one, "
+        f"{info['queries_dropped']:,} without a letter, digit or symbol: {info['queries']:,} are used"
+    )

@@ -45,12 +45,13 @@ class Assembled:
         return {name: counts.get(name, 0) for name in self.offered}
 
 
-def assemble(sources: list[tuple[str, pa.Table]], *, size: int, literal: bool = False) -> Assembled:
+def assemble(sources: list[tuple[str, pa.Table]], *, size: int, language: str, literal: bool = False) -> Assembled:
     """Makes the list.
 
     Args:
         sources: (name, rows of COUNTED) in the order in which they fill the list.
         size: the largest number of queries.
+        language: of the list, by its code.
         literal: follow MetaCLIP's rule: duplicates are equal strings, and single punctuation signs are dead.
     """
     names = [name for name, _ in sources]
@@ -81,6 +82,7 @@ def assemble(sources: list[tuple[str, pa.Table]], *, size: int, literal: bool = 
             queries.take(pa.array(kept)),
             pa.array(names, pa.string()).take(pa.array(which[kept])),
             pa.array(best[number[kept]]),
+            pa.repeat(pa.scalar(language), len(kept)),
         ],
         schema=QUERIES,
     )
@@ -116,7 +118,7 @@ def write(folder: str, table: pa.Table) -> load.QueryList:
             name,
             compression="zstd",
             compression_level=19,
-            use_dictionary=["source"],
+            use_dictionary=["source", "language"],
             column_encoding={"id": "DELTA_BINARY_PACKED", "query": "DELTA_BYTE_ARRAY", "count": "DELTA_BINARY_PACKED"},
             write_page_checksum=True,
         )

@@ -1,14 +1,16 @@
 """Reads a query list from whatever it was written as, into one sorted table with a digest.
 
 A list is text (one query a line), JSON (a list, as MetaCLIP's metadata.json, or query -> count), TSV or CSV (the first
-column, or the one named `query`; a source and a count beside it are kept), or Parquet (column `query`, or the first
-text column); each of them also as .gz. Order, repeats and line ends of the file do not matter: the table is sorted by
-the UTF-8 bytes of the query, every query stands once, and its position is its id. Equal lists therefore have equal ids
-and an equal digest, which is what `LC_ALL=C sort -u list.txt | sha256sum` prints.
+column, or the one named `query`; source, count and language beside it are kept), or Parquet (column `query`, or the
+first text column); each of them also as .gz. Order, repeats and line ends of the file do not matter: the table is
+sorted by the UTF-8 bytes of language and query, every query of a language stands once, and its position is its id.
+Equal lists therefore have equal ids and an equal digest, which is what `LC_ALL=C sort -u list.txt | sha256sum` prints
+where no language is named.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import hashlib
@@ -33,6 +35,7 @@ QUERIES = pa.schema(
         pa.field("query", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),  # "" where the list does not say
         pa.field("count", pa.int64(), nullable=False),  # how often the list's maker saw it; 0 where it does not say
+        pa.field("language", pa.string(), nullable=False),  # code in small letters; "" where the list names none
     ]
 )
 
@@ -40,6 +43,9 @@ _FORMATS = "txt, json, tsv, csv or parquet, each also with .gz"
 _LINE_BREAKS = r" *[\t\n\v\f\r]+ *"
 _NUMBER = re.compile(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_LANGUAGE = re.compile(r"[a-z]{2,8}(-[a-z0-9]{1,8})*")  # the form of a code, as BCP 47 has it
+_LONGEST = 1_000  # bytes of a query: no alt text holds a longer one, and a file that is no list does
+_OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # that of UTF-32 LE begins as the first
 
 _Column: TypeAlias = list | pa.Array | pa.ChunkedArray | None
 
@@ -50,6 +56,7 @@ class _Cells(NamedTuple):
     query: pa.StringArray
     source: pa.StringArray
     count: pa.Int64Array
+    language: pa.StringArray
 
 
 class QueryError(ValueError):
@@ -71,6 +78,7 @@ class QueryList:
     empties: int
     duplicates: int
     invalid: int  # lines that are not UTF-8, entries that are not text
+    too_long: int = 0  # of more than 1,000 bytes
 
     @property
     def queries(self) -> pa.StringArray:
@@ -92,6 +100,8 @@ def load_queries(path: str) -> QueryList:
     if reader is None:
         raise QueryError(path, f"cannot tell the format from the name ({kind or 'no suffix'})", f"Name it {_FORMATS}.")
     data = _read_bytes(path, unzip=suffixes[-1] == ".gz")
+    if kind != ".parquet" and data.startswith(_OTHER_MARKS):
+        raise QueryError(path, "is written in UTF-16 or UTF-32", "Save it as UTF-8.")
     try:
         return _assemble(path, reader(data))
     except (json.JSONDecodeError, RecursionError, UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
@@ -116,34 +126,56 @@ def _read_bytes(path: str, *, unzip: bool) -> bytes:
 
 
 def _assemble(path: str, cells: _Cells) -> QueryList:
-    total = len(cells.query)
-    invalid = cells.query.null_count
-    usable = pc.is_valid(cells.query)
-    tidy = pc.replace_substring_regex(cells.query, _LINE_BREAKS, " ")
-    tidy = pc.utf8_trim_whitespace(tidy)
-    usable = pc.and_kleene(usable, pc.not_equal(tidy, ""))
-    rows = np.flatnonzero(pc.fill_null(usable, False).to_numpy(zero_copy_only=False))
-    empties = total - invalid - len(rows)
+    tidy = _tidy(cells.query)
+    is_text = _truth(pc.invert(pc.match_substring(tidy, "\0")))
+    is_empty = is_text & _truth(pc.equal(tidy, ""))
+    is_long = is_text & _truth(pc.greater(pc.binary_length(tidy), _LONGEST))
+    rows = np.flatnonzero(is_text & ~is_empty & ~is_long)
+    invalid, empties, too_long = (int(np.count_nonzero(mask)) for mask in (~is_text, is_empty, is_long))
     if not len(rows):
-        cause = f"holds no usable query ({empties} empty, {invalid} not text)" if total else "is empty"
+        left_out = f"{empties} empty, {invalid} not text" + (f", {too_long} too long" if too_long else "")
+        cause = f"holds no usable query ({left_out})" if len(tidy) else "is empty"
         raise QueryError(path, cause, "Give a list with one query a line, or one of the other formats.")
 
-    encoded = tidy.take(pa.array(rows)).dictionary_encode()  # each query once, in the order of the file
+    language = _languages(path, cells.language)
+    lines = with_language(tidy, language).take(pa.array(rows))
+    encoded = lines.dictionary_encode()  # each query once, in the order of the file
     numbers = encoded.indices.to_numpy()
     first = np.empty(len(encoded.dictionary), np.int64)
     first[numbers[::-1]] = rows[::-1]  # the last write stands: where the query is met first
     order = pc.sort_indices(encoded.dictionary)  # binary order
-    queries = encoded.dictionary.take(order)
     at = pa.array(first).take(order)
     columns = [
-        pa.array(np.arange(len(queries), dtype=np.int32)),
-        queries,
+        pa.array(np.arange(len(at), dtype=np.int32)),
+        tidy.take(at),
         pc.fill_null(cells.source, "").take(at),
         pc.fill_null(cells.count, 0).take(at),
+        language.take(at),
     ]
-    digest = hashlib.sha256(("\n".join(queries.to_pylist()) + "\n").encode()).hexdigest()
+    sorted_lines = encoded.dictionary.take(order).to_pylist()
+    digest = hashlib.sha256(("\n".join(sorted_lines) + "\n").encode()).hexdigest()
     table = pa.table(columns, schema=QUERIES)
-    return QueryList(table, digest, empties, len(rows) - len(queries), invalid)
+    return QueryList(table, digest, empties, len(rows) - len(at), invalid, too_long)
+
+
+def with_language(texts: pa.Array, language: pa.Array) -> pa.Array:
+    """Each text behind its language and a tab; as it is where none is named."""
+    behind = pc.binary_join_element_wise(language.cast(texts.type), texts, pa.scalar("\t", texts.type))
+    return pc.if_else(pc.equal(language, ""), texts, behind)
+
+
+def _tidy(texts: pa.StringArray) -> pa.StringArray:
+    """Without line breaks, and without blanks at the ends."""
+    return pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, _LINE_BREAKS, " "))
+
+
+def _languages(path: str, given: pa.StringArray) -> pa.StringArray:
+    """Codes in small letters, "" for none; raises QueryError for what has not the form of a code."""
+    codes = pc.utf8_lower(_tidy(pc.fill_null(given, "")))
+    for code in pc.unique(codes).to_pylist():
+        if code and not _LANGUAGE.fullmatch(code):
+            raise QueryError(path, f"names the language {code[:40]!r}", "Give codes such as en, de or zh-yue.")
+    return codes
 
 
 def _lines(data: bytes) -> list[str | None]:
@@ -195,7 +227,7 @@ def _read_rows(rows: pa.ListArray) -> _Cells:
     names = [cell.strip().lower() for cell in first]
     at: dict[str, int] = {}
     if "query" in names and sum(name in QUERIES.names for name in names) >= min(2, len(names)):
-        at = {name: names.index(name) for name in ("query", "source", "count") if name in names}
+        at = {name: names.index(name) for name in QUERIES.names[1:] if name in names}
         rows = rows.take(pa.array(np.delete(np.arange(len(rows)), start)))
     else:
         at["query"] = 0
@@ -205,12 +237,11 @@ def _read_rows(rows: pa.ListArray) -> _Cells:
             elif cell.strip().isdecimal():
                 at.setdefault("count", number)
     columns = {name: _column(rows, number) for name, number in at.items()}
-    query = columns["query"]
-    if "count" not in columns:
-        return _cells(query, columns.get("source"))
-    is_count = pc.match_substring_regex(columns["count"], r"^\s*[0-9]{1,18}\s*$")
-    count = pc.if_else(is_count, pc.utf8_trim_whitespace(columns["count"]), "0").cast(pa.int64())
-    return _cells(query, columns.get("source"), count)
+    count = columns.pop("count", None)
+    if count is not None:
+        is_count = pc.match_substring_regex(count, r"^\s*[0-9]{1,18}\s*$")
+        count = pc.if_else(is_count, pc.utf8_trim_whitespace(count), "0").cast(pa.int64())
+    return _cells(count=count, **columns)
 
 
 def _column(rows: pa.ListArray, number: int) -> pa.StringArray:
@@ -231,9 +262,9 @@ def _read_parquet(data: bytes) -> _Cells:
     name = "query" if "query" in text else next(iter(text), None)
     if name is None:
         raise pa.ArrowInvalid(f"no text column among {table.column_names}")
-    source = table.column("source") if "source" in text and name != "source" else None
+    source, language = (table.column(at) if at in text and at != name else None for at in ("source", "language"))
     has_count = "count" in table.column_names and pa.types.is_integer(table.schema.field("count").type)
-    return _cells(table.column(name), source, table.column("count") if has_count else None)
+    return _cells(table.column(name), source, table.column("count") if has_count else None, language)
 
 
 def _text(value: Any) -> str | None:
@@ -247,7 +278,7 @@ def _integer(value: Any) -> int:
     return int(value) if isinstance(value, int) and abs(value) < 2**63 else 0
 
 
-def _cells(query: _Column, source: _Column = None, count: _Column = None) -> _Cells:
+def _cells(query: _Column, source: _Column = None, count: _Column = None, language: _Column = None) -> _Cells:
     """The columns as Arrow arrays of the right type; a missing one is all null."""
     queries = _array(query, pa.string())
     missing = pa.nulls(len(queries))
@@ -255,6 +286,7 @@ def _cells(query: _Column, source: _Column = None, count: _Column = None) -> _Ce
         queries,
         _array(missing if source is None else source, pa.string()),
         _array(missing if count is None else count, pa.int64()),
+        _array(missing if language is None else language, pa.string()),
     )
 
 

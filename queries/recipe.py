@@ -151,7 +151,12 @@ def write(options: Options, sources: Sources, *, seconds: float) -> dict[str, An
     Raises:
         QueryError: no query is left.
     """
-    made = assemble.assemble(sources.offers, size=options.size, literal=options.profile == "metaclip1")
+    made = assemble.assemble(
+        sources.offers,
+        size=options.size,
+        language="en" if options.language == "simple" else options.language,  # Wikipedia's own code for simple English
+        literal=options.profile == "metaclip1",
+    )
     if len(made.table) <= NUMBERS:
         from queries.load import QueryError
 

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from pipeline import __version__
 from pipeline.engine.cli import DONE, INTERRUPTED, MISSING, USAGE, MissingInput, Parser, UsageError, check_flags, fail
-from pipeline.text.matcher import MODES, Matcher
+from pipeline.text.matcher import MODES, Matcher, default_case
 from queries import load
 
 CAPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 170_000, 200_000)
@@ -281,7 +281,7 @@ def show(options: argparse.Namespace) -> dict[str, Any]:
                 raise MissingInput(f"--against {pattern}: no such file")
             tables += paths
         texts = (batch for table in tables for batch in read_texts(table, options.text_column))
-        matches = match(listed.queries, texts, mode=options.match, case=options.case)
+        matches = match(listed.queries, texts, mode=options.match, case=options.case or default_case(options.match))
         found["against"] = against(listed, matches, share=options.tail_share, rows=options.rows)
     return found
 
@@ -300,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--against", nargs="+", default=[], metavar="TABLE", help="Parquet, CSV or TSV tables, or plain text files")
     add("--text-column", default="text", help="column with the texts (default: %(default)s)")
     add("--match", choices=MODES, default="wide", help="mode of matching (default: %(default)s)")
-    add("--case", choices=("exact", "fold"), default="exact", help="case of letters (default: %(default)s)")
+    add("--case", choices=("exact", "fold"), help="case of letters (default: fold, or exact with --match metaclip)")
     add("--rows", type=int, metavar="N", help="give caps and sizes for a corpus of N such texts")
     add("--tail-share", type=float, default=TAIL_SHARE, metavar="P", help="find its cap (default: %(default)s)")
     add("--json", action="store_true", help="print everything as JSON")

@@ -360,8 +360,8 @@ def digest_of_files(entries: Iterable[FileEntry]) -> str:
 
 
 def digest_of_queries(queries: Sequence[str]) -> str:
-    """The name of a list, as `queries.load` gives it: the sha256 of its sorted lines."""
-    return hashlib.sha256("".join(f"{query}\n" for query in queries).encode()).hexdigest()
+    """The name of a list that names no language, as `queries.load` gives it: the sha256 of its sorted lines."""
+    return hashlib.sha256("".join(f"{query}\n" for query in sorted(queries)).encode()).hexdigest()
 
 
 def read_table(path: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -140,7 +140,8 @@ def deciding(options: Any) -> dict[str, Any]:
 def validate(options: T) -> T:
     """The options, parsed and checked: first each value, then each group as a whole.
 
-    A group may have a static method `check_together(options)` for rules about several fields.
+    A group may have static methods for what concerns several fields: `fill_in(options)` returns the options with the
+    defaults that depend on other fields in their place, and `check_together(options)` refuses.
 
     Raises:
         UsageError: a value is not allowed.
@@ -149,6 +150,9 @@ def validate(options: T) -> T:
     kind: Any = type(options)
     values = {item.name: checked(item, getattr(options, item.name)) for item in declared(kind)}
     options = dataclasses.replace(options, **values)  # type: ignore[type-var]
+    for group in kind.__mro__:
+        if "fill_in" in vars(group):
+            options = group.fill_in(options)
     for group in reversed(kind.__mro__):
         if "check_together" in vars(group):
             group.check_together(options)

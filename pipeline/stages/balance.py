@@ -171,7 +171,6 @@ class Balance(Stage):
             MatchedRows(rows),
             policy(run),
             os.path.join(before.folder("match").path, TABLES),
-            run.queries_file,
             run.sizes.max_parts,
         )
         return cls(folder, run.keep_rejected, plan, rows, run.exchange)

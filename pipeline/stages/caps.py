@@ -28,6 +28,7 @@ from pipeline.engine.work import StageFolder, StepFolder
 from pipeline.stages import selection
 from pipeline.stages.matches import Matches, Thresholds
 from pipeline.stages.tally import Tally
+from pipeline.text.matcher import Matcher
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -122,8 +123,7 @@ class CapPlan:
         folder: of the stage that balances.
         rows: what is balanced.
         policy: how the queries share the pairs.
-        tables: folder with query_hash.npy.
-        queries: path of queries.parquet.
+        tables: folder of the compiled list, with query_hash.npy.
         max_parts: upper bound of output parts, a power of two.
         before: the balancing that left these rows, where it is done again.
     """
@@ -132,7 +132,6 @@ class CapPlan:
     rows: Matched
     policy: Policy
     tables: str
-    queries: str
     max_parts: int = 4096
     before: CapPlan | None = None
 
@@ -272,9 +271,7 @@ class Limits:
         if policy.stop_share is not None:
             stop |= counts > policy.stop_share * rows
         if policy.stop_list:
-            queries = storage.read_published(self.plan.queries, ["query"])["query"].to_pylist()
-            wanted = set(read_lines(policy.stop_list))
-            stop |= np.array([query in wanted for query in queries], np.bool_)
+            stop |= Matcher.load(self.plan.tables).among(read_lines(policy.stop_list))
         return stop
 
 

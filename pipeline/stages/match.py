@@ -26,7 +26,7 @@ from pipeline.stages.base import TABLES, Job, Outputs
 from pipeline.stages.row_pass import MATCHED_PART, PROVENANCE, URL_HASH, Parts, ReadParts, RowStage
 from pipeline.stages.run import Run
 from pipeline.stages.tally import Tally
-from pipeline.text.matcher import Matcher
+from pipeline.text.matcher import Matcher, default_case
 
 
 def _check_queries(path: str) -> None:
@@ -52,9 +52,21 @@ class MatchSettings:
         help="wide: texts and queries pass one normaliser; metaclip: MetaCLIP's substrings",
         choices=("wide", "metaclip"),
     )
-    case: str = option("exact", help="exact: case counts; fold: it does not", choices=("exact", "fold"))
+    case: str | None = option(
+        None,
+        help="exact: case counts; fold: it does not, nor do other spellings of a letter (docs/data.md); queries that "
+        "are equal then are one query",
+        default_text="fold; exact with --match metaclip",
+        choices=("exact", "fold"),
+    )
+
+    @staticmethod
+    def fill_in(o: Any) -> Any:
+        """The case that goes with --match, where none is given."""
+        return o if o.case else dataclasses.replace(o, case=default_case(o.match))
 
 
+IDENTITY = "identity"  # column of the list as the step before the pass reads it
 PASSED = pa.schema([*MATCHED_PART, URL_HASH, PROVENANCE])  # what goes on to the writer of parts and keys
 
 
@@ -64,7 +76,7 @@ def match_batch(pairs: pa.RecordBatch, tally: Tally, *, matcher: Matcher, query_
     Args:
         pairs: rows of passes.GATHERED_PART.
         tally: the stage's ledger and rejects.
-        matcher: the compiled list; query_hash: uint64 a query, of its string.
+        matcher: the compiled list; query_hash: uint64 a query, of its identity.
     """
     tally.ledger.rows_in += pairs.num_rows
     ids = matcher.match(pairs["text"])
@@ -84,7 +96,7 @@ def match_batch(pairs: pa.RecordBatch, tally: Tally, *, matcher: Matcher, query_
 
 @dataclasses.dataclass(frozen=True)
 class MatchRows:
-    """`match_batch` as a part of a pass; `tables` is the folder that `save_tables` wrote."""
+    """`match_batch` as a part of a pass; `tables` is the folder of the compiled list."""
 
     tables: str
 
@@ -98,25 +110,22 @@ class BuildTables:
     """The only unit of the step before the pass: the compiled list, built once; all workers map its files."""
 
     folder: StepFolder
-    queries: str  # path of queries.parquet
+    queries: str  # path of what `Match.begin` wrote
     tables: str
     mode: str
     case: str
+    language: str
 
     def units(self) -> int:
         return 1
 
     def run(self, unit: int) -> dict[str, Any]:
-        queries = hashing.as_array(storage.read_published(self.queries, ["query"])["query"])
-        save_tables(self.tables, queries, mode=self.mode, case=self.case)
+        table = storage.read_table(self.queries, [IDENTITY, "query"])
+        identities, queries = (hashing.as_array(table[name]) for name in (IDENTITY, "query"))
+        os.makedirs(self.tables, exist_ok=True)
+        Matcher.build(queries, mode=self.mode, case=self.case, language=self.language).save(self.tables)
+        storage.save_array(os.path.join(self.tables, "query_hash.npy"), hashing.hash_strings(identities)[:, 0])
         return {"queries": len(queries)}
-
-
-def save_tables(folder: str, queries: pa.Array, *, mode: str, case: str) -> None:
-    """Builds the matcher once for all workers, which map its files."""
-    os.makedirs(folder, exist_ok=True)
-    Matcher.build(queries, mode=mode, case=case).save(folder)
-    storage.save_array(os.path.join(folder, "query_hash.npy"), hashing.hash_strings(queries)[:, 0])
 
 
 @functools.lru_cache(maxsize=1)
@@ -133,23 +142,25 @@ class Match(RowStage):
     options: ClassVar[type] = MatchSettings
 
     gathered: StepFolder
-    queries_file: str
     mode: str
     case: str
+    language: str  # whose letters are folded
+    list_counts: tuple[tuple[str, int], ...]
     key_bits: int
     groups: int
     units: int
 
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
-        o = run.settings(MatchSettings)
+        used = run.queries
         return cls(
             before.plan(run, cls),
             run.keep_rejected,
             gathered=before.last_rows().parts,
-            queries_file=run.queries_file,
-            mode=o.match,
-            case=o.case,
+            mode=used.mode,
+            case=used.case,
+            language=used.language,
+            list_counts=tuple(used.counts().items()),
             key_bits=run.sizes.key_bits,
             groups=run.sizes.groups,
             units=len(run.inputs),
@@ -157,16 +168,28 @@ class Match(RowStage):
 
     @classmethod
     def fingerprint(cls, run: Run) -> dict[str, Json]:
-        o = run.settings(MatchSettings)
-        return {"queries": run.queries.digest, "match": o.match, "case": o.case}
+        return {"queries": run.queries.digest, "match": run.queries.mode, "case": run.queries.case}
 
     @property
     def tables(self) -> str:
         """The folder of the compiled list."""
         return os.path.join(self.folder.path, TABLES)
 
+    @property
+    def list_file(self) -> str:
+        """The queries with their identities."""
+        return os.path.join(self.tables, "queries.parquet")
+
+    def begin(self, run: Run) -> None:
+        table = pa.table({IDENTITY: run.queries.identities, "query": run.queries.table["query"]})
+        storage.write_table(self.list_file, table)
+
+    def facts(self) -> dict[str, Json]:
+        return dict(self.list_counts)
+
     def prepare(self, done: Any) -> Any:
-        task = BuildTables(self.folder.step("list"), self.queries_file, self.tables, self.mode, self.case)
+        step = self.folder.step("list")
+        task = BuildTables(step, self.list_file, self.tables, self.mode, self.case, self.language)
         return run_task(done, task, max_units=1)
 
     def source(self) -> ReadParts:

@@ -283,7 +283,6 @@ class Publish(Stage):
 
     before: Outputs
     tables: str
-    queries_file: str
     names: tuple[str, ...]
     settings: PublishSettings
     exchange: str
@@ -296,7 +295,6 @@ class Publish(Stage):
             run.keep_rejected,
             before=before.copy(),
             tables=os.path.join(before.folder("match").path, TABLES),
-            queries_file=run.queries_file,
             names=run.source_names,
             settings=run.settings(PublishSettings),
             exchange=run.exchange,
@@ -313,7 +311,7 @@ class Publish(Stage):
         policy = dataclasses.replace(before.policy, expected_yield=1.0)
         if before.policy.expected_yield == 1:
             policy = dataclasses.replace(policy, cap=before.cap(), target_pairs=None)
-        plan = CapPlan(self.folder, MatchedRows(rows), policy, self.tables, self.queries_file, before=before)
+        plan = CapPlan(self.folder, MatchedRows(rows), policy, self.tables, before=before)
         attempts = Attempts(self.before.folder("fetch"), self.before.folder("balance"))
         fixed = fixed_ranges(self.folder.root, self.settings)
         rows_per_shard = self.settings.rows_per_shard or ROWS_PER_SHARD

@@ -21,9 +21,9 @@ from pipeline.sources.base import Input
 from queries import load
 
 if TYPE_CHECKING:
-    from queries.load import QueryList
+    from queries.identity import UsedQueries
 
-RESULT = 1  # raised whenever the same input and options give other rows: an older folder is then not continued
+RESULT = 2  # raised whenever the same input and options give other rows: an older folder is then not continued
 HIDDEN = ("input", "queries")  # paths: the manifest names what they hold by digest
 PACKAGES = ("openwit", "apache-beam", "img2dataset", "numpy", "pillow", "pyarrow")  # whose versions a set names
 
@@ -171,7 +171,7 @@ class Run:
         options: everything that the user said: an instance of the options of every stage.
         root: OUT, absolute.
         inputs: what is read, sorted by name.
-        queries: the query list.
+        queries: the query list, equal queries as one.
         sizes: how the exchanges are cut.
         about: the options and versions that every info.json and the manifest repeat.
         expected_rows: a rough number of pairs in the inputs.
@@ -180,7 +180,7 @@ class Run:
     options: object
     root: str
     inputs: tuple[Input, ...]
-    queries: QueryList
+    queries: UsedQueries
     sizes: Sizes
     about: About
     expected_rows: float
@@ -228,13 +228,14 @@ class Run:
         return tuple(sorted({item.name for item in self.inputs}))
 
 
-def look_up(options: RunSettings, *, input_format: str, queries: str | None) -> Run:
+def look_up(options: RunSettings, *, input_format: str, queries: str | None, match: str, case: str) -> Run:
     """The run that the options describe: its inputs and its query list are looked up. Nothing is written.
 
     Args:
         options: everything that the user said.
         input_format: of the inputs.
         queries: path of the query list; None: the one that comes with the project.
+        match, case: how texts are matched, which says what queries are equal.
 
     Raises:
         MissingInput: an input or the query list is not there or cannot be read.
@@ -245,7 +246,7 @@ def look_up(options: RunSettings, *, input_format: str, queries: str | None) -> 
         options=options,
         root=os.path.abspath(options.output),
         inputs=inputs,
-        queries=look_up_queries(queries),
+        queries=look_up_queries(queries, match=match, case=case),
         sizes=Sizes.of(rows),
         about=About(published_options(options), code_versions()),
         expected_rows=rows,
@@ -269,19 +270,23 @@ def look_up_inputs(specs: Sequence[str], *, input_format: str) -> tuple[Input, .
         raise MissingInput(str(error)) from error
 
 
-def look_up_queries(path: str | None) -> QueryList:
-    """The query list that the user named, or the one that comes with the project.
+def look_up_queries(path: str | None, *, match: str, case: str) -> UsedQueries:
+    """The query list that the user named, or the one that comes with the project, with equal queries as one.
 
     Raises:
-        MissingInput: the list is not there or cannot be read.
+        MissingInput: the list is not there, cannot be read, or holds no query that can be matched.
     """
+    from queries.identity import merge_queries  # not for --help: the matcher's tables take their time
+
     path = path or load.default_list()
     try:
-        return load.load_queries(path)
+        return merge_queries(load.load_queries(path), mode=match, case=case)
     except FileNotFoundError as error:
         raise MissingInput(f"the query list {path!r} is not there") from error
     except load.QueryError as error:
         raise MissingInput(str(error)) from error
+    except ValueError as error:
+        raise MissingInput(f"query list {path}: {error}") from error
 
 
 def code_versions() -> dict[str, str]:

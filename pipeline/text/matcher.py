@@ -32,7 +32,7 @@ from pipeline.engine import jit, storage
 from pipeline.text import normalize
 
 MODES = ("wide", "metaclip")
-VERSION = 2  # of the saved folder and of the rules above: a folder of another version is refused
+VERSION = 3  # of the saved folder and of the rules above: a folder of another version is refused
 
 # What metaclip mode puts for a character of a text.
 _SPACED = {mark: f" {mark} " for mark in ",.;:?!`"} | dict.fromkeys("\t\n\r", " ")
@@ -41,11 +41,18 @@ _DEAD_IN_METACLIP = r"[\t\n\r]|[^ ][,.;:?!`]|[,.;:?!`][^ ]|[,.;:?!`] [,.;:?!`]"
 _BATCH = 65_536  # texts a kernel call: bounds the scratch space
 
 
-def naive_match(text: str, queries: list[str], mode: str = "wide", case: str = "exact") -> list[int]:
+def default_case(mode: str) -> str:
+    """How case counts where nobody says: `wide` folds, and `metaclip` does what was published."""
+    return "fold" if mode == "wide" else "exact"
+
+
+def naive_match(
+    text: str, queries: list[str], mode: str = "wide", case: str = "exact", language: str = ""
+) -> list[int]:
     """The ids (positions) of the queries that `text` contains, by definition and slowly."""
     if mode == "wide":
-        text = f" {normalize.normalize_text(text, case)} "
-        forms = [normalize.normalize_text(query, case) for query in queries]
+        text = f" {normalize.normalize_text(text, case, language)} "
+        forms = [normalize.normalize_text(query, case, language) for query in queries]
         return [number for number, form in enumerate(forms) if form and f" {form} " in text]
     if case == "fold":
         text, queries = fold(text), [fold(query) for query in queries]
@@ -55,8 +62,15 @@ def naive_match(text: str, queries: list[str], mode: str = "wide", case: str = "
     return [number for number, query in enumerate(queries) if f" {query} " in text]
 
 
+def forms_of(queries: pa.Array, *, mode: str, case: str, language: str = "") -> pa.Array:
+    """What each query looks like in a prepared text: queries with one form are one query."""
+    if mode == "wide":
+        return normalize.normalize_array(queries, case, language)
+    return _fold_array(queries) if case == "fold" else queries
+
+
 def fold(text: str) -> str:
-    """Case folded and in NFC."""
+    """Case folded and in NFC: all that metaclip mode folds, which knows no other spelling of a letter."""
     if text.isascii():
         return text.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
@@ -68,15 +82,18 @@ class Matcher:
     One matcher may be used by several threads; the kernel holds no lock of Python's while it runs.
     """
 
-    def __init__(self, forms: pa.LargeStringArray, *, mode: str, case: str, dead: list[int], tables: Any) -> None:
+    def __init__(
+        self, forms: pa.LargeStringArray, *, mode: str, case: str, language: str, dead: list[int], tables: Any
+    ) -> None:
         self.mode = mode
         self.case = case
+        self.language = language  # whose letters are folded, "" where the list names none with letters of its own
         self.dead = dead  # ids that no text can match
         self._forms = forms  # what each query looks like in a prepared text, by id
         self._tables = tables  # matcher_kernel.Tables, or None until a kernel asks for them
 
     @classmethod
-    def build(cls, queries: pa.StringArray, *, mode: str = "wide", case: str = "exact") -> Matcher:
+    def build(cls, queries: pa.StringArray, *, mode: str = "wide", case: str = "exact", language: str = "") -> Matcher:
         """A matcher for the queries, whose positions become the ids. Queries with one form all match together."""
         if mode not in MODES or case not in normalize.CASES:
             raise ValueError(f"mode must be wide or metaclip, case exact or fold: not {mode}, {case}")
@@ -85,14 +102,10 @@ class Matcher:
         if queries.null_count:
             raise ValueError(f"{queries.null_count} nulls among the queries")
         queries = queries.cast(pa.large_string())
-        if mode == "wide":
-            forms = normalize.normalize_array(queries, case)
-            is_dead = pc.equal(forms, "")
-        else:
-            forms = _fold_array(queries) if case == "fold" else queries
-            is_dead = pc.match_substring_regex(forms, _DEAD_IN_METACLIP)
+        forms = forms_of(queries, mode=mode, case=case, language=language)
+        is_dead = pc.equal(forms, "") if mode == "wide" else pc.match_substring_regex(forms, _DEAD_IN_METACLIP)
         dead = np.flatnonzero(is_dead.to_numpy(zero_copy_only=False)).tolist()
-        matcher = cls(forms, mode=mode, case=case, dead=dead, tables=None)
+        matcher = cls(forms, mode=mode, case=case, language=language, dead=dead, tables=None)
         if matcher._kernel(0):
             matcher._build_tables()
         return matcher
@@ -104,6 +117,12 @@ class Matcher:
     def nbytes(self) -> int:
         """The bytes of the kernel's tables, 0 where there are none."""
         return sum(array.nbytes for array in self._tables) if self._tables else 0
+
+    def among(self, queries: list[str]) -> npt.NDArray[np.bool_]:
+        """For each query of the matcher, whether one of these is equal to it."""
+        given = pa.array(queries, self._forms.type)
+        forms = forms_of(given, mode=self.mode, case=self.case, language=self.language)
+        return np.asarray(pc.is_in(self._forms, forms))
 
     def match(self, texts: pa.StringArray | pa.LargeStringArray | pa.ChunkedArray) -> pa.ListArray:
         """list<int32>: for each text the ids of the queries it contains, ascending, each once."""
@@ -131,7 +150,14 @@ class Matcher:
         for name, array in arrays.items():
             storage.save_array(str(folder / f"{name}.npy"), array)
         tables = list(self._tables._asdict()) if self._tables else []
-        about = {"version": VERSION, "mode": self.mode, "case": self.case, "queries": len(self), "tables": tables}
+        about = {
+            "version": VERSION,
+            "mode": self.mode,
+            "case": self.case,
+            "language": self.language,
+            "queries": len(self),
+            "tables": tables,
+        }
         storage.write_json(str(folder / "matcher.json"), about)
 
     @classmethod
@@ -150,7 +176,8 @@ class Matcher:
             from pipeline.text import matcher_kernel
 
             tables = matcher_kernel.Tables(**{name: _map(folder, name) for name in about["tables"]})
-        return cls(forms, mode=about["mode"], case=about["case"], dead=dead.tolist(), tables=tables)
+        how = {name: about[name] for name in ("mode", "case", "language")}
+        return cls(forms, **how, dead=dead.tolist(), tables=tables)
 
     def _kernel(self, rows: int) -> Any:
         # Many queries pay for loading compiled code too: without it, every process builds the tree anew.
@@ -167,7 +194,7 @@ class Matcher:
         from pipeline.text import matcher_kernel, normalize_kernel
 
         if self.mode == "wide":
-            settled = normalize.settle_array(texts, self.case)
+            settled = normalize.settle_array(texts, self.case, self.language)
             prepared = normalize_kernel.segment(settled, self.case == "fold", True)
         else:
             prepared = matcher_kernel.space_out(_fold_array(texts) if self.case == "fold" else texts)
@@ -175,7 +202,7 @@ class Matcher:
 
     def _match_plain(self, texts: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
         if self.mode == "wide":
-            prepared = normalize.normalize_array(texts, self.case)
+            prepared = normalize.normalize_array(texts, self.case, self.language)
         else:
             prepared = _fold_array(texts) if self.case == "fold" else texts
             for mark, spaced in _SPACED.items():

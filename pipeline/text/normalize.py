@@ -4,7 +4,7 @@ A normalised text is a list of tokens with one blank between them, and a query m
 Because both sides pass the same function, and because what a stretch of text becomes does not depend on what stands
 beyond the blanks around it, every query that keeps a token matches every text that contains it as it is: none is dead.
 
-What becomes of each character, after NFC (and, with case="fold", casefold and NFC):
+What becomes of each character, after NFC (and, with case="fold", `folding.fold`):
 
 - letters, digits and marks make up words;
 - blanks of every kind, control characters and punctuation separate words and leave nothing behind, so that
@@ -33,6 +33,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine import jit
+from pipeline.text import folding
 
 CASES = ("exact", "fold")
 
@@ -69,12 +70,18 @@ _WITHOUT_BLANKS = (
 )
 
 
-def normalize_text(text: str, case: str = "exact") -> str:
-    """The tokens of `text` with one blank between them; "" where it has none."""
-    if not text.isascii():
-        text = settle(text, case)
-    elif case == "fold":
-        text = text.lower()
+def normalize_text(text: str, case: str = "exact", language: str = "") -> str:
+    """The tokens of `text` with one blank between them; "" where it has none.
+
+    Args:
+        text: any.
+        case: "exact", or "fold": spellings that `folding` takes for the same become the same.
+        language: whose letters `folding.fold` takes; "" where none is known.
+    """
+    if case == "fold":
+        text = settle(text, case, language) if language or not text.isascii() else text.lower()
+    elif not text.isascii():
+        text = settle(text)
     spread = text.translate(_SPREAD)
     if _END in spread:
         spread = _END_OF_SINGLE.sub(r"\1 ", spread)
@@ -82,33 +89,34 @@ def normalize_text(text: str, case: str = "exact") -> str:
 
 
 def normalize_array(
-    texts: pa.StringArray | pa.LargeStringArray, case: str = "exact"
+    texts: pa.StringArray | pa.LargeStringArray, case: str = "exact", language: str = ""
 ) -> pa.StringArray | pa.LargeStringArray:
     """`normalize_text` of every text: from compiled code where there is any, with the same result."""
     if kernel := jit.kernel("pipeline.text.normalize_kernel", len(texts)):
-        data, offsets, _ = kernel.segment(settle_array(texts, case), case == "fold", closed=False)
+        data, offsets, _ = kernel.segment(settle_array(texts, case, language), case == "fold", closed=False)
         return strings(data, offsets, texts.type)
-    return pa.array([normalize_text(text, case) for text in texts.to_pylist()], texts.type)
+    return pa.array([normalize_text(text, case, language) for text in texts.to_pylist()], texts.type)
 
 
-def settle(text: str, case: str = "exact") -> str:
-    """The text in NFC (and case folded), without the characters that steer the layout: its characters are final."""
+def settle(text: str, case: str = "exact", language: str = "") -> str:
+    """The text in NFC (and folded), without the characters that steer the layout: its characters are final."""
     text = _IGNORED.sub("", text)
-    if case == "fold":
-        text = unicodedata.normalize("NFC", text).casefold()
-    return unicodedata.normalize("NFC", text)
+    return folding.fold(text, language) if case == "fold" else unicodedata.normalize("NFC", text)
 
 
-def settle_array(texts: pa.Array, case: str = "exact") -> pa.Array:
+def settle_array(texts: pa.Array, case: str = "exact", language: str = "") -> pa.Array:
     """`settle` on the few texts that the kernel cannot do alone: the others pass as they are, and not yet folded."""
     from pipeline.text import normalize_kernel
 
     unsettled = normalize_kernel.find_unsettled(texts, case == "fold")
-    if not unsettled.any():
-        return texts
-    mask = pa.array(unsettled)
-    settled = [settle(text, case) for text in texts.filter(mask).to_pylist()]
-    return pc.replace_with_mask(texts, mask, pa.array(settled, texts.type))
+    if unsettled.any():
+        mask = pa.array(unsettled)
+        settled = [settle(text, case, language) for text in texts.filter(mask).to_pylist()]
+        texts = pc.replace_with_mask(texts, mask, pa.array(settled, texts.type))
+    if case == "fold" and language in folding.DOTLESS:
+        # Else the kernel gives every I its dot. A dotted capital folds into several characters: it is settled above.
+        texts = pc.replace_substring(texts, "I", "\u0131")
+    return texts
 
 
 def class_of(character: str) -> int:
@@ -132,32 +140,51 @@ def class_of(character: str) -> int:
     return SINGLE if without_blanks and category not in ("Nd", "No") else WORD
 
 
-@functools.lru_cache(maxsize=1)
-def class_table() -> npt.NDArray[np.uint8]:
-    """The class of every code point, with UNSETTLED where it applies: what the kernel looks characters up in."""
-    table = np.full(0x110000, SEPARATOR, np.uint8)
-    table[0x20000:0xF0000] = SINGLE  # Han, then nothing that is assigned yet
-    for first, last in ((0, 0x1FFFF), (0xE0000, 0xE0FFF)):
-        table[first : last + 1] = [class_of(character) for character in map(chr, range(first, last + 1))]
-    table[sorted(_unsettled())] |= UNSETTLED
+@functools.lru_cache(maxsize=2)
+def class_table(case: str = "exact") -> npt.NDArray[np.uint8]:
+    """The class of every code point, with UNSETTLED where it applies: what the kernel looks characters up in.
+
+    With case="fold" the characters that folding drops are IGNORED.
+    """
+    if case == "fold":
+        table = class_table().copy()
+        table[np.flatnonzero(_folded() == _DROPPED)] = IGNORED
+    else:
+        table = np.full(0x110000, SEPARATOR, np.uint8)
+        table[0x20000:0xF0000] = SINGLE  # Han, then nothing that is assigned yet
+        for first, last in ((0, 0x1FFFF), (0xE0000, 0xE0FFF)):
+            table[first : last + 1] = [class_of(character) for character in map(chr, range(first, last + 1))]
+        table[sorted(_unsettled())] |= UNSETTLED
     table.flags.writeable = False
     return table
 
 
 @functools.lru_cache(maxsize=1)
 def fold_table() -> npt.NDArray[np.int32]:
-    """What each code point becomes when case is folded, beyond ASCII.
+    """What each code point becomes when it is folded, beyond ASCII.
 
-    -1 where that is several characters, one that NFC may change, or ASCII (long s): such texts take `settle`.
+    -1 where that is several characters, or one that NFC may change: texts with such a character take `settle`. A
+    dropped character stays: its class says what becomes of it.
     """
+    folded = _folded()
+    table = np.where(folded == _DROPPED, np.arange(len(folded), dtype=np.int32), folded)
+    table.flags.writeable = False
+    return table
+
+
+_SEVERAL, _DROPPED = -1, -2  # in `_folded`
+
+
+@functools.lru_cache(maxsize=1)
+def _folded() -> npt.NDArray[np.int32]:
+    """The one code point that each becomes by folding, _SEVERAL or _DROPPED; none from 0x20000 on is folded."""
     table = np.arange(0x20000, dtype=np.int32)
     classes = class_table()
     for code in range(0x80, len(table)):
-        folded = chr(code).casefold()
+        folded = folding.fold_character(chr(code))
         if folded != chr(code):
-            settled = len(folded) == 1 and not folded.isascii() and not classes[ord(folded)] & UNSETTLED
-            table[code] = ord(folded) if settled else -1
-    table.flags.writeable = False
+            settled = len(folded) == 1 and not classes[ord(folded)] & UNSETTLED
+            table[code] = ord(folded) if settled else _SEVERAL if folded else _DROPPED
     return table
 
 

@@ -1,6 +1,6 @@
 """`normalize` in compiled code: straight from Arrow's buffers, one pass over the bytes.
 
-Only the few texts that may not be in NFC (or whose case folds into several characters) go through Python, in
+Only the few texts that may not be in NFC (or with a character that folds into several) go through Python, in
 `normalize.settle_array`; everything else is looked up by code point in `normalize.class_table` and `fold_table`. The
 kernels never read past the bytes of a text, whatever these are: bytes that are not UTF-8 count as separators.
 """
@@ -160,7 +160,7 @@ def find_unsettled(texts: pa.Array, fold: bool) -> npt.NDArray[np.bool_]:
     """True for each text that `normalize.settle` may change in a way the kernel does not know."""
     data, offsets = buffers(texts)
     out = np.zeros(len(texts), np.bool_)
-    _find_unsettled(data, offsets, class_table(), _folds(fold), out)
+    _find_unsettled(data, offsets, *_tables(fold), out)
     return out
 
 
@@ -174,12 +174,13 @@ def segment(texts: pa.Array, fold: bool, closed: bool) -> tuple[Bytes, Offsets, 
     # written to cost nothing.
     out = np.empty(2 * int(offsets[-1] - offsets[0]) + PADDING, np.uint8)
     out_offsets = np.zeros(len(offsets), np.int64)
-    most = _segment((data, offsets), (class_table(), _folds(fold)), closed, out, out_offsets)
+    most = _segment((data, offsets), _tables(fold), closed, out, out_offsets)
     return out[: out_offsets[-1] + PADDING], out_offsets, most
 
 
-def _folds(fold: bool) -> npt.NDArray[np.int32]:
-    return fold_table() if fold else _NO_FOLDS
+def _tables(fold: bool) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+    """The classes, and what is folded."""
+    return (class_table("fold"), fold_table()) if fold else (class_table(), _NO_FOLDS)
 
 
 def buffers(texts: pa.Array) -> tuple[Bytes, Offsets]:

@@ -69,6 +69,28 @@ def test_what_is_left_out_is_counted(tmp_path):
     assert len(loaded) + loaded.empties + loaded.duplicates + loaded.invalid == len(lines)
 
 
+def test_long_lines_and_lines_of_another_encoding_are_counted(tmp_path):
+    lines = [b"dog", "\u00e9t\u00e9".encode("latin-1"), b"x" * 10_000, b"y" * 1_000, b"c\0a"]
+    loaded = load_queries(write(tmp_path / "list.txt", b"\xef\xbb\xbf" + b"\n".join(lines)))
+    assert loaded.queries.to_pylist() == ["dog", "y" * 1_000]
+    assert (loaded.invalid, loaded.too_long) == (2, 1)
+
+
+@pytest.mark.parametrize("name", ["list.tsv", "list.csv", "list.parquet"])
+def test_languages(tmp_path, name):
+    table = pa.table({"query": ["Gift", "Gift", "dog"], "language": ["DE ", "en", None]})
+    mark = {"list.tsv": "\t", "list.csv": ","}.get(name)
+    rows = [[cell or "" for cell in row.values()] for row in table.to_pylist()]
+    text = "\n".join((mark or "").join(row) for row in [table.column_names, *rows])
+    loaded = load_queries(write(tmp_path / name, text.encode() if mark else parquet_bytes(table)))
+    assert loaded.table.select(["query", "language"]).to_pylist() == [
+        {"query": "Gift", "language": "de"},
+        {"query": "dog", "language": ""},
+        {"query": "Gift", "language": "en"},
+    ]
+    assert loaded.digest == hashlib.sha256(b"de\tGift\ndog\nen\tGift\n").hexdigest()
+
+
 def test_json_entries_that_are_not_text(tmp_path):
     loaded = load_queries(write(tmp_path / "list.json", b'["dog", 7, null, ["x"], "\\ud800", "two\\nlines"]'))
     assert loaded.queries.to_pylist() == ["dog", "two lines"]
@@ -78,7 +100,7 @@ def test_json_entries_that_are_not_text(tmp_path):
 def test_tsv_rows_of_any_length_and_the_first_repeat_wins(tmp_path):
     data = b'"quoted\twordnet\t12\ndog\ncat\twiki\tmany\tmore\n\xff\t1\ndog\twiki\t5\n\t\t\n'
     loaded = load_queries(write(tmp_path / "list.tsv", data))
-    rows = [tuple(row.values())[1:] for row in loaded.table.to_pylist()]
+    rows = [tuple(row.values())[1:4] for row in loaded.table.to_pylist()]
     assert rows == [('"quoted', "wordnet", 12), ("cat", "wiki", 0), ("dog", "", 0)]
     assert (loaded.empties, loaded.duplicates, loaded.invalid) == (1, 1, 1)
 
@@ -107,6 +129,12 @@ def test_header_beside_a_bad_line(tmp_path, bad_line_first):
         ("list.docx", b"dog", "cannot tell the format"),
         ("list", b"dog", "cannot tell the format"),
         ("bad.tsv", b"\xff\n", "1 not text"),
+        ("wide.txt", "dog\ncat\n".encode("utf-16"), "is written in UTF-16"),
+        ("wider.csv", "query,count\ndog,1\n".encode("utf-32"), "is written in UTF-"),
+        ("wide_without_mark.txt", "dog\ncat\n".encode("utf-16-le"), "not text"),
+        ("latin.txt", "\u00e9t\u00e9\n".encode("latin-1"), "1 not text"),
+        ("long.txt", b"dog " * 2_500, "1 too long"),
+        ("language.tsv", b"query\tlanguage\ndog\tin English\n", "names the language 'in english'"),
     ],
 )
 def test_unusable_lists_name_file_cause_and_remedy(tmp_path, name, data, says):

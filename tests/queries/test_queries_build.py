@@ -211,7 +211,7 @@ def test_size_fills_the_list_in_the_order_of_the_sources() -> None:
         ("wordnet", pa.table([["dog", "St. Louis"], [44, 0]], schema=COUNTED)),
         ("word", pa.table([["the", "dog", "St Louis", "a", "…"], [9, 8, 7, 6, 5]], schema=COUNTED)),
     ]
-    made = assemble.assemble(offers, size=3)
+    made = assemble.assemble(offers, size=3, language="en")
     assert made.table.select(["query", "source", "count"]).to_pylist() == [
         {"query": "St. Louis", "source": "wordnet", "count": 7},
         {"query": "dog", "source": "wordnet", "count": 44},

@@ -55,7 +55,7 @@ def plan_for(folder: Path, stage: str, rows: Matches, policy: Policy, before: Ca
     keys = hashing.query_keys(pa.array([f"query {number}" for number in range(QUERIES)]), 0)
     folder.mkdir(exist_ok=True)
     storage.save_array(str(folder / "query_hash.npy"), keys)
-    return CapPlan(StageFolder(str(folder), stage), InMemory(rows), policy, str(folder), "", before=before)
+    return CapPlan(StageFolder(str(folder), stage), InMemory(rows), policy, str(folder), before=before)
 
 
 def run(plan: CapPlan) -> np.ndarray:

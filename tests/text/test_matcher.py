@@ -191,7 +191,7 @@ def test_saved_and_loaded(path, mode, tmp_path):
     assert not list(tmp_path.glob("**/*tmp*"))
 
     about = storage.read_json(str(tmp_path / "matcher" / "matcher.json"))
-    storage.write_json(str(tmp_path / "matcher" / "matcher.json"), {**about, "version": 1})
+    storage.write_json(str(tmp_path / "matcher" / "matcher.json"), {**about, "version": 2})
     with pytest.raises(ValueError, match="build it anew"):
         Matcher.load(tmp_path / "matcher")
 

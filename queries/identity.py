@@ -1,0 +1,104 @@
+"""Which queries of a list are one query: those of one language that the matcher cannot tell apart.
+
+A query's identity is (language, form), the form being what `matcher.forms_of` makes of it; with case="exact" the string
+stands for the form, of several that are equal the first by its bytes. The balancing hash is that of the identity. The
+string that is shown is the one that the list counts most often, and no hash depends on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.text import folding
+from pipeline.text.matcher import forms_of
+from queries.load import QUERIES, QueryList, with_language
+
+_LARGEST = 2.0**62  # sums beyond it may not fit into 64 bits
+
+
+@dataclasses.dataclass(frozen=True)
+class UsedQueries:
+    """A list as a run uses it.
+
+    Attributes:
+        table: rows of QUERIES in the order of their identities, each query once.
+        identities: a string for each query, of which the balancing takes the hash.
+        mode, case: how texts are matched.
+        language: whose letters are folded: that of all queries, where it is one of `folding.DOTLESS`, else "".
+        given: the list as it was read.
+        dropped: queries of `given` that hold no token, so that no text holds them.
+    """
+
+    table: pa.Table
+    identities: pa.StringArray
+    mode: str
+    case: str
+    language: str
+    given: QueryList
+    dropped: int
+
+    @property
+    def digest(self) -> str:
+        """Of the list as it was read: with mode and case it decides which queries are used."""
+        return self.given.digest
+
+    def counts(self) -> dict[str, int]:
+        """Queries given = queries used + merged into another one + dropped; what was no query in the file, apart."""
+        merged = len(self.given) - self.dropped - self.table.num_rows
+        return {
+            "queries": self.table.num_rows,
+            "queries_given": len(self.given),
+            "queries_merged": merged,
+            "queries_dropped": self.dropped,
+            "lines_left_out": self.given.invalid + self.given.too_long,
+        }
+
+
+def merge_queries(given: QueryList, *, mode: str, case: str) -> UsedQueries:
+    """The list with equal queries as one, and without those that hold no token.
+
+    Raises:
+        ValueError: no query is left.
+    """
+    table = given.table.combine_chunks()
+    languages = pc.unique(table["language"]).to_pylist()
+    language = languages[0] if set(languages) <= set(folding.DOTLESS) else ""
+    forms = forms_of(given.queries, mode=mode, case=case, language=language)
+    alive = np.flatnonzero(np.asarray(pc.not_equal(forms, ""))) if mode == "wide" else np.arange(len(forms))
+    if not len(alive):
+        raise ValueError(f"none of its {len(given)} queries holds a letter, a digit or a symbol")
+    table, forms = table.take(pa.array(alive)), forms.take(pa.array(alive))
+    query, in_language = (table[name].combine_chunks() for name in ("query", "language"))
+
+    group = with_language(forms, in_language).dictionary_encode().indices.to_numpy()
+    counts = table["count"].to_numpy()
+    order = np.lexsort((np.arange(len(group)), ~counts, group))  # of a group the most frequent first, then by string
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    shown = order[starts]
+    first = pa.array(np.minimum.reduceat(order, starts))  # the table is sorted by string
+    identities = with_language(forms if case == "fold" else query, in_language).take(first)
+
+    place = pc.sort_indices(identities)
+    columns = {name: table[name].take(pa.array(shown)).take(place) for name in ("query", "source", "language")}
+    columns["id"] = pa.array(np.arange(len(place), dtype=np.int32))
+    columns["count"] = pa.array(_sums(counts[order], starts)).take(place)
+    return UsedQueries(
+        pa.table([columns[name] for name in QUERIES.names], schema=QUERIES),
+        identities.take(place),
+        mode,
+        case,
+        language,
+        given,
+        dropped=len(given) - len(alive),
+    )
+
+
+def _sums(counts: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The sum of each group; its first count where the sum is beyond all counting."""
+    rough = np.add.reduceat(counts.astype(np.float64), starts)
+    return np.where(np.abs(rough) < _LARGEST, np.add.reduceat(counts, starts), counts[starts])
