@@ -160,7 +160,7 @@ def print_summary(run: Run, *, as_json: bool) -> None:
         for reason, count in sorted(row["dropped"].items(), key=lambda item: -item[1]):
             print(f"    {reason:<26}{count:>14,}")
     for info in infos:
-        if info.get("queries_merged") or info.get("queries_dropped"):
+        if any(info.get(name) for name in ("queries_merged", "queries_dropped", "lines_left_out")):
             print(queries_line(info))
     print(f"next: python -m pipeline.inspect_shards info {run.root}")
 
@@ -169,7 +169,8 @@ def queries_line(info: Mapping[str, Any]) -> str:
     """What became of the query list, from the info.json of match."""
     return (
         f"queries: {info['queries_given']:,} given, {info['queries_merged']:,} of them equal to another one, "
-        f"{info['queries_dropped']:,} without a letter, digit or symbol: {info['queries']:,} are used"
+        f"{info['queries_dropped']:,} without a letter, digit or symbol: {info['queries']:,} are used; "
+        f"{info['lines_left_out']:,} lines of the list are no text or too long"
     )
 
 
