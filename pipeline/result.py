@@ -71,9 +71,10 @@ class Result:
 
 def sentence_on_queries(info: dict[str, Any]) -> str:
     """What became of the query list, from the info.json of match; "" of another stage, and where nothing was merged."""
-    if not (info.get("queries_merged") or info.get("queries_dropped")):
+    if not any(info.get(name) for name in ("queries_merged", "queries_dropped", "lines_left_out")):
         return ""
     return (
         f"queries: {info['queries_given']:,} given, {info['queries_merged']:,} of them equal to another one, "
-        f"{info['queries_dropped']:,} without a letter, digit or symbol: {info['queries']:,} are used"
+        f"{info['queries_dropped']:,} without a letter, digit or symbol: {info['queries']:,} are used; "
+        f"{info['lines_left_out']:,} lines of the list are no text or too long"
     )

@@ -40,7 +40,7 @@ SIGNATURES = {
 }
 
 
-@pytest.mark.parametrize("function", SIGNATURES, ids=lambda function: f"{function!r}"[:60])
+@pytest.mark.parametrize("function", SIGNATURES, ids=lambda function: f"{function.__module__}.{function.__qualname__}")
 def test_signatures(function: object) -> None:
     assert str(inspect.signature(function)) == SIGNATURES[function]  # type: ignore[arg-type, index]
 

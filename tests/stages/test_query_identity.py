@@ -52,7 +52,8 @@ def test_the_cap_is_exact_for_equal_queries(folder: Path, capsys: pytest.Capture
     assert used.to_pylist() == [{"id": 0, "query": "canada", "source": "wiki", "count": 16, "language": ""}]
     counted = {name: info(out, "match")[name] for name in ("queries_given", "queries_merged", "queries_dropped")}
     assert counted == {"queries_given": 3, "queries_merged": 1, "queries_dropped": 1}
-    assert "3 given, 1 of them equal to another one, 1 without a letter" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3 given, 1 of them equal to another one, 1 without a letter, digit or symbol: 1 are used; 0 lines" in said
 
 
 def test_texts_stay_as_they_are(folder: Path) -> None:
