@@ -38,7 +38,7 @@ import json, resource, sys
 import pyarrow as pa
 from pipeline.engine import jit
 from pipeline.engine.ledger import Ledger
-from pipeline.sources import wat
+from pipeline.sources import wat, wat_reader
 path, out = sys.argv[1:]
 pa.array([""])  # pyarrow imports pandas, where it is installed, when it first sees a list
 if kernel := jit.kernel("pipeline.sources.wat_kernel", 10**9):
@@ -47,7 +47,7 @@ def cpu():
     use = resource.getrusage(resource.RUSAGE_SELF)
     return use.ru_utime + use.ru_stime
 start = cpu()
-batches = list(wat.read_wat(path, ledger=Ledger()))
+batches = list(wat_reader.read_wat(path, ledger=Ledger()))
 seconds = cpu() - start
 if out:
     import pyarrow as pa, pyarrow.parquet as pq

@@ -40,7 +40,7 @@ SIGNATURES = {
 }
 
 
-@pytest.mark.parametrize("function", SIGNATURES, ids=lambda function: f"{function.__module__}.{function.__qualname__}")
+@pytest.mark.parametrize("function", SIGNATURES, ids=[str(number) for number in range(len(SIGNATURES))])
 def test_signatures(function: object) -> None:
     assert str(inspect.signature(function)) == SIGNATURES[function]  # type: ignore[arg-type, index]
 
@@ -53,7 +53,7 @@ def test_public_names() -> None:
         with pytest.raises(AttributeError, match="has no attribute 'bulid'"):
             _ = package.bulid
     assert pipeline.errors.Busy is Busy
-    assert [field.name for field in dataclasses.fields(pipeline.Result)] == ["root", "ledger", "digests", "digest"]
+    assert [field.name for field in dataclasses.fields(pipeline.Result)] == ["root", "ledger", "digests", "digest", "queries"]
     assert [field.name for field in dataclasses.fields(pipeline.Sample)] == ["key", "image", "text", "json", "row"]
     assert [field.name for field in dataclasses.fields(queries.Result)] == ["root", "info"]
     properties = {name for name, value in vars(pipeline.OpenSet).items() if isinstance(value, property)}

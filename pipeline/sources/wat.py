@@ -20,26 +20,21 @@ import dataclasses
 import functools
 import json
 import operator
-import os
 import re
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any, BinaryIO, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import urljoin
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
-from pipeline.engine import jit
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.opening import is_remote
 from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
-from pipeline.sources.archive import GZIP, MappedReader, Record, read_records
+from pipeline.sources.archive import Record
 from pipeline.sources.html import ROBOTS_NAMES, TDM, directives, header_signals
 
 BATCH_ROWS = 16_384
-BYTES_PER_ROW = 1_300  # of compressed files: the kernel is loaded (half a second) after jit.FEW_ROWS times as many
 MAX_URL = 16_384  # characters
 MAX_TEXT = 10_000  # characters of an alt: over what cleaning takes
 
@@ -54,7 +49,6 @@ MAX_PATHS = 300  # that are learnt
 
 ALT, SRC = TEXT_SOURCES.index("alt"), URL_SOURCES.index("src")
 ROBOTS_META, TDM_META, ROBOTS_HEADER, TDM_HEADER = range(1, 5)  # what a signal stands in
-_plain = {"bytes": 0}  # of local files that this process has read, which tell if loading the kernel pays
 _WEB = ("http://", "https://")
 _REL = operator.attrgetter("rel")
 _LONE = re.compile("[\ud800-\udfff]")
@@ -72,73 +66,7 @@ class Page:
     license: str | None = None
 
 
-def read_wat(
-    source: str | BinaryIO, *, ledger: Ledger, name: str = "", size: int | None = None
-) -> Iterator[pa.RecordBatch]:
-    """The pairs of a WAT file in batches of CANDIDATES; rows_in = rows + drops holds in `ledger`.
-
-    Args:
-        source: path, URL or open file.
-        ledger: rows_in counts IMG links.
-        name: of the file, for messages.
-        size: bytes of the file, if a listing told them: a shorter file is noted as cut.
-    """
-    kernel = _kernel_for(source)
-    if kernel and isinstance(source, str):
-        yield from _read_compiled(source, kernel, ledger=ledger, size=size)
-        return
-    rows = _Rows(ledger)
-    for record in read_records(source, ledger=ledger, kinds=frozenset({"metadata"}), expected_bytes=size):
-        rows.add(record)
-        if len(rows) >= BATCH_ROWS:
-            yield rows.batch()
-    if len(rows):
-        yield rows.batch()
-
-
-def _kernel_for(source: str | BinaryIO) -> Any:
-    """The compiled reader, where it can be had and the file is local, gzip and large enough; else None.
-
-    Files count together: loading it pays as well for many small ones as for a large one.
-    """
-    if not isinstance(source, str) or is_remote(source):
-        return None
-    _plain["bytes"] += os.path.getsize(source)
-    kernel = jit.kernel("pipeline.sources.wat_kernel", int(_plain["bytes"] // BYTES_PER_ROW))
-    if kernel is None or not kernel.usable():
-        return None
-    with open(source, "rb") as file:
-        return kernel if file.read(len(GZIP)) == GZIP else None
-
-
-def _read_compiled(path: str, kernel: Any, *, ledger: Ledger, size: int | None) -> Iterator[pa.RecordBatch]:
-    """The rows of a file by the kernel; the records that it leaves are read here, so that the order stays."""
-    reader = MappedReader(path, ledger)
-    scanner = kernel.Scanner(reader.data, ledger)
-    ready: list[pa.RecordBatch] = []
-    rows = _Rows(ledger)
-    why = kernel.FULL
-    while why != kernel.END:
-        reader.position, why, batch = scanner.run(reader.position)
-        if batch.num_rows and len(rows):
-            ready.append(rows.batch())
-        ready += [batch] if batch.num_rows else []
-        for record in reader.step() if why == kernel.ODD else ():
-            if record.kind == "metadata":
-                ledger.records_in += 1
-                rows.add(record)
-        if sum(map(len, ready)) + len(rows) >= BATCH_ROWS:
-            ready += [rows.batch()] if len(rows) else []
-            yield pa.concat_batches(ready)
-            ready = []
-    ready += [rows.batch()] if len(rows) else []
-    if ready:
-        yield pa.concat_batches(ready)
-    if size is not None and reader.position < size:
-        reader.cut()
-
-
-class _Rows:
+class Rows:
     """Rows on their way into a batch; what is the same for all rows of a page is kept once."""
 
     def __init__(self, ledger: Ledger) -> None:

@@ -57,7 +57,7 @@ class Wat(ArchiveReader):
     def read(
         self, source: Input, *, ledger: Ledger, images: list[pa.RecordBatch], settings: ReadSettings
     ) -> Iterator[pa.RecordBatch]:
-        from pipeline.sources.wat import read_wat
+        from pipeline.sources.wat_reader import read_wat
 
         return read_wat(source.path, ledger=ledger, name=source.name, size=source.bytes)
 

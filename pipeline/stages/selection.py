@@ -30,8 +30,8 @@ from pipeline.engine import jit
 from pipeline.engine.hashing import Words, mix, partition
 from pipeline.stages.matches import Band, Counts, Mask, Matches, Picks, Thresholds
 
-KEEP, SAME_PAIR, SAME_URL, PLACEHOLDER_URL = range(4)
-DUPLICATE_REASONS = ("", "same_pair", "same_url", "placeholder_url")
+KEEP, SAME_PAIR, OTHER_TEXT, PLACEHOLDER_URL = range(4)
+DUPLICATE_REASONS = ("", "same_pair", "other_text", "placeholder_url")
 
 HIGHEST = np.uint64(2**64 - 1)
 
@@ -51,7 +51,7 @@ def find_duplicates(
 
     * same_pair: an equal pair with a smaller provenance hash stays in its place (equal provenance too: the rows are
       alike in all that was hashed, the first stays);
-    * same_url: another text of the URL has a smaller uid;
+    * other_text: another text of the URL has a smaller uid;
     * placeholder_url: the URL has more than `placeholder_bound` distinct texts, all its rows go (0: rule off).
     """
     kernel = _kernel(len(url_hash))
@@ -64,7 +64,7 @@ def find_duplicates(
     url, high, low = url_hash[order], pair_high[order], pair_low[order]
     new_url = np.concatenate([[True], url[1:] != url[:-1]])
     new_pair = new_url | np.concatenate([[True], (high[1:] != high[:-1]) | (low[1:] != low[:-1])])
-    codes[order] = np.where(new_url, KEEP, np.where(new_pair, SAME_URL, SAME_PAIR))
+    codes[order] = np.where(new_url, KEEP, np.where(new_pair, OTHER_TEXT, SAME_PAIR))
     if placeholder_bound:
         group = np.cumsum(new_url) - 1
         texts = np.bincount(group, weights=new_pair)

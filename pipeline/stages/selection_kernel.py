@@ -14,7 +14,7 @@ from pipeline.stages.matches import Counts, Mask, Matches, Thresholds
 
 U = np.uint64
 _GOLDEN, _MIX_1, _MIX_2 = U(0x9E3779B97F4A7C15), U(0xBF58476D1CE4E5B9), U(0x94D049BB133111EB)
-_KEEP, _SAME_PAIR, _SAME_URL, _PLACEHOLDER_URL = (np.uint8(code) for code in range(4))
+_KEEP, _SAME_PAIR, _OTHER_TEXT, _PLACEHOLDER_URL = (np.uint8(code) for code in range(4))
 _EMPTY = np.int32(-1)
 
 
@@ -113,9 +113,9 @@ def _mark_equal_urls(url_hash, high, low, table, texts, codes):
             table[place] = row
         elif high[row] < high[best] or (high[row] == high[best] and low[row] < low[best]):
             table[place] = row
-            codes[best] = _SAME_URL
+            codes[best] = _OTHER_TEXT
         else:
-            codes[row] = _SAME_URL
+            codes[row] = _OTHER_TEXT
 
 
 @njit

@@ -1,7 +1,7 @@
 """`normalize` in compiled code: straight from Arrow's buffers, one pass over the bytes.
 
 Only the few texts that may not be in NFC (or with a character that folds into several) go through Python, in
-`normalize.settle_array`; everything else is looked up by code point in `normalize.class_table` and `fold_table`. The
+`normalize.settle_array`; everything else is looked up by code point in `characters.class_table` and `fold_table`. The
 kernels never read past the bytes of a text, whatever these are: bytes that are not UTF-8 count as separators.
 """
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.engine.jit import njit
-from pipeline.text.normalize import IGNORED, MARK, SEPARATOR, SINGLE, UNSETTLED, WORD, class_table, fold_table
+from pipeline.text.characters import IGNORED, MARK, SEPARATOR, SINGLE, UNSETTLED, WORD, class_table, fold_table
 
 Bytes = npt.NDArray[np.uint8]
 Offsets = npt.NDArray[np.int64]

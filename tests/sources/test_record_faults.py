@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 from pipeline import build
 from pipeline.engine import jit
 from pipeline.engine.ledger import Ledger
-from pipeline.sources import wat
+from pipeline.sources import wat_reader
 from pipeline.sources.warc import read_warc
-from pipeline.sources.wat import read_wat
+from pipeline.sources.wat_reader import read_wat
 from tests.archives import Stream, html_block, html_record, link, member, page_url, wat_json, wat_record
 
 GOOD = 60
@@ -230,7 +230,7 @@ def read_compiled(source: str, *, ledger: Ledger) -> Iterator[pa.RecordBatch]:
     """The compiled reader, which small files do without otherwise."""
     from pipeline.sources import wat_kernel
 
-    yield from wat._read_compiled(source, wat_kernel, ledger=ledger, size=None)
+    yield from wat_reader._read_compiled(source, wat_kernel, ledger=ledger, size=None)
 
 
 def has_compiled() -> bool:
@@ -374,7 +374,7 @@ def test_a_plain_file_cut_or_damaged(tmp_path: Path) -> None:
 PEAK = """
 import sys
 from pipeline.engine.ledger import Ledger
-from pipeline.sources.wat import read_wat
+from pipeline.sources.wat_reader import read_wat
 ledger = Ledger()
 rows = sum(batch.num_rows for batch in read_wat(sys.argv[1], ledger=ledger))
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))

@@ -18,7 +18,7 @@ import pytest
 from pipeline.engine import jit
 from pipeline.engine.ledger import Ledger
 from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
-from pipeline.sources import wat
+from pipeline.sources import wat, wat_reader
 from tests.archives import Stream, member, record, wat_json, wat_record
 from tests.fuzzing import SEED, cases
 from tests.places import DATA
@@ -31,7 +31,7 @@ PAGE = "https://site.example/folder/page.html"
 def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which of the readers takes a file."""
     if request.param == "plain":
-        monkeypatch.setattr(wat, "_kernel_for", lambda source: None)
+        monkeypatch.setattr(wat_reader, "_kernel_for", lambda source: None)
     elif not jit.available():
         pytest.skip("no kernels here")
     else:
@@ -43,8 +43,8 @@ def read(data: bytes, path: Path) -> tuple[list[dict[str, Any]], Ledger]:
     """The rows of an archive, the same from a file and from a stream."""
     path.write_bytes(data)
     ledger, other = Ledger(), Ledger()
-    rows = [row for batch in wat.read_wat(str(path), ledger=ledger) for row in batch.to_pylist()]
-    assert rows == [row for batch in wat.read_wat(Stream(data), ledger=other) for row in batch.to_pylist()]
+    rows = [row for batch in wat_reader.read_wat(str(path), ledger=ledger) for row in batch.to_pylist()]
+    assert rows == [row for batch in wat_reader.read_wat(Stream(data), ledger=other) for row in batch.to_pylist()]
     assert ledger == other
     assert ledger.rows_in == len(rows) + sum(ledger.dropped.values())
     return rows, ledger
@@ -206,7 +206,7 @@ def test_batches_are_bounded_and_in_order(tmp_path: Path) -> None:
     links = [image(f"{number}.jpg", f"number {number}") for number in range(count)]
     path = tmp_path / "many.wat.gz"
     path.write_bytes(b"".join(member(wat_record(0, page(links[at : at + 500]))) for at in range(0, count, 500)))
-    batches = list(wat.read_wat(str(path), ledger=Ledger()))
+    batches = list(wat_reader.read_wat(str(path), ledger=Ledger()))
     assert max(map(len, batches)) <= 2 * wat.BATCH_ROWS and all(batch.schema == CANDIDATES for batch in batches)
     assert [text for batch in batches for text in batch["text"].to_pylist()] == [link["alt"] for link in links]
 
@@ -334,7 +334,7 @@ def test_rows_and_counts_are_those_of_the_careful_decoder(tmp_path: Path, monkey
     rows, ledger = read(data, tmp_path / "made.wat.gz")
     monkeypatch.setattr(wat, "parse_record", wat.parse_slowly)
     careful = Ledger()
-    found = [row for batch in wat.read_wat(Stream(data), ledger=careful) for row in batch.to_pylist()]
+    found = [row for batch in wat_reader.read_wat(Stream(data), ledger=careful) for row in batch.to_pylist()]
     assert rows == found and ledger == careful, SEED
     assert len(rows) > 300
 
@@ -377,5 +377,5 @@ def test_other_records_of_a_wat_are_noted(tmp_path: Path) -> None:
 def test_a_wat_of_common_crawl_is_read() -> None:
     ledger = Ledger()
     path = SHARED / "commoncrawl+whirlwind-python" / "whirlwind.warc.wat"
-    assert list(wat.read_wat(str(path), ledger=ledger)) == []  # its one capture is a request: no links
+    assert list(wat_reader.read_wat(str(path), ledger=ledger)) == []  # its one capture is a request: no links
     assert (ledger.records_in, ledger.notes["no_links"], ledger.records_dropped) == (1, 1, {})

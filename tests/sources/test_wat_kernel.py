@@ -20,7 +20,7 @@ import pytest
 from pipeline.engine import jit
 from pipeline.engine.ledger import Ledger
 from pipeline.schema import CANDIDATES
-from pipeline.sources import wat
+from pipeline.sources import wat, wat_reader
 from pipeline.sources.archive import read_records
 from tests import archives
 from tests.fuzzing import SEED, cases
@@ -37,7 +37,7 @@ if not kernel.usable():
 
 def by_kernel(path: str) -> tuple[pa.Table, Ledger]:
     ledger = Ledger()
-    batches = list(wat._read_compiled(path, kernel, ledger=ledger, size=None))
+    batches = list(wat_reader._read_compiled(path, kernel, ledger=ledger, size=None))
     for batch in batches:
         batch.validate(full=True)
     return pa.Table.from_batches(batches, CANDIDATES).combine_chunks(), ledger
@@ -46,7 +46,7 @@ def by_kernel(path: str) -> tuple[pa.Table, Ledger]:
 def by_plain(path: str) -> tuple[pa.Table, Ledger]:
     ledger = Ledger()
     with open(path, "rb") as file:  # an open file never goes to the kernel
-        return pa.Table.from_batches(wat.read_wat(file, ledger=ledger), CANDIDATES).combine_chunks(), ledger
+        return pa.Table.from_batches(wat_reader.read_wat(file, ledger=ledger), CANDIDATES).combine_chunks(), ledger
 
 
 def assert_equal(path: Path, data: bytes) -> tuple[pa.Table, Ledger]:
@@ -275,23 +275,23 @@ def test_full_buffers_are_emptied_and_used_again() -> None:
 def test_large_local_files_take_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.wat.gz"
     path.write_bytes(archives.member(archives.wat_record(1)))
-    monkeypatch.setattr(wat, "BYTES_PER_ROW", 0.001)
-    monkeypatch.setattr(wat, "_plain", {"bytes": 0})
-    assert wat._kernel_for(str(path)) is kernel
-    assert sum(batch.num_rows for batch in wat.read_wat(str(path), ledger=Ledger())) == 1
+    monkeypatch.setattr(wat_reader, "BYTES_PER_ROW", 0.001)
+    monkeypatch.setattr(wat_reader, "_seen", {"bytes": 0})
+    assert wat_reader._kernel_for(str(path)) is kernel
+    assert sum(batch.num_rows for batch in wat_reader.read_wat(str(path), ledger=Ledger())) == 1
     path.write_bytes(archives.wat_record(1) * 20)
-    assert wat._kernel_for(str(path)) is None, "not gzip"
-    assert wat._kernel_for("http://h.example/x.wat.gz") is None
+    assert wat_reader._kernel_for(str(path)) is None, "not gzip"
+    assert wat_reader._kernel_for("http://h.example/x.wat.gz") is None
 
 
 def test_small_files_take_the_kernel_when_there_were_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.wat.gz"
     path.write_bytes(archives.member(archives.wat_record(1)))
-    monkeypatch.setattr(wat, "BYTES_PER_ROW", path.stat().st_size / jit.FEW_ROWS * 2.5)
-    monkeypatch.setattr(wat, "_plain", {"bytes": 0})
+    monkeypatch.setattr(wat_reader, "BYTES_PER_ROW", path.stat().st_size / jit.FEW_ROWS * 2.5)
+    monkeypatch.setattr(wat_reader, "_seen", {"bytes": 0})
     monkeypatch.delitem(sys.modules, kernel.__name__)
     monkeypatch.setattr(jit.importlib, "import_module", lambda name: kernel)
-    assert [wat._kernel_for(str(path)) for _ in range(4)] == [None, None, kernel, kernel]
+    assert [wat_reader._kernel_for(str(path)) for _ in range(4)] == [None, None, kernel, kernel]
 
 
 # ---- mutated records between guard pages
@@ -483,7 +483,7 @@ def test_mutated_records_between_guard_pages(tmp_path: Path) -> None:
             assert ledger == Ledger() and not batch.num_rows
             continue
         batch.validate(full=True)
-        expected = wat._Rows(plain)
+        expected = wat.Rows(plain)
         for found in read_records(io.BytesIO(data), ledger=plain, kinds=frozenset({"metadata"})):
             expected.add(found)
         assert (batch.to_pylist(), ledger) == (expected.batch().to_pylist(), plain), content

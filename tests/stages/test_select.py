@@ -136,7 +136,7 @@ def test_the_ledger_adds_up_and_chains(folder: Path) -> None:
         assert (out / "stages" / stage / "COMPLETED").exists()
     assert {"options", "versions", "seconds", "cpu_seconds"} <= set(info(out, "gather"))
     assert info(out, "gather")["rows_in"] == 1500
-    assert set(info(out, "dedup")["dropped"]) == {"same_pair", "same_url", "placeholder_url"}
+    assert set(info(out, "dedup")["dropped"]) == {"same_pair", "other_text", "placeholder_url"}
     rejected = pq.read_table(out / "stages" / "dedup" / "rejected.parquet")
     assert rejected.num_rows == sum(info(out, "dedup")["dropped"].values())
 

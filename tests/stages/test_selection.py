@@ -121,7 +121,7 @@ def duplicates_by_dictionaries(url, high, low, provenance, bound=0) -> list[int]
         of_url.setdefault(int(url[row]), []).append(pair)
     for pairs in of_url.values():
         for pair in pairs:
-            codes[best[pair]] = selection.KEEP if pair == min(pairs) else selection.SAME_URL
+            codes[best[pair]] = selection.KEEP if pair == min(pairs) else selection.OTHER_TEXT
     if bound:
         codes = [
             selection.PLACEHOLDER_URL if len(of_url[int(u)]) > bound else c for u, c in zip(url, codes, strict=True)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.engine import jit
-from pipeline.text import folding, normalize
+from pipeline.text import characters, folding
 from pipeline.text.matcher import Matcher, naive_match
 from pipeline.text.normalize import normalize_array, normalize_text
 from tests.places import ROOT
@@ -124,7 +124,7 @@ def test_both_twins_fold_every_code_point(language, monkeypatch):
 
 def test_the_room_for_folded_texts_is_enough():
     """`normalize_kernel.segment` makes room for twice the bytes: a character and the blank beside it."""
-    table = normalize.fold_table()
+    table = characters.fold_table()
     for code in range(0x80, len(table)):
         if table[code] >= 0 and not 0xD800 <= code < 0xE000:
             assert len(chr(table[code]).encode()) + 1 <= 2 * len(chr(code).encode())

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.engine import jit
-from pipeline.text import normalize
+from pipeline.text import characters, normalize
 from pipeline.text.normalize import CASES, normalize_array, normalize_text
 
 # Texts with much of what normalising is about, beside any text that Unicode allows.
@@ -90,7 +90,7 @@ def test_every_code_point(case):
 def test_layout_characters_are_the_ones_of_unicode():
     for code in (*range(0xD800), *range(0xE000, 0x110000)):
         if unicodedata.category(chr(code)) == "Cf":
-            assert normalize.class_of(chr(code)) == normalize.IGNORED, hex(code)
+            assert characters.class_of(chr(code)) == characters.IGNORED, hex(code)
 
 
 @pytest.mark.skipif(not jit.available(), reason="numba is not installed or switched off")
