@@ -53,7 +53,8 @@ def test_public_names() -> None:
         with pytest.raises(AttributeError, match="has no attribute 'bulid'"):
             _ = package.bulid
     assert pipeline.errors.Busy is Busy
-    assert [field.name for field in dataclasses.fields(pipeline.Result)] == ["root", "ledger", "digests", "digest", "queries"]
+    names = [field.name for field in dataclasses.fields(pipeline.Result)]
+    assert names == ["root", "ledger", "digests", "digest", "queries"]
     assert [field.name for field in dataclasses.fields(pipeline.Sample)] == ["key", "image", "text", "json", "row"]
     assert [field.name for field in dataclasses.fields(queries.Result)] == ["root", "info"]
     properties = {name for name, value in vars(pipeline.OpenSet).items() if isinstance(value, property)}

@@ -159,7 +159,12 @@ def expected(given: Given, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     out = tmp_path_factory.mktemp("engines-one") / "out"
     found = run(out, given, "--workers", "1")
     assert set(found) == {*STAGES, "manifest"}
-    for stage, drops in {"gather": "opt_out", "dedup": "other_text", "balance": "over_cap", "fetch": "http_4xx"}.items():
+    for stage, drops in {
+        "gather": "opt_out",
+        "dedup": "other_text",
+        "balance": "over_cap",
+        "fetch": "http_4xx",
+    }.items():
         assert found[stage][3].get(drops), found
     assert found["dedup-images"][3].get("same_image"), found
     assert found["publish"][2] > 30, found
