@@ -256,3 +256,22 @@ def test_a_link_is_no_file_of_a_set(copy: Path, tmp_path: Path) -> None:
         (copy / path).unlink()
         (tmp_path / "away").rename(copy / path)
     assert not list(verify(str(copy), stages=True))
+
+
+def test_stages_of_an_older_version_are_not_continued(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Their files have no checksums: nothing of them is read."""
+    path = copy / "stages/balance/info.json"
+    info = json.loads(path.read_text())
+    del info["checksum"]
+    path.write_text(json.dumps(info))
+    assert build.main(command(copy)) == build.USAGE
+    assert "made by an older version of OpenWIT" in capfd.readouterr().err
+    assert inspect(["rows", str(copy), "--stage", "balance", "--to", str(copy / "rows.parquet")]) == 4
+    assert "made by an older version" in capfd.readouterr().err
+
+
+def test_rows_of_a_damaged_stage_are_not_written(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    flip(str(copy / "stages/balance/rows/00000.parquet"), 8 * 100)
+    assert inspect(["rows", str(copy), "--stage", "balance", "--to", str(copy / "rows.parquet")]) == 3
+    assert "00000.parquet is damaged (its checksum does not fit): run the same" in capfd.readouterr().err
+    assert not (copy / "rows.parquet").exists()
