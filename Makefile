@@ -1,8 +1,8 @@
 # make demo      sets up, then builds a small web, its archives and a data set from them, and shows what to do next
 # make test      sets up, then everything that CI runs: linter, types, import floors, tests
-# make fuzz      the fuzzing tests again, from another seed each time and ten times as long
+# make fuzz      runs the fuzzing tests with a random seed, ten times as long
 # make setup     the set-up alone; make setup-train adds the trainer (torch: 3 GB)
-# make engines   fetches Prism and an embedded Flink by exact version, for the tests of other engines (1 GB)
+# make engines   fetches exact versions of Prism and an embedded Flink, for the tests of other engines (1 GB)
 # make bench     lists the benchmarks
 VENV ?= .venv
 export VENV

@@ -90,7 +90,7 @@ def ours(texts: pa.Array) -> tuple[int, int]:
     for batch in batches:
         words.add(ngrams.count_words(ngrams.tokenize(batch)))
     table = words.table()
-    vocabulary = Vocabulary.of(table.select(["word", "count"]).rename_columns(["query", "count"]), least=LEAST)
+    vocabulary = Vocabulary.of(table.select(["word", "count"]).rename_columns(["query", "count"]), min_count=LEAST)
     for batch in batches:
         pairs.add(*ngrams.count_pairs(ngrams.tokenize(batch), vocabulary.forms))
     return len(table), len(pairs.sums()[0])

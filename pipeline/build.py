@@ -59,7 +59,7 @@ def build(options: Options, say: Callable[[str], None] = print) -> Run:
     continuing.check(stages, run)
     continuing.check_inputs(stages, run)
     quiet_beam.import_beam()
-    with work.locked(run.root):
+    with work.lock_run_folder(run.root):
         storage.sweep(run.root)
         continuing.check(stages, run)  # another run may have ended meanwhile
         continuing.remove_from(stages, options.redo)

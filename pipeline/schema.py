@@ -1,8 +1,8 @@
-"""Every table between the stages, in the order of the way.
+"""The schemas of all tables between the stages, in the order of the stages.
 
-Arrow only: no Beam, no numba, so that the inspector and the tests read a schema without paying for either.
-Small closed vocabularies travel as int8 codes (one byte a row instead of a string) and become words when a table leaves
-the pipeline: see `TEXT_SOURCES` and `readable`.
+This module imports only Arrow. So the inspector and the tests read a schema without the cost of Beam or numba. Columns
+with few different values hold int8 codes, one byte a row. `readable` turns the codes into names when a table leaves the
+pipeline, such as those of `TEXT_SOURCES`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# The stages of the way, in order.
+# The names of the stages, in order.
 STAGES = ("gather", "match", "dedup", "balance", "fetch", "dedup-images", "publish")
 
 # Where on the page a text, or an image's URL, was found. The code is the position in the tuple: append, never reorder.
@@ -44,7 +44,7 @@ PAIRS = pa.schema(
         pa.field("source_offset", pa.int64(), nullable=False),
         pa.field("text_source", pa.int8(), nullable=False),
         pa.field("url_source", pa.int8(), nullable=False),
-        pa.field("language", pa.string()),  # ISO 639-1; null where it was not asked for
+        pa.field("language", pa.string()),  # ISO 639-1; null if no language was requested
         pa.field("language_score", pa.float32()),  # P(language), 0..1
         pa.field("opt_out", pa.string()),
         pa.field("license", pa.string()),
@@ -55,23 +55,23 @@ QUERY_IDS = pa.field("query_ids", pa.list_(pa.int32()), nullable=False)  # ascen
 MATCHED = PAIRS.append(QUERY_IDS)
 
 SELECTED = MATCHED.append(pa.field("keep_probability", pa.float32(), nullable=False)).append(
-    pa.field("kept_by", pa.list_(pa.int32()), nullable=False)  # the queries that picked the pair, ascending
+    pa.field("kept_by", pa.list_(pa.int32()), nullable=False)  # the queries that selected the pair, ascending
 )
 
-# fetch: one row a selected pair, failures too. `image_file`/`image_offset`/`image_bytes` place the encoded JPEG in the
-# stage's raw files; `status` is "ok" or the class of the failure (fetch.py lists them).
+# fetch: a row for each selected pair, also for a failure. `image_offset` and `image_bytes` say where the encoded JPEG
+# is in the stage's raw file. `status` is "ok" or the class of the failure (fetching/errors.py lists them).
 FETCHED = pa.schema(
     [
         *SELECTED,
         pa.field("status", pa.string(), nullable=False),
-        pa.field("error", pa.string()),  # the sentence behind the class
+        pa.field("error", pa.string()),  # the message of the failure
         pa.field("retryable", pa.bool_(), nullable=False),
         pa.field("http_status", pa.int16()),
         pa.field("image_sha256", pa.binary(32)),  # of the bytes as served
         pa.field("image_offset", pa.int64()),
         pa.field("image_bytes", pa.int32()),
         pa.field("stored_sha256", pa.binary(32)),  # of the encoded JPEG
-        pa.field("stored_xxh3", pa.uint64()),  # xxh3_64 of the same: publish holds what it reads against it
+        pa.field("stored_xxh3", pa.uint64()),  # xxh3_64 of the encoded JPEG: publish checks what it reads
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         pa.field("original_width", pa.int32()),
@@ -82,7 +82,7 @@ FETCHED = pa.schema(
     ]
 )
 
-# A dropped row that is kept for the reader of the report.
+# A dropped row that the report may show as an example.
 REJECTED = pa.schema(
     [
         pa.field("url", pa.string(), nullable=False),
@@ -95,7 +95,9 @@ REJECTED = pa.schema(
 
 
 def readable(table: pa.Table, source_names: list[str]) -> pa.Table:
-    """The table with codes turned into words: `source` -> source_file, text_source and url_source -> their names.
+    """The table with names in place of codes.
+
+    `source` becomes the column source_file. text_source and url_source keep their column names.
 
     Args:
         table: rows of PAIRS or any schema that extends it.

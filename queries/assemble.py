@@ -1,8 +1,10 @@
-"""From what the sources offer to one list: duplicates and dead queries out, the size kept, ids in the order of bytes.
+"""Assembles the query list from what the sources offer.
 
-Sources come in the order in which they fill the list; within a source the best stand first. A query that two sources
-offer stands under the first, with the larger count. Two queries are duplicates if one normalises to the other (then no
-text holds one without the other), and a query that normalises to nothing is dead: it can never match.
+Duplicates and dead queries are left out, and the list is cut at its size. Ids follow the order of the queries' bytes.
+
+The sources come in the order in which they fill the list. Within a source the best queries come first. If two sources
+offer a query, it belongs to the first source and has the larger count. Two queries are duplicates if they normalise to
+the same text: then no text holds one without the other. A query is dead if it normalises to nothing: it never matches.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ from queries import load
 from queries.load import QUERIES
 from queries.rules import LONGEST, keys
 
-SAMPLES = 20  # queries that a report names
+SAMPLES = 20  # queries that the report shows as examples
 
 
 @dataclasses.dataclass(frozen=True)
 class Assembled:
-    """The list and what was left out. `offered`, `dead`, `duplicates` and `over` (the size) count by source."""
+    """The list and what was left out. `offered`, `dead`, `duplicates` and `over` (over the size) count by source."""
 
     table: pa.Table
     offered: dict[str, int]
@@ -34,10 +36,10 @@ class Assembled:
     duplicates: dict[str, int]
     over: dict[str, int]
     dead_samples: list[str]
-    duplicate_samples: list[str]  # those written otherwise than what stands for them
+    duplicate_samples: list[str]  # only those that are spelled differently from the query in the list
 
     def kept(self) -> dict[str, int]:
-        """Queries by source."""
+        """The number of queries in the list, by source."""
         found = self.table["source"].combine_chunks().value_counts().to_pylist()
         counts = {row["values"]: row["counts"] for row in found}
         return {name: counts.get(name, 0) for name in self.offered}
@@ -48,8 +50,8 @@ def assemble(sources: list[tuple[str, pa.Table]], *, size: int, literal: bool = 
 
     Args:
         sources: (name, rows of COUNTED) in the order in which they fill the list.
-        size: most queries.
-        literal: duplicates are equal strings, and single punctuation signs are dead: MetaCLIP's rule.
+        size: the largest number of queries.
+        literal: follow MetaCLIP's rule: duplicates are equal strings, and single punctuation signs are dead.
     """
     names = [name for name, _ in sources]
     which = np.repeat(np.arange(len(sources)), [len(table) for _, table in sources])
@@ -102,7 +104,7 @@ def assemble(sources: list[tuple[str, pa.Table]], *, size: int, literal: bool = 
 
 
 def write(folder: str, table: pa.Table) -> load.QueryList:
-    """Writes queries.parquet and reads it again, as every user of the list will.
+    """Writes queries.parquet, and loads it as every user of the list does.
 
     Raises:
         load.QueryError: the list is empty.
@@ -122,7 +124,7 @@ def write(folder: str, table: pa.Table) -> load.QueryList:
 
 
 def export(folder: str, queries: pa.StringArray) -> None:
-    """queries.txt (one a line) and queries.json (a list, as MetaCLIP's metadata.json)."""
+    """Writes queries.txt (one query a line) and queries.json (a list, as MetaCLIP's metadata.json)."""
     import json
 
     listed = queries.to_pylist()

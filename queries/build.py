@@ -1,11 +1,11 @@
-"""The query list, from public dumps, counts, pageviews and WordNet.
+"""Builds the query list from public dumps, counts, pageviews and WordNet.
 
     python -m queries.build --output english --wikipedia 'enwiki_content-*.json.bz2' --pageviews pageviews-*.bz2 \\
         --wordnet /usr/share/wordnet
 
-Into the list go, as in the CLIP paper, the numbers 0-99, WordNet's lemmas, the words that occur at least --min-count
-times, the pairs of words that belong together, and the titles that are read most; up to --size. Every source can be
-left out. The same inputs give the same list, on any number of workers.
+As in the CLIP paper, the list holds the numbers 0-99, WordNet's lemmas, the words with at least --min-count
+occurrences, the best pairs of words, and the most viewed titles. It has at most --size queries. Every source is
+optional. The same inputs give the same list with any number of workers.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 
 
 def build(options: Options) -> dict[str, Any]:
-    """Makes the list and returns info.json.
+    """Builds the list and returns the contents of info.json.
 
     Raises:
-        MissingInput, UsageError: nothing is written.
-        JobFailed, Busy: from the job that counts.
+        MissingInput, UsageError: an input or an option is wrong. No list is written.
+        JobFailed: the counting failed.
+        Busy: another run holds the output folder.
     """
     from queries import recipe
     from queries.counts import CountsError
@@ -65,16 +66,16 @@ COMMAND_LINE: CommandLine[Options, ShowSettings] = CommandLine(
 
 
 def parse(argv: Sequence[str]) -> tuple[Options, ShowSettings]:
-    """The command line as Options, validated, and what concerns this command line alone.
+    """Returns the validated Options, and the settings that concern this command line alone.
 
     Raises:
-        UsageError, MissingInput: it cannot be carried out; nothing was written, and Beam was not imported.
+        UsageError, MissingInput: the command line is wrong. Nothing was written, and Beam was not imported.
     """
     return COMMAND_LINE.parse(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code: 0 done, 1 crash, 2 usage, 4 input missing or empty, 130 interrupted."""
+    """Runs the command line. Exit code: 0 done, 1 crash, 2 usage, 4 input missing or empty, 130 interrupted."""
     try:
         options, how = parse(sys.argv[1:] if argv is None else argv)
         if how.print_config:
@@ -95,14 +96,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail("queries.build", f"{error}: remove {options.output}/.counting, then run the same command", CRASHED)
     except JobFailed as error:
         return fail("queries.build", error, CRASHED)
-    except BrokenPipeError:  # `| head`: the list is written
+    except BrokenPipeError:  # as with `| head`: the list is written
         return DONE
     except KeyboardInterrupt:
         return fail("queries.build", "interrupted; the same command goes on where it was", INTERRUPTED)
 
 
 def summary(options: Options, info: dict[str, Any]) -> str:
-    """What was made, for a person."""
+    """The summary that the command prints."""
     lines = [f"{info['queries']:,} queries, digest {info['digest'][:16]}: {options.output}/queries.parquet"]
     lines.append(f"{'source':<12}{'offered':>10}{'dead':>8}{'duplicates':>12}{'over size':>11}{'kept':>10}")
     for name, row in info["sources"].items():

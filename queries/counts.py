@@ -1,8 +1,9 @@
-"""Ready counts: what others counted, as words and pairs of words.
+"""Reads ready counts: words and pairs of words that others have counted.
 
-Read are lines of `word count` (blanks or tabs), `word1 word2<TAB>count`, `count<TAB>word1<TAB>word2` (n-gram files),
-`word<TAB>frequency`, the cB-packed files of wordfreq (*.msgpack.gz), and Parquet with `query` and `count`; text also as
-.gz and .bz2. Frequencies, which are shares of a corpus, become occurrences in PER_WORDS words.
+A text file has lines of one of these forms: `word count` (with blanks or a tab), `word1 word2<TAB>count`,
+`count<TAB>word1<TAB>word2` (n-gram files), `word<TAB>frequency`. It may be packed as .gz or .bz2. Two other formats are
+the cB-packed files of wordfreq (*.msgpack.gz), and Parquet with the columns `query` and `count`. A frequency is a share
+of a corpus. It becomes the number of occurrences in PER_WORDS words.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ PER_WORDS = 10_000_000_000  # wordfreq's rarest word (1e-8) then has the paper's
 
 COUNTED = pa.schema([pa.field("query", pa.string(), False), pa.field("count", pa.int64(), False)])
 
-# One or two columns of words, the count, and whatever follows; words and count between blanks; the count first.
+# _COLUMNS: one or two columns of words, the count, other columns. _BLANKS: blanks between words and count. _FIRST: the
+# count comes first.
 _NUMBER = r"(?P<count>[0-9]+(?:\.[0-9]+)?(?:[eE]-?[0-9]+)?)"
 _COLUMNS = rf"^(?P<query>[^\t]*[^\t ][^\t]*(?:\t[^\t]*[^\t0-9][^\t]*)?)\t{_NUMBER}\s*(?:\t.*)?$"
 _BLANKS = rf"^(?P<query>[^\t]*[^\t ]) +{_NUMBER}\s*$"
 _FIRST = r"^(?P<count>[0-9]+)\t(?P<query>.*[^\t0-9.].*\S|[^\t0-9])\s*$"
-_NO_PIECE = r"<[^>]*>"  # "<S> and": the edge of a sentence
+_NO_PIECE = r"<[^>]*>"  # a mark for the edge of a sentence, as in "<S> and"
 
 
 class CountsError(ValueError):
@@ -35,7 +37,7 @@ class CountsError(ValueError):
 
 
 class Counts(NamedTuple):
-    """Words, pairs of words (both COUNTED, each once), and the lines that are neither."""
+    """Words and pairs of words (both COUNTED, each once), and the number of lines that hold neither."""
 
     words: pa.Table
     pairs: pa.Table
@@ -46,7 +48,7 @@ def read_counts(path: str) -> Counts:
     """Reads one file.
 
     Raises:
-        CountsError: it cannot be read, is damaged, or holds no count.
+        CountsError: the file cannot be read, is damaged, or holds no count.
     """
     try:
         with open(path, "rb") as file:
@@ -58,11 +60,11 @@ def read_counts(path: str) -> Counts:
         elif data[:3] == b"BZh":
             data = bz2.decompress(data)
     except (OSError, EOFError, ValueError, zlib.error, pa.ArrowInvalid) as error:
-        raise CountsError(f"counts {path}: cannot be read ({error})") from error
+        raise CountsError(f"--counts {path}: cannot be read ({error}); replace the file, or leave it out") from error
     read = _read_wordfreq if path.endswith((".msgpack", ".msgpack.gz")) else _read_lines
     found = _counts(*read(data, path))
     if not len(found.words) and not len(found.pairs):
-        raise CountsError(f"counts {path}: no line of the form `word count`, `count<TAB>word<TAB>word` or the like")
+        raise CountsError(f"--counts {path}: has no line such as `word count` or `count<TAB>word<TAB>word`")
     return found
 
 
@@ -97,7 +99,7 @@ def _read_lines(data: bytes, path: str) -> tuple[pa.Array, pa.Array, int]:
 
 
 def _read_wordfreq(data: bytes, path: str) -> tuple[pa.Array, pa.Array, int]:
-    """A list whose entry n holds the words of frequency 10^(-n/100); a header stands first."""
+    """Reads a list of wordfreq: a header, then entries. Entry n holds the words of frequency 10^(-n/100)."""
     import msgspec
 
     try:
@@ -107,13 +109,13 @@ def _read_wordfreq(data: bytes, path: str) -> tuple[pa.Array, pa.Array, int]:
         words = [word for words in bins for word in words]
         levels = np.repeat(np.arange(len(bins)), [len(words) for words in bins])
     except (msgspec.DecodeError, AttributeError, TypeError, ValueError) as error:
-        raise CountsError(f"counts {path}: not a packed list of wordfreq ({error})") from error
+        raise CountsError(f"--counts {path}: is not a packed list of wordfreq ({error})") from error
     return pa.array(words, pa.string()), pa.array(np.rint(PER_WORDS * 10 ** (-levels / 100)).astype(np.int64)), 0
 
 
 def _read_parquet(data: bytes, path: str) -> tuple[pa.Array, pa.Array, int]:
     table = pq.read_table(io.BytesIO(data))
     if not {"query", "count"} <= set(table.column_names):
-        raise CountsError(f"counts {path}: no columns `query` and `count` among {table.column_names}")
+        raise CountsError(f"--counts {path}: needs the columns `query` and `count`, but has {table.column_names}")
     queries, counts = (table.column(name).combine_chunks() for name in ("query", "count"))
     return queries.cast(pa.string()).fill_null(""), counts.cast(pa.int64()).fill_null(0), 0

@@ -1,11 +1,13 @@
-"""The counting of dumps, texts and pageviews as two Beam jobs: words and titles first, then pairs of the kept words.
+"""Counts dumps, texts and pageviews in two Beam jobs: words and titles first, then pairs of the kept words.
 
-    OUT/.counting/stages/words/units     per piece of an input: its texts, its words and titles in buckets
-    OUT/.counting/stages/words/merged    per bucket the words of all pieces, added up; the same for titles
-    OUT/.counting/stages/pairs/...       the same for pairs
+    OUT/.counting/stages/words/units     per piece of an input: its texts, and buckets of its words and titles
+    OUT/.counting/stages/words/merged    per bucket: the words of all pieces, added up
+    OUT/.counting/stages/words/titles    per bucket: the titles of all pieces, added up
+    OUT/.counting/stages/pairs/...       units and merged in the same way, for pairs
 
-A unit is a piece of a file, so that one dump keeps all workers busy. Nothing depends on who counts what: all that is
-exchanged are sums. After a crash the same command goes on where it was; when the list is written the folder goes.
+A unit is a piece of a file, so that one dump keeps all workers busy. The steps exchange only sums, so that the result
+does not depend on which worker counts a unit. After a crash, the same command continues with the units that are left.
+The folder is removed when the list is written.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from pipeline.engine import hashing, quiet_beam, runners, shuffle_files, storage
 from pipeline.engine.progress import Watched
 from pipeline.engine.steps import run_exchange, run_task
 from pipeline.engine.tasks import Reading
-from pipeline.engine.work import StageFolder, StepFolder, digest_of, locked
+from pipeline.engine.work import StageFolder, StepFolder, digest_of, lock_run_folder
 from queries import bigrams, ngrams, streams, titles, wikipedia
 from queries.bigrams import SCORED, Vocabulary
 from queries.counts import COUNTED
@@ -38,14 +40,14 @@ if TYPE_CHECKING:
 RESULT = 1
 BATCH = 8 << 20  # bytes of text that are counted at once
 MOST_PAIRS = 8 << 20  # pairs that a unit holds before it writes a part
-FEWEST_VIEWS = 5  # of a title in all files: with less, not even a redirect counts
-BUCKET = 64 << 20  # bytes of input for which one more bucket is made
+FEWEST_VIEWS = 5  # of a title in all files; with fewer, a redirect is dropped too
+BUCKET = 64 << 20  # bytes of input for each bucket
 
 TEXTS = pa.schema([pa.field("text", pa.large_string(), False)])
 NAMES = pa.schema(
     [
         pa.field("title", pa.string(), False),
-        pa.field("target", pa.string(), False),  # "": an article, else what it leads to
+        pa.field("target", pa.string(), False),  # the article that a redirect leads to; "" for an article
         pa.field("links", pa.int64(), False),
     ]
 )
@@ -53,7 +55,7 @@ NAMES = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class CountFolder:
-    """The folder of the counting.
+    """The scratch folder of the two jobs.
 
     Attributes:
         root: OUT/.counting, absolute.
@@ -70,13 +72,13 @@ class CountFolder:
 
     @property
     def vocabulary(self) -> str:
-        """The kept words, for the workers of the second job."""
+        """The path of the kept words. The workers of the second job read it."""
         return os.path.join(self.root, "vocabulary.parquet")
 
 
 @dataclasses.dataclass
 class Counted:
-    """What the first job found. `words` are by form; `views` by title, redirects resolved."""
+    """What the first job found. `words` has a row for each form, `views` for each title (redirects are resolved)."""
 
     words: pa.Table  # WORDS
     occurrences: int
@@ -92,24 +94,24 @@ class Rules:
 
     language: str
     profile: str
-    least_count: int  # a word with less in all forms goes at once
+    least_count: int  # a word with fewer occurrences in all forms is dropped in the first job
     least_articles: int
     least_pair: int
-    least_views: int  # a title with less goes before redirects are resolved
+    least_views: int  # a title with fewer is dropped before redirects are resolved
 
 
 def list_units(options: Options, ledger: dict[str, dict[str, int]], warnings: list[str]) -> list[dict[str, Any]]:
-    """The pieces of all inputs. A dump that is damaged or in another language is named and left out."""
+    """The pieces of all inputs. A dump that is damaged or in another language is left out with a warning."""
     found: list[dict[str, Any]] = []
     for path in options.wikipedia:
         kind, languages = wikipedia.kind_of(path), wikipedia.languages_of(path)
         problem = ""
         if not kind:
             problem = "dump_unreadable"
-            warnings.append(f"{path}: neither a CirrusSearch index nor MediaWiki XML can be read from it; left out")
+            warnings.append(f"{path} was left out: it cannot be read as a CirrusSearch index or as MediaWiki XML")
         elif languages and options.language not in languages:
             problem = "dump_of_other_language"
-            warnings.append(f"{path}: a dump in {languages[0]!r}, and the list is in {options.language!r}; left out")
+            warnings.append(f"{path} was left out: the dump is in {languages[0]!r}, the list in {options.language!r}")
         if problem:
             ledger.setdefault("wikipedia", {}).setdefault(problem, 0)
             ledger["wikipedia"][problem] += 1
@@ -123,7 +125,7 @@ def list_units(options: Options, ledger: dict[str, dict[str, int]], warnings: li
 
 @dataclasses.dataclass(frozen=True)
 class CountUnits:
-    """Unit: a piece of an input."""
+    """Counts words and titles. Unit: a piece of an input."""
 
     work: CountFolder
     rules: Rules
@@ -185,15 +187,15 @@ class CountUnits:
 
 @dataclasses.dataclass(frozen=True)
 class _Merge:
-    """Unit: one bucket of what the units of a step have counted, added up."""
+    """Adds up what the units of a step have counted. Unit: a bucket of all of them."""
 
     work: CountFolder
     rules: Rules
     buckets: int
 
-    done: ClassVar[tuple[str, str]]  # stage and step of the sums
-    read: ClassVar[tuple[str, str]]  # of the buckets
-    kind: ClassVar[str]  # ending of the buckets
+    done: ClassVar[tuple[str, str]]  # stage and step that hold the sums
+    read: ClassVar[tuple[str, str]]  # stage and step that hold the buckets
+    kind: ClassVar[str]  # file ending of the buckets
 
     @property
     def folder(self) -> StepFolder:
@@ -208,7 +210,7 @@ class _Merge:
 
 
 class MergeWords(_Merge):
-    """Unit: a bucket of words, of all units."""
+    """Adds up words. Unit: a bucket of words, of all units."""
 
     done, read, kind = ("words", "merged"), ("words", "units"), "words"
 
@@ -226,7 +228,7 @@ class MergeWords(_Merge):
 
 
 class MergeTitles(_Merge):
-    """Unit: a bucket of titles, of all units."""
+    """Adds up titles. Unit: a bucket of titles, of all units."""
 
     done, read, kind = ("words", "titles"), ("words", "units"), "titles"
 
@@ -239,7 +241,7 @@ class MergeTitles(_Merge):
 
 @dataclasses.dataclass(frozen=True)
 class CountPairs:
-    """Unit: the texts of a unit of the first job."""
+    """Counts pairs. Unit: the texts of a unit of the first job."""
 
     work: CountFolder
     rules: Rules
@@ -276,7 +278,7 @@ class CountPairs:
 
 
 class MergePairs(_Merge):
-    """Unit: a bucket of pairs, of all units."""
+    """Adds up pairs. Unit: a bucket of pairs, of all units."""
 
     done, read, kind = ("pairs", "merged"), ("pairs", "units"), "pairs"
 
@@ -284,23 +286,23 @@ class MergePairs(_Merge):
         vocabulary, rules = read_vocabulary(self.work), self.rules
         table = shuffle_files.table(messages, PAIRS)
         pairs, counts = ngrams.add_pairs(table["pair"].to_numpy(), table["count"].to_numpy())
-        scored = bigrams.score(pairs, counts, vocabulary, least=rules.least_pair, profile=rules.profile)
+        scored = bigrams.score(pairs, counts, vocabulary, min_count=rules.least_pair, profile=rules.profile)
         _write(self.folder.file(unit, "arrow"), scored)
         return {"rows": len(pairs), "kept": len(scored)}
 
 
 class Job:
-    """Both jobs of one list, in one folder: a context that holds the folder's lock, and removes it at the end."""
+    """Both jobs of one list. As a context it locks their folder, and removes it if the block ends without an error."""
 
     def __init__(self, options: Options, *, ready: bool) -> None:
         self.options = options
         self.ledger: dict[str, dict[str, int]] = {}
         self.warnings: list[str] = []
-        runners.make_options(options.runner, options.workers, list(options.beam))  # before anything is written
+        runners.make_options(options.runner, options.workers, list(options.beam))  # checked before a write
         self.listed = list_units(options, self.ledger, self.warnings)
         for line in self.warnings:
             print(f"queries.build: {line}", file=sys.stderr)
-        metaclip = options.profile == "metaclip1"  # its pairs may be of any words
+        metaclip = options.profile == "metaclip1"  # its pairs may have any words
         self.rules = Rules(
             options.language,
             options.profile,
@@ -318,8 +320,8 @@ class Job:
         self.work = CountFolder(os.path.join(os.path.abspath(options.output), ".counting"), fingerprint)
 
     def count(self) -> Counted:
-        """The first job: words and titles."""
-        quiet_beam.import_beam()  # before anybody else does: it is noisy
+        """Runs the first job, which counts words and titles."""
+        quiet_beam.import_beam()  # first of all: a plain import of Beam prints warnings
         storage.write_list(os.path.join(self.work.root, "units.json"), self.listed)
         task = CountUnits(self.work, self.rules, self.buckets)
         words, views = MergeWords(self.work, self.rules, self.buckets), MergeTitles(self.work, self.rules, self.buckets)
@@ -351,7 +353,7 @@ class Job:
         )
 
     def _names(self, task: CountUnits) -> tuple[pa.Table, pa.Table]:
-        """(redirects: title, target; titles by links from other articles)."""
+        """The redirects (title, target), and the articles with their number of links from other articles."""
         paths = [task.folder.file(unit, "names") for unit, row in task.folder.manifests() if row["kind"] in DUMPS]
         names = pa.concat_tables([NAMES.empty_table(), *(_read_file(path, NAMES) for path in paths)])
         is_redirect = pc.not_equal(names["target"], "")
@@ -360,7 +362,7 @@ class Job:
         return redirects, pa.table([articles["title"], articles["links"]], schema=COUNTED)
 
     def pairs(self, vocabulary: Vocabulary) -> pa.Table:
-        """The second job: SCORED pairs of the words of the vocabulary."""
+        """Runs the second job, which counts the pairs of the vocabulary's words. Returns them as SCORED."""
         table = vocabulary.to_table()
         digest = f"{hashing.table_digest(table):x} {vocabulary.occurrences}"
         self.work = work = dataclasses.replace(self.work, pairs=digest_of(self.work.words, digest))
@@ -385,7 +387,7 @@ class Job:
         )
 
     def __enter__(self) -> Job:
-        self._lock = locked(self.work.root)
+        self._lock = lock_run_folder(self.work.root)
         self._lock.__enter__()
         storage.sweep(self.work.root)
         return self
@@ -398,7 +400,7 @@ class Job:
 
 DUMPS = ("cirrus", "xml")
 
-# What a piece may tell of its file that its reader should know, in words; the counts stand in info.json by these names.
+# Damage of an input file, in the words of the warning. info.json has the counts under the same names.
 DAMAGE = {
     "bz2_truncated": "the file is cut in a bz2 block",
     "bz2_block_damaged": "bz2 blocks that do not unpack",
@@ -413,13 +415,13 @@ DAMAGE = {
 
 
 def damage_of(path: str, found: Counter[str]) -> str:
-    """One line about a file of which something was lost."""
+    """The warning about a damaged file."""
     parts = ", ".join(f"{DAMAGE[name]} ({found[name]:,})" for name in DAMAGE if found[name])
-    return f"{path}: {parts}; the rest was counted. If it should be whole, fetch it again"
+    return f"{path}: {parts}. The rest of the file was counted. If it should be whole, download it again"
 
 
 def read_vocabulary(work: CountFolder) -> Vocabulary:
-    """The kept words, once a process."""
+    """Reads the kept words. A process reads them once."""
     if work not in _vocabularies:
         _vocabularies.clear()
         _vocabularies[work] = Vocabulary.from_table(storage.read_table(work.vocabulary))
@@ -430,7 +432,7 @@ _vocabularies: dict[CountFolder, Vocabulary] = {}
 
 
 def _lines(piece: Piece, tally: Counter[str]) -> Iterator[pa.LargeStringArray]:
-    """Plain text: each line is an article."""
+    """Yields the articles of a piece of plain text: each line is one."""
     pending: list[bytes] = []
     size = 0
     for block in streams.line_blocks(piece, tally):
@@ -454,7 +456,7 @@ def _split_lines(blocks: list[bytes], tally: Counter[str]) -> pa.LargeStringArra
 
 
 def _articles(piece: Piece, kind: str, tally: Counter[str], names: list[pa.Table]) -> Iterator[pa.LargeStringArray]:
-    """The articles of a piece of a dump; their titles, links and redirects are added to `names`."""
+    """Yields the articles of a piece of a dump. Adds their titles, links and redirects to `names`."""
     texts: list[str] = []
     rows: list[tuple[str, str, int]] = []
     size = 0
@@ -491,7 +493,7 @@ def _read(folder: Any, schema: pa.Schema) -> pa.Table:
 
 
 def _write_buckets(path: str, table: pa.Table, keys: pa.ChunkedArray, count: int) -> None:
-    """Rows go where the hash of their key says."""
+    """Writes each row to the bucket that the hash of its key selects."""
     batch = (table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], table.schema)])[0]
     bucket = hashing.hash_strings(keys)[:, 0] % np.uint64(count)
     shuffle_files.write(path, shuffle_files.cut(batch, bucket.astype(np.int64), count))

@@ -1,8 +1,8 @@
-"""Words and pairs of words of texts, counted in columns.
+"""Counts the words and pairs of words of texts, whole columns at a time.
 
-A text becomes tokens by the matcher's normaliser (`wide`), or as wikipedia-word-frequency has it, whose counts MetaCLIP
-takes (`metaclip1`). Tokens are numbered by Arrow's dictionary, and pairs are counted as numbers: first * K + second.
-What is kept grows with the vocabulary, not with the text.
+Profile `wit` splits texts into tokens with the matcher's normaliser (`wide`). Profile `metaclip1` splits them as
+wikipedia-word-frequency does, because MetaCLIP uses its counts. Arrow's dictionary numbers the tokens. A pair is one
+number: first * K + second, where K is the size of the vocabulary. Memory grows with the vocabulary, not with the text.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ WORDS = pa.schema(
     [
         pa.field("word", pa.string(), False),  # as written
         pa.field("count", pa.int64(), False),  # occurrences of this form
-        pa.field("articles", pa.int64(), False),  # with any form; stands at the lower-case form alone
+        pa.field("articles", pa.int64(), False),  # with any form; only the row of the lower-case form has them
     ]
 )
 PAIRS = pa.schema([pa.field("pair", pa.int64(), False), pa.field("count", pa.int64(), False)])
 
 LONGEST_WORD = 64  # bytes
-_MOST_PENDING = 1 << 22  # rows that wait to be added up
+_MOST_PENDING = 1 << 22  # rows that are held before they are added up
 
-# A pair does not reach over these. A bracket or a quote is one as well, a hyphen is not.
+# A pair does not cross a break. Brackets and quotes are breaks, hyphens are not.
 _BREAK = r"[.!?;:,()\[\]\"“”„«»…。、，！？；：（）「」]+(?:\s|$)|\s[(\[\"“„«]|[\n。、，！？；：（）「」]"
 _NOT_OF_A_WORD = r"[^\pL\pN_\-']"
 _LISTED = r"^[\pL\pN_](?:.*[\pL\pN_])?$"  # wikipedia-word-frequency: begins and ends with a letter, has no digit
@@ -36,15 +36,15 @@ _LETTER = r"\pL"
 
 
 class Tokens(NamedTuple):
-    """The tokens of some texts: numbers into a dictionary, -1 for what is no word."""
+    """The tokens of some texts. `ids` are positions in `words`; -1 marks a token that is no word."""
 
     words: pa.StringArray
     ids: npt.NDArray[np.int64]
-    text: npt.NDArray[np.int64]  # which text each stands in
-    segment: npt.NDArray[np.int64]  # which stretch without a break
+    text: npt.NDArray[np.int64]  # of each token: the number of its text
+    segment: npt.NDArray[np.int64]  # of each token: the number of its stretch without a break
 
     def pairs(self) -> npt.NDArray[np.bool_]:
-        """True where a token and the next one are two words side by side."""
+        """True where a token and the next one are a pair: both are words, and no break lies between them."""
         words = self.ids >= 0
         return words[:-1] & words[1:] & (self.segment[:-1] == self.segment[1:])
 
@@ -63,7 +63,7 @@ def tokenize(texts: pa.LargeStringArray, profile: str = "wit") -> Tokens:
     words = encoded.dictionary.cast(pa.string())
     number = _numbers(_is_word(words, profile))
     ids = number[encoded.indices.to_numpy()]
-    if profile != "wit":  # there, what is no word leaves no gap
+    if profile != "wit":  # metaclip1: a token that is no word does not separate its neighbours
         here = ids >= 0
         ids, segment = ids[here], segment[here]
     return Tokens(words.filter(pa.array(number >= 0)), ids, text_of_segment[segment], segment)
@@ -84,7 +84,7 @@ def _numbers(mask: pa.BooleanArray) -> npt.NDArray[np.int64]:
 
 
 def count_words(tokens: Tokens) -> pa.Table:
-    """WORDS of some texts, in no order."""
+    """Counts the words of some texts. Returns WORDS in no order."""
     words = tokens.words
     here = tokens.ids >= 0
     ids = tokens.ids[here]
@@ -107,29 +107,33 @@ def count_words(tokens: Tokens) -> pa.Table:
 
 
 def count_pairs(tokens: Tokens, vocabulary: pa.StringArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(pair, count) of the words of the vocabulary, by pair: first * len(vocabulary) + second."""
+    """Counts the pairs of the vocabulary's words. Returns (pairs, counts), sorted by pair.
+
+    A pair is coded as first * len(vocabulary) + second.
+    """
     found = pc.fill_null(pc.index_in(tokens.words, vocabulary), -1).to_numpy().astype(np.int64)
-    known = np.append(found, -1)[tokens.ids]  # -1, no word, reads the last
+    known = np.append(found, -1)[tokens.ids]  # an id of -1 (no word) reads the appended -1
     both = tokens.pairs() & (known[:-1] >= 0) & (known[1:] >= 0)
     return np.unique(known[:-1][both] * len(vocabulary) + known[1:][both], return_counts=True)
 
 
 class WordCounter:
-    """Adds up tables of WORDS; holds each word once."""
+    """Adds up tables of WORDS. It holds each word once, and up to _MOST_PENDING rows more."""
 
     def __init__(self) -> None:
         self._tables: list[pa.Table] = []
         self._pending = 0
 
     def add(self, table: pa.Table) -> None:
+        """Adds a table of WORDS."""
         self._tables.append(table)
         self._pending += len(table)
         if self._pending > _MOST_PENDING:
             self._tables = [add_words(self._tables)]
-            self._pending = len(self._tables[0]) // 2  # at worst half of the time goes into adding up again
+            self._pending = len(self._tables[0]) // 2  # repeated sums take at most half of the time
 
     def table(self) -> pa.Table:
-        """The sum, by the bytes of the words."""
+        """The sum, sorted by the bytes of the words."""
         return add_words(self._tables).sort_by("word")
 
 
@@ -141,7 +145,7 @@ def add_words(tables: list[pa.Table]) -> pa.Table:
 
 
 class PairCounter:
-    """Adds up pairs; holds each once."""
+    """Adds up pairs. It holds each pair once, and up to _MOST_PENDING rows more."""
 
     def __init__(self) -> None:
         self._pairs: list[npt.NDArray[np.int64]] = []
@@ -149,6 +153,7 @@ class PairCounter:
         self._pending = 0
 
     def add(self, pairs: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> None:
+        """Adds pairs and their counts."""
         self._pairs.append(pairs)
         self._counts.append(counts)
         self._pending += len(pairs)
@@ -158,11 +163,11 @@ class PairCounter:
 
     @property
     def pending(self) -> int:
-        """Rows that it holds."""
+        """The number of rows that wait to be added up."""
         return self._pending
 
     def sums(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """(pair, count), by pair."""
+        """Returns (pairs, counts), sorted by pair."""
         if not self._pairs:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         return add_pairs(np.concatenate(self._pairs), np.concatenate(self._counts))
@@ -171,7 +176,7 @@ class PairCounter:
 def add_pairs(
     pairs: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Each pair once, in order, with the sum of its counts."""
+    """Each pair once, sorted, with the sum of its counts."""
     order = np.argsort(pairs, kind="stable")
     pairs, counts = pairs[order], counts[order]
     starts = np.flatnonzero(np.append(True, pairs[1:] != pairs[:-1])) if len(pairs) else np.zeros(0, np.int64)

@@ -1,4 +1,4 @@
-"""What a user may say to `queries.build`: the sources and rules of one list."""
+"""The options of `queries.build`: the sources and rules of one list."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipeline.engine.options import REQUIRED, option
 from pipeline.text.language_names import NAMES, nearest_code
 from queries.wordnet import PARTS
 
-# The paper's and MetaCLIP's numbers.
+# The numbers of the CLIP paper and of MetaCLIP.
 SIZE, MIN_COUNT, MIN_ARTICLES, BIGRAMS, TITLES = 500_000, 100, 3, 100_646, 61_235
 PROFILES = ("wit", "metaclip1")
 COUNT = "[0, 1e15]"
 
 
 def _ours(folder: str, names: list[str]) -> bool:
-    """Is it the folder of a list, or of one that is being counted?"""
+    """True for the folder of a list, and for a folder whose list is being counted."""
     info = checks.read_object(os.path.join(folder, "info.json"))
     return ".counting" in names or ("queries.parquet" in names and {"queries", "digest", "ledger"} <= set(info))
 
@@ -41,17 +41,17 @@ def _check_wordnet(folder: str) -> None:
 
 
 def _check_language(code: str) -> None:
-    """Wikipedia has more languages than the model knows: the form is checked, and an English name is none."""
+    """Checks the form of the code alone, since Wikipedia has more languages than the model. Refuses English names."""
     names = {name.lower() for name in NAMES.values()}
     if code.lower() in names or not re.fullmatch(r"[a-z]{2,3}(-[a-z]+)*|[a-z]{4,}", code):
         raise UsageError(f"must be Wikipedia's code, such as en, simple or zh-yue; did you mean {nearest_code(code)}?")
 
 
 def files_of(pattern: str) -> list[str]:
-    """The files behind a path, a folder or a glob.
+    """The files that a path, a folder or a glob stands for.
 
     Raises:
-        MissingInput: there are none.
+        MissingInput: there is no such file.
     """
     paths = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
     found = [name for path in paths for name in _files(path)]
@@ -107,18 +107,18 @@ class RuleSettings:
 
     title: ClassVar[str] = "rules"
 
-    profile: str = option("wit", help="whose rules", choices=PROFILES)
+    profile: str = option("wit", help="rules to follow: ours (wit) or MetaCLIP's", choices=PROFILES)
     language: str = option("en", help="Wikipedia's code", metavar="CODE", check=_check_language)
-    size: int = option(SIZE, help="most queries of the list", within="[1, 1e9]")
-    min_count: int = option(MIN_COUNT, help="least occurrences of a word, in all sources", within=COUNT)
-    min_articles: int = option(MIN_ARTICLES, help="least articles with a word, of dumps and texts", within=COUNT)
-    bigrams: int = option(BIGRAMS, help="most pairs of words", within="[0, 1e9]")
+    size: int = option(SIZE, help="maximum number of queries in the list", within="[1, 1e9]")
+    min_count: int = option(MIN_COUNT, help="minimum occurrences of a word in all sources together", within=COUNT)
+    min_articles: int = option(MIN_ARTICLES, help="minimum number of articles with the word", within=COUNT)
+    bigrams: int = option(BIGRAMS, help="maximum number of word pairs", within="[0, 1e9]")
     min_bigram_count: int | None = option(
-        None, help="least occurrences of a pair", default_text="as --min-count", within=COUNT
+        None, help="minimum occurrences of a pair", default_text="as --min-count", within=COUNT
     )
-    titles: int = option(TITLES, help="most titles", within="[0, 1e9]")
-    min_views: int | None = option(None, help="least views of a title", default_text="70", within=COUNT)
-    lemmas: str = option("all", help="lemmas that are taken of each synset", choices=("all", "first"))
+    titles: int = option(TITLES, help="maximum number of titles", within="[0, 1e9]")
+    min_views: int | None = option(None, help="minimum views of a title", default_text="70", within=COUNT)
+    lemmas: str = option("all", help="lemmas to take from each synset", choices=("all", "first"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ class WhereSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HowSettings:
-    """Where and how the list is made: nothing of this decides a query."""
+    """How the list is made. These options change no query."""
 
     title: ClassVar[str] = "how"
 
@@ -152,7 +152,7 @@ class HowSettings:
     )
     workers: int | None = option(
         None,
-        help="of the local runner",
+        help="workers of the local runner",
         unit="processes",
         default_text="one a core",
         within="[1, 1024]",
@@ -171,7 +171,7 @@ GROUPS = tuple(reversed(Options.__bases__))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShowSettings:
-    """What concerns one command line alone."""
+    """Options of one call of the command line. No recipe holds them."""
 
     title: ClassVar[str] = "this command"
 
@@ -186,7 +186,7 @@ class ShowSettings:
 
 
 def with_files(options: Options) -> Options:
-    """The options with the files behind every pattern, by name."""
+    """The options with each pattern replaced by its files, sorted by name."""
     found: dict[str, Any] = {}
     for name in ("wikipedia", "text", "counts", "pageviews"):
         paths = {os.path.abspath(path) for pattern in getattr(options, name) for path in files_of(pattern)}
@@ -195,6 +195,6 @@ def with_files(options: Options) -> Options:
 
 
 def recipe_text(options: Options) -> str:
-    """The recipe of a list as YAML; --config takes it."""
+    """The recipe of a list as YAML, as --config reads it."""
     comment = f"openwit {__version__}\npython -m queries.build --config recipe.yaml --output DIR"
     return recipe.write(options, comment=comment)

@@ -1,9 +1,9 @@
-"""From the command line's options to the list: what each source offers, in the order of the profile.
+"""Collects what each source offers, and writes the folder of the list.
 
-`wit` (the default) reads texts by the matcher's own normaliser, takes every lemma of WordNet, and ranks the pairs of
-words that occur often enough by NPMI. `metaclip1` follows MetaCLIP's published rules, word for word: the first lemma of
-a synset cut at a dot, words as wikipedia-word-frequency counts them, pairs by PMI >= 30 however rare, titles by single
-hours of desktop views, nothing normalised.
+Profile `wit` (the default) splits texts with the matcher's normaliser, takes every lemma of WordNet, and ranks the
+frequent pairs of words by NPMI. Profile `metaclip1` follows MetaCLIP's published rules exactly. It takes the first
+lemma of a synset, cut at a dot. It counts words as wikipedia-word-frequency does. It keeps all pairs with PMI >= 30,
+however rare. It ranks titles by the desktop views of single hours. It normalises nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NUMBERS = 100  # 0-99
 
 @dataclasses.dataclass
 class Sources:
-    """What the list is filled with, in order; and what was met on the way, by source and reason."""
+    """What the sources offer, in the order in which they fill the list. `ledger` holds counts by source and reason."""
 
     offers: list[tuple[str, pa.Table]]
     ledger: dict[str, dict[str, int]]
@@ -41,7 +41,7 @@ class Sources:
 
 
 def collect(options: Options) -> Sources:
-    """Reads and counts everything.
+    """Reads and counts all sources.
 
     Raises:
         CountsError, WordNetError: an input cannot be used.
@@ -56,16 +56,16 @@ def collect(options: Options) -> Sources:
         words, ledger["words"] = rules.usable_words(words)
     warnings = []
     if len(pairs) and not len(words):
-        warnings.append("--counts has pairs but no words: without both, pairs cannot be ranked, and none is taken")
+        warnings.append("--counts has pairs but no words, so no pair can be ranked or taken: add counts of words")
     ready = bigrams.from_counts(
         words,
         pairs,
-        least_word=options.min_count if options.profile == "wit" else 1,
-        least_pair=options.min_count if options.min_bigram_count is None else options.min_bigram_count,
+        min_word_count=options.min_count if options.profile == "wit" else 1,
+        min_pair_count=options.min_count if options.min_bigram_count is None else options.min_bigram_count,
         profile=options.profile,
     )
     if not (options.wikipedia or options.text or options.pageviews):
-        offers.append(("word", rules.word_queries(words, least=options.min_count)))
+        offers.append(("word", rules.word_queries(words, min_count=options.min_count)))
         offers.append(("bigram", bigrams.best([ready], options.bigrams)))
         return Sources(offers, ledger, warnings)
     with job.Job(options, ready=bool(len(words))) as counting:
@@ -74,10 +74,9 @@ def collect(options: Options) -> Sources:
 
 
 def _count(options: Options, counting: job.Job, ready: pa.Table, ready_pairs: pa.Table) -> list[tuple[str, pa.Table]]:
-    """Words, bigrams and titles of dumps and texts, and what ready counts add.
+    """Words, bigrams and titles of dumps, texts and ready counts.
 
-    A word is one of the list if all sources together hold it often enough; how close two words are is asked of each
-    corpus by itself.
+    A word is in the list if all sources together hold it often enough. Pairs are scored within each corpus.
     """
     wit = options.profile == "wit"
     counted = counting.count()
@@ -86,19 +85,19 @@ def _count(options: Options, counting: job.Job, ready: pa.Table, ready_pairs: pa
         found, counting.ledger["words_of_texts"] = rules.usable_words(found.combine_chunks())
     words = merge([found, ready])
     listed = words
-    if not wit:  # its pairs are of any words, its words are not
+    if not wit:  # pairs may have any words, but a word of the list needs enough articles
         listed = merge([_counts_of(_in_articles(counted.words, options.min_articles)), ready])
     pairs = ready_pairs.slice(0, 0)
     if wit:
-        frequent = rules.frequent(words, least=options.min_count)
-        vocabulary = Vocabulary.of(found, least=1, among=frequent)
+        frequent = rules.frequent(words, min_count=options.min_count)
+        vocabulary = Vocabulary.of(found, min_count=1, among=frequent)
     else:
-        vocabulary = Vocabulary.of(found, least=1)
+        vocabulary = Vocabulary.of(found, min_count=1)
     vocabulary = dataclasses.replace(vocabulary, occurrences=counted.occurrences)
     if len(vocabulary.forms) and options.bigrams:
         pairs = counting.pairs(vocabulary)
     return [
-        ("word", rules.word_queries(listed, least=options.min_count)),
+        ("word", rules.word_queries(listed, min_count=options.min_count)),
         ("bigram", bigrams.best([pairs, ready_pairs], options.bigrams)),
         ("title", _titles(options, counted)),
     ]
@@ -108,18 +107,20 @@ def _counts_of(words: pa.Table) -> pa.Table:
     return words.select(["word", "count"]).rename_columns(COUNTED.names)
 
 
-def _in_articles(words: pa.Table, least: int) -> pa.Table:
-    """Words of WORDS in at least so many articles (all are in lower case there)."""
-    return words.filter(pc.greater_equal(words["articles"], least))
+def _in_articles(words: pa.Table, min_articles: int) -> pa.Table:
+    """The rows of WORDS with at least `min_articles` articles. Here all words are in lower case."""
+    return words.filter(pc.greater_equal(words["articles"], min_articles))
 
 
 def _titles(options: Options, counted: job.Counted) -> pa.Table:
-    """By views; by links from other articles where no views are given and the dump has them."""
-    least = titles.LEAST_VIEWS if options.min_views is None else options.min_views
+    """Titles by views. Without pageviews, profile `wit` takes them by links from other articles where it can."""
+    min_views = titles.LEAST_VIEWS if options.min_views is None else options.min_views
     if options.pageviews or options.profile != "wit":
-        return titles.title_queries(counted.views, least=least, most=options.titles, profile=options.profile)
-    least = titles.LEAST_LINKS if options.min_views is None else options.min_views
-    return titles.title_queries(counted.links, least=max(1, least), most=options.titles)
+        return titles.title_queries(
+            counted.views, min_count=min_views, max_titles=options.titles, profile=options.profile
+        )
+    min_links = titles.LEAST_LINKS if options.min_views is None else options.min_views
+    return titles.title_queries(counted.links, min_count=max(1, min_links), max_titles=options.titles)
 
 
 def _wordnet(options: Options) -> pa.Table:
@@ -130,7 +131,7 @@ def _wordnet(options: Options) -> pa.Table:
 
 
 def _ready_counts(options: Options, ledger: dict[str, dict[str, int]]) -> tuple[pa.Table, pa.Table]:
-    """Words and pairs of all --counts files, added up."""
+    """The words and the pairs of all --counts files, added up."""
     found = [read_counts(path) for path in options.counts]
     if found:
         ledger["counts"] = {"lines_without_count": sum(counts.skipped for counts in found)}
@@ -145,7 +146,7 @@ def _table(counts: dict[str, int]) -> pa.Table:
 
 
 def write(options: Options, sources: Sources, *, seconds: float) -> dict[str, Any]:
-    """Assembles the list, writes the folder, and returns info.json.
+    """Assembles the list, writes its folder, and returns the contents of info.json.
 
     Raises:
         QueryError: no query is left.
@@ -156,7 +157,7 @@ def write(options: Options, sources: Sources, *, seconds: float) -> dict[str, An
 
         raise QueryError(
             options.output,
-            "no source gave a query, only the numbers 0-99 are there",
+            "no source gave a query; the list would hold only the numbers 0-99",
             "Give --wordnet, --counts, --text, --wikipedia or --pageviews, or lower --min-count.",
         )
     listed = assemble.write(options.output, made.table)
@@ -196,18 +197,18 @@ def write(options: Options, sources: Sources, *, seconds: float) -> dict[str, An
 
 
 def dead_in_list(queries: pa.StringArray) -> dict[str, int]:
-    """Queries of the list that no text can match, by mode of matching."""
+    """The number of queries in the list that no text can match, by mode of matching."""
     return {mode: len(Matcher.build(queries, mode=mode).dead) for mode in ("wide", "metaclip")}
 
 
 def stop_queries(table: pa.Table) -> list[str]:
-    """The queries counted most: nearly every text holds one, so they say little (--stop-queries of the pipeline)."""
+    """The queries with the highest counts. Nearly every text holds one: see --stop-queries of the pipeline."""
     most = table.sort_by([("count", "descending"), ("query", "ascending")]).slice(0, assemble.SAMPLES)
     return most.filter(pc.greater(most["count"], 0))["query"].to_pylist()
 
 
 def inputs(options: Options) -> list[dict[str, Any]]:
-    """Every file that was read, by name and size."""
+    """Name and size of every file that was read."""
     found = []
     for kind in ("wikipedia", "text", "counts", "pageviews"):
         for path in getattr(options, kind):
@@ -219,13 +220,13 @@ def inputs(options: Options) -> list[dict[str, Any]]:
 
 
 def shown(options: Options) -> dict[str, Any]:
-    """The options that decide the list: nothing of this machine."""
+    """The options that decide the list, without those of this machine and its paths."""
     hidden = {"output", "wikipedia", "text", "counts", "pageviews", "wordnet", "export", "runner", "workers", "beam"}
     return {name: value for name, value in dataclasses.asdict(options).items() if name not in hidden}
 
 
 def versions() -> dict[str, str]:
-    """What made the list."""
+    """The versions of what made the list."""
     python = ".".join(map(str, sys.version_info[:3]))
     return {"openwit": __version__, "result": str(RESULT), "python": python, "pyarrow": pa.__version__}
 
@@ -243,7 +244,7 @@ LICENCES = {
 
 
 def readme(info: dict[str, Any]) -> str:
-    """What the list is, what it was made from, and under which licences."""
+    """The text of README.md: what the list is, its inputs, and their licences."""
     kinds: dict[str, list[str]] = collections.defaultdict(list)
     for item in info["inputs"]:
         kinds[item["kind"]].append(f"`{item['name']}` ({item['bytes']:,} bytes)")

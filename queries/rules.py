@@ -1,7 +1,7 @@
-"""Which of the counted words, pairs and titles become queries, and in what order.
+"""Chooses which counted words become queries, and in what order.
 
-A word counts in all its cases together. Written are its lower-case form and, where that is another one, the form that
-occurs most ("london", "London"): matching heeds case unless it is told not to.
+The count of a word covers its upper and lower case. The list gets the lower-case form. It also gets the most frequent
+form if that is another one ("london", "London"), because matching is case-sensitive by default.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ SCRIPTS = (
     *("Gujarati", "Oriya", "Tamil", "Telugu", "Kannada", "Malayalam", "Sinhala", "Thai", "Lao", "Tibetan", "Myanmar"),
     *("Khmer", "Ethiopic", "Hangul", "Han", "Hiragana", "Katakana"),
 )
-LEAST_SHARE = 0.01  # of all occurrences: a script with less is not the language's own
+LEAST_SHARE = 0.01  # of all occurrences; a script with a smaller share is foreign to the language
 LONGEST = 256  # bytes of a query
 
 _SMASHED = r"0[0-9.,]*0"  # wordfreq writes 0 for every digit of a longer number
-_ENDING = r"^(?P<word>.+)['’](?P<ending>.{1,2})$"  # "dog's", "don't": both parts are found without it
+_ENDING = r"^(?P<word>.+)['’](?P<ending>.{1,2})$"  # "dog's", "don't": the first part is a word of its own
 
 
 def usable_words(words: pa.Table) -> tuple[pa.Table, dict[str, int]]:
-    """The words that can be queries, and how many cannot, by reason."""
+    """The words that can be queries, and the number of the others by reason."""
     dropped: dict[str, int] = {}
     for reason, unusable in (
         ("no_letter", lambda t: pc.invert(pc.match_substring_regex(t["query"], r"\pL"))),
@@ -63,26 +63,31 @@ def _is_foreign(words: pa.Table) -> pa.Array:
     return pa.array(foreign)
 
 
-def word_queries(words: pa.Table, *, least: int) -> pa.Table:
-    """Words with at least `least` occurrences in all their cases, the most frequent first."""
+def word_queries(words: pa.Table, *, min_count: int) -> pa.Table:
+    """Words with at least `min_count` occurrences in all their cases together, the most frequent first."""
     lower, total, dominant = by_case(words["query"].combine_chunks(), words["count"].to_numpy())
-    kept = total >= least
+    kept = total >= min_count
     forms = pa.table([words["query"], words["count"]], schema=COUNTED).take(pa.array(dominant[kept]))
     all_cases = pa.table([lower.filter(pa.array(kept)), pa.array(total[kept])], schema=COUNTED)
     other = forms.filter(pc.not_equal(forms["query"], all_cases["query"]))
-    return ranked(pa.concat_tables([all_cases, other.filter(pc.greater_equal(other["count"], least))]))
+    return ranked(pa.concat_tables([all_cases, other.filter(pc.greater_equal(other["count"], min_count))]))
 
 
-def frequent(words: pa.Table, *, least: int) -> pa.StringArray:
-    """The words, in lower case, with at least `least` occurrences in all their cases."""
+def frequent(words: pa.Table, *, min_count: int) -> pa.StringArray:
+    """The lower-case words with at least `min_count` occurrences in all their cases together."""
     lower, total, _ = by_case(words["query"].combine_chunks(), words["count"].to_numpy())
-    return lower.filter(pa.array(total >= least))
+    return lower.filter(pa.array(total >= min_count))
 
 
 def by_case(
     forms: pa.StringArray, counts: npt.NDArray[np.int64]
 ) -> tuple[pa.StringArray, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Each lower-case form once: its total, and the row of the form that occurs most (else the first by bytes)."""
+    """Each lower-case form once.
+
+    Returns:
+        The lower-case forms, their totals, and the row of the most frequent form of each. Of equally frequent forms the
+        first by its bytes is taken.
+    """
     encoded = pc.utf8_lower(forms).dictionary_encode()
     group = encoded.indices.to_numpy().astype(np.int64)
     total = np.zeros(len(encoded.dictionary), np.int64)
@@ -96,12 +101,15 @@ def by_case(
 
 
 def ranked(table: pa.Table) -> pa.Table:
-    """By count, the largest first; equal counts by the bytes of the query."""
+    """The rows by count, the largest first. Rows with equal counts are sorted by the bytes of the query."""
     return table.sort_by([("count", "descending"), ("query", "ascending")]).combine_chunks()
 
 
 def keys(queries: pa.StringArray) -> pa.StringArray:
-    """What `wide` matching looks for: "" for a query that matches nothing, equal for queries that match the same."""
+    """The normalised form of each query, which `wide` matching looks for.
+
+    Queries with equal keys match the same texts. The key of a query that matches nothing is "".
+    """
     return normalize_array(queries)
 
 

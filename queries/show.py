@@ -1,11 +1,11 @@
-"""A query list at a glance, and what it does to a corpus.
+"""Shows the figures of a query list, and how the list matches a corpus.
 
     python -m queries.show english
     python -m queries.show english --against alt-texts/*.parquet
 
-Against a corpus: how many texts match, the head (queries that match most) and the tail, and how many pairs balancing
-with a cap t would leave, for any t. MetaCLIP 2 chooses the cap of each language so that the tail has the same share of
-all matches as in English; --tail-share does that.
+With --against it shows how many texts match, and the head and the tail of the queries. The head holds the queries with
+the most texts. It also shows how many pairs balancing would leave for each of many caps. MetaCLIP 2 chooses the cap of
+each language so that the tail has the same share of all matches as in English. --tail-share finds that cap.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from queries import load
 
 CAPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 170_000, 200_000)
 HEAD = 20
-TAIL_SHARE = 0.06  # of English at MetaCLIP's caps (20,000 of 1.6 billion pairs)
-STOP_SHARE = 0.05  # of the texts: a query in more than that says little
+TAIL_SHARE = 0.06  # of all matches: English at MetaCLIP's cap (20,000 for 1.6 billion pairs)
+STOP_SHARE = 0.05  # of the texts; a query in more texts says little
 BATCH = 65_536
 
 
@@ -42,20 +42,21 @@ BATCH = 65_536
 class Matches:
     """Which queries each text of a corpus holds."""
 
-    offsets: npt.NDArray[np.int64]  # of the texts, in ids
+    offsets: npt.NDArray[np.int64]  # where the queries of each text begin in `ids`
     ids: npt.NDArray[np.int32]
-    counts: npt.NDArray[np.int64]  # texts by query
+    counts: npt.NDArray[np.int64]  # number of texts of each query
 
     @property
     def texts(self) -> int:
+        """The number of texts."""
         return len(self.offsets) - 1
 
 
 def find_list(path: str | None) -> str:
-    """The file of a list: itself, or queries.parquet in a folder; the project's own where none is given.
+    """The file of a list. A folder stands for its queries.parquet, None for the project's own list.
 
     Raises:
-        MissingInput: it is not there.
+        MissingInput: there is no such file.
     """
     if path is None:
         return load.default_list()
@@ -69,7 +70,7 @@ def read_texts(path: str, column: str) -> Iterator[pa.Array]:
     """The texts of a table (Parquet, CSV, TSV) or of a plain text file, in batches.
 
     Raises:
-        MissingInput: it cannot be read, or has no such column.
+        MissingInput: the file cannot be read, or has no such column.
     """
     try:
         if path.endswith(".parquet"):
@@ -97,7 +98,7 @@ def _check_column(path: str, column: str, names: list[str]) -> None:
 
 
 def match(queries: pa.StringArray, texts: Iterator[pa.Array], *, mode: str, case: str) -> Matches:
-    """Matches all texts."""
+    """Matches all texts with the queries."""
     matcher = Matcher.build(queries, mode=mode, case=case)
     lengths, ids = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
     for batch in texts:
@@ -110,7 +111,10 @@ def match(queries: pa.StringArray, texts: Iterator[pa.Array], *, mode: str, case
 
 
 def expected_size(matches: Matches, cap: float) -> float:
-    """Texts that balancing leaves, on average: a query keeps each of its texts with probability cap/count."""
+    """The expected number of texts after balancing.
+
+    A query keeps each of its texts with probability cap/count.
+    """
     if not len(matches.ids):
         return 0.0
     share = np.minimum(1.0, cap / np.maximum(matches.counts, 1))[matches.ids]
@@ -126,7 +130,7 @@ def tail_share(counts: npt.NDArray[np.int64], cap: float) -> float:
 
 
 def cap_of_share(counts: npt.NDArray[np.int64], share: float) -> int:
-    """The cap whose tail has the share nearest to `share`: MetaCLIP 2's rule for each language."""
+    """The cap whose tail share is nearest to `share`. MetaCLIP 2 finds the cap of each language by this rule."""
     hit = np.sort(counts[counts > 0])
     if not len(hit):
         return 0
@@ -135,7 +139,7 @@ def cap_of_share(counts: npt.NDArray[np.int64], share: float) -> int:
 
 
 def describe(listed: load.QueryList, path: str) -> dict[str, Any]:
-    """The list by itself."""
+    """The figures of the list itself."""
     table = listed.table
     sources: dict[str, Any] = {}
     for row in table.group_by("source").aggregate([("id", "count"), ("count", "sum")]).sort_by("source").to_pylist():
@@ -157,7 +161,10 @@ def describe(listed: load.QueryList, path: str) -> dict[str, Any]:
 def against(
     listed: load.QueryList, matches: Matches, *, share: float = TAIL_SHARE, rows: int | None = None
 ) -> dict[str, Any]:
-    """The list against a corpus. With `rows`, caps are those of a corpus of that many texts of the same kind."""
+    """The figures of the list in a corpus.
+
+    With `rows`, caps and sizes are for a corpus of that many texts of the same kind.
+    """
     table, counts = listed.table, matches.counts
     scale = 1.0 if not rows or not matches.texts else rows / matches.texts
     names = np.asarray(table["source"].to_pylist(), dtype=object)
@@ -201,7 +208,7 @@ def against(
 
 
 def histogram(counts: npt.NDArray[np.int64]) -> list[dict[str, int]]:
-    """Queries and their matches by the number of texts they are in: 0, 1, 2-9, 10-99 ..."""
+    """The number of queries and of their matches, for queries in 0, 1, 2-9, 10-99 ... texts."""
     edges = [0, 1, 2, *(10**power for power in range(1, 12))]
     rows = []
     for low, high in zip(edges[:-1], edges[1:], strict=True):
@@ -216,7 +223,7 @@ def histogram(counts: npt.NDArray[np.int64]) -> list[dict[str, int]]:
 
 
 def text(found: dict[str, Any]) -> str:
-    """For a person."""
+    """The figures as text for the terminal."""
     lines = [f"{found['list']}: {found['queries']:,} queries, digest {found['digest'][:16]}", ""]
     lines.append(f"{'source':<14}{'queries':>12}{'occurrences':>18}")
     for name, row in found["sources"].items():
@@ -250,15 +257,15 @@ def _against_lines(row: dict[str, Any]) -> list[str]:
     for part in row["sizes"]:
         bar = "#" * round(30 * part["expected_pairs"] / biggest)
         lines.append(f"{part['cap']:>10,}{part['expected_pairs']:>18,}{part['tail_share']:>8.1%}  {bar}")
-    lines.append(f"a tail of {row['tail_share']:.1%} has the cap {row['cap_of_tail_share']:,}")
+    lines.append(f"a tail share of {row['tail_share']:.1%} gives the cap {row['cap_of_tail_share']:,}")
     return lines
 
 
 def show(options: argparse.Namespace) -> dict[str, Any]:
-    """What the command line asks for.
+    """The figures that the command line asks for.
 
     Raises:
-        MissingInput: the list or a table is not there.
+        MissingInput: the list or a table is missing.
     """
     path = find_list(options.list)
     try:
@@ -280,7 +287,7 @@ def show(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code: 0 done, 2 usage, 4 input missing, 130 interrupted."""
+    """Runs the command line. Exit code: 0 done, 2 usage, 4 input missing, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     parser = Parser(
         prog="python -m queries.show",
@@ -289,13 +296,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("list", nargs="?", metavar="DIR|FILE", help="what queries.build made, or a list in any form (default: our own)")
+    add("list", nargs="?", metavar="DIR|FILE", help="folder of queries.build, or a list in any form (default: our own)")
     add("--against", nargs="+", default=[], metavar="TABLE", help="Parquet, CSV or TSV tables, or plain text files")
-    add("--text-column", default="text", help="of the tables (default: %(default)s)")
-    add("--match", choices=MODES, default="wide", help="(default: %(default)s)")
-    add("--case", choices=("exact", "fold"), default="exact", help="(default: %(default)s)")
-    add("--rows", type=int, metavar="N", help="caps and sizes for a corpus of N texts of this kind")
-    add("--tail-share", type=float, default=TAIL_SHARE, metavar="P", help="find the cap of it (default: %(default)s)")
+    add("--text-column", default="text", help="column with the texts (default: %(default)s)")
+    add("--match", choices=MODES, default="wide", help="mode of matching (default: %(default)s)")
+    add("--case", choices=("exact", "fold"), default="exact", help="case of letters (default: %(default)s)")
+    add("--rows", type=int, metavar="N", help="give caps and sizes for a corpus of N such texts")
+    add("--tail-share", type=float, default=TAIL_SHARE, metavar="P", help="find its cap (default: %(default)s)")
     add("--json", action="store_true", help="print everything as JSON")
     add("--version", action="version", version=f"openwit {__version__}")
     try:

@@ -1,8 +1,9 @@
-"""Large files in pieces: any worker reads any piece, and every record is read once.
+"""Reads large files in pieces. Any worker reads any piece, and every record is read once.
 
-A piece of a bz2 file owns the blocks that begin in its range of bytes. Blocks begin at any bit, with a mark of 48 bits;
-each is made into a small stream of its own and decompressed. A record belongs to the piece that owns the first byte of
-the delimiter before it, so a piece may have to read on into blocks of the next one. Gzip is read as a whole.
+A piece of a bz2 file owns the blocks that begin in its range of bytes. A block begins at any bit, with a mark of 48
+bits. The reader turns each block into a small bz2 stream and decompresses it. A record belongs to the piece that owns
+the first byte of the delimiter before it. So a piece may have to read on into the blocks of the next piece. A gzip file
+is one piece.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from collections.abc import Iterator
 
 BLOCK, END = 0x314159265359, 0x177245385090  # marks of a block and of the end of a stream
 FILE_END = 0
-PIECE = 16 << 20  # bytes of a piece of a bz2 file; of plain text it is four times as much
-RECORD = 64 << 20  # longest record
+PIECE = 16 << 20  # bytes of a piece of a bz2 file; a piece of plain text has four times as many
+RECORD = 64 << 20  # bytes of the longest record
 _CHUNK = 1 << 20
 _SCAN = 4 << 20
-_LONGEST_BLOCK = 8 * 2_000_000  # bits; 900,000 bytes are packed into less
+_LONGEST_BLOCK = 8 * 2_000_000  # bits; a packed block of 900,000 bytes is shorter
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Bytes [start, end) of a file; `whole` files are not cut."""
+    """Bytes [start, end) of a file."""
 
     path: str
     start: int
@@ -38,7 +39,7 @@ class Piece:
 
 
 def pieces(path: str) -> list[Piece]:
-    """The pieces of a file; they depend on the file alone."""
+    """The pieces of a file. They depend on the file alone."""
     size = os.path.getsize(path)
     packing = packing_of(path)
     encoding = encoding_of(first_bytes(path))
@@ -49,14 +50,14 @@ def pieces(path: str) -> list[Piece]:
 
 
 def packing_of(path: str) -> str:
-    """bz2, gzip or none, by the first bytes."""
+    """bz2, gzip or none, as the first bytes show."""
     with open(path, "rb") as file:
         head = file.read(4)
     return "bz2" if head[:3] == b"BZh" else "gzip" if head[:2] == b"\x1f\x8b" else "none"
 
 
 def first_bytes(path: str, size: int = 1 << 16) -> bytes:
-    """The beginning of a file, unpacked; less of it, or nothing, where it is damaged."""
+    """The first `size` bytes of a file, unpacked. A damaged file may give fewer bytes, or none."""
     found = b""
     for chunk, _ in chunks(Piece(path, 0, 1, packing_of(path)), Counter()):
         found += chunk
@@ -66,19 +67,21 @@ def first_bytes(path: str, size: int = 1 << 16) -> bytes:
 
 
 def encoding_of(head: bytes) -> str:
-    """utf-8, or utf-16 where a mark says so."""
+    """utf-16 if the file begins with its byte order mark, else utf-8."""
     return "utf-16" if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8"
 
 
 def records(piece: Piece, delimiter: bytes, tally: Counter[str]) -> Iterator[bytes]:
-    """What stands between two delimiters, for each of those that the piece owns; the first piece owns the beginning.
+    """Yields the records that the piece owns: the bytes between two delimiters.
+
+    The first piece also owns the bytes before the first delimiter.
 
     Args:
         piece: where to read.
-        delimiter: what a record begins with; it is not part of the record.
-        tally: damage is counted here, by name.
+        delimiter: the bytes before each record. They are not part of it.
+        tally: counts damage by name.
     """
-    buffer, base, border = b"", 0, -1  # base: place of the buffer in the piece; border: of what is not ours any more
+    buffer, base, border = b"", 0, -1  # base: offset of the buffer; border: offset of the piece's end
     inside = piece.start == 0  # a record of ours is open
     for chunk, ours in chunks(piece, tally):
         if border < 0 and not ours:
@@ -95,7 +98,7 @@ def records(piece: Piece, delimiter: bytes, tally: Counter[str]) -> Iterator[byt
         if inside and len(buffer) - at > RECORD:
             tally["record_too_long"] += 1
             inside = False
-        if not inside:  # only the beginning of a delimiter may matter
+        if not inside:  # keep only what may begin a delimiter
             at = max(at, len(buffer) - len(delimiter) + 1)
             if 0 <= border <= base + at:
                 return
@@ -105,7 +108,7 @@ def records(piece: Piece, delimiter: bytes, tally: Counter[str]) -> Iterator[byt
 
 
 def line_blocks(piece: Piece, tally: Counter[str]) -> Iterator[bytes]:
-    """The lines that the piece owns, many at a time, without the last line's end."""
+    """Yields the lines that the piece owns, many at a time. A block has no newline at its end."""
     rest: list[bytes] = []
     inside = piece.start == 0
     for chunk, ours in chunks(piece, tally):
@@ -136,14 +139,14 @@ def line_blocks(piece: Piece, tally: Counter[str]) -> Iterator[bytes]:
 
 
 def _decoded(piece: Piece, tally: Counter[str]) -> Iterator[tuple[bytes, bool]]:
-    """The chunks of a file that is not UTF-8, as UTF-8."""
+    """Yields the chunks of a file that is not UTF-8, converted to UTF-8."""
     decoder = codecs.getincrementaldecoder(piece.encoding)(errors="replace")
     for chunk, ours in _READERS[piece.packing](piece, tally):
         yield decoder.decode(chunk).encode("utf-8", "replace"), ours
 
 
 def chunks(piece: Piece, tally: Counter[str]) -> Iterator[tuple[bytes, bool]]:
-    """(bytes, whether the piece owns them): first its own, then those that follow, for as long as anybody asks."""
+    """Yields (bytes, whether the piece owns them). After its own bytes come those that follow in the file."""
     if piece.encoding != "utf-8":
         return _decoded(piece, tally)
     return _READERS[piece.packing](piece, tally)
@@ -161,7 +164,7 @@ def _plain_chunks(piece: Piece, tally: Counter[str]) -> Iterator[tuple[bytes, bo
 
 
 def _gzip_chunks(piece: Piece, tally: Counter[str]) -> Iterator[tuple[bytes, bool]]:
-    """All members of a gzip file; what comes before a damage is kept."""
+    """Yields the bytes of all members of a gzip file. The bytes before a damaged place are kept."""
     with open(piece.path, "rb") as file:
         inflate, open_member = zlib.decompressobj(31), False
         try:
@@ -186,7 +189,7 @@ def _bz2_chunks(piece: Piece, tally: Counter[str]) -> Iterator[tuple[bytes, bool
 
 
 def _bz2_blocks(path: str, start: int, tally: Counter[str]) -> Iterator[tuple[int, bytes]]:
-    """(bit at which it begins, contents) of each block from byte `start` on."""
+    """Yields (first bit, contents) of each block from byte `start` on."""
     marks = _marks(path, start)
     ahead = collections.deque(itertools.islice(marks, 3))
     while len(ahead) > 1:
@@ -194,7 +197,7 @@ def _bz2_blocks(path: str, start: int, tally: Counter[str]) -> Iterator[tuple[in
         ahead.extend(itertools.islice(marks, 1))
         if kind != BLOCK:
             continue
-        # It ends at the next mark; at the one after that if the next is in its data by chance (once in 2^48 bits).
+        # The block ends at the next mark. If that one is in its data by chance (once in 2^48 bits), try the one after.
         for number, (end, _) in enumerate(itertools.islice(ahead, 2)):
             data = _unpack(path, begin, end)
             if data is not None:
@@ -207,7 +210,7 @@ def _bz2_blocks(path: str, start: int, tally: Counter[str]) -> Iterator[tuple[in
 
 
 def _marks(path: str, start: int) -> Iterator[tuple[int, int]]:
-    """(bit, kind) of every mark from byte `start` on, and the end of the file as the last."""
+    """Yields (bit, kind) of every mark from byte `start` on. The last one is the end of the file."""
     with open(path, "rb") as file:
         file.seek(start)
         data, base = b"", start
@@ -220,16 +223,16 @@ def _marks(path: str, start: int) -> Iterator[tuple[int, int]]:
                 for at in _find_mark(data, shift, *patterns)
             )
             yield from found
-            kept = data[-7:]  # a mark that is cut takes seven bytes at most; a whole one at their start was found
+            kept = data[-7:]  # a cut mark has at most seven bytes; a whole one at their start was found
             base += len(data) - len(kept)
             data = kept
-            if found and found[-1][0] >= 8 * base:  # it lies in what is kept: not twice
+            if found and found[-1][0] >= 8 * base:  # do not find it twice
                 data, base = b"", base + len(kept)
         yield 8 * os.path.getsize(path), FILE_END
 
 
 def _pattern(mark: int, shift: int) -> tuple[int, bytes, int]:
-    """The end of the first byte, the whole bytes, and the beginning of the last one, of a mark that begins at a bit."""
+    """A mark that begins at bit `shift` of a byte: the end of that byte, the whole bytes, the top of the last byte."""
     whole = 6 if shift == 0 else 5
     middle = (mark >> shift) & ((1 << (8 * whole)) - 1)
     first = mark >> (40 + shift) if shift else 0
@@ -240,7 +243,7 @@ _PATTERNS = {mark: [_pattern(mark, shift) for shift in range(8)] for mark in (BL
 
 
 def _find_mark(data: bytes, shift: int, first: int, middle: bytes, last: int) -> Iterator[int]:
-    """The bytes in which a mark begins that is shifted by so many bits."""
+    """Yields the bytes in which a mark begins at bit `shift`."""
     at = data.find(middle)
     while at >= 0:
         if not shift:
@@ -252,7 +255,7 @@ def _find_mark(data: bytes, shift: int, first: int, middle: bytes, last: int) ->
 
 
 def _unpack(path: str, begin: int, end: int) -> bytes | None:
-    """The contents of the block between two bits, as a stream of its own; None if it is none."""
+    """Decompresses the block between two bits as a bz2 stream of its own. Returns None if it is no block."""
     if end - begin < 80 or end - begin > _LONGEST_BLOCK:
         return None
     with open(path, "rb") as file:

@@ -1,8 +1,8 @@
-"""Titles of articles by how often they are read, from Wikimedia's pageview files.
+"""Counts the views of article titles in Wikimedia's pageview files.
 
-Two forms are read: months and days of pageview_complete (`en.wikipedia Title page_id access views ...`), and single
-hours (`en Title views bytes`; `en.m` is the mobile site). MetaCLIP takes the desktop site's hours alone, and of an hour
-the titles with at least 50 views.
+Two formats are read: months and days of pageview_complete (`en.wikipedia Title page_id access views ...`), and single
+hours (`en Title views bytes`; `en.m` is the mobile site). MetaCLIP takes only the hours of the desktop site, and only
+titles with at least 50 views in an hour.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ import pyarrow.compute as pc
 from queries.counts import COUNTED
 
 LEAST_VIEWS = 70
-LEAST_LINKS = 20  # from other articles, where no views are given
+LEAST_LINKS = 20  # from other articles, if there are no views
 METACLIP_LEAST_IN_HOUR = 50
 
-# A name of another namespace ("Talk:Cat", "File:Cat.jpg"): no blank behind the colon, as there is in "Alien: Covenant".
+# A title of another namespace ("Talk:Cat", "File:Cat.jpg"). In an article's title ("Alien: Covenant") a blank follows.
 _PREFIX = r"^[^:]+:[^ ]"
 _IN_BRACKETS = r"^(.*\S) \([^()]*\)$"  # "Mercury (planet)"
 
 
 def read_views(block: bytes, language: str, profile: str = "wit") -> tuple[pa.Table, int]:
-    """(title and views as COUNTED, each once; lines that are malformed) of some lines, other projects' left out."""
+    """Reads some lines. Lines of other projects are left out.
+
+    Returns:
+        The views by title (COUNTED, each title once), and the number of malformed lines.
+    """
     code = language.encode()
     if b"\n" + code not in block and not block.startswith(code):
         return COUNTED.empty_table(), 0
@@ -30,7 +34,7 @@ def read_views(block: bytes, language: str, profile: str = "wit") -> tuple[pa.Ta
     hours = _own(lines, (f"{language} ", f"{language}.m ") if profile == "wit" else (f"{language} ",))
     months = _own(lines, (f"{language}.wikipedia ",))
     tables, malformed = [], 0
-    for found, form, least in (
+    for found, form, min_views in (
         (hours, r"^\S+ (?P<title>\S+) (?P<views>\d{1,15})(?: \d+)?$", METACLIP_LEAST_IN_HOUR),
         (months, r"^\S+ (?P<title>\S+) (?:\S+ )?(?P<access>\S+) (?P<views>\d{1,15})(?: \S+)?$", 0),
     ):
@@ -43,7 +47,7 @@ def read_views(block: bytes, language: str, profile: str = "wit") -> tuple[pa.Ta
         titles = pc.replace_substring(pc.struct_field(fields, "title").cast(pa.string()), "_", " ")
         table = pa.table([titles, views], schema=COUNTED)
         if profile != "wit":
-            table = table.filter(pc.greater_equal(table["count"], least))
+            table = table.filter(pc.greater_equal(table["count"], min_views))
         tables.append(table)
     return add(tables), malformed
 
@@ -63,7 +67,7 @@ def add(tables: list[pa.Table]) -> pa.Table:
 
 
 def resolve(views: pa.Table, redirects: pa.Table) -> pa.Table:
-    """The views of a redirect (columns `title`, `target`) go to the article that it leads to."""
+    """Adds the views of each redirect (columns `title`, `target`) to those of its article."""
     if not len(redirects):
         return views
     at = pc.index_in(views["query"], redirects["title"].combine_chunks())
@@ -71,8 +75,11 @@ def resolve(views: pa.Table, redirects: pa.Table) -> pa.Table:
     return add([pa.table([pc.coalesce(target, _whole(views["query"])), views["count"]], schema=COUNTED)])
 
 
-def title_queries(views: pa.Table, *, least: int, most: int, profile: str = "wit") -> pa.Table:
-    """COUNTED: the most read titles with at least `least` views, as a reader writes them."""
+def title_queries(views: pa.Table, *, min_count: int, max_titles: int, profile: str = "wit") -> pa.Table:
+    """COUNTED: the `max_titles` titles with the highest counts, none with a count below `min_count`.
+
+    Pages of other namespaces are left out. Profile `wit` cuts off brackets at the end: "Mercury (planet)" -> "Mercury".
+    """
     titles = _whole(views["query"])
     counts = _whole(views["count"])
     if profile == "wit":
@@ -81,8 +88,8 @@ def title_queries(views: pa.Table, *, least: int, most: int, profile: str = "wit
     else:
         article = pc.invert(pc.match_substring(titles, ":"))
     table = add([pa.table([titles, counts], schema=COUNTED).filter(article)])
-    table = table.filter(pc.greater_equal(table["count"], least))
-    return table.sort_by([("count", "descending"), ("query", "ascending")]).slice(0, most).combine_chunks()
+    table = table.filter(pc.greater_equal(table["count"], min_count))
+    return table.sort_by([("count", "descending"), ("query", "ascending")]).slice(0, max_titles).combine_chunks()
 
 
 def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -1,7 +1,7 @@
-"""Articles out of Wikipedia's dumps: CirrusSearch index (JSON lines, plain text inside) and MediaWiki XML.
+"""Reads articles from Wikipedia's dumps: a CirrusSearch index (JSON lines with plain text) or MediaWiki XML.
 
-Pages that are no articles (another namespace, redirects) give no text; a page that cannot be read is counted and left
-out. Wikitext is made plain by mwparserfromhell; what it leaves behind of files, categories, tables and markup goes too.
+Redirects and pages of other namespaces give no text. A page that cannot be read is counted and left out.
+mwparserfromhell parses the wikitext. Files, categories, tables and the rest of the markup are removed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 from queries import streams
 from queries.streams import Piece
 
-LONGEST = 4_000_000  # characters of wikitext that a parser is asked to read
+LONGEST = 4_000_000  # characters of wikitext; a longer page is not parsed
 
 _TITLE = re.compile(rb"<title>(.*?)</title>", re.DOTALL)
 _NAMESPACE = re.compile(rb"<ns>\s*(-?\d+)\s*</ns>")
@@ -45,12 +45,12 @@ _NOISE = re.compile(r"'{2,}|\[https?://\S*\s?|https?://\S+|^[*#:;|!{}]+|[\[\]{}]
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """An article (`text`), or another name of one (`target`)."""
+    """An article with its `text`, or a redirect to the article `target`."""
 
     title: str
     text: str = ""
     target: str = ""
-    links: int = 0  # from other articles, where the dump says so
+    links: int = 0  # from other articles; 0 if the dump does not have them
 
 
 class _Redirect(msgspec.Struct):
@@ -67,13 +67,13 @@ class _CirrusPage(msgspec.Struct):
 
 
 def kind_of(path: str) -> str:
-    """cirrus or xml, by the first bytes; "" for what is neither (damaged, empty, something else)."""
+    """The kind of a dump by its first bytes: cirrus, xml, or "" for any other file, also a damaged or empty one."""
     head = _head(path)
     return "cirrus" if head.startswith("{") else "xml" if head.startswith("<") else ""
 
 
 def languages_of(path: str) -> list[str]:
-    """What a dump calls its language in its beginning: of the wiki ("no", "simple") and of the text ("nb", "en")."""
+    """The language codes in the beginning of a dump: of the wiki ("no", "simple") and of the text ("nb", "en")."""
     head = _head(path)
     return [match[1].replace("_", "-") for form in _LANGUAGES if (match := form.search(head))]
 
@@ -84,7 +84,7 @@ def _head(path: str) -> str:
 
 
 def pages(piece: Piece, kind: str, tally: Counter[str]) -> Iterator[Page]:
-    """The articles and redirects of a piece; everything else is counted in `tally`."""
+    """Yields the articles and redirects of a piece. `tally` counts the articles and all other pages."""
     if kind == "cirrus":
         decode = msgspec.json.Decoder(_CirrusPage).decode
         for block in streams.line_blocks(piece, tally):
@@ -117,7 +117,7 @@ def _xml_pages(record: bytes, tally: Counter[str]) -> Iterator[Page]:
     if title is None:
         if b"<text" in record:
             tally["page_without_title"] += 1
-        return  # what stands before the first page
+        return  # the part of the file before the first page
     namespace = _NAMESPACE.search(record)
     if namespace is not None and int(namespace[1]):
         tally["page_of_other_namespace"] += 1
@@ -153,19 +153,19 @@ def plain_text(source: str) -> str:
     """Wikitext as a reader sees it, without tables, templates, references and files.
 
     Raises:
-        ValueError: it is longer than LONGEST.
+        ValueError: the wikitext is longer than LONGEST.
     """
     import mwparserfromhell
 
     if len(source) > LONGEST:
         raise ValueError(f"{len(source)} characters of wikitext")
     source = _REFERENCE.sub("", _OPAQUE.sub(" ", _COMMENT.sub("", source)))
-    plain = _plain(mwparserfromhell.parse(source, skip_style_tags=True))
+    plain = _text_of(mwparserfromhell.parse(source, skip_style_tags=True))
     return _NOISE.sub(" ", _SWITCH.sub(" ", plain))
 
 
-def _plain(code: Any) -> str:
-    """What a reader sees of parsed wikitext. Much faster than removing nodes and then `strip_code`."""
+def _text_of(code: Any) -> str:
+    """The visible text of parsed wikitext. This is much faster than to remove nodes and call `strip_code`."""
     from mwparserfromhell.nodes import ExternalLink, Heading, HTMLEntity, Tag, Text, Wikilink
 
     parts: list[str] = []
@@ -174,22 +174,22 @@ def _plain(code: Any) -> str:
             parts.append(node.value)
         elif isinstance(node, Wikilink):
             if not _is_file(str(node.title)):
-                parts.append(_plain(node.title if node.text is None else node.text))
+                parts.append(_text_of(node.title if node.text is None else node.text))
         elif isinstance(node, ExternalLink):
-            parts.append(_plain(node.title) if node.title is not None else "")
+            parts.append(_text_of(node.title) if node.title is not None else "")
         elif isinstance(node, Heading):
-            parts.append(_plain(node.title))
+            parts.append(_text_of(node.title))
         elif isinstance(node, HTMLEntity):
             parts.append(node.normalize())
         elif isinstance(node, Tag) and node.contents is not None:
             name = str(node.tag).strip().lower()
             if name not in _UNSEEN:
-                parts.append(_plain(node.contents))
+                parts.append(_text_of(node.contents))
             parts.append("\n" if name in _BLOCKS else "")
     return "".join(parts)
 
 
 def _is_file(title: str) -> bool:
-    """True for links to files, categories and other languages: a prefix of letters and no blank behind the colon."""
+    """True for links to files, categories and other languages: a prefix, and no blank after the colon."""
     prefix, colon, rest = title.partition(":")
     return bool(colon and prefix.strip() and rest[:1].strip()) and len(prefix) < 24

@@ -1,7 +1,7 @@
-"""WordNet's database files (the folder of Debian's wordnet-base, or the `dict` folder of a WNdb archive).
+"""Reads WordNet's database files (the folder of Debian's wordnet-base, or the `dict` folder of a WNdb archive).
 
-Each line of `data.noun` and its siblings is a synset with its lemmas in order; `cntlist.rev` says how often each sense
-was met in WordNet's own tagged texts.
+Each line of data.noun, data.verb, data.adj and data.adv is a synset with its lemmas in order. `cntlist.rev` has the
+number of occurrences of each sense in WordNet's own tagged texts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 PARTS = ("noun", "verb", "adj", "adv")
-_MARKER = re.compile(r"\((?:a|p|ip)\)$")  # where an adjective may stand
+_MARKER = re.compile(r"\((?:a|p|ip)\)$")  # marks the position of an adjective
 
 
 class WordNetError(ValueError):
@@ -19,7 +19,7 @@ class WordNetError(ValueError):
 
 
 def read_synsets(folder: str) -> list[list[str]]:
-    """The lemmas of every synset as written ("St._Louis"), without the adjectives' markers.
+    """The lemmas of every synset as written ("St._Louis"), without the markers of adjectives.
 
     Raises:
         WordNetError: a data file is missing or holds no synset.
@@ -36,7 +36,7 @@ def read_synsets(folder: str) -> list[list[str]]:
 
 
 def read_counts(folder: str) -> Counter[str]:
-    """How often each lemma (in lower case, with "_") was tagged; empty where the folder does not say."""
+    """The number of tagged occurrences of each lemma (lower case, with "_"). Empty if there is no cntlist.rev."""
     counts: Counter[str] = Counter()
     path = Path(folder) / "cntlist.rev"
     for line in _lines(path) if path.is_file() else []:
@@ -47,7 +47,7 @@ def read_counts(folder: str) -> Counter[str]:
 
 
 def all_lemmas(folder: str, *, first_only: bool = False) -> dict[str, int]:
-    """Each lemma (of the first of each synset) with blanks for "_" -> its count, in WordNet's order."""
+    """Each lemma with blanks for "_" -> its count, in WordNet's order. `first_only`: one lemma of each synset."""
     counts = read_counts(folder)
     found: dict[str, int] = {}
     for lemmas in read_synsets(folder):
@@ -57,7 +57,7 @@ def all_lemmas(folder: str, *, first_only: bool = False) -> dict[str, int]:
 
 
 def metaclip_names(folder: str) -> dict[str, int]:
-    """MetaCLIP's reading: the name of each synset up to its first dot, in lower case. "St._Louis" becomes "st"."""
+    """The name of each synset up to its first dot, in lower case, as MetaCLIP reads it: "St._Louis" becomes "st"."""
     counts = read_counts(folder)
     found: dict[str, int] = {}
     for lemmas in read_synsets(folder):
@@ -71,13 +71,13 @@ def _lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise WordNetError(
-            f"{path} cannot be read ({error.strerror}): give the folder that holds data.noun, as Debian's wordnet-base "
-            f"puts it into /usr/share/wordnet"
+            f"{path} cannot be read ({error.strerror}): give the folder that holds data.noun, such as "
+            f"/usr/share/wordnet of Debian's wordnet-base"
         ) from error
 
 
 def _lemmas(line: str) -> list[str]:
-    """The lemmas of a data line: offset, file, type, number of lemmas (hex), then lemma and sense id in turn."""
+    """The lemmas of a data line: offset, file, type, number of lemmas (hex), then each lemma with its sense id."""
     fields = line.split(" ")
     try:
         number = int(fields[3], 16)

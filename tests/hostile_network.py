@@ -17,12 +17,12 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pytest
-from test_fetching_rows import check, selected
 
 from pipeline.fetching import addresses, downloader
 from pipeline.fetching.client import shared_client
 from pipeline.fetching.downloader import fetch_rows
 from pipeline.fetching.options import FetchOptions
+from tests.fetching.test_fetching_rows import check, selected
 from tests.webserver import WebServer, certificate, picture
 
 SITES = tuple(f"93.184.216.{n}" for n in (1, 2, 3, 4))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.stages.selection import Matches
+from pipeline.stages.matches import Matches
 
 
 def zipf_matches(generator: np.random.Generator, rows: int, queries: int, *, least: int, most: int) -> Matches:

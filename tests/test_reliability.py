@@ -32,6 +32,8 @@ from pipeline import build
 from pipeline.demo import smallweb
 from pipeline.engine import files, shuffle_files, storage
 from pipeline.schema import STAGES
+from pipeline.stages.base import Stage
+from pipeline.stages.run import Run
 from tests.places import ROOT
 from tests.processes import AS_ANYBODY, alive, descendants
 from tests.stages.test_select import QUERIES, draw_rows, write_table
@@ -451,7 +453,7 @@ def test_other_inputs_on_a_done_folder_are_refused(tmp_path: Path, capsys: pytes
     assert said_by(arguments, capsys)[0] == build.DONE
     write_table(tmp_path / "in" / "part3.parquet", draw_rows(10))
     code, said = said_by(arguments, capsys)
-    assert code == build.USAGE and "made from other inputs" in said
+    assert code == build.USAGE and "(another --input)" in said
 
 
 def test_what_is_missing_or_unfit_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -488,7 +490,7 @@ def as_anybody(*command: str) -> subprocess.CompletedProcess[str]:
     [
         ("in/part1.parquet", 0, build.MISSING, "part1.parquet"),
         ("queries.txt", 0, build.MISSING, "queries.txt"),
-        ("out", 0o555, build.USAGE, "nothing may be written into"),
+        ("out", 0o555, build.USAGE, "is not writable"),
     ],
 )
 def test_what_may_not_be_read_or_written_is_named(name: str, mode: int, code: int, words: str, tmp_path: Path) -> None:
@@ -508,13 +510,13 @@ def test_an_input_that_goes_away_is_told_in_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = [*select_arguments(tmp_path), "--output", str(tmp_path / "out")]
-    real = build.save_lists
+    real = build.run_job
 
-    def save_and_remove(run: build.Run) -> None:
-        real(run)
+    def remove_and_run(stages: list[Stage], run: Run) -> None:
         (tmp_path / "in" / "part1.parquet").rename(tmp_path / "elsewhere")
+        real(stages, run)
 
-    monkeypatch.setattr(build, "save_lists", save_and_remove)
+    monkeypatch.setattr(build, "run_job", remove_and_run)
     code, said = said_by(arguments, capsys)
     assert code == build.CRASHED and "part1.parquet" in said and "the same command" in said
 

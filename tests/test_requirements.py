@@ -14,6 +14,7 @@ from tests.places import ROOT
 PACKAGES = ("pipeline", "queries", "clip_train")
 # Distributions whose module has another name.
 MODULES = {
+    "pyyaml": "yaml",
     "apache-beam": "apache_beam",
     "brotli": "brotli",
     "faiss-cpu": "faiss",
@@ -43,7 +44,7 @@ NOT_IMPORTED = {
     "mypy": "a command",
 }
 # What benchmarks and comparisons import where somebody has put it, and skip or say so where it is not.
-OF_OTHERS = {"ahocorasick", "clip", "open_clip", "open_clip_train", "transformers", "substr_matching", "yaml"}
+OF_OTHERS = {"ahocorasick", "clip", "open_clip", "open_clip_train", "transformers", "substr_matching"}
 
 
 def required(extra: str | None = None) -> set[str]:

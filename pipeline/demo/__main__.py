@@ -1,9 +1,9 @@
-"""The whole way in a minute, on a web that the project draws itself: archives -> shards -> report.
+"""The demo: all stages in a minute, on a web that the project draws itself: archives -> shards -> report.
 
     python -m pipeline.demo [FOLDER]         (default: demo-out)
 
-Makes pages and pictures, writes them as WARC and WAT as a crawler would (broken records, duplicates and opt-outs
-included), serves the pictures on loopback, runs `python -m pipeline.build` on the archives, and checks the result.
+It makes pages and pictures. It writes them as WARC and WAT, with the broken records, duplicates and opt-outs of a real
+crawl. It serves the pictures on loopback, runs `python -m pipeline.build` on the archives, and checks the result.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MARK = ".made-by-the-demo"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the demo; returns the exit code of the build."""
+    """Runs the demo. Returns the exit code of the build, or that of the check after it."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     folder = os.path.abspath(options.folder)
     if os.path.exists(folder) and not os.path.exists(os.path.join(folder, MARK)):
-        print(f"pipeline.demo: {folder} exists and is not the demo's: name another folder", file=sys.stderr)
+        print(f"pipeline.demo: {folder} exists, and the demo did not make it: name another folder", file=sys.stderr)
         return 2
     shutil.rmtree(folder, ignore_errors=True)
     return _run(folder, options.pages, options.workers)

@@ -1,7 +1,7 @@
-"""A small web, drawn by program: pages in four languages, pictures, and what the real web is full of besides.
+"""A small web, drawn by program: pages in four languages, pictures, and the faults of the real web.
 
-`draw(base)` gives the sites as plain data; `write_warc` and `write_wat` archive them as a crawler would, broken records
-among them; `serve` puts the pictures on loopback. The demo and the tests run the whole pipeline on it.
+`draw(base)` returns the sites as plain data. `write_warc` and `write_wat` archive them as a crawler would, with broken
+records among them. `serve` puts the pictures on loopback. The demo and the tests run the whole pipeline on this web.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SIZE = 320  # pixels, the long side
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """One picture: what it shows decides every pixel and its captions."""
+    """One picture. What it shows decides every pixel and every caption."""
 
     colour: str
     shape: str
@@ -125,7 +125,7 @@ class Page:
 
 @dataclasses.dataclass(frozen=True)
 class SmallWeb:
-    """Pages and pictures by path; `refused` are pictures whose server says noai."""
+    """Pages, and pictures by path. The server sends noai with the pictures in `refused`."""
 
     base: str
     pages: tuple[Page, ...]
@@ -134,7 +134,7 @@ class SmallWeb:
 
 
 def draw(base: str, *, pages: int = 60, seed: int = 7) -> SmallWeb:
-    """A web of `pages` pages under `base` (such as http://127.0.0.1:8000), the same for the same seed."""
+    """A web of `pages` pages under `base` (such as http://127.0.0.1:8000). The same seed gives the same web."""
     rng = random.Random(seed)
     scenes = [Scene(colour, shape, place) for colour in COLOURS for shape in SHAPES for place in PLACES]
     rng.shuffle(scenes)
@@ -158,7 +158,7 @@ def draw(base: str, *, pages: int = 60, seed: int = 7) -> SmallWeb:
 
 
 def _page(base: str, number: int, language: str, scenes: list[Scene], rng: random.Random) -> Page:
-    """One page: eight pictures, and a few links as bad as they come."""
+    """One page with eight pictures and a few bad links."""
     links = [(f"/pictures/{scene.name()}", scene.caption(language)) for scene in scenes]
     links += [("/pictures/logo.jpg", "logo"), ("/pictures/IMG_0042.jpg", "IMG_0042.jpg"), ("", "no address here")]
     links += [("data:image/gif;base64,R0lGODlhAQABAAAAACw=", "a red square inline")]
@@ -215,7 +215,11 @@ def response(body: bytes, content_type: str, *more: str) -> bytes:
 
 
 def write_warc(web: SmallWeb, path: str, *, pages: slice = slice(None), pictures: int = 20) -> int:
-    """The pages as a WARC, `pictures` of the pictures in it, one member damaged; returns the number of records."""
+    """Writes the pages as a WARC with `pictures` of the pictures. One member is damaged.
+
+    Returns:
+        The number of records.
+    """
     members = [
         gzip.compress(
             record("warcinfo", "", b"software: smallweb\r\n", content_type="application/warc-fields"), mtime=0
@@ -236,7 +240,11 @@ def write_warc(web: SmallWeb, path: str, *, pages: slice = slice(None), pictures
 
 
 def write_wat(web: SmallWeb, path: str, *, pages: slice = slice(None)) -> int:
-    """The pages as Common Crawl's WAT, one record that is no JSON among them; returns the number of records."""
+    """Writes the pages as a WAT of Common Crawl. One record is not JSON.
+
+    Returns:
+        The number of records.
+    """
     members = [
         gzip.compress(
             record("warcinfo", "", b"software: smallweb\r\n", content_type="application/warc-fields"), mtime=0
@@ -268,12 +276,12 @@ def write_wat(web: SmallWeb, path: str, *, pages: slice = slice(None)) -> int:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Serves the pictures; `web` is set on the server."""
+    """Serves the pictures of `server.web`."""
 
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
     def do_GET(self) -> None:
         web: SmallWeb = self.server.web  # type: ignore[attr-defined]

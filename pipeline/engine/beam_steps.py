@@ -1,6 +1,6 @@
-"""The Beam side of `steps`: elements are numbers of slots, barriers are side inputs.
+"""The Beam side of `steps`: elements are slot numbers, barriers are side inputs.
 
-Beam carries numbers and, where there is no shared disk, Arrow IPC bytes; it never sees a row.
+Beam carries slot numbers. Where there is no shared disk, it also carries Arrow IPC bytes. It never sees a row.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import apache_beam as beam
 
 from pipeline.engine import malloc, shuffle_files
 from pipeline.engine.tasks import EXCHANGES, SLOTS, ExchangeTask, Reading, Task
-from pipeline.engine.work import StepFolder, hold_as_worker, run_unit
+from pipeline.engine.work import StepFolder, lock_as_worker, run_unit
 
 
 class Step(beam.PTransform):
-    """after | Step(task): all units of the task; see `steps.run_task`."""
+    """`after | Step(task)` runs all units of the task; see `steps.run_task`."""
 
     def __init__(self, task: Task, *, max_units: int = SLOTS) -> None:
         super().__init__(_label(task))
@@ -30,12 +30,12 @@ class Step(beam.PTransform):
 
 
 class ExchangeStep(beam.PTransform):
-    """done | ExchangeStep(task, ...): unit b of the task is given bucket b; see `steps.run_exchange`."""
+    """`done | ExchangeStep(task, ...)` gives bucket b to unit b of the task; see `steps.run_exchange`."""
 
     def __init__(self, task: ExchangeTask, *, buckets: int, exchange: str = "files") -> None:
         super().__init__(_label(task))
         if exchange not in EXCHANGES:
-            raise ValueError(f"an exchange by {exchange!r}: use {' or '.join(EXCHANGES)}")
+            raise ValueError(f"unknown exchange {exchange!r}: use {' or '.join(EXCHANGES)}")
         self._task, self._buckets, self._exchange = task, buckets, exchange
 
     def expand(self, done: beam.PCollection) -> beam.PCollection:
@@ -62,7 +62,7 @@ class _ByFiles:
 
 
 class _ByShuffle(beam.PTransform):
-    """Every bucket file is read once, by whoever takes it; the engine groups the messages by bucket."""
+    """Each bucket file is read once, by one slot. The engine groups the messages by bucket."""
 
     def __init__(self, task: ExchangeTask, buckets: int) -> None:
         super().__init__()
@@ -101,8 +101,8 @@ class _RunSlot(beam.DoFn):
         self._task, self._slots = task, slots
 
     def setup(self) -> None:
-        hold_as_worker(self._task.folder.root)
-        malloc.keep()
+        lock_as_worker(self._task.folder.root)
+        malloc.retain_freed_memory()
 
     def process(self, slot: int, after: Any = None) -> Iterator[int]:
         for unit in range(slot, self._task.units(), self._slots):
@@ -115,12 +115,12 @@ class _RunBucket(beam.DoFn):
         self._task = task
 
     def setup(self) -> None:
-        hold_as_worker(self._task.folder.root)
-        malloc.keep()
+        lock_as_worker(self._task.folder.root)
+        malloc.retain_freed_memory()
 
     def process(self, element: tuple[int, Iterable[tuple[int, int, bytes]]]) -> Iterator[int]:
         bucket, sent = element
-        messages = [message for _, _, message in sorted(sent)]  # the order of the files, whatever the engine's
+        messages = [message for _, _, message in sorted(sent)]  # in the order of the files: the engine's order varies
         if bucket < self._task.units():
             run_unit(self._task.folder, bucket, lambda unit: self._task.run(unit, messages))
         yield bucket

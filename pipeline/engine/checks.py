@@ -1,4 +1,4 @@
-"""Checks of option values that look at the file system. Each says what is allowed; `validate` names the flag."""
+"""Checks of option values against the file system. Each message says what is allowed; `validate` adds the flag."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 from pipeline.engine.cli import MissingInput, UsageError
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # also the s3:/ that a path function makes of s3://
-NOBODYS = frozenset((".DS_Store", "lost+found"))  # in a folder that a person calls empty
+SYSTEM_FILES = frozenset((".DS_Store", "lost+found"))  # a folder with nothing else counts as empty
 
 
 def not_empty(value: str) -> None:
-    """Refuses a text without any character to see."""
+    """Refuses a text without a visible character."""
     if not value.strip():
         raise UsageError("must not be empty")
 
 
 def readable_file(path: str) -> None:
-    """Refuses what is no file that this process may read."""
+    """Refuses a path that is not a file, or that this process may not read."""
     if not os.path.exists(path):
         raise MissingInput("no such file")
     if not os.path.isfile(path):
@@ -31,11 +31,11 @@ def readable_file(path: str) -> None:
 
 
 def output_folder(path: str, *, ours: Callable[[str, list[str]], bool]) -> None:
-    """Refuses a place where no folder can be made or written, and a folder that holds other things.
+    """Refuses a folder that cannot be made or written, and a folder that holds other things.
 
     Args:
         path: a folder of this machine.
-        ours: told the folder and the names in it, says whether we made it.
+        ours: takes the folder and the names in it; returns True if an earlier run made the folder.
     """
     if not path.strip():
         raise UsageError("must be a folder, not an empty name")
@@ -45,14 +45,14 @@ def output_folder(path: str, *, ours: Callable[[str, list[str]], bool]) -> None:
         _check_parent(path)
         return
     try:
-        names = sorted(set(os.listdir(path)) - NOBODYS)
+        names = sorted(set(os.listdir(path)) - SYSTEM_FILES)
     except OSError as error:
         raise UsageError(f"must be a folder that can be read ({error.strerror})") from None
     if names and not ours(path, names):
         some = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
         raise UsageError(f"must be empty, new, or the folder of an earlier run; it holds other things ({some})")
     if not os.access(path, os.W_OK | os.X_OK):
-        raise UsageError("nothing may be written into it: name another folder, or change its permissions")
+        raise UsageError("is not writable: name another folder, or change its permissions")
 
 
 def _check_parent(path: str) -> None:
@@ -61,9 +61,9 @@ def _check_parent(path: str) -> None:
     while not os.path.lexists(at):
         at = os.path.dirname(at)
     if not os.path.isdir(at):
-        raise UsageError("must be a folder; it is a file, a broken link, or lies below one")
+        raise UsageError("must be a folder; it is a file or a broken link, or lies below one")
     if not os.access(at, os.W_OK | os.X_OK):
-        raise UsageError(f"cannot be made, since nothing may be written into {at}: name another folder")
+        raise UsageError(f"cannot be made, because {at} is not writable: name another folder")
 
 
 def read_object(path: str) -> dict[str, Any]:

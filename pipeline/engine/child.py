@@ -1,8 +1,8 @@
-"""How a child process of ours finds what this process finds: it takes over our `sys.path`, entry by entry.
+"""The search path of our child processes: a child takes over our `sys.path`, entry by entry.
 
-PYTHONPATH cannot do that. Its folders come before the standard library, so a site-packages folder in it lets a package
-that is named like a module of the standard library (`dataclasses`, a dependency of img2dataset) take that one's place.
-And a child that is started with `-m` looks into the working directory first, where another `pipeline` may lie.
+PYTHONPATH cannot do that. Its folders come before the standard library. Some packages have the name of a standard
+module (`dataclasses`, a dependency of img2dataset), and would replace it if PYTHONPATH held a site-packages folder.
+`python -m` is not enough either: it searches the working directory first, where another `pipeline` may lie.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 ROOT = str(Path(__file__).resolve().parents[2])  # the folder that holds this package
-# What only the child knows (a PYTHONPATH that was changed after our start) comes last.
+# Entries that only the child has (PYTHONPATH was changed after our start) come last.
 BOOT = """import json, runpy, sys
 given = json.loads(sys.argv.pop(1))
 sys.path[:] = given + [path for path in sys.path if path not in given]
@@ -22,7 +22,7 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)"""
 
 
 def search_path() -> list[str]:
-    """`sys.path` with absolute entries, and with the folder of this package, if only at the end."""
+    """`sys.path` with absolute entries. The folder of this package is added at the end if it is missing."""
     path = [os.path.abspath(os.fspath(entry)) for entry in sys.path]
     return path if ROOT in path else [*path, ROOT]
 
@@ -35,10 +35,10 @@ def command(module: str, *arguments: str) -> list[str]:
 
 
 def variables() -> dict[str, str]:
-    """Environment variables for Python processes that an engine starts, whose command line is not ours.
+    """Environment variables for Python processes that an engine starts with a command line of its own.
 
-    They never look into the working directory first. Where the package lies in a folder that no Python looks into by
-    itself (a checkout), PYTHONPATH names it.
+    With them a process does not search the working directory first. A checkout is not on Python's default search path,
+    so PYTHONPATH names its folder.
     """
     known = [*site.getsitepackages(), site.getusersitepackages()]
     given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]

@@ -1,4 +1,4 @@
-"""What the command lines share: exit codes, errors, and flags that do not exist."""
+"""What the command lines share: exit codes, errors, and the check for unknown flags."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import NoReturn
 
 DONE, CRASHED, USAGE, BELOW, MISSING, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
-FLAG = re.compile(r"-[^\d.]")  # not the minus of a number, nor a lone dash
+FLAG = re.compile(r"-[^\d.]")  # neither a negative number nor a lone dash
 
 
 class UsageError(ValueError):
-    """The command line cannot be carried out as it stands (exit code 2)."""
+    """The command line is not valid (exit code 2)."""
 
 
 class MissingInput(ValueError):
-    """What the command line names is not there, or holds nothing (exit code 4)."""
+    """An input that the command line names is missing or empty (exit code 4)."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that leaves the exit code to us."""
+    """An argparse parser that raises UsageError and does not exit."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
@@ -32,15 +32,15 @@ class Parser(argparse.ArgumentParser):
 def check_flags(
     argv: Sequence[str], *parsers: argparse.ArgumentParser, others: Callable[[], Iterable[str]] = tuple
 ) -> None:
-    """Refuses a flag that no parser has, with the nearest that there is.
+    """Refuses a flag that no parser has. The message names the nearest flag.
 
     Args:
         argv: the command line.
-        parsers: whose flags there are.
-        others: more flags, as Beam's, which would be dropped silently if misspelt; asked for where they matter.
+        parsers: their flags are known.
+        others: returns more known flags, such as Beam's: Beam ignores a misspelt flag. Called if a flag is unknown.
 
     Raises:
-        UsageError: a flag is none of them.
+        UsageError: a flag is unknown.
     """
     known = [flag for parser in parsers for action in parser._actions for flag in action.option_strings]
     words = list(argv)[: list(argv).index("--") if "--" in argv else None]
@@ -60,6 +60,6 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def fail(program: str, message: object, code: int) -> int:
-    """Says what went wrong; returns the exit code."""
+    """Prints the message on stderr; returns the exit code."""
     print(f"{program}: {message}", file=sys.stderr)
     return code

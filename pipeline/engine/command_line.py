@@ -1,4 +1,4 @@
-"""A command line made from declared options: flags, help, a recipe file, and the flags of an engine behind it."""
+"""A command line made from declared options: flags, help, a recipe file, and the flags of an engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CommandLine(Generic[T, H]):
         options: the dataclass of all options; the field `beam` takes the flags that are not ours.
         groups: the dataclasses that `options` is composed of, in the order of the help. `title` names a group.
         how: a dataclass of flags that concern this command line alone; `config` names a recipe file.
-        others: the flags that `beam` may hold, asked for only where a flag is not ours.
+        others: returns the flags that `beam` may hold; called only if a flag is not ours.
     """
 
     program: str
@@ -38,7 +38,7 @@ class CommandLine(Generic[T, H]):
     others: Callable[[], Iterable[str]]
 
     def parser(self) -> Parser:
-        """The parser: it knows flags, not values; nothing has a default."""
+        """The parser. It checks flags, not values, and sets no defaults."""
         parser = Parser(
             prog=self.program,
             description=self.description,
@@ -54,12 +54,13 @@ class CommandLine(Generic[T, H]):
         return parser
 
     def parse(self, argv: Sequence[str]) -> tuple[T, H]:
-        """The options of a command line, validated, and how to carry it out.
+        """(options, how) of a command line, validated.
 
-        Our own values are checked first: only then may `others` import an engine to ask for its flags.
+        Our own values are checked first, because `others` may import an engine.
 
         Raises:
-            UsageError, MissingInput: it cannot be carried out.
+            UsageError: the command line is not valid.
+            MissingInput: a file that it names is missing.
         """
         parser = self.parser()
         try:
@@ -76,7 +77,7 @@ class CommandLine(Generic[T, H]):
         values = self._recipe(how, given) | given | ({"beam": tuple(rest)} if rest else {})
         missing = [item for item in declared(self.options) if item.default is REQUIRED and item.name not in values]
         if missing:
-            check_flags(argv, parser, others=self.others)  # it may be there, misspelt
+            check_flags(argv, parser, others=self.others)  # it may be given, but misspelt
             raise UsageError(f"{missing[0].shown} is missing: {missing[0].help} (see {self.program} --help)")
         options = validate(self.options(**values))
         check_flags([*argv, *values.get("beam", ())], parser, others=self.others)
@@ -106,17 +107,17 @@ def from_text(item: Option, given: Any) -> Any:
 
 
 def _argument(item: Option) -> dict[str, Any]:
-    """What argparse is told of an option."""
-    told: dict[str, Any] = {"dest": item.name, "help": help_text(item).replace("%", "%%")}
+    """The arguments of argparse's `add_argument` for an option."""
+    arguments: dict[str, Any] = {"dest": item.name, "help": help_text(item).replace("%", "%%")}
     if item.kind is bool:
-        return told | {"action": "store_const", "const": not item.default}
+        return arguments | {"action": "store_const", "const": not item.default}
     if item.choices is not None and item.metavar is None:
-        told["metavar"] = "{" + ",".join(item.choices) + "}"
+        arguments["metavar"] = "{" + ",".join(item.choices) + "}"
     else:
-        told["metavar"] = item.metavar or {int: "N", float: "X"}.get(item.kind)
+        arguments["metavar"] = item.metavar or {int: "N", float: "X"}.get(item.kind)
     if item.kind is tuple and item.parse is None:
-        told |= {"nargs": "+", "action": "extend"}
-    return told
+        arguments |= {"nargs": "+", "action": "extend"}
+    return arguments
 
 
 def help_text(item: Option) -> str:

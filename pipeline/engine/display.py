@@ -1,10 +1,10 @@
-"""Text of strangers, made safe to show: in a terminal, where it could move the cursor, and in a page."""
+"""Untrusted text, made safe for a terminal (where it could move the cursor) and for a page."""
 
 from __future__ import annotations
 
 import unicodedata
 
-KEPT = "\u200c\u200d"  # joiners: scripts and emoji are written with them, and they do no harm
+KEPT = "\u200c\u200d"  # joiners: some scripts and emoji need them, and they are harmless
 REPLACEMENT = "\ufffd"
 
 

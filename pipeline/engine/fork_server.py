@@ -39,12 +39,12 @@ def encode(message: dict[str, Any]) -> bytes:
 
 
 def serve(load: Preload, *, prepare: Callable[[], None], run_worker: Callable[[], None]) -> None:
-    """The fork server's life: imports, then a fork or a signal for every request, until the other side is gone.
+    """Runs the fork server. It imports, then forks or sends a signal for each request, until the other side is gone.
 
     Args:
-        load: what comes before the first fork.
-        prepare: what comes before our own imports.
-        run_worker: what a forked worker does.
+        load: loaded before the first fork.
+        prepare: called before our own imports.
+        run_worker: called in each forked worker.
     """
     channel = socket.socket(fileno=int(os.environ.pop(SOCKET)))
     forked = False
@@ -65,21 +65,21 @@ def serve(load: Preload, *, prepare: Callable[[], None], run_worker: Callable[[]
 
 def _load(load: Preload) -> None:
     """Imports what all workers need."""
-    malloc.keep()
+    malloc.retain_freed_memory()
     gc.disable()
     for name in (*OURS, *load.modules):
         importlib.import_module(name)
     for name in load.kernels if jit.available() else ():
         importlib.import_module(name).warm()
-    gc.freeze()  # what was imported lives for ever: no worker looks through it again, which would copy its pages too
+    gc.freeze()  # imported objects live for ever: a worker need not scan them, and scanning would copy their pages
     gc.enable()
 
 
 class _Nursery:
     """The children of the fork server.
 
-    A child that has ended is looked at (and so gives its process id free) only between two requests: the process that
-    a signal goes to is the child that was meant.
+    A child that has ended is reaped only between two requests. Until then its process id is not used again, so a
+    signal always reaches the right process.
     """
 
     def __init__(self, channel: socket.socket) -> None:
@@ -113,7 +113,7 @@ class _Nursery:
                     return True
 
     def _do(self, request: dict[str, Any]) -> bool:
-        """One request; True in the child that it made."""
+        """Carries out one request; returns True in a new child."""
         if request.get("kill") in self._children:
             os.kill(request["kill"], signal.SIGKILL)
         if "spawn" not in request:
@@ -128,14 +128,14 @@ class _Nursery:
         return True
 
     def _look(self) -> None:
-        """Waits for children that have ended, so that their CPU time counts as ours, and so as our starter's."""
+        """Reaps children that have ended. Their CPU time then counts as ours, and as that of our parent."""
         for pid in list(self._children):
             if os.waitpid(pid, os.WNOHANG)[0]:
                 self._children.discard(pid)
                 self._channel.sendall(encode({"ended": pid}))
 
     def _leave(self) -> None:
-        """A child keeps nothing of the fork server's."""
+        """Gives up, in a child, the fork server's signal handling and descriptors."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._channel.close()

@@ -26,7 +26,7 @@ from pipeline.engine.fork_server import SOCKET, Preload, encode
 
 URN = "openwit:env:forked:v1"
 PATIENCE = 10.0  # seconds that a worker has to end by itself
-START_S = 600.0  # the fork server's imports, with kernels that must be compiled first, on a slow and busy machine
+START_S = 600.0  # seconds for the fork server's imports on a slow and busy machine, where kernels may be compiled first
 
 
 class StartFailed(RuntimeError):
@@ -34,18 +34,18 @@ class StartFailed(RuntimeError):
 
 
 class ForkServer:
-    """Our side: starts the fork server and asks it for workers.
+    """Our side of the channel: starts the fork server and asks it for workers.
 
-    The workers are children of the fork server. It alone can tell that one has ended, and it alone sends them signals.
-    A process id that we remember may belong to a stranger by now. A child of the fork server keeps its own until the
-    fork server has looked.
+    The workers are children of the fork server. Only it can see that one has ended, and only it sends them signals.
+    A process id that we remember may belong to another process now. A child of the fork server keeps its id until the
+    fork server reaps it.
     """
 
     def __init__(self, load: Preload) -> None:
-        """Starts the fork server, which loads what it should while we go on.
+        """Starts the fork server. It loads `load` in the background.
 
         Raises:
-            StartFailed: the system starts no process.
+            StartFailed: the system cannot start a process.
         """
         self._search = _search()
         self._owner = os.getpid()
@@ -61,8 +61,8 @@ class ForkServer:
             except OSError as error:
                 self._channel.close()
                 raise StartFailed(f"no worker process could be started: {error}") from error
-        self._turn = threading.Lock()  # of the thread that waits for an answer
-        self._changed = threading.Condition()  # guards what follows
+        self._turn = threading.Lock()  # held by the thread that waits for an answer
+        self._changed = threading.Condition()  # guards the fields below
         self._ready = self._gone = False
         self._failure = ""
         self._answer: int | None = None
@@ -86,14 +86,14 @@ class ForkServer:
         self._channel.close()
 
     def usable(self) -> bool:
-        """True if it can still be asked, and its forks find what this process finds."""
+        """True if it is alive and its forks find the modules that this process finds."""
         return self._owner == os.getpid() and self._process.poll() is None and self._search == _search()
 
     def spawn(self, environment: dict[str, str]) -> int:
-        """Asks for a worker with more environment; returns its process id.
+        """Starts a worker with these additional environment variables; returns its process id.
 
         Raises:
-            StartFailed: there is none.
+            StartFailed: no worker was started.
         """
         with self._turn:
             self._await(lambda: self._ready, START_S)
@@ -104,17 +104,17 @@ class ForkServer:
             return self._answer
 
     def wait(self, pid: int, seconds: float) -> bool:
-        """True if the worker has ended within so many seconds."""
+        """True if the worker ends within `seconds`."""
         with self._changed:
             return self._changed.wait_for(lambda: pid not in self._workers, seconds)
 
     def workers(self) -> list[int]:
-        """Those that are alive."""
+        """The process ids of the workers that are alive."""
         with self._changed:
             return sorted(self._workers) if self._owner == os.getpid() else []
 
     def kill(self, pid: int) -> None:
-        """Has the fork server kill a worker; nothing happens if it has ended, or if it is none."""
+        """Asks the fork server to kill a worker. Nothing happens if `pid` is not a living worker."""
         if pid in self.workers():
             self._ask({"kill": pid})
 
@@ -127,7 +127,7 @@ class ForkServer:
             self.wait(pid, PATIENCE)
 
     def _ask(self, request: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # it is gone: whoever waits for the answer learns so
+        with contextlib.suppress(OSError):  # the fork server is gone: `_await` reports it
             self._channel.sendall(encode(request))
 
     def _await(self, happened: Callable[[], bool], seconds: float) -> None:
@@ -141,7 +141,7 @@ class ForkServer:
         raise StartFailed(f"no worker process could be started: there was no answer within {seconds:.0f} s")
 
     def _end(self) -> str:
-        """How the fork server ended, in words."""
+        """How the fork server ended, for a message."""
         try:
             code = self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -150,7 +150,7 @@ class ForkServer:
         return f"the process that starts them {how}"
 
     def _listen(self) -> None:
-        """Takes down what the fork server says, until it is gone; with it go all its workers."""
+        """Records the fork server's messages until it is gone. All its workers end with it."""
         with self._channel.makefile("r", encoding="utf-8") as lines, contextlib.suppress(OSError, ValueError):
             for line in lines:
                 with self._changed:
@@ -179,10 +179,12 @@ _current: list[ForkServer] = []
 
 
 def current(load: Preload) -> ForkServer:
-    """The fork server of this process, started if there is none. Call it on the main thread: it dies with its thread.
+    """The fork server of this process, started if there is none.
+
+    Call it on the main thread: the fork server dies with the thread that started it.
 
     Raises:
-        StartFailed: the system starts no process.
+        StartFailed: the system cannot start a process.
     """
     if not _current or not _current[0].usable():
         end()
@@ -211,7 +213,7 @@ def end_workers() -> None:
 
 @functools.lru_cache(maxsize=1)
 def environment() -> Any:
-    """Beam's description of our workers, with the handler that starts them registered."""
+    """Beam's description of our workers. Registers the handler that starts them."""
     from apache_beam.runners.portability.fn_api_runner.worker_handlers import GrpcWorkerHandler, WorkerHandler
     from apache_beam.transforms import environments
     from google.protobuf import json_format, text_format
@@ -251,14 +253,14 @@ def environment() -> Any:
             threading.Thread(target=self._watch, args=(self._pid,), daemon=True).start()
 
         def _watch(self, pid: int) -> None:
-            """Notices that the worker ended before its time; Beam would wait for its answers for ever."""
+            """Reports a worker that ended too early: Beam alone would wait for its answers for ever."""
             while not self._server.wait(pid, 60.0):
                 pass
             if not self._ending:
                 self._give_up(RuntimeError("Worker subprocess exited"))
 
         def _give_up(self, error: RuntimeError) -> None:
-            """Fails what the runner waits for, and all that it will still ask this worker."""
+            """Fails all requests to this worker: those under way and those still to come."""
             connection = self.control_conn
             send = connection.push
 

@@ -1,4 +1,4 @@
-"""Hashes: of strings, of pairs, of whole tables. Every choice of the pipeline rests on these, and none on order.
+"""Hashes of strings, of pairs and of whole tables. Every choice of the pipeline depends on hashes, none on order.
 
 Three kinds of values come out, all numpy uint64 arrays:
 
@@ -7,10 +7,10 @@ Three kinds of values come out, all numpy uint64 arrays:
   xxh3_128(text).digest()).digest(): anyone can recompute it with any xxHash library.
 * *keyed mixes*: `mix(a, b)`, the splitmix64 finaliser applied twice, for draws that depend on two things (pair and
   query).
-* *digests*: order-free sums of row hashes, which say whether two tables hold the same rows.
+* *digests*: order-free sums of row hashes. They tell whether two tables hold the same rows.
 
-The functions here are plain Python and numpy; `hashing_kernel` gives the same values from compiled code and is taken
-where kernels can be had and the rows are many enough to pay for loading them.
+The functions here are the reference, in Python and numpy. `hashing_kernel` gives the same values from compiled code.
+It is used if kernels are available and the rows are many enough to pay for loading it.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def uid_words(uid: pa.Array | pa.ChunkedArray) -> tuple[Words, Words]:
 
 
 def finalise(values: npt.ArrayLike) -> Words:
-    """The splitmix64 finaliser: a bijection of 64-bit words each input bit changes half of the output bits."""
+    """The splitmix64 finaliser: a bijection of 64-bit words. Each input bit changes about half of the output bits."""
     x = _words(values)
     with np.errstate(over="ignore"):
         x = (x ^ (x >> np.uint64(30))) * _MIX_1
@@ -166,7 +166,7 @@ def column_hash(column: pa.Array | pa.ChunkedArray) -> Words:
         return np.full(len(array), _NULL, np.uint64)
     if not array.null_count:
         return _hash_values(array, kind)
-    if 2 * array.null_count > len(array):  # a column that few rows have
+    if 2 * array.null_count > len(array):  # most values are missing
         hashes = np.full(len(array), _NULL, np.uint64)
         if array.null_count < len(array):
             hashes[np.asarray(array.is_valid())] = _hash_values(array.drop_null(), kind)
@@ -185,7 +185,7 @@ def row_hash(*columns: npt.ArrayLike) -> Words:
 
 
 def row_digest(*columns: npt.ArrayLike) -> int:
-    """An order-free digest of rows: the sum of the row hashes modulo 2^64. Parts of a table simply add up."""
+    """An order-free digest of rows: the sum of the row hashes modulo 2^64. Digests of parts add up."""
     return int(row_hash(*columns).sum(dtype=np.uint64))
 
 
@@ -219,7 +219,7 @@ def buckets(hashes: Words, bits: int) -> npt.NDArray[np.int64]:
 
 
 def partition(bucket_of_row: npt.NDArray[np.int64], count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rows by bucket: (order, starts), those of bucket b being order[starts[b]:starts[b + 1]], in old order."""
+    """Rows by bucket: (order, starts). The rows of bucket b are order[starts[b]:starts[b + 1]], in their old order."""
     kernel = _kernel(len(bucket_of_row))
     if kernel:
         return kernel.partition(bucket_of_row, count)
@@ -229,19 +229,19 @@ def partition(bucket_of_row: npt.NDArray[np.int64], count: int) -> tuple[npt.NDA
 
 
 def _kernel(rows: int) -> Any:
-    """The compiled twin, or None where it is not to be had or not worth loading."""
+    """The kernel module, or None if it is not available or not worth loading."""
     return jit.kernel("pipeline.engine.hashing_kernel", rows)
 
 
 def _hash_strings(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> Words:
-    """`hash_strings` by the reference library, a Python call a value."""
+    """`hash_strings` by the xxhash package, with one Python call for each value."""
     view, ends = memoryview(data.data), offsets.tolist()
     digests = [xxhash.xxh3_128_digest(view[ends[i] : ends[i + 1]]) for i in range(len(ends) - 1)]
     return np.frombuffer(b"".join(digests), ">u8").reshape(-1, 2).astype(np.uint64)
 
 
 def _hash_values(array: pa.Array, kind: pa.DataType) -> Words:
-    """`column_hash` without the care for nulls (their places may hold anything)."""
+    """`column_hash` without nulls: the hash of a null may be any value."""
     if pa.types.is_boolean(kind):
         return finalise(np.asarray(array.fill_null(False)).astype(np.uint64))
     if pa.types.is_integer(kind):
@@ -266,9 +266,9 @@ def _hash_values(array: pa.Array, kind: pa.DataType) -> Words:
 
 
 def _hash_lists(array: pa.Array) -> Words:
-    """Lists: a sum of the element hashes, each mixed with its place, mixed with the length."""
+    """Hashes of lists. Each element hash is mixed with its place; their sum is mixed with the length."""
     lengths = np.asarray(pc.list_value_length(array).fill_null(0)).astype(np.int64)
-    elements = column_hash(array.flatten())  # leaves out what lies under null lists and outside a slice
+    elements = column_hash(array.flatten())  # without the elements under null lists and outside a slice
     starts = np.cumsum(lengths) - lengths
     places = np.arange(len(elements), dtype=np.int64) - np.repeat(starts, lengths)
     total = np.zeros(len(elements) + 1, np.uint64)

@@ -1,8 +1,7 @@
 """`hashing` in compiled code: XXH3's 128-bit hash (seed 0, default secret) straight from Arrow's buffers, 25 ns a text.
 
-The algorithm is xxHash's own (https://github.com/Cyan4973/xxHash, doc/xxhash_spec.md, BSD-2-Clause); a test holds that
-every length of every branch gives the reference library's value. Lengths fall into five classes, each with its
-function.
+The algorithm is xxHash's own (https://github.com/Cyan4973/xxHash, doc/xxhash_spec.md, BSD-2-Clause). A test compares
+every length of every branch with the reference library. Lengths fall into five classes. Each class has a function.
 """
 
 from __future__ import annotations
@@ -51,6 +50,7 @@ _ACCUMULATORS = np.array(
     [_PRIME32_3, _PRIME64_1, _PRIME64_2, _PRIME64_3, _PRIME64_4, _PRIME32_2, _PRIME64_5, _PRIME32_1], np.uint64
 )
 _STRIPE, _BLOCK = 64, 1024  # bytes
+_TWO_DIGESTS = 32  # bytes
 
 
 def _unaligned_load(bits: int) -> Any:
@@ -236,15 +236,21 @@ def _hash_column(data, offsets, out):
 
 
 @njit
-def _hash_pairs(url_data, url_offsets, text_data, text_offsets, url_hash, uid, digests, digest_bytes):
-    """`digest_bytes` is `digests` seen as bytes: the two big-endian digests that the uid is the hash of."""
+def _hash_pairs(urls, texts, url_hash, uid, digests):
+    """`urls` and `texts` are (data, offsets). `digests` has room for four words.
+
+    A uid is the hash of two big-endian digests: the URL's, then the text's.
+    """
+    url_data, url_offsets = urls
+    text_data, text_offsets = texts
+    digest_bytes = digests.view(np.uint8)
     for row in range(len(url_offsets) - 1):
         high, low = xxh3_128(url_data, url_offsets[row], url_offsets[row + 1] - url_offsets[row])
         url_hash[row] = high
         digests[0], digests[1] = _swap_bytes(high), _swap_bytes(low)
         high, low = xxh3_128(text_data, text_offsets[row], text_offsets[row + 1] - text_offsets[row])
         digests[2], digests[3] = _swap_bytes(high), _swap_bytes(low)
-        uid[row, 0], uid[row, 1] = xxh3_128(digest_bytes, 0, 32)
+        uid[row, 0], uid[row, 1] = xxh3_128(digest_bytes, 0, _TWO_DIGESTS)
 
 
 @njit
@@ -292,8 +298,9 @@ def pair_keys(
     """See `hashing.pair_keys`; the uids as words."""
     rows = len(url_offsets) - 1
     url_hash, uid, digests = np.empty(rows, np.uint64), np.empty((rows, 2), np.uint64), np.empty(4, np.uint64)
-    columns = (url_data, np.uint8), (url_offsets, np.int64), (text_data, np.uint8), (text_offsets, np.int64)
-    _hash_pairs(*[frozen(*column) for column in columns], url_hash, uid, digests, digests.view(np.uint8))
+    urls = frozen(url_data, np.uint8), frozen(url_offsets, np.int64)
+    texts = frozen(text_data, np.uint8), frozen(text_offsets, np.int64)
+    _hash_pairs(urls, texts, url_hash, uid, digests)
     return url_hash, uid
 
 

@@ -1,9 +1,10 @@
-"""numba, made safe to depend on: compiled kernels where they can be had, the plain functions where not.
+"""numba as an optional dependency: compiled kernels where it is available, reference functions elsewhere.
 
-`njit` compiles with a disk cache: beside the sources, or in the user's cache folder where the install is read-only, or
-without one where neither can be written (a bare `cache=True` raises there at import). Every kernel lives in a module
-named `*_kernel` beside its plain twin; only those modules import numba. `python -m pipeline.engine.jit` compiles them
-all once, so that no worker pays for it, and removes what older sources left in the cache: set-up runs it.
+`njit` compiles with a disk cache. The cache lies beside the sources, or in the user's cache folder if the install is
+read-only. If neither can be written, there is no cache (numba's own `cache=True` would raise at import). Every kernel
+is in a module named `*_kernel`, beside the module with its reference function. Only kernel modules import numba.
+`python -m pipeline.engine.jit` compiles all kernels once, so that no worker has to. It also removes the kernels of
+older sources from the cache. The set-up runs it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 PACKAGES = ("pipeline", "queries", "clip_train")  # where kernel files are
 OWN_CACHE = Path(__file__).parent / "__pycache__"
 
-# Fewer rows than this do not pay for loading compiled code (numba and its cache: 0.4 s or more) into a process without.
+# Loading compiled code (numba and its cache) costs a process 0.4 s or more. Fewer rows than this do not pay for it.
 FEW_ROWS = 20_000
 
 
@@ -54,8 +55,8 @@ def njit(function: Callable | None = None, **options: Any) -> Any:
 def _set_cache_folder(module: str) -> None:
     """Gives the kernels of a module a cache folder for the state of their sources.
 
-    numba forgets a compiled function when its own file changes, but not when a function that it has taken in from
-    another file does: half of a kernel would stay old.
+    numba drops a compiled function when its own file changes. It does not notice a change in another file whose
+    functions it compiled in: half of a kernel would be stale.
     """
     import numba
 
@@ -66,7 +67,7 @@ def _set_cache_folder(module: str) -> None:
 
 @functools.cache
 def _cache_root() -> Path | None:
-    """The folder for compiled kernels: the named one, else ours, else the user's; None where it cannot be written."""
+    """The folder for compiled kernels: NUMBA_CACHE_DIR if set, else ours, else the user's; None if not writable."""
     named = os.environ.get("NUMBA_CACHE_DIR")
     for root in [Path(named)] if named else [OWN_CACHE, _user_cache()]:
         with contextlib.suppress(OSError):
@@ -78,7 +79,7 @@ def _cache_root() -> Path | None:
 
 
 def _user_cache() -> Path:
-    """Where programs of this user keep what they can make again; private, since pickles are read from there."""
+    """The user's cache folder. It is private, because pickles are read from it."""
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "openwit"
 
 
@@ -100,10 +101,10 @@ def kernel_modules() -> list[str]:
     return [".".join(path.relative_to(root).with_suffix("").parts) for path in paths]
 
 
-def sweep(cache: Path = OWN_CACHE) -> int:
-    """Removes the compiled kernels of other states of the sources from a cache folder; returns how many states.
+def remove_stale_kernels(cache: Path = OWN_CACHE) -> int:
+    """Removes the compiled kernels of other source states from a cache folder; returns the number of states.
 
-    Only from this package's own folder unless another is named: one behind NUMBA_CACHE_DIR may serve other checkouts.
+    The default is this package's own folder: the folder of NUMBA_CACHE_DIR may serve other checkouts, too.
     """
     needed = {f"kernels-{_state(module)}" for module in kernel_modules()}
     old = [path for path in cache.glob("kernels-*") if path.name not in needed]
@@ -113,9 +114,9 @@ def sweep(cache: Path = OWN_CACHE) -> int:
 
 
 def kernel(name: str, rows: int) -> Any:
-    """The kernel module `name` for work on `rows` rows; None where the plain function should do it.
+    """The kernel module `name` for work on `rows` rows; None where the reference function should be used.
 
-    A kernel that the process has loaded already is always taken.
+    A kernel that the process has already loaded is always used.
     """
     if not available() or (rows < FEW_ROWS and name not in sys.modules):
         return None
@@ -125,7 +126,8 @@ def kernel(name: str, rows: int) -> Any:
 def warm() -> dict[str, float]:
     """Compiles every kernel; returns seconds by module. Does nothing where kernels are not available.
 
-    A kernel file has a function `warm` that calls each kernel once on a few rows, or the files that use it compile it.
+    A kernel file has a function `warm`, which calls each of its kernels once on a few rows. A file without `warm` is
+    compiled by the kernel files that use it.
     """
     seconds = {}
     for name in kernel_modules() if available() else ():
@@ -138,6 +140,6 @@ def warm() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sweep()
+    remove_stale_kernels()
     for module, taken in warm().items():
         print(f"{module}: {taken:.1f} s")

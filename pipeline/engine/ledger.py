@@ -1,7 +1,7 @@
-"""The ledger: at every stage, rows in = rows out + drops by named reason, and a sample of what was dropped.
+"""The ledger: at every stage, rows in = rows out + rows dropped by named reason. `smallest` samples dropped rows.
 
-One `Ledger` counts one stage in one unit of work. It is merged over units by addition, so the counts are exact however
-the work was cut. Reasons are short snake_case words that a person understands ("empty_text", "bad_url").
+One `Ledger` counts one stage in one unit of work. The ledgers of units are added up, so the counts are exact however
+the work is cut into units. Reasons are short snake_case words that a person understands ("empty_text", "bad_url").
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Ledger:
     dropped: Counter[str] = dataclasses.field(default_factory=Counter)
     records_in: int = 0
     records_dropped: Counter[str] = dataclasses.field(default_factory=Counter)
-    notes: Counter[str] = dataclasses.field(default_factory=Counter)  # seen and worth telling, nothing dropped
+    notes: Counter[str] = dataclasses.field(default_factory=Counter)  # worth reporting, but nothing was dropped
 
     def drop(self, reason: str, rows: int = 1) -> None:
         """Counts `rows` rows as dropped for `reason` (a negative or zero count does nothing)."""
@@ -66,7 +66,10 @@ class Ledger:
 
 
 def smallest(rejected: pa.Table, keep: int) -> pa.Table:
-    """At most `keep` rows a (stage, reason), those with the smallest hash: the same sample however the work was cut."""
+    """At most `keep` rows for each (stage, reason): those with the smallest hashes.
+
+    The sample does not depend on how the work was cut into units.
+    """
     if rejected.num_rows == 0:
         return rejected
     ordered = rejected.sort_by([(name, "ascending") for name in ("stage", "reason", "hash", "url", "text")])

@@ -1,8 +1,8 @@
-"""Memory of a process that works on large batches: what is freed is kept for the next batch.
+"""Memory settings for a process that works on large batches: freed memory is retained for the next batch.
 
-Batches of some megabytes come and go. The allocators give most of them back to the system at once, and then every page
-is mapped and cleared anew: a tenth of the CPU time of `select`. One heap that keeps a bounded rest costs less, and no
-more memory, since its pages are used again.
+A process allocates and frees batches of some megabytes all the time. By default the allocators return most of this
+memory to the system at once. The next batch then maps and clears every page again: a tenth of the CPU time of `select`.
+One heap that retains a bounded amount is cheaper. It needs no more memory, because its pages are used again.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import os
 
 import pyarrow as pa
 
-KEPT = 128 << 20  # bytes of free memory at the heap's end that stay
-LARGE = 64 << 20  # bytes of an allocation that goes back to the system as it is freed
+KEPT = 128 << 20  # bytes of free memory that stay at the end of the heap
+LARGE = 64 << 20  # bytes of an allocation that returns to the system when it is freed
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 
 
 @functools.cache
-def keep() -> None:
-    """Makes this process, and those that are forked from it, keep their memory. Where there is no glibc: nothing.
+def retain_freed_memory() -> None:
+    """Makes this process and its forks retain freed memory. Without glibc it does nothing.
 
-    Arrow's allocations join the same heap, unless ARROW_DEFAULT_MEMORY_POOL names another place for them.
+    Arrow allocates from the same heap, unless ARROW_DEFAULT_MEMORY_POOL names another pool.
     """
     with contextlib.suppress(AttributeError, OSError):
         set_option = ctypes.CDLL(None).mallopt

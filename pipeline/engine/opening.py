@@ -1,7 +1,7 @@
 """Where the bytes of an input come from: this machine, a web server or a store that fsspec knows.
 
-This is the only place that looks at what was opened. A reader asks the `Opened`: is it a local file, how large is it,
-can it seek. A transfer that ends before the announced size raises InputError. It never looks like the end of the file.
+Only this module knows the kind of an input. A reader asks the `Opened` object: is it a local file, how large is it, can
+it seek. A transfer that ends before the announced size raises InputError. It never looks like the end of the file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import IO, Any, BinaryIO
 TIMEOUT = 60  # seconds without a byte from a web server
 BUFFER = 64 << 10  # bytes that a remote stream reads ahead
 WINDOW = 1 << 20  # bytes that the first request after a seek asks for; each request after it asks for twice as many
-SKIPPED = 256 << 10  # bytes that are read and dropped to reach a place ahead, rather than to ask for it
+SKIPPED = 256 << 10  # a seek ahead by at most so many bytes reads and drops them; a longer one is a new request
 MAX_COPIES = 8 << 30  # bytes of local copies that a process holds
 
 _REMOTE = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
@@ -47,7 +47,7 @@ class Opened:
         stream: its bytes, from the first on; `read(n)` gives less than n bytes only at the end.
         name: what messages call it, without credentials.
         local: the stream has the descriptor of a regular file, which can be mapped.
-        size: bytes; None where nobody told it.
+        size: bytes; None if it is not known.
         seekable: `stream.seek` reaches any place without reading what lies before.
     """
 
@@ -89,8 +89,8 @@ def open_input(path: str) -> Opened:
     """Opens a path, an http(s) URL, an fsspec URL or a member of a WACZ (zip://MEMBER::PACK) for reading.
 
     Raises:
-        MissingInputError: a server or a store says that it is not there.
-        InputError: a remote input cannot be opened; its stream raises it, too, where the transfer breaks.
+        MissingInputError: the server or the store reports that the input does not exist.
+        InputError: a remote input cannot be opened. Its stream raises this error, too, if the transfer breaks.
         OSError: a local file cannot be opened.
     """
     if not is_remote(path):
@@ -110,7 +110,7 @@ def of_file(file: IO[bytes] | BinaryIO, name: str = "") -> Opened:
 
 
 def open_seekable(path: str) -> Opened:
-    """As `open_input`, for readers that need any place: what cannot seek is copied to this machine, once a process.
+    """As `open_input`, for readers that seek. An input that cannot seek is copied to this machine once per process.
 
     Raises:
         InputError: also if the input has more than MAX_COPIES bytes and cannot seek.
@@ -127,7 +127,7 @@ def open_seekable(path: str) -> Opened:
 
 
 def open_copy(path: str) -> Opened:
-    """A local file with the content of a remote one, for readers that would read its beginning again and again."""
+    """A local file with the content of a remote one, for readers that read its beginning several times."""
     with _lock:
         held = _copies.get(path)
     if held is not None:
@@ -155,7 +155,7 @@ def _open_member(path: str) -> Opened:
 
 
 class _Member(io.BufferedReader):
-    """A member of a zip, which closes its pack when it is closed."""
+    """A member of a zip file. Closing the member closes the zip file."""
 
     def __init__(self, member: Any, pack: IO[bytes]) -> None:
         super().__init__(member, BUFFER)
@@ -170,7 +170,7 @@ class _Member(io.BufferedReader):
 
 
 class _Remote(io.RawIOBase):
-    """A stream with a place and a size. A subclass reads at `position` and moves it."""
+    """A stream with a position and a size. A subclass reads at `position` and moves it."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -190,18 +190,18 @@ class _Remote(io.RawIOBase):
         return self.position
 
     def broken(self, cause: object) -> InputError:
-        """What to raise where the transfer breaks."""
+        """The error for a transfer that breaks."""
         of = "" if self.size is None else f" of {self.size:,}"
         return InputError(f"{public(self.url)!r} broke off after {self.position:,}{of} bytes: {cause}")
 
 
 class _HttpFile(_Remote):
-    """A file of a web server. It asks for ranges, and does with a server that has none; then it cannot seek."""
+    """A file of a web server. It asks for ranges. If the server supports none, the file cannot seek."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._answer: http.client.HTTPResponse | None = None
-        self._end = 0  # of the answer, a place in the file; -1: nobody told it
+        self._end = 0  # the position in the file where the answer ends; -1: not known
         self._window = 0  # bytes to ask for; 0: all that follow
         self._ranges = False
         self._ask()
@@ -237,7 +237,7 @@ class _HttpFile(_Remote):
         """More of the answer; 0 at its end.
 
         Raises:
-            InputError: the answer ends before it said that it would.
+            InputError: the answer ends before its announced end.
         """
         assert self._answer is not None
         try:
@@ -257,7 +257,7 @@ class _HttpFile(_Remote):
         return count
 
     def _skip(self, place: int) -> None:
-        """Reads on to a place and drops what it reads."""
+        """Reads up to a position and drops the bytes."""
         while self.position < place and self.readinto(memoryview(bytearray(min(BUFFER, place - self.position)))):
             continue
 
@@ -269,9 +269,9 @@ class _HttpFile(_Remote):
         size = self._size_in(answer)
         if self.size is not None and size != self.size:
             self._drop()
-            raise self.broken(f"it has changed, the server now says {size} bytes")
+            raise self.broken(f"it has changed: the server now announces {size} bytes")
         self.size = size
-        if answer.status == 200 and place:  # the server has forgotten that it has ranges
+        if answer.status == 200 and place:  # this time the server sent the whole file
             self.position = 0
             self._skip(place)
 
@@ -283,7 +283,7 @@ class _HttpFile(_Remote):
         found = _RANGE.match(answer.headers.get("Content-Range", ""))
         if answer.status != 206 or found is None or int(found[1]) != self.position:
             self._drop()
-            raise self.broken(f"the server answered {answer.status} with a range that nobody asked for")
+            raise self.broken(f"the server answered {answer.status} with another range than the one requested")
         self._ranges, self._end = True, int(found[2]) + 1
         return None if found[3] == "*" else int(found[3])
 
@@ -297,7 +297,8 @@ def _request(url: str, span: str, place: int) -> http.client.HTTPResponse:
     """The answer of a server to a request for a range.
 
     Raises:
-        InputError: there is none, or it says no.
+        MissingInputError: the server has no such file.
+        InputError: the server cannot be reached, or answers with an error.
     """
     headers = {"User-Agent": "OpenWIT (archive reader)", **({"Range": span} if span else {})}
     try:
@@ -315,7 +316,7 @@ def _request(url: str, span: str, place: int) -> http.client.HTTPResponse:
 
 
 class _StoreFile(_Remote):
-    """A file of an fsspec store. Stores raise errors of their own kinds, so all are caught."""
+    """A file of an fsspec store. Stores raise errors of many classes, so all are caught."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -331,11 +332,11 @@ class _StoreFile(_Remote):
         self.size = size if isinstance(size, int) else None
 
     def seekable(self) -> bool:
-        return self.size is not None and bool(self._file.seekable())  # a stream without a size only says that it can
+        return self.size is not None and bool(self._file.seekable())  # without a size `seekable` may be wrong
 
     def readinto(self, buffer: Any) -> int:
         try:
-            if self.seekable() and self._file.tell() != self.position:  # memory:// has one place for all its readers
+            if self.seekable() and self._file.tell() != self.position:  # readers of memory:// share one position
                 self._file.seek(self.position)
             data = self._file.read(len(buffer))
         except Exception as error:
@@ -356,7 +357,7 @@ class _StoreFile(_Remote):
 
 
 class _Copy:
-    """A remote file on this machine: nameless, so that it goes with the process however that ends."""
+    """A local copy of a remote file. The copy has no name, so it disappears with the process."""
 
     def __init__(self, opened: Opened) -> None:
         self._name, self.size = opened.name, 0
@@ -366,14 +367,15 @@ class _Copy:
                 self.size += len(data)
                 if self.size > MAX_COPIES:
                     raise InputError(
-                        f"{opened.name!r} has more than {MAX_COPIES >> 30} GiB and its server no ranges: copy it first"
+                        f"{opened.name!r} has more than {MAX_COPIES >> 30} GiB, and its server supports no ranges: "
+                        "copy it first"
                     )
                 self._file.write(data)
             self._file.flush()
             stack.pop_all()
 
     def open(self) -> Opened:
-        """The copy as an input, with a place of its own."""
+        """The copy as an input, with a position of its own."""
         stream = io.BufferedReader(_CopyFile(os.dup(self._file.fileno()), self.size), BUFFER)
         return Opened(stream, self._name, local=True, size=self.size, seekable=True)
 
@@ -411,7 +413,7 @@ _lock = threading.Lock()
 
 
 def _copied(path: str, opened: Opened) -> _Copy:
-    """The copy of an input; the oldest copies go where all would have more than MAX_COPIES bytes."""
+    """The copy of an input. The oldest copies are removed if all copies have more than MAX_COPIES bytes."""
     with _lock:
         if path not in _copies:
             _copies[path] = _Copy(opened)

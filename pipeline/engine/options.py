@@ -5,8 +5,8 @@
         title: ClassVar[str] = "balance"
         cap: int = option(20_000, help="pairs that a query may pick", unit="pairs", within="[1, 1e12]")
 
-The command line, the recipe file and the Python API read this one declaration, and `validate` alone refuses. A refusal
-names the flag, the value and what is allowed: `--cap 0: must be a whole number of at least 1`.
+The command line, the recipe file and the Python API read this one declaration. Only `validate` refuses a value. Its
+message names the flag, the value and what is allowed: `--cap 0: must be a whole number of at least 1`.
 """
 
 from __future__ import annotations
@@ -79,17 +79,17 @@ def option(
 
     Args:
         default: the value unless one is given; REQUIRED: one must be given.
-        help: what it means, in a clause.
+        help: the meaning, in one clause.
         unit: of the number, for the help.
-        default_text: what the help says of the default, where the value itself says too little.
+        default_text: the default in the help, if the value itself does not explain it.
         flag: the flag, or all its spellings; None: "--" and the field's name; (): no flag.
-        metavar: stands for the value in the help.
+        metavar: the name of the value in the help.
         within: the interval of a number as in mathematics, such as "[1, inf)", "(0, 1]", "[0, 2^64)".
         choices: the texts that are allowed.
         parse: makes the list from one text, or from a list of Python; raises UsageError.
-        check: looks at a value (at each text of a list), at the file system too; raises UsageError or MissingInput.
-            The message says what is allowed, such as "must be a folder"; `validate` puts flag and value before it.
-        steers: only steers a run: it never enters a fingerprint, the dataset card or a recipe.
+        check: checks a value (each text of a list), against the file system too; raises UsageError or MissingInput.
+            The message says what is allowed, such as "must be a folder". `validate` puts flag and value in front.
+        steers: the option only steers a run. It never enters a fingerprint, the dataset card or a recipe.
     """
     declaration = {
         "help": help,
@@ -108,7 +108,7 @@ def option(
 
 def declared(kind: type) -> tuple[Option, ...]:
     """The options of a dataclass, in order."""
-    key: Any = kind  # mypy holds that a class cannot be hashed
+    key: Any = kind  # mypy takes a class as not hashable
     return _declared(key)
 
 
@@ -130,7 +130,7 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> Option:
 
 
 def deciding(options: Any) -> dict[str, Any]:
-    """The options that decide the result, by name: those that only steer a run are left out."""
+    """The options that decide the result, by name. Options that only steer a run are left out."""
     return {item.name: getattr(options, item.name) for item in declared(type(options)) if not item.steers}
 
 
@@ -138,9 +138,9 @@ def deciding(options: Any) -> dict[str, Any]:
 
 
 def validate(options: T) -> T:
-    """The options as they are used: every value is parsed and checked, then each group as a whole.
+    """The options, parsed and checked: first each value, then each group as a whole.
 
-    A group may have a static method `check_together(options)` for what concerns several fields.
+    A group may have a static method `check_together(options)` for rules about several fields.
 
     Raises:
         UsageError: a value is not allowed.
@@ -197,7 +197,7 @@ def _check(item: Option, value: Any) -> None:
 
 
 def refusal(item: Option, value: Any, error: UsageError | MissingInput) -> UsageError | MissingInput:
-    """The error with flag and value before it."""
+    """The error with flag and value in front of its message."""
     return type(error)(f"{item.shown} {show(value)}: {error}")
 
 
@@ -212,11 +212,11 @@ def _has_kind(value: Any, kind: type) -> bool:
 
 
 def show(value: Any) -> str:
-    """A value in a message: one line that moves no cursor, cut where it is long; '' for an empty text."""
+    """A value for a message: one line without control characters, cut if it is long; '' for an empty text."""
     if isinstance(value, (tuple, list)):
         value = " ".join(map(str, value))
     text = display.sanitize(value)
-    text = text.removesuffix(".0") if isinstance(value, float) else text  # as it was most likely written
+    text = text.removesuffix(".0") if isinstance(value, float) else text  # as the user most likely wrote it
     return (text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "...") or "''"
 
 
@@ -235,7 +235,7 @@ def rule(item: Option) -> str:
 
 
 def within(value: float, interval: str) -> bool:
-    """Is the number in the interval? Not a number: never."""
+    """True if the number is in the interval. NaN is in no interval."""
     (low, high), left, right = _ends(interval), interval[0], interval[-1]
     above = _number(low) <= value if left == "[" else _number(low) < value
     return above and (value <= _number(high) if right == "]" else value < _number(high))
@@ -244,10 +244,10 @@ def within(value: float, interval: str) -> bool:
 def words(interval: str) -> str:
     """An interval in words: "[1, inf)" is "of at least 1", "(0, 1]" is "over 0 and at most 1"."""
     low, high = _ends(interval)
-    said = [f"of at least {low}" if interval[0] == "[" else f"over {low}"]
+    bounds = [f"of at least {low}" if interval[0] == "[" else f"over {low}"]
     if high != "inf":
-        said.append(f"at most {high}" if interval[-1] == "]" else f"below {high}")
-    return " and ".join(said)
+        bounds.append(f"at most {high}" if interval[-1] == "]" else f"below {high}")
+    return " and ".join(bounds)
 
 
 def _ends(interval: str) -> tuple[str, str]:

@@ -1,6 +1,6 @@
-"""Progress, read from the manifests that units leave: the same on every engine, local or far away.
+"""Progress of a run, read from the manifests of its units: it works the same on every engine, local or remote.
 
-A stage names its steps by `Watched`, with words and figures of its own; `screen` shows them; OPENWIT_PROGRESS=0 none.
+A stage describes its steps as `Watched`, with figures of its own. `screen` shows them. OPENWIT_PROGRESS=0 hides them.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from pipeline.engine import display, screen, storage
 from pipeline.engine.work import StepFolder
 
 REDRAW = 0.5  # seconds between looks
-PATIENCE = 5.0  # seconds that the end waits for a look at a disk that does not answer
+PATIENCE = 5.0  # seconds that the end of a run waits for the last look, in case the disk does not answer
 Manifest = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """How far a step is, from a faster source than its manifests; `words` are for the reader: "92 % ok, 31 dns"."""
+    """How far a step is, from a faster source than its manifests. `words` are shown as they are: "92 % ok, 31 dns"."""
 
-    done: int  # with what earlier runs did
+    done: int  # work of earlier runs included
     total: int | None = None
     words: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Watched:
-    """A step as the reader of the bar knows it; None where a number is not known before the step ends."""
+    """A step as the progress bar shows it. A number is None if it is not known before the step ends."""
 
     label: str
     folder: StepFolder
     units: int | None = None
     total: int | None = None  # of what is counted
     counted: str = "rows"
-    figures: Callable[[Sequence[Manifest]], str] | None = None  # words from the manifests of the units that are done
-    live: Callable[[], Figures | None] | None = None  # what is known between two manifests, if anything yet
+    figures: Callable[[Sequence[Manifest]], str] | None = None  # text from the manifests of finished units
+    live: Callable[[], Figures | None] | None = None  # progress between two manifests; None: not known yet
 
 
 class _Seen:
-    """What is known of a step so far. What an earlier run did counts into no rate."""
+    """The state of a step so far. Rates leave out the work of earlier runs."""
 
     def __init__(self, step: Watched, now: float) -> None:
         self.step, self.ended = step, False
@@ -66,23 +66,23 @@ class _Seen:
         return self._live.done if self._live else sum(self.rows.values())
 
     def complete(self, followed: bool) -> bool:
-        """True if all units are done; where their number is not known, if the step was followed by another."""
+        """True if all units are done. If their number is not known: True if a later step has begun (`followed`)."""
         return followed if self.step.units is None else len(self.rows) >= self.step.units
 
     def share(self) -> tuple[int, int | None, int]:
-        """(done, total, done by earlier runs) of what is counted where its total is known, else of the units."""
+        """(done, total, done by earlier runs) of the counted items if their total is known, else of the units."""
         total = self._total()
         if total is None:
             return len(self.rows), self.step.units, self._units_before
         return self.done(), total, self._before
 
     def look(self, now: float, *, closely: bool = False) -> None:
-        """Reads what is new; a folder whose time stands still is passed over, unless `closely`."""
+        """Reads new manifests. A folder with an unchanged time stamp is skipped, unless `closely` is True."""
         new = self._read_manifests(closely)
         if new and self.step.figures:
             self._words = self.step.figures(self._manifests)
         self._live = (self.step.live() if self.step.live else None) or self._live
-        if self.done() < self._before:  # a unit broke off and counts from nothing again
+        if self.done() < self._before:  # a unit failed and starts again from zero
             self._before, self.begun = self.done(), None
         if self.begun is None and (new or self.done() > self._before):
             begun = now - max(found.get("seconds", 0) for found in new) if new else self._looked
@@ -90,7 +90,7 @@ class _Seen:
         self._looked = now
 
     def text(self, now: float, *, ended: bool = False) -> str:
-        """Units, rows, seconds if it has ended, rows a second, the words of the stage, time left if it has not."""
+        """Units, rows, rows a second and the words of the stage; the seconds taken if it has ended, else those left."""
         took = now - self.begun if self.begun is not None else 0.0
         fresh, (done, total, before) = self.done() - self._before, self.share()
         parts = [] if self._live else [display.amount(len(self.rows), self.step.units, "units")]
@@ -109,7 +109,7 @@ class _Seen:
         return self._live.total if self._live and self._live.total is not None else self.step.total
 
     def _read_manifests(self, closely: bool) -> list[Manifest]:
-        """The manifests of this stage that came since the last look."""
+        """The manifests of this stage that are new since the last look."""
         try:
             changed = os.stat(self.step.folder.path).st_mtime_ns
             if changed == self._changed and not closely:
@@ -122,7 +122,7 @@ class _Seen:
         return found
 
     def _read(self, name: str) -> Iterator[Manifest]:
-        """A manifest that was not read before; one of another run is read again when it is another file."""
+        """A manifest that was not read before. One of another run is read again only if its file was replaced."""
         path = os.path.join(self.step.folder.path, name)
         inode = os.stat(path).st_ino
         if self._strange.get(name) == inode:
@@ -150,7 +150,11 @@ class Progress:
         self._screen = screen.choose(stream, clock())
 
     def show(self, *, last: bool = False) -> None:
-        """Says which steps have ended since the last look, and draws the one under way; `last`: all have ended."""
+        """Reports the steps that have ended since the last look, and draws the step under way.
+
+        Args:
+            last: the run has ended, and so have all its steps.
+        """
         now = self._clock()
         for seen in self._seen:
             if not seen.ended:
@@ -162,19 +166,19 @@ class Progress:
                 seen.ended = True
                 if seen.begun is not None:
                     self._screen.say(f"{seen.step.label}: {seen.text(now, ended=True)}")
-        left = [seen for seen in self._seen[reached:] if not seen.ended]  # one that was passed over may have no units
+        left = [seen for seen in self._seen[reached:] if not seen.ended]  # a skipped step may have no units
         if left and not last:
             current, (done, total, _) = left[0], left[0].share()
             self._screen.draw(screen.Line(current.step.label, current.text(now), done, total), now)
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         self._screen.close()
 
 
 @contextlib.contextmanager
 def watching(steps: Sequence[Watched], stream: IO[str] | None = None, *, quiet: bool = False) -> Iterator[None]:
-    """Shows progress on stderr while the block runs; a fault of progress is logged once and fails nothing."""
+    """Shows progress on stderr while the block runs. An error in progress is logged once and does not stop the run."""
     if quiet or os.environ.get("OPENWIT_PROGRESS", "").lower() in ("0", "off", "no", "false"):
         yield
         return
@@ -201,22 +205,22 @@ def watching(steps: Sequence[Watched], stream: IO[str] | None = None, *, quiet: 
 
 
 def _guard() -> Callable[[Callable[[], Any]], None]:
-    """A caller that lets no error through and logs the first."""
-    told: list[Exception] = []
+    """A function that calls another one. It suppresses every error and logs the first."""
+    errors: list[Exception] = []
 
     def guard(call: Callable[[], Any]) -> None:
         try:
             call()
         except Exception as error:
-            if not told:
+            if not errors:
                 logging.getLogger(__name__).warning("progress cannot be shown (%r); the run goes on", error)
-            told.append(error)
+            errors.append(error)
 
     return guard
 
 
 def rows_of(manifest: Manifest) -> int | None:
-    """The rows that a unit took in, as its manifest tells; None where it counts something else."""
+    """The rows that a unit read, from its manifest; None if it counts something else."""
     if isinstance(manifest.get("rows"), int):
         return manifest["rows"]
     inner = [ledger["rows_in"] for ledger in manifest.get("ledgers", {}).values()]

@@ -1,4 +1,4 @@
-"""Beam, imported without its noise, and what its threads may print in a run and in a worker."""
+"""Imports Beam without its warnings, and limits what its threads print in a run and in a worker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-# Loggers of Beam that talk about its inner life at WARNING.
+# Loggers of Beam that report its internals at WARNING.
 CHATTY = (
     "apache_beam.options.pipeline_options",
     "apache_beam.runners.portability.fn_api_runner.fn_runner",
@@ -26,28 +26,28 @@ CHATTY = (
     "apache_beam.typehints",
     "PrismRunner",
 )
-# What these say when a worker is gone, the runner says better.
+# When a worker is gone, the runner's message explains it better than these loggers.
 SILENT = (
     "apache_beam.runners.worker.data_plane",
     "apache_beam.runners.portability.fn_api_runner.worker_handlers",
 )
-# Faults of the machine or of what the user gave: a sentence says all, a trace of ours would say nothing.
+# Errors of the machine or of the user's input: one sentence explains them, a traceback would not help.
 ENVIRONMENT_ERRORS = frozenset(
     (errno.EPERM, errno.EACCES, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENOSPC, errno.EROFS, errno.EDQUOT)
 )
-# The last: a bundle ends while its worker is being stopped, and Beam has forgotten it already.
+# The last pattern: a bundle ends while its worker is being stopped, and Beam does not know the bundle any more.
 EXPECTED = re.compile(
     rf"\[[Ee]rrno ({'|'.join(map(str, sorted(ENVIRONMENT_ERRORS)))})\]"
     r"|\b((Missing)?Input|Damaged)Error: |\bKeyError: 'bundle_\d+"
 )
-TRACING = ("", "apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker")  # "": what workers send
+TRACING = ("", "apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker")  # "": messages of workers
 # Beam's threads that end with an exception when the other side is gone.
 READERS = ("beam_control_read", "read_grpc_client_inputs", "read_state")
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Beam warns at import about packages that nobody asked for."""
+    """Hides warnings while the block runs: at import Beam warns about optional packages that are not installed."""
     logging.disable(logging.WARNING)
     try:
         yield
@@ -56,25 +56,25 @@ def quiet() -> Iterator[None]:
 
 
 def no_waiting(record: logging.LogRecord) -> bool:
-    """False for what Beam says, by the root logger, while a job server starts."""
+    """False for Beam's message through the root logger while a job server starts."""
     return not str(record.msg).startswith("Waiting for grpc channel")
 
 
 def no_expected_trace(record: logging.LogRecord) -> bool:
-    """False for the trace of a failure that will be told in a sentence."""
+    """False for the traceback of a failure that another message explains in one sentence."""
     error = record.exc_info[1] if record.exc_info else ""
     name = type(error).__name__
     return record.levelno < logging.ERROR or not EXPECTED.search(f"{record.getMessage()} {name}: {error}")
 
 
 def print_unless_expected(text: str, **more: Any) -> None:
-    """What workers print instead of every trace."""
+    """Replaces `print` in workers, which would print every traceback."""
     if not EXPECTED.search(text):
         print(text, **more)
 
 
 def import_beam() -> Any:
-    """apache_beam, without its noise."""
+    """apache_beam, with its loggers quiet."""
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for name in CHATTY:
@@ -84,7 +84,7 @@ def import_beam() -> Any:
     logging.getLogger().addFilter(no_waiting)
     for name in TRACING:
         logging.getLogger(name).addFilter(no_expected_trace)
-    gc.disable()  # it would look for rubbish among ever more modules, now and later, and find none
+    gc.disable()  # it would scan all modules again and again, and find no garbage
     try:
         with quiet():
             import apache_beam
@@ -96,12 +96,12 @@ def import_beam() -> Any:
 
 @functools.cache
 def quiet_readers() -> None:
-    """A side that ends breaks the streams that the other one's threads read; the job says so itself."""
-    tell = threading.excepthook
-    threading.excepthook = lambda args: None if args.thread and args.thread.name in READERS else tell(args)
+    """Hides the exceptions of READERS. Their streams break when the other side ends; the job itself reports that."""
+    report = threading.excepthook
+    threading.excepthook = lambda args: None if args.thread and args.thread.name in READERS else report(args)
 
 
 def hush() -> None:
-    """After an interrupt Beam's threads have nothing to tell but that they were cut off."""
+    """Hides all logs and thread exceptions. After an interrupt Beam's threads only report that they were cut off."""
     logging.disable(logging.CRITICAL)
     threading.excepthook = lambda *_: None

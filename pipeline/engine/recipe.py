@@ -1,7 +1,7 @@
 """Recipe files: the options of a run as YAML, TOML or JSON, read and written.
 
-A recipe is flat: a field's name (`-` may stand for `_`), and a value of the field's own type. YAML is read as YAML 1.2
-reads it: `no` and `12:30` are texts, and only true and false are truth values.
+A recipe is flat. A key is a field's name (`-` may stand for `_`). A value has the field's own type. YAML is read as
+YAML 1.2: `no` and `12:30` are texts, and only true and false are truth values.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def read(path: str, kind: type, *, without: Collection[str] = ()) -> dict[str, A
     Args:
         path: of a .yaml, .yml, .toml or .json file of at most LARGEST bytes.
         kind: the dataclass whose fields it may hold.
-        without: fields that are given elsewhere: their values are not looked at.
+        without: fields that are given elsewhere. Their values are not checked.
 
     Raises:
         MissingInput: there is no such file, or it cannot be read.
@@ -56,11 +56,11 @@ def read(path: str, kind: type, *, without: Collection[str] = ()) -> dict[str, A
 
 
 def write(options: Any, *, comment: str, public: Mapping[str, Callable[[str], str]] | None = None) -> str:
-    """The recipe of options as YAML: what decides the result, and nothing that only steers a run.
+    """The recipe of options as YAML: all options that decide the result, none that only steers a run.
 
     Args:
         comment: lines that stand above it.
-        public: per field, what is shown instead of each of its texts, so that no password is written.
+        public: for a field, a function that replaces each of its texts, so that no password is written.
     """
     import yaml
 
@@ -75,7 +75,7 @@ def write(options: Any, *, comment: str, public: Mapping[str, Callable[[str], st
 
     _resolve_scalars(Dumper)
     head = "".join(f"# {line}\n" for line in comment.splitlines())
-    # All but ASCII is escaped: PyYAML loses some characters otherwise, and no text can move a reader's cursor.
+    # Non-ASCII characters are escaped. PyYAML would lose some of them, and others could move a reader's cursor.
     return head + yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=False, width=10_000)
 
 
@@ -96,7 +96,7 @@ def _parsed(path: str) -> dict[str, Any]:
     text = _text(path)
     try:
         found = parser(text)
-    except (ValueError, RecursionError) as error:  # all three parsers raise kinds of ValueError
+    except (ValueError, RecursionError) as error:  # all three parsers raise subclasses of ValueError
         raise UsageError(f"the recipe {path} cannot be read as {suffix[1:]}: {_one_line(error)}") from None
     if not isinstance(found, dict):
         raise UsageError(f"the recipe {path} must hold options by name, such as `cap: 20000`")
@@ -142,7 +142,7 @@ def _yaml(text: str) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Scalars of YAML 1.2; a key stands once."""
+        """Scalars of YAML 1.2. A repeated key is an error."""
 
         yaml_implicit_resolvers: dict[str, Any] = {}
 

@@ -1,8 +1,8 @@
 """Where a Beam pipeline runs: our local runner, or any runner that Beam knows.
 
-`local` is Beam's FnApiRunner with three things mended: its worker processes get the pipeline options, find this package
-wherever it lies, and die with their parent. `DirectRunner` is mapped to it, since Beam's own first tries to download an
-engine. Every other name goes through to Beam, with Beam's own flags.
+`local` is Beam's FnApiRunner with three corrections: its worker processes get the pipeline options, find this package
+wherever it lies, and die with their parent. `DirectRunner` is mapped to it, because Beam's DirectRunner first tries to
+download an engine. Every other name is passed to Beam, with Beam's own flags.
 
 Beam is imported inside the functions: it takes two seconds, and `--help` must not wait for it.
 """
@@ -27,7 +27,7 @@ from pipeline.engine.fork_server import NOTHING, Preload
 from pipeline.engine.quiet_beam import EXPECTED, hush, import_beam, quiet_readers
 
 LOCAL = ("local", "direct", "directrunner", "localrunner")
-# StandardOptions.ALL_KNOWN_RUNNERS, which only Beam itself could tell; a test compares them.
+# A copy of Beam's StandardOptions.ALL_KNOWN_RUNNERS: reading it would mean importing Beam. A test compares them.
 BEAM_RUNNERS = (
     "BundleBasedDirectRunner",
     "DataflowRunner",
@@ -44,8 +44,8 @@ BEAM_RUNNERS = (
     "TestDataflowRunner",
     "TestDirectRunner",
 )
-ENGINES = "OPENWIT_ENGINES"  # folder that `make engines` filled, if it is not ./.engines
-WORKER_DEATHS = 2  # jobs that are begun again, where they were, because a worker died
+ENGINES = "OPENWIT_ENGINES"  # names the folder that `make engines` filled, if it is not ./.engines
+WORKER_DEATHS = 2  # how often a job is resumed after a worker died
 
 
 class JobFailed(RuntimeError):
@@ -53,7 +53,7 @@ class JobFailed(RuntimeError):
 
 
 class InputGone(JobFailed, MissingInput):
-    """An input that the plan has found is not there any more, or was one of many and never was."""
+    """An input is missing. It was there when the run was planned, or it is one of many that planning did not check."""
 
 
 class FileDamaged(JobFailed, storage.DamagedError):
@@ -61,7 +61,7 @@ class FileDamaged(JobFailed, storage.DamagedError):
 
 
 class WorkerDied(JobFailed):
-    """A worker process ended without a word: killed, most often for want of memory."""
+    """A worker process ended without a message. Most often it was killed because memory ran out."""
 
 
 def beam_flags() -> list[str]:
@@ -102,9 +102,9 @@ def make_options(
 
     Args:
         name: local, or a Beam runner, with or without "Runner", in any case.
-        workers: processes of the local runner; None: one a core. Other runners have flags of their own.
+        workers: processes of the local runner; None: one for each core. Other runners have flags of their own.
         beam_args: Beam's own flags.
-        load: what the local workers load before they begin.
+        load: loaded by the local workers before they begin.
 
     Raises:
         UsageError: there is no such runner.
@@ -115,7 +115,7 @@ def make_options(
     if name.lower() in LOCAL:
         if name.lower() not in ("local", "localrunner"):
             print(
-                "pipeline: DirectRunner would look for an engine on the network; using the local runner",
+                "pipeline: DirectRunner would download an engine; using the local runner instead",
                 file=sys.stderr,
             )
         count = max(1, workers if workers is not None else len(os.sched_getaffinity(0)))
@@ -129,7 +129,7 @@ def make_options(
 
 
 def engine_defaults(name: str, given: Sequence[str]) -> list[str]:
-    """Flags for an engine that `make engines` fetched, where the user gave none: no download, no Docker."""
+    """Flags for an engine that `make engines` fetched, except those that the user gave: no download, no Docker."""
     folder = Path(os.environ.get(ENGINES, ".engines")).absolute()
     flags = {word.split("=")[0] for word in given}
     short = name.lower().removesuffix("runner")
@@ -144,7 +144,7 @@ def engine_defaults(name: str, given: Sequence[str]) -> list[str]:
 
 
 def local_runner(workers: int, load: Preload = NOTHING) -> Any:
-    """Beam's FnApiRunner with our worker processes, or in this process if there is only one worker."""
+    """Beam's FnApiRunner with our worker processes. A single worker runs in this process."""
     from apache_beam.portability.api import beam_provision_api_pb2
     from apache_beam.runners.portability.fn_api_runner import fn_runner
     from apache_beam.runners.portability.portable_runner import JobServiceHandle
@@ -172,14 +172,14 @@ def run_job(
     program: str,
     load: Preload = NOTHING,
 ) -> None:
-    """Runs one pipeline to its end with its progress shown; one whose worker dies goes on where it was, twice.
+    """Runs one pipeline to its end and shows its progress. If a worker dies, the job is resumed, at most twice.
 
     Args:
         construct: builds the pipeline on a root.
         asked: the runner's name, its workers, and Beam's own flags, as `make_options` takes them.
-        root: the work folder: what ended workers had begun there is removed after each try.
-        steps: what the progress line names.
-        program: who speaks of a death on stderr.
+        root: the work folder. Unfinished files of ended workers are removed from it after each attempt.
+        steps: shown by the progress line.
+        program: the name in front of the message about a worker's death on stderr.
         load: as `make_options` takes it.
 
     Raises:
@@ -202,7 +202,7 @@ def run_pipeline(construct: Callable[[Any], Any], runner: Any, options: Any) -> 
     """Builds a pipeline with `construct(root)` and runs it to its end.
 
     Raises:
-        JobFailed, WorkerDied: with what went wrong.
+        JobFailed, WorkerDied: the job failed; see `explain_failure`.
         KeyboardInterrupt: on SIGINT or SIGTERM, after the job was cancelled on its engine.
     """
     beam = import_beam()
@@ -221,7 +221,7 @@ def run_pipeline(construct: Callable[[Any], Any], runner: Any, options: Any) -> 
                     result.cancel()
             raise
         except Exception as error:
-            raise explain(error) from error
+            raise explain_failure(error) from error
         finally:
             forked_workers.end_workers()
 
@@ -243,10 +243,10 @@ def variables_for_engines() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], None]]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt here; yields a function that makes it so again.
+    """SIGINT and SIGTERM raise KeyboardInterrupt in the block; yields a function that sets the handlers again.
 
-    While Beam starts a job server it puts its own handler for SIGINT in place. That one ends the server at once, and
-    then nobody can cancel the job, which goes on for ever on its cluster.
+    Beam sets its own handler for SIGINT while it starts a job server. That handler ends the server at once. Then the
+    job cannot be cancelled any more, and runs for ever on its cluster.
     """
     numbers = (signal.SIGINT, signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread():
@@ -286,8 +286,8 @@ def job_servers(runner: Any) -> Iterator[None]:
                 server.stop()
 
 
-def explain(error: BaseException) -> JobFailed:
-    """The failure in a sentence: what the worker raised."""
+def explain_failure(error: BaseException) -> JobFailed:
+    """The failure in one sentence: the message of the worker's exception."""
     text = str(error)
     if isinstance(error, forked_workers.StartFailed):
         return JobFailed(text)
@@ -296,7 +296,7 @@ def explain(error: BaseException) -> JobFailed:
     own = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt|Busy|Exit|NoRows)\b.*", line)]
     if any(word in text for word in died) and not own[1:]:
         return WorkerDied(
-            "a worker process died (killed, perhaps for want of memory: try fewer --workers); "
+            "a worker process died, perhaps because memory ran out: try fewer --workers; "
             "the same command goes on where it was"
         )
     if not own and type(error) is not RuntimeError:  # raised in this process, with Beam's "[while running ...]"

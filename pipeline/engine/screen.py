@@ -1,6 +1,6 @@
-"""How progress is shown: by tqdm's bar on a terminal and in a notebook, elsewhere by a line each 30 seconds.
+"""How progress is shown: by tqdm's bar on a terminal and in a notebook, elsewhere by a line every 30 seconds.
 
-Nothing has a colour, so NO_COLOR holds without code. tqdm is imported where there is something to draw on.
+Nothing has a colour, so NO_COLOR needs no code. tqdm is imported only if a bar is drawn.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import warnings
 from typing import IO, Any, Protocol
 
 FIRST, SPEAK = 10.0, 30.0  # seconds to the first line of a log, and between the lines after it
-BAR, LEAST = 20, 5  # columns of a bar; fewer than the second are no bar
-COLUMNS = 80  # of a terminal that does not tell
+BAR, LEAST = 20, 5  # columns of a bar, and the fewest: with less room there is no bar
+COLUMNS = 80  # of a terminal that does not report its width
 INTERRUPT = 3  # columns kept free: the last one, and two for the ^C that a terminal shows behind the cursor
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A step under way; `text` has its figures in words."""
+    """A step under way. `text` holds its figures."""
 
     label: str
     text: str
@@ -40,18 +40,18 @@ class Screen(Protocol):
         ...
 
     def close(self) -> None:
-        """Takes away what does not stay."""
+        """Removes what is not meant to stay."""
         ...
 
 
 class Log:
-    """A file, a pipe, a terminal that cannot go back: plain lines now and then."""
+    """For a file, a pipe, or a terminal that cannot move its cursor: a line from time to time."""
 
     def __init__(self, stream: IO[str], now: float) -> None:
         self._stream, self._due = stream, now + FIRST
 
     def draw(self, line: Line, now: float) -> None:
-        """Writes the line, if the last one is long ago."""
+        """Writes the line if SPEAK seconds have passed since the last one."""
         if now >= self._due:
             self._due = now + SPEAK
             self.say(f"{line.label}: {line.text}")
@@ -62,21 +62,21 @@ class Log:
         self._stream.flush()
 
     def close(self) -> None:
-        """Leaves all as it is."""
+        """Does nothing: all lines stay."""
 
 
 class Bar:
-    """A terminal, or a notebook (`widget`): one bar of tqdm, for the step under way."""
+    """For a terminal or a notebook (`widget`): one tqdm bar, for the step under way."""
 
     def __init__(self, kind: type[Any], stream: IO[str], *, widget: bool) -> None:
-        # No second thread, and no lock that other processes could share: tqdm would start both.
+        # tqdm would start a monitor thread and make a lock between processes. Both are turned off.
         self._kind: Any = type("Bar", (kind,), {"monitor_interval": 0, "_lock": threading.RLock()})
         self._stream, self._widget = stream, widget
         self._bar: Any = None
         self._drawn: tuple[Any, ...] = ()
 
     def draw(self, line: Line, now: float) -> None:
-        """Draws the bar over again; another step or width gets another bar."""
+        """Draws the bar again. A new step or a new width gets a new bar."""
         columns = None if self._widget else width(self._stream)
         shape, done = form(line, columns), min(line.done, line.total or line.done)
         if self._drawn != (line.label, line.total, columns):
@@ -88,7 +88,7 @@ class Bar:
                 leave=False,
                 colour=None,
                 ncols=columns,
-                nrows=20,  # of no use, but tqdm does not draw on a terminal that says 0
+                nrows=20,  # any number: tqdm draws nothing on a terminal that reports 0 rows
                 bar_format=shape,
             )
             self._drawn = (line.label, line.total, columns)
@@ -96,15 +96,16 @@ class Bar:
         self._bar.refresh()
 
     def say(self, text: str) -> None:
-        """Writes a line in the place of the bar; the next is drawn below."""
+        """Writes a line in the place of the bar. The next bar is drawn below it."""
         self.close()
         self._stream.write(text + "\n")
         self._stream.flush()
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         if self._bar is not None:
-            if not self._widget:  # wiped by us: tqdm would leave the ^C, and wrap its blanks where the terminal shrank
+            # We clear the line ourselves. tqdm would leave the ^C, and its blanks would wrap on a narrowed terminal.
+            if not self._widget:
                 self._stream.write("\r" + " " * (width(self._stream) + INTERRUPT - 1) + "\r")
                 self._stream.flush()
                 self._bar.sp = self._bar.status_printer(self._stream)
@@ -113,7 +114,7 @@ class Bar:
 
 
 def choose(stream: IO[str], now: float) -> Screen:
-    """What suits the stream; in a notebook tqdm's widget where ipywidgets is installed, else lines."""
+    """The screen for the stream. In a notebook it is tqdm's widget if ipywidgets is installed, else lines."""
     widget = notebook_bar()
     if widget is not None:
         return Bar(widget, sys.stdout, widget=True)  # a notebook shows stderr in red
@@ -129,7 +130,7 @@ def notebook_bar() -> type[Any] | None:
     if "ipykernel.zmqshell" not in sys.modules:
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it calls itself experimental, and warns where there is no ipywidgets
+        warnings.simplefilter("ignore")  # it warns that it is experimental, and that ipywidgets is missing
         from tqdm.autonotebook import tqdm
     from tqdm import std
 
@@ -146,7 +147,7 @@ def width(stream: IO[str]) -> int:
 
 
 def form(line: Line, columns: int | None) -> str:
-    """tqdm's bar_format: with a bar where the total is known and the columns (None: no end of them) have room."""
+    """tqdm's bar_format. It has a bar if the total is known and `columns` leaves room (None: any width)."""
     from tqdm.utils import disp_trim
 
     bar = BAR if columns is None else min(BAR, columns - len(f"{line.label}: 100%|| {line.text}"))

@@ -1,10 +1,11 @@
-"""How a stage puts its steps behind each other, and the exchange of rows between them.
+"""How a stage orders its steps, and the exchange of rows between them.
 
-A *task* (`tasks`) is a small picklable object with `folder`, `units()` and `run(unit)`. `run_task` runs all
-units of a task on the workers, when the step before it has ended. An *exchange* brings to each unit of a step what all
-units of an earlier step put into its bucket. It has two ways that give the same rows (a test holds them to it): `files`
-(each producer's bucket file is read in place: the default wherever the work folder is shared) and `shuffle` (the same
-bytes through the engine's GroupByKey).
+A *task* (`tasks`) is a small picklable object with `folder`, `units()` and `run(unit)`. `run_task` runs all units of a
+task on the workers, when the step before it has ended.
+
+An *exchange* gives each unit of a step the rows that all units of an earlier step put into its bucket. There are two
+kinds. `files` reads each producer's bucket file in place; it is the default where the work folder is shared. `shuffle`
+sends the same bytes through the engine's GroupByKey. Both give the same rows; a test compares them.
 
 Beam is imported when the first step is put into a pipeline, never before: `--help` must not wait for it.
 """
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def run_task(after: Any, task: Task, *, max_units: int = SLOTS) -> beam.PCollection:
-    """Puts all units of a task behind `after`; the output is one element a slot, for the next barrier.
+    """Runs all units of a task when `after` has ended. The output is one element per slot, for the next barrier.
 
     Args:
         after: the pipeline's root, or the output of the step before, which must end first.
         task: what to run.
-        max_units: an upper bound of units, where one is known: no more slots than that are made.
+        max_units: an upper bound on the number of units, if one is known. No more slots than that are made.
     """
     from pipeline.engine.beam_steps import Step
 
@@ -33,7 +34,7 @@ def run_task(after: Any, task: Task, *, max_units: int = SLOTS) -> beam.PCollect
 
 
 def run_exchange(done: beam.PCollection, task: ExchangeTask, *, buckets: int, exchange: str) -> beam.PCollection:
-    """Puts a task behind `done` whose unit b is given bucket b of all units that `task.reads` names.
+    """Runs a task when `done` has ended. Its unit b gets bucket b of all units that `task.reads` names.
 
     Args:
         done: the output of the step before.

@@ -20,17 +20,17 @@ class Task(Protocol):
     def folder(self) -> StepFolder: ...
 
     def units(self) -> int:
-        """How many units there are; asked on the workers, when the step before has ended."""
+        """The number of units. It is called on the workers, when the step before has ended."""
         ...
 
     def run(self, unit: int) -> dict[str, Any]:
-        """Does one unit: writes its files by atomic rename and returns its manifest."""
+        """Runs one unit: writes its files by atomic rename and returns its manifest."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What an exchange delivers: the bucket files of `folder` with the ending `kind`, one a unit or one a part."""
+    """What an exchange delivers: the bucket files of `folder` with the ending `kind`, one per part of each unit."""
 
     folder: StepFolder
     kind: str
@@ -47,7 +47,7 @@ class Reading:
 
 
 class ExchangeTask(Protocol):
-    """The units of a step that reads an exchange: unit b is given bucket b."""
+    """The units of a step that reads an exchange: unit b gets bucket b."""
 
     @property
     def folder(self) -> StepFolder: ...

@@ -64,7 +64,7 @@ class StepFolder:
         return sum(found.get(name, 0) for _, found in self.manifests())
 
     def write_manifest(self, unit: int, body: dict[str, Any]) -> dict[str, Any]:
-        """Commits a unit: its files are written already. Returns the manifest."""
+        """Commits a unit, after its files were written. Returns the manifest."""
         found = {**body, "fingerprint": self.fingerprint}
         storage.write_json(self.file(unit, "json"), found)
         return found
@@ -72,7 +72,7 @@ class StepFolder:
 
 @functools.lru_cache(maxsize=16)
 def _manifests(folder: StepFolder, changed: int) -> list[tuple[int, dict[str, Any]]]:
-    """`manifests` of a folder in one state: steps that read another's buckets ask once a unit."""
+    """`manifests` of a folder in one state, cached: a step that reads buckets calls it once for each unit."""
     del changed
     units = sorted(int(name.removesuffix(".json")) for name in storage.names(folder.path) if name.endswith(".json"))
     return [(unit, found) for unit in units for found in [folder.manifest(unit)] if found is not None]
@@ -111,7 +111,11 @@ class StageFolder:
         return storage.read_json(os.path.join(self.path, "info.json"), sealed=False)
 
     def done(self) -> dict[str, Any]:
-        """info.json of a stage that must be completed by now."""
+        """info.json of a stage that must be completed.
+
+        Raises:
+            RuntimeError: the stage is not completed.
+        """
         info = self.info()
         if info is None:
             raise RuntimeError(f"the stage {self.name!r} is not done in {self.root}")
@@ -127,7 +131,7 @@ class StageFolder:
 
 
 def run_unit(folder: StepFolder, unit: int, task: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
-    """Does a unit unless its manifest is there; the manifest is written last and commits it."""
+    """Runs a unit unless its manifest is there. The manifest is written last and commits the unit."""
     done = folder.manifest(unit)
     if done is not None:
         return done
@@ -151,15 +155,15 @@ def hex_digest(value: int) -> str:
 
 
 @contextlib.contextmanager
-def locked(root: str, *, patience: float = 10.0) -> Iterator[None]:
-    """Holds the folder for one run. The kernel releases the lock when the process dies, however it dies.
+def lock_run_folder(root: str, *, patience: float = 10.0) -> Iterator[None]:
+    """Locks the folder for one run. The kernel releases the lock when the process ends, however it ends.
 
-    Workers hold a shared lock of their own (`hold_as_worker`); a new run waits `patience` seconds for those of a dead
-    run to end.
+    Workers hold a shared lock of their own (`lock_as_worker`). A new run waits at most `patience` seconds for the
+    workers of a dead run to end.
 
     Raises:
-        Busy: another run is alive on this folder.
-        UsageError: no folder can be made there, or nothing be written into it.
+        Busy: another run holds the folder, or workers of a dead run do not end.
+        UsageError: the folder cannot be made or written.
     """
     _make(root)
     with open(os.path.join(root, ".lock"), "a+") as run, open(os.path.join(root, ".workers"), "a+") as workers:
@@ -189,7 +193,7 @@ def _make(root: str) -> None:
     except OSError as error:
         raise UsageError(f"the output folder {root!r} cannot be made ({error.strerror}): name another one") from None
     if not os.access(root, os.W_OK | os.X_OK):
-        raise UsageError(f"nothing may be written into {root!r}: name another output folder, or change its permissions")
+        raise UsageError(f"the output folder {root!r} is not writable: name another one, or change its permissions")
 
 
 def _wait_for(workers: Any, patience: float) -> None:
@@ -210,8 +214,8 @@ _running: set[str] = set()
 _held: dict[str, Any] = {}
 
 
-def hold_as_worker(root: str) -> None:
-    """Called in every process that writes below `root`: it counts as alive until it ends."""
+def lock_as_worker(root: str) -> None:
+    """Holds the shared lock until this process ends. Every process that writes below `root` calls it."""
     if root not in _running and root not in _held:
         _held[root] = open(os.path.join(root, ".workers"), "a+")
         fcntl.flock(_held[root], fcntl.LOCK_SH)

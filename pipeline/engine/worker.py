@@ -1,11 +1,11 @@
 """A worker process: Beam's SDK harness, started in one of two ways.
 
-* by the local runner, as a fork of the fork server (see `fork_server`), with everything in the environment;
-* as the boot program of a PROCESS environment, or of a worker pool (EXTERNAL), by the command `openwit-worker` with
-  the container contract's flags (--id, --provision_endpoint, ...): then the pipeline options are fetched from the
-  provision service. No artifacts are retrieved: the package must be installed on the host.
+* The local runner forks it from the fork server (see `fork_server`), with all settings in the environment.
+* An engine starts the command `openwit-worker` as the boot program of a PROCESS environment or of a worker pool
+  (EXTERNAL), with the flags of Beam's container contract (--id, --provision_endpoint, ...). The worker then fetches the
+  pipeline options from the provision service. It fetches no artifacts: the package must be installed on the host.
 
-A worker dies with its parent, within a second, whatever killed the parent.
+A worker dies within a second after its parent, however the parent ended.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ ENDPOINTS = ("logging_endpoint", "artifact_endpoint", "provision_endpoint", "con
 
 
 def die_with(parent: int, *, by_kernel: bool) -> None:
-    """Ends this process when `parent` is gone: by looking twice a second, and at once by the kernel's signal.
+    """Ends this process when `parent` is gone. It checks twice a second; with `by_kernel` a signal ends it at once.
 
-    The kernel's signal follows the *thread* that started us. An engine may start workers from a thread that ends early,
-    so it is for our own runner alone.
+    The kernel sends the signal when the *thread* ends that started us. An engine may start workers from a thread that
+    ends early, so only our own runner uses `by_kernel`.
     """
     if by_kernel:
         with contextlib.suppress(OSError, AttributeError):
@@ -48,7 +48,7 @@ def die_with(parent: int, *, by_kernel: bool) -> None:
 
 
 def fetch_options(worker_id: str, endpoints: argparse.Namespace) -> None:
-    """Puts into the environment what the harness reads, from the runner's provision service."""
+    """Sets the environment variables that the harness reads, from the runner's provision service."""
     import grpc
     from apache_beam.portability.api import beam_provision_api_pb2, beam_provision_api_pb2_grpc, endpoints_pb2
     from google.protobuf import json_format, text_format
@@ -96,11 +96,11 @@ def main() -> None:
 
 
 def live_as_fork_server(parent: int, modules: Sequence[str], kernels: Sequence[str]) -> None:
-    """The process that the local runner's workers are forks of."""
+    """Runs the fork server: the local runner's workers are forks of this process."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        sys.exit(1)  # it is gone already
+        sys.exit(1)  # the parent is already gone
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; our parent decides
 
     def prepare() -> None:
@@ -121,7 +121,7 @@ def run_harness() -> None:
     from apache_beam.runners.worker import sdk_worker, sdk_worker_main
 
     quiet_beam.quiet_readers()
-    sdk_worker.print = quiet_beam.print_unless_expected  # type: ignore[attr-defined]  # it prints every trace itself
+    sdk_worker.print = quiet_beam.print_unless_expected  # type: ignore[attr-defined]  # it prints each traceback itself
     sdk_worker_main.main(sys.argv[:1])
 
 

@@ -11,10 +11,10 @@ V = TypeVar("V")
 
 
 class Recent(Generic[K, V]):
-    """At most `most` entries; the one not asked for the longest goes first. Callers bring their own lock."""
+    """At most `max_entries` entries; the one not asked for the longest goes first. Callers bring their own lock."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_entries: int) -> None:
+        self._max_entries = max_entries
         self._entries: OrderedDict[K, V] = OrderedDict()
 
     def get(self, key: K) -> V | None:
@@ -28,7 +28,7 @@ class Recent(Generic[K, V]):
         """Stores the entry as the latest one."""
         self._entries[key] = value
         self._entries.move_to_end(key)
-        while len(self._entries) > self._most:
+        while len(self._entries) > self._max_entries:
             self._entries.popitem(last=False)
         return value
 

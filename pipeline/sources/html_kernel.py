@@ -1,22 +1,24 @@
 """The facts of a page by a compiled tokenizer: a fifth of the work of building its tree, or less.
 
 `tokenise` walks the bytes once, as the HTML standard's tokenizer does (comments, script data with its escaped states,
-raw text, attributes), and notes where the wanted tags and their attributes stand; it copies nothing and only reads
+raw text, attributes). It notes where the wanted tags and their attributes stand. It copies nothing, and it reads only
 inside the page. `scan` turns the notes into the same `Facts` as `html.scan_with_lexbor`.
 
-What needs a tree and not only tokens (an image's figure and picture) is followed where the markup is well nested. A
-page where the tokens do not tell what a tree would hold (misnested figures, `<image>`, frames, NUL bytes, markup in
-raw text inside SVG, images in a `<select>`) is handed to lexbor: `tokenise` says UNSURE rather than guess.
+An image's figure and picture need a tree and not only tokens. They are followed where the markup is well nested. Some
+pages do not tell by their tokens what a tree would hold: misnested figures, `<image>`, frames, NUL bytes, markup in raw
+text inside SVG, images in a `<select>`. Lexbor reads those: `tokenise` says UNSURE rather than guess.
 """
 
 from __future__ import annotations
 
 import re
 from html.entities import html5
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline.engine.jit import njit
+from pipeline.sources import char_kernel as char
 from pipeline.sources.html import (
     IMAGE_ATTRIBUTES,
     MAX_IMAGES,
@@ -25,30 +27,42 @@ from pipeline.sources.html import (
     largest_candidate,
     scan_with_lexbor,
 )
-from pipeline.sources.simd_kernel import equal_mask, lowest
+from pipeline.sources.html_syntax_kernel import (
+    IS_ATTRIBUTE,
+    Page,
+    byte_at,
+    comment_end,
+    ends_name,
+    find,
+    is_letter,
+    is_name,
+    lower,
+    next_attribute,
+    place_after,
+    raw_text_end,
+    script_end,
+    skip_tag,
+    two_hyphens,
+    word_at,
+    word_of_name,
+)
+from pipeline.sources.simd_kernel import address_of, store_int
 
-UNSURE = -1
-_PRIME, _LONG = np.uint64(0x100000001B3), np.uint64(1 << 63)
+_GO_ON, _END, UNSURE = 1, 0, -1  # what a step of the walk says
 MAX_EVENTS = 400_000
 MAX_OPEN = 64  # elements open inside a figure or picture
 
 # What a row of events says. (kind, number, start, end); attributes follow their tag.
 IMAGE, ATTRIBUTE, SOURCE, CAPTION, META, LINK, BASE = range(7)
+_EVENT_SIZE = 16  # bytes
+_UNNOTED = -1  # the kind of other tags
 
 # The attributes that are noted; the number of an ATTRIBUTE event is a place in this tuple.
 ATTRIBUTES = (*IMAGE_ATTRIBUTES, "name", "property", "content", "rel", "href")
 
 
-def _word(name: str) -> int:
-    """A tag name as one number: its bytes, of longer names the first eight mixed with the others (see `_tag`)."""
-    word = int.from_bytes(name.encode()[:8], "little")
-    for byte in name.encode()[8:]:
-        word = ((word ^ byte) * int(_PRIME)) % 2**64 | int(_LONG)
-    return word
-
-
-def _words(*names: str) -> np.ndarray:
-    return np.array([_word(name) for name in names], np.uint64)
+def _words(names: str) -> np.ndarray:
+    return np.array([word_of_name(name) for name in names.split()], np.uint64)
 
 
 _LONGEST = max(map(len, ATTRIBUTES))
@@ -62,77 +76,74 @@ _ALT, _TITLE, _REL, _HREF, _CONTENT, _NAME, _PROPERTY = (
 _IMAGE_SLOTS = len(IMAGE_ATTRIBUTES)
 _SRCSET, _DATA_SRCSET = ATTRIBUTES.index("srcset"), ATTRIBUTES.index("data-srcset")
 
-_IMG, _SOURCE, _META, _LINK, _A, _BASE = (np.uint64(_word(n)) for n in ("img", "source", "meta", "link", "a", "base"))
-_PICTURE, _FIGURE, _FIGCAPTION = (np.uint64(_word(n)) for n in ("picture", "figure", "figcaption"))
-_SCRIPT, _TEMPLATE, _SELECT = (np.uint64(_word(n)) for n in ("script", "template", "select"))
-_SVG, _MATH, _TABLE = (np.uint64(_word(n)) for n in ("svg", "math", "table"))
-_RAW = _words("style", "textarea", "title", "xmp", "iframe", "noembed", "noframes")
-_NEVER = _words("image", "frameset", "plaintext")  # a tree parser treats these in ways of their own
-_TABLE_PARTS = _words(
-    "table", "td", "th", "tr", "tbody", "thead", "tfoot", "caption", "col", "colgroup", "object", "applet", "marquee"
+_IMG, _SOURCE, _META, _LINK, _A, _BASE = (
+    np.uint64(word_of_name(n)) for n in ("img", "source", "meta", "link", "a", "base")
 )
-_IN_PICTURE = _words("source", "img", "a", "span", "noscript", "meta", "link", "script", "style", "picture")
+_PICTURE, _FIGURE, _FIGCAPTION = (np.uint64(word_of_name(n)) for n in ("picture", "figure", "figcaption"))
+_SCRIPT, _TEMPLATE, _SELECT = (np.uint64(word_of_name(n)) for n in ("script", "template", "select"))
+_SVG, _MATH, _TABLE = (np.uint64(word_of_name(n)) for n in ("svg", "math", "table"))
+_RAW = _words("style textarea title xmp iframe noembed noframes")
+_NEVER = _words("image frameset plaintext")  # a tree parser treats these in ways of their own
+_TABLE_PARTS = _words("table td th tr tbody thead tfoot caption col colgroup object applet marquee")
+_IN_PICTURE = _words("source img a span noscript meta link script style picture")
 # Elements that are not followed inside a figure: void ones, and those that close themselves.
 _UNFOLLOWED = _words(
-    *"area base br col embed hr img input link meta param source track wbr keygen basefont bgsound frame".split(),
-    *"p li dd dt option optgroup rp rt".split(),
+    "area base br col embed hr img input link meta param source track wbr keygen basefont bgsound frame "
+    "p li dd dt option optgroup rp rt"
 )
 _LICENSE = np.frombuffer(b"license", np.uint8)
-_SCRIPT_NAME = np.frombuffer(b"script", np.uint8)
 
-_LT, _GT, _SLASH, _BANG, _DASH, _EQUALS, _AND = (np.uint8(ord(sign)) for sign in "<>/!-=&")
+_O, _G, _I, _T, _R, _D = b"ogitrd"  # what telling names of metas begin with
+_SHORT_META = 6  # bytes; no telling name is shorter
 
-
-@njit
-def _space(byte: int) -> bool:
-    return byte == 32 or byte == 10 or byte == 9 or byte == 13 or byte == 12
-
-
-@njit
-def _lower(byte: int) -> int:
-    return byte | 32 if 65 <= byte <= 90 else byte
-
-
-@njit
-def _letter(byte: int) -> bool:
-    return 97 <= (byte | 32) <= 122
-
-
-@njit
-def _find(page: np.ndarray, at: int, byte: int) -> int:
-    """The place of `byte` at or after `at`; the page's length where there is none. 64 bytes a step."""
-    end = len(page)
-    base = page.ctypes.data
-    while at + 64 <= end:
-        places = equal_mask(base + at, np.uint8(byte))
-        if places != 0:
-            return at + lowest(places)
-        at += 64
-    while at < end and page[at] != byte:
-        at += 1
-    return at
-
-
-@njit
-def _tag(page: np.ndarray, start: int, end: int) -> np.uint64:
-    """A tag name in lower case as one number; the twin of `_word`."""
-    word = np.uint64(0)
-    for place in range(min(end - start, 8)):
-        word |= np.uint64(_lower(page[start + place])) << np.uint64(8 * place)
-    for place in range(start + 8, end):
-        word = ((word ^ np.uint64(_lower(page[place]))) * _PRIME) | _LONG
-    return word
+# What the walk knows behind each tag.
+_STATE = np.dtype(
+    [
+        ("at", np.int64),  # place in the page
+        ("count", np.int64),  # rows of events
+        ("room", np.int64),  # how many may be there before a tag
+        ("bare", np.int64),  # images without any text
+        ("images", np.int64),  # the others
+        ("figures", np.int64),  # numbers given so far
+        ("pictures", np.int64),
+        ("picture", np.int64),  # the open one; 0: none
+        ("caption_start", np.int64),  # of the open one; -1: none
+        ("caption_figure", np.int64),
+        ("depth", np.int64),  # elements open since the outermost figure or picture
+        ("templates", np.int64),  # open
+        ("foreign", np.int64),  # svg or math elements open
+        ("foreign_name", np.uint64),  # which of both
+        ("drawing", np.bool_),  # what was seen in templates: svg or math
+        ("linked", np.bool_),  # a link
+        ("marked", np.bool_),  # parts of a table
+        ("tables", np.int64),  # open
+        ("select", np.bool_),  # open
+        # The elements that are open since the outermost figure or picture: their names, the figures that they opened or
+        # lie in, and by the place of a figure if it has a caption.
+        ("names", np.uint64, (MAX_OPEN,)),
+        ("figure_of", np.int64, (MAX_OPEN,)),
+        ("captioned", np.uint8, (MAX_OPEN,)),
+    ]
+)
+_State = Any  # a record of the type _STATE: numba knows its fields, mypy does not
 
 
-@njit
-def _equal(page: np.ndarray, start: int, end: int, name: np.ndarray) -> bool:
-    """True if the bytes, in lower case, are `name`."""
-    if end - start != len(name):
-        return False
-    for place in range(len(name)):
-        if _lower(page[start + place]) != name[place]:
-            return False
-    return True
+class _Tag(NamedTuple):
+    """A tag by its places in the page, and its name as a number (see `word_at`)."""
+
+    start: int
+    name: int
+    name_end: int
+    word: np.uint64
+
+
+class _Event(NamedTuple):
+    """A row of events: int32 numbers."""
+
+    kind: int
+    number: int
+    start: int
+    end: int
 
 
 @njit
@@ -143,134 +154,18 @@ def _among(word: np.uint64, words: np.ndarray) -> bool:
     return False
 
 
-@njit
-def _comment_end(page: np.ndarray, at: int) -> int:
-    """The place after a comment, `at` standing after its `<!--`."""
-    end = len(page)
-    if at < end and page[at] == _GT:
-        return at + 1
-    if at + 1 < end and page[at] == _DASH and page[at + 1] == _GT:
-        return at + 2
-    start = at
-    while True:
-        at = _find(page, at, _GT)
-        if at >= end:
-            return end
-        size = at - start
-        if size >= 2 and page[at - 1] == _DASH and page[at - 2] == _DASH:
-            return at + 1
-        if size >= 3 and page[at - 1] == _BANG and page[at - 2] == _DASH and page[at - 3] == _DASH:
-            return at + 1
-        at += 1
+# ---- attributes
 
 
 @njit
-def _raw_end(page: np.ndarray, at: int, start: int, size: int) -> int:
-    """The place of the end tag that closes raw text; the tag's name stands at `start`. The page's length: none."""
-    end = len(page)
-    while True:
-        at = _find(page, at, _LT)
-        if at + 2 + size >= end:
-            return end
-        if page[at + 1] == _SLASH:
-            same = True
-            for place in range(size):
-                if _lower(page[at + 2 + place]) != _lower(page[start + place]):
-                    same = False
-                    break
-            after = page[at + 2 + size]
-            if same and (_space(after) or after == _SLASH or after == _GT):
-                return at
-        at += 1
-
-
-@njit
-def _script_end(page: np.ndarray, at: int) -> int:
-    """As `_raw_end` for script data: inside `<!-- <script>` an end tag closes the inner script only."""
-    end = len(page)
-    start = at
-    escaped = 0  # 1: inside <!--, 2: inside a <script> in it
-    while at < end:
-        if escaped == 0:
-            at = _find(page, at, _LT)
-            if at >= end:
-                return end
-        byte = page[at]
-        if byte == _GT and escaped > 0 and at - start >= 2 and page[at - 1] == _DASH and page[at - 2] == _DASH:
-            escaped = 0
-        elif byte == _LT and at + 1 < end:
-            after = page[at + 1]
-            if escaped == 0 and after == _BANG and at + 3 < end and page[at + 2] == _DASH and page[at + 3] == _DASH:
-                escaped = 1
-                start = at + 2  # "<!-->" closes at once
-                at += 4
-                continue
-            name = at + 2 if after == _SLASH else at + 1
-            if name + 6 < end and (after == _SLASH or escaped == 1) and _equal(page, name, name + 6, _SCRIPT_NAME):
-                last = page[name + 6]
-                if _space(last) or last == _SLASH or last == _GT:
-                    if after != _SLASH:
-                        escaped = 2
-                    elif escaped == 2:
-                        escaped = 1
-                    else:
-                        return at
-        at += 1
-    return end
-
-
-@njit
-def _attribute(page: np.ndarray, at: int) -> tuple[int, int, int, int, int]:
-    """The next attribute: (name start, name end, value start, value end, place after it).
-
-    Name start -1: the tag ends, and the place is behind its ">"; place -1: the page ends inside the tag. Name end -1
-    with it: the tag closes itself ("/>").
-    """
-    end = len(page)
-    slash = False
-    while at < end and (_space(page[at]) or page[at] == _SLASH):
-        slash = page[at] == _SLASH
-        at += 1
-    if at >= end:
-        return -1, 0, 0, 0, -1
-    if page[at] == _GT:
-        return -1, (-1 if slash else 0), 0, 0, at + 1
-    start = at
-    at += 1
-    while at < end and not (_space(page[at]) or page[at] == _EQUALS or page[at] == _GT or page[at] == _SLASH):
-        at += 1
-    name_end = at
-    while at < end and _space(page[at]):
-        at += 1
-    if at >= end:
-        return -1, 0, 0, 0, -1
-    if page[at] != _EQUALS:
-        return start, name_end, 0, 0, at
-    at += 1
-    while at < end and _space(page[at]):
-        at += 1
-    if at >= end:
-        return -1, 0, 0, 0, -1
-    quote = page[at]
-    if quote == 34 or quote == 39:
-        value = at + 1
-        at = _find(page, value, quote)
-        return (start, name_end, value, at, at + 1) if at < end else (-1, 0, 0, 0, -1)
-    value = at
-    while at < end and not (_space(page[at]) or page[at] == _GT):
-        at += 1
-    return start, name_end, value, at, at
-
-
-@njit
-def _slot(page: np.ndarray, start: int, end: int) -> int:
+def _slot(page: Page, start: int, end: int) -> int:
     """The number of an attribute in ATTRIBUTES, -1 for others."""
     size = end - start
     for number in range(len(_LENGTHS)):
-        if _LENGTHS[number] == size and _lower(page[start]) == _NAMES[number, 0]:
+        if _LENGTHS[number] == size and lower(byte_at(page, start)) == _NAMES[number, 0]:
             same = True
             for place in range(1, size):
-                if _lower(page[start + place]) != _NAMES[number, place]:
+                if lower(byte_at(page, start + place)) != _NAMES[number, place]:
                     same = False
                     break
             if same:
@@ -279,29 +174,33 @@ def _slot(page: np.ndarray, start: int, end: int) -> int:
 
 
 @njit
-def _telling_meta(page: np.ndarray, start: int, end: int) -> bool:
+def _telling_meta(page: Page, start: int, end: int) -> bool:
     """False if a meta's name or property is surely none that `Facts.meta` reads: og:image..., og:title, robots, ..."""
-    if end - start < 6 or page[start] == _AND or not 33 <= page[start] < 128:
-        return end > start  # short ones and odd beginnings: Python looks
-    first, second = _lower(page[start]), _lower(page[start + 1])
-    if first == 111 and second == 103:  # og:
-        third = _lower(page[start + 3])
-        return page[start + 2] == _AND or (page[start + 2] == 58 and (third == 105 or third == 116 or third == _AND))
-    return first == 111 or first == 114 or (first == 116 and (second == 100 or second == _AND))
+    is_plain = char.BLANK < byte_at(page, start) < char.ASCII_END and byte_at(page, start) != char.AMPERSAND
+    if end - start < _SHORT_META or not is_plain:
+        return end > start  # Python looks at these
+    first, second = lower(byte_at(page, start)), lower(byte_at(page, start + 1))
+    if first == _O and second == _G:
+        after = byte_at(page, start + 2)
+        third = lower(byte_at(page, start + 3))
+        may_tell = third == _I or third == _T or third == char.AMPERSAND
+        return after == char.AMPERSAND or (after == char.COLON and may_tell)
+    return first == _O or first == _R or (first == _T and (second == _D or second == char.AMPERSAND))
 
 
 @njit
-def _may_say_license(page: np.ndarray, start: int, end: int) -> bool:
+def _may_say_license(page: Page, start: int, end: int) -> bool:
+    size = len(_LICENSE)
     for at in range(start, end):
-        if page[at] == _AND:
+        if byte_at(page, at) == char.AMPERSAND:
             return True
-        if at + 7 <= end and _equal(page, at, at + 7, _LICENSE):
+        if at + size <= end and is_name(page, at, at + size, _LICENSE):
             return True
     return False
 
 
 @njit
-def _wanted_slot(kind: int, slot: int) -> bool:
+def _is_wanted(kind: int, slot: int) -> bool:
     """True if tags of that kind are asked for that attribute."""
     if kind == IMAGE:
         return slot < _IMAGE_SLOTS
@@ -315,48 +214,317 @@ def _wanted_slot(kind: int, slot: int) -> bool:
 
 
 @njit
-def _read_tag(page: np.ndarray, at: int, kind: int, number: int, more: int, events: np.ndarray, count: int) -> tuple:
-    """Notes a tag and its attributes from row `count` on: (place after the tag, rows in all). Useless: none."""
-    first = count
-    events[first, 0], events[first, 1], events[first, 2], events[first, 3] = kind, number, more, 0
-    count += 1
+def _tells(page: Page, kind: int, slot: int, value: int, value_end: int) -> bool:
+    """True if the attribute makes its tag one to note."""
+    if kind == IMAGE:
+        return slot == _ALT or slot == _TITLE
+    if kind == META:
+        return slot != _CONTENT and _telling_meta(page, value, value_end)
+    if kind == LINK:
+        return slot == _REL and _may_say_license(page, value, value_end)
+    return True
+
+
+# ---- tags
+
+
+@njit
+def _write(events: int, row: int, event: _Event) -> None:
+    at = events + row * _EVENT_SIZE
+    store_int(at, event.kind)
+    store_int(at + 4, event.number)
+    store_int(at + 8, event.start)
+    store_int(at + 12, event.end)
+
+
+@njit
+def _read_tag(page: Page, at: int, event: _Event, events: int, state: _State) -> None:
+    """Notes a tag (as `event`) and its attributes, unless nothing in it is of use."""
+    row = state.count
+    _write(events, row, event)
+    row += 1
+    kind = event.kind
     seen = np.uint64(0)
-    useful = kind == SOURCE or (kind == IMAGE and number > 0)
+    useful = kind == SOURCE or (kind == IMAGE and event.number > 0)
     while True:
-        start, name_end, value, value_end, at = _attribute(page, at)
-        if start < 0:
+        attribute = next_attribute(page, at)
+        at = attribute.after
+        if attribute.what != IS_ATTRIBUTE:
             break
-        slot = _slot(page, start, name_end)
-        if slot < 0 or not _wanted_slot(kind, slot):
+        slot = _slot(page, attribute.name, attribute.name_end)
+        if slot < 0 or not _is_wanted(kind, slot):
             continue
         bit = np.uint64(1) << np.uint64(slot)
         if seen & bit:  # the first of equal names counts
             continue
         seen |= bit
-        if kind == BASE:
-            useful = True
-        elif value_end <= value:
+        value, value_end = attribute.value, attribute.value_end
+        if value_end <= value and kind != BASE:
             continue
-        elif kind == IMAGE:
-            useful = useful or slot == _ALT or slot == _TITLE
-        elif kind == META:
-            useful = useful or (slot != _CONTENT and _telling_meta(page, value, value_end))
-        elif kind == LINK:
-            useful = useful or (slot == _REL and _may_say_license(page, value, value_end))
-        events[count, 0], events[count, 1], events[count, 2], events[count, 3] = ATTRIBUTE, slot, value, value_end
-        count += 1
-    if at < 0:  # the page ends inside the tag: it is no tag
-        return -1, first
-    return at, count if useful else first
+        useful = useful or _tells(page, kind, slot, value, value_end)
+        _write(events, row, _Event(ATTRIBUTE, slot, value, value_end))
+        row += 1
+    state.at = at
+    if useful and at >= 0:  # where the page ends inside the tag, it is no tag
+        state.count = row
 
 
 @njit
-def _skip_tag(page: np.ndarray, at: int) -> tuple[int, bool]:
-    """The place after a tag whose attributes do not matter (-1: the page ends in it), and if it closes itself."""
-    while True:
-        start, closes, _, _, at = _attribute(page, at)
-        if start < 0:
-            return at, closes < 0
+def _kind_of(word: np.uint64, in_picture: bool) -> int:
+    """The kind of event that notes the tag."""
+    if word == _IMG:
+        return IMAGE
+    if word == _META:
+        return META
+    if word == _LINK or word == _A:
+        return LINK
+    if word == _BASE:
+        return BASE
+    return SOURCE if word == _SOURCE and in_picture else _UNNOTED
+
+
+@njit
+def _figure_of(state: _State) -> int:
+    """The number of the figure around the place; 0: none."""
+    return state.figure_of[state.depth - 1] if state.depth > 0 else 0
+
+
+@njit
+def _noted_tag(page: Page, tag: _Tag, kind: int, events: int, state: _State) -> int:
+    """A tag that may be noted."""
+    if state.select and kind != META and kind != BASE:
+        return UNSURE
+    before = state.count
+    number = _figure_of(state) if kind == IMAGE else state.picture if kind == SOURCE else 0
+    _read_tag(page, tag.name_end, _Event(kind, number, state.picture, 0), events, state)
+    if state.at < 0:
+        return _END
+    noted = state.count > before
+    if kind != IMAGE:
+        return UNSURE if noted and state.tables > 0 else _GO_ON  # a parser may move it: which one is first?
+    if noted:
+        state.images += 1
+        if state.images > MAX_IMAGES:
+            state.count = before
+    else:
+        state.bare += 1
+    return _GO_ON
+
+
+@njit
+def _text_end(page: Page, tag: _Tag, at: int) -> int:
+    """The place of the end tag of a script or raw text, whose text begins at `at`."""
+    return script_end(page, at) if tag.word == _SCRIPT else raw_text_end(page, at, tag.name, tag.name_end - tag.name)
+
+
+@njit
+def _tag_in_template(page: Page, tag: _Tag, state: _State) -> int:
+    """A tag inside a template: nothing is noted there."""
+    word = tag.word
+    state.at, _ = skip_tag(page, tag.name_end)
+    if state.at < 0:
+        return _END
+    if word == _TEMPLATE:
+        state.templates += 1
+    elif word == _SVG or word == _MATH:
+        state.drawing = True
+    elif word == _A or _among(word, _TABLE_PARTS):
+        if word == _A:
+            state.linked = True
+        else:
+            state.marked = True
+        if state.linked and state.marked:  # a link may outlive its template there
+            return UNSURE
+    elif word == _SCRIPT or _among(word, _RAW):
+        body = state.at
+        state.at = _text_end(page, tag, body)
+        if state.drawing and find(page, body, char.LESS) < state.at:
+            return UNSURE
+    return _GO_ON
+
+
+@njit
+def _raw_text(page: Page, tag: _Tag, state: _State) -> int:
+    """Goes on behind a script or another element whose text is raw."""
+    if state.select and tag.word != _SCRIPT:
+        return UNSURE
+    body = state.at
+    state.at = _text_end(page, tag, body)
+    if state.foreign > 0 and find(page, body, char.LESS) < state.at:
+        return UNSURE
+    if state.at < page.size:
+        state.at, _ = skip_tag(page, state.at + 2 + tag.name_end - tag.name)
+    return _GO_ON if state.at >= 0 else _END
+
+
+@njit
+def _open_caption(figure: int, state: _State) -> int:
+    """A figcaption: the first one of its figure is the caption."""
+    if state.caption_start >= 0:
+        return UNSURE
+    place = state.depth - 1
+    while place > 0 and state.figure_of[place - 1] == figure:
+        place -= 1
+    if not state.captioned[place]:
+        state.captioned[place] = 1
+        state.caption_start, state.caption_figure = state.at, figure
+    return _GO_ON
+
+
+@njit
+def _open_element(word: np.uint64, state: _State) -> int:
+    """Follows an element inside a figure or picture, or one of these."""
+    special = word == _FIGURE or word == _PICTURE or word == _FIGCAPTION
+    if special and (state.foreign > 0 or state.select):
+        return UNSURE
+    if state.depth == 0 and (not special or word == _FIGCAPTION):
+        return _GO_ON
+    if state.foreign > 0 or _among(word, _UNFOLLOWED):
+        return _GO_ON
+    if state.depth == MAX_OPEN:
+        return UNSURE
+    figure = _figure_of(state)
+    if word == _FIGURE:
+        if state.caption_start >= 0:
+            return UNSURE
+        state.figures += 1
+        figure = state.figures
+    elif word == _PICTURE:
+        state.pictures += 1
+        state.picture = state.pictures
+    elif word == _FIGCAPTION and figure > 0:
+        if _open_caption(figure, state) == UNSURE:
+            return UNSURE
+    state.names[state.depth], state.figure_of[state.depth] = word, figure
+    if word == _FIGURE:
+        state.captioned[state.depth] = 0
+    state.depth += 1
+    return _GO_ON
+
+
+@njit
+def _plain_tag(page: Page, tag: _Tag, closes_itself: bool, state: _State) -> int:
+    """A start tag that is never noted; the walk stands behind it."""
+    word = tag.word
+    if word == _SVG or word == _MATH:
+        if state.foreign > 0 and word != state.foreign_name:
+            return UNSURE
+        if not closes_itself:
+            state.foreign += 1
+            state.foreign_name = word
+        return _GO_ON
+    if word == _SCRIPT or _among(word, _RAW):
+        return _raw_text(page, tag, state)
+    if word == _TEMPLATE:
+        state.templates = 1
+        return UNSURE if state.foreign > 0 or state.select else _GO_ON
+    if word == _SELECT:
+        state.select = not state.select
+        return _GO_ON
+    if word == _TABLE:
+        state.tables += 1
+    return _open_element(word, state)
+
+
+@njit
+def _start_tag(page: Page, tag: _Tag, events: int, state: _State) -> int:
+    """A start tag, of which the walk has read the name. `events` is an address."""
+    word = tag.word
+    if _among(word, _NEVER):
+        return UNSURE
+    if state.templates > 0:
+        return _tag_in_template(page, tag, state)
+    if state.depth > 0 and _among(word, _TABLE_PARTS):
+        return UNSURE
+    if state.picture > 0 and state.foreign == 0 and (not _among(word, _IN_PICTURE) or word == _PICTURE):
+        return UNSURE
+    kind = _kind_of(word, state.picture > 0)
+    if kind != _UNNOTED:
+        outcome = _noted_tag(page, tag, kind, events, state)
+        return _open_element(word, state) if outcome == _GO_ON and word == _A else outcome
+    state.at, closes_itself = skip_tag(page, tag.name_end)
+    return _plain_tag(page, tag, closes_itself, state) if state.at >= 0 else _END
+
+
+@njit
+def _close_element(tag: _Tag, events: int, state: _State) -> int:
+    """The end tag of an element that is followed."""
+    if state.names[state.depth - 1] != tag.word:
+        return UNSURE
+    state.depth -= 1
+    if tag.word == _FIGCAPTION and state.caption_start >= 0:
+        _write(events, state.count, _Event(CAPTION, state.caption_figure, state.caption_start, tag.start))
+        state.count += 1
+        state.caption_start = -1
+    elif tag.word == _PICTURE:
+        state.picture = 0
+    return _GO_ON
+
+
+@njit
+def _end_tag(page: Page, tag: _Tag, events: int, state: _State) -> int:
+    """An end tag, of which the walk has read the name."""
+    word = tag.word
+    state.at, _ = skip_tag(page, tag.name_end)
+    if state.at < 0:
+        return _END
+    if word == _TEMPLATE:
+        state.templates = max(0, state.templates - 1)
+    elif state.templates > 0:
+        return _GO_ON
+    elif word == state.foreign_name and state.foreign > 0:
+        state.foreign -= 1
+    elif word == _SELECT:
+        state.select = False
+    elif word == _TABLE:
+        state.tables = max(0, state.tables - 1)
+    elif state.depth > 0 and state.foreign == 0 and not _among(word, _UNFOLLOWED):
+        return _close_element(tag, events, state)
+    return _GO_ON
+
+
+# ---- the page
+
+
+@njit
+def _declaration(page: Page, state: _State) -> int:
+    """A comment, a doctype or the like."""
+    at = state.at + 2  # behind "<!"
+    if two_hyphens(page, at):
+        state.at = comment_end(page, at + 2)
+        return _GO_ON
+    state.at = place_after(page, at, char.GREATER)
+    is_text = state.foreign > 0 and at < page.size and byte_at(page, at) == char.BRACKET  # CDATA in svg or math
+    return UNSURE if is_text else _GO_ON
+
+
+@njit
+def _step(page: Page, events: int, state: _State) -> int:
+    """Goes on behind the next tag, comment or lone "<"."""
+    end = page.size
+    at = state.at = find(page, state.at, char.LESS)
+    if at + 1 >= end:
+        return _END
+    if state.count >= state.room:
+        return UNSURE
+    byte = byte_at(page, at + 1)
+    if byte == char.EXCLAMATION:
+        return _declaration(page, state)
+    if byte == char.QUESTION:
+        state.at = place_after(page, at, char.GREATER)
+        return _GO_ON
+    closing = byte == char.SLASH
+    name = at + 2 if closing else at + 1
+    if name >= end:
+        return _END
+    if not is_letter(byte_at(page, name)):
+        state.at = place_after(page, at, char.GREATER) if closing else at + 1
+        return _GO_ON
+    name_end = name
+    while name_end < end and not ends_name(byte_at(page, name_end)):
+        name_end += 1
+    tag = _Tag(at, name, name_end, word_at(page, name, name_end))
+    return _end_tag(page, tag, events, state) if closing else _start_tag(page, tag, events, state)
 
 
 @njit
@@ -365,207 +533,20 @@ def tokenise(page: np.ndarray, events: np.ndarray) -> tuple[int, int]:
 
     Args:
         page: its bytes, valid UTF-8 without NUL.
-        events: int32 rows (kind, number, start, end). IMAGE: the number of its figure, and as start that of its
-            picture (0: none). SOURCE: the number of its picture. CAPTION: the number of its figure, the span of its
-            markup.
+        events: int32 rows (kind, number, start, end) without gaps between them. IMAGE: the number of its figure, and as
+            start that of its picture (0: none). SOURCE: the number of its picture. CAPTION: the number of its figure,
+            the span of its markup.
     """
-    end = len(page)
-    room = len(events) - len(_LENGTHS) - 2
-    count = bare = images = 0
-    figures = pictures = 0  # numbers given so far
-    picture = 0  # the open one
-    caption_start, caption_figure = -1, 0
-    open_names = np.zeros(MAX_OPEN, np.uint64)  # elements open since the outermost figure or picture
-    open_figures = np.zeros(MAX_OPEN, np.int32)  # the figure that each of them opened or lies in
-    captioned = np.zeros(MAX_OPEN, np.bool_)  # by place of the figure in the stack
-    depth = 0
-    templates = foreign = 0
-    foreign_name = _SVG  # or math
-    drawing = linked = marked = False  # what was seen in templates: svg or math, a link, parts of a table
-    tables = 0
-    select = False
-    at = 0
-    while True:
-        at = _find(page, at, _LT)
-        if at + 1 >= end:
-            break
-        if count >= room:
-            return UNSURE, bare
-        byte = page[at + 1]
-        if byte == _BANG:
-            if at + 3 < end and page[at + 2] == _DASH and page[at + 3] == _DASH:
-                at = _comment_end(page, at + 4)
-            else:
-                if foreign > 0 and at + 2 < end and page[at + 2] == 91:  # CDATA is text there
-                    return UNSURE, bare
-                at = _find(page, at, _GT) + 1
-            continue
-        if byte == 63:  # <?
-            at = _find(page, at, _GT) + 1
-            continue
-        closing = byte == _SLASH
-        start = at + 2 if closing else at + 1
-        if start >= end:
-            break
-        if not _letter(page[start]):
-            at = _find(page, at, _GT) + 1 if closing else at + 1
-            continue
-        name_end = start
-        while name_end < end and not (_space(page[name_end]) or page[name_end] == _SLASH or page[name_end] == _GT):
-            name_end += 1
-        word = _tag(page, start, name_end)
-        tag_start = at
-
-        if closing:
-            at, _ = _skip_tag(page, name_end)
-            if at < 0:
-                break
-            if word == _TEMPLATE:
-                templates = max(0, templates - 1)
-            elif templates > 0:
-                continue
-            elif word == foreign_name and foreign > 0:
-                foreign -= 1
-            elif word == _SELECT:
-                select = False
-            elif word == _TABLE:
-                tables = max(0, tables - 1)
-            elif depth > 0 and foreign == 0 and not _among(word, _UNFOLLOWED):
-                if open_names[depth - 1] != word:
-                    return UNSURE, bare
-                depth -= 1
-                if word == _FIGCAPTION and caption_start >= 0:
-                    events[count, 0], events[count, 1] = CAPTION, caption_figure
-                    events[count, 2], events[count, 3] = caption_start, tag_start
-                    count += 1
-                    caption_start = -1
-                elif word == _PICTURE:
-                    picture = 0
-            continue
-
-        if _among(word, _NEVER):
-            return UNSURE, bare
-        if templates > 0:
-            at, _ = _skip_tag(page, name_end)
-            if at < 0:
-                break
-            if word == _TEMPLATE:
-                templates += 1
-            elif word == _SVG or word == _MATH:
-                drawing = True
-            elif word == _A or _among(word, _TABLE_PARTS):
-                linked, marked = linked or word == _A, marked or word != _A
-                if linked and marked:  # a link may outlive its template there
-                    return UNSURE, bare
-            elif word == _SCRIPT or _among(word, _RAW):
-                body = at
-                at = _script_end(page, at) if word == _SCRIPT else _raw_end(page, at, start, name_end - start)
-                if drawing and _find(page, body, _LT) < at:
-                    return UNSURE, bare
-            continue
-        if depth > 0 and _among(word, _TABLE_PARTS):
-            return UNSURE, bare
-        if picture > 0 and foreign == 0 and (not _among(word, _IN_PICTURE) or word == _PICTURE):
-            return UNSURE, bare
-
-        kind = -1
-        if word == _IMG:
-            kind = IMAGE
-        elif word == _META:
-            kind = META
-        elif word == _LINK or word == _A:
-            kind = LINK
-        elif word == _BASE:
-            kind = BASE
-        elif word == _SOURCE and picture > 0:
-            kind = SOURCE
-        if kind >= 0:
-            if select and kind != META and kind != BASE:
-                return UNSURE, bare
-            figure = open_figures[depth - 1] if depth > 0 else 0
-            number = figure if kind == IMAGE else picture if kind == SOURCE else 0
-            rows = count
-            at, count = _read_tag(page, name_end, kind, number, picture, events, count)
-            if at < 0:
-                break
-            if kind != IMAGE and tables > 0 and count > rows:  # a parser may move it: which one is first?
-                return UNSURE, bare
-            if kind == IMAGE:
-                if count == rows:
-                    bare += 1
-                else:
-                    images += 1
-                    if images > MAX_IMAGES:
-                        count = rows
-            if word != _A:
-                continue
-            self_closing = False
-        else:
-            at, self_closing = _skip_tag(page, name_end)
-            if at < 0:
-                break
-
-        if word == _SVG or word == _MATH:
-            if foreign > 0 and word != foreign_name:
-                return UNSURE, bare
-            if not self_closing:
-                foreign += 1
-                foreign_name = word
-            continue
-        if word == _SCRIPT or _among(word, _RAW):
-            if select and word != _SCRIPT:
-                return UNSURE, bare
-            body = at
-            at = _script_end(page, at) if word == _SCRIPT else _raw_end(page, at, start, name_end - start)
-            if foreign > 0 and _find(page, body, _LT) < at:
-                return UNSURE, bare
-            if at < end:
-                at, _ = _skip_tag(page, at + 2 + name_end - start)
-                if at < 0:
-                    break
-            continue
-        if word == _TEMPLATE:
-            if foreign > 0 or select:
-                return UNSURE, bare
-            templates = 1
-            continue
-        if word == _SELECT:
-            select = not select
-            continue
-        if word == _TABLE:
-            tables += 1
-        special = word == _FIGURE or word == _PICTURE or word == _FIGCAPTION
-        if special and (foreign > 0 or select):
-            return UNSURE, bare
-        if depth == 0 and (not special or word == _FIGCAPTION):
-            continue
-        if foreign > 0 or _among(word, _UNFOLLOWED):
-            continue
-        if depth == MAX_OPEN:
-            return UNSURE, bare
-        figure = open_figures[depth - 1] if depth > 0 else 0
-        if word == _FIGURE:
-            if caption_start >= 0:
-                return UNSURE, bare
-            figures += 1
-            figure = figures
-        elif word == _PICTURE:
-            pictures += 1
-            picture = pictures
-        elif word == _FIGCAPTION and figure > 0:
-            if caption_start >= 0:
-                return UNSURE, bare
-            place = depth - 1
-            while place > 0 and open_figures[place - 1] == figure:
-                place -= 1
-            if not captioned[place]:
-                captioned[place] = True
-                caption_start, caption_figure = at, figure
-        open_names[depth], open_figures[depth] = word, figure
-        if word == _FIGURE:
-            captioned[depth] = False
-        depth += 1
-    return (UNSURE if depth > 0 else count), bare
+    states = np.zeros(1, _STATE)
+    state = states[0]
+    state.room = len(events) - len(_LENGTHS) - 2
+    state.caption_start, state.foreign_name = -1, _SVG
+    text, rows = Page(address_of(page), len(page)), address_of(events)
+    outcome = _GO_ON
+    while outcome == _GO_ON:
+        outcome = _step(text, rows, state)
+    last = states[0]  # `state` points into `states`: this use behind the loop keeps the memory
+    return (UNSURE if outcome == UNSURE or last.depth > 0 else last.count), last.bare
 
 
 # ---- events -> facts

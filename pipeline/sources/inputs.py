@@ -2,8 +2,8 @@
 
 A spec is a file, a glob (`**` too), a folder (read recursively), `@LIST` (one spec a line), an fsspec URL (s3, gs,
 https, ...) or `cc:CRAWL` (Common Crawl's own path lists). Every input gets a `name` that becomes source_file in the
-data: relative to what the user gave and never absolute, so that moving the files changes no row. Formats are known by
-name and, where the name does not say, by the first bytes.
+data: relative to what the user gave and never absolute, so that moving the files changes no row. The readers know
+their formats by name and, where the name does not say, by the first bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import glob
-import gzip
 import hashlib
 import io
 import os
@@ -19,61 +18,27 @@ import re
 import stat
 import urllib.parse
 import urllib.request
-import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
-from typing import IO, Literal
 
-from pipeline.engine.opening import InputError, is_http, is_remote, open_input, open_seekable, public
+from pipeline.engine.opening import InputError, is_http, is_remote, public
+from pipeline.sources import READERS
+from pipeline.sources.base import GZIP, Found, Input, Reader, file_name, open_bytes, read_whole
 
-Format = Literal["wat", "warc", "table"]
+AUTO = "auto"  # as --input-format: each file has the format that it looks like
 
 CC_BASE = "https://data.commoncrawl.org/"
 CC_BASE_VARIABLE = "OPENWIT_CC_BASE"  # a mirror, a folder or a test's server instead of CC_BASE
-ROWS_PER_PART = 1_000_000  # a Parquet file with more rows is read in parts, by row groups
 SNIFF_BYTES = 64 * 1024
 
-_ARCHIVE = re.compile(r"\.(warc|arc|wat)(\.wat)?(\.gz|\.lz4|\.zst)?$|\.wacz$", re.IGNORECASE)
-_TABLE = re.compile(r"\.(parquet|((csv|tsv|jsonl|ndjson)(\.gz|\.zst)?))$", re.IGNORECASE)
 _WET = re.compile(r"\.wet(\.gz)?$", re.IGNORECASE)
 _CRAWL = re.compile(r"^cc:(?P<crawl>[A-Za-z0-9-]+)(?::(?P<kind>wat|warc))?(?:\[(?P<first>\d*):(?P<last>\d*)\])?$")
 _GLOB = re.compile(r"[*?\[]")
 
-READABLE = "*.warc *.arc *.wat (also .gz, .lz4, .zst), *.wacz, *.parquet, *.csv *.tsv *.jsonl *.ndjson (also .gz, .zst)"
 
-
-@dataclasses.dataclass(frozen=True, order=True)
-class Input:
-    """One file to read, or one part of a large Parquet file.
-
-    Attributes:
-        name: stable name, source_file in the output; the parts of one file share it.
-        path: what is opened, an absolute path or a URL.
-        format: "wat", "warc" (ARC and WACZ members too) or "table".
-        bytes: size of the whole file, None where it is not known without asking a server.
-        part: first and last (exclusive) row group, None for the whole file.
-    """
-
-    name: str
-    path: str
-    format: Format
-    bytes: int | None = None
-    part: tuple[int, int] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    """A file before its format is known: `root` is the folder (or URL) that `name` is relative to."""
-
-    name: str
-    path: str
-    root: str
-    size: int | None = None
-
-
-def expand(specs: Sequence[str], *, input_format: str = "auto", cc_base: str | None = None) -> list[Input]:
+def expand(specs: Sequence[str], *, input_format: str = AUTO, cc_base: str | None = None) -> list[Input]:
     """All inputs behind `specs`, sorted by name, each file once.
 
     Args:
@@ -84,27 +49,23 @@ def expand(specs: Sequence[str], *, input_format: str = "auto", cc_base: str | N
     Raises:
         InputError: nothing matches, a file cannot be read, or its format cannot be told.
     """
-    if input_format not in ("auto", "wat", "warc", "table"):
-        raise InputError(f"input format {input_format!r} is unknown: use auto, wat, warc or table")
+    if input_format not in (AUTO, *READERS):
+        *others, last = (AUTO, *READERS)
+        raise InputError(f"input format {input_format!r} is unknown: use {', '.join(others)} or {last}")
     if not specs:
         raise InputError("no input was given: name a file, a folder, a glob, @LIST, a URL or cc:CRAWL")
     base = cc_base or os.environ.get(CC_BASE_VARIABLE) or CC_BASE
-    found = [item for spec in specs for item in _expand_spec(spec, base=base, any_name=input_format != "auto")]
+    found = [item for spec in specs for item in _expand_spec(spec, base=base, any_name=input_format != AUTO)]
     found = _distinct_names(_distinct_paths(found))
     with ThreadPoolExecutor(8) as pool:  # looking into files waits for disks and servers
         groups = list(pool.map(lambda item: _finish(item, input_format), found))
     return sorted((made for group in groups for made in group), key=lambda made: (made.name, made.part or (0, 0)))
 
 
-def open_bytes(path: str) -> IO[bytes]:
-    """Opens an input to be read from its first byte on; see `pipeline.engine.opening`."""
-    return open_input(path).stream
-
-
 # ---- specs -> files
 
 
-def _expand_spec(spec: str, *, base: str, any_name: bool, in_list: bool = False) -> list[_Found]:
+def _expand_spec(spec: str, *, base: str, any_name: bool, in_list: bool = False) -> list[Found]:
     """The files behind one spec; `any_name` takes files whose name says nothing, since the user gave the format."""
     if not spec.strip():
         raise InputError("an input is an empty name: was a variable of the shell not set?")
@@ -119,14 +80,14 @@ def _expand_spec(spec: str, *, base: str, any_name: bool, in_list: bool = False)
     return _expand_local(spec, any_name=any_name)
 
 
-def _expand_local(spec: str, *, any_name: bool) -> list[_Found]:
+def _expand_local(spec: str, *, any_name: bool) -> list[Found]:
     path = os.path.abspath(os.path.expanduser(spec))
     if os.path.lexists(path) and not os.path.isdir(path):  # a link to nowhere is said to be one
         return [_local(path, os.path.dirname(path))]
     if os.path.isdir(path):
         found = list(_walk(path, path, any_name=any_name))
         if not found:
-            raise InputError(f"the folder {spec!r} holds no file to read: expected {READABLE}")
+            raise InputError(f"the folder {spec!r} holds no file to read: expected {readable()}")
         return found
     if not _GLOB.search(spec):
         raise InputError(f"no file matches {spec!r}{_suggestion(path)}")
@@ -138,15 +99,15 @@ def _expand_local(spec: str, *, any_name: bool) -> list[_Found]:
     for match in sorted(glob.glob(path, recursive=True)):
         if os.path.isdir(match):
             found += _walk(match, root, any_name=any_name)
-        elif (any_name or _readable_name(match)) and (asked or not os.path.basename(match).startswith("_")):
+        elif (any_name or _named(match)) and (asked or not os.path.basename(match).startswith("_")):
             found.append(_local(match, root))
     if not found:
         hint = "" if os.path.isdir(root) else f": the folder {root!r} does not exist"
-        raise InputError(f"no file to read matches {spec!r}{hint} (expected {READABLE})")
+        raise InputError(f"no file to read matches {spec!r}{hint} (expected {readable()})")
     return found
 
 
-def _walk(folder: str, root: str, *, any_name: bool) -> Iterator[_Found]:
+def _walk(folder: str, root: str, *, any_name: bool) -> Iterator[Found]:
     """Files of a folder, recursively; names that begin with a dot or an underscore are other programs' notes."""
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
@@ -157,11 +118,11 @@ def _walk(folder: str, root: str, *, any_name: bool) -> Iterator[_Found]:
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith((".", "_"))]
         for name in files:
-            if not name.startswith((".", "_")) and (any_name or _readable_name(name)):
+            if not name.startswith((".", "_")) and (any_name or _named(name)):
                 yield _local(os.path.join(parent, name), root)
 
 
-def _local(path: str, root: str) -> _Found:
+def _local(path: str, root: str) -> Found:
     name = os.path.relpath(path, root).replace(os.sep, "/")
     try:
         name.encode()
@@ -172,7 +133,7 @@ def _local(path: str, root: str) -> _Found:
         raise InputError(f"{path!r} cannot be read: {error.strerror}") from error
     if not stat.S_ISREG(about.st_mode):
         raise InputError(f"{path!r} is no file but a pipe, a socket or a device: name a file")
-    return _Found(name, path, root.replace(os.sep, "/"), about.st_size)
+    return Found(name, path, root.replace(os.sep, "/"), about.st_size)
 
 
 def _suggestion(path: str) -> str:
@@ -189,7 +150,7 @@ def _suggestion(path: str) -> str:
     return f": {os.path.basename(path)!r} is not in {parent!r}"
 
 
-def _expand_list(spec: str, *, base: str, any_name: bool) -> list[_Found]:
+def _expand_list(spec: str, *, base: str, any_name: bool) -> list[Found]:
     """@LIST: one spec a line, relative to the list's own folder; lines of a crawl's paths file work as they are."""
     path = spec[1:]
     lines = [line.strip() for line in _read_lines(path, spec)]
@@ -234,16 +195,12 @@ def _read_lines(path: str, spec: str) -> list[str]:
         if not os.path.isfile(path):
             raise InputError(f"the list behind {spec!r} is not there{_suggestion(path)}")
     try:
-        with open_bytes(path) as file:
-            data = file.read()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-        return data.decode("utf-8-sig").splitlines()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, InputError) as error:
+        return read_whole(path).decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError, InputError) as error:
         raise InputError(f"the path list of {spec!r} cannot be read from {public(path)!r}: {error}") from error
 
 
-def _expand_crawl(spec: str, base: str) -> list[_Found]:
+def _expand_crawl(spec: str, base: str) -> list[Found]:
     match = _CRAWL.match(spec)
     if match is None:
         raise InputError(
@@ -263,20 +220,20 @@ def _expand_crawl(spec: str, base: str) -> list[_Found]:
     return [_crawl_file(path, base) for path in paths[first:last]]
 
 
-def _crawl_file(path: str, base: str) -> _Found:
+def _crawl_file(path: str, base: str) -> Found:
     full = _join(base, path)
     size = os.path.getsize(full) if os.path.isfile(full) else None
-    return _Found(path, full, base, size)
+    return Found(path, full, base, size)
 
 
 def _join(base: str, path: str) -> str:
     return f"{base.rstrip('/')}/{path}" if is_remote(base) else os.path.join(os.path.abspath(base), path)
 
 
-def _expand_remote(url: str, *, any_name: bool) -> list[_Found]:
+def _expand_remote(url: str, *, any_name: bool) -> list[Found]:
     """A URL as it stands, or on a store that can list (s3, gs, ...) the files of a glob or of a folder."""
     if is_http(url):
-        return [_Found(public(url), url, "", None)]
+        return [Found(public(url), url, "", None)]
     import fsspec
 
     try:
@@ -287,18 +244,18 @@ def _expand_remote(url: str, *, any_name: bool) -> list[_Found]:
     except (ValueError, ImportError) as error:
         raise InputError(f"{public(url)!r} cannot be opened: {error}") from error
     if not (_GLOB.search(url) or url.endswith("/")):
-        return [_Found(public(url), url, "", None)]
+        return [Found(public(url), url, "", None)]
     try:
         system, path = fsspec.core.url_to_fs(url)
         listing = system.glob(path, detail=True) if _GLOB.search(url) else system.find(path, detail=True)
     except (OSError, ImportError, ValueError) as error:
         raise InputError(f"{public(url)!r} cannot be listed: {error}") from error
     files = {name: info for name, info in listing.items() if info.get("type") == "file"}
-    names = [name for name in sorted(files) if any_name or _readable_name(name)]
+    names = [name for name in sorted(files) if any_name or _named(name)]
     if not names:
-        raise InputError(f"no file to read matches {public(url)!r}: expected {READABLE}")
+        raise InputError(f"no file to read matches {public(url)!r}: expected {readable()}")
     urls = [system.unstrip_protocol(name) for name in names]
-    return [_Found(public(full), full, "", files[name].get("size")) for name, full in zip(names, urls, strict=True)]
+    return [Found(public(full), full, "", files[name].get("size")) for name, full in zip(names, urls, strict=True)]
 
 
 def public_spec(spec: str) -> str:
@@ -306,9 +263,9 @@ def public_spec(spec: str) -> str:
     return f"@{public(spec[1:])}" if spec.startswith("@") else public(spec)
 
 
-def _distinct_paths(found: Iterable[_Found]) -> list[_Found]:
+def _distinct_paths(found: Iterable[Found]) -> list[Found]:
     """Each file once, whatever specs lead to it; the smallest name stays, so the order of the specs does not matter."""
-    by_path: dict[str, _Found] = {}
+    by_path: dict[str, Found] = {}
     for item in found:
         real = item.path if is_remote(item.path) else os.path.realpath(item.path)
         kept = by_path.get(real)
@@ -317,7 +274,7 @@ def _distinct_paths(found: Iterable[_Found]) -> list[_Found]:
     return list(by_path.values())
 
 
-def _distinct_names(found: list[_Found]) -> list[_Found]:
+def _distinct_names(found: list[Found]) -> list[Found]:
     """Where two roots hold the same name, both names get as many of their root's last folders as tell them apart."""
     for depth in range(1, 64):
         count: dict[str, int] = {}
@@ -329,7 +286,7 @@ def _distinct_names(found: list[_Found]) -> list[_Found]:
     return found
 
 
-def _longer(item: _Found, depth: int) -> _Found:
+def _longer(item: Found, depth: int) -> Found:
     folders = [part for part in PurePosixPath(item.root).parts if part != "/"]
     if depth > len(folders):  # URLs that differ in their query alone, which a name must not show
         return dataclasses.replace(item, name=f"{item.name}#{hashlib.sha256(item.path.encode()).hexdigest()[:8]}")
@@ -339,71 +296,52 @@ def _longer(item: _Found, depth: int) -> _Found:
 # ---- files -> inputs
 
 
-def file_name(path: str) -> str:
-    """The last part of a path, or of a URL without its query: what tells the format."""
-    return PurePosixPath(public(path).replace(os.sep, "/")).name
-
-
-def _readable_name(path: str) -> bool:
-    return bool(_ARCHIVE.search(path) or _TABLE.search(path))
-
-
-def _finish(item: _Found, input_format: str) -> list[Input]:
-    """Tells the format, looks into a WACZ, cuts a large Parquet file."""
+def _finish(item: Found, input_format: str) -> list[Input]:
+    """The inputs of a file, by the reader of its format."""
     try:
-        if file_name(item.path).lower().endswith(".wacz") and input_format != "table":
-            return _wacz(item)
-        form = _format(item) if input_format == "auto" else input_format
-        if form == "table" and _is_parquet(item):
-            return _parquet_parts(item)
+        reader = _reader_of(item) if input_format == AUTO else READERS[input_format]
+        return reader.expand(item)
     except OSError as error:
         raise InputError(f"{public(item.path)!r} cannot be read: {error}") from error
-    return [Input(item.name, item.path, form, item.size)]  # type: ignore[arg-type]
 
 
-def _format(item: _Found) -> Format:
-    """By name; a local archive whose name says only "warc" is looked into, since a WAT may be called so."""
-    name = file_name(item.path)
-    if _TABLE.search(name):
-        return "table"
-    if _WET.search(name):
+def _named(path: str) -> Reader | None:
+    """The first reader that takes files of this name."""
+    name = file_name(path)
+    return next((reader for reader in READERS.values() if reader.claims(name)), None)
+
+
+def _reader_of(item: Found) -> Reader:
+    """By name; by the first bytes where the name says nothing, or where it is vague and the file is here."""
+    named = _named(item.path)
+    if named and not (named.name_is_vague and not is_remote(item.path)):
+        return named
+    if _WET.search(file_name(item.path)):
         raise InputError(
             f"{item.name!r} is a WET: plain text without images; use the WAT or the WARC of the same crawl"
         )
-    if _ARCHIVE.search(name):
-        if ".wat" in name.lower():
-            return "wat"
-        return "warc" if is_remote(item.path) else (_sniff(item.path) or "warc")
-    form = _sniff(item.path)
-    if form is None:
+    reader = _sniff(item.path) or named
+    if reader is None:
         where = public(item.path)
         raise InputError(
-            f"{where!r} tells its format neither by name nor by first bytes: expected {READABLE}; or say --input-format"
+            f"{where!r} tells its format neither by name nor by first bytes: "
+            f"expected {readable()}; or say --input-format"
         )
-    return form
+    return reader
 
 
-def _sniff(path: str) -> Format | None:
-    """The format by the first bytes, None where they say nothing."""
+def _sniff(path: str) -> Reader | None:
+    """The first reader that takes files that begin so, None where the first bytes say nothing."""
     with open_bytes(path) as file:
         head = file.read(SNIFF_BYTES)
-    if head[:4] == b"PAR1":
-        return "table"
-    if head[:2] == b"\x1f\x8b":
-        head = _inflate(head)
-    elif head[:4] == b"\x04\x22\x4d\x18":  # an lz4 frame: only archives come as that here
-        return "warc"
-    if head[:5] == b"WARC/":
-        return "wat" if _is_wat(head) else "warc"
-    if head[:11] == b"filedesc://":
-        return "warc"
-    return "table" if head.lstrip()[:2] in (b'{"', b"{ ") else None
+    head = _inflate(head) if head[:2] == GZIP else head
+    return next((reader for reader in READERS.values() if reader.sniff(head)), None)
 
 
 def _inflate(data: bytes) -> bytes:
     """What the gzip members at the start of `data` hold, as far as they go."""
     out = io.BytesIO()
-    while data[:2] == b"\x1f\x8b" and out.tell() < SNIFF_BYTES:
+    while data[:2] == GZIP and out.tell() < SNIFF_BYTES:
         member = zlib.decompressobj(31)
         try:
             out.write(member.decompress(data, SNIFF_BYTES))
@@ -413,62 +351,17 @@ def _inflate(data: bytes) -> bytes:
     return out.getvalue()
 
 
-def _is_wat(head: bytes) -> bool:
-    """True if a metadata record at the start holds JSON with an Envelope."""
-    for record in head.split(b"WARC/1.")[1:]:
-        fields, _, body = record.partition(b"\r\n\r\n")
-        if b"WARC-Type: metadata" in fields and body.lstrip()[:1] == b"{":
-            return b'"Envelope"' in body
-    return False
-
-
-def _wacz(item: _Found) -> list[Input]:
-    """The archives inside a WACZ, each an input of its own (zip://MEMBER::PACK)."""
-    try:
-        with open_seekable(item.path) as opened, zipfile.ZipFile(opened.stream) as pack:
-            members = [info for info in pack.infolist() if re.match(r"archive/[^/]+\.warc(\.gz)?$", info.filename)]
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise InputError(f"{item.name!r} is no readable WACZ (a zip with archive/*.warc.gz): {error}") from error
-    if not members:
-        raise InputError(f"{item.name!r} holds no archive/*.warc.gz: it is no WACZ")
-    return [
-        Input(f"{item.name}/{info.filename}", f"zip://{info.filename}::{item.path}", "warc", info.file_size)
-        for info in members
-    ]
-
-
-def _is_parquet(item: _Found) -> bool:
-    name = file_name(item.path)
-    if name.lower().endswith(".parquet"):
-        return True
-    if _TABLE.search(name) or is_remote(item.path):
-        return False
-    with open(item.path, "rb") as file:
-        return file.read(4) == b"PAR1"
-
-
-def _parquet_parts(item: _Found) -> list[Input]:
-    """One input, or several runs of row groups of about ROWS_PER_PART rows each."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with open_seekable(item.path) as opened:
-            metadata = pq.read_metadata(opened.stream)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{public(item.path)!r} is no readable Parquet file (cut or damaged?): {error}") from error
-    whole = Input(item.name, item.path, "table", item.size)
-    if metadata.num_rows <= ROWS_PER_PART or metadata.num_row_groups < 2:
-        return [whole]
-    parts, first, rows = [], 0, 0
-    for group in range(metadata.num_row_groups):
-        more = metadata.row_group(group).num_rows
-        if group > first and rows + more > ROWS_PER_PART:
-            parts.append((first, group))
-            first, rows = group, 0
-        rows += more
-    parts.append((first, metadata.num_row_groups))
-    return [dataclasses.replace(whole, part=part) for part in parts]
+def readable() -> str:
+    """The names of files that can be read: "*.warc *.arc (also .gz, .lz4, .zst), *.wacz", and so on."""
+    groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for reader in READERS.values():
+        for bare in reader.suffixes:
+            if any(bare.startswith(f"{other}.") for other in reader.suffixes):
+                continue  # the compressed form of another
+            packings = tuple(end.removeprefix(bare) for end in reader.suffixes if end.startswith(f"{bare}."))
+            groups.setdefault((reader.name, packings), []).append(f"*{bare}")
+    also = {packings: f" (also {', '.join(packings)})" if packings else "" for _, packings in groups}
+    return ", ".join(" ".join(names) + also[packings] for (_, packings), names in groups.items())
 
 
 def names(inputs: Sequence[Input]) -> list[str]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.engine.jit import njit
+from pipeline.sources import char_kernel as char
 from pipeline.sources.simd_kernel import (
+    BLOCK,
     copy64,
     equal_mask,
     load_byte,
@@ -24,6 +26,14 @@ from pipeline.sources.simd_kernel import (
 UNSURE = -1
 MAX_DEPTH = 60  # arrays and objects inside each other; what is deeper is left to a parser with a limit of its own
 _ALL, _ONE = np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(1)
+_FOUR_BYTES, _FIVE_BYTES = np.uint64(0xFFFFFFFF), np.uint64(0xFFFFFFFFFF)
+
+# The letters that stand behind a backslash, and the E of a number.
+_B, _F, _N, _R, _T, _U, _E = b"bfnrtue"
+_ESCAPE_SIZE = 6  # bytes of one like \u00e4
+_AFTER_E0, _AFTER_F0 = 0xA0, 0x90  # the lowest second bytes that are not written too long
+_AFTER_ED, _AFTER_F4 = 0x9F, 0x8F  # the highest ones: behind them surrogates, and the end of Unicode
+_E0, _ED, _F0, _F4 = 0xE0, 0xED, 0xF0, 0xF4
 
 
 def bytes_of(text: str) -> np.ndarray:
@@ -58,8 +68,8 @@ def same_folded(start, end, word):
         return False
     for i in range(word.shape[0]):
         byte = load_byte(start + i)
-        if 65 <= byte <= 90:
-            byte += 32
+        if char.UPPER_A <= byte <= char.UPPER_Z:
+            byte += char.CASE
         if byte != word[i]:
             return False
     return True
@@ -68,9 +78,9 @@ def same_folded(start, end, word):
 @njit
 def trim(start, end):
     """The span without the blanks at its ends."""
-    while start < end and load_byte(start) <= 32:
+    while start < end and load_byte(start) <= char.BLANK:
         start += 1
-    while start < end and load_byte(end - 1) <= 32:
+    while start < end and load_byte(end - 1) <= char.BLANK:
         end -= 1
     return start, end
 
@@ -79,10 +89,10 @@ def trim(start, end):
 def has_token(start, end, word):
     """True if one of the words between blanks is the word, in either case."""
     while start < end:
-        while start < end and load_byte(start) <= 32:
+        while start < end and load_byte(start) <= char.BLANK:
             start += 1
         first = start
-        while start < end and load_byte(start) > 32:
+        while start < end and load_byte(start) > char.BLANK:
             start += 1
         if same_folded(first, start, word):
             return True
@@ -103,7 +113,7 @@ def contains(start, end, word):
             if same(found, found + word.shape[0], word):
                 return True
             mask &= mask - _ONE
-        at += 64
+        at += BLOCK
     return False
 
 
@@ -113,25 +123,25 @@ def valid(start, end):
     at = start
     while at < end:
         mask = unusual_mask(at)
-        if end - at < 64:
-            mask &= _ALL >> np.uint64(64 - (end - at))
+        if end - at < BLOCK:
+            mask &= _ALL >> np.uint64(BLOCK - (end - at))
         if mask == 0:
-            at += 64
+            at += BLOCK
             continue
         at += lowest(mask)
         first = load_byte(at)
-        if first < 0xC2 or first > 0xF4:
+        if first < char.FIRST_LEAD or first > char.LAST_LEAD:
             return False
-        more = 1 if first < 0xE0 else (2 if first < 0xF0 else 3)
+        more = 1 if first < char.LEAD_3 else (2 if first < char.LEAD_4 else 3)
         if at + more >= end:
             return False
         second = load_byte(at + 1)
-        low = 0xA0 if first == 0xE0 else (0x90 if first == 0xF0 else 0x80)
-        high = 0x9F if first == 0xED else (0x8F if first == 0xF4 else 0xBF)
+        low = _AFTER_E0 if first == _E0 else (_AFTER_F0 if first == _F0 else char.TAIL)
+        high = _AFTER_ED if first == _ED else (_AFTER_F4 if first == _F4 else char.LAST_TAIL)
         if second < low or second > high:
             return False
         for i in range(2, more + 1):
-            if load_byte(at + i) & 0xC0 != 0x80:
+            if load_byte(at + i) & char.TAIL_MASK != char.TAIL:
                 return False
         at += more + 1
     return True
@@ -144,7 +154,7 @@ def ascii(start, end):
         mask = unusual_mask(start)
         if mask and start + lowest(mask) < end:
             return False
-        start += 64
+        start += BLOCK
     return True
 
 
@@ -154,7 +164,7 @@ def copy(to, source, size):
     done = 0
     while done < size:
         copy64(to + done, source + done)
-        done += 64
+        done += BLOCK
 
 
 # ---- JSON
@@ -165,7 +175,7 @@ def blanks(p, e):
     """The position behind JSON's white space."""
     while p < e:
         byte = load_byte(p)
-        if byte != 32 and byte != 10 and byte != 13 and byte != 9:
+        if byte != char.BLANK and byte != char.LINE_FEED and byte != char.CARRIAGE_RETURN and byte != char.TAB:
             break
         p += 1
     return p
@@ -177,10 +187,11 @@ def escape_end(p, e):
     if p + 2 > e:
         return UNSURE
     byte = load_byte(p + 1)
-    if byte == 117:
-        return p + 6 if p + 6 <= e and hex(p + 2) >= 0 else UNSURE
-    plain = byte == 34 or byte == 92 or byte == 47 or byte == 98 or byte == 102
-    return p + 2 if plain or byte == 110 or byte == 114 or byte == 116 else UNSURE
+    if byte == _U:
+        return p + _ESCAPE_SIZE if p + _ESCAPE_SIZE <= e and hex(p + 2) >= 0 else UNSURE
+    is_itself = byte == char.QUOTE or byte == char.BACKSLASH or byte == char.SLASH
+    is_short = byte == _B or byte == _F or byte == _N or byte == _R or byte == _T
+    return p + 2 if is_itself or is_short else UNSURE
 
 
 @njit
@@ -190,15 +201,15 @@ def string_end(p, e):
     while p < e:
         mask = stop_mask(p)
         if mask == 0:
-            p += 64
+            p += BLOCK
             continue
         p += lowest(mask)
         if p >= e:
             break
         byte = load_byte(p)
-        if byte == 34:
+        if byte == char.QUOTE:
             return p, escaped
-        if byte != 92:
+        if byte != char.BACKSLASH:
             break
         escaped = 1
         p = escape_end(p, e)
@@ -211,7 +222,7 @@ def string_end(p, e):
 def _digits(p, e):
     """The position behind one digit or more, or UNSURE."""
     start = p
-    while p < e and 48 <= load_byte(p) <= 57:
+    while p < e and char.ZERO <= load_byte(p) <= char.NINE:
         p += 1
     return p if p > start else UNSURE
 
@@ -220,24 +231,24 @@ def _digits(p, e):
 def scalar(p, e):
     """From a number, true, false or null to the position behind it, or UNSURE."""
     byte = load_byte(p)
-    if byte == 110 or byte == 116:
-        word = load_word(p) & np.uint64(0xFFFFFFFF)
+    if byte == _N or byte == _T:
+        word = load_word(p) & _FOUR_BYTES
         return p + 4 if p + 4 <= e and (word == _NULL or word == _TRUE) else UNSURE
-    if byte == 102:
-        return p + 5 if p + 5 <= e and load_word(p) & np.uint64(0xFFFFFFFFFF) == _FALSE else UNSURE
-    if byte == 45:
+    if byte == _F:
+        return p + 5 if p + 5 <= e and load_word(p) & _FIVE_BYTES == _FALSE else UNSURE
+    if byte == char.HYPHEN:
         p += 1
     first = p
     p = _digits(p, e)
-    if p < 0 or (p > first + 1 and load_byte(first) == 48):
+    if p < 0 or (p > first + 1 and load_byte(first) == char.ZERO):
         return UNSURE
-    if p < e and load_byte(p) == 46:
+    if p < e and load_byte(p) == char.DOT:
         p = _digits(p + 1, e)
         if p < 0:
             return UNSURE
-    if p < e and load_byte(p) | 32 == 101:
+    if p < e and load_byte(p) | char.CASE == _E:
         p += 1
-        if p < e and (load_byte(p) == 43 or load_byte(p) == 45):
+        if p < e and (load_byte(p) == char.PLUS or load_byte(p) == char.HYPHEN):
             p += 1
         return _digits(p, e)
     return p
@@ -246,13 +257,13 @@ def scalar(p, e):
 @njit
 def _key(p, e):
     """From a key to the position of its value, or UNSURE."""
-    if p >= e or load_byte(p) != 34:
+    if p >= e or load_byte(p) != char.QUOTE:
         return UNSURE
     end, _ = string_end(p + 1, e)
     if end < 0:
         return UNSURE
     p = blanks(end + 1, e)
-    if p >= e or load_byte(p) != 58:
+    if p >= e or load_byte(p) != char.COLON:
         return UNSURE
     return blanks(p + 1, e)
 
@@ -265,17 +276,18 @@ def skip(p, e):
         if p < 0 or p >= e:
             return UNSURE
         byte = load_byte(p)
-        if byte == 34:
+        if byte == char.QUOTE:
             p, _ = string_end(p + 1, e)
             p = p + 1 if p >= 0 else UNSURE
-        elif byte == 123 or byte == 91:
+        elif byte == char.BRACE or byte == char.BRACKET:
+            closing = char.BRACE_CLOSES if byte == char.BRACE else char.BRACKET_CLOSES
             p = blanks(p + 1, e)
-            if p >= e or load_byte(p) != byte + 2:  # not closed at once
+            if p >= e or load_byte(p) != closing:  # not closed at once
                 depth += 1
-                objects = objects << _ONE | np.uint64(byte == 123)
+                objects = objects << _ONE | np.uint64(byte == char.BRACE)
                 if depth > MAX_DEPTH:
                     return UNSURE
-                if byte == 123:
+                if byte == char.BRACE:
                     p = _key(p, e)
                 continue
             p += 1
@@ -288,12 +300,12 @@ def skip(p, e):
             if p >= e:
                 return UNSURE
             byte = load_byte(p)
-            if byte == 44:
+            if byte == char.COMMA:
                 p = blanks(p + 1, e)
                 if objects & _ONE:
                     p = _key(p, e)
                 break
-            if byte != (125 if objects & _ONE else 93):
+            if byte != (char.BRACE_CLOSES if objects & _ONE else char.BRACKET_CLOSES):
                 return UNSURE
             p += 1
             depth -= 1
@@ -312,20 +324,20 @@ def member(p, e, first):
     if p >= e:
         return UNSURE, 0, 0, 0
     byte = load_byte(p)
-    if byte == 125:
+    if byte == char.BRACE_CLOSES:
         return 0, 0, 0, p + 1
     if not first:
-        if byte != 44:
+        if byte != char.COMMA:
             return UNSURE, 0, 0, 0
         p = blanks(p + 1, e)
-    if p >= e or load_byte(p) != 34:
+    if p >= e or load_byte(p) != char.QUOTE:
         return UNSURE, 0, 0, 0
     start = p + 1
     end, _ = string_end(start, e)
     if end < 0:
         return UNSURE, 0, 0, 0
     p = blanks(end + 1, e)
-    if p >= e or load_byte(p) != 58:
+    if p >= e or load_byte(p) != char.COLON:
         return UNSURE, 0, 0, 0
     p = blanks(p + 1, e)
     if p >= e:
@@ -340,10 +352,10 @@ def element(p, e, first):
     if p >= e:
         return UNSURE, 0
     byte = load_byte(p)
-    if byte == 93:
+    if byte == char.BRACKET_CLOSES:
         return 0, p + 1
     if not first:
-        if byte != 44:
+        if byte != char.COMMA:
             return UNSURE, 0
         p = blanks(p + 1, e)
         if p >= e:
@@ -354,7 +366,7 @@ def element(p, e, first):
 @njit
 def is_null(p, e):
     """True if the value is null."""
-    return p + 4 <= e and load_word(p) & np.uint64(0xFFFFFFFF) == _NULL
+    return p + 4 <= e and load_word(p) & _FOUR_BYTES == _NULL
 
 
 @njit
@@ -363,37 +375,37 @@ def hex(p):
     value = 0
     for i in range(4):
         byte = load_byte(p + i)
-        if 48 <= byte <= 57:
-            byte -= 48
-        elif 97 <= byte <= 102:
-            byte -= 87
-        elif 65 <= byte <= 70:
-            byte -= 55
+        if char.ZERO <= byte <= char.NINE:
+            digit = byte - char.ZERO
+        elif char.LOWER_A <= byte <= char.LOWER_F:
+            digit = byte - char.LOWER_A + 10
+        elif char.UPPER_A <= byte <= char.UPPER_F:
+            digit = byte - char.UPPER_A + 10
         else:
             return UNSURE
-        value = value * 16 + byte
+        value = value * 16 + digit
     return value
 
 
 @njit
 def put(to, point):
     """Writes a code point as UTF-8; how many bytes."""
-    if point < 0x80:
+    if point < char.NEEDS_2:
         store_byte(to, point)
         return 1
-    if point < 0x800:
-        store_byte(to, 0xC0 | point >> 6)
-        store_byte(to + 1, 0x80 | point & 63)
+    if point < char.NEEDS_3:
+        store_byte(to, char.LEAD_2 | point >> 6)
+        store_byte(to + 1, char.TAIL | point & char.TAIL_BITS)
         return 2
-    if point < 0x10000:
-        store_byte(to, 0xE0 | point >> 12)
-        store_byte(to + 1, 0x80 | (point >> 6) & 63)
-        store_byte(to + 2, 0x80 | point & 63)
+    if point < char.NEEDS_4:
+        store_byte(to, char.LEAD_3 | point >> 12)
+        store_byte(to + 1, char.TAIL | (point >> 6) & char.TAIL_BITS)
+        store_byte(to + 2, char.TAIL | point & char.TAIL_BITS)
         return 3
-    store_byte(to, 0xF0 | point >> 18)
-    store_byte(to + 1, 0x80 | (point >> 12) & 63)
-    store_byte(to + 2, 0x80 | (point >> 6) & 63)
-    store_byte(to + 3, 0x80 | point & 63)
+    store_byte(to, char.LEAD_4 | point >> 18)
+    store_byte(to + 1, char.TAIL | (point >> 12) & char.TAIL_BITS)
+    store_byte(to + 2, char.TAIL | (point >> 6) & char.TAIL_BITS)
+    store_byte(to + 3, char.TAIL | point & char.TAIL_BITS)
     return 4
 
 
@@ -407,27 +419,29 @@ def escape(p, e):
         return UNSURE, 0
     byte = load_byte(p)
     p += 1
-    if byte == 34 or byte == 92 or byte == 47:
+    if byte == char.QUOTE or byte == char.BACKSLASH or byte == char.SLASH:
         return byte, p
-    if byte == 110:
-        return 10, p
-    if byte == 116:
-        return 9, p
-    if byte == 114:
-        return 13, p
-    if byte == 98:
-        return 8, p
-    if byte == 102:
-        return 12, p
-    if byte != 117 or p + 4 > e:
+    if byte == _N:
+        return char.LINE_FEED, p
+    if byte == _T:
+        return char.TAB, p
+    if byte == _R:
+        return char.CARRIAGE_RETURN, p
+    if byte == _B:
+        return char.BACKSPACE, p
+    if byte == _F:
+        return char.FORM_FEED, p
+    if byte != _U or p + 4 > e:
         return UNSURE, 0
     point = hex(p)
     p += 4
-    if 0xD800 <= point < 0xDC00 and p + 6 <= e and load_byte(p) == 92 and load_byte(p + 1) == 117:
+    is_first_half = char.HIGH_SURROGATE <= point < char.LOW_SURROGATE
+    if is_first_half and p + _ESCAPE_SIZE <= e and load_byte(p) == char.BACKSLASH and load_byte(p + 1) == _U:
         second = hex(p + 2)
-        if 0xDC00 <= second < 0xE000:
-            return 0x10000 + ((point - 0xD800) << 10) + (second - 0xDC00), p + 6
-    return (0xFFFD if 0xD800 <= point < 0xE000 else point), p
+        if char.LOW_SURROGATE <= second < char.SURROGATES_END:
+            joined = ((point - char.HIGH_SURROGATE) << 10) + (second - char.LOW_SURROGATE)
+            return char.NEEDS_4 + joined, p + _ESCAPE_SIZE
+    return (char.REPLACEMENT if char.HIGH_SURROGATE <= point < char.SURROGATES_END else point), p
 
 
 @njit
@@ -443,12 +457,12 @@ def decode(start, end, escaped, to):
         return end - start
     size = 0
     while start < end:
-        mask = equal_mask(start, np.uint8(92))
-        plain = min(lowest(mask) if mask else 64, end - start)
+        mask = equal_mask(start, np.uint8(char.BACKSLASH))
+        plain = min(lowest(mask) if mask else BLOCK, end - start)
         copy64(to + size, start)
         size += plain
         start += plain
-        if start < end and load_byte(start) == 92:
+        if start < end and load_byte(start) == char.BACKSLASH:
             point, start = escape(start + 1, end)
             if point < 0:
                 return UNSURE

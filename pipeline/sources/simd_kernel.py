@@ -11,14 +11,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from pipeline.engine.jit import njit
+from pipeline.sources import char_kernel as char
+
+BLOCK = 64  # bytes that one mask tells of
 PADDING = 128
 
 _BIT, _BYTE, _INT, _WORD = (ir.IntType(bits) for bits in (1, 8, 32, 64))
-_BLOCK = ir.VectorType(_BYTE, 64)
+_BLOCK = ir.VectorType(_BYTE, BLOCK)
 
 
 def _load(builder: Any, address: Any) -> Any:
@@ -35,15 +40,21 @@ def _fill(builder: Any, byte: Any) -> Any:
     """A block of one byte."""
     empty = ir.Constant(_BLOCK, ir.Undefined)
     one = builder.insert_element(empty, byte, ir.Constant(_INT, 0))
-    return builder.shuffle_vector(one, empty, ir.Constant(ir.VectorType(_INT, 64), [0] * 64))
+    return builder.shuffle_vector(one, empty, ir.Constant(ir.VectorType(_INT, BLOCK), [0] * BLOCK))
 
 
 def _constant(byte: int) -> Any:
-    return ir.Constant(_BLOCK, [byte] * 64)
+    return ir.Constant(_BLOCK, [byte] * BLOCK)
 
 
 def _equal(builder: Any, left: Any, right: Any) -> Any:
     return builder.icmp_unsigned("==", left, right)
+
+
+@njit
+def address_of(array):
+    """Where an array's bytes begin. Signed: numba adds signed and unsigned numbers as floats."""
+    return np.int64(array.ctypes.data)
 
 
 @intrinsic
@@ -62,7 +73,7 @@ def stop_mask(typing: Any, address: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         block = _load(builder, args[0])
-        stops = builder.icmp_unsigned("<", block, _constant(32))
+        stops = builder.icmp_unsigned("<", block, _constant(char.BLANK))
         for byte in b'"\\':
             stops = builder.or_(stops, _equal(builder, block, _constant(byte)))
         return builder.bitcast(stops, _WORD)
@@ -87,7 +98,7 @@ def folded_pair_mask(typing: Any, address: Any, first: Any, second: Any) -> Any:
     """As `pair_mask`, for two lower-case letters, in the text of either case."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        case = _constant(0x20)
+        case = _constant(char.CASE)
         left = _equal(builder, builder.or_(_load(builder, args[0]), case), _fill(builder, args[1]))
         right = _equal(builder, builder.or_(_next(builder, args[0]), case), _fill(builder, args[2]))
         return builder.bitcast(builder.and_(left, right), _WORD)
@@ -100,7 +111,7 @@ def unusual_mask(typing: Any, address: Any) -> Any:
     """Where a control character or a byte over 127 is."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(builder.icmp_signed("<", _load(builder, args[0]), _constant(32)), _WORD)
+        return builder.bitcast(builder.icmp_signed("<", _load(builder, args[0]), _constant(char.BLANK)), _WORD)
 
     return types.uint64(types.intp), generate
 
@@ -161,13 +172,31 @@ def store_byte(typing: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
-def call_gunzip(
-    typing: Any, function: Any, state: Any, source: Any, size: Any, to: Any, room: Any, used: Any, written: Any
-) -> Any:
-    """libdeflate_gzip_decompress_ex; its address is an argument, so that the caller can be cached on disk."""
+def store_int(typing: Any, address: Any, value: Any) -> Any:
+    """Writes a number as four bytes."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[0], ir.FunctionType(_INT, [_WORD] * 7).as_pointer())
-        return builder.sext(builder.call(pointer, args[1:]), _WORD)
+        store = builder.store(builder.trunc(args[1], _INT), builder.inttoptr(args[0], _INT.as_pointer()))
+        store.align = 1
+        return context.get_dummy_value()
 
-    return types.int64(*[types.intp] * 8), generate
+    return types.void(types.intp, types.int64), generate
+
+
+@intrinsic
+def call_gunzip(typing: Any, function: Any, state: Any, packed: Any, plain: Any, sizes: Any) -> Any:
+    """libdeflate_gzip_decompress_ex; its address is an argument, so that the caller can be cached on disk.
+
+    `packed` and `plain` are (address, size) of what it reads and of its room. At the address `sizes` it leaves two
+    words: how many bytes it read, and how many it wrote.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        function, state, packed, plain, sizes = args
+        pieces = [builder.extract_value(piece, place) for piece in (packed, plain) for place in (0, 1)]
+        written = builder.add(sizes, ir.Constant(_WORD, 8))
+        pointer = builder.inttoptr(function, ir.FunctionType(_INT, [_WORD] * 7).as_pointer())
+        return builder.sext(builder.call(pointer, [state, *pieces, sizes, written]), _WORD)
+
+    piece = types.UniTuple(types.intp, 2)
+    return types.int64(types.intp, types.intp, piece, piece, types.intp), generate

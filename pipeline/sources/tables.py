@@ -8,31 +8,47 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import dataclasses
 import difflib
-import functools
 import io
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.opening import is_remote, open_seekable
-from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
-from pipeline.sources.inputs import Input, InputError, file_name, open_bytes
+from pipeline.engine.opening import InputError, is_remote, open_seekable, public
+from pipeline.sources.base import (
+    BATCH_ROWS,
+    GZIP,
+    Found,
+    Input,
+    Reader,
+    ReadSettings,
+    SettingsError,
+    candidates_of_pairs,
+    file_name,
+    for_each,
+    open_bytes,
+    packed,
+)
 
-BATCH_ROWS = 65_536
+ROWS_PER_PART = 1_000_000  # a Parquet file with more rows is read in parts, by row groups
+DENSE_PAIR = 60  # bytes behind a pair, where texts are short
+PARQUET = b"PAR1"  # begins a Parquet file
+TEXT_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 CSV_BLOCK = 4 << 20  # also the bound on one row of a CSV
 MAX_LINE = 1 << 20  # of JSON lines
 PIECE = 256 << 10  # bytes of a gzip file that are read, and that come out, at a time
 SAMPLE_LINES = 100  # JSON lines whose keys tell the columns
 MOST_NAMES = 40  # columns that a message lists
+
+_NAME = re.compile(r"\.(parquet|csv|tsv|jsonl|ndjson)(\.gz|\.zst)?$")
 
 # Other names that datasets use, tried in this order where the default name is missing.
 URL_NAMES = ("url", "image_url", "img_url", "image", "link", "photo_image_url", "thumbnailurl", "src")
@@ -40,13 +56,44 @@ TEXT_NAMES = ("text", "caption", "alt", "alt_text", "alttext", "title", "descrip
 PAGE_NAMES = ("page_url",)
 
 
-class ColumnError(InputError):
+class ColumnError(SettingsError):
     """A table without the columns that are asked for, or with something else than strings in them."""
 
 
-@functools.lru_cache(maxsize=1)
-def _table_codes() -> tuple[int, int]:
-    return TEXT_SOURCES.index("table"), URL_SOURCES.index("table")
+class Table(Reader):
+    """Parquet, CSV, TSV and JSON lines with a column of URLs and one of texts."""
+
+    name: ClassVar[str] = "table"
+    suffixes: ClassVar[tuple[str, ...]] = (".parquet", *packed(*TEXT_TABLES, by=(".gz", ".zst")))
+    bytes_per_pair: ClassVar[float] = 100
+    bytes_per_core_second: ClassVar[float] = 300e6
+
+    def sniff(self, head: bytes) -> bool:
+        return head.startswith(PARQUET) or head.lstrip()[:2] in (b'{"', b"{ ")
+
+    def expand(self, found: Found) -> list[Input]:
+        return _parquet_parts(found) if self._is_parquet(found) else super().expand(found)
+
+    def _is_parquet(self, found: Found) -> bool:
+        name = file_name(found.path)
+        if self.claims(name) or is_remote(found.path):
+            return name.lower().endswith(".parquet")
+        with open(found.path, "rb") as file:
+            return file.read(len(PARQUET)) == PARQUET
+
+    def check(self, inputs: Sequence[Input], settings: ReadSettings) -> None:
+        """Looks into every table for the columns of url and text."""
+        wanted = settings.url_column, settings.text_column, None
+        for_each(lambda item: table_columns(item, wanted), {item.path: item for item in inputs}.values())
+
+    def read(
+        self, source: Input, *, ledger: Ledger, images: list[pa.RecordBatch], settings: ReadSettings
+    ) -> Iterator[pa.RecordBatch]:
+        columns = {"url_column": settings.url_column, "text_column": settings.text_column}
+        return read_table(source, ledger=ledger, **columns)
+
+    def expected_rows(self, item: Input) -> float:
+        return ROWS_PER_PART if item.part is not None else self.size(item) / DENSE_PAIR
 
 
 def read_table(
@@ -74,9 +121,9 @@ def read_table(
         rows = _read_jsonl(source, wanted, ledger)
     else:
         rows = _read_csv(source, wanted, ledger, delimiter="\t" if kind == "tsv" else ",")
-    for columns, offsets in rows:
+    for (url, text, page), offsets in rows:
         ledger.records_in += len(offsets)
-        batch = _candidates(columns, offsets, ledger)
+        batch = candidates_of_pairs(url, text, offsets, ledger, page=page)
         if batch.num_rows:
             yield batch
 
@@ -148,11 +195,11 @@ def table_columns(
 
 def _kind(source: Input) -> str:
     """parquet, jsonl, tsv or csv: by name, else by the first bytes."""
-    match = re.search(r"\.(parquet|csv|tsv|jsonl|ndjson)(\.gz|\.zst)?$", file_name(source.path).lower())
+    match = _NAME.search(file_name(source.path).lower())
     if match:
         return "jsonl" if match[1] == "ndjson" else match[1]
     with open_bytes(source.path) as file:
-        if file.read(4) == b"PAR1":
+        if file.read(len(PARQUET)) == PARQUET:
             return "parquet"
     with _stream(source) as stream:
         line = stream.readline(MAX_LINE)
@@ -164,48 +211,6 @@ def _kind(source: Input) -> str:
 # ---- columns -> candidates
 
 _Columns = tuple[pa.Array, pa.Array, pa.Array | None]
-
-
-def _candidates(columns: _Columns, offsets: np.ndarray, ledger: Ledger) -> pa.RecordBatch:
-    """The batch of one piece of a table; rows without url or text are counted and left out."""
-    url, text, page = columns
-    ledger.rows_in += len(url)
-    place = pa.array(offsets, pa.int64())
-    if url.null_count or text.null_count:
-        no_url = url.is_null()
-        ledger.drop("null_url", url.null_count)
-        ledger.drop("null_text", pc.sum(pc.and_not(text.is_null(), no_url)).as_py() or 0)
-        keep = pc.and_(url.is_valid(), text.is_valid())
-        url, text, place = url.filter(keep), text.filter(keep), place.filter(keep)
-        page = None if page is None else page.filter(keep)
-    rows = len(url)
-    text_code, url_code = _table_codes()
-    if page is None:
-        page = _constant("", pa.string(), rows)
-    elif page.null_count:
-        page = pc.fill_null(page, "")
-    return pa.RecordBatch.from_arrays(
-        [
-            url,
-            text,
-            page,
-            place,
-            _constant(text_code, pa.int8(), rows),
-            _constant(url_code, pa.int8(), rows),
-            pa.nulls(rows, pa.string()),
-            pa.nulls(rows, pa.string()),
-        ],
-        schema=CANDIDATES,
-    )
-
-
-@functools.lru_cache(maxsize=8)
-def _constant_block(value: Any, kind: pa.DataType) -> pa.Array:
-    return pa.repeat(pa.scalar(value, kind), BATCH_ROWS)
-
-
-def _constant(value: Any, kind: pa.DataType, rows: int) -> pa.Array:
-    return _constant_block(value, kind).slice(0, rows)
 
 
 def _as_strings(column: pa.Array, name: str, source_name: str, ledger: Ledger) -> pa.Array:
@@ -252,6 +257,27 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 # ---- Parquet
+
+
+def _parquet_parts(found: Found) -> list[Input]:
+    """One input, or several runs of row groups of about ROWS_PER_PART rows each."""
+    try:
+        with open_seekable(found.path) as opened:
+            metadata = pq.read_metadata(opened.stream)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{public(found.path)!r} is no readable Parquet file (cut or damaged?): {error}") from error
+    whole = Input(found.name, found.path, Table.name, found.size)
+    if metadata.num_rows <= ROWS_PER_PART or metadata.num_row_groups < 2:
+        return [whole]
+    parts, first, rows = [], 0, 0
+    for group in range(metadata.num_row_groups):
+        more = metadata.row_group(group).num_rows
+        if group > first and rows + more > ROWS_PER_PART:
+            parts.append((first, group))
+            first, rows = group, 0
+        rows += more
+    parts.append((first, metadata.num_row_groups))
+    return [dataclasses.replace(whole, part=part) for part in parts]
 
 
 @contextlib.contextmanager
@@ -322,8 +348,7 @@ def _pick(batch: pa.RecordBatch, columns: tuple[str, str, str | None], source_na
 @contextlib.contextmanager
 def _stream(source: Input) -> Iterator[io.BufferedReader]:
     """The bytes of a text table, gzip and zstd undone."""
-    name = file_name(source.path).lower()
-    compression = "gzip" if name.endswith(".gz") else "zstd" if name.endswith(".zst") else None
+    compression = _compression(source)
     with contextlib.ExitStack() as stack:
         raw: Any = stack.enter_context(open_bytes(source.path))
         stream: Any = stack.enter_context(pa.PythonFile(raw, "r"))
@@ -333,6 +358,17 @@ def _stream(source: Input) -> Iterator[io.BufferedReader]:
             packed = stack.enter_context(pa.CompressedInputStream(stream, compression))
             stream = _UntilDamage(iter(lambda: packed.read(64 << 10), b""))  # what comes with an error is lost
         yield stack.enter_context(io.BufferedReader(stream, 1 << 20))
+
+
+def _compression(source: Input) -> str | None:
+    """gzip, zstd or None: by name, else by the first bytes."""
+    name = file_name(source.path).lower()
+    if name.endswith((".gz", ".zst")):
+        return "gzip" if name.endswith(".gz") else "zstd"
+    if _NAME.search(name):
+        return None
+    with open_bytes(source.path) as file:
+        return "gzip" if file.read(len(GZIP)) == GZIP else None
 
 
 def _inflated(file: IO[bytes]) -> Iterator[bytes]:

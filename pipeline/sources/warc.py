@@ -8,6 +8,7 @@ revisits, other statuses, other content.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -16,21 +17,39 @@ from pipeline.engine.ledger import Ledger
 from pipeline.schema import CANDIDATES
 from pipeline.sources import html
 from pipeline.sources.archive import Record, http_response, read_at, read_records
+from pipeline.sources.base import ARCHIVED_IMAGES, Input, ReadSettings, packed
+from pipeline.sources.web_archives import COMPRESSIONS, RECORD, WACZ, ArchiveReader
 
 BATCH_ROWS = 16_384
 MAX_RECORD = 32 << 20  # bytes of one record, decompressed
 BYTES_PER_ROW = 1_000  # of a compressed archive, roughly: to tell if loading the kernel pays
 
+_LZ4 = b"\x04\x22\x4d\x18"  # begins a frame; of what can be read, only archives are packed so
+_ARC = b"filedesc://"
+
 _parsed = {"bytes": 0}  # of the archives that this process has read
 
-ARCHIVED_IMAGES = pa.schema(
-    [
-        pa.field("url", pa.string(), nullable=False),  # as in the archive
-        pa.field("offset", pa.int64(), nullable=False),  # of the record
-        pa.field("length", pa.int32(), nullable=False),  # bytes of the image
-        pa.field("mime", pa.string(), nullable=False),
-    ]
-)
+
+class Warc(ArchiveReader):
+    """WARC and ARC files, and those inside a WACZ. A WAT may have the name of a WARC."""
+
+    name: ClassVar[str] = "warc"
+    suffixes: ClassVar[tuple[str, ...]] = (*packed(".warc", ".arc", by=COMPRESSIONS), WACZ)
+    name_is_vague: ClassVar[bool] = True
+    bytes_per_pair: ClassVar[float] = 25_000  # compressed
+
+    def sniff(self, head: bytes) -> bool:
+        return head.startswith((RECORD, _ARC, _LZ4))
+
+    def read(
+        self, source: Input, *, ledger: Ledger, images: list[pa.RecordBatch], settings: ReadSettings
+    ) -> Iterator[pa.RecordBatch]:
+        found = ArchivedImages()
+        yield from read_warc(source.path, ledger=ledger, images=found, name=source.name, size=source.bytes)
+        images.append(found.batch())
+
+    def read_image(self, path: str, offset: int, *, max_bytes: int) -> bytes | None:
+        return read_image(path, offset, max_bytes=max_bytes)
 
 
 class ArchivedImages:

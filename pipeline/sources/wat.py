@@ -24,7 +24,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Generic, TypeVar
+from typing import Any, BinaryIO, ClassVar, Generic, TypeVar
 from urllib.parse import urljoin
 
 import msgspec
@@ -33,10 +33,12 @@ import pyarrow as pa
 
 from pipeline.engine import jit
 from pipeline.engine.ledger import Ledger
+from pipeline.engine.opening import is_remote
 from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
 from pipeline.sources.archive import GZIP, MappedReader, Record, read_records
+from pipeline.sources.base import Input, ReadSettings, packed
 from pipeline.sources.html import ROBOTS_NAMES, TDM, directives, header_signals
-from pipeline.sources.inputs import is_remote
+from pipeline.sources.web_archives import ARCHIVES, COMPRESSIONS, ArchiveReader, is_wat
 
 BATCH_ROWS = 16_384
 BYTES_PER_ROW = 1_300  # of compressed files: the kernel is loaded (half a second) after jit.FEW_ROWS times as many
@@ -70,6 +72,26 @@ class Page:
     links: list[tuple[Any, Any]] = dataclasses.field(default_factory=list)
     signals: set[str] = dataclasses.field(default_factory=set)
     license: str | None = None
+
+
+class Wat(ArchiveReader):
+    """WAT files. Some are named like WARC files, with a part "wat" anywhere in the name: a.wat.0001.warc.gz."""
+
+    name: ClassVar[str] = "wat"
+    suffixes: ClassVar[tuple[str, ...]] = packed(".wat", by=COMPRESSIONS)
+    bytes_per_pair: ClassVar[float] = 780  # compressed
+
+    def claims(self, name: str) -> bool:
+        name = name.lower()
+        return name.endswith(ARCHIVES) and ".wat." in f"{name}."
+
+    def sniff(self, head: bytes) -> bool:
+        return is_wat(head)
+
+    def read(
+        self, source: Input, *, ledger: Ledger, images: list[pa.RecordBatch], settings: ReadSettings
+    ) -> Iterator[pa.RecordBatch]:
+        return read_wat(source.path, ledger=ledger, name=source.name, size=source.bytes)
 
 
 def read_wat(

@@ -26,7 +26,7 @@ from pipeline.engine.steps import run_exchange, run_task
 from pipeline.engine.tasks import Reading
 from pipeline.engine.work import StageFolder, StepFolder
 from pipeline.stages import selection
-from pipeline.stages.selection import Matches, Thresholds
+from pipeline.stages.matches import Matches, Thresholds
 from pipeline.stages.tally import Tally
 
 if TYPE_CHECKING:

@@ -33,6 +33,7 @@ from pipeline.fetching.downloader import FetchOptions, fetch_rows
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import PROJECT_URL
 from pipeline.schema import SELECTED
+from pipeline.sources import READERS
 from pipeline.stages.attempts import FETCHED_PART, Attempts, fetched_rows
 from pipeline.stages.base import Job, Outputs, Stage
 from pipeline.stages.row_pass import ROW_HASH
@@ -198,16 +199,14 @@ class ArchivedImages:
         Raises:
             Failure: a remote archive cannot be read now; a later pass may have more luck.
         """
-        from pipeline.sources.warc import read_image
-
         words, sources, offsets = _archived(self.folder)
         high, low = hashing.hash_strings(pa.array([url]))[0]
         at = int(np.searchsorted(words[:, 0], high))
         if at >= len(words) or words[at, 0] != high or words[at, 1] != low:
             return None
-        path = archive_paths(self.inputs)[int(sources[at])]
+        form, path = archives(self.inputs)[int(sources[at])]
         try:
-            return read_image(path, int(offsets[at]), max_bytes=self.max_bytes)
+            return READERS[form].read_image(path, int(offsets[at]), max_bytes=self.max_bytes)
         except InputError as error:
             raise Failure("tcp", f"the archive of the image: {error}") from error
 
@@ -219,9 +218,9 @@ def _archived(folder: StepFolder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @functools.lru_cache(maxsize=1)
-def archive_paths(inputs: str) -> list[str]:
-    """The path behind each source number."""
-    by_name = {item["name"]: item["path"] for item in storage.read_list(inputs)}
+def archives(inputs: str) -> list[tuple[str, str]]:
+    """The format and the path behind each source number."""
+    by_name = {item["name"]: (item["format"], item["path"]) for item in storage.read_list(inputs)}
     return [by_name[name] for name in sorted(by_name)]
 
 

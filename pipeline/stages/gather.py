@@ -10,7 +10,6 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -20,12 +19,14 @@ import pyarrow.compute as pc
 from pipeline.engine import checks, hashing, storage
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.opening import InputError, is_remote, open_input
+from pipeline.engine.opening import InputError
 from pipeline.engine.options import nearest, option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
 from pipeline.engine.work import Json, StepFolder, digest_of
-from pipeline.sources.inputs import Input
+from pipeline.sources import READERS
+from pipeline.sources.base import Input, ReadSettings, SettingsError
+from pipeline.sources.inputs import AUTO
 from pipeline.stages.base import Job, Outputs
 from pipeline.stages.row_pass import GATHERED_PART, Parts, RowStage
 from pipeline.stages.run import RESULT, Run
@@ -73,10 +74,10 @@ class GatherSettings:
     title: ClassVar[str] = "gather"
 
     input_format: str = option(
-        "auto",
+        AUTO,
         help="of all inputs",
         default_text="auto, by name and first bytes",
-        choices=("auto", "wat", "warc", "table"),
+        choices=(AUTO, *READERS),
     )
     url_column: str = option("url", help="of tables", metavar="NAME", check=checks.not_empty)
     text_column: str = option("text", help="of tables", metavar="NAME", check=checks.not_empty)
@@ -137,7 +138,6 @@ class Cleaning:
     respect_opt_out: bool = True
 
 
-MOST_OPENED = 16  # remote archives that a plan looks for: a crawl has 90,000
 OPT_OUTS = ("noai", "noimageai", "tdm-reservation")
 
 
@@ -239,26 +239,6 @@ def _language_model(path: str) -> Any:
     return LanguageModel.load(path)
 
 
-def read_candidates(
-    source: Input, ledger: Ledger, images: list[pa.RecordBatch], columns: tuple[str, str]
-) -> Iterator[pa.RecordBatch]:
-    """The pairs of one input as found; images that lie in an archive are appended to `images` as record batches."""
-    if source.format == "wat":
-        from pipeline.sources.wat import read_wat
-
-        yield from read_wat(source.path, ledger=ledger, name=source.name, size=source.bytes)
-    elif source.format == "warc":
-        from pipeline.sources.warc import ArchivedImages, read_warc
-
-        sink = ArchivedImages()
-        yield from read_warc(source.path, ledger=ledger, images=sink, name=source.name, size=source.bytes)
-        images.append(sink.batch())
-    else:
-        from pipeline.sources.tables import read_table
-
-        yield from read_table(source, ledger=ledger, url_column=columns[0], text_column=columns[1])
-
-
 @dataclasses.dataclass(frozen=True)
 class CleanRows:
     """`clean_batch` as a part of a pass: one unit an input."""
@@ -278,10 +258,10 @@ class CleanRows:
 
 @dataclasses.dataclass(frozen=True)
 class ReadInputs:
-    """The inputs as the source of a pass: one unit an input. The images of archives are listed beside it."""
+    """The inputs as the source of a pass: one unit an input. The images inside them are listed beside it."""
 
     inputs: str  # path of the JSON list of inputs
-    columns: tuple[str, str]
+    settings: ReadSettings
     images: StepFolder
 
     def units(self) -> int:
@@ -290,7 +270,8 @@ class ReadInputs:
     def read(self, unit: int, ledger: Ledger) -> Iterator[pa.RecordBatch]:
         images: list[pa.RecordBatch] = []
         source = load_inputs(self.inputs)[unit]
-        yield from read_candidates(source, ledger, images, self.columns)
+        reader = READERS[source.format]
+        yield from reader.read(source, ledger=ledger, images=images, settings=self.settings)
         if sum(batch.num_rows for batch in images):
             number = source_names(self.inputs).index(source.name)
             tables = [list_images(batch, number) for batch in images]
@@ -299,7 +280,7 @@ class ReadInputs:
 
 
 def list_images(found: pa.RecordBatch, source: int) -> pa.Table:
-    """IMAGES of the responses of one archive, by canonical URL; what has no usable URL is left out."""
+    """IMAGES of one input, by canonical URL; what has no usable URL is left out."""
     url, codes = clean.canonical_urls(found["url"])
     columns = [url, pa.array(np.full(len(url), source, np.int32)), found["offset"], found["length"]]
     return pa.table(columns, schema=IMAGES).filter(pa.array(codes == 0))
@@ -326,47 +307,33 @@ def save_inputs(path: str, inputs: tuple[Input, ...]) -> None:
     source_names.cache_clear()
 
 
-def check_archives(inputs: tuple[Input, ...]) -> None:
-    """Opens the first remote archives, so that a wrong URL or a server out of reach is told before anything is done.
+def read_settings(o: GatherSettings) -> ReadSettings:
+    """What the readers may ask for of the options."""
+    return ReadSettings(url_column=o.url_column, text_column=o.text_column)
+
+
+def check_inputs(inputs: tuple[Input, ...], settings: ReadSettings) -> None:
+    """Lets every reader look at its inputs, so that what cannot be read is told before anything is done.
 
     Raises:
-        MissingInput: one of them cannot be opened.
+        UsageError: the options do not fit an input.
+        MissingInput: an input cannot be read.
     """
-    paths = [item.path for item in inputs if item.format != "table" and is_remote(item.path)]
     try:
-        with ThreadPoolExecutor(8) as pool:
-            for opened in pool.map(open_input, paths[:MOST_OPENED]):
-                opened.stream.close()
-    except InputError as error:
-        raise MissingInput(str(error)) from error
-
-
-def check_columns(settings: GatherSettings, inputs: tuple[Input, ...]) -> None:
-    """Looks into every table for the columns of url and text, before anything is done.
-
-    Raises:
-        UsageError: a table has not the columns, or what they hold is no text.
-        MissingInput: a table cannot be read.
-    """
-    from pipeline.sources import tables
-
-    found = list({item.path: item for item in inputs if item.format == "table"}.values())
-    wanted = settings.url_column, settings.text_column, None
-    try:
-        with ThreadPoolExecutor(8) as pool:  # it waits for disks and servers
-            for _ in pool.map(lambda item: tables.table_columns(item, wanted), found):
-                continue
-    except tables.ColumnError as error:
+        for name, reader in READERS.items():
+            reader.check([item for item in inputs if item.format == name], settings)
+    except SettingsError as error:
         raise UsageError(str(error)) from error
     except (InputError, OSError) as error:
         raise MissingInput(str(error)) from error
 
 
 def language_model(settings: GatherSettings, inputs: tuple[Input, ...]) -> str:
-    """The model that names languages; "none" where nobody asked: tables come without, archives with."""
+    """The model that names languages; "none" where nobody asked and no input comes from pages."""
     if settings.language_model != "auto":
         return settings.language_model
-    return "own" if settings.languages or any(item.format != "table" for item in inputs) else "none"
+    from_pages = any(READERS[item.format].knows_pages for item in inputs)
+    return "own" if settings.languages or from_pages else "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -379,15 +346,15 @@ class Gather(RowStage):
 
     inputs: tuple[Input, ...]
     inputs_file: str
-    columns: tuple[str, str]
+    settings: ReadSettings
     rules: Cleaning
 
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
         o = run.settings(GatherSettings)
         rules = Cleaning(o.languages, language_model(o, run.inputs), o.min_language_score, o.respect_opt_out)
-        columns = o.url_column, o.text_column
-        return cls(before.plan(run, cls), run.keep_rejected, run.inputs, run.inputs_file, columns, rules)
+        settings = read_settings(o)
+        return cls(before.plan(run, cls), run.keep_rejected, run.inputs, run.inputs_file, settings, rules)
 
     @classmethod
     def fingerprint(cls, run: Run) -> dict[str, Json]:
@@ -405,14 +372,13 @@ class Gather(RowStage):
         }
 
     def check(self, run: Run) -> None:
-        check_archives(run.inputs)
-        check_columns(run.settings(GatherSettings), run.inputs)
+        check_inputs(run.inputs, read_settings(run.settings(GatherSettings)))
 
     def settle(self, run: Run) -> None:
         save_inputs(self.inputs_file, self.inputs)
 
     def source(self) -> ReadInputs:
-        return ReadInputs(self.inputs_file, self.columns, self.images)
+        return ReadInputs(self.inputs_file, self.settings, self.images)
 
     def function(self) -> CleanRows:
         return CleanRows(self.inputs_file, self.rules)
@@ -422,7 +388,7 @@ class Gather(RowStage):
 
     @property
     def images(self) -> StepFolder:
-        """Where the images of the archives are listed."""
+        """Where the images inside the inputs are listed."""
         return self.folder.step("images")
 
     @property

@@ -15,15 +15,15 @@ from pipeline.engine.fork_server import Preload
 from pipeline.engine.options import REQUIRED, deciding, nearest, option
 from pipeline.engine.work import Json
 from pipeline.schema import STAGES
+from pipeline.sources import READERS
 from pipeline.sources import inputs as sources
-from pipeline.sources.inputs import Input
+from pipeline.sources.base import Input
 from queries import load
 
 if TYPE_CHECKING:
     from queries.load import QueryList
 
 RESULT = 1  # raised whenever the same input and options give other rows: an older folder is then not continued
-UNKNOWN_BYTES = 350 << 20  # of an input whose size no listing told: a WAT file of Common Crawl
 HIDDEN = ("input", "queries")  # paths: the manifest names what they hold by digest
 PACKAGES = ("openwit", "apache-beam", "img2dataset", "numpy", "pillow", "pyarrow")  # whose versions a set names
 
@@ -240,7 +240,7 @@ def look_up(options: RunSettings, *, input_format: str, queries: str | None) -> 
         MissingInput: an input or the query list is not there or cannot be read.
     """
     inputs = look_up_inputs(options.input, input_format=input_format)
-    rows = sum(map(expected_rows, inputs))
+    rows = sum(READERS[item.format].expected_rows(item) for item in inputs)
     return Run(
         options=options,
         root=os.path.abspath(options.output),
@@ -282,14 +282,6 @@ def look_up_queries(path: str | None) -> QueryList:
         raise MissingInput(f"the query list {path!r} is not there") from error
     except load.QueryError as error:
         raise MissingInput(str(error)) from error
-
-
-def expected_rows(item: Input) -> float:
-    """A rough number of pairs in an input, to size the exchanges by: the result does not depend on it."""
-    size = item.bytes if item.bytes is not None else UNKNOWN_BYTES
-    if item.part is not None:
-        return 1_000_000
-    return size / (60 if item.format == "table" else 500)
 
 
 def code_versions() -> dict[str, str]:

@@ -21,17 +21,14 @@ the uid. So the order is total and a query picks exactly min(count, cap) pairs.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from pipeline.engine import jit
-from pipeline.engine.hashing import Words, as_array, mix, partition, uid_words
-
-Mask = npt.NDArray[np.bool_]
-Counts = npt.NDArray[np.int64]
+from pipeline.engine.hashing import Words, mix, partition
+from pipeline.stages.matches import Band, Counts, Mask, Matches, Picks, Thresholds
 
 KEEP, SAME_PAIR, SAME_URL, PLACEHOLDER_URL = range(4)
 DUPLICATE_REASONS = ("", "same_pair", "same_url", "placeholder_url")
@@ -45,56 +42,6 @@ class BandError(RuntimeError):
     def __init__(self, queries: list[int]):
         super().__init__(f"no threshold within the band for {len(queries)} queries, ids {queries[:10]}")
         self.queries = queries
-
-
-class Matches(NamedTuple):
-    """The rows of a batch as the balancer sees them: uids and, in CSR form, the ids of the queries that match."""
-
-    pair_high: Words
-    pair_low: Words
-    offsets: npt.NDArray[np.integer]  # n + 1 places in `ids`; the first need not be 0
-    ids: npt.NDArray[np.int32]  # ascending within a row, each id once
-    keep: Mask | None = None  # rows that are still in; None: all
-
-    @classmethod
-    def from_arrow(cls, uid: pa.Array, query_ids: pa.Array, keep: Mask | None = None) -> Matches:
-        """From a uid column and a list<int32> or large_list<int32> column, without a copy of the lists."""
-        lists = as_array(query_ids)
-        if lists.null_count or lists.values.null_count or lists.values.type != pa.int32():
-            raise TypeError(f"expected lists of int32 without nulls, got {lists.type}")
-        high, low = uid_words(uid)
-        ids = np.asarray(lists.values) if len(lists.values) else np.zeros(0, np.int32)
-        return cls(high, low, np.asarray(lists.offsets), ids, keep)
-
-
-class Band(NamedTuple):
-    """What one batch says about the thresholds."""
-
-    query: npt.NDArray[np.int32]
-    hash: Words  # h of the match
-    tie: Words  # low word of the pair's uid
-    below: Counts  # a query: matches below its band
-    may_be_picked: Mask  # a row: False if no threshold within the bands can pick it
-
-
-class Thresholds(NamedTuple):
-    """A query picks a match if h < hash, or h == hash and the uid's low word <= tie. All 0: it picks nothing."""
-
-    hash: Words
-    tie: Words
-
-
-class Picks(NamedTuple):
-    """The outcome for one batch."""
-
-    selected: Mask  # a row
-    offsets: npt.NDArray[np.int32]  # CSR over the *selected* rows: who picked them
-    ids: npt.NDArray[np.int32]  # ascending within a row
-    per_query: Counts
-
-    def kept_by(self) -> pa.ListArray:
-        """The queries that picked each selected row, as a list<int32> column for the filtered table."""
-        return pa.ListArray.from_arrays(pa.array(self.offsets), pa.array(self.ids))
 
 
 def find_duplicates(

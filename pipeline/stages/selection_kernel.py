@@ -2,21 +2,58 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.engine.hashing import Words
 from pipeline.engine.hashing_kernel import frozen
 from pipeline.engine.jit import njit
-
-if TYPE_CHECKING:  # selection imports this module
-    from pipeline.stages.selection import Counts, Mask, Matches, Thresholds, Words
+from pipeline.stages.matches import Counts, Mask, Matches, Thresholds
 
 U = np.uint64
 _GOLDEN, _MIX_1, _MIX_2 = U(0x9E3779B97F4A7C15), U(0xBF58476D1CE4E5B9), U(0x94D049BB133111EB)
 _KEEP, _SAME_PAIR, _SAME_URL, _PLACEHOLDER_URL = (np.uint8(code) for code in range(4))
 _EMPTY = np.int32(-1)
+
+
+class _Rows(NamedTuple):
+    """The rows of a `Matches` in the kernels' types."""
+
+    pair_high: npt.NDArray[np.uint64]
+    pair_low: npt.NDArray[np.uint64]
+    offsets: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.int32]
+    keep: npt.NDArray[np.bool_]  # empty: all
+
+
+class _Window(NamedTuple):
+    """By query: its key, the hashes between which a draw is undecided, and if it is a stop query."""
+
+    keys: npt.NDArray[np.uint64]
+    low: npt.NDArray[np.uint64]
+    high: npt.NDArray[np.uint64]
+    stop: npt.NDArray[np.bool_]
+
+
+class _Tuples(NamedTuple):
+    """What `_band` fills: a place for each undecided draw, then `below` by query and `may` by row."""
+
+    query: npt.NDArray[np.int32]
+    hashes: npt.NDArray[np.uint64]
+    ties: npt.NDArray[np.uint64]
+    below: npt.NDArray[np.int64]
+    may: npt.NDArray[np.bool_]
+
+
+class _Picked(NamedTuple):
+    """What `_pick` fills: `selected` by row, `ends` by selected row, `picked` by draw, `per_query` by query."""
+
+    selected: npt.NDArray[np.bool_]
+    ends: npt.NDArray[np.int32]
+    picked: npt.NDArray[np.int32]
+    per_query: npt.NDArray[np.int64]
 
 
 @njit
@@ -97,8 +134,11 @@ def _count(offsets, ids, keep, counts):
 
 
 @njit
-def _band(pair_high, pair_low, offsets, ids, keep, keys, low, high, stop, query, hashes, ties, below, may):
-    """Fills query, hashes and ties; returns how many tuples there are."""
+def _band(rows, window, out):
+    """Fills `out`, a _Tuples; returns how many tuples there are."""
+    pair_high, pair_low, offsets, ids, keep = rows
+    keys, low, high, stop = window
+    query, hashes, ties, below, may = out
     count = 0
     for row in range(len(offsets) - 1):
         may[row] = False
@@ -123,9 +163,12 @@ def _band(pair_high, pair_low, offsets, ids, keep, keys, low, high, stop, query,
 
 
 @njit
-def _pick(pair_high, pair_low, offsets, ids, keep, keys, tau_hash, tau_tie, selected, ends, picked, per_query):
-    """Fills selected (a row), ends (a selected row) and picked; returns the number of selected rows."""
-    rows = count = 0
+def _pick(rows, keys, tau, out):
+    """Fills `out`, a _Picked, by the thresholds `tau` (hash, tie); returns the number of selected rows."""
+    pair_high, pair_low, offsets, ids, keep = rows
+    tau_hash, tau_tie = tau
+    selected, ends, picked, per_query = out
+    n_selected = count = 0
     for row in range(len(offsets) - 1):
         selected[row] = False
         if len(keep) and not keep[row]:
@@ -141,9 +184,9 @@ def _pick(pair_high, pair_low, offsets, ids, keep, keys, tau_hash, tau_tie, sele
                 count += 1
         if count > before:
             selected[row] = True
-            ends[rows] = count
-            rows += 1
-    return rows
+            ends[n_selected] = count
+            n_selected += 1
+    return n_selected
 
 
 @njit
@@ -183,27 +226,24 @@ def count_queries(
 
 
 def band_tuples(matches: Matches, keys: Words, low: Words, high: Words, stop: Mask) -> tuple[Any, ...]:
-    """The fields of a `selection.Band`."""
-    offsets, ids = _lists(matches.offsets, matches.ids, len(keys))
-    room, rows = int(offsets[-1] - offsets[0]), len(offsets) - 1
+    """The fields of a `Band`."""
+    rows = _rows(matches, len(keys))
+    room = int(rows.offsets[-1] - rows.offsets[0])
+    window = _Window(frozen(keys, np.uint64), frozen(low, np.uint64), frozen(high, np.uint64), _mask(stop))
     query, hashes, ties = np.empty(room, np.int32), np.empty(room, np.uint64), np.empty(room, np.uint64)
-    below, may_be_picked = np.zeros(len(keys), np.int64), np.empty(rows, np.bool_)
-    pairs = frozen(matches.pair_high, np.uint64), frozen(matches.pair_low, np.uint64)
-    limits = (frozen(words, np.uint64) for words in (keys, low, high))
-    out = query, hashes, ties, below, may_be_picked
-    count = _band(*pairs, offsets, ids, _mask(matches.keep), *limits, _mask(stop), *out)
+    below, may_be_picked = np.zeros(len(keys), np.int64), np.empty(len(rows.offsets) - 1, np.bool_)
+    count = _band(rows, window, _Tuples(query, hashes, ties, below, may_be_picked))
     return query[:count].copy(), hashes[:count].copy(), ties[:count].copy(), below, may_be_picked
 
 
 def pick(matches: Matches, keys: Words, tau: Thresholds) -> tuple[Any, ...]:
-    """The fields of a `selection.Picks`."""
-    offsets, ids = _lists(matches.offsets, matches.ids, len(keys))
-    rows = len(offsets) - 1
-    selected, ends = np.empty(rows, np.bool_), np.zeros(rows + 1, np.int32)
-    picked, per_query = np.empty(int(offsets[-1] - offsets[0]), np.int32), np.zeros(len(keys), np.int64)
-    pairs = frozen(matches.pair_high, np.uint64), frozen(matches.pair_low, np.uint64)
-    words = (frozen(column, np.uint64) for column in (keys, tau.hash, tau.tie))
-    count = _pick(*pairs, offsets, ids, _mask(matches.keep), *words, selected, ends[1:], picked, per_query)
+    """The fields of a `Picks`."""
+    rows = _rows(matches, len(keys))
+    n_rows, room = len(rows.offsets) - 1, int(rows.offsets[-1] - rows.offsets[0])
+    selected, ends = np.empty(n_rows, np.bool_), np.zeros(n_rows + 1, np.int32)
+    picked, per_query = np.empty(room, np.int32), np.zeros(len(keys), np.int64)
+    thresholds = frozen(tau.hash, np.uint64), frozen(tau.tie, np.uint64)
+    count = _pick(rows, frozen(keys, np.uint64), thresholds, _Picked(selected, ends[1:], picked, per_query))
     ends = ends[: count + 1].copy()
     return selected, ends, picked[: ends[-1]].copy(), per_query
 
@@ -228,6 +268,12 @@ def _lists(offsets: npt.NDArray, ids: npt.NDArray, n_queries: int) -> tuple[npt.
     return offsets, ids
 
 
+def _rows(matches: Matches, n_queries: int) -> _Rows:
+    """The rows for a kernel."""
+    pairs = frozen(matches.pair_high, np.uint64), frozen(matches.pair_low, np.uint64)
+    return _Rows(*pairs, *_lists(matches.offsets, matches.ids, n_queries), _mask(matches.keep))
+
+
 def _mask(mask: Mask | None) -> npt.NDArray[np.bool_]:
     """A mask for a kernel; an empty one stands for "all"."""
     return frozen(np.zeros(0, np.bool_) if mask is None else mask, np.bool_)
@@ -235,8 +281,6 @@ def _mask(mask: Mask | None) -> npt.NDArray[np.bool_]:
 
 def warm() -> None:
     """Compiles every kernel of this module."""
-    from pipeline.stages.selection import Matches, Thresholds
-
     one, offsets, ids = np.ones(1, np.uint64), np.array([0, 1], np.int64), np.zeros(1, np.int32)
     matches = Matches(one, one, offsets, ids)
     find_duplicates(one, one, one, one, 1)

@@ -1,41 +1,14 @@
-r"""Clean texts and canonical URLs: one form for all spellings of a value, or a named reason why it is dropped.
+"""Cleans texts and makes URLs canonical, whole columns at a time.
 
-**Texts** (`clean_text`). In this order, repeated until nothing changes:
-
-1. entities that survived the markup ("&amp;amp;", always with their semicolon: "AT&T" and "?a=1&copy=2" stay);
-2. mojibake ("cafÃ©"), where it is suspicious and the whole text turns back into valid UTF-8;
-3. control, bidi and zero-width characters, private use and non-characters go out; joiners (ZWJ, ZWNJ) stay between two
-   non-ASCII characters, where emoji, Persian and Indic scripts need them;
-4. every Unicode blank, tab and newline becomes a blank, runs of blanks become one, none is left at the ends;
-5. NFC.
-
-What is then dropped: `empty_text`; `too_long`, over 2,000 characters (or over 8,000 as found: the work on hostile text
-is bounded); `too_short`, less than two letters or digits, or no letter at all (one letter is enough in scripts without
-case: 猫); `url_like`, the whole text is an address; `file_name`, the whole text is a file's name or a camera's number
-(IMG_1234, "DSC 0001.jpg", b01.png; "Golden Gate Bridge.jpg" holds words and stays); `boilerplate`, the whole text is
-one of `BOILERPLATE`, at most with a number behind it ("logo", "Image 3"); `unstable_text`, entities nested too deep.
-
-**URLs** (`canonical_urls`). Scheme and host in lower case, host in IDNA (UTS-46), default port and fragment out,
-slashes too many before the host out, empty path to "/", dot segments resolved, backslashes before the query to slashes,
-bytes that must be escaped escaped ("%zz" becomes "%25zz"); the rest, the query above all, is kept byte for byte.
-Dropped: `bad_scheme` (not http or https), `bad_url` (control characters, no "//", a bad port), `user_info` (name@host),
-`bad_host` (empty, odd characters, labels too long, an IPv4 address in any other spelling than four decimals),
-`url_too_long` (over 2,048 bytes).
-
-Both are idempotent, take linear time and give valid UTF-8. Plain Python does a row in some 10 us; `clean_kernel` finds
-the rows that need no work (most), and only the others come here.
+The compiled kernel finds the rows that need work. The result is the same without it. `clean_rules` lists the steps of
+cleaning and the reasons for a drop.
 """
 
 from __future__ import annotations
 
-import html
-import ipaddress
-import re
-import unicodedata
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-import idna
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -43,99 +16,15 @@ import pyarrow.compute as pc
 
 from pipeline.engine import jit
 from pipeline.engine.hashing import as_array
+from pipeline.text.clean_rules import TEXT_REASONS, URL_REASONS, canonical_url, clean_one_text, tidy
 
-TEXT_REASONS = (
-    "",
-    "empty_text",
-    "too_short",
-    "too_long",
-    "file_name",
-    "url_like",
-    "boilerplate",
-    "unstable_text",
-)
-URL_REASONS = ("", "bad_scheme", "bad_url", "url_too_long", "user_info", "bad_host")
-
-MAX_TEXT = 2_000  # characters
-MAX_RAW_TEXT = 8_000  # characters as found
-MAX_URL = 2_048  # bytes in canonical form
-MAX_RAW_URL = 8_192  # bytes as found
-LONGEST_NAME = 80  # longer texts are neither a camera's name nor boilerplate
-_PASSES = 8  # cleaning passes until nothing changes; honest text takes two
-
-# Whole texts that say nothing, in lower case and without punctuation at their ends.
-BOILERPLATE = frozenset(
-    """
-    ad|ads|advertisement|advertising|alt|alt text|alternate text|arrow|article image|author image|avatar|back
-    background|background image|banner|banner ad|banner image|blank|blog image|blog post image|bullet|button|click here
-    click to enlarge|click to view larger image|click to zoom|close|company logo|cover|cover image|cover photo|default
-    default avatar|default image|default thumbnail|description|divider|download|enlarge|enlarge image|error|false
-    featured image|footer|footer logo|gallery|gallery image|graphic|gravatar|header|header image|header logo|hero
-    hero image|home|icon|icons|illustration|image|image alt|image alt text|image description|image may contain
-    image not available|image not found|image placeholder|image unavailable|images|img|lazy load|lazyload|learn more
-    left arrow|line|loader|loading|loading image|loading icon|loading spinner|logo|logo image|logos|main image|menu
-    missing image|more|mobile logo|nan|next|no alt text|no avatar|no description|no image|no image available
-    no photo|no photo available|no picture|none|null|page|photo|photo gallery|photograph|photos|pic|pics|picture
-    pictures|pixel|placeholder|placeholder image|play|play button|post image|post thumbnail|prev|preview|previous|print
-    product|product image|profile|profile image|profile photo|profile picture|read more|right arrow|screenshot|search
-    search icon|separator|share|site logo|slide|slide image|slider|slider image|spacer|spinner|sponsor|sponsor logo
-    thumb|thumbnail|thumbnail image|thumbnails|title|tracking pixel|transparent|true|undefined|unknown|untitled
-    user|user avatar|user image|user photo|video|video thumbnail|view|view image|view larger image|website logo|zoom
-    """.replace("\n", "|")
-    .replace("    ", "")
-    .strip("|")
-    .split("|")
-)
-
-_EXTENSION = r"\.(?:jpe?g|jfif|png|gif|webp|bmp|tiff?|svg|ico|avif|heic|psd|eps|pdf|mp4|webm|mov|cr2|nef|dng|raw)"
-_CAMERA = re.compile(
-    r"_?(?:img|image|imgp|mg|dsc|dscn|dscf|dsci|pict|pic|picture|photo|scan|screenshot|screen shot|capture|wp|vid|mvi"
-    r"|gopr|dji|cimg|kimg|pxl|fb img|whatsapp image|p|sam|untitled)[ _-]?[ _-]?(?:[0-9]{3,}|[0-9]+[ ._-][0-9])"
-    r"[0-9 ._:()@-]*(?:copy|edited|edit|at|wa|am|pm|e|x|hdr|pano|bw|web|small|large|scaled)?[0-9 ._:()x-]*"
-    r"(?:copy|edited|am|pm|scaled)?"
-)
-_HEX_NAME = re.compile(r"(?=[a-f-]*[0-9])[0-9a-f]{8}[0-9a-f-]{4,}[0-9a-f]")
-_FILE_EXTENSION = re.compile(_EXTENSION + r"\Z", re.IGNORECASE | re.ASCII)
-_TOKEN_NAME = re.compile(r"(?=[^0-9]*[0-9])(?=[^_]*_)[A-Za-z0-9_.+-]+")
-_WORD = re.compile(r"[^\W\d_]{3}")
-_ADDRESS = re.compile(
-    r"(?:https?:|ftp:|data:|javascript:|mailto:|www\.)\S*"
-    r"|(?:[a-z0-9-]+\.)+(?:com|org|net|edu|gov|info|biz|co\.[a-z]{2}|com\.[a-z]{2}|html?|php|aspx?|jsp)(?:[/?#:]\S*)?",
-    re.IGNORECASE | re.ASCII,
-)
-_BOILERPLATE_EDGES = " .,:;!?-_*#()[]{}<>|/\\'\"…"
-_TRAILING_NUMBER = re.compile(r"[ _#-]*[0-9]{1,4}\Z")
-
-_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
-_AMPERSANDS = re.compile(r"&(?:(?:amp|AMP|#0{0,5}38|#[xX]0{0,4}26);)+")  # "&amp;amp;amp;" in one pass
-DROPPED = re.compile(
-    "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff"
-    "\ufff9-\ufffb\ufffe\uffff\ufdd0-\ufdef\ue000-\uf8ff\U000e0000-\U000e0fff\U000f0000-\U0010ffff]"
-)
-_STRAY_JOINER = re.compile("(?<![^\x00-\x7f\\s])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f\\s])")
-# The bytes that Windows-1252 (or Latin-1 in its place) shows for UTF-8: a lead byte and a continuation byte.
-BYTE_OF = {
-    **{chr(byte): byte for byte in range(256)},
-    **{bytes([byte]).decode("cp1252", "ignore"): byte for byte in range(0x80, 0xA0)},
-}
-CONTINUATIONS = "".join(char for char, byte in BYTE_OF.items() if char and 0x80 <= byte < 0xC0)
-_MOJIBAKE = re.compile(f"[\u00c2-\u00f4][{re.escape(CONTINUATIONS)}]")
-
-_URL = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)
-_CONTROL_BYTES = re.compile(rb"[\x00-\x1f\x7f]")
-_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-_PATH_ESCAPED = re.compile(rb"[\x80-\xff \"<>^`{}]")
-_QUERY_ESCAPED = re.compile(rb"[\x80-\xff \"<>]")
-_DOT = re.compile(rb"(?:\.|%2e){1,2}", re.IGNORECASE)
-_HOST = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
-_NUMBER_LABEL = re.compile(r"0x[0-9a-f]*|[0-9]+")
-_DEFAULT_PORT = {"http": 80, "https": 443}
+__all__ = ["TEXT_REASONS", "URL_REASONS", "canonical_urls", "clean_text"]
 
 Codes = npt.NDArray[np.uint8]
 
 
 def clean_text(texts: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, Codes]:
-    """The texts in their clean form and a code for each, an index into TEXT_REASONS (0: keep)."""
+    """Cleans texts. Returns the clean texts and a code for each, an index into TEXT_REASONS (0: keep)."""
     array = as_array(texts)
     kernel = jit.kernel("pipeline.text.clean_kernel", len(array))
     if not kernel:
@@ -150,47 +39,14 @@ def clean_text(texts: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, Codes]:
     return _apply(array, clean_one_text, work != kernel.FINE, known)
 
 
-def tidy(texts: pa.Array) -> pa.Array:
-    """Texts without a line feed with their blanks folded and in NFC: steps 4 and 5 alone, of all of them at once.
-
-    A line feed joins with no neighbour, so that the texts can be composed as one.
-    """
-    folded = [" ".join(text.split()) for text in texts.to_pylist()]
-    return pa.array(unicodedata.normalize("NFC", "\n".join(folded)).split("\n"), texts.type)
-
-
 def canonical_urls(urls: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, Codes]:
-    """The URLs in their canonical form and a code for each, an index into URL_REASONS (0: keep).
+    """Makes URLs canonical. Returns the URLs and a code for each, an index into URL_REASONS (0: keep).
 
-    Dropped URLs come back as they were, as far as they are valid UTF-8.
+    A dropped URL is returned as found, but for bytes that are not UTF-8.
     """
     array = as_array(urls)
     kernel = jit.kernel("pipeline.text.clean_kernel", len(array))
     return _apply(array, canonical_url, kernel.url_needs_work(array) if kernel else np.ones(len(array), np.bool_))
-
-
-def clean_one_text(found: bytes) -> tuple[str, int]:
-    """One text: its clean form and its code."""
-    text = found.decode("utf-8", "replace")
-    if len(text) > MAX_RAW_TEXT:
-        return text, TEXT_REASONS.index("too_long")
-    for _ in range(_PASSES):
-        before, text = text, _clean_pass(text)
-        if text == before:
-            return text, TEXT_REASONS.index(_why_drop_text(text))
-    return text, TEXT_REASONS.index("unstable_text")
-
-
-def canonical_url(found: bytes) -> tuple[str, int]:
-    """One URL: its canonical form and its code."""
-    try:
-        return _canonical_url(found.strip(b"\t\n\r\x0c ")), 0
-    except _BadUrl as problem:
-        return found.decode("utf-8", "replace"), URL_REASONS.index(problem.args[0])
-
-
-class _BadUrl(ValueError):
-    """Carries one of URL_REASONS."""
 
 
 def _apply(
@@ -199,7 +55,7 @@ def _apply(
     flags: npt.NDArray[np.bool_],
     known: Mapping[int, str] = MappingProxyType({}),
 ) -> tuple[pa.Array, Codes]:
-    """Runs `function` on the flagged rows; but some are `known` to be kept, in another form."""
+    """Runs `function` on the flagged rows. `known` holds the new form of flagged rows that are already clean."""
     codes = np.zeros(len(array), np.uint8)
     rows = np.flatnonzero(flags)
     if len(rows) == 0:
@@ -212,145 +68,3 @@ def _apply(
     codes[rows] = [code for _, code in results]
     values = pa.array([value for value, _ in results], array.type)
     return (values if len(rows) == len(array) else pc.replace_with_mask(array, pa.array(flags), values)), codes
-
-
-def _clean_pass(text: str) -> str:
-    """Steps 1-5 once."""
-    if "&" in text:
-        text = _ENTITY.sub(lambda match: html.unescape(match[0]), _AMPERSANDS.sub("&", text))
-    if text.isascii():
-        return " ".join(DROPPED.sub("", text).split())
-    if _MOJIBAKE.search(text):
-        text = _repair(text)
-    text = _STRAY_JOINER.sub("", DROPPED.sub("", text))
-    return unicodedata.normalize("NFC", " ".join(text.split()))
-
-
-def _repair(text: str) -> str:
-    """Undoes UTF-8 that was read as Windows-1252 or Latin-1; the text itself if it is not that from end to end."""
-    try:
-        return bytes([BYTE_OF[char] for char in text]).decode("utf-8")
-    except (KeyError, UnicodeDecodeError):
-        return text
-
-
-def _why_drop_text(text: str) -> str:
-    """One of TEXT_REASONS for a text in its clean form."""
-    if not text:
-        return "empty_text"
-    if len(text) > MAX_TEXT:
-        return "too_long"
-    if not _says_something(text):
-        return "too_short"
-    if " " not in text and _ADDRESS.fullmatch(text):
-        return "url_like"
-    if _is_file_name(text):
-        return "file_name"
-    words = text.lower().strip(_BOILERPLATE_EDGES) if len(text) <= LONGEST_NAME else ""
-    if words in BOILERPLATE or _TRAILING_NUMBER.sub("", words) in BOILERPLATE:
-        return "boilerplate"
-    return ""
-
-
-def _says_something(text: str) -> bool:
-    """At least two letters or digits, one of them a letter; or one letter of a script without case."""
-    letters = others = 0
-    for char in text:
-        if char.isalpha():
-            letters += 1 if char.lower() != char.upper() else 2
-        elif char.isdigit():
-            others += 1
-        if letters and letters + others > 1:
-            return True
-    return False
-
-
-def _is_file_name(text: str) -> bool:
-    """The whole text is the name of a file, or what a camera calls a picture."""
-    stem = _FILE_EXTENSION.sub("", text)
-    if len(stem) < len(text) and (" " not in stem or not _WORD.search(stem)):
-        return True
-    lower = stem.lower() if len(stem) <= LONGEST_NAME else ""
-    if _CAMERA.fullmatch(lower) or _CAMERA.fullmatch(lower.replace("_", " ")):
-        return True
-    return " " not in stem and bool(_HEX_NAME.fullmatch(lower) or _TOKEN_NAME.fullmatch(stem))
-
-
-def _canonical_url(url: bytes) -> str:
-    """The canonical form, or `_BadUrl`."""
-    if len(url) > MAX_RAW_URL:
-        raise _BadUrl("url_too_long")
-    match = _URL.fullmatch(url)
-    if not match or match[1].lower() not in (b"http", b"https"):
-        raise _BadUrl("bad_scheme")
-    scheme, rest = match[1].lower().decode(), match[2].partition(b"#")[0]
-    if _CONTROL_BYTES.search(url):
-        raise _BadUrl("bad_url")
-    before_query, mark, query = rest.partition(b"?")
-    before_query = before_query.replace(b"\\", b"/")
-    if not before_query.startswith(b"//"):
-        raise _BadUrl("bad_url")
-    authority, _, path = before_query.lstrip(b"/").partition(b"/")  # "http:////host/", as browsers read it
-    canonical = f"{scheme}://{_authority(authority, scheme)}/{_path(path)}{_query(mark + query)}"
-    if len(canonical) > MAX_URL:
-        raise _BadUrl("url_too_long")
-    return canonical
-
-
-def _authority(authority: bytes, scheme: str) -> str:
-    """Host, and port where it is not the scheme's own."""
-    if b"@" in authority:
-        raise _BadUrl("user_info")
-    split = re.fullmatch(rb"(\[[^\]]*\]|[^:]*)(?::([0-9]{0,8}))?", authority)
-    if not split:
-        raise _BadUrl("bad_url")
-    port = int(split[2]) if split[2] else _DEFAULT_PORT[scheme]
-    if not 0 < port < 65536:
-        raise _BadUrl("bad_url")
-    host = _host(split[1])
-    return host if port == _DEFAULT_PORT[scheme] else f"{host}:{port}"
-
-
-def _host(raw: bytes) -> str:
-    """A host name in lower-case ASCII, an IPv4 address of four decimals or a bracketed IPv6 address."""
-    try:
-        if raw.startswith(b"["):
-            return f"[{ipaddress.IPv6Address(raw[1:-1].decode('ascii')).compressed}]"
-        host = raw.decode("utf-8").lower()
-        if not host.isascii() and len(host) <= 253:
-            host = idna.encode(host, uts46=True, transitional=False).decode("ascii")
-        host = host.removesuffix(".")
-        if len(host) > 253 or not _HOST.fullmatch(host):
-            raise _BadUrl("bad_host")
-        if _NUMBER_LABEL.fullmatch(host.rpartition(".")[2]):
-            host = str(ipaddress.IPv4Address(host))
-    except (ValueError, UnicodeError) as problem:
-        raise _BadUrl("bad_host") from problem
-    return host
-
-
-def _path(path: bytes) -> str:
-    """The path behind its first slash: escaped, dot segments resolved."""
-    path = _PATH_ESCAPED.sub(_escape, _BAD_ESCAPE.sub(b"%25", path))
-    if b"." not in path and b"%2" not in path:
-        return path.decode("ascii")
-    kept: list[bytes] = []
-    segments = path.split(b"/")
-    for number, segment in enumerate(segments):
-        dots = len(segment.lower().replace(b"%2e", b".")) if _DOT.fullmatch(segment) else 0
-        if dots == 2 and kept:
-            kept.pop()
-        if dots == 0:
-            kept.append(segment)
-        elif number == len(segments) - 1:
-            kept.append(b"")
-    return b"/".join(kept).decode("ascii")
-
-
-def _query(query: bytes) -> str:
-    """The query with its question mark, escaped where it must be."""
-    return _QUERY_ESCAPED.sub(_escape, _BAD_ESCAPE.sub(b"%25", query)).decode("ascii")
-
-
-def _escape(match: re.Match[bytes]) -> bytes:
-    return b"%%%02X" % match[0][0]

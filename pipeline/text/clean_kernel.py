@@ -1,10 +1,9 @@
-"""Which rows of a batch need the work of `clean`: one pass over the bytes. A row that is not flagged is clean and is
-kept.
+"""Finds the rows of a batch that need cleaning, in one pass over the bytes. Other rows are clean and are kept.
 
-The passes never decide a drop. They let through only what `clean` would return unchanged with code 0, and flag anything
-they are not sure of; a test holds that over many texts. So the exact rules stand in `clean` alone. Texts whose only
-fault is that blanks must be folded or accents composed (NFC) are told apart: many of them are mended at once
-(`clean.tidy`), and then looked at again.
+The kernel never drops a row. It leaves a row without a flag only if `clean_rules` would return it unchanged with code
+0. It flags every row of which it is not sure. A test checks this on many texts. So the exact rules are in `clean_rules`
+alone. Some texts only need blanks folded or accents composed (NFC). They get the code TIDY: `clean_rules.tidy` handles
+many of them at once, and the kernel then looks at them again.
 """
 
 from __future__ import annotations
@@ -19,36 +18,52 @@ import pyarrow as pa
 from pipeline.engine.hashing import string_buffers
 from pipeline.engine.hashing_kernel import frozen
 from pipeline.engine.jit import njit
-from pipeline.text import clean
+from pipeline.text import clean_rules
 
 Flags = npt.NDArray[np.bool_]
 Work = npt.NDArray[np.uint8]
 
-FINE, TIDY, WORK = (np.uint8(code) for code in range(3))  # what `text_work` says of a text
+U = np.uint64
+
+FINE, TIDY, WORK = (np.uint8(code) for code in range(3))  # the results of `text_work`
 
 # What a character of the Basic Multilingual Plane means to `text_work`, as bits.
 _PLAIN = np.uint8(1)  # needs no cleaning and joins with no neighbour
 _LETTER = np.uint8(2)
-_UNCASED = np.uint8(4)  # a letter of a script without case: says something alone
+_UNCASED = np.uint8(4)  # a letter of a script without case: enough for a text
 _DIGIT = np.uint8(8)
 _LEAD = np.uint8(16)  # shown for the first byte of a UTF-8 sequence, when that is read as Windows-1252
 _CONTINUATION = np.uint8(32)  # shown for a later byte
 _COMPOSES = np.uint8(64)  # NFC may change it or join it with a neighbour
 _FOREIGN = np.uint8(128)  # shown for no byte: a text with such a character is no mojibake
 
-# What a byte means to it. A letter is bit 0, a digit bit 1: they are counted without a branch.
+# What a byte means to `text_work`. A letter is bit 0, a digit bit 1, so that both are counted without a branch.
 _BLANK, _ADDRESS, _BEYOND_ASCII, _DIRTY, _AMPERSAND = (np.uint8(bit) for bit in (4, 8, 16, 32, 64))
 
 # What a byte may be in a canonical URL, as bits.
 _HOST, _HEX, _PATH, _SIMPLE_IN_PATH, _SIMPLE_IN_QUERY = (np.uint8(bit) for bit in (1, 2, 4, 8, 16))
 
-U = np.uint64
+# Bytes by name.
+_BLANK_BYTE, _DOT, _SLASH, _COLON, _QUESTION, _PERCENT, _AMPERSAND_BYTE, _HASH_BYTE = b" ./:?%&#"
+_ZERO, _TWO, _NINE = b"029"
+_LOWER_A, _LOWER_E, _LOWER_H, _LOWER_P, _LOWER_S, _LOWER_T, _LOWER_Z = b"aehpstz"
+_CASE = np.uint8(0x20)  # the bit that a lower-case letter has and an upper-case letter has not
+_LETTERS = 26
+
+# UTF-8: the first lead bytes of two, three and four bytes, the bits that mark a later byte, the bits of the code point.
+_ASCII_END, _LEAD_2, _LEAD_3, _LEAD_4, _TAIL = 0x80, 0xC2, 0xE0, 0xF0, 0x80
+_TAIL_MASK, _TAIL_BITS, _BITS_OF_LEAD_2, _BITS_OF_LEAD_3 = (np.uint32(bits) for bits in (0xC0, 0x3F, 0x1F, 0x0F))
+_NEEDS_3 = 0x800  # the first code point that needs three bytes
+
+_LONGEST_LABEL, _LONGEST_HOST = U(63), U(253)  # bytes of a host between two dots, and in all
+_SHORTEST_URL = 9
+
 _HASH_FACTOR = np.uint32(0x01000193)
 _HASH_START = np.uint32(0x811C9DC5)
 _NAME_BITS = 16  # of the letter hash, to look a text up among the names below
 _MOST_LETTERS = 30  # no boilerplate and no camera's name has more
 
-# The letters in front of the first digit of a camera's picture name (`clean` has the exact pattern).
+# The letters before the first digit in a camera's name for a picture (`clean_rules` has the exact pattern).
 _CAMERA_LETTERS = (
     "img image imgp mg dsc dscn dscf dsci pict pic picture photo scan screenshot capture wp vid mvi gopr dji cimg kimg"
     " pxl fbimg whatsappimage p sam untitled"
@@ -67,7 +82,7 @@ def _character_table() -> npt.NDArray[np.uint8]:
         char = chr(code)
         if 0xD800 <= code < 0xE000 or char in "\u200c\u200d":
             continue
-        if clean.DROPPED.match(char) or (char.isspace() and char != " "):
+        if clean_rules.DROPPED.match(char) or (char.isspace() and char != " "):
             continue
         unsettled = char in joining or unicodedata.combining(char) or not unicodedata.is_normalized("NFC", char)
         table[code] = _COMPOSES if unsettled else _PLAIN
@@ -75,11 +90,11 @@ def _character_table() -> npt.NDArray[np.uint8]:
             table[code] |= _LETTER | (_UNCASED if char.lower() == char.upper() else np.uint8(0))
         elif char.isdigit():
             table[code] |= _DIGIT
-        if char not in clean.BYTE_OF:
+        if char not in clean_rules.BYTE_OF:
             table[code] |= _FOREIGN
         if 0xC2 <= code <= 0xF4:
             table[code] |= _LEAD
-        if char in clean.CONTINUATIONS:
+        if char in clean_rules.CONTINUATIONS:
             table[code] |= _CONTINUATION
     return table
 
@@ -113,7 +128,7 @@ def _url_table() -> npt.NDArray[np.uint8]:
 def _name_table() -> npt.NDArray[np.uint8]:
     """By letter hash: bit 1 for the letters of a boilerplate text, bit 2 for those of a camera's name."""
     table = np.zeros(1 << _NAME_BITS, np.uint8)
-    for bit, names in ((1, clean.BOILERPLATE), (2, _CAMERA_LETTERS)):
+    for bit, names in ((1, clean_rules.BOILERPLATE), (2, _CAMERA_LETTERS)):
         for name in names:
             value = int(_HASH_START)
             for letter in name.replace(" ", "").encode():
@@ -128,18 +143,21 @@ _TEXT_BYTES = _byte_table(_CHARACTERS)
 
 @njit
 def _character(data, place, end):
-    """(code point, bytes) of the sequence beyond ASCII at `place`; (0, 1), which needs work, for a bad or long one."""
+    """(code point, bytes) of the non-ASCII sequence at `place`.
+
+    (0, 1) stands for a bad sequence and for one of four bytes. Both need work.
+    """
     first = np.uint32(data[place])
     if place + U(1) < end:
         second = np.uint32(data[place + U(1)])
-        if second & np.uint32(0xC0) == 0x80:
-            if 0xC2 <= first < 0xE0:
-                return np.uint32((first & np.uint32(0x1F)) << np.uint32(6) | (second & np.uint32(0x3F))), 2
-            if 0xE0 <= first < 0xF0 and place + U(2) < end:
+        if second & _TAIL_MASK == _TAIL:
+            if _LEAD_2 <= first < _LEAD_3:
+                return np.uint32((first & _BITS_OF_LEAD_2) << np.uint32(6) | (second & _TAIL_BITS)), 2
+            if _LEAD_3 <= first < _LEAD_4 and place + U(2) < end:
                 third = np.uint32(data[place + U(2)])
-                tail = (second & np.uint32(0x3F)) << np.uint32(6) | (third & np.uint32(0x3F))
-                code = (first & np.uint32(0x0F)) << np.uint32(12) | tail
-                if third & np.uint32(0xC0) == 0x80 and code >= 0x800:
+                tail = (second & _TAIL_BITS) << np.uint32(6) | (third & _TAIL_BITS)
+                code = (first & _BITS_OF_LEAD_3) << np.uint32(12) | tail
+                if third & _TAIL_MASK == _TAIL and code >= _NEEDS_3:
                     return np.uint32(code), 3
     return np.uint32(0), 1
 
@@ -152,7 +170,7 @@ def _walk(data, start, end, characters):
     is_suspicious = False
     place = start
     while place < end:
-        if data[place] < 0x80:
+        if data[place] < _ASCII_END:
             before = np.uint8(0)
             place += U(1)
             continue
@@ -176,25 +194,28 @@ def _walk(data, start, end, characters):
 
 @njit
 def _may_hold_entity(data, start, end):
-    """True for an ampersand with a letter or a "#" behind it."""
+    """True for an ampersand with a letter or a "#" after it."""
     for place in range(U(start), U(end) - U(1)):
-        if data[place] == 0x26:
+        if data[place] == _AMPERSAND_BYTE:
             after = data[place + U(1)]
-            if after == 0x23 or np.uint8((after | np.uint8(0x20)) - np.uint8(0x61)) < 26:
+            if after == _HASH_BYTE or np.uint8((after | _CASE) - np.uint8(_LOWER_A)) < _LETTERS:
                 return True
     return False
 
 
 @njit
 def _may_be_name(data, start, end, names):
-    """True if the ASCII letters are those of a boilerplate text, or those up to the first digit a camera's."""
+    """True if the text may be boilerplate or a camera's name, by the hash of its ASCII letters.
+
+    For a camera's name the letters before the first digit count.
+    """
     hashed, at_digit, digits = _HASH_START, np.uint32(0), 0
     for place in range(start, end):
         byte = np.uint32(data[place])
-        lower = byte | np.uint32(0x20)
-        if 0x61 <= lower <= 0x7A:
+        lower = byte | np.uint32(_CASE)
+        if _LOWER_A <= lower <= _LOWER_Z:
             hashed = np.uint32((hashed ^ lower) * _HASH_FACTOR)  # numba's products of uint32 are uint64
-        elif 0x30 <= byte <= 0x39:
+        elif _ZERO <= byte <= _NINE:
             if digits == 0:
                 at_digit = hashed
             digits += 1
@@ -204,9 +225,9 @@ def _may_be_name(data, start, end, names):
 
 @njit
 def _may_end_in_extension(data, end, bytes_table):
-    """True for three or four letters or digits behind a dot."""
-    size = 3 if data[end - 4] == 0x2E else 4
-    if data[end - size - 1] != 0x2E:
+    """True for three or four letters or digits after a dot."""
+    size = 3 if data[end - 4] == _DOT else 4
+    if data[end - size - 1] != _DOT:
         return False
     for place in range(end - size, end):
         if not bytes_table[data[place]] & np.uint8(3):
@@ -215,12 +236,11 @@ def _may_end_in_extension(data, end, bytes_table):
 
 
 @njit
-def _text_work(data, start, end, bytes_table, characters, names, longest):
-    if end == start or end - start > longest:
-        return WORK
+def _text_work(data, start, end, bytes_table, characters, names):
+    """FINE, TIDY or WORK, for a text of one byte or more."""
     letters = digits = 0
     seen = doubled = before = np.uint8(0)
-    for place in range(U(start), U(end)):  # unsigned: numba tests a signed index for being negative
+    for place in range(U(start), U(end)):  # unsigned: numba checks whether a signed index is negative
         bits = bytes_table[data[place]]
         seen |= bits
         doubled |= bits & before
@@ -234,7 +254,7 @@ def _text_work(data, start, end, bytes_table, characters, names, longest):
     if seen & _BEYOND_ASCII:
         work, more_letters, more_weight, more_digits = _walk(data, U(start), U(end), characters)
         letters, weight, digits = letters + more_letters, weight + more_weight, digits + more_digits
-    if work == FINE and (doubled & _BLANK or data[start] == 0x20 or data[end - 1] == 0x20):
+    if work == FINE and (doubled & _BLANK or data[start] == _BLANK_BYTE or data[end - 1] == _BLANK_BYTE):
         return TIDY
     if work != FINE:
         return work
@@ -248,24 +268,37 @@ def _text_work(data, start, end, bytes_table, characters, names, longest):
 
 
 @njit
-def _look_at_texts(data, offsets, bytes_table, characters, names, longest, work):
+def _look_at_texts(texts, tables, longest, work):
+    """Sets `work` for each text.
+
+    `texts` is (data, offsets). `tables` holds the bits of bytes, the bits of characters, and the names.
+    """
+    data, offsets = texts
+    bytes_table, characters, names = tables
     for row in range(len(work)):
-        work[row] = _text_work(data, offsets[row], offsets[row + 1], bytes_table, characters, names, longest)
+        start, end = offsets[row], offsets[row + 1]
+        if 0 < end - start <= longest:
+            work[row] = _text_work(data, start, end, bytes_table, characters, names)
+        else:
+            work[row] = WORK
 
 
 @njit
 def _host_end(data, place, end, table):
-    """Where the host that begins at `place` ends; `end` if it needs work (a port, numbers, upper case)."""
+    """Where the host that begins at `place` ends.
+
+    `end` stands for a host that needs work (a port, numbers, upper case).
+    """
     host = label = place
     while place < end and table[data[place]] & _HOST:
-        if data[place] == 0x2E:
-            if place == label or place - label > U(63):
+        if data[place] == _DOT:
+            if place == label or place - label > _LONGEST_LABEL:
                 return end
             label = place + U(1)
         place += U(1)
-    if place == end or place == label or place - label > U(63) or place - host > U(253):
+    if place == end or place == label or place - label > _LONGEST_LABEL or place - host > _LONGEST_HOST:
         return end
-    return end if data[place] != 0x2F or 0x30 <= data[label] <= 0x39 else place
+    return end if data[place] != _SLASH or _ZERO <= data[label] <= _NINE else place
 
 
 @njit
@@ -274,35 +307,35 @@ def _escape_is_fine(data, place, end, table):
     if place + U(2) >= end:
         return False
     first, second = data[place + U(1)], data[place + U(2)]
-    return table[first] & table[second] & _HEX != 0 and not (first == 0x32 and second | np.uint8(0x20) == 0x65)
+    return table[first] & table[second] & _HEX != 0 and not (first == _TWO and second | _CASE == _LOWER_E)
 
 
 @njit
 def _url_needs_work(data, start, end, table):
-    """For a URL of at least nine bytes."""
-    for place, byte in enumerate((0x68, 0x74, 0x74, 0x70)):  # http
+    """True if a URL of at least _SHORTEST_URL bytes needs work."""
+    for place, byte in enumerate((_LOWER_H, _LOWER_T, _LOWER_T, _LOWER_P)):
         if data[start + U(place)] != byte:
             return True
-    place = start + (U(5) if data[start + U(4)] == 0x73 else U(4))
-    if data[place] != 0x3A or data[place + U(1)] != 0x2F or data[place + U(2)] != 0x2F:
+    place = start + (U(5) if data[start + U(4)] == _LOWER_S else U(4))
+    if data[place] != _COLON or data[place + U(1)] != _SLASH or data[place + U(2)] != _SLASH:
         return True
     place = _host_end(data, place + U(3), end, table)
     if place == end:
         return True
-    while place < end and data[place] != 0x3F:
+    while place < end and data[place] != _QUESTION:
         bits = table[data[place]]
         if not bits & _SIMPLE_IN_PATH:
             if not bits & _PATH:
                 return True
-            if data[place] == 0x2E:
-                if data[place - U(1)] == 0x2F:
+            if data[place] == _DOT:
+                if data[place - U(1)] == _SLASH:
                     return True  # perhaps a dot segment
             elif not _escape_is_fine(data, place, end, table):
                 return True
         place += U(1)
     while place < end:
         if not table[data[place]] & _SIMPLE_IN_QUERY:
-            if data[place] != 0x25 or not _escape_is_fine(data, place, end, table):
+            if data[place] != _PERCENT or not _escape_is_fine(data, place, end, table):
                 return True
         place += U(1)
     return False
@@ -312,28 +345,28 @@ def _url_needs_work(data, start, end, table):
 def _flag_urls(data, offsets, table, longest, flags):
     for row in range(len(flags)):
         start, end = offsets[row], offsets[row + 1]
-        fits = 9 <= end - start <= longest
+        fits = _SHORTEST_URL <= end - start <= longest
         flags[row] = not fits or _url_needs_work(data, U(start), U(end), table)
 
 
 def text_work(texts: pa.Array) -> Work:
-    """What each text needs: nothing (FINE), to be seen by `clean.clean_one_text` (WORK), or by `clean.tidy` (TIDY).
+    """What each text needs.
 
-    A text that is TIDY holds nothing but valid UTF-8, no line feed, and only what `clean.tidy` mends: what comes out
-    must be looked at again, since it may be a text to drop.
+    FINE: nothing. WORK: `clean_rules.clean_one_text` must see it. TIDY: `clean_rules.tidy` is enough. A TIDY text is
+    valid UTF-8 without a line feed. The output of `tidy` must be looked at again, since it may be a text to drop.
     """
     data, offsets = string_buffers(texts)
     work = np.empty(len(texts), np.uint8)
     tables = _TEXT_BYTES, _CHARACTERS, _NAMES
-    _look_at_texts(frozen(data, np.uint8), frozen(offsets, np.int64), *tables, clean.MAX_TEXT, work)
+    _look_at_texts((frozen(data, np.uint8), frozen(offsets, np.int64)), tables, clean_rules.MAX_TEXT, work)
     return work
 
 
 def url_needs_work(urls: pa.Array) -> Flags:
-    """True for each URL that `clean.canonical_url` has to see."""
+    """True for each URL that `clean_rules.canonical_url` must handle."""
     data, offsets = string_buffers(urls)
     flags = np.empty(len(urls), np.bool_)
-    _flag_urls(frozen(data, np.uint8), frozen(offsets, np.int64), _URL_BYTES, clean.MAX_URL, flags)
+    _flag_urls(frozen(data, np.uint8), frozen(offsets, np.int64), _URL_BYTES, clean_rules.MAX_URL, flags)
     return flags
 
 

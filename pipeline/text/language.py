@@ -1,11 +1,11 @@
-"""Names the language of texts with a fasttext model: our own small one, or any supervised model by path (lid.176).
+"""Detects the language of texts with a fasttext model: our own small one, or any supervised model by path (lid.176).
 
 `LanguageModel.load("own")` is pipeline/text/data/language.ftz, 0.9 MB. It knows about 100 languages by their ISO 639-1
-codes. tools/train_language_model.py makes it. "und" stands for all other languages. Nothing is ever downloaded. For a
-filter, ask for a threshold on P(language) (`scores`), not for the likeliest language (`predict`): short alt-texts are
-often close calls.
+codes. tools/train_language_model.py makes it. "und" stands for all other languages. Nothing is ever downloaded. A
+filter should use a threshold on P(language) (`scores`), not the likeliest language (`predict`): in short alt-texts two
+languages are often about as likely.
 
-A model cannot be pickled: load it once a process.
+A model cannot be pickled. Load it once in each process.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from pipeline.engine.hashing import as_array
 
 OWN = Path(__file__).parent / "data" / "language.ftz"
 UNKNOWN = "und"
-THRESHOLD = 0.2  # a good P(language) to ask for: .9998 of real English captions reach it, .6% of foreign sentences
+THRESHOLD = 0.2  # a good limit for P(language): 99.98% of real English captions reach it, 0.6% of foreign sentences
 
 _LABEL = "__label__"
-_BLOCK = 4_096  # texts a call: the lists that fasttext gives back stay small
-_LEAST = 1e-4  # probabilities below count as 0
+_BLOCK = 4_096  # texts a call, so that the lists from fasttext stay small
+_LEAST = 1e-4  # smaller probabilities count as 0
 
 Scores = npt.NDArray[np.float32]
 
 
 class LanguageModel:
-    """A loaded model. `languages` are the codes it knows."""
+    """A loaded model. `languages` lists the codes that it knows."""
 
     def __init__(self, model: Any):
         self._model = model
         self.languages = sorted(label.removeprefix(_LABEL) for label in model.get_labels())
-        self._lower = UNKNOWN in self.languages  # a model of our recipe: it was trained on lower case only
+        self._lower = UNKNOWN in self.languages  # a model of our recipe is trained on lower case only
 
     @classmethod
     def load(cls, path: str | Path = "own") -> LanguageModel:
-        """The model that ships ("own"), or the one in a file. A process loads each file once."""
+        """The model that ships ("own"), or the model in a file. A process loads each file once."""
         return _load(str(OWN if str(path) == "own" else path))
 
     def predict(self, texts: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
-        """The likeliest language of each text and its probability; ("und", 0) for a text without any word."""
+        """The likeliest language of each text, and its probability. A text without any word gives ("und", 0)."""
         languages: list[str] = []
         scores = np.zeros(len(texts), np.float32)
         for labels, probabilities in self._predictions(texts, 1, 0.0):
@@ -57,7 +57,10 @@ class LanguageModel:
         return pa.array(languages, pa.string()), pa.array(np.minimum(scores, np.float32(1)))
 
     def scores(self, texts: pa.Array | pa.ChunkedArray, languages: Sequence[str]) -> tuple[pa.Array, pa.Array]:
-        """The likeliest of the wanted languages and its probability: keep a text if that reaches a threshold."""
+        """The likeliest of the wanted languages for each text, and its probability.
+
+        Keep a text if the probability reaches a threshold.
+        """
         matrix = self.probabilities(texts, languages)
         best = matrix.argmax(axis=1) if len(matrix) else np.zeros(0, np.int64)
         return pa.array(languages, pa.string()).take(pa.array(best)), pa.array(matrix[np.arange(len(matrix)), best])
@@ -66,7 +69,7 @@ class LanguageModel:
         """P(language) of each text (row) for each wanted language (column).
 
         Raises:
-            ValueError: naming the languages that the model does not know.
+            ValueError: the model does not know a language. The message names all such languages.
         """
         unknown = sorted(set(languages) - set(self.languages))
         if unknown:
@@ -85,7 +88,8 @@ class LanguageModel:
     ) -> Iterator[tuple[Sequence[str], Sequence[float]]]:
         """(labels, probabilities) of each text, likeliest first.
 
-        Always by lists: with numpy 2, fasttext 0.9.3 fails on a single string. A line feed ends a line for it.
+        fasttext gets lists only: with numpy 2, fasttext 0.9.3 fails on a single string. It gets no line feeds, because
+        it reads one line.
         """
         array = pc.utf8_trim_whitespace(pc.replace_substring(as_array(texts), "\n", " "))
         if self._lower:
@@ -93,14 +97,14 @@ class LanguageModel:
         for start in range(0, len(array), _BLOCK):
             block = array.slice(start, _BLOCK).to_pylist()
             for text, *prediction in zip(block, *self._model.predict(block, k=most, threshold=least), strict=True):
-                yield (prediction[0], prediction[1]) if text else ((), ())  # it would guess at an empty text too
+                yield (prediction[0], prediction[1]) if text else ((), ())  # fasttext guesses for an empty text too
 
 
 @functools.lru_cache(maxsize=4)
 def _load(path: str) -> LanguageModel:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no language model at {path}")
-    import fasttext  # heavy, and not needed by those who do not ask for languages
+    import fasttext  # slow to import, and needed for languages alone
 
     fasttext.FastText.eprint = lambda *args, **kwargs: None  # it warns about its own API on every load
     return LanguageModel(fasttext.load_model(path))

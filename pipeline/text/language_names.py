@@ -27,7 +27,7 @@ NAMES = {
 
 
 def nearest_code(word: str) -> str:
-    """The code that was probably meant: "english", "eng", "en-GB" and "em" are "en"."""
+    """The code that the user probably meant: "english", "eng", "en-GB" and "em" give "en"."""
     word = word.lower().replace("_", "-")
     codes = {name.lower(): code for code, name in NAMES.items()}
     if word.partition("-")[0] in NAMES:

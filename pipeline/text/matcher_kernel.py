@@ -59,7 +59,7 @@ _LONGEST = (1 << 24) - 1  # its length stands in bits 32 to 55; no query's token
 _BLANKS = U(0x2020202020202020)
 _ONES, _HIGH_BITS = U(0x0101010101010101), U(0x8080808080808080)
 _MIX_1, _MIX_2, _MIX_3 = U(0x9E3779B97F4A7C15), U(0xD6E8FEB86659FD93), U(0xBF58476D1CE4E5B9)
-_ZERO, _ONE, _TWO, _THREE, _EIGHT, _HALF = U(0), U(1), U(2), U(3), U(8), U(32)
+_ZERO, _ONE, _THREE, _EIGHT, _HALF = U(0), U(1), U(3), U(8), U(32)
 _SIX, _LAST_SIX = U(6), U(63)  # a bit's word in an array of words, and its place there
 
 _GROUP_TEXTS, _GROUP_TOKENS = 64, 512
@@ -69,9 +69,11 @@ _BITS_AN_EDGE = 4  # of `first_edges`, at least
 
 _CLOSING = pa.scalar("", pa.large_string()), pa.scalar(" ", pa.large_string())  # what to add, and the joint
 
-_BREAK = np.zeros(256, np.uint8)  # what a byte does to a text in metaclip mode: 1 a blank, 2 a token of its own
-_BREAK[[ord(blank) for blank in " \t\n\r"]] = 1
-_BREAK[[ord(mark) for mark in ",.;:?!`"]] = 2
+_BLANK = 0x20
+_LETTER, _SPACE, _MARK = 0, 1, 2  # what a byte does to a text in metaclip mode: nothing, a blank, a token of its own
+_BREAK = np.full(256, _LETTER, np.uint8)
+_BREAK[[ord(blank) for blank in " \t\n\r"]] = _SPACE
+_BREAK[[ord(mark) for mark in ",.;:?!`"]] = _MARK
 _BREAK.flags.writeable = False
 
 
@@ -83,6 +85,37 @@ class Tables(NamedTuple):
     long_bytes: Bytes
     siblings: Ids
     first_edges: Words
+
+
+class _Texts(NamedTuple):
+    """Prepared texts: their bytes, where each begins, and the most tokens in one."""
+
+    data: Bytes
+    offsets: Offsets
+    most: int
+
+
+class _Token(NamedTuple):
+    """A token of a text: its three words, and where it begins."""
+
+    first: np.uint64
+    second: np.uint64
+    third: np.uint64
+    start: int
+
+
+class _Group(NamedTuple):
+    """The tokens of a group of texts, and room for sorting."""
+
+    first: Words
+    second: Words
+    third: Words
+    start: Offsets
+    slots: Offsets  # of `tokens`: where the search begins, then what was found
+    leads_to: Words
+    bounds: Offsets  # the first token of each text, and the end of the last one
+    box: Ids
+    ranked: Ids
 
 
 @intrinsic
@@ -192,9 +225,10 @@ def _edge_home(hashed, size):  # noqa: ANN001, ANN202
 
 
 @njit
-def _find_token(tokens, long_bytes, slot, first, second, third, data, start):  # noqa: ANN001, ANN202
+def _find_token(tokens, long_bytes, slot, token, data):  # noqa: ANN001, ANN202
     """The token's slot, searched from `slot` on; where it is not in the table, -1 - the free slot it would take."""
     size = len(tokens) // _TOKEN_WORDS
+    first, second, third, start = token
     while True:
         at = slot * _TOKEN_WORDS
         held = tokens[at + 2]
@@ -253,8 +287,9 @@ def _token_hashes(data, offsets, out):  # noqa: ANN001, ANN202
 
 
 @njit
-def _build(data, offsets, ids, tokens, edges, long_bytes, siblings):  # noqa: ANN001, ANN202
+def _build(data, offsets, ids, tables):  # noqa: ANN001, ANN202
     """Fills the empty tables; returns how many bytes of `long_bytes` are used, or -1 where `tokens` is too small."""
+    tokens, edges, long_bytes, siblings, _ = tables
     long_used = 1  # never at 0: that is what a token of a text has in its place
     free = len(tokens) // _TOKEN_WORDS
     size = U(len(tokens) // _TOKEN_WORDS)
@@ -264,7 +299,8 @@ def _build(data, offsets, ids, tokens, edges, long_bytes, siblings):  # noqa: AN
         is_edge = False
         while at < offsets[form + 1]:
             first, second, third, end = _token_at(data, at)
-            slot = _find_token(tokens, long_bytes, _home(first, second, third, size), first, second, third, data, at)
+            home = _home(first, second, third, size)
+            slot = _find_token(tokens, long_bytes, home, _Token(first, second, third, at), data)
             if slot < 0:
                 slot = -1 - slot
                 free -= 1
@@ -371,71 +407,112 @@ def _sort_once(values, start, end, box, ranked):  # noqa: ANN001, ANN202
 
 
 @njit
-def _match(data, offsets, most, tokens, edges, long_bytes, siblings, first_edges, shift, begin, values, sizes):  # noqa: ANN001, ANN202
-    """Matches texts from `begin` on until `values` is full; returns the next text and the end of the values."""
-    rows = len(offsets) - 1
-    token_size, edge_size = U(len(tokens) // _TOKEN_WORDS), U(len(edges) // _EDGE_WORDS)
+def _empty_group(most):  # noqa: ANN001, ANN202
+    """Room for a group of texts, of which none has more tokens than `most`."""
     room = _GROUP_TOKENS + most
-    first, second, third = np.empty(room, np.uint64), np.empty(room, np.uint64), np.empty(room, np.uint64)
-    start, slots = np.empty(room, np.int64), np.empty(room, np.int64)
-    leads_to = np.empty(room, np.uint64)
-    bounds = np.empty(_GROUP_TEXTS + 1, np.int64)
-    box, ranked = np.empty(_SOME, np.int32), np.full(_SOME, np.int32(-1))
+    return _Group(
+        first=np.empty(room, np.uint64),
+        second=np.empty(room, np.uint64),
+        third=np.empty(room, np.uint64),
+        start=np.empty(room, np.int64),
+        slots=np.empty(room, np.int64),
+        leads_to=np.empty(room, np.uint64),
+        bounds=np.empty(_GROUP_TEXTS + 1, np.int64),
+        box=np.empty(_SOME, np.int32),
+        ranked=np.full(_SOME, np.int32(-1)),
+    )
+
+
+@njit
+def _cut(texts, row, tokens, group):  # noqa: ANN001, ANN202
+    """Cuts a group of texts, from `row` on, into tokens, and asks for their slots; returns how many texts they are."""
+    data, offsets = texts.data, texts.offsets
+    first, second, third, start, slots = group.first, group.second, group.third, group.start, group.slots
+    rows, size = len(offsets) - 1, U(len(tokens) // _TOKEN_WORDS)
+    found, count = 0, 0
+    while row + found < rows and found < _GROUP_TEXTS and count < _GROUP_TOKENS:
+        group.bounds[found] = count
+        at = offsets[row + found]
+        end_of_text = offsets[row + found + 1]
+        while at < end_of_text:
+            one, two, three, end = _token_at(data, at)
+            slot = _home(one, two, three, size)
+            _prefetch(tokens, slot * _TOKEN_WORDS)
+            first[count], second[count], third[count] = one, two, three
+            start[count], slots[count] = at, slot
+            count += 1
+            at = end + 1
+        found += 1
+    group.bounds[found] = count
+    return found
+
+
+@njit
+def _look_up(data, tables, shift, count, group):  # noqa: ANN001, ANN202
+    """Finds the first `count` tokens of the group and what they lead to, and asks for the edges between them."""
+    tokens, edges, long_bytes, _, first_edges = tables
+    first, second, third, start, slots = group.first, group.second, group.third, group.start, group.slots
+    leads_to = group.leads_to
+    edge_size = U(len(edges) // _EDGE_WORDS)
+    for number in range(count):
+        token = _Token(first[number], second[number], third[number], start[number])
+        slot = _find_token(tokens, long_bytes, slots[number], token, data)
+        slots[number] = slot
+        leads_to[number] = tokens[slot * _TOKEN_WORDS + 3] if slot >= 0 else _ZERO
+        if number and leads_to[number - 1] & _GOES_ON:
+            hashed = _edge_hash((U(slots[number - 1]) << _HALF) | U(slot))
+            bit = hashed >> shift
+            if slot >= 0 and (first_edges[bit >> _SIX] >> (bit & _LAST_SIX)) & _ONE:
+                _prefetch(edges, _edge_home(hashed, edge_size) * _EDGE_WORDS)
+            else:
+                leads_to[number - 1] &= ~_GOES_ON  # not with this neighbour
+
+
+@njit
+def _collect_group(tables, group, values, written, sizes):  # noqa: ANN001, ANN202
+    """Writes the queries of the group's texts, behind the first `written` values, and how many each text has.
+
+    Returns how many texts found room, and the end of their values.
+    """
+    _, edges, _, siblings, _ = tables
+    slots, leads_to, bounds, box, ranked = group.slots, group.leads_to, group.bounds, group.box, group.ranked
+    for text in range(len(sizes)):
+        begin = written
+        last = bounds[text + 1]
+        for number in range(bounds[text], last):
+            here = leads_to[number]
+            written = _collect(here, siblings, values, written)
+            node = U(slots[number])
+            after = number + 1
+            while written >= 0 and here & _GOES_ON and after < last and slots[after] >= 0:
+                edge = _find_edge(edges, (node << _HALF) | U(slots[after]))
+                if edge < 0:
+                    break
+                here = edges[edge * _EDGE_WORDS + 1]
+                written = _collect(here, siblings, values, written)
+                node = U(edge) | _DEEPER
+                after += 1
+            if written < 0:
+                return text, begin
+        written = _sort_once(values, begin, written, box, ranked)
+        sizes[text] = written - begin
+    return len(sizes), written
+
+
+@njit
+def _match(texts, tables, shift, begin, values, sizes):  # noqa: ANN001, ANN202
+    """Matches texts from `begin` on until `values` is full; returns the next text and the end of the values."""
+    rows = len(texts.offsets) - 1
+    group = _empty_group(texts.most)
     written = np.int64(0)
     row = begin
     while row < rows:
-        # Cut a group of texts into tokens.
-        texts, count = 0, 0
-        while row + texts < rows and texts < _GROUP_TEXTS and count < _GROUP_TOKENS:
-            bounds[texts] = count
-            at = offsets[row + texts]
-            end_of_text = offsets[row + texts + 1]
-            while at < end_of_text:
-                one, two, three, end = _token_at(data, at)
-                slot = _home(one, two, three, token_size)
-                _prefetch(tokens, slot * _TOKEN_WORDS)
-                first[count], second[count], third[count] = one, two, three
-                start[count], slots[count] = at, slot
-                count += 1
-                at = end + 1
-            texts += 1
-        bounds[texts] = count
-        # Look them up.
-        for number in range(count):
-            slot = _find_token(
-                tokens, long_bytes, slots[number], first[number], second[number], third[number], data, start[number]
-            )
-            slots[number] = slot
-            leads_to[number] = tokens[slot * _TOKEN_WORDS + 3] if slot >= 0 else _ZERO
-            if number and leads_to[number - 1] & _GOES_ON:
-                hashed = _edge_hash((U(slots[number - 1]) << _HALF) | U(slot))
-                bit = hashed >> shift
-                if slot >= 0 and (first_edges[bit >> _SIX] >> (bit & _LAST_SIX)) & _ONE:
-                    _prefetch(edges, _edge_home(hashed, edge_size) * _EDGE_WORDS)
-                else:
-                    leads_to[number - 1] &= ~_GOES_ON  # not with this neighbour
-        # Collect the queries of each text.
-        for text in range(texts):
-            begin_of_values = written
-            last = bounds[text + 1]
-            for number in range(bounds[text], last):
-                here = leads_to[number]
-                written = _collect(here, siblings, values, written)
-                node = U(slots[number])
-                after = number + 1
-                while written >= 0 and here & _GOES_ON and after < last and slots[after] >= 0:
-                    edge = _find_edge(edges, (node << _HALF) | U(slots[after]))
-                    if edge < 0:
-                        break
-                    here = edges[edge * _EDGE_WORDS + 1]
-                    written = _collect(here, siblings, values, written)
-                    node = U(edge) | _DEEPER
-                    after += 1
-                if written < 0:
-                    return row + text, begin_of_values
-            written = _sort_once(values, begin_of_values, written, box, ranked)
-            sizes[row + text] = written - begin_of_values
-        row += texts
+        count = _cut(texts, row, tables.tokens, group)
+        _look_up(texts.data, tables, shift, group.bounds[count], group)
+        done, written = _collect_group(tables, group, values, written, sizes[row : row + count])
+        row += done
+        if done < count:
+            break
     return row, written
 
 
@@ -448,17 +525,17 @@ def _space_out(data, offsets, breaks, out, out_offsets):  # noqa: ANN001, ANN202
         for at in range(offsets[row], offsets[row + 1]):
             byte = data[at]
             kind = breaks[byte]
-            if kind < 2:
-                out[written] = 0x20 if kind else byte
+            if kind < _MARK:
+                out[written] = _BLANK if kind else byte
                 written += 1
                 tokens += kind
             else:
-                out[written] = 0x20
+                out[written] = _BLANK
                 out[written + 1] = byte
-                out[written + 2] = 0x20
+                out[written + 2] = _BLANK
                 written += 3
                 tokens += 2
-        out[written] = 0x20
+        out[written] = _BLANK
         written += 1
         out_offsets[row + 1] = written
         most = max(most, tokens)
@@ -475,17 +552,18 @@ def build(forms: pa.LargeStringArray, ids: Ids) -> Tables:
     longest = int(np.diff(offsets).max(initial=0))
     if longest > _LONGEST or len(data) >= 1 << 32:
         raise ValueError(f"the queries are too long for the matcher: {len(data)} bytes, the longest {longest}")
+    n_edges = len(hashes) - len(ids)
+    first_edges = np.zeros(1 << max(0, (_BITS_AN_EDGE * n_edges).bit_length() - 6), np.uint64)
     used = -1
     while used < 0:  # once, unless the queries were made so that their hashes collide
         tokens = _aligned(_slots(different) * _TOKEN_WORDS)
-        edges = _aligned(_slots(len(hashes) - len(ids)) * _EDGE_WORDS)
+        edges = _aligned(_slots(n_edges) * _EDGE_WORDS)
         long_bytes = np.zeros(len(data) + 1, np.uint8)
         siblings = np.full(int(ids[-1]) + 1 if len(ids) else 1, -1, np.int32)
-        used = _build(data, offsets, ids, tokens, edges, long_bytes, siblings)
+        used = _build(data, offsets, ids, Tables(tokens, edges, long_bytes, siblings, first_edges))
         different *= 2
     if siblings.max(initial=-1) < 0:
         siblings = siblings[:1]  # no two queries share a form, so none is looked up
-    first_edges = np.zeros(1 << max(0, (_BITS_AN_EDGE * (len(hashes) - len(ids))).bit_length() - 6), np.uint64)
     _mark_first_edges(edges, _shift(first_edges), first_edges)
     tables = tokens, edges, long_bytes[:used].copy(), siblings.copy(), first_edges
     return Tables(*(frozen(table) for table in tables))
@@ -505,11 +583,10 @@ def match(tables: Tables, data: Bytes, offsets: Offsets, most: int) -> tuple[npt
     values = np.empty(1024 + 8 * rows, np.int32)
     parts = []
     row = 0
+    texts, shift = _Texts(frozen(data), frozen(offsets), most), _shift(tables.first_edges)
     while row < rows:
         begin = row
-        row, written = _match(
-            frozen(data), frozen(offsets), most, *tables, _shift(tables.first_edges), begin, values, sizes
-        )
+        row, written = _match(texts, tables, shift, begin, values, sizes)
         parts.append(values[:written].copy() if row < rows else values[:written])
         if row == begin:  # not even one text found room
             values = np.empty(2 * len(values), np.int32)

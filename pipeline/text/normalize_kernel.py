@@ -19,6 +19,15 @@ Offsets = npt.NDArray[np.int64]
 
 PADDING = 32  # bytes of blank space behind what `segment` returns, for readers of whole words
 _BLANK = 0x20
+_UPPER_A, _LETTERS, _CASE = 0x41, 26, 0x20  # ASCII's capital letters, and the bit that the small ones have
+
+# UTF-8: what bytes may lead a character, the first leads of longer ones, and the code points that need so many bytes.
+_ASCII_END = 0x80
+_FIRST_LEAD, _LEAD_3, _LEAD_4, _LAST_LEAD = 0xC2, 0xE0, 0xF0, 0xF4
+_TAIL, _TAIL_MASK, _TAIL_BITS = 0x80, 0xC0, 0x3F
+_NEEDS_3, _NEEDS_4, _LAST_CODE = 0x800, 0x10000, 0x10FFFF
+_SURROGATES, _SURROGATES_END = 0xD800, 0xE000
+
 _NO_FOLDS = np.empty(0, np.int32)
 _NO_FOLDS.flags.writeable = False
 _NOTHING, _IN_WORD, _IN_SINGLE = SEPARATOR, WORD, SINGLE  # 0, 1, 2: what the last character left open
@@ -28,22 +37,24 @@ _NOTHING, _IN_WORD, _IN_SINGLE = SEPARATOR, WORD, SINGLE  # 0, 1, 2: what the la
 def _decode(data, at, end):  # noqa: ANN001, ANN202
     """The code point at `at` and its length in bytes; (-1, 1) where the bytes are not UTF-8 or are cut off."""
     lead = data[at]
-    if lead < 0x80:
+    if lead < _ASCII_END:
         return np.int64(lead), 1
-    if lead < 0xC2 or lead > 0xF4:
+    if lead < _FIRST_LEAD or lead > _LAST_LEAD:
         return np.int64(-1), 1
-    length = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+    length = 2 if lead < _LEAD_3 else 3 if lead < _LEAD_4 else 4
     if at + length > end:
         return np.int64(-1), 1
     code = np.int64(lead) & (0x7F >> length)
     for place in range(at + 1, at + length):
         byte = data[place]
-        if byte & 0xC0 != 0x80:
+        if byte & _TAIL_MASK != _TAIL:
             return np.int64(-1), 1
-        code = (code << 6) | (byte & 0x3F)
-    if length == 3 and (code < 0x800 or 0xD800 <= code < 0xE000):  # written too long; half of a surrogate pair
+        code = (code << 6) | (byte & _TAIL_BITS)
+    if length == 3 and (
+        code < _NEEDS_3 or _SURROGATES <= code < _SURROGATES_END
+    ):  # written too long; half of a surrogate pair
         return np.int64(-1), 1
-    if length == 4 and (code < 0x10000 or code > 0x10FFFF):
+    if length == 4 and (code < _NEEDS_4 or code > _LAST_CODE):
         return np.int64(-1), 1
     return code, length
 
@@ -51,9 +62,9 @@ def _decode(data, at, end):  # noqa: ANN001, ANN202
 @njit
 def _encode(code, out, at):  # noqa: ANN001, ANN202
     """Writes a code point beyond ASCII as UTF-8; returns its length."""
-    length = 2 if code < 0x800 else 3 if code < 0x10000 else 4
+    length = 2 if code < _NEEDS_3 else 3 if code < _NEEDS_4 else 4
     for place in range(length - 1, 0, -1):
-        out[at + place] = 0x80 | (code & 0x3F)
+        out[at + place] = _TAIL | (code & _TAIL_BITS)
         code >>= 6
     out[at] = (0xF00 >> length) & 0xFF | code
     return length
@@ -64,7 +75,7 @@ def _find_unsettled(data, offsets, classes, folds, out):  # noqa: ANN001, ANN202
     for row in range(len(offsets) - 1):
         at, end = offsets[row], offsets[row + 1]
         while at < end:
-            if data[at] < 0x80:
+            if data[at] < _ASCII_END:
                 at += 1
                 continue
             code, length = _decode(data, at, end)
@@ -75,11 +86,22 @@ def _find_unsettled(data, offsets, classes, folds, out):  # noqa: ANN001, ANN202
 
 
 @njit
-def _segment(data, offsets, classes, folds, closed, out, out_offsets):  # noqa: ANN001, ANN202
+def _write(code, out, at):  # noqa: ANN001, ANN202
+    """Writes a code point as UTF-8; returns its length."""
+    if code >= _ASCII_END:
+        return _encode(code, out, at)
+    out[at] = code
+    return 1
+
+
+@njit
+def _segment(texts, tables, closed, out, out_offsets):  # noqa: ANN001, ANN202
     """Writes the tokens of every text, each with one blank behind it (`closed`) or only between them.
 
-    Returns the largest number of tokens of any text.
+    `texts` is (data, offsets), `tables` (classes, folds). Returns the largest number of tokens of any text.
     """
+    data, offsets = texts
+    classes, folds = tables
     written = np.int64(0)
     most = np.int64(0)
     for row in range(len(offsets) - 1):
@@ -88,13 +110,11 @@ def _segment(data, offsets, classes, folds, closed, out, out_offsets):  # noqa: 
         tokens = np.int64(0)
         while at < end:
             byte = data[at]
-            code = np.int64(byte)
             length = 1
-            kind = np.int64(SEPARATOR)
-            if byte < 0x80:
+            if byte < _ASCII_END:
                 kind = np.int64(classes[byte])
-                if len(folds) and np.uint8(byte - 0x41) < 26:
-                    byte |= 0x20
+                if len(folds) and np.uint8(byte - _UPPER_A) < _LETTERS:
+                    byte |= _CASE
                 if kind <= WORD and state <= _IN_WORD:  # most bytes: without a branch that is hard to foretell
                     out[written] = byte if kind == WORD else _BLANK
                     written += kind | state
@@ -102,8 +122,10 @@ def _segment(data, offsets, classes, folds, closed, out, out_offsets):  # noqa: 
                     state = kind
                     at += 1
                     continue
+                code = np.int64(byte)
             else:
                 code, length = _decode(data, at, end)
+                kind = np.int64(SEPARATOR)
                 if code >= 0:
                     if code < len(folds) and folds[code] >= 0:
                         code = np.int64(folds[code])
@@ -117,11 +139,7 @@ def _segment(data, offsets, classes, folds, closed, out, out_offsets):  # noqa: 
                 tokens += 1
                 state = np.int64(_NOTHING)
             if kind != SEPARATOR:
-                if byte < 0x80:
-                    out[written] = byte
-                    written += 1
-                else:
-                    written += _encode(code, out, written)
+                written += _write(code, out, written)
                 if kind == SINGLE:
                     state = np.int64(_IN_SINGLE)
                 elif kind != MARK or state == _NOTHING:
@@ -156,7 +174,7 @@ def segment(texts: pa.Array, fold: bool, closed: bool) -> tuple[Bytes, Offsets, 
     # written to cost nothing.
     out = np.empty(2 * int(offsets[-1] - offsets[0]) + PADDING, np.uint8)
     out_offsets = np.zeros(len(offsets), np.int64)
-    most = _segment(data, offsets, class_table(), _folds(fold), closed, out, out_offsets)
+    most = _segment((data, offsets), (class_table(), _folds(fold)), closed, out, out_offsets)
     return out[: out_offsets[-1] + PADDING], out_offsets, most
 
 

@@ -52,7 +52,7 @@ def test_old_states_of_the_sources_leave_the_cache_and_the_present_ones_stay(tmp
         folder.mkdir()
         (folder / "f.nbi").touch()
     (tmp_path / "jit.cpython-311.pyc").touch()
-    assert jit.sweep(tmp_path) == 1
+    assert jit.remove_stale_kernels(tmp_path) == 1
     assert present.exists() and inner.exists() and not old.exists()
     assert (tmp_path / "jit.cpython-311.pyc").exists()
 

@@ -33,8 +33,7 @@ def test_in_a_namespace() -> None:
         "no:cacheprovider",
         "-p",
         "no:xdist",
-        "-m",
-        "tests.hostile_network",
+        "tests/hostile_network.py",
     ]
     done = subprocess.run(
         [*command, *pytest_here],

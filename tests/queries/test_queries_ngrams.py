@@ -99,9 +99,9 @@ def counted(counts: dict[str, int]) -> pa.Table:
 def test_scores_by_hand() -> None:
     words = counted({"new": 60, "New": 40, "york": 5, "York": 25, "the": 9000, "rare": 1, "pair": 1})
     pairs = counted({"New York": 20, "new york": 4, "the new": 12, "New the": 1, "rare pair": 1})
-    vocabulary = Vocabulary.of(words, least=2)
+    vocabulary = Vocabulary.of(words, min_count=2)
     assert vocabulary.forms.to_pylist() == ["New", "York", "new", "the", "york"]
-    rows = bigrams.score(*bigrams.code(pairs, vocabulary), vocabulary, least=4, profile="wit").to_pylist()
+    rows = bigrams.score(*bigrams.code(pairs, vocabulary), vocabulary, min_count=4, profile="wit").to_pylist()
     pmi = math.log2(24 * 9132 / (100 * 30))
     npmi = pmi / -math.log2(24 / 9132)
     assert [(row["query"], row["count"]) for row in rows] == [("New York", 24), ("new york", 4)]
@@ -113,7 +113,7 @@ def test_scores_by_hand() -> None:
 def test_metaclip1_keeps_pairs_by_pmi_however_rare() -> None:
     words = counted({"aleksander": 1, "meksi": 1, "the": 1 << 31, "of": 1 << 30})
     pairs = counted({"aleksander meksi": 1, "of the": 1 << 20})
-    found = bigrams.from_counts(words, pairs, least_word=1, least_pair=100, profile="metaclip1")
+    found = bigrams.from_counts(words, pairs, min_word_count=1, min_pair_count=100, profile="metaclip1")
     assert found["query"].to_pylist() == ["aleksander meksi"]
 
 
@@ -121,7 +121,7 @@ def test_scripts_without_blanks_are_written_without() -> None:
     texts = ["自行车 在 街上", "自行车 New York"] * 5
     tokens = ngrams.tokenize(pa.array(texts, pa.large_string()))
     words = ngrams.count_words(tokens).select(["word", "count"]).rename_columns(["query", "count"])
-    vocabulary = Vocabulary.of(words, least=1)
+    vocabulary = Vocabulary.of(words, min_count=1)
     pairs, _ = ngrams.count_pairs(tokens, vocabulary.forms)
     found = set(vocabulary.texts(pairs).to_pylist())
     assert {"自行", "行车", "街上", "New York"} <= found
@@ -129,7 +129,7 @@ def test_scripts_without_blanks_are_written_without() -> None:
 
 def test_words_are_written_in_lower_case_and_as_they_occur_most() -> None:
     words = counted({"London": 90, "LONDON": 15, "london": 5, "dog": 50, "Dog": 40, "NASA": 8})
-    rows = rules.word_queries(words, least=10).to_pylist()
+    rows = rules.word_queries(words, min_count=10).to_pylist()
     assert [tuple(row.values()) for row in rows] == [("london", 110), ("London", 90), ("dog", 90)]
 
 
@@ -180,14 +180,14 @@ def test_titles_by_views() -> None:
     views, malformed = titles.read_views(VIEWS, "en")
     assert malformed == 1
     redirects = pa.table({"title": ["Kitty"], "target": ["Cat"]})
-    found = titles.title_queries(titles.resolve(views, redirects), least=70, most=3).to_pylist()
+    found = titles.title_queries(titles.resolve(views, redirects), min_count=70, max_titles=3).to_pylist()
     assert [tuple(row.values()) for row in found] == [("Cat", 1520), ("Mercury", 90), ("Alien: Covenant", 77)]
     assert titles.read_views(VIEWS, "fr")[0].num_rows == 0
 
 
 def test_titles_by_metaclip1() -> None:
     views, _ = titles.read_views(VIEWS, "en", "metaclip1")
-    found = titles.title_queries(views, least=70, most=10, profile="metaclip1").to_pylist()
+    found = titles.title_queries(views, min_count=70, max_titles=10, profile="metaclip1").to_pylist()
     assert [tuple(row.values()) for row in found] == [
         ("Main Page", 5000),
         ("Kitty", 1000),

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.sources import inputs
+from pipeline.sources import inputs, tables
 from pipeline.sources.inputs import Input, InputError, expand
 
 WARC = b"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: 0\r\n\r\n\r\n\r\n"
@@ -182,7 +182,7 @@ def test_equal_names_under_two_roots_are_told_apart(tmp_path):
 
 
 def test_large_parquet_files_are_cut_by_row_groups(tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "ROWS_PER_PART", 25)
+    monkeypatch.setattr(tables, "ROWS_PER_PART", 25)
     pq.write_table(pa.table({"url": ["u"] * 100, "text": ["t"] * 100}), tmp_path / "a.parquet", row_group_size=10)
     made = expand([str(tmp_path)])
     assert [item.part for item in made] == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gzip
 import json
 import re
@@ -31,10 +32,10 @@ from pipeline.engine.cli import MISSING
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.opening import InputError, MissingInputError
 from pipeline.schema import CANDIDATES
-from pipeline.sources import archive
-from pipeline.sources.inputs import Input, expand
+from pipeline.sources import READERS, archive
+from pipeline.sources.base import Input, ReadSettings
+from pipeline.sources.inputs import expand
 from pipeline.sources.warc import read_image
-from pipeline.stages.gather import read_candidates
 from queries.load import QueryError, load_queries
 from tests.archives import html_record, member, record, wat_record
 from tests.webserver import picture
@@ -232,7 +233,8 @@ def rows_of(path: str) -> tuple[list[dict], Ledger, list[dict]]:
     name = path.rsplit("/", 1)[-1]
     form = "wat" if ".wat" in name else "warc" if re.search(r"[.](warc|wacz|zip)", name) else "table"
     ledger, images = Ledger(), []
-    batches = list(read_candidates(Input(name, path, form), ledger, images, ("url", "text")))  # type: ignore[arg-type]
+    source = Input(name, path, form)
+    batches = list(READERS[form].read(source, ledger=ledger, images=images, settings=ReadSettings()))
     inside = [row for batch in images for row in batch.to_pylist()]
     return pa.Table.from_batches(batches, CANDIDATES).to_pylist(), ledger, inside
 
@@ -275,15 +277,11 @@ def test_a_too_large_record_is_passed_over_as_in_a_file(server: FileServer, tmp_
 def test_a_large_parquet_file_is_planned_and_read_in_parts(
     manner: str, server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.sources.inputs.ROWS_PER_PART", 100)
+    monkeypatch.setattr("pipeline.sources.tables.ROWS_PER_PART", 100)
     made = expand([server.url(manner, "a.parquet")])
     assert [item.part for item in made] == [(0, 2), (2, 4), (4, 6)]
-    texts = [
-        text
-        for item in made
-        for batch in read_candidates(item, Ledger(), [], ("url", "text"))
-        for text in batch["text"].to_pylist()
-    ]
+    read = functools.partial(READERS["table"].read, ledger=Ledger(), images=[], settings=ReadSettings())
+    texts = [text for item in made for batch in read(item) for text in batch["text"].to_pylist()]
     assert texts == [f"picture {number}" * 9 for number in range(PAIRS)]
     if manner in ("plain", "chunked", "unsized"):
         asked = server.hits[f"/{manner}/a.parquet"]
@@ -427,7 +425,7 @@ def test_a_missing_input_is_exit_code_4(
     given = ["--input", server.url("ranges", "none.warc.gz"), "--output", str(tmp_path / "out"), "--workers", "1"]
     assert build.main(given) == MISSING
     assert "none.warc.gz' is not there" in capfd.readouterr().err and not (tmp_path / "out").exists()
-    monkeypatch.setattr("pipeline.stages.gather.MOST_OPENED", 0)  # of a crawl only the first are looked for
+    monkeypatch.setattr("pipeline.sources.base.MOST_OPENED", 0)  # of a crawl only the first are looked for
     assert build.main(given) == MISSING
     said = capfd.readouterr().err
     assert "none.warc.gz' is not there" in said and "Traceback" not in said

@@ -12,7 +12,7 @@ import zstandard
 
 from pipeline.engine.ledger import Ledger
 from pipeline.schema import CANDIDATES
-from pipeline.sources import inputs
+from pipeline.sources import tables
 from pipeline.sources.inputs import Input, InputError, expand
 from pipeline.sources.tables import BATCH_ROWS, read_table, table_columns
 
@@ -79,7 +79,7 @@ def test_every_form_gives_the_same_rows(tmp_path, name):
 
 
 def test_a_part_numbers_its_rows_as_the_whole_file_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "ROWS_PER_PART", 25)
+    monkeypatch.setattr(tables, "ROWS_PER_PART", 25)
     urls = [f"http://x/{number}" for number in range(100)]
     pq.write_table(pa.table({"url": urls, "text": urls}), tmp_path / "a.parquet", row_group_size=10)
     table, _ = read(tmp_path / "a.parquet")

@@ -19,7 +19,7 @@ from pipeline.engine.cli import UsageError
 from pipeline.engine.work import StageFolder
 from pipeline.stages import caps, selection
 from pipeline.stages.caps import CapPlan, Policy
-from pipeline.stages.selection import Matches
+from pipeline.stages.matches import Matches
 from tests.rows import zipf_matches
 
 QUERIES = 60

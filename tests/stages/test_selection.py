@@ -15,7 +15,8 @@ from scipy import stats
 
 from pipeline.engine import hashing, jit
 from pipeline.stages import selection
-from pipeline.stages.selection import HIGHEST, BandError, Matches
+from pipeline.stages.matches import Matches, Picks, Thresholds
+from pipeline.stages.selection import HIGHEST, BandError
 from tests.rows import zipf_matches
 
 needs_kernels = pytest.mark.skipif(not jit.available(), reason="numba is not installed or OPENWIT_NO_KERNELS is set")
@@ -55,7 +56,7 @@ def make_data(rows: int = 20_000, queries: int = 300, seed: int = 0, *, mask: bo
     return Data(matches, keys, selection.count_queries(matches.offsets, matches.ids, keep, queries))
 
 
-def cap_thresholds(data: Data, cap: int, *, parts: int = 1, stop: np.ndarray | None = None) -> selection.Thresholds:
+def cap_thresholds(data: Data, cap: int, *, parts: int = 1, stop: np.ndarray | None = None) -> Thresholds:
     """The whole way to the thresholds, the rows cut into parts."""
     low, high = selection.band_limits(data.counts, cap, stop=stop)
     bands = [selection.band_tuples(part, data.keys, low, high, stop=stop) for part in cut(data.matches, parts)]
@@ -68,7 +69,7 @@ def cap_thresholds(data: Data, cap: int, *, parts: int = 1, stop: np.ndarray | N
     )
 
 
-def pick_bernoulli(data: Data, cap: int, *, keys: Any = None, stop: np.ndarray | None = None) -> selection.Picks:
+def pick_bernoulli(data: Data, cap: int, *, keys: Any = None, stop: np.ndarray | None = None) -> Picks:
     """The whole way where each match is picked with the probability cap / count."""
     tau = selection.bernoulli_thresholds(data.counts, cap, stop=stop)
     return selection.pick(data.matches, data.keys if keys is None else keys, tau)
@@ -101,7 +102,7 @@ def full_sort(data: Data, cap: int, stop: Set[int] = frozenset()) -> dict[int, l
     return picked
 
 
-def as_dict(picks: selection.Picks) -> dict[int, list[int]]:
+def as_dict(picks: Picks) -> dict[int, list[int]]:
     return dict(zip(np.flatnonzero(picks.selected).tolist(), picks.kept_by().to_pylist(), strict=True))
 
 
@@ -226,7 +227,7 @@ def test_selection_does_not_see_order_parts_or_ids(way):
     keys = np.empty_like(data.keys)
     keys[renumber] = data.keys
     tau = cap_thresholds(data, 7, parts=4)
-    moved = selection.Thresholds(np.empty_like(tau.hash), np.empty_like(tau.tie))
+    moved = Thresholds(np.empty_like(tau.hash), np.empty_like(tau.tie))
     moved.hash[renumber], moved.tie[renumber] = tau.hash, tau.tie
     again = set()
     for piece in pieces:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.engine import jit
-from pipeline.text import clean
+from pipeline.text import clean, clean_rules
 from pipeline.text.clean import TEXT_REASONS, URL_REASONS
 from tests import fuzzing
 
@@ -30,12 +30,12 @@ def way(request, monkeypatch):
 
 
 def text_of(found: str) -> tuple[str, str]:
-    text, code = clean.clean_one_text(found.encode())
+    text, code = clean_rules.clean_one_text(found.encode())
     return text, TEXT_REASONS[code]
 
 
 def url_of(found: str) -> tuple[str, str]:
-    url, code = clean.canonical_url(found.encode())
+    url, code = clean_rules.canonical_url(found.encode())
     return url, URL_REASONS[code]
 
 
@@ -261,7 +261,7 @@ def soup(count: int, seed: int, prefix: str = "") -> list[str]:
 def check_column(texts: list[str]) -> None:
     """The texts as a column come out as they do one by one."""
     values, codes = clean.clean_text(pa.array(texts))
-    expected = [clean.clean_one_text(text.encode()) for text in texts]
+    expected = [clean_rules.clean_one_text(text.encode()) for text in texts]
     assert list(zip(values.to_pylist(), codes.tolist(), strict=True)) == expected
 
 
@@ -276,8 +276,8 @@ def test_the_kernel_lets_through_only_what_is_clean():
     texts = soup(60_000, 1) + words + list(CLEANED) + [text for group in DROPPED.values() for text in group]
     urls = soup(30_000, 2, "https://a.example/") + soup(30_000, 3, "http://") + list(CANONICAL) + sum(BAD.values(), [])
     for flags, function, values, least in (
-        (lambda rows: kernel.text_work(rows) != kernel.FINE, clean.clean_one_text, texts, 2_000),
-        (kernel.url_needs_work, clean.canonical_url, urls, 4_000),
+        (lambda rows: kernel.text_work(rows) != kernel.FINE, clean_rules.clean_one_text, texts, 2_000),
+        (kernel.url_needs_work, clean_rules.canonical_url, urls, 4_000),
     ):
         passed = np.flatnonzero(~flags(pa.array(values)))
         assert len(passed) > least
@@ -293,7 +293,7 @@ def test_the_kernel_knows_every_character(code):
     chars = [chr(point) for point in range(code, code + 0x4000) if not 0xD800 <= point < 0xE000]
     texts = [form.replace("*", char) for char in chars for form in ("ab *cd", "ab* 가*", "*", "ä*b Ã*")]
     for row in np.flatnonzero(kernel.text_work(pa.array(texts)) == kernel.FINE).tolist():
-        assert clean.clean_one_text(texts[row].encode()) == (texts[row], 0)
+        assert clean_rules.clean_one_text(texts[row].encode()) == (texts[row], 0)
     check_column(texts)
 
 
@@ -327,26 +327,26 @@ def test_typical_rows_need_no_work():
     assert not kernel.url_needs_work(pa.array(urls)).any()
 
 
-FORBIDDEN = clean.DROPPED
+FORBIDDEN = clean_rules.DROPPED
 
 
 def check_text(found: bytes) -> None:
-    text, code = clean.clean_one_text(found)
+    text, code = clean_rules.clean_one_text(found)
     text.encode("utf-8")
     if TEXT_REASONS[code] in ("too_long", "unstable_text"):
         return
     assert not FORBIDDEN.search(text)
     assert text == " ".join(text.split()) == unicodedata.normalize("NFC", text)
-    assert clean.clean_one_text(text.encode()) == (text, code)
+    assert clean_rules.clean_one_text(text.encode()) == (text, code)
 
 
 def check_url(found: bytes) -> None:
-    url, code = clean.canonical_url(found)
+    url, code = clean_rules.canonical_url(found)
     url.encode("utf-8")
     if code:
         return
-    assert clean.canonical_url(url.encode()) == (url, 0)
-    assert url.isascii() and url.isprintable() and not set(url) & set(' "<>#') and len(url) <= clean.MAX_URL
+    assert clean_rules.canonical_url(url.encode()) == (url, 0)
+    assert url.isascii() and url.isprintable() and not set(url) & set(' "<>#') and len(url) <= clean_rules.MAX_URL
     parts = urlsplit(url)
     assert parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc and parts.path[:1] == "/"
     assert not {"..", "."} & set(parts.path.split("/"))
@@ -408,6 +408,6 @@ def test_hostile_texts_take_bounded_time(piece):
         for length in (1_900, 7_900, 1_000_000):
             value = (found[: -len(piece)] if found.endswith(piece) else found) + piece * (length // len(piece))
             start = time.perf_counter()
-            clean.clean_one_text(value.encode())
-            clean.canonical_url(value.encode())
+            clean_rules.clean_one_text(value.encode())
+            clean_rules.canonical_url(value.encode())
             assert time.perf_counter() - start < 0.5

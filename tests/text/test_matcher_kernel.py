@@ -112,9 +112,9 @@ def test_writes_stay_within_the_room_given():
     data, offsets, most = normalize_kernel.segment(texts, False, True)
     for room in range(0, 40):
         values, sizes = np.full(room + 8, -7, np.int32), np.zeros(10, np.int64)
-        frozen = [normalize_kernel.frozen(array) for array in (data, offsets)]
+        prepared = matcher_kernel._Texts(normalize_kernel.frozen(data), normalize_kernel.frozen(offsets), most)
         shift = matcher_kernel._shift(tables.first_edges)
-        row, written = matcher_kernel._match(*frozen, most, *tables, shift, 0, values[:room], sizes)
+        row, written = matcher_kernel._match(prepared, tables, shift, 0, values[:room], sizes)
         assert (row, written) == (min(room // 3, 10), 3 * min(room // 3, 10))
         assert (values[room:] == -7).all()
         assert values[:written].reshape(-1, 3).tolist() == [[0, 1, 2]] * row

@@ -1,0 +1,252 @@
+"""What a reader is: one object a format, which finds, checks and reads the inputs of that format.
+
+A new source is one file with a subclass of `Reader` and one entry in `READERS`. Nothing else in the project knows the
+formats: `--input-format`, the messages that list what can be read, the checks before a run, the estimate of `--plan`
+and the stages gather and fetch all ask the readers.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import gzip
+import io
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
+from typing import IO, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.engine.ledger import Ledger
+from pipeline.engine.opening import InputError, is_remote, open_input, public
+from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
+
+BATCH_ROWS = 65_536
+MOST_OPENED = 16  # remote inputs of a format that a check opens: a crawl has 90,000
+OPENED_AT_ONCE = 8
+MAX_WHOLE = 256 << 20  # bytes of a file that is read as a whole, unpacked
+GZIP = b"\x1f\x8b"  # begins a gzip file
+
+# Where an image lies inside an input, so that fetch takes it from there.
+ARCHIVED_IMAGES = pa.schema(
+    [
+        pa.field("url", pa.string(), nullable=False),  # as in the archive
+        pa.field("offset", pa.int64(), nullable=False),  # of the record
+        pa.field("length", pa.int32(), nullable=False),  # bytes of the image
+        pa.field("mime", pa.string(), nullable=False),
+    ]
+)
+
+
+class SettingsError(InputError):
+    """An input that the options do not fit: another option reads it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A file that the user named. `root` is the folder (or the base URL) that `name` is relative to."""
+
+    name: str
+    path: str
+    root: str = ""
+    size: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Input:
+    """One file to read, or one part of a large file.
+
+    Attributes:
+        name: stable name, source_file in the output; the parts of one file share it.
+        path: what is opened, an absolute path or a URL.
+        format: the key of its reader in `READERS`.
+        bytes: size of the whole file, None where it is not known without asking a server.
+        part: first and last (exclusive) piece, as the reader counts them; None for the whole file.
+    """
+
+    name: str
+    path: str
+    format: str
+    bytes: int | None = None
+    part: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadSettings:
+    """The options that decide what is read; a reader looks at those that concern its format."""
+
+    url_column: str = "url"
+    text_column: str = "text"
+
+
+class Reader(abc.ABC):
+    """Everything about one format. A reader holds no state: one instance serves all threads and processes.
+
+    Attributes:
+        name: its key in `READERS`, and a value of --input-format.
+        suffixes: the ends of file names in lower case, those of compressed files too.
+        name_is_vague: files of other formats may have these names, so the first bytes of local ones decide.
+        knows_pages: the pairs come from pages of any language, so their language is named by default.
+        bytes_per_pair: bytes of input behind a pair as found, for estimates.
+        bytes_per_core_second: bytes of input that one core reads and cleans in a second, for estimates.
+        unknown_bytes: the size that is assumed of an input whose size no listing told.
+    """
+
+    name: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]]
+    bytes_per_pair: ClassVar[float]
+    bytes_per_core_second: ClassVar[float]
+    name_is_vague: ClassVar[bool] = False
+    knows_pages: ClassVar[bool] = False
+    unknown_bytes: ClassVar[int] = 350 << 20  # of a WAT file of Common Crawl
+
+    def claims(self, name: str) -> bool:
+        """True if a file of this name is of this format, as far as a name tells."""
+        return name.lower().endswith(self.suffixes)
+
+    @abc.abstractmethod
+    def sniff(self, head: bytes) -> bool:
+        """True if a file of this format may begin so; `head` has up to SNIFF_BYTES, gzip undone."""
+
+    def expand(self, found: Found) -> list[Input]:
+        """The inputs that a file gives: one, or the parts of a large file, or the members of a pack.
+
+        Raises:
+            InputError, OSError: the file must be looked into, and cannot be read.
+        """
+        return [Input(found.name, found.path, self.name, found.size)]
+
+    def check(self, inputs: Sequence[Input], settings: ReadSettings) -> None:
+        """Looks at the inputs of this format before anything is written; the default opens the first remote ones.
+
+        Raises:
+            SettingsError: the options do not fit an input.
+            InputError, OSError: an input cannot be read.
+        """
+        remote = [item for item in inputs if is_remote(item.path)]
+        for_each(lambda item: open_input(item.path).stream.close(), remote[:MOST_OPENED])
+
+    @abc.abstractmethod
+    def read(
+        self, source: Input, *, ledger: Ledger, images: list[pa.RecordBatch], settings: ReadSettings
+    ) -> Iterator[pa.RecordBatch]:
+        """The pairs of an input as found, in batches of CANDIDATES, always in the same order.
+
+        Args:
+            source: an input that `expand` made.
+            ledger: counts records and rows: rows_in = rows + drops. What cannot be read is a lost record.
+            images: takes batches of ARCHIVED_IMAGES, where images lie in the input.
+            settings: what the user chose.
+
+        Raises:
+            InputError: the input is not of this format at all, or its transfer broke.
+        """
+
+    def read_image(self, path: str, offset: int, *, max_bytes: int) -> bytes | None:
+        """The image that `read` noted at `offset`; None if it is not there, or is larger than allowed.
+
+        Raises:
+            InputError: the input cannot be read now.
+        """
+        return None
+
+    def size(self, item: Input) -> int:
+        """Bytes of the whole file, an assumed number where nobody told it."""
+        return self.unknown_bytes if item.bytes is None else item.bytes
+
+    def expected_rows(self, item: Input) -> float:
+        """A rough number of pairs in an input, to size the exchanges by: the result does not depend on it."""
+        return self.size(item) / self.bytes_per_pair
+
+
+# ---- for readers
+
+
+def packed(*suffixes: str, by: Iterable[str]) -> tuple[str, ...]:
+    """The suffixes, bare and with each compression behind: packed(".csv", by=[".gz"]) is (".csv", ".csv.gz")."""
+    return tuple(suffix + compression for suffix in suffixes for compression in ("", *by))
+
+
+def file_name(path: str) -> str:
+    """The last part of a path, or of a URL without its query: what tells the format."""
+    return PurePosixPath(public(path).replace(os.sep, "/")).name
+
+
+def open_bytes(path: str) -> IO[bytes]:
+    """Opens an input to be read from its first byte on; see `pipeline.engine.opening`."""
+    return open_input(path).stream
+
+
+def read_whole(path: str, *, max_bytes: int = MAX_WHOLE) -> bytes:
+    """The bytes of a file that must be in memory as a whole, gzip undone where the first bytes say so.
+
+    Raises:
+        InputError: it has more bytes, or the gzip is cut or damaged, or a transfer broke.
+        OSError: a local file cannot be read.
+    """
+    with open_bytes(path) as file:
+        data = file.read(max_bytes + 1)
+    if data.startswith(GZIP) and len(data) <= max_bytes:
+        try:
+            data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(max_bytes + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{public(path)!r} is no whole gzip file (cut or damaged?): {error}") from error
+    if len(data) > max_bytes:
+        raise InputError(f"{public(path)!r} has over {max_bytes:,} bytes unpacked: cut it into several files")
+    return data
+
+
+def for_each(function: Any, items: Iterable[Any]) -> None:
+    """Calls the function with every item, several at once, since it waits for disks and servers; the first error."""
+    with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+        for _ in pool.map(function, items):
+            continue
+
+
+def candidates_of_pairs(
+    url: pa.Array, text: pa.Array, offsets: np.ndarray, ledger: Ledger, *, page: pa.Array | None = None
+) -> pa.RecordBatch:
+    """CANDIDATES of a list of pairs that names no place on a page; pairs without url or text are counted drops.
+
+    Args:
+        url, text: strings, nulls allowed; at most BATCH_ROWS.
+        offsets: int64, the place of each pair in its input.
+        ledger: rows_in and the drops null_url and null_text are counted.
+        page: the URL of each pair's page, nulls allowed; None: not known.
+    """
+    ledger.rows_in += len(url)
+    place = pa.array(offsets, pa.int64())
+    if url.null_count or text.null_count:
+        no_url = url.is_null()
+        ledger.drop("null_url", url.null_count)
+        ledger.drop("null_text", pc.sum(pc.and_not(text.is_null(), no_url)).as_py() or 0)
+        keep = pc.and_(url.is_valid(), text.is_valid())
+        url, text, place = url.filter(keep), text.filter(keep), place.filter(keep)
+        page = None if page is None else page.filter(keep)
+    rows = len(url)
+    if page is None:
+        page = _constant("", pa.string(), rows)
+    elif page.null_count:
+        page = pc.fill_null(page, "")
+    text_source = _constant(TEXT_SOURCES.index("table"), pa.int8(), rows)
+    url_source = _constant(URL_SOURCES.index("table"), pa.int8(), rows)
+    nothing = pa.nulls(rows, pa.string())  # neither opt-out nor license
+    columns = [url, text, page, place, text_source, url_source, nothing, nothing]
+    return pa.RecordBatch.from_arrays(columns, schema=CANDIDATES)
+
+
+@functools.lru_cache(maxsize=8)
+def _constant_block(value: Any, kind: pa.DataType) -> pa.Array:
+    return pa.repeat(pa.scalar(value, kind), BATCH_ROWS)
+
+
+def _constant(value: Any, kind: pa.DataType, rows: int) -> pa.Array:
+    if rows > BATCH_ROWS:
+        raise ValueError(f"a batch has {rows} rows; the most is {BATCH_ROWS}")
+    return _constant_block(value, kind).slice(0, rows)
