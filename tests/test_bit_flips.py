@@ -21,6 +21,7 @@ from pipeline.engine import shuffle_files, storage
 from pipeline.engine.storage import DamagedError
 from pipeline.inspect_shards import main as inspect
 from pipeline.stages import caps
+from queries.build import main as count_queries
 from tests.archives import html_record, link, member, record
 from tests.webserver import picture
 
@@ -275,3 +276,25 @@ def test_rows_of_a_damaged_stage_are_not_written(copy: Path, capfd: pytest.Captu
     assert inspect(["rows", str(copy), "--stage", "balance", "--to", str(copy / "rows.parquet")]) == 3
     assert "00000.parquet is damaged (its checksum does not fit): run the same" in capfd.readouterr().err
     assert not (copy / "rows.parquet").exists()
+
+
+def test_the_counting_of_queries_says_what_to_remove(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text("a red dog and a red boat\n" * 9)
+    given = ["--output", str(tmp_path / "list"), "--text", str(tmp_path / "text.txt"), "--min-count", "1"]
+    given += ["--min-articles", "1", "--workers", "1"]
+    write = shuffle_files.write
+
+    def write_badly(path: str, messages: list) -> int:
+        size = write(path, messages)
+        flip(path, 8 * (size - 9))
+        return size
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shuffle_files, "write", write_badly)
+        assert count_queries(given) == 1
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert re.fullmatch(r"queries.build: /.+/00000-000.words is damaged \(.+\): remove (.+), then run .+", last), last
+    shutil.rmtree(re.search(r"remove (.+), then", last)[1])  # type: ignore[index]
+    assert count_queries(given) == 0
