@@ -21,6 +21,7 @@ from pipeline.engine import shuffle_files, storage
 from pipeline.engine.storage import DamagedError
 from pipeline.inspect_shards import main as inspect
 from pipeline.stages import caps
+from queries.build import main as count_queries
 from tests.archives import html_record, link, member, record
 from tests.webserver import picture
 
@@ -124,7 +125,7 @@ def read_images(path: str) -> None:
 
 # How the next stage reads each form of file.
 BUCKETS = ("keys", "drops", "band", "rows", "summary")
-VECTORS = ("counts", "picked", "below", "sizes")
+VECTORS = ("counts", "picked", "below")
 ARRAYS = ("npy", "count", "stop", "low", "high", "hash", "tie", "source", "offset")
 READERS: dict[str, Callable[[str], object]] = {
     "arrow": lambda path: list(storage.read_batches(path)),
@@ -164,7 +165,7 @@ def test_every_flip_in_a_file_of_a_stage_is_noticed(out: Path) -> None:
 def test_every_flip_beside_the_stages_is_noticed(out: Path) -> None:
     """The lists of the run, by their readers' check; what is published, by `verify`."""
     found = {kind: paths for kind, paths in kinds(out).items() if not kind.startswith("stages/")}
-    lists = {"inputs.json", "checksums.json", "recipe.yaml"}
+    lists = {"inputs.json", "shards.json", "checksums.json", "recipe.yaml"}
     assert set(found) >= {*lists, "manifest.json", "queries.parquet", "shards/N.tar", "metadata/N.parquet"}
     for kind in lists:
         for path, bit in flips(found.pop(kind), kind):
@@ -256,3 +257,44 @@ def test_a_link_is_no_file_of_a_set(copy: Path, tmp_path: Path) -> None:
         (copy / path).unlink()
         (tmp_path / "away").rename(copy / path)
     assert not list(verify(str(copy), stages=True))
+
+
+def test_stages_of_an_older_version_are_not_continued(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Their files have no checksums: nothing of them is read."""
+    path = copy / "stages/balance/info.json"
+    info = json.loads(path.read_text())
+    del info["checksum"]
+    path.write_text(json.dumps(info))
+    assert build.main(command(copy)) == build.USAGE
+    assert "made by an older version of OpenWIT" in capfd.readouterr().err
+    assert inspect(["rows", str(copy), "--stage", "balance", "--to", str(copy / "rows.parquet")]) == 4
+    assert "made by an older version" in capfd.readouterr().err
+
+
+def test_rows_of_a_damaged_stage_are_not_written(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    flip(str(copy / "stages/balance/rows/00000.parquet"), 8 * 100)
+    assert inspect(["rows", str(copy), "--stage", "balance", "--to", str(copy / "rows.parquet")]) == 3
+    assert "00000.parquet is damaged (its checksum does not fit): run the same" in capfd.readouterr().err
+    assert not (copy / "rows.parquet").exists()
+
+
+def test_the_counting_of_queries_says_what_to_remove(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text("a red dog and a red boat\n" * 9)
+    given = ["--output", str(tmp_path / "list"), "--text", str(tmp_path / "text.txt"), "--min-count", "1"]
+    given += ["--min-articles", "1", "--workers", "1"]
+    write = shuffle_files.write
+
+    def write_badly(path: str, messages: list) -> int:
+        size = write(path, messages)
+        flip(path, 8 * (size - 9))
+        return size
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shuffle_files, "write", write_badly)
+        assert count_queries(given) == 1
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert re.fullmatch(r"queries.build: /.+/00000-000.words is damaged \(.+\): remove (.+), then run .+", last), last
+    shutil.rmtree(re.search(r"remove (.+), then", last)[1])  # type: ignore[index]
+    assert count_queries(given) == 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import mmap
 import os
 import re
@@ -64,6 +65,8 @@ def verify(
     ledger = None
     if published:
         manifest = _json(folder, "manifest.json")
+        if isinstance(manifest, dict):
+            yield from _altered(folder, "manifest.json")
         problem = problem_of(manifest) or _seal(manifest, note)
         if problem:
             yield Fault("manifest.json", problem)
@@ -84,9 +87,19 @@ def verify(
 def _json(folder: str, path: str) -> Any:
     """The parsed file, None where it is missing, the error where it cannot be parsed."""
     try:
-        return storage.read_json(os.path.join(folder, path), sealed=False)
-    except (storage.DamagedError, OSError) as error:
+        return json.loads(storage.read(os.path.join(folder, path)))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError, OSError) as error:
         return error
+
+
+def _altered(folder: str, path: str) -> Iterator[Fault]:
+    """A JSON object, as `_json` gives it, whose checksum does not fit. What it says is looked at all the same."""
+    try:
+        storage.read_json(os.path.join(folder, path), sealed=False)
+    except storage.DamagedError:
+        yield Fault(path, "was changed: its checksum does not fit")
 
 
 def _seal(manifest: Mapping[str, Any], note: Callable[[str], None]) -> str:
@@ -99,15 +112,10 @@ def _seal(manifest: Mapping[str, Any], note: Callable[[str], None]) -> str:
     return ""
 
 
-def _unreadable(error: Exception) -> str:
-    """The error, without the path that the fault names."""
-    return f"cannot be read: {str(error).partition(' is damaged ')[2].strip('()') or error}"
-
-
 def problem_of(manifest: Any) -> str:
     """What is wrong with the form of a manifest; "" if nothing is."""
     if isinstance(manifest, Exception):
-        return _unreadable(manifest)
+        return f"cannot be read: {manifest}"
     try:
         for entry in manifest["files"]:
             FileEntry(**entry)
@@ -204,7 +212,7 @@ def _counts(folder: str, manifest: Mapping[str, Any], entries: list[FileEntry]) 
     rows = {entry.path: entry.rows for entry in entries if entry.path.endswith(".tar")}
     sizes = _json(folder, "shards/sizes.json")
     if not isinstance(sizes, dict):
-        yield Fault("shards/sizes.json", _unreadable(sizes) if sizes is not None else "missing")
+        yield Fault("shards/sizes.json", f"cannot be read: {sizes}" if sizes is not None else "missing")
     else:
         for path in sorted({*rows, *(f"shards/{name}" for name in sizes)}):
             said = sizes.get(os.path.basename(path))
@@ -357,7 +365,9 @@ def _stages(folder: str, published: list[dict[str, Any]] | None) -> Iterator[Fau
             counted = {name: info[name] for name in COUNTED}
             yield from _balanced(path, counted)
         except (KeyError, TypeError, AttributeError):
-            yield Fault(path, _unreadable(info) if isinstance(info, Exception) else "is not a stage's info.json")
+            yield Fault(
+                path, f"cannot be read: {info}" if isinstance(info, Exception) else "is not a stage's info.json"
+            )
             continue
         if before is not None and before[0] == at - 1 and before[1]["rows_out"] != counted["rows_in"]:
             out = before[1]["rows_out"]
@@ -371,6 +381,8 @@ def _seals_of_stages(folder: str, note: Callable[[str], None]) -> Iterator[Fault
     """Where one stage has a checksum in its info.json, all have: one version made them all."""
     paths = [f"stages/{stage}/info.json" for stage in STAGES]
     infos = {path: info for path in paths if isinstance(info := _json(folder, path), dict)}
+    for path in infos:
+        yield from _altered(folder, path)
     bare = [path for path, info in infos.items() if storage.CHECKSUM not in info]
     if len(bare) == len(infos):
         for path in bare:
