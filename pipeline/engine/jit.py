@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("pipeline", "queries", "clip_train")  # where kernel files are
+# `from pipeline.text import characters, folding` at the top of a file. Names in brackets are those of one module.
+_IMPORT = re.compile(rf"^from +((?:{'|'.join(PACKAGES)})[\w.]*) +import +([\w, ]*)", re.MULTILINE)
 OWN_CACHE = Path(__file__).parent / "__pycache__"
 
 # Loading compiled code (numba and its cache) costs a process 0.4 s or more. Fewer rows than this do not pay for it.
@@ -83,15 +85,42 @@ def _user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "openwit"
 
 
-@functools.cache
 def _state(module: str) -> str:
-    """A digest of the source of a kernel module and of the kernel modules that it imports."""
-    found = importlib.util.find_spec(module)
-    source = Path(found.origin).read_bytes() if found and found.origin else b""
-    inner = re.findall(rb"^(?:from|import) +([\w.]+_kernel)\b|^from +([\w.]+) +import +(\w+_kernel)\b", source, re.M)
-    names = {(whole or package + b"." + name).decode() for whole, package, name in inner}
-    parts = [source, *(_state(name).encode() for name in sorted(names))]
-    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
+    """A digest of the sources of a kernel module and of all our modules below it.
+
+    numba compiles constants and tables of other modules into a kernel, and looks for changes in the kernel's own file
+    alone.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(_with_imports(module)):
+        digest.update(_file_of(name).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _with_imports(module: str) -> set[str]:
+    """The module, and all of our modules that it imports when it is loaded, directly or not."""
+    found, todo = set(), [module]
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.add(name)
+            todo += _imports(name)
+    return found
+
+
+@functools.cache
+def _imports(module: str) -> list[str]:
+    """Our modules that a module imports at its top, this file left out."""
+    source = _file_of(module).read_text()
+    names: set[str] = set()
+    for package, listed in _IMPORT.findall(source):
+        names |= {package, *(f"{package}.{name.split()[0]}" for name in listed.split(",") if name.split())}
+    return [name for name in names if name != __name__ and _file_of(name).is_file()]
+
+
+def _file_of(module: str) -> Path:
+    """The source file of one of our modules."""
+    return (Path(__file__).parents[2] / module.replace(".", "/")).with_suffix(".py")
 
 
 def kernel_modules() -> list[str]:

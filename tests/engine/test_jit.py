@@ -44,6 +44,16 @@ def test_plain_functions_never_load_numba():
     assert run(code) == "False"
 
 
+def test_the_state_of_a_kernel_holds_every_file_that_is_compiled_into_it(monkeypatch):
+    below = jit._with_imports("pipeline.text.matcher_kernel")
+    assert {"pipeline.text.normalize_kernel", "pipeline.text.characters", "pipeline.text.folding"} <= below
+    assert "pipeline.engine.jit" not in below
+    before, real = jit._state("pipeline.text.matcher_kernel"), jit._file_of
+    changed = {"pipeline.text.folding": real("pipeline.text.clean")}
+    monkeypatch.setattr(jit, "_file_of", lambda name: changed.get(name) or real(name))
+    assert jit._state("pipeline.text.matcher_kernel") != before
+
+
 def test_old_states_of_the_sources_leave_the_cache_and_the_present_ones_stay(tmp_path):
     present = tmp_path / f"kernels-{jit._state('pipeline.text.clean_kernel')}"
     inner = tmp_path / f"kernels-{jit._state('pipeline.sources.simd_kernel')}"  # of a file that other kernels include
