@@ -522,9 +522,9 @@ def test_an_input_that_goes_away_is_told_in_a_sentence(
     arguments = [*select_arguments(tmp_path), "--output", str(tmp_path / "out")]
     real = build.run_job
 
-    def remove_and_run(stages: list[Stage], run: Run) -> None:
+    def remove_and_run(stages: list[Stage], run: Run, *, quiet: bool) -> None:
         (tmp_path / "in" / "part1.parquet").rename(tmp_path / "elsewhere")
-        real(stages, run)
+        real(stages, run, quiet=quiet)
 
     monkeypatch.setattr(build, "run_job", remove_and_run)
     code, said = said_by(arguments, capsys)

@@ -126,13 +126,15 @@ class _Handler(BaseHTTPRequestHandler):
         for key, value in headers.items():
             self.send_header(key.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
         self.answered()
+        self.end_headers()
         self.wfile.write(body)
 
     def raw(self, *parts: bytes) -> None:
         self.close_connection = True
-        for part in parts:
+        for number, part in enumerate(parts, 1):
+            if number == len(parts):
+                self.answered()
             self.wfile.write(part)
             self.wfile.flush()
 
@@ -166,9 +168,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.image(name)
         half = len(body) // 2
         chunks = [b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:half], body[half:])]
-        self.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", chunks[0])
-        if not cut:
-            self.raw(chunks[1], b"0\r\n\r\n")
+        end = () if cut else (b"0\r\n\r\n",)
+        self.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", *chunks[: 1 if cut else 2], *end)
 
     def on_cut_chunked(self, name: str) -> None:
         self.on_chunked(name, cut=True)
