@@ -372,7 +372,7 @@ def read_table(path: str, columns: Sequence[str] | None = None) -> pa.Table:
 OWN_FOLDERS = ("shards", "metadata", "rejected", "report")  # hold published files and nothing else
 
 
-def strangers(folder: str, manifest: Mapping[str, Any]) -> list[str]:
+def unlisted_files(folder: str, manifest: Mapping[str, Any]) -> list[str]:
     """Files in the folders of the publication that the manifest does not list, sorted."""
     listed = {entry["path"] for entry in manifest["files"]}
     paths = (path for top in OWN_FOLDERS for path in storage.walk(os.path.join(folder, top)))
@@ -381,7 +381,7 @@ def strangers(folder: str, manifest: Mapping[str, Any]) -> list[str]:
 
 def sweep(folder: str, manifest: Mapping[str, Any]) -> list[str]:
     """Removes what an earlier publication in the same folder left behind; returns the paths."""
-    gone = strangers(folder, manifest)
+    gone = unlisted_files(folder, manifest)
     for path in gone:
         storage.remove(os.path.join(folder, path))
     return gone

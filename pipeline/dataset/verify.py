@@ -142,7 +142,7 @@ def _publication(folder: str, manifest: Mapping[str, Any], *, quick: bool) -> It
         yield Fault("manifest.json", "its digest is not that of the files it lists")
     for path in sorted(_links(folder, entries)):
         yield Fault(path, "is a symbolic link")
-    for path in shards.strangers(folder, manifest):
+    for path in shards.unlisted_files(folder, manifest):
         yield Fault(path, "not in the manifest")
     damaged = set()
     for entry in entries:

@@ -219,7 +219,7 @@ def test_sweep_removes_what_an_earlier_larger_set_left(tmp_path: Path) -> None:
         "shards/00002.tar",
         "shards/00003.tar",
     ]
-    assert shards.strangers(str(tmp_path), manifest) == []
+    assert shards.unlisted_files(str(tmp_path), manifest) == []
     assert (tmp_path / "stages/gather/info.json").exists()
 
 
