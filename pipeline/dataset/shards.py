@@ -379,7 +379,7 @@ def unlisted_files(folder: str, manifest: Mapping[str, Any]) -> list[str]:
     return sorted({os.path.relpath(path, folder).replace(os.sep, "/") for path in paths} - listed)
 
 
-def sweep(folder: str, manifest: Mapping[str, Any]) -> list[str]:
+def remove_stale_shards(folder: str, manifest: Mapping[str, Any]) -> list[str]:
     """Removes what an earlier publication in the same folder left behind; returns the paths."""
     gone = unlisted_files(folder, manifest)
     for path in gone:
