@@ -394,7 +394,7 @@ class Job:
     def __enter__(self) -> Job:
         self._lock = lock_run_folder(self.work.root)
         self._lock.__enter__()
-        storage.sweep(self.work.root)
+        storage.remove_stale_files(self.work.root)
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:

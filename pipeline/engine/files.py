@@ -1,7 +1,7 @@
 """Files that are whole or not there: written under a temporary name, flushed to the disk, renamed.
 
 A reader never sees half a file, whatever was killed when. Temporary names carry the process id, so that a worker which
-outlives its parent for a second cannot write into a successor's file; `sweep` removes what such workers left behind.
+outlives its parent for a second cannot write into a successor's file; `remove_stale_files` removes what such workers left behind.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def write_bytes(path: str, data: bytes | memoryview) -> None:
         file.write(data)
 
 
-def sweep(folder: str) -> int:
+def remove_stale_files(folder: str) -> int:
     """Removes what is temporary below `folder` and no process owns any more; returns how many files and folders."""
     removed = 0
     for parent, folders, names in os.walk(folder):

@@ -35,9 +35,9 @@ import pyarrow.parquet as pq
 import xxhash
 
 from pipeline.engine import files, parquet_footer
-from pipeline.engine.files import remove, sweep, temporary, writing
+from pipeline.engine.files import remove, remove_stale_files, temporary, writing
 
-__all__ = ["remove", "sweep", "temporary", "writing"]  # without a checksum: for what is published or the user's
+__all__ = ["remove", "remove_stale_files", "temporary", "writing"]  # without a checksum: for what is published or the user's
 
 MARK = b"OWXXH3 1"
 SEAL = 8 + len(MARK)
