@@ -196,7 +196,7 @@ def card(facts: Mapping[str, Any], *, ledger: list[dict[str, Any]], options: Map
         size_category=size_category(s.samples),
         ledger=[row | {"dropped": reason} for row, reason in zip(ledger, reasons, strict=True)],
         options=[
-            (name.replace("_", " "), f"`{sanitize(_told(options[name])).replace('`', '')}`")
+            (name.replace("_", " "), f"`{sanitize(_format_value(options[name])).replace('`', '')}`")
             for name in TOLD
             if options.get(name) not in (None, (), [], "")
         ],
@@ -208,7 +208,7 @@ def card(facts: Mapping[str, Any], *, ledger: list[dict[str, Any]], options: Map
     )
 
 
-def _told(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
