@@ -28,7 +28,7 @@ class FooterError(ValueError):
     """The file does not end as a Parquet file of this pyarrow does."""
 
 
-def sign(path: str) -> None:
+def set_created_by(path: str) -> None:
     """Puts our name into the footer of a file that this pyarrow has just written.
 
     Raises:

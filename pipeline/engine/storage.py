@@ -449,7 +449,7 @@ def _write_parquet(path: str, table: pa.Table) -> None:
         write_page_checksum=True,
         row_group_size=65536,
     )
-    parquet_footer.sign(path)
+    parquet_footer.set_created_by(path)
 
 
 def _read(file: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Table:
