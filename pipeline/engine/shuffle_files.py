@@ -132,7 +132,7 @@ def table(messages: list[bytes], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_batches(batches, schema).combine_chunks()
 
 
-def power_of_two(wanted: float, *, least: int = 1, most: int = 4096) -> int:
+def power_of_two(wanted: float, *, min_count: int = 1, max_count: int = 4096) -> int:
     """The smallest power of two that is at least `wanted`, within bounds."""
     bits = max(0, int(np.ceil(np.log2(max(wanted, 1.0)))))
-    return min(most, max(least, 1 << bits))
+    return min(max_count, max(min_count, 1 << bits))
