@@ -168,12 +168,12 @@ def hosts(urls: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.struct_field(pc.extract_regex(urls, r"^[a-zA-Z]+://(?P<host>[^/?#]*)"), "host").fill_null(NOT_SAID)
 
 
-def top(counter: Counter | IdCounts, most: int) -> list[tuple]:
+def top(counter: Counter | IdCounts, max_count: int) -> list[tuple]:
     """The most frequent, ties by name: the same list whatever the order of the counting."""
     if isinstance(counter, IdCounts):
-        order = np.argsort(-counter.counts, kind="stable")[: min(most, len(counter))]
+        order = np.argsort(-counter.counts, kind="stable")[: min(max_count, len(counter))]
         return list(zip(order.tolist(), counter.counts[order].tolist(), strict=True))
-    return sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:most]
+    return sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:max_count]
 
 
 def charts(s: Summary) -> list[tuple[str, list[tuple[str, int]]]]:
@@ -197,8 +197,8 @@ def charts(s: Summary) -> list[tuple[str, list[tuple[str, int]]]]:
 class Pick:
     """The rows whose key has the smallest low half: a choice by hash, from all shards alike."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_rows: int) -> None:
+        self._max_rows = max_rows
         self._table: pa.Table | None = None
 
     def add(self, table: pa.Table) -> None:
@@ -207,7 +207,7 @@ class Pick:
         found = table.append_column("_order", order)
         if self._table is not None:
             found = pa.concat_tables([self._table, found])
-        self._table = found.sort_by([("_order", "ascending"), ("key", "ascending")]).slice(0, self._most)
+        self._table = found.sort_by([("_order", "ascending"), ("key", "ascending")]).slice(0, self._max_rows)
 
     def table(self) -> pa.Table | None:
         """What was chosen, in the order of the hash; None if nothing was offered."""
