@@ -1,7 +1,8 @@
 """Files that are whole or not there: written under a temporary name, flushed to the disk, renamed.
 
-A reader never sees half a file, whatever was killed when. Temporary names carry the process id, so that a worker which
-outlives its parent for a second cannot write into a successor's file; `remove_stale_files` removes what such workers left behind.
+A reader never sees half a file, whichever process is killed. Temporary names carry the process id. So a worker that
+outlives its parent for a second cannot write into a successor's file. `remove_stale_files` removes what such workers
+leave behind.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ import xxhash
 from pipeline.engine import files, parquet_footer
 from pipeline.engine.files import remove, remove_stale_files, temporary, writing
 
-__all__ = ["remove", "remove_stale_files", "temporary", "writing"]  # without a checksum: for what is published or the user's
+# Without a checksum: for files that are published and files of the user.
+__all__ = ["remove", "remove_stale_files", "temporary", "writing"]
 
 MARK = b"OWXXH3 1"
 SEAL = 8 + len(MARK)
