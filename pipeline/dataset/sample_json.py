@@ -69,7 +69,7 @@ def joined_sizes(pieces: Sequence[pa.Array | bytes], count: int) -> npt.NDArray[
     return total
 
 
-def plain_json(rows: pa.RecordBatch | pa.Table, keys: Sequence[str]) -> list[bytes]:
+def reference_json(rows: pa.RecordBatch | pa.Table, keys: Sequence[str]) -> list[bytes]:
     """The reference of `sample_json`: one dictionary for each row."""
     columns = []
     for key in keys:
