@@ -32,7 +32,7 @@ NAME = "OpenWIT image-text pairs"
 PICTURES = 40
 REJECTED_A_REASON = 4
 # Options that the card shows. The manifest has all options, paths included.
-TOLD = "match case languages min_language_score placeholder_bound balance cap target_pairs seed".split()
+CARD_OPTIONS = "match case languages min_language_score placeholder_bound balance cap target_pairs seed".split()
 
 
 def finish(
@@ -197,7 +197,7 @@ def card(facts: Mapping[str, Any], *, ledger: list[dict[str, Any]], options: Map
         ledger=[row | {"dropped": reason} for row, reason in zip(ledger, reasons, strict=True)],
         options=[
             (name.replace("_", " "), f"`{sanitize(_format_value(options[name])).replace('`', '')}`")
-            for name in TOLD
+            for name in CARD_OPTIONS
             if options.get(name) not in (None, (), [], "")
         ],
         image_size=options.get("image_size", 256),
