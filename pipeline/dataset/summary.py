@@ -29,7 +29,7 @@ COLUMNS = (
     "original_width original_height original_format shard jpg_offset jpg_size"
 ).split()
 
-NOT_SAID = "(none)"  # the word for null in a table of counts
+NO_VALUE = "(none)"  # the word for null in a table of counts
 
 OPEN = ("hosts", "licenses", "opt_outs")  # counted by names that the web gives
 CLOSED = ("languages", "text_sources", "url_sources", "formats")
@@ -147,7 +147,7 @@ class Summary:
             "original_format": self.formats,
         }
         for name, counter in columns.items():
-            counter.update(_counts(table[name].fill_null(NOT_SAID)))
+            counter.update(_counts(table[name].fill_null(NO_VALUE)))
         self.hosts.update(_counts(hosts(table["url"])))
         self.host_count = len(self.hosts)
         self.opt_outs.update(_counts(pc.list_flatten(pc.split_pattern(table["opt_out"].drop_null(), ","))))
@@ -165,7 +165,7 @@ class Summary:
 
 def hosts(urls: pa.ChunkedArray) -> pa.ChunkedArray:
     """The host of each URL."""
-    return pc.struct_field(pc.extract_regex(urls, r"^[a-zA-Z]+://(?P<host>[^/?#]*)"), "host").fill_null(NOT_SAID)
+    return pc.struct_field(pc.extract_regex(urls, r"^[a-zA-Z]+://(?P<host>[^/?#]*)"), "host").fill_null(NO_VALUE)
 
 
 def top(counter: Counter | IdCounts, max_count: int) -> list[tuple]:
