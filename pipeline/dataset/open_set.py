@@ -185,7 +185,7 @@ class OpenSet:
         return self._cached(shard).slice(place, 1).to_pylist()[0]
 
     def sample(self, key: str) -> Sample:
-        """Reads one sample from its place in the tar. Checks the image against its sha256, and the text against the row.
+        """Reads one sample from its place in the tar. Checks the image by its sha256, and the text against the row.
 
         Args:
             key: of the sample, or a unique beginning of it.

@@ -126,7 +126,7 @@ def _gallery(folder: str, pick: Pick, ranges: Ranges) -> list[dict[str, Any]]:
 
 
 def _rejected(folder: str) -> list[dict[str, str]]:
-    """The first rows of each reason. The tables are sorted by hash, so these are a random sample."""
+    """The first rows of each reason. A sampled table is already sorted by hash."""
     taken: Counter[str] = Counter()
     rows = []
     for path in _rejected_tables(folder):
