@@ -1,4 +1,4 @@
-"""The tokenizer gives the facts that lexbor gives, on real pages and mutated ones, and reads nothing outside."""
+"""The tokenizer finds the same facts as lexbor, on real and mutated pages. It reads no byte outside its buffers."""
 
 import ctypes
 import mmap
@@ -27,12 +27,12 @@ def kernel():
 
 @pytest.fixture(scope="module")
 def pages():
-    """The pages of the shared archives; none where they are not here."""
+    """The pages of the shared archives; an empty list if the archives are missing."""
     return list(real_pages()) if WARCS.is_dir() else []
 
 
 def comparable(facts):
-    """Facts without the order of the images: a parser moves those that stand between the cells of a table."""
+    """The facts without the order of the images: a parser moves images between the cells of a table."""
     if facts is None:
         return None
     images = sorted((sorted(attributes.items()), picture, caption) for attributes, picture, caption in facts.images)
@@ -40,7 +40,7 @@ def comparable(facts):
 
 
 def guarded(size, dtype, front=False):
-    """An array that ends (or begins) at memory which must not be touched: reading past it kills the process."""
+    """An array that ends (or begins) at protected memory: a read past it kills the process."""
     libc = ctypes.CDLL(None, use_errno=True)
     count = size * np.dtype(dtype).itemsize
     page = mmap.PAGESIZE
@@ -55,7 +55,7 @@ def guarded(size, dtype, front=False):
 
 
 def tokenised_in_guards(kernel, data, events, buffers):
-    """Events of the page, read at the end and at the beginning of its memory."""
+    """The events of the page, with its data at the end and at the beginning of guarded memory."""
     end, front = buffers
     page = end[len(end) - len(data) :]
     page[:] = np.frombuffer(data, np.uint8)
@@ -199,7 +199,7 @@ ORDINARY = b"""<html><head><title>t</title><meta property=og:image content=o><ba
 
 
 def mutated(chance, pages):
-    """One page: a real one with a few pieces put in, or a soup of pieces."""
+    """One page: a real page with a few pieces inserted, or a random mix of pieces."""
     if chance.random() < 0.5:
         page = bytearray(chance.choice(pages))
         for _ in range(chance.choice((1, 1, 2, 5))):

@@ -1,4 +1,4 @@
-"""Tables as candidates: every form gives the same rows, and what cannot be read is counted."""
+"""Tables as candidates: every format gives the same rows, and unreadable rows are counted."""
 
 import gzip
 import json
