@@ -117,7 +117,7 @@ def test_the_card_claims_only_what_was_done(folder: Path) -> None:
     assert "balanced over" in (folder / "README.md").read_text()
 
 
-def test_nothing_of_this_machine_is_told(folder: Path) -> None:
+def test_the_pages_show_no_facts_about_this_machine(folder: Path) -> None:
     for path in ("README.md", "report/index.html", "croissant.json"):
         text = (folder / path).read_text()
         assert str(folder) not in text and sys.version.split()[0] not in text

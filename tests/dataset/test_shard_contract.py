@@ -47,9 +47,9 @@ def rows(numbers: list[int]) -> list[dict[str, Any]]:
 @pytest.fixture
 def pattern(folder: Path) -> str:
     """The names of the shards from the pattern on the card, expanded by the shell."""
-    told = re.search('--train-data "(.*)" --dataset-type', (folder / "README.md").read_text())
-    assert told is not None
-    run = ["sh", "-c", f'printf %s "{told[1]}"']
+    named = re.search('--train-data "(.*)" --dataset-type', (folder / "README.md").read_text())
+    assert named is not None
+    run = ["sh", "-c", f'printf %s "{named[1]}"']
     return f"{folder}/{subprocess.run(run, cwd=folder, capture_output=True, text=True, check=True).stdout}"
 
 

@@ -413,7 +413,7 @@ def test_what_is_not_there_and_what_is_refused(server: FileServer) -> None:
 
 
 @pytest.mark.parametrize("url", ["https://host.invalid/a.wat.gz", "http://127.0.0.1:9/a.warc.gz", "http://h:x/a.csv"])
-def test_a_server_out_of_reach_is_told_in_a_line(url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_server_out_of_reach_is_one_error_line(url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert build.main(["--input", url, "--output", str(tmp_path / "out"), "--workers", "1"]) == MISSING
     said = capfd.readouterr().err
     assert url in said and len(said.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
