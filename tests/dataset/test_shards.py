@@ -1,4 +1,4 @@
-"""One shard and the whole folder: bytes, order, types, refusals, manifest, digest."""
+"""One shard and the whole folder: bytes, order, types, errors, manifest, digest."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_an_image_that_changed_since_the_fetch_is_refused(tmp_path: Path) -> Non
 
 
 def test_the_bytes_of_a_shard_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawn images apart (their encoder may change), whatever is written at once."""
+    """The digest is fixed, for any number of rows at once. It excludes drawn images, since their encoder may change."""
     rows = samples.fetched(40)
     image = b"\xff\xd8" + bytes(range(200)) * 7
     for name, value in {"image_bytes": len(image), "stored_sha256": hashlib.sha256(image).digest()}.items():
@@ -158,7 +158,7 @@ def test_the_bytes_of_a_shard_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_page_checksums_are_written(shard: Any) -> None:
-    """A bit flip in the data pages raises, which it does only where the checksums are there."""
+    """A bit flip in the data pages raises. Without page checksums it would not."""
     path = shard[0] / "metadata/00000.parquet"
     data = bytearray(path.read_bytes())
     column = pq.read_metadata(path).row_group(0).column(3)
@@ -208,18 +208,18 @@ def test_every_file_is_counted(tmp_path: Path) -> None:
         assert entry["bytes"] == os.path.getsize(tmp_path / entry["path"])
 
 
-def test_sweep_removes_what_an_earlier_larger_set_left(tmp_path: Path) -> None:
+def test_remove_stale_shards_removes_what_an_earlier_larger_set_left(tmp_path: Path) -> None:
     samples.publish(tmp_path, count=40, per_shard=10)
     (tmp_path / "shards/00000.tar.tmp77-1").write_bytes(b"half")
     manifest = samples.publish(tmp_path, count=20, per_shard=10)
-    assert shards.sweep(str(tmp_path), manifest) == [
+    assert shards.remove_stale_shards(str(tmp_path), manifest) == [
         "metadata/00002.parquet",
         "metadata/00003.parquet",
         "shards/00000.tar.tmp77-1",
         "shards/00002.tar",
         "shards/00003.tar",
     ]
-    assert shards.strangers(str(tmp_path), manifest) == []
+    assert shards.unlisted_files(str(tmp_path), manifest) == []
     assert (tmp_path / "stages/gather/info.json").exists()
 
 

@@ -1,6 +1,6 @@
-"""A stage that does nothing: one file and one entry in STAGES, and the rows of all others stay as they are.
+"""A stage that does nothing: one file and one entry in STAGES. The rows of all other stages stay the same.
 
-CONTRIBUTING.md shows the stage as the example of how one is added.
+CONTRIBUTING.md shows this stage as the example of a new stage.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.stages.tally import Rejects, Tally, unit_body
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PassSettings:
-    """What the stage declares."""
+    """The options of the stage."""
 
     title: ClassVar[str] = "pass"
     pass_note: str = option("", help="a word for info.json")
@@ -35,7 +35,7 @@ class PassSettings:
 
 @dataclasses.dataclass(frozen=True)
 class CountRows:
-    """The task: one unit counts all rows of the stage before."""
+    """The task: one unit counts all rows of the previous stage."""
 
     folder: StepFolder
     rows: Rows
@@ -93,7 +93,7 @@ class Pass(Stage):
 
 
 def write_pairs(folder: Path) -> list[str]:
-    """A table with a duplicate and a text without a query; the arguments that select from it."""
+    """Writes a table with a duplicate and a text without a query. Returns the arguments that select from it."""
     texts = ["a red dog", "a red dog", "a blue dog", "a dog and a cat", "nothing of it"]
     urls = [f"http://a.example/{number}.jpg" for number in (1, 1, 2, 3, 4)]
     pq.write_table(pa.table({"url": urls, "text": texts}), folder / "pairs.parquet")
@@ -108,14 +108,14 @@ def infos(out: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture
 def with_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stage stands between dedup and balance: one entry in the list, and its name in the contract's."""
+    """Puts the stage between dedup and balance: one entry in STAGES, and its name in the contract."""
     listed = (*stages.STAGES[:3], Pass, *stages.STAGES[3:])
     names = tuple(stage.name for stage in listed)
     monkeypatch.setattr(build, "STAGES", listed)
 
     @dataclasses.dataclass(frozen=True)
     class Options(PassSettings, options.Options):
-        """The options with those of the new stage."""
+        """The options, including those of the new stage."""
 
         stages: tuple[str, ...] = option(names, help="all", parse=lambda given: names[:5])
 
