@@ -3,7 +3,7 @@
 `balance` runs them over the matched parts, `publish` again over what the fetch brought. What differs is where the rows
 are (`Rows`); what comes out is one threshold a query (`load_thresholds`), and then every row decides for itself.
 
-    CountQueries --sum--> Limits --> CollectBand --by query--> FindThresholds --> Gathered thresholds
+    CountQueries --sum--> CapWindows --> CollectBand --by query--> FindThresholds --> Gathered thresholds
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class CountQueries:
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class CapWindows:
     """The only unit: sums the counts, settles stop queries and cap, and where each query's threshold must lie."""
 
     plan: CapPlan
@@ -347,7 +347,7 @@ class FindThresholds:
 def find_caps(done: Any, plan: CapPlan, *, exchange: str) -> beam.PCollection:
     """Puts behind `done` all steps up to one threshold a query on disk."""
     done = run_task(done, CountQueries(plan), max_units=plan.rows.groups)
-    done = run_task(done, Limits(plan), max_units=1)
+    done = run_task(done, CapWindows(plan), max_units=1)
     if plan.policy.kind == "cap":
         done = run_task(done, CollectBand(plan), max_units=plan.rows.groups)
         done = run_exchange(done, FindThresholds(plan), buckets=QUERY_BUCKETS, exchange=exchange)
@@ -374,7 +374,7 @@ def count_picked(matches: Matches, keys: np.ndarray, tau: np.ndarray) -> np.ndar
 
 
 def load_limits(plan: CapPlan) -> dict[str, np.ndarray]:
-    """The arrays of `Limits`, mapped."""
+    """The arrays of `CapWindows`, mapped."""
     folder = plan.step("limits")
     return {name: storage.map_array(folder.file(0, name)) for name in ("count", "stop", "low", "high")}
 
@@ -415,7 +415,7 @@ def decide(
         tally: the stage's ledger and rejects.
         schema: of the result: columns of `rows`, and the two new ones in their place.
         keys, tau: key and threshold of each query.
-        limits: the arrays of `Limits`.
+        limits: the arrays of `CapWindows`.
         cap: pairs a query.
         bits: the rows come out by the first so many bits of their uid; otherwise their order is kept.
     """
