@@ -418,7 +418,7 @@ class _Reader:
             self._end_in("cut_record")
             self.position += len(head)
         else:
-            yield from self._plain()
+            yield from self._uncompressed()
 
     def _end_in(self, reason: str) -> None:
         """The file ends inside a record, or is damaged there."""
@@ -535,7 +535,7 @@ class _Reader:
 
     # ---- plain
 
-    def _plain(self) -> Iterator[Record]:
+    def _uncompressed(self) -> Iterator[Record]:
         """The record at `position`, or the way to the next one."""
         start = self.position
         head = self._data.at(start, MAX_HEADER)
