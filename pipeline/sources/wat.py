@@ -412,7 +412,7 @@ def _read_head(page: Page, base: Any, metas: list[tuple[Any, Any]], links: list[
     page.base = base if isinstance(base, str) and base else None
     for name, value in metas:
         if isinstance(name, str) and isinstance(value, str) and (kind := _meta_kind(name)):
-            page.signals |= said(kind, value)
+            page.signals |= opt_out_directives(kind, value)
     for rel, url in links:
         if _is_license(rel) and isinstance(url, str):
             page.license = page.license or url or None
@@ -433,7 +433,7 @@ def _meta_kind(name: str) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def said(kind: int, value: str) -> frozenset[str]:
+def opt_out_directives(kind: int, value: str) -> frozenset[str]:
     """The opt-outs in the value of a meta or a header."""
     if kind == ROBOTS_META:
         return frozenset(directives(value))

@@ -500,8 +500,8 @@ class Scanner:
         for page, kind, value in zip(
             out.sign_page[:found].tolist(), out.sign_kind[:found].tolist(), values, strict=True
         ):
-            if said := wat.said(kind, value):
-                signals.setdefault(page, set()).update(said)
+            if directives := wat.opt_out_directives(kind, value):
+                signals.setdefault(page, set()).update(directives)
         column: list[str | None] = [None] * pages
         for page, words in signals.items():
             column[page] = ",".join(sorted(words))
