@@ -40,7 +40,7 @@ class BandError(RuntimeError):
     """A threshold lies outside its band, because the counts are wrong. `queries` holds the ids of the queries."""
 
     def __init__(self, queries: list[int]):
-        super().__init__(f"the threshold of {len(queries)} queries lies outside their band, first ids {queries[:10]}")
+        super().__init__(f"no threshold within the band for {len(queries)} queries, ids {queries[:10]}")
         self.queries = queries
 
 
