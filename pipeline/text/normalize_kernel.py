@@ -1,8 +1,8 @@
 """`normalize` in compiled code. It reads Arrow's buffers directly, in one pass over the bytes.
 
 Python handles only a few texts, in `normalize.settle_array`: those that may not be in NFC, or that have a character
-that folds into several. All others are looked up by code point in `characters.class_table` and `fold_table`. The kernels
-never read past the bytes of a text. Bytes that are not UTF-8 count as separators.
+that folds into several. All others are looked up by code point in `characters.class_table` and `fold_table`. The
+kernels never read past the bytes of a text. Bytes that are not UTF-8 count as separators.
 """
 
 from __future__ import annotations
