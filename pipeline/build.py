@@ -2,9 +2,9 @@
 
     python -m pipeline.build --input crawl/*.warc.gz --output out
 
-The whole way, one file a stage: gather -> match -> dedup -> balance (`select`, one Beam job), fetch, and
-dedup_images -> publish. Every stage leaves a folder OUT/stages/<name>. One that is COMPLETED is not done again, so the
-same command continues after a crash.
+The stages are gather -> match -> dedup -> balance (`select`, one Beam job), fetch, and dedup_images -> publish. Each
+has one file in `stages` and writes a folder OUT/stages/<name>. A stage that is COMPLETED is not done again, so the same
+command continues after a crash.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ from pipeline.stages.run import look_up as look_up_run
 
 
 def look_up(options: Options) -> Run:
-    """The run that the options describe; raises UsageError and MissingInput."""
+    """The run that the options describe.
+
+    Raises:
+        UsageError, MissingInput: the run cannot be done.
+    """
     o = validate(options)
     return look_up_run(o, input_format=o.input_format, queries=o.queries, match=o.match, case=o.case)
 
@@ -47,14 +51,14 @@ def plan(run: Run) -> list[Stage]:
 
 
 def build(options: Options, *, quiet: bool = False) -> Result:
-    """Does what is asked for and not done yet. Nothing is printed to stdout.
+    """Does the stages that are asked for and not done yet. Prints nothing to stdout.
 
     Args:
-        options: as the command line has them; `validate` checks them.
+        options: as on the command line; `validate` checks them.
         quiet: shows no progress on stderr.
 
     Raises:
-        UsageError, MissingInput: before anything is written.
+        UsageError, MissingInput: the run cannot be done; nothing was written.
         Busy: another run holds the folder.
         JobFailed: a job of Beam failed.
     """
@@ -65,7 +69,7 @@ def build(options: Options, *, quiet: bool = False) -> Result:
     quiet_beam.import_beam()
     with work.lock_run_folder(run.root):
         storage.remove_stale_files(run.root)
-        continuing.check(stages, run)  # another run may have ended meanwhile
+        continuing.check(stages, run)  # again: another run may have changed the folder before the lock
         continuing.remove_from(stages, options.redo)
         continuing.reopen(stages, run)
         write_what_was_looked_up(run)
@@ -77,14 +81,14 @@ def build(options: Options, *, quiet: bool = False) -> Result:
 
 
 def write_what_was_looked_up(run: Run) -> None:
-    """Query list and recipe, for the workers and for people: anew in each run."""
+    """Writes the query list and the recipe. Each run writes them again."""
     storage.write_published(run.queries_file, run.queries.table)
     storage.write_plain(f"{run.root}/recipe.yaml", recipe_text(run.settings(Options)).encode())
     storage.list_checksums(run.root, ("queries.parquet", "recipe.yaml"))
 
 
 def run_job(stages: list[Stage], run: Run, *, quiet: bool = False) -> None:
-    """Runs stages as one Beam pipeline on the runner that was asked for, and ends each of them."""
+    """Runs the stages of one job as one Beam pipeline on the runner of the options, and completes them."""
     for stage in stages:
         stage.begin(run)
     passes = fuse_row_stages(stages)
@@ -135,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return fail("pipeline.build", cli.with_next_step(error), CRASHED)
     except KeyboardInterrupt:
-        return fail("pipeline.build", "interrupted; the same command goes on where it was", INTERRUPTED)
+        return fail("pipeline.build", "interrupted; the same command continues the run", INTERRUPTED)
 
 
 make_callable(__name__)

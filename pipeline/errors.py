@@ -1,13 +1,14 @@
 """The errors of the Python API, in one place.
 
-    UsageError      the options cannot be carried out as they stand; nothing was written       (exit code 2)
-    MissingInput    what the options name is not there, or holds nothing                       (exit code 4)
+    UsageError      the options cannot be carried out; nothing was written                     (exit code 2)
+    MissingInput    a file that the options name does not exist, or holds nothing              (exit code 4)
     Busy            another run holds the output folder                                        (exit code 1)
-    JobFailed       a job failed; the same call goes on where it was                           (exit code 1)
-    NotFound        a folder, shard, column or key is not there; Ambiguous: several keys fit   (`open_set`)
-    Damaged         a file cannot be read, or is not what its manifest says                    (`open_set`)
+    JobFailed       a job failed; the same call continues the run                              (exit code 1)
+    NotFound        a folder, shard, column or key does not exist                              (`open_set`)
+    Ambiguous       several keys fit                                                           (`open_set`)
+    Damaged         a file cannot be read, or differs from its manifest                        (`open_set`)
 
-The messages are sentences for people: what happened, where, and what to do next.
+Each message says what happened, where, and what to do next.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Looks into the folder of a run: what it is, what lies in it, and whether all of it is sound.
+"""Inspects the folder of a run: what it is, what it holds, and whether all of it is sound.
 
     python -m pipeline.inspect_shards info OUT               stages, ledger, shards, sizes
     python -m pipeline.inspect_shards ls OUT                 samples: key, size, text
@@ -8,7 +8,7 @@
     python -m pipeline.inspect_shards verify OUT --stages    the files that the stages keep, too
     python -m pipeline.inspect_shards rows OUT --stage match --to rows.parquet
 
-Needs neither Beam nor torch. Texts of strangers are printed without control characters.
+Needs neither Beam nor torch. Texts from the web are printed without control characters.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def info(args: argparse.Namespace) -> int:
 
 
 def print_info(facts: dict[str, Any]) -> None:
-    """The folder in a screenful."""
+    """Prints the facts of a folder on one screen."""
     if facts["published"]:
         ranges = facts["ranges"]
         empty = 0 if ranges is None else ranges - facts["shards"]
@@ -116,7 +116,7 @@ def ls(args: argparse.Namespace) -> int:
 
 
 def print_samples(rows: list[dict[str, Any]]) -> None:
-    """Key, width x height, size of the image, text."""
+    """Prints a line for each sample: key, width x height, size of the image, text."""
     room = max(20, shutil.get_terminal_size((120, 24)).columns - 54)
     for row in rows:
         text = sanitize(row["text"])
@@ -180,7 +180,7 @@ def stats(args: argparse.Namespace) -> int:
 
 
 def print_bars(title: str, rows: Sequence[tuple[str, int]], width: int = 40) -> None:
-    """A bar a row, the longest of `width` characters."""
+    """Prints a bar for each row. The longest has `width` characters."""
     mark = "█" if (sys.stdout.encoding or "").lower().startswith("utf") else "#"
     most = max(count for _, count in rows) or 1
     print(f"\n{title}")
@@ -232,7 +232,7 @@ def rows(args: argparse.Namespace) -> int:
 
 
 def print_json(value: Any) -> int:
-    """One document on stdout; ASCII, so that no text of a stranger reaches a terminal as it is."""
+    """Prints one document on stdout. It is ASCII, so that no text from the web reaches the terminal unescaped."""
     print(json.dumps(value, indent=1))
     return DONE
 
@@ -244,7 +244,7 @@ COMMANDS = {"info": info, "ls": ls, "show": show, "stats": stats, "verify": veri
 
 
 def parser_of() -> tuple[Parser, dict[str, Parser]]:
-    """The parser, and that of each command."""
+    """The parser of the program, and the parser of each command."""
     parser = Parser(
         prog="python -m pipeline.inspect_shards",
         description=__doc__,
@@ -281,7 +281,7 @@ def count(text: str) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line; what is misspelt is refused with a suggestion."""
+    """The parsed command line. A misspelt command or flag is refused with a suggestion."""
     parser, parsers = parser_of()
     word = next((word for word in argv if not word.startswith("-")), None)
     if word is not None and word not in parsers:

@@ -1,4 +1,4 @@
-"""What a user may say to `pipeline.build`: a group of options a stage, and the flat, frozen `Options` made of them."""
+"""The options of `pipeline.build`: one group for each stage, and the flat, frozen `Options` with all groups."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ DESCRIPTION = """Web archives or tables in, balanced image-text shards out.
     python -m pipeline.build --input crawl/*.warc.gz --output out
     python -m pipeline.build --config out/recipe.yaml --output again
 
-Every stage leaves a folder OUT/stages/<name>; one that is COMPLETED is not done again, so the same command after a
-crash goes on where it was."""
+Every stage writes a folder OUT/stages/<name>. A stage that is COMPLETED is not done again, so the same command
+continues after a crash."""
 
 
-GROUPS = (RunSettings, *(stage.options for stage in STAGES), HowSettings)  # in the order of the way
+GROUPS = (RunSettings, *(stage.options for stage in STAGES), HowSettings)  # in the order of the stages
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(*reversed(GROUPS)):  # type: ignore[misc]
-    """One run: the options of all groups, by name. `engine.options.validate` checks them."""
+    """The options of one run, those of all groups. `engine.options.validate` checks them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShowSettings:
-    """What concerns one command line alone."""
+    """The options that concern one command alone, not the run."""
 
     title: ClassVar[str] = "this command"
 
@@ -59,16 +59,16 @@ COMMAND_LINE = CommandLine(
 
 
 def parse(argv: Sequence[str]) -> tuple[Options, ShowSettings]:
-    """The command line as Options, validated, and what concerns this command line alone.
+    """The command line as Options, validated, and the options of this command alone.
 
     Raises:
-        UsageError, MissingInput: it cannot be carried out; nothing was written, and Beam was not imported.
+        UsageError, MissingInput: it cannot be carried out. Nothing was written, and Beam was not imported.
     """
     return COMMAND_LINE.parse(argv)
 
 
 def recipe_text(options: Options) -> str:
-    """The recipe of a run as YAML: --config takes it, and gives the same set from it. No password is in it."""
+    """The recipe of a run as YAML. --config reads it, and makes the same set. It holds no password."""
     from pipeline.sources.inputs import public_spec
 
     comment = f"openwit {__version__}\npython -m pipeline.build --config recipe.yaml --output OUT"

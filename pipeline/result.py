@@ -1,4 +1,4 @@
-"""What a build has made."""
+"""The result of a build."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ COUNTED = ("stage", "rows_in", "rows_out", "dropped")
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The stages of a run that are done, whether this call or an earlier one did them.
+    """The stages of a run that are done, by this call or by an earlier one.
 
     Attributes:
         root: the folder of the run, absolute.
         ledger: `stage`, `rows_in`, `rows_out` and `dropped` (rows by reason) of each stage, in order.
         digests: of the rows of each stage, by its name. Equal rows have equal digests.
-        digest: over all published files; None where the run did not come to `publish`.
-        queries: what became of the query list, in a sentence; "" where every query is used as it was given.
+        digest: over all published files; None if the run did not reach `publish`.
+        queries: a sentence with the numbers of used and merged queries; "" if every query is used as given.
     """
 
     root: str
@@ -34,7 +34,7 @@ class Result:
 
     @classmethod
     def of(cls, root: str, stages: Iterable[Stage]) -> Result:
-        """The result as the folder holds it."""
+        """The result, read from the folder."""
         from pipeline.dataset.open_set import read_manifest
 
         infos = [info for stage in stages if (info := stage.folder.info())]
@@ -49,7 +49,7 @@ class Result:
         return {"output": self.root, "ledger": ledger}
 
     def summary(self) -> str:
-        """The ledger for a person, and what to type next."""
+        """The ledger as text, and what to type next."""
         lines = []
         for row in self.ledger:
             lines.append(f"{row['stage']:<14}{row['rows_in']:>14,} -> {row['rows_out']:>14,}")
@@ -62,7 +62,7 @@ class Result:
         """The published set.
 
         Raises:
-            NotFound: the run did not come to `publish`.
+            NotFound: the run did not reach `publish`.
         """
         from pipeline.dataset.open_set import open_set
 
@@ -70,7 +70,7 @@ class Result:
 
 
 def sentence_on_queries(info: dict[str, Any]) -> str:
-    """What became of the query list, from the info.json of match; "" of another stage, and where nothing was merged."""
+    """The numbers of used and merged queries, from the info.json of match; "" for another stage, or if all are used."""
     if not any(info.get(name) for name in ("queries_merged", "queries_dropped", "lines_left_out")):
         return ""
     return (

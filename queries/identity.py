@@ -1,8 +1,8 @@
-"""Which queries of a list are one query: those of one language that the matcher cannot tell apart.
+"""Merges equal queries of a list: those of one language that the matcher cannot distinguish.
 
-A query's identity is (language, form), the form being what `matcher.forms_of` makes of it; with case="exact" the string
-stands for the form, of several that are equal the first by its bytes. The balancing hash is that of the identity. The
-string that is shown is the one that the list counts most often, and no hash depends on it.
+A query's identity is (language, form). `matcher.forms_of` makes the form. With case="exact", a string takes its place:
+of the strings with an equal form, the first by its bytes. Balancing uses the hash of the identity. Of the
+merged strings, the one with the highest count in the list is shown. No hash depends on it.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from pipeline.text import folding
 from pipeline.text.matcher import forms_of
 from queries.load import QUERIES, QueryList, with_language
 
-_LARGEST = 2.0**62  # sums beyond it may not fit into 64 bits
+_LARGEST = 2.0**62  # larger sums may not fit into 64 bits
 
 
 @dataclasses.dataclass(frozen=True)
 class UsedQueries:
-    """A list as a run uses it.
+    """A query list as a run uses it.
 
     Attributes:
         table: rows of QUERIES in the order of their identities, each query once.
-        identities: a string for each query, of which the balancing takes the hash.
+        identities: a string for each query. Balancing uses its hash.
         mode, case: how texts are matched.
-        language: whose letters are folded: that of all queries, where it is one of `folding.DOTLESS`, else "".
+        language: for folding: the language of all queries, if it is one of `folding.DOTLESS`; else "".
         given: the list as it was read.
-        dropped: queries of `given` that hold no token, so that no text holds them.
+        dropped: the number of queries of `given` without a token. No text can match them.
     """
 
     table: pa.Table
@@ -44,11 +44,11 @@ class UsedQueries:
 
     @property
     def digest(self) -> str:
-        """Of the list as it was read: with mode and case it decides which queries are used."""
+        """The digest of the list as it was read. Together with mode and case it decides which queries are used."""
         return self.given.digest
 
     def counts(self) -> dict[str, int]:
-        """Queries given = queries used + merged into another one + dropped; what was no query in the file, apart."""
+        """Counts: given queries = used + merged into another one + dropped. Lines that are no query are extra."""
         merged = len(self.given) - self.dropped - self.table.num_rows
         return {
             "queries": self.table.num_rows,
@@ -60,7 +60,7 @@ class UsedQueries:
 
 
 def merge_queries(given: QueryList, *, mode: str, case: str) -> UsedQueries:
-    """The list with equal queries as one, and without those that hold no token.
+    """The list with equal queries merged, and without queries that have no token.
 
     Raises:
         ValueError: no query is left.
@@ -77,7 +77,7 @@ def merge_queries(given: QueryList, *, mode: str, case: str) -> UsedQueries:
 
     group = with_language(forms, in_language).dictionary_encode().indices.to_numpy()
     counts = table["count"].to_numpy()
-    order = np.lexsort((np.arange(len(group)), ~counts, group))  # of a group the most frequent first, then by string
+    order = np.lexsort((np.arange(len(group)), ~counts, group))  # in a group: the highest count first, then by string
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
     shown = order[starts]
     first = pa.array(np.minimum.reduceat(order, starts))  # the table is sorted by string
@@ -99,6 +99,6 @@ def merge_queries(given: QueryList, *, mode: str, case: str) -> UsedQueries:
 
 
 def _sums(counts: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The sum of each group; its first count where the sum is beyond all counting."""
+    """The sum of each group, or its first count if the sum may not fit into 64 bits."""
     rough = np.add.reduceat(counts.astype(np.float64), starts)
     return np.where(np.abs(rough) < _LARGEST, np.add.reduceat(counts, starts), counts[starts])

@@ -1,11 +1,15 @@
-"""Reads a query list from whatever it was written as, into one sorted table with a digest.
+"""Reads a query list in any of its formats into one sorted table with a digest.
 
-A list is text (one query a line), JSON (a list, as MetaCLIP's metadata.json, or query -> count), TSV or CSV (the first
-column, or the one named `query`; source, count and language beside it are kept), or Parquet (column `query`, or the
-first text column); each of them also as .gz. Order, repeats and line ends of the file do not matter: the table is
-sorted by the UTF-8 bytes of language and query, every query of a language stands once, and its position is its id.
-Equal lists therefore have equal ids and an equal digest, which is what `LC_ALL=C sort -u list.txt | sha256sum` prints
-where no language is named.
+A list has one of these formats, each also as .gz:
+
+- text: one query a line;
+- JSON: a list, as MetaCLIP's metadata.json, or an object query -> count;
+- TSV or CSV: the first column, or the column `query`; columns source, count and language beside it are kept;
+- Parquet: the column `query`, or the first text column.
+
+Order, repeats and line ends of the file have no effect. The table is sorted by the UTF-8 bytes of language and query.
+It has each query of a language once, and the position of a query is its id. So equal lists have equal ids and an equal
+digest. For a list without languages, `LC_ALL=C sort -u list.txt | sha256sum` prints the digest.
 """
 
 from __future__ import annotations
@@ -33,9 +37,9 @@ QUERIES = pa.schema(
     [
         pa.field("id", pa.int32(), nullable=False),
         pa.field("query", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),  # "" where the list does not say
-        pa.field("count", pa.int64(), nullable=False),  # how often the list's maker saw it; 0 where it does not say
-        pa.field("language", pa.string(), nullable=False),  # code in small letters; "" where the list names none
+        pa.field("source", pa.string(), nullable=False),  # "" if the list has none
+        pa.field("count", pa.int64(), nullable=False),  # as in the list, e.g. the frequency; 0 if the list has none
+        pa.field("language", pa.string(), nullable=False),  # code in lower case; "" if the list has none
     ]
 )
 
@@ -43,15 +47,15 @@ _FORMATS = "txt, json, tsv, csv or parquet, each also with .gz"
 _LINE_BREAKS = r" *[\t\n\v\f\r]+ *"
 _NUMBER = re.compile(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_LANGUAGE = re.compile(r"[a-z]{2,8}(-[a-z0-9]{1,8})*")  # the form of a code, as BCP 47 has it
-_LONGEST = 1_000  # bytes of a query: no alt text holds a longer one, and a file that is no list does
-_OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # that of UTF-32 LE begins as the first
+_LANGUAGE = re.compile(r"[a-z]{2,8}(-[a-z0-9]{1,8})*")  # the form of a code in BCP 47
+_LONGEST = 1_000  # bytes of a query; no alt-text holds a longer one, but a file that is no query list may
+_OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32 LE begins like UTF-16 LE
 
 _Column: TypeAlias = list | pa.Array | pa.ChunkedArray | None
 
 
 class _Cells(NamedTuple):
-    """A list as read: a null query stands for an entry that is not text."""
+    """A list as read. An entry that is not text is a null query."""
 
     query: pa.StringArray
     source: pa.StringArray
@@ -68,9 +72,9 @@ class QueryError(ValueError):
 
 @dataclass(frozen=True)
 class QueryList:
-    """A query list, and what had to be left out of it.
+    """A query list, and the numbers of entries that were left out.
 
-    `table` has the schema QUERIES. Of a repeated query the first one in the file gives source and count.
+    `table` has the schema QUERIES. For a repeated query, the first entry in the file gives source and count.
     """
 
     table: pa.Table
@@ -89,7 +93,7 @@ class QueryList:
 
 
 def load_queries(path: str) -> QueryList:
-    """Reads the list at `path` (local, or any URL that fsspec opens).
+    """Reads the query list at `path`, a local file or a URL.
 
     Raises:
         QueryError: the file cannot be read, or holds no usable query.
@@ -98,14 +102,14 @@ def load_queries(path: str) -> QueryList:
     kind = next((suffix for suffix in reversed(suffixes) if suffix != ".gz"), "")
     reader = _READERS.get(kind)
     if reader is None:
-        raise QueryError(path, f"cannot tell the format from the name ({kind or 'no suffix'})", f"Name it {_FORMATS}.")
+        raise QueryError(path, f"has an unknown format by its name ({kind or 'no suffix'})", f"Name it {_FORMATS}.")
     data = _read_bytes(path, unzip=suffixes[-1] == ".gz")
     if kind != ".parquet" and data.startswith(_OTHER_MARKS):
         raise QueryError(path, "is written in UTF-16 or UTF-32", "Save it as UTF-8.")
     try:
         return _assemble(path, reader(data))
     except (json.JSONDecodeError, RecursionError, UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
-        raise QueryError(path, f"is not valid {kind[1:]} ({error})", f"Write it anew, or use {_FORMATS}.") from error
+        raise QueryError(path, f"is not valid {kind[1:]} ({error})", f"Write it again, or use {_FORMATS}.") from error
 
 
 def default_list() -> str:
@@ -142,7 +146,7 @@ def _assemble(path: str, cells: _Cells) -> QueryList:
     encoded = lines.dictionary_encode()  # each query once, in the order of the file
     numbers = encoded.indices.to_numpy()
     first = np.empty(len(encoded.dictionary), np.int64)
-    first[numbers[::-1]] = rows[::-1]  # the last write stands: where the query is met first
+    first[numbers[::-1]] = rows[::-1]  # reversed: the last write wins, so it is the query's first place
     order = pc.sort_indices(encoded.dictionary)  # binary order
     at = pa.array(first).take(order)
     columns = [
@@ -159,18 +163,18 @@ def _assemble(path: str, cells: _Cells) -> QueryList:
 
 
 def with_language(texts: pa.Array, language: pa.Array) -> pa.Array:
-    """Each text behind its language and a tab; as it is where none is named."""
+    """Each text after its language and a tab; unchanged if it has no language."""
     behind = pc.binary_join_element_wise(language.cast(texts.type), texts, pa.scalar("\t", texts.type))
     return pc.if_else(pc.equal(language, ""), texts, behind)
 
 
 def _tidy(texts: pa.StringArray) -> pa.StringArray:
-    """Without line breaks, and without blanks at the ends."""
+    """The texts without line breaks, and without blanks at the ends."""
     return pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, _LINE_BREAKS, " "))
 
 
 def _languages(path: str, given: pa.StringArray) -> pa.StringArray:
-    """Codes in small letters, "" for none; raises QueryError for what has not the form of a code."""
+    """The codes in lower case, "" for none; raises QueryError for a value without the form of a code."""
     codes = pc.utf8_lower(_tidy(pc.fill_null(given, "")))
     for code in pc.unique(codes).to_pylist():
         if code and not _LANGUAGE.fullmatch(code):
@@ -179,7 +183,7 @@ def _languages(path: str, given: pa.StringArray) -> pa.StringArray:
 
 
 def _lines(data: bytes) -> list[str | None]:
-    """The lines of the file; None for one that is not UTF-8."""
+    """The lines of the file; None for a line that is not UTF-8."""
     data = data.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n")
     if not data:
         return []
@@ -221,7 +225,7 @@ def _read_csv(data: bytes) -> _Cells:
 
 
 def _read_rows(rows: pa.ListArray) -> _Cells:
-    """Rows of cells, with or without a header, of any length; null for a row that is not UTF-8."""
+    """The columns of rows of any length, with or without a header. A row that is not UTF-8 is null."""
     start = next((number for number, row in enumerate(rows) if row.is_valid), 0)
     first: list[str] = rows[start].as_py() or [] if len(rows) else []
     names = [cell.strip().lower() for cell in first]
@@ -245,7 +249,7 @@ def _read_rows(rows: pa.ListArray) -> _Cells:
 
 
 def _column(rows: pa.ListArray, number: int) -> pa.StringArray:
-    """Cell `number` of each row; null where the row is null, "" where it is shorter."""
+    """Cell `number` of each row; null if the row is null, "" if it is shorter."""
     starts = rows.offsets.to_numpy()[:-1]
     lengths = pc.list_value_length(rows)
     cells = rows.values.take(pa.array(starts + number, mask=~_truth(pc.greater(lengths, number))))
@@ -268,7 +272,7 @@ def _read_parquet(data: bytes) -> _Cells:
 
 
 def _text(value: Any) -> str | None:
-    """The value where it is text that UTF-8 can hold (JSON can write half of a surrogate pair), else None."""
+    """The value if it is text that UTF-8 can hold, else None. JSON can hold half of a surrogate pair, UTF-8 cannot."""
     if not isinstance(value, str):
         return None
     return value if value.isascii() or not _SURROGATE.search(value) else None
@@ -279,7 +283,7 @@ def _integer(value: Any) -> int:
 
 
 def _cells(query: _Column, source: _Column = None, count: _Column = None, language: _Column = None) -> _Cells:
-    """The columns as Arrow arrays of the right type; a missing one is all null."""
+    """The columns as Arrow arrays of the right type. A missing column is all null."""
     queries = _array(query, pa.string())
     missing = pa.nulls(len(queries))
     return _Cells(

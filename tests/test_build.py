@@ -24,7 +24,7 @@ def write_tables(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ([], "'b.csv' has no column 'url' for the url: its columns are 'Address', 'caption'; say which with --url-c"),
+        ([], "'b.csv' has no column 'url' for the url: its columns are 'Address', 'caption'; name it with --url-c"),
         (["--url-column", "adress"], "'a.parquet' has no column 'adress' for the url: its columns are 'url', 'text'"),
         (
             ["--text-column", "txet"],

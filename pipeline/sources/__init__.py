@@ -1,4 +1,4 @@
-"""The formats that can be read: one reader each, in the order in which they are asked.
+"""The readers of all formats, in the order in which they are asked.
 
 A new source is one file beside these and one entry here; CONTRIBUTING.md shows one.
 """

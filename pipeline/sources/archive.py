@@ -1,13 +1,13 @@
-"""Records of web archives: WARC and ARC, plain, gzip, lz4 or zstd. The unit of loss is the record.
+"""Records of web archives: WARC and ARC, uncompressed, gzip, lz4 or zstd. The unit of loss is the record.
 
-A record that is cut, poisoned or too large loses itself alone: it is counted with a reason in `ledger.records_dropped`,
-and reading goes on at the next place that is a record without doubt (a gzip member that inflates to a record's header,
-or in a plain file a line that begins one). A file that ends in the middle of a record is noted as `cut_file`. Damage
-in a zstd or lz4 file is a lost record (`bad_zstd`, `bad_lz4`), too: reading goes on at the next frame that opens; where
-none does, the file counts as cut.
+Only the record itself is lost if it is cut, damaged or too large. It is counted with a reason in
+`ledger.records_dropped`. Reading goes on at the next place that certainly begins a record: a gzip member that inflates
+to a record's header, or in an uncompressed file the first line of a header. A file that ends inside a record is noted
+as `cut_file`. Damage in a zstd or lz4 file also counts as a lost record (`bad_zstd`, `bad_lz4`). Then reading goes on
+at the next frame that opens. If no frame opens, the file counts as cut.
 
-`offset` is the byte where the record's gzip member begins (in a plain file: the record). Where one member holds several
-records the place in the member is added as place << 40, so that `read_at` finds each of them again.
+`offset` is the byte where the record's gzip member begins. In an uncompressed file it is the byte of the record. If one
+member holds several records, the index in the member is added as index << 40, so that `read_at` finds each of them.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ with contextlib.suppress(ImportError):  # twice as fast as the standard library'
 
 MAX_RECORD = 16 << 20  # bytes of a record's block, inflated
 MAX_HEADER = 64 << 10  # bytes of a record's header
-FAST_MEMBER = 4 << 20  # bytes of a member, inflated, that libdeflate gets a buffer for; zlib does longer ones
+FAST_MEMBER = 4 << 20  # bytes of an inflated member, at most, that libdeflate reads; zlib reads longer ones
 MAX_SKIPPED = 4 << 30  # bytes of an oversized member that are inflated only to find its end
 CHUNK = 256 << 10
-KEPT = 16 << 20  # bytes of a long member that are held, to look for the next member if it is damaged
-LOOK_BACK = 9 << 10  # bytes of a stream that are looked at again when more has come: an ARC line and its newlines
+KEPT = 16 << 20  # bytes of a long member that are kept: the search for the next member begins in them after damage
+LOOK_BACK = 9 << 10  # bytes of a stream that are searched again with the next bytes: an ARC line and its newlines
 MAX_ENCODINGS = 5  # of one body
-MAX_MEMBERS = 50  # of gzip, in one body
-PLACE = 40  # bits of an offset that are the member's place in the file
+MAX_MEMBERS = 50  # gzip members of one body
+PLACE = 40  # bits of an offset that are the member's position in the file
 
 GZIP = b"\x1f\x8b\x08"
 _VERSION = re.compile(rb"WARC/(0\.(1[78]|9)|1\.[01])\r?\n")
 _LENGTH = re.compile(rb"\s*(\d{1,18})\s*$")
-_NEXT_PLAIN = re.compile(  # with the newline before it, which makes the search fast
+_NEXT_PLAIN = re.compile(  # the newline before it makes the search fast
     rb"\n(?:WARC/[01]\.\d+\r?\n|[a-z]{2,8}:[^\r\n]{1,8192} [0-9.]{7,15} \d{14} [^\r\n]{0,200}\d\n)"
 )
 _ARC_LINE = re.compile(rb"([^\r\n]{1,8192}?) ([0-9A-Fa-f.:]{1,45}|-) (\d{8,17}) ([^\r\n]{0,200}?) ?(\d{1,18})\r?\n")
@@ -89,11 +89,11 @@ class Response(NamedTuple):
 
 
 class _Mapped:
-    """A local file, mapped; it stays so after the file is closed."""
+    """A local file, mapped. The mapping stays valid after the file is closed."""
 
-    raw = True  # positions are those of the file
-    broken = ""  # why the data end before the file does
-    cut = False  # the file ends where no file of its compression does
+    raw = True  # positions are bytes of the file itself
+    broken = ""  # the reason why the data end before the file ends
+    cut = False  # True if the file ends inside a compressed frame
 
     def __init__(self, opened: Opened) -> None:
         self.size = opened.size or 0
@@ -101,7 +101,7 @@ class _Mapped:
         self._inflater: _Inflater | None = None
 
     def member(self, position: int, limit: int) -> tuple[bytes, int] | None:
-        """(content, end) of a sound gzip member of at most `limit` bytes; None where zlib has to look itself."""
+        """(content, end) of a sound gzip member of at most `limit` bytes; None where zlib must read it."""
         if self._inflater is None:
             library = libdeflate.functions()
             if library is None:
@@ -116,26 +116,26 @@ class _Mapped:
         return self.data.find(pattern, position)
 
     def search(self, position: int) -> int:
-        """The next place that may begin a record, plain or in a gzip member; -1 if there is none."""
+        """The next position that may begin a record or a gzip member; -1 if there is none."""
         return _first_place(self.data, position)
 
     def reaches(self, position: int) -> bool:
-        """True if it is known, without forgetting anything, that the data go on to `position`."""
+        """True if the data are known to reach `position`. No bytes are read or released."""
         return position <= self.size
 
     def release(self, position: int) -> None:
-        """Nothing: pages that are not used any more cost nothing."""
+        """Does nothing: the system reclaims mapped pages."""
 
     def skip_to(self, position: int) -> None:
-        """Nothing: every place can be reached."""
+        """Does nothing: every position of a mapped file can be read."""
 
     def resume(self) -> bool:
-        """True if the data go on behind damage, at the same position; until then they end there."""
+        """Goes on after damage, at the same position; False if the data do not go on."""
         return False
 
 
 class _Inflater:
-    """libdeflate on a mapped file: a member in one call, in half of zlib's time."""
+    """libdeflate on a mapped file. It inflates a member in one call, in half of zlib's time."""
 
     def __init__(self, library: libdeflate.Functions, data: mmap.mmap, limit: int) -> None:
         pointer, size = ctypes.c_void_p, ctypes.c_size_t
@@ -158,12 +158,12 @@ class _Inflater:
 
 
 class _Streamed:
-    """A stream, of which only what may still be needed is held.
+    """A stream. Only the bytes that may still be needed are held in memory.
 
     Args:
-        file: what is read.
-        start: the place of its next byte in the whole file.
-        size: bytes of the whole file, where they are known.
+        file: the stream to read.
+        start: the position of its next byte in the whole file.
+        size: bytes of the whole file, where known.
     """
 
     def __init__(self, file: Any, *, start: int = 0, size: int | None = None) -> None:
@@ -172,7 +172,7 @@ class _Streamed:
         self.raw, self.broken, self.cut = True, "", False
 
     def member(self, position: int, limit: int) -> tuple[bytes, int] | None:
-        """None: libdeflate wants the whole member at once."""
+        """Returns None: libdeflate needs the whole member at once."""
         return None
 
     def _fill(self, end: int) -> None:
@@ -208,13 +208,13 @@ class _Streamed:
         return position <= max(self._size, self._start + len(self._held))
 
     def release(self, position: int) -> None:
-        """Forgets what lies before `position`."""
+        """Releases the bytes before `position`."""
         if position - self._start > CHUNK:
             del self._held[: position - self._start]
             self._start = position
 
     def skip_to(self, position: int) -> None:
-        """Goes on to `position` without holding what lies before it."""
+        """Reads on to `position` without holding the bytes before it."""
         while self.at(self._start + len(self._held), 1) or self.resume():
             if self._start + len(self._held) > position:
                 break
@@ -225,7 +225,7 @@ class _Streamed:
 
 
 class _Unpacked(_Streamed):
-    """The content of a zstd or lz4 file, and positions in it. It ends at damage, and may go on behind."""
+    """The content of a zstd or lz4 file. Positions count in the content. It ends at damage, and `resume` goes on."""
 
     def __init__(self, content: frames.Frames) -> None:
         super().__init__(content)
@@ -243,7 +243,7 @@ class _Unpacked(_Streamed):
 
 
 def _is_packed(data: _Mapped | _Streamed) -> frames.Format | None:
-    """The compression of an archive, other than gzip; None if a record or a gzip member comes before any frame."""
+    """The compression of an archive: zstd, lz4, or None if a record or a gzip member comes before any frame."""
     head = data.at(0, CHUNK)
     if _begins(head) or head.startswith(GZIP) or not any(known.magic in head for known in frames.FORMATS):
         return None
@@ -257,7 +257,7 @@ def _is_one_record(data: bytes) -> bool:
 
 
 def _first_place(data: Any, position: int) -> int:
-    """Where in `data` the next gzip member or plain record may begin; -1 if nowhere."""
+    """The index in `data` where the next gzip member or uncompressed record may begin; -1 if there is none."""
     packed = data.find(GZIP, position)
     found = _NEXT_PLAIN.search(data, max(0, position - 1), packed if packed >= 0 else len(data)) if data else None
     return packed if found is None else found.start() + 1
@@ -293,13 +293,13 @@ _distant_lock = threading.Lock()
 
 @contextlib.contextmanager
 def _opened_at(path: str, place: int) -> Iterator[_Mapped | _Streamed]:
-    """The bytes of an archive, of which those before `place` need not be there."""
+    """The bytes of an archive from `place` on. Bytes before `place` may be missing."""
     if not is_remote(path):
         with _opened(path) as data:
             data.skip_to(place)
             yield data
         return
-    with _distant_lock:  # one stream serves all
+    with _distant_lock:  # all threads share one stream
         opened = _distant(path)
         if opened.local:
             data = _bytes_of(opened)
@@ -312,12 +312,12 @@ def _opened_at(path: str, place: int) -> Iterator[_Mapped | _Streamed]:
             try:
                 yield _Streamed(opened.stream, start=place, size=opened.size)
             finally:
-                opened.stream.seek(0)  # no connection waits for the next image: the server would close it
+                opened.stream.seek(0)  # closes the connection: an idle one would be closed by the server
 
 
 @functools.lru_cache(maxsize=16)
 def _distant(path: str) -> Opened:
-    """A remote archive that stays open for its images: in place, or where places cost a passage as a local copy."""
+    """A remote archive that stays open for its images. A zstd or lz4 file is copied: each image needs all before it."""
     opened = open_seekable(path)
     if opened.local or _is_packed(_bytes_of(opened)) is None:
         return opened
@@ -343,7 +343,7 @@ def read_records(
         ledger: counts records in, and lost ones with a reason.
         kinds: WARC types in lower case.
         max_record: bytes of a block; a longer record is lost as `too_large`.
-        expected_bytes: size of the file where a listing told it; a shorter file is noted as cut.
+        expected_bytes: size of the file, if a listing gave it. A shorter file is noted as cut.
     """
     with _opened(source) as data:
         reader = _Reader(data, ledger, max_record)
@@ -356,7 +356,7 @@ def read_records(
 
 
 def read_at(path: str, offset: int, *, max_record: int = MAX_RECORD) -> Record | None:
-    """The record that `read_records` found at `offset`, or None if it is not there any more."""
+    """The record that `read_records` found at `offset`, or None if it is no longer there."""
     place = offset & ((1 << PLACE) - 1)
     with _opened_at(path, place) as data:
         reader = _Reader(data, Ledger(), max_record)
@@ -370,7 +370,7 @@ def read_at(path: str, offset: int, *, max_record: int = MAX_RECORD) -> Record |
 
 
 class _Reader:
-    """Walks over a file; `position` is the byte after what was read."""
+    """Reads a file record by record. `position` is the byte after the last one read."""
 
     def __init__(self, data: _Mapped | _Streamed, ledger: Ledger, max_record: int) -> None:
         self._data, self._ledger, self._max = data, ledger, max_record
@@ -391,7 +391,7 @@ class _Reader:
 
     def records(self) -> Iterator[Record]:
         while True:
-            torn = False  # the data end inside a record, which was counted
+            torn = False  # True if the data end inside a record; that record is counted already
             while self._data.at(self.position, 1):
                 lost = self.lost
                 yield from self.step()
@@ -407,7 +407,7 @@ class _Reader:
             self.cut()
 
     def step(self) -> Iterator[Record]:
-        """The records of the member, or the plain record, at `position`, which is moved behind it."""
+        """The records of the member at `position`, or the uncompressed record there. `position` moves past it."""
         self._data.release(self.position)
         head = self._data.at(self.position, 3)
         if head == GZIP:
@@ -418,10 +418,10 @@ class _Reader:
             self._end_in("cut_record")
             self.position += len(head)
         else:
-            yield from self._plain()
+            yield from self._uncompressed()
 
     def _end_in(self, reason: str) -> None:
-        """The file ends inside a record, or is damaged there."""
+        """Counts a record in which the file ends or is damaged."""
         self.lose(self._data.broken or reason)
         if not self._data.broken:
             self.cut()
@@ -429,7 +429,7 @@ class _Reader:
     # ---- gzip
 
     def _member(self) -> Iterator[Record]:
-        """The records of the gzip member at `position`; sets `position` behind it."""
+        """The records of the gzip member at `position`. `position` moves past it."""
         start = self.position
         inflated, state = self._inflate(start)
         if state == "long":
@@ -446,17 +446,17 @@ class _Reader:
             return
         following = self._next_record(start + 1)
         state = self._believed(state, following)
-        if len(good) > 1 or (good and state == "cut"):  # what ended before the damage is kept
+        if len(good) > 1 or (good and state == "cut"):  # records that end before the damage are kept
             yield from good
         self._lose_rest(state, torn=not good or len(good) < len(found))
         self.position = following
 
     def _believed(self, state: str, following: int) -> str:
-        """A damaged length may swallow all members behind it: "cut" is true only where none `following` is found."""
+        """The state, corrected: a member with a damaged length is "bad", not "cut", if another member follows it."""
         return "bad" if state == "cut" and self._data.at(following, 1) else state
 
     def _lose_rest(self, state: str, *, torn: bool) -> None:
-        """Counts the loss in a member that did not inflate to its end; `torn`: a record has ended with the file."""
+        """Counts the loss in a member that did not inflate to its end; `torn`: the file ended inside a record."""
         if state != "cut":
             self.lose("bad_gzip" if state == "bad" else "too_large")
         elif torn or self._data.broken:
@@ -465,7 +465,7 @@ class _Reader:
             self.cut()
 
     def _inflate(self, start: int) -> tuple[bytes, str]:
-        """(inflated bytes, state) of a member: whole, cut (the file ends), bad, or long (more than a record)."""
+        """(inflated bytes, state) of a member: whole, cut (the file ends), bad, or long (longer than a record)."""
         if found := self._data.member(start, self._max + MAX_HEADER):
             content, self.position = found
             return content, "whole"
@@ -493,7 +493,7 @@ class _Reader:
         return b"".join(parts), "whole"
 
     def _long_member(self, start: int) -> Iterator[Record]:
-        """A member of many records, or of one that is too large: records come as they are inflated."""
+        """Reads a member of many records, or of one that is too large. It yields records while it inflates."""
         stream = _Inflating(self._data, start)
         inner = _Reader(_Streamed(stream), self._ledger, self._max)
         place = 0
@@ -504,7 +504,7 @@ class _Reader:
         self.position = stream.position
         if stream.state != "whole":
             following = self._next_record(max(start + 1, stream.position - KEPT))
-            if stream.state != "endless" or not inner.lost:  # else the record without an end was counted
+            if stream.state != "endless" or not inner.lost:  # else the endless record is counted already
                 self._lose_rest(self._believed(stream.state, following), torn=False)
             self.position = following
 
@@ -533,10 +533,10 @@ class _Reader:
             position += more
             self._data.release(position)
 
-    # ---- plain
+    # ---- uncompressed
 
-    def _plain(self) -> Iterator[Record]:
-        """The record at `position`, or the way to the next one."""
+    def _uncompressed(self) -> Iterator[Record]:
+        """The record at `position`. If there is none, `position` moves to the next record."""
         start = self.position
         head = self._data.at(start, MAX_HEADER)
         parsed = _parse_header(head, start)
@@ -571,7 +571,7 @@ class _Reader:
             yield record
 
     def _resync(self, position: int) -> int:
-        """The next place in a plain file (or in junk between members) where a record begins."""
+        """The next position in an uncompressed file (or in junk between members) where a record begins."""
         while True:
             position = self._data.search(position)
             if position < 0:
@@ -582,7 +582,7 @@ class _Reader:
 
 
 class _Inflating:
-    """A gzip member as a stream that never raises: it ends, and `state` says how."""
+    """A gzip member as a stream. It never raises: the stream ends, and `state` holds the reason."""
 
     def __init__(self, data: _Mapped | _Streamed, start: int) -> None:
         self._data, self.position, self._inflater = data, start, _zlib.decompressobj(31)
@@ -620,7 +620,7 @@ def _begins(data: bytes) -> bool:
 
 
 def _ends_well(after: bytes) -> bool:
-    """What may follow a record: two blank lines; or, where a writer forgot them, the next record, member or nothing."""
+    """True if `after` may follow a record: two blank lines, or without them the next record, a member or nothing."""
     if after.startswith(b"\r\n\r\n"):
         return True
     rest = after.lstrip(b"\r\n")
@@ -630,9 +630,9 @@ def _ends_well(after: bytes) -> bool:
 
 
 class MappedReader(_Reader):
-    """Reads a local file where it is told to: for a kernel that reads the rest of it.
+    """Reads single records of a local file, for a kernel that reads the others.
 
-    Set `position`, exhaust `step()`, and go on at the new `position`.
+    Usage: set `position`, exhaust `step()`, and go on at the new `position`.
 
     Attributes:
         data: the bytes of the file, mapped.
@@ -646,7 +646,7 @@ class MappedReader(_Reader):
 
 
 def _records_in(data: bytes, start: int, max_record: int) -> Iterator[Record | str]:
-    """The records of an inflated member, or for each that is bad the reason."""
+    """The records of an inflated member. A bad record yields its reason instead."""
     position, place = 0, 0
     while True:
         while data[position : position + 1] in (b"\r", b"\n"):
@@ -670,13 +670,13 @@ def _records_in(data: bytes, start: int, max_record: int) -> Iterator[Record | s
         elif record.kind != "filedesc":
             record.content = data[position + header : end]
             yield record
-        if end + 4 == len(data) and data.endswith(b"\r\n\r\n"):  # as it should be
+        if end + 4 == len(data) and data.endswith(b"\r\n\r\n"):  # the usual end of a member
             return
         position, place = end, place + 1
 
 
 def _parse_header(data: bytes, offset: int) -> tuple[Record, int, int] | str:
-    """(record without content, bytes of the header, bytes of the block), or the reason why it is none."""
+    """(record without content, bytes of the header, bytes of the block), or the reason why it is no record."""
     if not data.startswith(b"WARC/"):
         return _parse_arc_line(data, offset)
     version = _VERSION.match(data)
@@ -700,7 +700,7 @@ def _parse_header(data: bytes, offset: int) -> tuple[Record, int, int] | str:
 
 
 def _blank_line(data: bytes, position: int) -> tuple[int, int]:
-    r"""Where the first \r?\n\r?\n from `position` on begins and ends, or (-1, -1); many times faster than a regex."""
+    r"""(begin, end) of the first \r?\n\r?\n from `position` on, or (-1, -1). This is much faster than a regex."""
     first = data.find(b"\n\r\n", position)
     bare = data.find(b"\n\n", position, first + 1 if first >= 0 else len(data))
     at, end = (bare, bare + 2) if bare >= 0 else (first, first + 3)
@@ -710,7 +710,7 @@ def _blank_line(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _parse_arc_line(data: bytes, offset: int) -> tuple[Record, int, int] | str:
-    """ARC: one line of URL, address, date, type and length before the block."""
+    """As `_parse_header` for ARC: one line with URL, address, date, type and length stands before the block."""
     line = _ARC_LINE.match(data)
     if line is None:
         return "bad_header"
@@ -724,10 +724,10 @@ def _parse_arc_line(data: bytes, offset: int) -> tuple[Record, int, int] | str:
 
 
 def http_response(record: Record, *, max_body: int = MAX_RECORD) -> Response | None:
-    """The HTTP response in a record's block; None if it is none. Never raises.
+    """The HTTP response in a record's block; None if the block is no response. Never raises.
 
-    Chunked transfer and gzip, deflate, Brotli and zstd encodings are undone as far as they go: a body that was cut by
-    the archiver (Common Crawl cuts at 1 to 5 MiB) gives what is there. At most `max_body` bytes come out.
+    Chunked transfer and gzip, deflate, Brotli and zstd encodings are undone. If the archiver cut the body (Common Crawl
+    cuts at 1 to 5 MiB), the part that decodes is returned. The body has at most `max_body` bytes.
     """
     content = record.content
     if not content.startswith(b"HTTP/"):
@@ -755,7 +755,7 @@ def http_response(record: Record, *, max_body: int = MAX_RECORD) -> Response | N
 
 
 def unchunk(body: bytes) -> bytes:
-    """A chunked body as far as its chunks go; one that only claims to be chunked as it is."""
+    """The content of a chunked body, up to the first bad chunk. A body without any chunk is returned unchanged."""
     parts: list[bytes] = []
     position = 0
     while True:
@@ -772,12 +772,12 @@ def unchunk(body: bytes) -> bytes:
 
 
 def decode_body(body: bytes, encoding: str, max_body: int) -> bytes:
-    """A body with its encodings undone, the outermost first; one that does not decode as it is.
+    """A body with its encodings undone, the outermost first. A body that does not decode is returned unchanged.
 
-    A page with more than MAX_ENCODINGS of them is not meant for anybody and stays as it is.
+    A body with more than MAX_ENCODINGS encodings is returned unchanged, too.
     """
     names = [part.strip().lower() for part in encoding.split(",", 4 * MAX_ENCODINGS) if part.strip()]
-    limit = max(max_body, MAX_RECORD)  # of what lies between two encodings
+    limit = max(max_body, MAX_RECORD)  # bytes of the body between two encodings
     for name in reversed(names if len(names) <= MAX_ENCODINGS else []):
         if name in ("gzip", "x-gzip", "deflate"):
             body = _inflate_body(body, name, limit)
@@ -795,7 +795,7 @@ def _inflate_body(body: bytes, name: str, max_body: int) -> bytes:
             out = inflater.decompress(body, max_body)
         except zlib.error:
             continue
-        for _ in range(MAX_MEMBERS):  # gzip may come in several
+        for _ in range(MAX_MEMBERS):  # a gzip body may have several members
             rest, inflater = inflater.unused_data, zlib.decompressobj(bits)
             if not rest.startswith(GZIP) or len(out) >= max_body:
                 break

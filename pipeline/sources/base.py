@@ -1,8 +1,8 @@
-"""What a reader is: one object a format, which finds, checks and reads the inputs of that format.
+"""What a reader is: one object for each format. It finds, checks and reads the inputs of that format.
 
 A new source is one file with a subclass of `Reader` and one entry in `READERS`. Nothing else in the project knows the
-formats: `--input-format`, the messages that list what can be read, the checks before a run, the estimate of `--plan`
-and the stages gather and fetch all ask the readers.
+formats. These all ask the readers: `--input-format`, the messages that list the formats, the checks before a run, the
+estimate of `--plan`, and the stages gather and fetch.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from pipeline.engine.opening import InputError, is_remote, open_input, public
 from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
 
 BATCH_ROWS = 65_536
-MOST_OPENED = 16  # remote inputs of a format that a check opens: a crawl has 90,000
+MOST_OPENED = 16  # remote inputs of a format that a check opens, at most: a crawl has 90,000
 OPENED_AT_ONCE = 8
 MAX_WHOLE = 256 << 20  # bytes of a file that is read as a whole, unpacked
 GZIP = b"\x1f\x8b"  # begins a gzip file
 
-# Where an image lies inside an input, so that fetch takes it from there.
+# Where an image lies inside an input. Fetch reads it from there.
 ARCHIVED_IMAGES = pa.schema(
     [
         pa.field("url", pa.string(), nullable=False),  # as in the archive
@@ -45,7 +45,7 @@ ARCHIVED_IMAGES = pa.schema(
 
 
 class SettingsError(InputError):
-    """An input that the options do not fit: another option reads it."""
+    """The options do not fit an input. Other options can read it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Input:
         name: stable name, source_file in the output; the parts of one file share it.
         path: what is opened, an absolute path or a URL.
         format: the key of its reader in `READERS`.
-        bytes: size of the whole file, None where it is not known without asking a server.
-        part: first and last (exclusive) piece, as the reader counts them; None for the whole file.
+        bytes: size of the whole file; None if only a server knows it.
+        part: first and last (exclusive) piece, as the reader counts pieces; None for the whole file.
     """
 
     name: str
@@ -79,23 +79,23 @@ class Input:
 
 @dataclasses.dataclass(frozen=True)
 class ReadSettings:
-    """The options that decide what is read; a reader looks at those that concern its format."""
+    """The options that decide what is read. A reader uses those that concern its format."""
 
     url_column: str = "url"
     text_column: str = "text"
 
 
 class Reader(abc.ABC):
-    """Everything about one format. A reader holds no state: one instance serves all threads and processes.
+    """Everything about one format. A reader holds no state, so all threads and processes share one instance.
 
     Attributes:
         name: its key in `READERS`, and a value of --input-format.
-        suffixes: the ends of file names in lower case, those of compressed files too.
-        name_is_vague: files of other formats may have these names, so the first bytes of local ones decide.
-        knows_pages: the pairs come from pages of any language, so their language is named by default.
-        bytes_per_pair: bytes of input behind a pair as found, for estimates.
+        suffixes: the ends of file names in lower case, with those of compressed files.
+        name_is_vague: files of other formats may have these names, so the first bytes of local files decide.
+        knows_pages: the pairs come from pages of any language, so gather names their language by default.
+        bytes_per_pair: bytes of input for each pair before any drop, for estimates.
         bytes_per_core_second: bytes of input that one core reads and cleans in a second, for estimates.
-        unknown_bytes: the size that is assumed of an input whose size no listing told.
+        unknown_bytes: the size that is assumed for an input without a known size.
     """
 
     name: ClassVar[str]
@@ -107,23 +107,23 @@ class Reader(abc.ABC):
     unknown_bytes: ClassVar[int] = 350 << 20  # of a WAT file of Common Crawl
 
     def claims(self, name: str) -> bool:
-        """True if a file of this name is of this format, as far as a name tells."""
+        """True if the name is that of a file of this format."""
         return name.lower().endswith(self.suffixes)
 
     @abc.abstractmethod
     def sniff(self, head: bytes) -> bool:
-        """True if a file of this format may begin so; `head` has up to SNIFF_BYTES, gzip undone."""
+        """True if a file of this format may begin with `head`: up to SNIFF_BYTES bytes, gzip undone."""
 
     def expand(self, found: Found) -> list[Input]:
-        """The inputs that a file gives: one, or the parts of a large file, or the members of a pack.
+        """The inputs of a file: one, or the parts of a large file, or the members of a pack.
 
         Raises:
-            InputError, OSError: the file must be looked into, and cannot be read.
+            InputError, OSError: the file must be opened for this, and cannot be read.
         """
         return [Input(found.name, found.path, self.name, found.size)]
 
     def check(self, inputs: Sequence[Input], settings: ReadSettings) -> None:
-        """Looks at the inputs of this format before anything is written; the default opens the first remote ones.
+        """Checks the inputs of this format before anything is written. The default opens the first remote inputs.
 
         Raises:
             SettingsError: the options do not fit an input.
@@ -136,20 +136,20 @@ class Reader(abc.ABC):
     def read(
         self, source: Input, *, ledger: Ledger, images: list[pa.RecordBatch], settings: ReadSettings
     ) -> Iterator[pa.RecordBatch]:
-        """The pairs of an input as found, in batches of CANDIDATES, always in the same order.
+        """The pairs of an input before any cleaning, in batches of CANDIDATES, always in the same order.
 
         Args:
             source: an input that `expand` made.
-            ledger: counts records and rows: rows_in = rows + drops. What cannot be read is a lost record.
-            images: takes batches of ARCHIVED_IMAGES, where images lie in the input.
-            settings: what the user chose.
+            ledger: counts records and rows: rows_in = rows + drops. A record that cannot be read is a lost record.
+            images: the reader appends batches of ARCHIVED_IMAGES, if the input holds images.
+            settings: the options of the user.
 
         Raises:
-            InputError: the input is not of this format at all, or its transfer broke.
+            InputError: the input has another format, or its transfer broke.
         """
 
     def read_image(self, path: str, offset: int, *, max_bytes: int) -> bytes | None:
-        """The image that `read` noted at `offset`; None if it is not there, or is larger than allowed.
+        """The image that `read` noted at `offset`; None if it is missing or larger than `max_bytes`.
 
         Raises:
             InputError: the input cannot be read now.
@@ -157,11 +157,11 @@ class Reader(abc.ABC):
         return None
 
     def size(self, item: Input) -> int:
-        """Bytes of the whole file, an assumed number where nobody told it."""
+        """Bytes of the whole file, or an assumed number where the size is not known."""
         return self.unknown_bytes if item.bytes is None else item.bytes
 
     def expected_rows(self, item: Input) -> float:
-        """A rough number of pairs in an input, to size the exchanges by: the result does not depend on it."""
+        """A rough number of pairs in an input. It sizes the exchanges. The result does not depend on it."""
         return self.size(item) / self.bytes_per_pair
 
 
@@ -169,25 +169,25 @@ class Reader(abc.ABC):
 
 
 def packed(*suffixes: str, by: Iterable[str]) -> tuple[str, ...]:
-    """The suffixes, bare and with each compression behind: packed(".csv", by=[".gz"]) is (".csv", ".csv.gz")."""
+    """Each suffix alone and with each compression: packed(".csv", by=[".gz"]) is (".csv", ".csv.gz")."""
     return tuple(suffix + compression for suffix in suffixes for compression in ("", *by))
 
 
 def file_name(path: str) -> str:
-    """The last part of a path, or of a URL without its query: what tells the format."""
+    """The last part of a path, or of a URL without its query. Formats are told by it."""
     return PurePosixPath(public(path).replace(os.sep, "/")).name
 
 
 def open_bytes(path: str) -> IO[bytes]:
-    """Opens an input to be read from its first byte on; see `pipeline.engine.opening`."""
+    """Opens an input for one read from its first byte on; see `pipeline.engine.opening`."""
     return open_input(path).stream
 
 
 def read_whole(path: str, *, max_bytes: int = MAX_WHOLE) -> bytes:
-    """The bytes of a file that must be in memory as a whole, gzip undone where the first bytes say so.
+    """The whole content of a file, for files that must be in memory. gzip is undone, as the first bytes tell.
 
     Raises:
-        InputError: it has more bytes, or the gzip is cut or damaged, or a transfer broke.
+        InputError: the file has more than `max_bytes`, or the gzip is cut or damaged, or a transfer broke.
         OSError: a local file cannot be read.
     """
     with open_bytes(path) as file:
@@ -203,7 +203,11 @@ def read_whole(path: str, *, max_bytes: int = MAX_WHOLE) -> bytes:
 
 
 def for_each(function: Any, items: Iterable[Any]) -> None:
-    """Calls the function with every item, several at once, since it waits for disks and servers; the first error."""
+    """Calls the function with every item, several at once, since it waits for disks and servers.
+
+    Raises:
+        Exception: the first error of a call.
+    """
     with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
         for _ in pool.map(function, items):
             continue
@@ -212,12 +216,12 @@ def for_each(function: Any, items: Iterable[Any]) -> None:
 def candidates_of_pairs(
     url: pa.Array, text: pa.Array, offsets: np.ndarray, ledger: Ledger, *, page: pa.Array | None = None
 ) -> pa.RecordBatch:
-    """CANDIDATES of a list of pairs that names no place on a page; pairs without url or text are counted drops.
+    """CANDIDATES of pairs from a table. Pairs without url or text are counted drops.
 
     Args:
         url, text: strings, nulls allowed; at most BATCH_ROWS.
-        offsets: int64, the place of each pair in its input.
-        ledger: rows_in and the drops null_url and null_text are counted.
+        offsets: int64, the row number of each pair in its input.
+        ledger: counts rows_in and the drops null_url and null_text.
         page: the URL of each pair's page, nulls allowed; None: not known.
     """
     ledger.rows_in += len(url)

@@ -1,7 +1,7 @@
 """Byte codes by name, for the compiled parsers.
 
-Nothing here is compiled. The module is named as a kernel because `jit` follows kernel modules: a changed constant then
-compiles its users anew.
+Nothing here is compiled. The module has the name of a kernel because `jit` follows kernel modules. So a changed
+constant recompiles its users.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CASE = 32  # the bit that a lower-case letter has and an upper-case letter has n
 
 # UTF-8: a character is one byte below ASCII_END, or a lead byte and one to three more.
 ASCII_END = 0x80
-LEAD_2, LEAD_3, LEAD_4 = 0xC0, 0xE0, 0xF0  # the bits that tell how many bytes a character has
+LEAD_2, LEAD_3, LEAD_4 = 0xC0, 0xE0, 0xF0  # the bits that give the number of bytes of a character
 FIRST_LEAD, LAST_LEAD = 0xC2, 0xF4  # C0 and C1 would be too long, F5 and above beyond Unicode
 TAIL, LAST_TAIL = 0x80, 0xBF
 TAIL_MASK = 0xC0  # of a later byte, these bits are TAIL

@@ -1,8 +1,8 @@
-"""zstd and lz4 files, frame by frame and block by block, so that damage costs no more than it must.
+"""zstd and lz4 files, read frame by frame and block by block, so that damage loses as little as possible.
 
-A decoder that is given a whole file ends at the first damage. Here each frame has a decoder of its own, which gets one
-block at a time (so what comes out of a call is bounded, whatever went in): what was decoded before the damage is kept,
-and reading goes on at the next frame that opens.
+A decoder of a whole file stops at the first damage. Here each frame has its own decoder. It gets one block at a time,
+so the output of a call is bounded for any input. The content before the damage is kept, and reading goes on at the next
+frame that opens.
 Formats: RFC 8878 (zstd), lz4_Frame_format.md (lz4).
 """
 
@@ -12,18 +12,18 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-HELD = 4 << 20  # bytes of a frame's content that are held until its checksum was seen
-KEPT = 16 << 20  # bytes of the file that are held to look for the next frame in: a wrong length may lead beyond it
+HELD = 4 << 20  # bytes of a frame's content that are held until its checksum is checked
+KEPT = 16 << 20  # bytes of the file that are kept: a wrong length may skip the next frame, so the search begins in them
 ZSTD_HEADER = 18  # bytes, at most
 PROBE = (4 << 20) + (64 << 10)  # bytes in which a first frame opens, if there is one: lz4 has blocks of 4 MiB
-MAX_WINDOW = 128 << 20  # bytes of memory that a zstd frame may ask for
-_SKIPPABLE = b"\x2a\x4d\x18"  # behind a byte from 50 to 5F: a frame of both formats that holds nothing
+MAX_WINDOW = 128 << 20  # bytes of memory that a zstd frame may need
+_SKIPPABLE = b"\x2a\x4d\x18"  # after a byte from 50 to 5F: a frame without content, in both formats
 
 _Pieces = Iterator[tuple[bytes, bool]]
 
 
 class Bytes(Protocol):
-    """The bytes of a file, of which those before a released position are forgotten."""
+    """The bytes of a file. Bytes before a released position can no longer be read."""
 
     def at(self, position: int, count: int) -> bytes: ...
     def find(self, pattern: bytes, position: int) -> int: ...
@@ -31,7 +31,7 @@ class Bytes(Protocol):
 
 
 class _Damaged(Exception):
-    """What stands here is no frame."""
+    """The bytes at this position are no sound frame."""
 
 
 class _Cut(Exception):
@@ -40,12 +40,12 @@ class _Cut(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """How the frames of a compression are taken apart.
+    """How the frames of a compression are read.
 
     Attributes:
-        magic: what a frame begins with.
-        decoder: makes what decodes one frame: `decompress(bytes)` and `eof`.
-        pieces: header, blocks and trailer of the frame at a position; True for the trailer.
+        magic: the first bytes of a frame.
+        decoder: makes a decoder of one frame, with `decompress(bytes)` and `eof`.
+        pieces: yields header, blocks and trailer of the frame at a position, each with True for the trailer.
     """
 
     name: str
@@ -55,32 +55,32 @@ class Format:
 
 
 class Frames:
-    """The content of a file of frames as a stream. It never raises for what is in the file.
+    """The content of a file of frames as a stream. It never raises, whatever the file holds.
 
     Args:
         data: the file.
         known: its format.
-        is_one: tells if the content of a frame is one record, which is lost if the frame's checksum is wrong. Where it
-            is not, all is kept: the record with the damage cannot be told from the others.
+        is_one: True if the content of a frame is one record. Such a record is lost if the frame's checksum is wrong.
+            Of several records all are kept, since the damaged one is not known.
 
     Attributes:
-        broken: the reason, if reading has stopped at damage and not at the end; else "".
+        broken: the reason if reading stopped at damage; "" at the end of the file.
         cut: True if the file ends inside a frame.
     """
 
     def __init__(self, data: Bytes, known: Format, is_one: Callable[[bytes], bool] = lambda content: True) -> None:
         self._data, self._format, self._is_one = data, known, is_one
-        self._start = self._position = 0  # of the frame; of what comes next
-        self._following, self._gave = -1, False  # the frame behind the damage; if something came of the one before
+        self._start = self._position = 0  # of the frame; of the next piece
+        self._following, self._gave = -1, False  # the frame after the damage; True if the damaged one had content
         self._content = self._read()
         self.broken, self.cut = "", False
 
     def read(self, count: int = 0) -> bytes:
-        """More of the content, how much is for the frames to say; b"" at the end and at damage."""
+        """The next piece of the content, of any length; b"" at the end and at damage. `count` is ignored."""
         return next((part for part in self._content if part), b"")
 
     def resume(self) -> bool:
-        """Goes on behind the damage; False if no frame opens there."""
+        """Goes on after the damage; False if no frame opens there."""
         if self._following < 0:
             return False
         self._position, self._following, self.broken = self._following, -1, ""
@@ -100,7 +100,7 @@ class Frames:
                 self._following = self._next_frame()
                 self.cut = isinstance(error, _Cut) and self._following < 0
                 self.broken = f"bad_{self._format.name}"
-                if self.cut:  # a record that ends with the file is the reader's to count, if there is some of it
+                if self.cut:  # if the cut record has content, the reader counts it
                     self.broken = "" if self._gave else "cut_record"
                 return
 
@@ -113,10 +113,10 @@ class Frames:
             self._data.release(self._position - KEPT)
 
     def _frame(self) -> Iterator[bytes]:
-        """The content of the frame at `_position`, which is moved behind it.
+        """The content of the frame at `_position`. `_position` moves past the frame.
 
         Raises:
-            _Damaged, _Cut: after what was decoded before.
+            _Damaged, _Cut: after the content before the damage was yielded.
         """
         held, in_trailer, large = bytearray(), False, False
         try:
@@ -136,14 +136,14 @@ class Frames:
         yield bytes(held)
 
     def _decoded(self, start: int) -> _Pieces:
-        """What each piece of the frame at `start` holds; True once the trailer is all that is left."""
+        """(content, is trailer) of each piece of the frame at `start`. (b"", True) comes before the trailer is read."""
         decoder = self._format.decoder()
         for piece, is_trailer in self._format.pieces(self._data, start):
             if is_trailer:
                 yield b"", True
             try:
                 part = decoder.decompress(piece)
-            except Exception as error:  # each library has errors of its own
+            except Exception as error:  # each library raises its own errors
                 raise _Damaged from error
             self._position += len(piece)
             yield part, is_trailer
@@ -151,7 +151,7 @@ class Frames:
             raise _Damaged
 
     def _next_frame(self) -> int:
-        """The next place where a frame opens; -1 if there is none."""
+        """The next position where a frame opens; -1 if there is none."""
         position = max(self._start + 1, self._position - KEPT)
         while (position := self._data.find(self._format.magic, position)) >= 0 and not self.opens(position):
             position += 1
@@ -202,7 +202,7 @@ def _zstd_pieces(data: Bytes, position: int) -> _Pieces:
         last, kind, length = bool(bits & 1), bits >> 1 & 3, bits >> 3
         if kind == 3 or length > zstandard.BLOCKSIZE_MAX:
             raise _Damaged
-        block = _whole(data, position, 3 + (1 if kind == 1 else length))  # 1: one byte, many times
+        block = _whole(data, position, 3 + (1 if kind == 1 else length))  # kind 1: one byte, repeated
         yield block, False
         position += len(block)
     if parameters.has_checksum:
@@ -233,9 +233,9 @@ def _lz4_pieces(data: Bytes, position: int) -> _Pieces:
 
 
 def format_of(head: bytes) -> Format | None:
-    """The format of the first frame that opens in the first bytes (PROBE of them) of a file; None if there is none.
+    """The format of the first frame that opens in `head`, the first PROBE bytes of a file; None if there is none.
 
-    Its magic alone does not tell: junk may begin with it.
+    The magic alone is not enough, since junk may begin with it.
     """
     places = {}
     for known in FORMATS:
@@ -248,7 +248,7 @@ def format_of(head: bytes) -> Format | None:
 
 
 class Whole:
-    """Bytes that are all there."""
+    """Bytes in memory, as `Bytes`."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -260,7 +260,7 @@ class Whole:
         return self._data.find(pattern, position)
 
     def release(self, position: int) -> None:
-        """Nothing is forgotten."""
+        """Does nothing."""
 
 
 ZSTD = Format("zstd", b"\x28\xb5\x2f\xfd", _zstd_decoder, _zstd_pieces)

@@ -1,18 +1,18 @@
 """An HTML page as (image URL, text) pairs: one pure function, `extract_pairs`.
 
-Two steps. A *scanner* reads what the markup says into `Facts`; here that is lexbor, a full HTML5 parser;
-`html_kernel` has a tokenizer that gives the same facts for a fifth of the work and hands odd pages back. Then one
-policy, the same for both, makes pairs of the facts:
+There are two steps. First a *scanner* reads the markup into `Facts`. The scanner here is lexbor, a full HTML5 parser.
+`html_kernel` has a tokenizer that gives the same facts in a fifth of the time. It leaves odd pages to lexbor. Then one
+policy, the same for both scanners, turns the facts into pairs:
 
-**Which URL.** A lazy-loading attribute (`LAZY`, then data-srcset) is the true image where there is one, since `src`
-then holds a placeholder. Else `src`; where that is missing, a `data:` URL or named like a blank ("spacer.gif"), the
-largest candidate of `srcset`, then of the `<picture>`'s first `<source>` before the image. All are resolved against
-`<base href>` and the page. **Which texts.** alt, title and the figcaption of the nearest `<figure>`, each a pair of
-its own; og:image with og:title and og:image:alt. Equal pairs of one page come once (blanks folded).
+**Which URL.** If the image has a lazy-loading attribute (`LAZY`, then data-srcset), this is the URL, since `src` then
+holds a placeholder. Else it is `src`. If `src` is missing, a `data:` URL or a placeholder by name ("spacer.gif"), it is
+the largest candidate of `srcset`, then that of the `<picture>`'s first `<source>` before the image. URLs are resolved
+against `<base href>` and the page. **Which texts.** alt, title and the figcaption of the nearest `<figure>` give one
+pair each. og:image gives pairs with og:title and og:image:alt. Of equal pairs of one page (blanks folded) one is kept.
 
-**Signals.** Robots metas and X-Robots-Tag (`OPT_OUTS`), a TDM reservation, and the first rel=license link are read on
-the way. A page is cut at MAX_PAGE bytes. Nothing raises, whatever the bytes; a page whose nesting would take a tree
-parser quadratic time or memory (`tangled`) is not parsed.
+**Signals.** The scanner also reads robots metas (`OPT_OUTS`), a TDM reservation and the first rel=license link. The
+X-Robots-Tag header is read, too. A page is cut at MAX_PAGE bytes. No bytes raise an error. A page is not parsed if its
+nesting would take a tree parser quadratic time or memory (`tangled`).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from pipeline.schema import TEXT_SOURCES, URL_SOURCES
 
 MAX_PAGE = 4 << 20  # bytes; what comes after is not read
 MAX_IMAGES = 20_000  # a page
-MAX_TEXT = 10_000  # characters of one text: far over what cleaning takes, so that it still sees "too long"
+MAX_TEXT = 10_000  # characters of one text: far more than cleaning accepts, so that it still reports "too long"
 MAX_URL = 16_384  # characters
 MAX_ANCESTORS = 32  # steps up from an image to its figure or picture
 
-# Lazy loading, most telling first; a value must look like an address, since some hold numbers or JSON.
+# Attributes of lazy loading, the most reliable first. A value must look like a URL, since some hold numbers or JSON.
 LAZY = (
     "data-src",
     "data-original",
@@ -47,7 +47,7 @@ LAZY = (
 IMAGE_ATTRIBUTES = ("src", "alt", "title", "srcset", "data-srcset", *LAZY)
 _LAZY_SET = frozenset((*LAZY, "data-srcset"))
 OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
-ROBOTS_NAMES = ("robots", "openwit")  # metas and X-Robots-Tag prefixes that speak to us
+ROBOTS_NAMES = ("robots", "openwit")  # metas and X-Robots-Tag prefixes that address this project
 TDM = "tdm-reservation"
 _OG = ("og:image", "og:image:url", "og:image:secure_url", "og:image:alt", "og:title")
 
@@ -59,14 +59,13 @@ _BLANK_TYPES = frozenset({"gif", "png", "jpg", "jpeg", "svg", "webp"})
 _SPACE = " \t\n\r\f"
 _C0_AND_SPACE = "".join(map(chr, range(33)))
 
-# One image of a page: its attributes (only those that are there and not empty), the best candidate of its picture, its
-# caption.
+# One image of a page: its attributes that are not empty, the best candidate of its picture, its caption.
 Image = tuple[dict[str, str], str, str]
 
 
 @dataclasses.dataclass
 class Facts:
-    """What the markup of one page says, before any choice is made."""
+    """The content of one page's markup, before the policy chooses URLs and texts."""
 
     images: list[Image] = dataclasses.field(default_factory=list)  # those that have an alt, a title or a figure
     bare: int = 0  # the other images
@@ -76,7 +75,7 @@ class Facts:
     opt_outs: set[str] = dataclasses.field(default_factory=set)
 
     def meta(self, name: str, property_: str, content: str) -> None:
-        """Takes note of a `<meta>`; the first of each og kind counts."""
+        """Adds a `<meta>`. The first of each og kind counts."""
         for key in {name.strip().lower(), property_.strip().lower()}:
             if key in _OG and content.strip():
                 self.og.setdefault(key, content)
@@ -86,7 +85,7 @@ class Facts:
                 self.opt_outs.add(TDM)
 
     def link(self, rel: str, href: str) -> None:
-        """Takes note of a `<link>` or `<a>`: the first license counts."""
+        """Adds a `<link>` or `<a>`. The first license counts."""
         if self.license is None and href.strip(_C0_AND_SPACE) and "license" in rel.lower().split():
             self.license = href
 
@@ -96,9 +95,9 @@ Scanner = Callable[[bytes], Facts | None]
 
 @dataclasses.dataclass
 class PagePairs:
-    """The pairs of a page as columns, its signals, and what was left out.
+    """The pairs of a page as columns, its signals, and the drops.
 
-    `found` = len(urls) + sum(dropped.values()): every image with a text counts once a text.
+    `found` = len(urls) + sum(dropped.values()): every image counts once for each of its texts.
     """
 
     urls: list[str] = dataclasses.field(default_factory=list)
@@ -124,9 +123,9 @@ def extract_pairs(
 
     Args:
         html: the bytes as served, transfer and content encoding undone.
-        page_url: where the page was.
+        page_url: the URL of the page.
         charset: of the HTTP Content-Type, if it names one.
-        headers: HTTP header fields; X-Robots-Tag and tdm-reservation are looked at.
+        headers: HTTP header fields; X-Robots-Tag and tdm-reservation are used.
         scan: the scanner; None: lexbor.
     """
     pairs = PagePairs()
@@ -185,10 +184,10 @@ def _add(
     url_source: int,
     texts: list[tuple[str, int]],
 ) -> None:
-    """Appends one image with each of its texts, or counts why not.
+    """Appends one image with each of its texts, or counts the drops with a reason.
 
-    Of equal pairs the one whose source is named first stays, so that the rows do not depend on the order of the images
-    (a parser moves those that stand between the cells of a table).
+    Of equal pairs, the one with the smallest source code stays. So the rows do not depend on the order of the images: a
+    parser moves images that stand between the cells of a table.
     """
     pairs.found += len(texts)
     reason = "no_image_url" if not url else "data_url" if is_data(url) else "placeholder" if is_blank(url) else ""
@@ -217,7 +216,7 @@ def _add(
 
 
 def choose_url(attributes: Mapping[str, str], picture: str) -> tuple[str, int]:
-    """The address of an image and where it stood; `("", 0)` or a data: URL where there is no better one."""
+    """(URL, URL source) of an image; `("", 0)` or a data: URL if there is no better one."""
     if not _LAZY_SET.isdisjoint(attributes):
         for name in LAZY:
             value = attributes.get(name)
@@ -238,18 +237,18 @@ def choose_url(attributes: Mapping[str, str], picture: str) -> tuple[str, int]:
 
 
 def is_data(url: str) -> bool:
-    """True for a data: URL: the image itself, mostly a placeholder of a few bytes."""
+    """True for a data: URL. It holds the image itself, mostly a placeholder of a few bytes."""
     return url[:64].lstrip(_C0_AND_SPACE)[:5].lower() == "data:"
 
 
 def is_blank(url: str) -> bool:
-    """True for the file names that placeholders have: spacer.gif, blank.png, 1x1.gif."""
+    """True for the usual file names of placeholders: spacer.gif, blank.png, 1x1.gif."""
     name, _, kind = url.partition("?")[0].partition("#")[0].rpartition("/")[2].rpartition(".")
     return kind.lower() in _BLANK_TYPES and name.lower() in _BLANK_NAMES
 
 
 def looks_like_url(value: str) -> bool:
-    """True if a lazy attribute's value can be an address: some sites keep numbers, JSON or templates there."""
+    """True if the value of a lazy attribute can be a URL. Some sites keep numbers, JSON or templates there."""
     value = value.strip(_C0_AND_SPACE)
     if not value or value[0] in "{[<#" or is_data(value) or len(value) > MAX_URL:
         return False
@@ -261,11 +260,11 @@ _CANDIDATE = re.compile(r"[ \t\n\r\f,]*([^ \t\n\r\f]+)")
 
 
 def largest_candidate(srcset: str) -> str:
-    """The URL with the largest descriptor of a srcset, split as the HTML standard says; the first of equal ones."""
+    """The URL with the largest descriptor in a srcset, the first of equal ones. The HTML standard's rules split it."""
     best, best_size, at = "", -1.0, 0
     while match := _CANDIDATE.match(srcset, at):
         url, at = match[1], match.end()
-        size = 1000.0  # no descriptor means 1x; widths and densities do not mix in one srcset
+        size = 1000.0  # no descriptor means 1x; a srcset has either widths or densities
         if url.endswith(","):
             url = url.rstrip(",")
         else:
@@ -280,7 +279,7 @@ def largest_candidate(srcset: str) -> str:
 
 
 def _base(href: str | None, page_url: str) -> str:
-    """What relative URLs of the page are resolved against."""
+    """The URL against which the page's relative URLs are resolved."""
     if href is None:
         return page_url
     base = resolve(page_url, href)
@@ -292,7 +291,7 @@ _ORIGIN = re.compile(r"(https?:)//[^/?#\\]+", re.IGNORECASE)
 
 
 def resolve(base: str, url: str) -> str:
-    """An absolute URL; "" where it cannot be made one. Blanks at the ends and line breaks inside go, as in browsers."""
+    """The absolute URL; "" if there is none. Blanks at the ends and line breaks inside are removed, as in browsers."""
     url = url.strip(_C0_AND_SPACE)
     if "\n" in url or "\r" in url or "\t" in url:
         url = url.replace("\n", "").replace("\r", "").replace("\t", "")
@@ -312,7 +311,7 @@ def directives(content: str) -> set[str]:
 
 
 def header_signals(headers: Iterable[tuple[str, str]]) -> set[str]:
-    """Opt-outs in HTTP headers. X-Robots-Tag may begin with the name of one robot: then it speaks to that one."""
+    """Opt-outs in HTTP headers. If X-Robots-Tag begins with the name of a robot, it concerns only that robot."""
     signals: set[str] = set()
     for name, value in headers:
         name = name.lower()
@@ -329,11 +328,11 @@ def header_signals(headers: Iterable[tuple[str, str]]) -> set[str]:
     return signals
 
 
-_LIMITS = ("max-snippet", "max-image-preview", "max-video-preview")  # directives with a colon, no robots
+_LIMITS = ("max-snippet", "max-image-preview", "max-video-preview")  # directives with a colon, not names of robots
 
 # ---- bytes -> UTF-8
 
-# Labels of the WHATWG encoding standard whose Python codec has another name, or would do something else.
+# Labels of the WHATWG encoding standard whose Python codec has another name or decodes differently.
 _ALIASES = {
     **dict.fromkeys(
         ("iso-8859-1", "iso8859-1", "iso_8859-1", "iso88591", "latin1", "latin-1", "l1", "ascii", "us-ascii"), "cp1252"
@@ -362,7 +361,7 @@ _META_CHARSET = re.compile(rb"<meta[^>]{0,500}?charset\s{0,9}=\s{0,9}[\"']?\s{0,
 
 
 def codec(label: str | None) -> str | None:
-    """Python's codec for a charset label of the web; None for unknown labels (and for codecs that are no charset)."""
+    """Python's codec for a charset label of the web; None for unknown labels and for codecs that are no charset."""
     name = (label or "").strip().strip("\"'").lower()
     name = _ALIASES.get(name, name)
     if not _PLAIN.fullmatch(name) and name not in _ALIASES.values():
@@ -374,7 +373,9 @@ def codec(label: str | None) -> str | None:
 
 
 def to_utf8(html: bytes, charset: str | None) -> bytes:
-    """The page in valid UTF-8. Byte order mark, then HTTP, then meta, then UTF-8 if it is valid, then Windows-1252."""
+    """The page in valid UTF-8. The charset comes from the byte order mark, else HTTP, else a meta. Else it is UTF-8 if
+    that is valid, else Windows-1252.
+    """
     if html[:3] == codecs.BOM_UTF8:
         html, name = html[3:], "utf-8"
     elif html[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -383,7 +384,7 @@ def to_utf8(html: bytes, charset: str | None) -> bytes:
         name = codec(charset) or ""
         if not name and (match := _META_CHARSET.search(html, 0, 4096)):
             name = codec(match[1].decode("ascii", "replace")) or ""
-            if name.startswith("utf-16"):  # a page whose meta could be read is not UTF-16
+            if name.startswith("utf-16"):  # the meta was read as ASCII, so the page is not UTF-16
                 name = "utf-8"
     if not name or name == "utf-8":
         if html.isascii():
@@ -396,13 +397,13 @@ def to_utf8(html: bytes, charset: str | None) -> bytes:
     return html.decode(name, "replace").encode("utf-8", "replace")
 
 
-# ---- the plain scanner: lexbor
+# ---- the reference scanner: lexbor
 
 _WANTED = "img, picture source, figcaption, meta[content], base[href], link[rel][href], a[rel][href]"
 
 
 def scan_with_lexbor(html: bytes) -> Facts | None:
-    """The facts of a page (valid UTF-8) from its tree; None where it is not parsed."""
+    """The facts of a page (valid UTF-8) from its tree; None if the page is not parsed."""
     from selectolax.lexbor import LexborHTMLParser
 
     if not html.strip():
@@ -416,7 +417,7 @@ def scan_with_lexbor(html: bytes) -> Facts | None:
 
 
 def _read_tree(nodes: list) -> Facts:
-    """The facts from the wanted nodes of a tree, in the order of the document."""
+    """The facts from the wanted nodes of a tree. `nodes` have the order of the document."""
     facts = Facts()
     pictures: dict[int, str] = {}  # by picture
     captions: dict[int, str] = {}  # by figure
@@ -452,7 +453,7 @@ _IMAGE_SET = frozenset(IMAGE_ATTRIBUTES)
 
 
 def _ancestor(node, tag: str) -> int:  # type: ignore[no-untyped-def]
-    """The id of the nearest ancestor of that tag, 0 where there is none near."""
+    """The id of the nearest ancestor with that tag; 0 if none is within MAX_ANCESTORS."""
     for _ in range(MAX_ANCESTORS):
         node = node.parent
         if node is None:
@@ -470,7 +471,7 @@ _INLINE = frozenset(
 
 
 def node_text(node) -> str:  # type: ignore[no-untyped-def]
-    """The text below a node as a reader sees it: blanks folded, a blank where a block or a line ends."""
+    """The visible text below a node. Blanks are folded. A block or a line ends with a blank."""
     parts: list[str] = []
     length = 0
     stack = [node]
@@ -499,10 +500,10 @@ def fragment_text(html: bytes) -> str:
     return "" if body is None else node_text(body)
 
 
-# ---- pages that a tree parser must not get
+# ---- pages that are not given to a tree parser
 
 _FORMATTING = frozenset("a b big code em font i nobr s small strike strong tt u".split())
-_VOID_OR_FLAT = frozenset(  # no depth of their own: void, or closed by the next of their kind
+_VOID_OR_FLAT = frozenset(  # these add no depth: they are void, or the next of their kind closes them
     "area base br col embed hr img input link meta param source track wbr p li option optgroup dd dt tr td th tbody"
     " thead tfoot rp rt colgroup".split()
 )
@@ -510,16 +511,16 @@ _SCOPES = frozenset("td th caption table template object applet marquee svg math
 _TAG = re.compile(rb"<(/?)([a-zA-Z][^\s/>]{0,20})")
 FEW_TAGS = 2_000
 MAX_SCOPES = 20_000
-MAX_TREE_WORK = 200_000_000  # depth x tags: steps up the open elements
-MAX_TREE_NODES = 2_000_000  # open formatting elements x tags: they are opened anew in every block
+MAX_TREE_WORK = 200_000_000  # depth x tags: a parser walks up the open elements for each tag
+MAX_TREE_NODES = 2_000_000  # open formatting elements x tags: a parser opens them again in every block
 
 
 def tangled(html: bytes) -> bool:
-    """True for a page that could cost a tree parser time or memory that grows with the square of its size.
+    """True for a page that could take a tree parser time or memory quadratic in its size.
 
-    Every HTML5 parser walks its open elements for each block and opens unclosed formatting elements anew in each: 500
-    kB of `<div>` take lexbor 20 s, 12 kB of `<b>` and `<p>` 150 MB. The estimate never says less than the tree would
-    have: an end tag counts only in the scope in which its start stood.
+    For each block, every HTML5 parser walks its open elements and opens unclosed formatting elements again. 500 kB of
+    `<div>` take lexbor 20 s. 12 kB of `<b>` and `<p>` take 150 MB. The estimate is never below the cost of the tree: an
+    end tag counts only in the scope of its start tag.
     """
     tags = html.count(b"<") - html.count(b"</")
     if tags <= FEW_TAGS:
@@ -531,7 +532,7 @@ def tangled(html: bytes) -> bool:
         if name in _VOID_OR_FLAT and name not in _SCOPES:
             continue
         if not slash:
-            if name == "a" and scopes[-1]["a"]:  # a new link closes the one before
+            if name == "a" and scopes[-1]["a"]:  # a new link closes the open one
                 continue
             scopes[-1][name] += 1
             depth += name not in _VOID_OR_FLAT

@@ -1,12 +1,12 @@
-"""The facts of a page by a compiled tokenizer: a fifth of the work of building its tree, or less.
+"""The facts of a page by a compiled tokenizer. It takes at most a fifth of the time that building a tree takes.
 
 `tokenise` walks the bytes once, as the HTML standard's tokenizer does (comments, script data with its escaped states,
-raw text, attributes). It notes where the wanted tags and their attributes stand. It copies nothing, and it reads only
-inside the page. `scan` turns the notes into the same `Facts` as `html.scan_with_lexbor`.
+raw text, attributes). It writes the places of the wanted tags and their attributes as events. It copies nothing, and it
+reads only inside the page. `scan` turns the events into the same `Facts` as `html.scan_with_lexbor`.
 
-An image's figure and picture need a tree and not only tokens. They are followed where the markup is well nested. Some
-pages do not tell by their tokens what a tree would hold: misnested figures, `<image>`, frames, NUL bytes, markup in raw
-text inside SVG, images in a `<select>`. Lexbor reads those: `tokenise` says UNSURE rather than guess.
+An image's figure and picture need a tree and not only tokens. They are followed where the markup is well nested. In
+some cases the tokens do not decide the tree: misnested figures, `<image>`, frames, NUL bytes, markup in raw text inside
+SVG, images in a `<select>`. Then `tokenise` returns UNSURE, and lexbor reads the page.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ from pipeline.sources.html_syntax_kernel import (
 )
 from pipeline.sources.simd_kernel import address_of, store_int
 
-_GO_ON, _END, UNSURE = 1, 0, -1  # what a step of the walk says
+_GO_ON, _END, UNSURE = 1, 0, -1  # results of a step of the walk
 MAX_EVENTS = 400_000
 MAX_OPEN = 64  # elements open inside a figure or picture
 
-# What a row of events says. (kind, number, start, end); attributes follow their tag.
+# The kinds of events. An event is (kind, number, start, end). The attributes follow their tag.
 IMAGE, ATTRIBUTE, SOURCE, CAPTION, META, LINK, BASE = range(7)
 _EVENT_SIZE = 16  # bytes
 _UNNOTED = -1  # the kind of other tags
 
-# The attributes that are noted; the number of an ATTRIBUTE event is a place in this tuple.
+# The attributes that become events. The number of an ATTRIBUTE event is an index into this tuple.
 ATTRIBUTES = (*IMAGE_ATTRIBUTES, "name", "property", "content", "rel", "href")
 
 
@@ -83,25 +83,25 @@ _PICTURE, _FIGURE, _FIGCAPTION = (np.uint64(word_of_name(n)) for n in ("picture"
 _SCRIPT, _TEMPLATE, _SELECT = (np.uint64(word_of_name(n)) for n in ("script", "template", "select"))
 _SVG, _MATH, _TABLE = (np.uint64(word_of_name(n)) for n in ("svg", "math", "table"))
 _RAW = _words("style textarea title xmp iframe noembed noframes")
-_NEVER = _words("image frameset plaintext")  # a tree parser treats these in ways of their own
+_NEVER = _words("image frameset plaintext")  # a tree parser has special rules for these
 _TABLE_PARTS = _words("table td th tr tbody thead tfoot caption col colgroup object applet marquee")
 _IN_PICTURE = _words("source img a span noscript meta link script style picture")
-# Elements that are not followed inside a figure: void ones, and those that close themselves.
+# Elements that are not followed inside a figure: void ones, and those with an implied end.
 _UNFOLLOWED = _words(
     "area base br col embed hr img input link meta param source track wbr keygen basefont bgsound frame "
     "p li dd dt option optgroup rp rt"
 )
 _LICENSE = np.frombuffer(b"license", np.uint8)
 
-_O, _G, _I, _T, _R, _D = b"ogitrd"  # what telling names of metas begin with
-_SHORT_META = 6  # bytes; no telling name is shorter
+_O, _G, _I, _T, _R, _D = b"ogitrd"  # letters at the start of the wanted names of metas
+_SHORT_META = 6  # bytes; no wanted name is shorter
 
-# What the walk knows behind each tag.
+# The state of the walk after each tag.
 _STATE = np.dtype(
     [
         ("at", np.int64),  # place in the page
         ("count", np.int64),  # rows of events
-        ("room", np.int64),  # how many may be there before a tag
+        ("room", np.int64),  # rows of events that may be written before a tag
         ("bare", np.int64),  # images without any text
         ("images", np.int64),  # the others
         ("figures", np.int64),  # numbers given so far
@@ -118,14 +118,14 @@ _STATE = np.dtype(
         ("marked", np.bool_),  # parts of a table
         ("tables", np.int64),  # open
         ("select", np.bool_),  # open
-        # The elements that are open since the outermost figure or picture: their names, the figures that they opened or
-        # lie in, and by the place of a figure if it has a caption.
+        # The elements that are open since the outermost figure or picture: their names, and the figure that each opened
+        # or lies in. `captioned` is 1 at the place of a figure that has a caption.
         ("names", np.uint64, (MAX_OPEN,)),
         ("figure_of", np.int64, (MAX_OPEN,)),
         ("captioned", np.uint8, (MAX_OPEN,)),
     ]
 )
-_State = Any  # a record of the type _STATE: numba knows its fields, mypy does not
+_State = Any  # a record of the type _STATE, whose fields numba knows and mypy does not
 
 
 class _Tag(NamedTuple):
@@ -175,10 +175,10 @@ def _slot(page: Page, start: int, end: int) -> int:
 
 @njit
 def _telling_meta(page: Page, start: int, end: int) -> bool:
-    """False if a meta's name or property is surely none that `Facts.meta` reads: og:image..., og:title, robots, ..."""
+    """False if `Facts.meta` certainly ignores this name or property. It reads og:image..., og:title, robots, ..."""
     is_plain = char.BLANK < byte_at(page, start) < char.ASCII_END and byte_at(page, start) != char.AMPERSAND
     if end - start < _SHORT_META or not is_plain:
-        return end > start  # Python looks at these
+        return end > start  # Python decides these
     first, second = lower(byte_at(page, start)), lower(byte_at(page, start + 1))
     if first == _O and second == _G:
         after = byte_at(page, start + 2)
@@ -201,7 +201,7 @@ def _may_say_license(page: Page, start: int, end: int) -> bool:
 
 @njit
 def _is_wanted(kind: int, slot: int) -> bool:
-    """True if tags of that kind are asked for that attribute."""
+    """True if the attribute is wanted of tags of that kind."""
     if kind == IMAGE:
         return slot < _IMAGE_SLOTS
     if kind == SOURCE:
@@ -215,7 +215,7 @@ def _is_wanted(kind: int, slot: int) -> bool:
 
 @njit
 def _tells(page: Page, kind: int, slot: int, value: int, value_end: int) -> bool:
-    """True if the attribute makes its tag one to note."""
+    """True if a tag with this attribute becomes an event."""
     if kind == IMAGE:
         return slot == _ALT or slot == _TITLE
     if kind == META:
@@ -239,7 +239,7 @@ def _write(events: int, row: int, event: _Event) -> None:
 
 @njit
 def _read_tag(page: Page, at: int, event: _Event, events: int, state: _State) -> None:
-    """Notes a tag (as `event`) and its attributes, unless nothing in it is of use."""
+    """Writes a tag (as `event`) and its attributes, unless nothing in it is of use."""
     row = state.count
     _write(events, row, event)
     row += 1
@@ -255,7 +255,7 @@ def _read_tag(page: Page, at: int, event: _Event, events: int, state: _State) ->
         if slot < 0 or not _is_wanted(kind, slot):
             continue
         bit = np.uint64(1) << np.uint64(slot)
-        if seen & bit:  # the first of equal names counts
+        if seen & bit:  # the first attribute of a name counts
             continue
         seen |= bit
         value, value_end = attribute.value, attribute.value_end
@@ -265,13 +265,13 @@ def _read_tag(page: Page, at: int, event: _Event, events: int, state: _State) ->
         _write(events, row, _Event(ATTRIBUTE, slot, value, value_end))
         row += 1
     state.at = at
-    if useful and at >= 0:  # where the page ends inside the tag, it is no tag
+    if useful and at >= 0:  # if the page ends inside it, it is no tag
         state.count = row
 
 
 @njit
 def _kind_of(word: np.uint64, in_picture: bool) -> int:
-    """The kind of event that notes the tag."""
+    """The kind of event of the tag."""
     if word == _IMG:
         return IMAGE
     if word == _META:
@@ -285,13 +285,13 @@ def _kind_of(word: np.uint64, in_picture: bool) -> int:
 
 @njit
 def _figure_of(state: _State) -> int:
-    """The number of the figure around the place; 0: none."""
+    """The number of the figure around the current place; 0: none."""
     return state.figure_of[state.depth - 1] if state.depth > 0 else 0
 
 
 @njit
 def _noted_tag(page: Page, tag: _Tag, kind: int, events: int, state: _State) -> int:
-    """A tag that may be noted."""
+    """Reads a tag that may become an event."""
     if state.select and kind != META and kind != BASE:
         return UNSURE
     before = state.count
@@ -301,7 +301,7 @@ def _noted_tag(page: Page, tag: _Tag, kind: int, events: int, state: _State) -> 
         return _END
     noted = state.count > before
     if kind != IMAGE:
-        return UNSURE if noted and state.tables > 0 else _GO_ON  # a parser may move it: which one is first?
+        return UNSURE if noted and state.tables > 0 else _GO_ON  # a parser may move it, which changes the order
     if noted:
         state.images += 1
         if state.images > MAX_IMAGES:
@@ -313,13 +313,13 @@ def _noted_tag(page: Page, tag: _Tag, kind: int, events: int, state: _State) -> 
 
 @njit
 def _text_end(page: Page, tag: _Tag, at: int) -> int:
-    """The place of the end tag of a script or raw text, whose text begins at `at`."""
+    """The place of the end tag of a script or raw text. The text begins at `at`."""
     return script_end(page, at) if tag.word == _SCRIPT else raw_text_end(page, at, tag.name, tag.name_end - tag.name)
 
 
 @njit
 def _tag_in_template(page: Page, tag: _Tag, state: _State) -> int:
-    """A tag inside a template: nothing is noted there."""
+    """Reads a tag inside a template. It never becomes an event."""
     word = tag.word
     state.at, _ = skip_tag(page, tag.name_end)
     if state.at < 0:
@@ -333,7 +333,7 @@ def _tag_in_template(page: Page, tag: _Tag, state: _State) -> int:
             state.linked = True
         else:
             state.marked = True
-        if state.linked and state.marked:  # a link may outlive its template there
+        if state.linked and state.marked:  # there a link may stay open after the template
             return UNSURE
     elif word == _SCRIPT or _among(word, _RAW):
         body = state.at
@@ -345,7 +345,7 @@ def _tag_in_template(page: Page, tag: _Tag, state: _State) -> int:
 
 @njit
 def _raw_text(page: Page, tag: _Tag, state: _State) -> int:
-    """Goes on behind a script or another element whose text is raw."""
+    """Moves past a script or another element with raw text."""
     if state.select and tag.word != _SCRIPT:
         return UNSURE
     body = state.at
@@ -359,7 +359,7 @@ def _raw_text(page: Page, tag: _Tag, state: _State) -> int:
 
 @njit
 def _open_caption(figure: int, state: _State) -> int:
-    """A figcaption: the first one of its figure is the caption."""
+    """Reads a figcaption. The first one of a figure is its caption."""
     if state.caption_start >= 0:
         return UNSURE
     place = state.depth - 1
@@ -373,7 +373,7 @@ def _open_caption(figure: int, state: _State) -> int:
 
 @njit
 def _open_element(word: np.uint64, state: _State) -> int:
-    """Follows an element inside a figure or picture, or one of these."""
+    """Follows a figure, a picture, or an element inside one."""
     special = word == _FIGURE or word == _PICTURE or word == _FIGCAPTION
     if special and (state.foreign > 0 or state.select):
         return UNSURE
@@ -404,7 +404,7 @@ def _open_element(word: np.uint64, state: _State) -> int:
 
 @njit
 def _plain_tag(page: Page, tag: _Tag, closes_itself: bool, state: _State) -> int:
-    """A start tag that is never noted; the walk stands behind it."""
+    """Reads a start tag that never becomes an event. The walk is past the tag."""
     word = tag.word
     if word == _SVG or word == _MATH:
         if state.foreign > 0 and word != state.foreign_name:
@@ -428,7 +428,7 @@ def _plain_tag(page: Page, tag: _Tag, closes_itself: bool, state: _State) -> int
 
 @njit
 def _start_tag(page: Page, tag: _Tag, events: int, state: _State) -> int:
-    """A start tag, of which the walk has read the name. `events` is an address."""
+    """Reads a start tag. The walk has read its name. `events` is an address."""
     word = tag.word
     if _among(word, _NEVER):
         return UNSURE
@@ -448,7 +448,7 @@ def _start_tag(page: Page, tag: _Tag, events: int, state: _State) -> int:
 
 @njit
 def _close_element(tag: _Tag, events: int, state: _State) -> int:
-    """The end tag of an element that is followed."""
+    """Reads the end tag of an element that is followed."""
     if state.names[state.depth - 1] != tag.word:
         return UNSURE
     state.depth -= 1
@@ -463,7 +463,7 @@ def _close_element(tag: _Tag, events: int, state: _State) -> int:
 
 @njit
 def _end_tag(page: Page, tag: _Tag, events: int, state: _State) -> int:
-    """An end tag, of which the walk has read the name."""
+    """Reads an end tag. The walk has read its name."""
     word = tag.word
     state.at, _ = skip_tag(page, tag.name_end)
     if state.at < 0:
@@ -488,8 +488,8 @@ def _end_tag(page: Page, tag: _Tag, events: int, state: _State) -> int:
 
 @njit
 def _declaration(page: Page, state: _State) -> int:
-    """A comment, a doctype or the like."""
-    at = state.at + 2  # behind "<!"
+    """Reads a comment, a doctype or another declaration."""
+    at = state.at + 2  # after "<!"
     if two_hyphens(page, at):
         state.at = comment_end(page, at + 2)
         return _GO_ON
@@ -500,7 +500,7 @@ def _declaration(page: Page, state: _State) -> int:
 
 @njit
 def _step(page: Page, events: int, state: _State) -> int:
-    """Goes on behind the next tag, comment or lone "<"."""
+    """Moves past the next tag, comment or lone "<"."""
     end = page.size
     at = state.at = find(page, state.at, char.LESS)
     if at + 1 >= end:
@@ -529,13 +529,12 @@ def _step(page: Page, events: int, state: _State) -> int:
 
 @njit
 def tokenise(page: np.ndarray, events: np.ndarray) -> tuple[int, int]:
-    """Writes the events of a page: (rows written or UNSURE, images without any text).
+    """Writes the events of a page; returns (rows written or UNSURE, images without any text).
 
     Args:
         page: its bytes, valid UTF-8 without NUL.
-        events: int32 rows (kind, number, start, end) without gaps between them. IMAGE: the number of its figure, and as
-            start that of its picture (0: none). SOURCE: the number of its picture. CAPTION: the number of its figure,
-            the span of its markup.
+        events: contiguous int32 rows (kind, number, start, end). IMAGE: number is its figure, start is its picture
+            (0: none). SOURCE: number is its picture. CAPTION: number is its figure, (start, end) is its markup.
     """
     states = np.zeros(1, _STATE)
     state = states[0]
@@ -545,7 +544,7 @@ def tokenise(page: np.ndarray, events: np.ndarray) -> tuple[int, int]:
     outcome = _GO_ON
     while outcome == _GO_ON:
         outcome = _step(text, rows, state)
-    last = states[0]  # `state` points into `states`: this use behind the loop keeps the memory
+    last = states[0]  # `state` points into `states`; this use after the loop keeps the memory alive
     return (UNSURE if outcome == UNSURE or last.depth > 0 else last.count), last.bare
 
 
@@ -553,7 +552,7 @@ def tokenise(page: np.ndarray, events: np.ndarray) -> tuple[int, int]:
 
 
 def scan(html: bytes) -> Facts | None:
-    """The facts of a page (valid UTF-8); what `scan_with_lexbor` gives for it, and by it where the tokens do not do."""
+    """The facts of a page (valid UTF-8), equal to those of `scan_with_lexbor`, which reads the page on UNSURE."""
     if b"\0" in html:
         return scan_with_lexbor(html)
     events = np.empty((min(len(html) // 2 + 64, MAX_EVENTS), 4), np.int32)
@@ -570,7 +569,7 @@ def _read_events(html: bytes, events: list[list[int]]) -> Facts:
     pictures: dict[int, str] = {}
     captions: dict[int, str] = {}
     images: list[tuple[dict[str, str], str, int]] = []
-    rows = iter([*events, [BASE + 1, 0, 0, 0]])  # one more, so that the last tag is finished too
+    rows = iter([*events, [BASE + 1, 0, 0, 0]])  # one more row, so that the last tag is finished
     row = next(rows)
     while row[0] <= BASE:
         kind, number, start, end = row
@@ -609,7 +608,7 @@ def _decoded(value: str) -> str:
 
 
 def _character(match: re.Match[str]) -> str:
-    """What a character reference in an attribute stands for; a name without semicolon before = or a letter is none."""
+    """The text of a character reference in an attribute. A name without semicolon before = or a letter is none."""
     hexadecimal, decimal, name, semicolon, equals = match.groups()
     if name is None:
         digits = (hexadecimal or decimal).lstrip("0")
@@ -622,7 +621,7 @@ def _character(match: re.Match[str]) -> str:
 
 
 def _numbered(number: int) -> str:
-    """The character of a numeric reference, as browsers repair it."""
+    """The character of a numeric reference, repaired as browsers do."""
     if 0x80 <= number < 0xA0:
         return bytes([number]).decode("cp1252", "replace").replace("\ufffd", chr(number))
     if number == 0 or number > 0x10FFFF or 0xD800 <= number < 0xE000:
@@ -631,5 +630,5 @@ def _numbered(number: int) -> str:
 
 
 def warm() -> None:
-    """Compiles `tokenise` (and with it all the others)."""
+    """Compiles `tokenise` and all functions that it calls."""
     scan(b"<img src=a alt=b>")

@@ -1,6 +1,6 @@
 """HTML's syntax by address, for compiled kernels: names, comments, raw text, attributes.
 
-Functions that walk return the place behind what they read. They read only inside the page.
+Functions that read return the place after what they read. They read only inside the page.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from pipeline.sources import char_kernel as char
 from pipeline.sources.simd_kernel import BLOCK, equal_mask, load_byte, lowest
 
 _PRIME, _LONG = np.uint64(0x100000001B3), np.uint64(1 << 63)
-_WORD = 8  # bytes of a name that stand in its number as they are
+_WORD = 8  # bytes of a name that its number holds unchanged
 _SCRIPT_NAME = np.frombuffer(b"script", np.uint8)
 
-# What `next_attribute` came to.
+# Results of `next_attribute`.
 IS_ATTRIBUTE, _TAG_ENDS, _TAG_CLOSES_ITSELF, _PAGE_ENDS = range(4)
 
-# Where a place in script data lies: outside a comment, inside <!--, or inside a <script> in it.
+# The states of script data: outside a comment, inside <!--, or inside a <script> in it.
 _SCRIPT_DATA, _ESCAPED, _DOUBLE_ESCAPED = range(3)
 
 
 class Page(NamedTuple):
-    """The bytes of a page: the address of the first one, and how many there are."""
+    """The bytes of a page: the address of the first one, and their number."""
 
     address: int
     size: int
 
 
 class Attribute(NamedTuple):
-    """An attribute by its places in the page, or what came instead (`what`); `after` is -1 where the page ends."""
+    """The places of an attribute in the page. `what` tells if there is one; `after` is -1 where the page ends."""
 
     what: int
     name: int
@@ -46,7 +46,7 @@ class Attribute(NamedTuple):
 
 
 def word_of_name(name: str) -> int:
-    """A tag name as one number: its bytes, of longer names the first eight mixed with the others (see `word_at`)."""
+    """A tag name as one number: its bytes. Of a longer name the other bytes are mixed into the first eight."""
     word = int.from_bytes(name.encode()[:_WORD], "little")
     for byte in name.encode()[_WORD:]:
         word = ((word ^ byte) * int(_PRIME)) % 2**64 | int(_LONG)
@@ -68,25 +68,25 @@ def is_space(byte: int) -> bool:
 
 @njit
 def ends_name(byte: int) -> bool:
-    """True for what stands behind the name of a tag."""
+    """True for a byte that ends the name of a tag."""
     return is_space(byte) or byte == char.SLASH or byte == char.GREATER
 
 
 @njit
 def lower(byte: int) -> int:
-    """The byte, a letter in lower case."""
+    """The byte in lower case."""
     return byte | char.CASE if char.UPPER_A <= byte <= char.UPPER_Z else byte
 
 
 @njit
 def is_letter(byte: int) -> bool:
-    """True for a letter of ASCII."""
+    """True for an ASCII letter."""
     return char.LOWER_A <= (byte | char.CASE) <= char.LOWER_Z
 
 
 @njit
 def find(page: Page, at: int, byte: int) -> int:
-    """The place of `byte` at or after `at`; the page's length where there is none. 64 bytes a step."""
+    """The first place of `byte` from `at` on; the page's length if there is none. It compares 64 bytes a step."""
     end = page.size
     while at + BLOCK <= end:
         places = equal_mask(page.address + at, np.uint8(byte))
@@ -100,13 +100,13 @@ def find(page: Page, at: int, byte: int) -> int:
 
 @njit
 def place_after(page: Page, at: int, byte: int) -> int:
-    """The place behind the next `byte`."""
+    """The place after the next `byte`."""
     return find(page, at, byte) + 1
 
 
 @njit
 def word_at(page: Page, start: int, end: int) -> np.uint64:
-    """A tag name in lower case as one number; the twin of `word_of_name`."""
+    """A tag name in lower case as one number, equal to `word_of_name`."""
     word = np.uint64(0)
     for place in range(min(end - start, _WORD)):
         word |= np.uint64(lower(byte_at(page, start + place))) << np.uint64(8 * place)
@@ -146,7 +146,7 @@ def two_hyphens(page: Page, at: int) -> bool:
 
 @njit
 def comment_end(page: Page, at: int) -> int:
-    """The place after a comment, `at` standing after its `<!--`."""
+    """The place after a comment. `at` is the place after its `<!--`."""
     end = page.size
     if at < end and byte_at(page, at) == char.GREATER:
         return at + 1
@@ -167,7 +167,7 @@ def comment_end(page: Page, at: int) -> int:
 
 @njit
 def raw_text_end(page: Page, at: int, name: int, size: int) -> int:
-    """The place of the end tag that closes raw text; the tag's name stands at `name`. The page's length: none."""
+    """The place of the end tag that closes raw text; the page's length if there is none. `name` is the tag's name."""
     end = page.size
     while True:
         at = find(page, at, char.LESS)
@@ -181,7 +181,7 @@ def raw_text_end(page: Page, at: int, name: int, size: int) -> int:
 
 @njit
 def script_end(page: Page, at: int) -> int:
-    """As `raw_text_end` for script data: inside `<!-- <script>` an end tag closes the inner script only."""
+    """As `raw_text_end` for script data. Inside `<!-- <script>` an end tag closes only the inner script."""
     end = page.size
     start = at
     state = _SCRIPT_DATA
@@ -214,7 +214,7 @@ def script_end(page: Page, at: int) -> int:
 
 @njit
 def _is_script(page: Page, name: int) -> bool:
-    """True if the name of a script tag stands there, with something behind it."""
+    """True if the name "script" is at this place, and a byte after it ends the name."""
     name_end = name + len(_SCRIPT_NAME)
     return name_end < page.size and is_name(page, name, name_end, _SCRIPT_NAME) and ends_name(byte_at(page, name_end))
 
@@ -236,7 +236,7 @@ def _no_attribute(what: int, after: int) -> Attribute:
 
 @njit
 def next_attribute(page: Page, at: int) -> Attribute:
-    """The next attribute of the tag, or what ends it."""
+    """The next attribute of the tag, or the end of the tag."""
     end = page.size
     slash = False
     while at < end and (is_space(byte_at(page, at)) or byte_at(page, at) == char.SLASH):
@@ -272,7 +272,7 @@ def next_attribute(page: Page, at: int) -> Attribute:
 
 @njit
 def skip_tag(page: Page, at: int) -> tuple[int, bool]:
-    """The place after a tag whose attributes do not matter (-1: the page ends in it), and if it closes itself."""
+    """(place after the tag, True if it closes itself). The attributes are skipped; -1: the page ends in the tag."""
     while True:
         attribute = next_attribute(page, at)
         at = attribute.after

@@ -1,9 +1,9 @@
-"""What the user named after --input, as a sorted list of files to read.
+"""Turns the values of --input into a sorted list of files to read.
 
 A spec is a file, a glob (`**` too), a folder (read recursively), `@LIST` (one spec a line), an fsspec URL (s3, gs,
 https, ...) or `cc:CRAWL` (Common Crawl's own path lists). Every input gets a `name` that becomes source_file in the
-data: relative to what the user gave and never absolute, so that moving the files changes no row. The readers know
-their formats by name and, where the name does not say, by the first bytes.
+data. The name is relative to the spec and never absolute, so moved files give the same rows. A reader recognises its
+format by the name, or by the first bytes where the name does not tell.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.engine.opening import InputError, is_http, is_remote, public
 from pipeline.sources import READERS
 from pipeline.sources.base import GZIP, Found, Input, Reader, file_name, open_bytes, read_whole
 
-AUTO = "auto"  # as --input-format: each file has the format that it looks like
+AUTO = "auto"  # value of --input-format: the format of each file is detected
 
 CC_BASE = "https://data.commoncrawl.org/"
 CC_BASE_VARIABLE = "OPENWIT_CC_BASE"  # a mirror, a folder or a test's server instead of CC_BASE
@@ -43,11 +43,11 @@ def expand(specs: Sequence[str], *, input_format: str = AUTO, cc_base: str | Non
 
     Args:
         specs: files, globs, folders, @LISTs, URLs, cc:CRAWL[:warc][[first:last]].
-        input_format: "auto", or one format for everything; with "auto" folders and globs skip files of other kinds.
+        input_format: "auto", or one format for all files. With "auto", folders and globs skip files of other formats.
         cc_base: where crawl paths lie (URL or folder); default: OPENWIT_CC_BASE, then Common Crawl's server.
 
     Raises:
-        InputError: nothing matches, a file cannot be read, or its format cannot be told.
+        InputError: nothing matches, or a file cannot be read, or its format is not recognised.
     """
     if input_format not in (AUTO, *READERS):
         *others, last = (AUTO, *READERS)
@@ -57,7 +57,7 @@ def expand(specs: Sequence[str], *, input_format: str = AUTO, cc_base: str | Non
     base = cc_base or os.environ.get(CC_BASE_VARIABLE) or CC_BASE
     found = [item for spec in specs for item in _expand_spec(spec, base=base, any_name=input_format != AUTO)]
     found = _distinct_names(_distinct_paths(found))
-    with ThreadPoolExecutor(8) as pool:  # looking into files waits for disks and servers
+    with ThreadPoolExecutor(8) as pool:  # opening files waits for disks and servers
         groups = list(pool.map(lambda item: _finish(item, input_format), found))
     return sorted((made for group in groups for made in group), key=lambda made: (made.name, made.part or (0, 0)))
 
@@ -66,9 +66,9 @@ def expand(specs: Sequence[str], *, input_format: str = AUTO, cc_base: str | Non
 
 
 def _expand_spec(spec: str, *, base: str, any_name: bool, in_list: bool = False) -> list[Found]:
-    """The files behind one spec; `any_name` takes files whose name says nothing, since the user gave the format."""
+    """The files of one spec. `any_name` also takes files with an unknown name, since the user gave the format."""
     if not spec.strip():
-        raise InputError("an input is an empty name: was a variable of the shell not set?")
+        raise InputError("an input is an empty name: check that the variables of the command are set")
     if spec.startswith("file://"):
         spec = urllib.request.url2pathname(urllib.parse.urlsplit(spec).path)
     if spec.startswith("cc:"):
@@ -82,7 +82,7 @@ def _expand_spec(spec: str, *, base: str, any_name: bool, in_list: bool = False)
 
 def _expand_local(spec: str, *, any_name: bool) -> list[Found]:
     path = os.path.abspath(os.path.expanduser(spec))
-    if os.path.lexists(path) and not os.path.isdir(path):  # a link to nowhere is said to be one
+    if os.path.lexists(path) and not os.path.isdir(path):  # lexists: `_local` reports a broken link
         return [_local(path, os.path.dirname(path))]
     if os.path.isdir(path):
         found = list(_walk(path, path, any_name=any_name))
@@ -108,11 +108,11 @@ def _expand_local(spec: str, *, any_name: bool) -> list[Found]:
 
 
 def _walk(folder: str, root: str, *, any_name: bool) -> Iterator[Found]:
-    """Files of a folder, recursively; names that begin with a dot or an underscore are other programs' notes."""
+    """Files of a folder, recursively. Names that begin with a dot or an underscore are skipped: they hold no data."""
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
-        if real in seen:  # a link that leads back up
+        if real in seen:  # a link to a parent folder
             folders.clear()
             continue
         seen.add(real)
@@ -137,7 +137,7 @@ def _local(path: str, root: str) -> Found:
 
 
 def _suggestion(path: str) -> str:
-    """What to say about a missing path: a near name beside it, or the first folder that is missing."""
+    """The hint of a message about a missing path: a similar name beside it, or the first folder that is missing."""
     parent = os.path.dirname(path)
     while not os.path.isdir(parent):
         path, parent = parent, os.path.dirname(parent)
@@ -151,7 +151,7 @@ def _suggestion(path: str) -> str:
 
 
 def _expand_list(spec: str, *, base: str, any_name: bool) -> list[Found]:
-    """@LIST: one spec a line, relative to the list's own folder; lines of a crawl's paths file work as they are."""
+    """@LIST: one spec a line, relative to the list's own folder. Lines of a crawl's paths file work unchanged."""
     path = spec[1:]
     lines = [line.strip() for line in _read_lines(path, spec)]
     lines = [line for line in lines if line and not line.startswith("#")]
@@ -189,7 +189,7 @@ def _climbs(path: str, root: str) -> bool:
 
 
 def _read_lines(path: str, spec: str) -> list[str]:
-    """Lines of a small text file, gzip undone where its first bytes say so."""
+    """Lines of a small text file. gzip is undone, as the first bytes tell."""
     if not is_remote(path):
         path = os.path.abspath(os.path.expanduser(path))
         if not os.path.isfile(path):
@@ -231,7 +231,7 @@ def _join(base: str, path: str) -> str:
 
 
 def _expand_remote(url: str, *, any_name: bool) -> list[Found]:
-    """A URL as it stands, or on a store that can list (s3, gs, ...) the files of a glob or of a folder."""
+    """The URL itself, or the files of a glob or a folder on a store that can list (s3, gs, ...)."""
     if is_http(url):
         return [Found(public(url), url, "", None)]
     import fsspec
@@ -259,12 +259,12 @@ def _expand_remote(url: str, *, any_name: bool) -> list[Found]:
 
 
 def public_spec(spec: str) -> str:
-    """A spec as a recipe shows it: without credentials."""
+    """A spec without credentials, as a recipe shows it."""
     return f"@{public(spec[1:])}" if spec.startswith("@") else public(spec)
 
 
 def _distinct_paths(found: Iterable[Found]) -> list[Found]:
-    """Each file once, whatever specs lead to it; the smallest name stays, so the order of the specs does not matter."""
+    """Each file once, even if several specs name it. The smallest name stays, so the order of specs has no effect."""
     by_path: dict[str, Found] = {}
     for item in found:
         real = item.path if is_remote(item.path) else os.path.realpath(item.path)
@@ -275,7 +275,7 @@ def _distinct_paths(found: Iterable[Found]) -> list[Found]:
 
 
 def _distinct_names(found: list[Found]) -> list[Found]:
-    """Where two roots hold the same name, both names get as many of their root's last folders as tell them apart."""
+    """Makes equal names of different roots distinct: it puts the last folders of the root before the name."""
     for depth in range(1, 64):
         count: dict[str, int] = {}
         for item in found:
@@ -288,7 +288,7 @@ def _distinct_names(found: list[Found]) -> list[Found]:
 
 def _longer(item: Found, depth: int) -> Found:
     folders = [part for part in PurePosixPath(item.root).parts if part != "/"]
-    if depth > len(folders):  # URLs that differ in their query alone, which a name must not show
+    if depth > len(folders):  # URLs that differ only in their query; a name must not show the query
         return dataclasses.replace(item, name=f"{item.name}#{hashlib.sha256(item.path.encode()).hexdigest()[:8]}")
     return dataclasses.replace(item, name=f"{folders[-depth]}/{item.name}")
 
@@ -312,26 +312,25 @@ def _named(path: str) -> Reader | None:
 
 
 def _reader_of(item: Found) -> Reader:
-    """By name; by the first bytes where the name says nothing, or where it is vague and the file is here."""
+    """The reader by name. The first bytes decide if the name is unknown, or if it is vague and the file is local."""
     named = _named(item.path)
     if named and not (named.name_is_vague and not is_remote(item.path)):
         return named
     if _WET.search(file_name(item.path)):
         raise InputError(
-            f"{item.name!r} is a WET: plain text without images; use the WAT or the WARC of the same crawl"
+            f"{item.name!r} is a WET file. It holds text without images: use the WAT or WARC file of the same crawl"
         )
     reader = _sniff(item.path) or named
     if reader is None:
         where = public(item.path)
         raise InputError(
-            f"{where!r} tells its format neither by name nor by first bytes: "
-            f"expected {readable()}; or say --input-format"
+            f"{where!r} has an unknown format, by name and by first bytes: expected {readable()}; or set --input-format"
         )
     return reader
 
 
 def _sniff(path: str) -> Reader | None:
-    """The first reader that takes files that begin so, None where the first bytes say nothing."""
+    """The first reader that recognises the first bytes of the file; None if no reader does."""
     with open_bytes(path) as file:
         head = file.read(SNIFF_BYTES)
     head = _inflate(head) if head[:2] == GZIP else head
@@ -339,7 +338,7 @@ def _sniff(path: str) -> Reader | None:
 
 
 def _inflate(data: bytes) -> bytes:
-    """What the gzip members at the start of `data` hold, as far as they go."""
+    """The content of the gzip members at the start of `data`, up to the first error."""
     out = io.BytesIO()
     while data[:2] == GZIP and out.tell() < SNIFF_BYTES:
         member = zlib.decompressobj(31)
@@ -357,7 +356,7 @@ def readable() -> str:
     for reader in READERS.values():
         for bare in reader.suffixes:
             if any(bare.startswith(f"{other}.") for other in reader.suffixes):
-                continue  # the compressed form of another
+                continue  # the compressed form of another suffix
             packings = tuple(end.removeprefix(bare) for end in reader.suffixes if end.startswith(f"{bare}."))
             groups.setdefault((reader.name, packings), []).append(f"*{bare}")
     also = {packings: f" (also {', '.join(packings)})" if packings else "" for _, packings in groups}
@@ -365,5 +364,5 @@ def readable() -> str:
 
 
 def names(inputs: Sequence[Input]) -> list[str]:
-    """The sorted names of the inputs, each once: what `source` in the rows counts in."""
+    """The sorted names of the inputs, each once. The column `source` is an index into them."""
     return sorted({made.name for made in inputs})

@@ -1,7 +1,7 @@
 """JSON and UTF-8 by address, for compiled kernels: spans, words, strings, values.
 
-A text is the span [p, e); PADDING bytes behind e may be read (simd_kernel.py). Functions that walk return the position
-behind what they read, or UNSURE where the text is not plainly what it should be: they do not repair.
+A text is the span [p, e). PADDING bytes after e may be read (simd_kernel.py). Functions that read return the position
+after what they read. They return UNSURE for any text that is not clearly valid. They never repair.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from pipeline.sources.simd_kernel import (
 )
 
 UNSURE = -1
-MAX_DEPTH = 60  # arrays and objects inside each other; what is deeper is left to a parser with a limit of its own
+MAX_DEPTH = 60  # nested arrays and objects; deeper ones are left to Python's parser, which has its own limit
 _ALL, _ONE = np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(1)
 _FOUR_BYTES, _FIVE_BYTES = np.uint64(0xFFFFFFFF), np.uint64(0xFFFFFFFFFF)
 
-# The letters that stand behind a backslash, and the E of a number.
+# The letters that follow a backslash, and the E of a number.
 _B, _F, _N, _R, _T, _U, _E = b"bfnrtue"
 _ESCAPE_SIZE = 6  # bytes of one like \u00e4
-_AFTER_E0, _AFTER_F0 = 0xA0, 0x90  # the lowest second bytes that are not written too long
-_AFTER_ED, _AFTER_F4 = 0x9F, 0x8F  # the highest ones: behind them surrogates, and the end of Unicode
+_AFTER_E0, _AFTER_F0 = 0xA0, 0x90  # the lowest second bytes; lower ones are overlong forms
+_AFTER_ED, _AFTER_F4 = 0x9F, 0x8F  # the highest second bytes; higher ones are surrogates, or beyond Unicode
 _E0, _ED, _F0, _F4 = 0xE0, 0xED, 0xF0, 0xF4
 
 
@@ -87,7 +87,7 @@ def trim(start, end):
 
 @njit
 def has_token(start, end, word):
-    """True if one of the words between blanks is the word, in either case."""
+    """True if one of the blank-separated words of the span is the word, in either case."""
     while start < end:
         while start < end and load_byte(start) <= char.BLANK:
             start += 1
@@ -101,7 +101,7 @@ def has_token(start, end, word):
 
 @njit
 def contains(start, end, word):
-    """True if the span holds the word, case as it is."""
+    """True if the span holds the word. Case counts."""
     first, second = np.uint8(word[0]), np.uint8(word[1])
     at = start
     while at < end:
@@ -119,7 +119,7 @@ def contains(start, end, word):
 
 @njit
 def valid(start, end):
-    """True if the span is UTF-8 without control characters: what a JSON string may hold."""
+    """True if the span is UTF-8 without control characters, as a JSON string must be."""
     at = start
     while at < end:
         mask = unusual_mask(at)
@@ -149,7 +149,7 @@ def valid(start, end):
 
 @njit
 def ascii(start, end):
-    """True if the span holds neither control characters nor bytes over 127."""
+    """True if the span has no control characters and no bytes over 127."""
     while start < end:
         mask = unusual_mask(start)
         if mask and start + lowest(mask) < end:
@@ -172,7 +172,7 @@ def copy(to, source, size):
 
 @njit
 def blanks(p, e):
-    """The position behind JSON's white space."""
+    """The position after JSON's white space."""
     while p < e:
         byte = load_byte(p)
         if byte != char.BLANK and byte != char.LINE_FEED and byte != char.CARRIAGE_RETURN and byte != char.TAB:
@@ -183,7 +183,7 @@ def blanks(p, e):
 
 @njit
 def escape_end(p, e):
-    """From the backslash of an escape to the position behind it, or UNSURE."""
+    """Reads an escape from its backslash on: the position after it, or UNSURE."""
     if p + 2 > e:
         return UNSURE
     byte = load_byte(p + 1)
@@ -196,7 +196,7 @@ def escape_end(p, e):
 
 @njit
 def string_end(p, e):
-    """From behind an opening quote: (position of the closing one, 1 if there are escapes), or (UNSURE, 0)."""
+    """Reads a string from after its quote on: (position of the closing quote, 1 with escapes), or (UNSURE, 0)."""
     escaped = 0
     while p < e:
         mask = stop_mask(p)
@@ -220,7 +220,7 @@ def string_end(p, e):
 
 @njit
 def _digits(p, e):
-    """The position behind one digit or more, or UNSURE."""
+    """Reads one digit or more: the position after them, or UNSURE."""
     start = p
     while p < e and char.ZERO <= load_byte(p) <= char.NINE:
         p += 1
@@ -229,7 +229,7 @@ def _digits(p, e):
 
 @njit
 def scalar(p, e):
-    """From a number, true, false or null to the position behind it, or UNSURE."""
+    """Reads a number, true, false or null: the position after it, or UNSURE."""
     byte = load_byte(p)
     if byte == _N or byte == _T:
         word = load_word(p) & _FOUR_BYTES
@@ -256,7 +256,7 @@ def scalar(p, e):
 
 @njit
 def _key(p, e):
-    """From a key to the position of its value, or UNSURE."""
+    """Reads a key: the position of its value, or UNSURE."""
     if p >= e or load_byte(p) != char.QUOTE:
         return UNSURE
     end, _ = string_end(p + 1, e)
@@ -270,8 +270,8 @@ def _key(p, e):
 
 @njit
 def skip(p, e):
-    """From a value to the position behind it, or UNSURE. All of it is looked at: what is no JSON is not passed over."""
-    depth, objects = 0, np.uint64(0)  # a bit for each object or array that is open, the innermost the lowest
+    """Reads a value: the position after it, or UNSURE. All of it is checked, so broken JSON is always UNSURE."""
+    depth, objects = 0, np.uint64(0)  # a bit for each open object (1) or array (0); the lowest is the innermost
     while True:
         if p < 0 or p >= e:
             return UNSURE
@@ -282,7 +282,7 @@ def skip(p, e):
         elif byte == char.BRACE or byte == char.BRACKET:
             closing = char.BRACE_CLOSES if byte == char.BRACE else char.BRACKET_CLOSES
             p = blanks(p + 1, e)
-            if p >= e or load_byte(p) != closing:  # not closed at once
+            if p >= e or load_byte(p) != closing:  # not empty
                 depth += 1
                 objects = objects << _ONE | np.uint64(byte == char.BRACE)
                 if depth > MAX_DEPTH:
@@ -295,7 +295,7 @@ def skip(p, e):
             p = scalar(p, e)
         if p < 0:
             return UNSURE
-        while depth > 0:  # behind a value
+        while depth > 0:  # after a value
             p = blanks(p, e)
             if p >= e:
                 return UNSURE
@@ -316,9 +316,9 @@ def skip(p, e):
 
 @njit
 def member(p, e, first):
-    """The next member of an object: (1, start and end of its key, position of its value); (0, .., behind the object).
+    """The next member of an object: (1, start and end of its key, position of its value); (0, .., after the object).
 
-    `first`: nothing of the object has been read. UNSURE where the text is not what it should be.
+    `first`: no member of the object has been read. UNSURE takes the place of 1 if the text is not valid.
     """
     p = blanks(p, e)
     if p >= e:
@@ -347,7 +347,7 @@ def member(p, e, first):
 
 @njit
 def element(p, e, first):
-    """The next element of an array: (1, its position), (0, behind the array), (UNSURE, 0)."""
+    """The next element of an array: (1, its position), (0, position after the array), or (UNSURE, 0)."""
     p = blanks(p, e)
     if p >= e:
         return UNSURE, 0
@@ -389,7 +389,7 @@ def hex(p):
 
 @njit
 def put(to, point):
-    """Writes a code point as UTF-8; how many bytes."""
+    """Writes a code point as UTF-8; returns its number of bytes."""
     if point < char.NEEDS_2:
         store_byte(to, point)
         return 1
@@ -411,9 +411,9 @@ def put(to, point):
 
 @njit
 def escape(p, e):
-    r"""What the escape whose backslash is at p - 1 stands for: (code point, position behind it), or (UNSURE, 0).
+    r"""Reads the escape whose backslash is at p - 1: (code point, position after it), or (UNSURE, 0).
 
-    Half of a surrogate pair alone becomes U+FFFD.
+    A lone half of a surrogate pair becomes U+FFFD.
     """
     if p >= e:
         return UNSURE, 0
@@ -446,9 +446,9 @@ def escape(p, e):
 
 @njit
 def decode(start, end, escaped, to):
-    """Writes a JSON string as UTF-8 (and up to 63 bytes behind it); its length, or UNSURE if it is none.
+    """Writes a JSON string as UTF-8; returns its length, or UNSURE if it is not valid.
 
-    It is never longer than the span.
+    The result is never longer than the span. Up to 63 bytes after it are overwritten.
     """
     if not valid(start, end):
         return UNSURE

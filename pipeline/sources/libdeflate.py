@@ -1,8 +1,8 @@
-"""libdeflate's own functions, out of the shared library inside the package `deflate`.
+"""libdeflate's C functions, from the shared library inside the package `deflate`.
 
-The package's Python interface hides where a gzip member ends in the file, which is what reading an archive turns on.
-Its C functions are not part of that interface: they are looked for and tried out, and `functions()` is None where they
-are not to be had.
+To read an archive, one must know where a gzip member ends in the file. The package's Python interface does not tell
+this. The C functions do, but they are not part of that interface. So they are looked up and tested, and `functions()`
+is None where they are not available.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import NamedTuple
 
 
 class Functions(NamedTuple):
-    """Addresses as plain numbers, so that compiled kernels can take them as arguments."""
+    """Addresses as integers, so that compiled kernels can take them as arguments."""
 
     gunzip: int  # int (decompressor, in, in_bytes, out, out_bytes, *bytes_read, *bytes_written)
     new: int  # void* ()
     free: int  # void (decompressor)
 
 
-OK, NO_SPACE = 0, 3  # of gunzip's results; other numbers: damaged
+OK, NO_SPACE = 0, 3  # results of gunzip; other numbers: damaged
 
 
 @functools.lru_cache(maxsize=1)
 def functions() -> Functions | None:
-    """The functions; None where the package is missing, or keeps them to itself."""
+    """The functions; None where the package is missing or does not export them."""
     try:
         from deflate import _deflate
 
@@ -44,7 +44,7 @@ class Decompressor:
     def __init__(self, library: Functions) -> None:
         self.address: int = ctypes.CFUNCTYPE(ctypes.c_void_p)(library.new)() or 0
         if not self.address:
-            raise MemoryError("libdeflate has no memory for a decompressor")
+            raise MemoryError("libdeflate cannot allocate a decompressor")
         self._free = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(library.free)
 
     def __del__(self) -> None:
@@ -53,7 +53,7 @@ class Decompressor:
 
 
 def _works(library: Functions) -> bool:
-    """A trial: one member is inflated, and its end is told."""
+    """Tests the functions: they must inflate one member and report its end."""
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     gunzip = ctypes.CFUNCTYPE(ctypes.c_int, pointer, pointer, size, pointer, size, pointer, pointer)(library.gunzip)
     packer = zlib.compressobj(wbits=31)

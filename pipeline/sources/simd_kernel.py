@@ -1,8 +1,8 @@
-"""Memory, 64 bytes at a time, for compiled kernels: compare a block with a byte and get one bit a place.
+"""Memory access by 64 bytes for compiled kernels: compares a block with a byte and returns one bit for each place.
 
-Addresses are plain integers. Whoever calls guarantees that the bytes are there: the `*_mask` functions read 64 bytes
-(the pair masks 65), `copy64` reads and writes 64, so buffers end with PADDING bytes that belong to them. numba's
-bounds checks do not see these accesses. The code is portable LLVM: AVX-512, AVX2, SSE2, NEON, as the machine has it.
+Addresses are integers. The caller guarantees that the bytes exist: the `*_mask` functions read 64 bytes (the pair masks
+65), and `copy64` reads and writes 64. So buffers end with PADDING bytes of their own. numba's bounds checks do not
+cover these accesses. The code is portable LLVM. It uses AVX-512, AVX2, SSE2 or NEON, as the machine has them.
 
 In a mask bit i stands for the byte at address + i; `lowest(mask)` is the first of them.
 """
@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 from pipeline.engine.jit import njit
 from pipeline.sources import char_kernel as char
 
-BLOCK = 64  # bytes that one mask tells of
+BLOCK = 64  # bytes that one mask covers
 PADDING = 128
 
 _BIT, _BYTE, _INT, _WORD = (ir.IntType(bits) for bits in (1, 8, 32, 64))
@@ -53,7 +53,7 @@ def _equal(builder: Any, left: Any, right: Any) -> Any:
 
 @njit
 def address_of(array):
-    """Where an array's bytes begin. Signed: numba adds signed and unsigned numbers as floats."""
+    """The address of an array's first byte. It is signed, since numba adds signed and unsigned numbers as floats."""
     return np.int64(array.ctypes.data)
 
 
@@ -69,7 +69,7 @@ def equal_mask(typing: Any, address: Any, byte: Any) -> Any:
 
 @intrinsic
 def stop_mask(typing: Any, address: Any) -> Any:
-    """Where a quotation mark, a backslash or a control character is: what a plain piece of a JSON string ends with."""
+    """Where a quotation mark, a backslash or a control character is. Each ends a simple piece of a JSON string."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         block = _load(builder, args[0])
@@ -185,10 +185,10 @@ def store_int(typing: Any, address: Any, value: Any) -> Any:
 
 @intrinsic
 def call_gunzip(typing: Any, function: Any, state: Any, packed: Any, plain: Any, sizes: Any) -> Any:
-    """libdeflate_gzip_decompress_ex; its address is an argument, so that the caller can be cached on disk.
+    """libdeflate_gzip_decompress_ex. Its address is an argument, so that the caller can be cached on disk.
 
-    `packed` and `plain` are (address, size) of what it reads and of its room. At the address `sizes` it leaves two
-    words: how many bytes it read, and how many it wrote.
+    `packed` and `plain` are (address, size) of the input and of the output buffer. The call writes two words at the
+    address `sizes`: the number of bytes that it read, and the number that it wrote.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -1,7 +1,7 @@
 """Tables of (url, text) as candidates: Parquet, CSV, TSV and JSON lines.
 
-Only the needed columns are read, in bounded batches. `offset` is the number of the row in its file. What cannot be read
-is counted, never fatal: a bad line costs that line, a damaged page the rest of its row group, a cut file what is gone.
+Only the needed columns are read, in bounded batches. `offset` is the number of the row in its file. Damage is counted
+and never fatal. A bad line loses that line. A damaged page loses the rest of its row group. A cut file loses its end.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ from pipeline.sources.base import (
 )
 
 ROWS_PER_PART = 1_000_000  # a Parquet file with more rows is read in parts, by row groups
-DENSE_PAIR = 60  # bytes behind a pair, where texts are short
+DENSE_PAIR = 60  # bytes for each pair, where texts are short
 PARQUET = b"PAR1"  # begins a Parquet file
 TEXT_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
-CSV_BLOCK = 4 << 20  # also the bound on one row of a CSV
-MAX_LINE = 1 << 20  # of JSON lines
-PIECE = 256 << 10  # bytes of a gzip file that are read, and that come out, at a time
-SAMPLE_LINES = 100  # JSON lines whose keys tell the columns
+CSV_BLOCK = 4 << 20  # bytes; also the longest row of a CSV
+MAX_LINE = 1 << 20  # bytes of a JSON line
+PIECE = 256 << 10  # bytes of a gzip file that are read, and that are inflated, at a time
+SAMPLE_LINES = 100  # JSON lines whose keys are taken as the columns
 MOST_NAMES = 40  # columns that a message lists
 
 _NAME = re.compile(r"\.(parquet|csv|tsv|jsonl|ndjson)(\.gz|\.zst)?$")
 
-# Other names that datasets use, tried in this order where the default name is missing.
+# Other names that datasets use. They are tried in this order if the default name is missing.
 URL_NAMES = ("url", "image_url", "img_url", "image", "link", "photo_image_url", "thumbnailurl", "src")
 TEXT_NAMES = ("text", "caption", "alt", "alt_text", "alttext", "title", "description", "caption_reference_description")
 PAGE_NAMES = ("page_url",)
 
 
 class ColumnError(SettingsError):
-    """A table without the columns that are asked for, or with something else than strings in them."""
+    """A table lacks a column that is asked for, or the column holds no strings."""
 
 
 class Table(Reader):
@@ -82,7 +82,7 @@ class Table(Reader):
             return file.read(len(PARQUET)) == PARQUET
 
     def check(self, inputs: Sequence[Input], settings: ReadSettings) -> None:
-        """Looks into every table for the columns of url and text."""
+        """Checks that every table has the columns of url and text."""
         wanted = settings.url_column, settings.text_column, None
         for_each(lambda item: table_columns(item, wanted), {item.path: item for item in inputs}.values())
 
@@ -106,12 +106,12 @@ def read_table(
 ) -> Iterator[pa.RecordBatch]:
     """Batches of CANDIDATES, at most BATCH_ROWS rows each, in the order of the file.
 
-    Counts: records_in and rows_in are the rows read; rows with a null url or text are drops; rows that cannot be read
-    at all are lost records.
+    Counts: records_in and rows_in are the rows read. Rows with a null url or text are drops. Rows that cannot be read
+    are lost records.
 
     Raises:
-        ColumnError: a column is missing (the message lists those that are there) or holds no strings.
-        InputError: the file is no table at all.
+        ColumnError: a column is missing (the message lists the existing ones) or holds no strings.
+        InputError: the file is no table.
     """
     wanted = (url_column, text_column, page_column)
     kind = _kind(source)
@@ -131,12 +131,12 @@ def read_table(
 def choose_columns(
     names: Sequence[str], wanted: tuple[str, str, str | None], source_name: str
 ) -> tuple[str, str, str | None]:
-    """The columns to read as url, text and page: as the user named them, else the first usual name that is there.
+    """The columns to read as url, text and page: the names of the user, else the first usual name that exists.
 
-    A default name may be replaced by a usual one; a name that the user chose may not.
+    A usual name may replace a default name, but not a name that the user chose.
 
     Raises:
-        ColumnError: no column fits, or two have its name.
+        ColumnError: no column fits, or two columns have its name.
     """
     by_lower = {name.lower(): name for name in reversed(names)}
 
@@ -148,7 +148,7 @@ def choose_columns(
                 if other in by_lower:
                     return by_lower[other]
         near = difflib.get_close_matches(name.lower(), by_lower, n=1)
-        hint = f"did you mean {option} {by_lower[near[0]]}?" if near else f"say which with {option}"
+        hint = f"did you mean {option} {by_lower[near[0]]}?" if near else f"name it with {option}"
         raise ColumnError(
             f"{source_name!r} has no column {name!r} for the {usual[0]}: its columns are {_listed(names)}; {hint}"
         )
@@ -167,7 +167,7 @@ def choose_columns(
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The first names, quoted; how many more there are."""
+    """The first names, quoted, and the number of the others."""
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     return ", ".join(map(repr, names[:MOST_NAMES])) + more
 
@@ -175,7 +175,7 @@ def _listed(names: Sequence[str]) -> str:
 def table_columns(
     source: Input, wanted: tuple[str, str, str | None] = ("url", "text", None)
 ) -> tuple[str, str, str | None]:
-    """The columns that `read_table` would read, so that a plan can complain before any work is done.
+    """The columns that `read_table` reads. A check before the run calls it, so that it can refuse the table early.
 
     Raises:
         ColumnError, InputError: as `read_table`.
@@ -214,7 +214,7 @@ _Columns = tuple[pa.Array, pa.Array, pa.Array | None]
 
 
 def _as_strings(column: pa.Array, name: str, source_name: str, ledger: Ledger) -> pa.Array:
-    """Any string-like column as valid UTF-8 strings; a column of another kind is the user's mistake."""
+    """A column as valid UTF-8 strings; raises ColumnError if it holds other values."""
     _check_strings(column.type, name, source_name)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -238,7 +238,7 @@ def _as_strings(column: pa.Array, name: str, source_name: str, ledger: Ledger) -
 
 
 def _check_strings(kind: pa.DataType, name: str, source_name: str) -> None:
-    """Raises ColumnError for a column of which no strings can be made."""
+    """Raises ColumnError for a column that cannot be converted to strings."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     if not (_is_text(kind) or numbers or pa.types.is_null(kind)):
@@ -260,7 +260,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _parquet_parts(found: Found) -> list[Input]:
-    """One input, or several runs of row groups of about ROWS_PER_PART rows each."""
+    """One input, or several parts: consecutive row groups with about ROWS_PER_PART rows together."""
     try:
         with open_seekable(found.path) as opened:
             metadata = pq.read_metadata(opened.stream)
@@ -282,7 +282,7 @@ def _parquet_parts(found: Found) -> list[Input]:
 
 @contextlib.contextmanager
 def _parquet(source: Input) -> Iterator[pq.ParquetFile]:
-    """The file with page checksums verified; a small read-ahead instead of whole column chunks in memory."""
+    """The file. Page checksums are verified. Reads use a small buffer and do not hold whole column chunks."""
     with contextlib.ExitStack() as stack:
         where: Any = source.path  # Arrow reads a local file itself
         if is_remote(where):
@@ -310,7 +310,7 @@ def _read_parquet(
             start, end = sum(sizes[: groups[0]]), sum(sizes[: groups[-1] + 1])
             try:
                 for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=read, use_threads=False):
-                    fresh = batch.slice(min(max(0, at - start), len(batch)))  # a group of a damaged run: some was read
+                    fresh = batch.slice(min(max(0, at - start), len(batch)))  # without rows read before the damage
                     start += batch.num_rows
                     if fresh.num_rows:
                         yield _pick(fresh, columns, source.name, ledger), np.arange(at, at + fresh.num_rows)
@@ -325,7 +325,7 @@ def _read_parquet(
 
 
 def _runs(sizes: list[int], first: int, last: int) -> Iterator[list[int]]:
-    """Row groups read together: one where it fills a batch, several where they are tiny."""
+    """Row groups that are read together: one that fills a batch, or several small ones."""
     run: list[int] = []
     for group in range(first, last):
         run.append(group)
@@ -356,7 +356,7 @@ def _stream(source: Input) -> Iterator[io.BufferedReader]:
             stream = _UntilDamage(_inflated(raw))
         elif compression:
             packed = stack.enter_context(pa.CompressedInputStream(stream, compression))
-            stream = _UntilDamage(iter(lambda: packed.read(64 << 10), b""))  # what comes with an error is lost
+            stream = _UntilDamage(iter(lambda: packed.read(64 << 10), b""))  # a read that fails loses its bytes
         yield stack.enter_context(io.BufferedReader(stream, 1 << 20))
 
 
@@ -372,10 +372,10 @@ def _compression(source: Input) -> str | None:
 
 
 def _inflated(file: IO[bytes]) -> Iterator[bytes]:
-    """What the members of a gzip file hold, at most PIECE bytes at a time and none of them empty.
+    """The content of a gzip file's members, in non-empty pieces of at most PIECE bytes.
 
     Raises:
-        zlib.error, OSError: the file is damaged or cut, after everything before that was given.
+        zlib.error, OSError: the file is damaged or cut. The content before the damage was yielded.
     """
     inflater = zlib.decompressobj(31)
     begun = False
@@ -386,7 +386,7 @@ def _inflated(file: IO[bytes]) -> Iterator[bytes]:
                 yield part
             data = inflater.unconsumed_tail
             if inflater.eof:
-                data, begun = inflater.unused_data.lstrip(b"\0"), False  # zeros: padding to the size of a block
+                data, begun = inflater.unused_data.lstrip(b"\0"), False  # zeros: padding between members
                 inflater = zlib.decompressobj(31)
     while part := inflater.decompress(inflater.unconsumed_tail, PIECE):
         yield part
@@ -395,7 +395,7 @@ def _inflated(file: IO[bytes]) -> Iterator[bytes]:
 
 
 class _UntilDamage(io.RawIOBase):
-    """A compressed text that ends with the last whole line before damage; `error` then tells what was wrong."""
+    """A compressed text that ends with the last whole line before damage. `error` then holds the cause."""
 
     def __init__(self, source: Iterator[bytes]) -> None:
         super().__init__()
@@ -425,7 +425,7 @@ class _UntilDamage(io.RawIOBase):
 
 
 def _damage(stream: io.BufferedReader) -> Exception | None:
-    """What was wrong, if a stream has ended at damage."""
+    """The error at which a stream ended; None without damage."""
     return getattr(stream.raw, "error", None)
 
 
@@ -454,12 +454,12 @@ def _read_csv(
     bad: list[int] = []
 
     def skip(row: pyarrow.csv.InvalidRow) -> str:
-        bad.append(row.number - 2)  # counted from the header, which is row 1
+        bad.append(row.number - 2)  # Arrow counts from the header, which is row 1
         return "skip"
 
     convert = pyarrow.csv.ConvertOptions(
         include_columns=read,
-        column_types={name: pa.binary() for name in read},  # bad UTF-8 must cost a row's character, not the file
+        column_types={name: pa.binary() for name in read},  # so that bad UTF-8 loses one character, not the file
         null_values=[""],
         strings_can_be_null=True,
         quoted_strings_can_be_null=True,
@@ -481,7 +481,7 @@ def _read_csv(
                     piece = batch.slice(start, BATCH_ROWS)
                     yield _pick(piece, columns, source.name, ledger), rows[start : start + BATCH_ROWS]
             unread = _damage(stream) is not None
-        except (pa.ArrowException, OSError):  # damaged, or one row longer than a block (a quote never closed)
+        except (pa.ArrowException, OSError):  # damage, or a row longer than a block (a quote that is never closed)
             unread = True
         if unread:
             ledger.records_in += 1
@@ -503,7 +503,7 @@ def _numbers(at: int, count: int, bad: list[int]) -> tuple[np.ndarray, int]:
 
 
 def _json_keys(source: Input) -> list[str]:
-    """The keys of the first lines, in the order in which they come."""
+    """The keys of the first lines, in the order of the file."""
     import msgspec
 
     keys: dict[str, None] = {}
@@ -550,7 +550,7 @@ def _read_jsonl(
 
 
 def _line_decoder(columns: tuple[str, str, str | None]) -> Any:
-    """A function from a line to (url, text, page); None for what is no JSON object with strings or nulls there."""
+    """A function from a line to (url, text, page). It gives None unless these are strings or nulls in a JSON object."""
     import msgspec
 
     fields = list(dict.fromkeys(name for name in columns if name))
@@ -572,7 +572,7 @@ def _line_decoder(columns: tuple[str, str, str | None]) -> Any:
 
 
 def _lines(stream: io.BufferedReader, ledger: Ledger) -> Iterator[bytes | None]:
-    """The lines, None for one longer than MAX_LINE; a stream that breaks ends here, counted."""
+    """The lines; None for a line longer than MAX_LINE. Damage of the stream is counted and ends the lines."""
     while True:
         try:
             line = stream.readline(MAX_LINE)

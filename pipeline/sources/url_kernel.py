@@ -1,6 +1,6 @@
-"""How a link becomes absolute, by address, for compiled kernels: the cases where two pieces are put together.
+"""Makes links absolute, by address, for compiled kernels, where it is enough to concatenate two pieces.
 
-What needs more than that is left to `wat.fit`. A text is `size` bytes at p, and a word may be read behind it.
+`wat.fit` decides all other links. A text is `size` bytes at p. One word after it may be read.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pipeline.sources import char_kernel as char
 from pipeline.sources.json_kernel import UNSURE, bytes_of, same_folded, word_of
 from pipeline.sources.simd_kernel import load_byte, load_word
 
-# How a link becomes absolute: it is (ABSOLUTE), or it stands behind the base's scheme (//host), origin (/path) or
-# folder (path), or `wat.fit` decides (LEAVE).
+# How a link becomes absolute: it is so already (ABSOLUTE), or it is appended to the base's scheme (//host), origin
+# (/path) or folder (path), or `wat.fit` decides (LEAVE).
 ABSOLUTE, SCHEME, ORIGIN, FOLDER, LEAVE = range(5)
 
 _HTTPS, _HTTP = word_of("https://"), word_of("http://\0")
@@ -24,9 +24,9 @@ _DATA_SCHEME = bytes_of("data:")
 
 
 class Base(NamedTuple):
-    """The URL that the links of a page are relative to: where it stands, and how many bytes of it links may begin with.
+    """The base URL of a page: its place, and the sizes of its first bytes that links can be appended to.
 
-    A size is 0 where no link can be put together with that piece.
+    A size is 0 if no link can be appended to that piece.
     """
 
     address: int
@@ -37,7 +37,7 @@ class Base(NamedTuple):
 
 @njit
 def _scheme_size(p, size):
-    """Bytes of "http://" or "https://" at p, else 0."""
+    """The number of bytes of "http://" or "https://" at p, else 0."""
     if size < 8:
         return 0
     word = load_word(p)
@@ -48,13 +48,13 @@ def _scheme_size(p, size):
 
 @njit
 def _ends_path(byte):
-    """True for the byte that a query or a fragment begins with."""
+    """True for the first byte of a query or a fragment."""
     return byte == char.QUESTION or byte == char.HASH
 
 
 @njit
 def _host_end(p, at, size):
-    """The place behind the host that begins at place `at`; UNSURE if it is empty or has odd bytes."""
+    """The place after the host that begins at place `at`; UNSURE if it is empty or has odd bytes."""
     start = at
     while at < size:
         byte = load_byte(p + at)
@@ -96,7 +96,7 @@ def base_of(p, size):
 
 @njit
 def bytes_before(kind, base):
-    """How many bytes of the base stand before a link of this kind; 0 if it cannot be put together so."""
+    """The number of bytes of the base before a link of this kind; 0 if the link cannot be appended."""
     if kind == SCHEME:
         return base.scheme
     if kind == ORIGIN:
@@ -106,9 +106,9 @@ def bytes_before(kind, base):
 
 @njit
 def classify(p, size):
-    """How a link of one byte or more becomes absolute.
+    """The kind of a link of one byte or more: how it becomes absolute.
 
-    Only what urljoin answers by putting two pieces together is not left.
+    The result is LEAVE unless urljoin would only concatenate two pieces.
     """
     if _scheme_size(p, size):
         return ABSOLUTE

@@ -1,8 +1,8 @@
-"""WARC and ARC files as candidates: their HTML pages give pairs, the images inside them are remembered.
+"""WARC and ARC files as candidates. Their HTML pages give pairs. The images inside them are listed.
 
-A page's pairs carry the offset of its record. An image response goes into `ArchivedImages`, where one is given, so that
-`fetch` can take its bytes from the archive by `read_image` instead of downloading it. Everything else is noted by kind:
-revisits, other statuses, other content.
+A page's pairs carry the offset of its record. An image response is added to `ArchivedImages`, if one is given. Then
+`fetch` takes the image's bytes from the archive (`read_image`) and need not download it. All other records are noted by
+kind: revisits, other statuses, other content.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pipeline.sources.base import ARCHIVED_IMAGES
 
 BATCH_ROWS = 16_384
 MAX_RECORD = 32 << 20  # bytes of one record, decompressed
-BYTES_PER_ROW = 1_000  # of a compressed archive, roughly: to tell if loading the kernel pays
+BYTES_PER_ROW = 1_000  # of a compressed archive, roughly; decides if loading the kernel pays
 
-_parsed = {"bytes": 0}  # of the archives that this process has read
+_parsed = {"bytes": 0}  # bytes of the archives that this process has read
 
 
 class ArchivedImages:
@@ -32,7 +32,7 @@ class ArchivedImages:
         self._columns: tuple[list[str], list[int], list[int], list[str]] = ([], [], [], [])
 
     def add(self, url: str, offset: int, length: int, mime: str) -> None:
-        """Takes note of one image."""
+        """Adds one image."""
         for column, value in zip(self._columns, (url, offset, length, mime), strict=True):
             column.append(value)  # type: ignore[attr-defined]
 
@@ -65,14 +65,14 @@ class _Rows:
             column += more
 
     def batch(self) -> pa.RecordBatch:
-        """The rows as a batch; afterwards there are none."""
+        """The rows as a batch. They are removed."""
         arrays = [pa.array(column, field.type) for column, field in zip(self._columns, CANDIDATES, strict=True)]
         self._columns = [[] for _ in CANDIDATES]
         return pa.RecordBatch.from_arrays(arrays, schema=CANDIDATES)
 
 
 def is_html(mime: str, body: bytes) -> bool:
-    """True for a page, by its type; without one, by its first bytes."""
+    """True for a page, by its MIME type, or by its first bytes if it has no type."""
     if mime:
         return mime in ("text/html", "application/xhtml+xml")
     start = body[:512].lstrip().lower()
@@ -80,7 +80,7 @@ def is_html(mime: str, body: bytes) -> bool:
 
 
 def is_image(mime: str) -> bool:
-    """True for an image of pixels; SVG is markup and is never decoded."""
+    """True for an image of pixels. SVG is markup and is never decoded."""
     return mime.startswith("image/") and not mime.startswith("image/svg")
 
 
@@ -91,10 +91,10 @@ def read_warc(
 
     Args:
         source: path or URL of the file.
-        ledger: rows_in counts every image with a text, once a text; records that cannot be read are lost by reason.
-        images: takes note of the images that lie in the archive.
+        ledger: rows_in counts every image once for each of its texts. Records that cannot be read are lost by reason.
+        images: receives the images that lie in the archive.
         name: of the file, for messages.
-        size: bytes of the file, if a listing told them: a shorter file is noted as cut.
+        size: bytes of the file, if a listing gave them. A shorter file is noted as cut.
     """
     scan = _scanner(size)
     rows = _Rows()
@@ -119,7 +119,7 @@ def read_warc(
 def _page_of(
     record: Record, ledger: Ledger, images: ArchivedImages | None
 ) -> tuple[bytes, str | None, list[tuple[str, str]]] | None:
-    """(body, charset, headers) of a record that holds a page; None for others, which are noted by kind."""
+    """(body, charset, headers) of a record with a page; None for other records. They are noted by kind."""
     if record.kind == "revisit":
         ledger.notes["revisit"] += 1
         return None
@@ -136,7 +136,7 @@ def _page_of(
     mime, charset = _content_type(response.headers.get("content-type", ""))
     if is_image(mime):
         ledger.notes["image"] += 1
-        if html.header_signals(response.headers.items()):  # then it is for `fetch` to ask the site as it is today
+        if html.header_signals(response.headers.items()):  # then `fetch` asks the site for the image of today
             ledger.notes["image_opted_out"] += 1
         elif images is not None and response.body:
             images.add(record.url, record.offset, len(response.body), mime)
@@ -159,14 +159,14 @@ def _content_type(value: str) -> tuple[str, str | None]:
 
 
 def _scanner(size: int | None) -> Callable | None:
-    """The compiled tokenizer where it is worth loading, for this archive or for many small ones; else None: lexbor."""
+    """The compiled tokenizer, if this process has read enough bytes that it pays to load it; else None (lexbor)."""
     _parsed["bytes"] += size or 0
     kernel = jit.kernel("pipeline.sources.html_kernel", _parsed["bytes"] // BYTES_PER_ROW)
     return kernel.scan if kernel else None
 
 
 def read_image(path: str, offset: int, *, max_bytes: int) -> bytes | None:
-    """The bytes of an image that `read_warc` noted at `offset`; None if it is not there or is larger than allowed."""
+    """The bytes of an image that `read_warc` noted at `offset`; None if it is missing or larger than `max_bytes`."""
     record = read_at(path, offset, max_record=MAX_RECORD)
     response = None if record is None else http_response(record)
     if response is None or not response.body or len(response.body) > max_bytes:

@@ -1,16 +1,16 @@
-"""WAT files as candidates: Common Crawl's extracts of its pages, of which only the image links are decoded.
+"""WAT files as candidates: Common Crawl's extracts of its pages. Only the image links are decoded.
 
-A WAT record is JSON with every link of a page. A typed decoder takes from it the image links and the few other fields
-that matter and skips the rest unbuilt; a record that it refuses (a field of an odd type, bad UTF-8) goes through
-`parse_slowly`, which decides field by field and is also the oracle. All ways of reading, the compiled one too, give the
-same rows and counts for the same bytes, whatever they are (tests hold them to it):
+A WAT record is JSON with every link of a page. A typed decoder reads the image links and the few other fields that
+matter. It skips the rest without building objects. It refuses some records (a field of an odd type, bad UTF-8).
+`parse_slowly` reads these field by field. It is also the oracle of the tests. All readers, the compiled one too, give
+the same rows and counts for the same bytes, whatever the bytes are (tests check this):
 
-- A record in which neither the name HTML-Metadata nor a \\u escape stands is not looked into: `no_links`.
-- Any other must be JSON from its first byte to its last, in the parts that nobody reads, too; what is JSON is what
-  Python's json takes (so NaN is) after bytes that are no UTF-8 were replaced. Else the record is lost as `bad_json`.
+- A record without the name HTML-Metadata and without a \\u escape is not parsed: `no_links`.
+- Any other record must be JSON from its first byte to its last, unused parts included. Bytes that are not UTF-8 are
+  replaced first. Then JSON is what Python's json accepts (NaN too). Other records are lost as `bad_json`.
 
-Kept: links with path IMG@/src, a string `url` and a string `alt`. An empty URL is dropped (urljoin would make it the
-page itself), data: URLs too; relative ones are resolved against Head.Base and the page.
+Kept: links with path IMG@/src, a string `url` and a string `alt`. Empty URLs are dropped (urljoin would turn them into
+the page's URL). data: URLs are dropped, too. Relative URLs are resolved against Head.Base and the page.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from pipeline.sources.html import ROBOTS_NAMES, TDM, directives, header_signals
 
 BATCH_ROWS = 16_384
 MAX_URL = 16_384  # characters
-MAX_TEXT = 10_000  # characters of an alt: over what cleaning takes
+MAX_TEXT = 10_000  # characters of an alt: more than cleaning accepts
 
 IMAGE = "IMG@/src"
-PATHS = (  # of other links, as Common Crawl's extractor names them; those of other writers are learnt
+PATHS = (  # of other links, as Common Crawl's extractor names them; other paths are learnt while reading
     "A@/href APPLET@/codebase AREA@/href AUDIO@/src BLOCKQUOTE@/cite BODY@/background BUTTON@/formaction DEL@/cite "
     "DIV@/style EMBED@/src FORM@/action FRAME@/src IFRAME@/src IMG@/longdesc INPUT@/formaction INPUT@/src INS@/cite "
     "LINK@/href OBJECT@/codebase OBJECT@/data Q@/cite SCRIPT@/src SOURCE@/src SPAN@/style STYLE/#text "
     "TABLE@/background TD@/background TD@/style TH@/background TR@/background TRACK@/src VIDEO@/poster VIDEO@/src"
 ).split()
-MAX_PATHS = 300  # that are learnt
+MAX_PATHS = 300  # known paths, at most
 
 ALT, SRC = TEXT_SOURCES.index("alt"), URL_SOURCES.index("src")
-ROBOTS_META, TDM_META, ROBOTS_HEADER, TDM_HEADER = range(1, 5)  # what a signal stands in
+ROBOTS_META, TDM_META, ROBOTS_HEADER, TDM_HEADER = range(1, 5)  # where a signal comes from
 _WEB = ("http://", "https://")
 _REL = operator.attrgetter("rel")
 _LONE = re.compile("[\ud800-\udfff]")
@@ -57,7 +57,7 @@ _SPACES = "".join(map(chr, range(33)))
 
 @dataclasses.dataclass
 class Page:
-    """What a record says of its page; `links` are (url, alt) as written, unfit ones None in the part that is wrong."""
+    """The content of a record about its page. `links` are (url, alt) as written, of any type where they are unfit."""
 
     url: str
     base: str | None = None
@@ -67,7 +67,7 @@ class Page:
 
 
 class Rows:
-    """Rows on their way into a batch; what is the same for all rows of a page is kept once."""
+    """Rows for the next batch. The fields that all rows of a page share are stored once."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -83,7 +83,7 @@ class Rows:
         return len(self._urls)
 
     def batch(self) -> pa.RecordBatch:
-        """The rows as a batch; afterwards there are none."""
+        """The rows as a batch. They are removed."""
         rows = len(self._urls)
         of_row = pa.array(np.repeat(np.arange(len(self._pages), dtype=np.int32), self._counts))
         types = (pa.string(), pa.int64(), pa.string(), pa.string())
@@ -96,7 +96,7 @@ class Rows:
         return pa.RecordBatch.from_arrays(columns, schema=CANDIDATES)
 
     def add(self, record: Record) -> None:
-        """Appends the pairs of a record; counts what is lost or unfit."""
+        """Appends the pairs of a record; counts lost records and unfit links."""
         try:
             page = parse_record(record.content) if may_tell(record.content) else None
         except (ValueError, RecursionError):
@@ -119,7 +119,7 @@ class Rows:
             elif not alt:
                 without += 1
                 continue
-            elif link.startswith(_WEB) and len(link) <= MAX_URL and link.isascii():  # the usual ones, without a call
+            elif link.startswith(_WEB) and len(link) <= MAX_URL and link.isascii():  # the usual case, without a call
                 reason, url = "", link
             else:
                 reason, url = fit(base, link, alt)
@@ -138,23 +138,23 @@ class Rows:
 
 
 def may_tell(content: bytes) -> bool:
-    """False for a record that tells of no links, whatever else it is: two thirds of a WAT."""
+    """False for a record that certainly has no links: two thirds of the records of a WAT file."""
     return b"HTML-Metadata" in content or b"\\u" in content
 
 
 def base_of(page_url: str, base: str | None) -> str:
-    """What the links of a page are resolved against."""
+    """The URL against which the links of a page are resolved."""
     return (join(page_url, base) if base else None) or page_url
 
 
 def license_of(base: str, link: str) -> str | None:
-    """The absolute URL of a license link; None where it is no web address."""
+    """The absolute URL of a license link; None if it is not http or https."""
     url = join(base, link)
     return url if url and url.startswith(_WEB) else None
 
 
 def fit(base: str, link: Any, alt: Any) -> tuple[str, str]:
-    """(reason, "") for a link that makes no pair, ("", absolute URL) for one that does."""
+    """(reason, "") for a link that gives no pair, else ("", absolute URL)."""
     if not isinstance(link, str) or (alt is not None and not isinstance(alt, str)):
         return "bad_field", ""
     if not alt:
@@ -169,7 +169,7 @@ def fit(base: str, link: Any, alt: Any) -> tuple[str, str]:
         return "data_url", ""
     if len(bare) > MAX_URL:
         return "url_too_long", ""
-    if absolute:  # with blanks behind it
+    if absolute:  # too long only because of blanks at its end
         return "", _LONE.sub("\ufffd", link)
     url = join(base, bare)
     if url is None:
@@ -177,7 +177,7 @@ def fit(base: str, link: Any, alt: Any) -> tuple[str, str]:
     return ("", url) if url.startswith(_WEB) else ("bad_scheme", "")
 
 
-# Links for which urljoin does nothing but put two pieces together; dot segments and empty ones are looked at in `join`.
+# Links for which urljoin only concatenates two pieces. `join` checks for dot segments and empty segments.
 _AFTER_SCHEME = re.compile(r"//[^/?#;\x00-\x20\x7f-\U0010ffff\[\]\\]+(?:/[^?#;\x00-\x20]*)?(?:\?[^?#\x00-\x20]+)?")
 _AFTER_ORIGIN = re.compile(r"/[^?#;\x00-\x20]*(?:\?[^?#\x00-\x20]+)?")
 _AFTER_FOLDER = re.compile(r"[^/?#;:.\x00-\x20][^?#;:\x00-\x20]*(?:\?[^?#\x00-\x20]+)?")
@@ -186,7 +186,7 @@ _ORIGIN = re.compile(r"https?://[^/?#\x00-\x20\x7f-\U0010ffff\[\]\\]+")
 
 @functools.lru_cache(maxsize=64)
 def _places(base: str) -> tuple[str, str]:
-    """(origin, folder with its slash) of a base that is written in the usual way, else empty strings."""
+    """(origin, folder with its slash) of a base in the usual form, else empty strings."""
     match = _ORIGIN.match(base)
     path = re.split(r"[?#]", base[match.end() :], maxsplit=1)[0] if match else ""
     if match is None or path[:1] not in ("", "/") or re.search(r"[\x00-\x20]", base):
@@ -197,7 +197,7 @@ def _places(base: str) -> tuple[str, str]:
 
 
 def join(base: str, url: str) -> str | None:
-    """urljoin on valid text; None where it refuses. The usual links, which need no parsing, are joined at once."""
+    """urljoin on valid text; None where urljoin refuses. Usual links are concatenated without parsing."""
     url = url if url.isascii() else _LONE.sub("\ufffd", url)
     if url.startswith("//"):
         origin, _ = _places(base)
@@ -288,9 +288,10 @@ _REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Decoders:
-    """Typed decoders of a record: one by the paths of links, which builds only what images need, and one for all.
+    """Typed decoders of a record. `by_path` is fast, `any` takes all paths.
 
-    The first has a class for each path; it refuses a path that it has not met, and learns it from the second.
+    `by_path` has a class for each known path and builds only the fields that images need. It refuses a record with an
+    unknown path. Then `any` decodes the record, and `learn` adds its paths.
     """
 
     def __init__(self) -> None:
@@ -306,7 +307,7 @@ class _Decoders:
         self.by_path = msgspec.json.Decoder(_Root[functools.reduce(operator.or_, others, _Image)])  # type: ignore[misc]
 
     def learn(self, links: list[_Link]) -> None:
-        """Takes up the paths of these links, while there are few."""
+        """Adds the paths of these links, up to MAX_PATHS."""
         new = {link.path for link in links if isinstance(link.path, str)} - self._paths - {IMAGE}
         if new and len(self._paths) + len(new) <= MAX_PATHS:
             self._paths |= new
@@ -319,7 +320,7 @@ def _decoders() -> _Decoders:
 
 
 def parse_record(content: bytes) -> Page | None:
-    """The page of a record, or None if the record tells of no links.
+    """The page of a record, or None if the record has no links.
 
     Raises:
         ValueError, RecursionError: the content is not JSON.
@@ -334,7 +335,7 @@ def parse_record(content: bytes) -> Page | None:
     if not page.license and any(map(_is_license, set(map(_REL, links)))):
         return _parse_any(content)
     kinds, at = list(map(type, links)), -1
-    with contextlib.suppress(ValueError):  # there are many links, and few of them are images
+    with contextlib.suppress(ValueError):  # `index` is fast: of many links few are images
         while True:
             at = kinds.index(_Image, at + 1)
             page.links.append((links[at].url, links[at].alt))
@@ -342,11 +343,11 @@ def parse_record(content: bytes) -> Page | None:
 
 
 def _parse_any(content: bytes) -> Page | None:
-    """`parse_record` whatever the paths and what belongs to links."""
+    """`parse_record` for any paths of links."""
     try:
         root = _decoders().any.decode(content)
     except _REFUSED:
-        return parse_slowly(content)  # a field of an odd type, bad UTF-8, NaN: decided field by field
+        return parse_slowly(content)  # a field of an odd type, bad UTF-8, NaN
     page, links = _opened(root)
     if page is None:
         return None
@@ -358,7 +359,7 @@ def _parse_any(content: bytes) -> Page | None:
 
 
 def _opened(root: _Root) -> tuple[Page | None, list]:
-    """(page without its links and without an anchor's license, all links) of a record; None if it tells of no links."""
+    """(page, all links) of a record; None if it has no links. The page still lacks its links and anchor licenses."""
     envelope = root.envelope
     http = envelope and envelope.payload and envelope.payload.http
     if not envelope or not http or http.html is None or http.html.links is None:
@@ -376,7 +377,7 @@ def _opened(root: _Root) -> tuple[Page | None, list]:
 
 
 def parse_slowly(content: bytes) -> Page | None:
-    """`parse_record` by the standard library, one field at a time: the oracle, and the way for odd records."""
+    """`parse_record` by the standard library, one field at a time. It reads odd records and is the oracle of tests."""
     root = json.loads(content.decode("utf-8-sig", "replace"), parse_int=_number)
 
     def get(value: Any, *keys: str) -> Any:
@@ -391,7 +392,7 @@ def parse_slowly(content: bytes) -> Page | None:
     page = Page(_LONE.sub("\ufffd", url))
     found = [link for link in links if isinstance(link, dict)]
     page.links = [(link.get("url"), link.get("alt")) for link in found if link.get("path") == IMAGE]
-    page.links += [(None, None)] * (len(links) - len(found))  # what they were nobody can tell: counted as unfit
+    page.links += [(None, None)] * (len(links) - len(found))  # links that are no objects: counted as unfit
     metas, head_links = (get(http, "HTML-Metadata", "Head", key) for key in ("Metas", "Link"))
     named = [(get(meta, "name"), get(meta, "content")) for meta in metas] if isinstance(metas, list) else []
     related = [(get(link, "rel"), get(link, "url")) for link in head_links] if isinstance(head_links, list) else []
@@ -403,16 +404,16 @@ def parse_slowly(content: bytes) -> Page | None:
 
 
 def _number(digits: str) -> float:
-    """An integer of any length; int refuses one of thousands of digits."""
+    """An integer of any length. A long one becomes a float, since int refuses thousands of digits."""
     return int(digits) if len(digits) < 1000 else float(digits)
 
 
 def _read_head(page: Page, base: Any, metas: list[tuple[Any, Any]], links: list[tuple[Any, Any]]) -> None:
-    """Base, robots metas (name, content), TDM reservation and license (rel, url) of the page's head."""
+    """Reads the page's head: base, robots metas and TDM reservation (name, content), license (rel, url)."""
     page.base = base if isinstance(base, str) and base else None
     for name, value in metas:
         if isinstance(name, str) and isinstance(value, str) and (kind := _meta_kind(name)):
-            page.signals |= said(kind, value)
+            page.signals |= opt_out_directives(kind, value)
     for rel, url in links:
         if _is_license(rel) and isinstance(url, str):
             page.license = page.license or url or None
@@ -427,13 +428,13 @@ def _read_headers(page: Page, headers: Any) -> None:
 
 @functools.lru_cache(maxsize=4096)
 def _meta_kind(name: str) -> int:
-    """What a meta of this name may say of the use of its page; 0: nothing."""
+    """The kind of opt-out signal that a meta of this name holds; 0: none."""
     name = name.strip().lower()
     return ROBOTS_META if name in ROBOTS_NAMES else TDM_META if name == TDM else 0
 
 
 @functools.lru_cache(maxsize=4096)
-def said(kind: int, value: str) -> frozenset[str]:
+def opt_out_directives(kind: int, value: str) -> frozenset[str]:
     """The opt-outs in the value of a meta or a header."""
     if kind == ROBOTS_META:
         return frozenset(directives(value))

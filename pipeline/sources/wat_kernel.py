@@ -1,14 +1,14 @@
-"""A whole WAT file in compiled code: gzip members in, rows out, no Python object a record or a link.
+"""Reads a whole WAT file in compiled code: gzip members in, rows out. It makes no Python object for a record or a link.
 
 `_run` inflates member after member with libdeflate, walks the JSON once (wat_record_kernel.py), and writes URLs and
-alts into Arrow's layout. What it is not sure about, it does not touch. An unusual record (escaped keys, odd types,
-damage, more than one record in a member) stops it: `wat.py` reads that one record, and `_run` goes on behind it. An
-unusual URL is handed to `wat.fit` alone. So rows and counts are those of `wat.py`, in the same order, for any bytes.
-What is passed over is looked at, too: JSON that is broken stops it.
+alts into Arrow's layout. It stops at an unusual record (escaped keys, odd types, damage, several records in a member).
+Then `wat.py` reads this record, and `_run` goes on after it. `wat.fit` decides unusual URLs one by one. So rows and
+counts are those of `wat.py`, in the same order, for any bytes. Unused parts of the JSON are checked, too: broken JSON
+stops `_run`.
 
-Every access is by address. Three things make that safe: there are PADDING bytes behind the inflated data, a capacity is
-checked before anything is written, and the counts are rolled back to the last whole page. tests/test_wat_kernel.py runs
-mutated records between guard pages.
+Every access is by address. Three rules make that safe: PADDING bytes follow the inflated data, the capacity is checked
+before each write, and the counts are rolled back to the last whole page. tests/sources/test_wat_kernel.py runs mutated
+records between guard pages.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ from pipeline.sources.wat_record_kernel import (
     walk,
 )
 
-END, FULL, ODD = 0, 1, 2  # why `_run` came back
+END, FULL, ODD = 0, 1, 2  # why `_run` stopped
 
-# Places in `counts`, what has been written since the last flush; all rolled back when a record turns out odd.
+# Places in `counts`: the numbers written since the last flush. An odd record rolls all of them back.
 _ROWS, _PAGES, _SIGNS, _URL_BYTES, _TEXT_BYTES, _PAGE_BYTES, _SIGN_BYTES = range(7)
 _IMAGES, _LOST_URL, _LOST_ALT, _EMPTY, _DATA, _RECORDS, _WITHOUT = range(7, 14)
 _COUNTS = 14
@@ -67,13 +67,13 @@ _TYPE, _LENGTH, _METADATA = map(bytes_of, "warc-type content-length metadata".sp
 _VERSION_0, _VERSION_1 = word_of("WARC/1.0"), word_of("WARC/1.1")
 _VERSION_SIZE = 8
 _SHORTEST = 16  # bytes of a record that may be one
-_LINE_END, _LINES_BEHIND = 2, 4  # bytes of a line end, and of the two behind a block
+_LINE_END, _LINES_BEHIND = 2, 4  # bytes of a line end, and of the two after a block
 _TWO_LINES, _FOUR_BYTES = word_of("\r\n\r\n"), np.uint64(0xFFFFFFFF)
 _MAX_DIGITS = 18  # of a number that fits
 
 
 class _Source(NamedTuple):
-    """A mapped file and what inflates it, as addresses."""
+    """A mapped file, and the decompressor that inflates it, as addresses."""
 
     address: int
     size: int
@@ -82,14 +82,14 @@ class _Source(NamedTuple):
 
 
 class _Out(NamedTuple):
-    """Where rows are written: bytes and their ends as Arrow has them, and the numbers beside them."""
+    """The output buffers: string bytes and their ends in Arrow's layout, and the numbers of each row."""
 
-    url_ends: np.ndarray  # int32, as all ends: one more than there are strings
+    url_ends: np.ndarray  # int32, like all ends; one more than the number of strings
     urls: np.ndarray
     text_ends: np.ndarray
     texts: np.ndarray
     row_page: np.ndarray  # int32
-    row_odd: np.ndarray  # uint8: the URL is as written, `wat.fit` decides
+    row_odd: np.ndarray  # uint8: 1 if the URL is as written and `wat.fit` decides it
     page_ends: np.ndarray  # STRINGS strings a page: url, base, license
     pages: np.ndarray
     page_offset: np.ndarray  # int64
@@ -102,17 +102,17 @@ class _Out(NamedTuple):
 
 
 class _Memory(NamedTuple):
-    """What one reading works in."""
+    """The memory of one call of `_run`."""
 
     buffer: np.ndarray  # uint8: one member, inflated
-    sizes: np.ndarray  # int64: the bytes of a member, and those that came out of it
+    sizes: np.ndarray  # int64: the bytes of a member, packed and inflated
     saved: np.ndarray  # int64: the counts before a record
     found: Found
     out: _Out
 
 
 class _Link(NamedTuple):
-    """What becomes of a link. Its URL: `before` bytes of the base, perhaps a slash, and the text from start to end."""
+    """The outcome of a link. Its URL is `before` bytes of the base, `slash` slashes, and the text from start to end."""
 
     outcome: int
     before: int
@@ -121,7 +121,7 @@ class _Link(NamedTuple):
     end: int
 
 
-# Outcomes of a link; others are the places in `counts` of what is dropped.
+# Outcomes of a link. The other outcomes are drops: their places in `counts`.
 _WHOLE_URL, _ODD_URL, _NO_TEXT = -1, -2, -3
 
 
@@ -171,7 +171,7 @@ def _write_signals(found, out):
 
 @njit
 def _base_of_page(out):
-    """What the links of the page that was written last are relative to: its <base>, or its URL."""
+    """The base URL of the page that was written last: its <base>, or its own URL."""
     first = (out.counts[_PAGES] - 1) * STRINGS
     start, end, end_of_base = out.page_ends[first], out.page_ends[first + 1], out.page_ends[first + 2]
     if end_of_base > end:
@@ -214,7 +214,7 @@ def _write_rows(found, out):
 
 @njit
 def _decoded_url(url, scratch):
-    """(start, end) of the URL without escapes, where it stands or in the scratch; (UNSURE, 0) if it is no text."""
+    """(start, end) of the URL without escapes, in the record or in `scratch`; (UNSURE, 0) if it is no valid text."""
     if not url.escaped:
         return (url.start, url.end) if valid(url.start, url.end) else (UNSURE, 0)
     if url.end - url.start > scratch.shape[0] - PADDING:
@@ -226,7 +226,7 @@ def _decoded_url(url, scratch):
 
 @njit
 def _resolved(url, base, scratch):
-    """What becomes of a link's URL, as a _Link."""
+    """The outcome of a link's URL, as a _Link."""
     start, end = _decoded_url(url, scratch)
     if start < 0:
         return _Link(_NO_TEXT, 0, 0, 0, 0)
@@ -246,7 +246,7 @@ def _resolved(url, base, scratch):
 
 @njit
 def _write_url(link, base, to):
-    """Writes the URL of a link; its length."""
+    """Writes the URL of a link; returns its length."""
     copy(to, base.address, link.before)
     size = link.before
     if link.slash:
@@ -261,13 +261,13 @@ def _write_url(link, base, to):
 
 @njit
 def _ends_line(p):
-    """True if a line end stands at p."""
+    """True if there is a line end at p."""
     return load_byte(p) == char.CARRIAGE_RETURN and load_byte(p + 1) == char.LINE_FEED
 
 
 @njit
 def _header_line(p, limit):
-    """(end of the line at p, its colon, 0 for none); (UNSURE, 0) for one that is continued or has an odd name."""
+    """(end of the line at p, place of its colon or 0); (UNSURE, 0) if it is continued or has an odd name."""
     start, colon = p, 0
     while p < limit and load_byte(p) != char.CARRIAGE_RETURN and load_byte(p) != char.LINE_FEED:
         if load_byte(p) == char.COLON and colon == 0:
@@ -289,13 +289,13 @@ def _kind_of_record(start, end):
 
 @njit
 def _frame(p, e):
-    """Looks at a record that fills its member: (its kind or UNSURE, start and end of its block)."""
+    """Reads the frame of a record that fills its member: (its kind or UNSURE, start and end of its block)."""
     if e - p < _SHORTEST or (load_word(p) != _VERSION_0 and load_word(p) != _VERSION_1):
         return UNSURE, 0, 0
     limit = min(e, p + MAX_HEADER)
     length = kind = UNSURE
     p += _VERSION_SIZE
-    while True:  # p stands behind the version or a line, at its line end
+    while True:  # p is at the line end of the version or of a header line
         if p + 2 * _LINE_END > limit or not _ends_line(p):
             return UNSURE, 0, 0
         p += _LINE_END
@@ -359,7 +359,7 @@ def _record(offset, p, e, memory):
 
 @njit
 def _run(pos, source, memory):
-    """Reads members from `pos` on; (position, why it stopped): END, FULL outputs, or an ODD member at the position."""
+    """Reads members from `pos` on; returns (position, reason): END, FULL buffers, or an ODD member at the position."""
     sizes, saved, counts = memory.sizes, memory.saved, memory.out.counts
     start, room = address_of(memory.buffer), memory.buffer.shape[0] - PADDING
     while pos < source.size:
@@ -387,7 +387,7 @@ def _run(pos, source, memory):
 
 
 class _Buffers:
-    """The memory of one reading."""
+    """The memory of one reader."""
 
     def __init__(self, *, record: int = MAX_RECORD, rows: int = wat.BATCH_ROWS, arena: int = 8 << 20) -> None:
         pages = rows
@@ -417,12 +417,12 @@ class _Buffers:
 
 
 class Scanner:
-    """Reads one mapped file; `wat.py` reads what this one leaves."""
+    """Reads one mapped file. It leaves odd records to `wat.py`."""
 
     def __init__(self, data: mmap.mmap | bytes, ledger: Ledger, buffers: _Buffers | None = None) -> None:
         library = libdeflate.functions()
         if library is None:
-            raise RuntimeError("libdeflate's functions are not to be had: see usable()")
+            raise RuntimeError("libdeflate's functions are not available: call usable() first")
         self._bytes = np.frombuffer(data, np.uint8)
         self._gunzip = library.gunzip
         self._decompressor = libdeflate.Decompressor(library)
@@ -430,7 +430,7 @@ class Scanner:
         self._memory = buffers or _Buffers()
 
     def run(self, pos: int) -> tuple[int, int, pa.RecordBatch]:
-        """Reads from `pos`: (where it stopped, END, FULL or ODD, the rows)."""
+        """Reads from `pos` on; returns (position where it stopped, END or FULL or ODD, rows)."""
         m = self._memory
         source = _Source(self._bytes.ctypes.data, len(self._bytes), self._gunzip, self._decompressor.address)
         found = Found(m.fields, m.links, m.signals)
@@ -440,7 +440,7 @@ class Scanner:
         return pos, why, rows
 
     def _rows(self) -> pa.RecordBatch:
-        """What was written, as a batch; what was dropped goes into the ledger."""
+        """The written rows as a batch. The ledger gets the drops."""
         out, counts, ledger = self._memory.out, self._memory.out.counts, self._ledger
         rows, pages = int(counts[_ROWS]), int(counts[_PAGES])
         ledger.records_in += int(counts[_RECORDS])
@@ -471,7 +471,7 @@ class Scanner:
     def _decide_odd(
         self, url: pa.Array, text: pa.Array, page_url: pa.Array, base: pa.Array
     ) -> tuple[pa.Array, pa.Array | None]:
-        """The URLs with the odd ones decided by `wat.fit`; which rows stay (None: all)."""
+        """(URLs, mask of the rows that stay or None for all). `wat.fit` decides the odd URLs."""
         out = self._memory.out
         odd = np.flatnonzero(out.row_odd[: len(url)])
         if not len(odd):
@@ -500,8 +500,8 @@ class Scanner:
         for page, kind, value in zip(
             out.sign_page[:found].tolist(), out.sign_kind[:found].tolist(), values, strict=True
         ):
-            if said := wat.said(kind, value):
-                signals.setdefault(page, set()).update(said)
+            if directives := wat.opt_out_directives(kind, value):
+                signals.setdefault(page, set()).update(directives)
         column: list[str | None] = [None] * pages
         for page, words in signals.items():
             column[page] = ",".join(sorted(words))
@@ -525,7 +525,7 @@ def _licenses(links: pa.Array, page_url: pa.Array, base: pa.Array) -> pa.Array:
 
 
 def usable() -> bool:
-    """True where libdeflate's functions are to be had."""
+    """True if libdeflate's functions are available."""
     return libdeflate.functions() is not None
 
 

@@ -1,4 +1,4 @@
-"""Reads a WAT file: by the compiled kernel where it helps, else record by record (`wat`). Both give the same rows."""
+"""Reads a WAT file with the compiled kernel where it helps, else record by record (`wat`). Both give the same rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pipeline.engine.opening import is_remote
 from pipeline.sources.archive import GZIP, MappedReader, read_records
 from pipeline.sources.wat import BATCH_ROWS, Rows
 
-BYTES_PER_ROW = 1_300  # of compressed files: the kernel is loaded (half a second) after jit.FEW_ROWS times as many
-_seen = {"bytes": 0}  # of local files that this process has read, which tell if loading the kernel pays
+BYTES_PER_ROW = 1_300  # of compressed files; loading the kernel takes half a second and pays after jit.FEW_ROWS rows
+_seen = {"bytes": 0}  # bytes of the local files that this process has read
 
 
 def read_wat(
@@ -27,7 +27,7 @@ def read_wat(
         source: path, URL or open file.
         ledger: rows_in counts IMG links.
         name: of the file, for messages.
-        size: bytes of the file, if a listing told them: a shorter file is noted as cut.
+        size: bytes of the file, if a listing gave them. A shorter file is noted as cut.
     """
     kernel = _kernel_for(source)
     if kernel and isinstance(source, str):
@@ -43,9 +43,9 @@ def read_wat(
 
 
 def _kernel_for(source: str | BinaryIO) -> Any:
-    """The compiled reader, where it can be had and the file is local, gzip and large enough; else None.
+    """The compiled reader, where it is available and the file is local, gzip and large enough; else None.
 
-    Files count together: loading it pays as well for many small ones as for a large one.
+    The sizes of all files so far are added up, since loading pays for many small files, too.
     """
     if not isinstance(source, str) or is_remote(source):
         return None
@@ -58,7 +58,7 @@ def _kernel_for(source: str | BinaryIO) -> Any:
 
 
 def _read_compiled(path: str, kernel: Any, *, ledger: Ledger, size: int | None) -> Iterator[pa.RecordBatch]:
-    """The rows of a file by the kernel; the records that it leaves are read here, so that the order stays."""
+    """The rows of a file by the kernel. Records that the kernel leaves out are read here, in the order of the file."""
     reader = MappedReader(path, ledger)
     scanner = kernel.Scanner(reader.data, ledger)
     ready: list[pa.RecordBatch] = []

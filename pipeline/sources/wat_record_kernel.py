@@ -1,7 +1,7 @@
-"""What the JSON of one WAT record says, for compiled kernels: where its URL, links, license and signals stand.
+"""Reads the JSON of one WAT record, for compiled kernels: the places of its URL, links, license and signals.
 
-`walk` goes through the JSON once. Of most links it looks only for the ends of their strings. It takes notes of places
-and copies nothing.
+`walk` goes through the JSON once. In most links it only looks for the ends of the strings. It stores places and copies
+nothing.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from pipeline.sources.json_kernel import (
 )
 from pipeline.sources.simd_kernel import BLOCK, folded_pair_mask, load_byte, load_word, lowest, pair_mask
 
-NO_LINKS, PAGE, NO_ROOM = 0, 1, 2  # what became of a record
+NO_LINKS, PAGE, NO_ROOM = 0, 1, 2  # outcomes of a record
 
-# Places in `Found.fields`. The first three are those of spans, in the order in which a page's strings are written.
+# Places in `Found.fields`. The first three hold spans, in the order in which a page's strings are written.
 TARGET, BASE, LICENSE = 0, 3, 6
-LINKS, NO_URL, NO_ALT, SIGNALS = 9, 10, 11, 12  # how many there are
+LINKS, NO_URL, NO_ALT, SIGNALS = 9, 10, 11, 12  # counts
 _SEEN = 13  # a bit for each known key that was read
-_MAY_LICENSE = 14  # "license" stands somewhere in the record
-_OF_HEAD = 15  # the license is one of the head's: that comes before an anchor's, wherever it stands
+_MAY_LICENSE = 14  # 1 if the record may hold the word "license"
+_OF_HEAD = 15  # 1 if the license is from the head; it wins over an anchor's, whichever comes first
 FIELDS = 16
 
 STRINGS = 3  # of a page: target, base and license
@@ -62,27 +62,27 @@ _ROBOTS, _OPENWIT, _TDM, _ROBOTS_TAG, _LICENSE_WORD = map(
 )
 _UNICODE = bytes_of("\\u")
 
-# Words of eight bytes and less, and the masks that cut a word to so many bytes.
+# Words of up to eight bytes, and the masks that cut a word to so many bytes.
 _PATH_WORD, _IMG_WORD = word_of('{"path":'), word_of("IMG@/src")
 _COMMA_QUOTE, _COLON_QUOTE, _PATH_KEY, _REL_KEY = map(word_of, (',"', '":"', 'path"', 'rel"'))
 _TWO_BYTES, _THREE_BYTES, _FOUR_BYTES, _FIVE_BYTES = (np.uint64((1 << 8 * count) - 1) for count in (2, 3, 4, 5))
 _WORD = 8  # bytes
-_LONGEST_KEY = 8  # of a link that is passed over
+_LONGEST_KEY = 8  # bytes, in a link that is skipped
 _ONE = np.uint64(1)
 
 _C, _E, _N, _S = map(np.uint8, b"cens")  # the middle of "license"
 _U = ord("u")
 _ESCAPE_SIZE = 6  # bytes of one like \u00e4
 
-# Levels of the walk: the objects that lead to what is wanted.
+# Levels of the walk: the objects around the wanted values.
 _AT_ROOT, _AT_ENVELOPE, _AT_WARC, _AT_PAYLOAD, _AT_RESPONSE, _AT_HTML, _AT_HEAD = range(7)
-# The values that are wanted, numbered behind the levels.
+# The wanted values, numbered after the levels.
 _HTML_LINKS, _HEAD_METAS, _HEAD_LINKS, _HTTP_HEADERS, _TARGET_URI, _BASE_URL = range(7, 13)
-_UNKNOWN = -1  # neither a level nor wanted
+_UNKNOWN = -1  # neither a level nor a wanted value
 
 
 class Span(NamedTuple):
-    """The piece of a text from `start` to before `end`; all 0 where there is none."""
+    """The piece of a text from `start` up to `end`; all fields are 0 if there is none."""
 
     start: int
     end: int
@@ -93,16 +93,16 @@ _NONE = Span(0, 0, 0)
 
 
 class Found(NamedTuple):
-    """What is known of the record at hand: three int64 arrays."""
+    """The findings in the current record: three int64 arrays."""
 
     fields: np.ndarray  # numbers and spans, at the places above
-    links: np.ndarray  # a row an image link with a URL and an alt: their spans
-    signals: np.ndarray  # a row a signal: the span of what it says, and its kind (wat.ROBOTS_META, ...)
+    links: np.ndarray  # one row for each image link with a URL and an alt: their spans
+    signals: np.ndarray  # one row for each signal: the span of its value, and its kind (wat.ROBOTS_META, ...)
 
 
 @njit
 def span_at(row, place):
-    """The span that was stored in the row at that place."""
+    """The span that the row holds at that place."""
     return Span(row[place], row[place + 1], row[place + 2])
 
 
@@ -113,7 +113,7 @@ def _store(row, place, span):
 
 @njit
 def _has_license(start, end):
-    """True if the span may hold "license" in any case (it looks for "cens")."""
+    """True if the span may hold "license" in any case. It searches for "cens"."""
     at = start
     while at < end:
         mask = folded_pair_mask(at, _C, _E) & folded_pair_mask(at + 2, _N, _S)
@@ -125,7 +125,7 @@ def _has_license(start, end):
 
 @njit
 def _hides_letters(start, end):
-    r"""True if a letter, an @ or a hyphen may be written as \uXXXX: then keys are not what they look like."""
+    r"""True if a letter, an @ or a hyphen may be written as \uXXXX. Then keys cannot be compared byte by byte."""
     at = start
     while at < end:
         mask = pair_mask(at, np.uint8(char.BACKSLASH), np.uint8(_U))
@@ -147,8 +147,8 @@ def _hides_letters(start, end):
 
 @njit
 def _passed_over(p, e, may_license):
-    """From a link that is no image and holds nothing but strings to the position behind it; UNSURE: look into it."""
-    text = p + _WORD + 1  # behind the quote of the path
+    """Skips a link that is no image and holds only strings: the position after it. UNSURE: read it with `_link`."""
+    text = p + _WORD + 1  # after the quote of the path
     if load_word(p) != _PATH_WORD or load_byte(text - 1) != char.QUOTE or load_word(text) == _IMG_WORD:
         return UNSURE
     end, escaped = string_end(text, e)
@@ -175,7 +175,7 @@ def _passed_over(p, e, may_license):
 
 @njit
 def _text(p, e):
-    """Reads a string or null: (the position behind it, or UNSURE; its span, _NONE for null)."""
+    """Reads a string or null: (position after it or UNSURE, its span or _NONE for null)."""
     if load_byte(p) != char.QUOTE:
         return (p + 4 if is_null(p, e) else UNSURE), _NONE
     end, escaped = string_end(p + 1, e)
@@ -186,7 +186,7 @@ def _text(p, e):
 
 @njit
 def _link(p, e, found):
-    """Reads the link object at p; the position behind it, or UNSURE."""
+    """Reads the link object at p; returns the position after it, or UNSURE."""
     path = url = alt = rel = href = _NONE
     may_license = found.fields[_MAY_LICENSE]
     first = True
@@ -223,7 +223,7 @@ def _link(p, e, found):
 
 @njit
 def _note_license(rel, href, url, found):
-    """Takes note of the license link of an anchor; False if the plain reader should look at it."""
+    """Stores the license link of an anchor; False if `wat.py` must read the record."""
     if not ascii(rel.start, rel.end):
         return False
     if found.fields[LICENSE] or not has_token(rel.start, rel.end, _LICENSE_WORD):
@@ -239,7 +239,7 @@ def _note_license(rel, href, url, found):
 
 @njit
 def _note_image(url, alt, found):
-    """Counts an image link; one with a URL and an alt goes into the links."""
+    """Counts an image link. With a URL and an alt it is added to the links."""
     fields, links = found.fields, found.links
     if url.start == 0:
         fields[NO_URL] += 1
@@ -255,7 +255,7 @@ def _note_image(url, alt, found):
 
 @njit
 def _read_links(p, e, found):
-    """Reads the array of links, from behind its bracket; the position behind it, or UNSURE."""
+    """Reads the array of links, from after its bracket on; returns the position after it, or UNSURE."""
     first = True
     while True:
         more, p = element(p, e, first)
@@ -275,7 +275,7 @@ def _read_links(p, e, found):
 
 @njit
 def _head_entry(p, e, name_key, value_key):
-    """Reads an object, from behind its brace: (the position behind it or UNSURE, span of the name, of the value)."""
+    """Reads an object, from after its brace on: (position after it or UNSURE, span of the name, of the value)."""
     name = value = _NONE
     first = True
     while True:
@@ -290,7 +290,7 @@ def _head_entry(p, e, name_key, value_key):
             p = UNSURE
         elif is_name:
             p, name = _text(p, e)
-            if name.escaped or not ascii(name.start, name.end):  # there are blanks that only Unicode knows
+            if name.escaped or not ascii(name.start, name.end):  # `strip` also removes blanks beyond ASCII
                 p = UNSURE
         else:
             p, value = _text(p, e)
@@ -300,7 +300,7 @@ def _head_entry(p, e, name_key, value_key):
 
 @njit
 def _read_metas(p, e, found):
-    """Reads Head.Metas (robots, TDM reservation); the position behind the array, or UNSURE."""
+    """Reads Head.Metas (robots, TDM reservation); returns the position after the array, or UNSURE."""
     first = True
     while True:
         more, p = element(p, e, first)
@@ -316,7 +316,7 @@ def _read_metas(p, e, found):
 
 @njit
 def _note_meta(name, value, found):
-    """Takes note of a meta that says something of the page's use; False if there is too much of it."""
+    """Stores the opt-out signal of a meta, if it has one; False if there are too many signals."""
     start, end = trim(name.start, name.end)
     if same_folded(start, end, _ROBOTS) or same_folded(start, end, _OPENWIT):
         return _note_signal(wat.ROBOTS_META, value, found)
@@ -327,7 +327,7 @@ def _note_meta(name, value, found):
 
 @njit
 def _note_signal(kind, value, found):
-    """Takes note of what a page says of its use; False if there is too much of it."""
+    """Stores an opt-out signal of the page; False if there are too many signals."""
     at = found.fields[SIGNALS]
     if at >= found.signals.shape[0]:
         return False
@@ -340,7 +340,7 @@ def _note_signal(kind, value, found):
 
 @njit
 def _read_head_links(p, e, found):
-    """Reads Head.Link (license); the position behind the array, or UNSURE."""
+    """Reads Head.Link (license); returns the position after the array, or UNSURE."""
     fields = found.fields
     first = True
     while True:
@@ -361,7 +361,7 @@ def _read_head_links(p, e, found):
 
 @njit
 def _read_headers(p, e, found):
-    """Reads the HTTP headers, from behind the brace; the position behind the object, or UNSURE."""
+    """Reads the HTTP headers, from after the brace on; returns the position after the object, or UNSURE."""
     first = True
     seen = 0
     while True:
@@ -392,7 +392,7 @@ def _read_headers(p, e, found):
 
 @njit
 def _known(level, key, key_end):
-    """The level of the object under this key, or what value it is that is wanted; else _UNKNOWN."""
+    """The level of the object under this key, or the number of the wanted value; else _UNKNOWN."""
     if level == _AT_ROOT:
         return _AT_ENVELOPE if same(key, key_end, _ENVELOPE) else _UNKNOWN
     if level == _AT_ENVELOPE:
@@ -420,13 +420,13 @@ def _known(level, key, key_end):
 
 @njit
 def _outer(level):
-    """The level of the object around one of this level."""
+    """The level of the object around an object of this level."""
     return _AT_ENVELOPE if level == _AT_WARC or level == _AT_PAYLOAD else level - 1
 
 
 @njit
 def _read_value(what, p, e, found):
-    """Reads a wanted value; the position behind it, or UNSURE."""
+    """Reads a wanted value; returns the position after it, or UNSURE."""
     byte = load_byte(p)
     if what == _TARGET_URI or what == _BASE_URL:
         if byte != char.QUOTE:
@@ -447,7 +447,7 @@ def _read_value(what, p, e, found):
 
 @njit
 def _walk_objects(p, e, found):
-    """Reads the record's object, from behind its brace; the position behind it, or UNSURE."""
+    """Reads the record's object, from after its brace on; returns the position after it, or UNSURE."""
     level = _AT_ROOT
     first = True
     while True:
@@ -481,7 +481,7 @@ def _walk_objects(p, e, found):
 
 @njit
 def walk(p, e, found):
-    """Reads a record's JSON: PAGE, NO_LINKS or UNSURE."""
+    """Reads a record's JSON; returns PAGE, NO_LINKS or UNSURE."""
     fields = found.fields
     fields[:] = 0
     if not contains(p, e, _HTML):

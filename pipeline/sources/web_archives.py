@@ -1,6 +1,7 @@
 """The readers of web archives: WAT, WARC and ARC files, and packs of them (WACZ).
 
-`wat.py` and `warc.py` parse them. They are imported when a file is read, since `--help` needs the readers.
+`wat.py` and `warc.py` parse them. They are imported only when a file is read. So `--help`, which imports this module,
+stays fast.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ COMPRESSIONS = (".gz", ".lz4", ".zst")
 ARCHIVES = packed(".warc", ".arc", ".wat", by=COMPRESSIONS)  # ends of names
 WACZ = ".wacz"
 RECORD = b"WARC/"  # begins every record
-DENSE_PAIR = 500  # bytes of a compressed archive behind a pair, where pairs are many
+DENSE_PAIR = 500  # bytes of a compressed archive for each pair, where pairs are many
 
-_LZ4 = b"\x04\x22\x4d\x18"  # begins a frame; of what can be read, only archives are packed so
+_LZ4 = b"\x04\x22\x4d\x18"  # begins a frame; of all formats only archives use it
 _ARC = b"filedesc://"
 _MEMBER = re.compile(r"archive/[^/]+\.warc(\.gz)?$")
 
@@ -41,7 +42,7 @@ class ArchiveReader(Reader):
 
 
 class Wat(ArchiveReader):
-    """WAT files. Some are named like WARC files, with a part "wat" anywhere in the name: a.wat.0001.warc.gz."""
+    """WAT files. Some have names of WARC files with a part "wat" anywhere in the name: a.wat.0001.warc.gz."""
 
     name: ClassVar[str] = "wat"
     suffixes: ClassVar[tuple[str, ...]] = packed(".wat", by=COMPRESSIONS)
@@ -63,7 +64,7 @@ class Wat(ArchiveReader):
 
 
 class Warc(ArchiveReader):
-    """WARC and ARC files, and those inside a WACZ. A WAT may have the name of a WARC."""
+    """WARC and ARC files, and WARC files inside a WACZ. A WAT file may have the name of a WARC file."""
 
     name: ClassVar[str] = "warc"
     suffixes: ClassVar[tuple[str, ...]] = (*packed(".warc", ".arc", by=COMPRESSIONS), WACZ)
@@ -89,7 +90,7 @@ class Warc(ArchiveReader):
 
 
 def is_wat(head: bytes) -> bool:
-    """True if a metadata record at the start holds JSON with an Envelope."""
+    """True if a metadata record near the start holds JSON with an Envelope."""
     if not head.startswith(RECORD):
         return False
     for record in head.split(b"WARC/1.")[1:]:
@@ -100,14 +101,14 @@ def is_wat(head: bytes) -> bool:
 
 
 def _members(found: Found) -> list[Input]:
-    """The archives inside a WACZ, each an input of its own (zip://MEMBER::PACK)."""
+    """The archives inside a WACZ, each as one input (zip://MEMBER::PACK)."""
     try:
         with open_seekable(found.path) as opened, zipfile.ZipFile(opened.stream) as pack:
             members = [info for info in pack.infolist() if _MEMBER.match(info.filename)]
     except (zipfile.BadZipFile, NotImplementedError) as error:
         raise InputError(f"{found.name!r} is no readable WACZ (a zip with archive/*.warc.gz): {error}") from error
     if not members:
-        raise InputError(f"{found.name!r} holds no archive/*.warc.gz: it is no WACZ")
+        raise InputError(f"{found.name!r} is no WACZ: it holds no archive/*.warc.gz")
     return [
         Input(f"{found.name}/{info.filename}", f"zip://{info.filename}::{found.path}", "warc", info.file_size)
         for info in members

@@ -1,4 +1,4 @@
-"""The stages of the way, in order: one file each, and what only they use."""
+"""The stages in order. Each has one file. The other files here are used by stages alone."""
 
 from __future__ import annotations
 

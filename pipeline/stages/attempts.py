@@ -1,6 +1,6 @@
-"""What the attempts of the fetch left: the first over all rows, the later ones over what had failed.
+"""The attempts of the fetch. The first attempt fetches all rows. Each later attempt fetches the rows that had failed.
 
-`fetch` writes them, `dedup-images` takes the last word on each row, `publish` takes the images.
+`fetch` writes the attempts. `dedup-images` reads the newest outcome of each row. `publish` reads the images.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Attempts:
 
     @property
     def hosts(self) -> int:
-        """Into how many buckets the hosts are cut: known when balance is done."""
+        """The number of buckets of hosts. It is known when balance is done."""
         return min(MAX_BUCKETS, max(1, self.selected.done()["rows_out"] // ROWS_PER_BUCKET))
 
     def images(self, number: int) -> StepFolder:
@@ -44,21 +44,21 @@ class Attempts:
         return self.folder.step(f"images-{number:03d}", more=str(number))
 
     def count(self) -> int:
-        """How many attempts were asked for so far, one that is under way included."""
+        """The number of attempts so far. An attempt that is under way counts."""
         return (storage.read_json(os.path.join(self.folder.path, "attempts.json")) or {}).get("retries", 0) + 1
 
     def ask_for_another(self) -> None:
-        """From now on the stage has one attempt more, also if this run is interrupted."""
+        """Adds one attempt to the stage. The number is on disk, so an interrupted run keeps it."""
         storage.write_json(os.path.join(self.folder.path, "attempts.json"), {"retries": self.count()})
         storage.remove(os.path.join(self.folder.path, "COMPLETED"))
 
     def rows(self, unit: int) -> Iterator[tuple[int, int, pa.Table]]:
-        """(attempt, part, rows) of a unit, the last word on each row."""
+        """(attempt, part, rows) of a unit: the newest outcome of each row."""
         return fetched_rows(self, unit, before=self.count())
 
 
 def fetched_rows(attempts: Attempts, unit: int, *, before: int) -> Iterator[tuple[int, int, pa.Table]]:
-    """(attempt, part, rows) of a unit: the last word on each row, from the attempts before the given one."""
+    """(attempt, part, rows) of a unit: the newest outcome of each row. Only attempts below `before` are read."""
     seen: np.ndarray = np.zeros(0, "S16")
     for number in range(before - 1, -1, -1):
         folder = attempts.images(number)

@@ -1,8 +1,8 @@
-"""balance: of the pairs that match each query, at most `cap`, chosen by hash; the union of all queries' picks.
+"""balance: each query picks at most `cap` of its pairs, by hash. A pair stays if any query picks it.
 
 Source: Radford et al. 2021, section 2.2, "we approximately class balance the results by including up to 20,000
-(image, text) pairs per query". The counts and thresholds are found in `caps`; here every row decides by them
-alone, and the selected rows, the only ones that are moved whole, are cut by uid, sorted and written.
+(image, text) pairs per query". `caps` finds the counts and thresholds. Each row is then decided by these alone.
+The selected rows are cut by uid, sorted and written. No other rows are copied.
 
     matched parts + masks --FindCaps--> thresholds --SelectRows--> by uid --SortRows--> part-00000.parquet
 """
@@ -79,7 +79,7 @@ class BalanceSettings:
 
 
 def policy(run: Run) -> Policy:
-    """How the queries share the pairs."""
+    """The rules by which the queries share the pairs."""
     o, seed = run.settings(BalanceSettings), run.settings(RunSettings).seed
     share, stop = None, o.stop_queries
     if stop and stop.endswith("%"):
@@ -89,7 +89,7 @@ def policy(run: Run) -> Policy:
 
 @dataclasses.dataclass(frozen=True)
 class SelectRows:
-    """One unit a group: writes the selected rows, cut by the first bits of their uid."""
+    """One unit for each group: writes the selected rows, cut by the first bits of their uid."""
 
     plan: CapPlan
     rows: Rows
@@ -124,14 +124,14 @@ class SelectRows:
 
 
 def out_bits(plan: CapPlan) -> int:
-    """Bits of the uid that number the output parts: from the rows alone, never from workers or inputs."""
+    """The bits of the uid that number the output parts. They depend on the rows, not on workers or inputs."""
     parts = shuffle_files.power_of_two(caps.candidates(plan) / caps.ROWS_PER_PART, max_count=plan.max_parts)
     return parts.bit_length() - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class SortRows:
-    """One unit an output part: its rows from all groups, by uid."""
+    """One unit for each output part: its rows from all groups, sorted by uid."""
 
     plan: CapPlan
 

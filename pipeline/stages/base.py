@@ -1,9 +1,8 @@
-"""What a stage is: one object that knows its options, its plan, its steps, its progress and its end.
+"""What a stage is: one object with its options, its plan, its steps, its progress and its completion.
 
 A stage is planned once (`Stage.plan`). From then on it is a value: it knows the folders that it writes and reads, and
-its fingerprint says what decides its rows. `build` puts the stages of one job behind each other (`expand`), runs the
-job, and then ends each stage (`complete`). A stage never imports another stage: what it needs of those before it comes
-as `Outputs`.
+its fingerprint says what decides its rows. `build` chains the stages of one job (`expand`), runs the job, and then
+completes each stage (`complete`). A stage never imports another stage. It receives the earlier stages as `Outputs`.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ T = TypeVar("T")
 Job: TypeAlias = Literal["select", "fetch", "publish"]
 
 TABLES = "tables"  # folder in the stage match: the compiled list, and the hash of each query
-REJECTED_ROWS = 1000  # rows a reason that a sample keeps
+REJECTED_ROWS = 1000  # rows that a sample keeps for each reason
 
 
 class Outputs:
-    """The stages that are planned already: where their folders and rows are."""
+    """The stages that are planned so far, with their folders and rows."""
 
     def __init__(self) -> None:
         self._stages: dict[str, Stage] = {}
@@ -46,7 +45,7 @@ class Outputs:
         self._stages[stage.name] = stage
 
     def copy(self) -> Outputs:
-        """The stages so far, for a stage that reads of them when they are done."""
+        """A copy for a stage that reads the earlier stages once they are done."""
         copied = Outputs()
         copied._stages = dict(self._stages)
         return copied
@@ -67,21 +66,21 @@ class Outputs:
         """The rows that an earlier stage leaves."""
         rows = self._stages[name].output
         if rows is None:
-            raise TypeError(f"the rows of {name} have a form of their own")
+            raise TypeError(f"the stage {name} writes no parts that another stage can read")
         return rows
 
     def last_rows(self) -> Rows:
-        """The rows that the stage before leaves, whichever it is."""
+        """The rows that the stage directly before leaves."""
         return self.rows(list(self._stages)[-1])
 
     def part(self, name: str, kind: type[T]) -> T:
-        """The field of an earlier stage that is of a type that both stages know."""
+        """The field of an earlier stage with the given type."""
         stage = self._stages[name]
         values = (getattr(stage, field.name) for field in dataclasses.fields(stage))
         return next(value for value in values if isinstance(value, kind))
 
     def plan(self, run: Run, stage: type[Stage]) -> StageFolder:
-        """The folder of the next stage: its fingerprint holds the one before it and what the stage itself decides."""
+        """The folder of the next stage. Its fingerprint covers the stage before it and the stage's own options."""
         decided = stage.fingerprint(run)
         before = list(self._stages.values())
         digest = digest_of(before[-1].folder.fingerprint if before else "", decided)
@@ -91,7 +90,7 @@ class Outputs:
 
 @dataclasses.dataclass(frozen=True)
 class Stage(abc.ABC):
-    """One stage of the way, planned for one run.
+    """One stage, planned for one run.
 
     Attributes:
         folder: where it writes.
@@ -111,18 +110,18 @@ class Stage(abc.ABC):
         """The stage of one run. Nothing is read or written.
 
         Args:
-            run: the options and what was looked up.
+            run: the options, the inputs and the query list.
             before: the stages before this one.
         """
 
     @classmethod
     @abc.abstractmethod
     def fingerprint(cls, run: Run) -> dict[str, Json]:
-        """What decides the rows, beside the stages before: a folder that was made with other values is refused."""
+        """The values that decide the rows, beside the earlier stages. A folder with other values is refused."""
 
     @abc.abstractmethod
     def expand(self, done: Any) -> beam.PCollection:
-        """Puts the steps of the stage behind `done`: the root of a pipeline, or the steps of the stage before."""
+        """Appends the steps of the stage to `done`, the root of a pipeline or the steps of the stage before."""
 
     @abc.abstractmethod
     def watched(self) -> list[Watched]:
@@ -131,49 +130,49 @@ class Stage(abc.ABC):
     @property
     @abc.abstractmethod
     def output(self) -> Rows | None:
-        """Where the stage's rows are; None where they have a form of their own."""
+        """Where the stage's rows are; None where another stage cannot read them as parts."""
 
     @abc.abstractmethod
     def steps(self) -> tuple[StepFolder, ...]:
-        """All steps of the stage: their times are added up."""
+        """All steps of the stage. info.json holds the sum of their times."""
 
     @abc.abstractmethod
     def counted(self) -> tuple[StepFolder, ...]:
-        """The steps whose manifests hold the ledger of the stage, its digest and its rejected rows."""
+        """The steps whose manifests hold the stage's ledger, digest and rejected rows."""
 
     def facts(self) -> dict[str, Json]:
-        """More that info.json says."""
+        """Further entries of info.json."""
         return {}
 
     def check(self, run: Run) -> None:
-        """Looks at what the stage will read, before anything is written.
+        """Checks what the stage will read. It is called before anything is written.
 
         Raises:
-            UsageError, MissingInput: the stage cannot do what is asked for.
+            UsageError, MissingInput: the stage cannot do what the options ask for.
         """
         return None
 
     def settle(self, run: Run) -> None:
-        """Writes what the workers read of the options, anew in each run."""
+        """Writes the options that the workers read. Each run writes them again."""
         return None
 
     def begin(self, run: Run) -> None:
-        """What must be so before the job starts."""
+        """Prepares the folder. It is called directly before the job starts."""
         return None
 
     def reopens(self, run: Run) -> bool:
-        """True if the stage is done and must go on all the same, since the user asks for it."""
+        """True if the stage is done but the user asks for more, such as another attempt."""
         return False
 
     def reopen(self) -> None:
-        """Lets a stage go on that is done: from here on it counts as not done."""
+        """Marks a done stage as not done, so that it goes on."""
         return None
 
     def is_done(self) -> bool:
-        """True if the folder holds the stage, made as it is planned."""
+        """True if the folder holds this stage, complete and with this fingerprint."""
         info = self.folder.info()
         if info is None or storage.CHECKSUM not in info:
-            return False  # an older version left it, without checksums in its files
+            return False  # an older version wrote it, without checksums
         return info.get("fingerprint") == self.folder.fingerprint
 
     @property
@@ -182,16 +181,16 @@ class Stage(abc.ABC):
         return json.loads(self.folder.about)["decided_by"]
 
     def complete(self) -> dict[str, Any]:
-        """Ends the stage: rejected rows, info.json, COMPLETED. Returns the body of info.json."""
+        """Completes the stage: writes rejected rows, info.json and COMPLETED. Returns the body of info.json."""
         info = self.count()
         self.folder.complete(info)
         return info
 
     def count(self, *, counted: Sequence[StepFolder] | None = None) -> dict[str, Any]:
-        """Adds up what the units did and writes the rejected rows of the stage.
+        """Adds up the counts of all units and writes the rejected rows of the stage.
 
         Args:
-            counted: the steps that count the stage, where they are those of a pass; None: the stage's own.
+            counted: the steps that count the stage, where a pass counts it; None: the stage's own steps.
 
         Returns:
             The body of info.json.
@@ -223,7 +222,7 @@ def sum_of_ledgers(steps: Iterable[StepFolder], stage: str) -> tuple[Ledger, int
 
 
 def merge_rejected(stage: str, steps: Iterable[StepFolder], *, keep: str) -> pa.Table:
-    """The rejected rows of a stage's units: all of them, or of each reason those with the smallest hash."""
+    """The rejected rows of a stage's units: all of them, or a sample (the smallest hashes of each reason)."""
     tables, pending = [REJECTED.empty_table()], 0
     for step in steps:
         for unit, manifest in step.manifests():

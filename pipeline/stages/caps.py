@@ -1,9 +1,9 @@
 """The steps of balancing, for any set of rows with query ids: counts, limits, band, thresholds.
 
-`balance` runs them over the matched parts, `publish` again over what the fetch brought. What differs is where the rows
-are (`Rows`); what comes out is one threshold a query (`load_thresholds`), and then every row decides for itself.
+`balance` runs them over the matched parts. `publish` runs them again over the fetched rows. Only the place of the rows
+(`Rows`) differs. The result is one threshold for each query (`load_thresholds`). Each row is then decided alone.
 
-    CountQueries --sum--> Limits --> CollectBand --by query--> FindThresholds --> Gathered thresholds
+    CountQueries --sum--> CapWindows --> CollectBand --by query--> FindThresholds --> Gathered thresholds
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 QUERY_BUCKETS = 8
 CAP_STEPS = ("counts", "limits", "band", "thresholds")
-SAMPLE_ROWS = 200_000  # rows on which --target-pairs solves for the cap
-ROWS_PER_PART = 98_304  # of selected rows, about
+SAMPLE_ROWS = 200_000  # rows from which --target-pairs solves for the cap
+ROWS_PER_PART = 98_304  # selected rows of an output part, about
 
 BAND = pa.schema(
     [
@@ -48,23 +48,23 @@ BAND = pa.schema(
 
 
 class BalanceError(ValueError):
-    """The balancing that was asked for cannot be done."""
+    """The options ask for a balancing that cannot be done."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """How the queries share the pairs.
+    """The rules by which the queries share the pairs.
 
     Attributes:
         kind: "cap" (each query picks at most `cap` pairs, exactly), "bernoulli" (MetaCLIP: each match is picked with
             the probability cap / count) or "none".
-        cap: pairs a query (the paper's 20,000).
+        cap: pairs that a query may pick (the paper's 20,000).
         target_pairs: solve for the cap that keeps about so many pairs; None: use `cap`.
         seed: of the hash that decides.
-        stop_list: path of queries that never pick a pair, None: none.
+        stop_list: path of a list of queries that never pick a pair; None: no list.
         stop_share: queries in more than this share of the texts never pick a pair; None: no such bound.
-        expected_yield: the share of the pairs that is expected to come through the fetch: with less than 1 more are
-            picked before it, cap / expected_yield a query.
+        expected_yield: the share of the pairs that the fetch is expected to bring. Before the fetch each query picks
+            cap / expected_yield pairs.
     """
 
     kind: str = "cap"
@@ -85,7 +85,7 @@ class Matched(Protocol):
         ...
 
     def count(self) -> int:
-        """All rows that are still in."""
+        """The number of rows that no earlier stage dropped."""
         ...
 
     def matches(self, group: int) -> Iterator[Matches]:
@@ -125,7 +125,7 @@ class CapPlan:
         policy: how the queries share the pairs.
         tables: folder of the compiled list, with query_hash.npy.
         max_parts: upper bound of output parts, a power of two.
-        before: the balancing that left these rows, where it is done again.
+        before: the earlier balancing of these rows, where they are balanced again; None: this is the first.
     """
 
     folder: StageFolder
@@ -144,17 +144,17 @@ class CapPlan:
         return tuple(self.step(name) for name in CAP_STEPS)
 
     def cap(self) -> int:
-        """The cap that was settled, in pairs a query."""
+        """The cap that `CapWindows` fixed, in pairs of a query."""
         return self.step("limits").total("cap")
 
     def keys(self) -> np.ndarray:
-        """One 64-bit key a query, with the seed in it."""
+        """One 64-bit key for each query. The key depends on the seed."""
         return _query_keys(self.tables, self.policy.seed)
 
 
 @dataclasses.dataclass(frozen=True)
 class CountQueries:
-    """One unit a group: how many rows each query matches; a sample of rows where the cap must be solved for."""
+    """One unit for each group: counts the rows that each query matches. --target-pairs also needs a sample of rows."""
 
     plan: CapPlan
 
@@ -194,8 +194,25 @@ class CountQueries:
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
-    """The only unit: sums the counts, settles stop queries and cap, and where each query's threshold must lie."""
+class CapWindows:
+    """The only unit: sums the counts, fixes the stop queries and the cap, and gives each query its window of hashes.
+
+    Each match of a query has a uniform 64-bit hash. The query picks the `cap` matches with the smallest hashes. Its
+    threshold `tau` is the largest hash that it picks. The counts tell that tau lies near 2^64 * cap / count. The window
+    from low to high is wide enough to hold it (`selection.band_limits`, and after the fetch `band_limits_after`):
+
+        hash  0               low       tau       high                                 2^64 - 1
+              |----------------|=========|=========|---------------------------------------|
+                all are picked   picked  |  not        none is picked
+                below[query]             |  picked
+              counted only     the band: sorted,       skipped
+                               tau is its match number cap - below[query]
+
+    So only the matches in the band leave their group (`CollectBand`). Only these are sorted (`FindThresholds`).
+    A query with at most `cap` matches picks all of them. A stop query picks none. Both have no window: low = high = 0.
+
+    The step leaves four arrays with one entry for each query (`load_limits`): count, stop, low and high.
+    """
 
     plan: CapPlan
 
@@ -213,7 +230,7 @@ class Limits:
         cap, matches = self._cap(counts, stop, rows), int(counts.sum())
         if self.plan.before is None:
             low, high = selection.band_limits(counts, cap, stop=stop)
-        elif self.plan.policy.kind == "bernoulli":  # nested in the choice of then
+        elif self.plan.policy.kind == "bernoulli":  # the earlier counts, scaled: both choices are nested
             counts = np.rint(load_limits(self.plan.before)["count"] * self._left(rows)).astype(np.int64)
             low, high = selection.band_limits(counts, cap, stop=stop)
         else:
@@ -231,13 +248,13 @@ class Limits:
         }
 
     def _sum(self, kind: str) -> np.ndarray:
-        """The sum of a vector of all groups."""
+        """The sum of a vector over all groups."""
         counted = self.plan.step("counts")
         vectors = (read_vector(counted.file(unit, kind)) for unit, _ in counted.manifests())
         return sum(vectors, np.zeros(len(self.plan.keys()), np.int64))
 
     def _left(self, rows: int) -> float:
-        """The share of the rows of the earlier balancing that is left."""
+        """The share of the earlier balancing's rows that is left."""
         before = self.plan.before
         return rows / max(1, before.folder.done()["rows_out"]) if before is not None else 1.0
 
@@ -249,13 +266,13 @@ class Limits:
             return math.ceil(policy.cap / Fraction(str(policy.expected_yield)))
         if before is None:
             return self._solve(self.plan, counts, policy.target_pairs / policy.expected_yield, stop)
-        # As if all matches had been fetched, with the losses that were met.
+        # All matches, scaled by the share that the fetch brought.
         counts = load_limits(before)["count"]
         solved = self._solve(before, counts, policy.target_pairs, load_limits(before)["stop"], left=self._left(rows))
         return min(solved, before.cap())
 
     def _solve(self, plan: CapPlan, counts: np.ndarray, wanted: float, stop: np.ndarray, *, left: float = 1.0) -> int:
-        """The cap that keeps about `wanted` pairs of the share that is left of a plan's rows."""
+        """The cap that keeps about `wanted` pairs. `left` is the share of the plan's rows that still exists."""
         counted = plan.step("counts")
         tables = [storage.read_table(counted.file(unit, "sample")) for unit, _ in counted.manifests()]
         lists = hashing.as_array(pa.concat_tables(tables)["query_ids"])
@@ -277,7 +294,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class CollectBand:
-    """One unit a group: the matches whose hash lies in their query's band, cut by query."""
+    """One unit for each group: the matches whose hash lies in their query's window, cut by query."""
 
     plan: CapPlan
 
@@ -308,7 +325,7 @@ class CollectBand:
 
 @dataclasses.dataclass(frozen=True)
 class FindThresholds:
-    """One unit a bucket of queries: the exact thresholds of its queries."""
+    """One unit for each bucket of queries: the exact thresholds of its queries."""
 
     plan: CapPlan
 
@@ -345,9 +362,9 @@ class FindThresholds:
 
 
 def find_caps(done: Any, plan: CapPlan, *, exchange: str) -> beam.PCollection:
-    """Puts behind `done` all steps up to one threshold a query on disk."""
+    """Appends to `done` all steps that find the thresholds. They leave one threshold for each query on disk."""
     done = run_task(done, CountQueries(plan), max_units=plan.rows.groups)
-    done = run_task(done, Limits(plan), max_units=1)
+    done = run_task(done, CapWindows(plan), max_units=1)
     if plan.policy.kind == "cap":
         done = run_task(done, CollectBand(plan), max_units=plan.rows.groups)
         done = run_exchange(done, FindThresholds(plan), buckets=QUERY_BUCKETS, exchange=exchange)
@@ -368,13 +385,13 @@ def load_thresholds(plan: CapPlan) -> Thresholds:
 
 
 def count_picked(matches: Matches, keys: np.ndarray, tau: np.ndarray) -> np.ndarray:
-    """Per query how many of its matches have a hash of at most `tau`."""
+    """For each query the number of its matches with a hash of at most `tau`, the query's threshold."""
     above = np.minimum(tau, selection.HIGHEST - 1) + np.uint64(1)
     return selection.band_tuples(matches, keys, above, above).below
 
 
 def load_limits(plan: CapPlan) -> dict[str, np.ndarray]:
-    """The arrays of `Limits`, mapped."""
+    """The arrays of `CapWindows` (count, stop, low, high; one entry for each query), mapped."""
     folder = plan.step("limits")
     return {name: storage.map_array(folder.file(0, name)) for name in ("count", "stop", "low", "high")}
 
@@ -382,7 +399,7 @@ def load_limits(plan: CapPlan) -> dict[str, np.ndarray]:
 def decider(
     plan: CapPlan, tally: Tally, schema: pa.Schema, *, bits: int = 0
 ) -> Callable[[pa.RecordBatch, np.ndarray], pa.RecordBatch]:
-    """A function (rows, which of them are in) -> the rows that a query picks, by the thresholds on disk."""
+    """`decide` with the thresholds on disk: a function (rows, mask of the rows that are still in) -> picked rows."""
     return functools.partial(
         decide,
         tally=tally,
@@ -407,17 +424,17 @@ def decide(
     cap: int,
     bits: int = 0,
 ) -> pa.RecordBatch:
-    """The rows that a query picks, with keep_probability and kept_by.
+    """The rows that at least one query picks, with keep_probability and kept_by.
 
     Args:
         rows: with at least uid, url, text, query_ids and row_hash.
-        keep: the rows that are still in.
+        keep: mask of the rows that are still in.
         tally: the stage's ledger and rejects.
-        schema: of the result: columns of `rows`, and the two new ones in their place.
+        schema: of the result: the columns of `rows` and the two new ones, in the order of the result.
         keys, tau: key and threshold of each query.
-        limits: the arrays of `Limits`.
-        cap: pairs a query.
-        bits: the rows come out by the first so many bits of their uid; otherwise their order is kept.
+        limits: the arrays of `CapWindows`.
+        cap: pairs that a query may pick.
+        bits: the result is sorted by the first `bits` bits of the uid; 0: the order of `rows` is kept.
     """
     matches = Matches.from_arrow(rows["uid"], rows["query_ids"], keep)
     picks = selection.pick(matches, keys, tau)
@@ -439,38 +456,38 @@ def decide(
 
 
 def sort_by_uid(table: pa.Table) -> pa.Table:
-    """Rows in the order of their uids, which are distinct."""
+    """The rows sorted by uid. Uids are distinct."""
     high, low = hashing.uid_words(table["uid"])
     order = np.argsort(high)
     ranked = high[order]
-    if (ranked[1:] == ranked[:-1]).any():  # two keys with one first half: hardly ever
+    if (ranked[1:] == ranked[:-1]).any():  # rare: two uids with the same high word
         order = np.lexsort((low, high))
     return table.take(pa.array(order)).combine_chunks()
 
 
 def candidates(plan: CapPlan) -> int:
-    """An upper bound of the rows that will be selected: a function of the rows alone, close by the band's width."""
+    """An upper bound of the selected rows. It depends on the rows alone. With caps it is close: windows are narrow."""
     if plan.policy.kind == "cap":
         return int(plan.step("band").total("candidates"))
     return int(plan.step("limits").total("rows"))
 
 
 def write_vector(path: str, vector: np.ndarray) -> None:
-    """A vector of int64, mostly zeros, compressed."""
+    """Writes a vector of int64, compressed: most entries are zero."""
     storage.write_bytes(path, len(vector).to_bytes(8, "little") + pa.compress(vector.tobytes(), "zstd", asbytes=True))
 
 
 def read_vector(path: str) -> np.ndarray:
-    """The inverse of `write_vector`."""
+    """Reads a vector that `write_vector` wrote."""
     data = storage.read_bytes(path)
     size = 8 * int.from_bytes(data[:8], "little")
     return np.frombuffer(pa.decompress(data[8:], size, "zstd", asbytes=True), np.int64)
 
 
 def read_lines(path: str) -> list[str]:
-    """The non-empty lines of a text file, plain or gzip."""
+    """The non-empty lines of a text file, uncompressed or gzip."""
     if not os.path.exists(path):
-        raise BalanceError(f"the list of stop queries {path!r} is not there")
+        raise BalanceError(f"there is no list of stop queries {path!r}: check --stop-queries")
     with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
         return [line.strip() for line in file.read().decode().splitlines() if line.strip()]
 

@@ -1,4 +1,4 @@
-"""Whether a folder can be continued: before a run, its stages are held against those that are there."""
+"""Decides if a run can continue a folder: it compares the planned stages with the stages in the folder."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pipeline.stages.row_pass import RowStage
 from pipeline.stages.run import HowSettings, Run, RunSettings
 
 LONGEST_VALUE = 60  # characters of an option's value in a message
-# What is no option in `decided_by`: a digest, a list, or a number of ours.
+# The entries of `decided_by` that are no options: digests and version numbers. A message names them so.
 BEHIND = {"inputs": "another --input", "queries": "another --queries", "format": "another format of the shards"}
 
 
 def check(stages: list[Stage], run: Run) -> None:
-    """Refuses to continue a folder that holds stages made otherwise, or that lacks what the run begins from.
+    """Refuses a folder whose stages were made with other options, or that lacks the rows that the run begins from.
 
     Args:
-        stages: all stages of the way, planned.
-        run: what is asked for.
+        stages: all seven stages, planned.
+        run: the run that is asked for.
 
     Raises:
-        UsageError: with the options that differ, and what to type.
+        UsageError: its message names the options that differ and what to type.
     """
     asked, names = run.settings(RunSettings).stages, [stage.name for stage in stages]
     kept = kept_of(stages, run)
@@ -43,7 +43,7 @@ def check(stages: list[Stage], run: Run) -> None:
 
 
 def refusal(stages: list[Stage], run: Run) -> str | None:
-    """Why `check` would refuse the run; None: it would not."""
+    """The reason for which `check` refuses the run; None if it does not."""
     try:
         check(stages, run)
     except UsageError as error:
@@ -52,29 +52,29 @@ def refusal(stages: list[Stage], run: Run) -> str | None:
 
 
 def kept_of(stages: list[Stage], run: Run) -> list[Stage]:
-    """The stages that the run does not make anew if they are done."""
+    """The stages before --redo; without it all stages. The run does not repeat those of them that are done."""
     redo = run.settings(HowSettings).redo
     return stages[: [stage.name for stage in stages].index(redo)] if redo else stages
 
 
 def to_do(stages: list[Stage], run: Run) -> list[Stage]:
-    """The stages that are asked for and not done as planned."""
+    """The stages that the run must do: asked for, and not done with this plan."""
     asked, kept = run.settings(RunSettings).stages, kept_of(stages, run)
     return [stage for stage in stages if stage.name in asked and not (stage in kept and stage.is_done())]
 
 
 def check_inputs(stages: list[Stage], run: Run) -> None:
-    """Looks at what the stages to do will read, before anything is written.
+    """Checks the inputs of the stages to do, before anything is written.
 
     Raises:
-        UsageError, MissingInput: a stage cannot do what is asked for.
+        UsageError, MissingInput: a stage cannot do what the options ask for.
     """
     for stage in to_do(stages, run):
         stage.check(run)
 
 
 def difference(stage: Stage) -> str | None:
-    """What keeps a completed stage from being used; None: it is as planned, or not there."""
+    """The reason why a completed stage cannot be used; None if it is as planned, or if there is none."""
     info = stage.folder.info()
     if info is None or stage.is_done():
         return None
@@ -87,7 +87,7 @@ def difference(stage: Stage) -> str | None:
 
 
 def describe(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """The options that differ, with both values."""
+    """The options that differ, each with both values."""
     parts = []
     for name in [*wanted, *(name for name in there if name not in wanted)]:
         if there.get(name) == wanted.get(name):
@@ -101,17 +101,17 @@ def describe(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value of an option in a message."""
+    """An option's value as a message shows it."""
     text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     text = sanitize(text) or "empty"
     return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "..."
 
 
 def check_rows_are_there(stages: list[Stage], kept: list[Stage], asked: tuple[str, ...]) -> None:
-    """Refuses to begin behind a stage whose rows went on to the next one and were not kept.
+    """Refuses to begin after a stage whose rows were not kept, because a pass handed them to the next stage.
 
     Raises:
-        UsageError: with the stage to do again.
+        UsageError: its message names the stage to do again.
     """
     for before, stage in zip(stages, stages[1:], strict=False):
         if not isinstance(stage, RowStage) or stage.name not in asked or before not in kept:
@@ -119,20 +119,20 @@ def check_rows_are_there(stages: list[Stage], kept: list[Stage], asked: tuple[st
         info, made = before.folder.info(), stage in kept and (stage.is_done() or stage.parts().folder.manifests())
         if info and info["rows_out"] and not made and not stage.source().units():
             raise UsageError(
-                f"the rows of the stage {before.name!r} were not kept in {before.folder.root}: they went on to "
-                f"{stage.name!r} in the same pass; add --redo {before.name}"
+                f"{before.folder.root} does not hold the rows of the stage {before.name!r}: a pass handed them to "
+                f"{stage.name!r} and did not keep them; add --redo {before.name}"
             )
 
 
 def remove_from(stages: list[Stage], name: str | None) -> None:
-    """Removes a stage and those after it, so that they are made anew; None: nothing."""
+    """Removes a stage and all later ones, so that the run repeats them; None: removes nothing."""
     names = [stage.name for stage in stages]
     for stage in reversed(stages[names.index(name) :] if name else []):
-        storage.remove(stage.folder.path)  # the last one first: none is left that was made from one that is gone
+        storage.remove(stage.folder.path)  # the last one first: a stage never outlives a stage that it was made from
 
 
 def reopen(stages: list[Stage], run: Run) -> None:
-    """Lets a stage go on that is done, where the user asks for it; those after it are made anew."""
+    """Reopens done stages where the user asks for it, and removes all stages after them."""
     for stage, after in zip(stages, stages[1:], strict=False):
         if stage.reopens(run):
             remove_from(stages, after.name)

@@ -1,7 +1,7 @@
-"""dedup: by keys. Of equal pairs one stays, of the texts of one URL one stays, a placeholder's URL goes altogether.
+"""dedup: drops duplicates by key. One of equal pairs stays. One text of a URL stays. All rows of a placeholder go.
 
-No row is moved: 44 bytes a row cross from the matched parts to buckets of URLs, and (part, row, reason) of the
-*dropped* rows come back. The rules are `selection.find_duplicates`; the exchange is `dedup_exchange`.
+No row is copied. A key of 44 bytes a row goes from the matched parts to buckets of URLs. For each *dropped* row
+(part, row, reason) comes back. `selection.find_duplicates` holds the rules, `dedup_exchange` the exchange.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DedupSettings:
-    """Which URLs are placeholders."""
+    """The options that say which URLs are placeholders."""
 
     title: ClassVar[str] = "dedup"
 

@@ -1,6 +1,6 @@
-"""Duplicates among parts: keys cross to buckets, the places of the dropped rows come back as masks beside the parts.
+"""Finds duplicates among parts. Keys go to buckets. The places of dropped rows come back as masks beside the parts.
 
-`dedup` does so with URLs and texts before the fetch, `dedup_images` with the bytes of the images after it.
+`dedup` does this with URLs and texts before the fetch. `dedup_images` does it with image bytes after the fetch.
 
     <step>/*.keys --by key--> FindDuplicates --by unit--> MarkDropped: masks/00007-000.mask
 """
@@ -33,14 +33,14 @@ DROPS = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class DedupPlan:
-    """Which stage drops what.
+    """The exchange of one stage.
 
     Attributes:
         folder: of the stage.
         rows: the parts with their `.keys`.
         key_bits: the keys are cut into 2 ** key_bits buckets.
-        reasons: the word for each code of `selection.find_duplicates`.
-        placeholder_bound: a URL with more texts than this goes altogether; 0: no bound.
+        reasons: the drop reason for each code of `selection.find_duplicates`.
+        placeholder_bound: all rows of a URL with more texts than this are dropped; 0: no bound.
         keep_rejected: sample, all or none.
     """
 
@@ -58,11 +58,11 @@ class DedupPlan:
 
     @property
     def masks(self) -> StepFolder:
-        """A mask a part (0: the row stays)."""
+        """One mask for each part (0: the row stays)."""
         return self.folder.step("masks")
 
     def remaining(self) -> Rows:
-        """The rows that the stage leaves in."""
+        """The rows that the stage does not drop."""
         return dataclasses.replace(self.rows, masks=self.masks)
 
     def watched(self) -> list[Watched]:
@@ -72,7 +72,10 @@ class DedupPlan:
 
 
 def find_drops(keys: pa.Table, *, placeholder_bound: int = 0) -> pa.RecordBatch:
-    """KEYS of whole URLs -> DROPS: where the rows that go are, and why (selection.DUPLICATE_REASONS)."""
+    """KEYS -> DROPS: the place of each dropped row, and its code (selection.DUPLICATE_REASONS).
+
+    `keys` holds either all rows of a URL or none of them.
+    """
     names = ("url_hash", "pair_high", "pair_low", "provenance")
     columns = [keys[name].to_numpy() for name in names]
     codes = selection.find_duplicates(*columns, placeholder_bound=placeholder_bound)
@@ -84,7 +87,7 @@ def find_drops(keys: pa.Table, *, placeholder_bound: int = 0) -> pa.RecordBatch:
 
 @dataclasses.dataclass(frozen=True)
 class FindDuplicates:
-    """One unit a bucket of keys."""
+    """One unit for each bucket of keys."""
 
     plan: DedupPlan
 
@@ -109,7 +112,7 @@ class FindDuplicates:
 
 @dataclasses.dataclass(frozen=True)
 class MarkDropped:
-    """One unit a group of units: writes a mask (0: stays) beside each part, counts, and samples the dropped."""
+    """One unit for each group: writes a mask (0: stays) beside each part, counts the rows, samples the dropped ones."""
 
     plan: DedupPlan
 
@@ -148,7 +151,7 @@ def count_part(path: str, mask: np.ndarray, tally: Tally, reasons: tuple[str, ..
     for code in np.unique(mask[mask > 0]).tolist():
         rows = np.flatnonzero(mask == code)
         tally.ledger.drop(reasons[code], len(rows))
-        if tally.rejects.keep == "sample" and len(rows) > tally.rejects.limit:  # few of them are read
+        if tally.rejects.keep == "sample" and len(rows) > tally.rejects.limit:  # so that few rows are read below
             high = np.concatenate([hashing.uid_words(batch["uid"])[0] for batch in storage.read_batches(path, ["uid"])])
             rows = np.sort(rows[np.argpartition(high[rows], tally.rejects.limit - 1)[: tally.rejects.limit]])
         if tally.rejects.keep != "none":
@@ -158,7 +161,7 @@ def count_part(path: str, mask: np.ndarray, tally: Tally, reasons: tuple[str, ..
 def _reject(path: str, rows: np.ndarray, reason: str, tally: Tally) -> None:
     """Offers the given rows of a part to the rejects."""
     first = 0
-    for batch in storage.read_batches(path):  # mapped; a choice of columns would be copied
+    for batch in storage.read_batches(path):  # all columns: so the file is mapped; selected columns would be copied
         inside = rows[(rows >= first) & (rows < first + batch.num_rows)] - first
         if len(inside):
             taken = batch.take(pa.array(inside))
@@ -168,6 +171,6 @@ def _reject(path: str, rows: np.ndarray, reason: str, tally: Tally) -> None:
 
 
 def drop_duplicates(done: Any, plan: DedupPlan, *, exchange: str) -> beam.PCollection:
-    """Puts behind `done`, the written parts, the steps that leave a mask beside each part."""
+    """Appends to `done` the steps that write a mask beside each part."""
     done = run_exchange(done, FindDuplicates(plan), buckets=1 << plan.key_bits, exchange=exchange)
     return run_exchange(done, MarkDropped(plan), buckets=plan.rows.groups, exchange=exchange)

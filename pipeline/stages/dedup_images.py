@@ -1,7 +1,7 @@
-"""dedup-images: of the pairs whose images have the same bytes one stays: the one with the smallest uid.
+"""dedup-images: of pairs whose images have the same bytes, the one with the smallest uid stays.
 
-The rows that the fetch brought come first, the failures left out, in parts like those of match; then the steps
-are those of `dedup`, with the hash of the image in the place of the URL.
+First the fetched rows, without the failures, are written as parts like those of match. Then the steps of `dedup`
+follow. The hash of the image takes the place of the URL.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ REASONS = ("", "same_pair", "same_image", "placeholder_url")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DedupImagesSettings:
-    """Which images are equal: nothing can be set yet."""
+    """The stage has no options yet."""
 
     title: ClassVar[str] = "dedup-images"
 
 
 @dataclasses.dataclass(frozen=True)
 class KeepFetched:
-    """One unit a unit of the fetch: its good rows, the last attempt's word on each, and their keys."""
+    """One unit for each unit of the fetch: writes its good rows and their keys. The newest outcome of a row counts."""
 
     plan: DedupPlan
     attempts: Attempts
@@ -61,7 +61,7 @@ class KeepFetched:
 
 
 def keep_fetched(table: pa.Table, number: int, unit: int, part: int) -> pa.RecordBatch:
-    """FETCHED rows -> the good ones, with the place of their raw file and their keys (the hash of the image first)."""
+    """FETCHED rows -> the good ones, with the place of their raw file and their keys (the image hash as URL hash)."""
     good = table.filter(pc.equal(table["status"], "ok")).combine_chunks()
     rows = good.num_rows
     first = np.frombuffer(b"".join(digest[:8] for digest in good["image_sha256"].to_pylist()), ">u8").astype(np.uint64)
@@ -90,7 +90,7 @@ class DedupImages(Stage):
 
     @property
     def duplicates(self) -> DedupPlan:
-        """How equal images are found: the exchange is cut by what the fetch brought, so the fetch must be done."""
+        """The exchange that finds equal images. The fetch must be done: the number of its rows sizes the exchange."""
         fetched = self.attempts.folder.done()["rows_out"]
         rows = Rows(self.folder.step("parts"), groups=min(1024, max(1, round(fetched / ROWS_PER_GROUP))))
         bits = min(12, max(0, (44 * fetched >> 26).bit_length()))

@@ -1,10 +1,10 @@
-"""fetch: SELECTED -> FETCHED. The images, by img2dataset's Downloader, or out of the archive where they lie in it.
+"""fetch: SELECTED -> FETCHED. Gets each image from its archive, or downloads it with img2dataset's Downloader.
 
     balance's parts --by host--> DownloadHosts: 00007-000.arrow (a row a pair, failures too) and .raw (the JPEGs)
 
-A unit owns whole hosts, so that what a host is asked at once is bounded over the whole job. What the network returned
-is frozen here; everything after this stage is a pure function of it. A later attempt (`--retry-failed`) fetches only
-what failed in a way that may pass, and its rows replace the older ones.
+A unit owns whole hosts. This bounds the number of requests that one host gets at once, over the whole job. The stage
+stores what the network returned. Every later stage is a pure function of it. A later attempt (`--retry-failed`)
+fetches only the rows with a failure that may be temporary. Its rows replace the older ones.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import apache_beam as beam
 
 FETCHED_COLUMNS = 2  # raised whenever the columns of the fetched rows change
-ROWS_PER_CALL = 5_000  # what is lost, and fetched again, when a machine dies
+ROWS_PER_CALL = 5_000  # rows that are lost, and fetched again, when a machine dies
 SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
 OUTCOME = ("status", "image_sha256", "width", "height", "original_width", "original_height", "phash")
 
@@ -67,7 +67,7 @@ def _check_contact(value: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FetchSettings:
-    """Which images are fetched, and how they are stored."""
+    """The options of the fetch, and of the stored images."""
 
     title: ClassVar[str] = "fetch"
 
@@ -96,7 +96,7 @@ class FetchSettings:
 
 
 def fetch_options(o: FetchSettings) -> FetchOptions:
-    """How to fetch."""
+    """The options as the downloader takes them."""
     return FetchOptions(
         allow_addresses=o.allow_address,
         deadline_s=o.deadline,
@@ -111,11 +111,12 @@ class FetchPlan:
 
     Attributes:
         attempts: where the fetched rows and images go.
-        selected: balance's rows, a Parquet file a unit.
+        selected: balance's rows, one Parquet file for each unit.
         images: the lists of the images that lie in the archives.
-        hosts, archived: the steps that cut the rows by host, and that index the images of the archives.
+        hosts: the step that cuts the rows by host.
+        archived: the step that indexes the images of the archives.
         inputs: path of the list of inputs.
-        options: how to fetch.
+        options: of the downloader.
     """
 
     attempts: Attempts
@@ -129,7 +130,7 @@ class FetchPlan:
 
 @dataclasses.dataclass(frozen=True)
 class ByHost:
-    """One unit a part of balance: its rows, cut by host."""
+    """One unit for each part of balance: its rows, cut by host."""
 
     plan: FetchPlan
 
@@ -157,7 +158,7 @@ def host_hashes(urls: pa.Array) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class IndexArchivedImages:
-    """The only unit: where the images lie that the archives hold, sorted by the hash of their URL."""
+    """The only unit: an index of the images in the archives, sorted by the hash of their URL."""
 
     plan: FetchPlan
 
@@ -177,7 +178,7 @@ class IndexArchivedImages:
         words = hashing.hash_strings(table["url"])
         order = np.lexsort((table["offset"].to_numpy(), table["source"].to_numpy(), words[:, 1], words[:, 0]))
         words = words[order]
-        first = np.concatenate([[True], (words[1:] != words[:-1]).any(axis=1)])  # of several captures the first
+        first = np.concatenate([[True], (words[1:] != words[:-1]).any(axis=1)])  # the first capture of each URL
         kept = table.take(pa.array(order[first]))
         arrays = {"hash": words[first], "source": kept["source"].to_numpy(), "offset": kept["offset"].to_numpy()}
         for name, array in arrays.items():
@@ -197,7 +198,7 @@ class ArchivedImages:
         """The image's bytes, or None if no archive holds it (or it can no longer be read).
 
         Raises:
-            Failure: a remote archive cannot be read now; a later pass may have more luck.
+            Failure: a remote archive cannot be read now. A later attempt may succeed.
         """
         words, sources, offsets = _archived(self.folder)
         high, low = hashing.hash_strings(pa.array([url]))[0]
@@ -226,7 +227,7 @@ def archives(inputs: str) -> list[tuple[str, str]]:
 
 @dataclasses.dataclass(frozen=True)
 class DownloadHosts:
-    """One unit a bucket of hosts: all its rows, in calls of at most ROWS_PER_CALL, each kept as soon as it is done."""
+    """One unit for each bucket of hosts: fetches its rows in calls of ROWS_PER_CALL. Each result is stored at once."""
 
     plan: FetchPlan
 
@@ -248,7 +249,7 @@ class DownloadHosts:
 
 @dataclasses.dataclass(frozen=True)
 class RetryHosts:
-    """One unit a bucket of hosts: the rows whose last try failed in a way that may pass."""
+    """One unit for each bucket of hosts: fetches the rows whose newest outcome is a failure that may be temporary."""
 
     plan: FetchPlan
     number: int  # of this attempt
@@ -268,7 +269,7 @@ class RetryHosts:
 
 
 def download(plan: FetchPlan, folder: StepFolder, unit: int, rows: pa.Table) -> dict[str, Any]:
-    """Fetches the rows of a unit, part by part; parts that an earlier try has finished are not fetched again."""
+    """Fetches the rows of a unit, part by part. A part that an interrupted run finished is not fetched again."""
     order = np.lexsort((*reversed(hashing.uid_words(rows["uid"])), host_hashes(hashing.as_array(rows["url"]))))
     rows = rows.take(pa.array(order))
     counts: dict[str, int] = {}
@@ -298,7 +299,7 @@ def _download_part(plan: FetchPlan, folder: StepFolder, unit: int, part: int, ro
         archived=archived,
     )
     if not fetched["uid"].equals(batch["uid"]):
-        raise RuntimeError(f"the fetch of unit {unit}, part {part} brought other rows than it was given")
+        raise RuntimeError(f"the downloader returned other rows than it was given (unit {unit}, part {part})")
     outcome = [hashing.column_hash(fetched[name]) for name in OUTCOME]
     row_hash = hashing.row_hash(batch["row_hash"].to_numpy(), *outcome)
     complete_batch = pa.RecordBatch.from_arrays([*fetched.columns, pa.array(row_hash)], schema=FETCHED_PART)
@@ -336,7 +337,7 @@ class Fetch(Stage):
         return {"image_size": run.settings(FetchSettings).image_size, "columns": FETCHED_COLUMNS}
 
     def reopens(self, run: Run) -> bool:
-        info = self.folder.info()  # without one an attempt is under way
+        info = self.folder.info()  # None while an attempt is under way
         return run.settings(FetchSettings).retry_failed and info is not None and bool(info["retryable"])
 
     def reopen(self) -> None:
@@ -375,7 +376,7 @@ class Fetch(Stage):
         return super().complete()
 
     def _count_failures(self) -> None:
-        """The last word on each row, counted by class: what failed is dropped here."""
+        """Counts the newest outcome of each row by status class. The failed rows are the drops of the stage."""
         folder, rejects = self.folder.step("failed"), Rejects(self.keep_rejected)
         tally, retryable = Tally(self.name, rejects), 0
         for unit in range(self.fetching.attempts.hosts):
@@ -396,7 +397,7 @@ class Fetch(Stage):
 
 
 def count_outcomes(table: pa.Table, tally: Tally) -> None:
-    """Adds rows to the ledger: what failed is dropped, by class."""
+    """Adds rows to the ledger. Failed rows are drops; their status class is the reason."""
     tally.ledger.rows_in += table.num_rows
     good = pc.equal(table["status"], "ok")
     tally.passed(table["row_hash"].filter(good).to_numpy())

@@ -1,6 +1,6 @@
 """gather: sources -> PAIRS. Reads archives and tables, cleans texts and URLs, names the language.
 
-CANDIDATES --clean_batch--> PAIRS        bad or empty text and URLs go, each with its reason; uid is computed
+CANDIDATES --clean_batch--> PAIRS        drops bad or empty texts and URLs, each with its reason; computes uid
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ IMAGES = pa.schema(
 
 
 def language_codes(given: str | tuple[str, ...]) -> tuple[str, ...]:
-    """en,DE -> ("en", "de"); `all` is no filter. A name such as eng_Latn, of a user's own model, keeps its case."""
+    """en,DE -> ("en", "de"); `all` is no filter. A longer name of a user's own model (eng_Latn) keeps its case."""
     parts = given.split(",") if isinstance(given, str) else given
     codes = [code.strip() for code in parts if code.strip()]
     codes = [code.lower() if re.fullmatch(r"[A-Za-z]{2,3}", code) else code for code in codes]
@@ -58,7 +58,7 @@ def _check_model(value: str) -> None:
 
 
 def _model_languages(path: str) -> list[str]:
-    """The codes that a user's own model knows."""
+    """The language codes of a user's own model."""
     from pipeline.text.language import LanguageModel
 
     try:
@@ -69,7 +69,7 @@ def _model_languages(path: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GatherSettings:
-    """Which pairs are read, and which are kept for their language."""
+    """The options that say which pairs are read, and in which languages they are kept."""
 
     title: ClassVar[str] = "gather"
 
@@ -104,7 +104,7 @@ class GatherSettings:
 
     @staticmethod
     def check_together(o: Any) -> None:
-        """Two columns, and languages that the model knows."""
+        """Refuses one column for URL and text, and languages that the model does not know."""
         if o.url_column == o.text_column:
             raise UsageError(f"--text-column {o.text_column}: must be another column than --url-column")
         if o.languages and o.language_model == "none":
@@ -122,13 +122,13 @@ class GatherSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Cleaning:
-    """What a pair must be to leave the stage.
+    """The rules that a pair must meet to leave the stage.
 
     Attributes:
         languages: ISO 639-1 codes to keep; empty: all.
         language_model: "own", a fastText model's path, or "none" (language and score stay null).
-        min_language_score: least P(language) of a kept pair, if languages are asked for. A threshold and not the best
-            guess: alt-texts are short.
+        min_language_score: the lowest P(language) of a kept pair, if `languages` is not empty. It is a threshold, since
+            the most probable language of a short alt-text is often wrong.
         respect_opt_out: drops the pairs of pages that forbid AI training (noai, noimageai, tdm).
     """
 
@@ -144,12 +144,13 @@ OPT_OUTS = ("noai", "noimageai", "tdm-reservation")
 def clean_batch(
     candidates: pa.RecordBatch, tally: Tally, *, source: int, name_hash: int, rules: Cleaning
 ) -> pa.RecordBatch:
-    """CANDIDATES -> PAIRS with the hashes of GATHERED_PART; order kept, every dropped row counted in `tally`.
+    """CANDIDATES -> PAIRS with the hashes of GATHERED_PART. The order stays. `tally` counts every dropped row.
 
     Args:
         candidates: as a source yields them.
         tally: the stage's ledger and rejects.
-        source: number of the input; name_hash: hash of its name (the rows' digest must not depend on numbers).
+        source: number of the input.
+        name_hash: hash of the input's name. The digest of the rows uses it, since numbers change with the inputs.
         rules: which pairs stay.
     """
     text, text_codes = clean.clean_text(candidates["text"])
@@ -223,7 +224,7 @@ def _pairs(
 
 
 def _languages(text: pa.Array, rules: Cleaning) -> tuple[pa.Array, pa.Array]:
-    """Language and P(language) of each text; nulls where it is not asked for."""
+    """Language and P(language) of each text; nulls without a model."""
     if rules.language_model == "none":
         return pa.nulls(len(text), pa.string()), pa.nulls(len(text), pa.float32())
     model = _language_model(rules.language_model)
@@ -241,7 +242,7 @@ def _language_model(path: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class CleanRows:
-    """`clean_batch` as a part of a pass: one unit an input."""
+    """`clean_batch` as a function of a pass: one unit for each input."""
 
     inputs: str  # path of the JSON list of inputs
     rules: Cleaning
@@ -258,7 +259,7 @@ class CleanRows:
 
 @dataclasses.dataclass(frozen=True)
 class ReadInputs:
-    """The inputs as the source of a pass: one unit an input. The images inside them are listed beside it."""
+    """The inputs as the source of a pass: one unit for each input. It also lists the images inside the inputs."""
 
     inputs: str  # path of the JSON list of inputs
     settings: ReadSettings
@@ -280,7 +281,7 @@ class ReadInputs:
 
 
 def list_images(found: pa.RecordBatch, source: int) -> pa.Table:
-    """IMAGES of one input, by canonical URL; what has no usable URL is left out."""
+    """IMAGES of one input, with canonical URLs. An image without a usable URL is left out."""
     url, codes = clean.canonical_urls(found["url"])
     columns = [url, pa.array(np.full(len(url), source, np.int32)), found["offset"], found["length"]]
     return pa.table(columns, schema=IMAGES).filter(pa.array(codes == 0))
@@ -295,12 +296,12 @@ def load_inputs(path: str) -> list[Input]:
 
 @functools.lru_cache(maxsize=2)
 def source_names(path: str) -> list[str]:
-    """The sorted names of the inputs; `source` is a place in this list."""
+    """The sorted names of the inputs. The column `source` is an index into this list."""
     return sorted({item.name for item in load_inputs(path)})
 
 
 def save_inputs(path: str, inputs: tuple[Input, ...]) -> None:
-    """Writes the list for the workers and for later runs."""
+    """Writes the list of inputs for the workers and for later runs."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     storage.write_list(path, [dataclasses.asdict(item) for item in inputs])
     load_inputs.cache_clear()
@@ -308,12 +309,12 @@ def save_inputs(path: str, inputs: tuple[Input, ...]) -> None:
 
 
 def read_settings(o: GatherSettings) -> ReadSettings:
-    """What the readers may ask for of the options."""
+    """The options that the readers use."""
     return ReadSettings(url_column=o.url_column, text_column=o.text_column)
 
 
 def check_inputs(inputs: tuple[Input, ...], settings: ReadSettings) -> None:
-    """Lets every reader look at its inputs, so that what cannot be read is told before anything is done.
+    """Lets every reader check its inputs, so that an unreadable input is reported before anything is written.
 
     Raises:
         UsageError: the options do not fit an input.
@@ -329,7 +330,7 @@ def check_inputs(inputs: tuple[Input, ...], settings: ReadSettings) -> None:
 
 
 def language_model(settings: GatherSettings, inputs: tuple[Input, ...]) -> str:
-    """The model that names languages; "none" where nobody asked and no input comes from pages."""
+    """The language model. Without the option: "own" if a language is asked for or an input has pages, else "none"."""
     if settings.language_model != "auto":
         return settings.language_model
     from_pages = any(READERS[item.format].knows_pages for item in inputs)

@@ -36,7 +36,7 @@ def _check_queries(path: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MatchSettings:
-    """Which queries a text contains."""
+    """The options that say which queries a text contains."""
 
     title: ClassVar[str] = "match"
 
@@ -62,21 +62,22 @@ class MatchSettings:
 
     @staticmethod
     def fill_in(o: Any) -> Any:
-        """The case that goes with --match, where none is given."""
+        """Sets --case to the default of --match, where it is not given."""
         return o if o.case else dataclasses.replace(o, case=default_case(o.match))
 
 
-IDENTITY = "identity"  # column of the list as the step before the pass reads it
-PASSED = pa.schema([*MATCHED_PART, URL_HASH, PROVENANCE])  # what goes on to the writer of parts and keys
+IDENTITY = "identity"  # column of the query list that `BuildTables` reads
+PASSED = pa.schema([*MATCHED_PART, URL_HASH, PROVENANCE])  # what the writer of parts and keys receives
 
 
 def match_batch(pairs: pa.RecordBatch, tally: Tally, *, matcher: Matcher, query_hash: np.ndarray) -> pa.RecordBatch:
-    """The pairs whose text contains a query, with the ids of all queries it contains; order kept.
+    """The pairs whose text contains a query, with the ids of all queries that it contains. The order stays.
 
     Args:
-        pairs: rows of passes.GATHERED_PART.
+        pairs: rows of row_pass.GATHERED_PART.
         tally: the stage's ledger and rejects.
-        matcher: the compiled list; query_hash: uint64 a query, of its identity.
+        matcher: the compiled query list.
+        query_hash: uint64, the hash of each query's identity.
     """
     tally.ledger.rows_in += pairs.num_rows
     ids = matcher.match(pairs["text"])
@@ -96,7 +97,7 @@ def match_batch(pairs: pa.RecordBatch, tally: Tally, *, matcher: Matcher, query_
 
 @dataclasses.dataclass(frozen=True)
 class MatchRows:
-    """`match_batch` as a part of a pass; `tables` is the folder of the compiled list."""
+    """`match_batch` as a function of a pass; `tables` is the folder of the compiled list."""
 
     tables: str
 
@@ -107,7 +108,7 @@ class MatchRows:
 
 @dataclasses.dataclass(frozen=True)
 class BuildTables:
-    """The only unit of the step before the pass: the compiled list, built once; all workers map its files."""
+    """The only unit of the step before the pass: compiles the query list once. All workers map its files."""
 
     folder: StepFolder
     queries: str  # path of what `Match.begin` wrote

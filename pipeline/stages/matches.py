@@ -1,4 +1,4 @@
-"""What balancing works on: matches of rows and queries, in the layout that plain functions and kernels share."""
+"""The types of balancing: matches of rows and queries, in the layout that `selection` and its kernel share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Counts = npt.NDArray[np.int64]
 
 
 class Matches(NamedTuple):
-    """The rows of a batch as the balancer sees them: uids and, in CSR form, the ids of the queries that match."""
+    """The rows of a batch as the balancer sees them: uids, and the ids of the matching queries in CSR form."""
 
     pair_high: Words
     pair_low: Words
@@ -35,13 +35,13 @@ class Matches(NamedTuple):
 
 
 class Band(NamedTuple):
-    """What one batch says about the thresholds."""
+    """The matches of one batch that can be thresholds, and what is needed of the others."""
 
     query: npt.NDArray[np.int32]
     hash: Words  # h of the match
     tie: Words  # low word of the pair's uid
-    below: Counts  # a query: matches below its band
-    may_be_picked: Mask  # a row: False if no threshold within the bands can pick it
+    below: Counts  # for each query: the number of matches below its band
+    may_be_picked: Mask  # for each row: False if no threshold within the bands can pick it
 
 
 class Thresholds(NamedTuple):
@@ -54,10 +54,10 @@ class Thresholds(NamedTuple):
 class Picks(NamedTuple):
     """The outcome for one batch."""
 
-    selected: Mask  # a row
-    offsets: npt.NDArray[np.int32]  # CSR over the *selected* rows: who picked them
+    selected: Mask  # for each row
+    offsets: npt.NDArray[np.int32]  # CSR over the *selected* rows: the queries that picked each
     ids: npt.NDArray[np.int32]  # ascending within a row
-    per_query: Counts
+    per_query: Counts  # for each query: the number of its picks
 
     def kept_by(self) -> pa.ListArray:
         """The queries that picked each selected row, as a list<int32> column for the filtered table."""

@@ -1,11 +1,10 @@
-"""publish: FETCHED -> the shard folder. Balanced once more after what the fetch lost, then written as tar + Parquet.
+"""publish: FETCHED -> the shard folder. Balances once more after the losses of the fetch, then writes tar + Parquet.
 
     parts + masks --find_caps--> thresholds --CutByShard--> WriteShards: shards/00000.tar, metadata/00000.parquet
 
-A shard owns a range of uids (`dataset.ranges`), so the pairs of a site are spread over all shards. How many ranges
-there are is fixed by the first build of a folder and recorded in OUT/shards.json, so that a set which changes keeps
-most of its shards: see `fixed_ranges`. The hashes are those of `balance`: a pair that was picked there and fetched is
-picked here again.
+A shard owns a range of uids (`dataset.ranges`), so the pairs of a site are spread over all shards. The first build of
+a folder fixes the number of ranges and records it in OUT/shards.json. So a set that changes keeps most of its shards
+(see `fixed_ranges`). The hashes are those of `balance`, so a pair that was picked there and fetched is picked again.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ if TYPE_CHECKING:
     import apache_beam as beam
 
 ROWS_PER_SHARD = 10_000
-RECORD = "shards.json"  # in OUT: how many ranges, and the --rows-per-shard that they were made from (null: not said)
+RECORD = "shards.json"  # in OUT: the number of ranges, and the --rows-per-shard behind it (null: option not set)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublishSettings:
-    """The form of the published set."""
+    """The options of the published set."""
 
     title: ClassVar[str] = "publish"
 
@@ -67,7 +66,7 @@ class PublishSettings:
 
     @staticmethod
     def check_together(o: Any) -> None:
-        """One of the two fixes the number of ranges."""
+        """Refuses --shards beside --rows-per-shard: each of them fixes the number of ranges."""
         if o.shards is not None and o.rows_per_shard is not None:
             raise UsageError(f"--shards {o.shards}: must not stand beside --rows-per-shard, which it replaces")
 
@@ -77,21 +76,22 @@ class Record:
     """What OUT/shards.json holds.
 
     Attributes:
-        ranges: how many there are.
-        rows_per_shard: from which they were made; None: from --shards, or from what is taken where nothing is said.
+        ranges: the number of ranges.
+        rows_per_shard: the option that fixed this number; None: --shards or the default fixed it.
     """
 
     ranges: int
     rows_per_shard: int | None
 
     def __post_init__(self) -> None:
-        Ranges(self.ranges)  # a number that can be
+        Ranges(self.ranges)  # raises if the number is out of range
 
 
 def fixed_ranges(root: str, settings: PublishSettings) -> int | None:
-    """How many ranges there are, where that is fixed before the rows are known; None: the rows decide.
+    """The number of ranges, where it is fixed before the rows are known; None: the rows decide.
 
-    --shards fixes it, else the first build of the folder did: unless another --rows-per-shard is asked for now.
+    --shards fixes it. Without --shards, the first build of the folder fixed it. Another --rows-per-shard than that
+    build's lets the rows decide again.
     """
     if settings.shards is not None:
         return settings.shards
@@ -102,7 +102,7 @@ def fixed_ranges(root: str, settings: PublishSettings) -> int | None:
 
 
 def read_record(root: str) -> Record | None:
-    """What OUT/shards.json says, or the manifest where that file was not copied; None: neither is there.
+    """The content of OUT/shards.json. A copy without that file takes it from the manifest; None: it has neither.
 
     Raises:
         UsageError: the file is damaged.
@@ -128,8 +128,8 @@ class PublishPlan:
         rows: the fetched rows that dedup-images left in.
         attempts: where the images are.
         names: the sorted names of the inputs.
-        fixed: how many ranges of uids there are; None: the rows decide.
-        rows_per_shard: what they decide by: about so many, a little fewer.
+        fixed: the number of ranges of uids; None: the rows decide.
+        rows_per_shard: pairs of a shard, where the rows decide. A shard gets about so many, or a few less.
         keep_rejected: sample, all or none.
     """
 
@@ -146,30 +146,30 @@ class PublishPlan:
         return self.caps.step(name)
 
     def ranges(self) -> Ranges:
-        """The ranges of uids: one a shard, but for ranges without a row."""
+        """The ranges of uids. Each range with a row becomes a shard."""
         return Ranges(self.fixed or ranges_for(caps.candidates(self.caps), self.rows_per_shard))
 
     def ranges_per_unit(self) -> int:
-        """How many ranges a unit writes: one, or more where there are more ranges than rows."""
+        """The number of ranges that a unit writes: 1, or more where there are more ranges than rows."""
         return -(-self.ranges().count // max(1, caps.candidates(self.caps)))
 
     def units(self) -> int:
-        """How many units write all ranges: as many as there are rows at most."""
+        """The number of units that write all ranges: at most the number of rows."""
         return -(-self.ranges().count // self.ranges_per_unit())
 
     def name_buckets(self) -> int:
-        """Into how many buckets each shard cuts the names that it counts."""
+        """The number of buckets into which each shard cuts the names that it counts."""
         return summary.name_buckets(caps.candidates(self.caps))
 
 
 def ranges_for(rows: int, rows_per_shard: int) -> int:
-    """How many ranges of uids so many rows fill."""
+    """The number of ranges that so many rows fill."""
     return min(ranges.MOST, max(1, -(-rows // rows_per_shard)))
 
 
 @dataclasses.dataclass(frozen=True)
 class CutByShard:
-    """One unit a group: its rows that are picked, cut by the unit of WriteShards that takes them."""
+    """One unit for each group: its picked rows, cut by the unit of WriteShards that takes them."""
 
     plan: PublishPlan
 
@@ -205,7 +205,7 @@ class CutByShard:
 
 @dataclasses.dataclass(frozen=True)
 class WriteShards:
-    """One unit a range of uids (or some that follow each other): its tar and its metadata; none without rows."""
+    """One unit for each range of uids (or for some neighbours): writes tar and metadata, unless there are no rows."""
 
     plan: PublishPlan
 
@@ -234,7 +234,7 @@ class WriteShards:
         return {"rows": table.num_rows, "shards": [dataclasses.asdict(info) for info, _ in written]}
 
     def _write(self, number: int, table: pa.Table) -> tuple[shards.ShardInfo, pa.Table]:
-        """Writes a shard; returns what was written, and its metadata."""
+        """Writes a shard; returns its description and its metadata."""
         plan = self.plan
         rows = readable(table.select(FETCHED.names), list(plan.names))
         images = RawImages(plan.attempts.images, table)
@@ -244,7 +244,7 @@ class WriteShards:
             raise storage.DamagedError.of(images.path(error.row), str(error)) from error
 
     def _summarise(self, unit: int, metadata: list[pa.Table]) -> None:
-        """Leaves the numbers of the shards and the pictures that the report may show, beside the unit's manifest."""
+        """Writes the counts of the shards, and pictures that the report may show, beside the unit's manifest."""
         pick = summary.Pick(report.PICTURES)
         counted = summary.summarise((table.select(summary.COLUMNS) for table in metadata), pick=pick)
         sections = summary.pack(counted, pick, self.plan.name_buckets())
@@ -303,9 +303,10 @@ class Publish(Stage):
 
     @property
     def publishing(self) -> PublishPlan:
-        """How the shards are made: balanced with the cap that balance used, or, where that allowed for losses, anew.
+        """How the shards are made. The stages before must be done.
 
-        The stages before must be done.
+        The cap is the one that balance used. If balance allowed for losses (--expected-yield), the cap is found again,
+        without this allowance.
         """
         before, rows = self.before.part("balance", CapPlan), self.before.rows("dedup-images")
         policy = dataclasses.replace(before.policy, expected_yield=1.0)
@@ -329,7 +330,7 @@ class Publish(Stage):
         record = None if self.settings.shards else read_record(run.root)
         if record is not None:
             storage.write_json(os.path.join(run.root, RECORD), dataclasses.asdict(record))
-        storage.remove(os.path.join(run.root, "manifest.json"))  # it would promise files that are replaced now
+        storage.remove(os.path.join(run.root, "manifest.json"))  # it lists files that are replaced now
 
     def expand(self, done: Any) -> beam.PCollection:
         plan = self.publishing
@@ -382,7 +383,7 @@ class Publish(Stage):
 
 
 def copy_rejected(stages: tuple[StageFolder, ...]) -> None:
-    """OUT/rejected/<stage>.parquet: what the stages dropped and kept a sample of."""
+    """Copies the rejected rows that the stages kept to OUT/rejected/<stage>.parquet."""
     target = os.path.join(stages[0].root, "rejected")
     storage.remove(target)
     for stage in stages:

@@ -2,8 +2,8 @@
 
 Gather and match are row-wise: each turns a batch into a batch and needs no other row. So one pass can do both, and the
 rows between them need not be written. Each stage still has its own ledger, digest and sample of rejected rows. The last
-stage of the pass writes *parts*: Arrow IPC files of at most PART_ROWS rows, and, if duplicates are looked for next, a
-bucket file of keys beside each.
+stage of the pass writes *parts*: Arrow IPC files of at most PART_ROWS rows. If a dedup stage follows, it also writes a
+bucket file of keys beside each part.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ RAW = (
 )
 FETCHED_OK = pa.schema([*FETCHED, *RAW, ROW_HASH])  # what was fetched, without the failures
 
-# What decides duplicates, and where the row is: 44 bytes a row, the only thing that crosses between the parts.
+# What decides duplicates, and the place of the row: 44 bytes a row. Only these keys are exchanged.
 KEYS = pa.schema(
     [
         URL_HASH,
@@ -124,7 +124,7 @@ def _keys(batch: pa.RecordBatch, part: int, first: int) -> pa.RecordBatch:
 
 
 class RowFunction(Protocol):
-    """What a row-wise stage does with a batch; `open` is called once a unit, on the worker."""
+    """The work of a row-wise stage on a batch. The worker calls `open` once for each unit."""
 
     def open(self, unit: int) -> Callable[[pa.RecordBatch, Tally], pa.RecordBatch]: ...
 
@@ -139,7 +139,7 @@ class RowSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ReadParts:
-    """The parts that an earlier stage left on disk, as the source of a pass: one unit a unit of that stage."""
+    """The parts of an earlier stage as the source of a pass. Its units are those of that stage."""
 
     folder: StepFolder
 
@@ -152,7 +152,7 @@ class ReadParts:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a row-wise stage writes: Arrow parts of `schema`, with a bucket file of keys beside each if `key_bits`."""
+    """The parts that a row-wise stage writes. With `key_bits`, a bucket file of keys lies beside each part."""
 
     folder: StepFolder
     schema: pa.Schema
@@ -161,22 +161,22 @@ class Parts:
 
 @dataclasses.dataclass(frozen=True)
 class RowStage(Stage):
-    """A stage whose rows need no other row: neighbours of this kind become one pass over the rows."""
+    """A stage that decides each row alone. Neighbouring stages of this kind become one pass over the rows."""
 
     @abc.abstractmethod
     def source(self) -> RowSource:
-        """What a pass that begins here reads."""
+        """What a pass reads if this stage is its first."""
 
     @abc.abstractmethod
     def function(self) -> RowFunction:
-        """What is done with each batch."""
+        """The work on each batch."""
 
     @abc.abstractmethod
     def parts(self) -> Parts:
-        """What a pass that ends here writes."""
+        """What a pass writes if this stage is its last."""
 
     def prepare(self, done: Any) -> Any:
-        """Steps that must end before the pass; the default: none."""
+        """Appends to `done` the steps that must end before the pass; by default none."""
         return done
 
     def expand(self, done: Any) -> beam.PCollection:
@@ -191,7 +191,7 @@ class RowStage(Stage):
 
 @dataclasses.dataclass(frozen=True)
 class PassTask:
-    """The task of a pass: each unit's batches go through the functions into parts."""
+    """The task of a pass: the functions turn the batches of each unit into parts."""
 
     names: tuple[str, ...]
     source: RowSource
@@ -223,12 +223,12 @@ class PassTask:
 
 @dataclasses.dataclass(frozen=True)
 class RowPass:
-    """Row-wise stages that stand side by side, as one pass: only the last one's rows are written."""
+    """Neighbouring row-wise stages as one pass. Only the rows of the last one are written."""
 
     stages: tuple[RowStage, ...]
 
     def expand(self, done: Any) -> beam.PCollection:
-        """Puts the pass behind `done`."""
+        """Appends the pass to `done`."""
         for stage in self.stages:
             done = stage.prepare(done)
         names = tuple(stage.name for stage in self.stages)
@@ -237,14 +237,14 @@ class RowPass:
         return run_task(done, PassTask(names, first.source(), functions, last.parts(), last.keep_rejected))
 
     def complete(self) -> None:
-        """Ends each stage; all counts are in the manifests of the pass."""
+        """Completes each stage. The manifests of the pass hold the counts of all of them."""
         last = (self.stages[-1].parts().folder,)
         for stage in self.stages:
             stage.folder.complete(stage.count(counted=last))
 
 
 def fuse_row_stages(stages: Iterable[Stage]) -> list[Stage | RowPass]:
-    """The stages in order, with neighbours that are row-wise as one pass."""
+    """The stages in order, with neighbouring row-wise stages fused into one pass."""
     fused: list[Stage | RowPass] = []
     for stage in stages:
         if not isinstance(stage, RowStage):

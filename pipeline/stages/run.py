@@ -1,4 +1,4 @@
-"""A run: its options, and what was looked up before anything is written."""
+"""A run: its options, its inputs and its query list. They are looked up before anything is written."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from queries import load
 if TYPE_CHECKING:
     from queries.identity import UsedQueries
 
-RESULT = 2  # raised whenever the same input and options give other rows: an older folder is then not continued
-HIDDEN = ("input", "queries")  # paths: the manifest names what they hold by digest
-PACKAGES = ("openwit", "apache-beam", "img2dataset", "numpy", "pillow", "pyarrow")  # whose versions a set names
+RESULT = 2  # raised whenever equal input and options give other rows; then an older folder cannot be continued
+HIDDEN = ("input", "queries")  # paths: the manifest holds digests of their content instead
+PACKAGES = ("openwit", "apache-beam", "img2dataset", "numpy", "pillow", "pyarrow")  # the manifest holds their versions
 
-KERNEL_ROWS = 50_000  # expected rows from which workers load the kernels before they begin
-# Kernels of select; those of the sources are loaded by the worker that meets such a source.
+KERNEL_ROWS = 50_000  # with more expected rows, workers load the kernels before they begin
+# The kernels of select. A worker loads the kernel of a source when it meets such a source.
 KERNELS = (
     "pipeline.engine.hashing_kernel",
     "pipeline.text.clean_kernel",
@@ -54,7 +54,7 @@ def stage_range(given: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _ours(folder: str, names: list[str]) -> bool:
-    """Is it the folder of a run? A run makes its lock files first; a copy may hold only what was published."""
+    """True for the folder of a run. A run makes its lock files first. A copy may hold only the published files."""
     if ".workers" in names or names == [".lock"]:
         return True
     if set(STAGES) & set(_listed(os.path.join(folder, "stages"))):
@@ -72,7 +72,7 @@ def _check_output(path: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What is read, where it goes, and how far."""
+    """The options of the run: inputs, output folder, stages, seed."""
 
     title: ClassVar[str] = ""
 
@@ -105,7 +105,7 @@ class RunSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HowSettings:
-    """Where and how a run is carried out: nothing of this decides a row."""
+    """The options that say where and how a run is carried out. None of them decides a row."""
 
     title: ClassVar[str] = "how"
 
@@ -133,11 +133,11 @@ class HowSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How the exchanges are cut. The result does not depend on it.
+    """The number of buckets of each exchange. The result does not depend on it.
 
     Attributes:
-        key_bits: the keys of duplicates cross in 2 ** key_bits buckets.
-        groups: the parts are cut into so many groups for the steps after match.
+        key_bits: dedup cuts its keys into 2 ** key_bits buckets.
+        groups: the number of groups of parts in the steps after match.
         max_parts: upper bound of the parts that balance writes, a power of two.
     """
 
@@ -147,7 +147,7 @@ class Sizes:
 
     @classmethod
     def of(cls, rows: float) -> Sizes:
-        """Sizes for about so many rows: a bucket of keys of 64 MiB at most, a group of half a million rows."""
+        """Sizes for about so many rows: at most 64 MiB a bucket of keys, about half a million rows a group."""
         return cls(
             key_bits=min(12, max(4, (int(44 * rows) >> 26).bit_length())),
             groups=min(1024, max(1, round(rows / 500_000))),
@@ -157,7 +157,7 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """The options and the versions of the code, as every info.json and the manifest repeat them."""
+    """The options and the versions of the code. Every info.json and the manifest hold them."""
 
     options: dict[str, Json]
     versions: dict[str, str]
@@ -168,12 +168,12 @@ class Run:
     """One run.
 
     Attributes:
-        options: everything that the user said: an instance of the options of every stage.
+        options: the options of the user, an instance of the options class of every stage.
         root: OUT, absolute.
-        inputs: what is read, sorted by name.
-        queries: the query list, equal queries as one.
-        sizes: how the exchanges are cut.
-        about: the options and versions that every info.json and the manifest repeat.
+        inputs: the files to read, sorted by name.
+        queries: the query list, with equal queries merged.
+        sizes: the number of buckets of each exchange.
+        about: the options and versions that every info.json and the manifest hold.
         expected_rows: a rough number of pairs in the inputs.
     """
 
@@ -186,9 +186,9 @@ class Run:
     expected_rows: float
 
     def settings(self, kind: type[T]) -> T:
-        """The options, seen as those of one stage."""
+        """The options, typed as those of one stage."""
         if not isinstance(self.options, kind):
-            raise TypeError(f"the options of the run are no {kind.__name__}")
+            raise TypeError(f"the options of the run do not include {kind.__name__}")
         return self.options
 
     @property
@@ -199,7 +199,7 @@ class Run:
 
     @property
     def preload(self) -> Preload:
-        """What the local workers load before they begin."""
+        """The modules that local workers load before they begin."""
         return Preload(("pipeline.stages",), KERNELS if self.expected_rows > KERNEL_ROWS else ())
 
     @property
@@ -209,36 +209,36 @@ class Run:
 
     @property
     def exchange(self) -> str:
-        """How rows cross between the steps: files or shuffle."""
+        """How rows go from step to step: files or shuffle."""
         return self.settings(HowSettings).exchange
 
     @property
     def inputs_file(self) -> str:
-        """The inputs, for the workers and for later runs."""
+        """Path of the list of inputs, for the workers and for later runs."""
         return os.path.join(self.root, "inputs.json")
 
     @property
     def queries_file(self) -> str:
-        """The query list, as the published folder holds it."""
+        """Path of the query list in the published folder."""
         return os.path.join(self.root, "queries.parquet")
 
     @property
     def source_names(self) -> tuple[str, ...]:
-        """The sorted names of the inputs; the column `source` is a place in it."""
+        """The sorted names of the inputs. The column `source` is an index into it."""
         return tuple(sorted({item.name for item in self.inputs}))
 
 
 def look_up(options: RunSettings, *, input_format: str, queries: str | None, match: str, case: str) -> Run:
-    """The run that the options describe: its inputs and its query list are looked up. Nothing is written.
+    """The run that the options describe. Its inputs and its query list are looked up. Nothing is written.
 
     Args:
-        options: everything that the user said.
+        options: the options of the user.
         input_format: of the inputs.
-        queries: path of the query list; None: the one that comes with the project.
-        match, case: how texts are matched, which says what queries are equal.
+        queries: path of the query list; None: the list that comes with the project.
+        match, case: how texts are matched. This decides which queries are equal.
 
     Raises:
-        MissingInput: an input or the query list is not there or cannot be read.
+        MissingInput: an input or the query list does not exist or cannot be read.
     """
     inputs = look_up_inputs(options.input, input_format=input_format)
     rows = sum(READERS[item.format].expected_rows(item) for item in inputs)
@@ -254,7 +254,7 @@ def look_up(options: RunSettings, *, input_format: str, queries: str | None, mat
 
 
 def published_options(options: Any) -> dict[str, Json]:
-    """The options that decide the set, as the manifest shows them: nothing of this machine or of this run."""
+    """The options that decide the set, as the manifest shows them, without paths of this machine."""
     return {name: value for name, value in deciding(options).items() if name not in HIDDEN}
 
 
@@ -262,7 +262,7 @@ def look_up_inputs(specs: Sequence[str], *, input_format: str) -> tuple[Input, .
     """The inputs that the user named.
 
     Raises:
-        MissingInput: an input is not there or cannot be read.
+        MissingInput: an input does not exist or cannot be read.
     """
     try:
         return tuple(sources.expand(specs, input_format=input_format))
@@ -271,18 +271,18 @@ def look_up_inputs(specs: Sequence[str], *, input_format: str) -> tuple[Input, .
 
 
 def look_up_queries(path: str | None, *, match: str, case: str) -> UsedQueries:
-    """The query list that the user named, or the one that comes with the project, with equal queries as one.
+    """The query list of the user, or the list that comes with the project, with equal queries merged.
 
     Raises:
-        MissingInput: the list is not there, cannot be read, or holds no query that can be matched.
+        MissingInput: the list does not exist, cannot be read, or holds no query that can be matched.
     """
-    from queries.identity import merge_queries  # not for --help: the matcher's tables take their time
+    from queries.identity import merge_queries  # imported here: it takes long to load, and --help does not need it
 
     path = path or load.default_list()
     try:
         return merge_queries(load.load_queries(path), mode=match, case=case)
     except FileNotFoundError as error:
-        raise MissingInput(f"the query list {path!r} is not there") from error
+        raise MissingInput(f"there is no query list {path!r}: check --queries") from error
     except load.QueryError as error:
         raise MissingInput(str(error)) from error
     except ValueError as error:
@@ -290,7 +290,7 @@ def look_up_queries(path: str | None, *, match: str, case: str) -> UsedQueries:
 
 
 def code_versions() -> dict[str, str]:
-    """What makes the set: Python, the packages, and the number of the rules that decide the rows."""
+    """The versions of Python, of the packages, and of the rules that decide the rows (RESULT)."""
     found = {"python": ".".join(map(str, sys.version_info[:3])), "result": str(RESULT)}
     for name in PACKAGES:
         try:

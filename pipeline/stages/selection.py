@@ -1,22 +1,22 @@
-"""Which rows stay: duplicates by key, and balancing over the queries. Pure functions, none of which sees an order of
-rows.
+"""Which rows stay: duplicates by key, and balancing over the queries. All functions are pure. No result depends on the
+order of the rows.
 
-**Duplicates.** `find_duplicates` decides both rules at once for a bucket of keys: of equal pairs one provenance stays,
-of the texts of one URL one text stays; a URL with very many texts is a placeholder and goes altogether.
+**Duplicates.** `find_duplicates` applies all rules at once to a bucket of keys. Of equal pairs, one provenance stays.
+Of the texts of one URL, one stays. A URL with very many texts is a placeholder, and all its rows go.
 
 **Balancing.** Every (pair, query) match draws h(pair, query) = mix(pair, query), a uniform 64-bit number that depends
 on nothing else (the seed is in the query's key). Then
 
-* `cap`: a query picks its min(count, cap) matches with the smallest h. A pair stays if any query picks it. Counts come
-  first; then only the matches in a narrow band around the expected threshold are gathered and sorted:
-  count_queries -> band_limits -> band_tuples -> thresholds -> pick.
+* `cap`: a query picks its min(count, cap) matches with the smallest h. A pair stays if any query picks it. The matches
+  are counted first. Then only those in a narrow band around the expected threshold are gathered and sorted:
+  count_queries -> band_limits -> band_tuples -> thresholds -> pick. `caps.CapWindows` has a picture of the band.
 * `bernoulli`: a query picks every match with h <= cap / count: count_queries -> bernoulli_thresholds -> pick.
 
-Both are nested: with the same counts a larger cap keeps all that a smaller one kept. Queries marked `stop` are counted
-but pick nothing, so they never keep a pair alone.
+Both are nested: with the same counts, a larger cap keeps every pair that a smaller cap keeps. Queries marked `stop` are
+counted but pick nothing, so they never keep a pair alone.
 
-h is never 0; equal h of two pairs under one query (it takes two uids with one high word) is decided by the low word of
-the uid. So the order is total and a query picks exactly min(count, cap) pairs.
+h is never 0. Two pairs can have equal h under one query if their uids share the high word. Then the low word decides.
+So the order is total, and a query picks exactly min(count, cap) pairs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HIGHEST = np.uint64(2**64 - 1)
 
 
 class BandError(RuntimeError):
-    """A threshold lies outside its band; `queries` names the ids. It takes broken counts: nothing is guessed."""
+    """A threshold lies outside its band, because the counts are wrong. `queries` holds the ids of the queries."""
 
     def __init__(self, queries: list[int]):
         super().__init__(f"no threshold within the band for {len(queries)} queries, ids {queries[:10]}")
@@ -47,12 +47,12 @@ class BandError(RuntimeError):
 def find_duplicates(
     url_hash: Words, pair_high: Words, pair_low: Words, provenance: Words, *, placeholder_bound: int = 0
 ) -> npt.NDArray[np.uint8]:
-    """A code a row, an index into DUPLICATE_REASONS; all rows of a URL must be in the same call.
+    """A code for each row, an index into DUPLICATE_REASONS. All rows of a URL must be in the same call.
 
-    * same_pair: an equal pair with a smaller provenance hash stays in its place (equal provenance too: the rows are
-      alike in all that was hashed, the first stays);
+    * same_pair: an equal pair with a smaller provenance hash stays instead. If the provenance hashes are equal too,
+      the rows are alike, and the first one stays;
     * other_text: another text of the URL has a smaller uid;
-    * placeholder_url: the URL has more than `placeholder_bound` distinct texts, all its rows go (0: rule off).
+    * placeholder_url: the URL has more than `placeholder_bound` distinct texts, so all its rows go (0: rule off).
     """
     kernel = _kernel(len(url_hash))
     if kernel:
@@ -75,7 +75,7 @@ def find_duplicates(
 def count_queries(
     offsets: npt.NDArray[np.integer], ids: npt.NDArray[np.int32], keep: Mask | None, n_queries: int
 ) -> Counts:
-    """How many kept rows each query matches. Counts of batches add up."""
+    """The number of kept rows that each query matches. Counts of batches can be added."""
     kernel = _kernel(len(offsets) - 1)
     if kernel:
         return kernel.count_queries(offsets, ids, keep, n_queries)
@@ -86,10 +86,10 @@ def count_queries(
 
 
 def band_limits(counts: Counts, cap: int, *, stop: Mask | None = None) -> tuple[Words, Words]:
-    """Per query the band (low, high) in which the cap-th smallest of count uniform numbers lies, high included.
+    """For each query the band (low, high) that holds the cap-th smallest of `count` uniform numbers, high included.
 
-    From cap - 7 sqrt(cap) to cap + 7 sqrt(cap) + 20 expected matches: seven standard deviations, and room for the skew
-    of small caps. A query with no more matches than the cap, or a stop query, has no band: (0, 0).
+    The band runs from cap - 7 sqrt(cap) to cap + 7 sqrt(cap) + 20 expected matches. That is seven standard deviations,
+    and 20 for the skew of small caps. A query with at most `cap` matches, or a stop query, has no band: (0, 0).
     """
     head = _head(counts, cap, stop)
     width = 7.0 * np.sqrt(cap)
@@ -102,16 +102,16 @@ def band_limits(counts: Counts, cap: int, *, stop: Mask | None = None) -> tuple[
 def band_limits_after(
     counts: Counts, picked: Counts, tau: Words, cap: int, *, stop: Mask | None = None
 ) -> tuple[Words, Words]:
-    """`band_limits` for the rows that an earlier balancing left, of which some may have been lost since.
+    """`band_limits` for the rows that an earlier balancing left. The fetch may have lost some of them since.
 
-    Their hashes are not uniform: a query's own picks lie below its threshold of then, the rows that other queries
-    picked above it; within each of the two parts they are.
+    Their hashes are not uniform. A query's own picks lie below its earlier threshold. The rows that only other queries
+    picked lie above it. Within each of the two ranges the hashes are uniform.
 
     Args:
-        counts: matches of each query among the rows of now.
-        picked: those whose hash is at most `tau`.
-        tau: each query's threshold of then.
-        cap, stop: of now.
+        counts: matches of each query among the rows that are left.
+        picked: those of them whose hash is at most `tau`.
+        tau: each query's threshold in the earlier balancing.
+        cap, stop: of this balancing.
     """
     head = _head(counts, cap, stop)
     width = 7.0 * np.sqrt(cap)
@@ -123,7 +123,7 @@ def band_limits_after(
 
 
 def band_tuples(matches: Matches, keys: Words, low: Words, high: Words, *, stop: Mask | None = None) -> Band:
-    """The matches whose h lies in their query's band, and how many lie below it. `keys` are `hashing.query_keys`."""
+    """The matches whose h lies in their query's band, and the number below it. `keys` come from `CapPlan.keys`."""
     kernel = _kernel(len(matches.offsets) - 1)
     if kernel:
         return Band(*kernel.band_tuples(matches, keys, low, high, _stop(stop, len(keys))))
@@ -153,14 +153,15 @@ def thresholds(
 
     Args:
         query, hashes, ties: all tuples of `band_tuples`, in any order.
-        counts: matches of each query; below: those below its band, summed over the batches.
-        cap: at most so many picks a query.
+        counts: matches of each query.
+        below: matches of each query below its band, summed over the batches.
+        cap: the most picks of a query.
         stop: queries that pick nothing.
-        only: the queries whose tuples are here, where they are spread over several calls; the others come out as if
-            they had no band (merge with numpy.where).
+        only: the queries whose tuples are given, where several calls share the queries. The others come out as if
+            they had no band.
 
     Raises:
-        BandError: naming the queries whose threshold is outside the band.
+        BandError: it names the queries whose threshold is outside the band.
     """
     head = _head(counts, cap, stop)
     if only is not None:
@@ -187,7 +188,7 @@ def bernoulli_thresholds(counts: Counts, cap: int, *, stop: Mask | None = None) 
 
 
 def pick(matches: Matches, keys: Words, tau: Thresholds) -> Picks:
-    """The rows that at least one query picks, and which queries did."""
+    """The rows that at least one query picks, and the queries that picked them."""
     kernel = _kernel(len(matches.offsets) - 1)
     if kernel:
         return Picks(*kernel.pick(matches, keys, tau))
@@ -220,7 +221,7 @@ def expected_pairs(
     *,
     stop: Mask | None = None,
 ) -> float:
-    """The expected number of kept rows: the sum of their keep probabilities, added as whole numbers: in no order."""
+    """The expected number of kept rows, the sum of their keep probabilities. Integers make it independent of order."""
     return int(np.rint((1.0 - _survival(offsets, ids, counts, cap, stop)) * 2.0**32).astype(np.int64).sum()) / 2.0**32
 
 
@@ -233,7 +234,7 @@ def solve_cap(
     scale: float = 1.0,
     stop: Mask | None = None,
 ) -> int:
-    """The cap whose expected number of kept pairs comes nearest to `wanted`; for `--target-pairs`.
+    """The cap whose expected number of kept pairs is nearest to `wanted`; for `--target-pairs`.
 
     Args:
         offsets, ids: the queries of the deduplicated rows, or of a sample of them chosen by hash (`hash_sample`).
@@ -243,7 +244,7 @@ def solve_cap(
         stop: queries that pick nothing.
 
     Returns:
-        1 to max(counts): the ends where even they keep too many or too few.
+        A cap from 1 to max(counts). It is one of the two ends where even that end keeps too many or too few pairs.
     """
     low, high = 1, max(1, int(counts.max(initial=1)))  # bisection for the smallest cap that keeps at least `wanted`
 
@@ -260,17 +261,17 @@ def solve_cap(
 
 
 def hash_sample(pair_high: Words, share: float) -> Mask:
-    """The rows of a sample of about `share` of all rows, the same on any cut of the data."""
+    """The rows of a sample of about `share` of all rows. The sample does not depend on how the data are cut."""
     return mix(pair_high, 0x73616D706C65) <= _fraction(share, np.ones(1))
 
 
 def draw(pair_high: Words, keys: Words) -> Words:
-    """h(pair, query): uniform in 1 .. 2^64 - 1 (0 is left free to mean "never")."""
+    """h(pair, query): uniform in 1 .. 2^64 - 1. A threshold of 0 therefore picks nothing."""
     return np.maximum(mix(pair_high, keys), np.uint64(1))
 
 
 def _kernel(rows: int) -> Any:
-    """The compiled twin, or None where it is not to be had or not worth loading."""
+    """The compiled kernel, or None where it is not available or too few rows would use it."""
     return jit.kernel("pipeline.stages.selection_kernel", rows)
 
 
@@ -281,25 +282,25 @@ def _stop(stop: Mask | None, n_queries: int) -> Mask:
 def _head(counts: Counts, cap: int, stop: Mask | None) -> Mask:
     """Queries that must choose: more matches than the cap allows, and not a stop query."""
     if cap < 1:
-        raise ValueError(f"a cap of {cap}: at least 1 is needed")
+        raise ValueError(f"the cap must be at least 1, not {cap}")
     return (counts > cap) & ~_stop(stop, len(counts))
 
 
 def _order_of_tuples(
     query: npt.NDArray[np.int32], hashes: Words, ties: Words, n_queries: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The order by query, hash and tie, and where in it each query starts (and the last one ends)."""
+    """The order by query, hash and tie, and the start of each query in it (the last entry is the end)."""
     order = np.argsort(hashes)
     by_query, starts = partition(query[order].astype(np.int64), n_queries)
     order = order[by_query]
     equal = (hashes[order][1:] == hashes[order][:-1]) & (query[order][1:] == query[order][:-1])
-    if equal.any():  # hardly ever: sorting by three keys takes three times as long
+    if equal.any():  # rare; a sort by three keys takes three times as long, so it is not the first choice
         order = np.lexsort((ties, hashes, query))
     return order, starts
 
 
 def _without_band(n_queries: int, stop: Mask | None) -> Thresholds:
-    """Thresholds of queries that need no choice: all of their matches, none for stop queries."""
+    """Thresholds of queries without a band: they pick all of their matches, stop queries none."""
     bound = np.where(_stop(stop, n_queries), np.uint64(0), HIGHEST)
     return Thresholds(bound, bound.copy())
 
@@ -312,14 +313,14 @@ def _fraction(expected: float, counts: npt.NDArray) -> Words:
 
 
 def _quantile(expected: float, below: Counts, above: Counts, tau: npt.NDArray[np.float64]) -> Words:
-    """Where so many matches are expected up to, with `below` of them spread over 0 .. tau and `above` over tau .. 1."""
+    """The hash below which `expected` matches lie, where `below` lie evenly in 0 .. tau and `above` in tau .. 1."""
     inside = tau * expected / np.maximum(below, 1)
     beyond = tau + (1.0 - tau) * (expected - below) / np.maximum(above, 1e-9)
     return _fraction(1.0, 1.0 / np.maximum(np.where(expected <= below, inside, beyond), 2.0**-64))
 
 
 def _kept_matches(matches: Matches) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """(row, query) of every match of the rows that are still in, in order of rows."""
+    """(row, query) of every match of the kept rows, in the order of the rows."""
     offsets = matches.offsets
     row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     query = matches.ids[offsets[0] : offsets[-1]]
@@ -332,9 +333,9 @@ def _kept_matches(matches: Matches) -> tuple[npt.NDArray[np.int64], npt.NDArray[
 def _survival(
     offsets: npt.NDArray[np.integer], ids: npt.NDArray[np.int32], counts: Counts, cap: int, stop: Mask | None
 ) -> npt.NDArray[np.float64]:
-    """Per row the probability that no query picks it; a product in the order of the ids."""
+    """For each row the probability that no query picks it. The factors are multiplied in the order of the ids."""
     if cap < 1:
-        raise ValueError(f"a cap of {cap}: at least 1 is needed")
+        raise ValueError(f"the cap must be at least 1, not {cap}")
     miss = 1.0 - np.minimum(1.0, cap / np.maximum(counts, 1))
     miss[_stop(stop, len(counts))] = 1.0
     kernel = _kernel(len(offsets) - 1)
@@ -342,7 +343,7 @@ def _survival(
         return kernel.survival(offsets, ids, miss)
     survival = np.ones(len(offsets) - 1)
     lengths = np.diff(offsets)
-    for place in range(int(lengths.max(initial=0))):  # one factor at a time: the same product as the kernel's loop
+    for place in range(int(lengths.max(initial=0))):  # one factor at a time, in the order of the kernel's loop
         rows = np.flatnonzero(lengths > place)
         survival[rows] *= miss[ids[offsets[rows] + place]]
     return survival

@@ -1,4 +1,4 @@
-"""`selection` in compiled code: the same functions over the same arrays, one pass over the rows each."""
+"""`selection` in compiled code: the same functions over the same arrays. Each goes over the rows once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Rows(NamedTuple):
 
 
 class _Window(NamedTuple):
-    """By query: its key, the hashes between which a draw is undecided, and if it is a stop query."""
+    """For each query: its key, its window of hashes (`caps.CapWindows`), and whether it is a stop query."""
 
     keys: npt.NDArray[np.uint64]
     low: npt.NDArray[np.uint64]
@@ -38,7 +38,7 @@ class _Window(NamedTuple):
 
 
 class _Tuples(NamedTuple):
-    """What `_band` fills: a place for each undecided draw, then `below` by query and `may` by row."""
+    """What `_band` fills: a tuple for each match in its window, then `below` by query and `may` by row."""
 
     query: npt.NDArray[np.int32]
     hashes: npt.NDArray[np.uint64]
@@ -65,13 +65,16 @@ def _finalise(x):
 
 @njit
 def _draw(mixed_pair, key):
-    """`selection.draw`; `mixed_pair` is the half that a row shares between its queries."""
+    """`selection.draw`. `mixed_pair` depends on the row alone, so all queries of a row share it."""
     return max(_finalise(mixed_pair ^ key), U(1))
 
 
 @njit
 def _mark_equal_pairs(high, low, provenance, table, codes):
-    """Open addressing by uid: of equal pairs the one with the smallest provenance stays, of equal ones the first."""
+    """Marks all but one of equal pairs: the smallest provenance stays, or the first row where these are equal too.
+
+    The hash table uses open addressing by uid.
+    """
     mask = U(len(table) - 1)
     for row in range(len(high)):
         place = (_finalise(high[row]) >> U(20)) & mask
@@ -91,7 +94,7 @@ def _mark_equal_pairs(high, low, provenance, table, codes):
 
 @njit
 def _url_place(url_hash, row, table):
-    """Where the URL of a row stands in the table, or would stand."""
+    """The place of a row's URL in the table, or the free place for it."""
     mask = U(len(table) - 1)
     place = (_finalise(url_hash[row]) >> U(20)) & mask
     while table[place] != _EMPTY and url_hash[table[place]] != url_hash[row]:
@@ -101,7 +104,7 @@ def _url_place(url_hash, row, table):
 
 @njit
 def _mark_equal_urls(url_hash, high, low, table, texts, codes):
-    """Of the distinct pairs of a URL the one with the smallest uid stays; `texts` counts them where it has the room."""
+    """Marks all distinct pairs of a URL but the one with the smallest uid. `texts`, unless empty, counts the pairs."""
     for row in range(len(url_hash)):
         if codes[row] == _SAME_PAIR:
             continue
@@ -204,7 +207,7 @@ def find_duplicates(
     """See `selection.find_duplicates`."""
     rows = len(url_hash)
     if rows > 2**30:
-        raise ValueError(f"{rows} rows in one bucket of keys: use more buckets")
+        raise ValueError(f"one bucket of keys has {rows} rows: use more buckets")
     url, high, low, source = (frozen(words, np.uint64) for words in (url_hash, pair_high, pair_low, provenance))
     codes = np.empty(rows, np.uint8)
     size = 1 << max(4, int(rows * 1.6).bit_length())
@@ -251,14 +254,14 @@ def pick(matches: Matches, keys: Words, tau: Thresholds) -> tuple[Any, ...]:
 def survival(
     offsets: npt.NDArray[np.integer], ids: npt.NDArray[np.int32], miss: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Per row the product of `miss` over its queries."""
+    """For each row the product of `miss` over its queries."""
     out = np.empty(len(offsets) - 1)
     _survival(*_lists(offsets, ids, len(miss)), frozen(miss, np.float64), out)
     return out
 
 
 def _lists(offsets: npt.NDArray, ids: npt.NDArray, n_queries: int) -> tuple[npt.NDArray, npt.NDArray]:
-    """CSR lists in the kernels' types, checked once: compiled code writes wherever an id points."""
+    """CSR lists in the kernels' types. They are checked here, since compiled code checks no index."""
     offsets, ids = frozen(offsets, np.int64), frozen(ids, np.int32)
     if offsets[0] < 0 or offsets[-1] > len(ids) or (np.diff(offsets) < 0).any():
         raise ValueError("offsets of lists do not ascend within their values")

@@ -1,4 +1,4 @@
-"""What one stage does to the rows of one unit: the ledger, the digest of the rows that leave, and dropped rows."""
+"""The counts of one stage in one unit: the ledger, the digest of the rows that leave, and the dropped rows."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pipeline.schema import REJECTED
 
 @dataclasses.dataclass
 class Rejects:
-    """Dropped rows that are kept: all, none, or of each reason those with the smallest hash."""
+    """Dropped rows that are kept: all, none, or a sample (the smallest hashes of each reason)."""
 
     keep: str = "sample"  # sample | all | none
-    limit: int = 1000  # rows a reason that a sample keeps
+    limit: int = 1000  # rows that a sample keeps for each reason
     _tables: list[pa.Table] = dataclasses.field(default_factory=list)
     _bounds: dict[tuple[str, str], int] = dataclasses.field(default_factory=dict)
 
     def add(self, stage: str, reason: str, urls: pa.Array, texts: pa.Array, hashes: np.ndarray | None = None) -> None:
-        """Offers dropped rows; `hashes` default to the high word of their pair key."""
+        """Takes dropped rows and keeps those that `keep` asks for. `hashes` default to the pair key's high word."""
         if self.keep == "none" or len(urls) == 0:
             return
         if hashes is None:
@@ -42,14 +42,14 @@ class Rejects:
         self._tables.append(pa.Table.from_arrays(columns, schema=REJECTED))
 
     def table(self) -> pa.Table:
-        """What is kept."""
+        """The rows that are kept."""
         table = pa.concat_tables(self._tables) if self._tables else REJECTED.empty_table()
         return smallest(table, self.limit) if self.keep == "sample" else table
 
 
 @dataclasses.dataclass
 class Tally:
-    """What one stage has done in one unit."""
+    """The counts of one stage in one unit."""
 
     stage: str
     rejects: Rejects
@@ -67,12 +67,12 @@ class Tally:
         self.digest = hashing.add_digests(self.digest, int(row_hashes.sum(dtype=np.uint64)))
 
     def to_json(self) -> dict[str, Any]:
-        """The ledger with the digest, as a manifest holds it."""
+        """The ledger and the digest, as a manifest holds them."""
         return {**self.ledger.to_json(), "digest": self.digest}
 
 
 def unit_body(folder: StepFolder, unit: int, tallies: list[Tally], rejects: Rejects) -> dict[str, Any]:
-    """Writes the rejected rows of a unit; returns what its manifest says of ledgers and rejected rows."""
+    """Writes the rejected rows of a unit; returns the entries of its manifest for ledgers and rejected rows."""
     rejected = rejects.table()
     if rejected.num_rows:
         storage.write_table(folder.file(unit, "rejected"), rejected)

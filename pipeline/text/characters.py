@@ -1,4 +1,4 @@
-"""What each character is to the normaliser: the classes and the tables that `normalize` and its kernel share."""
+"""The classes of characters and the tables that `normalize` and its kernel share."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy.typing as npt
 
 from pipeline.text import folding
 
-# What a character does to the text around it.
+# The classes: between words, part of a word, a token alone, part of the character before, dropped.
 SEPARATOR, WORD, SINGLE, MARK, IGNORED = range(5)
-# Added to the class of a character whose presence means that the text may not be in NFC.
+# Added to the class of a character. A text with such a character may not be in NFC.
 UNSETTLED = 8
 
-# Steers the layout only: soft hyphen, Arabic and other prepended signs, joiners, direction marks, variation selectors.
+# Layout characters: soft hyphen, Arabic and other prepended signs, joiners, direction marks, variation selectors.
 LAYOUT = re.compile(
     "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
     "\ufe00-\ufe0f\ufeff\ufff0-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
-# Punctuation that is a token, and letters and symbols that are read as punctuation (apostrophes, dashes, brackets).
+# Punctuation that is a token. Letters and symbols that are treated as punctuation (apostrophes, dashes, brackets).
 _SIGNS = frozenset("#%&@")
 _LIKE_PUNCTUATION = frozenset("<>|~\u00a6\u00a9\u00ae\u2120\u2122\u2044\u2212\u2215\u02bb\u02bc\u02bd\u02be\u02bf")
-# Blocks of the scripts without blanks; their letters alone are tokens, not their digits.
+# Blocks of the scripts without blanks. Each of their letters is a token, but not each digit.
 _WITHOUT_BLANKS = (
     (0x0E00, 0x109F),  # Thai, Lao, Tibetan, Myanmar
     (0x1780, 0x17FF),  # Khmer
@@ -57,7 +57,7 @@ def class_of(character: str) -> int:
         return MARK
     if category[0] == "S" and category != "Sk":
         return SINGLE
-    if category == "Cn" and code < 0xF0000:  # not assigned yet: an emoji, if anything (a newer Unicode will agree)
+    if category == "Cn" and code < 0xF0000:  # not assigned yet: most likely a future emoji
         return SINGLE
     if category[0] not in "LN":
         return SEPARATOR
@@ -67,9 +67,9 @@ def class_of(character: str) -> int:
 
 @functools.lru_cache(maxsize=2)
 def class_table(case: str = "exact") -> npt.NDArray[np.uint8]:
-    """The class of every code point, with UNSETTLED where it applies: what the kernel looks characters up in.
+    """The class of every code point, with UNSETTLED where it applies. The kernel looks characters up in it.
 
-    With case="fold" the characters that folding drops are IGNORED.
+    With case="fold" the class of characters that folding drops is IGNORED.
     """
     if case == "fold":
         table = class_table().copy()
@@ -86,10 +86,10 @@ def class_table(case: str = "exact") -> npt.NDArray[np.uint8]:
 
 @functools.lru_cache(maxsize=1)
 def fold_table() -> npt.NDArray[np.int32]:
-    """What each code point becomes when it is folded, beyond ASCII.
+    """The folded form of each code point beyond ASCII.
 
-    -1 where that is several characters, or one that NFC may change: texts with such a character take `settle`. A
-    dropped character stays: its class says what becomes of it.
+    It is -1 if the form has several characters, or one that NFC may change. Texts with such a character need `settle`.
+    A dropped character maps to itself, since its class is IGNORED.
     """
     folded = _folded()
     table = np.where(folded == _DROPPED, np.arange(len(folded), dtype=np.int32), folded)
@@ -102,7 +102,7 @@ _SEVERAL, _DROPPED = -1, -2  # in `_folded`
 
 @functools.lru_cache(maxsize=1)
 def _folded() -> npt.NDArray[np.int32]:
-    """The one code point that each becomes by folding, _SEVERAL or _DROPPED; none from 0x20000 on is folded."""
+    """The folded form of each code point below 0x20000, or _SEVERAL, or _DROPPED. Higher ones do not fold."""
     table = np.arange(0x20000, dtype=np.int32)
     classes = class_table()
     for code in range(0x80, len(table)):
@@ -114,7 +114,7 @@ def _folded() -> npt.NDArray[np.int32]:
 
 
 def _unsettled() -> set[int]:
-    """Code points that NFC may change, move, or join to the one before."""
+    """Code points that NFC may change, move, or join to the code point before."""
     joining = set(range(0x1161, 0x1176)) | set(range(0x11A8, 0x11C3))  # Hangul vowels and finals
     for code in (*range(0x20000), *range(0x2F800, 0x2FA20)):
         character = chr(code)

@@ -1,17 +1,18 @@
-"""Which queries does a text contain? Exact, for half a million queries, a million texts a second.
+"""Finds the queries that a text contains. It is exact, and does a million texts a second with half a million queries.
 
-Two modes say what "contain" means; `naive_match` is each of them in a few lines, and the oracle of the tests:
+Two modes define "contain". `naive_match` is each of them in a few lines. It is the oracle of the tests.
 
-- `wide` (the default): query and text pass the same normaliser (`pipeline.text.normalize`), and the query matches where
-  its tokens stand in a row. Scripts without blanks match as substrings, since each of their letters is a token.
-- `metaclip`: what the published MetaCLIP does, to the byte. " " + text + " ", each of `, . ; : ? ! \\`` between blanks,
-  tab, newline and return as blanks; a query matches where " " + query + " " occurs. Queries are taken raw, so that
-  some, like "St. Louis", can never match (`Matcher.dead`).
+- `wide` (the default): query and text pass the same normaliser (`pipeline.text.normalize`). The query matches where its
+  tokens follow each other in the text. Each letter of a script without blanks is a token, so such scripts match as
+  substrings.
+- `metaclip`: what the published MetaCLIP does, to the byte. The text becomes " " + text + " ". Blanks are put around
+  each of `, . ; : ? ! \\``. Tab, newline and return become blanks. A query matches where " " + query + " "
+  occurs. Queries are not changed, so some, like "St. Louis", can never match (`Matcher.dead`).
 
-Both come down to one thing: split text and query at single blanks, and find the query's tokens in the text's. All
-queries are found at once in a tree of tokens: from each token of the text on, as long as some query goes on that way.
-`matcher_kernel` keeps that tree in two hash tables, which are built once a run, saved, and mapped by every worker;
-without compiled code, numpy walks an equal tree (`_Tree`) level by level and gives the same rows.
+In both modes text and query are split at single blanks, and the query's tokens are searched in the text's tokens. All
+queries together form a tree of tokens. From each token of the text the search follows the tree while some query
+continues. `matcher_kernel` holds the tree in two hash tables. A run builds them once, saves them, and every worker maps
+them. Without compiled code, numpy walks an equal tree (`_Tree`) level by level and gives the same rows.
 """
 
 from __future__ import annotations
@@ -32,24 +33,24 @@ from pipeline.engine import jit, storage
 from pipeline.text import normalize
 
 MODES = ("wide", "metaclip")
-VERSION = 3  # of the saved folder and of the rules above: a folder of another version is refused
+VERSION = 3  # of the saved folder and of the rules above; a folder of another version is refused
 
-# What metaclip mode puts for a character of a text.
+# The characters that metaclip mode replaces in a text.
 _SPACED = {mark: f" {mark} " for mark in ",.;:?!`"} | dict.fromkeys("\t\n\r", " ")
-# Queries that no text in metaclip mode can match: punctuation always stands alone there, and never twice in a row.
+# Queries that no text can match in metaclip mode. There blanks surround each mark, so two marks have two between them.
 _DEAD_IN_METACLIP = r"[\t\n\r]|[^ ][,.;:?!`]|[,.;:?!`][^ ]|[,.;:?!`] [,.;:?!`]"
-_BATCH = 65_536  # texts a kernel call: bounds the scratch space
+_BATCH = 65_536  # texts of a kernel call; it bounds the scratch space
 
 
 def default_case(mode: str) -> str:
-    """How case counts where nobody says: `wide` folds, and `metaclip` does what was published."""
+    """The default of --case: `wide` folds, and `metaclip` is exact, as published."""
     return "fold" if mode == "wide" else "exact"
 
 
 def naive_match(
     text: str, queries: list[str], mode: str = "wide", case: str = "exact", language: str = ""
 ) -> list[int]:
-    """The ids (positions) of the queries that `text` contains, by definition and slowly."""
+    """The ids (positions) of the queries that `text` contains, by the definition. It is slow."""
     if mode == "wide":
         text = f" {normalize.normalize_text(text, case, language)} "
         forms = [normalize.normalize_text(query, case, language) for query in queries]
@@ -63,23 +64,23 @@ def naive_match(
 
 
 def forms_of(queries: pa.Array, *, mode: str, case: str, language: str = "") -> pa.Array:
-    """What each query looks like in a prepared text: queries with one form are one query."""
+    """The form of each query in a prepared text. Queries with equal forms are one query."""
     if mode == "wide":
         return normalize.normalize_array(queries, case, language)
     return _fold_array(queries) if case == "fold" else queries
 
 
 def fold(text: str) -> str:
-    """Case folded and in NFC: all that metaclip mode folds, which knows no other spelling of a letter."""
+    """The text case-folded and in NFC. Metaclip mode folds nothing else."""
     if text.isascii():
         return text.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
 
 class Matcher:
-    """All queries of a list, ready to be found in texts. Build it once, save it, and load it in each worker.
+    """All queries of a list, compiled for matching. Build it once, save it, and load it in each worker.
 
-    One matcher may be used by several threads; the kernel holds no lock of Python's while it runs.
+    Several threads may use one matcher. The kernel releases Python's lock while it runs.
     """
 
     def __init__(
@@ -87,14 +88,14 @@ class Matcher:
     ) -> None:
         self.mode = mode
         self.case = case
-        self.language = language  # whose letters are folded, "" where the list names none with letters of its own
+        self.language = language  # of the texts, where its letters fold in a special way; else ""
         self.dead = dead  # ids that no text can match
-        self._forms = forms  # what each query looks like in a prepared text, by id
-        self._tables = tables  # matcher_kernel.Tables, or None until a kernel asks for them
+        self._forms = forms  # the form of each query in a prepared text, by id
+        self._tables = tables  # matcher_kernel.Tables, or None until the kernel needs them
 
     @classmethod
     def build(cls, queries: pa.StringArray, *, mode: str = "wide", case: str = "exact", language: str = "") -> Matcher:
-        """A matcher for the queries, whose positions become the ids. Queries with one form all match together."""
+        """A matcher for the queries. Their positions are their ids. Queries with equal forms all match together."""
         if mode not in MODES or case not in normalize.CASES:
             raise ValueError(f"mode must be wide or metaclip, case exact or fold: not {mode}, {case}")
         if isinstance(queries, pa.ChunkedArray):
@@ -115,17 +116,17 @@ class Matcher:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the kernel's tables, 0 where there are none."""
+        """The bytes of the kernel's tables; 0 without tables."""
         return sum(array.nbytes for array in self._tables) if self._tables else 0
 
     def among(self, queries: list[str]) -> npt.NDArray[np.bool_]:
-        """For each query of the matcher, whether one of these is equal to it."""
+        """For each query of the matcher: True if one of `queries` is equal to it."""
         given = pa.array(queries, self._forms.type)
         forms = forms_of(given, mode=self.mode, case=self.case, language=self.language)
         return np.asarray(pc.is_in(self._forms, forms))
 
     def match(self, texts: pa.StringArray | pa.LargeStringArray | pa.ChunkedArray) -> pa.ListArray:
-        """list<int32>: for each text the ids of the queries it contains, ascending, each once."""
+        """list<int32>: for each text the ids of the queries that it contains, ascending, each once."""
         if texts.null_count:
             raise ValueError(f"{texts.null_count} nulls among the texts: fill them before matching")
         match_batch = self._match_kernel if self._kernel(len(texts)) else self._match_plain
@@ -140,7 +141,7 @@ class Matcher:
         return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(np.concatenate(ids)))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the matcher into `folder`, for `load`. The json file comes last: without it there is no matcher."""
+        """Writes the matcher into `folder`, for `load`. The json file is written last and marks it as complete."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         data, offsets = _buffers(self._forms)
@@ -162,13 +163,13 @@ class Matcher:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Matcher:
-        """The matcher that was saved there. Its tables are checked, and then mapped."""
+        """The matcher that `save` wrote to `folder`. Its tables are checked and then mapped."""
         folder = Path(folder)
         about = storage.read_json(str(folder / "matcher.json"))
         if about is None:
             raise FileNotFoundError(f"there is no matcher in {folder}")
         if about["version"] != VERSION:
-            raise ValueError(f"matcher {folder} has version {about['version']}, not {VERSION}: build it anew")
+            raise ValueError(f"matcher {folder} has version {about['version']}, not {VERSION}: build it again")
         data, offsets, dead = (_map(folder, name) for name in ("forms", "form_offsets", "dead"))
         forms = normalize.strings(data, offsets, pa.large_string())
         tables = None
@@ -180,7 +181,7 @@ class Matcher:
         return cls(forms, **how, dead=dead.tolist(), tables=tables)
 
     def _kernel(self, rows: int) -> Any:
-        # Many queries pay for loading compiled code too: without it, every process builds the tree anew.
+        # With many queries the kernel pays even for few texts: without it, every process builds the tree itself.
         return jit.kernel("pipeline.text.matcher_kernel", max(rows, len(self)))
 
     def _build_tables(self) -> Any:
@@ -217,24 +218,24 @@ class Matcher:
     def _living_forms(self) -> tuple[npt.NDArray[np.int32], pa.LargeStringArray]:
         """The ids and forms of the queries that have a token."""
         ids = np.arange(len(self), dtype=np.int32)
-        if self.mode == "metaclip":  # even an empty form has one there: the empty token
+        if self.mode == "metaclip":  # here even an empty form has a token, the empty one
             return ids, self._forms
         ids = np.delete(ids, self.dead)
         return ids, self._forms.take(pa.array(ids))
 
 
 class _Tree(NamedTuple):
-    """The tree of tokens in numpy arrays: what `matcher_kernel.Tables` is for compiled code.
+    """The tree of tokens in numpy arrays. `matcher_kernel.Tables` is its form for compiled code.
 
-    A node is a number: the nodes of first tokens are the places of the tokens in `vocabulary`; each longer beginning of
-    a query is a key in `edges` (the node before << 32 | next token), and its node is its place there plus the number of
-    tokens. Nodes of longer beginnings come later, so that the keys are sorted level by level and as a whole.
+    A node is a number, and stands for the first tokens of a query. The node of one token is the token's index in
+    `vocabulary`. A longer beginning is a key in `edges` (the node before << 32 | next token). Its node is the index of
+    the key plus the number of tokens. Longer beginnings have higher nodes. So the keys are sorted, level after level.
     """
 
     vocabulary: pa.StringArray
     edges: npt.NDArray[np.int64]
-    goes_on: npt.NDArray[np.bool_]  # by node: whether a longer beginning exists
-    starts: npt.NDArray[np.int64]  # by node: where the queries that end there begin in `ids`
+    goes_on: npt.NDArray[np.bool_]  # by node: True if a longer beginning exists
+    starts: npt.NDArray[np.int64]  # by node: the place in `ids` of the queries that end there
     ids: npt.NDArray[np.int32]
 
     @classmethod
@@ -259,14 +260,14 @@ class _Tree(NamedTuple):
         return cls(encoded.dictionary, edges, goes_on, starts, ids[np.argsort(node, kind="stable")])
 
     def match(self, prepared: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-        """How many queries each text contains, and their ids, text after text; a text is tokens between blanks."""
+        """(number of queries of each text, their ids text after text). A text is tokens with single blanks between."""
         words = pc.split_pattern(prepared, " ")
         found = pc.index_in(words.flatten().cast(self.vocabulary.type), self.vocabulary)
         token = pc.fill_null(found, -1).to_numpy().astype(np.int64)
         row = np.repeat(np.arange(len(prepared)), pc.list_value_length(words).to_numpy())
-        token, row = np.append(token, -1), np.append(row, -1)  # so that the last token has one behind it
+        token, row = np.append(token, -1), np.append(row, -1)  # so that every token has a next one
         pairs = []
-        begin = after = np.flatnonzero(token >= 0)  # where each beginning starts and where its last token is
+        begin = after = np.flatnonzero(token >= 0)  # the first and the last token of each beginning
         node = token[begin]
         while len(node):
             counts = self.starts[node + 1] - self.starts[node]

@@ -1,24 +1,24 @@
-"""`matcher` in compiled code: a tree of tokens in two hash tables, walked straight over prepared texts.
+"""`matcher` in compiled code: a tree of tokens in two hash tables. Prepared texts are matched directly against it.
 
-A prepared text is bytes in which every token has one blank behind it (`normalize_kernel.segment` or `space_out`). The
+A prepared text is bytes in which one blank follows every token (`normalize_kernel.segment` or `space_out`). The
 tables (see `Tables`) are flat arrays of 64-bit words, so that they can be saved and mapped:
 
 - `tokens`: slots of four words. Three hold the token itself, up to 23 bytes, with its length; a longer one is held by
   two hashes and its length, and its bytes are compared in `long_bytes`. The fourth word tells what the token leads to.
-- `edges`: slots of two words, for queries of more than one token: (the node before, the next token) and what it leads
+- `edges`: slots of two words, for queries of several tokens: (the node before, the next token) and what this leads
   to. The node before is a slot of `tokens`, or a slot of `edges` marked with DEEPER. The next token is a slot of
   `tokens`.
 
-- `first_edges`: a bit for each hash that the edge from a first token has. It fits into the processor's inner cache,
-  and without the bit there is no such edge: most pairs of neighbours are told apart here.
+- `first_edges`: a bit for each hash of an edge from a first token. Without the bit there is no such edge. It fits into
+  the processor's inner cache, so most pairs of tokens are rejected here without a lookup.
 
-What a slot leads to: the id of the query that ends there, plus one, in the low half; GOES_ON where some query goes on
-from there; SHARED where other queries have the same form (`siblings` chains their ids).
+What a slot leads to: the low half holds the id of the query that ends there, plus one. GOES_ON is set if some query
+continues from there. SHARED is set if other queries have the same form (`siblings` chains their ids).
 
-The tables are larger than the processor's caches, and waiting for memory is most of the cost. So the kernel takes a
-group of texts at a time: it cuts them into tokens and asks for each token's slot (prefetch), then looks all of them up,
-asking for the edges, then collects the queries text by text. The rest is branches that cannot be foretold: hence
-`first_edges`, and the sorting by counting of `_sort_once`.
+The tables are larger than the processor's caches, so most of the time is spent on waiting for memory. Therefore the
+kernel takes a group of texts at a time. First it cuts them into tokens and prefetches each token's slot. Then it looks
+up all tokens and prefetches the edges. Then it collects the queries text by text. Most of the other time is spent on
+mispredicted branches. `first_edges` and the counting sort of `_sort_once` avoid these.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ Ids = npt.NDArray[np.int32]
 U = np.uint64
 
 _TOKEN_WORDS, _EDGE_WORDS = 4, 2
-_FULLNESS = 0.6  # of the tables; more makes them smaller and the lookups longer
-_LINE = 64  # bytes a cache line: slots must not straddle two
+_FULLNESS = 0.6  # of the tables; a higher value makes them smaller and the lookups longer
+_LINE = 64  # bytes of a cache line; no slot may cross two lines
 
 _ID = U(0xFFFFFFFF)
 _GOES_ON = U(1 << 32)
@@ -53,21 +53,21 @@ _TAKEN = U(1 << 34)
 _DEEPER = U(1 << 31)
 
 _LENGTH_AT = U(56)  # the top byte of a token's third word is its length plus one
-_LONG = U(255)  # the length of a token that does not fit into the three words
-_LONGEST = (1 << 24) - 1  # its length stands in bits 32 to 55; no query's token may reach this
+_LONG = U(255)  # marks a token that does not fit into the three words
+_LONGEST = (1 << 24) - 1  # bits 32 to 55 hold its length; every token of a query must be shorter than this
 
 _BLANKS = U(0x2020202020202020)
 _ONES, _HIGH_BITS = U(0x0101010101010101), U(0x8080808080808080)
 _MIX_1, _MIX_2, _MIX_3 = U(0x9E3779B97F4A7C15), U(0xD6E8FEB86659FD93), U(0xBF58476D1CE4E5B9)
 _ZERO, _ONE, _THREE, _EIGHT, _HALF = U(0), U(1), U(3), U(8), U(32)
-_SIX, _LAST_SIX = U(6), U(63)  # a bit's word in an array of words, and its place there
+_SIX, _LAST_SIX = U(6), U(63)  # shift to the word of a bit, and mask of its place in the word
 
 _GROUP_TEXTS, _GROUP_TOKENS = 64, 512
-_FEW, _SOME = 16, 32  # ids of a text that are sorted by counting; two sizes, so that the loops have fixed lengths
+_FEW, _SOME = 16, 32  # numbers of ids that are sorted by counting; two sizes, so that loops have fixed lengths
 _HIGHEST_ID = np.int32(0x7FFFFFFF)
 _BITS_AN_EDGE = 4  # of `first_edges`, at least
 
-_CLOSING = pa.scalar("", pa.large_string()), pa.scalar(" ", pa.large_string())  # what to add, and the joint
+_CLOSING = pa.scalar("", pa.large_string()), pa.scalar(" ", pa.large_string())  # the added string, the separator
 
 _BLANK = 0x20
 _LETTER, _SPACE, _MARK = 0, 1, 2  # what a byte does to a text in metaclip mode: nothing, a blank, a token of its own
@@ -88,7 +88,7 @@ class Tables(NamedTuple):
 
 
 class _Texts(NamedTuple):
-    """Prepared texts: their bytes, where each begins, and the most tokens in one."""
+    """Prepared texts: their bytes, the place where each begins, and the largest number of tokens of a text."""
 
     data: Bytes
     offsets: Offsets
@@ -96,7 +96,7 @@ class _Texts(NamedTuple):
 
 
 class _Token(NamedTuple):
-    """A token of a text: its three words, and where it begins."""
+    """A token of a text: its three words, and the place where it begins."""
 
     first: np.uint64
     second: np.uint64
@@ -111,7 +111,7 @@ class _Group(NamedTuple):
     second: Words
     third: Words
     start: Offsets
-    slots: Offsets  # of `tokens`: where the search begins, then what was found
+    slots: Offsets  # of `tokens`: where the search begins, later the slot that was found
     leads_to: Words
     bounds: Offsets  # the first token of each text, and the end of the last one
     box: Ids
@@ -132,7 +132,7 @@ def _load(typing_context, array, index):  # noqa: ANN001, ANN202
 
 @intrinsic
 def _prefetch(typing_context, array, index):  # noqa: ANN001, ANN202
-    """Asks for the cache line of element `index`, without waiting for it."""
+    """Prefetches the cache line of element `index`, without waiting for it."""
 
     def generate(context, builder, signature, arguments):  # noqa: ANN001, ANN202
         pointer = builder.gep(make_array(signature.args[0])(context, builder, arguments[0]).data, [arguments[1]])
@@ -156,14 +156,14 @@ def _trailing_zeros(typing_context, word):  # noqa: ANN001, ANN202
 
 @njit
 def _blank_in(word):  # noqa: ANN001, ANN202
-    """Zero where no byte of the word is a blank; else its lowest set bit lies in the first one that is."""
+    """Zero if no byte of the word is a blank; else its lowest set bit lies in the first blank."""
     other = word ^ _BLANKS
     return (other - _ONES) & ~other & _HIGH_BITS
 
 
 @njit
 def _token_at(data, start):  # noqa: ANN001, ANN202
-    """The three words of the token that starts there, and where the blank behind it stands."""
+    """The three words of the token that starts at `start`, and the place of the blank after it."""
     first = _load(data, start)
     found = _blank_in(first)
     if found:
@@ -226,7 +226,7 @@ def _edge_home(hashed, size):  # noqa: ANN001, ANN202
 
 @njit
 def _find_token(tokens, long_bytes, slot, token, data):  # noqa: ANN001, ANN202
-    """The token's slot, searched from `slot` on; where it is not in the table, -1 - the free slot it would take."""
+    """The token's slot, searched from `slot` on. If the token is not in the table: -1 - (the free slot for it)."""
     size = len(tokens) // _TOKEN_WORDS
     first, second, third, start = token
     while True:
@@ -258,7 +258,7 @@ def _find_token(tokens, long_bytes, slot, token, data):  # noqa: ANN001, ANN202
 
 @njit
 def _find_edge(edges, key):  # noqa: ANN001, ANN202
-    """The edge's slot; where it is not in the table, -1 - the free slot it would take."""
+    """The edge's slot. If the edge is not in the table: -1 - (the free slot for it)."""
     size = len(edges) // _EDGE_WORDS
     slot = _edge_home(_edge_hash(key), U(size))
     while True:
@@ -274,7 +274,7 @@ def _find_edge(edges, key):  # noqa: ANN001, ANN202
 
 @njit
 def _token_hashes(data, offsets, out):  # noqa: ANN001, ANN202
-    """One hash a token of all texts, to count the different ones; returns how many tokens there are."""
+    """Writes one hash for each token of all texts, to count distinct tokens; returns the number of tokens."""
     count = 0
     at = offsets[0]
     while at < offsets[-1]:
@@ -288,9 +288,9 @@ def _token_hashes(data, offsets, out):  # noqa: ANN001, ANN202
 
 @njit
 def _build(data, offsets, ids, tables):  # noqa: ANN001, ANN202
-    """Fills the empty tables; returns how many bytes of `long_bytes` are used, or -1 where `tokens` is too small."""
+    """Fills the empty tables; returns the number of used bytes of `long_bytes`, or -1 if `tokens` is too small."""
     tokens, edges, long_bytes, siblings, _ = tables
-    long_used = 1  # never at 0: that is what a token of a text has in its place
+    long_used = 1  # place 0 is not used: a token of a text has 0 there
     free = len(tokens) // _TOKEN_WORDS
     size = U(len(tokens) // _TOKEN_WORDS)
     for form in range(len(offsets) - 1):
@@ -353,7 +353,7 @@ def _mark_first_edges(edges, shift, first_edges):  # noqa: ANN001, ANN202
 
 @njit
 def _collect(leads_to, siblings, values, written):  # noqa: ANN001, ANN202
-    """Writes the queries that end here behind the others; returns the new end, or -1 where there is no room."""
+    """Appends the queries that end here to `values`; returns the new end, or -1 if there is no room."""
     number = np.int64(leads_to & _ID) - 1
     while number >= 0:
         if written == len(values):
@@ -366,7 +366,7 @@ def _collect(leads_to, siblings, values, written):  # noqa: ANN001, ANN202
 
 @njit
 def _rank(box, count, size, ranked):  # noqa: ANN001, ANN202
-    """Puts each of the first `count` values where the number of smaller ones says: equal ones into one place."""
+    """Puts each of the first `count` values at the number of smaller values. Equal values share one place."""
     for place in range(count):
         value = box[place]
         smaller = np.int32(0)
@@ -379,7 +379,7 @@ def _rank(box, count, size, ranked):  # noqa: ANN001, ANN202
 def _sort_once(values, start, end, box, ranked):  # noqa: ANN001, ANN202
     """Sorts values[start:end] and drops repeats; returns the new end.
 
-    `box` and `ranked` are room for _SOME values; `ranked` is full of -1, before and after.
+    `box` and `ranked` have room for _SOME values. `ranked` holds only -1, before and after.
     """
     count = end - start
     kept = start
@@ -408,7 +408,7 @@ def _sort_once(values, start, end, box, ranked):  # noqa: ANN001, ANN202
 
 @njit
 def _empty_group(most):  # noqa: ANN001, ANN202
-    """Room for a group of texts, of which none has more tokens than `most`."""
+    """An empty group for texts with at most `most` tokens each."""
     room = _GROUP_TOKENS + most
     return _Group(
         first=np.empty(room, np.uint64),
@@ -425,7 +425,7 @@ def _empty_group(most):  # noqa: ANN001, ANN202
 
 @njit
 def _cut(texts, row, tokens, group):  # noqa: ANN001, ANN202
-    """Cuts a group of texts, from `row` on, into tokens, and asks for their slots; returns how many texts they are."""
+    """Cuts a group of texts, from `row` on, into tokens and prefetches their slots; returns the number of texts."""
     data, offsets = texts.data, texts.offsets
     first, second, third, start, slots = group.first, group.second, group.third, group.start, group.slots
     rows, size = len(offsets) - 1, U(len(tokens) // _TOKEN_WORDS)
@@ -449,7 +449,7 @@ def _cut(texts, row, tokens, group):  # noqa: ANN001, ANN202
 
 @njit
 def _look_up(data, tables, shift, count, group):  # noqa: ANN001, ANN202
-    """Finds the first `count` tokens of the group and what they lead to, and asks for the edges between them."""
+    """Finds the first `count` tokens of the group and what they lead to. It prefetches the edges between them."""
     tokens, edges, long_bytes, _, first_edges = tables
     first, second, third, start, slots = group.first, group.second, group.third, group.start, group.slots
     leads_to = group.leads_to
@@ -470,9 +470,9 @@ def _look_up(data, tables, shift, count, group):  # noqa: ANN001, ANN202
 
 @njit
 def _collect_group(tables, group, values, written, sizes):  # noqa: ANN001, ANN202
-    """Writes the queries of the group's texts, behind the first `written` values, and how many each text has.
+    """Writes the queries of the group's texts after the first `written` values, and the number of each text to `sizes`.
 
-    Returns how many texts found room, and the end of their values.
+    Returns the number of texts that found room, and the end of their values.
     """
     _, edges, _, siblings, _ = tables
     slots, leads_to, bounds, box, ranked = group.slots, group.leads_to, group.bounds, group.box, group.ranked
@@ -543,7 +543,7 @@ def _space_out(data, offsets, breaks, out, out_offsets):  # noqa: ANN001, ANN202
 
 
 def build(forms: pa.LargeStringArray, ids: Ids) -> Tables:
-    """The tables for the queries `ids` (ascending), which look like `forms` in a prepared text."""
+    """The tables for the queries `ids` (ascending). `forms` are their forms in a prepared text."""
     data, offsets = _closed(forms)
     hashes = np.empty(_token_hashes(data, offsets, np.empty(0, np.uint64)), np.uint64)
     _token_hashes(data, offsets, hashes)
@@ -555,7 +555,7 @@ def build(forms: pa.LargeStringArray, ids: Ids) -> Tables:
     n_edges = len(hashes) - len(ids)
     first_edges = np.zeros(1 << max(0, (_BITS_AN_EDGE * n_edges).bit_length() - 6), np.uint64)
     used = -1
-    while used < 0:  # once, unless the queries were made so that their hashes collide
+    while used < 0:  # more than once only if the queries are made so that their hashes collide
         tokens = _aligned(_slots(different) * _TOKEN_WORDS)
         edges = _aligned(_slots(n_edges) * _EDGE_WORDS)
         long_bytes = np.zeros(len(data) + 1, np.uint8)
@@ -563,20 +563,20 @@ def build(forms: pa.LargeStringArray, ids: Ids) -> Tables:
         used = _build(data, offsets, ids, Tables(tokens, edges, long_bytes, siblings, first_edges))
         different *= 2
     if siblings.max(initial=-1) < 0:
-        siblings = siblings[:1]  # no two queries share a form, so none is looked up
+        siblings = siblings[:1]  # all forms are distinct, so none is looked up
     _mark_first_edges(edges, _shift(first_edges), first_edges)
     tables = tokens, edges, long_bytes[:used].copy(), siblings.copy(), first_edges
     return Tables(*(frozen(table) for table in tables))
 
 
 def match(tables: Tables, data: Bytes, offsets: Offsets, most: int) -> tuple[npt.NDArray[np.int64], Ids]:
-    """How many queries each prepared text contains, and their ids, text after text.
+    """(number of queries of each prepared text, their ids text after text).
 
     Args:
         tables: from `build`.
-        data: prepared texts, with PADDING bytes behind the last one.
-        offsets: where each of them begins.
-        most: at least the number of tokens of any text.
+        data: prepared texts, with PADDING bytes after the last one.
+        offsets: the place where each text begins.
+        most: an upper bound of the number of tokens of a text.
     """
     rows = len(offsets) - 1
     sizes = np.zeros(rows, np.int64)
@@ -588,20 +588,20 @@ def match(tables: Tables, data: Bytes, offsets: Offsets, most: int) -> tuple[npt
         begin = row
         row, written = _match(texts, tables, shift, begin, values, sizes)
         parts.append(values[:written].copy() if row < rows else values[:written])
-        if row == begin:  # not even one text found room
+        if row == begin:  # there was no room even for one text
             values = np.empty(2 * len(values), np.int32)
     return sizes, np.concatenate(parts) if len(parts) > 1 else values[: len(parts[0])] if parts else values[:0]
 
 
 def _shift(first_edges: Words) -> np.uint64:
-    """What leaves of a hash the number of its bit."""
+    """The shift that turns a hash into the number of its bit."""
     return U(64 - 6 - (len(first_edges).bit_length() - 1))
 
 
 def space_out(texts: pa.Array) -> tuple[Bytes, Offsets, int]:
-    """Texts prepared as metaclip mode has it (see `matcher.naive_match`), with the most tokens in a text."""
+    """Texts prepared as in metaclip mode (see `matcher.naive_match`), and the largest number of tokens of a text."""
     data, offsets = normalize_kernel.buffers(texts)
-    # A punctuation mark takes three bytes. Pages that are not written to cost nothing.
+    # A punctuation mark takes three bytes. Memory pages without a write cost nothing.
     out = np.empty(3 * int(offsets[-1] - offsets[0]) + len(texts) + PADDING, np.uint8)
     out_offsets = np.zeros(len(offsets), np.int64)
     most = _space_out(data, offsets, _BREAK, out, out_offsets)
@@ -609,19 +609,19 @@ def space_out(texts: pa.Array) -> tuple[Bytes, Offsets, int]:
 
 
 def _closed(forms: pa.LargeStringArray) -> tuple[Bytes, Offsets]:
-    """Forms with a blank behind each, as a prepared text has it."""
+    """Forms with a blank after each, as in a prepared text."""
     data, offsets = normalize_kernel.buffers(pc.binary_join_element_wise(forms, *_CLOSING))
     data = np.concatenate([data[offsets[0] : offsets[-1]], np.zeros(PADDING, np.uint8)])
     return frozen(data), frozen(offsets - offsets[0])
 
 
 def _slots(entries: int) -> int:
-    """Slots for so many entries; at least one stays free, which ends every search."""
+    """The number of slots for so many entries. At least one slot stays free and ends every search."""
     return max(2, int(entries / _FULLNESS) + 2)
 
 
 def _aligned(words: int) -> Words:
-    """Zeros that begin at a cache line."""
+    """Zeros that begin at the start of a cache line."""
     raw = np.zeros(words + _LINE // 8, np.uint64)
     skip = -(raw.ctypes.data // 8) % (_LINE // 8)
     return raw[skip : skip + words]

@@ -1,24 +1,23 @@
-"""The one normaliser that queries and texts both pass before they are matched in `wide` mode.
+"""The normaliser of `wide` mode. Queries and texts both pass it before they are matched.
 
-A normalised text is a list of tokens with one blank between them, and a query matches where its tokens stand in a row.
-Because both sides pass the same function, and because what a stretch of text becomes does not depend on what stands
-beyond the blanks around it, every query that keeps a token matches every text that contains it as it is: none is dead.
+A normalised text is a list of tokens with one blank between them. A query matches where its tokens follow each other in
+the text. Both sides pass the same function. What it makes of a piece of text between blanks does not depend on the text
+around it. So a query with at least one token matches every text that contains it unchanged. No such query is dead.
 
-What becomes of each character, after NFC (and, with case="fold", `folding.fold`):
+The class of each character, after NFC (and, with case="fold", `folding.fold`), decides what becomes of it:
 
-- letters, digits and marks make up words;
-- blanks of every kind, control characters and punctuation separate words and leave nothing behind, so that
-  "St. Louis" is found in "in St. Louis, Missouri", and "new york" in "new (york". Quotes, brackets, slashes and dashes
-  are punctuation, and so are hyphen and apostrophe in every form: "t-shirt" and "t shirt" are one query, "woman" is
-  found in "woman's hat", and "rock 'n' roll" however the apostrophes are typed. The price is that "don" is found in
-  "don't". Trade and copyright marks go the same way;
-- a symbol that carries meaning (+ = $ # % & @, degrees, arrows, emoji) is a token of its own: a text with "C++"
-  holds both "C++" and "C", one with "#sunset" both "#sunset" and "sunset";
-- a letter of a script that is written without blanks (Chinese, Japanese, Thai, Lao, Burmese, Khmer, Tibetan) is a token
-  of its own, together with the marks on it. Queries in these scripts therefore match as substrings, and a query of
-  mixed scripts has its Latin part held to whole words and the rest not. Blanks and punctuation between two such
-  letters leave no hole either;
-- characters that only steer the layout (soft hyphen, joiners, direction marks, variation selectors) are dropped.
+- Letters, digits and marks form words.
+- Blanks of every kind, control characters and punctuation separate words and are removed. So "St. Louis" is found in
+  "in St. Louis, Missouri", and "new york" in "new (york". Quotes, brackets, slashes and dashes are punctuation. Hyphens
+  and apostrophes are punctuation in every form: "t-shirt" and "t shirt" are one query, "woman" is found in "woman's
+  hat", and "rock 'n' roll" with any kind of apostrophe. As a side effect "don" is found in "don't". Trade and copyright
+  marks are treated as punctuation, too.
+- A symbol that carries meaning (+ = $ # % & @, degrees, arrows, emoji) is one token. A text with "C++" contains both
+  "C++" and "C". A text with "#sunset" contains both "#sunset" and "sunset".
+- A letter of a script without blanks (Chinese, Japanese, Thai, Lao, Burmese, Khmer, Tibetan) is one token, together
+  with the marks on it. So queries in these scripts match as substrings. In a query of mixed scripts, the Latin part
+  matches whole words only. Blanks and punctuation between two such letters are removed, too.
+- Characters that only control the layout (soft hyphen, joiners, direction marks, variation selectors) are dropped.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ CASES = ("exact", "fold")
 
 
 def normalize_text(text: str, case: str = "exact", language: str = "") -> str:
-    """The tokens of `text` with one blank between them; "" where it has none.
+    """The tokens of `text` with one blank between them; "" if it has no token.
 
     Args:
         text: any.
-        case: "exact", or "fold": spellings that `folding` takes for the same become the same.
-        language: whose letters `folding.fold` takes; "" where none is known.
+        case: "exact" or "fold". "fold" also makes the spellings equal that `folding` treats as equal.
+        language: of the text, for `folding.fold`; "" if it is not known.
     """
     if case == "fold":
         text = settle(text, case, language) if language or not text.isascii() else text.lower()
@@ -59,7 +58,7 @@ def normalize_text(text: str, case: str = "exact", language: str = "") -> str:
 def normalize_array(
     texts: pa.StringArray | pa.LargeStringArray, case: str = "exact", language: str = ""
 ) -> pa.StringArray | pa.LargeStringArray:
-    """`normalize_text` of every text: from compiled code where there is any, with the same result."""
+    """`normalize_text` of every text. It uses compiled code where available, with the same result."""
     if kernel := jit.kernel("pipeline.text.normalize_kernel", len(texts)):
         data, offsets, _ = kernel.segment(settle_array(texts, case, language), case == "fold", closed=False)
         return strings(data, offsets, texts.type)
@@ -67,13 +66,13 @@ def normalize_array(
 
 
 def settle(text: str, case: str = "exact", language: str = "") -> str:
-    """The text in NFC (and folded), without the characters that steer the layout: its characters are final."""
+    """The text in NFC (and folded), without layout characters. Later steps change none of its characters."""
     text = LAYOUT.sub("", text)
     return folding.fold(text, language) if case == "fold" else unicodedata.normalize("NFC", text)
 
 
 def settle_array(texts: pa.Array, case: str = "exact", language: str = "") -> pa.Array:
-    """`settle` on the few texts that the kernel cannot do alone: the others pass as they are, and not yet folded."""
+    """`settle` on the few texts that the kernel cannot normalise alone. Other texts are not changed, nor folded yet."""
     from pipeline.text import normalize_kernel
 
     unsettled = normalize_kernel.find_unsettled(texts, case == "fold")
@@ -82,25 +81,25 @@ def settle_array(texts: pa.Array, case: str = "exact", language: str = "") -> pa
         settled = [settle(text, case, language) for text in texts.filter(mask).to_pylist()]
         texts = pc.replace_with_mask(texts, mask, pa.array(settled, texts.type))
     if case == "fold" and language in folding.DOTLESS:
-        # Else the kernel gives every I its dot. A dotted capital folds into several characters: it is settled above.
+        # Without this the kernel folds I to i. The dotted capital folds to several characters, so it is settled above.
         texts = pc.replace_substring(texts, "I", "\u0131")
     return texts
 
 
 def strings(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], kind: pa.DataType) -> pa.Array:
-    """An Arrow array of strings over bytes and offsets."""
+    """An Arrow array of strings from bytes and offsets."""
     if pa.types.is_string(kind):
         if offsets[-1] > np.iinfo(np.int32).max:
-            raise ValueError(f"{offsets[-1]} bytes of text in one batch: normalise fewer rows at a time")
+            raise ValueError(f"one batch has {offsets[-1]} bytes of text: normalise fewer rows at a time")
         offsets = offsets.astype(np.int32)
     return pa.Array.from_buffers(kind, len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
 
 
 class _Spread(dict):
-    """For str.translate: each character with blanks as its class asks, looked up once and then remembered.
+    """A table for str.translate: puts blanks around each character as its class needs. Entries are made on first use.
 
-    A mark belongs to the character before it, which translate cannot see. So every mark comes behind an _ON_MARK, every
-    single character before an _END, and `_END_OF_SINGLE` moves that end behind the marks.
+    A mark belongs to the character before it, but translate sees only one character. So every mark gets an _ON_MARK
+    before it. Every single character gets an _END after it. `_END_OF_SINGLE` then moves this _END after the marks.
     """
 
     def __missing__(self, code: int) -> str:

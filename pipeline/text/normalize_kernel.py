@@ -1,8 +1,8 @@
-"""`normalize` in compiled code: straight from Arrow's buffers, one pass over the bytes.
+"""`normalize` in compiled code. It reads Arrow's buffers directly, in one pass over the bytes.
 
-Only the few texts that may not be in NFC (or with a character that folds into several) go through Python, in
-`normalize.settle_array`; everything else is looked up by code point in `characters.class_table` and `fold_table`. The
-kernels never read past the bytes of a text, whatever these are: bytes that are not UTF-8 count as separators.
+Python handles only a few texts, in `normalize.settle_array`: those that may not be in NFC, or that have a character
+that folds into several. All others are looked up by code point in `characters.class_table` and `fold_table`. The
+kernels never read past the bytes of a text. Bytes that are not UTF-8 count as separators.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.text.characters import IGNORED, MARK, SEPARATOR, SINGLE, UNSETTLED
 Bytes = npt.NDArray[np.uint8]
 Offsets = npt.NDArray[np.int64]
 
-PADDING = 32  # bytes of blank space behind what `segment` returns, for readers of whole words
+PADDING = 32  # blank bytes after the result of `segment`, for code that reads whole words
 _BLANK = 0x20
 _UPPER_A, _LETTERS, _CASE = 0x41, 26, 0x20  # ASCII's capital letters, and the bit that the small ones have
 
@@ -30,12 +30,12 @@ _SURROGATES, _SURROGATES_END = 0xD800, 0xE000
 
 _NO_FOLDS = np.empty(0, np.int32)
 _NO_FOLDS.flags.writeable = False
-_NOTHING, _IN_WORD, _IN_SINGLE = SEPARATOR, WORD, SINGLE  # 0, 1, 2: what the last character left open
+_NOTHING, _IN_WORD, _IN_SINGLE = SEPARATOR, WORD, SINGLE  # 0, 1, 2: the open token after the last character
 
 
 @njit
 def _decode(data, at, end):  # noqa: ANN001, ANN202
-    """The code point at `at` and its length in bytes; (-1, 1) where the bytes are not UTF-8 or are cut off."""
+    """The code point at `at` and its length in bytes; (-1, 1) if the bytes are not UTF-8 or are cut off."""
     lead = data[at]
     if lead < _ASCII_END:
         return np.int64(lead), 1
@@ -96,9 +96,9 @@ def _write(code, out, at):  # noqa: ANN001, ANN202
 
 @njit
 def _segment(texts, tables, closed, out, out_offsets):  # noqa: ANN001, ANN202
-    """Writes the tokens of every text, each with one blank behind it (`closed`) or only between them.
+    """Writes the tokens of every text, with one blank after each (`closed`) or only between them.
 
-    `texts` is (data, offsets), `tables` (classes, folds). Returns the largest number of tokens of any text.
+    `texts` is (data, offsets), `tables` is (classes, folds). Returns the largest number of tokens of a text.
     """
     data, offsets = texts
     classes, folds = tables
@@ -115,7 +115,7 @@ def _segment(texts, tables, closed, out, out_offsets):  # noqa: ANN001, ANN202
                 kind = np.int64(classes[byte])
                 if len(folds) and np.uint8(byte - _UPPER_A) < _LETTERS:
                     byte |= _CASE
-                if kind <= WORD and state <= _IN_WORD:  # most bytes: without a branch that is hard to foretell
+                if kind <= WORD and state <= _IN_WORD:  # most bytes; this avoids a mispredicted branch
                     out[written] = byte if kind == WORD else _BLANK
                     written += kind | state
                     tokens += state & (kind ^ 1)
@@ -157,7 +157,7 @@ def _segment(texts, tables, closed, out, out_offsets):  # noqa: ANN001, ANN202
 
 
 def find_unsettled(texts: pa.Array, fold: bool) -> npt.NDArray[np.bool_]:
-    """True for each text that `normalize.settle` may change in a way the kernel does not know."""
+    """True for each text that `normalize.settle` may change in a way that the kernel cannot."""
     data, offsets = buffers(texts)
     out = np.zeros(len(texts), np.bool_)
     _find_unsettled(data, offsets, *_tables(fold), out)
@@ -165,13 +165,13 @@ def find_unsettled(texts: pa.Array, fold: bool) -> npt.NDArray[np.bool_]:
 
 
 def segment(texts: pa.Array, fold: bool, closed: bool) -> tuple[Bytes, Offsets, int]:
-    """The tokens of settled texts as bytes (with PADDING behind them), offsets, and the most tokens in a text.
+    """The tokens of settled texts: bytes (PADDING follows), offsets, and the largest number of tokens of a text.
 
-    A blank stands between two tokens; with `closed` also behind the last one.
+    One blank separates two tokens. With `closed` a blank also follows the last token.
     """
     data, offsets = buffers(texts)
-    # A character of n bytes takes n + 1 at most, or n + 2 where folding makes it longer: never 1. Pages that are not
-    # written to cost nothing.
+    # A character of n bytes takes at most n + 1 bytes, or n + 2 if folding makes it longer (never for n = 1). Memory
+    # pages without a write cost nothing.
     out = np.empty(2 * int(offsets[-1] - offsets[0]) + PADDING, np.uint8)
     out_offsets = np.zeros(len(offsets), np.int64)
     most = _segment((data, offsets), _tables(fold), closed, out, out_offsets)
@@ -179,12 +179,12 @@ def segment(texts: pa.Array, fold: bool, closed: bool) -> tuple[Bytes, Offsets, 
 
 
 def _tables(fold: bool) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-    """The classes, and what is folded."""
+    """The table of classes and the table of folded characters."""
     return (class_table("fold"), fold_table()) if fold else (class_table(), _NO_FOLDS)
 
 
 def buffers(texts: pa.Array) -> tuple[Bytes, Offsets]:
-    """The bytes and offsets of a string array, read-only and without a copy of the bytes; slices are handled."""
+    """The bytes and offsets of a string array (or a slice of one), read-only and without a copy of the bytes."""
     if texts.null_count:
         raise ValueError(f"{texts.null_count} nulls among the texts: fill them before matching")
     wide = pa.types.is_large_string(texts.type)
@@ -200,7 +200,7 @@ def buffers(texts: pa.Array) -> tuple[Bytes, Offsets]:
 
 
 def frozen(array: npt.NDArray) -> npt.NDArray:
-    """A read-only view. Mapped arrays are read-only; if all inputs are, each kernel is compiled for one kind alone."""
+    """A read-only view. Mapped arrays are read-only. If all inputs are, each kernel is compiled only once."""
     view = array.view()
     view.flags.writeable = False
     return view

@@ -296,7 +296,7 @@ def test_a_store_that_can_list(folder):
         ("@{root}/lst", "the list behind"),
         ("@{root}/blank", "names no file"),
         ("@{root}/wrong", "in the list .*did you mean .*a.warc"),
-        ("{root}/notes.txt", "tells its format neither"),
+        ("{root}/notes.txt", "has an unknown format"),
         ("{root}/x.warc.wet.gz", "is a WET"),
         ("{root}/cut.parquet", "no readable Parquet"),
         ("{root}/bad.wacz", "no readable WACZ"),

@@ -95,7 +95,7 @@ def test_a_new_source_is_known_by_its_first_bytes(pairs: Reader, tmp_path: Path,
     assert sum(map(len, rows_of(made))) == 7
     (tmp_path / "other").write_bytes(pack(b"[1, 2]"))
     with pytest.raises(
-        InputError, match=r"tells its format neither .* \*\.pairs\.json \(also \.gz\); or say --input-format"
+        InputError, match=r"has an unknown format, .* \*\.pairs\.json \(also \.gz\); or set --input-format"
     ):
         expand([str(tmp_path / "other")])
 

@@ -60,7 +60,7 @@ def plan_for(folder: Path, stage: str, rows: Matches, policy: Policy, before: Ca
 
 def run(plan: CapPlan) -> np.ndarray:
     """Balances; returns which rows are picked."""
-    for step in (caps.CountQueries, caps.Limits, caps.CollectBand):
+    for step in (caps.CountQueries, caps.CapWindows, caps.CollectBand):
         task = step(plan)
         for unit in range(task.units()):
             work.run_unit(task.folder, unit, task.run)

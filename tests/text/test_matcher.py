@@ -192,7 +192,7 @@ def test_saved_and_loaded(path, mode, tmp_path):
 
     about = storage.read_json(str(tmp_path / "matcher" / "matcher.json"))
     storage.write_json(str(tmp_path / "matcher" / "matcher.json"), {**about, "version": 2})
-    with pytest.raises(ValueError, match="build it anew"):
+    with pytest.raises(ValueError, match="build it again"):
         Matcher.load(tmp_path / "matcher")
 
 
