@@ -64,7 +64,7 @@ def build(options: Options, *, quiet: bool = False) -> Result:
     continuing.check_inputs(stages, run)
     quiet_beam.import_beam()
     with work.lock_run_folder(run.root):
-        storage.sweep(run.root)
+        storage.remove_stale_files(run.root)
         continuing.check(stages, run)  # another run may have ended meanwhile
         continuing.remove_from(stages, options.redo)
         continuing.reopen(stages, run)

@@ -312,7 +312,7 @@ class Job:
             min(FEWEST_VIEWS, titles.LEAST_VIEWS if options.min_views is None else options.min_views),
         )
         size = sum(entry["end"] - entry["start"] for entry in self.listed)
-        self.buckets = shuffle_files.power_of_two(size / BUCKET, most=256)
+        self.buckets = shuffle_files.power_of_two(size / BUCKET, max_count=256)
         names = [
             [os.path.basename(entry["path"]), entry["kind"], entry["start"], entry["end"]] for entry in self.listed
         ]
@@ -394,7 +394,7 @@ class Job:
     def __enter__(self) -> Job:
         self._lock = lock_run_folder(self.work.root)
         self._lock.__enter__()
-        storage.sweep(self.work.root)
+        storage.remove_stale_files(self.work.root)
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:

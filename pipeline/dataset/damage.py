@@ -1,4 +1,4 @@
-"""What to do about a damaged file, and the check of all files that the stages of a run keep."""
+"""Names the command that repairs a damaged file, and checks all files that the stages of a run keep."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _PATH = re.compile(r"(.*) is (damaged \(.*\)|missing)", re.DOTALL)
 
 
 def with_remedy(error: DamagedError) -> str:
-    """What is damaged, and what to type."""
+    """The message about a damaged file, with the command that repairs it."""
     found = _PATH.fullmatch(str(error))
     stage = stage_to_redo(found[1]) if found else None
     return f"{error}: run the same command again" + (f" with --redo {stage}" if stage else "")
 
 
 def stage_to_redo(path: str) -> str | None:
-    """The stage that makes the file anew; None for a file that each run writes anew.
+    """The stage that writes the file again; None for a file that every run writes again.
 
-    It is the stage of the file, or, where that stage's rows came to it in one pass, the first stage of the pass.
+    This is the stage in the path. Where one pass runs several stages, it is the first stage of the pass.
     """
     root, _, below = path.rpartition("/stages/")
     stage = below.split("/")[0]
@@ -52,10 +52,10 @@ def _kept(root: str, stage: str) -> bool:
 
 
 def check_stages(folder: str) -> Iterator[tuple[str, str]]:
-    """(path below the folder, problem) of every file of the stages that is not as it was written.
+    """Yields (path below the folder, problem) for each damaged file of the stages.
 
     Args:
-        folder: of a run.
+        folder: the OUT of a run.
     """
     for path in _files(folder):
         below = os.path.relpath(path, folder).replace(os.sep, "/")
@@ -80,10 +80,10 @@ def _files(folder: str) -> Iterator[str]:
 
 
 def check_file(path: str) -> None:
-    """Holds one file of a stage, or one that lies beside them, against its checksums.
+    """Checks one file of a stage, or a file beside the stages, against its checksums.
 
     Raises:
-        DamagedError: it is not as it was written.
+        DamagedError: the file is not as it was written.
     """
     if os.path.basename(path) == storage.CHECKSUMS:
         for name in (storage.read_json(path) or {})["xxh3_64"]:
@@ -103,10 +103,10 @@ def check_file(path: str) -> None:
 
 
 def _check_images(path: str) -> None:
-    """Holds the images of a raw file of the fetch against their rows."""
+    """Checks the images of a raw file of the fetch against their rows."""
     rows, size = path.removesuffix(".raw") + ".arrow", 0
     if not storage.exists(rows):
-        return  # the fetch of this part was cut off: it is begun anew
+        return  # the fetch of this part was interrupted: the next run starts it again
     for batch in storage.read_batches(rows, list(IMAGES)):
         columns = (batch[name].to_pylist() for name in IMAGES)
         for status, offset, length, digest in zip(*columns, strict=True):

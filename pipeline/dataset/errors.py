@@ -1,10 +1,10 @@
-"""What can be wrong with a folder that is read. Nothing is imported, so that a command line can name these at once."""
+"""The errors of a reader of a published folder. The file imports nothing, so a command line can import it quickly."""
 
 from __future__ import annotations
 
 
 class NotFound(ValueError):
-    """What was named is not there."""
+    """The folder, shard, column or key does not exist."""
 
 
 class Ambiguous(NotFound):

@@ -1,4 +1,4 @@
-"""The rows of a stage as one Parquet file, whatever form the stage keeps them in. No Beam."""
+"""Writes the rows of a stage to one Parquet file, in whichever form the stage keeps them. Does not import Beam."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ SCHEMAS = {"gather": PAIRS, "match": MATCHED, "dedup": MATCHED, "balance": SELEC
 
 
 class NoRows(ValueError):
-    """The stage is not done, or its rows were not kept."""
+    """The stage is not complete, or its rows were not kept."""
 
 
 def write_rows(out: str, stage: str, to: str) -> int:
-    """Writes the rows as they stand after `stage`; returns how many there are.
+    """Writes the rows that leave `stage`. Returns their number.
 
     Args:
         out: a run's folder.
-        stage: gather (where the run was `--stages gather`), match, dedup or balance.
+        stage: gather (only after a run with `--stages gather`), match, dedup or balance.
         to: path of the Parquet file.
 
     Raises:
-        NoRows: with the reason.
+        NoRows: the stage has no rows to write. The message gives the reason.
     """
     if stage not in SCHEMAS:
         raise NoRows(f"the rows of {stage!r} cannot be written: choose one of {', '.join(SCHEMAS)}")
     info = StageFolder(out, stage).info()
     if info is None:
-        raise NoRows(f"the stage {stage!r} is not done in {out!r}")
+        raise NoRows(f"the stage {stage!r} is not complete in {out!r}: run the build first")
     found = _rows(out, stage, info)
     names = sorted({item["name"] for item in storage.read_list(os.path.join(out, "inputs.json"))})
     schema = readable(SCHEMAS[stage].empty_table(), names).schema
@@ -57,7 +57,7 @@ def _rows(out: str, stage: str, info: dict[str, Any]) -> Rows:
     rows = Rows.from_json(out, info["rows"])
     if not rows.parts.manifests():
         raise NoRows(
-            f"the rows of {stage!r} were not kept: they went on to the next stage in the same pass "
-            f"(run with --stages {stage})"
+            f"the rows of {stage!r} were not kept: the next stage took them in the same pass "
+            f"(to keep them, run with --stages {stage})"
         )
     return rows

@@ -1,12 +1,12 @@
-"""A published folder, opened for reading: rows as Arrow, samples by key, the ledger.
+"""Opens a published folder for reading: rows as Arrow tables, samples by key, the ledger.
 
     pairs = open_set("OUT")
     for table in pairs.rows(["key", "text"]):       a pyarrow.Table a shard
         ...
     sample = pairs.sample("0001f3")                 image, text, JSON and row of one sample
 
-A set needs no closing: no file stays open. The metadata of one shard is kept in memory at most. Everything is found by
-the manifest, never by a listing of the folder. Needs neither Beam nor torch.
+A set needs no closing: no file stays open. At most the metadata of one shard is kept in memory. The manifest names all
+files; the folder is never listed. Needs neither Beam nor torch.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Sample:
     """One pair.
 
     Attributes:
-        key: its name in the tar, the uid in hexadecimal.
-        image: the bytes of the JPEG; their sha256 is that of the row.
-        text: what the image is trained with.
-        json: the JSON member of the tar; docs/architecture.md lists its keys.
+        key: its name in the tar: the uid in hexadecimal.
+        image: the bytes of the JPEG. Their sha256 is in the row.
+        text: the text of the pair.
+        json: the JSON member of the tar. docs/architecture.md lists its keys.
         row: the row of the metadata, by column.
     """
 
@@ -63,14 +63,14 @@ class Sample:
 
 
 def open_set(folder: str | os.PathLike[str]) -> OpenSet:
-    """Opens a published folder, also one that an older version made.
+    """Opens a published folder. It may come from an older version.
 
     Args:
-        folder: the OUT of a run that came to `publish`, or a copy of what it published.
+        folder: the OUT of a run that finished `publish`, or a copy of the published files.
 
     Raises:
-        NotFound: there is no such folder, or nothing is published in it.
-        Damaged: the manifest cannot be read, or a newer version made it.
+        NotFound: there is no such folder, or the folder has no manifest.
+        Damaged: the manifest cannot be read, or a newer version wrote it.
     """
     root = os.path.abspath(folder)
     manifest = read_manifest(root)
@@ -84,18 +84,18 @@ def open_set(folder: str | os.PathLike[str]) -> OpenSet:
 
 
 class OpenSet:
-    """A published folder. `open_set` makes it.
+    """A published folder. `open_set` returns it.
 
     Attributes:
-        root: the folder, absolute.
-        manifest: manifest.json as it stands.
-        shards: tars and their tables, by number.
+        root: the absolute path of the folder.
+        manifest: the object in manifest.json.
+        shards: the tars and their tables, sorted by number.
     """
 
     def __init__(self, root: str, manifest: dict[str, Any]) -> None:
         self.root, self.manifest = root, manifest
         self.shards = _shards(manifest)
-        self._first: dict[int, str] = {}  # the first key of shards that were looked into
+        self._first: dict[int, str] = {}  # shard number -> its first key, for shards that were read
         self._last: tuple[int, pa.Table] | None = None  # the metadata of the shard that was read last
 
     def __len__(self) -> int:
@@ -107,7 +107,7 @@ class OpenSet:
 
     @property
     def digest(self) -> str:
-        """The digest over all published files, which names the set."""
+        """The digest over all published files. It identifies the set."""
         return self.manifest["digest"]
 
     @property
@@ -117,7 +117,7 @@ class OpenSet:
 
     @property
     def queries(self) -> pa.Table:
-        """The query list: id, query, source, count. It is empty where the list was not copied along.
+        """The query list: id, query, source, count. It is empty where the folder has no queries.parquet.
 
         Raises:
             Damaged: queries.parquet cannot be read.
@@ -125,11 +125,11 @@ class OpenSet:
         return read_queries(self.root)
 
     def rows(self, columns: Sequence[str] | None = None, *, shard: int | None = None) -> Iterator[pa.Table]:
-        """The metadata, a table a shard, in the order of the keys. Page checksums are verified.
+        """Yields the metadata, one table for each shard, in the order of the keys. Page checksums are verified.
 
         Args:
             columns: names of columns; None: all.
-            shard: the number of the only shard that is wanted.
+            shard: the number of one shard; None: all shards.
 
         Raises:
             NotFound: there is no such shard or column.
@@ -139,7 +139,7 @@ class OpenSet:
         return (self._read(item, columns) for item in wanted)
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The whole metadata as one table. It must fit into memory: name the columns that you need.
+        """The metadata of all shards as one table. It must fit into memory: name the columns that you need.
 
         Raises:
             NotFound, Damaged: as `rows`.
@@ -151,19 +151,19 @@ class OpenSet:
         return pa.concat_tables(tables, promote_options="default")
 
     def keys(self) -> Iterator[str]:
-        """The keys of all samples, ascending."""
+        """Yields the keys of all samples in ascending order."""
         for table in self.rows(["key"]):
             yield from table["key"].to_pylist()
 
     def row(self, key: str) -> dict[str, Any]:
-        """The metadata of one sample, by column. Some ten small reads find it in a set of a thousand shards.
+        """The metadata of one sample, by column. In a set of a thousand shards, about ten small reads find it.
 
         Args:
-            key: of the sample, or enough of its beginning.
+            key: of the sample, or a unique beginning of it.
 
         Raises:
-            NotFound: no key begins so.
-            Ambiguous: several do.
+            NotFound: no key begins with `key`.
+            Ambiguous: several keys begin with `key`.
             Damaged: a file cannot be read.
         """
         start, found = key.lower(), list[tuple[Shard, int, str]]()
@@ -185,14 +185,14 @@ class OpenSet:
         return self._cached(shard).slice(place, 1).to_pylist()[0]
 
     def sample(self, key: str) -> Sample:
-        """One sample, read from its place in the tar. The image is held against its sha256, the text against the row.
+        """Reads one sample from its place in the tar. Checks the image by its sha256, and the text against the row.
 
         Args:
-            key: of the sample, or enough of its beginning.
+            key: of the sample, or a unique beginning of it.
 
         Raises:
             NotFound, Ambiguous: as `row`.
-            Damaged: a file cannot be read, or a member is not what the metadata says.
+            Damaged: a file cannot be read, or a member differs from the metadata.
         """
         row = self.row(key)
         image = self.member(row, "jpg")
@@ -212,7 +212,7 @@ class OpenSet:
         return Sample(row["key"], image, text, parsed, row)
 
     def member(self, row: Mapping[str, Any], extension: str) -> bytes:
-        """The bytes of one member of a sample, as they lie in the tar. Nothing is checked but that they are there.
+        """The bytes of one member of a sample, as they lie in the tar. Only their place is checked, not their content.
 
         Args:
             row: of the metadata, with all columns.
@@ -225,17 +225,17 @@ class OpenSet:
         offset, size = row[f"{extension}_offset"], row[f"{extension}_size"]
         try:
             with storage.opened(os.path.join(self.root, path)) as file:
-                if not 0 <= size <= os.fstat(file.fileno()).st_size - offset:  # a damaged size asks for no memory
+                if not 0 <= size <= os.fstat(file.fileno()).st_size - offset:  # a damaged size allocates no memory
                     raise Damaged(f"{path}: the {extension} of {row['key']} is cut off")
                 return storage.range_of(file, offset, size)
         except (OSError, storage.DamagedError) as error:
             raise Damaged(f"{path} cannot be read: {error}") from error
 
     def verify(self, *, quick: bool = False) -> list[Fault]:
-        """The faults of the folder: every checksum and count is held against the manifest. None if all is well.
+        """The faults of the folder. Compares every checksum and count with the manifest. Empty if there is no fault.
 
         Args:
-            quick: look at names, sizes and counts, not at the contents.
+            quick: check names, sizes and counts, but not the contents.
         """
         return list(verify.verify(self.root, quick=quick))
 
@@ -251,21 +251,21 @@ class OpenSet:
         except (pa.ArrowException, storage.DamagedError, OSError, ValueError) as error:
             raise Damaged(f"{shard.metadata} cannot be read: {error}") from error
         missing = [name for name in columns or () if name not in table.column_names]
-        if missing:  # an older version did not write it, or it is misspelt
+        if missing:  # an older version did not write the column, or its name is misspelt
             raise NotFound(f"{shard.metadata} has no column {missing[0]!r}")
         if table.num_rows != shard.rows:
             raise Damaged(f"{shard.metadata} has {table.num_rows} rows, the manifest says {shard.rows}")
         return table
 
     def _cached(self, shard: Shard) -> pa.Table:
-        """The metadata of a shard; that of the last one is kept."""
+        """The metadata of a shard. The metadata of the last shard stays in memory."""
         last = self._last
         if last is None or last[0] != shard.number:
             last = self._last = shard.number, self._read(shard, None)
         return last[1]
 
     def _before(self, start: str) -> int:
-        """The place of the last shard whose first key is not after `start`, or 0: keys ascend over the shards."""
+        """The place of the last shard whose first key is at most `start`, or 0. Keys ascend over the shards."""
         low, high = 0, len(self.shards)
         while high - low > 1:
             middle = (low + high) // 2
@@ -280,13 +280,13 @@ class OpenSet:
 
 
 def count_of_ranges(manifest: Mapping[str, Any]) -> int | None:
-    """Into how many ranges the uids of a set are cut; None: an older set, whose shards are numbered as they come."""
+    """The number of ranges of a set; None: an older version made the set, and numbered the shards consecutively."""
     found = ranges.recorded(manifest)
     return None if found is None else found.count
 
 
 def no_shard(number: int, count: int | None, there: int) -> str:
-    """Why a set has no shard of a number."""
+    """The message about a shard number that a set does not have."""
     if count is None:
         return f"there is no shard {number}: the set has {there}"
     if 0 <= number < count:
@@ -311,10 +311,10 @@ def _shards(manifest: Mapping[str, Any]) -> tuple[Shard, ...]:
 
 
 def read_json(folder: str, path: str) -> Any:
-    """A JSON file of the folder, None where it is missing.
+    """A JSON file of the folder; None if it is missing.
 
     Raises:
-        Damaged: it is no JSON.
+        Damaged: it is not JSON, or its checksum does not fit.
     """
     try:
         return storage.read_json(os.path.join(folder, path), sealed=False)
@@ -328,8 +328,8 @@ def read_manifest(folder: str) -> dict[str, Any]:
     """The manifest of a published folder.
 
     Raises:
-        NotFound: there is no folder, or no manifest in it.
-        Damaged: it is no manifest.
+        NotFound: there is no such folder, or the folder has no manifest.
+        Damaged: the file is not a manifest.
     """
     if not os.path.isdir(folder):
         raise NotFound(f"there is no folder {folder!r}")
@@ -343,10 +343,10 @@ def read_manifest(folder: str) -> dict[str, Any]:
 
 
 def stages_of(folder: str) -> list[dict[str, Any]]:
-    """info.json of each stage that there is, in order; `completed` says whether it was finished.
+    """The info.json of each stage in the folder, in order. `completed` is True if the stage was finished.
 
     Raises:
-        Damaged: an info.json is no JSON.
+        Damaged: an info.json is not JSON, or its checksum does not fit.
     """
     found = []
     for stage in STAGES:
@@ -359,7 +359,7 @@ def stages_of(folder: str) -> list[dict[str, Any]]:
 
 
 def read_queries(folder: str) -> pa.Table:
-    """The query list of a run, in the order of the ids; empty where there is none.
+    """The query list of a run, in the order of the ids; empty if there is none.
 
     Raises:
         Damaged: queries.parquet cannot be read.

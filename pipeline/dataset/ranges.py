@@ -2,9 +2,9 @@
 
     uid --Ranges(S).of--> 17 --> shards/00017.tar, metadata/00017.parquet
 
-So the rows of other shards decide neither what is in a shard nor what it is called. A range without a row has no file:
-the numbers of a set may have gaps, and its list of shards is the manifest, or shards/sizes.json. All names of a set
-have the same number of digits, so that their order is that of the numbers.
+So the content and the name of a shard do not depend on the rows of other shards. A range without a row has no file. So
+the numbers of a set may have gaps: manifest.json and shards/sizes.json list the shards. All names of a set have the
+same number of digits, so that the names sort like the numbers.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-MOST = 1_000_000  # ranges of a set: `of` is exact up to 2^31
-LEAST_DIGITS = 5  # of a number in a name
+MOST = 1_000_000  # the maximum number of ranges in a set; `of` is exact up to 2^31
+LEAST_DIGITS = 5  # the minimum number of digits in a name
 UID_BITS = 128
 
 
@@ -33,7 +33,7 @@ class Ranges:
 
     @property
     def digits(self) -> int:
-        """Of a number in a name: 5, or as many as the last number has."""
+        """The digits of a number in a name: 5, or as many as the last number has."""
         return max(LEAST_DIGITS, len(str(self.count - 1)))
 
     def of(self, high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
@@ -44,16 +44,16 @@ class Ranges:
         return carry.astype(np.int64)
 
     def first_key(self, number: int) -> str:
-        """The smallest key that lies in a range; of `count` itself, a text that is above all keys."""
+        """The smallest key in a range. For `number` = `count`, a string that is above all keys."""
         first = -(-(number << UID_BITS) // self.count)
         return f"{first:032x}" if number < self.count else "g"
 
 
 def recorded(manifest: Mapping[str, Any]) -> Ranges | None:
-    """The ranges that a manifest records; None: it is older than the rule, and its shards are numbered as they come.
+    """The ranges that a manifest records; None: an older version made the set, and numbered the shards consecutively.
 
     Raises:
-        KeyError, TypeError, ValueError: the record has another form.
+        KeyError, TypeError, ValueError: the record has the wrong form.
     """
     found = manifest.get("shards")
     if found is None:
@@ -65,6 +65,6 @@ def recorded(manifest: Mapping[str, Any]) -> Ranges | None:
 
 
 def digits_of(manifest: Mapping[str, Any]) -> int:
-    """How many digits the number of a shard has in the names of a set; raises as `recorded`."""
+    """The number of digits in the shard names of a set. Raises the errors of `recorded`."""
     ranges = recorded(manifest)
     return LEAST_DIGITS if ranges is None else ranges.digits

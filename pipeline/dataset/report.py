@@ -1,8 +1,8 @@
 """The pages of a published folder (dataset card, croissant.json, report/index.html), and `finish`, its last step.
 
-All are functions of the published rows, the ledger and the options: no time, no host, no version, so that they enter
-the digest of the manifest. The page has no script and loads nothing; whatever comes from the data is escaped, and its
-control and bidirectional characters are taken out.
+The pages depend only on the published rows, the ledger and the options. They contain no time, no host and no version.
+So they can be part of the digest of the manifest. The page has no script and loads nothing. Text from the data is
+escaped, and its control and bidirectional characters are removed.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 NAME = "OpenWIT image-text pairs"
 PICTURES = 40
 REJECTED_A_REASON = 4
-# Options that the card tells; the rest, paths among them, stands in the manifest.
-TOLD = "match case languages min_language_score placeholder_bound balance cap target_pairs seed".split()
+# Options that the card shows. The manifest has all options, paths included.
+CARD_OPTIONS = "match case languages min_language_score placeholder_bound balance cap target_pairs seed".split()
 
 
 def finish(
@@ -46,15 +46,15 @@ def finish(
     options: Mapping[str, Any],
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Ends a publication: sizes.json, the pages, and, when all of them are there, manifest.json.
+    """Finishes a publication: writes sizes.json, then the pages, then manifest.json.
 
     Args:
         folder: the published folder, with all shards, `rejected/` and queries.parquet (each may be absent).
-        infos: what `write_shard` returned, of the shards that belong to the set; others are not looked at.
-        ranges: of the set; those without a row have no shard.
+        infos: what `write_shard` returned for the shards of the set. Other files in the folder are ignored.
+        ranges: of the set. A range without a row has no shard.
         summary, pick: of the rows of these shards (`summary.summarise` or `merge`).
         ledger: stage, rows_in, rows_out, dropped of each stage, in order.
-        options: what decided the rows.
+        options: the options that decide the rows.
         versions: of the code.
 
     Returns:
@@ -90,7 +90,7 @@ def finish(
     )
 
 
-# ---------------------------------------------------------------------------------------------- what the pages tell
+# ---------------------------------------------------------------------------------------------- facts for the pages
 
 
 def _tables_beside(folder: str) -> list[FileEntry]:
@@ -126,7 +126,7 @@ def _gallery(folder: str, pick: Pick, ranges: Ranges) -> list[dict[str, Any]]:
 
 
 def _rejected(folder: str) -> list[dict[str, str]]:
-    """The first rows of each reason; a sample is sorted by hash already."""
+    """The first rows of each reason. A sampled table is already sorted by hash."""
     taken: Counter[str] = Counter()
     rows = []
     for path in _rejected_tables(folder):
@@ -173,7 +173,7 @@ def page(
 
 
 def funnel(ledger: list[dict[str, Any]]) -> list[tuple[str, int, str]]:
-    """(stage, pairs that leave it, share of those that came in), after what was read."""
+    """(stage, pairs that leave it, share of the pairs that enter it). The first row counts the pairs that were read."""
     if not ledger:
         return []
     rows = [("read", ledger[0]["rows_in"], "")]
@@ -184,7 +184,7 @@ def funnel(ledger: list[dict[str, Any]]) -> list[tuple[str, int, str]]:
 
 
 def card(facts: Mapping[str, Any], *, ledger: list[dict[str, Any]], options: Mapping[str, Any]) -> str:
-    """README.md, with the head that the Hugging Face Hub reads."""
+    """README.md, with the YAML header that the Hugging Face Hub reads."""
     s: Summary = facts["s"]
     named = [(code, count) for code, count in top(s.languages, 20) if re.fullmatch("[a-z]{2,3}", code)]
     reasons = [", ".join(f"{reason} {count:,}" for reason, count in sorted(row["dropped"].items())) for row in ledger]
@@ -196,8 +196,8 @@ def card(facts: Mapping[str, Any], *, ledger: list[dict[str, Any]], options: Map
         size_category=size_category(s.samples),
         ledger=[row | {"dropped": reason} for row, reason in zip(ledger, reasons, strict=True)],
         options=[
-            (name.replace("_", " "), f"`{sanitize(_told(options[name])).replace('`', '')}`")
-            for name in TOLD
+            (name.replace("_", " "), f"`{sanitize(_format_value(options[name])).replace('`', '')}`")
+            for name in CARD_OPTIONS
             if options.get(name) not in (None, (), [], "")
         ],
         image_size=options.get("image_size", 256),
@@ -208,12 +208,12 @@ def card(facts: Mapping[str, Any], *, ledger: list[dict[str, Any]], options: Map
     )
 
 
-def _told(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def pattern(tars: Sequence[str]) -> str:
-    """What a POSIX shell makes the names of all shards from, in the notation of WebDataset, whatever their gaps."""
+    """The names of all shards in WebDataset's brace notation. If numbers are missing, a POSIX shell must expand it."""
     if len(tars) < 2:
         return tars[0] if tars else "shards/*.tar"
     first, last = (path.removeprefix("shards/").removesuffix(".tar") for path in (tars[0], tars[-1]))
@@ -223,7 +223,7 @@ def pattern(tars: Sequence[str]) -> str:
 
 
 def size_category(samples: int) -> str:
-    """The Hub's word for a number of samples."""
+    """The Hub's tag for a number of samples."""
     bounds = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
     for power, bound in enumerate(bounds, start=3):
         if samples < 10**power:
@@ -232,7 +232,7 @@ def size_category(samples: int) -> str:
 
 
 def _template(name: str) -> jinja2.Template:
-    import jinja2  # 0.1 s, which `build --help` must not wait for
+    import jinja2  # takes 0.1 s; `build --help` must not wait for it
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(os.path.join(os.path.dirname(__file__), "templates")),
@@ -290,7 +290,7 @@ TYPES = {"int32": "sc:Integer", "int64": "sc:Integer", "uint64": "sc:Integer", "
 
 
 def croissant(entries: Sequence[FileEntry]) -> dict[str, Any]:
-    """croissant.json (1.0): every shard with its digest, the images in them, the columns of the metadata."""
+    """croissant.json (1.0): every shard with its digest, the images in the shards, the columns of the metadata."""
     tars = [entry for entry in entries if entry.path.endswith(".tar")]
     tables = [entry for entry in entries if entry.path.startswith("metadata/")]
     return {
@@ -329,7 +329,7 @@ def _file_set(name: str, kind: str, pattern: str) -> dict[str, Any]:
 
 
 def _image_records() -> dict[str, Any]:
-    """The pictures, each with the name of its file: the key of a row of metadata and `.jpg`."""
+    """The images. The file name of an image is the key of its metadata row and `.jpg`."""
     source = {"fileSet": {"@id": "images"}}
     return {
         "@type": "cr:RecordSet",

@@ -1,15 +1,15 @@
-"""The published folder: what is in it, how one shard is written, and the manifest that vouches for the whole.
+"""The published folder: its files, the writer of one shard, and the manifest with the sha256 of every file.
 
-    shards/00000.tar        <key>.jpg, <key>.json, <key>.txt of each sample, keys ascending; ranges.py says whose
-    shards/sizes.json       {"00000.tar": samples} of the shards that there are: what open_clip looks for
-    metadata/00000.parquet  METADATA: a row a sample, in the order of the tar, with the place of each member in it
-    rejected/*.parquet      what was dropped, or a sample of it, with stage and reason
+    shards/00000.tar        <key>.jpg, <key>.json, <key>.txt of each sample, keys ascending; see ranges.py
+    shards/sizes.json       {"00000.tar": samples} of the shards that exist; open_clip reads it
+    metadata/00000.parquet  METADATA: one row for each sample, in the order of the tar, with the place of each member
+    rejected/*.parquet      the dropped rows, or a sample of them, with stage and reason
     README.md, croissant.json, report/index.html, queries.parquet
-    manifest.json           written last: the sha256 of all of these, the ledger, the options
+    manifest.json           written last: the sha256 of all these files, the ledger, the options
 
-The key of a sample is its uid in hexadecimal. Every file is a function of the rows and images alone. What the JSON of
-a sample holds says sample_json.py. Lists, which may be empty, stand in the metadata only, and so does what changes with
-other rows (`keep_probability`, `kept_by`): a shard with the same rows keeps its tar.
+The key of a sample is its uid in hexadecimal. Every file depends on the rows and images alone. sample_json.py describes
+the JSON of a sample. Lists may be empty, so they are in the metadata only. Values that depend on other rows
+(`keep_probability`, `kept_by`) are in the metadata only, too: a shard with the same rows keeps its tar.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pipeline.dataset.sample_json import hex_strings, join, joined_sizes, json_p
 from pipeline.engine import storage
 
 FORMAT = 2  # raised when the members or columns change their meaning
-READ = (1, 2)  # formats that `verify` knows; 1: shards numbered as they come, keep_probability in the JSON too
+READ = (1, 2)  # formats that `verify` knows; 1: shards numbered consecutively, keep_probability in the JSON too
 
 EXTENSIONS = ("jpg", "json", "txt")  # in the order of their names
 
@@ -77,17 +77,17 @@ METADATA = pa.schema(
 )
 
 # The keys of a sample's JSON.
-CHANGING = {"keep_probability", "kept_by"}  # with the rows of other shards
+CHANGING = {"keep_probability", "kept_by"}  # columns that depend on the rows of other shards
 NOT_IN_JSON = {"query_ids", "shard", *(f"{e}_{what}" for e in EXTENSIONS for what in ("offset", "size")), *CHANGING}
 JSON_KEYS = tuple(sorted({"caption", *METADATA.names} - NOT_IN_JSON))
 
 
 class ShardError(ValueError):
-    """Rows or images that cannot become a shard."""
+    """The rows or images cannot become a shard."""
 
 
 class ImageChanged(ShardError):
-    """The bytes of an image have changed on the disk since the fetch. `row` is its place among the rows."""
+    """The bytes of an image on the disk have changed since the fetch. `row` is the place of the image in the rows."""
 
     def __init__(self, row: int, message: str) -> None:
         super().__init__(message)
@@ -100,13 +100,13 @@ class FileEntry:
 
     path: str  # below the folder, with slashes
     bytes: int
-    rows: int  # samples of a tar, rows of a table, else 0
+    rows: int  # samples in a tar, rows in a table, otherwise 0
     sha256: str
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardInfo:
-    """A shard that was written: its tar and its metadata."""
+    """A written shard: its tar and its metadata."""
 
     number: int
     rows: int
@@ -114,7 +114,7 @@ class ShardInfo:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ShardInfo:
-        """The inverse of dataclasses.asdict, also after a way through JSON."""
+        """The inverse of dataclasses.asdict. `data` may come from JSON."""
         return cls(data["number"], data["rows"], tuple(FileEntry(**entry) for entry in data["files"]))
 
 
@@ -135,30 +135,30 @@ def metadata_path(number: int, digits: int = LEAST_DIGITS) -> str:
 
 # ---------------------------------------------------------------------------------------------------- one shard
 
-ROWS_AT_ONCE = 4096  # whose headers, JSON and texts are held in memory
+ROWS_AT_ONCE = 4096  # rows whose headers, JSON and texts are in memory at the same time
 
 
 def write_shard(
     folder: str, number: int, rows: pa.Table, read_image: Callable[[int, memoryview], None], *, ranges: Ranges
 ) -> tuple[ShardInfo, pa.Table]:
-    """Writes one tar and its metadata, each whole or not at all; equal rows and images give equal bytes.
+    """Writes one tar and its metadata, each whole or not at all. Equal rows and images give equal bytes.
 
-    The digest of an image is that which the fetch took (`stored_sha256`). That the bytes read here are the ones of then
-    is held against `stored_xxh3`, which costs a thirtieth; the tar has its own sha256, taken as it is written.
+    The sha256 of an image comes from the fetch (`stored_sha256`). The bytes that are read here are checked against
+    `stored_xxh3`: this takes a thirtieth of the time. The sha256 of the tar is computed while it is written.
 
     Args:
         folder: the published folder.
-        number: of the shard: that of its range.
+        number: of the shard. It is the number of its range.
         rows: FETCHED rows that succeeded, through `schema.readable`, sorted by uid; at least one.
         read_image: (position in `rows`, place of `image_bytes` bytes) -> fills the place with the stored JPEG.
         ranges: of the set.
 
     Returns:
-        What was written, and its METADATA.
+        The entry of the shard, and its METADATA.
 
     Raises:
-        ShardError: a uid comes twice, out of order or is of another range.
-        ImageChanged: an image is not the one that was fetched.
+        ShardError: a uid comes twice, is out of order, or belongs to another range.
+        ImageChanged: an image differs from the fetched one.
     """
     if rows.num_rows == 0:
         raise ShardError(f"shard {number} would be empty")
@@ -193,7 +193,7 @@ def _check_order(keys: pa.ChunkedArray, number: int) -> None:
 
 
 def _check_range(keys: pa.ChunkedArray, number: int, ranges: Ranges) -> None:
-    """The keys ascend: the first and the last tell."""
+    """Checks the first and the last key only, since the keys ascend."""
     first, last = keys[0].as_py(), keys[-1].as_py()
     if first < ranges.first_key(number) or last >= ranges.first_key(number + 1):
         raise ShardError(f"shard {number}: a uid from {first} to {last} is not in its range (of {ranges.count})")
@@ -201,13 +201,13 @@ def _check_range(keys: pa.ChunkedArray, number: int, ranges: Ranges) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """What stands around the images of some samples that follow each other in a tar.
+    """The bytes around the images of consecutive samples in a tar.
 
     Attributes:
         rows: METADATA, with the places of the members.
-        data: per sample: header of the image, (the image belongs here,) padding, JSON and text with their headers and
-            padding.
-        cuts: where in `data` each image belongs.
+        data: for each sample: the header of the image, (here comes the image,) padding, then JSON and text with their
+            headers and padding.
+        cuts: the places in `data` where the images are inserted.
     """
 
     rows: pa.RecordBatch
@@ -216,7 +216,7 @@ class Frame:
 
 
 def frame(rows: pa.RecordBatch, start: int) -> Frame:
-    """Lays out samples from byte `start` of a tar on; `jpg_size` is known, the other places are filled in here."""
+    """Lays out samples from byte `start` of a tar on. `jpg_size` must be known. Fills in all other places and sizes."""
     contents = {"jpg": [], "json": json_pieces(rows, JSON_KEYS), "txt": [rows["text"].cast(pa.binary())]}
     names = np.frombuffer("".join(rows["key"].to_pylist()).encode(), np.uint8).reshape(len(rows), -1)
     columns = dict(zip(rows.schema.names, rows.columns, strict=True))
@@ -243,14 +243,14 @@ def frame(rows: pa.RecordBatch, start: int) -> Frame:
 
 
 def _binary(blocks: np.ndarray) -> pa.Array:
-    """Rows of bytes as an Arrow array."""
+    """Rows of bytes, (rows, width), as an Arrow array."""
     count, width = blocks.shape
     offsets = np.arange(0, count * width + 1, width, dtype=np.int32)
     return pa.BinaryArray.from_buffers(pa.binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(blocks)])
 
 
 def _zeros(sizes: np.ndarray) -> pa.Array:
-    """So many zeros a row, fewer than a block."""
+    """An Arrow array with `sizes` zeros in each row. Each size must be smaller than a block."""
     ends = sizes.astype(np.int32)
     offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(ends, dtype=np.int32)])
     data = pa.py_buffer(bytes(int(offsets[-1])))
@@ -264,7 +264,7 @@ def _write_samples(
     first: int,
     read_image: Callable[[int, memoryview], None],
 ) -> None:
-    """Appends samples to a tar, each image read into its place and held against the digest of the fetch."""
+    """Appends samples to a tar. Reads each image into its place and checks it against the digest of the fetch."""
     data, at = members.data, 0
     sizes = members.rows["jpg_size"].to_pylist()
     for row, (cut, size, digest) in enumerate(zip(members.cuts, sizes, digests, strict=True)):
@@ -281,7 +281,7 @@ def _write_samples(
 
 
 def describe(rows: pa.Table, number: int) -> pa.Table:
-    """Rows of a shard as METADATA; what is known only when the tar is laid out (the places) is empty still."""
+    """Rows of a shard as METADATA. The places of the members are 0, since the tar is not laid out yet."""
     given = dict(zip(rows.column_names, rows.columns, strict=True))
     given["key"] = given["uid"] = pa.chunked_array([hex_strings(rows["uid"])])
     for name, source in (("original_sha256", "image_sha256"), ("sha256", "stored_sha256")):
@@ -311,7 +311,7 @@ def write_sizes(folder: str, infos: Iterable[ShardInfo]) -> FileEntry:
 
 
 def entry_of(folder: str, path: str, *, rows: int = 0) -> FileEntry:
-    """The manifest's entry of a file that is there."""
+    """The manifest's entry for an existing file."""
     with storage.reading(os.path.join(folder, path)) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileEntry(path, file.tell(), rows, digest)
@@ -326,15 +326,15 @@ def write_manifest(
     versions: Mapping[str, str],
     **more: Any,
 ) -> dict[str, Any]:
-    """Writes manifest.json, the commit of the folder: call it when every other file is there.
+    """Writes manifest.json. It commits the folder: call this function after every other file is written.
 
     Args:
         folder: the published folder.
         entries: every published file.
         ledger: rows_in, rows_out and drops of each stage, in order.
-        options: what decided the rows.
-        versions: of the code; like options and ledger, not part of the digest.
-        more: further facts of the set.
+        options: the options that decide the rows.
+        versions: of the code. Like options and ledger, they are not part of the digest.
+        more: further facts about the set.
     """
     listed = sorted(entries, key=lambda entry: entry.path)
     for before, entry in zip(listed, listed[1:], strict=False):
@@ -354,34 +354,34 @@ def write_manifest(
 
 
 def digest_of_files(entries: Iterable[FileEntry]) -> str:
-    """sha256 over the lines `<sha256>  <path>` in the order of the paths: what `sha256sum FILES | sha256sum` prints."""
+    """sha256 over the lines `<sha256>  <path>`, sorted by path. `sha256sum FILES | sha256sum` prints the same."""
     lines = sorted((entry.path, entry.sha256) for entry in entries)
     return hashlib.sha256("".join(f"{digest}  {path}\n" for path, digest in lines).encode()).hexdigest()
 
 
 def digest_of_queries(queries: Sequence[str]) -> str:
-    """The name of a list that names no language, as `queries.load` gives it: the sha256 of its sorted lines."""
+    """The digest of a list without languages, as `queries.load` computes it: the sha256 of its sorted lines."""
     return hashlib.sha256("".join(f"{query}\n" for query in sorted(queries)).encode()).hexdigest()
 
 
 def read_table(path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """A published table, its page checksums verified."""
+    """Reads a published table and verifies its page checksums."""
     return storage.read_published(path, columns)
 
 
-OWN_FOLDERS = ("shards", "metadata", "rejected", "report")  # hold published files and nothing else
+OWN_FOLDERS = ("shards", "metadata", "rejected", "report")  # contain published files only
 
 
-def strangers(folder: str, manifest: Mapping[str, Any]) -> list[str]:
-    """Files in the folders of the publication that the manifest does not list, sorted."""
+def unlisted_files(folder: str, manifest: Mapping[str, Any]) -> list[str]:
+    """The sorted paths of files in the published folders that the manifest does not list."""
     listed = {entry["path"] for entry in manifest["files"]}
     paths = (path for top in OWN_FOLDERS for path in storage.walk(os.path.join(folder, top)))
     return sorted({os.path.relpath(path, folder).replace(os.sep, "/") for path in paths} - listed)
 
 
-def sweep(folder: str, manifest: Mapping[str, Any]) -> list[str]:
-    """Removes what an earlier publication in the same folder left behind; returns the paths."""
-    gone = strangers(folder, manifest)
+def remove_stale_shards(folder: str, manifest: Mapping[str, Any]) -> list[str]:
+    """Removes files of an earlier publication in the same folder. Returns their paths."""
+    gone = unlisted_files(folder, manifest)
     for path in gone:
         storage.remove(os.path.join(folder, path))
     return gone

@@ -1,12 +1,12 @@
-"""Numbers of a published set, added up file by file, so that a set of any size fits: for report and inspector.
+"""Counts of a published set for the report and the inspector. They are added up file by file: a set of any size fits.
 
-Where many workers make the set, each packs the numbers of its shard; `merge` adds them up in bounded memory, however
-many shards and hosts there are:
+Where many workers make a set, each worker packs the counts of its shard. `merge` adds them up. Its memory is bounded
+for any number of shards and hosts:
 
     metadata of a shard --Summary.add--> pack --> sections of a bucket file --merge--> Summary, Pick
 
-The names that the web gives (hosts, licences, opt-outs) have no bound. They are cut by hash into buckets, merged bucket
-by bucket, and only the most frequent are kept, with the number of the others.
+The names that come from the web (hosts, licences, opt-outs) have no bound. They are cut by hash into buckets and merged
+bucket by bucket. Only the most frequent names are kept, and the number of all hosts.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ import pyarrow.compute as pc
 from pipeline.dataset.shards import METADATA
 from pipeline.engine import hashing, shuffle_files
 
-# Columns of METADATA that the numbers are made of.
+# The columns of METADATA that the counts need.
 COLUMNS = (
     "key url text text_source url_source language opt_out license query_ids keep_probability kept_by width height "
     "original_width original_height original_format shard jpg_offset jpg_size"
 ).split()
 
-NOT_SAID = "(none)"  # the word for null in a table of counts
+NO_VALUE = "(none)"  # the name of null in a table of counts
 
-OPEN = ("hosts", "licenses", "opt_outs")  # counted by names that the web gives
+OPEN = ("hosts", "licenses", "opt_outs")  # counted by names that come from the web
 CLOSED = ("languages", "text_sources", "url_sources", "formats")
 SCALARS = ("samples", "image_bytes", "characters", "licensed")
 HISTOGRAMS = ("text_length", "short_side", "aspect", "kilobytes", "keep_probability")
 QUERIES = ("matched", "kept_by")
 
-MOST_NAMES = 100  # of each kind that `merge` keeps
-ENTRIES_AT_ONCE = 1 << 19  # of names that `merge` adds up in memory
-TABLES_AT_ONCE = 64  # of picked rows that are ranked together
+MOST_NAMES = 100  # names of each kind that `merge` keeps
+ENTRIES_AT_ONCE = 1 << 19  # entries of names that `merge` adds up in memory
+TABLES_AT_ONCE = 64  # tables of picked rows that are ranked together
 
-# The sections of a shard's packed numbers: names by bucket, then these.
+# The sections of a shard's packed counts: names by bucket, then these.
 COUNTED = pa.schema([pa.field("what", pa.string()), pa.field("name", pa.string()), pa.field("count", pa.int64())])
 BY_QUERY = pa.schema([pa.field("query", pa.int32()), *(pa.field(name, pa.int64()) for name in QUERIES)])
 PICKED = pa.schema([METADATA.field(name) for name in COLUMNS])
@@ -49,7 +49,7 @@ PICKED = pa.schema([METADATA.field(name) for name in COLUMNS])
 
 @dataclasses.dataclass
 class Histogram:
-    """Counts between fixed edges; the first and the last bin are open. Fixed, so that files can be added."""
+    """Counts between fixed edges. The first and the last bin are open. Fixed edges allow files to be added up."""
 
     edges: tuple[float, ...]
     counts: list[int] = dataclasses.field(default_factory=list)
@@ -65,7 +65,7 @@ class Histogram:
         self.counts = [a + b for a, b in zip(self.counts or [0] * len(counts), counts, strict=True)]
 
     def rows(self) -> list[tuple[str, int]]:
-        """(label of the bin, count), from the first bin that has any to the last."""
+        """(label of the bin, count), from the first bin that is not empty to the last."""
         labels = [f"< {self.edges[0]:g}"]
         labels += [f"{low:g} - {high:g}" for low, high in zip(self.edges, self.edges[1:], strict=False)]
         labels += [f">= {self.edges[-1]:g}"]
@@ -74,13 +74,13 @@ class Histogram:
 
 
 class IdCounts:
-    """How often each of some small numbers came: a Counter in one array."""
+    """The number of occurrences of each small number: a Counter in one array."""
 
     def __init__(self) -> None:
         self.counts: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # by number
 
     def add(self, numbers: npt.NDArray[np.integer], times: npt.NDArray[np.int64] | None = None) -> None:
-        """Counts numbers, each once or so many times; with `times` no number may come twice."""
+        """Counts each number once, or `times` times. With `times`, no number may come twice."""
         size = int(numbers.max(initial=-1)) + 1
         if size > len(self.counts):
             self.counts = np.concatenate([self.counts, np.zeros(size - len(self.counts), np.int64)])
@@ -90,7 +90,7 @@ class IdCounts:
             self.counts[numbers] += times
 
     def items(self) -> list[tuple[int, int]]:
-        """(number, count) of those that came, by number."""
+        """(number, count) of the numbers that occurred, sorted by number."""
         there = np.flatnonzero(self.counts)
         return list(zip(there.tolist(), self.counts[there].tolist(), strict=True))
 
@@ -106,21 +106,21 @@ class IdCounts:
 
 @dataclasses.dataclass
 class Summary:
-    """What a set looks like from afar."""
+    """The counts of a set."""
 
     samples: int = 0
     image_bytes: int = 0
     characters: int = 0  # of all texts
     licensed: int = 0  # samples whose page names a licence
     languages: Counter[str] = dataclasses.field(default_factory=Counter)
-    host_count: int = 0  # different hosts; `hosts` may hold the most frequent alone
+    host_count: int = 0  # different hosts; `hosts` may contain only the most frequent
     hosts: Counter[str] = dataclasses.field(default_factory=Counter)
     text_sources: Counter[str] = dataclasses.field(default_factory=Counter)
     url_sources: Counter[str] = dataclasses.field(default_factory=Counter)
     licenses: Counter[str] = dataclasses.field(default_factory=Counter)
     opt_outs: Counter[str] = dataclasses.field(default_factory=Counter)
     formats: Counter[str] = dataclasses.field(default_factory=Counter)
-    matched: IdCounts = dataclasses.field(default_factory=IdCounts)  # query id -> samples whose text has it
+    matched: IdCounts = dataclasses.field(default_factory=IdCounts)  # query id -> samples whose text contains it
     kept_by: IdCounts = dataclasses.field(default_factory=IdCounts)  # query id -> samples that it picked
     text_length: Histogram = dataclasses.field(
         default_factory=lambda: Histogram((5, 10, 20, 40, 80, 160, 320, 640, 1280))
@@ -147,7 +147,7 @@ class Summary:
             "original_format": self.formats,
         }
         for name, counter in columns.items():
-            counter.update(_counts(table[name].fill_null(NOT_SAID)))
+            counter.update(_counts(table[name].fill_null(NO_VALUE)))
         self.hosts.update(_counts(hosts(table["url"])))
         self.host_count = len(self.hosts)
         self.opt_outs.update(_counts(pc.list_flatten(pc.split_pattern(table["opt_out"].drop_null(), ","))))
@@ -165,19 +165,19 @@ class Summary:
 
 def hosts(urls: pa.ChunkedArray) -> pa.ChunkedArray:
     """The host of each URL."""
-    return pc.struct_field(pc.extract_regex(urls, r"^[a-zA-Z]+://(?P<host>[^/?#]*)"), "host").fill_null(NOT_SAID)
+    return pc.struct_field(pc.extract_regex(urls, r"^[a-zA-Z]+://(?P<host>[^/?#]*)"), "host").fill_null(NO_VALUE)
 
 
-def top(counter: Counter | IdCounts, most: int) -> list[tuple]:
-    """The most frequent, ties by name: the same list whatever the order of the counting."""
+def top(counter: Counter | IdCounts, max_count: int) -> list[tuple]:
+    """The most frequent entries; ties are sorted by name. So the list does not depend on the order of counting."""
     if isinstance(counter, IdCounts):
-        order = np.argsort(-counter.counts, kind="stable")[: min(most, len(counter))]
+        order = np.argsort(-counter.counts, kind="stable")[: min(max_count, len(counter))]
         return list(zip(order.tolist(), counter.counts[order].tolist(), strict=True))
-    return sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:most]
+    return sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:max_count]
 
 
 def charts(s: Summary) -> list[tuple[str, list[tuple[str, int]]]]:
-    """(title, (label, count) ...) of everything that is counted, as report and inspector show it."""
+    """(title, [(label, count), ...]) of each chart, as the report and the inspector show them."""
     return [
         ("Languages", top(s.languages, 15)),
         ("Hosts of the images", top(s.hosts, 20)),
@@ -195,10 +195,10 @@ def charts(s: Summary) -> list[tuple[str, list[tuple[str, int]]]]:
 
 
 class Pick:
-    """The rows whose key has the smallest low half: a choice by hash, from all shards alike."""
+    """The rows whose key has the smallest low half. This is a choice by hash: all shards have the same chance."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_rows: int) -> None:
+        self._max_rows = max_rows
         self._table: pa.Table | None = None
 
     def add(self, table: pa.Table) -> None:
@@ -207,15 +207,15 @@ class Pick:
         found = table.append_column("_order", order)
         if self._table is not None:
             found = pa.concat_tables([self._table, found])
-        self._table = found.sort_by([("_order", "ascending"), ("key", "ascending")]).slice(0, self._most)
+        self._table = found.sort_by([("_order", "ascending"), ("key", "ascending")]).slice(0, self._max_rows)
 
     def table(self) -> pa.Table | None:
-        """What was chosen, in the order of the hash; None if nothing was offered."""
+        """The chosen rows, sorted by hash; None if no rows were offered."""
         return None if self._table is None else self._table.drop_columns(["_order"])
 
 
 def summarise(tables: Iterable[pa.Table], *, pick: Pick | None = None) -> Summary:
-    """Adds up the metadata of a set."""
+    """Adds up the metadata of a set, and offers its rows to `pick`."""
     summary = Summary()
     for table in tables:
         summary.add(table)
@@ -233,7 +233,7 @@ def _counts(column: pa.ChunkedArray) -> dict:
 
 
 def name_buckets(rows: int) -> int:
-    """Into how many buckets the names of a set of about so many rows are cut."""
+    """The number of buckets for the names of a set of about `rows` rows."""
     return shuffle_files.power_of_two(rows / ENTRIES_AT_ONCE)
 
 
@@ -253,11 +253,11 @@ def pack(summary: Summary, pick: Pick, count: int) -> list[pa.Buffer | None]:
 
 
 def merge(paths: Sequence[str], count: int, pick: Pick) -> Summary:
-    """Adds up what `pack` made of each shard, and offers the picked rows to `pick`.
+    """Adds up the packed counts of each shard, and offers the picked rows to `pick`.
 
     Args:
         paths: the bucket files of the shards.
-        count: of the buckets of names, as it was for `pack`.
+        count: the number of buckets of names, the same as for `pack`.
         pick: takes the rows.
     """
     summary = Summary()
@@ -274,7 +274,7 @@ def merge(paths: Sequence[str], count: int, pick: Pick) -> Summary:
 
 
 def _counted(counters: dict[str, dict[str, int]]) -> pa.RecordBatch:
-    """Counters by what they count, as one batch."""
+    """Counters as one batch; the column `what` has their keys."""
     what = [kind for kind, counter in counters.items() for _ in counter]
     names = [name for counter in counters.values() for name in counter]
     counts = [count for counter in counters.values() for count in counter.values()]
@@ -284,7 +284,7 @@ def _counted(counters: dict[str, dict[str, int]]) -> pa.RecordBatch:
 
 
 def _by_query(*counts: npt.NDArray[np.int64]) -> pa.RecordBatch:
-    """The queries that came, with both of their counts."""
+    """The queries that occurred, with both counts."""
     size = max(map(len, counts))
     padded = [np.pad(column, (0, size - len(column))) for column in counts]
     ids = np.flatnonzero(padded[0] | padded[1])
@@ -314,7 +314,7 @@ def _add_counts(summary: Summary, counted: pa.Table, queries: pa.Table) -> None:
 
 
 def _add_names(summary: Summary, messages: Iterable[bytes]) -> None:
-    """Adds one bucket of names: what comes in another bucket is another name."""
+    """Adds one bucket of names. A name occurs in one bucket only."""
     total, waiting, entries = COUNTED.empty_table(), [], 0
     for message in messages:
         waiting.append(message)

@@ -1,7 +1,8 @@
-"""Tar files as WebDataset wants them, written and read by the shortest way.
+"""Writes and reads tar files for WebDataset.
 
-Plain USTAR with every field fixed but name and size: equal members give equal bytes on every machine and in every run.
-A file is a run of 512-byte blocks: a header, the data, zeros up to the next block; two zero blocks end it.
+The format is USTAR. Every field is fixed except name and size: equal members give equal bytes on every machine and in
+every run. A file consists of 512-byte blocks. Each member has a header, the data, and zeros up to the next block. Two
+zero blocks end the file.
 
     write_shard:  TarWriter.append(headers, JSON, text ..., room for an image)
     readers:      walk(data) -> Member(name, offset, size) ...          (raises TarFault at the first broken header)
@@ -18,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 BLOCK = 512
-MOST_NAME = 99  # bytes of a name, so that a NUL ends it for every reader
-MOST_BYTES = 8**11 - 1  # what eleven octal digits hold
-FLUSH = 1 << 20  # bytes that are gathered before they are digested and written, while the cache still holds them
+MOST_NAME = 99  # bytes of a name: a NUL must end it for every reader
+MOST_BYTES = 8**11 - 1  # the largest number of eleven octal digits
+FLUSH = 1 << 20  # bytes that are hashed and written together, while they are still in the processor's cache
 ALIGN = 1 << 16  # writes begin at multiples of this: whole pages of the file system's cache
 
 _ZEROS = bytes(BLOCK)
@@ -34,7 +35,7 @@ _FOUR_DIGITS = np.frombuffer(b"".join(b"%04o" % number for number in range(8**4)
 
 
 class TarFault(ValueError):
-    """The file is not what `TarWriter` writes. `offset` is the byte of the header that is wrong."""
+    """`TarWriter` did not write this file, or it is damaged. `offset` is the byte where the bad header starts."""
 
     def __init__(self, offset: int, reason: str) -> None:
         super().__init__(f"{reason} at byte {offset}")
@@ -42,7 +43,7 @@ class TarFault(ValueError):
 
 
 class Member(NamedTuple):
-    """One file in a tar; its data lies at `offset`, its header 512 bytes before."""
+    """One file in a tar. Its data starts at `offset`, its header 512 bytes earlier."""
 
     name: str
     offset: int
@@ -53,7 +54,7 @@ def header(name: bytes, size: int) -> bytes:
     """The 512 bytes before a member's data.
 
     Raises:
-        ValueError: the name is empty or too long, or the data too large, for the format.
+        ValueError: the name is empty or too long for the format, or the data is too large.
     """
     if not 0 < len(name) <= MOST_NAME:
         raise ValueError(f"a name in a tar has 1 to {MOST_NAME} bytes, this one has {len(name)}: {name[:120]!r}")
@@ -65,12 +66,12 @@ def header(name: bytes, size: int) -> bytes:
 
 
 def padding(size: int) -> bytes:
-    """The zeros between the end of `size` bytes of data and the next block."""
+    """The zeros between `size` bytes of data and the next block."""
     return _ZEROS[: -size % BLOCK]
 
 
 def headers(names: npt.NDArray[np.uint8], sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    """`header` of many members whose names have one length.
+    """The headers of many members whose names have the same length.
 
     Args:
         names: (members, bytes of a name).
@@ -93,35 +94,35 @@ def headers(names: npt.NDArray[np.uint8], sizes: npt.NDArray[np.int64]) -> npt.N
 
 
 def _octal(numbers: npt.NDArray[np.int64], digits: int) -> npt.NDArray[np.uint8]:
-    """(numbers, digits): each number in ASCII digits of base eight, at most twelve."""
+    """(numbers, digits): the ASCII octal digits of each number; at most twelve digits."""
     fours = [_FOUR_DIGITS[numbers >> shift & 0xFFF] for shift in (24, 12, 0)]
     return np.stack(fours, axis=1).view(np.uint8)[:, 12 - digits :]
 
 
 class TarWriter:
-    """A tar that grows piece by piece in an open, unbuffered binary file; its digest is taken on the way.
+    """Writes a tar piece by piece to an open, unbuffered binary file, and computes its sha256 at the same time.
 
-    The bytes are put together in one buffer that stays in the cache of the processor: an image is read right into it,
-    and the digest and the write take them from there.
+    One buffer collects the bytes. It fits into the processor's cache. An image is read directly into it. The hash and
+    the write both read from it.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._hash = hashlib.sha256()
         self._buffer = memoryview(bytearray(FLUSH))
-        self._used = 0  # bytes of the buffer that wait
+        self._used = 0  # bytes in the buffer that are not written yet
         self._flushed = 0
 
     @property
     def size(self) -> int:
-        """Written so far, or waiting to be."""
+        """The bytes that were appended so far, written or not."""
         return self._flushed + self._used
 
     def append(self, data: bytes | memoryview, more: int = 0) -> memoryview:
-        """Appends bytes: headers, data and padding are the caller's to put in order.
+        """Appends bytes. The caller passes headers, data and padding in the right order.
 
         Returns:
-            The place of the `more` bytes that follow, to be filled before the next call.
+            The place of the next `more` bytes. The caller fills it before the next call.
         """
         size = len(data)
         if self._used + size + more > len(self._buffer):
@@ -133,16 +134,16 @@ class TarWriter:
         return self._buffer[middle : self._used]
 
     def close(self) -> None:
-        """Writes the end of the archive, and what waits; the file stays open."""
+        """Writes the end of the archive and the rest of the buffer. The file stays open."""
         self.append(_ZEROS * 2)
         self._flush(self._used)
 
     def sha256(self) -> str:
-        """The digest of everything written, in hexadecimal: final after `close`."""
+        """The hexadecimal sha256 of all written bytes. It is final after `close`."""
         return self._hash.hexdigest()
 
     def _make_room(self, size: int) -> None:
-        """Empties the buffer but for what a write at an odd place would take, and lets it grow if it must."""
+        """Writes the buffer up to the last multiple of ALIGN. Enlarges the buffer if the room is still too small."""
         self._flush(self._used - self._used % ALIGN)
         if self._used + size > len(self._buffer):
             larger = memoryview(bytearray(self._used + size))
@@ -150,7 +151,7 @@ class TarWriter:
             self._buffer = larger
 
     def _flush(self, size: int) -> None:
-        """Digests and writes the first bytes of the buffer; the others move to its front."""
+        """Hashes and writes the first `size` bytes of the buffer. The other bytes move to its front."""
         waiting = self._buffer[:size]
         self._hash.update(waiting)
         while waiting:
@@ -162,11 +163,11 @@ class TarWriter:
 
 
 def walk(data: bytes | bytearray | memoryview | mmap.mmap) -> Iterator[Member]:
-    """The members of a whole tar (bytes, or a mapped file), in order.
+    """Yields the members of a whole tar (bytes, or a mapped file), in order.
 
     Raises:
-        TarFault: a header is not one of ours, or the file is cut, or goes on after its end. Members before that have
-            been given.
+        TarFault: a header is not one of `TarWriter`, the file is cut, or it has bytes after its end. The members before
+            the fault are yielded first.
     """
     view = memoryview(data)
     end, at = len(view), 0
@@ -187,7 +188,7 @@ def walk(data: bytes | bytearray | memoryview | mmap.mmap) -> Iterator[Member]:
 
 
 def _parse(block: bytes, at: int) -> tuple[str, int]:
-    """Name and size out of a header; the header must be exactly what `header` makes of them."""
+    """The name and size in a header. The header must equal `header(name, size)`."""
     name = block[:100].rstrip(b"\0")
     try:
         size = int(block[124:135], 8)

@@ -1,9 +1,10 @@
-"""Is a folder what it says it is? Every fault is named with its file and, where there is one, the key of the sample.
+"""Verifies a folder. Every fault names its file and, where there is one, the key of the sample.
 
-A published folder is held against its manifest (sizes, sha256, nothing beside it), each tar against its metadata: since
-a sample's headers and JSON follow from its row, every byte of a tar is accounted for. Each sample must lie in the shard
-of its range. A run's stages are held against each other: rows in = rows out + drops, and what leaves one stage enters
-the next. Their files are held against their checksums where that is asked for: they are many times the published set.
+A published folder is compared with its manifest: sizes, sha256, no other files. Each tar is compared with its metadata.
+The headers and the JSON of a sample follow from its row, so every byte of a tar is checked. Each sample must be in the
+shard of its range. The stages of a run are compared with each other: rows in = rows out + drops, and the rows that
+leave one stage enter the next. The files of the stages are checked against their checksums with `stages=True` only,
+since they are many times as large as the published set.
 """
 
 from __future__ import annotations
@@ -28,33 +29,33 @@ from pipeline.engine import storage
 from pipeline.schema import STAGES
 
 COUNTED = ("stage", "rows_in", "rows_out", "dropped")
-# What a manifest held before it had a checksum: with a name that is none of these, it lost its checksum.
+# The fields of a manifest from before checksums. A manifest with any other field must have a checksum.
 BEFORE_CHECKSUMS = {"format", "digest", "rows", "files", "ledger", "options", "versions", "queries"}
 
 
 class NothingThere(ValueError):
-    """The folder is not there, or is neither a publication nor a run."""
+    """The folder does not exist, or it is neither a published folder nor the folder of a run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """Something that is not as it should be."""
+    """One fault of a folder."""
 
     path: str  # below the folder
     problem: str
-    key: str = ""  # of the sample, where it concerns one
+    key: str = ""  # of the sample, if the fault concerns one sample
 
 
 def verify(
     folder: str, *, quick: bool = False, stages: bool = False, note: Callable[[str], None] = lambda _: None
 ) -> Iterator[Fault]:
-    """The faults of a folder; none if all is well.
+    """Yields the faults of a folder; nothing if there is no fault.
 
     Args:
-        folder: a published folder, or a run that has not come to `publish`.
-        quick: look at names, sizes and counts, not at the contents.
+        folder: a published folder, or the folder of a run that has not reached `publish`.
+        quick: check names, sizes and counts, but not the contents.
         stages: check every file that the stages keep, too.
-        note: told what is no fault, but could not be checked.
+        note: receives a line for each file that could not be checked. Such a file is not a fault.
 
     Raises:
         NothingThere: there is nothing to verify.
@@ -85,7 +86,7 @@ def verify(
 
 
 def _json(folder: str, path: str) -> Any:
-    """The parsed file, None where it is missing, the error where it cannot be parsed."""
+    """The parsed file; None if it is missing; the error if it cannot be parsed."""
     try:
         return json.loads(storage.read(os.path.join(folder, path)))
     except FileNotFoundError:
@@ -95,7 +96,7 @@ def _json(folder: str, path: str) -> Any:
 
 
 def _altered(folder: str, path: str) -> Iterator[Fault]:
-    """A JSON object, as `_json` gives it, whose checksum does not fit. What it says is looked at all the same."""
+    """A fault if the checksum of a JSON object does not fit. The caller still checks the content of the object."""
     try:
         storage.read_json(os.path.join(folder, path), sealed=False)
     except storage.DamagedError:
@@ -103,7 +104,7 @@ def _altered(folder: str, path: str) -> Iterator[Fault]:
 
 
 def _seal(manifest: Mapping[str, Any], note: Callable[[str], None]) -> str:
-    """What is wrong with the checksum of a manifest, beside its value; "" if nothing is."""
+    """The problem of a manifest without a checksum; "" if there is none. `_altered` checks the value of a checksum."""
     if storage.CHECKSUM in manifest:
         return ""
     if not BEFORE_CHECKSUMS.issuperset(manifest):
@@ -113,7 +114,7 @@ def _seal(manifest: Mapping[str, Any], note: Callable[[str], None]) -> str:
 
 
 def problem_of(manifest: Any) -> str:
-    """What is wrong with the form of a manifest; "" if nothing is."""
+    """The problem with the form of a manifest; "" if there is none."""
     if isinstance(manifest, Exception):
         return f"cannot be read: {manifest}"
     try:
@@ -142,7 +143,7 @@ def _publication(folder: str, manifest: Mapping[str, Any], *, quick: bool) -> It
         yield Fault("manifest.json", "its digest is not that of the files it lists")
     for path in sorted(_links(folder, entries)):
         yield Fault(path, "is a symbolic link")
-    for path in shards.strangers(folder, manifest):
+    for path in shards.unlisted_files(folder, manifest):
         yield Fault(path, "not in the manifest")
     damaged = set()
     for entry in entries:
@@ -157,9 +158,8 @@ def _publication(folder: str, manifest: Mapping[str, Any], *, quick: bool) -> It
         for path, other in ((shard.tar, shard.table), (shard.table, shard.tar)):
             if path not in listed:
                 yield Fault(path, f"not in the manifest, which lists {other}")
-        if (
-            not quick and {shard.tar, shard.table} <= listed and shard.table not in damaged
-        ):  # nothing is believed that a damaged table says
+        # The samples are not compared with a damaged table.
+        if not quick and {shard.tar, shard.table} <= listed and shard.table not in damaged:
             found, last = _shard(folder, shard, after=last)
             yield from found
 
@@ -171,7 +171,7 @@ def _number(path: str) -> int | None:
 
 
 def _names(manifest: Mapping[str, Any], entries: list[FileEntry]) -> Iterator[Fault]:
-    """What is called a shard and is none of the set."""
+    """Files with the name of a shard that cannot belong to the set."""
     ranges, digits = recorded(manifest), digits_of(manifest)
     for entry in entries:
         number = _number(entry.path)
@@ -187,7 +187,7 @@ def _names(manifest: Mapping[str, Any], entries: list[FileEntry]) -> Iterator[Fa
 
 
 def _links(folder: str, entries: list[FileEntry]) -> set[str]:
-    """Symbolic links among the published files, and among the folders on the way to them."""
+    """Symbolic links among the published files and their parent folders."""
     paths = {entry.path for entry in entries} | {"manifest.json"}
     parents = {path.rsplit("/", depth)[0] for path in paths for depth in range(1, path.count("/") + 1)}
     return {path for path in paths | parents if os.path.islink(os.path.join(folder, path))}
@@ -208,16 +208,16 @@ def _file(folder: str, entry: FileEntry, *, quick: bool) -> Iterator[Fault]:
 
 
 def _counts(folder: str, manifest: Mapping[str, Any], entries: list[FileEntry]) -> Iterator[Fault]:
-    """The numbers of rows: manifest, sizes.json, ledger."""
+    """Compares the numbers of rows in the manifest, sizes.json and the ledger."""
     rows = {entry.path: entry.rows for entry in entries if entry.path.endswith(".tar")}
     sizes = _json(folder, "shards/sizes.json")
     if not isinstance(sizes, dict):
         yield Fault("shards/sizes.json", f"cannot be read: {sizes}" if sizes is not None else "missing")
     else:
         for path in sorted({*rows, *(f"shards/{name}" for name in sizes)}):
-            said = sizes.get(os.path.basename(path))
-            if said != rows.get(path):
-                yield Fault("shards/sizes.json", f"says {said} for {path}, the manifest {rows.get(path)}")
+            samples = sizes.get(os.path.basename(path))
+            if samples != rows.get(path):
+                yield Fault("shards/sizes.json", f"says {samples} for {path}, the manifest says {rows.get(path)}")
     total = sum(rows.values())
     if manifest.get("rows", total) != total:
         yield Fault("manifest.json", f"says {manifest['rows']} rows, its shards have {total}")
@@ -258,8 +258,8 @@ class _Shard:
     Attributes:
         number: of the shard.
         tar, table: the paths of its files.
-        ranges: of the set; None: an older set, whose shards are numbered as they come.
-        json_keys: of the JSON of a sample.
+        ranges: of the set; None: an older version made the set, and numbered the shards consecutively.
+        json_keys: the keys in the JSON of a sample.
     """
 
     number: int
@@ -276,7 +276,7 @@ class _Shard:
 
 
 def _shard(folder: str, shard: _Shard, *, after: str) -> tuple[list[Fault], str]:
-    """The faults of a shard whose metadata is as the manifest says, and its last key."""
+    """The faults of a shard, and its last key. The metadata must have the sha256 of the manifest."""
     try:
         rows = shards.read_table(os.path.join(folder, shard.table))
     except (pa.ArrowException, storage.DamagedError, OSError, ValueError) as error:
@@ -289,7 +289,7 @@ def _shard(folder: str, shard: _Shard, *, after: str) -> tuple[list[Fault], str]
     try:
         with storage.mapped(os.path.join(folder, shard.tar)) as data:
             faults += _samples(shard, data, rows)
-    except (OSError, ValueError) as error:  # missing (said before) or empty
+    except (OSError, ValueError) as error:  # missing (reported before) or empty
         faults.append(Fault(shard.tar, f"cannot be read: {error}"))
     return faults, max([after, *keys])
 
@@ -303,7 +303,7 @@ def _order(path: str, keys: list[str]) -> Iterator[Fault]:
 
 
 def _range(shard: _Shard, rows: pa.Table) -> Iterator[Fault]:
-    """Samples that belong into another shard, or whose row says so."""
+    """Samples that belong to another shard, and samples whose row names another shard."""
     if shard.ranges is not None:
         first, end = shard.ranges.first_key(shard.number), shard.ranges.first_key(shard.number + 1)
         for key in rows["key"].to_pylist():
@@ -314,7 +314,7 @@ def _range(shard: _Shard, rows: pa.Table) -> Iterator[Fault]:
 
 
 def _samples(shard: _Shard, data: mmap.mmap, rows: pa.Table) -> Iterator[Fault]:
-    """Holds each sample of a tar against its row. The members must follow each other without a gap."""
+    """Compares each sample of a tar with its row. The members must follow each other without a gap."""
     path = shard.tar
     records = sample_json(rows, shard.json_keys).to_pylist()
     columns = {name: rows[name].to_pylist() for name in ("key", "text", "sha256")}
@@ -350,8 +350,8 @@ def _samples(shard: _Shard, data: mmap.mmap, rows: pa.Table) -> Iterator[Fault]:
 
 
 def _stages(folder: str, published: list[dict[str, Any]] | None) -> Iterator[Fault]:
-    """Each stage's ledger, and the way from one to the next."""
-    said = {row["stage"]: row for row in published or []}
+    """Checks the ledger of each stage, and the rows that pass from one stage to the next."""
+    listed = {row["stage"]: row for row in published or []}
     before: tuple[int, dict[str, Any]] | None = None
     for at, stage in enumerate(STAGES):
         path = f"stages/{stage}"
@@ -372,13 +372,13 @@ def _stages(folder: str, published: list[dict[str, Any]] | None) -> Iterator[Fau
         if before is not None and before[0] == at - 1 and before[1]["rows_out"] != counted["rows_in"]:
             out = before[1]["rows_out"]
             yield Fault(path, f"{out} rows leave {before[1]['stage']!r} and {counted['rows_in']} enter {stage!r}")
-        if stage in said and any(said[stage][name] != counted[name] for name in COUNTED):
+        if stage in listed and any(listed[stage][name] != counted[name] for name in COUNTED):
             yield Fault(path, "its ledger is not that of the manifest")
         before = at, counted
 
 
 def _seals_of_stages(folder: str, note: Callable[[str], None]) -> Iterator[Fault]:
-    """Where one stage has a checksum in its info.json, all have: one version made them all."""
+    """If one info.json has a checksum, all must have one, since one version wrote them all."""
     paths = [f"stages/{stage}/info.json" for stage in STAGES]
     infos = {path: info for path in paths if isinstance(info := _json(folder, path), dict)}
     for path in infos:

@@ -1,4 +1,4 @@
-"""Checks of option values against the file system. Each message says what is allowed; `validate` adds the flag."""
+"""Checks option values against the file system. Each message says what is allowed. `validate` adds the flag."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.engine.cli import MissingInput, UsageError
 
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # also the s3:/ that a path function makes of s3://
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: path functions turn s3:// into s3:/
 SYSTEM_FILES = frozenset((".DS_Store", "lost+found"))  # a folder with nothing else counts as empty
 
 
@@ -21,7 +21,7 @@ def not_empty(value: str) -> None:
 
 
 def readable_file(path: str) -> None:
-    """Refuses a path that is not a file, or that this process may not read."""
+    """Refuses a path that is not a file, and a file that this process may not read."""
     if not os.path.exists(path):
         raise MissingInput("no such file")
     if not os.path.isfile(path):
@@ -31,11 +31,11 @@ def readable_file(path: str) -> None:
 
 
 def output_folder(path: str, *, ours: Callable[[str, list[str]], bool]) -> None:
-    """Refuses a folder that cannot be made or written, and a folder that holds other things.
+    """Refuses a folder that cannot be created or written, and a folder with other files.
 
     Args:
         path: a folder of this machine.
-        ours: takes the folder and the names in it; returns True if an earlier run made the folder.
+        ours: takes the folder and the names in it. Returns True if an earlier run made the folder.
     """
     if not path.strip():
         raise UsageError("must be a folder, not an empty name")
@@ -56,7 +56,7 @@ def output_folder(path: str, *, ours: Callable[[str, list[str]], bool]) -> None:
 
 
 def _check_parent(path: str) -> None:
-    """Refuses a folder that cannot be made."""
+    """Refuses a folder that cannot be created."""
     at = os.path.abspath(path)
     while not os.path.lexists(at):
         at = os.path.dirname(at)
@@ -67,7 +67,7 @@ def _check_parent(path: str) -> None:
 
 
 def read_object(path: str) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is none."""
+    """The object in a JSON file; an empty one if the file is missing or holds no object."""
     try:
         with open(path, "rb") as file:
             found = json.load(file)

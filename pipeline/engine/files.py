@@ -1,7 +1,8 @@
-"""Files that are whole or not there: written under a temporary name, flushed to the disk, renamed.
+"""Writes files atomically: under a temporary name, flushed to the disk, then renamed.
 
-A reader never sees half a file, whatever was killed when. Temporary names carry the process id, so that a worker which
-outlives its parent for a second cannot write into a successor's file; `sweep` removes what such workers left behind.
+A reader never sees half a file, whichever process is killed. Temporary names carry the process id. So a worker that
+outlives its parent for a second cannot write into a successor's file. `remove_stale_files` removes what such workers
+leave behind.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ _numbers = itertools.count()
 
 @contextlib.contextmanager
 def temporary(path: str) -> Iterator[str]:
-    """A name to write to; renamed to `path` when the block ends well, removed when it does not.
+    """Yields a temporary name to write to. It is renamed to `path` when the block ends, and removed if the block fails.
 
-    The file is flushed to the disk before the rename and its folder after it, so that after a power cut either the
-    whole file is there or none.
+    The file is flushed to the disk before the rename, and its folder after it. So after a power cut the whole file
+    exists, or no file.
     """
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     name = f"{path}.tmp{os.getpid()}-{next(_numbers)}"
@@ -44,7 +45,7 @@ def temporary(path: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def writing(path: str, *, buffering: int = -1) -> Iterator[IO[bytes]]:
-    """An open binary file that appears under `path` when the block ends well."""
+    """Yields an open binary file. It appears under `path` when the block ends without an error."""
     with temporary(path) as name, open(name, "wb", buffering=buffering) as file:
         yield file
 
@@ -55,8 +56,11 @@ def write_bytes(path: str, data: bytes | memoryview) -> None:
         file.write(data)
 
 
-def sweep(folder: str) -> int:
-    """Removes what is temporary below `folder` and no process owns any more; returns how many files and folders."""
+def remove_stale_files(folder: str) -> int:
+    """Removes all temporary files and folders below `folder`. Returns their number.
+
+    It also removes temporary files of processes that still run: call it when all writers have ended.
+    """
     removed = 0
     for parent, folders, names in os.walk(folder):
         for name in filter(TEMPORARY.search, [*folders, *names]):
@@ -68,7 +72,7 @@ def sweep(folder: str) -> int:
 
 
 def remove(path: str) -> None:
-    """Removes a file or a folder tree, if it is there: at once, so that a crash leaves no half of it."""
+    """Removes a file or a folder tree, if it exists. It is renamed first, so that a crash leaves no half of a tree."""
     with contextlib.suppress(FileNotFoundError):
         name = f"{path}.tmp{os.getpid()}-{next(_numbers)}"
         os.rename(path, name)

@@ -1,8 +1,8 @@
-"""Parquet files that do not tell which pyarrow wrote them.
+"""Replaces the version of pyarrow in Parquet files.
 
-pyarrow puts its own version into the footer (`created_by`) and offers no way to set it, so that equal tables would give
-other bytes, and another digest of the manifest, after each upgrade. The footer is the last thing in a file and nothing
-points into it; so its one field is exchanged:
+pyarrow writes its own version into the footer (`created_by`) and has no option to set it. So equal tables would give
+other bytes, and another digest of the manifest, after each upgrade. The footer is at the end of the file and no offset
+points into it. So this one field can be replaced:
 
     ... pages ...  footer (Thrift, compact)  4 bytes: its length  PAR1
                    ... field 6: type and number, length, "parquet-cpp-arrow version 25.0.1" ...
@@ -18,21 +18,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 MAGIC = b"PAR1"
-WRITER = b"openwit version 1"  # readers expect "application version number"; raised with what write_table asks for
+WRITER = b"openwit version 1"  # readers expect "application version number"; raise it when write_table's options change
 BINARY = 8  # a type of Thrift's compact protocol
-# The list of the columns' orders (each a union whose first member, an empty struct, is set), and the end of the footer.
+# The list of column orders (each is a union whose first member, an empty struct, is set), and the end of the footer.
 ORDERS = re.compile(rb"(\x19([\x0c-\xec]|\xfc[\x80-\xff]*[\x00-\x7f])(\x1c\x00\x00)*)?\x00", re.DOTALL)
 
 
 class FooterError(ValueError):
-    """The file does not end as a Parquet file of this pyarrow does."""
+    """The file does not end like a Parquet file of this pyarrow."""
 
 
-def sign(path: str) -> None:
-    """Puts our name into the footer of a file that this pyarrow has just written.
+def set_created_by(path: str) -> None:
+    """Sets `created_by` to WRITER in a file that this pyarrow has just written.
 
     Raises:
-        FooterError: it is not such a file; it is left as it was.
+        FooterError: this pyarrow did not write the file. The file is not changed.
     """
     with open(path, "r+b") as file:
         end = file.seek(0, os.SEEK_END)
@@ -49,10 +49,10 @@ def sign(path: str) -> None:
 
 
 def rename(footer: bytes, old: bytes) -> bytes:
-    """The footer with our name in the place of the old one.
+    """The footer with WRITER in place of the name `old`.
 
-    What data can speak in (statistics, key-values) comes before the field; after it there is one more at most, the
-    orders of the columns, which has no room for a name.
+    Fields that contain data (statistics, key-values) come before this field. Only the column orders may follow it, and
+    they cannot contain a name.
 
     Raises:
         FooterError: there is no such field.
@@ -66,7 +66,7 @@ def rename(footer: bytes, old: bytes) -> bytes:
 
 @functools.lru_cache(maxsize=1)
 def writer() -> bytes:
-    """What this pyarrow calls itself in the files that it writes; less than 128 bytes, so that one says its length."""
+    """The name that this pyarrow writes into its files. It has at most 127 bytes, so that one byte holds its length."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"a": pa.array([], pa.int8())}), sink)
     name = pq.read_metadata(pa.BufferReader(sink.getvalue())).created_by.encode()

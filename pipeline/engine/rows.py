@@ -1,4 +1,4 @@
-"""Where the rows of a stage lie: parts of units on disk, and masks of those that stay."""
+"""The rows of a stage on the disk: the parts of the units, and the masks of the rows that stay."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ ARROW, PARQUET = "arrow", "parquet"  # endings of the parts: several Arrow files
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """The rows that a stage leaves.
+    """The rows that leave a stage.
 
     Attributes:
-        parts: the step that wrote them.
+        parts: the step that wrote the rows.
         kind: ARROW or PARQUET.
-        masks: the step that wrote a mask beside each part (0: the row stays); None: all rows stay.
-        groups: the units are cut into so many groups for the steps that follow.
+        masks: the step that wrote a mask for each part (0: the row stays); None: all rows stay.
+        groups: the number of groups of units for the steps that follow.
     """
 
     parts: StepFolder
@@ -34,25 +34,25 @@ class Rows:
     groups: int = 1
 
     def count(self) -> int:
-        """All rows that stay."""
+        """The number of rows that stay."""
         if self.masks is not None:
             return sum(row["rows_out"] for _, row in self.masks.manifests() for row in row["ledgers"].values())
         return sum(rows for _, manifest in self.parts.manifests() for rows in _rows_of_parts(manifest))
 
     def parts_of_group(self, group: int) -> Iterator[tuple[int, int, int]]:
-        """(unit, part, rows) of the parts of a group of units."""
+        """Yields (unit, part, rows) for each part in a group of units."""
         for unit, manifest in self.parts.manifests():
             if unit % self.groups == group:
                 for part, rows in enumerate(_rows_of_parts(manifest)):
                     yield unit, part, rows
 
     def masked(self, group: int) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
-        """(path of the part, which of its rows stay) of a group."""
+        """Yields (path of the part, True for each row that stays) for each part in a group of units."""
         for unit, part, rows in self.parts_of_group(group):
             yield self.parts.file(unit, self.kind, part), self._mask(unit, part, rows)
 
     def tables(self) -> Iterator[pa.Table]:
-        """The rows that stay, a table a part, by unit and part."""
+        """Yields the rows that stay, one table for each part, in the order of unit and part."""
         for unit, manifest in self.parts.manifests():
             if self.kind == PARQUET:
                 yield storage.read_table(self.parts.file(unit, PARQUET))
@@ -67,7 +67,7 @@ class Rows:
         return np.frombuffer(storage.read_bytes(self.masks.file(unit, "mask", part)), np.uint8) == 0
 
     def to_json(self) -> dict[str, Any]:
-        """What info.json says, so that a reader of the folder finds the rows without the run's plan."""
+        """The entry for info.json. With it a reader of the folder finds the rows without the plan of the run."""
         folders = {"parts": self.parts, "masks": self.masks}
         placed = {
             name: {"path": os.path.relpath(folder.path, folder.root), "fingerprint": folder.fingerprint}
@@ -88,6 +88,6 @@ class Rows:
 
 
 def _rows_of_parts(manifest: dict[str, Any]) -> list[int]:
-    """Rows of each part of a unit."""
+    """The number of rows in each part of a unit."""
     rows = manifest["rows"]
     return rows if isinstance(rows, list) else [rows]

@@ -197,7 +197,7 @@ def run_job(
                 raise
             print(f"{program}: {error}; going on", file=sys.stderr)
         finally:
-            storage.sweep(root)
+            storage.remove_stale_files(root)
 
 
 def run_pipeline(construct: Callable[[Any], Any], runner: Any, options: Any) -> None:

@@ -1,14 +1,13 @@
-"""Bucket files: the rows of a unit, cut by bucket, so that a reader of one bucket takes one read from each unit.
+"""Bucket files: the rows of a unit, sorted by bucket. A reader of one bucket reads one range of each unit's file.
 
     8 bytes   magic
     8 bytes   number of buckets B                          little-endian, like what follows
-    24 B      per bucket: where it begins, where it ends, and its checksum
-    ...       per bucket one Arrow IPC record batch message (empty: no bytes)
+    24 B      for each bucket: its start, its end, and its checksum
+    ...       for each bucket one Arrow IPC record batch message (no bytes if the bucket is empty)
 
-The checksum of a bucket is the xxh3_64 of its message; the seed is that of B, the bucket's number and its two places.
-So a reader of one bucket checks all that it reads, and reads nothing else. The schema is not in the file: both sides
-know it. The messages are also what travels where the engine's own shuffle carries the exchange, so that both ways move
-the same bytes.
+The checksum of a bucket is the xxh3_64 of its message. Its seed is the xxh3_64 of B, the bucket's number, its start and
+its end. So a reader of one bucket checks all bytes that it reads, and reads no others. The schema is not in the file:
+writer and reader know it. The engine's own shuffle carries the same messages, so both exchanges move the same bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _PLACE = struct.Struct("<qqqq")
 
 
 def cut(batch: pa.RecordBatch, bucket_of_row: npt.NDArray[np.int64], count: int) -> list[pa.Buffer | None]:
-    """One IPC message a bucket, None where it has no row. Rows keep their order within a bucket."""
+    """One IPC message for each bucket; None if the bucket has no row. Rows keep their order within a bucket."""
     order, starts = partition(bucket_of_row, count)
     ordered = batch.take(pa.array(order))
     return [
@@ -44,7 +43,7 @@ def cut(batch: pa.RecordBatch, bucket_of_row: npt.NDArray[np.int64], count: int)
 def join(
     batches: list[pa.RecordBatch], bucket_of_rows: list[npt.NDArray[np.int64]], count: int
 ) -> list[pa.Buffer | None]:
-    """As `cut` for the rows of several batches, each of which has its rows by bucket already."""
+    """The messages of `cut` for the rows of several batches. The rows of each batch must be sorted by bucket."""
     bounds = [np.searchsorted(ascending, np.arange(count + 1)).tolist() for ascending in bucket_of_rows]
     messages: list[pa.Buffer | None] = []
     for bucket in range(count):
@@ -55,7 +54,7 @@ def join(
 
 
 def write(path: str, messages: list[pa.Buffer | None]) -> int:
-    """Writes a bucket file atomically; returns its size in bytes."""
+    """Writes a bucket file atomically. Returns its size in bytes."""
     count, at = len(messages), HEAD.size + ENTRY.size * len(messages)
     head = [HEAD.pack(MAGIC, count)]
     for bucket, message in enumerate(messages):
@@ -72,10 +71,10 @@ def write(path: str, messages: list[pa.Buffer | None]) -> int:
 
 
 def read(path: str, bucket: int) -> bytes:
-    """The message of one bucket: three small reads, whatever the size of the file.
+    """The message of one bucket. It takes three reads, for any size of file.
 
     Raises:
-        DamagedError: what was read is not as it was written.
+        DamagedError: the bytes that were read are not as they were written.
     """
     with storage.opened(path) as file:
         magic, count = _unpack(path, HEAD, storage.range_of(file, 0, HEAD.size))
@@ -92,7 +91,7 @@ def read(path: str, bucket: int) -> bytes:
 
 
 def read_all(path: str) -> Iterator[tuple[int, bytes]]:
-    """(bucket, message) of the buckets that have rows: for an engine's shuffle, one pass over the unit's own file.
+    """Yields (bucket, message) for each bucket with rows. An engine's shuffle reads the file of a unit once with it.
 
     Raises:
         DamagedError: the file is not as it was written.
@@ -122,7 +121,7 @@ def _unpack(path: str, form: struct.Struct, data: bytes) -> tuple[Any, ...]:
 
 
 def _checksum(data: bytes | memoryview, *place: int) -> int:
-    """Of a message: (buckets, bucket, start, end) are its place."""
+    """The checksum of a message. `place` is (number of buckets, bucket, start, end)."""
     return xxhash.xxh3_64_intdigest(data, xxhash.xxh3_64_intdigest(_PLACE.pack(*place)))
 
 
@@ -132,7 +131,7 @@ def table(messages: list[bytes], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_batches(batches, schema).combine_chunks()
 
 
-def power_of_two(wanted: float, *, least: int = 1, most: int = 4096) -> int:
-    """The smallest power of two that is at least `wanted`, within bounds."""
+def power_of_two(wanted: float, *, min_count: int = 1, max_count: int = 4096) -> int:
+    """The smallest power of two that is at least `wanted`, limited to `min_count` and `max_count`."""
     bits = max(0, int(np.ceil(np.log2(max(wanted, 1.0)))))
-    return min(most, max(least, 1 << bits))
+    return min(max_count, max(min_count, 1 << bits))

@@ -1,20 +1,20 @@
-"""The files of a run: the one place that opens, writes, maps and lists them. Every reader checks what it reads.
+"""Opens, writes, maps and lists the files of a run. No other module does. Every reader checks the bytes that it reads.
 
-A file that a later stage reads carries a checksum (xxh3, 64 bits), and no byte of it reaches Arrow, Parquet or numpy
-before the checksum was held against all of them:
+A file that a later stage reads has a checksum (xxh3, 64 bits). The checksum of the whole file is checked before Arrow,
+Parquet or numpy gets any byte of it:
 
-    Arrow IPC, Parquet      bytes | seal | footer        the footer is found from the end: any reader passes the seal by
-    .npy, masks, vectors    bytes | seal                 np.load stops before it
+    Arrow IPC, Parquet      bytes | seal | footer        readers find the footer from the end, and skip the seal
+    .npy, masks, vectors    bytes | seal                 np.load stops before the seal
     JSON                    a field "checksum" of the object
-    bucket files            one checksum a bucket (see shuffle_files)
-    raw images              stored_xxh3 of each image's row
-    what users read as it is (queries.parquet, recipe.yaml)     listed in checksums.json beside it
+    bucket files            one checksum for each bucket (see shuffle_files)
+    raw images              stored_xxh3 in the row of each image
+    files that users read (queries.parquet, recipe.yaml)        listed in checksums.json in the same folder
 
     seal                    8 bytes: xxh3_64 of all other bytes, little-endian; then b"OWXXH3 1"
 
-Published files have no seal: manifest.json holds their sha256. What is written appears whole or not at all (`files`).
-All paths are those of this machine. An object store goes behind these same functions: read whole, read a range, write
-at once, list the names in a folder, and a local path where a file is mapped.
+Published files have no seal: manifest.json has their sha256. Files are written atomically (see `files`). All paths are
+paths of this machine. An object store can be added behind these functions. It must read a whole file, read a range,
+write a whole file, list the names in a folder, and give a local path where a file is mapped.
 """
 
 from __future__ import annotations
@@ -35,19 +35,20 @@ import pyarrow.parquet as pq
 import xxhash
 
 from pipeline.engine import files, parquet_footer
-from pipeline.engine.files import remove, sweep, temporary, writing
+from pipeline.engine.files import remove, remove_stale_files, temporary, writing
 
-__all__ = ["remove", "sweep", "temporary", "writing"]  # without a checksum: for what is published or the user's
+# Without a checksum: for files that are published and files of the user.
+__all__ = ["remove", "remove_stale_files", "temporary", "writing"]
 
 MARK = b"OWXXH3 1"
 SEAL = 8 + len(MARK)
 CHECKSUM = "checksum"  # the field of a JSON object
 CHECKSUMS = "checksums.json"  # lists files that cannot hold a checksum of their own
-CHUNK = 256 << 10  # bytes that are read and hashed at once: they stay in the cache of the processor
-OPEN_FILES = 64  # files of images that a worker keeps open
+CHUNK = 256 << 10  # bytes that are read and hashed together: they fit into the processor's cache
+OPEN_FILES = 64  # image files that a worker keeps open
 _FIELD = re.compile(rb'^ "checksum": "([0-9a-f]{16})"', re.MULTILINE)  # one blank: a field of the outermost object
 _ZEROS = b"0" * 16
-_sound: dict[str, tuple[int, ...]] = {}  # path -> the state in which this process has checked the file
+_sound: dict[str, tuple[int, ...]] = {}  # path -> the state of the file when this process checked it
 
 
 class DamagedError(Exception):
@@ -59,21 +60,21 @@ class DamagedError(Exception):
         return cls(f"{path} is damaged ({why})")
 
 
-# ----------------------------------------------------------------------------------------------------- plain bytes
+# --------------------------------------------------------------------------------------------------- unchecked bytes
 
 
 def read(path: str) -> bytes:
-    """The whole file, unchecked."""
+    """The bytes of a file, unchecked."""
     with open(path, "rb") as file:
         return file.read()
 
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[IO[bytes]]:
-    """The open file, unbuffered and unchecked.
+    """Yields the open file, unbuffered and unchecked.
 
     Raises:
-        DamagedError: it is missing.
+        DamagedError: the file is missing.
     """
     try:
         file = open(path, "rb", buffering=0)
@@ -84,12 +85,12 @@ def opened(path: str) -> Iterator[IO[bytes]]:
 
 
 def range_of(file: IO[bytes], start: int, size: int) -> bytes:
-    """`size` bytes of an open file from `start` on, unchecked; fewer where the file ends."""
+    """`size` bytes of an open file from `start` on, unchecked. Fewer if the file ends there."""
     return os.pread(file.fileno(), size, start)
 
 
 def read_range(path: str, start: int, size: int) -> bytes:
-    """`range_of` a file by its path."""
+    """The bytes of `range_of`, for a path."""
     with open(path, "rb", buffering=0) as file:
         return range_of(file, start, size)
 
@@ -98,7 +99,7 @@ def read_into(path: str, start: int, place: memoryview) -> None:
     """Fills `place` with the bytes from `start` on, unchecked. The file stays open for the next call.
 
     Raises:
-        DamagedError: the file is missing, or ends before.
+        DamagedError: the file is missing or too short.
     """
     try:
         found = os.stat(path)
@@ -118,30 +119,30 @@ class _Descriptor(int):
 
 @functools.lru_cache(maxsize=OPEN_FILES)
 def _descriptor(path: str, inode: int, changed: int) -> _Descriptor:
-    """The open file; another file that took its place since is opened anew."""
+    """The open file. If another file has replaced it, the new file is opened."""
     del inode, changed
     return _Descriptor(os.open(path, os.O_RDONLY))
 
 
 def reading(path: str) -> BufferedReader:
-    """The open file, buffered and unchecked: for a file that is published."""
+    """The open file, buffered and unchecked. Use it for published files."""
     return open(path, "rb")
 
 
 @contextlib.contextmanager
 def mapped(path: str) -> Iterator[mmap.mmap]:
-    """The bytes of a file that is not empty, mapped, unchecked."""
+    """Yields the mapped bytes of a file, unchecked. The file must not be empty."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         yield data
 
 
 def exists(path: str) -> bool:
-    """True if there is such a file or folder."""
+    """True if the file or folder exists."""
     return os.path.exists(path)
 
 
 def changed(folder: str) -> int | None:
-    """A number that differs when files of the folder came or went; None where it is missing."""
+    """A number that changes when files are added to the folder or removed; None if the folder is missing."""
     try:
         return os.stat(folder).st_mtime_ns
     except FileNotFoundError:
@@ -149,7 +150,7 @@ def changed(folder: str) -> int | None:
 
 
 def names(folder: str) -> list[str]:
-    """The sorted names in a folder; none where it is missing."""
+    """The sorted names in a folder; an empty list if it is missing."""
     try:
         return sorted(os.listdir(folder))
     except FileNotFoundError:
@@ -157,7 +158,7 @@ def names(folder: str) -> list[str]:
 
 
 def walk(folder: str) -> Iterator[str]:
-    """The paths of all files and symbolic links below a folder."""
+    """Yields the paths of all files and symbolic links below a folder."""
     for parent, folders, found in os.walk(folder):
         folders.sort()
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
@@ -166,7 +167,7 @@ def walk(folder: str) -> Iterator[str]:
 
 
 def write_plain(path: str, data: bytes) -> None:
-    """A small file without a checksum: published, or read by nobody but people."""
+    """Writes a small file without a checksum: a published file, or a file that only people read."""
     files.write_bytes(path, data)
 
 
@@ -175,14 +176,14 @@ def write_plain(path: str, data: bytes) -> None:
 
 @contextlib.contextmanager
 def sealing(path: str) -> Iterator[str]:
-    """A name to write a file to, which then gets its seal and appears under `path`."""
+    """Yields a temporary name. When the block ends, the file gets its seal and appears under `path`."""
     with temporary(path) as name:
         yield name
         seal(name)
 
 
 def seal(path: str) -> None:
-    """Puts a seal into a file that has just been written and has none."""
+    """Adds a seal to a file that has none."""
     with open(path, "r+b") as file:
         size = file.seek(0, os.SEEK_END)
         at = _footer(file.fileno(), size)
@@ -192,12 +193,12 @@ def seal(path: str) -> None:
 
 
 def check(path: str) -> None:
-    """Holds a file against its seal: once in this process, as long as the file is not changed.
+    """Checks a file against its seal. Each process checks a file once, and again only after the file was changed.
 
-    It costs 0.05 s a GB that the system's cache holds.
+    It takes 0.05 s for each GB that is in the system's cache.
 
     Raises:
-        DamagedError: the seal does not fit or is not there, or the file is missing.
+        DamagedError: the seal does not fit, the file has no seal, or the file is missing.
     """
     with opened(path) as file:
         state = _state(file)
@@ -207,7 +208,7 @@ def check(path: str) -> None:
 
 
 def is_sound(path: str) -> bool:
-    """True if the file is there and `check` finds nothing."""
+    """True if the file exists and its seal fits."""
     try:
         check(path)
     except DamagedError:
@@ -216,7 +217,7 @@ def is_sound(path: str) -> bool:
 
 
 def forget() -> None:
-    """All files are checked again when they are read next."""
+    """Forgets all checks: every file is checked again at its next read."""
     _sound.clear()
 
 
@@ -238,7 +239,7 @@ def _check_seal(path: str, descriptor: int, size: int) -> None:
 
 
 def _footer(descriptor: int, size: int) -> int:
-    """Where the footer of an Arrow or Parquet file begins; the end of any other file."""
+    """The place where the footer of an Arrow or Parquet file starts; the end of any other file."""
     tail = os.pread(descriptor, 10, max(0, size - 10))
     if tail.endswith(b"ARROW1"):
         return size - 10 - int.from_bytes(tail[-10:-6], "little")
@@ -248,7 +249,7 @@ def _footer(descriptor: int, size: int) -> int:
 
 
 def _digest(descriptor: int, ranges: Iterable[tuple[int, int]]) -> int:
-    """xxh3_64 of some ranges of bytes."""
+    """xxh3_64 of ranges of bytes, given as (start, end)."""
     state, buffer = xxhash.xxh3_64(), memoryview(bytearray(CHUNK))
     for at, end in ranges:
         while at < end:
@@ -264,9 +265,9 @@ def _digest(descriptor: int, ranges: Iterable[tuple[int, int]]) -> int:
 
 
 def write_json(path: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes a sorted, indented JSON object with its checksum, atomically. Returns it as it stands in the file.
+    """Writes a sorted, indented JSON object with its checksum, atomically. Returns the object with its checksum.
 
-    The checksum is the xxh3_64 of the file with zeros in the place of the checksum's 16 digits.
+    The checksum is the xxh3_64 of the file. For this hash, the 16 digits of the checksum are zeros.
     """
     filled = {**data, CHECKSUM: _ZEROS.decode()}
     text = (json.dumps(filled, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
@@ -277,12 +278,12 @@ def write_json(path: str, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_json(path: str, *, sealed: bool = True) -> dict[str, Any] | None:
-    """The object in a JSON file, or None where it does not exist.
+    """The object in a JSON file; None if the file is missing.
 
     Args:
         path: of the file.
-        sealed: False: a file without a checksum is taken too, as older versions wrote it. A checksum that is there
-            must fit all the same, and is left in the object.
+        sealed: False accepts a file of an older version, which has no checksum. A checksum in the file must still fit,
+            and stays in the object.
 
     Raises:
         DamagedError: the file is not as it was written.
@@ -300,11 +301,11 @@ def read_json(path: str, *, sealed: bool = True) -> dict[str, Any] | None:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise DamagedError.of(path, f"it is no JSON: {error}") from None
+        raise DamagedError.of(path, f"it is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise DamagedError.of(path, "it is no JSON object")
+        raise DamagedError.of(path, "it is not a JSON object")
     if CHECKSUM in value and not found:
-        raise DamagedError.of(path, "its checksum is no number")
+        raise DamagedError.of(path, "its checksum is not a hexadecimal number")
     if sealed:
         del value[CHECKSUM]
     return value
@@ -316,10 +317,10 @@ def write_list(path: str, items: Sequence[Any]) -> None:
 
 
 def read_list(path: str) -> list[Any]:
-    """What `write_list` was given.
+    """Reads the list that `write_list` wrote.
 
     Raises:
-        DamagedError: the file is not as it was written, or missing.
+        DamagedError: the file is not as it was written, or it is missing.
     """
     found = read_json(path)
     if found is None:
@@ -331,17 +332,17 @@ def read_list(path: str) -> list[Any]:
 
 
 def list_checksums(folder: str, listed: Iterable[str]) -> None:
-    """Writes checksums.json for files that stand in the folder as users read them."""
+    """Writes checksums.json for files in the folder that cannot hold a checksum, since users read them."""
     write_json(
         os.path.join(folder, CHECKSUMS), {"xxh3_64": {name: _hex(os.path.join(folder, name)) for name in listed}}
     )
 
 
 def check_listed(path: str) -> None:
-    """Holds a file against checksums.json beside it; does nothing where it is not listed.
+    """Checks a file against checksums.json in the same folder. A file that is not listed passes.
 
     Raises:
-        DamagedError: the file is not as it was listed.
+        DamagedError: the file does not have the listed checksum.
     """
     folder, name = os.path.split(path)
     listed = (read_json(os.path.join(folder, CHECKSUMS)) or {}).get("xxh3_64", {})
@@ -363,7 +364,7 @@ def write_bytes(path: str, data: bytes) -> None:
 
 
 def read_bytes(path: str) -> memoryview:
-    """What `write_bytes` was given.
+    """Reads the bytes that `write_bytes` wrote.
 
     Raises:
         DamagedError: the file is not as it was written.
@@ -373,13 +374,13 @@ def read_bytes(path: str) -> memoryview:
 
 
 def save_array(path: str, array: np.ndarray) -> None:
-    """np.save with a seal, atomically; np.load reads it as any other."""
+    """Saves an array with a seal, atomically. np.load can read the file."""
     with sealing(path) as name, open(name, "wb") as file:
         np.save(file, array)
 
 
 def map_array(path: str) -> np.ndarray:
-    """A saved array, checked and then mapped.
+    """Checks a saved array, then maps it.
 
     Raises:
         DamagedError: the file is not as it was written.
@@ -395,13 +396,13 @@ def map_array(path: str) -> np.ndarray:
 
 
 def write_table(path: str, table: pa.Table) -> None:
-    """Parquet as everywhere in the project, with a seal."""
+    """Writes a Parquet file with the project's settings and a seal."""
     with sealing(path) as name:
         _write_parquet(name, table)
 
 
 def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
-    """The rows that `write_table` was given.
+    """Reads the rows that `write_table` wrote.
 
     Raises:
         DamagedError: the file is not as it was written.
@@ -412,16 +413,16 @@ def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
 
 
 def write_published(path: str, table: pa.Table) -> None:
-    """Parquet that users read, whose sha256 stands in the manifest or whose checksum in checksums.json."""
+    """Writes a Parquet file for users, without a seal. The manifest or checksums.json lists its digest."""
     with temporary(path) as name:
         _write_parquet(name, table)
 
 
 def read_published(path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows that `write_published` was given, the checksums of the pages verified.
+    """Reads the rows that `write_published` wrote, and verifies the page checksums.
 
     Raises:
-        DamagedError: checksums.json beside it lists the file with another checksum.
+        DamagedError: checksums.json in the same folder lists another checksum.
     """
     with published(path) as file:
         return _read(file, columns)
@@ -429,16 +430,16 @@ def read_published(path: str, columns: Sequence[str] | None = None) -> pa.Table:
 
 @contextlib.contextmanager
 def published(path: str) -> Iterator[pq.ParquetFile]:
-    """A published table to be read in pieces, as `read_published` reads it whole."""
+    """Yields a published table to be read in pieces. The checks are those of `read_published`."""
     check_listed(path)
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         yield file
 
 
 def _write_parquet(path: str, table: pa.Table) -> None:
-    """zstd, page checksums, no dictionary (cheaper and here no larger).
+    """Writes zstd, page checksums, no dictionary (this is faster, and no larger for these tables).
 
-    Equal tables give equal bytes, whichever pyarrow writes them (22 to 25 were tried).
+    Equal tables give equal bytes with every version of pyarrow (tried: 22 to 25).
     """
     pq.write_table(
         table,
@@ -449,11 +450,11 @@ def _write_parquet(path: str, table: pa.Table) -> None:
         write_page_checksum=True,
         row_group_size=65536,
     )
-    parquet_footer.sign(path)
+    parquet_footer.set_created_by(path)
 
 
 def _read(file: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Table:
-    """All rows. (pq.read_table would import pandas if it is there: 0.2 s.)"""
+    """Reads all rows. (pq.read_table would import pandas if it is installed: 0.2 s.)"""
     return file.read(columns=None if columns is None else list(columns), use_threads=False)
 
 
@@ -461,14 +462,14 @@ def _read(file: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Table:
 def writing_batches(
     path: str, schema: pa.Schema, *, compression: str | None = None
 ) -> Iterator[pa.ipc.RecordBatchFileWriter]:
-    """An Arrow IPC file writer whose file gets a seal and appears under `path` when the block ends well."""
+    """Yields a writer of an Arrow IPC file. When the block ends, the file gets its seal and appears under `path`."""
     options = pa.ipc.IpcWriteOptions(compression=compression, use_threads=False)
     with sealing(path) as name, pa.OSFile(name, "wb") as sink, pa.ipc.new_file(sink, schema, options=options) as out:
         yield out
 
 
 def read_batches(path: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The record batches of an Arrow IPC file, checked and then mapped; only the named columns are looked at.
+    """Checks an Arrow IPC file, maps it, and yields its record batches with the named columns only.
 
     Raises:
         DamagedError: the file is not as it was written.

@@ -125,7 +125,8 @@ class SelectRows:
 
 def out_bits(plan: CapPlan) -> int:
     """Bits of the uid that number the output parts: from the rows alone, never from workers or inputs."""
-    return shuffle_files.power_of_two(caps.candidates(plan) / caps.ROWS_PER_PART, most=plan.max_parts).bit_length() - 1
+    parts = shuffle_files.power_of_two(caps.candidates(plan) / caps.ROWS_PER_PART, max_count=plan.max_parts)
+    return parts.bit_length() - 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -376,7 +376,7 @@ class Publish(Stage):
             options=self.about.options,
             versions=self.about.versions,
         )
-        shards.sweep(self.folder.root, manifest)
+        shards.remove_stale_shards(self.folder.root, manifest)
         self.folder.complete(info)
         return info
 

@@ -158,7 +158,7 @@ def test_files_add_up_to_the_same_summary_however_they_are_cut() -> None:
     once = summary.summarise([table], pick=whole)
     cut = summary.summarise([table.slice(30), table.slice(0, 11), table.slice(11, 19)], pick=parts)
     assert once == cut and whole.table() == parts.table()
-    assert once.samples == 50 and once.languages == {"en": 33, summary.NOT_SAID: 17}
+    assert once.samples == 50 and once.languages == {"en": 33, summary.NO_VALUE: 17}
     assert once.matched.counts.sum() == 100 and once.kept_by.counts.sum() == 25
 
 
@@ -188,12 +188,12 @@ def test_of_many_names_the_most_frequent_stay(tmp_path: Path, monkeypatch: pytes
     for number in range(4):
         numbers = summary.Summary()
         numbers.hosts.update({f"h{host:02}": host // 2 for host in range(number, 30)})
-        numbers.licenses.update({summary.NOT_SAID: 5})
+        numbers.licenses.update({summary.NO_VALUE: 5})
         paths.append(str(tmp_path / f"{number}.summary"))
         shuffle_files.write(paths[-1], summary.pack(numbers, summary.Pick(2), 4))
     found = summary.merge(paths, 4, summary.Pick(2))
     assert found.hosts == {"h29": 56, "h28": 56, "h26": 52} and found.host_count == 30
-    assert found.licenses == {summary.NOT_SAID: 20}
+    assert found.licenses == {summary.NO_VALUE: 20}
     numbers = summary.Summary()
     numbers.hosts.update(dict.fromkeys("dbeca", 7))  # of equal ones the first by name
     shuffle_files.write(paths[0], summary.pack(numbers, summary.Pick(2), 1))

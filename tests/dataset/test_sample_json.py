@@ -8,7 +8,7 @@ import random
 import pyarrow as pa
 
 from pipeline.dataset import shards
-from pipeline.dataset.sample_json import hex_strings, plain_json, sample_json
+from pipeline.dataset.sample_json import hex_strings, reference_json, sample_json
 from tests import fuzzing, samples
 
 KEYS = ("caption", "count", "phash", "score", "text", "url", "wide")
@@ -49,11 +49,11 @@ def test_columns_give_what_rows_give() -> None:
     rng = random.Random(fuzzing.SEED)
     for count in (0, 1, 2, 50, 700):
         rows = table(count, rng)
-        assert sample_json(rows, KEYS).to_pylist() == plain_json(rows, KEYS)
+        assert sample_json(rows, KEYS).to_pylist() == reference_json(rows, KEYS)
         cut = pa.concat_tables([rows.slice(count // 3), rows.slice(0, count // 3)])
-        assert sample_json(cut, KEYS).to_pylist() == plain_json(cut, KEYS)
+        assert sample_json(cut, KEYS).to_pylist() == reference_json(cut, KEYS)
         for batch in rows.slice(count // 4).to_batches(max_chunksize=11):  # slices of larger buffers
-            assert sample_json(batch, KEYS).to_pylist() == plain_json(batch, KEYS)
+            assert sample_json(batch, KEYS).to_pylist() == reference_json(batch, KEYS)
 
 
 def test_every_character_survives() -> None:
@@ -64,7 +64,7 @@ def test_every_character_survives() -> None:
 
 def test_published_rows() -> None:
     rows = shards.describe(samples.fetched(30), 0)
-    assert sample_json(rows, shards.JSON_KEYS).to_pylist() == plain_json(rows, shards.JSON_KEYS)
+    assert sample_json(rows, shards.JSON_KEYS).to_pylist() == reference_json(rows, shards.JSON_KEYS)
 
 
 def test_hex_strings() -> None:

@@ -208,18 +208,18 @@ def test_every_file_is_counted(tmp_path: Path) -> None:
         assert entry["bytes"] == os.path.getsize(tmp_path / entry["path"])
 
 
-def test_sweep_removes_what_an_earlier_larger_set_left(tmp_path: Path) -> None:
+def test_remove_stale_shards_removes_what_an_earlier_larger_set_left(tmp_path: Path) -> None:
     samples.publish(tmp_path, count=40, per_shard=10)
     (tmp_path / "shards/00000.tar.tmp77-1").write_bytes(b"half")
     manifest = samples.publish(tmp_path, count=20, per_shard=10)
-    assert shards.sweep(str(tmp_path), manifest) == [
+    assert shards.remove_stale_shards(str(tmp_path), manifest) == [
         "metadata/00002.parquet",
         "metadata/00003.parquet",
         "shards/00000.tar.tmp77-1",
         "shards/00002.tar",
         "shards/00003.tar",
     ]
-    assert shards.strangers(str(tmp_path), manifest) == []
+    assert shards.unlisted_files(str(tmp_path), manifest) == []
     assert (tmp_path / "stages/gather/info.json").exists()
 
 

@@ -27,7 +27,7 @@ def test_only_the_name_is_another(tmp_path: Path, table: pa.Table) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(table, path, write_page_checksum=True)
     before, said, rows = path.read_bytes(), pq.read_metadata(path).to_dict(), pq.read_table(path)
-    parquet_footer.sign(str(path))
+    parquet_footer.set_created_by(str(path))
     after = path.read_bytes()
     assert len(before) - len(after) == len(NAME) - len(parquet_footer.WRITER)
     assert pq.read_table(path, page_checksum_verification=True).equals(rows, check_metadata=True)
@@ -36,7 +36,7 @@ def test_only_the_name_is_another(tmp_path: Path, table: pa.Table) -> None:
     assert found.pop("serialized_size") + len(NAME) - len(parquet_footer.WRITER) == said.pop("serialized_size")
     assert found == said
     with pytest.raises(parquet_footer.FooterError):
-        parquet_footer.sign(str(path))
+        parquet_footer.set_created_by(str(path))
     assert path.read_bytes() == after
 
 
@@ -45,7 +45,7 @@ def test_what_is_no_parquet_is_left_alone(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(data)
     with pytest.raises(parquet_footer.FooterError):
-        parquet_footer.sign(str(path))
+        parquet_footer.set_created_by(str(path))
     assert path.read_bytes() == data
 
 
