@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return fail("pipeline.build", cli.with_next_step(error), CRASHED)
     except KeyboardInterrupt:
-        return fail("pipeline.build", "interrupted; the same command goes on where it was", INTERRUPTED)
+        return fail("pipeline.build", f"interrupted. {cli.CONTINUE}", INTERRUPTED)
 
 
 make_callable(__name__)

@@ -3,7 +3,7 @@
     UsageError      the options cannot be carried out as they stand; nothing was written       (exit code 2)
     MissingInput    what the options name is not there, or holds nothing                       (exit code 4)
     Busy            another run holds the output folder                                        (exit code 1)
-    JobFailed       a job failed; the same call goes on where it was                           (exit code 1)
+    JobFailed       a job failed; run the same call again to continue                          (exit code 1)
     NotFound        a folder, shard, column or key is not there; Ambiguous: several keys fit   (`open_set`)
     Damaged         a file cannot be read, or is not what its manifest says                    (`open_set`)
 

@@ -136,6 +136,45 @@ def test_a_bad_record_is_a_counted_loss(pairs: Reader, tmp_path: Path, bad: byte
     assert (ledger.records_in, ledger.records_dropped, ledger.rows_in) == (10, {"bad_record": 1}, 9)
 
 
+class Broken(pair_lists.Pairs):
+    """A reader with a bug."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def read(self, source, *, ledger, images, settings):
+        yield from super().read(source, ledger=ledger, images=images, settings=settings)
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (
+            UnicodeDecodeError("utf-8", b"\xff", 0, 1, "it is 'bad'"),
+            "UnicodeDecodeError: 'utf-8' codec can't decode byte",
+        ),
+        (KeyError("image"), "KeyError: 'image'"),
+        (ValueError("two\nlines"), "ValueError: two lines"),
+        (AssertionError(), "AssertionError"),
+        (gzip.BadGzipFile("CRC check failed"), "BadGzipFile: CRC check failed"),
+    ],
+)
+def test_an_error_inside_a_reader_is_one_line_with_the_input_and_the_reader(
+    pairs: Reader,
+    folder: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    text: str,
+) -> None:
+    monkeypatch.setitem(READERS, "pairs", Broken(error))
+    assert build.main(arguments(folder)) == CRASHED
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"pipeline.build: 'a.pairs.json': the reader pairs failed: {text}")
+    assert last.endswith(". Run the same command again to continue.") and "while running" not in last
+
+
 PROGRAM = """
 import sys
 from pipeline.sources import READERS
