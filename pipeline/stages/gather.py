@@ -272,6 +272,8 @@ class ReadInputs:
         source = load_inputs(self.inputs)[unit]
         batches = READERS[source.format].read(source, ledger=ledger, images=images, settings=self.settings)
         yield from name_failures(batches, source)
+        if not ledger.rows_in and source.bytes != 0:
+            ledger.notes["input_without_pairs"] += 1  # its layout may be another one than the reader expects
         if sum(batch.num_rows for batch in images):
             number = source_names(self.inputs).index(source.name)
             tables = [list_images(batch, number) for batch in images]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline import build
+from pipeline import build, inspect_shards
 from pipeline.engine.cli import CRASHED, DONE, MISSING
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.options import declared
@@ -136,6 +136,23 @@ def test_a_bad_record_is_a_counted_loss(pairs: Reader, tmp_path: Path, bad: byte
     assert (ledger.records_in, ledger.records_dropped, ledger.rows_in) == (10, {"bad_record": 1}, 9)
 
 
+def test_the_summary_tells_of_lost_records_and_of_inputs_without_pairs(
+    pairs: Reader, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "in" / "bad.pairs.json").write_text('[{"image": 1}, 2, {"caption": []}]')
+    (folder / "in" / "empty.pairs.json").write_text(" []")
+    assert build.main(arguments(folder)) == DONE
+    lines = ["    lost: 3 records (bad_record)", "    notes: input_without_pairs 2"]
+    shown = capsys.readouterr().out.splitlines()
+    assert [line for line in shown if line in lines] == lines
+    assert shown.index(lines[0]) < next(number for number, line in enumerate(shown) if line.startswith("match"))
+    assert inspect_shards.main(["info", str(folder / "out")]) == DONE
+    assert [line for line in capsys.readouterr().out.splitlines() if line in lines] == lines
+    assert build.main(arguments(folder, "--json")) == DONE
+    gather = json.loads(capsys.readouterr().out)["ledger"][0]
+    assert (gather["records_dropped"], gather["notes"]) == ({"bad_record": 3}, {"input_without_pairs": 2})
+
+
 class Broken(pair_lists.Pairs):
     """A reader with a bug."""
 
@@ -180,7 +197,7 @@ import sys
 from pipeline.sources import READERS
 from tests.sources.pair_lists import Pairs
 READERS["pairs"] = Pairs()
-from pipeline import build
+from pipeline import build, inspect_shards
 sys.exit(build.main(sys.argv[1:]))
 """
 
