@@ -121,7 +121,7 @@ def problem_of(manifest: Any) -> str:
         for entry in manifest["files"]:
             FileEntry(**entry)
             if os.path.isabs(entry["path"]) or ".." in entry["path"].split("/"):
-                return f"lists {entry['path']!r}, which lies outside the folder"
+                return f"lists {entry['path']!r}, but it is outside the folder"
             if not (isinstance(entry["bytes"], int) and isinstance(entry["rows"], int)):
                 return f"lists {entry['path']!r} without its bytes and rows"
         for row in manifest["ledger"]:
@@ -157,7 +157,7 @@ def _publication(folder: str, manifest: Mapping[str, Any], *, quick: bool) -> It
         shard = _Shard.of(manifest, number)
         for path, other in ((shard.tar, shard.table), (shard.table, shard.tar)):
             if path not in listed:
-                yield Fault(path, f"not in the manifest, which lists {other}")
+                yield Fault(path, f"not in the manifest, but the manifest lists {other}")
         # The samples are not compared with a damaged table.
         if not quick and {shard.tar, shard.table} <= listed and shard.table not in damaged:
             found, last = _shard(folder, shard, after=last)

@@ -1,4 +1,4 @@
-"""A published folder read from Python: what it gives, what it refuses, and how little it reads."""
+"""open_set reads a published folder: its results, its errors, and the small number of reads."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(original: Path, tmp_path: Path) -> Path:
-    """A copy that may be damaged."""
+    """A copy that a test may damage."""
     shutil.copytree(original, tmp_path / "out")
     return tmp_path / "out"
 
 
 def republish(folder: Path) -> None:
-    """A manifest that vouches for what is there now."""
+    """Writes a manifest with the digests of the current files."""
     manifest = json.loads((folder / "manifest.json").read_text())
     entries = [shards.entry_of(str(folder), entry["path"], rows=entry["rows"]) for entry in manifest["files"]]
     more = {name: manifest[name] for name in ("ledger", "options", "versions")}
@@ -49,7 +49,7 @@ def republish(folder: Path) -> None:
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest.pop("checksum", None)  # it would tell of every edit
+    manifest.pop("checksum", None)  # it would reveal every edit
     change(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
@@ -80,7 +80,7 @@ def test_what_the_set_is(original: Path) -> None:
 def test_every_sample_is_found_by_its_key(original: Path) -> None:
     pairs = open_set(original)
     rows = [row for table in pairs.rows() for row in table.to_pylist()]
-    for number in (*range(COUNT), 29, 0, 13):  # in the order of the shards, and against it
+    for number in (*range(COUNT), 29, 0, 13):  # in the order of the shards, and in other orders
         sample = pairs.sample(rows[number]["key"])
         assert sample.image == samples.jpeg(number) and sample.row == rows[number]
         assert sample.text == rows[number]["text"] == sample.json["caption"] and set(sample.json) == {*shards.JSON_KEYS}
@@ -93,7 +93,7 @@ def test_a_beginning_that_fits_several_keys_or_none(original: Path) -> None:
     with pytest.raises(Ambiguous, match=f"several keys begin with '': {keys[0]}, {keys[1]}, .* \\.\\.\\."):
         pairs.sample("")
     between = f"{(int(keys[11], 16) + int(keys[12], 16)) // 2:032x}"
-    for missing in (between, "f" * 32, keys[-1] + "0"):  # between two shards, behind the last, too long
+    for missing in (between, "f" * 32, keys[-1] + "0"):  # between two shards, after the last shard, too long
         with pytest.raises(NotFound, match=f"no sample has a key that begins with '{missing}'"):
             pairs.sample(missing)
     with pytest.raises(Ambiguous, match=f"'': {keys[0]}"):
@@ -171,7 +171,7 @@ def test_a_size_that_lies_asks_for_no_memory(folder: Path) -> None:
     [
         (lambda m: m.clear(), "manifest.json is not a manifest"),
         (lambda m: m["files"][0].pop("sha256"), "manifest.json is not a manifest"),
-        (lambda m: m["files"][0].update(path="../x"), "manifest.json lists '../x', which lies outside the folder"),
+        (lambda m: m["files"][0].update(path="../x"), "manifest.json lists '../x', but it is outside the folder"),
         (lambda m: m["files"][0].update(rows="many"), "without its bytes and rows"),
         (lambda m: m.update(format=3), "has format 3 and this version reads 2: open it with a newer version"),
         (lambda m: m.update(format="2"), "has format '2'"),
@@ -199,7 +199,7 @@ def test_rows_that_the_manifest_does_not_count_are_refused(folder: Path) -> None
 
 
 def test_the_set_of_an_older_version_is_read(folder: Path) -> None:
-    """Its manifest holds what the contract names, its metadata has fewer columns, its list was not copied along."""
+    """The manifest has only the fields of the contract, the metadata has fewer columns, the query list is missing."""
     for path in sorted((folder / "metadata").glob("*.parquet")):
         storage.write_published(str(path), pq.read_table(path).drop_columns(["phash", "license", "original_sha256"]))
     republish(folder)
@@ -241,7 +241,7 @@ def test_a_sample_is_found_by_few_reads_and_few_rows_in_memory(tmp_path: Path, m
     assert OpenSet(pairs.root, pairs.manifest).table(["key"])["key"].to_pylist() == keys
     reads.clear()
     tables = pairs.rows(["key"])
-    assert reads == [] and next(tables).num_rows == 2 and len(reads) == 1  # a shard when it is asked for
+    assert reads == [] and next(tables).num_rows == 2 and len(reads) == 1  # a shard is read only when it is needed
 
 
 def test_a_set_without_samples(tmp_path: Path) -> None:

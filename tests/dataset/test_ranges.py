@@ -1,4 +1,4 @@
-"""The shard rule: floor(uid * S / 2^128), exact at every border; what follows from it for names and bytes."""
+"""The shard rule: floor(uid * S / 2^128). It is exact at every border. Names and bytes follow from it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_what_a_manifest_records() -> None:
 
 
 def changed(rows: pa.Table) -> pa.Table:
-    """The rows as they are where other rows came in: the counts of their queries are others."""
+    """The same rows with other values in the columns that depend on other rows."""
     more = {"keep_probability": pa.array([0.125] * len(rows), pa.float32()), "kept_by": pa.array([[7]] * len(rows))}
     for name, column in more.items():
         at = rows.column_names.index(name)
@@ -78,7 +78,7 @@ def changed(rows: pa.Table) -> pa.Table:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_more_pairs_elsewhere_leave_a_shard_as_it_is(tmp_path: Path, seed: int) -> None:
-    """Any set, and the same set with more pairs: a shard with the same rows has the same tar, whatever is around."""
+    """Publishes a set, and the same set with more pairs: a shard with the same rows has the same tar."""
     rng = random.Random(seed)
     per_shard = rng.choice((4, 12, 30))
     ranges = samples.ranges_of(per_shard)
@@ -102,4 +102,4 @@ def test_more_pairs_elsewhere_leave_a_shard_as_it_is(tmp_path: Path, seed: int) 
     assert set(before) <= set(after)
     for shard, (keys, tar, metadata) in before.items():
         assert (after[shard][0] == keys) == (after[shard][1] == tar)
-        assert after[shard][2] != metadata  # which tells the probabilities
+        assert after[shard][2] != metadata  # the metadata has the probabilities

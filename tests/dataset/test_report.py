@@ -1,4 +1,4 @@
-"""Card, croissant.json and the page: hostile text stays text, nothing of this machine, numbers that are right."""
+"""Card, croissant.json and page: hostile text is escaped, facts about this machine are absent, numbers are right."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_page_holds_only_elements_of_the_template(folder: Path) -> None:
     )
     assert all(value.startswith("data:image/jpeg;base64,") for _, name, value in page.attributes if name == "src")
     assert "default-src 'none'; img-src data:" in text
-    assert '"><img src=x onerror=alert(1)>' in page.text  # of a rejected row: as text
+    assert '"><img src=x onerror=alert(1)>' in page.text  # of a rejected row, shown as text
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
     assert not re.search(r"""(src|href|url\()=?["']?(https?:)?//""", text)
 
@@ -107,7 +107,7 @@ def test_the_card_has_a_head_that_the_hub_can_read(folder: Path) -> None:
     assert "- cap: `20000`" in body and "were left out" in body
     lines = body.splitlines()
     tables = [n for n, line in enumerate(lines) if line.startswith("|---")]
-    assert len(tables) == 3 and all(lines[n - 2] == "" for n in tables)  # else Markdown shows no table
+    assert len(tables) == 3 and all(lines[n - 2] == "" for n in tables)  # otherwise Markdown shows no table
 
 
 def test_the_card_claims_only_what_was_done(folder: Path) -> None:
@@ -117,7 +117,7 @@ def test_the_card_claims_only_what_was_done(folder: Path) -> None:
     assert "balanced over" in (folder / "README.md").read_text()
 
 
-def test_nothing_of_this_machine_is_told(folder: Path) -> None:
+def test_the_pages_show_no_facts_about_this_machine(folder: Path) -> None:
     for path in ("README.md", "report/index.html", "croissant.json"):
         text = (folder / path).read_text()
         assert str(folder) not in text and sys.version.split()[0] not in text
@@ -138,7 +138,7 @@ def test_croissant_names_every_shard_and_column(folder: Path) -> None:
 def test_mlcroissant_reads_it(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     mlcroissant = pytest.importorskip("mlcroissant", reason="mlcroissant is not installed")
     extract = importlib.import_module("mlcroissant._src.operation_graph.operations.extract")
-    # It keeps what it extracts by the name "shards/00000.tar" alone: an earlier set would be taken for this one.
+    # It caches extracted files by the name "shards/00000.tar" only: it would use an earlier set instead of this one.
     monkeypatch.setattr(extract, "EXTRACT_PATH", type(extract.EXTRACT_PATH)(tmp_path))
     monkeypatch.chdir(folder)
     dataset = mlcroissant.Dataset(jsonld="croissant.json")
@@ -183,7 +183,7 @@ def test_packed_shards_add_up_to_the_same_summary(tmp_path: Path, count: int) ->
 
 def test_of_many_names_the_most_frequent_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summary, "MOST_NAMES", 3)
-    monkeypatch.setattr(summary, "ENTRIES_AT_ONCE", 5)  # sums are made on the way
+    monkeypatch.setattr(summary, "ENTRIES_AT_ONCE", 5)  # forces partial sums
     paths = []
     for number in range(4):
         numbers = summary.Summary()
@@ -195,7 +195,7 @@ def test_of_many_names_the_most_frequent_stay(tmp_path: Path, monkeypatch: pytes
     assert found.hosts == {"h29": 56, "h28": 56, "h26": 52} and found.host_count == 30
     assert found.licenses == {summary.NO_VALUE: 20}
     numbers = summary.Summary()
-    numbers.hosts.update(dict.fromkeys("dbeca", 7))  # of equal ones the first by name
+    numbers.hosts.update(dict.fromkeys("dbeca", 7))  # with equal counts, the first by name stays
     shuffle_files.write(paths[0], summary.pack(numbers, summary.Pick(2), 1))
     assert summary.merge(paths[:1], 1, summary.Pick(2)).hosts == dict.fromkeys("abc", 7)
 

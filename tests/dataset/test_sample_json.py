@@ -1,4 +1,4 @@
-"""The JSON of samples: column by column as by a dictionary a row."""
+"""The JSON of samples: the column-wise code gives the bytes of the reference."""
 
 from __future__ import annotations
 

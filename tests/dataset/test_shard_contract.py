@@ -1,5 +1,5 @@
-"""The published folder through the eyes of others: webdataset, Hugging Face datasets, DuckDB, pyarrow, tarfile, and a
-trainer that reads at random by the metadata alone. A package that is not installed skips its test."""
+"""Other software reads the published folder: webdataset, Hugging Face datasets, DuckDB, pyarrow, tarfile, and a
+trainer that reads samples at random with the metadata only. The test of a package is skipped if it is not installed."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def rows(numbers: list[int]) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def pattern(folder: Path) -> str:
-    """The names of the shards as the card tells them, after the shell."""
-    told = re.search('--train-data "(.*)" --dataset-type', (folder / "README.md").read_text())
-    assert told is not None
-    run = ["sh", "-c", f'printf %s "{told[1]}"']
+    """The names of the shards from the pattern on the card, expanded by the shell."""
+    named = re.search('--train-data "(.*)" --dataset-type', (folder / "README.md").read_text())
+    assert named is not None
+    run = ["sh", "-c", f'printf %s "{named[1]}"']
     return f"{folder}/{subprocess.run(run, cwd=folder, capture_output=True, text=True, check=True).stdout}"
 
 
@@ -66,7 +66,7 @@ def test_tarfile(folder: Path, rows: list[dict[str, Any]], numbers: list[int]) -
         assert data == samples.jpeg(number) and caption.decode() == row["text"] == json.loads(document)["text"]
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its shards to the collector
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset does not close its shards
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("way", ["pattern", "glob"])
 def test_webdataset(folder: Path, rows: list[dict[str, Any]], pattern: str, way: str) -> None:
@@ -80,7 +80,7 @@ def test_webdataset(folder: Path, rows: list[dict[str, Any]], pattern: str, way:
 
 
 def test_the_number_of_samples_as_open_clip_finds_it(folder: Path, pattern: str) -> None:
-    """open_clip's get_dataset_size: the sum over sizes.json of the shards that the braces name."""
+    """open_clip's get_dataset_size: the sum of sizes.json over the shards that the braces name."""
     braceexpand = pytest.importorskip("braceexpand", reason="braceexpand is not installed")
     paths = list(braceexpand.braceexpand(pattern))
     sizes = json.loads(Path(paths[0]).with_name("sizes.json").read_text())
@@ -105,7 +105,7 @@ def test_hugging_face_datasets(
     if way == "files":
         files = str(folder / "shards/*.tar")
         found = datasets.load_dataset("webdataset", data_files=files, split="train", cache_dir=cache)
-    else:  # README.md names the shards, so that metadata and rejected rows are not taken for the set
+    else:  # README.md names the shards: otherwise metadata and rejected rows would count as the set
         found = datasets.load_dataset(str(folder), split="train", cache_dir=cache)
     assert len(found) == COUNT and found["txt"][:] == [row["text"] for row in rows]
     assert found[7]["jpg"].size == (40, 32)

@@ -1,4 +1,4 @@
-"""One shard and the whole folder: bytes, order, types, refusals, manifest, digest."""
+"""One shard and the whole folder: bytes, order, types, errors, manifest, digest."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_an_image_that_changed_since_the_fetch_is_refused(tmp_path: Path) -> Non
 
 
 def test_the_bytes_of_a_shard_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawn images apart (their encoder may change), whatever is written at once."""
+    """The digest is fixed, for any number of rows at once. It excludes drawn images, since their encoder may change."""
     rows = samples.fetched(40)
     image = b"\xff\xd8" + bytes(range(200)) * 7
     for name, value in {"image_bytes": len(image), "stored_sha256": hashlib.sha256(image).digest()}.items():
@@ -158,7 +158,7 @@ def test_the_bytes_of_a_shard_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_page_checksums_are_written(shard: Any) -> None:
-    """A bit flip in the data pages raises, which it does only where the checksums are there."""
+    """A bit flip in the data pages raises. Without page checksums it would not."""
     path = shard[0] / "metadata/00000.parquet"
     data = bytearray(path.read_bytes())
     column = pq.read_metadata(path).row_group(0).column(3)

@@ -1,4 +1,4 @@
-"""The tar writer: plain USTAR, equal bytes, and a walker that takes nothing else."""
+"""The tar writer writes USTAR with equal bytes. The walker accepts nothing else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILES = [(b"a.jpg", b"x" * 513), (b"a.json", b"{}"), (b"a.txt", b""), (b"b.jpg",
 
 
 def add(writer: TarWriter, name: bytes, data: bytes) -> int:
-    """Appends a member, its data read into the buffer; returns where it lies."""
+    """Appends a member and reads its data into the buffer. Returns its offset."""
     at = writer.size + BLOCK
     writer.append(header(name, len(data)), len(data))[:] = data
     writer.append(padding(len(data)))
@@ -50,7 +50,7 @@ def test_it_is_what_python_writes_as_ustar() -> None:
             member.size = len(data)
             theirs.addfile(member, io.BytesIO(data))
     ours = tar()
-    assert len(ours) % BLOCK == 0 and out.getvalue().startswith(ours)  # theirs goes on with zeros up to 10 KiB
+    assert len(ours) % BLOCK == 0 and out.getvalue().startswith(ours)  # Python's file has zeros up to 10 KiB at its end
 
 
 def test_offsets_lead_to_the_data() -> None:

@@ -1,4 +1,4 @@
-"""zstd and lz4 archives: damage costs the record (or the frame) where it is, the rest of the file is read."""
+"""zstd and lz4 archives: damage loses its own record (or frame). The rest of the file is read."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def url(number: int) -> str:
 
 
 def noisy(number: int, size: int = 2000) -> bytes:
-    """A record that cannot be made much smaller."""
+    """A record that hardly compresses."""
     return record(random.Random(number).randbytes(size), url=url(number))
 
 
@@ -84,10 +84,10 @@ def test_a_damaged_frame_loses_itself_alone(pack: Callable, place: str, tmp_path
         damaged = [*packed[:bad], flipped(packed[bad], at), *packed[bad + 1 :]]
         path.write_bytes(b"".join(damaged))
         for source in (str(path), Stream(b"".join(damaged), 333)):
-            if bad == 0 and at < 20:  # then the file may not look like what it is
+            if bad == 0 and at < 20:  # then the format may not be recognised
                 continue
             found, ledger = urls(source)
-            if url(bad) in found:  # a bit that nobody needs, or one behind the record
+            if url(bad) in found:  # a bit that no reader needs, or a bit after the record
                 assert sum(ledger.records_dropped.values()) <= 1 and len(found) == GOOD, at
                 continue
             assert found == others, at

@@ -1,4 +1,4 @@
-"""Pairs of a page: which URL, which texts, the page's signals, and that no bytes can do harm."""
+"""The pairs of a page: URLs, texts and signals of the page. No bytes can do harm."""
 
 import random
 import time

@@ -1,4 +1,4 @@
-"""The tokenizer gives the facts that lexbor gives, on real pages and mutated ones, and reads nothing outside."""
+"""The tokenizer finds the same facts as lexbor, on real and mutated pages. It reads no byte outside its buffers."""
 
 import ctypes
 import mmap
@@ -27,12 +27,12 @@ def kernel():
 
 @pytest.fixture(scope="module")
 def pages():
-    """The pages of the shared archives; none where they are not here."""
+    """The pages of the shared archives; an empty list if the archives are missing."""
     return list(real_pages()) if WARCS.is_dir() else []
 
 
 def comparable(facts):
-    """Facts without the order of the images: a parser moves those that stand between the cells of a table."""
+    """The facts without the order of the images: a parser moves images between the cells of a table."""
     if facts is None:
         return None
     images = sorted((sorted(attributes.items()), picture, caption) for attributes, picture, caption in facts.images)
@@ -40,7 +40,7 @@ def comparable(facts):
 
 
 def guarded(size, dtype, front=False):
-    """An array that ends (or begins) at memory which must not be touched: reading past it kills the process."""
+    """An array that ends (or begins) at protected memory: a read past it kills the process."""
     libc = ctypes.CDLL(None, use_errno=True)
     count = size * np.dtype(dtype).itemsize
     page = mmap.PAGESIZE
@@ -55,7 +55,7 @@ def guarded(size, dtype, front=False):
 
 
 def tokenised_in_guards(kernel, data, events, buffers):
-    """Events of the page, read at the end and at the beginning of its memory."""
+    """The events of the page, with its data at the end and at the beginning of guarded memory."""
     end, front = buffers
     page = end[len(end) - len(data) :]
     page[:] = np.frombuffer(data, np.uint8)
@@ -199,7 +199,7 @@ ORDINARY = b"""<html><head><title>t</title><meta property=og:image content=o><ba
 
 
 def mutated(chance, pages):
-    """One page: a real one with a few pieces put in, or a soup of pieces."""
+    """One page: a real page with a few pieces inserted, or a random mix of pieces."""
     if chance.random() < 0.5:
         page = bytearray(chance.choice(pages))
         for _ in range(chance.choice((1, 1, 2, 5))):
@@ -224,15 +224,15 @@ def test_mutated_pages_give_the_same_facts_and_no_byte_outside_is_read(kernel, p
     pages = [ORDINARY, *[page for page in pages if len(page) < 20_000 and b"<img" in page][:60]]
     buffers = guarded(1 << 17, np.uint8), guarded(1 << 17, np.uint8, front=True)
     events = guarded(4 * 3000, np.int32).reshape(3000, 4)
-    done = told = 0
+    done = answered = 0
     for _ in cases(30_000):
         page = html.to_utf8(mutated(chance, pages), None)[: 1 << 17]
         done += 1
         if not page or b"\0" in page or tokenised_in_guards(kernel, page, events, buffers)[0] == kernel.UNSURE:
             continue
-        told += 1
+        answered += 1
         assert comparable(kernel.scan(page)) == comparable(html.scan_with_lexbor(page)), (SEED, page)
-    assert told > done * 0.3
+    assert answered > done * 0.3
 
 
 def test_pairs_are_the_same_by_both_scanners(kernel):

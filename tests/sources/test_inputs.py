@@ -1,4 +1,4 @@
-"""What --input may name, and what is said where it names nothing."""
+"""The values of --input, and the messages for values that name no input."""
 
 import functools
 import gzip
@@ -27,7 +27,7 @@ WAT = (
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with every kind of file, and some that no reader wants."""
+    """A folder with every kind of file, and files that no reader takes."""
     root = tmp_path / "crawl"
     (root / "deep" / "er").mkdir(parents=True)
     (root / "a.warc").write_bytes(WARC)
@@ -219,7 +219,7 @@ def test_the_user_may_say_the_format(folder):
 
 @pytest.fixture
 def crawl(tmp_path):
-    """A small stand-in for Common Crawl's folder."""
+    """A small imitation of Common Crawl's folder."""
     root = tmp_path / "cc"
     listing = root / "crawl-data" / "CC-MAIN-2026-05"
     (listing / "wat").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Readers: a new source is one file and one entry, and nobody but `pipeline.sources` knows a format by name."""
+"""Readers: a new source is one file and one entry. Only `pipeline.sources` knows the names of formats."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ PAIRS = [
 
 @pytest.fixture
 def pairs(shipped: None, monkeypatch: pytest.MonkeyPatch) -> Reader:
-    """The one entry that the new source needs."""
+    """Adds the one entry that the new source needs."""
     monkeypatch.setitem(READERS, "pairs", pair_lists.Pairs())
     return READERS["pairs"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Inputs of the new source among files that no reader wants, and a query list."""
+    """Inputs of the new source, files that no reader takes, and a query list."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.pairs.json").write_text(json.dumps(PAIRS))
     (tmp_path / "in" / "notes.json").write_text("[]")
@@ -203,7 +203,7 @@ sys.exit(build.main(sys.argv[1:]))
 
 
 def test_the_user_may_name_a_new_format(folder: Path) -> None:
-    """In a process of its own, where the entry is there before the options are declared."""
+    """Runs in a new process, where the entry exists before the options are declared."""
     (folder / "in" / "a.pairs.json").rename(folder / "list.txt")
     given = arguments(folder, "--input-format", "pairs", "--plan", "--json", source="list.txt")
     done = subprocess.run([sys.executable, "-c", PROGRAM, *given], capture_output=True, text=True, cwd=ROOT)
@@ -348,7 +348,7 @@ def test_what_counts_as_naming_a_format(pairs: Reader, code: str, count: int) ->
 
 
 def test_only_the_registry_imports_the_readers() -> None:
-    """Stages ask `READERS`: a module that imports one reader knows its format."""
+    """Stages use `READERS`. A module that imports one reader would know its format."""
     known = {module.__name__ for module in (wat, warc, web_archives, tables)}
     for path in (ROOT / "pipeline").rglob("*.py"):
         if path.parent.name == "sources":
@@ -360,7 +360,7 @@ def test_only_the_registry_imports_the_readers() -> None:
 
 
 def test_readers_are_light() -> None:
-    """`--help` loads the readers: what they need only to read must wait."""
+    """`--help` loads the readers, so they import heavy packages only when they read."""
     program = "import sys, pipeline.sources; print(*sys.modules)"
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     heavy = {"numba", "selectolax", "zstandard", "lz4", "brotli", "deflate", "fsspec", "apache_beam"}

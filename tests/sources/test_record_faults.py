@@ -1,7 +1,7 @@
-"""One bad record among good ones loses itself alone, whatever is wrong with it and wherever it stands.
+"""One bad record among good records loses only itself, for every kind of fault and every place in the file.
 
-Each fault says what may become of its record: lost (a record, by a reason), dropped (a row, by a reason), passed over
-(it tells of no image: a note), or kept, where the pair can be told all the same.
+Each fault names the outcome of its record: lost (a record, with a reason), dropped (a row, with a reason), skipped (a
+note: it has no image), or kept (the pair can still be read).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TEXT = f"a picture of number {BAD}"
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """Bytes that stand in the file for one record, and what is allowed to happen to it."""
+    """The bytes of one record in the file, and the allowed outcome."""
 
     name: str
     data: Callable[[], bytes]
@@ -53,7 +53,7 @@ def in_json(name: str, outcome: str, change: Callable[[], Any]) -> Fault:
 
 
 def one_link(**fields: Any) -> Callable[[], Any]:
-    """The bad record's link with other fields; a field that is `...` is left out."""
+    """The bad record's link with other fields. A field with the value `...` is left out."""
 
     def change() -> Any:
         merged = {**link(BAD), **fields}
@@ -63,7 +63,7 @@ def one_link(**fields: Any) -> Callable[[], Any]:
 
 
 def without(*path: str, value: Any = ...) -> Callable[[], Any]:
-    """The bad record's JSON with the field at `path` gone, or replaced by `value`."""
+    """The bad record's JSON without the field at `path`, or with `value` in its place."""
 
     def change() -> Any:
         root = inner = wat_json(BAD)
@@ -156,7 +156,7 @@ def noise(count: int) -> bytes:
 
 
 def container_faults(make: Callable[..., bytes]) -> list[Fault]:
-    """What can be wrong around a record, of a WAT or of a WARC file."""
+    """The faults around a record of a WAT or WARC file."""
 
     def header(name: str, outcome: str, **changes: Any) -> Fault:
         return Fault(name, lambda: member(make(BAD, **changes)), outcome)
@@ -227,7 +227,7 @@ def test_there_are_enough_faults() -> None:
 
 
 def read_compiled(source: str, *, ledger: Ledger) -> Iterator[pa.RecordBatch]:
-    """The compiled reader, which small files do without otherwise."""
+    """Reads with the compiled reader. Normally, small files do not use it."""
     from pipeline.sources import wat_kernel
 
     yield from wat_reader._read_compiled(source, wat_kernel, ledger=ledger, size=None)
@@ -288,7 +288,7 @@ def check_outcome(reader: Callable, source: Any, fault: Fault, *, at_end: bool) 
     kind, _, word = fault.outcome.partition(":")
     assert len(rows) - len(good) == (kind == "kept")
     lost, dropped = dict(ledger.records_dropped), dict(ledger.dropped)
-    if kind == "lost" and at_end and "cut_record" in lost:  # nothing follows that could tell damage from a cut
+    if kind == "lost" and at_end and "cut_record" in lost:  # at the end of the file, damage and a cut look the same
         assert lost == {"cut_record": 1} and ledger.notes["cut_file"] == 1
         return
     assert lost == ({word: 1} if kind == "lost" else {})
@@ -297,7 +297,7 @@ def check_outcome(reader: Callable, source: Any, fault: Fault, *, at_end: bool) 
 
 
 def test_all_faults_in_one_run(tmp_path: Path) -> None:
-    """The same through the program: every good pair leaves gather, and info.json tells of every loss."""
+    """The same with the whole program: every good pair leaves gather, and info.json counts every loss."""
     (tmp_path / "in").mkdir()
     (tmp_path / "queries.txt").write_text("picture\n")
     rng = random.Random(1)
@@ -339,7 +339,7 @@ def test_a_cut_file_is_reported_and_its_whole_records_kept(
             assert ledger.notes["cut_file"] == 1
             if len(rows) == whole:
                 assert dict(ledger.records_dropped) == {"cut_record": 1}
-            else:  # only gzip's trailer, or blank lines, are missing: nothing of the record
+            else:  # only gzip's trailer, or blank lines, are missing: the record is whole
                 assert len(rows) == whole + 1 and ends[whole] - cut < 16 and not ledger.records_dropped
             assert rows == good_rows()[: len(rows)]
 
@@ -370,7 +370,7 @@ def test_a_plain_file_cut_or_damaged(tmp_path: Path) -> None:
 
 # -------------------------------------------------------------------------------------------------- bounds, any edit
 
-# Not getrusage: its maximum begins with what the parent process had.
+# Not getrusage: its maximum includes the memory of the parent process.
 PEAK = """
 import sys
 from pipeline.engine.ledger import Ledger
@@ -383,7 +383,7 @@ print(rows, dict(ledger.records_dropped), int(peak.split()[1]) // 1024)
 
 
 def blanks(megabytes: int, head: bytes) -> bytes:
-    """A gzip member: `head`, then blanks; made a piece at a time."""
+    """A gzip member with `head`, then blanks. It is made in pieces."""
     packer = zlib.compressobj(6, wbits=31)
     parts = [packer.compress(head)] + [packer.compress(b" " * 2**20) for _ in range(megabytes)]
     return b"".join([*parts, packer.compress(b"\r\n\r\n"), packer.flush()])

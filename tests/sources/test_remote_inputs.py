@@ -1,4 +1,4 @@
-"""Remote inputs give the rows of local files, whatever a server can do. A broken transfer never passes as whole."""
+"""Remote inputs give the rows of local files, from every kind of server. A broken transfer is never a whole file."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ from tests.webserver import picture
 
 SERVERS = ["ranges", "capped", "forgetful", "plain", "chunked", "unsized"]
 PAIRS = 300
-CAP = 5_000  # bytes of an answer of the server that gives no more at once
+CAP = 5_000  # the largest answer of the server with short answers, in bytes
 
 
 # --------------------------------------------------------------------------------------------------------- the server
 
 
 class FileServer(ThreadingHTTPServer):
-    """Serves `files` below the name of a manner: /ranges/a.csv. `hits` counts requests by path."""
+    """Serves `files` below the name of a behaviour: /ranges/a.csv. `hits` counts requests by path."""
 
     daemon_threads = True
 
@@ -58,13 +58,13 @@ class FileServer(ThreadingHTTPServer):
         self.files = files
         self.hits: Counter[str] = Counter()
         self.asked: dict[str, list[str]] = defaultdict(list)  # the ranges
-        self.manner = "ranges"  # of what lies below /any/
+        self.manner = "ranges"  # the behaviour below /any/
 
     def url(self, manner: str, name: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{manner}/{name}"
 
     def handle_error(self, request, client_address):  # type: ignore[no-untyped-def]
-        """Clients that have read enough leave."""
+        """Ignores clients that close the connection early."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -108,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.ranges(body, CAP)
 
     def forgetful(self, body: bytes) -> None:
-        """Has ranges for the first request alone."""
+        """Serves a range for the first request only."""
         return self.ranges(body) if self.server.hits[self.path] == 1 else self.plain(body)
 
     def plain(self, body: bytes) -> None:
@@ -208,7 +208,7 @@ def server() -> Iterator[FileServer]:
 
 @pytest.fixture(autouse=True)
 def fresh_caches() -> Iterator[None]:
-    """No test finds the archives or copies of another."""
+    """Each test starts without the archives and copies of other tests."""
     forget()
     yield
     forget()
@@ -229,7 +229,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows_of(path: str) -> tuple[list[dict], Ledger, list[dict]]:
-    """(rows, ledger, images that lie inside) of an input, by the reader that `gather` takes."""
+    """(rows, ledger, images inside) of an input, read with the reader that `gather` uses."""
     name = path.rsplit("/", 1)[-1]
     form = "wat" if ".wat" in name else "warc" if re.search(r"[.](warc|wacz|zip)", name) else "table"
     ledger, images = Ledger(), []
@@ -257,7 +257,7 @@ def test_rows_out_of_a_store_are_those_of_the_file(name: str, folder: Path) -> N
 
 
 def test_a_too_large_record_is_passed_over_as_in_a_file(server: FileServer, tmp_path: Path) -> None:
-    inner = html_record("inside")  # an archive in an archive: its records are not the outer one's
+    inner = html_record("inside")  # an archive in an archive: its records do not belong to the outer archive
     large = record((b"x" * 1000 + b"\r\n" + inner) * 40_000, url="https://large.example/")
     data = html_record(0) + large + html_record(1)
     server.files["large.warc"] = data
@@ -268,7 +268,7 @@ def test_a_too_large_record_is_passed_over_as_in_a_file(server: FileServer, tmp_
         tracemalloc.start()
         try:
             assert rows_of(server.url(manner, "large.warc")) == expected
-            assert tracemalloc.get_traced_memory()[1] < 16 << 20  # the record itself is never held
+            assert tracemalloc.get_traced_memory()[1] < 16 << 20  # the record is never in memory as a whole
         finally:
             tracemalloc.stop()
 
@@ -299,7 +299,7 @@ def test_a_wacz(manner: str, server: FileServer, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none.warc.*cannot be opened"):
         rows_of(distant.path.replace("data.warc.gz", "none.warc"))
     server.files["a.zip"] = server.files["a.wacz"]
-    (named,) = expand([f"zip://archive/data.warc.gz::{server.url(manner, 'a.zip')}"])  # as a user may write it
+    (named,) = expand([f"zip://archive/data.warc.gz::{server.url(manner, 'a.zip')}"])  # as a user may spell it
     assert named.format == "warc" and rows_of(named.path)[0] == rows_of(local.path)[0]
     inside = rows_of(local.path)[2]
     for number, row in enumerate(inside):
@@ -331,12 +331,12 @@ def test_images_out_of_a_remote_archive(name: str, manner: str, server: FileServ
     inside = rows_of(str(folder / name))[2]
     assert len(inside) == 12
     asked = server.hits[f"/{manner}/{name}"]
-    for number in (7, 0, 11, 3, 3):  # in no order
+    for number in (7, 0, 11, 3, 3):  # in random order
         assert read_image(url, inside[number]["offset"], max_bytes=1 << 20) == picture(number)
     assert read_image(url, 7, max_bytes=1 << 20) is None
     assert read_image(url, 1 << 30, max_bytes=1 << 20) is None
     if manner in ("plain", "chunked", "unsized"):
-        assert server.hits[f"/{manner}/{name}"] == asked + 1  # one passage, not one an image
+        assert server.hits[f"/{manner}/{name}"] == asked + 1  # one pass for all images
 
 
 def test_an_image_costs_a_window_of_the_archive(server: FileServer) -> None:
@@ -413,7 +413,7 @@ def test_what_is_not_there_and_what_is_refused(server: FileServer) -> None:
 
 
 @pytest.mark.parametrize("url", ["https://host.invalid/a.wat.gz", "http://127.0.0.1:9/a.warc.gz", "http://h:x/a.csv"])
-def test_a_server_out_of_reach_is_told_in_a_line(url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_server_out_of_reach_is_one_error_line(url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert build.main(["--input", url, "--output", str(tmp_path / "out"), "--workers", "1"]) == MISSING
     said = capfd.readouterr().err
     assert url in said and len(said.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
@@ -425,7 +425,7 @@ def test_a_missing_input_is_exit_code_4(
     given = ["--input", server.url("ranges", "none.warc.gz"), "--output", str(tmp_path / "out"), "--workers", "1"]
     assert build.main(given) == MISSING
     assert "none.warc.gz' is not there" in capfd.readouterr().err and not (tmp_path / "out").exists()
-    monkeypatch.setattr("pipeline.sources.base.MOST_OPENED", 0)  # of a crawl only the first are looked for
+    monkeypatch.setattr("pipeline.sources.base.MOST_OPENED", 0)  # normally the first inputs of a crawl are opened
     assert build.main(given) == MISSING
     said = capfd.readouterr().err
     assert "none.warc.gz' is not there" in said and "Traceback" not in said
@@ -472,12 +472,12 @@ def command(spec: str, out: Path) -> list[str]:
 
 @dataclasses.dataclass
 class Published:
-    """What a run has published, without what the name of the source decides (it stands in the JSON of a sample)."""
+    """The published files of a run, without values that contain the name of the source (it is in the JSON, too)."""
 
     digest: str
     rows: list[dict]
     counts: list[tuple]
-    members: dict[str, bytes]  # of the tars: images and texts
+    members: dict[str, bytes]  # the images and texts in the tars
 
 
 def published(out: Path) -> Published:

@@ -1,4 +1,4 @@
-"""Tables as candidates: every form gives the same rows, and what cannot be read is counted."""
+"""Tables as candidates: every format gives the same rows, and unreadable rows are counted."""
 
 import gzip
 import json
@@ -265,7 +265,7 @@ def test_a_line_nested_too_deep_is_a_bad_line(tmp_path):
     assert ledger.records_dropped == {"bad_table_row": 1}
 
 
-def test_a_table_that_cannot_be_told_is_a_mistake_of_the_user(tmp_path):
+def test_a_table_with_an_ambiguous_or_unreadable_header_is_an_input_error(tmp_path):
     pq.write_table(
         pa.Table.from_arrays([pa.array(["u"]), pa.array(["v"]), pa.array(["t"])], names=["url", "url", "text"]),
         tmp_path / "a.parquet",

@@ -1,4 +1,4 @@
-"""WARC and ARC files as candidates: pages give pairs, images in the archive are found again, the counts add up."""
+"""WARC and ARC files as candidates: pages give pairs, images in the archive can be read again, the counts add up."""
 
 import gzip
 import tracemalloc
@@ -63,7 +63,7 @@ def test_a_page_gives_its_pairs_with_provenance(tmp_path):
 
 
 def various():
-    """Records of all kinds, and what should be noted of them."""
+    """Records of all kinds, and the expected notes."""
     gone = record(http(b"<img src=a alt=b>", status="404 Not Found"), url="http://h/404")
     moved = record(http(b"", status="301 Moved"), url="http://h/301")
     script = record(http(b"'<img src=a alt=b>'", kind="text/javascript"), url="http://h/js")

@@ -1,6 +1,6 @@
-"""WAT files: the typed decoder and the careful one read the same page; every link is a row, or a drop by a reason.
+"""WAT files: the typed and the careful decoder read the same page. Every link is a row, or a drop with a reason.
 
-What is said of rows is said of both readers, the plain one and the compiled one.
+The tests of rows run with both readers, the reference and the compiled reader.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ PAGE = "https://site.example/folder/page.html"
 
 @pytest.fixture(params=["plain", "compiled"], autouse=True)
 def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Which of the readers takes a file."""
+    """The reader that takes a file."""
     if request.param == "plain":
         monkeypatch.setattr(wat_reader, "_kernel_for", lambda source: None)
     elif not jit.available():
         pytest.skip("no kernels here")
     else:
-        importlib.import_module("pipeline.sources.wat_kernel")  # one that is loaded is taken for small files, too
+        importlib.import_module("pipeline.sources.wat_kernel")  # a loaded kernel also reads small files
     return request.param
 
 
 def read(data: bytes, path: Path) -> tuple[list[dict[str, Any]], Ledger]:
-    """The rows of an archive, the same from a file and from a stream."""
+    """The rows of an archive. A file and a stream must give the same rows."""
     path.write_bytes(data)
     ledger, other = Ledger(), Ledger()
     rows = [row for batch in wat_reader.read_wat(str(path), ledger=ledger) for row in batch.to_pylist()]
@@ -240,7 +240,7 @@ PATHS = ["IMG@/src", "IMG@/src", "IMG@/src", "A@/href", "IMG@/longdesc", "INPUT@
 
 
 class Spelling:
-    """One way to write JSON down: order of keys, escapes, blanks."""
+    """One way to write JSON: order of keys, escapes, blanks."""
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
@@ -270,7 +270,7 @@ class Spelling:
 
 
 def made_page(chance: random.Random) -> dict[str, Any]:
-    """A page with links of all kinds, few of them odd."""
+    """A page with links of all kinds. Few of them are unusual."""
 
     def value() -> Any:
         return chance.choice(ODD) if chance.random() < 0.02 else chance.choice(STRINGS)
@@ -306,7 +306,7 @@ def made_page(chance: random.Random) -> dict[str, Any]:
 
 
 def outcome(parse: Any, content: bytes) -> str:
-    """The page as text (NaN is not equal to itself), or that there is none."""
+    """The page as text (NaN is not equal to itself), or a mark for no page."""
     try:
         return repr(parse(content))
     except (ValueError, RecursionError):
@@ -363,7 +363,7 @@ def test_broken_json_loses_its_record_alone(tmp_path: Path) -> None:
     data = b"".join(member(wat_record(0, content)) for content in [good, *broken, good])
     rows, ledger = read(data, tmp_path / "made.wat.gz")
     assert len(rows) == 2
-    assert ledger.records_dropped == {"bad_json": 3} and ledger.notes == {"no_links": 1}  # "{" tells of no links
+    assert ledger.records_dropped == {"bad_json": 3} and ledger.notes == {"no_links": 1}  # "{" has no links
 
 
 def test_other_records_of_a_wat_are_noted(tmp_path: Path) -> None:
@@ -377,5 +377,5 @@ def test_other_records_of_a_wat_are_noted(tmp_path: Path) -> None:
 def test_a_wat_of_common_crawl_is_read() -> None:
     ledger = Ledger()
     path = SHARED / "commoncrawl+whirlwind-python" / "whirlwind.warc.wat"
-    assert list(wat_reader.read_wat(str(path), ledger=ledger)) == []  # its one capture is a request: no links
+    assert list(wat_reader.read_wat(str(path), ledger=ledger)) == []  # its only capture is a request: no links
     assert (ledger.records_in, ledger.notes["no_links"], ledger.records_dropped) == (1, 1, {})

@@ -1,4 +1,4 @@
-"""The compiled WAT reader gives what the plain one gives, rows, order and ledger, and keeps to its own memory."""
+"""The compiled WAT reader gives the rows, order and ledger of the reference. It uses its own memory only."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def by_kernel(path: str) -> tuple[pa.Table, Ledger]:
 
 def by_plain(path: str) -> tuple[pa.Table, Ledger]:
     ledger = Ledger()
-    with open(path, "rb") as file:  # an open file never goes to the kernel
+    with open(path, "rb") as file:  # the kernel never reads an open file
         return pa.Table.from_batches(wat_reader.read_wat(file, ledger=ledger), CANDIDATES).combine_chunks(), ledger
 
 
@@ -60,7 +60,7 @@ def assert_equal(path: Path, data: bytes) -> tuple[pa.Table, Ledger]:
 
 
 def stops(content: bytes) -> bool:
-    """True if the kernel leaves a record to the plain reader."""
+    """True if the kernel leaves a record to the reference."""
     data = archives.member(archives.wat_record(0, content))
     return kernel.Scanner(data, Ledger()).run(0)[1] == kernel.ODD
 
@@ -147,7 +147,7 @@ RELS = ("license", "nofollow LICENSE", "licensed", "lic\u00e9nse", "license\u00a
 
 
 def page(choose: random.Random) -> dict[str, Any]:
-    """What a WAT may say of a page: mostly usual, with every oddity that JSON can carry."""
+    """The JSON of a page: mostly ordinary, with every unusual value that JSON allows."""
     pick = choose.choice
     usual = ALTS[:-1]
 
@@ -194,7 +194,7 @@ def page(choose: random.Random) -> dict[str, Any]:
 
 
 def spell(content: dict[str, Any], choose: random.Random) -> bytes:
-    """One of the ways to write it as JSON; lone surrogates are always escaped."""
+    """Writes the page in one of the ways of JSON. Lone surrogates are always escaped."""
     style = choose.randrange(8)
     separators = (",", ":") if style < 6 else (", ", ": ")
     text = json.dumps(content, ensure_ascii=style in (1, 7), separators=separators, indent=1 if style == 5 else None)
@@ -298,7 +298,7 @@ def test_small_files_take_the_kernel_when_there_were_many(tmp_path: Path, monkey
 
 
 class Guarded:
-    """Memory whose last byte is followed by a page that nobody may touch."""
+    """Memory with a protected page after its last byte."""
 
     def __init__(self, size: int) -> None:
         self.size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -372,7 +372,7 @@ TOKENS = (
 
 
 def mutate(content: bytes, choose: random.Random) -> bytes:
-    """A few bytes changed, taken out or put in: near an image link, or anywhere, where nobody may ever look."""
+    """Changes, removes or inserts a few bytes, near an image link or anywhere else."""
     data = bytearray(content)
     for _ in range(choose.choice((1, 1, 1, 2, 6))):
         at = choose.randrange(len(data) + 1)
@@ -393,7 +393,7 @@ def mutate(content: bytes, choose: random.Random) -> bytes:
 
 
 def unread(choose: random.Random) -> dict[str, Any]:
-    """A page with much in it that nobody reads: any JSON, in every place where more may stand."""
+    """A page with much unused content: any JSON in every place that allows more fields."""
     values = (None, True, False, 0, -1, 2.5, 1e300, "", "a", '\u00e9\n"', [], {}, [1, [2, {}]], {"a": {"b": []}})
     content = page(choose)
     html = content["Envelope"]["Payload-Metadata"]["HTTP-Response-Metadata"]["HTML-Metadata"]
@@ -411,7 +411,7 @@ def mutants(choose: random.Random) -> Iterator[bytes]:
 
 
 def test_all_readers_agree_on_any_bytes(tmp_path: Path) -> None:
-    """The compiled reader, the plain one and the careful one give the same rows and the same ledger."""
+    """The compiled reader, the reference and the careful reader give the same rows and the same ledger."""
     choose = random.Random(SEED)
     contents = [content for content, _ in zip(mutants(choose), cases(3000), strict=False)]
     data = b"".join(archives.member(archives.wat_record(0, content)) for content in contents)
@@ -436,7 +436,7 @@ NaN|-Infinity|1e999|"\ud800"|[[],{"a":[[1]]},[[[]]]]|"{\"path\":"|"},{"
 
 
 def with_holes() -> list[bytes]:
-    """Records with "@@" in one of the places that nobody reads, each with one image."""
+    """Records with one image each, and with "@@" in a place that no reader uses."""
     plain, image = archives.wat_json(0), archives.link(0)
     envelope, http = plain["Envelope"], plain["Envelope"]["Payload-Metadata"]["HTTP-Response-Metadata"]
     other = {"path": "A@/href", "url": "u", "text": "t"}
@@ -473,7 +473,7 @@ def test_mutated_records_between_guard_pages(tmp_path: Path) -> None:
     for content in mutants(choose):
         record = archives.wat_record(0, content)
         data = archives.member(record)
-        small = choose.random() < 0.2  # too little room: it must stop, never write beyond
+        small = choose.random() < 0.2  # too little room: the kernel must stop and not write beyond it
         room = choose.randrange(64, 3_000) if small else 1 << 18
         rows = choose.randrange(1, 8) if small else 200
         ledger, plain = Ledger(), Ledger()

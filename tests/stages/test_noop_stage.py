@@ -1,6 +1,6 @@
 """A stage that changes nothing, between dedup and balance: the rows of all other stages stay as they are.
 
-This stage has a step of its own. The example of CONTRIBUTING.md is row-wise; tests/test_docs.py runs it.
+This stage has a step of its own. The example in CONTRIBUTING.md works row by row. tests/test_docs.py runs it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.stages.tally import Rejects, Tally, unit_body
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PassSettings:
-    """What the stage declares."""
+    """The options of the stage."""
 
     title: ClassVar[str] = "pass"
     pass_note: str = option("", help="a word for info.json")
@@ -35,7 +35,7 @@ class PassSettings:
 
 @dataclasses.dataclass(frozen=True)
 class CountRows:
-    """The task: one unit counts all rows of the stage before."""
+    """The task: one unit counts all rows of the previous stage."""
 
     folder: StepFolder
     rows: Rows
@@ -93,7 +93,7 @@ class Pass(Stage):
 
 
 def write_pairs(folder: Path) -> list[str]:
-    """A table with a duplicate and a text without a query; the arguments that select from it."""
+    """Writes a table with a duplicate and a text without a query. Returns the arguments that select from it."""
     texts = ["a red dog", "a red dog", "a blue dog", "a dog and a cat", "nothing of it"]
     urls = [f"http://a.example/{number}.jpg" for number in (1, 1, 2, 3, 4)]
     pq.write_table(pa.table({"url": urls, "text": texts}), folder / "pairs.parquet")
@@ -108,7 +108,7 @@ def infos(out: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture
 def with_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stage stands behind dedup: one entry in the list, and its name in the contract's."""
+    """Puts the stage behind dedup: one entry in the list, and its name in the contract's."""
     place = [stage.name for stage in stages.STAGES].index("dedup") + 1
     listed = (*stages.STAGES[:place], Pass, *stages.STAGES[place:])
     names = tuple(stage.name for stage in listed)
@@ -117,7 +117,7 @@ def with_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 
     @dataclasses.dataclass(frozen=True)
     class Options(PassSettings, options.Options):
-        """The options with those of the new stage."""
+        """The options, including those of the new stage."""
 
         stages: tuple[str, ...] = option(names, help="all", parse=lambda given: select)
 

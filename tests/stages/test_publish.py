@@ -1,4 +1,4 @@
-"""publish: what it reads of the fetch, and what it says when that is no longer there."""
+"""publish: the files of the fetch that it reads, and its error if they are missing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_images_come_from_where_the_fetch_put_them(tmp_path: Path) -> None:
             data = bytes(range(100 * number, 100 * number + 10)) * (unit + 1)
             Path(folder(number).file(unit, "raw", 1)).write_bytes(data)
     old = RawImages(folder, pa.table({"raw_attempt": [1], "raw_unit": [2], "raw_part": [1], "image_offset": [0]}))
-    old(0, memoryview(bytearray(1)))  # a fetch that is done again puts other files under the same names
+    old(0, memoryview(bytearray(1)))  # a repeated fetch writes other files with the same names
     raw = Path(folder(1).file(2, "raw", 1))
     data = raw.read_bytes()
     raw.unlink()

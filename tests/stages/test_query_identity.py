@@ -21,7 +21,7 @@ TEXTS = 5_000
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """5,000 texts that hold Canada in several spellings."""
+    """5,000 texts that contain Canada in several spellings."""
     rng = random.Random(4)
     spellings = ["Canada", "canada", "CANADA", "\uff23anada"]
     rows = [(f"https://a.example/{i}.jpg", f"{rng.choice(spellings)} view {i}") for i in range(TEXTS)]
@@ -69,7 +69,7 @@ def test_with_exact_case_they_are_two(folder: Path) -> None:
 
 
 def test_the_shown_form_picks_no_other_pairs(folder: Path) -> None:
-    """Also not what other spellings the list holds, nor in what order."""
+    """Other spellings in the list, and their order, pick no other pairs either."""
     lists = ["Canada\tx\t5\ncanada\tx\t1\nview\n", "view\nCANADA\n", "VIEW\tx\t3\ncanada\tx\t8\nCanada\n"]
     picked = []
     for number, queries in enumerate(lists):
@@ -78,7 +78,7 @@ def test_the_shown_form_picks_no_other_pairs(folder: Path) -> None:
         assert [info(out, stage)["digest"] for stage in ("match", "balance")] == [
             info(folder / "out0", stage)["digest"] for stage in ("match", "balance")
         ]
-        listed = load_queries(str(out / "queries.parquet"))  # it is a list itself, of the same name
+        listed = load_queries(str(out / "queries.parquet"))  # the file is a query list with the same digest
         assert digest_of_queries(pq.read_table(out / "queries.parquet")["query"].to_pylist()) == listed.digest
     assert picked[0] == picked[1] == picked[2]
     shown = [pq.read_table(folder / f"out{number}" / "queries.parquet")["query"].to_pylist() for number in range(3)]

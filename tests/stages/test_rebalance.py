@@ -1,6 +1,6 @@
-"""Balancing after the losses of the fetch: each query ends with min(what is left, cap), the pairs of smallest hash.
+"""Balancing after the losses of the fetch: each query keeps min(pairs left, cap) pairs with the smallest hashes.
 
-The steps of `caps` run here one after the other, without an engine, over rows in memory.
+The steps of `caps` run one after the other, without an engine, on rows in memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GROUPS = 3
 
 @dataclasses.dataclass(frozen=True)
 class InMemory:
-    """caps.Matched over one Matches, its rows dealt to the groups."""
+    """A caps.Matched with the rows of one Matches, distributed to the groups."""
 
     matches_of_all: Matches
 
@@ -46,7 +46,7 @@ class InMemory:
 
 
 def make_rows(rows: int, seed: int) -> Matches:
-    """Queries by Zipf's law, all rows in."""
+    """Rows with Zipf-distributed queries. All rows take part."""
     made = zipf_matches(np.random.default_rng(seed), rows, QUERIES, least=1, most=5)
     return made._replace(keep=np.ones(rows, np.bool_))
 
@@ -73,7 +73,7 @@ def run(plan: CapPlan) -> np.ndarray:
 
 
 def fetch(rows: Matches, before: CapPlan, selected: np.ndarray, survive: float, seed: int = 2) -> Matches:
-    """What is left of the selected rows."""
+    """The selected rows that survive the fetch."""
     before.folder.complete({"rows_out": int(selected.sum())})
     return rows._replace(keep=selected & (np.random.default_rng(seed).random(len(selected)) < survive))
 
@@ -118,7 +118,7 @@ def test_the_cap_is_met_after_the_expected_losses(tmp_path: Path, expected: floa
     picks = selection.pick(left, after.keys(), caps.load_thresholds(after)).per_query
     there = selection.count_queries(left.offsets, left.ids, left.keep, QUERIES)
     assert (picks == np.minimum(there, cap)).all() and (there > cap).any()
-    if survive > expected:  # nothing else would have been picked, had all the matches been fetched
+    if survive > expected:  # a fetch of all matches would pick the same pairs
         everything = rows._replace(keep=np.random.default_rng(2).random(len(selected)) < survive)
         assert (picked == ideal(everything, before.keys(), cap)).all()
 

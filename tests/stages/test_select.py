@@ -1,4 +1,4 @@
-"""gather .. balance against an oracle of dictionaries and loops, and the same rows however the work is cut."""
+"""gather .. balance against an oracle of dictionaries and loops. The rows do not depend on how the work is split."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLUMNS = ["uid", "url", "text", "page_url", "source_file", "source_offset"]
 
 
 def draw_rows(count: int, seed: int = 1) -> list[tuple[str, str]]:
-    """Pairs with equal pairs, URLs with several texts, a placeholder and bad rows among them."""
+    """Pairs. Some are equal, some URLs have several texts, and there are a placeholder and bad rows."""
     rng = random.Random(seed)
     rows: list[tuple[str, str]] = []
     for number in range(count):
@@ -82,7 +82,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def oracle_select(pairs: list[dict], cap: int, seed: int) -> dict[bytes, list[str]]:
-    """MATCHED rows -> uid -> queries that picked it, by loops: dedup rules, then each query's bottom `cap` hashes."""
+    """{uid: queries that picked it} from MATCHED rows: dedup rules, then the `cap` smallest hashes of each query."""
     by_url = defaultdict(set)
     for row in pairs:
         by_url[row["url"]].add(row["uid"])
@@ -196,7 +196,7 @@ def test_a_done_run_does_nothing_and_other_options_are_refused(folder: Path, cap
     assert build.main([*arguments, "--cap", "6", "--redo", "balance"]) == build.DONE
     assert info(out, "balance")["cap"] == 6
     refused = [*arguments, "--cap", "7", "--seed", "1", "--case", "exact", "--redo", "balance"]
-    assert build.main(refused) == build.USAGE  # match was made otherwise: nothing may be gone after the refusal
+    assert build.main(refused) == build.USAGE  # match has other options: the refused run must not remove any file
     assert "--redo match" in capsys.readouterr().err and info(out, "balance")["cap"] == 6
 
 

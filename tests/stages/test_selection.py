@@ -1,6 +1,6 @@
-"""selection: against oracles of dictionaries and full sorts, exact caps, and the statistics of the draws.
+"""selection against oracles of dictionaries and full sorts: exact caps, and the statistics of the draws.
 
-The seeds are fixed and the bounds of the statistics are wide (p > 1e-4), so that a failure means a broken hash.
+The seeds are fixed and the bounds of the statistics are wide (p > 1e-4). So a failure means a broken hash.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ needs_kernels = pytest.mark.skipif(not jit.available(), reason="numba is not ins
 
 
 def take_way(monkeypatch, way: str) -> None:
-    """Plain functions only, or kernels however few the rows are."""
+    """Uses the reference functions only, or the kernels for any number of rows."""
     monkeypatch.setattr(jit, "available", lambda: way == "kernel")
     monkeypatch.setattr(jit, "FEW_ROWS", 0)
 
 
 @pytest.fixture(params=["plain", pytest.param("kernel", marks=needs_kernels)])
 def way(request, monkeypatch):
-    """Runs a test on both ways."""
+    """Runs a test with the reference and with the kernels."""
     take_way(monkeypatch, request.param)
     return request.param
 
@@ -57,7 +57,7 @@ def make_data(rows: int = 20_000, queries: int = 300, seed: int = 0, *, mask: bo
 
 
 def cap_thresholds(data: Data, cap: int, *, parts: int = 1, stop: np.ndarray | None = None) -> Thresholds:
-    """The whole way to the thresholds, the rows cut into parts."""
+    """All steps to the thresholds, with the rows split into parts."""
     low, high = selection.band_limits(data.counts, cap, stop=stop)
     bands = [selection.band_tuples(part, data.keys, low, high, stop=stop) for part in cut(data.matches, parts)]
     return selection.thresholds(
@@ -70,13 +70,13 @@ def cap_thresholds(data: Data, cap: int, *, parts: int = 1, stop: np.ndarray | N
 
 
 def pick_bernoulli(data: Data, cap: int, *, keys: Any = None, stop: np.ndarray | None = None) -> Picks:
-    """The whole way where each match is picked with the probability cap / count."""
+    """All steps if each match is picked with the probability cap / count."""
     tau = selection.bernoulli_thresholds(data.counts, cap, stop=stop)
     return selection.pick(data.matches, data.keys if keys is None else keys, tau)
 
 
 def cut(matches: Matches, parts: int) -> list[Matches]:
-    """The rows in parts; the offsets of all but the first do not begin at 0."""
+    """The rows in parts. The offsets of all parts but the first do not begin at 0."""
     places = np.linspace(0, len(matches.offsets) - 1, parts + 1).astype(int)
     keep = matches.keep if matches.keep is not None else np.ones(len(matches.pair_high), np.bool_)
     return [
@@ -86,7 +86,7 @@ def cut(matches: Matches, parts: int) -> list[Matches]:
 
 
 def full_sort(data: Data, cap: int, stop: Set[int] = frozenset()) -> dict[int, list[int]]:
-    """The oracle: every query sorts all of its matches and takes the first. Row -> the queries that picked it."""
+    """The oracle: every query sorts all its matches and takes the first. Returns {row: queries that picked it}."""
     draws: dict[int, list[tuple[int, int, int]]] = {}
     matches = data.matches
     for row in range(len(matches.pair_high)):
@@ -130,7 +130,7 @@ def duplicates_by_dictionaries(url, high, low, provenance, bound=0) -> list[int]
 
 
 def make_keys(rows: int, seed: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Keys in which every kind of duplicate is frequent, pairs that agree in one word of two among them."""
+    """Keys with many duplicates of every kind, including pairs that agree in one word of two."""
     generator = np.random.default_rng(seed)
     text = generator.integers(0, 6, rows)
     url = hashing.finalise(generator.integers(0, rows // 8 + 1, rows))
@@ -161,7 +161,7 @@ def test_find_duplicates_compares_all_128_bits(way):
 
 def test_find_duplicates_sees_no_order(way):
     url, high, low, provenance = make_keys(2000)
-    provenance = hashing.finalise(np.arange(2000))  # no two alike
+    provenance = hashing.finalise(np.arange(2000))  # all different
     codes = selection.find_duplicates(url, high, low, provenance, placeholder_bound=4)
     order = np.random.default_rng(5).permutation(2000)
     again = selection.find_duplicates(url[order], high[order], low[order], provenance[order], placeholder_bound=4)
@@ -194,7 +194,7 @@ def test_the_cap_is_the_full_bottom(way, cap):
 
 @pytest.mark.parametrize("cap", [1, 2, 3, 5])
 def test_bands_of_small_caps_hold(way, cap):
-    """The trap of six standard deviations: at t = 1 they lost 9 of 44,006 queries."""
+    """A band of six standard deviations is too narrow: at t = 1 it lost 9 of 44,006 queries."""
     for seed in range(20):
         data = make_data(4000, 2000, seed)
         picks = selection.pick(data.matches, data.keys, cap_thresholds(data, cap))
@@ -237,7 +237,7 @@ def test_selection_does_not_see_order_parts_or_ids(way):
 
 
 def test_equal_hashes_are_decided_by_the_low_word(way):
-    """Three uids with one high word draw alike under every query: still exactly `cap` picks."""
+    """Three uids with the same high word have equal hashes for every query. There are still exactly `cap` picks."""
     high, low = np.full(3, 5, np.uint64), np.array([30, 10, 20], np.uint64)
     matches = Matches(high, low, np.arange(4, dtype=np.int32), np.zeros(3, np.int32))
     data = Data(matches, hashing.query_keys(pa.array(["q"])), np.array([3]))
@@ -255,7 +255,7 @@ def test_a_larger_cap_keeps_what_a_smaller_one_kept(way):
         assert not (before & ~selected).any()
         before = selected
         share = (bernoulli & selected).sum() / (bernoulli | selected).sum()
-        assert share > (0.9 if cap >= 50 else 0.3)  # much the same pairs, the larger the cap the more
+        assert share > (0.9 if cap >= 50 else 0.3)  # most pairs are the same, and more with a larger cap
 
 
 def test_thresholds_in_shares_of_the_queries():
@@ -334,7 +334,7 @@ def test_kernels_refuse_ids_they_would_write_outside_with(monkeypatch):
 
 @needs_kernels
 def test_kernels_give_the_very_same_arrays(monkeypatch):
-    """Bit for bit, float probabilities too."""
+    """Equal bit for bit, including the float probabilities."""
     data = make_data()
     keys = make_keys(20_000)
     stop = np.arange(300) % 50 == 0
@@ -398,7 +398,7 @@ def test_solve_cap_from_a_sample():
 
 
 class Draws(NamedTuple):
-    """What Bernoulli selection gave over many seeds, with the exact probabilities beside it."""
+    """The results of Bernoulli selection over many seeds, and the exact probabilities."""
 
     data: Data
     probability: np.ndarray  # of each row
@@ -448,7 +448,7 @@ def test_queries_keep_what_they_should(draws):
 
 
 def test_pairs_of_rows_are_independent(draws):
-    """Rows that share a query, or neighbour in hash, are kept together no more often than by chance."""
+    """Rows with a common query or with neighbouring hashes are kept together no more often than by chance."""
     p = draws.probability
     half = np.flatnonzero((p > 0.3) & (p < 0.7))
     order = half[np.argsort(draws.data.matches.pair_high[half])]

@@ -1,4 +1,4 @@
-"""clean: its results, the reasons for drops, and properties that hold for any bytes of a crawl."""
+"""clean: its results, the reasons for drops, and properties for any bytes of a crawl."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_texts_that_are_dropped(reason, found):
 
 def test_entities_nested_without_end():
     found = "&#65; b"
-    for _ in range(10):  # writes its "#" as an entity, then the "#" of that entity, and so on
+    for _ in range(10):  # writes its "#" as an entity, then the "#" of this entity, and so on
         found = found.replace("&#", "&&#35;", 1)
     assert text_of(found)[1] == "unstable_text"
     assert text_of("a cat &&#35;39;n&#38;&#35;39; dog") == ("a cat 'n' dog", "")
@@ -210,7 +210,7 @@ def test_urls_that_are_dropped(reason, found):
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
 def test_columns(way, kind):
-    """Slices, types and neighbouring rows are handled right, with the kernel and without it."""
+    """Slices, types and neighbouring rows are handled correctly, with the kernel and without it."""
     for function, cases in ((clean.clean_text, CLEANED), (clean.canonical_urls, CANONICAL)):
         array = pa.array(["before", *cases, "after"], kind).slice(1, len(cases))
         values, codes = function(array)
@@ -253,7 +253,7 @@ PIECES = [
 
 
 def soup(count: int, seed: int, prefix: str = "") -> list[str]:
-    """Texts made of pieces that the rules look for."""
+    """Texts from pieces that the rules look for."""
     chance = random.Random(seed)
     return [prefix + "".join(chance.choices(PIECES, k=chance.randint(0, 9))) for _ in range(count)]
 
@@ -299,7 +299,7 @@ def test_the_kernel_knows_every_character(code):
 
 @needs_kernels
 def test_both_ways_clean_alike():
-    """Many texts at once, some of which are tidied together, give the same as one text after the other."""
+    """Many texts at once give the same as one text after the other. Some of them are cleaned together."""
     pieces = [*"aÄ \u0301\u0308&;#.2猫の가\u11a8\u212a…éží", *"  , & ,&am,p;,e\u0301t,img,logo,â€™".split(",")]
     chance = random.Random(fuzzing.SEED)
     texts = ["".join(chance.choices(pieces, k=chance.randint(1, 9))) for _ in fuzzing.cases(30_000)]
@@ -403,7 +403,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_hostile_texts_take_bounded_time(piece):
-    """8,000 characters, the most that are looked at, take a few milliseconds. Longer texts are dropped at once."""
+    """8,000 characters, the maximum, take a few milliseconds. Longer texts are dropped at once."""
     for found in (piece, "img" + piece, "http://" + piece, "http://a.example/" + piece, "a" + piece + "!"):
         for length in (1_900, 7_900, 1_000_000):
             value = (found[: -len(piece)] if found.endswith(piece) else found) + piece * (length // len(piece))

@@ -1,4 +1,4 @@
-"""What equals what: the table of docs/data.md, and that folding is one function of the text in both of its twins."""
+"""The table of docs/data.md. The reference and the kernel fold every text alike."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.places import ROOT
 
 CODES = [code for code in range(0x110000) if not 0xD800 <= code < 0xE000]
 LANGUAGES = ("", "tr")
-# What folding is about: widths, ligatures, points, hamza and its carriers, dots, letters that fold into several.
+# Characters that folding changes: widths, ligatures, points, hamza and its carriers, dots, letters that become several.
 TRICKY = (
     "aAiIıİ\u0307ßſΣςﬁＡ１ﾊﾟ\u3099K\u0301\u0345ªµ½²™Ⓐ𝐀\u00ad أاإآٱ\u0653\u0654\u0655\u064e\u0640يىیئكکةه\u05c1שﬧָㅏㄱำ"
 )
@@ -60,7 +60,7 @@ def test_what_equals_what(path, row, monkeypatch):
 
 
 def folded_like_unicode(character: str) -> str:
-    """NFKC_Casefold as DerivedNormalizationProps.txt defines it, but for the characters that it drops."""
+    """NFKC_Casefold as in DerivedNormalizationProps.txt, except for the characters that it drops."""
     text = unicodedata.normalize("NFD", character)
     for _ in range(2):
         text = unicodedata.normalize("NFKC", text.casefold())
@@ -68,7 +68,7 @@ def folded_like_unicode(character: str) -> str:
 
 
 def test_every_letter_and_digit_is_folded_as_unicode_has_it():
-    """Beyond Unicode go Arabic and Hebrew alone; behind it stay signs and fractions."""
+    """Only Arabic and Hebrew fold more than Unicode. Only signs and fractions fold less."""
     others = set()
     for character in map(chr, CODES):
         if folding.fold_character(character) == folded_like_unicode(character):
@@ -108,7 +108,7 @@ def test_folding_twice_changes_nothing():
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_both_twins_fold_every_code_point(language, monkeypatch):
-    """Alone, in words, before and behind marks that join: all of Unicode; with a language what is assigned of it."""
+    """All code points: alone, in words, before and after joining marks. With a language: assigned code points only."""
     if not jit.available():
         pytest.skip("numba is not installed or switched off")
     from pipeline.text import normalize_kernel
@@ -123,7 +123,7 @@ def test_both_twins_fold_every_code_point(language, monkeypatch):
 
 
 def test_the_room_for_folded_texts_is_enough():
-    """`normalize_kernel.segment` makes room for twice the bytes: a character and the blank beside it."""
+    """`normalize_kernel.segment` reserves twice the bytes: a character and a blank."""
     table = characters.fold_table()
     for code in range(0x80, len(table)):
         if table[code] >= 0 and not 0xD800 <= code < 0xE000:
@@ -134,7 +134,7 @@ def test_the_room_for_folded_texts_is_enough():
 @settings(deadline=None, max_examples=300)
 @given(queries=st.lists(TEXTS, max_size=8), texts=st.lists(TEXTS, max_size=6))
 def test_matching_folded_is_matching_what_was_folded(language, queries, texts):
-    """The matcher with case="fold" against the oracle on forms that were folded before."""
+    """The matcher with case="fold" equals the oracle on folded forms."""
     texts += [f"{query} {text}" for query, text in zip(queries, texts, strict=False)]
     forms = [normalize_text(query, "fold", language) for query in queries]
     folded = [normalize_text(text, "fold", language) for text in texts]

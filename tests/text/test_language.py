@@ -1,4 +1,4 @@
-"""language: the model that ships, thresholds on P(language), and texts on which fasttext fails."""
+"""language: the model of the project, thresholds on P(language), and texts on which fasttext fails."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_errors_name_what_is_wrong(model, tmp_path):
 
 
 def test_any_fasttext_model_by_path(tmp_path):
-    """A model with case gets the text as it is. Our own model gets lower case only."""
+    """A model with case gets the unchanged text. The model of the project gets lower case only."""
     import fasttext
 
     lines = tmp_path / "lines.txt"

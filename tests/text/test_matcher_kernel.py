@@ -1,4 +1,4 @@
-"""The kernel's own dangers: memory it must not touch, tables that fill up, texts that are too much; and real data."""
+"""The dangers of a kernel: memory that it must not touch, full tables, too large texts. And real data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def take_the_kernel(monkeypatch):
 
 
 class Guarded:
-    """Memory with a page behind it that must not be touched: reading or writing there ends the process."""
+    """Memory with a protected page after it: a read or write there ends the process."""
 
     def __init__(self, size: int) -> None:
         page = mmap.PAGESIZE
@@ -41,7 +41,7 @@ class Guarded:
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         libc = ctypes.CDLL(None, use_errno=True)
         assert libc.mprotect(ctypes.c_void_p(address + whole), ctypes.c_size_t(page), 0) == 0
-        self.address = address + whole - size  # so that it ends where the forbidden page begins
+        self.address = address + whole - size  # so that it ends where the protected page begins
         self.size = size
 
     def filled(self, content: bytes) -> Guarded:
@@ -55,7 +55,7 @@ class Guarded:
 
 
 def guarded_texts(texts: list[bytes]) -> tuple[pa.Array, list[Guarded]]:
-    """An Arrow array of strings, each of whose buffers ends at a forbidden page."""
+    """An Arrow array of strings. Each of its buffers ends at a protected page."""
     data = b"".join(texts)
     offsets = np.cumsum([0, *map(len, texts)]).astype(np.int32).tobytes()
     memory = [Guarded(len(content)).filled(content) for content in (offsets, data or b"\0")]
@@ -64,7 +64,7 @@ def guarded_texts(texts: list[bytes]) -> tuple[pa.Array, list[Guarded]]:
 
 
 def random_texts(rng: np.random.Generator) -> list[bytes]:
-    """Texts of tokens whose lengths lie about the edges of a word, some with bytes that are not UTF-8."""
+    """Texts of tokens with lengths near the edges of a machine word. Some have bytes that are not UTF-8."""
     texts = []
     for _ in range(rng.integers(1, 12)):
         lengths = rng.choice([0, 1, 7, 8, 9, 15, 16, 17, 22, 23, 24, 25, 40, 200], rng.integers(0, 8))
@@ -134,7 +134,7 @@ def test_ids_are_sorted_and_kept_once(kinds):
 
 
 def test_an_edge_without_its_bit_is_not_taken():
-    """The bits of `first_edges` are all that decides whether neighbours are looked at together."""
+    """Only the bits of `first_edges` decide if neighbours are checked together."""
     matcher = Matcher.build(pa.array(["a", "b", "a b", "a b c"]), mode="wide")
     texts = pa.array(["a b c", "b a", "a c"])
     assert matcher.match(texts).to_pylist() == [[0, 1, 2, 3], [0, 1], [0]]
@@ -163,7 +163,7 @@ def test_all_queries_of_one_form():
 
 def test_a_list_whose_tokens_were_counted_too_low(monkeypatch):
     queries = [f"token{number} next{number}" for number in range(3_000)]
-    first, count = [8], matcher_kernel._slots  # the first table asked for is that of the tokens
+    first, count = [8], matcher_kernel._slots  # the first table is the table of the tokens
     monkeypatch.setattr(matcher_kernel, "_slots", lambda entries: first.pop() if first else count(entries))
     built = Matcher.build(pa.array(queries))
     assert not first
@@ -171,7 +171,7 @@ def test_a_list_whose_tokens_were_counted_too_low(monkeypatch):
 
 
 def test_tokens_that_differ_in_their_last_byte_only():
-    # Equal hashes cannot be made to order here; equal lengths and beginnings can, at every length.
+    # Equal hashes cannot be constructed here. Equal lengths and beginnings can, at every length.
     queries = [f"{'x' * length}{end}" for length in range(60) for end in "ab"]
     built = Matcher.build(pa.array(queries))
     texts = [f"{query} {query}c" for query in queries]
@@ -234,5 +234,5 @@ def test_real_texts_and_queries(mode):
     assert pc.list_value_length(found).to_pylist() == np.concatenate(sizes).tolist()
     assert found.flatten().to_pylist() == np.concatenate(ids).tolist()
     entries = queries.to_pylist()
-    for number in (0, 5_000, 12_000) if mode == "metaclip" else ():  # the oracle takes 30 ms a text
+    for number in (0, 5_000, 12_000) if mode == "metaclip" else ():  # the oracle takes 30 ms for each text
         assert found[number].as_py() == naive_match(texts[number].as_py(), entries, mode)

@@ -1,4 +1,4 @@
-"""The normaliser: what separates and what stays, that nothing is lost, and that both twins agree."""
+"""The normaliser: its separators, no loss of text, and equal results of the reference and the kernel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.engine import jit
 from pipeline.text import characters, normalize
 from pipeline.text.normalize import CASES, normalize_array, normalize_text
 
-# Texts with much of what normalising is about, beside any text that Unicode allows.
+# Texts with many characters that normalising changes, and any text that Unicode allows.
 TRICKY = (
     "aB1 \t\n\u00a0\u3000.,;:!?`'\u2019\"()[]{}/\\|-\u2013\u2014_*+#%&@$\u20ac\u00b0\u00ae\u2122\u00e9e\u0301\u0338"
     "=\u0323\u00ad\u200b\u200d\ufe0f\u2764\U0001f44d\U0001f3fd\u4e1c\u4eac\u3042\u30fb\u0e01\u0e49\u0e33\u1780\u17d2\u0f40"
@@ -98,7 +98,7 @@ def test_layout_characters_are_the_ones_of_unicode():
 @settings(deadline=None)
 @given(texts=st.lists(TEXTS, max_size=12), start=st.integers(0, 3), large=st.booleans())
 def test_kernel_agrees(case, texts, start, large):
-    from pipeline.text import normalize_kernel  # noqa: F401  (a loaded kernel is always taken)
+    from pipeline.text import normalize_kernel  # noqa: F401  (a loaded kernel is always used)
 
     array = pa.array(texts, pa.large_string() if large else pa.string()).slice(start)
     normal = normalize_array(array, case)
