@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return fail("pipeline.build", cli.with_next_step(error), CRASHED)
     except KeyboardInterrupt:
-        return fail("pipeline.build", "interrupted; the same command continues the run", INTERRUPTED)
+        return fail("pipeline.build", f"interrupted. {cli.CONTINUE}", INTERRUPTED)
 
 
 make_callable(__name__)

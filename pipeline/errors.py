@@ -3,7 +3,7 @@
     UsageError      the options cannot be carried out; nothing was written                     (exit code 2)
     MissingInput    a file that the options name does not exist, or holds nothing              (exit code 4)
     Busy            another run holds the output folder                                        (exit code 1)
-    JobFailed       a job failed; the same call continues the run                              (exit code 1)
+    JobFailed       a job failed; run the same call again to continue                          (exit code 1)
     NotFound        a folder, shard, column or key does not exist                              (`open_set`)
     Ambiguous       several keys fit                                                           (`open_set`)
     Damaged         a file cannot be read, or differs from its manifest                        (`open_set`)

@@ -100,4 +100,4 @@ def print_plan(run: Run, stages: Sequence[Stage], options: Options, *, as_json: 
     print(f"stages       {', '.join(f'{name} ({state})' for name, state in states.items())}")
     if refused:
         print(f"refused      {refused}")
-    print("These are rough figures from the size of the input alone. No row was read and nothing was written.")
+    print("These are rough figures from the size of the input. The inputs were only checked, and nothing was written.")

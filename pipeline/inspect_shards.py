@@ -65,6 +65,8 @@ def info(args: argparse.Namespace) -> int:
 
 def print_info(facts: dict[str, Any]) -> None:
     """Prints the facts of a folder on one screen."""
+    from pipeline.engine.ledger import lines_on_records
+
     if facts["published"]:
         ranges = facts["ranges"]
         empty = 0 if ranges is None else ranges - facts["shards"]
@@ -87,6 +89,8 @@ def print_info(facts: dict[str, Any]) -> None:
         print(f"{row['stage']:<14}{row['rows_in']:>15,}{row['rows_out']:>15,}{cpu}")
         for reason, count in sorted(row["dropped"].items(), key=lambda item: (-item[1], item[0])):
             print(f"    {sanitize(reason):<25}{-count:>15,}")
+        for line in lines_on_records(row):
+            print(f"    {sanitize(line)}")
     if facts.get("options"):
         print("\noptions    " + sanitize(json.dumps(facts["options"], ensure_ascii=False, sort_keys=True)))
         print("versions   " + sanitize(json.dumps(facts["versions"], sort_keys=True)))

@@ -18,8 +18,8 @@ DESCRIPTION = """Web archives or tables in, balanced image-text shards out.
     python -m pipeline.build --input crawl/*.warc.gz --output out
     python -m pipeline.build --config out/recipe.yaml --output again
 
-Every stage writes a folder OUT/stages/<name>. A stage that is COMPLETED is not done again, so the same command
-continues after a crash."""
+Every stage writes a folder OUT/stages/<name>. A stage that is COMPLETED is not done again. After a crash, run the same
+command again to continue."""
 
 
 GROUPS = (RunSettings, *(stage.options for stage in STAGES), HowSettings)  # in the order of the stages

@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from pipeline.engine.ledger import lines_on_records
 from pipeline.stages.base import Stage
 
 if TYPE_CHECKING:
     from pipeline.dataset.open_set import OpenSet
 
 COUNTED = ("stage", "rows_in", "rows_out", "dropped")
+BESIDE = ("records_dropped", "notes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Result:
         ledger: `stage`, `rows_in`, `rows_out` and `dropped` (rows by reason) of each stage, in order.
         digests: of the rows of each stage, by its name. Equal rows have equal digests.
         digest: over all published files; None if the run did not reach `publish`.
+        records: `records_dropped` (lost records by reason) and `notes` of each stage that has some, by its name.
         queries: a sentence with the numbers of used and merged queries; "" if every query is used as given.
     """
 
@@ -31,6 +34,7 @@ class Result:
     digests: dict[str, str]
     digest: str | None
     queries: str = ""
+    records: dict[str, dict[str, dict[str, int]]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, root: str, stages: Iterable[Stage]) -> Result:
@@ -41,11 +45,15 @@ class Result:
         digests = {info["stage"]: info["digest"] for info in infos}
         digest = read_manifest(root)["digest"] if "publish" in digests else None
         ledger = tuple({name: info[name] for name in COUNTED} for info in infos)
-        return cls(root, ledger, digests, digest, "".join(map(sentence_on_queries, infos)))
+        records = {info["stage"]: {name: info[name] for name in BESIDE if info.get(name)} for info in infos}
+        records = {stage: counts for stage, counts in records.items() if counts}
+        return cls(root, ledger, digests, digest, "".join(map(sentence_on_queries, infos)), records)
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
-        ledger = [row | {"digest": self.digests[row["stage"]]} for row in self.ledger]
+        ledger = [
+            row | self.records.get(row["stage"], {}) | {"digest": self.digests[row["stage"]]} for row in self.ledger
+        ]
         return {"output": self.root, "ledger": ledger}
 
     def summary(self) -> str:
@@ -55,6 +63,7 @@ class Result:
             lines.append(f"{row['stage']:<14}{row['rows_in']:>14,} -> {row['rows_out']:>14,}")
             for reason, count in sorted(row["dropped"].items(), key=lambda item: -item[1]):
                 lines.append(f"    {reason:<26}{count:>14,}")
+            lines += [f"    {line}" for line in lines_on_records(self.records.get(row["stage"], {}))]
         lines += [self.queries] if self.queries else []
         return "\n".join([*lines, f"next: python -m pipeline.inspect_shards info {self.root}"])
 

@@ -20,7 +20,18 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
 from pipeline.engine.callable_module import make_callable
-from pipeline.engine.cli import CRASHED, DONE, INTERRUPTED, MISSING, USAGE, MissingInput, UsageError, fail
+from pipeline.engine.cli import (
+    CONTINUE,
+    CRASHED,
+    DONE,
+    INTERRUPTED,
+    MISSING,
+    USAGE,
+    MissingInput,
+    UsageError,
+    fail,
+    with_next_step,
+)
 from pipeline.engine.command_line import CommandLine
 from pipeline.engine.options import validate
 from pipeline.engine.runners import JobFailed, beam_flags
@@ -130,11 +141,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DamagedError as error:
         return fail("queries.build", f"{error}: remove {options.output}/.counting, then run the same command", CRASHED)
     except JobFailed as error:
-        return fail("queries.build", error, CRASHED)
+        return fail("queries.build", with_next_step(error), CRASHED)
     except BrokenPipeError:  # as with `| head`: the list is written
         return DONE
     except KeyboardInterrupt:
-        return fail("queries.build", "interrupted; the same command goes on where it was", INTERRUPTED)
+        return fail("queries.build", f"interrupted. {CONTINUE}", INTERRUPTED)
 
 
 def summary(options: Options, info: dict[str, Any]) -> str:

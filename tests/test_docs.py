@@ -12,6 +12,7 @@ A fenced block is run unless a comment above it says why not:
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import importlib.util
@@ -34,9 +35,11 @@ import pipeline.stages
 from pipeline import schema
 from pipeline.dataset import sample_json, shards
 from pipeline.demo import smallweb
+from pipeline.fetching.errors import RETRYABLE
 from pipeline.options import COMMAND_LINE
 from pipeline.sources import warc
-from pipeline.stages import attempts, balance, caps, dedup_exchange, gather, row_pass
+from pipeline.stages import attempts, balance, caps, dedup_exchange, dedup_images, gather, row_pass, selection
+from pipeline.text import clean
 from queries import load
 from tests import samples
 from tests.places import ROOT
@@ -292,6 +295,55 @@ def test_the_json_of_a_sample(tmp_path: Path) -> None:
 def test_the_keys_of_the_manifest(tmp_path: Path) -> None:
     manifest = samples.publish(tmp_path)
     assert [row[0] for row in reference()["manifest.json"]] == list(manifest)
+
+
+# ------------------------------------------------------------------------------------------------- drops and losses
+
+
+def table_of(heading: str) -> list[list[str]]:
+    """The cells of the table under a heading of docs/data.md, without marks."""
+    text = (ROOT / "docs/data.md").read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    return [[cell.strip().strip("`") for cell in row.strip("|").split("|")] for row in rows]
+
+
+def reasons_of(stage: str) -> set[str]:
+    return {row[1] for row in table_of("Why a row is dropped") if row[0] == stage}
+
+
+def literals(method: str) -> set[str]:
+    """The texts that stand as a first argument of calls of a method of the ledger, or in brackets behind its name."""
+    found: set[str] = set()
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            given: ast.AST | None = None
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == method:
+                given = node.args[0] if node.args else None
+            elif isinstance(node, ast.Subscript) and getattr(node.value, "attr", "") == method:
+                given = node.slice
+            if isinstance(given, ast.IfExp):
+                found |= {part.value for part in (given.body, given.orelse) if isinstance(part, ast.Constant)}
+            elif isinstance(given, ast.Constant) and isinstance(given.value, str):
+                found.add(given.value)
+    return found
+
+
+def test_each_reason_of_a_drop_is_explained() -> None:
+    rows = table_of("Why a row is dropped")
+    assert {row[0] for row in rows} <= set(schema.STAGES) and len({(row[0], row[1]) for row in rows}) == len(rows)
+    assert all(len(row) == 3 and row[2].count(".") for row in rows)
+    assert reasons_of("dedup") == set(selection.DUPLICATE_REASONS[1:])
+    assert reasons_of("dedup-images") == set(dedup_images.REASONS[1:])
+    assert reasons_of("fetch") == set(RETRYABLE)
+    assert reasons_of("gather") >= {*clean.TEXT_REASONS[1:], *clean.URL_REASONS[1:]}
+    found = literals("drop") | literals("dropped")
+    assert "over_cap" in found and found <= {row[1] for row in rows}
+
+
+def test_each_reason_of_a_loss_and_each_note_is_explained() -> None:
+    lost, notes = literals("lose"), literals("notes")
+    assert "bad_http" in lost and lost <= {row[0] for row in table_of("Why a record is lost")}
+    assert notes == {row[0] for row in table_of("What is noted")}
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -30,7 +30,7 @@ import pytest
 
 from pipeline import build
 from pipeline.demo import smallweb
-from pipeline.engine import files, shuffle_files, storage
+from pipeline.engine import cli, files, shuffle_files, storage
 from pipeline.schema import STAGES
 from pipeline.stages.base import Stage
 from pipeline.stages.run import Run
@@ -307,7 +307,7 @@ def test_a_killed_worker_does_not_end_the_job(moment: str, select: Job, tmp_path
     os.kill(workers[0], signal.SIGKILL)
     code, said = end(process)
     assert code == build.DONE, said
-    assert "a worker process died" in said and "going on" in said
+    assert "a worker process died" in said and "is going on" in said
     check_same(tmp_path / "out", select.expected)
 
 
@@ -318,7 +318,7 @@ def test_an_interrupt_ends_it_with_130_and_it_can_be_taken_up(select: Job, tmp_p
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
     code, said = end(process)
     assert code == build.INTERRUPTED, said
-    assert "the same command goes on" in said
+    assert "Run the same command again to continue." in said
     check_files(tmp_path / "out")
     assert undisturbed(select.arguments, tmp_path / "out") == select.expected
     assert not temporary_files(tmp_path / "out")
@@ -353,7 +353,7 @@ def test_the_nth_call_fails_and_the_run_can_be_taken_up(
             patch.setattr(os, function, Faulty(getattr(os, function), turn))
             code, said = said_by([*select.arguments, "--output", str(out)], capsys)
         assert code == build.CRASHED or function == "fsync"  # a run goes on if a folder cannot be flushed
-        assert code == build.DONE or ("Input/output error" in said and "the same command goes on" in said)
+        assert code == build.DONE or ("Input/output error" in said and cli.CONTINUE in said)
         assert "Traceback" not in said
         check_files(out)
         assert not temporary_files(out)

@@ -11,6 +11,8 @@ from typing import NoReturn
 
 DONE, CRASHED, USAGE, BELOW, MISSING, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
+CONTINUE = "Run the same command again to continue."
+
 FLAG = re.compile(r"-[^\d.]")  # neither a negative number nor a lone dash
 
 
@@ -69,5 +71,5 @@ def with_next_step(error: Exception) -> str:
     """A failure that the same command may survive, and what to do about it."""
     text = str(error)
     if re.search(r"No space left on device|Disk quota exceeded", text):
-        return f"the disk is full ({text}): free some space, then the same command goes on where it was"
-    return text if "the same command" in text else f"{text}: mend this, then the same command goes on where it was"
+        text = f"the disk is full ({text}): free some space"
+    return text if "the same command" in text else f"{text.rstrip('.')}. {CONTINUE}"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -63,6 +65,25 @@ class Ledger:
                 value = data[field.name]
                 setattr(ledger, field.name, Counter(value) if isinstance(value, dict) else int(value))
         return ledger
+
+
+def lines_on_records(counted: Mapping[str, Any]) -> list[str]:
+    """What `to_json` says of lost records and of notes, in lines for people: "lost: 4 records (bad_record)"."""
+    lost, notes = (counted.get(name) or {} for name in ("records_dropped", "notes"))
+    lines = []
+    if lost:
+        total = sum(lost.values())
+        reasons = ", ".join(lost) if len(lost) == 1 else _counts(lost)
+        lines.append(f"lost: {total:,} {'record' if total == 1 else 'records'} ({reasons})")
+    if notes:
+        lines.append(f"notes: {_counts(notes)}")
+    return lines
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    """The counts, the largest first: "bad_json 4, bad_gzip 2"."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{reason} {count:,}" for reason, count in ordered)
 
 
 def smallest(rejected: pa.Table, keep: int) -> pa.Table:

@@ -35,6 +35,10 @@ class InputError(ValueError):
     """An input cannot be used. The message names the input, the likely cause and the remedy."""
 
 
+class ReaderError(InputError):
+    """A reader failed with an error of its own: it has a bug, or the input is not what it expects."""
+
+
 class MissingInputError(InputError):
     """A remote input does not exist."""
 

@@ -107,7 +107,11 @@ def option(
 
 
 def declared(kind: type) -> tuple[Option, ...]:
-    """The options of a dataclass, in order."""
+    """The options of a dataclass, in order.
+
+    Raises:
+        TypeError: a field is not declared with `option`.
+    """
     key: Any = kind  # mypy takes a class as not hashable
     return _declared(key)
 
@@ -115,6 +119,12 @@ def declared(kind: type) -> tuple[Option, ...]:
 @functools.cache
 def _declared(kind: Any) -> tuple[Option, ...]:
     hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if "option" not in field.metadata:
+            owner = next(group for group in kind.__mro__ if field.name in vars(group).get("__annotations__", ()))
+            raise TypeError(
+                f"{owner.__name__}.{field.name} is not declared as an option: write = option(DEFAULT, help=...)"
+            )
     return tuple(_option(field, hints[field.name]) for field in dataclasses.fields(kind))
 
 

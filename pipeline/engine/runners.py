@@ -195,7 +195,7 @@ def run_job(
         except WorkerDied as error:
             if not left:
                 raise
-            print(f"{program}: {error}; going on", file=sys.stderr)
+            print(f"{program}: {error}. The run is going on.", file=sys.stderr)
         finally:
             storage.remove_stale_files(root)
 
@@ -297,16 +297,13 @@ def explain_failure(error: BaseException) -> JobFailed:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     own = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt|Busy|Exit|NoRows)\b.*", line)]
     if any(word in text for word in died) and not own[1:]:
-        return WorkerDied(
-            "a worker process died, perhaps because memory ran out: try fewer --workers; "
-            "the same command goes on where it was"
-        )
+        return WorkerDied("a worker process died, perhaps because memory ran out: try fewer --workers")
     if not own and type(error) is not RuntimeError:  # raised in this process, with Beam's "[while running ...]"
         own = [f"{type(error).__name__}: {' '.join(lines)}"]
     last = own[-1] if own else (lines[-1] if lines else type(error).__name__)
     last = last.removeprefix("RuntimeError: ") if EXPECTED.search(last) else last
-    last = re.sub(r" \[while running .*$", "", last)
-    of_input = re.match(r"(?:[\w.]+\.)?(Missing)?InputError: ", last)
+    last = re.sub(r" \[while running '[^']*'\]", "", last)  # Beam puts it behind the first argument: text may follow
+    of_input = re.match(r"(?:[\w.]+\.)?(?:(Missing)?Input|Reader)Error: ", last)
     if of_input:
         return (InputGone if of_input[1] else JobFailed)(last[of_input.end() :])
     of_file = re.match(r"(?:[\w.]+\.)?DamagedError: ", last)

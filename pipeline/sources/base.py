@@ -30,6 +30,7 @@ from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
 BATCH_ROWS = 65_536
 MOST_OPENED = 16  # remote inputs of a format that a check opens, at most: a crawl has 90,000
 OPENED_AT_ONCE = 8
+SNIFF_BYTES = 64 * 1024  # from the start of a file, that tell its format
 MAX_WHOLE = 256 << 20  # bytes of a file that is read as a whole, unpacked
 GZIP = b"\x1f\x8b"  # begins a gzip file
 
@@ -181,6 +182,31 @@ def file_name(path: str) -> str:
 def open_bytes(path: str) -> IO[bytes]:
     """Opens an input for one read from its first byte on; see `pipeline.engine.opening`."""
     return open_input(path).stream
+
+
+def read_head(path: str) -> bytes:
+    """The first bytes of a file, SNIFF_BYTES at most of a plain file, gzip undone: what `Reader.sniff` takes.
+
+    Raises:
+        InputError: the input cannot be opened, or a transfer broke.
+        OSError: a local file cannot be read.
+    """
+    with open_bytes(path) as file:
+        head = file.read(SNIFF_BYTES)
+    return _inflate(head) if head.startswith(GZIP) else head
+
+
+def _inflate(data: bytes) -> bytes:
+    """What the gzip members at the start of `data` hold, as far as they go."""
+    out = io.BytesIO()
+    while data[:2] == GZIP and out.tell() < SNIFF_BYTES:
+        member = zlib.decompressobj(31)
+        try:
+            out.write(member.decompress(data, SNIFF_BYTES))
+        except zlib.error:
+            break
+        data = member.unused_data
+    return out.getvalue()
 
 
 def read_whole(path: str, *, max_bytes: int = MAX_WHOLE) -> bytes:

@@ -12,26 +12,23 @@ import dataclasses
 import difflib
 import glob
 import hashlib
-import io
 import os
 import re
 import stat
 import urllib.parse
 import urllib.request
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 
 from pipeline.engine.opening import InputError, is_http, is_remote, public
 from pipeline.sources import READERS
-from pipeline.sources.base import GZIP, Found, Input, Reader, file_name, open_bytes, read_whole
+from pipeline.sources.base import Found, Input, Reader, file_name, read_head, read_whole
 
 AUTO = "auto"  # value of --input-format: the format of each file is detected
 
 CC_BASE = "https://data.commoncrawl.org/"
 CC_BASE_VARIABLE = "OPENWIT_CC_BASE"  # a mirror, a folder or a test's server instead of CC_BASE
-SNIFF_BYTES = 64 * 1024
 
 _WET = re.compile(r"\.wet(\.gz)?$", re.IGNORECASE)
 _CRAWL = re.compile(r"^cc:(?P<crawl>[A-Za-z0-9-]+)(?::(?P<kind>wat|warc))?(?:\[(?P<first>\d*):(?P<last>\d*)\])?$")
@@ -331,23 +328,8 @@ def _reader_of(item: Found) -> Reader:
 
 def _sniff(path: str) -> Reader | None:
     """The first reader that recognises the first bytes of the file; None if no reader does."""
-    with open_bytes(path) as file:
-        head = file.read(SNIFF_BYTES)
-    head = _inflate(head) if head[:2] == GZIP else head
+    head = read_head(path)
     return next((reader for reader in READERS.values() if reader.sniff(head)), None)
-
-
-def _inflate(data: bytes) -> bytes:
-    """The content of the gzip members at the start of `data`, up to the first error."""
-    out = io.BytesIO()
-    while data[:2] == GZIP and out.tell() < SNIFF_BYTES:
-        member = zlib.decompressobj(31)
-        try:
-            out.write(member.decompress(data, SNIFF_BYTES))
-        except zlib.error:
-            break
-        data = member.unused_data
-    return out.getvalue()
 
 
 def readable() -> str:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pipeline.engine import checks, hashing, storage
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.opening import InputError
+from pipeline.engine.opening import InputError, ReaderError
 from pipeline.engine.options import nearest, option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
@@ -271,13 +271,33 @@ class ReadInputs:
     def read(self, unit: int, ledger: Ledger) -> Iterator[pa.RecordBatch]:
         images: list[pa.RecordBatch] = []
         source = load_inputs(self.inputs)[unit]
-        reader = READERS[source.format]
-        yield from reader.read(source, ledger=ledger, images=images, settings=self.settings)
+        batches = READERS[source.format].read(source, ledger=ledger, images=images, settings=self.settings)
+        yield from name_failures(batches, source)
+        if not ledger.rows_in and source.bytes != 0:
+            ledger.notes["input_without_pairs"] += 1  # its layout may be another one than the reader expects
         if sum(batch.num_rows for batch in images):
             number = source_names(self.inputs).index(source.name)
             tables = [list_images(batch, number) for batch in images]
             storage.write_table(self.images.file(unit, "images"), pa.concat_tables(tables))
             self.images.write_manifest(unit, {"images": sum(map(len, tables))})
+
+
+def name_failures(batches: Iterator[pa.RecordBatch], source: Input) -> Iterator[pa.RecordBatch]:
+    """The batches of a reader. An error that no reader raises on purpose gets the names of the input and the reader.
+
+    Raises:
+        ReaderError: the reader failed otherwise than by InputError or an error of the system (disk full, no rights).
+    """
+    try:
+        yield from batches
+    except InputError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        text = " ".join(str(error).split())
+        cause = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        raise ReaderError(f"{source.name!r}: the reader {source.format} failed: {cause}") from error
 
 
 def list_images(found: pa.RecordBatch, source: int) -> pa.Table:

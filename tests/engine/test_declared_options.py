@@ -14,7 +14,7 @@ import pytest
 from pipeline.engine import checks, recipe
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.command_line import CommandLine
-from pipeline.engine.options import REQUIRED, deciding, option, validate, within, words
+from pipeline.engine.options import REQUIRED, deciding, declared, option, validate, within, words
 
 
 def split(given: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -318,3 +318,20 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 def test_what_is_secret_is_not_written() -> None:
     text = recipe.write(Both(name="x", codes=("a:b",)), comment="", public={"codes": lambda code: code[:1]})
     assert "a:b" not in text and "- a\n" in text
+
+
+def test_a_field_that_is_no_option_is_named() -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Third:
+        title: ClassVar[str] = "third"
+
+        cap: int = option(5, help="most rows")
+        forgotten: int = 3
+
+    @dataclasses.dataclass(frozen=True)
+    class All(Third, First):
+        pass
+
+    for kind in (Third, All):
+        with pytest.raises(TypeError, match=r"^Third\.forgotten is not declared as an option: write = option\("):
+            declared(kind)

@@ -17,7 +17,7 @@ import pytest
 
 from pipeline import build
 from pipeline.engine import forked_workers, quiet_beam, runners
-from pipeline.engine.cli import UsageError
+from pipeline.engine.cli import UsageError, with_next_step
 from pipeline.engine.progress import Watched
 from pipeline.engine.work import StepFolder
 from tests.places import ROOT
@@ -221,3 +221,35 @@ def test_what_a_stopped_worker_says_of_its_last_bundle_is_not_told(
     assert bool(capsys.readouterr().out) is told
     record = logging.LogRecord("apache_beam.runners.worker.sdk_worker", logging.ERROR, "", 0, text, (), None)
     assert quiet_beam.no_expected_trace(record) is told
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("UnicodeDecodeError: 'utf-8 [while running 'a/b']' codec can't", "UnicodeDecodeError: 'utf-8' codec can't"),
+        ("KeyError: 'a' [while running 'units']", "KeyError: 'a'"),
+        (
+            "pipeline.engine.opening.ReaderError: 'a' failed: KeyError: 'b' [while running 'x']",
+            "'a' failed: KeyError: 'b'",
+        ),
+    ],
+)
+def test_a_message_is_whole_where_beam_put_the_step_into_it(text: str, expected: str) -> None:
+    assert str(runners.explain_failure(RuntimeError(text))) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("it broke", "it broke. Run the same command again to continue."),
+        ("it broke.", "it broke. Run the same command again to continue."),
+        ("bad: run the same command again with --redo gather", "bad: run the same command again with --redo gather"),
+        (
+            "[Errno 28] No space left on device",
+            "the disk is full ([Errno 28] No space left on device): free some space. "
+            "Run the same command again to continue.",
+        ),
+    ],
+)
+def test_a_failure_ends_with_what_to_type_next(text: str, expected: str) -> None:
+    assert with_next_step(OSError(text)) == expected

@@ -4,7 +4,10 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from pipeline.sources.base import BATCH_ROWS, InputError, Reader, candidates_of_pairs, packed, read_whole
+from pipeline.sources import base
+from pipeline.sources.base import BATCH_ROWS, InputError, Reader
+
+BOM = b"\xef\xbb\xbf"  # some programs write it in front of UTF-8
 
 
 class Pair(msgspec.Struct):
@@ -14,29 +17,39 @@ class Pair(msgspec.Struct):
 
 class Pairs(Reader):
     name = "pairs"
-    suffixes = packed(".pairs.json", by=[".gz"])
+    suffixes = base.packed(".pairs.json", by=[".gz"])
     bytes_per_pair = 120.0
     bytes_per_core_second = 50e6
 
     def sniff(self, head):
-        return head.lstrip().startswith(b"[") and b'"image"' in head
+        return begins(head) and b'"image"' in head
 
     def check(self, inputs, settings):
-        for item in inputs:
-            load(item)
+        for item in inputs[: base.MOST_OPENED]:
+            if not begins(base.read_head(item.path)):
+                raise InputError(f"{item.name!r} is no JSON array of pairs: name another file")
 
     def read(self, source, *, ledger, images, settings):
-        pairs = load(source)
-        ledger.records_in += len(pairs)
-        for first in range(0, len(pairs), BATCH_ROWS):
-            batch = pairs[first : first + BATCH_ROWS]
-            url = pa.array([pair.image for pair in batch], pa.string())
-            text = pa.array([pair.caption for pair in batch], pa.string())
-            yield candidates_of_pairs(url, text, np.arange(first, first + len(batch)), ledger)
+        records = load(source)
+        ledger.records_in += len(records)
+        for first in range(0, len(records), BATCH_ROWS):
+            pairs = {}
+            for place, record in enumerate(records[first : first + BATCH_ROWS], first):
+                try:
+                    pairs[place] = msgspec.json.decode(record, type=Pair)
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                    ledger.lose("bad_record")
+            url = pa.array([pair.image for pair in pairs.values()], pa.string())
+            text = pa.array([pair.caption for pair in pairs.values()], pa.string())
+            yield base.candidates_of_pairs(url, text, np.array([*pairs], np.int64), ledger)
+
+
+def begins(head):
+    return head.removeprefix(BOM).lstrip(b" \t\r\n").startswith(b"[")
 
 
 def load(source):
     try:
-        return msgspec.json.decode(read_whole(source.path), type=list[Pair])
-    except (msgspec.DecodeError, RecursionError) as error:
+        return msgspec.json.decode(base.read_whole(source.path).removeprefix(BOM), type=list[msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{source.name!r} is no JSON array of pairs (cut or damaged?): {error}") from error

@@ -12,7 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.sources import inputs, tables
+from pipeline.sources.base import open_bytes
 from pipeline.sources.inputs import Input, InputError, expand
+
+pytestmark = pytest.mark.usefixtures("shipped")
 
 WARC = b"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: 0\r\n\r\n\r\n\r\n"
 WAT = (
@@ -195,7 +198,7 @@ def test_a_wacz_gives_its_archives(tmp_path):
         pack.writestr("pages/pages.jsonl", "{}")
     (made,) = expand([str(tmp_path)])
     assert (made.name, made.format) == ("a.wacz/archive/data.warc.gz", "warc")
-    with inputs.open_bytes(made.path) as file:
+    with open_bytes(made.path) as file:
         assert gzip.decompress(file.read()) == WARC
 
 
@@ -249,7 +252,7 @@ def test_a_crawl_over_http(crawl):
         base = f"http://127.0.0.1:{server.server_port}"
         made = expand(["cc:CC-MAIN-2026-05:wat[0:2]"], cc_base=base)
         assert made == [Input(path, f"{base}/{path}", "wat") for path in paths[:2]]
-        with inputs.open_bytes(made[0].path) as file:
+        with open_bytes(made[0].path) as file:
             assert gzip.decompress(file.read()) == WAT
         listed = expand([f"@{base}/crawl-data/CC-MAIN-2026-05/wat.paths.gz"], cc_base=base)
         assert len(listed) == 5

@@ -13,8 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline import build
-from pipeline.engine.cli import DONE, MISSING
+from pipeline import build, inspect_shards
+from pipeline.engine.cli import CRASHED, DONE, MISSING
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.options import declared
 from pipeline.schema import CANDIDATES, TEXT_SOURCES
@@ -34,7 +34,7 @@ PAIRS = [
 
 
 @pytest.fixture
-def pairs(monkeypatch: pytest.MonkeyPatch) -> Reader:
+def pairs(shipped: None, monkeypatch: pytest.MonkeyPatch) -> Reader:
     """Adds the one entry that the new source needs."""
     monkeypatch.setitem(READERS, "pairs", pair_lists.Pairs())
     return READERS["pairs"]
@@ -100,17 +100,96 @@ def test_a_new_source_is_known_by_its_first_bytes(pairs: Reader, tmp_path: Path,
         expand([str(tmp_path / "other")])
 
 
-def test_a_damaged_input_is_refused_before_anything_is_written(
+def test_a_file_of_another_kind_is_refused_before_anything_is_written(
     pairs: Reader, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = json.dumps(PAIRS).encode()
-    deep = b'[{"image": ' + b"[" * 100_000
-    for name, data in {"cut": whole[:100], "deep": deep, "binary": b"[\xff\xfe]", "object": b"{}"}.items():
+    for name, data in {"object": b"{}", "binary": b"\xff\xfe[]", "empty": b""}.items():
         (folder / f"{name}.pairs.json").write_bytes(data)
         for more in ([], ["--plan"]):
             assert build.main(arguments(folder, *more, source=f"{name}.pairs.json")) == MISSING
-            assert f"'{name}.pairs.json' is no JSON array of pairs (cut or damaged?)" in capsys.readouterr().err
+            assert f"'{name}.pairs.json' is no JSON array of pairs" in capsys.readouterr().err
     assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [json.dumps(PAIRS).encode()[:100], b'[{"image": ' + b"[" * 100_000, b"[\xff\xfe]"],
+    ids=["cut", "deep", "binary"],
+)
+def test_a_damaged_file_is_named_when_it_is_read(
+    pairs: Reader, folder: Path, capsys: pytest.CaptureFixture[str], data: bytes
+) -> None:
+    (folder / "bad.pairs.json").write_bytes(data)
+    assert build.main(arguments(folder, source="bad.pairs.json")) == CRASHED
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("pipeline.build: 'bad.pairs.json' is no JSON array of pairs (cut or damaged?): ")
+
+
+@pytest.mark.parametrize("bad", [b'{"image": "a\xff"}', b'{"caption": 3}', b"7", b"null"])
+def test_a_bad_record_is_a_counted_loss(pairs: Reader, tmp_path: Path, bad: bytes) -> None:
+    whole = [json.dumps(pair).encode() for pair in PAIRS]
+    data = b"\xef\xbb\xbf [" + b", ".join([*whole[:3], bad, *whole[3:]]) + b"]"
+    (tmp_path / "a.pairs.json").write_bytes(data)
+    (source,) = expand([str(tmp_path)])
+    ledger = Ledger()
+    assert [row["offset"] for batch in rows_of(source, ledger) for row in batch.to_pylist()] == [0, 1, 2, 4, 5, 6, 7]
+    assert (ledger.records_in, ledger.records_dropped, ledger.rows_in) == (10, {"bad_record": 1}, 9)
+
+
+def test_the_summary_tells_of_lost_records_and_of_inputs_without_pairs(
+    pairs: Reader, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "in" / "bad.pairs.json").write_text('[{"image": 1}, 2, {"caption": []}]')
+    (folder / "in" / "empty.pairs.json").write_text(" []")
+    assert build.main(arguments(folder)) == DONE
+    lines = ["    lost: 3 records (bad_record)", "    notes: input_without_pairs 2"]
+    shown = capsys.readouterr().out.splitlines()
+    assert [line for line in shown if line in lines] == lines
+    assert shown.index(lines[0]) < next(number for number, line in enumerate(shown) if line.startswith("match"))
+    assert inspect_shards.main(["info", str(folder / "out")]) == DONE
+    assert [line for line in capsys.readouterr().out.splitlines() if line in lines] == lines
+    assert build.main(arguments(folder, "--json")) == DONE
+    gather = json.loads(capsys.readouterr().out)["ledger"][0]
+    assert (gather["records_dropped"], gather["notes"]) == ({"bad_record": 3}, {"input_without_pairs": 2})
+
+
+class Broken(pair_lists.Pairs):
+    """A reader with a bug."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def read(self, source, *, ledger, images, settings):
+        yield from super().read(source, ledger=ledger, images=images, settings=settings)
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (
+            UnicodeDecodeError("utf-8", b"\xff", 0, 1, "it is 'bad'"),
+            "UnicodeDecodeError: 'utf-8' codec can't decode byte",
+        ),
+        (KeyError("image"), "KeyError: 'image'"),
+        (ValueError("two\nlines"), "ValueError: two lines"),
+        (AssertionError(), "AssertionError"),
+        (gzip.BadGzipFile("CRC check failed"), "BadGzipFile: CRC check failed"),
+    ],
+)
+def test_an_error_inside_a_reader_is_one_line_with_the_input_and_the_reader(
+    pairs: Reader,
+    folder: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    text: str,
+) -> None:
+    monkeypatch.setitem(READERS, "pairs", Broken(error))
+    assert build.main(arguments(folder)) == CRASHED
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"pipeline.build: 'a.pairs.json': the reader pairs failed: {text}")
+    assert last.endswith(". Run the same command again to continue.") and "while running" not in last
 
 
 PROGRAM = """
@@ -118,7 +197,7 @@ import sys
 from pipeline.sources import READERS
 from tests.sources.pair_lists import Pairs
 READERS["pairs"] = Pairs()
-from pipeline import build
+from pipeline import build, inspect_shards
 sys.exit(build.main(sys.argv[1:]))
 """
 
@@ -133,7 +212,7 @@ def test_the_user_may_name_a_new_format(folder: Path) -> None:
 
 
 def test_the_example_is_short() -> None:
-    assert len(Path(pair_lists.__file__).read_text().splitlines()) <= 45
+    assert len(Path(pair_lists.__file__).read_text().splitlines()) <= 60
 
 
 def test_contributing_shows_the_example() -> None:
@@ -178,7 +257,7 @@ def test_readers_are_complete() -> None:
         *(("warc", None), ("a.warc.wet.gz", None), ("a.wat.txt", None), ("a.json", None)),
     ],
 )
-def test_names_tell_formats(name: str, expected: str | None) -> None:
+def test_names_tell_formats(shipped: None, name: str, expected: str | None) -> None:
     assert next((reader.name for reader in READERS.values() if reader.claims(name)), None) == expected
 
 
@@ -224,19 +303,48 @@ def test_a_text_table_without_a_telling_name_is_read_packed_or_not(tmp_path: Pat
 # ---------------------------------------------------------------------------------------------- nobody else knows them
 
 
-def formats_named(path: Path) -> Iterator[str]:
-    """The places of a file with the name of a format as a literal, without the names in the schema."""
-    tree = ast.parse(path.read_text())
+def formats_named(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, format) where code asks for a format by name: in a comparison, a `match`, an index or a dict of formats.
+
+    A word alone is none: "pairs" is a unit, too.
+    """
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in READERS:
-            yield f"{path.relative_to(ROOT)}:{node.lineno}: {node.value!r}"
+        asked: list[ast.expr | None] = []
+        if isinstance(node, ast.Compare):
+            for side in (node.left, *node.comparators):
+                asked += side.elts if isinstance(side, ast.Tuple | ast.List | ast.Set) else [side]
+        elif isinstance(node, ast.MatchValue):
+            asked = [node.value]
+        elif isinstance(node, ast.Subscript) and "READERS" in ast.dump(node.value):
+            asked = [node.slice]
+        elif isinstance(node, ast.Dict) and len(set(map(literal, node.keys)) & set(READERS)) > 1:
+            asked = [*node.keys]
+        yield from ((node.lineno, name) for name in map(literal, asked) if name in READERS)
 
 
-def test_no_format_is_named_outside_the_sources() -> None:
+def literal(node: ast.expr | None) -> str:
+    """The text of a literal; "" of anything else."""
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def test_no_format_is_named_outside_the_sources(shipped: None) -> None:
+    """Of the shipped readers: the name of a new one may be a word that has another meaning elsewhere ("rows")."""
     files = [path for path in (ROOT / "pipeline").rglob("*.py") if path.parent.name != "sources"]
     assert len(files) > 50
-    found = [place for path in files for place in formats_named(path)]
-    assert {place.split(":")[0] for place in found} <= {"pipeline/schema.py"}, found  # "table": place of a text
+    found = [(path.name, *place) for path in files for place in formats_named(ast.parse(path.read_text()))]
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("code", "count"),
+    [
+        *(("item.format == 'warc'", 1), ("'wat' != kind", 1), ("kind in ('wat', 'warc')", 2), ("READERS['table']", 1)),
+        *(("{'wat': 1, 'warc': 2}", 2), ("match kind:\n case 'wat':\n  pass", 1)),
+        *(("option(1, unit='pairs')", 0), ("TEXT_SOURCES = ('alt', 'table')", 0), ("{'pairs': 3, 'rows': 2}", 0)),
+    ],
+)
+def test_what_counts_as_naming_a_format(pairs: Reader, code: str, count: int) -> None:
+    assert len([*formats_named(ast.parse(code))]) == count
 
 
 def test_only_the_registry_imports_the_readers() -> None:

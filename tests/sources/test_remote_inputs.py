@@ -438,7 +438,7 @@ def test_a_cut_archive_stops_the_run_in_a_line(
     given = ["--input", server.url(manner, "a.wat.gz"), "--output", str(tmp_path / "out"), "--workers", workers]
     assert build.main([*given, "--stages", "gather"]) == build.CRASHED
     said = capfd.readouterr().err
-    assert f"/{manner}/a.wat.gz' broke off" in said and "the same command goes on" in said
+    assert f"/{manner}/a.wat.gz' broke off" in said and "Run the same command again to continue." in said
     assert "Traceback" not in said and "InputError" not in said
 
 
