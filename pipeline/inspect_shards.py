@@ -24,7 +24,18 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.dataset.errors import Ambiguous, Damaged, NotFound
-from pipeline.engine.cli import BELOW, DONE, INTERRUPTED, MISSING, USAGE, Parser, UsageError, check_flags, suggestion
+from pipeline.engine.cli import (
+    BELOW,
+    CRASHED,
+    DONE,
+    INTERRUPTED,
+    MISSING,
+    USAGE,
+    Parser,
+    UsageError,
+    check_flags,
+    suggestion,
+)
 from pipeline.engine.display import sanitize, size
 
 FAULT = BELOW  # exit code of `verify` on a folder that is not sound
@@ -223,6 +234,8 @@ def rows(args: argparse.Namespace) -> int:
     from pipeline.dataset import damage, exports
     from pipeline.engine import storage
 
+    if os.path.isdir(args.to):
+        raise UsageError(f"--to {args.to}: must be a file; it is a folder")
     try:
         count = exports.write_rows(args.folder, args.stage, args.to)
     except exports.NoRows as error:
@@ -314,6 +327,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except OSError as error:  # a full disk behind stdout or --to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"pipeline.inspect_shards: {sanitize(error)}", file=sys.stderr)
+        return CRASHED
     except KeyboardInterrupt:
         return INTERRUPTED
 

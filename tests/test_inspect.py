@@ -513,3 +513,15 @@ def test_metadata_without_a_column_is_named(run: Any, folder: Path) -> None:
     republish(folder)
     assert faults(run, folder)[0]["problem"] == "has no column 'sha256'"
     assert inspect_shards.COMMANDS.keys() == {"info", "ls", "show", "stats", "verify", "rows"}
+
+
+def test_rows_into_a_folder_are_refused(run: Any, folder: Path) -> None:
+    code, _, said = run("rows", folder, "--stage", "match", "--to", folder)
+    assert code == USAGE and "must be a file; it is a folder" in said
+
+
+def test_a_full_disk_behind_stdout_is_one_line(folder: Path) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "pipeline.inspect_shards", "ls", str(folder)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "No space left" in done.stderr

@@ -237,6 +237,8 @@ def test_a_model_of_the_users_own_names_its_languages(told, tmp_path: Path) -> N
     assert "--languages eng_Lat: must be ISO 639-1 codes that model.bin knows; did you mean eng_Latn?" in said
     code, said = told("--language-model", "texts", "--languages", "en")
     assert code == build.MISSING and "--language-model texts: is no fastText model" in said
+    code, said = told("--language-model", "texts")  # no language is asked for
+    assert code == build.MISSING and "--language-model texts: is no fastText model" in said
     code, said = told("--language-model", "none", "--languages", "en")
     assert code == build.USAGE and "--language-model none: must be a model" in said
 

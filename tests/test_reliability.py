@@ -531,6 +531,18 @@ def test_an_input_that_goes_away_is_told_in_a_sentence(
     assert code == build.CRASHED and "part1.parquet" in said and "the same command" in said
 
 
+def test_units_that_are_gone_are_noticed_by_the_ledger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A unit whose files and manifest are gone leaves no trace but the count of rows."""
+    arguments = [*select_arguments(tmp_path), "--output", str(tmp_path / "out")]
+    assert said_by(arguments, capsys)[0] == build.DONE
+    for path in (tmp_path / "out" / "stages" / "match" / "parts").glob("00001*"):
+        path.unlink()
+    code, said = said_by([*arguments, "--redo", "balance"], capsys)
+    assert code == build.CRASHED and "stages/dedup is damaged (some of its files are gone: " in said
+    assert "--redo" in said and not (tmp_path / "out" / "stages" / "balance" / "COMPLETED").exists()
+    assert said_by([*arguments, "--redo", "gather"], capsys)[0] == build.DONE
+
+
 def test_a_stage_half_removed_is_made_anew(select: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is killed while --redo removes stages leaves no manifest without its files."""
     arguments, out = select.arguments, tmp_path / "out"

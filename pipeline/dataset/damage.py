@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import xxhash
 
@@ -57,7 +57,16 @@ def check_stages(folder: str) -> Iterator[tuple[str, str]]:
     Args:
         folder: the OUT of a run.
     """
-    for path in _files(folder):
+    yield from _check(folder, _files(folder))
+
+
+def check_lists(folder: str) -> Iterator[tuple[str, str]]:
+    """The same of the files of a run beside its stages."""
+    yield from _check(folder, _lists(folder))
+
+
+def _check(folder: str, paths: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for path in paths:
         below = os.path.relpath(path, folder).replace(os.sep, "/")
         if os.path.islink(path):
             yield below, "is a symbolic link"
@@ -70,9 +79,12 @@ def check_stages(folder: str) -> Iterator[tuple[str, str]]:
             yield below, f"cannot be read: {error}"
 
 
+def _lists(folder: str) -> list[str]:
+    return [path for name in LISTED if os.path.lexists(path := os.path.join(folder, name))]
+
+
 def _files(folder: str) -> Iterator[str]:
-    top = [os.path.join(folder, name) for name in LISTED]
-    yield from (path for path in top if os.path.lexists(path))
+    yield from _lists(folder)
     stages = os.path.join(folder, "stages")
     if os.path.islink(stages):
         yield stages

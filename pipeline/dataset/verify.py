@@ -80,6 +80,8 @@ def verify(
     yield from _seals_of_stages(folder, note)
     if stages:
         yield from (Fault(path, problem) for path, problem in damage.check_stages(folder))
+    elif ledger is not None and storage.CHECKSUM in manifest:  # an older version wrote the lists without checksums
+        yield from (Fault(path, problem) for path, problem in damage.check_lists(folder))
 
 
 # ---------------------------------------------------------------------------------------------------- the manifest

@@ -74,3 +74,9 @@ def read_object(path: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def begins_with(path: str, head: bytes) -> bool:
+    """True if these are the first bytes of the file."""
+    with open(path, "rb") as file:
+        return file.read(len(head)) == head

@@ -90,12 +90,14 @@ class StageFolder:
         name: of the stage.
         fingerprint: digest of everything that decides the stage's rows.
         about: JSON that info.json repeats: what decides the rows, the options, the versions of the code.
+        before: name of the stage whose rows this one takes in; "": none.
     """
 
     root: str
     name: str
     fingerprint: str = ""
     about: str = "{}"
+    before: str = ""
 
     @property
     def path(self) -> str:

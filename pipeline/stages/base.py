@@ -83,9 +83,10 @@ class Outputs:
         """The folder of the next stage. Its fingerprint covers the stage before it and the stage's own options."""
         decided = stage.fingerprint(run)
         before = list(self._stages.values())
-        digest = digest_of(before[-1].folder.fingerprint if before else "", decided)
+        last = before[-1].folder if before else StageFolder(run.root, "")
+        digest = digest_of(last.fingerprint, decided)
         about = json.dumps({"decided_by": decided, **dataclasses.asdict(run.about)}, sort_keys=True)
-        return StageFolder(run.root, stage.name, digest, about)
+        return StageFolder(run.root, stage.name, digest, about, last.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,10 +195,14 @@ class Stage(abc.ABC):
 
         Returns:
             The body of info.json.
+
+        Raises:
+            DamagedError: fewer or more rows came in than left the stage before, so some of its files are gone.
         """
         steps = self.steps() if counted is None else counted
         counted = self.counted() if counted is None else counted
         ledger, digest = sum_of_ledgers(counted, self.name)
+        self._check_rows_in(ledger.rows_in)
         table = merge_rejected(self.name, counted, keep=self.keep_rejected)
         storage.write_table(f"{self.folder.path}/rejected.parquet", table)
         info = {
@@ -208,6 +213,13 @@ class Stage(abc.ABC):
             **self.facts(),
         }
         return info if self.output is None else {**info, "rows": self.output.to_json()}
+
+    def _check_rows_in(self, rows_in: int) -> None:
+        before = StageFolder(self.folder.root, self.folder.before)
+        info = before.info() if before.name else None
+        if info is not None and info["rows_out"] != rows_in:
+            counts = f"{info['rows_out']} rows left it and {rows_in} came into {self.name!r}"
+            raise storage.DamagedError.of(before.path, f"some of its files are gone: {counts}")
 
 
 def sum_of_ledgers(steps: Iterable[StepFolder], stage: str) -> tuple[Ledger, int]:

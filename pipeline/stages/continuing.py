@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.dataset import damage
 from pipeline.engine import storage
 from pipeline.engine.cli import UsageError
 from pipeline.engine.display import sanitize
@@ -78,7 +80,8 @@ def difference(stage: Stage) -> str | None:
     info = stage.folder.info()
     if info is None or stage.is_done():
         return None
-    remedy = f"use another --output, or add --redo {stage.name} to make it anew"
+    first = damage.stage_to_redo(os.path.join(stage.folder.path, "info.json")) or stage.name
+    remedy = f"use another --output, or add --redo {first} to make it anew"
     if "fingerprint" not in info or storage.CHECKSUM not in info:
         version = info.get("versions", {}).get("openwit", "unknown")
         return f"made by an older version of OpenWIT ({version}), which this one cannot continue: {remedy}"
@@ -103,6 +106,7 @@ def describe(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 def shown(value: Any) -> str:
     """An option's value as a message shows it."""
     text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    text = "not given" if value is None else text
     text = sanitize(text) or "empty"
     return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "..."
 

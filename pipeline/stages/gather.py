@@ -52,9 +52,15 @@ def language_codes(given: str | tuple[str, ...]) -> tuple[str, ...]:
     return () if codes == ["all"] else tuple(dict.fromkeys(codes))
 
 
+FASTTEXT = (793712314).to_bytes(4, "little")  # the first bytes of a model (fastText's FASTTEXT_FILEFORMAT_MAGIC_INT32)
+
+
 def _check_model(value: str) -> None:
-    if value not in ("auto", "own", "none"):
-        checks.readable_file(value)
+    if value in ("auto", "own", "none"):
+        return
+    checks.readable_file(value)
+    if not checks.begins_with(value, FASTTEXT):
+        raise MissingInput("is no fastText model")
 
 
 def _model_languages(path: str) -> list[str]:
