@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import build
+from tests.places import ROOT
 
 
 def write_tables(folder: Path) -> list[str]:
@@ -59,3 +62,16 @@ def test_a_redo_that_names_a_wrong_column_removes_nothing(tmp_path: Path, capsys
     assert build.main([*given, "--redo", "gather", "--text-column", "alt"]) == build.USAGE
     assert "no column 'alt'" in capsys.readouterr().err
     assert (tmp_path / "out" / "stages" / "balance" / "COMPLETED").exists()
+
+
+def test_a_folder_of_data_called_pipeline_is_no_package(tmp_path: Path) -> None:
+    """As people have it who keep data beside each other; the set-up installs the checkout by its path."""
+    for name in ("pipeline", "queries", "clip_train"):
+        (tmp_path / name).mkdir()
+    program = "import sys; print(any(path == sys.argv[1] for path in sys.path))"
+    by_path = subprocess.run([sys.executable, "-c", program, str(ROOT)], cwd=tmp_path, capture_output=True, text=True)
+    if by_path.stdout.strip() != "True":
+        pytest.skip("this checkout is not installed by its path (tools/setup.sh does so)")
+    command = [sys.executable, "-m", "pipeline.build", "--version"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("openwit ")

@@ -65,7 +65,8 @@ base) target=. ;;
 train | dev) target=".[$level]" ;;
 *) stop "no level '$level': use base, train or dev" ;;
 esac
-"$python" -m uv pip install -q --python "$python" "$@" -e "$target" ||
+# By path, so that a folder called `pipeline` in the working directory does not hide the package.
+"$python" -m uv pip install -q --python "$python" --config-setting editable_mode=compat "$@" -e "$target" ||
     stop "the install failed (see the lines above)"
 echo "setup: compiling the kernels (once)" >&2
 "$python" -m pipeline.engine.jit
