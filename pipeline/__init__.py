@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.options import Options
     from pipeline.result import Result
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Where each public name is; "" where it is the module itself (`build` is callable, see engine/callable_module.py).
 _PUBLIC = {

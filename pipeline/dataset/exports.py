@@ -53,7 +53,7 @@ def write_rows(out: str, stage: str, to: str) -> int:
 def _rows(out: str, stage: str, info: dict[str, Any]) -> Rows:
     """Where the rows of the stage lie."""
     if "rows" not in info or storage.CHECKSUM not in info:
-        raise NoRows(f"{out!r} was made by an older version: run the build again with --redo {stage}")
+        raise NoRows(f"{out!r} was made by an older version: run the build again with --redo gather")
     rows = Rows.from_json(out, info["rows"])
     if not rows.parts.manifests():
         raise NoRows(
