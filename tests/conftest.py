@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
+from pipeline.sources import READERS
 from tests import fuzzing
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else it asks the package index at import
@@ -22,3 +24,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips a test that this machine cannot run, and gives the reason."""
     if item.get_closest_marker("gpu") and shutil.which("nvidia-smi") is None:
         pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture
+def shipped() -> Iterator[None]:
+    """The readers that the tests of the sources know, whatever else stands in `READERS`. Their order stays."""
+    before = dict(READERS)
+    for name in before.keys() - {"wat", "warc", "table"}:
+        del READERS[name]
+    yield
+    READERS.clear()
+    READERS.update(before)

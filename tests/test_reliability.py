@@ -438,23 +438,23 @@ def test_a_second_run_on_the_same_folder_is_refused_at_once(
 
 
 @pytest.mark.parametrize(
-    ("change", "stage"),
+    ("change", "stage", "redo"),
     [
-        (["--seed", "9"], "balance"),
-        (["--placeholder-bound", "6"], "dedup"),
-        (["--match", "metaclip"], "match"),
-        (["--keep-rejected", "all"], "gather"),
+        (["--seed", "9"], "balance", "balance"),
+        (["--placeholder-bound", "6"], "dedup", "dedup"),
+        (["--match", "metaclip"], "match", "gather"),  # the rows of gather went on to match in the same pass
+        (["--keep-rejected", "all"], "gather", "gather"),
     ],
 )
 def test_other_options_on_a_done_folder_are_refused(
-    change: list[str], stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: list[str], stage: str, redo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [*select_arguments(tmp_path), "--output", str(tmp_path / "out")]
     assert said_by(arguments, capsys)[0] == build.DONE
     before = facts(tmp_path / "out")
     code, said = said_by([*arguments, *change], capsys)
     assert code == build.USAGE
-    assert f"the stage {stage!r}" in said and f"--redo {stage}" in said
+    assert f"the stage {stage!r}" in said and f"--redo {redo}" in said
     assert facts(tmp_path / "out") == before
 
 

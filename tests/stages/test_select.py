@@ -197,7 +197,7 @@ def test_a_done_run_does_nothing_and_other_options_are_refused(folder: Path, cap
     assert info(out, "balance")["cap"] == 6
     refused = [*arguments, "--cap", "7", "--seed", "1", "--case", "exact", "--redo", "balance"]
     assert build.main(refused) == build.USAGE  # match has other options: the refused run must not remove any file
-    assert "--redo match" in capsys.readouterr().err and info(out, "balance")["cap"] == 6
+    assert "--redo gather" in capsys.readouterr().err and info(out, "balance")["cap"] == 6
 
 
 @pytest.mark.parametrize(
