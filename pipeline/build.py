@@ -61,6 +61,7 @@ def build(options: Options, *, quiet: bool = False) -> Result:
         UsageError, MissingInput: the run cannot be done; nothing was written.
         Busy: another run holds the folder.
         JobFailed: a job of Beam failed.
+        DamagedError: a file of an earlier stage is damaged or gone.
     """
     run = look_up(options)
     stages = plan(run)

@@ -4,6 +4,7 @@
     MissingInput    a file that the options name does not exist, or holds nothing              (exit code 4)
     Busy            another run holds the output folder                                        (exit code 1)
     JobFailed       a job failed; run the same call again to continue                          (exit code 1)
+    DamagedError    a file of the run is damaged or gone; the message names it                 (exit code 1)
     NotFound        a folder, shard, column or key does not exist                              (`open_set`)
     Ambiguous       several keys fit                                                           (`open_set`)
     Damaged         a file cannot be read, or differs from its manifest                        (`open_set`)
@@ -16,6 +17,7 @@ from __future__ import annotations
 from pipeline.dataset.errors import Ambiguous, Damaged, NotFound
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.runners import JobFailed
+from pipeline.engine.storage import DamagedError
 from pipeline.engine.work import Busy
 
-__all__ = ["Ambiguous", "Busy", "Damaged", "JobFailed", "MissingInput", "NotFound", "UsageError"]
+__all__ = ["Ambiguous", "Busy", "Damaged", "DamagedError", "JobFailed", "MissingInput", "NotFound", "UsageError"]

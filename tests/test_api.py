@@ -238,3 +238,12 @@ def test_a_list_is_built_and_read(tmp_path: Path, capfd: pytest.CaptureFixture[s
     with pytest.raises(queries.QueryError, match="is empty"):
         (tmp_path / "empty.txt").write_text("")
         queries.load_queries(str(tmp_path / "empty.txt"))
+
+
+def test_files_that_are_gone_are_an_error_of_the_api(tmp_path: Path) -> None:
+    options = dataclasses.replace(write_pairs(tmp_path), stages="gather..balance", workers=1)
+    pipeline.build(options, quiet=True)
+    for path in (tmp_path / "out" / "stages" / "match" / "parts").glob("00000*"):
+        path.unlink()
+    with pytest.raises(pipeline.errors.DamagedError, match="stages/dedup is damaged .some of its files are gone: "):
+        pipeline.build(dataclasses.replace(options, redo="balance"), quiet=True)
