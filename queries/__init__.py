@@ -3,7 +3,7 @@
     from queries import Options, build, load_queries
 
     result = build(Options(output="english", wordnet="/usr/share/wordnet"))
-    table = load_queries("english/queries.parquet").table  # id, query, source, count, language
+    table = load_queries("english/queries.parquet").table  # id, query, source, count, language, flags
 
 The errors of `build` are those of `pipeline.errors`; `load_queries` raises QueryError. Nothing heavy is imported here:
 a public name loads its module when it is first used.

@@ -83,6 +83,7 @@ def assemble(sources: list[tuple[str, pa.Table]], *, size: int, language: str, l
             pa.array(names, pa.string()).take(pa.array(which[kept])),
             pa.array(best[number[kept]]),
             pa.repeat(pa.scalar(language), len(kept)),
+            pa.repeat(pa.scalar(""), len(kept)),
         ],
         schema=QUERIES,
     )
@@ -118,7 +119,7 @@ def write(folder: str, table: pa.Table) -> load.QueryList:
             name,
             compression="zstd",
             compression_level=19,
-            use_dictionary=["source", "language"],
+            use_dictionary=["source", "language", "flags"],
             column_encoding={"id": "DELTA_BINARY_PACKED", "query": "DELTA_BYTE_ARRAY", "count": "DELTA_BINARY_PACKED"},
             write_page_checksum=True,
         )

@@ -84,7 +84,7 @@ def merge_queries(given: QueryList, *, mode: str, case: str) -> UsedQueries:
     identities = with_language(forms if case == "fold" else query, in_language).take(first)
 
     place = pc.sort_indices(identities)
-    columns = {name: table[name].take(pa.array(shown)).take(place) for name in ("query", "source", "language")}
+    columns = {name: table[name].take(pa.array(shown)).take(place) for name in ("query", "source", "language", "flags")}
     columns["id"] = pa.array(np.arange(len(place), dtype=np.int32))
     columns["count"] = pa.array(_sums(counts[order], starts)).take(place)
     return UsedQueries(

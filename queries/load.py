@@ -4,7 +4,7 @@ A list has one of these formats, each also as .gz:
 
 - text: one query a line;
 - JSON: a list, as MetaCLIP's metadata.json, or an object query -> count;
-- TSV or CSV: the first column, or the column `query`; columns source, count and language beside it are kept;
+- TSV or CSV: the first column, or the column `query`; columns source, count, language and flags beside it are kept;
 - Parquet: the column `query`, or the first text column.
 
 Order, repeats and line ends of the file have no effect. The table is sorted by the UTF-8 bytes of language and query.
@@ -40,8 +40,17 @@ QUERIES = pa.schema(
         pa.field("source", pa.string(), nullable=False),  # "" if the list has none
         pa.field("count", pa.int64(), nullable=False),  # as in the list, e.g. the frequency; 0 if the list has none
         pa.field("language", pa.string(), nullable=False),  # code in lower case; "" if the list has none
+        pa.field("flags", pa.string(), nullable=False),  # FLAGS that hold, with blanks between; "" for none
     ]
 )
+
+# What `queries.build` writes into the column `flags`. Another list may have other flags; they are kept and ignored.
+FLAGS = {
+    "name": "a single word that is in no dictionary; another source knows it as a name",
+    "slur": "a disparaging name for a group of people",
+    "explicit": "an obscene or sexually explicit term",
+    "benchmark": "a class name of an evaluation set",
+}
 
 _FORMATS = "txt, json, tsv, csv or parquet, each also with .gz"
 _LINE_BREAKS = r" *[\t\n\v\f\r]+ *"
@@ -61,6 +70,7 @@ class _Cells(NamedTuple):
     source: pa.StringArray
     count: pa.Int64Array
     language: pa.StringArray
+    flags: pa.StringArray
 
 
 class QueryError(ValueError):
@@ -155,6 +165,7 @@ def _assemble(path: str, cells: _Cells) -> QueryList:
         pc.fill_null(cells.source, "").take(at),
         pc.fill_null(cells.count, 0).take(at),
         language.take(at),
+        _flags(cells.flags).take(at),
     ]
     sorted_lines = encoded.dictionary.take(order).to_pylist()
     digest = hashlib.sha256(("\n".join(sorted_lines) + "\n").encode()).hexdigest()
@@ -180,6 +191,11 @@ def _languages(path: str, given: pa.StringArray) -> pa.StringArray:
         if code and not _LANGUAGE.fullmatch(code):
             raise QueryError(path, f"names the language {code[:40]!r}", "Give codes such as en, de or zh-yue.")
     return codes
+
+
+def _flags(given: pa.StringArray) -> pa.StringArray:
+    """The flags of each query in lower case, with single blanks between. Order and repeats stay."""
+    return pc.utf8_lower(pc.replace_substring_regex(_tidy(pc.fill_null(given, "")), r"[\s,]+", " "))
 
 
 def _lines(data: bytes) -> list[str | None]:
@@ -266,9 +282,10 @@ def _read_parquet(data: bytes) -> _Cells:
     name = "query" if "query" in text else next(iter(text), None)
     if name is None:
         raise pa.ArrowInvalid(f"no text column among {table.column_names}")
-    source, language = (table.column(at) if at in text and at != name else None for at in ("source", "language"))
-    has_count = "count" in table.column_names and pa.types.is_integer(table.schema.field("count").type)
-    return _cells(table.column(name), source, table.column("count") if has_count else None, language)
+    others = {at: table.column(at) for at in ("source", "language", "flags") if at in text and at != name}
+    if "count" in table.column_names and pa.types.is_integer(table.schema.field("count").type):
+        others["count"] = table.column("count")
+    return _cells(table.column(name), **others)
 
 
 def _text(value: Any) -> str | None:
@@ -282,7 +299,9 @@ def _integer(value: Any) -> int:
     return int(value) if isinstance(value, int) and abs(value) < 2**63 else 0
 
 
-def _cells(query: _Column, source: _Column = None, count: _Column = None, language: _Column = None) -> _Cells:
+def _cells(
+    query: _Column, source: _Column = None, count: _Column = None, language: _Column = None, flags: _Column = None
+) -> _Cells:
     """The columns as Arrow arrays of the right type. A missing column is all null."""
     queries = _array(query, pa.string())
     missing = pa.nulls(len(queries))
@@ -291,6 +310,7 @@ def _cells(query: _Column, source: _Column = None, count: _Column = None, langua
         _array(missing if source is None else source, pa.string()),
         _array(missing if count is None else count, pa.int64()),
         _array(missing if language is None else language, pa.string()),
+        _array(missing if flags is None else flags, pa.string()),
     )
 
 

@@ -28,7 +28,12 @@ from pipeline.dataset.verify import Fault
 from pipeline.engine import storage
 from pipeline.schema import STAGES
 
-NO_QUERIES = pa.schema([("id", pa.int32()), ("query", pa.string()), ("source", pa.string()), ("count", pa.int64())])
+NO_QUERIES = pa.schema(
+    [
+        *(("id", pa.int32()), ("query", pa.string()), ("source", pa.string()), ("count", pa.int64())),
+        *(("language", pa.string()), ("flags", pa.string())),
+    ]
+)
 SHOWN = 5  # keys that a message names
 METADATA_NAME = re.compile(r"metadata/(\d{5,9})\.parquet")
 

@@ -212,7 +212,7 @@ def test_the_set_of_an_older_version_is_read(folder: Path) -> None:
     rows = pairs.table().to_pylist()
     assert len(rows) == COUNT == len(pairs) and "phash" not in rows[0] and pairs.queries.num_rows == 0
     assert pairs.sample(rows[20]["key"]).image == samples.jpeg(20)
-    assert [field.name for field in pairs.queries.schema] == ["id", "query", "source", "count"]
+    assert [field.name for field in pairs.queries.schema] == ["id", "query", "source", "count", "language", "flags"]
 
 
 def test_a_column_that_some_shards_lack_is_null_there(folder: Path) -> None:

@@ -26,7 +26,7 @@ def use(folder: Path, rows: list[tuple], *, mode: str = "wide", case: str = "fol
 
 
 def rows(used: UsedQueries) -> list[tuple]:
-    return [tuple(row.values())[1:] for row in used.table.to_pylist()]
+    return [tuple(row.values())[1:5] for row in used.table.to_pylist()]
 
 
 def test_equal_queries_are_one_whatever_their_source(tmp_path):
@@ -37,6 +37,14 @@ def test_equal_queries_are_one_whatever_their_source(tmp_path):
     assert used.identities.to_pylist() == ["canada", "dog"]
     assert used.counts() == {
         "queries": 2, "queries_given": 4, "queries_merged": 2, "queries_dropped": 0, "lines_left_out": 0
+    }  # fmt: skip
+
+
+def test_flags_are_those_of_the_shown_form(tmp_path):
+    (tmp_path / "list.csv").write_text('query,count,flags\nOslo,9,"Name  x"\noslo,1,\ndog,1,\n')
+    used = merge_queries(load_queries(str(tmp_path / "list.csv")), mode="wide", case="fold")
+    assert dict(zip(used.table["query"].to_pylist(), used.table["flags"].to_pylist(), strict=True)) == {
+        "Oslo": "name x", "dog": ""
     }  # fmt: skip
 
 

@@ -91,6 +91,16 @@ def test_languages(tmp_path, name):
     assert loaded.digest == hashlib.sha256(b"de\tGift\ndog\nen\tGift\n").hexdigest()
 
 
+@pytest.mark.parametrize("name", ["list.tsv", "list.parquet"])
+def test_flags(tmp_path, name):
+    table = pa.table({"query": ["dog", "Oslo", "cat"], "flags": ["", " Name,  Other ", None]})
+    text = "\n".join("\t".join(cell or "" for cell in row.values()) for row in table.to_pylist())
+    data = parquet_bytes(table) if name.endswith("parquet") else f"query\tflags\n{text}".encode()
+    loaded = load_queries(write(tmp_path / name, data))
+    assert loaded.table["flags"].to_pylist() == ["name other", "", ""]
+    assert loaded.digest == hashlib.sha256(b"Oslo\ncat\ndog\n").hexdigest()  # flags name no query
+
+
 def test_json_entries_that_are_not_text(tmp_path):
     loaded = load_queries(write(tmp_path / "list.json", b'["dog", 7, null, ["x"], "\\ud800", "two\\nlines"]'))
     assert loaded.queries.to_pylist() == ["dog", "two lines"]

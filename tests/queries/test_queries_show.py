@@ -19,7 +19,7 @@ def listed(tmp_path: Path) -> Path:
     folder = tmp_path / "list"
     folder.mkdir()
     names = ["a", "dog", "red dog", "zebra"]
-    rows = [[0, 1, 2, 3], names, ["word", "wordnet", "bigram", "wordnet"], [9, 5, 2, 0], [""] * 4]
+    rows = [[0, 1, 2, 3], names, ["word", "wordnet", "bigram", "wordnet"], [9, 5, 2, 0], [""] * 4, [""] * 4]
     table = pa.table(rows, schema=load.QUERIES)
     pq.write_table(table, folder / "queries.parquet")
     return folder

@@ -48,8 +48,9 @@ def test_the_cap_is_exact_for_equal_queries(folder: Path, capsys: pytest.Capture
     assert info(out, "balance")["rows_out"] == 1000
     assert {tuple(row["kept_by"]) for row in rows(out, "balance")} == {(0,)}
     used = pq.read_table(out / "queries.parquet")
-    assert used.column_names == ["id", "query", "source", "count", "language"]
-    assert used.to_pylist() == [{"id": 0, "query": "canada", "source": "wiki", "count": 16, "language": ""}]
+    assert used.column_names == ["id", "query", "source", "count", "language", "flags"]
+    one = {"id": 0, "query": "canada", "source": "wiki", "count": 16, "language": "", "flags": ""}
+    assert used.to_pylist() == [one]
     counted = {name: info(out, "match")[name] for name in ("queries_given", "queries_merged", "queries_dropped")}
     assert counted == {"queries_given": 3, "queries_merged": 1, "queries_dropped": 1}
     said = capsys.readouterr().out
