@@ -3,6 +3,7 @@
 # make fuzz      runs the fuzzing tests with a random seed, ten times as long
 # make setup     the set-up alone; make setup-train adds the trainer (torch: 3 GB)
 # make engines   fetches exact versions of Prism and an embedded Flink, for the tests of other engines (1 GB)
+# make mutants   puts N faults (SEED=0) into MODULES (default: all), and lists those that no test notices (docs/testing.md)
 # make bench     lists the benchmarks
 VENV ?= .venv
 export VENV
@@ -10,6 +11,8 @@ unexport PYTHONDONTWRITEBYTECODE
 python = $(VENV)/bin/python
 needs = setup.cfg pyproject.toml constraints.txt tools/setup.sh
 jobs ?= 2
+N ?= 40
+SEED ?= 0
 
 demo: $(VENV)/.base
 	$(python) -m pipeline.demo
@@ -34,6 +37,9 @@ setup-train: $(VENV)/.train
 engines: $(VENV)/.dev
 	sh tools/engines.sh .engines $(python)
 
+mutants: $(VENV)/.dev
+	$(python) tools/mutants.py --jobs $(jobs) --faults $(N) --seed $(SEED) $(if $(MODULES),--modules $(MODULES)) --to mutants.json
+
 bench:
 	@grep -h '^    python benchmarks/' benchmarks/*.py
 
@@ -49,4 +55,4 @@ $(VENV)/.dev: $(needs)
 
 clean:
 	rm -rf $(VENV) .engines build *.egg-info .mypy_cache .ruff_cache .pytest_cache
-.PHONY: demo test fuzz check setup setup-train engines bench clean
+.PHONY: demo test fuzz check setup setup-train engines mutants bench clean
