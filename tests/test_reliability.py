@@ -1,6 +1,7 @@
 """Runs that are killed, interrupted, out of disk or refused: the same command then gives the same data set.
 
 By hand, with more kills than the suite has time for: python -m tests.test_reliability --kills 12 [--seed 1]
+Kills and interrupts of a fetch, with the requests that they repeat: python -m tests.test_reliability --fetch 20
 """
 
 from __future__ import annotations
@@ -565,15 +566,49 @@ def test_a_stage_half_removed_is_made_anew(select: Job, tmp_path: Path, monkeypa
 # ----------------------------------------------------------------------------------------------------------- by hand
 
 
+def kill_the_fetch(kills: int, rng: random.Random, images: int = 3000) -> None:
+    """Kills a fetch, then interrupts it a quarter as often. Prints how many requests were made again."""
+    pictures = [picture(number) for number in range(40)]
+    served = {f"{number}.jpg": pictures[number % 40] for number in range(images)}
+    with WebServer(served) as server, tempfile.TemporaryDirectory() as tmp:
+        arguments = whole_arguments(Path(tmp), server)
+        expected = undisturbed(arguments, Path(tmp) / "calm")
+        undisturbed_requests = sum(count for path, count in server.hits.items() if path.startswith("/img/"))
+        server.hits.clear()
+        turns = [signal.SIGKILL] * kills + [signal.SIGINT] * (kills // 4)
+        rng.shuffle(turns)
+        for number, how in enumerate(turns, 1):
+            goal = number * images // (len(turns) + 1)
+            process = start(arguments, Path(tmp) / "out")
+            while process.poll() is None and len(server.hits) < goal:
+                time.sleep(0.002)
+            (os.killpg if how == signal.SIGKILL else os.kill)(process.pid, how)
+            code, _ = end(process)
+            print(f"{how.name} at {len(server.hits)} requests: exit code {code}", file=sys.stderr)
+        code, said = end(start(arguments, Path(tmp) / "out"))
+        assert code == build.DONE, said
+        check_files(Path(tmp) / "out")
+        assert facts(Path(tmp) / "out") == expected
+        total = sum(count for path, count in server.hits.items() if path.startswith("/img/"))
+        print(
+            f"{kills} kills and {kills // 4} interrupts: {total} requests instead of {undisturbed_requests}, "
+            f"{(total - undisturbed_requests) / len(turns):.0f} more for each; the same data set in the end"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=12, help="of each kind of run")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--fetch", type=int, metavar="N", help="kill a fetch N times, and interrupt it N // 4 times")
     parser.add_argument("--tmpfs", type=int, help="bytes of the file system of a run that is to fill it")
     parser.add_argument("--out", type=Path)
     options, arguments = parser.parse_known_args()
     if options.tmpfs:
         print(json.dumps(in_small_tmpfs(options.out, options.tmpfs, arguments)))
+        return
+    if options.fetch:
+        kill_the_fetch(options.fetch, random.Random(options.seed))
         return
     for name in ("select", "whole"):
         with tempfile.TemporaryDirectory() as folder, serving() as server:

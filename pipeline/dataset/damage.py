@@ -107,6 +107,8 @@ def check_file(path: str) -> None:
             raise DamagedError.of(path, "it should be empty")
     elif path.endswith(".raw"):
         _check_images(path)
+    elif path.endswith(".pieces"):
+        return  # of a fetch that was interrupted: the next run checks each piece, and fetches again what is damaged
     elif storage.read_range(path, 0, len(shuffle_files.MAGIC)) == shuffle_files.MAGIC:
         for _ in shuffle_files.read_all(path):
             continue

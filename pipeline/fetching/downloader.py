@@ -20,55 +20,31 @@ import itertools
 import json
 import os
 import sys
-import tempfile
 import threading
 import types
 from collections.abc import Callable, Iterator
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from pipeline import schema
 from pipeline.engine import storage
 from pipeline.fetching.client import Client, shared_client
 from pipeline.fetching.errors import OK, Failure
 from pipeline.fetching.helper import Decoder
 from pipeline.fetching.options import FetchOptions
-from pipeline.fetching.picture import Picture
+from pipeline.fetching.outcome import FIELDS, Outcome, columns
+from pipeline.fetching.pieces import OLDEST_S, Pieces, opened
 from pipeline.fetching.targets import host_of
 
 PACKAGE = "_openwit_img2dataset"
-KEPT_IN_MEMORY = 64 << 20  # bytes of encoded images of a shard in memory; above that they go to a temporary file
 MOST_UNDECODED = 128 << 20  # bytes of bodies that wait for the decoder; above that no further download starts
 
 _numbers = itertools.count()
 _import_lock = threading.Lock()
 
 Archived = Callable[[str], bytes | None]
-
-
-@dataclasses.dataclass(slots=True)
-class _Outcome:
-    """The outcome of one row."""
-
-    status: str = OK
-    error: str | None = None
-    retryable: bool = False
-    http_status: int | None = None
-    final_url: str | None = None
-    sha256: bytes | None = None
-    picture: Picture | None = None  # without its bytes once they are stored
-    place: int = 0  # in the spool
-    size: int = 0
-    stored_sha256: bytes | None = None  # of the encoded image
-    stored_xxh3: int | None = None
-
-    def fail(self, failure: Failure) -> None:
-        self.status, self.error, self.retryable = failure.status, str(failure), failure.retryable
-        self.http_status = failure.http_status if failure.http_status is not None else self.http_status
-        self.final_url = failure.final_url or self.final_url
 
 
 class _Body(io.BytesIO):
@@ -84,16 +60,16 @@ class _Shard:
     """The three parts that are injected into the Downloader, around the outcomes of one call."""
 
     def __init__(
-        self, order: list[int], client: Client, decoder: Decoder, archived: Archived | None, spool: IO[bytes]
+        self, order: list[int], client: Client, decoder: Decoder, archived: Archived | None, pieces: Pieces
     ) -> None:
         self.order = order  # of the downloads: position in the Downloader's file -> row
-        self.outcomes = [_Outcome() for _ in order]
-        self.written = [False] * len(order)
+        self.outcomes = {row: Outcome() for row in order}
+        self.written: set[int] = set()
         self._client = client
         self._decoder = decoder
         self._archived = archived
         self._archive_lock = threading.Lock()
-        self._spool = spool
+        self.pieces = pieces
         self.cancelled = False
         self.problem: Exception | None = None
         self._undecoded = 0
@@ -129,7 +105,7 @@ class _Shard:
         """Replaces img2dataset's Resizer. The thread that runs the shard calls it."""
         outcome = self.outcomes[stream.row]
         body = stream.getvalue()
-        outcome.sha256 = hashlib.sha256(body).digest()
+        outcome.image_sha256 = hashlib.sha256(body).digest()
         try:
             if self.cancelled:
                 raise Failure("internal", "the run was interrupted")
@@ -152,19 +128,21 @@ class _Shard:
         return self
 
     def write(self, jpeg: bytes | None, _key: str, _caption: str | None, meta: dict[str, Any]) -> None:
-        """Stores a row's image in the spool, in the order of completion."""
+        """Keeps the row's outcome and image. A row that an interrupt cut off is not kept."""
         row = meta["row"]
+        outcome = self.outcomes[row]
+        if self.cancelled:
+            return
         if jpeg is not None:
-            outcome = self.outcomes[row]
-            try:
-                outcome.place = self._spool.seek(0, os.SEEK_END)
-                outcome.size = self._spool.write(jpeg)
-                outcome.stored_sha256 = hashlib.sha256(jpeg).digest()
-                outcome.stored_xxh3 = xxhash.xxh3_64_intdigest(jpeg)
-            except OSError as error:
-                self.problem = error  # the Downloader prints what a writer raises, and goes on
-                raise
-        self.written[row] = True
+            outcome.image_bytes = len(jpeg)
+            outcome.stored_sha256 = hashlib.sha256(jpeg).digest()
+            outcome.stored_xxh3 = xxhash.xxh3_64_intdigest(jpeg)
+        try:
+            self.pieces.add(row, outcome, jpeg)
+        except OSError as error:
+            self.problem = error  # the Downloader prints what a writer raises, and goes on
+            raise
+        self.written.add(row)
 
     def close(self) -> None:
         """The Downloader calls this at its end. There is nothing to do."""
@@ -197,6 +175,7 @@ def fetch_rows(
     *,
     options: FetchOptions,
     raw_path: str,
+    pieces_path: str | None = None,
     archived: Archived | None = None,
 ) -> pa.RecordBatch:
     """Fetches the images of a batch, decodes them, and writes the encoded ones to `raw_path` in the order of uid.
@@ -208,6 +187,8 @@ def fetch_rows(
         rows: schema SELECTED (or any that has uid and url; every column is carried through).
         options: limits and politeness.
         raw_path: the file for the JPEGs, one after another. It appears whole or not at all; without images not at all.
+        pieces_path: the file that keeps finished rows while the call runs; None: a temporary file. A call that finds
+            the file of an interrupted call goes on where that one was. The caller removes it.
         archived: returns the bytes of an image that is in the web archive; None: the image must be downloaded.
 
     Returns:
@@ -220,12 +201,25 @@ def fetch_rows(
     rows = rows.take(pc.sort_indices(rows, sort_keys=[("uid", "ascending"), ("url", "ascending")]))
     client = shared_client(options)
     client.begin()
-    with tempfile.SpooledTemporaryFile(max_size=KEPT_IN_MEMORY) as spool, _decoder(options) as decoder:
-        shard = _Shard(_spread(rows["url"].to_pylist()), client, decoder, archived, spool)
-        if rows.num_rows:
+    urls = rows["url"].to_pylist()
+    with opened(pieces_path) as file, _decoder(options) as decoder:
+        pieces = Pieces(file, asked=_description(rows, options), options=repr(options).encode())
+        order = [row for row in _spread(urls) if row not in pieces.found]
+        shard = _Shard(order, client, decoder, archived, pieces)
+        if order:
             _run(shard, rows["url"], options)
-        offsets = _store(shard.outcomes, spool, raw_path)
-    return _table(rows, shard.outcomes, offsets)
+        done = pieces.found | shard.outcomes
+        outcomes = [done[row] for row in range(len(urls))]
+        offsets = _store(outcomes, pieces, raw_path)
+    made = columns(outcomes, offsets)
+    return pa.RecordBatch.from_arrays([*rows.columns, *made], schema=pa.schema([*rows.schema, *FIELDS]))
+
+
+def _description(rows: pa.RecordBatch, options: FetchOptions) -> bytes:
+    """Tells one call from another: its rows, and the options that decide the form of an image."""
+    form = (options.image_size, options.quality, options.max_pixels, options.min_side, options.max_aspect)
+    words = [xxhash.xxh3_128_digest(str(value).encode()) for name in ("uid", "url") for value in rows[name].to_pylist()]
+    return b"".join((repr(form).encode(), *words))
 
 
 def load_downloader() -> types.ModuleType:
@@ -297,18 +291,19 @@ def _run(shard: _Shard, urls: pa.Array, options: FetchOptions) -> None:
         with memory.open(f"{folder}/rows.arrow", "wb") as file, pa.ipc.new_file(file, table.schema) as out:
             out.write_table(table)
         done = _call(downloader, (0, f"{folder}/rows.arrow"), shard)
+        shard.pieces.write()
         stats = json.loads(memory.cat_file(f"{folder}/0_stats.json")) if done else {}
     finally:
         with contextlib.suppress(FileNotFoundError):
             memory.rm(folder, recursive=True)
-    lost = shard.written.count(False)
+    lost = len(order) - len(shard.written)
     if shard.problem is not None:
         raise shard.problem
     if not done or lost or stats.get("count") != len(order):
         raise RuntimeError(
             f"img2dataset's Downloader lost {lost} of {len(order)} rows (finished: {done}); see its output"
         )
-    images = sum(outcome.status == OK for outcome in shard.outcomes)
+    images = sum(outcome.status == OK for outcome in shard.outcomes.values())
     if stats["successes"] != images:
         raise RuntimeError(f"img2dataset's Downloader counted {stats['successes']} images, but {images} were stored")
 
@@ -319,9 +314,12 @@ def _call(downloader: Callable[[Any], tuple[bool, Any]], row: tuple[int, str], s
     thread = threading.Thread(target=lambda: verdicts.append(downloader(row)[0]), name="img2dataset", daemon=True)
     thread.start()
     try:
-        thread.join()
+        while thread.is_alive():
+            thread.join(OLDEST_S)
+            shard.pieces.write_old()
     except BaseException:
         shard.cancel()
+        shard.pieces.write()
         raise
     return verdicts == [True]
 
@@ -340,7 +338,7 @@ def _spread(urls: list[str]) -> list[int]:
     return sorted(range(len(urls)), key=turns.__getitem__)
 
 
-def _store(outcomes: list[_Outcome], spool: IO[bytes], raw_path: str) -> list[int | None]:
+def _store(outcomes: list[Outcome], pieces: Pieces, raw_path: str) -> list[int | None]:
     """Writes the images in the order of the rows; returns the offset of each."""
     offsets: list[int | None] = [None] * len(outcomes)
     if not any(outcome.status == OK for outcome in outcomes):
@@ -350,36 +348,10 @@ def _store(outcomes: list[_Outcome], spool: IO[bytes], raw_path: str) -> list[in
         for row, outcome in enumerate(outcomes):
             if outcome.status != OK:
                 continue
-            spool.seek(outcome.place)
-            raw.write(spool.read(outcome.size))
+            raw.write(pieces.image(outcome))
             offsets[row] = end
-            end += outcome.size
+            end += outcome.image_bytes or 0
     return offsets
-
-
-def _table(rows: pa.RecordBatch, outcomes: list[_Outcome], offsets: list[int | None]) -> pa.RecordBatch:
-    """The input's columns and those of `schema.FETCHED` beside them."""
-
-    def picture(name: str) -> list[Any]:
-        return [getattr(o.picture, name) if o.picture is not None else None for o in outcomes]
-
-    columns: dict[str, list[Any]] = {
-        "status": [o.status for o in outcomes],
-        "error": [o.error for o in outcomes],
-        "retryable": [o.retryable for o in outcomes],
-        "http_status": [o.http_status for o in outcomes],
-        "image_sha256": [o.sha256 for o in outcomes],
-        "image_offset": offsets,
-        "image_bytes": [o.size if o.status == OK else None for o in outcomes],
-        "stored_sha256": [o.stored_sha256 for o in outcomes],
-        "stored_xxh3": [o.stored_xxh3 for o in outcomes],
-        "final_url": [o.final_url for o in outcomes],
-    }
-    for name in ("width", "height", "original_width", "original_height", "original_format", "phash"):
-        columns[name] = picture(name)
-    fields = [schema.FETCHED.field(name) for name in schema.FETCHED.names if name in columns]
-    made = [pa.array(columns[field.name], field.type) for field in fields]
-    return pa.RecordBatch.from_arrays([*rows.columns, *made], schema=pa.schema([*rows.schema, *fields]))
 
 
 _idle: dict[FetchOptions, list[Decoder]] = {}

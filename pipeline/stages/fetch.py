@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import apache_beam as beam
 
 FETCHED_COLUMNS = 2  # raised whenever the columns of the fetched rows change
-ROWS_PER_CALL = 5_000  # rows that are lost, and fetched again, when a machine dies
+ROWS_PER_CALL = 5_000  # rows of a part; an interrupted part goes on where it was (fetching/pieces.py)
 SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
 OUTCOME = ("status", "image_sha256", "width", "height", "original_width", "original_height", "phash")
 
@@ -269,7 +269,7 @@ class RetryHosts:
 
 
 def download(plan: FetchPlan, folder: StepFolder, unit: int, rows: pa.Table) -> dict[str, Any]:
-    """Fetches the rows of a unit, part by part. A part that an interrupted run finished is not fetched again."""
+    """Fetches the rows of a unit, part by part. What an interrupted run finished is not fetched again."""
     order = np.lexsort((*reversed(hashing.uid_words(rows["uid"])), host_hashes(hashing.as_array(rows["url"]))))
     rows = rows.take(pa.array(order))
     counts: dict[str, int] = {}
@@ -278,6 +278,7 @@ def download(plan: FetchPlan, folder: StepFolder, unit: int, rows: pa.Table) -> 
         path = folder.file(unit, "arrow", parts)
         if not storage.is_sound(path):
             _download_part(plan, folder, unit, parts, rows.slice(start, ROWS_PER_CALL))
+        storage.remove(folder.file(unit, "pieces", parts))
         for batch in storage.read_batches(path, ["status"]):
             for item in pc.value_counts(batch["status"]).to_pylist():
                 counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
@@ -296,6 +297,7 @@ def _download_part(plan: FetchPlan, folder: StepFolder, unit: int, part: int, ro
         batch.select(SELECTED.names),
         options=plan.options,
         raw_path=folder.file(unit, "raw", part),
+        pieces_path=folder.file(unit, "pieces", part),
         archived=archived,
     )
     if not fetched["uid"].equals(batch["uid"]):

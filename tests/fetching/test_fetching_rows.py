@@ -18,7 +18,7 @@ import xxhash
 from PIL import Image
 
 from pipeline import schema
-from pipeline.fetching import downloader
+from pipeline.fetching import downloader, pieces
 from pipeline.fetching.downloader import fetch_rows, load_downloader
 from pipeline.fetching.errors import STATUSES
 from pipeline.fetching.options import FetchOptions
@@ -144,10 +144,7 @@ def test_images_of_the_archive_are_not_downloaded(server: WebServer, tmp_path: P
     assert found[urls[0]]["http_status"] is None and found[urls[0]]["original_format"] == "PNG"
 
 
-def test_more_images_than_are_kept_in_memory(
-    server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(downloader, "KEPT_IN_MEMORY", 10_000)
+def test_one_body_at_a_time(server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloader, "MOST_UNDECODED", 1)
     rows = selected([f"{server.base}/img/{n}.jpg" for n in range(40)])
     check(rows, fetch_rows(rows, options=OPTIONS, raw_path=str(tmp_path / "raw")), tmp_path / "raw")
@@ -156,16 +153,13 @@ def test_more_images_than_are_kept_in_memory(
 def test_a_full_disk_is_an_error_and_leaves_nothing(
     server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Full(io.BytesIO):
-        def __init__(self, *_: Any, **__: Any) -> None:
-            super().__init__()
-
-        def write(self, data: Any) -> int:
-            raise OSError(28, "No space left on device")
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
 
     rows = selected([f"{server.base}/img/{n}.jpg" for n in range(4)])
     with monkeypatch.context() as patch:
-        patch.setattr(downloader.tempfile, "SpooledTemporaryFile", Full)
+        patch.setattr(pieces, "ROWS", 2)
+        patch.setattr(pieces.Pieces, "_write", full)
         with pytest.raises(OSError, match="No space"):
             fetch_rows(rows, options=OPTIONS, raw_path=str(tmp_path / "raw"))
     assert not os.listdir(tmp_path)
