@@ -26,6 +26,7 @@ class Result:
         digests: of the rows of each stage, by its name. Equal rows have equal digests.
         digest: over all published files; None if the run did not reach `publish`.
         records: `records_dropped` (lost records by reason) and `notes` of each stage that has some, by its name.
+        target: a sentence on --target-pairs if the pairs cannot reach it, else "".
         queries: a sentence with the numbers of used and merged queries; "" if every query is used as given.
     """
 
@@ -35,6 +36,7 @@ class Result:
     digest: str | None
     queries: str = ""
     records: dict[str, dict[str, dict[str, int]]] = dataclasses.field(default_factory=dict)
+    target: str = ""
 
     @classmethod
     def of(cls, root: str, stages: Iterable[Stage]) -> Result:
@@ -47,14 +49,15 @@ class Result:
         ledger = tuple({name: info[name] for name in COUNTED} for info in infos)
         records = {info["stage"]: {name: info[name] for name in BESIDE if info.get(name)} for info in infos}
         records = {stage: counts for stage, counts in records.items() if counts}
-        return cls(root, ledger, digests, digest, "".join(map(sentence_on_queries, infos)), records)
+        target = next(filter(None, map(sentence_on_target, infos)), "")
+        return cls(root, ledger, digests, digest, "".join(map(sentence_on_queries, infos)), records, target)
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
         ledger = [
             row | self.records.get(row["stage"], {}) | {"digest": self.digests[row["stage"]]} for row in self.ledger
         ]
-        return {"output": self.root, "ledger": ledger}
+        return {"output": self.root, "ledger": ledger, "warnings": [self.target] if self.target else []}
 
     def summary(self) -> str:
         """The ledger as text, and what to type next."""
@@ -64,7 +67,7 @@ class Result:
             for reason, count in sorted(row["dropped"].items(), key=lambda item: -item[1]):
                 lines.append(f"    {reason:<26}{count:>14,}")
             lines += [f"    {line}" for line in lines_on_records(self.records.get(row["stage"], {}))]
-        lines += [self.queries] if self.queries else []
+        lines += [sentence for sentence in (self.queries, self.target) if sentence]
         return "\n".join([*lines, f"next: python -m pipeline.inspect_shards info {self.root}"])
 
     def open(self) -> OpenSet:
@@ -87,3 +90,17 @@ def sentence_on_queries(info: dict[str, Any]) -> str:
         f"{info['queries_dropped']:,} without a letter, digit or symbol: {info['queries']:,} are used; "
         f"{info['lines_left_out']:,} lines of the list are no text or too long"
     )
+
+
+def sentence_on_target(info: dict[str, Any]) -> str:
+    """The number of pairs that can be had, where they are fewer than --target-pairs asks for; else ""."""
+    if "reachable_pairs" not in info:
+        return ""
+    target, reachable = info["target_pairs"], info["reachable_pairs"]
+    if info["stage"] == "publish":
+        return (
+            f"--target-pairs {target} is not reached: {reachable:,} pairs are left after the fetch "
+            "(--expected-yield makes up for losses)"
+        )
+    more = f", and --expected-yield asks for {info['wanted_pairs']:,}" if info["wanted_pairs"] != target else ""
+    return f"--target-pairs {target} cannot be reached: queries can pick {reachable:,} pairs{more}"

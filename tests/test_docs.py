@@ -333,7 +333,7 @@ def test_each_reason_of_a_drop_is_explained() -> None:
     assert {row[0] for row in rows} <= set(schema.STAGES) and len({(row[0], row[1]) for row in rows}) == len(rows)
     assert all(len(row) == 3 and row[2].count(".") for row in rows)
     assert reasons_of("dedup") == set(selection.DUPLICATE_REASONS[1:])
-    assert reasons_of("dedup-images") == set(dedup_images.REASONS[1:])
+    assert reasons_of("dedup-images") == {*dedup_images.SHAPE_REASONS[1:], *dedup_images.REASONS[1:]}
     assert reasons_of("fetch") == set(RETRYABLE)
     assert reasons_of("gather") >= {*clean.TEXT_REASONS[1:], *clean.URL_REASONS[1:]}
     found = literals("drop") | literals("dropped")

@@ -280,6 +280,21 @@ def test_an_older_set_is_read(run: Any, tmp_path: Path, monkeypatch: pytest.Monk
     assert {fault["path"] for fault in found} == {"manifest.json", *(f"shards/0000{n}.tar" for n in range(3))}
 
 
+def test_a_set_of_format_2_is_read(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Format 2: without the columns that later formats added."""
+    columns = shards.columns_of(2)
+    monkeypatch.setattr(shards, "JSON_KEYS", shards.json_keys(2))
+    monkeypatch.setattr(shards, "METADATA", pa.schema([shards.METADATA.field(name) for name in columns]))
+    monkeypatch.setattr(shards, "FORMAT", 2)
+    samples.publish(tmp_path)
+    monkeypatch.undo()
+    table = pq.read_table(tmp_path / "metadata/00000.parquet")
+    assert table.column_names == list(columns) and "aspect" not in columns
+    assert faults(run, tmp_path) == []
+    edit(tmp_path / "manifest.json", lambda manifest: manifest.update(format=3))
+    assert {fault["problem"] for fault in faults(run, tmp_path)} >= {"has no column 'image_side'"}
+
+
 def test_a_sample_in_another_shard_is_named(run: Any, folder: Path) -> None:
     """The borders between the shards move a little, and nothing else is wrong."""
     edit(folder / "manifest.json", lambda manifest: manifest["shards"].update(ranges=96))
@@ -441,7 +456,7 @@ def _lose(manifest: dict) -> None:
         (lambda m: m["ledger"].pop(), "its ledger ends with"),
         (lambda m: m.update(digest="0"), "its digest"),
         (lambda m: m.update(rows=31), "says 31 rows"),
-        (lambda m: m.update(format=3), "format"),
+        (lambda m: m.update(format=4), "format"),
         (lambda m: m.pop("shards"), "how many ranges"),
         (lambda m: m.pop("files"), "not a manifest"),
         (lambda m: m["files"][0].pop("sha256"), "not a manifest"),

@@ -190,3 +190,53 @@ def test_the_cap_is_met_after_expected_losses(tmp_path: Path, server: WebServer)
     left = stages["dedup-images"]["rows_out"]  # the selected URLs depend on the port of the server
     assert {picks.count(query) for query in range(len(QUERIES))} == {min(4, left)}
     assert stages["publish"]["dropped"].get("over_cap", 0) == left - metadata.num_rows
+
+
+def test_images_of_a_poor_shape_are_dropped_without_a_new_fetch(tmp_path: Path) -> None:
+    sizes = {"icon": (63, 63), "small": (300, 63), "fine": (64, 64), "banner": (600, 199), "wide": (600, 200)}
+    shapes = {f"{name}.png": picture(1, size, "PNG") for name, size in sizes.items()}
+    with WebServer(shapes) as server:
+        given = arguments(tmp_path, server)
+        urls = [f"{server.base}/img/{name}" for name in shapes]
+        texts = [f"a red {name}" for name in shapes]
+        pq.write_table(pa.table({"url": urls, "text": texts}), tmp_path / "pairs.parquet")
+        assert build.main(given) == build.DONE
+    out = tmp_path / "out"
+    rows = {row["stage"]: row for row in manifest(out)["ledger"]}
+    assert rows["dedup-images"] == {
+        "stage": "dedup-images", "rows_in": 5, "rows_out": 2, "dropped": {"too_small": 2, "aspect": 1},
+    }  # fmt: skip
+    found = pq.read_table(sorted((out / "metadata").glob("*.parquet"))).to_pylist()
+    assert {(row["text"], row["image_side"], row["aspect"]) for row in found} == {
+        ("a red fine.png", 64, 1.0),
+        ("a red wide.png", 200, 3.0),
+    }
+    rejected = pq.read_table(out / "rejected/dedup-images.parquet").to_pylist()
+    assert {(row["text"], row["reason"]) for row in rejected} == {
+        ("a red icon.png", "too_small"),
+        ("a red small.png", "too_small"),
+        ("a red banner.png", "aspect"),
+    }
+    other = [*given, "--redo", "dedup-images", "--min-image-side", "16", "--max-aspect", "20"]
+    assert build.main(other) == build.DONE  # the server is gone
+    assert manifest(out)["rows"] == 5 and list(verify(str(out))) == []
+
+
+def test_a_target_out_of_reach_is_said(tmp_path: Path, server: WebServer, capsys: pytest.CaptureFixture) -> None:
+    given = arguments(tmp_path, server)
+    select = [*given, "--stages", "gather..balance", "--target-pairs"]
+    for target, more, said in (
+        ("44", [], ""),
+        ("45", [], "--target-pairs 45 cannot be reached: queries can pick 44 pairs\n"),
+        ("40", ["--expected-yield", "0.8"], "queries can pick 44 pairs, and --expected-yield asks for 50\n"),
+    ):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        capsys.readouterr()
+        assert build.main([*select, target, *more]) == build.DONE
+        printed = capsys.readouterr().out
+        assert said in printed and ("--target-pairs" in printed) == bool(said)
+    assert build.main([*given, "--target-pairs", "40", "--expected-yield", "0.8", "--json"]) == build.DONE
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert warning.startswith("--target-pairs 40 cannot be reached")
+    assert build.main([*given, "--target-pairs", "44", "--redo", "balance"]) == build.DONE
+    assert "--target-pairs 44 is not reached: 40 pairs are left after the fetch" in capsys.readouterr().out

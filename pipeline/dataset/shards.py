@@ -31,8 +31,10 @@ from pipeline.dataset.ranges import LEAST_DIGITS, Ranges
 from pipeline.dataset.sample_json import hex_strings, join, joined_sizes, json_pieces
 from pipeline.engine import storage
 
-FORMAT = 2  # raised when the members or columns change their meaning
-READ = (1, 2)  # formats that `verify` knows; 1: shards numbered consecutively, keep_probability in the JSON too
+FORMAT = 3  # raised when the members or columns change
+# Formats that `verify` knows. 1: shards numbered consecutively, keep_probability in the JSON too. 2: without ADDED[3].
+READ = (1, 2, 3)
+ADDED = {3: ("image_side", "aspect")}  # the columns that a format added to METADATA and to the JSON
 
 EXTENSIONS = ("jpg", "json", "txt")  # in the order of their names
 
@@ -61,6 +63,8 @@ METADATA = pa.schema(
         pa.field("original_width", pa.int32()),
         pa.field("original_height", pa.int32()),
         pa.field("original_format", pa.string()),
+        pa.field("image_side", pa.int32()),  # the short side of the image as served
+        pa.field("aspect", pa.float32()),  # its long side divided by its short side
         pa.field("original_sha256", pa.string()),  # of the bytes as served, hexadecimal
         pa.field("sha256", pa.string(), nullable=False),  # of the stored JPEG, hexadecimal
         pa.field("phash", pa.uint64()),
@@ -120,7 +124,14 @@ class ShardInfo:
 
 def json_keys(form: Any) -> tuple[str, ...]:
     """The keys of a sample's JSON in a set of a format."""
-    return tuple(sorted({*JSON_KEYS, "keep_probability"})) if form == 1 else JSON_KEYS
+    keys = {"caption", *columns_of(form)} - NOT_IN_JSON
+    return tuple(sorted(keys | {"keep_probability"} if form == 1 else keys))
+
+
+def columns_of(form: Any) -> tuple[str, ...]:
+    """The columns of the metadata of a set of a format."""
+    later = {name for number, names in ADDED.items() if isinstance(form, int) and form < number for name in names}
+    return tuple(name for name in METADATA.names if name not in later)
 
 
 def tar_path(number: int, digits: int = LEAST_DIGITS) -> str:
@@ -287,6 +298,10 @@ def describe(rows: pa.Table, number: int) -> pa.Table:
     for name, source in (("original_sha256", "image_sha256"), ("sha256", "stored_sha256")):
         given[name] = pa.chunked_array([hex_strings(rows[source])])
     given["jpg_size"] = rows["image_bytes"]
+    sides = rows["original_width"], rows["original_height"]
+    given["image_side"] = pc.min_element_wise(*sides, skip_nulls=False)
+    long = pc.max_element_wise(*sides, skip_nulls=False).cast(pa.float64())
+    given["aspect"] = pc.divide(long, given["image_side"].cast(pa.float64())).cast(pa.float32())
     given["shard"] = pa.chunked_array([pa.repeat(pa.scalar(number, pa.int32()), rows.num_rows)])
     columns = []
     for field in METADATA:

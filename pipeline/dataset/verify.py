@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from pipeline.dataset import damage, shards, tars
 from pipeline.dataset.ranges import Ranges, digits_of, recorded
 from pipeline.dataset.sample_json import sample_json
-from pipeline.dataset.shards import EXTENSIONS, METADATA, FileEntry
+from pipeline.dataset.shards import EXTENSIONS, FileEntry
 from pipeline.engine import storage
 from pipeline.schema import STAGES
 
@@ -261,6 +261,7 @@ class _Shard:
         number: of the shard.
         tar, table: the paths of its files.
         ranges: of the set; None: an older version made the set, and numbered the shards consecutively.
+        columns: of the metadata.
         json_keys: the keys in the JSON of a sample.
     """
 
@@ -268,13 +269,15 @@ class _Shard:
     tar: str
     table: str
     ranges: Ranges | None
+    columns: tuple[str, ...]
     json_keys: tuple[str, ...]
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any], number: int) -> _Shard:
         digits = digits_of(manifest)
         tar, table = shards.tar_path(number, digits), shards.metadata_path(number, digits)
-        return cls(number, tar, table, recorded(manifest), shards.json_keys(manifest.get("format")))
+        form = manifest.get("format")
+        return cls(number, tar, table, recorded(manifest), shards.columns_of(form), shards.json_keys(form))
 
 
 def _shard(folder: str, shard: _Shard, *, after: str) -> tuple[list[Fault], str]:
@@ -283,7 +286,7 @@ def _shard(folder: str, shard: _Shard, *, after: str) -> tuple[list[Fault], str]
         rows = shards.read_table(os.path.join(folder, shard.table))
     except (pa.ArrowException, storage.DamagedError, OSError, ValueError) as error:
         return [Fault(shard.table, f"cannot be read: {error}")], after
-    missing = [name for name in METADATA.names if name not in rows.column_names]
+    missing = [name for name in shard.columns if name not in rows.column_names]
     if missing:
         return [Fault(shard.table, f"has no column {missing[0]!r}")], after
     keys = rows["key"].to_pylist()

@@ -25,7 +25,7 @@ from pipeline.engine.tasks import Reading
 from pipeline.engine.work import Json, StepFolder
 from pipeline.schema import SELECTED
 from pipeline.stages import caps
-from pipeline.stages.base import TABLES, Job, Outputs, Stage
+from pipeline.stages.base import TABLES, Job, Outputs, Stage, sum_of_ledgers
 from pipeline.stages.caps import CapPlan, MatchedRows, Policy
 from pipeline.stages.row_pass import ROW_HASH
 from pipeline.stages.run import Run, RunSettings
@@ -200,6 +200,8 @@ class Balance(Stage):
     def facts(self) -> dict[str, Json]:
         limits = self.caps.step("limits")
         numbers = {name: limits.total(name) for name in ("cap", "head_queries", "stop_queries", "matches")}
+        ledger, _ = sum_of_ledgers(self.counted(), self.name)
+        numbers |= caps.shortfall(self.caps, self.caps.policy.target_pairs, ledger.rows_out)
         return {**numbers, "band_tuples": self.caps.step("band").total("tuples")}
 
     def watched(self) -> list[Watched]:

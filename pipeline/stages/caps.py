@@ -465,6 +465,24 @@ def sort_by_uid(table: pa.Table) -> pa.Table:
     return table.take(pa.array(order)).combine_chunks()
 
 
+def shortfall(plan: CapPlan, target: int | None, rows_out: int) -> dict[str, int]:
+    """The entries of info.json on a target that the rows cannot reach; none if they can, or if there is no target.
+
+    Args:
+        plan: its limits are found.
+        target: the pairs that --target-pairs asks for, after the losses of the fetch.
+        rows_out: the rows that the plan picked.
+    """
+    if not target:
+        return {}
+    limits, wanted = plan.step("limits"), math.ceil(target / Fraction(str(plan.policy.expected_yield)))
+    if limits.total("stop_queries"):  # rows of stop queries alone cannot be picked
+        reachable = rows_out if not limits.total("head_queries") else wanted
+    else:
+        reachable = int(limits.total("rows"))
+    return {"target_pairs": target, "wanted_pairs": wanted, "reachable_pairs": reachable} if reachable < wanted else {}
+
+
 def candidates(plan: CapPlan) -> int:
     """An upper bound of the selected rows. It depends on the rows alone. With caps it is close: windows are narrow."""
     if plan.policy.kind == "cap":

@@ -7,18 +7,14 @@ No row is copied. A key of 44 bytes a row goes from the matched parts to buckets
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from pipeline.engine.options import option
-from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
-from pipeline.engine.work import Json, StepFolder
-from pipeline.stages.base import Job, Outputs, Stage
-from pipeline.stages.dedup_exchange import DedupPlan, drop_duplicates
+from pipeline.engine.work import Json
+from pipeline.stages.base import Job, Outputs
+from pipeline.stages.dedup_exchange import DedupPlan, DedupStage
 from pipeline.stages.run import Run
-
-if TYPE_CHECKING:
-    import apache_beam as beam
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,41 +29,32 @@ class DedupSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Dedup(Stage):
+class Dedup(DedupStage):
     """The stage."""
 
     name: ClassVar[str] = "dedup"
     job: ClassVar[Job] = "select"
     options: ClassVar[type] = DedupSettings
 
-    duplicates: DedupPlan
-    exchange: str
+    matched: Rows
+    key_bits: int
+    placeholder_bound: int
 
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
-        folder, rows = before.plan(run, cls), before.rows("match")
-        bound = run.settings(DedupSettings).placeholder_bound
-        duplicates = DedupPlan(
-            folder, rows, run.sizes.key_bits, placeholder_bound=bound, keep_rejected=run.keep_rejected
+        matched, bound = before.rows("match"), run.settings(DedupSettings).placeholder_bound
+        return cls(before.plan(run, cls), run.keep_rejected, run.exchange, matched, run.sizes.key_bits, bound)
+
+    @property
+    def duplicates(self) -> DedupPlan:
+        return DedupPlan(
+            self.folder,
+            self.matched,
+            self.key_bits,
+            placeholder_bound=self.placeholder_bound,
+            keep_rejected=self.keep_rejected,
         )
-        return cls(folder, run.keep_rejected, duplicates, run.exchange)
 
     @classmethod
     def fingerprint(cls, run: Run) -> dict[str, Json]:
         return {"placeholder_bound": run.settings(DedupSettings).placeholder_bound}
-
-    def expand(self, done: Any) -> beam.PCollection:
-        return drop_duplicates(done, self.duplicates, exchange=self.exchange)
-
-    @property
-    def output(self) -> Rows:
-        return self.duplicates.remaining()
-
-    def steps(self) -> tuple[StepFolder, ...]:
-        return self.duplicates.drops, self.duplicates.masks
-
-    def counted(self) -> tuple[StepFolder, ...]:
-        return (self.duplicates.masks,)
-
-    def watched(self) -> list[Watched]:
-        return self.duplicates.watched()

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from pipeline.engine.steps import run_exchange
 from pipeline.engine.tasks import Reading
 from pipeline.engine.work import StageFolder, StepFolder
 from pipeline.stages import selection
+from pipeline.stages.base import Stage
 from pipeline.stages.row_pass import KEYS, PARTS_OF_UNIT
 from pipeline.stages.tally import Rejects, Tally, unit_body
 
@@ -174,3 +176,31 @@ def drop_duplicates(done: Any, plan: DedupPlan, *, exchange: str) -> beam.PColle
     """Appends to `done` the steps that write a mask beside each part."""
     done = run_exchange(done, FindDuplicates(plan), buckets=1 << plan.key_bits, exchange=exchange)
     return run_exchange(done, MarkDropped(plan), buckets=plan.rows.groups, exchange=exchange)
+
+
+@dataclasses.dataclass(frozen=True)
+class DedupStage(Stage):
+    """A stage that drops duplicates. Its rows are the parts that it reads, under the masks that it writes."""
+
+    exchange: str
+
+    @property
+    @abc.abstractmethod
+    def duplicates(self) -> DedupPlan:
+        """The exchange that finds the duplicates."""
+
+    def expand(self, done: Any) -> beam.PCollection:
+        return drop_duplicates(done, self.duplicates, exchange=self.exchange)
+
+    @property
+    def output(self) -> Rows:
+        return self.duplicates.remaining()
+
+    def steps(self) -> tuple[StepFolder, ...]:
+        return self.duplicates.drops, self.duplicates.masks
+
+    def counted(self) -> tuple[StepFolder, ...]:
+        return (self.duplicates.masks,)
+
+    def watched(self) -> list[Watched]:
+        return self.duplicates.watched()

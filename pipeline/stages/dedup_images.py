@@ -1,7 +1,7 @@
-"""dedup-images: of pairs whose images have the same bytes, the one with the smallest uid stays.
+"""dedup-images: drops images of a poor shape. Of pairs whose images have the same bytes, the smallest uid stays.
 
-First the fetched rows, without the failures, are written as parts like those of match. Then the steps of `dedup`
-follow. The hash of the image takes the place of the URL.
+First the fetched rows, without the failures and without the images of a poor shape, are written as parts like those of
+match. Then the steps of `dedup` follow. The hash of the image takes the place of the URL.
 """
 
 from __future__ import annotations
@@ -14,37 +14,70 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine import hashing
+from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_task
 from pipeline.engine.work import Json, StepFolder
 from pipeline.schema import FETCHED
 from pipeline.stages.attempts import Attempts
-from pipeline.stages.base import Job, Outputs, Stage
-from pipeline.stages.dedup_exchange import DedupPlan, drop_duplicates
+from pipeline.stages.base import Job, Outputs
+from pipeline.stages.dedup_exchange import DedupPlan, DedupStage
 from pipeline.stages.row_pass import FETCHED_OK, PROVENANCE, RAW, URL_HASH, PartWriter
 from pipeline.stages.run import Run
+from pipeline.stages.tally import Rejects, Tally, unit_body
 
 if TYPE_CHECKING:
     import apache_beam as beam
 
 ROWS_PER_GROUP = 250_000
 REASONS = ("", "same_pair", "same_image", "placeholder_url")
+SHAPE_REASONS = ("", "too_small", "aspect")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DedupImagesSettings:
-    """The stage has no options yet."""
+    """The options that say which fetched images are kept."""
 
     title: ClassVar[str] = "dedup-images"
+
+    min_image_side: int = option(
+        64, help="least short side of an image as served", unit="pixels", metavar="PX", within="[0, 65535]"
+    )
+    max_aspect: float = option(
+        3.0, help="an image may be so many times longer than wide, or wider than long", metavar="X", within="[1, 1e6]"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """The shapes of images that are kept.
+
+    Attributes:
+        min_side: the least short side, in pixels of the image as served.
+        max_aspect: the most that the long side may be, in short sides.
+    """
+
+    min_side: int
+    max_aspect: float
+
+    def codes(self, width: np.ndarray, height: np.ndarray) -> np.ndarray:
+        """A code for each image as served, an index into SHAPE_REASONS."""
+        short, long = np.minimum(width, height).astype(np.float64), np.maximum(width, height)
+        codes = np.where(long > self.max_aspect * short, 2, 0)
+        return np.where(short < self.min_side, 1, codes).astype(np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
 class KeepFetched:
-    """One unit for each unit of the fetch: writes its good rows and their keys. The newest outcome of a row counts."""
+    """One unit for each unit of the fetch: writes its good rows and their keys. The newest outcome of a row counts.
+
+    Its ledger counts only the rows that it drops. The masks count the rows that it writes.
+    """
 
     plan: DedupPlan
     attempts: Attempts
+    shapes: Shapes
 
     @property
     def folder(self) -> StepFolder:
@@ -54,15 +87,30 @@ class KeepFetched:
         return self.attempts.hosts
 
     def run(self, unit: int) -> dict[str, Any]:
+        rejects = Rejects(self.plan.keep_rejected)
+        tally = Tally(self.plan.folder.name, rejects)
         with PartWriter(self.folder, unit, FETCHED_OK, self.plan.key_bits) as writer:
             for number, part, table in self.attempts.rows(unit):
-                writer.write(keep_fetched(table, number, unit, part))
-        return {"parts": writer.parts, "rows": writer.rows}
+                good = table.filter(pc.equal(table["status"], "ok"))
+                writer.write(with_keys(drop_poor_shapes(good, tally, self.shapes), number, unit, part))
+        return {**unit_body(self.folder, unit, [tally], rejects), "parts": writer.parts, "rows": writer.rows}
 
 
-def keep_fetched(table: pa.Table, number: int, unit: int, part: int) -> pa.RecordBatch:
-    """FETCHED rows -> the good ones, with the place of their raw file and their keys (the image hash as URL hash)."""
-    good = table.filter(pc.equal(table["status"], "ok")).combine_chunks()
+def drop_poor_shapes(fetched: pa.Table, tally: Tally, shapes: Shapes) -> pa.Table:
+    """The rows of FETCHED whose image has a good shape. The others are counted."""
+    sides = (fetched[name].to_numpy() for name in ("original_width", "original_height"))
+    codes = shapes.codes(*sides)
+    for code in np.unique(codes[codes > 0]).tolist():
+        dropped = fetched.filter(pa.array(codes == code))
+        url, text = (hashing.as_array(dropped[name]) for name in ("url", "text"))
+        tally.ledger.rows_in += dropped.num_rows
+        tally.drop(SHAPE_REASONS[code], url, text, hashing.uid_words(dropped["uid"])[0])
+    return fetched.filter(pa.array(codes == 0)) if codes.any() else fetched
+
+
+def with_keys(good: pa.Table, number: int, unit: int, part: int) -> pa.RecordBatch:
+    """FETCHED rows -> the same with the place of their raw file and their keys (the image hash as URL hash)."""
+    good = good.combine_chunks()
     rows = good.num_rows
     first = np.frombuffer(b"".join(digest[:8] for digest in good["image_sha256"].to_pylist()), ">u8").astype(np.uint64)
     constants = zip(RAW, (number, unit, part), strict=True)
@@ -73,7 +121,7 @@ def keep_fetched(table: pa.Table, number: int, unit: int, part: int) -> pa.Recor
 
 
 @dataclasses.dataclass(frozen=True)
-class DedupImages(Stage):
+class DedupImages(DedupStage):
     """The stage."""
 
     name: ClassVar[str] = "dedup-images"
@@ -81,12 +129,13 @@ class DedupImages(Stage):
     options: ClassVar[type] = DedupImagesSettings
 
     attempts: Attempts
-    exchange: str
+    shapes: Shapes
 
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
-        attempts = Attempts(before.folder("fetch"), before.folder("balance"))
-        return cls(before.plan(run, cls), run.keep_rejected, attempts, run.exchange)
+        o, attempts = run.settings(DedupImagesSettings), Attempts(before.folder("fetch"), before.folder("balance"))
+        shapes = Shapes(o.min_image_side, o.max_aspect)
+        return cls(before.plan(run, cls), run.keep_rejected, run.exchange, attempts, shapes)
 
     @property
     def duplicates(self) -> DedupPlan:
@@ -98,22 +147,18 @@ class DedupImages(Stage):
 
     @classmethod
     def fingerprint(cls, run: Run) -> dict[str, Json]:
-        return {}
+        o = run.settings(DedupImagesSettings)
+        return {"min_image_side": o.min_image_side, "max_aspect": o.max_aspect}
 
     def expand(self, done: Any) -> beam.PCollection:
-        duplicates = self.duplicates
-        done = run_task(done, KeepFetched(duplicates, self.attempts))
-        return drop_duplicates(done, duplicates, exchange=self.exchange)
-
-    @property
-    def output(self) -> Rows:
-        return self.duplicates.remaining()
+        done = run_task(done, KeepFetched(self.duplicates, self.attempts, self.shapes))
+        return super().expand(done)
 
     def steps(self) -> tuple[StepFolder, ...]:
-        return self.duplicates.drops, self.duplicates.masks
+        return self.duplicates.rows.parts, *super().steps()
 
     def counted(self) -> tuple[StepFolder, ...]:
-        return (self.duplicates.masks,)
+        return self.duplicates.rows.parts, *super().counted()
 
     def watched(self) -> list[Watched]:
-        return [Watched("dedup-images parts", self.duplicates.rows.parts), *self.duplicates.watched()]
+        return [Watched("dedup-images parts", self.duplicates.rows.parts), *super().watched()]

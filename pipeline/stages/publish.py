@@ -31,7 +31,7 @@ from pipeline.engine.work import Json, StageFolder, StepFolder
 from pipeline.schema import FETCHED, readable
 from pipeline.stages import caps
 from pipeline.stages.attempts import Attempts
-from pipeline.stages.base import TABLES, Job, Outputs, Stage
+from pipeline.stages.base import TABLES, Job, Outputs, Stage, sum_of_ledgers
 from pipeline.stages.caps import CAP_STEPS, CapPlan, MatchedRows
 from pipeline.stages.row_pass import FETCHED_OK
 from pipeline.stages.run import About, Run
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import apache_beam as beam
 
 ROWS_PER_SHARD = 10_000
+NEARLY = 0.95  # of --target-pairs: so many are as good as all, since balance meets the number only about
 RECORD = "shards.json"  # in OUT: the number of ranges, and the --rows-per-shard behind it (null: option not set)
 
 
@@ -351,7 +352,11 @@ class Publish(Stage):
         return (self.folder.step("selected"),)
 
     def facts(self) -> dict[str, Json]:
-        return {"cap": self.folder.step("limits").total("cap"), "shards": self.publishing.ranges().count}
+        plan, target = self.publishing, self.before.part("balance", CapPlan).policy.target_pairs
+        ledger, _ = sum_of_ledgers(self.counted(), self.name)
+        short = caps.shortfall(plan.caps, int(target * NEARLY) if target else None, ledger.rows_out)
+        found = {"target_pairs": target} if short else {}
+        return {"cap": plan.caps.cap(), "shards": plan.ranges().count, **short, **found}
 
     def watched(self) -> list[Watched]:
         return [Watched(f"publish {name}", self.folder.step(name)) for name in ("selected", "shards")]
