@@ -84,6 +84,7 @@ class ReadSettings:
 
     url_column: str = "url"
     text_column: str = "text"
+    columns: tuple[str, ...] = ()  # the names of the columns of CSV and TSV files that do not hold them
 
 
 class Reader(abc.ABC):
@@ -93,6 +94,7 @@ class Reader(abc.ABC):
         name: its key in `READERS`, and a value of --input-format.
         suffixes: the ends of file names in lower case, with those of compressed files.
         name_is_vague: files of other formats may have these names, so the first bytes of local files decide.
+        is_general: more special formats begin in the same way, so its `sniff` is asked last.
         knows_pages: the pairs come from pages of any language, so gather names their language by default.
         bytes_per_pair: bytes of input for each pair before any drop, for estimates.
         bytes_per_core_second: bytes of input that one core reads and cleans in a second, for estimates.
@@ -104,6 +106,7 @@ class Reader(abc.ABC):
     bytes_per_pair: ClassVar[float]
     bytes_per_core_second: ClassVar[float]
     name_is_vague: ClassVar[bool] = False
+    is_general: ClassVar[bool] = False
     knows_pages: ClassVar[bool] = False
     unknown_bytes: ClassVar[int] = 350 << 20  # of a WAT file of Common Crawl
 

@@ -93,15 +93,22 @@ def _expand_local(spec: str, *, any_name: bool) -> list[Found]:
         root = os.path.dirname(root)
     asked = os.path.basename(path).startswith("_")
     found = []
+    named = any_name or _names_a_suffix(path)
     for match in sorted(glob.glob(path, recursive=True)):
         if os.path.isdir(match):
             found += _walk(match, root, any_name=any_name)
-        elif (any_name or _named(match)) and (asked or not os.path.basename(match).startswith("_")):
+        elif (named or _named(match)) and (asked or not os.path.basename(match).startswith("_")):
             found.append(_local(match, root))
     if not found:
         hint = "" if os.path.isdir(root) else f": the folder {root!r} does not exist"
         raise InputError(f"no file to read matches {spec!r}{hint} (expected {readable()})")
     return found
+
+
+def _names_a_suffix(pattern: str) -> bool:
+    """True if a glob asks for one kind of files, as *.json does: then their first bytes may tell their format."""
+    stem, dot, suffix = pattern.rpartition(".")
+    return bool(dot) and "/" not in suffix and not _GLOB.search(suffix)
 
 
 def _walk(folder: str, root: str, *, any_name: bool) -> Iterator[Found]:
@@ -248,6 +255,7 @@ def _expand_remote(url: str, *, any_name: bool) -> list[Found]:
     except (OSError, ImportError, ValueError) as error:
         raise InputError(f"{public(url)!r} cannot be listed: {error}") from error
     files = {name: info for name, info in listing.items() if info.get("type") == "file"}
+    any_name = any_name or (not url.endswith("/") and _names_a_suffix(url))
     names = [name for name in sorted(files) if any_name or _named(name)]
     if not names:
         raise InputError(f"no file to read matches {public(url)!r}: expected {readable()}")
@@ -329,7 +337,8 @@ def _reader_of(item: Found) -> Reader:
 def _sniff(path: str) -> Reader | None:
     """The first reader that recognises the first bytes of the file; None if no reader does."""
     head = read_head(path)
-    return next((reader for reader in READERS.values() if reader.sniff(head)), None)
+    readers = sorted(READERS.values(), key=lambda reader: reader.is_general)
+    return next((reader for reader in readers if reader.sniff(head)), None)
 
 
 def readable() -> str:

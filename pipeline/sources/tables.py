@@ -1,31 +1,29 @@
-"""Tables of (url, text) as candidates: Parquet, CSV, TSV and JSON lines.
+"""Tables of (url, text) as candidates: Parquet, CSV, TSV and JSON.
 
 Only the needed columns are read, in bounded batches. `offset` is the number of the row in its file. Damage is counted
 and never fatal. A bad line loses that line. A damaged page loses the rest of its row group. A cut file loses its end.
+`delimited.py` reads CSV and TSV, `json_rows.py` JSON lines and arrays of objects.
 """
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import dataclasses
 import difflib
 import io
 import re
-import zlib
 from collections.abc import Iterator, Sequence
-from typing import IO, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.opening import InputError, is_remote, open_seekable, public
+from pipeline.sources import delimited, json_rows
 from pipeline.sources.base import (
     BATCH_ROWS,
-    GZIP,
     Found,
     Input,
     Reader,
@@ -37,17 +35,16 @@ from pipeline.sources.base import (
     open_bytes,
     packed,
 )
+from pipeline.sources.text_stream import open_text
 
 ROWS_PER_PART = 1_000_000  # a Parquet file with more rows is read in parts, by row groups
 DENSE_PAIR = 60  # bytes for each pair, where texts are short
 PARQUET = b"PAR1"  # begins a Parquet file
 TEXT_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
-CSV_BLOCK = 4 << 20  # bytes; also the longest row of a CSV
-MAX_LINE = 1 << 20  # bytes of a JSON line
-PIECE = 256 << 10  # bytes of a gzip file that are read, and that are inflated, at a time
-SAMPLE_LINES = 100  # JSON lines whose keys are taken as the columns
+DELIMITERS = {"csv": b",", "tsv": b"\t"}  # by kind, if the first line holds them
 MOST_NAMES = 40  # columns that a message lists
 
+_JSON = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:\[\s*)?\{\s*["}]')  # an object, or an array of objects
 _NAME = re.compile(r"\.(parquet|csv|tsv|jsonl|ndjson)(\.gz|\.zst)?$")
 
 # Other names that datasets use. They are tried in this order if the default name is missing.
@@ -61,15 +58,16 @@ class ColumnError(SettingsError):
 
 
 class Table(Reader):
-    """Parquet, CSV, TSV and JSON lines with a column of URLs and one of texts."""
+    """Parquet, CSV, TSV and JSON with a column of URLs and one of texts."""
 
     name: ClassVar[str] = "table"
     suffixes: ClassVar[tuple[str, ...]] = (".parquet", *packed(*TEXT_TABLES, by=(".gz", ".zst")))
     bytes_per_pair: ClassVar[float] = 100
+    is_general: ClassVar[bool] = True
     bytes_per_core_second: ClassVar[float] = 300e6
 
     def sniff(self, head: bytes) -> bool:
-        return head.startswith(PARQUET) or head.lstrip()[:2] in (b'{"', b"{ ")
+        return head.startswith(PARQUET) or _JSON.match(head) is not None
 
     def expand(self, found: Found) -> list[Input]:
         return _parquet_parts(found) if self._is_parquet(found) else super().expand(found)
@@ -84,13 +82,14 @@ class Table(Reader):
     def check(self, inputs: Sequence[Input], settings: ReadSettings) -> None:
         """Checks that every table has the columns of url and text."""
         wanted = settings.url_column, settings.text_column, None
-        for_each(lambda item: table_columns(item, wanted), {item.path: item for item in inputs}.values())
+        files = {item.path: item for item in inputs}
+        for_each(lambda item: table_columns(item, wanted, given=settings.columns), files.values())
 
     def read(
         self, source: Input, *, ledger: Ledger, images: list[pa.RecordBatch], settings: ReadSettings
     ) -> Iterator[pa.RecordBatch]:
         columns = {"url_column": settings.url_column, "text_column": settings.text_column}
-        return read_table(source, ledger=ledger, **columns)
+        return read_table(source, ledger=ledger, given=settings.columns, **columns)
 
     def expected_rows(self, item: Input) -> float:
         return ROWS_PER_PART if item.part is not None else self.size(item) / DENSE_PAIR
@@ -103,11 +102,12 @@ def read_table(
     url_column: str = "url",
     text_column: str = "text",
     page_column: str | None = None,
+    given: Sequence[str] = (),
 ) -> Iterator[pa.RecordBatch]:
     """Batches of CANDIDATES, at most BATCH_ROWS rows each, in the order of the file.
 
     Counts: records_in and rows_in are the rows read. Rows with a null url or text are drops. Rows that cannot be read
-    are lost records.
+    are lost records. `given` names the columns of a CSV or TSV that has no line with their names.
 
     Raises:
         ColumnError: a column is missing (the message lists the existing ones) or holds no strings.
@@ -117,10 +117,10 @@ def read_table(
     kind = _kind(source)
     if kind == "parquet":
         rows = _read_parquet(source, wanted, ledger)
-    elif kind == "jsonl":
-        rows = _read_jsonl(source, wanted, ledger)
+    elif kind == "json":
+        rows = _read_json(source, wanted, ledger)
     else:
-        rows = _read_csv(source, wanted, ledger, delimiter="\t" if kind == "tsv" else ",")
+        rows = _read_delimited(source, wanted, ledger, kind, given)
     for (url, text, page), offsets in rows:
         ledger.records_in += len(offsets)
         batch = candidates_of_pairs(url, text, offsets, ledger, page=page)
@@ -173,7 +173,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def table_columns(
-    source: Input, wanted: tuple[str, str, str | None] = ("url", "text", None)
+    source: Input, wanted: tuple[str, str, str | None] = ("url", "text", None), *, given: Sequence[str] = ()
 ) -> tuple[str, str, str | None]:
     """The columns that `read_table` reads. A check before the run calls it, so that it can refuse the table early.
 
@@ -188,24 +188,74 @@ def table_columns(
             for name in filter(None, chosen):
                 _check_strings(schema.field(name).type, name, source.name)
             return chosen
-    if kind == "jsonl":
-        return choose_columns(_json_keys(source), wanted, source.name)
-    return choose_columns(_csv_header(source, "\t" if kind == "tsv" else ","), wanted, source.name)
+    with _text(source) as stream:
+        if kind == "json":
+            return choose_columns(json_rows.keys_of(stream, source.name), wanted, source.name)
+        made = delimited.layout(stream, source.name, DELIMITERS[kind], given)
+        return _columns_of(made, wanted, source.name)
 
 
 def _kind(source: Input) -> str:
-    """parquet, jsonl, tsv or csv: by name, else by the first bytes."""
+    """parquet, json, tsv or csv: by name, else by the first bytes."""
     match = _NAME.search(file_name(source.path).lower())
     if match:
-        return "jsonl" if match[1] == "ndjson" else match[1]
+        return "json" if match[1] in ("jsonl", "ndjson") else match[1]
     with open_bytes(source.path) as file:
         if file.read(len(PARQUET)) == PARQUET:
             return "parquet"
-    with _stream(source) as stream:
-        line = stream.readline(MAX_LINE)
-    if line.lstrip()[:1] == b"{":
-        return "jsonl"
-    return "tsv" if b"\t" in line else "csv"
+    with _text(source) as stream:
+        head = stream.peek(1).lstrip()
+    if head.startswith((b"{", b"[")):
+        return "json"
+    return "tsv" if b"\t" in head.split(b"\n", 1)[0] else "csv"
+
+
+def _text(source: Input) -> contextlib.AbstractContextManager[io.BufferedReader]:
+    return open_text(source.path, named=_NAME.search(file_name(source.path).lower()) is not None)
+
+
+def _columns_of(
+    made: delimited.Layout, wanted: tuple[str, str, str | None], source_name: str
+) -> tuple[str, str, str | None]:
+    """The columns of a delimited text.
+
+    Raises:
+        ColumnError: also if the first line is a row and names no columns.
+    """
+    try:
+        return choose_columns(made.names, wanted, source_name)
+    except ColumnError as error:
+        if not made.unread and any(name.lower().startswith(("http://", "https://")) for name in made.names):
+            names = ",".join("url" if "://" in name else "text" for name in made.names)
+            raise ColumnError(
+                f"{source_name!r} begins with a row, not with the names of its columns: name them, as in "
+                f"--columns {names}"
+            ) from error
+        raise
+
+
+def _read_json(
+    source: Input, wanted: tuple[str, str, str | None], ledger: Ledger
+) -> Iterator[tuple[_Columns, np.ndarray]]:
+    with _text(source) as stream:
+        columns = choose_columns(json_rows.keys_of(stream, source.name), wanted, source.name)
+    with _text(source) as stream:
+        yield from json_rows.read_rows(stream, columns, ledger)
+
+
+def _read_delimited(
+    source: Input, wanted: tuple[str, str, str | None], ledger: Ledger, kind: str, given: Sequence[str]
+) -> Iterator[tuple[_Columns, np.ndarray]]:
+    with _text(source) as stream:
+        made = delimited.layout(stream, source.name, DELIMITERS[kind], given)
+        columns = _columns_of(made, wanted, source.name)
+        places = [None if name is None else made.names.index(name) for name in columns]
+        read = list(dict.fromkeys(place for place in places if place is not None))
+        fields = tuple(None if place is None else str(place) for place in places)
+        for batch, numbers in delimited.read_rows(stream, made, read, places[0] or 0, ledger):
+            for start in range(0, batch.num_rows, BATCH_ROWS):
+                piece = batch.slice(start, BATCH_ROWS)
+                yield _pick(piece, fields, source.name, ledger), numbers[start : start + BATCH_ROWS]
 
 
 # ---- columns -> candidates
@@ -334,265 +384,9 @@ def _runs(sizes: list[int], first: int, last: int) -> Iterator[list[int]]:
             run = []
 
 
-def _pick(batch: pa.RecordBatch, columns: tuple[str, str, str | None], source_name: str, ledger: Ledger) -> _Columns:
+def _pick(batch: pa.RecordBatch, columns: tuple[str | None, ...], source_name: str, ledger: Ledger) -> _Columns:
     url, text, page = (
         None if name is None else _as_strings(batch.column(name), name, source_name, ledger) for name in columns
     )
     assert url is not None and text is not None
     return url, text, page
-
-
-# ---- CSV, TSV
-
-
-@contextlib.contextmanager
-def _stream(source: Input) -> Iterator[io.BufferedReader]:
-    """The bytes of a text table, gzip and zstd undone."""
-    compression = _compression(source)
-    with contextlib.ExitStack() as stack:
-        raw: Any = stack.enter_context(open_bytes(source.path))
-        stream: Any = stack.enter_context(pa.PythonFile(raw, "r"))
-        if compression == "gzip":
-            stream = _UntilDamage(_inflated(raw))
-        elif compression:
-            packed = stack.enter_context(pa.CompressedInputStream(stream, compression))
-            stream = _UntilDamage(iter(lambda: packed.read(64 << 10), b""))  # a read that fails loses its bytes
-        yield stack.enter_context(io.BufferedReader(stream, 1 << 20))
-
-
-def _compression(source: Input) -> str | None:
-    """gzip, zstd or None: by name, else by the first bytes."""
-    name = file_name(source.path).lower()
-    if name.endswith((".gz", ".zst")):
-        return "gzip" if name.endswith(".gz") else "zstd"
-    if _NAME.search(name):
-        return None
-    with open_bytes(source.path) as file:
-        return "gzip" if file.read(len(GZIP)) == GZIP else None
-
-
-def _inflated(file: IO[bytes]) -> Iterator[bytes]:
-    """The content of a gzip file's members, in non-empty pieces of at most PIECE bytes.
-
-    Raises:
-        zlib.error, OSError: the file is damaged or cut. The content before the damage was yielded.
-    """
-    inflater = zlib.decompressobj(31)
-    begun = False
-    while data := file.read(PIECE):
-        while data:
-            begun = True
-            if part := inflater.decompress(data, PIECE):
-                yield part
-            data = inflater.unconsumed_tail
-            if inflater.eof:
-                data, begun = inflater.unused_data.lstrip(b"\0"), False  # zeros: padding between members
-                inflater = zlib.decompressobj(31)
-    while part := inflater.decompress(inflater.unconsumed_tail, PIECE):
-        yield part
-    if begun and not inflater.eof:
-        raise OSError("the file is cut")
-
-
-class _UntilDamage(io.RawIOBase):
-    """A compressed text that ends with the last whole line before damage. `error` then holds the cause."""
-
-    def __init__(self, source: Iterator[bytes]) -> None:
-        super().__init__()
-        self._source, self._ready, self._line, self._ended = source, b"", b"", False
-        self.error: Exception | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready and not self._ended:
-            self._read()
-        part, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
-        buffer[: len(part)] = part
-        return len(part)
-
-    def _read(self) -> None:
-        try:
-            data = next(self._source, b"")
-        except (pa.ArrowException, OSError, zlib.error) as error:
-            self.error, self._ended = OSError(str(error)), True
-            return
-        self._ended = not data
-        text = self._line + data
-        end = text.rfind(b"\n") + 1 if data and len(text) < MAX_LINE else len(text)
-        self._ready, self._line = text[:end], text[end:]
-
-
-def _damage(stream: io.BufferedReader) -> Exception | None:
-    """The error at which a stream ended; None without damage."""
-    return getattr(stream.raw, "error", None)
-
-
-def _csv_header(source: Input, delimiter: str) -> list[str]:
-    """The names in the first line."""
-    try:
-        with _stream(source) as stream:
-            line = stream.readline(MAX_LINE)
-            if not line.strip():
-                if error := _damage(stream):
-                    raise error
-                raise InputError(f"{source.name!r} is empty: it has no line with the names of its columns")
-            parse = pyarrow.csv.ParseOptions(delimiter=delimiter)
-            return pyarrow.csv.read_csv(io.BytesIO(line.rstrip(b"\r\n") + b"\n"), parse_options=parse).column_names
-    except UnicodeDecodeError as error:
-        raise InputError(f"{source.name!r} names its columns in another encoding than UTF-8: convert it") from error
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{source.name!r} cannot be read as a table: {error}") from error
-
-
-def _read_csv(
-    source: Input, wanted: tuple[str, str, str | None], ledger: Ledger, *, delimiter: str
-) -> Iterator[tuple[_Columns, np.ndarray]]:
-    columns = choose_columns(_csv_header(source, delimiter), wanted, source.name)
-    read = list(dict.fromkeys(name for name in columns if name))
-    bad: list[int] = []
-
-    def skip(row: pyarrow.csv.InvalidRow) -> str:
-        bad.append(row.number - 2)  # Arrow counts from the header, which is row 1
-        return "skip"
-
-    convert = pyarrow.csv.ConvertOptions(
-        include_columns=read,
-        column_types={name: pa.binary() for name in read},  # so that bad UTF-8 loses one character, not the file
-        null_values=[""],
-        strings_can_be_null=True,
-        quoted_strings_can_be_null=True,
-        check_utf8=False,
-    )
-    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip)
-    at = 0
-    with _stream(source) as stream:
-        try:
-            reader = pyarrow.csv.open_csv(
-                stream,
-                read_options=pyarrow.csv.ReadOptions(block_size=CSV_BLOCK, use_threads=False),
-                parse_options=parse,
-                convert_options=convert,
-            )
-            for batch in reader:
-                rows, at = _numbers(at, batch.num_rows, bad)
-                for start in range(0, batch.num_rows, BATCH_ROWS):
-                    piece = batch.slice(start, BATCH_ROWS)
-                    yield _pick(piece, columns, source.name, ledger), rows[start : start + BATCH_ROWS]
-            unread = _damage(stream) is not None
-        except (pa.ArrowException, OSError):  # damage, or a row longer than a block (a quote that is never closed)
-            unread = True
-        if unread:
-            ledger.records_in += 1
-            ledger.lose("table_rest_unreadable")
-    ledger.records_in += len(bad)
-    ledger.lose("bad_table_row", len(bad))
-
-
-def _numbers(at: int, count: int, bad: list[int]) -> tuple[np.ndarray, int]:
-    """The numbers of `count` good rows from row `at` on, and the number after the last."""
-    if not bad:
-        return np.arange(at, at + count), at + count
-    candidates = np.arange(at, at + count + len(bad))
-    good = candidates[~np.isin(candidates, bad)][:count]
-    return good, int(good[-1]) + 1 if count else at
-
-
-# ---- JSON lines
-
-
-def _json_keys(source: Input) -> list[str]:
-    """The keys of the first lines, in the order of the file."""
-    import msgspec
-
-    keys: dict[str, None] = {}
-    try:
-        with _stream(source) as stream:
-            for _ in range(SAMPLE_LINES):
-                line = stream.readline(MAX_LINE)
-                if not line:
-                    break
-                with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                    row = msgspec.json.decode(line.removeprefix(codecs.BOM_UTF8))
-                    keys.update(dict.fromkeys(row if isinstance(row, dict) else ()))
-            if not keys and (error := _damage(stream)):
-                raise error
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{source.name!r} cannot be read as JSON lines: {error}") from error
-    if not keys:
-        raise InputError(f"{source.name!r} holds no JSON object in its first {SAMPLE_LINES} lines")
-    return list(keys)
-
-
-def _read_jsonl(
-    source: Input, wanted: tuple[str, str, str | None], ledger: Ledger
-) -> Iterator[tuple[_Columns, np.ndarray]]:
-    columns = choose_columns(_json_keys(source), wanted, source.name)
-    decode = _line_decoder(columns)
-    rows: list[tuple[str | None, str | None, str | None]] = []
-    numbers: list[int] = []
-    with _stream(source) as stream:
-        for number, line in enumerate(_lines(stream, ledger)):
-            row = None if line is None else decode(line)
-            if row is None:
-                if line is None or line.strip():
-                    ledger.records_in += 1
-                    ledger.lose("table_line_too_long" if line is None else "bad_table_row")
-                continue
-            rows.append(row)
-            numbers.append(number)
-            if len(rows) == BATCH_ROWS:
-                yield _from_rows(rows, columns), np.array(numbers)
-                rows, numbers = [], []
-    if rows:
-        yield _from_rows(rows, columns), np.array(numbers)
-
-
-def _line_decoder(columns: tuple[str, str, str | None]) -> Any:
-    """A function from a line to (url, text, page). It gives None unless these are strings or nulls in a JSON object."""
-    import msgspec
-
-    fields = list(dict.fromkeys(name for name in columns if name))
-    inner = [f"f{index}" for index in range(len(fields))]
-    rename = dict(zip(inner, fields, strict=True))
-    struct = msgspec.defstruct("Row", [(name, str | None, None) for name in inner], rename=rename, gc=False)
-    decoder = msgspec.json.Decoder(struct)
-    getters = [None if name is None else f"f{fields.index(name)}" for name in columns]
-
-    def decode(line: bytes) -> tuple[str | None, str | None, str | None] | None:
-        try:
-            row = decoder.decode(line.removeprefix(codecs.BOM_UTF8))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return None
-        url, text, page = (None if name is None else getattr(row, name) for name in getters)
-        return url, text, page
-
-    return decode
-
-
-def _lines(stream: io.BufferedReader, ledger: Ledger) -> Iterator[bytes | None]:
-    """The lines; None for a line longer than MAX_LINE. Damage of the stream is counted and ends the lines."""
-    while True:
-        try:
-            line = stream.readline(MAX_LINE)
-            if len(line) == MAX_LINE and not line.endswith(b"\n"):
-                while line and not line.endswith(b"\n"):
-                    line = stream.readline(MAX_LINE)
-                yield None
-                continue
-        except (pa.ArrowException, OSError):
-            ledger.records_in += 1
-            ledger.lose("table_rest_unreadable")
-            return
-        if not line:
-            if _damage(stream):
-                ledger.records_in += 1
-                ledger.lose("table_rest_unreadable")
-            return
-        yield line
-
-
-def _from_rows(rows: list[tuple[str | None, str | None, str | None]], columns: tuple[str, str, str | None]) -> _Columns:
-    url, text, page = (pa.array(values, pa.string()) for values in zip(*rows, strict=True))
-    return url, text, page if columns[2] else None

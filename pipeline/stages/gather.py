@@ -52,6 +52,18 @@ def language_codes(given: str | tuple[str, ...]) -> tuple[str, ...]:
     return () if codes == ["all"] else tuple(dict.fromkeys(codes))
 
 
+def column_names(given: str | tuple[str, ...]) -> tuple[str, ...]:
+    """url,text -> ("url", "text").
+
+    Raises:
+        UsageError: a name is empty or stands twice.
+    """
+    names = tuple(name.strip() for name in (given.split(",") if isinstance(given, str) else given))
+    if "" in names or len(set(names)) < len(names):
+        raise UsageError("must be different names with commas between them, such as url,text")
+    return names
+
+
 FASTTEXT = (793712314).to_bytes(4, "little")  # the first bytes of a model (fastText's FASTTEXT_FILEFORMAT_MAGIC_INT32)
 
 
@@ -87,6 +99,13 @@ class GatherSettings:
     )
     url_column: str = option("url", help="of tables", metavar="NAME", check=checks.not_empty)
     text_column: str = option("text", help="of tables", metavar="NAME", check=checks.not_empty)
+    columns: tuple[str, ...] = option(
+        (),
+        help="names of the columns of CSV and TSV files, if their first line does not hold them",
+        default_text="as in the first line",
+        metavar="url,text",
+        parse=column_names,
+    )
     languages: tuple[str, ...] = option(
         (),
         help="keep texts in these languages, by ISO 639-1 code",
@@ -336,7 +355,7 @@ def save_inputs(path: str, inputs: tuple[Input, ...]) -> None:
 
 def read_settings(o: GatherSettings) -> ReadSettings:
     """The options that the readers use."""
-    return ReadSettings(url_column=o.url_column, text_column=o.text_column)
+    return ReadSettings(url_column=o.url_column, text_column=o.text_column, columns=o.columns)
 
 
 def check_inputs(inputs: tuple[Input, ...], settings: ReadSettings) -> None:
@@ -391,6 +410,7 @@ class Gather(RowStage):
             "inputs": digest_of([[item.name, item.format, item.bytes, item.part] for item in run.inputs]),
             "url_column": o.url_column,
             "text_column": o.text_column,
+            **({"columns": o.columns} if o.columns else {}),
             "languages": o.languages,
             "language_model": language_model(o, run.inputs),
             "min_language_score": o.min_language_score,

@@ -319,3 +319,13 @@ def test_what_is_said_where_a_spec_cannot_be_used(folder, spec, message):
 def test_no_input_at_all():
     with pytest.raises(InputError, match="no input was given"):
         expand([])
+
+
+def test_a_glob_that_names_a_suffix_takes_files_by_their_first_bytes(tmp_path):
+    (tmp_path / "a.json").write_text('[{"url": "http://x/1", "text": "a"}]')
+    assert [made.format for made in expand([str(tmp_path / "*.json")])] == ["table"]
+    with pytest.raises(InputError, match="no file to read"):
+        expand([str(tmp_path)])  # in a folder, JSON files are often no tables
+    (tmp_path / "b.json").write_text("[1]")
+    with pytest.raises(InputError, match="b.json' has an unknown format"):
+        expand([str(tmp_path / "*.json")])

@@ -3,6 +3,7 @@
 import gzip
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +13,10 @@ import zstandard
 
 from pipeline.engine.ledger import Ledger
 from pipeline.schema import CANDIDATES
-from pipeline.sources import tables
+from pipeline.sources import json_rows, tables
 from pipeline.sources.inputs import Input, InputError, expand
 from pipeline.sources.tables import BATCH_ROWS, read_table, table_columns
+from tests.places import DATA
 
 ROWS = [
     ("http://x/1.jpg", "one"),
@@ -176,8 +178,9 @@ def test_bad_lines_of_json_are_counted(tmp_path):
     ]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     table, ledger = read(tmp_path / "a.jsonl")
-    assert rows(table) == [(0, "u0", "a"), (8, "u8", "z")]
-    assert ledger.records_dropped == {"bad_table_row": 5, "table_line_too_long": 1}
+    assert rows(table) == [(0, "u0", "a"), (2, "5", "number"), (7, "u7", "\ufffd lone"), (8, "u8", "z")]
+    assert ledger.records_dropped == {"bad_table_row": 2, "table_line_too_long": 1}
+    assert ledger.dropped == {"null_url": 1} and ledger.notes == {"invalid_utf8_replaced": 2}
 
 
 def test_a_cut_file_keeps_what_came_before(tmp_path):
@@ -271,8 +274,10 @@ def test_a_table_with_an_ambiguous_or_unreadable_header_is_an_input_error(tmp_pa
         tmp_path / "a.parquet",
     )
     (tmp_path / "b.csv").write_bytes(b"url,text,url\nu,t,v\n")
-    (tmp_path / "c.csv").write_bytes("url,text\nu,t\n".encode("utf-16"))
-    for name, message in (("a.parquet", "several columns"), ("b.csv", "several columns"), ("c.csv", "UTF-8")):
+    (tmp_path / "c.csv").write_bytes("url,ü\nu,t\n".encode("latin-1"))
+    (tmp_path / "d.csv").write_bytes("url,text\nu,t\n".encode("utf-16-le"))
+    messages = {"a.parquet": "several columns", "b.csv": "several columns", "c.csv": "UTF-8", "d.csv": "zero bytes"}
+    for name, message in messages.items():
         (source,) = expand([str(tmp_path / name)])
         for look in (table_columns, lambda source: list(read_table(source, ledger=Ledger()))):
             with pytest.raises(InputError, match=message):
@@ -302,3 +307,62 @@ def test_an_empty_table(tmp_path):
         (tmp_path / name).write_text("")
         with pytest.raises(InputError, match="is empty|holds no JSON"):
             list(read_table(Input(name, str(tmp_path / name), "table"), ledger=Ledger()))
+
+
+NESTED = {"deep": ["}", '"', "\\\\"]}
+OBJECTS = [{"url": f"http://x/{number}", "n": NESTED, "text": f"t{{ {number}"} for number in range(50)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(OBJECTS),
+        json.dumps(OBJECTS, indent=2),
+        "\ufeff\n [\n" + ",\n".join(map(json.dumps, OBJECTS)) + "\n]\n",
+        "\n".join(json.dumps(row, indent=1) for row in OBJECTS),
+        "\n".join(map(json.dumps, OBJECTS)),
+    ],
+    ids=["array", "indented array", "array of lines", "indented objects", "lines"],
+)
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.json.gz", "a"])
+def test_json_objects_are_read_however_they_stand(tmp_path, monkeypatch, name, text):
+    monkeypatch.setattr(json_rows, "PIECE", 37)
+    data = text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    table, ledger = read(tmp_path / name)
+    assert list(zip(table["url"].to_pylist(), table["text"].to_pylist(), strict=True)) == [
+        (row["url"], row["text"]) for row in OBJECTS
+    ]
+    assert not ledger.records_dropped and not ledger.notes
+
+
+def test_a_json_array_that_is_cut_or_holds_a_giant(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_rows, "PIECE", 1000)
+    monkeypatch.setattr(json_rows, "MAX_LINE", 2000)
+    rows_ = [{"url": "u0", "text": "a"}, {"url": "u1", "text": "x" * 9000}, {"url": "u2", "text": "c"}]
+    for text, dropped in (
+        (json.dumps(rows_), {"table_line_too_long": 1}),
+        (json.dumps(rows_)[:-1], {"table_line_too_long": 1}),
+        (json.dumps(rows_)[:-2], {"table_line_too_long": 1, "bad_table_row": 1}),
+        (json.dumps(rows_[:1])[:-1] + ", {", {"bad_table_row": 1}),
+    ):
+        (tmp_path / "a.json").write_text(text)
+        table, ledger = read(tmp_path / "a.json")
+        assert table["url"].to_pylist() in (["u0", "u2"], ["u0"])
+        assert ledger.records_dropped == dropped
+
+
+def test_missing_values_as_pandas_writes_them(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"url": "u0", "text": "a", "n": NaN}\n{"url": "u1", "text": NaN}\n{"url": "u2", "text": "c", "n": -Infinity}'
+    )
+    table, ledger = read(tmp_path / "a.jsonl")
+    assert rows(table) == [(0, "u0", "a"), (2, "u2", "c")]
+    assert ledger.dropped == {"null_text": 1} and not ledger.records_dropped
+
+
+@pytest.mark.skipif(not Path(DATA, "faults").is_dir(), reason="the shared faults are missing")
+@pytest.mark.parametrize(("name", "count"), [("13_nan.jsonl", 2), ("14_array.json", 2)])
+def test_json_of_the_field(name, count):
+    table, ledger = read(Path(DATA, "faults", name))
+    assert table.num_rows == count and not ledger.records_dropped
