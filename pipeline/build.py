@@ -20,7 +20,18 @@ from pipeline import estimate
 from pipeline.dataset import damage
 from pipeline.engine import cli, quiet_beam, runners, storage, work
 from pipeline.engine.callable_module import make_callable
-from pipeline.engine.cli import CRASHED, DONE, INTERRUPTED, MISSING, USAGE, MissingInput, UsageError, fail
+from pipeline.engine.cli import (
+    BELOW,
+    CRASHED,
+    DONE,
+    INTERRUPTED,
+    MISSING,
+    USAGE,
+    BelowThreshold,
+    MissingInput,
+    UsageError,
+    fail,
+)
 from pipeline.engine.options import validate
 from pipeline.engine.work import Busy
 from pipeline.options import Options, parse, recipe_text
@@ -61,6 +72,7 @@ def build(options: Options, *, quiet: bool = False) -> Result:
         UsageError, MissingInput: the run cannot be done; nothing was written.
         Busy: another run holds the folder.
         JobFailed: a job of Beam failed.
+        BelowThreshold: a stage left too few rows for the later stages.
         DamagedError: a file of an earlier stage is damaged or gone.
     """
     run = look_up(options)
@@ -76,8 +88,10 @@ def build(options: Options, *, quiet: bool = False) -> Result:
         write_what_was_looked_up(run)
         for stage in stages:
             stage.settle(run)
+        continuing.check_results(stages, run)
         for _, job in itertools.groupby(continuing.to_do(stages, run), key=lambda stage: stage.job):
             run_job(list(job), run, quiet=quiet)
+            continuing.check_results(stages, run)
     return Result.of(run.root, stages)
 
 
@@ -131,6 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail("pipeline.build", error, USAGE)
     except MissingInput as error:
         return fail("pipeline.build", error, MISSING)
+    except BelowThreshold as error:
+        return fail("pipeline.build", error, BELOW)
     except Busy as error:
         return fail("pipeline.build", error, CRASHED)
     except storage.DamagedError as error:

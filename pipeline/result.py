@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pipeline.dataset.open_set import OpenSet
 
 COUNTED = ("stage", "rows_in", "rows_out", "dropped")
-BESIDE = ("records_dropped", "notes")
+BESIDE = ("records_dropped", "notes", "retryable")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +25,9 @@ class Result:
         ledger: `stage`, `rows_in`, `rows_out` and `dropped` (rows by reason) of each stage, in order.
         digests: of the rows of each stage, by its name. Equal rows have equal digests.
         digest: over all published files; None if the run did not reach `publish`.
-        records: `records_dropped` (lost records by reason) and `notes` of each stage that has some, by its name.
         target: a sentence on --target-pairs if the pairs cannot reach it, else "".
+        records: `records_dropped` (lost records by reason), `notes`, and `retryable` (failures of the fetch that may
+            pass) of each stage that has some, by its name.
         queries: a sentence with the numbers of used and merged queries; "" if every query is used as given.
     """
 
@@ -35,7 +36,7 @@ class Result:
     digests: dict[str, str]
     digest: str | None
     queries: str = ""
-    records: dict[str, dict[str, dict[str, int]]] = dataclasses.field(default_factory=dict)
+    records: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     target: str = ""
 
     @classmethod

@@ -82,6 +82,9 @@ FETCHED = pa.schema(
     ]
 )
 
+# Beside a fetched row: when its server may be asked again, in seconds since 1970, if it asked for a pause.
+RETRY_AT = pa.field("retry_at", pa.int64())
+
 # A dropped row that the report may show as an example.
 REJECTED = pa.schema(
     [

@@ -58,6 +58,9 @@ class WebServer(ThreadingHTTPServer):
         self.hits: Counter[str] = Counter()
         self.requests: list[tuple[float, str, dict[str, str]]] = []
         self.connections = 0
+        self.away_after: int | None = None  # after so many connections the server is away, for `away_s` seconds
+        self.away_s = 0.0
+        self.back_at = 0.0
         self.busy = 0
         self.most_busy = 0
         self.lock = threading.Lock()
@@ -69,6 +72,12 @@ class WebServer(ThreadingHTTPServer):
     def base(self) -> str:
         """The server's own URL, without a path."""
         return f"{self.scheme}://{self.server_address[0]!s}:{self.server_port}"
+
+    def verify_request(self, request, client_address):  # type: ignore[no-untyped-def]
+        """False while the server is away: the connection is closed without an answer."""
+        if self.away_after is not None and self.connections >= self.away_after:
+            self.away_after, self.back_at = None, time.monotonic() + self.away_s
+        return time.monotonic() >= self.back_at
 
     def process_request(self, request, client_address):  # type: ignore[no-untyped-def]
         self.connections += 1

@@ -143,6 +143,8 @@ def _publication(folder: str, manifest: Mapping[str, Any], *, quick: bool) -> It
         yield Fault("manifest.json", "does not record into how many ranges the uids are cut (shards.ranges)")
     if shards.digest_of_files(entries) != manifest["digest"]:
         yield Fault("manifest.json", "its digest is not that of the files it lists")
+    if not any(entry.rows for entry in entries if entry.path.endswith(".tar")):
+        yield Fault("manifest.json", "the set holds no image")
     for path in sorted(_links(folder, entries)):
         yield Fault(path, "is a symbolic link")
     for path in shards.unlisted_files(folder, manifest):

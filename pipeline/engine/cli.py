@@ -24,6 +24,10 @@ class MissingInput(ValueError):
     """An input that the command line names is missing or empty (exit code 4)."""
 
 
+class BelowThreshold(RuntimeError):
+    """The result is below a threshold of the options, so the command stops (exit code 3)."""
+
+
 class Parser(argparse.ArgumentParser):
     """An argparse parser that raises UsageError and does not exit."""
 

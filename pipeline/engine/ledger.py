@@ -68,7 +68,7 @@ class Ledger:
 
 
 def lines_on_records(counted: Mapping[str, Any]) -> list[str]:
-    """What `to_json` says of lost records and of notes, in lines for people: "lost: 4 records (bad_record)"."""
+    """What info.json says of lost records, notes and failures, in lines for people: "lost: 4 records (bad_record)"."""
     lost, notes = (counted.get(name) or {} for name in ("records_dropped", "notes"))
     lines = []
     if lost:
@@ -77,6 +77,8 @@ def lines_on_records(counted: Mapping[str, Any]) -> list[str]:
         lines.append(f"lost: {total:,} {'record' if total == 1 else 'records'} ({reasons})")
     if notes:
         lines.append(f"notes: {_counts(notes)}")
+    if counted.get("retryable"):
+        lines.append(f"{counted['retryable']:,} of the failures may pass: --retry-failed fetches these images again")
     return lines
 
 

@@ -160,6 +160,13 @@ class Resolver:
             raise answer.failure.again()
         return answer.addresses
 
+    def forget_failures(self) -> None:
+        """Lets the next lookup of each host that could not be resolved for now ask the name server again."""
+        with self._lock:
+            for answer in self._answers:
+                if answer.done.is_set() and answer.failure is not None and answer.failure.retryable:
+                    answer.expires = 0.0
+
     def _resolve(self, answer: _Answer, host: str, port: int) -> None:
         lifetime = LOOKUP_LIFETIME_S
         try:

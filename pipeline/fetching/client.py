@@ -27,6 +27,8 @@ from pipeline.fetching.wire import Wire
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 PASSING = frozenset({"dns", "tcp", "http_5xx", "rate_limited"})  # retried at once; a timeout only in a later run
+# A pause (Retry-After) up to this is waited for at once. A URL with a longer one is left for the end of the fetch.
+SHORT_PAUSE_S = 2.0
 ROBOTS_S = 10.0
 ROBOTS_REDIRECTS = 5
 RULES_LIFETIME_S = 24 * 3600.0
@@ -80,10 +82,22 @@ class Client:
         self._run = 0
         self._wire = Wire(options)
 
-    def begin(self) -> None:
-        """Starts a new run of work: the time that hosts may ask for starts from zero."""
+    def begin(self, *, again: bool = False) -> None:
+        """Starts a new run of work: the time that hosts may ask for starts from zero.
+
+        Args:
+            again: the URLs failed before. What is known of failures is forgotten: each host is tried once more.
+        """
         with self._lock:
             self._run += 1
+            if not again:
+                return
+            self._resolver.forget_failures()
+            for host in self._hosts:
+                host.try_again()
+            for site in self._sites:
+                if site.failure is not None and site.failure.retry_after is None:
+                    site.expires = 0.0
 
     def fetch(self, url: str) -> Fetched:
         """The body of a URL.
@@ -100,10 +114,10 @@ class Client:
                 last = attempt == self.options.retries or clock.left <= 0
                 if last or failure.status not in PASSING or not failure.retryable:
                     raise
-                wait = self._pause(url, attempt)
-                if (failure.retry_after or 0) > self.options.longest_wait_s:
+                asked = failure.retry_after or 0.0
+                if asked > SHORT_PAUSE_S:
                     raise
-                time.sleep(wait)  # a Retry-After is waited for in the host's queue
+                time.sleep(max(asked, self._pause(url, attempt)))
         raise AssertionError("unreachable")
 
     def _pause(self, url: str, attempt: int) -> float:
@@ -148,8 +162,8 @@ class Client:
         if status == 200:
             return
         pause = _retry_after(answer.first("Retry-After")) if status in (429, 503) else None
-        if pause is not None:
-            self._host(target).wait_for(pause)
+        if status == 429 or pause is not None:
+            self._host(target).slow_down()
         if status == 429:
             failure = Failure("rate_limited", "the server answered 429", http_status=status, retry_after=pause)
         elif 400 <= status < 500:
@@ -222,6 +236,7 @@ class Client:
             site.failure = failure
             passing = failure.status in PASSING and failure.retryable
             lifetime = PASSING_RULES_LIFETIME_S if passing else FAILED_RULES_LIFETIME_S
+            lifetime = max(lifetime, min(failure.retry_after or 0.0, RULES_LIFETIME_S))
         except Exception as error:  # after a bug the waiting threads must not wait for ever
             site.failure = Failure("robots", f"cannot be read: {type(error).__name__}: {error}", retryable=True)
             lifetime = FAILED_RULES_LIFETIME_S

@@ -177,6 +177,7 @@ def fetch_rows(
     raw_path: str,
     pieces_path: str | None = None,
     archived: Archived | None = None,
+    again: bool = False,
 ) -> pa.RecordBatch:
     """Fetches the images of a batch, decodes them, and writes the encoded ones to `raw_path` in the order of uid.
 
@@ -190,9 +191,10 @@ def fetch_rows(
         pieces_path: the file that keeps finished rows while the call runs; None: a temporary file. A call that finds
             the file of an interrupted call goes on where that one was. The caller removes it.
         archived: returns the bytes of an image that is in the web archive; None: the image must be downloaded.
+        again: the rows failed before; a host that rests after failures is tried once more.
 
     Returns:
-        Schema FETCHED, one row an input row, sorted by uid.
+        Schema FETCHED and RETRY_AT, one row an input row, sorted by uid.
 
     Raises:
         OSError: the raw file could not be written.
@@ -200,7 +202,7 @@ def fetch_rows(
     """
     rows = rows.take(pc.sort_indices(rows, sort_keys=[("uid", "ascending"), ("url", "ascending")]))
     client = shared_client(options)
-    client.begin()
+    client.begin(again=again)
     urls = rows["url"].to_pylist()
     with opened(pieces_path) as file, _decoder(options) as decoder:
         pieces = Pieces(file, asked=_description(rows, options), options=repr(options).encode())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,10 +14,12 @@ from pipeline import schema
 from pipeline.fetching.errors import OK, Failure
 from pipeline.fetching.picture import Picture
 
-FIELDS = tuple(field for field in schema.FETCHED if field.name not in schema.SELECTED.names)
+FIELDS = (*(field for field in schema.FETCHED if field.name not in schema.SELECTED.names), schema.RETRY_AT)
 ROW = pa.field("row", pa.int32(), nullable=False)
 OUTCOMES = pa.schema([ROW, *FIELDS])
 PICTURE = ("width", "height", "original_width", "original_height", "original_format", "phash")
+
+LONGEST_PAUSE_S = 365 * 24 * 3600.0  # of a Retry-After: a longer one counts as this
 
 
 @dataclasses.dataclass(slots=True)
@@ -26,6 +30,7 @@ class Outcome:
     error: str | None = None
     retryable: bool = False
     http_status: int | None = None
+    retry_at: int | None = None
     final_url: str | None = None
     image_sha256: bytes | None = None
     picture: Picture | None = None  # without its bytes once they are stored
@@ -39,6 +44,8 @@ class Outcome:
         self.status, self.error, self.retryable = failure.status, str(failure), failure.retryable
         self.http_status = failure.http_status if failure.http_status is not None else self.http_status
         self.final_url = failure.final_url or self.final_url
+        if failure.retryable and failure.retry_after is not None:
+            self.retry_at = math.ceil(time.time() + min(failure.retry_after, LONGEST_PAUSE_S))
 
 
 def columns(outcomes: Iterable[Outcome], offsets: Iterable[int | None]) -> list[pa.Array]:

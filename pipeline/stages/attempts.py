@@ -1,5 +1,7 @@
 """The attempts of the fetch. The first attempt fetches all rows. Each later attempt fetches the rows that had failed.
 
+An attempt has a first pass and some rounds. Each round asks again for the rows that failed in a way that may pass.
+
 `fetch` writes the attempts. `dedup-images` reads the newest outcome of each row. `publish` reads the images.
 """
 
@@ -14,10 +16,12 @@ import pyarrow as pa
 
 from pipeline.engine import hashing, storage
 from pipeline.engine.work import StageFolder, StepFolder
-from pipeline.schema import FETCHED
+from pipeline.schema import FETCHED, RETRY_AT
 from pipeline.stages.row_pass import ROW_HASH
 
-FETCHED_PART = pa.schema([*FETCHED, ROW_HASH])
+FETCHED_PART = pa.schema([*FETCHED, RETRY_AT, ROW_HASH])
+ROUND_PAUSES_S = (2.0, 8.0, 30.0)  # seconds between the end of the pass before and the round
+PASSES = 1 + len(ROUND_PAUSES_S)  # of an attempt
 ROWS_PER_BUCKET = 2_500  # selected rows a bucket of hosts, about
 MAX_BUCKETS = 4096
 
@@ -40,12 +44,16 @@ class Attempts:
         return min(MAX_BUCKETS, max(1, self.selected.done()["rows_out"] // ROWS_PER_BUCKET))
 
     def images(self, number: int) -> StepFolder:
-        """The folder of an attempt: 0 the first, 1.. the retries."""
+        """The folder of a pass: 0 the first pass of the first attempt, 1.. its rounds, PASSES.. the next attempt."""
         return self.folder.step(f"images-{number:03d}", more=str(number))
 
     def count(self) -> int:
         """The number of attempts so far. An attempt that is under way counts."""
         return (storage.read_json(os.path.join(self.folder.path, "attempts.json")) or {}).get("retries", 0) + 1
+
+    def passes(self) -> int:
+        """The number of passes of all attempts."""
+        return PASSES * self.count()
 
     def ask_for_another(self) -> None:
         """Adds one attempt to the stage. The number is on disk, so an interrupted run keeps it."""
@@ -53,12 +61,12 @@ class Attempts:
         storage.remove(os.path.join(self.folder.path, "COMPLETED"))
 
     def rows(self, unit: int) -> Iterator[tuple[int, int, pa.Table]]:
-        """(attempt, part, rows) of a unit: the newest outcome of each row."""
-        return fetched_rows(self, unit, before=self.count())
+        """(pass, part, rows) of a unit: the newest outcome of each row."""
+        return fetched_rows(self, unit, before=self.passes())
 
 
 def fetched_rows(attempts: Attempts, unit: int, *, before: int) -> Iterator[tuple[int, int, pa.Table]]:
-    """(attempt, part, rows) of a unit: the newest outcome of each row. Only attempts below `before` are read."""
+    """(pass, part, rows) of a unit: the newest outcome of each row. Only passes below `before` are read."""
     seen: np.ndarray = np.zeros(0, "S16")
     for number in range(before - 1, -1, -1):
         folder = attempts.images(number)

@@ -161,6 +161,14 @@ class Stage(abc.ABC):
         """Prepares the folder. It is called directly before the job starts."""
         return None
 
+    def check_result(self, run: Run) -> None:
+        """Checks the result of the stage, if it is done. It is called before a later stage begins.
+
+        Raises:
+            BelowThreshold: the rows of the stage are too few, by an option of the user, for the later stages.
+        """
+        return None
+
     def reopens(self, run: Run) -> bool:
         """True if the stage is done but the user asks for more, such as another attempt."""
         return False

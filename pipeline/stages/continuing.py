@@ -75,6 +75,18 @@ def check_inputs(stages: list[Stage], run: Run) -> None:
         stage.check(run)
 
 
+def check_results(stages: list[Stage], run: Run) -> None:
+    """Checks the results of the stages that are done, up to the last one that is asked for.
+
+    Raises:
+        BelowThreshold: a stage left too few rows for the later stages.
+    """
+    last = [stage.name for stage in stages].index(run.settings(RunSettings).stages[-1])
+    for stage in stages[: last + 1]:
+        if stage.is_done():
+            stage.check_result(run)
+
+
 def difference(stage: Stage) -> str | None:
     """The reason why a completed stage cannot be used; None if it is as planned, or if there is none."""
     info = stage.folder.info()

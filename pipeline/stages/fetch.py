@@ -3,8 +3,9 @@
     balance's parts --by host--> DownloadHosts: 00007-000.arrow (a row a pair, failures too) and .raw (the JPEGs)
 
 A unit owns whole hosts. This bounds the number of requests that one host gets at once, over the whole job. The stage
-stores what the network returned. Every later stage is a pure function of it. A later attempt (`--retry-failed`)
-fetches only the rows with a failure that may be temporary. Its rows replace the older ones.
+stores what the network returned. Every later stage is a pure function of it. Rows with a failure that may pass are
+fetched again in rounds at the end. A later attempt (`--retry-failed`) fetches those that are left. Newer rows replace
+older ones.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import functools
 import ipaddress
 import os
 import re
+import time
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -21,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine import hashing, shuffle_files, storage
-from pipeline.engine.cli import UsageError
+from pipeline.engine.cli import BelowThreshold, UsageError
 from pipeline.engine.opening import InputError
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
@@ -34,7 +36,7 @@ from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import PROJECT_URL
 from pipeline.schema import SELECTED
 from pipeline.sources import READERS
-from pipeline.stages.attempts import FETCHED_PART, Attempts, fetched_rows
+from pipeline.stages.attempts import FETCHED_PART, PASSES, ROUND_PAUSES_S, Attempts, fetched_rows
 from pipeline.stages.base import Job, Outputs, Stage
 from pipeline.stages.row_pass import ROW_HASH
 from pipeline.stages.run import Run
@@ -43,9 +45,12 @@ from pipeline.stages.tally import Rejects, Tally, unit_body
 if TYPE_CHECKING:
     import apache_beam as beam
 
-FETCHED_COLUMNS = 2  # raised whenever the columns of the fetched rows change
+FETCHED_COLUMNS = 3  # raised whenever the columns of the fetched rows change
 ROWS_PER_CALL = 5_000  # rows of a part; an interrupted part goes on where it was (fetching/pieces.py)
 SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
+SLOW_FAILURES = ("dns", "timeout")  # they use up the time of the URL
+# Failures that --min-success counts, where they may pass: an outage, not link rot and not a refusal.
+PASSING = ("dns", "tcp", "timeout", "http_5xx", "rate_limited", "robots")
 OUTCOME = ("status", "image_sha256", "width", "height", "original_width", "original_height", "phash")
 
 
@@ -90,6 +95,18 @@ class FetchSettings:
         metavar="URL",
         check=_check_contact,
     )
+    fetch_rounds: int = option(
+        len(ROUND_PAUSES_S),
+        help="how often images with a failure that may pass are fetched again at the end",
+        within=f"[0, {len(ROUND_PAUSES_S)}]",
+        steers=True,
+    )
+    min_success: float = option(
+        0.5,
+        help="publish only if this share was fetched, of the images that were fetched or may be fetched later",
+        within="[0, 1]",
+        steers=True,
+    )
     retry_failed: bool = option(
         False, help="fetch again what failed in a way that may pass, then publish anew", steers=True
     )
@@ -117,6 +134,7 @@ class FetchPlan:
         archived: the step that indexes the images of the archives.
         inputs: path of the list of inputs.
         options: of the downloader.
+        rounds: of an attempt, for the failures that may pass.
     """
 
     attempts: Attempts
@@ -126,6 +144,7 @@ class FetchPlan:
     archived: StepFolder
     inputs: str
     options: FetchOptions
+    rounds: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,10 +268,10 @@ class DownloadHosts:
 
 @dataclasses.dataclass(frozen=True)
 class RetryHosts:
-    """One unit for each bucket of hosts: fetches the rows whose newest outcome is a failure that may be temporary."""
+    """One unit for each bucket of hosts: fetches the rows whose newest outcome is a failure that may pass."""
 
     plan: FetchPlan
-    number: int  # of this attempt
+    number: int  # of this pass
 
     @property
     def folder(self) -> StepFolder:
@@ -262,31 +281,77 @@ class RetryHosts:
         return self.plan.attempts.hosts
 
     def run(self, unit: int) -> dict[str, Any]:
+        in_round, ended = self.number % PASSES, self._ended(unit)
+        if in_round > self.plan.rounds or (in_round and not ended):
+            return {"parts": 0, "status": {}, "rows": 0, "ended": ended}
         tables = [table for _, _, table in fetched_rows(self.plan.attempts, unit, before=self.number)]
-        rows = pa.concat_tables(tables) if tables else FETCHED_PART.empty_table()
-        rows = rows.filter(pc.and_(rows["retryable"], pc.not_equal(rows["status"], "ok")))
-        return download(self.plan, self.folder, unit, rows.select(SELECTED_PART.names).combine_chunks())
+        table = pa.concat_tables(tables) if tables else FETCHED_PART.empty_table()
+        start = time.time()
+        if in_round:
+            table = table.filter(worth_another_try(table, in_round))
+            start = max(start, start_of_round(table, ended, in_round, last=self.plan.rounds, plan=self.plan))
+        failed = pc.sum(failed_for_now(table)).as_py() or 0
+        table = table.filter(pc.and_(failed_for_now(table), pc.less_equal(table["retry_at"].fill_null(0), start)))
+        if table.num_rows:
+            time.sleep(max(0.0, start - time.time()))
+        rows = table.select(SELECTED_PART.names).combine_chunks()
+        found = download(self.plan, self.folder, unit, rows, again=True)
+        return found if table.num_rows == failed else {**found, "ended": time.time()}
+
+    def _ended(self, unit: int) -> float:
+        """When the pass before ended, in seconds since 1970; 0: nothing failed in it that may pass."""
+        manifest = self.plan.attempts.images(self.number - 1).manifest(unit)
+        return manifest.get("ended", 0.0) if manifest else 0.0
 
 
-def download(plan: FetchPlan, folder: StepFolder, unit: int, rows: pa.Table) -> dict[str, Any]:
+def failed_for_now(table: pa.Table) -> pa.ChunkedArray:
+    """True for the rows with a failure that may pass."""
+    return pc.and_(table["retryable"], pc.not_equal(table["status"], "ok"))
+
+
+def worth_another_try(table: pa.Table, in_round: int) -> pa.ChunkedArray:
+    """True for the rows that a round fetches again.
+
+    A host that never answered gets one round if finding that out takes long. Most such hosts are gone for good.
+    """
+    worth = pc.and_(failed_for_now(table), pc.not_equal(table["status"], "internal"))
+    if in_round == 1 or not table.num_rows:
+        return worth
+    hosts = host_hashes(hashing.as_array(table["url"]))
+    answered = np.isin(hosts, hosts[table["http_status"].is_valid().to_numpy()])
+    quick = pc.invert(pc.is_in(table["status"], pa.array(SLOW_FAILURES)))
+    return pc.and_(worth, pc.or_(pa.chunked_array([pa.array(answered)]), quick))
+
+
+def start_of_round(table: pa.Table, ended: float, in_round: int, *, last: int, plan: FetchPlan) -> float:
+    """When the round starts. The last round waits a little longer for hosts that asked for a pause."""
+    start = ended + ROUND_PAUSES_S[in_round - 1]
+    if in_round == last:
+        asked = table["retry_at"].drop_null().to_numpy()
+        start = max(start, *asked[asked <= start + plan.options.longest_wait_s], 0.0)
+    return start
+
+
+def download(plan: FetchPlan, folder: StepFolder, unit: int, rows: pa.Table, *, again: bool = False) -> dict[str, Any]:
     """Fetches the rows of a unit, part by part. What an interrupted run finished is not fetched again."""
     order = np.lexsort((*reversed(hashing.uid_words(rows["uid"])), host_hashes(hashing.as_array(rows["url"]))))
     rows = rows.take(pa.array(order))
     counts: dict[str, int] = {}
-    parts = 0
+    parts = for_now = 0
     for start in range(0, rows.num_rows, ROWS_PER_CALL):
         path = folder.file(unit, "arrow", parts)
         if not storage.is_sound(path):
-            _download_part(plan, folder, unit, parts, rows.slice(start, ROWS_PER_CALL))
+            _download_part(plan, folder, unit, parts, rows.slice(start, ROWS_PER_CALL), again=again)
         storage.remove(folder.file(unit, "pieces", parts))
-        for batch in storage.read_batches(path, ["status"]):
+        for batch in storage.read_batches(path, ["status", "retryable"]):
+            for_now += pc.sum(batch["retryable"]).as_py() or 0
             for item in pc.value_counts(batch["status"]).to_pylist():
                 counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
         parts += 1
-    return {"parts": parts, "status": counts, "rows": rows.num_rows}
+    return {"parts": parts, "status": counts, "rows": rows.num_rows, "ended": time.time() if for_now else 0.0}
 
 
-def _download_part(plan: FetchPlan, folder: StepFolder, unit: int, part: int, rows: pa.Table) -> None:
+def _download_part(plan: FetchPlan, folder: StepFolder, unit: int, part: int, rows: pa.Table, *, again: bool) -> None:
     high, low = hashing.uid_words(rows["uid"])
     rows = rows.take(pa.array(np.lexsort((low, high)))).combine_chunks()
     batch = rows.to_batches()[0]
@@ -299,6 +364,7 @@ def _download_part(plan: FetchPlan, folder: StepFolder, unit: int, part: int, ro
         raw_path=folder.file(unit, "raw", part),
         pieces_path=folder.file(unit, "pieces", part),
         archived=archived,
+        again=again,
     )
     if not fetched["uid"].equals(batch["uid"]):
         raise RuntimeError(f"the downloader returned other rows than it was given (unit {unit}, part {part})")
@@ -331,6 +397,7 @@ class Fetch(Stage):
             archived=folder.step("archived"),
             inputs=run.inputs_file,
             options=fetch_options(run.settings(FetchSettings)),
+            rounds=run.settings(FetchSettings).fetch_rounds,
         )
         return cls(folder, run.keep_rejected, fetching, run.exchange)
 
@@ -351,7 +418,7 @@ class Fetch(Stage):
         done = run_task(done, IndexArchivedImages(plan), max_units=1)
         done = run_task(done, ByHost(plan))
         done = run_exchange(done, DownloadHosts(plan), buckets=hosts, exchange=self.exchange)
-        for number in range(1, plan.attempts.count()):
+        for number in range(1, plan.attempts.passes()):
             done = run_task(done, RetryHosts(plan, number), max_units=hosts)
         return done
 
@@ -361,7 +428,7 @@ class Fetch(Stage):
 
     def steps(self) -> tuple[StepFolder, ...]:
         attempts = self.fetching.attempts
-        return tuple(attempts.images(number) for number in range(attempts.count()))
+        return tuple(attempts.images(number) for number in range(attempts.passes()))
 
     def counted(self) -> tuple[StepFolder, ...]:
         return (self.folder.step("failed"),)
@@ -370,6 +437,7 @@ class Fetch(Stage):
         return {
             "attempts": self.fetching.attempts.count(),
             "retryable": self.folder.step("failed").total("retryable"),
+            "passing": self.folder.step("failed").total("passing"),
             "archived_images": self.fetching.archived.total("images"),
         }
 
@@ -380,22 +448,52 @@ class Fetch(Stage):
     def _count_failures(self) -> None:
         """Counts the newest outcome of each row by status class. The failed rows are the drops of the stage."""
         folder, rejects = self.folder.step("failed"), Rejects(self.keep_rejected)
-        tally, retryable = Tally(self.name, rejects), 0
+        tally, retryable, passing = Tally(self.name, rejects), 0, 0
         for unit in range(self.fetching.attempts.hosts):
             for _, _, table in self.fetching.attempts.rows(unit):
-                failed = pc.and_(table["retryable"], pc.not_equal(table["status"], "ok"))
-                retryable += pc.sum(failed).as_py() or 0
+                failed = table["status"].filter(failed_for_now(table))
+                retryable += len(failed)
+                passing += pc.sum(pc.is_in(failed, pa.array(PASSING))).as_py() or 0
                 count_outcomes(table, tally)
-        folder.write_manifest(0, {**unit_body(folder, 0, [tally], rejects), "retryable": retryable})
+        counts = {"retryable": retryable, "passing": passing}
+        folder.write_manifest(0, {**unit_body(folder, 0, [tally], rejects), **counts})
+
+    def check_result(self, run: Run) -> None:
+        info = self.folder.info()
+        if info is None:
+            return
+        good, passing = info["rows_out"], info["passing"]
+        least = run.settings(FetchSettings).min_success
+        if good and good >= least * (good + passing):
+            return
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(info["dropped"].items(), key=lambda item: -item[1]))
+        again = (
+            "Add --retry-failed to fetch again what may pass" if info["retryable"] else "Check the URLs of the input"
+        )
+        if not good:
+            found = f"not one of {info['rows_in']:,} images could be fetched ({kinds})" if kinds else "no pair was left"
+            raise BelowThreshold(f"{found}. The set is not published. {again}.")
+        share = f"{good:,} of {good + passing:,} images ({100 * good / (good + passing):.0f} %)"
+        raise BelowThreshold(
+            f"only {share} were fetched, of those that can be fetched at all, and --min-success is {least:g} "
+            f"(failed: {kinds}). The set is not published. {again}, or set a lower --min-success."
+        )
 
     def watched(self) -> list[Watched]:
         images = self.fetching.attempts.images
-        more = range(1, self.fetching.attempts.count())
+        more = range(1, self.fetching.attempts.passes())
         return [
             Watched("fetch hosts", self.fetching.hosts),
             Watched("fetch images", images(0)),
-            *(Watched(f"fetch images, attempt {number + 1}", images(number)) for number in more),
+            *(Watched(label_of_pass(number), images(number)) for number in more),
         ]
+
+
+def label_of_pass(number: int) -> str:
+    """The name of a pass in the progress."""
+    attempt, in_round = divmod(number, PASSES)
+    label = "fetch images" if not attempt else f"fetch images, attempt {attempt + 1}"
+    return f"{label}, round {in_round}" if in_round else label
 
 
 def count_outcomes(table: pa.Table, tally: Tally) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline.fetching import hosts
-from pipeline.fetching.client import Client, Fetched
+from pipeline.fetching.client import Client, Fetched, _Site
 from pipeline.fetching.errors import RETRYABLE, Failure, printable
 from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.robots import Rules, forbidding_tag
@@ -129,28 +129,50 @@ def test_passing_failures_are_tried_again(server: WebServer) -> None:
     assert isinstance(outcome(client(retries=0), f"{server.base}/flaky/502/1.jpg"), Failure)
 
 
-def test_retry_after_is_waited_for_by_the_whole_host() -> None:
+def test_a_short_pause_is_waited_for_and_the_others_of_the_host_go_on() -> None:
     with WebServer() as server:
         one = client()
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(one.fetch, [f"{server.base}/later/1/{n}.jpg" for n in range(4)]))
-        times = {path: [when for when, at, _ in server.requests if at == path] for path in server.hits}
-        for path, (first, *again) in times.items():
-            assert path == "/robots.txt" or (len(again) == 1 and again[0] - first > 0.9)
-        # After the first refusal has arrived, a request waits a second. So no request comes in between.
-        start = min(first for path, (first, *_) in times.items() if path != "/robots.txt")
-        assert not any(0.3 < when - start < 0.9 for when, _, _ in server.requests)
+            list(pool.map(one.fetch, [f"{server.base}/{path}" for path in ("later/1/0.jpg", "img/1.jpg", "img/2.jpg")]))
+        first, again = (when for when, at, _ in server.requests if at == "/later/1/0.jpg")
+        assert again - first > 0.9
+        assert all(when - first < 0.9 for when, at, _ in server.requests if at.startswith("/img/"))
 
 
-def test_a_pause_longer_than_ours_is_left_for_a_later_run(server: WebServer) -> None:
+def test_a_long_pause_holds_for_its_url_alone() -> None:
     with WebServer() as server:
-        one = client(longest_wait_s=2.0)
+        one, begin = client(), time.monotonic()
         failure = outcome(one, f"{server.base}/later/3600/1.jpg")
         assert isinstance(failure, Failure) and failure.status == "rate_limited" and failure.retryable
-        hits = sum(server.hits.values())
+        assert failure.retry_after == 3600 and time.monotonic() - begin < 2
+        assert isinstance(outcome(one, f"{server.base}/img/1.jpg"), Fetched)
+
+
+def test_the_pace_of_a_host_that_refuses() -> None:
+    host = hosts.Host(FetchOptions())
+    for pace in (0.2, 0.4, 0.8):
+        host.slow_down()
+        assert host._pace_s == pytest.approx(pace)
+    for _ in range(20):
+        host.slow_down()
+    assert host._pace_s == hosts.SLOWEST_PACE_S
+    spent = 0.0
+    while host._pace_s:
+        host.note(None)
+        spent += host._pace_s
+    assert spent < 10 * hosts.SLOWEST_PACE_S
+
+
+def test_a_pause_of_robots_txt_holds_for_the_site() -> None:
+    with WebServer() as server:
+        server.robots = 429
+        one = client(retries=0)
+        one._sites.put(("http", "127.0.0.1", server.server_port), site := _Site())
+        site.failure, site.expires = Failure("rate_limited", "429", retry_after=3600.0), time.monotonic() + 3600
+        site.done.set()
+        one.begin(again=True)
         failure = outcome(one, f"{server.base}/img/1.jpg")
-        assert isinstance(failure, Failure) and failure.status == "rate_limited" and failure.retryable
-        assert sum(server.hits.values()) == hits
+        assert isinstance(failure, Failure) and failure.retry_after == 3600 and not server.hits
 
 
 def test_manners() -> None:
@@ -197,6 +219,20 @@ def test_a_dead_host_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sum(path.startswith("/reset") for path in server.hits) == 3
         last = results[-1]
         assert isinstance(last, Failure) and last.retryable and "in a row" in str(last)
+
+
+def test_a_dead_host_is_tried_once_more_in_a_later_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "FAILURES_IN_A_ROW", 3)
+    with WebServer() as server:
+        one = client(retries=0)
+        for again, asked in ((False, 3), (True, 4), (True, 5)):
+            one.begin(again=again)
+            for n in range(5):
+                assert isinstance(outcome(one, f"{server.base}/reset?{n}"), Failure)
+            assert sum(count for path, count in server.hits.items() if path.startswith("/reset")) == asked
+        one.begin(again=True)
+        assert isinstance(outcome(one, f"{server.base}/img/1.jpg"), Fetched)
+        assert isinstance(outcome(one, f"{server.base}/img/2.jpg"), Fetched)
 
 
 def test_https_certificates(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def server() -> Iterator[WebServer]:
 
 def check(rows: pa.RecordBatch, out: pa.RecordBatch, raw_path: Path) -> None:
     """Checks what must hold for every answer."""
-    assert out.schema.equals(schema.FETCHED)
+    assert out.schema.equals(pa.schema([*schema.FETCHED, schema.RETRY_AT]))
     assert out.num_rows == rows.num_rows
     uids = out["uid"].to_pylist()
     assert uids == sorted(rows["uid"].to_pylist())

@@ -1,0 +1,114 @@
+"""What the fetch asks again, when, and what is too little to be published. On a server of the loopback device."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import build
+from pipeline.engine.cli import BELOW, DONE
+from pipeline.fetching import client
+from pipeline.stages import fetch
+from tests.webserver import WebServer, picture
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "ROUND_PAUSES_S", (0.2, 0.5, 1.5))
+    client.shared_client.cache_clear()
+
+
+def serving(count: int) -> WebServer:
+    small = [picture(number, (64, 48)) for number in range(12)]
+    return WebServer({f"{number}.jpg": small[number % 12] for number in range(count)})
+
+
+def command(tmp: Path, urls: list[str], *more: str) -> list[str]:
+    """All stages on a table of URLs, in one process."""
+    (tmp / "queries.txt").write_text("dog\n")
+    texts = [f"a dog number {number}" for number in range(len(urls))]
+    pq.write_table(pa.table({"url": urls, "text": texts}), tmp / "pairs.parquet")
+    return [
+        *("--input", str(tmp / "pairs.parquet"), "--output", str(tmp / "out"), "--queries", str(tmp / "queries.txt")),
+        *("--allow-address", "127.0.0.0/8", "--workers", "1", "--language-model", "none", "--balance", "none", *more),
+    ]
+
+
+def info(tmp: Path) -> dict[str, Any]:
+    return json.loads((tmp / "out/stages/fetch/info.json").read_text())
+
+
+def test_an_outage_costs_no_image(tmp_path: Path) -> None:
+    with serving(80) as server:
+        server.away_after, server.away_s = 20, 1.6
+        given = command(tmp_path, [f"{server.base}/img/{number}.jpg" for number in range(80)], "--stages")
+        assert build.main([*given, "gather..fetch", "--deadline", "1"]) == DONE
+        assert server.away_after is None  # it was away
+        assert info(tmp_path)["rows_out"] == 80 and info(tmp_path)["attempts"] == 1
+
+
+def test_urls_that_are_always_refused_cost_their_host_no_image(tmp_path: Path) -> None:
+    with serving(100) as server:
+        urls = [f"{server.base}/img/{number}.jpg" for number in range(100)]
+        urls += [f"{server.base}/later/3600/{number}.jpg" for number in range(3)]
+        begin = time.monotonic()
+        assert build.main(command(tmp_path, urls, "--stages", "gather..fetch")) == DONE
+        assert time.monotonic() - begin < 60
+        assert info(tmp_path)["rows_out"] == 100 and info(tmp_path)["dropped"] == {"rate_limited": 3}
+        hits = [server.hits[f"/later/3600/{number}.jpg"] for number in range(3)]
+        assert hits == [1, 1, 1]  # the pause has not passed
+        assert build.main(command(tmp_path, urls, "--stages", "gather..fetch", "--retry-failed")) == DONE
+        assert info(tmp_path)["dropped"] == {"rate_limited": 3} and server.hits["/later/3600/1.jpg"] == 1
+
+
+def test_a_pause_that_passes_is_waited_for(tmp_path: Path) -> None:
+    with serving(4) as server:
+        urls = [f"{server.base}/later/3/{number}.jpg" for number in range(4)]
+        assert build.main(command(tmp_path, urls, "--stages", "gather..fetch")) == DONE
+        assert info(tmp_path)["rows_out"] == 4
+        for url in urls:
+            first, again = (when for when, path, _ in server.requests if url.endswith(path))
+            assert again - first >= 3
+
+
+def test_what_never_answers_gets_one_round(tmp_path: Path) -> None:
+    with serving(3) as server:
+        urls = [f"{server.base}/img/{number}.jpg" for number in range(3)]
+        urls += [f"http://127.0.0.2:{server.server_port}/img/1.jpg", f"{server.base}/status/500"]
+        given = command(tmp_path, urls, "--stages", "gather..fetch", "--min-success", "0.1")
+        assert build.main(given) == DONE
+        assert server.hits["/status/500"] == 3 * 4  # three tries in each pass
+        assert info(tmp_path)["passing"] == info(tmp_path)["retryable"] == 2
+        none = [*given, "--redo", "fetch", "--fetch-rounds", "0"]
+        assert build.main(none) == DONE
+        assert server.hits["/status/500"] == 3 * 5
+
+
+def test_a_set_is_not_published_after_an_outage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(10) as server:
+        urls = [f"{server.base}/img/{number}.jpg" for number in range(4)]
+        urls += [f"{server.base}/status/503?{number}" for number in range(6)]
+        urls += [f"{server.base}/{path}" for path in ("status/404", "status/410", "private/1.jpg", "html")]
+        given = command(tmp_path, urls, "--fetch-rounds", "0")
+        assert build.main(given) == BELOW
+        said = capsys.readouterr().err
+        assert "4 of 10" in said and "--retry-failed" in said and "--min-success" in said
+        assert not (tmp_path / "out/manifest.json").exists()
+        hits = sum(server.hits.values())
+        assert build.main(given) == BELOW and sum(server.hits.values()) == hits
+        assert build.main([*given, "--min-success", "0.4"]) == DONE
+        assert (tmp_path / "out/manifest.json").exists()
+
+
+def test_no_image_at_all_is_never_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(1) as server:
+        given = command(tmp_path, [f"{server.base}/status/404?{number}" for number in range(3)])
+        assert build.main([*given, "--min-success", "0"]) == BELOW
+        assert "not one of 3 images" in capsys.readouterr().err
+        assert not (tmp_path / "out/manifest.json").exists()
