@@ -95,10 +95,11 @@ class Vocabulary:
 def code(table: pa.Table, vocabulary: Vocabulary) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Codes ready counts of pairs (COUNTED, "new york"). Returns (pairs, counts).
 
-    A pair with an unknown word is left out.
+    A word that the vocabulary has in lower case only is taken in lower case. A pair with an unknown word is left out.
     """
     cells = pc.split_pattern(table["query"].combine_chunks(), " ", max_splits=1)
     numbers = pc.index_in(cells.values, vocabulary.forms)
+    numbers = pc.coalesce(numbers, pc.index_in(pc.utf8_lower(cells.values), vocabulary.forms))
     known = pc.fill_null(numbers, -1).to_numpy().astype(np.int64).reshape(-1, 2)
     here = (known >= 0).all(axis=1)
     pairs = known[here, 0] * len(vocabulary.forms) + known[here, 1]
@@ -153,9 +154,14 @@ def best(scored: list[pa.Table], max_queries: int) -> pa.Table:
 
 def from_counts(
     words: pa.Table, pairs: pa.Table, *, min_word_count: int, min_pair_count: int, profile: str
-) -> pa.Table:
-    """SCORED pairs of ready counts. The counts of the words and of the pairs must come from the same texts."""
+) -> tuple[pa.Table, int]:
+    """SCORED pairs of ready counts, and the number of pairs that hold a word without a count.
+
+    The counts of the words and of the pairs must come from the same texts.
+    """
     vocabulary = Vocabulary.of(words, min_count=min_word_count)
     if not len(vocabulary.forms) or not len(pairs):
-        return SCORED.empty_table()
-    return score(*code(pairs, vocabulary), vocabulary, min_count=min_pair_count, profile=profile)
+        return SCORED.empty_table(), len(pairs)
+    coded, counts = code(pairs, vocabulary)
+    scored = score(coded, counts, vocabulary, min_count=min_pair_count, profile=profile)
+    return scored, len(pairs) - len(coded)

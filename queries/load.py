@@ -32,6 +32,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.engine.opening import InputError, open_input
+from pipeline.text import quoting
 
 QUERIES = pa.schema(
     [
@@ -58,7 +59,13 @@ _NUMBER = re.compile(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LANGUAGE = re.compile(r"[a-z]{2,8}(-[a-z0-9]{1,8})*")  # the form of a code in BCP 47
 _LONGEST = 1_000  # bytes of a query; no alt-text holds a longer one, but a file that is no query list may
-_OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32 LE begins like UTF-16 LE
+# Byte order marks. UTF-32 stands first: its little-endian mark begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 _Column: TypeAlias = list | pa.Array | pa.ChunkedArray | None
 
@@ -114,10 +121,8 @@ def load_queries(path: str) -> QueryList:
     if reader is None:
         raise QueryError(path, f"has an unknown format by its name ({kind or 'no suffix'})", f"Name it {_FORMATS}.")
     data = _read_bytes(path, unzip=suffixes[-1] == ".gz")
-    if kind != ".parquet" and data.startswith(_OTHER_MARKS):
-        raise QueryError(path, "is written in UTF-16 or UTF-32", "Save it as UTF-8.")
     try:
-        return _assemble(path, reader(data))
+        return _assemble(path, reader(data if kind == ".parquet" else _as_utf8(data)))
     except (json.JSONDecodeError, RecursionError, UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
         raise QueryError(path, f"is not valid {kind[1:]} ({error})", f"Write it again, or use {_FORMATS}.") from error
 
@@ -198,6 +203,12 @@ def _flags(given: pa.StringArray) -> pa.StringArray:
     return pc.utf8_lower(pc.replace_substring_regex(_tidy(pc.fill_null(given, "")), r"[\s,]+", " "))
 
 
+def _as_utf8(data: bytes) -> bytes:
+    """A text as UTF-8, if its byte order mark tells another encoding."""
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None)
+    return data if encoding is None else data.decode(encoding).encode()
+
+
 def _lines(data: bytes) -> list[str | None]:
     """The lines of the file; None for a line that is not UTF-8."""
     data = data.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n")
@@ -235,9 +246,26 @@ def _read_tsv(data: bytes) -> _Cells:
 
 
 def _read_csv(data: bytes) -> _Cells:
+    """A quote that is never closed, or that would join whole rows, is a part of its query (`pipeline.text.quoting`)."""
+    data = quoting.without_lone_returns(data.removeprefix(codecs.BOM_UTF8))
+    delimiter = _delimiter(data)
+    first = quoting.read_row(data, 0, quoting.Shape(delimiter, 0), at_end=True, multiline=False)
+    width = len(first.cells) if first else 1
+    data = quoting.repair(data, quoting.Shape(delimiter, width), at_end=True).data
     lines = _lines(data)
-    rows: list[list[str] | None] = list(csv.reader(line for line in lines if line is not None))
+    whole = (f"{line}\n" for line in lines if line is not None)
+    rows: list[list[str] | None] = list(csv.reader(whole, delimiter=delimiter.decode()))
     return _read_rows(pa.array(rows + [None] * lines.count(None), pa.list_(pa.string())))
+
+
+def _delimiter(data: bytes) -> bytes:
+    """A comma, unless the first line names columns between other signs."""
+    line = data.split(b"\n", 1)[0].lower()
+    for sign in (b";", b"\t", b"|"):
+        names = {cell.strip(b'" \r') for cell in line.split(sign)}
+        if b"query" in names and names & {b"count", b"source", b"language"}:
+            return sign
+    return b","
 
 
 def _read_rows(rows: pa.ListArray) -> _Cells:

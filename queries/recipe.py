@@ -57,13 +57,20 @@ def collect(options: Options, *, quiet: bool = False) -> Sources:
     warnings = []
     if len(pairs) and not len(words):
         warnings.append("--counts has pairs but no words, so no pair can be ranked or taken: add counts of words")
-    ready = bigrams.from_counts(
+    ready, unknown = bigrams.from_counts(
         words,
         pairs,
         min_word_count=options.min_count if options.profile == "wit" else 1,
         min_pair_count=options.min_count if options.min_bigram_count is None else options.min_bigram_count,
         profile=options.profile,
     )
+    if unknown:
+        ledger["counts"]["pairs_of_unknown_words"] = unknown
+    if unknown > len(pairs) / 2 and len(words):
+        warnings.append(
+            f"--counts: {unknown:,} of {len(pairs):,} pairs were left out. A pair is ranked by the counts of its two "
+            "words, and no file counts these words often enough: add counts of words"
+        )
     if not (options.wikipedia or options.text or options.pageviews):
         offers.append(("word", rules.word_queries(words, min_count=options.min_count)))
         offers.append(("bigram", bigrams.best([ready], options.bigrams)))

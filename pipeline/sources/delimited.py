@@ -1,7 +1,7 @@
 """CSV and TSV: the names of the columns, and batches of the wanted ones.
 
 A CSV is quoted as in RFC 4180. A TSV is read without quoting, unless its header or its first rows prove the opposite.
-`quoting.py` finds quotes that never close. The rows are counted against the lines of the file.
+`pipeline.text.quoting` finds quotes that never close. The rows are counted against the lines of the file.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import pyarrow.csv
 
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.opening import InputError
-from pipeline.sources import quoting
 from pipeline.sources.text_stream import MAX_LINE, damage, describe_head
+from pipeline.text import quoting
 
 BLOCK = 4 << 20  # bytes that are parsed together; also the longest line
 SAMPLE = 1 << 20  # bytes that tell how a TSV is quoted

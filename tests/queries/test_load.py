@@ -139,8 +139,7 @@ def test_header_beside_a_bad_line(tmp_path, bad_line_first):
         ("list.docx", b"dog", "has an unknown format"),
         ("list", b"dog", "has an unknown format"),
         ("bad.tsv", b"\xff\n", "1 not text"),
-        ("wide.txt", "dog\ncat\n".encode("utf-16"), "is written in UTF-16"),
-        ("wider.csv", "query,count\ndog,1\n".encode("utf-32"), "is written in UTF-"),
+        ("wide.txt", "dog\n".encode("utf-16") + b"\0", "is not valid txt"),
         ("wide_without_mark.txt", "dog\ncat\n".encode("utf-16-le"), "not text"),
         ("latin.txt", "\u00e9t\u00e9\n".encode("latin-1"), "1 not text"),
         ("long.txt", b"dog " * 2_500, "1 too long"),
@@ -175,3 +174,38 @@ def test_the_real_list(tmp_path):
     assert len(loaded) == 484_810
     assert loaded.digest == "c8bfd9391e1f59418c6a379d258042d58aa09980edbbb3ef9692a8298e5f4e26"
     assert {"wordnet", "wordfreq", "wiki_bigram"} <= set(loaded.table["source"].to_pylist())
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.txt", "dog\nž\n"), ("a.csv", "query,count\ndog,1\nž,2\n"), ("a.json", '["dog", "ž"]')]
+)
+def test_other_unicode_encodings_are_told_by_their_mark(tmp_path, name, text, encoding):
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert load_queries(str(tmp_path / name)).queries.to_pylist() == ["dog", "ž"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('query,count\n"unclosed,5\nbird,6\nfish,7\n', {'"unclosed': 5, "bird": 6, "fish": 7}),
+        ('query,count\n"open,5\nbird,6\nfish",7\n', {'"open': 5, "bird": 6, 'fish"': 7}),
+        ('"open\nbird\nfish"\n', {'"open': 0, "bird": 0, 'fish"': 0}),
+        ('query,count\n"two\nlines",5\n"a, b",6\n"a ""b""",7\n', {"two lines": 5, "a, b": 6, 'a "b"': 7}),
+        ('query;count\n"a; b";5\n"c;6\n', {"a; b": 5, '"c': 6}),
+        ("query\tcount\na b\t5\n", {"a b": 5}),
+    ],
+)
+def test_a_quote_costs_no_other_query(tmp_path, text, expected):
+    (tmp_path / "a.csv").write_text(text)
+    table = load_queries(str(tmp_path / "a.csv")).table
+    assert dict(zip(table["query"].to_pylist(), table["count"].to_pylist(), strict=True)) == expected
+
+
+@pytest.mark.skipif(not Path(DATA, "faults").is_dir(), reason="the shared faults are missing")
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("17_utf16_queries.txt", ["cat", "dog"]), ("18_unclosed_quote_queries.csv", ['"unclosed', "bird", "fish"])],
+)
+def test_lists_of_the_field(name, expected):
+    assert load_queries(str(Path(DATA, "faults", name))).queries.to_pylist() == expected

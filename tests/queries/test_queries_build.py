@@ -21,6 +21,7 @@ from pipeline.text.matcher import Matcher
 from pipeline.text.normalize import normalize_text
 from queries import assemble, build, counts, load, streams, wordnet
 from queries.counts import COUNTED
+from queries.options import Options
 from tests.places import DATA, ROOT
 
 WORDNET = Path(os.environ.get("OPENWIT_WORDNET", "/usr/share/wordnet"))
@@ -321,3 +322,15 @@ def test_real_texts_and_counts_give_a_list(tmp_path: Path) -> None:
     found, info = read(tmp_path)
     assert found["Los Angeles"][0] == "bigram" and found["the"][0] == "word"
     assert info["counts"]["word"] > 100_000 and info["counts"]["bigram"] > 300
+
+
+def test_pairs_of_ready_counts_take_words_in_lower_case_and_are_counted_without_their_words(tmp_path: Path) -> None:
+    others = (f"w{first}{second}" for first in "abcdefghij" for second in "abcdefghij")
+    words = "".join(f"{word}\t2000\n" for word in ("new", "york", *others))
+    for pair, kept, unknown in (("New York", True, 0), ("Old York", False, 1)):
+        (tmp_path / "counts.tsv").write_text(f"{words}{pair}\t900\n")
+        made = build.build(Options(output=str(tmp_path / "out"), counts=(str(tmp_path / "counts.tsv"),)), quiet=True)
+        queries = load.load_queries(str(tmp_path / "out" / "queries.parquet")).queries.to_pylist()
+        assert ("new york" in queries) == kept
+        assert made.info["ledger"]["counts"].get("pairs_of_unknown_words", 0) == unknown
+        assert len([line for line in made.info["warnings"] if "1 of 1 pairs were left out" in line]) == unknown

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.opening import InputError
-from pipeline.sources import delimited, quoting
+from pipeline.sources import delimited
 from pipeline.sources.base import Input
-from pipeline.sources.quoting import Shape
 from pipeline.sources.tables import read_table, table_columns
+from pipeline.text import quoting
+from pipeline.text.quoting import Shape
 from tests.places import DATA
 
 FAULTS, CAPTIONS = (Path(DATA, name) for name in ("faults", "captions"))

@@ -7,7 +7,8 @@ the next quote for one field. Here a quote that begins a field is text in these 
 - other text follows its closing quote;
 - nothing closes it within MAX_ROW bytes, or to the end of the file;
 - its field holds a line break, and the row would have another number of cells than the header;
-- its field holds a line that is a whole row of the table with a URL, and the first line of the field is one, too.
+- its field holds a line that is a whole row of the table, and the first line of the row is one, too. A whole row has as
+  many cells as the header, and a URL in the column of URLs.
 
 `repair` writes a block of lines anew so that each quote is right. It looks only at lines with suspicious quotes one by
 one. The work is linear: the search for a closing quote ends at the next quote that opens a field, and the lines of a
@@ -33,11 +34,11 @@ _LONE_RETURN = re.compile(rb"\r(?!\n|\Z)")
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What a row looks like: the delimiter, the number of cells, and the number of the cell with the URL."""
+    """What a row looks like: the delimiter, the number of cells, and the number of the cell with a URL, if one has."""
 
     delimiter: bytes
     width: int
-    url_at: int
+    url_at: int | None = None
 
 
 class Row(NamedTuple):
@@ -249,7 +250,9 @@ class _RowReader:
 
 def _is_row(line: bytes, shape: Shape) -> bool:
     cells = line.split(shape.delimiter)
-    return len(cells) == shape.width and _URL.match(cells[shape.url_at]) is not None
+    if len(cells) != shape.width:
+        return False
+    return shape.url_at is None or _URL.match(cells[shape.url_at]) is not None
 
 
 def _line_end(data: bytes, at: int) -> int:
