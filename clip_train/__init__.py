@@ -16,13 +16,17 @@ The way of a run, one file a role:
     commandline.py  commands.py           the parser; the options and the work of each command
     fields.py  places.py  recipe.py       how options are declared and checked; paths; recipe files
     config.py                             models, recipes of the paper, options of a run
+    shards.py  published.py  tar_scan.py  index.py    where the samples are
     data.py  image.py  tokenizer.py       shards -> uint8 crops and packed token ids, in an order that is one integer
     model.py  resnet.py  text.py          the two towers, with the names and the numerics of OpenAI's code
     loss.py  loss_triton.py               symmetric InfoNCE in chunks, exact over ranks and accumulation
     optim.py  distributed.py  checkpoint.py
-    training.py                           the loop
+    training.py                           the loop and its step
+    run.py  start.py  report.py           the state of a run, its beginning, the numbers of its steps
+    run_config.py  lock.py  resume.py     the folder of a run: options, one run at a time, checkpoints of its state
+    at_checkpoint.py                      evaluation at checkpoints
     evaluate.py  probe.py  overlap.py     zero-shot, retrieval, linear probe, data overlap
-    convert.py                            OpenAI, open_clip and Hugging Face weights, both ways
+    weights.py  torchscript.py  huggingface.py  export.py   weights of OpenAI, open_clip and Hugging Face, both ways
     use.py                                a trained model for scripts
 
 Nothing heavy is imported here: a public name loads its module, and torch with it, when it is first used.

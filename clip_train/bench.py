@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import os
 import random
 import sys
 import tarfile
@@ -27,13 +26,15 @@ import torch.nn.functional as F
 from clip_train.bpe import count_words, learn_merges
 from clip_train.config import MEASURES, TrainOptions, resolve
 from clip_train.data import Loader, Stream
+from clip_train.devices import cpu_count, device_name, peak_flops
 from clip_train.distributed import pick_device
 from clip_train.errors import InputMissing, UsageError
 from clip_train.loss import info_nce
 from clip_train.model import count_flops
 from clip_train.shards import open_index
+from clip_train.start import loader_options, start_run
 from clip_train.tokenizer import Tokenizer, find_vocabulary, load_tokenizer
-from clip_train.training import PEAK_FLOPS, device_name, encode, loader_options, start_run, training_step
+from clip_train.training import encode, training_step
 
 _WORDS = (
     "a the of in on with and red blue green old new small large photo picture view house river mountain city street "
@@ -59,7 +60,7 @@ def bench(
         )  # fmt: skip
         results: dict[str, Any] = {"model": model, "batch_size": batch_size, "threads": torch.get_num_threads()}
         device = pick_device()
-        results["device"] = device_name(device) or f"CPU, {len(os.sched_getaffinity(0))} cores"
+        results["device"] = device_name(device) or f"CPU, {cpu_count()} cores"
         for name in chosen:
             print(f"measuring: {name}", file=sys.stderr, flush=True)
             results |= _MEASURES[name](options, tokenizer, seconds)
@@ -150,7 +151,7 @@ def _model(options: TrainOptions, tokenizer: Tokenizer, seconds: float) -> dict[
 
         rate, cpu = measure(work, seconds=seconds)
         results |= {f"model_{text}_pairs_per_s": rate, f"model_{text}_cpu_ms_per_pair": cpu}
-        peak = PEAK_FLOPS.get(next((name for name in PEAK_FLOPS if name in device_name(run.device)), ""))
+        peak = peak_flops(run.device)
         tokens = batch.tokens / len(batch.samples) if text == "packed" else None
         flops = 3 * count_flops(run.plan.model, text_tokens=tokens)
         results[f"model_{text}_gflops"] = flops * rate / 1e9

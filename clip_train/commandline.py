@@ -83,7 +83,8 @@ def help_of(field: Field, kind: type) -> str:
     elif is_required(field):
         parts.append("required")
     elif field.default is not None:
-        parts.append(f"default {field.default}")
+        words = field.default if isinstance(field.default, tuple) else (str(field.default),)
+        parts.append(f"default {' '.join(words)}")
     return field.metadata["help"] + (f" ({'; '.join(parts)})" if parts else "")
 
 

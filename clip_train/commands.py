@@ -378,7 +378,8 @@ def _labels(options: LabelledOptions) -> dict[str, Any]:
 
 
 def _export(call: Call) -> dict[str, Any]:
-    from clip_train.convert import export, read_weights
+    from clip_train.export import export
+    from clip_train.weights import read_weights
 
     options = call[ExportOptions]
     weights = read_weights(options.checkpoint, ema=options.ema, activation=options.activation)

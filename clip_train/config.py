@@ -221,7 +221,10 @@ class TrainOptions:
     save_minutes: float = option(30.0, "minutes between checkpoints; 0: by steps and at the end only",
                                  within="[0, inf)")  # fmt: skip
     keep: int = option(3, "number of checkpoints to keep, the newest", within="[1, inf)")
-    tensorboard: bool = option(True, "write TensorBoard events to RUN/tensorboard")
+    log_to: tuple[str, ...] = option(
+        ("tensorboard",), "where the numbers of the steps go, beside log.jsonl: RUN/tensorboard, Weights & Biases",
+        choices=("tensorboard", "wandb", "none"),
+    )  # fmt: skip
     zero_shot: str | None = option(None, "labelled images, a folder or shards, to classify at every checkpoint",
                                    files=places.labelled_images)  # fmt: skip
 
@@ -273,6 +276,8 @@ def resolve(
     if is_url(options.data) and not options.window:
         options = dataclasses.replace(options, window=DEFAULT_WINDOW)
         notes.append(f"--data is a URL: shuffling within windows of {DEFAULT_WINDOW} shards (--window)")
+    if options.parallel == "fsdp" and world_size == 1:
+        notes.append("--parallel fsdp does nothing on one process: there is no other to share the weights with")
     steps = options.steps if options.steps is not None else max(1, int(recipe.epochs * samples) // recipe.batch_size)
     if options.warmup is None and recipe.warmup > steps // 10:
         notes.append(f"warm-up {steps // 10} steps, a tenth of the run, not the recipe's {recipe.warmup}")
@@ -313,6 +318,8 @@ def check_together(options: TrainOptions, *, world_size: int) -> None:
         raise UsageError(
             f"--epochs {options.epochs:g} and --steps {options.steps} exclude each other: give one of them"
         )
+    if "none" in options.log_to and len(options.log_to) > 1:
+        raise UsageError(f"--log-to {' '.join(options.log_to)}: none excludes the others")
     if options.patch_dropout and preset(options.model).model.is_resnet:
         raise UsageError(f"--patch-dropout {options.patch_dropout:g} needs a ViT, --model {options.model} is a ResNet")
     if options.batch_size is not None:

@@ -23,8 +23,8 @@ import torch
 from clip_train import keyed
 from clip_train.errors import BelowThreshold, InputMissing, UsageError
 from clip_train.image import BadImage, decode, random_crop
+from clip_train.index import Index, key_of
 from clip_train.remote import ShardCache
-from clip_train.shards import Index, key_of
 from clip_train.text import PackedText, pack, pad
 from clip_train.tokenizer import Tokenizer
 

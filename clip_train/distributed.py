@@ -72,7 +72,7 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, list[int]]:
     """(b, d) of every rank -> ((B, d) in the order of the ranks, rows of each rank). Ranks may differ in b."""
     if world_size() == 1:
         return rows, [len(rows)]
-    counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
+    counts = torch.zeros(world_size(), dtype=torch.int64)  # over the CPUs: no GPU has to wait
     counts[rank()] = len(rows)
     dist.all_reduce(counts)
     sizes = [int(count) for count in counts.tolist()]
@@ -125,11 +125,11 @@ def average_gradients(model: nn.Module, *, share: float) -> None:
         at += grad.numel()
 
 
-def agree(flag: bool, device: torch.device) -> bool:
-    """True on all ranks if the flag is true on any rank."""
+def agree(flag: bool) -> bool:
+    """True on all ranks if the flag is true on any rank. It goes over the CPUs, so no GPU has to wait."""
     if world_size() == 1:
         return flag
-    value = torch.tensor(float(flag), device=device)
+    value = torch.tensor(float(flag))
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return bool(value.item())
 

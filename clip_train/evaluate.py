@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clip_train.data import MAX_TEXT_BYTES, Reader, open_reader, read_member
+from clip_train.devices import cpu_count
 from clip_train.errors import TrainError
 from clip_train.image import BadImage, evaluation_transform, normalize
+from clip_train.index import Index, key_of
 from clip_train.labels import DEFAULT_TEMPLATES, fill, open_labelled, read_templates
 from clip_train.model import CLIP
-from clip_train.shards import Index, key_of, open_index
+from clip_train.shards import open_index
 from clip_train.text import pack
 from clip_train.tokenizer import Tokenizer
 
@@ -64,7 +66,7 @@ def embed_images(
         except (BadImage, OSError):
             return None
 
-    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(threads or cpu_count()) as pool:
         starts = range(0, count, batch_size)
         ahead = [[pool.submit(load, n) for n in range(at, min(at + batch_size, count))] for at in starts[:2]]
         for number, at in enumerate(starts):

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 
+from clip_train.devices import cpu_count
 from clip_train.errors import CRASH, INTERRUPTED, TrainError, UsageError
 
 
@@ -43,7 +44,7 @@ def launch(argv: list[str], *, processes: int, nnodes: int, node_rank: int, endp
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // processes)))
     config = LaunchConfig(
         min_nodes=nnodes,
         max_nodes=nnodes,

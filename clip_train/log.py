@@ -1,4 +1,4 @@
-"""The logs of a run: one JSON line per step, TensorBoard events, and progress on stderr."""
+"""The logs of a run: one JSON line per step, TensorBoard events, Weights & Biases, and progress on stderr."""
 
 from __future__ import annotations
 
@@ -10,22 +10,47 @@ import socket
 import struct
 import sys
 import time
+import uuid
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from clip_train.errors import TrainError
 
 
-class StepLog:
-    """Writes RUN/log.jsonl and RUN/tensorboard. Lines after the step that a run resumes from are removed first."""
+class Sink(Protocol):
+    """What takes the numbers of the steps beside log.jsonl."""
 
-    def __init__(self, folder: Path, *, first_step: int, tensorboard: bool) -> None:
+    def write(self, step: int, scalars: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_sinks(kinds: Sequence[str], folder: Path, config: Mapping[str, Any]) -> list[Sink]:
+    """The sinks of --log-to. TrainError where wandb is not installed or does not start.
+
+    Args:
+        folder: of the run.
+        config: the resolved options, which wandb shows beside the curves.
+    """
+    made: list[Sink] = []
+    if "tensorboard" in kinds:
+        made.append(EventWriter(folder / "tensorboard"))
+    if "wandb" in kinds:
+        made.append(WandbWriter(folder, config))
+    return made
+
+
+class StepLog:
+    """Writes RUN/log.jsonl and the sinks. Lines after the step that a run resumes from are removed first."""
+
+    def __init__(self, folder: Path, *, first_step: int, sinks: Sequence[Sink] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
         _cut_after(path, first_step)
         self._lines = open(path, "a", encoding="utf-8")
-        self._events = EventWriter(folder / "tensorboard") if tensorboard else None
+        self._sinks = sinks
 
     def write(self, line: dict[str, Any]) -> None:
         """Writes one step. A number that is not finite becomes null."""
@@ -36,17 +61,17 @@ class StepLog:
         try:
             self._lines.write(json.dumps(plain) + "\n")
             self._lines.flush()
-            if self._events:
-                self._events.write(int(line["step"]), {k: v for k, v in plain.items() if isinstance(v, float)})
+            scalars = {name: value for name, value in plain.items() if isinstance(value, float)}
+            for sink in self._sinks:
+                sink.write(int(line["step"]), scalars)
         except OSError as error:
             raise TrainError(f"cannot write {self._lines.name}: {error}; free some space, then --resume") from error
 
     def close(self) -> None:
-        """Closes both files. Errors of a full disk are left out here, because `write` has raised them."""
-        with contextlib.suppress(OSError):
-            self._lines.close()
-            if self._events:
-                self._events.close()
+        """Closes all. Errors of a full disk are left out here, because `write` has raised them."""
+        for close in (self._lines.close, *(sink.close for sink in self._sinks)):
+            with contextlib.suppress(OSError):
+                close()
 
 
 def _cut_after(path: Path, step: int) -> None:
@@ -63,6 +88,39 @@ def _cut_after(path: Path, step: int) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text("".join(kept), encoding="utf-8")
     os.replace(partial, path)
+
+
+class WandbWriter:
+    """Sends the numbers to Weights & Biases. Its own variables say where: WANDB_PROJECT, WANDB_MODE, WANDB_API_KEY.
+
+    RUN/wandb-id has the id of the run there, so that a resumed run goes on with the same curves.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise TrainError("--log-to wandb needs the package: pip install wandb") from None
+        kept = folder / "wandb-id"
+        if not kept.exists():
+            kept.write_text(uuid.uuid4().hex[:8] + "\n")
+        try:
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "clip_train"), id=kept.read_text().strip(), resume="allow",
+                name=folder.resolve().name, dir=folder, config=dict(config),
+            )  # fmt: skip
+        except (wandb.errors.Error, OSError, ValueError) as error:
+            raise TrainError(f"--log-to wandb does not start: {error}") from error
+        # a resumed run may go back a few steps: the axis is a number of the line, not wandb's own count
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Sends one step."""
+        self._run.log({"step": step, **scalars})
+
+    def close(self) -> None:
+        """Waits until all is sent."""
+        self._run.finish()
 
 
 class EventWriter:

@@ -48,9 +48,9 @@ class MovingAverage:
     @torch.no_grad()
     def update(self, model: nn.Module, *, step: int) -> None:
         """Averages in the weights after step `step`, counted from 0."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                self.weights[name].lerp_(value.float(), 1 - decay)
-            else:
-                self.weights[name].copy_(value)
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        state = model.state_dict()
+        moving = [name for name, value in state.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.weights[name] for name in moving], [state[name].float() for name in moving], weight)
+        for name in state.keys() - set(moving):
+            self.weights[name].copy_(state[name])

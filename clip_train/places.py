@@ -18,8 +18,11 @@ from clip_train.remote import is_url, public
 
 MAX_SHARDS = 1_000_000  # that a brace pattern may name
 MAX_SMALL_FILE = 1 << 20  # bytes of a recipe or of a run's config.json
-# what a run writes into its folder (training.py)
-_RUN_NAMES = ("config.json", "log.jsonl", "checkpoints", "tensorboard", "zero_shot.jsonl", "vocabulary.txt.gz", ".lock")
+# what a run writes into its folder (run_config.py, log.py, resume.py)
+_RUN_NAMES = (
+    "config.json", "log.jsonl", "checkpoints", "tensorboard", "wandb", "wandb-id", "zero_shot.jsonl",
+    "vocabulary.txt.gz", ".lock",
+)  # fmt: skip
 _CHECKPOINT = re.compile(r"step-(\d{8,})")
 
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from clip_train.convert import load_model
 from clip_train.distributed import pick_device
 from clip_train.errors import InputMissing, TrainError, UsageError
 from clip_train.image import BadImage, evaluation_transform, middle_square, normalize
@@ -25,6 +24,7 @@ from clip_train.model import CLIP
 from clip_train.places import readable_file
 from clip_train.places import weights as check_weights
 from clip_train.tokenizer import VOCABULARY, Tokenizer, load_tokenizer
+from clip_train.weights import load_model
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -78,7 +78,7 @@ def load(
     (B, E) features that are not normalised. The ids of `tokenizer` lie on the CPU.
 
     Args:
-        checkpoint: a run, a checkpoint of it, or weights of another program (see convert.py).
+        checkpoint: a run, a checkpoint of it, or weights of another program (see weights.py).
         ema: take the moving average of the weights.
         activation: "gelu" or "quick_gelu", for open_clip weights: their files do not name it.
         bpe: the vocabulary. The run's own unless given, else the one that `find_vocabulary` finds.

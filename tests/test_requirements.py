@@ -91,19 +91,19 @@ def carried(distributions: set[str]) -> set[str]:
     ("packages", "extra"), [(("pipeline", "queries"), None), (("clip_train",), "train")], ids=["base", "train"]
 )
 def test_what_is_imported_is_required(packages: tuple[str, ...], extra: str | None) -> None:
-    known = required() | (required(extra) if extra else set())
+    known = required() | (required(extra) | required("wandb") if extra else set())
     assert imported(*packages) <= carried(known)
 
 
 def test_what_is_required_is_imported() -> None:
     used = imported(*PACKAGES)
-    for name in required() | required("train") | required("s3") | required("gcs"):
+    for name in required() | required("train") | required("s3") | required("gcs") | required("wandb"):
         assert (module(name) in used) != (name in NOT_IMPORTED), name
 
 
 def test_what_tests_need_is_what_they_import() -> None:
     used = imported("tests", "benchmarks", "tools")
-    both = required() | required("train")
+    both = required() | required("train") | required("wandb")
     for name in required("test") | required("dev"):
         assert (module(name) in used) != (name in NOT_IMPORTED), name
     assert used <= carried(both | required("test")) | OF_OTHERS
@@ -113,6 +113,6 @@ def test_every_requirement_has_a_pin() -> None:
     """constraints.txt was compiled from setup.cfg: a requirement that was added or taken out is so there too."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = {line.split("==")[0].strip().lower() for line in lines if "==" in line}
-    extras = [required(extra) for extra in ("train", "s3", "gcs", "test", "dev")]
+    extras = [required(extra) for extra in ("train", "wandb", "s3", "gcs", "test", "dev")]
     assert required().union(*extras) <= pins
     assert "ahocorasick-rs" not in pins

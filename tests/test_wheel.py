@@ -196,7 +196,7 @@ def test_the_trainer_runs(installed: Installed, digest: str) -> None:
     """Runs in one process, and in two: the processes of the launcher find the package too."""
     if not HAS_TORCH:
         pytest.skip("this environment has no torch, and the wheel's has none either")
-    flags = ["--model", "ViT-Tiny", "--batch-size", "4", "--steps", "2", "--threads", "1", "--no-tensorboard"]
+    flags = ["--model", "ViT-Tiny", "--batch-size", "4", "--steps", "2", "--threads", "1", "--log-to", "none"]
     for processes in ("1", "2"):
         where = ["--data", "two", "--output", f"run-{processes}", "--processes", processes]
         installed.run("openwit-train", "train", *where, *flags, OMP_NUM_THREADS="1")

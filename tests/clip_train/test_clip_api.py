@@ -23,7 +23,7 @@ from tests.clip_train.conftest import CAPTIONS, jpeg  # noqa: E402
 def options_of(data: Path, output: Path, vocabulary: Path, **changes) -> TrainOptions:
     return TrainOptions(
         data=str(data), output=str(output), bpe=str(vocabulary), model="ViT-Tiny", batch_size=8, steps=3, threads=1,
-        tensorboard=False, **changes,
+        log_to=("none",), **changes,
     )  # fmt: skip
 
 

@@ -94,7 +94,7 @@ def test_the_whole_way(tars, vocabulary, tmp_path, capsys, monkeypatch):
         captured = capsys.readouterr()
         return json.loads(captured.out) if code == 0 else {"error": captured.err}
 
-    common = ("--data", data, "--output", run, "--bpe", str(vocabulary), "--model", "ViT-Tiny", "--no-tensorboard")
+    common = ("--data", data, "--output", run, "--bpe", str(vocabulary), "--model", "ViT-Tiny", "--log-to", "none")
     found = call("train", *common, "--batch-size", "8", "--steps", "3", "--zero-shot", data)
     assert found["steps"] == 3 and (tmp_path / "run" / "zero_shot.jsonl").exists()
     assert "holds a run" in call("train", *common, code=2)["error"]

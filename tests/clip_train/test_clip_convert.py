@@ -14,18 +14,12 @@ from conftest import fill  # noqa: E402
 
 from clip_train.checkpoint import restore_model  # noqa: E402
 from clip_train.config import PRESETS  # noqa: E402
-from clip_train.convert import (  # noqa: E402
-    export,
-    fit_to,
-    from_huggingface,
-    infer_config,
-    load_model,
-    read_torchscript,
-    read_weights,
-    to_huggingface,
-)
 from clip_train.errors import InputMissing, TrainError, UsageError  # noqa: E402
+from clip_train.export import export  # noqa: E402
+from clip_train.huggingface import from_huggingface, to_huggingface  # noqa: E402
 from clip_train.model import CLIP  # noqa: E402
+from clip_train.torchscript import read_torchscript  # noqa: E402
+from clip_train.weights import Weights, fit_to, infer_config, load_model, read_weights  # noqa: E402
 
 
 def made(name: str = "ViT-Tiny", **changes) -> CLIP:
@@ -115,8 +109,6 @@ def test_hugging_face_names_go_both_ways_and_resnets_do_not(tmp_path):
 
 
 def _weights(model: CLIP):
-    from clip_train.convert import Weights
-
     return Weights(dict(model.state_dict()), model.config, "checkpoint")
 
 

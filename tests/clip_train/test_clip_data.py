@@ -21,7 +21,9 @@ from clip_train import data as data_module  # noqa: E402
 from clip_train.bpe import read_captions  # noqa: E402
 from clip_train.data import BadSamples, Loader, LoaderOptions, Stream  # noqa: E402
 from clip_train.errors import BelowThreshold, InputMissing, TrainError, UsageError  # noqa: E402
-from clip_train.shards import expand, open_index, scan_tar  # noqa: E402
+from clip_train.places import expand  # noqa: E402
+from clip_train.shards import open_index  # noqa: E402
+from clip_train.tar_scan import scan_tar  # noqa: E402
 from clip_train.tokenizer import load_tokenizer  # noqa: E402
 
 

@@ -17,9 +17,11 @@ torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install
 from conftest import fill, formula  # noqa: E402
 
 from clip_train.config import PRESETS  # noqa: E402
-from clip_train.convert import Weights, export, load_model, to_huggingface  # noqa: E402
+from clip_train.export import export  # noqa: E402
+from clip_train.huggingface import to_huggingface  # noqa: E402
 from clip_train.model import CLIP  # noqa: E402
 from clip_train.text import pack, pad  # noqa: E402
+from clip_train.weights import Weights, load_model  # noqa: E402
 from tests.places import DATA  # noqa: E402
 
 NAMES = ("RN50", "ViT-B-32", "ViT-B-16")

@@ -1,0 +1,104 @@
+"""Saves a run and finds it again: checkpoints of the whole state, and what a checkpoint must agree with."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from clip_train import checkpoint
+from clip_train.config import ModelConfig, Plan
+from clip_train.distributed import rank
+from clip_train.errors import TrainError, UsageError
+from clip_train.log import Progress
+from clip_train.run import Run
+from clip_train.tokenizer import Tokenizer
+
+
+def find_checkpoint(plan: Plan) -> Path | None:
+    """The newest valid checkpoint, if the run resumes. UsageError if the folder holds a run and it does not."""
+    folder = Path(plan.options.output) / "checkpoints"
+    if not plan.options.resume:
+        if checkpoint.all_steps(folder):
+            raise UsageError(f"{plan.options.output} holds a run: --resume continues it, or name another folder")
+        return None
+    if rank() == 0:
+        checkpoint.clear_scratch(folder)
+    progress = Progress(steps=0, first_step=0, show=rank() == 0)
+    faults = []
+    for path, fault in checkpoint.newest(folder):
+        if fault is None:
+            progress.say(f"resuming from {path}")
+            return path
+        faults.append(fault)
+        progress.say(f"{fault} [skipped]")
+    if faults:
+        raise TrainError(f"none of the {len(faults)} checkpoints in {folder} is valid: remove them to start again")
+    progress.say(f"no checkpoint in {folder} yet: starting from the beginning")
+    return None
+
+
+def restore_run(run: Run, path: Path) -> None:
+    """Restores weights, optimizer state, average, loss scale and the place in the data."""
+    state = checkpoint.load(path)
+    info, plan = state.info, run.plan
+    same_model(ModelConfig.from_json(info["model"]), plan.model, str(path))
+    if plan.vocabulary and info["vocabulary"] != plan.vocabulary:
+        raise UsageError(f"{path} was trained with another vocabulary: leave out --bpe to take that of the run")
+    order = {"window": plan.options.window, "online_balance": plan.options.online_balance}
+    if info.get("order", order) != order:
+        raise UsageError(f"{path} was trained with {info['order']}, not {order}: the order of samples would differ")
+    if info["samples"] != plan.samples or info["seed"] != plan.options.seed:
+        raise UsageError(
+            f"{path} was trained with {info['samples']} samples and seed {info['seed']}, this run has {plan.samples} "
+            f"samples and seed {plan.options.seed}: the order would differ. Start a new run with --init {path}"
+        )
+    checkpoint.restore_model(run.model, state.model, origin=str(path))
+    checkpoint.restore_optimizer(run.model, run.optimizer, state.optimizer)
+    if run.average and state.ema:
+        run.average.weights = {name: value.to(run.device) for name, value in state.ema.items()}
+    run.scaler.load_state_dict(info["progress"]["scaler"])
+    run.step, run.samples_seen = info["progress"]["step"], info["progress"]["samples_seen"]
+
+
+def same_model(found: ModelConfig, wanted: ModelConfig, origin: str, *, but: str = "") -> None:
+    """UsageError if the models differ in another field than `but`."""
+    if found.vocab_size != wanted.vocab_size:
+        raise UsageError(
+            f"{origin} has {found.vocab_size} token ids, the vocabulary has {wanted.vocab_size}: "
+            f"name the one it was trained with by --bpe"
+        )
+    a, b = (dataclasses.asdict(config) for config in (found, wanted))
+    differing = [f"{name} {a[name]}, not {b[name]}" for name in a if a[name] != b[name] and name != but]
+    if differing:
+        raise UsageError(f"{origin} belongs to another model: {'; '.join(differing)}. Name its model by --model")
+
+
+def save_run(run: Run, folder: Path, tokenizer: Tokenizer) -> Path:
+    """Saves a checkpoint. The first rank writes it."""
+    model = checkpoint.model_tensors(run.model)
+    optimizer = checkpoint.optimizer_tensors(run.model, run.optimizer)
+    average = {name: checkpoint.whole(value) for name, value in run.average.weights.items()} if run.average else None
+    path = folder / "checkpoints" / f"step-{run.step:08d}"
+    if rank() == 0:
+        checkpoint.save(
+            folder / "checkpoints",
+            step=run.step,
+            model=model,
+            optimizer=optimizer,
+            ema=average,
+            keep=run.plan.options.keep,
+            info={
+                "model": dataclasses.asdict(run.plan.model),
+                "name": run.plan.options.model,
+                "vocabulary": tokenizer.fingerprint,
+                "samples": run.plan.samples,
+                "seed": run.plan.options.seed,
+                "order": {
+                    "window": run.plan.options.window, "online_balance": run.plan.options.online_balance,
+                },
+                "progress": {
+                    "step": run.step, "samples_seen": run.samples_seen, "scaler": run.scaler.state_dict(),
+                },
+            },
+        )  # fmt: skip
+    return path

@@ -1,0 +1,98 @@
+"""The first state of a run: the model, its optimizer and its loader, from the plan or from a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import torch
+
+from clip_train import checkpoint
+from clip_train.config import Plan
+from clip_train.data import LoaderOptions
+from clip_train.devices import cpu_count
+from clip_train.distributed import rank, world_size
+from clip_train.errors import UsageError
+from clip_train.model import CLIP
+from clip_train.optim import MovingAverage, make_optimizer
+from clip_train.parallel import Towers
+from clip_train.resume import find_checkpoint, restore_run, same_model
+from clip_train.run import Run
+from clip_train.tokenizer import VOCABULARY
+from clip_train.weights import fit_to, read_weights
+
+
+def start_run(plan: Plan, device: torch.device) -> Run:
+    """A run at its first step, or at the step of its newest valid checkpoint."""
+    options = plan.options
+    if options.precision == "auto":
+        precise = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        plan = dataclasses.replace(plan, options=dataclasses.replace(options, precision=precise))
+        options = plan.options
+    if options.precision == "fp16" and device.type != "cuda":
+        raise UsageError("--precision fp16 needs a GPU; bf16 works on a CPU too")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    torch.manual_seed(options.seed)
+    model = CLIP(plan.model)
+    resumed = find_checkpoint(plan)
+    if options.init and resumed is None:
+        load_initial(model, options.init, vocabulary=plan.vocabulary)
+    model.to(device)
+    if plan.model.is_resnet:
+        model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.train()
+    model.set_activation_checkpointing(options.activation_checkpointing)
+    if options.compile:
+        compile_towers(model)
+    towers = Towers(model, parallel=options.parallel, accumulate=options.accumulate, device=device)
+    run = Run(
+        plan=plan,
+        device=device,
+        model=model,
+        towers=towers,
+        optimizer=make_optimizer(model, plan.recipe),
+        scaler=torch.amp.GradScaler(device.type, enabled=options.precision == "fp16"),
+        average=MovingAverage(model, decay=options.ema) if options.ema else None,
+    )
+    if resumed is not None:
+        restore_run(run, resumed)
+    return run
+
+
+def compile_towers(model: CLIP) -> None:
+    """Compiles the image tower as a whole and the text blocks one by one: packed batches differ in length."""
+    model.visual.compile()
+    for block in model.transformer.resblocks:
+        block.compile(dynamic=True)
+
+
+def load_initial(model: CLIP, path: str, *, vocabulary: str) -> None:
+    """Copies initial weights into the model. The position embedding is resized if the resolution differs."""
+    weights = read_weights(path)
+    same_model(weights.config, model.config, path, but="image_size")
+    if weights.vocabulary and vocabulary and weights.vocabulary != vocabulary:
+        raise UsageError(f"{path} was trained with another vocabulary: name its RUN/{VOCABULARY} by --bpe")
+    checkpoint.restore_model(model, fit_to(weights.tensors, model), origin=path)
+
+
+def loader_options(plan: Plan, device: torch.device) -> LoaderOptions:
+    """The options of the loader, from the plan."""
+    options = plan.options
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return LoaderOptions(
+        image_size=plan.model.image_size,
+        context_length=plan.model.context_length,
+        batch_size=plan.batch_size,
+        rank=rank(),
+        world_size=world_size(),
+        accumulate=options.accumulate,
+        seed=options.seed,
+        threads=options.threads or max(1, cpu_count() // local),
+        prefetch=options.prefetch,
+        min_scale=options.crop_scale,
+        packed=options.text == "packed",
+        verify=options.verify,
+        max_bad=options.max_bad,
+        pin=device.type == "cuda",
+    )
