@@ -212,6 +212,7 @@ TABLES = {
     "MATCHED": (schema.MATCHED, schema.PAIRS),
     "MATCHED_PART": (row_pass.MATCHED_PART, schema.MATCHED),
     "KEYS": (row_pass.KEYS, pa.schema([])),
+    "TEXTS": (dedup_exchange.TEXTS, pa.schema([])),
     "DROPS": (dedup_exchange.DROPS, pa.schema([])),
     "BAND": (caps.BAND, pa.schema([])),
     "SELECTED": (schema.SELECTED, schema.MATCHED),

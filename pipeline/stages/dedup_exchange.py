@@ -2,13 +2,18 @@
 
 `dedup` does this with URLs and texts before the fetch. `dedup_images` does it with image bytes after the fetch.
 
-    <step>/*.keys --by key--> FindDuplicates --by unit--> MarkDropped: masks/00007-000.mask
+    <step>/*.keys --by image--> FindDuplicates --by unit--> MarkDropped: masks/00007-000.mask
+
+With a bound on the images of a text, the texts are counted before:
+
+    <step>/*.keys --CutTexts--> by text --> FindCommonTexts: texts/00007.common
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,17 +22,19 @@ import pyarrow as pa
 from pipeline.engine import hashing, shuffle_files, storage
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
-from pipeline.engine.steps import run_exchange
+from pipeline.engine.steps import run_exchange, run_task
 from pipeline.engine.tasks import Reading
 from pipeline.engine.work import StageFolder, StepFolder
 from pipeline.stages import selection
 from pipeline.stages.base import Stage
+from pipeline.stages.matches import Keys
 from pipeline.stages.row_pass import KEYS, PARTS_OF_UNIT
 from pipeline.stages.tally import Rejects, Tally, unit_body
 
 if TYPE_CHECKING:
     import apache_beam as beam
 
+TEXTS = pa.schema([pa.field("text", pa.uint64(), False), pa.field("image", pa.uint64(), False)])
 DROPS = pa.schema(
     [pa.field("part", pa.int32(), False), pa.field("row", pa.int32(), False), pa.field("reason", pa.uint8(), False)]
 )
@@ -42,7 +49,8 @@ class DedupPlan:
         rows: the parts with their `.keys`.
         key_bits: the keys are cut into 2 ** key_bits buckets.
         reasons: the drop reason for each code of `selection.find_duplicates`.
-        placeholder_bound: all rows of a URL with more texts than this are dropped; 0: no bound.
+        placeholder_bound: all rows of an image with more texts than this are dropped; 0: no bound.
+        common_text_bound: all rows of a text with more images than this are dropped; 0: no bound.
         keep_rejected: sample, all or none.
     """
 
@@ -51,7 +59,18 @@ class DedupPlan:
     key_bits: int
     reasons: tuple[str, ...] = selection.DUPLICATE_REASONS
     placeholder_bound: int = 0
+    common_text_bound: int = 0
     keep_rejected: str = "sample"
+
+    @property
+    def cut_texts(self) -> StepFolder:
+        """The texts of the rows with their images, by text."""
+        return self.folder.step("cut-texts")
+
+    @property
+    def texts(self) -> StepFolder:
+        """The texts of too many images."""
+        return self.folder.step("texts")
 
     @property
     def drops(self) -> StepFolder:
@@ -67,24 +86,102 @@ class DedupPlan:
         """The rows that the stage does not drop."""
         return dataclasses.replace(self.rows, masks=self.masks)
 
+    def steps(self) -> tuple[StepFolder, ...]:
+        """All steps."""
+        texts = (self.cut_texts, self.texts) if self.common_text_bound else ()
+        return *texts, self.drops, self.masks
+
     def watched(self) -> list[Watched]:
         """The steps that the progress shows."""
         name = self.folder.name
-        return [Watched(f"{name} drops", self.drops), Watched(f"{name} masks", self.masks, self.rows.groups)]
+        texts = [Watched(f"{name} texts", self.texts)] if self.common_text_bound else []
+        drops = Watched(f"{name} drops", self.drops), Watched(f"{name} masks", self.masks, self.rows.groups)
+        return [*texts, *drops]
 
 
-def find_drops(keys: pa.Table, *, placeholder_bound: int = 0) -> pa.RecordBatch:
+@dataclasses.dataclass(frozen=True)
+class CutTexts:
+    """One unit for each group: the texts of its rows with their images, cut by text."""
+
+    plan: DedupPlan
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.plan.cut_texts
+
+    def units(self) -> int:
+        return self.plan.rows.groups
+
+    def run(self, unit: int) -> dict[str, Any]:
+        parts = self.plan.rows.parts
+        messages = [
+            message
+            for source, part, _ in self.plan.rows.parts_of_group(unit)
+            for _, message in shuffle_files.read_all(parts.file(source, "keys", part))
+        ]
+        found = shuffle_files.table(messages, KEYS).select(TEXTS.names)
+        batch = found.to_batches()[0] if found.num_rows else pa.RecordBatch.from_pylist([], TEXTS)
+        bucket = hashing.buckets(batch["text"].to_numpy(), self.plan.key_bits)
+        path = self.folder.file(unit, "texts", 0)
+        shuffle_files.write(path, shuffle_files.cut(batch, bucket, 1 << self.plan.key_bits))
+        return {"parts": 1, "rows": batch.num_rows}
+
+
+@dataclasses.dataclass(frozen=True)
+class FindCommonTexts:
+    """One unit for each bucket of texts: those that stand at too many images."""
+
+    plan: DedupPlan
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.plan.texts
+
+    @property
+    def reads(self) -> Reading:
+        return Reading(self.plan.cut_texts, "texts")
+
+    def units(self) -> int:
+        return 1 << self.plan.key_bits
+
+    def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
+        found = shuffle_files.table(messages, TEXTS)
+        text, image = (found[name].to_numpy() for name in TEXTS.names)
+        common = selection.find_common_texts(text, image, self.plan.common_text_bound)
+        storage.save_array(self.folder.file(unit, "common"), common)
+        return {"texts": len(common)}
+
+
+@functools.lru_cache(maxsize=2)
+def load_common_texts(folder: StepFolder) -> np.ndarray:
+    """The texts of too many images, ascending."""
+    arrays = [storage.map_array(folder.file(unit, "common")) for unit, _ in folder.manifests()]
+    return np.sort(np.concatenate(arrays)) if arrays else np.zeros(0, np.uint64)
+
+
+def among(words: np.ndarray, ascending: np.ndarray) -> np.ndarray:
+    """True for each word that is in an ascending array."""
+    if len(ascending) == 0:
+        return np.zeros(len(words), np.bool_)
+    place = np.minimum(np.searchsorted(ascending, words), len(ascending) - 1)
+    return ascending[place] == words
+
+
+def find_drops(keys: pa.Table, *, placeholder_bound: int = 0, common: np.ndarray | None = None) -> pa.RecordBatch:
     """KEYS -> DROPS: the place of each dropped row, and its code (selection.DUPLICATE_REASONS).
 
-    `keys` holds either all rows of a URL or none of them.
+    Args:
+        keys: all rows of an image, or none of them.
+        placeholder_bound: see DedupPlan.
+        common: the texts of too many images, ascending.
     """
-    names = ("url_hash", "pair_high", "pair_low", "provenance")
-    columns = [keys[name].to_numpy() for name in names]
-    codes = selection.find_duplicates(*columns, placeholder_bound=placeholder_bound)
+    columns = {name: keys[name].to_numpy() for name in KEYS.names}
+    text, part, row = (columns.pop(name) for name in ("text", "part", "row"))
+    is_common = among(text, np.zeros(0, np.uint64) if common is None else common)
+    found = Keys(rank=hashing.mix(columns["image"], text), common=is_common, **columns)
+    codes = selection.find_duplicates(found, placeholder_bound=placeholder_bound)
     drop = np.flatnonzero(codes)
-    return pa.RecordBatch.from_arrays(
-        [pa.array(keys[name].to_numpy()[drop]) for name in ("part", "row")] + [pa.array(codes[drop])], schema=DROPS
-    )
+    return pa.RecordBatch.from_arrays([pa.array(column[drop]) for column in (part, row, codes)], schema=DROPS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +203,8 @@ class FindDuplicates:
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
         keys = shuffle_files.table(messages, KEYS)
-        drops = find_drops(keys, placeholder_bound=self.plan.placeholder_bound)
+        common = load_common_texts(self.plan.texts) if self.plan.common_text_bound else None
+        drops = find_drops(keys, placeholder_bound=self.plan.placeholder_bound, common=common)
         group = drops["part"].to_numpy().astype(np.int64) // PARTS_OF_UNIT % self.plan.rows.groups
         shuffle_files.write(self.folder.file(unit, "drops", 0), shuffle_files.cut(drops, group, self.plan.rows.groups))
         return {"parts": 1, "keys": keys.num_rows, "drops": drops.num_rows}
@@ -174,6 +272,9 @@ def _reject(path: str, rows: np.ndarray, reason: str, tally: Tally) -> None:
 
 def drop_duplicates(done: Any, plan: DedupPlan, *, exchange: str) -> beam.PCollection:
     """Appends to `done` the steps that write a mask beside each part."""
+    if plan.common_text_bound:
+        done = run_task(done, CutTexts(plan), max_units=plan.rows.groups)
+        done = run_exchange(done, FindCommonTexts(plan), buckets=1 << plan.key_bits, exchange=exchange)
     done = run_exchange(done, FindDuplicates(plan), buckets=1 << plan.key_bits, exchange=exchange)
     return run_exchange(done, MarkDropped(plan), buckets=plan.rows.groups, exchange=exchange)
 
@@ -197,7 +298,7 @@ class DedupStage(Stage):
         return self.duplicates.remaining()
 
     def steps(self) -> tuple[StepFolder, ...]:
-        return self.duplicates.drops, self.duplicates.masks
+        return self.duplicates.steps()
 
     def counted(self) -> tuple[StepFolder, ...]:
         return (self.duplicates.masks,)

@@ -1,7 +1,8 @@
-"""dedup-images: drops images of a poor shape. Of pairs whose images have the same bytes, the smallest uid stays.
+"""dedup-images: drops images of a poor shape. Of pairs whose images have the same bytes, one stays.
 
 First the fetched rows, without the failures and without the images of a poor shape, are written as parts like those of
-match. Then the steps of `dedup` follow. The hash of the image takes the place of the URL.
+match. Then the steps of `dedup` follow. The hash of the image takes the place of the URL. A hash of
+image and uid decides which row stays.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pipeline.schema import FETCHED
 from pipeline.stages.attempts import Attempts
 from pipeline.stages.base import Job, Outputs
 from pipeline.stages.dedup_exchange import DedupPlan, DedupStage
-from pipeline.stages.row_pass import FETCHED_OK, PROVENANCE, RAW, URL_HASH, PartWriter
+from pipeline.stages.row_pass import FETCHED_OK, KEY_BYTES, RAW, Keyed, PartWriter
 from pipeline.stages.run import Run
 from pipeline.stages.tally import Rejects, Tally, unit_body
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     import apache_beam as beam
 
 ROWS_PER_GROUP = 250_000
-REASONS = ("", "same_pair", "same_image", "placeholder_url")
+REASONS = ("", "same_pair", "same_image")
 SHAPE_REASONS = ("", "too_small", "aspect")
 
 
@@ -89,10 +90,10 @@ class KeepFetched:
     def run(self, unit: int) -> dict[str, Any]:
         rejects = Rejects(self.plan.keep_rejected)
         tally = Tally(self.plan.folder.name, rejects)
-        with PartWriter(self.folder, unit, FETCHED_OK, self.plan.key_bits) as writer:
+        with PartWriter(self.folder, unit, FETCHED_OK, Keyed(keys_of_images, self.plan.key_bits)) as writer:
             for number, part, table in self.attempts.rows(unit):
                 good = table.filter(pc.equal(table["status"], "ok"))
-                writer.write(with_keys(drop_poor_shapes(good, tally, self.shapes), number, unit, part))
+                writer.write(with_place(drop_poor_shapes(good, tally, self.shapes), number, unit, part))
         return {**unit_body(self.folder, unit, [tally], rejects), "parts": writer.parts, "rows": writer.rows}
 
 
@@ -108,16 +109,22 @@ def drop_poor_shapes(fetched: pa.Table, tally: Tally, shapes: Shapes) -> pa.Tabl
     return fetched.filter(pa.array(codes == 0)) if codes.any() else fetched
 
 
-def with_keys(good: pa.Table, number: int, unit: int, part: int) -> pa.RecordBatch:
-    """FETCHED rows -> the same with the place of their raw file and their keys (the image hash as URL hash)."""
+def keys_of_images(rows: pa.RecordBatch) -> tuple[np.ndarray, ...]:
+    """Keys by the bytes of the images as served. All rows of an image are alike but for their uid, which decides."""
+    digests = b"".join(digest[:8] for digest in rows["image_sha256"].to_pylist())
+    image, count = np.frombuffer(digests, ">u8").astype(np.uint64), rows.num_rows
+    text = hashing.uid_words(rows["uid"])[0]
+    return image, text, np.zeros(count, np.uint8), np.zeros(count, np.uint32), np.zeros(count, np.uint64)
+
+
+def with_place(good: pa.Table, number: int, unit: int, part: int) -> pa.RecordBatch:
+    """FETCHED rows -> the same with the place of their raw file."""
     good = good.combine_chunks()
     rows = good.num_rows
-    first = np.frombuffer(b"".join(digest[:8] for digest in good["image_sha256"].to_pylist()), ">u8").astype(np.uint64)
     constants = zip(RAW, (number, unit, part), strict=True)
     columns = [hashing.as_array(good[name]) for name in FETCHED.names]
     columns += [pa.array(np.full(rows, value), field.type) for field, value in constants]
-    columns += [hashing.as_array(good["row_hash"]), pa.array(first), pa.array(np.zeros(rows, np.uint64))]
-    return pa.RecordBatch.from_arrays(columns, schema=pa.schema([*FETCHED_OK, URL_HASH, PROVENANCE]))
+    return pa.RecordBatch.from_arrays([*columns, hashing.as_array(good["row_hash"])], schema=FETCHED_OK)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +149,7 @@ class DedupImages(DedupStage):
         """The exchange that finds equal images. The fetch must be done: the number of its rows sizes the exchange."""
         fetched = self.attempts.folder.done()["rows_out"]
         rows = Rows(self.folder.step("parts"), groups=min(1024, max(1, round(fetched / ROWS_PER_GROUP))))
-        bits = min(12, max(0, (44 * fetched >> 26).bit_length()))
+        bits = min(12, max(0, (KEY_BYTES * fetched >> 26).bit_length()))
         return DedupPlan(self.folder, rows, bits, REASONS, keep_rejected=self.keep_rejected)
 
     @classmethod

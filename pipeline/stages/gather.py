@@ -241,7 +241,6 @@ def _pairs(
         score,
         candidates["opt_out"],
         candidates["license"],
-        pa.array(keys.url_hash),
         pa.array(provenance),
         pa.array(row_hash),
     ]

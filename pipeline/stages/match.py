@@ -23,9 +23,10 @@ from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_task
 from pipeline.engine.work import Json, StepFolder
 from pipeline.stages.base import TABLES, Job, Outputs
-from pipeline.stages.row_pass import MATCHED_PART, PROVENANCE, URL_HASH, Parts, ReadParts, RowStage
+from pipeline.stages.row_pass import MATCHED_PART, PROVENANCE, Keyed, Parts, ReadParts, RowStage
 from pipeline.stages.run import Run
 from pipeline.stages.tally import Tally
+from pipeline.text import image_variants
 from pipeline.text.matcher import Matcher, default_case
 
 
@@ -67,7 +68,7 @@ class MatchSettings:
 
 
 IDENTITY = "identity"  # column of the query list that `BuildTables` reads
-PASSED = pa.schema([*MATCHED_PART, URL_HASH, PROVENANCE])  # what the writer of parts and keys receives
+PASSED = pa.schema([*MATCHED_PART, PROVENANCE])  # what the writer of parts and keys receives
 
 
 def match_batch(pairs: pa.RecordBatch, tally: Tally, *, matcher: Matcher, query_hash: np.ndarray) -> pa.RecordBatch:
@@ -93,6 +94,28 @@ def match_batch(pairs: pa.RecordBatch, tally: Tally, *, matcher: Matcher, query_
     columns = dict(zip(pairs.schema.names, pairs.columns, strict=True))
     columns |= {"query_ids": ids, "row_hash": pa.array(row_hash)}
     return pa.RecordBatch.from_arrays([columns[name] for name in PASSED.names], schema=PASSED)
+
+
+MOST_WORDS = 32  # that count when the texts of an image are compared; a longer text is not richer
+_MORE_WORDS = (  # what ends a word: a blank, and each letter of the scripts without blanks
+    r" |[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
+)
+
+
+def keys_of_pairs(pairs: pa.RecordBatch) -> tuple[np.ndarray, ...]:
+    """The image (variants of a URL share it), the text, its words, the named size and the provenance of each pair."""
+    image, size = image_variants.variants(pairs["url"])
+    text = hashing.hash_strings(pairs["text"])[:, 0]
+    return image, text, count_words(pairs["text"]), size, pairs["provenance"].to_numpy()
+
+
+def count_words(texts: pa.Array) -> np.ndarray:
+    """The words of each clean text, at most MOST_WORDS. A letter of a script without blanks is a word."""
+    words = pc.count_substring(texts, " ").to_numpy() + 1
+    beyond = np.flatnonzero(pc.not_equal(pc.binary_length(texts), pc.utf8_length(texts)).to_numpy(zero_copy_only=False))
+    if len(beyond):
+        words[beyond] = pc.count_substring_regex(texts.take(pa.array(beyond)), _MORE_WORDS).to_numpy() + 1
+    return np.minimum(words, MOST_WORDS).astype(np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +223,7 @@ class Match(RowStage):
         return MatchRows(self.tables)
 
     def parts(self) -> Parts:
-        return Parts(self.folder.step("parts"), MATCHED_PART, self.key_bits)
+        return Parts(self.folder.step("parts"), MATCHED_PART, Keyed(keys_of_pairs, self.key_bits))
 
     @property
     def output(self) -> Rows:

@@ -1,4 +1,7 @@
-"""The types of balancing: matches of rows and queries, in the layout that `selection` and its kernel share."""
+"""The types of duplicates and of balancing: keys of rows, and matches of rows and queries.
+
+`selection` and its kernel share this layout.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,19 @@ from pipeline.engine.hashing import Words, as_array, uid_words
 
 Mask = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
+
+
+class Keys(NamedTuple):
+    """What decides duplicates: one entry a row."""
+
+    image: Words  # equal for all variants of an image
+    rank: Words  # a hash of image and text: equal for equal pairs of them, and it decides between texts of an image
+    words: npt.NDArray[np.uint8]  # of the text
+    size: npt.NDArray[np.uint32]  # the URL with the largest size is fetched
+    provenance: Words
+    pair_high: Words
+    pair_low: Words
+    common: Mask  # texts that stand at too many images
 
 
 class Matches(NamedTuple):

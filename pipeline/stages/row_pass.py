@@ -12,7 +12,7 @@ import abc
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -33,8 +33,8 @@ PART_BYTES = 256 << 20
 PARTS_OF_UNIT = 1024  # a part's number is unit * PARTS_OF_UNIT + its place in the unit
 
 # Columns that travel beside the rows and are not published. row_hash adds up to a stage's digest.
-URL_HASH, PROVENANCE, ROW_HASH = (pa.field(name, pa.uint64(), False) for name in ("url_hash", "provenance", "row_hash"))
-GATHERED_PART = pa.schema([*PAIRS, URL_HASH, PROVENANCE, ROW_HASH])
+PROVENANCE, ROW_HASH = (pa.field(name, pa.uint64(), False) for name in ("provenance", "row_hash"))
+GATHERED_PART = pa.schema([*PAIRS, PROVENANCE, ROW_HASH])
 MATCHED_PART = MATCHED.append(ROW_HASH)
 
 # Where a row's JPEG lies: the raw file of (attempt, unit, part) of the fetch, at image_offset.
@@ -45,24 +45,39 @@ RAW = (
 )
 FETCHED_OK = pa.schema([*FETCHED, *RAW, ROW_HASH])  # what was fetched, without the failures
 
-# What decides duplicates, and the place of the row: 44 bytes a row. Only these keys are exchanged.
+# What decides duplicates, and the place of the row: 57 bytes a row. Only these keys are exchanged.
 KEYS = pa.schema(
     [
-        URL_HASH,
+        pa.field("image", pa.uint64(), False),
+        pa.field("text", pa.uint64(), False),
+        pa.field("words", pa.uint8(), False),
+        pa.field("size", pa.uint32(), False),
+        PROVENANCE,
         pa.field("pair_high", pa.uint64(), False),
         pa.field("pair_low", pa.uint64(), False),
-        PROVENANCE,
         pa.field("part", pa.int32(), False),
         pa.field("row", pa.int32(), False),
     ]
 )
+KEY_BYTES = 57
+
+
+KeysOf: TypeAlias = Callable[[pa.RecordBatch], tuple[np.ndarray, ...]]  # the first five columns of KEYS for a batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Keyed:
+    """How the rows of a part become keys, and the number of bits that choose the bucket of a key."""
+
+    keys_of: KeysOf
+    bits: int
 
 
 class PartWriter:
-    """Writes the rows of a unit as parts, each with its bucket file of keys if `key_bits` is given."""
+    """Writes the rows of a unit as parts, each with its bucket file of keys if `keyed` is given."""
 
-    def __init__(self, folder: StepFolder, unit: int, schema: pa.Schema, key_bits: int | None) -> None:
-        self._folder, self._unit, self._schema, self._bits = folder, unit, schema, key_bits
+    def __init__(self, folder: StepFolder, unit: int, schema: pa.Schema, keyed: Keyed | None) -> None:
+        self._folder, self._unit, self._schema, self._keyed = folder, unit, schema, keyed
         self._stack = contextlib.ExitStack()
         self._out: Any = None
         self._keys: list[pa.RecordBatch] = []
@@ -80,14 +95,15 @@ class PartWriter:
             self._stack.__exit__(kind, error, trace)
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Appends a batch that has at least the columns of the schema (and those of KEYS, if keys are written)."""
+        """Appends a batch that has at least the columns of the schema (and those of which the keys are made)."""
         if batch.num_rows == 0:
             return
         if self._out is None:
             path = self._folder.file(self._unit, "arrow", self.parts)
             self._out = self._stack.enter_context(storage.writing_batches(path, self._schema))
-        if self._bits is not None:
-            self._keys.append(_keys(batch, self._unit * PARTS_OF_UNIT + self.parts, self._rows))
+        if self._keyed is not None:
+            place = self._unit * PARTS_OF_UNIT + self.parts, self._rows
+            self._keys.append(_keys(batch, self._keyed.keys_of, *place))
         wide = batch.select(self._schema.names)
         self._out.write_batch(wide)
         self._rows += batch.num_rows
@@ -99,11 +115,11 @@ class PartWriter:
         self._stack.close()
         if self._out is None:
             return
-        if self._bits is not None:
+        if self._keyed is not None:
             keys = pa.Table.from_batches(self._keys).combine_chunks().to_batches()[0]
-            bucket = hashing.buckets(keys["url_hash"].to_numpy(), self._bits)
+            bucket = hashing.buckets(keys["image"].to_numpy(), self._keyed.bits)
             path = self._folder.file(self._unit, "keys", self.parts)
-            shuffle_files.write(path, shuffle_files.cut(keys, bucket, 1 << self._bits))
+            shuffle_files.write(path, shuffle_files.cut(keys, bucket, 1 << self._keyed.bits))
         self.rows.append(self._rows)
         self.parts += 1
         self._out, self._keys, self._rows, self._bytes = None, [], 0, 0
@@ -116,10 +132,9 @@ def read_parts(folder: StepFolder, unit: int, columns: list[str] | None = None) 
         yield from storage.read_batches(folder.file(unit, "arrow", part), columns)
 
 
-def _keys(batch: pa.RecordBatch, part: int, first: int) -> pa.RecordBatch:
-    high, low = hashing.uid_words(batch["uid"])
+def _keys(batch: pa.RecordBatch, keys_of: KeysOf, part: int, first: int) -> pa.RecordBatch:
     rows = np.arange(first, first + batch.num_rows, dtype=np.int32)
-    columns = [batch["url_hash"], high, low, batch["provenance"], np.full(len(rows), part, np.int32), rows]
+    columns = [*keys_of(batch), *hashing.uid_words(batch["uid"]), np.full(len(rows), part, np.int32), rows]
     return pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=KEYS)
 
 
@@ -152,11 +167,11 @@ class ReadParts:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """The parts that a row-wise stage writes. With `key_bits`, a bucket file of keys lies beside each part."""
+    """The parts that a row-wise stage writes. With `keyed`, a bucket file of keys lies beside each part."""
 
     folder: StepFolder
     schema: pa.Schema
-    key_bits: int | None = None
+    keyed: Keyed | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +225,7 @@ class PassTask:
         rejects = Rejects(self.keep_rejected)
         tallies = [Tally(name, rejects) for name in self.names]
         functions = [function.open(unit) for function in self.functions]
-        with PartWriter(self.folder, unit, self.parts.schema, self.parts.key_bits) as writer:
+        with PartWriter(self.folder, unit, self.parts.schema, self.parts.keyed) as writer:
             for batch in self.source.read(unit, tallies[0].ledger):
                 for tally, function in zip(tallies, functions, strict=True):
                     batch = function(batch, tally)

@@ -2,7 +2,8 @@
 order of the rows.
 
 **Duplicates.** `find_duplicates` applies all rules at once to a bucket of keys. Of equal pairs, one provenance stays.
-Of the texts of one URL, one stays. A URL with very many texts is a placeholder, and all its rows go.
+Of the texts of one image, the richest stays. An image with many texts is a placeholder, and all its rows go. A text of
+many images is boilerplate (`find_common_texts`), and all its rows go.
 
 **Balancing.** Every (pair, query) match draws h(pair, query) = mix(pair, query), a uniform 64-bit number that depends
 on nothing else (the seed is in the query's key). Then
@@ -28,10 +29,10 @@ import numpy.typing as npt
 
 from pipeline.engine import jit
 from pipeline.engine.hashing import Words, mix, partition
-from pipeline.stages.matches import Band, Counts, Mask, Matches, Picks, Thresholds
+from pipeline.stages.matches import Band, Counts, Keys, Mask, Matches, Picks, Thresholds
 
-KEEP, SAME_PAIR, OTHER_TEXT, PLACEHOLDER_URL = range(4)
-DUPLICATE_REASONS = ("", "same_pair", "other_text", "placeholder_url")
+KEEP, SAME_PAIR, OTHER_TEXT, PLACEHOLDER_URL, COMMON_TEXT = range(5)
+DUPLICATE_REASONS = ("", "same_pair", "other_text", "placeholder_url", "common_text")
 
 HIGHEST = np.uint64(2**64 - 1)
 
@@ -44,32 +45,45 @@ class BandError(RuntimeError):
         self.queries = queries
 
 
-def find_duplicates(
-    url_hash: Words, pair_high: Words, pair_low: Words, provenance: Words, *, placeholder_bound: int = 0
-) -> npt.NDArray[np.uint8]:
-    """A code for each row, an index into DUPLICATE_REASONS. All rows of a URL must be in the same call.
+def find_duplicates(keys: Keys, *, placeholder_bound: int = 0) -> npt.NDArray[np.uint8]:
+    """A code for each row, an index into DUPLICATE_REASONS. All rows of an image must be in the same call.
 
-    * same_pair: an equal pair with a smaller provenance hash stays instead. If the provenance hashes are equal too,
-      the rows are alike, and the first one stays;
-    * other_text: another text of the URL has a smaller uid;
-    * placeholder_url: the URL has more than `placeholder_bound` distinct texts, so all its rows go (0: rule off).
+    * placeholder_url: the image has more than `placeholder_bound` distinct texts, so all its rows go (0: rule off);
+    * common_text: the row is marked in `keys.common`;
+    * same_pair: another row has the same image and text. The row with the largest size stays, then the one with the
+      smallest provenance, then the one with the smallest uid. If these are equal too, the first row stays;
+    * other_text: another text of the image has more words, or as many words and a smaller `rank`.
     """
-    kernel = _kernel(len(url_hash))
+    rows = len(keys.image)
+    kernel = _kernel(rows)
     if kernel:
-        return kernel.find_duplicates(url_hash, pair_high, pair_low, provenance, placeholder_bound)
-    codes = np.zeros(len(url_hash), np.uint8)
-    if len(codes) == 0:
+        return kernel.find_duplicates(keys, placeholder_bound)
+    codes = np.zeros(rows, np.uint8)
+    if rows == 0:
         return codes
-    order = np.lexsort((provenance, pair_low, pair_high, url_hash))
-    url, high, low = url_hash[order], pair_high[order], pair_low[order]
-    new_url = np.concatenate([[True], url[1:] != url[:-1]])
-    new_pair = new_url | np.concatenate([[True], (high[1:] != high[:-1]) | (low[1:] != low[:-1])])
-    codes[order] = np.where(new_url, KEEP, np.where(new_pair, OTHER_TEXT, SAME_PAIR))
+    size, words = ~keys.size.astype(np.uint32), -keys.words.astype(np.int16)
+    better = keys.pair_low, keys.pair_high, keys.provenance, size, keys.rank, words, keys.common  # the last first
+    order = np.lexsort((*better, keys.image))
+    image, rank, common = keys.image[order], keys.rank[order], keys.common[order]
+    new_image = np.concatenate([[True], image[1:] != image[:-1]])
+    new_text = new_image | np.concatenate([[True], rank[1:] != rank[:-1]])
+    kept = np.where(new_image, KEEP, np.where(new_text, OTHER_TEXT, SAME_PAIR))
+    codes[order] = np.where(common, COMMON_TEXT, kept)
     if placeholder_bound:
-        group = np.cumsum(new_url) - 1
-        texts = np.bincount(group, weights=new_pair)
+        group = np.cumsum(new_image) - 1
+        texts = np.bincount(group, weights=new_text)
         codes[order[texts[group] > placeholder_bound]] = PLACEHOLDER_URL
     return codes
+
+
+def find_common_texts(text: Words, image: Words, bound: int) -> Words:
+    """The texts of more than `bound` distinct images, ascending. All rows of a text must be in the same call."""
+    order = np.lexsort((image, text))
+    text, image = text[order], image[order]
+    new_text = np.concatenate([[True], text[1:] != text[:-1]])[: len(text)]
+    new_pair = new_text | np.concatenate([[True], image[1:] != image[:-1]])[: len(text)]
+    images = np.bincount(np.cumsum(new_text) - 1, weights=new_pair)
+    return text[new_text][images > bound]
 
 
 def count_queries(

@@ -10,11 +10,11 @@ import numpy.typing as npt
 from pipeline.engine.hashing import Words
 from pipeline.engine.hashing_kernel import frozen
 from pipeline.engine.jit import njit
-from pipeline.stages.matches import Counts, Mask, Matches, Thresholds
+from pipeline.stages.matches import Counts, Keys, Mask, Matches, Thresholds
 
 U = np.uint64
 _GOLDEN, _MIX_1, _MIX_2 = U(0x9E3779B97F4A7C15), U(0xBF58476D1CE4E5B9), U(0x94D049BB133111EB)
-_KEEP, _SAME_PAIR, _OTHER_TEXT, _PLACEHOLDER_URL = (np.uint8(code) for code in range(4))
+_KEEP, _SAME_PAIR, _OTHER_TEXT, _PLACEHOLDER_URL, _COMMON_TEXT = (np.uint8(code) for code in range(5))
 _EMPTY = np.int32(-1)
 
 
@@ -70,22 +70,31 @@ def _draw(mixed_pair, key):
 
 
 @njit
-def _mark_equal_pairs(high, low, provenance, table, codes):
-    """Marks all but one of equal pairs: the smallest provenance stays, or the first row where these are equal too.
+def _is_better_copy(keys, row, other):
+    """True if `row` stays rather than `other`, which has the same image and text and comes first."""
+    if keys.size[row] != keys.size[other]:
+        return keys.size[row] > keys.size[other]
+    if keys.provenance[row] != keys.provenance[other]:
+        return keys.provenance[row] < keys.provenance[other]
+    if keys.pair_high[row] != keys.pair_high[other]:
+        return keys.pair_high[row] < keys.pair_high[other]
+    return keys.pair_low[row] < keys.pair_low[other]
 
-    The hash table uses open addressing by uid.
-    """
+
+@njit
+def _mark_equal_pairs(keys, table, codes):
+    """Marks all but one row of each (image, text). The hash table uses open addressing by rank."""
     mask = U(len(table) - 1)
-    for row in range(len(high)):
-        place = (_finalise(high[row]) >> U(20)) & mask
+    for row in range(len(keys.rank)):
+        place = (_finalise(keys.rank[row]) >> U(20)) & mask
         other = table[place]
-        while other != _EMPTY and (high[other] != high[row] or low[other] != low[row]):
+        while other != _EMPTY and (keys.rank[other] != keys.rank[row] or keys.image[other] != keys.image[row]):
             place = (place + U(1)) & mask
             other = table[place]
         codes[row] = _KEEP
         if other == _EMPTY:
             table[place] = row
-        elif provenance[row] < provenance[other]:
+        elif _is_better_copy(keys, row, other):
             table[place] = row
             codes[other] = _SAME_PAIR
         else:
@@ -93,38 +102,49 @@ def _mark_equal_pairs(high, low, provenance, table, codes):
 
 
 @njit
-def _url_place(url_hash, row, table):
-    """The place of a row's URL in the table, or the free place for it."""
+def _image_place(image, row, table):
+    """The place of a row's image in the table, or the free place for it."""
     mask = U(len(table) - 1)
-    place = (_finalise(url_hash[row]) >> U(20)) & mask
-    while table[place] != _EMPTY and url_hash[table[place]] != url_hash[row]:
+    place = (_finalise(image[row]) >> U(20)) & mask
+    while table[place] != _EMPTY and image[table[place]] != image[row]:
         place = (place + U(1)) & mask
     return place
 
 
 @njit
-def _mark_equal_urls(url_hash, high, low, table, texts, codes):
-    """Marks all distinct pairs of a URL but the one with the smallest uid. `texts`, unless empty, counts the pairs."""
-    for row in range(len(url_hash)):
-        if codes[row] == _SAME_PAIR:
-            continue
-        place = _url_place(url_hash, row, table)
-        if len(texts):
-            texts[place] += 1
-        best = table[place]
-        if best == _EMPTY:
-            table[place] = row
-        elif high[row] < high[best] or (high[row] == high[best] and low[row] < low[best]):
-            table[place] = row
-            codes[best] = _OTHER_TEXT
-        else:
-            codes[row] = _OTHER_TEXT
+def _is_richer(keys, row, best):
+    """True if the text of `row` stays rather than that of `best`, which has the same image."""
+    if keys.common[row] != keys.common[best]:
+        return keys.common[best]
+    if keys.words[row] != keys.words[best]:
+        return keys.words[row] > keys.words[best]
+    return keys.rank[row] < keys.rank[best]
 
 
 @njit
-def _mark_placeholders(url_hash, table, texts, bound, codes):
-    for row in range(len(url_hash)):
-        if texts[_url_place(url_hash, row, table)] > bound:
+def _mark_other_texts(keys, table, texts, codes):
+    """Marks all distinct texts of an image but the richest, and the common texts. `texts` counts the texts."""
+    for row in range(len(keys.image)):
+        if codes[row] != _SAME_PAIR:
+            place = _image_place(keys.image, row, table)
+            texts[place] += 1
+            best = table[place]
+            if best == _EMPTY:
+                table[place] = row
+            elif _is_richer(keys, row, best):
+                table[place] = row
+                codes[best] = _OTHER_TEXT
+            else:
+                codes[row] = _OTHER_TEXT
+    for row in range(len(keys.image)):
+        if keys.common[row]:
+            codes[row] = _COMMON_TEXT
+
+
+@njit
+def _mark_placeholders(image, table, texts, bound, codes):
+    for row in range(len(image)):
+        if texts[_image_place(image, row, table)] > bound:
             codes[row] = _PLACEHOLDER_URL
 
 
@@ -201,21 +221,19 @@ def _survival(offsets, ids, miss, out):
         out[row] = product
 
 
-def find_duplicates(
-    url_hash: Words, pair_high: Words, pair_low: Words, provenance: Words, placeholder_bound: int
-) -> npt.NDArray[np.uint8]:
+def find_duplicates(keys: Keys, placeholder_bound: int) -> npt.NDArray[np.uint8]:
     """See `selection.find_duplicates`."""
-    rows = len(url_hash)
+    rows = len(keys.image)
     if rows > 2**30:
         raise ValueError(f"one bucket of keys has {rows} rows: use more buckets")
-    url, high, low, source = (frozen(words, np.uint64) for words in (url_hash, pair_high, pair_low, provenance))
+    keys = Keys(*(frozen(column, column.dtype.type) for column in keys))
     codes = np.empty(rows, np.uint8)
     size = 1 << max(4, int(rows * 1.6).bit_length())
-    _mark_equal_pairs(high, low, source, np.full(size, _EMPTY), codes)
-    table, texts = np.full(size, _EMPTY), np.zeros(size if placeholder_bound else 0, np.int32)
-    _mark_equal_urls(url, high, low, table, texts, codes)
+    _mark_equal_pairs(keys, np.full(size, _EMPTY), codes)
+    table, texts = np.full(size, _EMPTY), np.zeros(size, np.int32)
+    _mark_other_texts(keys, table, texts, codes)
     if placeholder_bound:
-        _mark_placeholders(url, table, texts, placeholder_bound, codes)
+        _mark_placeholders(keys.image, table, texts, placeholder_bound, codes)
     return codes
 
 
@@ -286,7 +304,8 @@ def warm() -> None:
     """Compiles every kernel of this module."""
     one, offsets, ids = np.ones(1, np.uint64), np.array([0, 1], np.int64), np.zeros(1, np.int32)
     matches = Matches(one, one, offsets, ids)
-    find_duplicates(one, one, one, one, 1)
+    small = np.ones(1, np.uint8), np.ones(1, np.uint32)
+    find_duplicates(Keys(one, one, *small, one, one, one, np.zeros(1, np.bool_)), 1)
     count_queries(offsets, ids, None, 1)
     band_tuples(matches, one, one, one, np.zeros(1, np.bool_))
     pick(matches, one, Thresholds(one, one))

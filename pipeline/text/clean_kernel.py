@@ -46,7 +46,7 @@ _HOST, _HEX, _PATH, _SIMPLE_IN_PATH, _SIMPLE_IN_QUERY = (np.uint8(bit) for bit i
 # Bytes by name.
 _BLANK_BYTE, _DOT, _SLASH, _COLON, _QUESTION, _PERCENT, _AMPERSAND_BYTE, _HASH_BYTE = b" ./:?%&#"
 _ZERO, _TWO, _NINE = b"029"
-_LOWER_A, _LOWER_E, _LOWER_H, _LOWER_P, _LOWER_S, _LOWER_T, _LOWER_Z = b"aehpstz"
+_LOWER_A, _LOWER_E, _LOWER_G, _LOWER_H, _LOWER_P, _LOWER_S, _LOWER_T, _LOWER_V, _LOWER_Z = b"aeghpstvz"
 _CASE = np.uint8(0x20)  # the bit that a lower-case letter has and an upper-case letter has not
 _LETTERS = 26
 
@@ -311,6 +311,13 @@ def _escape_is_fine(data, place, end, table):
 
 
 @njit
+def _may_end_in_svg(data, end):
+    """True if the path before `end` may end in "svg" or "svgz"."""
+    last, before = data[end - U(1)] | _CASE, data[end - U(2)] | _CASE
+    return (last == _LOWER_G and before == _LOWER_V) or (last == _LOWER_Z and before == _LOWER_G)
+
+
+@njit
 def _url_needs_work(data, start, end, table):
     """True if a URL of at least _SHORTEST_URL bytes needs work."""
     for place, byte in enumerate((_LOWER_H, _LOWER_T, _LOWER_T, _LOWER_P)):
@@ -333,6 +340,8 @@ def _url_needs_work(data, start, end, table):
             elif not _escape_is_fine(data, place, end, table):
                 return True
         place += U(1)
+    if _may_end_in_svg(data, place):
+        return True
     while place < end:
         if not table[data[place]] & _SIMPLE_IN_QUERY:
             if data[place] != _PERCENT or not _escape_is_fine(data, place, end, table):

@@ -34,6 +34,7 @@ The reasons for which a URL is dropped:
 - `user_info`: name@host.
 - `bad_host`: empty, odd characters, labels too long, or an IPv4 address that is not written as four decimals.
 - `url_too_long`: over 2,048 bytes.
+- `svg_url`: the path ends in .svg or .svgz. A drawing of vectors cannot be stored as pixels of its own.
 
 Both functions are idempotent, take linear time and give valid UTF-8. Plain Python takes some 10 us for a row. `clean`
 does whole columns: `clean_kernel` finds the rows that need no work (most of them), and only the others come here.
@@ -59,7 +60,7 @@ TEXT_REASONS = (
     "boilerplate",
     "unstable_text",
 )
-URL_REASONS = ("", "bad_scheme", "bad_url", "url_too_long", "user_info", "bad_host")
+URL_REASONS = ("", "bad_scheme", "bad_url", "url_too_long", "user_info", "bad_host", "svg_url")
 
 MAX_TEXT = 2_000  # characters
 MAX_RAW_TEXT = 8_000  # characters as found
@@ -252,6 +253,8 @@ def _canonical_url(url: bytes) -> str:
     if not before_query.startswith(b"//"):
         raise _BadUrl("bad_url")
     authority, _, path = before_query.lstrip(b"/").partition(b"/")  # "http:////host/", as browsers read it
+    if path.lower().endswith((b".svg", b".svgz")):
+        raise _BadUrl("svg_url")
     canonical = f"{scheme}://{_authority(authority, scheme)}/{_path(path)}{_query(mark + query)}"
     if len(canonical) > MAX_URL:
         raise _BadUrl("url_too_long")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
-from pipeline import build
+from pipeline import build, options
 from pipeline.dataset import exports
 from pipeline.engine import hashing
 from pipeline.schema import STAGES
@@ -85,8 +85,10 @@ def oracle_select(pairs: list[dict], cap: int, seed: int) -> dict[bytes, list[st
     """{uid: queries that picked it} from MATCHED rows: dedup rules, then the `cap` smallest hashes of each query."""
     by_url = defaultdict(set)
     for row in pairs:
-        by_url[row["url"]].add(row["uid"])
-    kept = {min(uids): url for url, uids in by_url.items() if len(uids) <= 5}
+        hashes = [xxhash.xxh3_128_intdigest(row[name].encode()) >> 64 for name in ("url", "text")]
+        rank = int(hashing.mix(*(np.array([word], np.uint64) for word in hashes))[0])
+        by_url[row["url"]].add((-len(row["text"].split()), rank, row["uid"]))
+    kept = {min(texts)[2]: url for url, texts in by_url.items() if len(texts) <= 5}
     text = {row["uid"]: row["text"] for row in pairs}
     keys = hashing.query_keys(pa.array([normalize_text(query, "fold") for query in QUERIES]), seed)
     picked: dict[bytes, list[str]] = defaultdict(list)
@@ -225,3 +227,69 @@ def test_plan_says_and_does_nothing(folder: Path, capsys: pytest.CaptureFixture)
     assert build.main([*arguments, "--queries", str(folder / "queries.txt")]) == build.DONE
     assert "core-hours" in capsys.readouterr().out
     assert not (folder / "planned").exists()
+
+
+def texts_after_dedup(tmp_path: Path, rows: list[tuple[str, str]], *more: str) -> tuple[dict[str, str], dict]:
+    """{text: url} of the rows that dedup leaves, and its drops, for a list of pairs."""
+    (tmp_path / "queries.txt").write_text("dog")
+    (tmp_path / "in").mkdir()
+    write_table(tmp_path / "in" / "pairs.parquet", rows)
+    arguments = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--workers", "1"]
+    arguments += ["--queries", str(tmp_path / "queries.txt"), "--stages", "gather..dedup"]
+    assert build.main([*arguments, *more]) == build.DONE
+    out = tmp_path / "out"
+    return {row["text"]: row["url"] for row in exported(out, "dedup", tmp_path)}, info(out, "dedup")["dropped"]
+
+
+def test_a_url_with_many_texts_is_a_placeholder(tmp_path: Path) -> None:
+    rows = [("https://a.example/pixel.gif", f"a dog number {number}") for number in range(40)]
+    rows += [("https://a.example/eight.jpg", f"dog {number} of eight") for number in range(8)]
+    kept, dropped = texts_after_dedup(tmp_path, rows)
+    assert [*kept.values()] == ["https://a.example/eight.jpg"]
+    assert dropped == {"placeholder_url": 40, "other_text": 7}
+
+
+def test_the_richest_text_of_a_url_stays(tmp_path: Path) -> None:
+    url = "https://a.example/1.jpg"
+    texts = ["dog", "a brown dog runs", "dogdogdogdogdogdog dog"]
+    kept, dropped = texts_after_dedup(tmp_path, [(url, text) for text in texts])
+    assert kept == {"a brown dog runs": url} and dropped == {"other_text": 2}
+
+
+def test_variants_of_an_image_are_one_image(tmp_path: Path) -> None:
+    base = "://blog.example/wp-content/uploads/2020/01/dog"
+    rows = [
+        (f"http{base}-300x200.jpg", "my dog"),
+        (f"https{base}.jpg?utm_source=feed", "my dog"),
+        (f"http{base}.jpg", "my dog"),
+        (f"https{base}-1024x683.jpg", "my dog"),
+        (f"https{base}-1024x683.jpg", "dog"),
+        ("https://blog.example/cat-or-dog.jpg", "my dog"),
+    ]
+    kept, dropped = texts_after_dedup(tmp_path, rows)
+    assert len(kept) == 1 and dropped == {"same_pair": 3, "other_text": 1}  # both rows have one text
+
+
+def test_a_text_of_many_images_is_boilerplate(tmp_path: Path) -> None:
+    rows = [(f"https://a.example/{number}.jpg", "hot dog") for number in range(4)]
+    rows += [(f"https://a.example/{number}.jpg", "cool dog") for number in range(3)]
+    rows += [("http://a.example/2.jpg", "cool dog"), ("https://a.example/2-300x200.jpg", "cool dog")]  # variants
+    kept, dropped = texts_after_dedup(tmp_path, rows, "--common-text-bound", "3")
+    assert set(kept) == {"cool dog"} and dropped == {"common_text": 4, "same_pair": 2}
+
+
+def test_the_bound_of_common_texts_is_on_for_archives(tmp_path: Path) -> None:
+    table, queries = tmp_path / "a.csv", tmp_path / "queries.txt"
+    table.write_text("url,text\nhttp://a.example/1.jpg,a red dog\n")
+    queries.write_text("dog\n")
+    warc = tmp_path / "b.warc"
+    warc.write_bytes(b"WARC/1.0\r\nWARC-Type: warcinfo\r\nContent-Length: 0\r\n\r\n\r\n\r\n")
+    for inputs, more, wanted in (
+        ([table], [], 0),
+        ([warc], [], 10),
+        ([table, warc], [], 10),
+        ([warc], ["--common-text-bound", "3"], 3),
+    ):
+        command = ["--input", *map(str, inputs), "--output", str(tmp_path / "out"), "--queries", str(queries), *more]
+        (dedup,) = [stage for stage in build.plan(build.look_up(options.parse(command)[0])) if stage.name == "dedup"]
+        assert dedup.decided["common_text_bound"] == wanted

@@ -15,7 +15,7 @@ from scipy import stats
 
 from pipeline.engine import hashing, jit
 from pipeline.stages import selection
-from pipeline.stages.matches import Matches, Picks, Thresholds
+from pipeline.stages.matches import Keys, Matches, Picks, Thresholds
 from pipeline.stages.selection import HIGHEST, BandError
 from tests.rows import zipf_matches
 
@@ -109,63 +109,92 @@ def as_dict(picks: Picks) -> dict[int, list[int]]:
 # ---- duplicates
 
 
-def duplicates_by_dictionaries(url, high, low, provenance, bound=0) -> list[int]:
+def duplicates_by_dictionaries(keys: Keys, bound: int = 0) -> list[int]:
     """The oracle of find_duplicates."""
+    rows = list(zip(*(column.tolist() for column in keys), strict=True))
     best: dict[tuple, int] = {}
-    for row, pair in enumerate(zip(high.tolist(), low.tolist(), strict=True)):
-        if pair not in best or provenance[row] < provenance[best[pair]]:
-            best[pair] = row
-    codes = [selection.SAME_PAIR] * len(url)
-    of_url: dict[int, list[tuple]] = {}
-    for pair, row in best.items():
-        of_url.setdefault(int(url[row]), []).append(pair)
-    for pairs in of_url.values():
-        for pair in pairs:
-            codes[best[pair]] = selection.KEEP if pair == min(pairs) else selection.OTHER_TEXT
-    if bound:
-        codes = [
-            selection.PLACEHOLDER_URL if len(of_url[int(u)]) > bound else c for u, c in zip(url, codes, strict=True)
-        ]
+    for at, (image, rank, _, size, *others, _) in enumerate(rows):
+        other = best.get((image, rank))
+        if other is None or (-size, *others) < (-rows[other][3], *rows[other][4:7]):
+            best[image, rank] = at
+    codes = [selection.SAME_PAIR] * len(rows)
+    of_image: dict[int, list[int]] = {}
+    for (image, _), at in best.items():
+        of_image.setdefault(image, []).append(at)
+    for texts in of_image.values():
+        richest = min(texts, key=lambda at: (rows[at][7], -rows[at][2], rows[at][1]))
+        for at in texts:
+            codes[at] = selection.KEEP if at == richest else selection.OTHER_TEXT
+    for at, row in enumerate(rows):
+        codes[at] = selection.COMMON_TEXT if row[7] else codes[at]
+        if bound and len(of_image[row[0]]) > bound:
+            codes[at] = selection.PLACEHOLDER_URL
     return codes
 
 
-def make_keys(rows: int, seed: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Keys with many duplicates of every kind, including pairs that agree in one word of two."""
+def make_keys(rows: int, seed: int = 3) -> Keys:
+    """Keys with many duplicates of every kind, including uids that agree in one word of two."""
     generator = np.random.default_rng(seed)
     text = generator.integers(0, 6, rows)
-    url = hashing.finalise(generator.integers(0, rows // 8 + 1, rows))
-    pair = hashing.mix(url, text)
-    return url, pair & ~np.uint64(1), hashing.mix(pair, 1), generator.integers(0, 50, rows).astype(np.uint64)
+    image = hashing.finalise(generator.integers(0, rows // 8 + 1, rows))
+    rank, size = hashing.mix(image, text), generator.integers(0, 3, rows).astype(np.uint32)
+    pair = hashing.mix(rank, size)
+    return Keys(
+        image,
+        rank,
+        (text % 3).astype(np.uint8),
+        size,
+        generator.integers(0, 50, rows).astype(np.uint64),
+        pair & ~np.uint64(1),
+        hashing.mix(pair, 1),
+        text == 4,
+    )
 
 
 @pytest.mark.parametrize("bound", [0, 1, 3])
 @pytest.mark.parametrize("rows", [0, 1, 5, 3000])
 def test_find_duplicates(way, rows, bound):
     keys = make_keys(rows)
-    codes = selection.find_duplicates(*keys, placeholder_bound=bound)
+    codes = selection.find_duplicates(keys, placeholder_bound=bound)
     assert codes.dtype == np.uint8
-    assert codes.tolist() == duplicates_by_dictionaries(*keys, bound=bound)
+    assert codes.tolist() == duplicates_by_dictionaries(keys, bound=bound)
+    assert rows < 3000 or bound == 1 or {*codes.tolist()} == {0, 1, 2, 4, *([3] if bound else [])}
 
 
-def test_find_duplicates_compares_all_128_bits(way):
-    url, same, provenance = np.array([1, 2, 3, 4], np.uint64), np.full(4, 9, np.uint64), np.zeros(4, np.uint64)
-    other = np.array([1, 2, 1, 2], np.uint64)
-    assert selection.find_duplicates(url, same, np.arange(4, dtype=np.uint64), provenance).tolist() == [0, 0, 0, 0]
-    assert selection.find_duplicates(other, same, np.array([2, 4, 1, 3], np.uint64), provenance).tolist() == [
-        2,
-        2,
-        0,
-        0,
-    ]
+def test_of_equal_pairs_the_largest_variant_stays_then_the_provenance_decides_then_the_uid(way):
+    words = np.array([0, 0, 0, 0, 0], np.uint64)
+    keys = Keys(
+        words, words, np.ones(5, np.uint8), np.array([1, 2, 2, 2, 2], np.uint32),
+        np.array([0, 9, 5, 5, 5], np.uint64), np.array([1, 1, 3, 2, 2], np.uint64),
+        np.array([1, 1, 1, 9, 8], np.uint64), np.zeros(5, np.bool_),
+    )  # fmt: skip
+    assert selection.find_duplicates(keys).tolist() == [1, 1, 1, 1, 0]
+
+
+def test_the_richest_text_stays(way):
+    image, rank = np.array([7, 7, 7, 8, 8], np.uint64), np.array([1, 3, 2, 5, 4], np.uint64)
+    words, other = np.array([2, 9, 9, 1, 1], np.uint8), np.zeros(5, np.uint64)
+    keys = Keys(image, rank, words, np.ones(5, np.uint32), other, rank, rank, np.zeros(5, np.bool_))
+    assert selection.find_duplicates(keys).tolist() == [2, 2, 0, 2, 0]
+    common = keys._replace(common=np.array([False, False, True, False, True]))
+    assert selection.find_duplicates(common).tolist() == [2, 0, 4, 0, 4]
+    assert selection.find_duplicates(common, placeholder_bound=2).tolist() == [3, 3, 3, 0, 4]
 
 
 def test_find_duplicates_sees_no_order(way):
-    url, high, low, provenance = make_keys(2000)
-    provenance = hashing.finalise(np.arange(2000))  # all different
-    codes = selection.find_duplicates(url, high, low, provenance, placeholder_bound=4)
+    keys = make_keys(2000)._replace(provenance=hashing.finalise(np.arange(2000)))  # all different
+    codes = selection.find_duplicates(keys, placeholder_bound=4)
     order = np.random.default_rng(5).permutation(2000)
-    again = selection.find_duplicates(url[order], high[order], low[order], provenance[order], placeholder_bound=4)
+    again = selection.find_duplicates(Keys(*(column[order] for column in keys)), placeholder_bound=4)
     assert np.array_equal(again, codes[order])
+
+
+def test_texts_of_many_images():
+    text = np.array([5, 5, 5, 3, 3, 3, 9, 5], np.uint64)
+    image = np.array([1, 2, 3, 1, 2, 1, 1, 1], np.uint64)
+    assert selection.find_common_texts(text, image, 2).tolist() == [5]
+    assert selection.find_common_texts(text, image, 1).tolist() == [3, 5]
+    assert selection.find_common_texts(text[:0], image[:0], 1).tolist() == []
 
 
 # ---- counting and the exact cap
@@ -345,7 +374,7 @@ def test_kernels_give_the_very_same_arrays(monkeypatch):
         tau = cap_thresholds(data, 40, parts=2, stop=stop)
         results.append(
             [
-                selection.find_duplicates(*keys, placeholder_bound=5),
+                selection.find_duplicates(keys, placeholder_bound=5),
                 selection.count_queries(*data.lists, data.matches.keep, 300),
                 *selection.band_tuples(data.matches, data.keys, low, high, stop=stop),
                 *tau,
