@@ -9,6 +9,11 @@ command continues after a crash.
 
 from __future__ import annotations
 
+from pipeline.engine import interrupts
+
+if __name__ == "__main__":
+    interrupts.install("pipeline.build")  # before the imports, which take a second
+
 import itertools
 import json
 import sys
@@ -24,7 +29,6 @@ from pipeline.engine.cli import (
     BELOW,
     CRASHED,
     DONE,
-    INTERRUPTED,
     MISSING,
     USAGE,
     BelowThreshold,
@@ -156,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return fail("pipeline.build", cli.with_next_step(error), CRASHED)
     except KeyboardInterrupt:
-        return fail("pipeline.build", f"interrupted. {cli.CONTINUE}", INTERRUPTED)
+        return interrupts.report("pipeline.build")
 
 
 make_callable(__name__)

@@ -13,6 +13,11 @@ Needs neither Beam nor torch. Texts from the web are printed without control cha
 
 from __future__ import annotations
 
+from pipeline.engine import interrupts
+
+if __name__ == "__main__":
+    interrupts.install("pipeline.inspect_shards")  # before the imports, which take a second
+
 import argparse
 import dataclasses
 import json

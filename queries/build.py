@@ -10,6 +10,11 @@ optional. The same inputs give the same list with any number of workers.
 
 from __future__ import annotations
 
+from pipeline.engine import interrupts
+
+if __name__ == "__main__":
+    interrupts.install("queries.build")  # before the imports, which take a second
+
 import dataclasses
 import json
 import os
@@ -21,10 +26,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline import __version__
 from pipeline.engine.callable_module import make_callable
 from pipeline.engine.cli import (
-    CONTINUE,
     CRASHED,
     DONE,
-    INTERRUPTED,
     MISSING,
     USAGE,
     MissingInput,
@@ -145,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as with `| head`: the list is written
         return DONE
     except KeyboardInterrupt:
-        return fail("queries.build", f"interrupted. {CONTINUE}", INTERRUPTED)
+        return interrupts.report("queries.build")
 
 
 def summary(options: Options, info: dict[str, Any]) -> str:

@@ -5,20 +5,34 @@
 
 A caption lies beside its image: `cat.png` and `cat.txt`. Each line of the text file is a caption (the pipeline keeps
 one for each URL). The table has the columns url and text. The server listens on 127.0.0.1 only, and ends with the
-command. The exit code is the command's. With `--port` the URLs, and so the shards, are the same in every run.
+command. The exit code is the command's. SIGINT and SIGTERM go on to the command. With `--port` the URLs, and so the
+shards, are the same in every run.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
+import os
+import signal
 import subprocess
 import sys
 import threading
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+
+def _interrupted(*_: object) -> None:
+    os.write(2, b"serve_images: interrupted\n")
+    os._exit(130)
+
+
+if __name__ == "__main__":  # before the slow imports
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, _interrupted)
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -71,6 +85,33 @@ def make_table(folders: Sequence[Path], address: str) -> pa.Table:
     return pa.table({"url": pa.array(urls, pa.string()), "text": pa.array(texts, pa.string())})
 
 
+def run(command: Sequence[str]) -> int:
+    """Runs a command to its end, and sends it the signals that this process gets. Returns its exit code."""
+    signals: list[int] = []
+    started: list[subprocess.Popen[bytes]] = []
+
+    def forward(number: int, _: object) -> None:
+        signals.append(number)
+        for process in started:
+            # Ctrl-C goes to all processes of a terminal: those have it already
+            if number == signal.SIGTERM or not os.isatty(0):
+                process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        started.append(subprocess.Popen(command))
+        for number in signals:  # one that came before the command was there
+            started[0].send_signal(number)
+        code = started[0].wait()
+    except OSError as error:
+        print(f"serve_images: the command {command[0]!r} cannot be run: {error.strerror}", file=sys.stderr)
+        return 127
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code  # as a shell reports the signal that ended it
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code of the command that was run."""
     given = list(sys.argv[1:] if argv is None else argv)
@@ -84,15 +125,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing or not command:
         parser.error(f"{missing[0]} is not a folder" if missing else "name the command to run, after --")
     handler = functools.partial(Handler, folders=[folder.resolve() for folder in options.folders])
+    try:
+        return _serve(options, handler, command)
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        problem = f"port {options.port} is taken: name another --port" if taken else str(error)
+        parser.error(problem)
+    except OverflowError:
+        parser.error(f"--port {options.port}: must be 0 to 65535")
+
+
+def _serve(options: argparse.Namespace, handler: Callable[..., Handler], command: Sequence[str]) -> int:
     with ThreadingHTTPServer(("127.0.0.1", options.port), handler) as server:
         table = make_table(options.folders, f"http://127.0.0.1:{server.server_address[1]}")
         if not table.num_rows:
-            parser.error("no image in these folders has a caption in a .txt file beside it")
+            print("serve_images: no image in these folders has a caption in a .txt file beside it", file=sys.stderr)
+            return 2
         pq.write_table(table, options.table)
         print(f"{table.num_rows} pairs in {options.table}", file=sys.stderr, flush=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            return subprocess.call(command)
+            return run(command)
         finally:
             server.shutdown()
 

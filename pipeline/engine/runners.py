@@ -19,9 +19,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from pipeline.engine import child, forked_workers, progress, storage
+from pipeline.engine import child, forked_workers, interrupts, progress, storage
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.fork_server import NOTHING, Preload
 from pipeline.engine.quiet_beam import EXPECTED, hush, import_beam, quiet_readers
@@ -45,6 +46,8 @@ BEAM_RUNNERS = (
     "TestDirectRunner",
 )
 ENGINES = "OPENWIT_ENGINES"  # names the folder that `make engines` filled, if it is not ./.engines
+# After a signal a command ends within this, whatever Beam does. A job on an engine is cancelled first.
+LOCAL_END_S, ENGINE_END_S = 1.5, 15.0
 WORKER_DEATHS = 2  # how often a job is resumed after a worker died
 
 
@@ -211,19 +214,19 @@ def run_pipeline(construct: Callable[[Any], Any], runner: Any, options: Any) -> 
     pipeline = beam.Pipeline(runner=runner, options=options)
     construct(pipeline)
     result = None
-    with interruptible() as again, variables_for_engines(), job_servers(runner):
+    patience = LOCAL_END_S if type(runner).__name__ == "LocalRunner" else ENGINE_END_S
+    with interruptible(patience) as interrupt, variables_for_engines(), job_servers(runner):
         try:
             result = pipeline.run()
-            again()
+            interrupt.catch()
             result.wait_until_finish()
-        except KeyboardInterrupt:
-            hush()
+        except (KeyboardInterrupt, Exception) as error:
+            if not interrupt.arrived:
+                raise explain_failure(error) from error
             with contextlib.suppress(Exception):
                 if result is not None:
                     result.cancel()
-            raise
-        except Exception as error:
-            raise explain_failure(error) from error
+            raise KeyboardInterrupt from error
         finally:
             forked_workers.end_workers()
 
@@ -243,26 +246,47 @@ def variables_for_engines() -> Iterator[None]:
                 os.environ[name] = value
 
 
+class Interrupt:
+    """SIGINT and SIGTERM while a job runs.
+
+    Attributes:
+        arrived: True after one of them.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self.arrived = False
+        self._patience = patience
+
+    def catch(self) -> None:
+        """Sets the handlers. Outside the main thread it does nothing."""
+        if threading.current_thread() is threading.main_thread():
+            for number in interrupts.SIGNALS:
+                signal.signal(number, self._raise)
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        if self.arrived and interrupts.end_within(self._patience):
+            return  # such as Ctrl-C from the terminal and from a wrapper: the end is under way
+        self.arrived = True
+        hush()
+        interrupts.end_within(self._patience)
+        raise KeyboardInterrupt
+
+
 @contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[], None]]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt in the block; yields a function that sets the handlers again.
+def interruptible(patience: float) -> Iterator[Interrupt]:
+    """SIGINT and SIGTERM raise KeyboardInterrupt in the block. A command then ends in `patience` seconds.
 
     Beam sets its own handler for SIGINT while it starts a job server. That handler ends the server at once. Then the
-    job cannot be cancelled any more, and runs for ever on its cluster.
+    job cannot be cancelled any more, and runs for ever on its cluster. `Interrupt.catch` sets our handlers again.
     """
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    interrupt = Interrupt(patience)
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
+        yield interrupt
         return
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def catch() -> None:
-        for number in numbers:
-            signal.signal(number, signal.default_int_handler)
-
-    catch()
+    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
+    interrupt.catch()
     try:
-        yield catch
+        yield interrupt
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

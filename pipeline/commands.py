@@ -1,0 +1,21 @@
+"""The commands of an installed wheel. Each handles signals before its module is imported, since that takes a second."""
+
+from __future__ import annotations
+
+from pipeline.engine import interrupts
+
+
+def build() -> int:
+    """`openwit-build`: `python -m pipeline.build`."""
+    interrupts.install("pipeline.build")
+    from pipeline.build import main
+
+    return main()
+
+
+def inspect() -> int:
+    """`openwit-inspect`: `python -m pipeline.inspect_shards`."""
+    interrupts.install("pipeline.inspect_shards")
+    from pipeline.inspect_shards import main
+
+    return main()

@@ -1,0 +1,64 @@
+"""SIGINT and SIGTERM end a command with one line and exit code 130, at any moment: while it imports its packages, too.
+
+A command installs the handler before it imports anything heavy. The handler ends the process at once. Nothing must be
+cleaned up then: a run can be killed at any moment, its files appear whole or not at all, and its children end with it.
+Only a job on an engine is cancelled first (`runners`). As process 1 of a container, a process without a handler would
+ignore SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+
+CODE = 130
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_command: tuple[str, int] | None = None  # the program whose handler is installed, and its process
+_reported = False
+
+
+def install(program: str) -> None:
+    """Lets SIGINT and SIGTERM end this process. For commands only: a library leaves the signals to its caller."""
+    global _command
+    if threading.current_thread() is threading.main_thread():
+        _command = program, os.getpid()
+        for number in SIGNALS:
+            signal.signal(number, _end)
+
+
+def report(program: str) -> int:
+    """Prints the line, if no line was printed yet. Returns the exit code."""
+    global _reported
+    if not _reported:
+        _reported = True
+        before = b"\n" if os.isatty(2) else b""  # a progress bar may stand in the line
+        line = f"{program}: interrupted. Run the same command again to continue.\n"
+        try:
+            os.write(2, before + line.encode())
+        except OSError:
+            pass  # nobody reads it
+    return CODE
+
+
+def end_within(seconds: float) -> bool:
+    """Ends the command after so many seconds, unless it ends by itself before. False: this process is no command."""
+    if _command is None or _command[1] != os.getpid():
+        return False
+    threading.Thread(target=_end_after, args=(_command[0], seconds), daemon=True).start()
+    return True
+
+
+def _end_after(program: str, seconds: float) -> None:
+    time.sleep(seconds)
+    os._exit(report(program))
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    if _command is not None and _command[1] == os.getpid():
+        os._exit(report(_command[0]))
+    signal.signal(number, signal.SIG_DFL)  # a forked child: the message is not its business
+    os.kill(os.getpid(), number)
