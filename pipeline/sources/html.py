@@ -11,8 +11,8 @@ against `<base href>` and the page. **Which texts.** alt, title and the figcapti
 pair each. og:image gives pairs with og:title and og:image:alt. Of equal pairs of one page (blanks folded) one is kept.
 
 **Signals.** The scanner also reads robots metas (`OPT_OUTS`), a TDM reservation and the first rel=license link. The
-X-Robots-Tag header is read, too. A page is cut at MAX_PAGE bytes. No bytes raise an error. A page is not parsed if its
-nesting would take a tree parser quadratic time or memory (`tangled`).
+X-Robots-Tag header is read, too. A page is cut at MAX_PAGE bytes. No bytes raise an error. A page is not parsed if it
+would take a tree parser more steps than its size allows (`html_bounds`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urljoin
 
 from pipeline.schema import TEXT_SOURCES, URL_SOURCES
+from pipeline.sources.html_bounds import is_costly
 
 MAX_PAGE = 4 << 20  # bytes; what comes after is not read
 MAX_IMAGES = 20_000  # a page
@@ -69,6 +70,7 @@ class Facts:
 
     images: list[Image] = dataclasses.field(default_factory=list)  # those that have an alt, a title or a figure
     bare: int = 0  # the other images
+    cut: int = 0  # images beyond MAX_IMAGES
     base: str | None = None
     license: str | None = None  # href, as written
     og: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -160,6 +162,8 @@ def _add_images(pairs: PagePairs, facts: Facts, base: str) -> None:
     seen: dict[tuple[str, str], int] = {}
     if facts.bare:
         pairs.notes["image_without_text"] += facts.bare
+    if facts.cut:
+        pairs.notes["images_cut"] += facts.cut
     for attributes, picture, caption in facts.images:
         texts = [(attributes.get("alt", ""), _ALT), (attributes.get("title", ""), _TITLE), (caption, _CAPTION)]
         texts = [(text, source) for text, source in texts if text and not text.isspace()]
@@ -408,7 +412,7 @@ def scan_with_lexbor(html: bytes) -> Facts | None:
 
     if not html.strip():
         return Facts()
-    if tangled(html):
+    if is_costly(html):
         return None
     try:
         return _read_tree(LexborHTMLParser(html).css(_WANTED))
@@ -431,6 +435,8 @@ def _read_tree(nodes: list) -> Facts:
             elif len(images) < MAX_IMAGES:
                 wanted = {name: value for name, value in attributes.items() if value and name in _IMAGE_SET}
                 images.append((wanted, pictures.get(_ancestor(node, "picture"), ""), figure))
+            else:
+                facts.cut += 1
         elif tag == "source":
             srcset = attributes.get("srcset") or attributes.get("data-srcset")
             if srcset and (best := largest_candidate(srcset)):
@@ -463,7 +469,7 @@ def _ancestor(node, tag: str) -> int:  # type: ignore[no-untyped-def]
     return 0
 
 
-_UNREAD = frozenset({"script", "style", "template", "noscript", "textarea", "svg"})
+_UNREAD = frozenset({"script", "style", "template", "noscript", "textarea", "svg", "figure"})
 _INLINE = frozenset(
     "a abbr b bdi bdo cite code del dfn em font i ins kbd mark q s samp small span strong sub sup"
     " time tt u var wbr".split()
@@ -471,7 +477,10 @@ _INLINE = frozenset(
 
 
 def node_text(node) -> str:  # type: ignore[no-untyped-def]
-    """The visible text below a node. Blanks are folded. A block or a line ends with a blank."""
+    """The visible text below a node. Blanks are folded. A block or a line ends with a blank.
+
+    A figure in it is left out: it has a caption of its own. So no node of a page is read for two captions.
+    """
     parts: list[str] = []
     length = 0
     stack = [node]
@@ -498,57 +507,3 @@ def fragment_text(html: bytes) -> str:
         return " ".join(html.decode("utf-8", "replace").split())
     body = LexborHTMLParser(b"<body>" + html).body
     return "" if body is None else node_text(body)
-
-
-# ---- pages that are not given to a tree parser
-
-_FORMATTING = frozenset("a b big code em font i nobr s small strike strong tt u".split())
-_VOID_OR_FLAT = frozenset(  # these add no depth: they are void, or the next of their kind closes them
-    "area base br col embed hr img input link meta param source track wbr p li option optgroup dd dt tr td th tbody"
-    " thead tfoot rp rt colgroup".split()
-)
-_SCOPES = frozenset("td th caption table template object applet marquee svg math button select".split())
-_TAG = re.compile(rb"<(/?)([a-zA-Z][^\s/>]{0,20})")
-FEW_TAGS = 2_000
-MAX_SCOPES = 20_000
-MAX_TREE_WORK = 200_000_000  # depth x tags: a parser walks up the open elements for each tag
-MAX_TREE_NODES = 2_000_000  # open formatting elements x tags: a parser opens them again in every block
-
-
-def tangled(html: bytes) -> bool:
-    """True for a page that could take a tree parser time or memory quadratic in its size.
-
-    For each block, every HTML5 parser walks its open elements and opens unclosed formatting elements again. 500 kB of
-    `<div>` take lexbor 20 s. 12 kB of `<b>` and `<p>` take 150 MB. The estimate is never below the cost of the tree: an
-    end tag counts only in the scope of its start tag.
-    """
-    tags = html.count(b"<") - html.count(b"</")
-    if tags <= FEW_TAGS:
-        return False
-    scopes: list[Counter[str]] = [Counter()]
-    depth = formatting = deepest = most = 0
-    for slash, raw in _TAG.findall(html):
-        name = raw.decode("latin-1").lower()
-        if name in _VOID_OR_FLAT and name not in _SCOPES:
-            continue
-        if not slash:
-            if name == "a" and scopes[-1]["a"]:  # a new link closes the open one
-                continue
-            scopes[-1][name] += 1
-            depth += name not in _VOID_OR_FLAT
-            formatting += name in _FORMATTING
-            deepest, most = max(deepest, depth), max(most, formatting)
-            if name in _SCOPES:
-                scopes.append(Counter())
-                if len(scopes) > MAX_SCOPES:
-                    return True
-        elif name in _SCOPES:
-            if len(scopes) > 1 and scopes[-2][name]:
-                scopes[-2].update(scopes.pop())
-                scopes[-1][name] -= 1
-                depth -= name not in _VOID_OR_FLAT
-        elif scopes[-1][name] > 0:
-            scopes[-1][name] -= 1
-            depth -= 1
-            formatting -= name in _FORMATTING
-    return deepest * tags > MAX_TREE_WORK or most * tags > MAX_TREE_NODES

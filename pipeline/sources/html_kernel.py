@@ -27,8 +27,11 @@ from pipeline.sources.html import (
     largest_candidate,
     scan_with_lexbor,
 )
+from pipeline.sources.html_bounds import MAX_ATTRIBUTES
+from pipeline.sources.html_bounds_kernel import has_costly_nesting
 from pipeline.sources.html_syntax_kernel import (
     IS_ATTRIBUTE,
+    TOO_MANY,
     Page,
     byte_at,
     comment_end,
@@ -246,10 +249,15 @@ def _read_tag(page: Page, at: int, event: _Event, events: int, state: _State) ->
     kind = event.kind
     seen = np.uint64(0)
     useful = kind == SOURCE or (kind == IMAGE and event.number > 0)
+    read = 0
     while True:
         attribute = next_attribute(page, at)
         at = attribute.after
         if attribute.what != IS_ATTRIBUTE:
+            break
+        read += 1
+        if read > MAX_ATTRIBUTES:
+            at = TOO_MANY
             break
         slot = _slot(page, attribute.name, attribute.name_end)
         if slot < 0 or not _is_wanted(kind, slot):
@@ -528,8 +536,8 @@ def _step(page: Page, events: int, state: _State) -> int:
 
 
 @njit
-def tokenise(page: np.ndarray, events: np.ndarray) -> tuple[int, int]:
-    """Writes the events of a page; returns (rows written or UNSURE, images without any text).
+def tokenise(page: np.ndarray, events: np.ndarray) -> tuple[int, int, int]:
+    """Writes the events of a page; returns (rows written or UNSURE, images without any text, images too many).
 
     Args:
         page: its bytes, valid UTF-8 without NUL.
@@ -545,7 +553,8 @@ def tokenise(page: np.ndarray, events: np.ndarray) -> tuple[int, int]:
     while outcome == _GO_ON:
         outcome = _step(text, rows, state)
     last = states[0]  # `state` points into `states`; this use after the loop keeps the memory alive
-    return (UNSURE if outcome == UNSURE or last.depth > 0 else last.count), last.bare
+    unsure = outcome == UNSURE or last.depth > 0 or last.at == TOO_MANY
+    return (UNSURE if unsure else last.count), last.bare, max(0, last.images - MAX_IMAGES)
 
 
 # ---- events -> facts
@@ -555,21 +564,24 @@ def scan(html: bytes) -> Facts | None:
     """The facts of a page (valid UTF-8), equal to those of `scan_with_lexbor`, which reads the page on UNSURE."""
     if b"\0" in html:
         return scan_with_lexbor(html)
+    if has_costly_nesting(html):
+        return None
     events = np.empty((min(len(html) // 2 + 64, MAX_EVENTS), 4), np.int32)
-    count, bare = tokenise(np.frombuffer(html, np.uint8), events)
+    count, bare, cut = tokenise(np.frombuffer(html, np.uint8), events)
     if count == UNSURE:
         return scan_with_lexbor(html)
-    facts = _read_events(html, events[:count].tolist())
-    facts.bare = bare
+    facts = _read_events(html, events[:count])
+    facts.bare, facts.cut = bare, cut
     return facts
 
 
-def _read_events(html: bytes, events: list[list[int]]) -> Facts:
+def _read_events(html: bytes, events: np.ndarray) -> Facts:
     facts = Facts()
     pictures: dict[int, str] = {}
     captions: dict[int, str] = {}
     images: list[tuple[dict[str, str], str, int]] = []
-    rows = iter([*events, [BASE + 1, 0, 0, 0]])  # one more row, so that the last tag is finished
+    columns = np.concatenate((events, [(BASE + 1, 0, 0, 0)])).T  # one more row, so that the last tag is finished
+    rows = zip(*columns.tolist(), strict=True)  # a list for each row would cost the garbage collector too much
     row = next(rows)
     while row[0] <= BASE:
         kind, number, start, end = row

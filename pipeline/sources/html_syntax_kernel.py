@@ -11,11 +11,14 @@ import numpy as np
 
 from pipeline.engine.jit import njit
 from pipeline.sources import char_kernel as char
+from pipeline.sources.html_bounds import MAX_ATTRIBUTES
 from pipeline.sources.simd_kernel import BLOCK, equal_mask, load_byte, lowest
 
 _PRIME, _LONG = np.uint64(0x100000001B3), np.uint64(1 << 63)
 _WORD = 8  # bytes of a name that its number holds unchanged
 _SCRIPT_NAME = np.frombuffer(b"script", np.uint8)
+
+TOO_MANY = -2  # in the place of an address: the tag has more than MAX_ATTRIBUTES attributes
 
 # Results of `next_attribute`.
 IS_ATTRIBUTE, _TAG_ENDS, _TAG_CLOSES_ITSELF, _PAGE_ENDS = range(4)
@@ -272,9 +275,10 @@ def next_attribute(page: Page, at: int) -> Attribute:
 
 @njit
 def skip_tag(page: Page, at: int) -> tuple[int, bool]:
-    """(place after the tag, True if it closes itself). The attributes are skipped; -1: the page ends in the tag."""
-    while True:
+    """(place after the tag, True if it closes itself). The place is -1 if the page ends in the tag, or TOO_MANY."""
+    for _ in range(MAX_ATTRIBUTES + 1):
         attribute = next_attribute(page, at)
         at = attribute.after
         if attribute.what != IS_ATTRIBUTE:
             return at, attribute.what == _TAG_CLOSES_ITSELF
+    return TOO_MANY, False

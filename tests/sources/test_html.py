@@ -1,7 +1,6 @@
 """The pairs of a page: URLs, texts and signals of the page. No bytes can do harm."""
 
 import random
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -98,6 +97,13 @@ def test_a_caption_belongs_to_the_nearest_figure():
     <figure><img src=2 alt=2></figure><img src=3 alt=3><figcaption>outer</figcaption></figure><img src=4 alt=4>"""
     captions = {url[-1]: text for url, text, kind, _ in pairs(markup) if kind == "figcaption"}
     assert captions == {"1": "inner", "3": "outer"}
+
+
+def test_a_figure_inside_a_caption_keeps_its_text_for_its_own_caption():
+    markup = (
+        "<figure><img src=1><figcaption>a<figure><img src=2><figcaption>b</figcaption></figure>c</figcaption></figure>"
+    )
+    assert {url[-1]: text for url, text, _, _ in pairs(markup)} == {"1": "ac", "2": "b"}
 
 
 def test_og_image():
@@ -241,41 +247,6 @@ def test_long_texts_and_long_pages_are_cut():
     assert len(pairs(f"<img src=a alt='{'x' * 50_000}'>")[0][1]) == html.MAX_TEXT
     page = extract_pairs(b"<img src=a alt=b>" + b"x" * html.MAX_PAGE + b"<img src=c alt=d>", PAGE)
     assert (len(page.urls), page.notes["page_cut"]) == (1, 1)
-
-
-@pytest.mark.parametrize(
-    "unit",
-    [
-        b"<div>",
-        b"<b x>",
-        b"<a><b><p>",
-        b"<div></x>",
-        b"<table><td>",
-        b"<nobr><i>",
-        b"<",
-        b"<svg><desc>",
-        b"<select><option>",
-        b"<template>",
-        b"<li>",
-        b"<button><p>",
-        b"<div><table><td></div>",
-        b"</p>",
-        b"<td><b></td><p>x",
-        b"<figure>",
-        b"<img alt=x ",
-        b"&#x",
-        b"<!--",
-        b"<img src=a alt=b><figure><figcaption>",
-        b"<picture><source srcset='a,'>",
-        b"<a rel=license href=x>",
-        b"\0",
-    ],
-)
-def test_nesting_bombs_cost_little(unit):
-    data = unit * ((1 << 20) // len(unit))
-    start = time.process_time()
-    extract_pairs(data, PAGE)
-    assert time.process_time() - start < 5  # unguarded, `<div>` alone takes more than a minute
 
 
 def test_an_ordinary_large_page_is_not_taken_for_a_bomb():

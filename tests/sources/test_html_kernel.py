@@ -235,6 +235,37 @@ def test_mutated_pages_give_the_same_facts_and_no_byte_outside_is_read(kernel, p
     assert answered > done * 0.3
 
 
+NESTED = [f"<{name}>".encode() for name in "div /div b /b p a /a table td /td /table svg /svg button /button".split()]
+NESTED += [
+    b"<x-y-element>",
+    b"</x-y-element>",
+    b"<B x=1>",
+    b"</B >",
+    b"<i/>",
+    b"</",
+    b"<<div",
+    b"text",
+    b"<li>",
+    b"<!--",
+]
+NESTED += [b"<a-name-of-more-than-20-bytes>"]
+
+
+def test_the_bounds_of_nesting_are_the_same_compiled():
+    from pipeline.sources import html_bounds, html_bounds_kernel
+
+    chance = random.Random(SEED)
+    costly = 0
+    for _ in cases(150):
+        pool = [chance.choice(NESTED) for _ in range(chance.randrange(1, 9))]
+        size = chance.randrange(2_000, 4_000)
+        page = b"".join(chance.choices(pool, k=size)) + b" " * chance.choice((0, 10_000, 200_000, 1_000_000))
+        found = html_bounds.has_costly_nesting(page)
+        assert html_bounds_kernel.has_costly_nesting(page) == found, (SEED, page)
+        costly += found
+    assert 10 < costly < 140
+
+
 def test_pairs_are_the_same_by_both_scanners(kernel):
     for page in (ORDINARY, ORDINARY * 3, b"<table><td><img src=a alt='x'><tr><img src=a title='x '>" * 3):
         plain = html.extract_pairs(page, "http://h/")
