@@ -54,7 +54,9 @@ def look_up(options: Options) -> Run:
         UsageError, MissingInput: the run cannot be done.
     """
     o = validate(options)
-    return look_up_run(o, input_format=o.input_format, queries=o.queries, match=o.match, case=o.case)
+    return look_up_run(
+        o, input_format=o.input_format, skip_bad=o.skip_bad_inputs, queries=o.queries, match=o.match, case=o.case
+    )
 
 
 def plan(run: Run) -> list[Stage]:

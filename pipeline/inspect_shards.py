@@ -64,6 +64,7 @@ def info(args: argparse.Namespace) -> int:
         entries = manifest["files"]
         tars = [entry for entry in entries if entry["path"].endswith(".tar")]
         facts |= {name: manifest.get(name) for name in ("digest", "queries", "ledger", "options", "versions")}
+        facts |= {name: manifest[name] for name in ("damaged_inputs",) if name in manifest}
         facts |= {
             "shards": len(tars),
             "ranges": open_set.count_of_ranges(manifest),
@@ -81,7 +82,7 @@ def info(args: argparse.Namespace) -> int:
 
 def print_info(facts: dict[str, Any]) -> None:
     """Prints the facts of a folder on one screen."""
-    from pipeline.engine.ledger import lines_on_records
+    from pipeline.engine.ledger import lines_on_inputs, lines_on_records
 
     if facts["published"]:
         ranges = facts["ranges"]
@@ -107,6 +108,9 @@ def print_info(facts: dict[str, Any]) -> None:
             print(f"    {sanitize(reason):<25}{-count:>15,}")
         for line in lines_on_records(row):
             print(f"    {sanitize(line)}")
+    if not facts["stages"]:  # a copy of the published files alone
+        for line in lines_on_inputs(facts.get("damaged_inputs") or {}):
+            print(sanitize(line))
     if facts.get("options"):
         print("\noptions    " + sanitize(json.dumps(facts["options"], ensure_ascii=False, sort_keys=True)))
         print("versions   " + sanitize(json.dumps(facts["versions"], sort_keys=True)))

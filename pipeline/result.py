@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pipeline.dataset.open_set import OpenSet
 
 COUNTED = ("stage", "rows_in", "rows_out", "dropped")
-BESIDE = ("records_dropped", "notes", "retryable")
+BESIDE = ("records_dropped", "notes", "retryable", "damaged_inputs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Result:
         digests: of the rows of each stage, by its name. Equal rows have equal digests.
         digest: over all published files; None if the run did not reach `publish`.
         target: a sentence on --target-pairs if the pairs cannot reach it, else "".
-        records: `records_dropped` (lost records by reason), `notes`, and `retryable` (failures of the fetch that may
-            pass) of each stage that has some, by its name.
+        records: `records_dropped` (lost records by reason), `notes`, `retryable` (failures of the fetch that may pass)
+            and `damaged_inputs` (`engine.ledger.damaged_inputs`) of each stage that has some, by its name.
         queries: a sentence with the numbers of used and merged queries; "" if every query is used as given.
     """
 

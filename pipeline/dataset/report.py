@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import re
+import types
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from pipeline.dataset.shards import METADATA, FileEntry, ShardInfo
 from pipeline.dataset.summary import Pick, Summary, charts, hosts, top
 from pipeline.engine import storage
 from pipeline.engine.display import sanitize, size
+from pipeline.engine.ledger import lines_on_inputs
 
 if TYPE_CHECKING:
     import jinja2
@@ -47,6 +49,7 @@ def finish(
     ledger: list[dict[str, Any]],
     options: Mapping[str, Any],
     versions: Mapping[str, str],
+    damaged: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> dict[str, Any]:
     """Finishes a publication: writes sizes.json, then the pages, then manifest.json.
 
@@ -58,6 +61,7 @@ def finish(
         ledger: stage, rows_in, rows_out, dropped of each stage, in order.
         options: the options that decide the rows.
         versions: of the code.
+        damaged: the inputs that lost records, as `engine.ledger.damaged_inputs` names them.
 
     Returns:
         The manifest.
@@ -71,6 +75,7 @@ def finish(
     queries = _queries(folder)
     tars = [info.files[0].path for info in infos]
     facts: dict[str, Any] = {"s": summary, "shards": tars, "ranges": ranges.count, "queries": len(queries)}
+    facts["damaged"] = lines_on_inputs(damaged)
     pages = {
         "README.md": card(facts, ledger=ledger, options=options),
         "report/index.html": page(
@@ -89,6 +94,7 @@ def finish(
         versions=versions,
         queries={"rows": len(queries), "digest": shards.digest_of_queries(queries)},
         shards={"ranges": ranges.count},
+        **({"damaged_inputs": dict(damaged)} if damaged else {}),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -68,7 +68,10 @@ class Ledger:
 
 
 def lines_on_records(counted: Mapping[str, Any]) -> list[str]:
-    """What info.json says of lost records, notes and failures, in lines for people: "lost: 4 records (bad_record)"."""
+    """What info.json says of lost records, damaged inputs, notes and failures, in lines for people.
+
+    Such as "lost: 4 records (bad_record)".
+    """
     lost, notes = (counted.get(name) or {} for name in ("records_dropped", "notes"))
     lines = []
     if lost:
@@ -79,7 +82,48 @@ def lines_on_records(counted: Mapping[str, Any]) -> list[str]:
         lines.append(f"notes: {_counts(notes)}")
     if counted.get("retryable"):
         lines.append(f"{counted['retryable']:,} of the failures may pass: --retry-failed fetches these images again")
-    return lines
+    return lines + lines_on_inputs(counted.get("damaged_inputs") or {})
+
+
+MOST_INPUTS = 100  # damaged inputs that are named
+SHOWN_INPUTS = 10  # damaged inputs that get a line
+CUT = "cut_file"  # note: the input ends too early
+
+
+def damaged_inputs(counted: Iterable[tuple[str, Ledger]]) -> dict[str, Any]:
+    """The inputs that lost records or end too early: their number, and the names of those with the largest losses.
+
+    Args:
+        counted: the name of an input and the counts of one unit. The units of one input are added up.
+
+    Returns:
+        {} if no input is damaged, else {"count": n, "of": all inputs, "inputs": [{"input": name, "lost": {reason:
+        records}, "cut": bool}]} with at most MOST_INPUTS names.
+    """
+    names: set[str] = set()
+    found: dict[str, Ledger] = {}
+    for name, ledger in counted:
+        names.add(name)
+        if ledger.records_dropped or ledger.notes[CUT]:
+            found.setdefault(name, Ledger()).add(ledger)
+    worst = sorted(found, key=lambda name: (-found[name].records_dropped.total(), name))[:MOST_INPUTS]
+    inputs = [
+        {"input": name, "lost": dict(sorted(found[name].records_dropped.items())), "cut": bool(found[name].notes[CUT])}
+        for name in worst
+    ]
+    return {"count": len(found), "of": len(names), "inputs": inputs} if found else {}
+
+
+def lines_on_inputs(damaged: Mapping[str, Any]) -> list[str]:
+    """What `damaged_inputs` found, in lines for people: a heading, and a line for each of the first SHOWN_INPUTS."""
+    if not damaged:
+        return []
+    lines = [f"damaged inputs: {damaged['count']:,} of {damaged['of']:,}"]
+    for item in damaged["inputs"][:SHOWN_INPUTS]:
+        lost = [f"{_counts(item['lost'])} lost"] if item["lost"] else []
+        lines.append(f"  {item['input']}: {', '.join([*lost, *(['it ends too early'] if item['cut'] else [])])}")
+    more = damaged["count"] - len(damaged["inputs"][:SHOWN_INPUTS])
+    return [*lines, f"  and {more:,} more"] if more else lines
 
 
 def _counts(counts: Mapping[str, int]) -> str:

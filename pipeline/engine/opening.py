@@ -39,8 +39,16 @@ class ReaderError(InputError):
     """A reader failed with an error of its own: it has a bug, or the input is not what it expects."""
 
 
+class TransferError(InputError):
+    """A transfer broke. The input may be read by another try."""
+
+
 class MissingInputError(InputError):
     """A remote input does not exist."""
+
+
+class UnreadableInputError(InputError):
+    """No byte of an input can be understood. The same bytes fail again."""
 
 
 @dataclasses.dataclass
@@ -193,10 +201,10 @@ class _Remote(io.RawIOBase):
         self.position = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence])
         return self.position
 
-    def broken(self, cause: object) -> InputError:
+    def broken(self, cause: object) -> TransferError:
         """The error for a transfer that breaks."""
         of = "" if self.size is None else f" of {self.size:,}"
-        return InputError(f"{public(self.url)!r} broke off after {self.position:,}{of} bytes: {cause}")
+        return TransferError(f"{public(self.url)!r} broke off after {self.position:,}{of} bytes: {cause}")
 
 
 class _HttpFile(_Remote):

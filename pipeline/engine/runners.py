@@ -56,7 +56,7 @@ class JobFailed(RuntimeError):
 
 
 class InputGone(JobFailed, MissingInput):
-    """An input is missing. It was there when the run was planned, or it is one of many that planning did not check."""
+    """An input is missing or unreadable: one that planning did not check, or one that has changed since then."""
 
 
 class FileDamaged(JobFailed, storage.DamagedError):
@@ -327,7 +327,7 @@ def explain_failure(error: BaseException) -> JobFailed:
     last = own[-1] if own else (lines[-1] if lines else type(error).__name__)
     last = last.removeprefix("RuntimeError: ") if EXPECTED.search(last) else last
     last = re.sub(r" \[while running '[^']*'\]", "", last)  # Beam puts it behind the first argument: text may follow
-    of_input = re.match(r"(?:[\w.]+\.)?(?:(Missing)?Input|Reader)Error: ", last)
+    of_input = re.match(r"(?:[\w.]+\.)?(?:(Missing|Unreadable)?Input|Reader|Transfer)Error: ", last)
     if of_input:
         return (InputGone if of_input[1] else JobFailed)(last[of_input.end() :])
     of_file = re.match(r"(?:[\w.]+\.)?DamagedError: ", last)

@@ -26,7 +26,15 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.opening import InputError, Opened, is_remote, of_file, open_copy, open_input, open_seekable
+from pipeline.engine.opening import (
+    Opened,
+    UnreadableInputError,
+    is_remote,
+    of_file,
+    open_copy,
+    open_input,
+    open_seekable,
+)
 from pipeline.sources import frames, libdeflate
 
 _zlib: Any = zlib
@@ -274,7 +282,7 @@ def _opened(source: str | BinaryIO) -> Iterator[_Mapped | _Streamed]:
         opened = stack.enter_context(open_input(source)) if isinstance(source, str) else of_file(source)
         data = _bytes_of(opened)
         if isinstance(source, str) and is_remote(source) and not data.at(0, 1):
-            raise InputError(f"{opened.name!r} is empty: the server sent 0 bytes")
+            raise UnreadableInputError(f"{opened.name!r} is empty: the server sent 0 bytes")
         known = _is_packed(data)
         if known is None:
             yield data
@@ -353,6 +361,16 @@ def read_records(
                 yield record
         if expected_bytes is not None and data.raw and reader.position < expected_bytes:
             reader.cut()
+
+
+def has_record(path: str) -> bool:
+    """True if an archive holds a record of any kind that is not damaged.
+
+    Raises:
+        InputError, OSError: the archive cannot be opened.
+    """
+    with _opened(path) as data:
+        return next(_Reader(data, Ledger(), MAX_RECORD).records(), None) is not None
 
 
 def read_at(path: str, offset: int, *, max_record: int = MAX_RECORD) -> Record | None:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.opening import InputError, is_remote, open_input, public
+from pipeline.engine.opening import InputError, UnreadableInputError, is_remote, open_input, public
 from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
 
 BATCH_ROWS = 65_536
@@ -149,7 +149,8 @@ class Reader(abc.ABC):
             settings: the options of the user.
 
         Raises:
-            InputError: the input has another format, or its transfer broke.
+            UnreadableInputError: the input has another format.
+            InputError: its transfer broke.
         """
 
     def read_image(self, path: str, offset: int, *, max_bytes: int) -> bytes | None:
@@ -159,6 +160,14 @@ class Reader(abc.ABC):
             InputError: the input cannot be read now.
         """
         return None
+
+    def understands(self, source: Input) -> bool:
+        """True if any byte of an input can be understood. It is asked if all records of the input are lost.
+
+        Raises:
+            InputError, OSError: the input cannot be opened.
+        """
+        return True
 
     def size(self, item: Input) -> int:
         """Bytes of the whole file, or an assumed number where the size is not known."""
@@ -235,11 +244,19 @@ def for_each(function: Any, items: Iterable[Any]) -> None:
     """Calls the function with every item, several at once, since it waits for disks and servers.
 
     Raises:
-        Exception: the first error of a call.
+        Exception: the first error that says more than that an input is unreadable; else the first one that says so. It
+            counts the further ones.
     """
     with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-        for _ in pool.map(function, items):
-            continue
+        errors = [error for call in [pool.submit(function, item) for item in items] if (error := call.exception())]
+    for error in errors:
+        if not isinstance(error, UnreadableInputError):
+            raise error
+    if len(errors) > 1:
+        more = f"{len(errors) - 1:,} more {'input is' if len(errors) == 2 else 'inputs are'}"
+        raise UnreadableInputError(f"{errors[0]}; {more} unreadable, too")
+    if errors:
+        raise errors[0]
 
 
 def candidates_of_pairs(

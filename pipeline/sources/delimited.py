@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.opening import InputError
+from pipeline.engine.opening import UnreadableInputError
 from pipeline.sources.text_stream import MAX_LINE, damage, describe_head
 from pipeline.text import quoting
 
@@ -53,19 +53,19 @@ def layout(stream: io.BufferedReader, name: str, usual: bytes, given: Sequence[s
         given: the names of the columns, of a file that has no line with them.
 
     Raises:
-        InputError: the file is empty, is no table, or its names are not UTF-8.
+        UnreadableInputError: the file is empty, is no table, or its names are not UTF-8.
     """
     line = b"\n"
     while line and not line.strip():
         line = stream.readline(MAX_LINE)
     if not line:
         if error := damage(stream):
-            raise InputError(f"{name!r} cannot be read as a table: {error}")
-        raise InputError(f"{name!r} is empty: it has no line with the names of its columns")
+            raise UnreadableInputError(f"{name!r} cannot be read as a table: {error}")
+        raise UnreadableInputError(f"{name!r} is empty: it has no line with the names of its columns")
     if seems := describe_head(line):
-        raise InputError(f"{name!r} cannot be read as a table: {seems}")
+        raise UnreadableInputError(f"{name!r} cannot be read as a table: {seems}")
     if b"\0" in line:
-        raise InputError(f"{name!r} holds zero bytes: save it as UTF-8")
+        raise UnreadableInputError(f"{name!r} holds zero bytes: save it as UTF-8")
     whole, line = line, line.rstrip(b"\r\n")
     delimiter = usual
     if usual not in line:
@@ -76,7 +76,7 @@ def layout(stream: io.BufferedReader, name: str, usual: bytes, given: Sequence[s
     except csv.Error:
         cells = line.decode().split(delimiter.decode())
     except UnicodeDecodeError as error:
-        raise InputError(f"{name!r} names its columns in another encoding than UTF-8: convert it") from error
+        raise UnreadableInputError(f"{name!r} names its columns in another encoding than UTF-8: convert it") from error
     if given and [cell.lower() for cell in cells] != [column.lower() for column in given]:
         return Layout(delimiter, tuple(given), unread=whole)
     return Layout(delimiter, tuple(cells), quoted)

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 
-from pipeline.engine.opening import InputError, is_http, is_remote, public
+from pipeline.engine.opening import InputError, MissingInputError, UnreadableInputError, is_http, is_remote, public
 from pipeline.sources import READERS
 from pipeline.sources.base import Found, Input, Reader, file_name, read_head, read_whole
 
@@ -35,13 +35,16 @@ _CRAWL = re.compile(r"^cc:(?P<crawl>[A-Za-z0-9-]+)(?::(?P<kind>wat|warc))?(?:\[(
 _GLOB = re.compile(r"[*?\[]")
 
 
-def expand(specs: Sequence[str], *, input_format: str = AUTO, cc_base: str | None = None) -> list[Input]:
+def expand(
+    specs: Sequence[str], *, input_format: str = AUTO, cc_base: str | None = None, skip_bad: bool = False
+) -> list[Input]:
     """All inputs behind `specs`, sorted by name, each file once.
 
     Args:
         specs: files, globs, folders, @LISTs, URLs, cc:CRAWL[:warc][[first:last]].
         input_format: "auto", or one format for all files. With "auto", folders and globs skip files of other formats.
         cc_base: where crawl paths lie (URL or folder); default: OPENWIT_CC_BASE, then Common Crawl's server.
+        skip_bad: a file that must be opened for this, and is unreadable, stays one input. Its reader fails then.
 
     Raises:
         InputError: nothing matches, or a file cannot be read, or its format is not recognised.
@@ -55,7 +58,7 @@ def expand(specs: Sequence[str], *, input_format: str = AUTO, cc_base: str | Non
     found = [item for spec in specs for item in _expand_spec(spec, base=base, any_name=input_format != AUTO)]
     found = _distinct_names(_distinct_paths(found))
     with ThreadPoolExecutor(8) as pool:  # opening files waits for disks and servers
-        groups = list(pool.map(lambda item: _finish(item, input_format), found))
+        groups = list(pool.map(lambda item: _finish(item, input_format, skip_bad), found))
     return sorted((made for group in groups for made in group), key=lambda made: (made.name, made.part or (0, 0)))
 
 
@@ -301,11 +304,16 @@ def _longer(item: Found, depth: int) -> Found:
 # ---- files -> inputs
 
 
-def _finish(item: Found, input_format: str) -> list[Input]:
+def _finish(item: Found, input_format: str, skip_bad: bool) -> list[Input]:
     """The inputs of a file, by the reader of its format."""
     try:
         reader = _reader_of(item) if input_format == AUTO else READERS[input_format]
-        return reader.expand(item)
+        try:
+            return reader.expand(item)
+        except (UnreadableInputError, MissingInputError):
+            if not skip_bad:
+                raise
+            return [Input(item.name, item.path, reader.name, item.size)]
     except OSError as error:
         raise InputError(f"{public(item.path)!r} cannot be read: {error}") from error
 

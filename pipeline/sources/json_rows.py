@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.opening import InputError
+from pipeline.engine.opening import UnreadableInputError
 from pipeline.sources.base import BATCH_ROWS
 from pipeline.sources.text_stream import MAX_LINE, damage, describe_head
 
@@ -37,7 +37,7 @@ def keys_of(stream: io.BufferedReader, name: str) -> list[str]:
     """The keys of the first objects, in the order of the file.
 
     Raises:
-        InputError: no object is among them.
+        UnreadableInputError: no object is among them.
     """
     keys: dict[str, None] = {}
     head = stream.peek(1)[:MAX_LINE]
@@ -48,9 +48,9 @@ def keys_of(stream: io.BufferedReader, name: str) -> list[str]:
         keys.update(dict.fromkeys(row if isinstance(row, dict) else ()))
     if not keys:
         if error := damage(stream):
-            raise InputError(f"{name!r} cannot be read as JSON: {error}")
+            raise UnreadableInputError(f"{name!r} cannot be read as JSON: {error}")
         seems = f": {seems}" if (seems := describe_head(head)) else ""
-        raise InputError(f"{name!r} holds no JSON object in its first {SAMPLE} lines{seems}")
+        raise UnreadableInputError(f"{name!r} holds no JSON object in its first {SAMPLE} lines{seems}")
     return list(keys)
 
 

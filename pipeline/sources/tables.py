@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.opening import InputError, is_remote, open_seekable, public
+from pipeline.engine.opening import InputError, UnreadableInputError, is_remote, open_seekable, public
 from pipeline.sources import delimited, json_rows
 from pipeline.sources.base import (
     BATCH_ROWS,
@@ -34,8 +34,9 @@ from pipeline.sources.base import (
     for_each,
     open_bytes,
     packed,
+    read_head,
 )
-from pipeline.sources.text_stream import open_text
+from pipeline.sources.text_stream import describe_head, open_text
 
 ROWS_PER_PART = 1_000_000  # a Parquet file with more rows is read in parts, by row groups
 DENSE_PAIR = 60  # bytes for each pair, where texts are short
@@ -315,7 +316,7 @@ def _parquet_parts(found: Found) -> list[Input]:
         with open_seekable(found.path) as opened:
             metadata = pq.read_metadata(opened.stream)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{public(found.path)!r} is no readable Parquet file (cut or damaged?): {error}") from error
+        raise _unreadable(found.path, public(found.path), error) from error
     whole = Input(found.name, found.path, Table.name, found.size)
     if metadata.num_rows <= ROWS_PER_PART or metadata.num_row_groups < 2:
         return [whole]
@@ -330,6 +331,13 @@ def _parquet_parts(found: Found) -> list[Input]:
     return [dataclasses.replace(whole, part=part) for part in parts]
 
 
+def _unreadable(path: str, name: str, error: Exception) -> InputError:
+    if isinstance(error, OSError) and error.errno is not None:
+        return InputError(f"{name!r} cannot be read: {error}")  # of the system: the file itself may be good
+    seems = describe_head(read_head(path))
+    return UnreadableInputError(f"{name!r} is no readable Parquet file: {seems or f'cut or damaged? {error}'}")
+
+
 @contextlib.contextmanager
 def _parquet(source: Input) -> Iterator[pq.ParquetFile]:
     """The file. Page checksums are verified. Reads use a small buffer and do not hold whole column chunks."""
@@ -340,7 +348,7 @@ def _parquet(source: Input) -> Iterator[pq.ParquetFile]:
         try:
             file = pq.ParquetFile(where, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{source.name!r} is no readable Parquet file (cut or damaged?): {error}") from error
+            raise _unreadable(source.path, source.name, error) from error
         yield stack.enter_context(file)
 
 

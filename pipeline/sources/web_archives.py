@@ -8,19 +8,31 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import pyarrow as pa
 
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.opening import InputError, open_seekable
-from pipeline.sources.base import Found, Input, Reader, ReadSettings, file_name, packed
+from pipeline.engine.opening import TransferError, UnreadableInputError, is_remote, open_seekable
+from pipeline.sources.base import (
+    MOST_OPENED,
+    Found,
+    Input,
+    Reader,
+    ReadSettings,
+    file_name,
+    for_each,
+    packed,
+    read_head,
+)
+from pipeline.sources.text_stream import describe_head
 
 COMPRESSIONS = (".gz", ".lz4", ".zst")
 ARCHIVES = packed(".warc", ".arc", ".wat", by=COMPRESSIONS)  # ends of names
 WACZ = ".wacz"
 RECORD = b"WARC/"  # begins every record
+MOST_LOCAL = 256  # local archives that a check opens, at most
 DENSE_PAIR = 500  # bytes of a compressed archive for each pair, where pairs are many
 
 _LZ4 = b"\x04\x22\x4d\x18"  # begins a frame; of all formats only archives use it
@@ -36,6 +48,26 @@ class ArchiveReader(Reader):
 
     def expand(self, found: Found) -> list[Input]:
         return _members(found) if file_name(found.path).lower().endswith(WACZ) else super().expand(found)
+
+    def check(self, inputs: Sequence[Input], settings: ReadSettings) -> None:
+        """Looks for the first record of the first archives. A crawl has 90,000."""
+        local = [item for item in inputs if not is_remote(item.path)][:MOST_LOCAL]
+        remote = [item for item in inputs if is_remote(item.path)][:MOST_OPENED]
+        for_each(self._check_one, [*local, *remote])
+
+    def _check_one(self, item: Input) -> None:
+        try:
+            understood = self.understands(item)
+        except TransferError:
+            return  # the run reads it again, and reports it if the transfer breaks once more
+        if not understood:
+            seems = describe_head(read_head(item.path))
+            raise UnreadableInputError(f"{item.name!r} holds no record of a web archive{seems and f': {seems}'}")
+
+    def understands(self, source: Input) -> bool:
+        from pipeline.sources.archive import has_record
+
+        return has_record(source.path)
 
     def expected_rows(self, item: Input) -> float:
         return self.size(item) / DENSE_PAIR
@@ -106,9 +138,11 @@ def _members(found: Found) -> list[Input]:
         with open_seekable(found.path) as opened, zipfile.ZipFile(opened.stream) as pack:
             members = [info for info in pack.infolist() if _MEMBER.match(info.filename)]
     except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise InputError(f"{found.name!r} is no readable WACZ (a zip with archive/*.warc.gz): {error}") from error
+        raise UnreadableInputError(
+            f"{found.name!r} is no readable WACZ (a zip with archive/*.warc.gz): {error}"
+        ) from error
     if not members:
-        raise InputError(f"{found.name!r} is no WACZ: it holds no archive/*.warc.gz")
+        raise UnreadableInputError(f"{found.name!r} is no WACZ: it holds no archive/*.warc.gz")
     return [
         Input(f"{found.name}/{info.filename}", f"zip://{info.filename}::{found.path}", "warc", info.file_size)
         for info in members

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 
 from pipeline.engine import checks, hashing, storage
 from pipeline.engine.cli import MissingInput, UsageError
-from pipeline.engine.ledger import Ledger
-from pipeline.engine.opening import InputError, ReaderError
+from pipeline.engine.ledger import Ledger, damaged_inputs
+from pipeline.engine.opening import InputError, MissingInputError, ReaderError, UnreadableInputError
 from pipeline.engine.options import nearest, option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
@@ -29,7 +29,7 @@ from pipeline.sources.base import Input, ReadSettings, SettingsError
 from pipeline.sources.inputs import AUTO
 from pipeline.stages.base import Job, Outputs
 from pipeline.stages.row_pass import GATHERED_PART, Parts, RowStage
-from pipeline.stages.run import RESULT, Run
+from pipeline.stages.run import RESULT, SKIP, Run
 from pipeline.stages.tally import Tally
 from pipeline.text import clean
 from pipeline.text.language_names import NAMES, nearest_code
@@ -96,6 +96,9 @@ class GatherSettings:
         help="of all inputs",
         default_text="auto, by name and first bytes",
         choices=(AUTO, *READERS),
+    )
+    skip_bad_inputs: bool = option(
+        False, help="go on without inputs that are missing or unreadable; they are counted and named", steers=True
     )
     url_column: str = option("url", help="of tables", metavar="NAME", check=checks.not_empty)
     text_column: str = option("text", help="of tables", metavar="NAME", check=checks.not_empty)
@@ -287,6 +290,7 @@ class ReadInputs:
 
     inputs: str  # path of the JSON list of inputs
     settings: ReadSettings
+    skip_bad: bool
     images: StepFolder
 
     def units(self) -> int:
@@ -295,15 +299,33 @@ class ReadInputs:
     def read(self, unit: int, ledger: Ledger) -> Iterator[pa.RecordBatch]:
         images: list[pa.RecordBatch] = []
         source = load_inputs(self.inputs)[unit]
-        batches = READERS[source.format].read(source, ledger=ledger, images=images, settings=self.settings)
-        yield from name_failures(batches, source)
-        if not ledger.rows_in and source.bytes != 0:
+        try:
+            yield from self._batches(source, ledger, images)
+        except (MissingInputError, UnreadableInputError) as error:
+            if not self.skip_bad or ledger.records_in > sum(ledger.records_dropped.values()):
+                raise type(error)(f"{error}. {SKIP}") from error
+            ledger.records_in += 1
+            ledger.lose("unreadable_input")
+        if not ledger.rows_in and source.bytes != 0 and not ledger.records_dropped["unreadable_input"]:
             ledger.notes["input_without_pairs"] += 1  # its layout may be another one than the reader expects
         if sum(batch.num_rows for batch in images):
             number = source_names(self.inputs).index(source.name)
             tables = [list_images(batch, number) for batch in images]
             storage.write_table(self.images.file(unit, "images"), pa.concat_tables(tables))
             self.images.write_manifest(unit, {"images": sum(map(len, tables))})
+
+    def _batches(self, source: Input, ledger: Ledger, images: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The batches of a reader.
+
+        Raises:
+            UnreadableInputError: no byte of the input can be understood.
+        """
+        reader = READERS[source.format]
+        batches = reader.read(source, ledger=ledger, images=images, settings=self.settings)
+        yield from name_failures(batches, source)
+        all_lost = ledger.records_in == sum(ledger.records_dropped.values()) and not ledger.rows_in
+        if all_lost and not sum(map(len, images)) and not reader.understands(source):
+            raise UnreadableInputError(f"no byte of {source.name!r} can be understood")
 
 
 def name_failures(batches: Iterator[pa.RecordBatch], source: Input) -> Iterator[pa.RecordBatch]:
@@ -357,8 +379,10 @@ def read_settings(o: GatherSettings) -> ReadSettings:
     return ReadSettings(url_column=o.url_column, text_column=o.text_column, columns=o.columns)
 
 
-def check_inputs(inputs: tuple[Input, ...], settings: ReadSettings) -> None:
+def check_inputs(inputs: tuple[Input, ...], settings: ReadSettings, *, skip_bad: bool) -> None:
     """Lets every reader check its inputs, so that an unreadable input is reported before anything is written.
+
+    `skip_bad` accepts missing and unreadable inputs.
 
     Raises:
         UsageError: the options do not fit an input.
@@ -366,7 +390,11 @@ def check_inputs(inputs: tuple[Input, ...], settings: ReadSettings) -> None:
     """
     try:
         for name, reader in READERS.items():
-            reader.check([item for item in inputs if item.format == name], settings)
+            try:
+                reader.check([item for item in inputs if item.format == name], settings)
+            except (MissingInputError, UnreadableInputError) as error:
+                if not skip_bad:
+                    raise MissingInput(f"{error}. {SKIP}") from error
     except SettingsError as error:
         raise UsageError(str(error)) from error
     except (InputError, OSError) as error:
@@ -392,6 +420,7 @@ class Gather(RowStage):
     inputs: tuple[Input, ...]
     inputs_file: str
     settings: ReadSettings
+    skip_bad: bool
     rules: Cleaning
 
     @classmethod
@@ -399,7 +428,9 @@ class Gather(RowStage):
         o = run.settings(GatherSettings)
         rules = Cleaning(o.languages, language_model(o, run.inputs), o.min_language_score, o.respect_opt_out)
         settings = read_settings(o)
-        return cls(before.plan(run, cls), run.keep_rejected, run.inputs, run.inputs_file, settings, rules)
+        return cls(
+            before.plan(run, cls), run.keep_rejected, run.inputs, run.inputs_file, settings, o.skip_bad_inputs, rules
+        )
 
     @classmethod
     def fingerprint(cls, run: Run) -> dict[str, Json]:
@@ -418,13 +449,21 @@ class Gather(RowStage):
         }
 
     def check(self, run: Run) -> None:
-        check_inputs(run.inputs, read_settings(run.settings(GatherSettings)))
+        o = run.settings(GatherSettings)
+        check_inputs(run.inputs, read_settings(o), skip_bad=o.skip_bad_inputs)
 
     def settle(self, run: Run) -> None:
         save_inputs(self.inputs_file, self.inputs)
 
     def source(self) -> ReadInputs:
-        return ReadInputs(self.inputs_file, self.settings, self.images)
+        return ReadInputs(self.inputs_file, self.settings, self.skip_bad, self.images)
+
+    def count(self, *, counted: Sequence[StepFolder] | None = None) -> dict[str, Any]:
+        info = super().count(counted=counted)
+        units = (found for step in (self.counted() if counted is None else counted) for found in step.manifests())
+        names = [item.name for item in self.inputs]
+        damaged = damaged_inputs((names[unit], Ledger.from_json(row["ledgers"][self.name])) for unit, row in units)
+        return {**info, **({"damaged_inputs": damaged} if damaged else {})}
 
     def function(self) -> CleanRows:
         return CleanRows(self.inputs_file, self.rules)

@@ -381,6 +381,7 @@ class Publish(Stage):
             ledger=[{name: row[name] for name in ("stage", "rows_in", "rows_out", "dropped")} for row in infos if row],
             options=self.about.options,
             versions=self.about.versions,
+            damaged=next((row["damaged_inputs"] for row in infos if row and "damaged_inputs" in row), {}),
         )
         shards.remove_stale_shards(self.folder.root, manifest)
         self.folder.complete(info)

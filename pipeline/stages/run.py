@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from pipeline.engine import checks, runners
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.fork_server import Preload
+from pipeline.engine.opening import UnreadableInputError
 from pipeline.engine.options import REQUIRED, deciding, nearest, option
 from pipeline.engine.work import Json
 from pipeline.schema import STAGES
@@ -27,6 +28,7 @@ RESULT = 2  # raised whenever equal input and options give other rows; then an o
 HIDDEN = ("input", "queries")  # paths: the manifest holds digests of their content instead
 PACKAGES = ("openwit", "apache-beam", "img2dataset", "numpy", "pillow", "pyarrow")  # the manifest holds their versions
 
+SKIP = "Replace the input, or add --skip-bad-inputs to go on without it"  # ends a message about an unreadable input
 KERNEL_ROWS = 50_000  # with more expected rows, workers load the kernels before they begin
 # The kernels of select. A worker loads the kernel of a source when it meets such a source.
 KERNELS = (
@@ -228,19 +230,22 @@ class Run:
         return tuple(sorted({item.name for item in self.inputs}))
 
 
-def look_up(options: RunSettings, *, input_format: str, queries: str | None, match: str, case: str) -> Run:
+def look_up(
+    options: RunSettings, *, input_format: str, skip_bad: bool, queries: str | None, match: str, case: str
+) -> Run:
     """The run that the options describe. Its inputs and its query list are looked up. Nothing is written.
 
     Args:
         options: the options of the user.
         input_format: of the inputs.
+        skip_bad: unreadable inputs are skipped.
         queries: path of the query list; None: the list that comes with the project.
         match, case: how texts are matched. This decides which queries are equal.
 
     Raises:
         MissingInput: an input or the query list does not exist or cannot be read.
     """
-    inputs = look_up_inputs(options.input, input_format=input_format)
+    inputs = look_up_inputs(options.input, input_format=input_format, skip_bad=skip_bad)
     rows = sum(READERS[item.format].expected_rows(item) for item in inputs)
     return Run(
         options=options,
@@ -258,14 +263,16 @@ def published_options(options: Any) -> dict[str, Json]:
     return {name: value for name, value in deciding(options).items() if name not in HIDDEN}
 
 
-def look_up_inputs(specs: Sequence[str], *, input_format: str) -> tuple[Input, ...]:
+def look_up_inputs(specs: Sequence[str], *, input_format: str, skip_bad: bool = False) -> tuple[Input, ...]:
     """The inputs that the user named.
 
     Raises:
         MissingInput: an input does not exist or cannot be read.
     """
     try:
-        return tuple(sources.expand(specs, input_format=input_format))
+        return tuple(sources.expand(specs, input_format=input_format, skip_bad=skip_bad))
+    except UnreadableInputError as error:
+        raise MissingInput(f"{error}. {SKIP}") from error
     except sources.InputError as error:
         raise MissingInput(str(error)) from error
 

@@ -257,3 +257,19 @@ def test_size_category() -> None:
     assert [report.size_category(n) for n in (0, 999, 1000, 99_999, 10**6, 10**13)] == [
         "n<1K", "n<1K", "1K<n<10K", "10K<n<100K", "1M<n<10M", "n>1T"
     ]  # fmt: skip
+
+
+def test_damaged_inputs_are_named_on_the_page_and_in_the_manifest(tmp_path: Path) -> None:
+    found = {"count": 12, "of": 30, "inputs": [{"input": HOSTILE[0], "lost": {"bad_gzip": 1234}, "cut": True}]}
+    made = {}
+    for name, more in {"sound": {}, "damaged": {"damaged": found}}.items():
+        (tmp_path / name).mkdir()
+        more |= {"ranges": samples.ranges_of(4), "ledger": [], "options": {}, "versions": {}}
+        made[name] = samples.finish(tmp_path / name, [], **more), (tmp_path / name / "report/index.html").read_text()
+    manifest, text = made["damaged"]
+    page = Page(text)
+    assert set(page.tags) <= ALLOWED and not page.open
+    assert "damaged inputs: 12 of 30" in page.text
+    assert "alert(1)</script>: bad_gzip 1,234 lost, it ends too early" in page.text and "and 11 more" in page.text
+    assert manifest["damaged_inputs"] == found
+    assert "damaged_inputs" not in made["sound"][0] and "amaged" not in made["sound"][1]
