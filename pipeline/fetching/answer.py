@@ -6,8 +6,9 @@ nor the number of chunks.
 
 from __future__ import annotations
 
+import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from pipeline.fetching.errors import Failure
@@ -17,6 +18,10 @@ MOST_INTERIM = 32  # 102 is sent every few seconds while a server works; 103 com
 MOST_CHUNKS = 100_000
 LONGEST_CHUNK_LINE = 4096  # a size and its extensions
 PART = 64 << 10
+LARGE = 1 << 20  # bytes of a body above which it gets pages of its own, which the system has back at once
+
+Body = bytes | memoryview
+Grow = Callable[[int], None]  # asks for memory, and waits for it
 
 STATUS_LINE = re.compile(r"HTTP/[01]\.\d\s+([1-9]\d\d)(\s|$)", re.ASCII)
 FOLD = re.compile(r"\n[ \t]+")
@@ -26,7 +31,7 @@ CHUNK_SIZE = re.compile(rb"\s*([0-9A-Fa-f]{1,15})\s*(;|$)")
 class Answer:
     """Status, headers and body of an answer."""
 
-    def __init__(self, status: int, headers: list[tuple[str, str]], body: bytes = b"") -> None:
+    def __init__(self, status: int, headers: list[tuple[str, str]], body: Body = b"") -> None:
         self.status = status
         self.headers = headers  # names in lower case, in the order of the wire
         self.body = body
@@ -41,13 +46,14 @@ class Answer:
         return next(iter(self.all(name)), None)
 
 
-def read_answer(stream: BinaryIO, *, limit: int, cut: bool = False) -> Answer:
+def read_answer(stream: BinaryIO, *, limit: int, cut: bool = False, grow: Grow = lambda _: None) -> Answer:
     """The final answer. The body is read only if the status is 200.
 
     Args:
         stream: a buffered stream.
         limit: the most bytes of the body.
         cut: a longer body is cut, not refused. The result may be a little longer than `limit`.
+        grow: called with the size of each part of the body before it is kept.
 
     Raises:
         Failure: too_large; bad_http; tcp if the answer ends early.
@@ -55,7 +61,7 @@ def read_answer(stream: BinaryIO, *, limit: int, cut: bool = False) -> Answer:
     """
     answer = _final_head(_Lines(stream))
     if answer.status == 200:
-        answer.body = _body(stream, answer, limit, cut)
+        answer.body = _body(stream, answer, limit, cut, grow)
     return answer
 
 
@@ -97,7 +103,7 @@ def _head(lines: _Lines) -> Answer:
     return Answer(int(status[1]), [(name.strip().lower(), value.strip()) for name, colon, value in fields if colon])
 
 
-def _body(stream: BinaryIO, answer: Answer, limit: int, cut: bool) -> bytes:
+def _body(stream: BinaryIO, answer: Answer, limit: int, cut: bool, grow: Grow) -> Body:
     if "chunked" in _listed(answer, "Transfer-Encoding"):
         parts = _chunks(stream)
     else:
@@ -105,15 +111,39 @@ def _body(stream: BinaryIO, answer: Answer, limit: int, cut: bool) -> bytes:
         if length is not None and length > limit and not cut:
             raise Failure("too_large", f"the body has {length} bytes", http_status=200)
         parts = iter(lambda: stream.read(PART), b"") if length is None else _exactly(stream, length)
-    kept, size = [], 0
+    kept = _Parts(limit)
     for part in parts:
-        kept.append(part)
-        size += len(part)
-        if size > limit:
+        grow(len(part))
+        kept.add(part)
+        if kept.size > limit:
             if not cut:
                 raise Failure("too_large", f"the body has more than {limit} bytes", http_status=200)
             break
-    return b"".join(kept)
+    return kept.joined()
+
+
+class _Parts:
+    """The parts of a body. Those of a large one lie in pages of their own: the heap keeps what it was once given."""
+
+    def __init__(self, limit: int) -> None:
+        self.size = 0
+        self._most = limit + PART  # the last part may go beyond the limit
+        self._small: list[bytes] = []
+        self._pages: mmap.mmap | None = None  # the system provides a page when it is first written to
+
+    def add(self, part: bytes) -> None:
+        if self._pages is None and self.size + len(part) > LARGE:
+            self._pages = mmap.mmap(-1, self._most)
+            self._pages[: self.size] = b"".join(self._small)
+            self._small = []
+        if self._pages is None:
+            self._small.append(part)
+        else:
+            self._pages[self.size : self.size + len(part)] = part
+        self.size += len(part)
+
+    def joined(self) -> Body:
+        return b"".join(self._small) if self._pages is None else memoryview(self._pages)[: self.size]
 
 
 def _declared_length(answer: Answer) -> int | None:

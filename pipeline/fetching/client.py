@@ -17,9 +17,10 @@ import time
 
 from pipeline.fetching import robots
 from pipeline.fetching.addresses import MOST_HOSTS, Gate, Lookup, Resolver, look_up
-from pipeline.fetching.answer import Answer
+from pipeline.fetching.answer import Answer, Body
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.hosts import Host
+from pipeline.fetching.memory import Memory, Share
 from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.recent import Recent
 from pipeline.fetching.targets import Target, follow, parse
@@ -40,7 +41,7 @@ PASSING_RULES_LIFETIME_S = 0.2  # shorter than the wait before a retry
 class Fetched:
     """The result of a URL."""
 
-    body: bytes
+    body: Body
     http_status: int
     final_url: str | None  # None: no redirect
 
@@ -81,6 +82,7 @@ class Client:
         self._lock = threading.Lock()
         self._run = 0
         self._wire = Wire(options)
+        self.memory = Memory(options.memory)
 
     def begin(self, *, again: bool = False) -> None:
         """Starts a new run of work: the time that hosts may ask for starts from zero.
@@ -99,17 +101,24 @@ class Client:
                 if site.failure is not None and site.failure.retry_after is None:
                     site.expires = 0.0
 
-    def fetch(self, url: str) -> Fetched:
+    def fetch(self, url: str, share: Share | None = None) -> Fetched:
         """The body of a URL.
+
+        Args:
+            url: of an image.
+            share: of `memory`; it has the size of the body afterwards. None: the body counts only while it arrives.
 
         Raises:
             Failure: the URL cannot be fetched, for any reason.
         """
+        if share is None:
+            with self.memory.share() as own:
+                return self.fetch(url, own)
         first = parse(url)
         clock = _Clock(self.options.deadline_s)
         for attempt in range(self.options.retries + 1):
             try:
-                return self._follow(first, clock)
+                return self._follow(first, clock, share)
             except Failure as failure:
                 last = attempt == self.options.retries or clock.left <= 0
                 if last or failure.status not in PASSING or not failure.retryable:
@@ -127,12 +136,12 @@ class Client:
         )
         return self.options.backoff_s * 2**attempt * (0.5 + spread / 2**32)
 
-    def _follow(self, first: Target, clock: _Clock) -> Fetched:
+    def _follow(self, first: Target, clock: _Clock, share: Share) -> Fetched:
         target = first
         try:
             for _ in range(self.options.redirects + 1):
                 self._ask_leave(target, clock)
-                answer = self._request(target, clock, self.options.max_bytes)
+                answer = self._request(target, clock, self.options.max_bytes, share)
                 self._check_headers(answer)
                 if answer.status not in REDIRECTS:
                     self._check_status(target, answer)
@@ -180,19 +189,21 @@ class Client:
         self._host(target).note(failure)
         raise failure
 
-    def _request(self, target: Target, clock: _Clock, limit: int, *, cut: bool = False) -> Answer:
+    def _request(self, target: Target, clock: _Clock, limit: int, share: Share, *, cut: bool = False) -> Answer:
         """Sends one request when the host's queue allows it."""
         host = self._host(target)
+        share.begin()
         with host.turn(self._run):
             deadline = clock.run()
             try:
                 addresses = self._resolver.addresses(target.host, target.port, deadline - time.monotonic())
-                answer = self._wire.get(target, addresses, limit=limit, deadline=deadline, cut=cut)
+                answer = self._wire.get(target, addresses, limit=limit, deadline=deadline, share=share, cut=cut)
             except Failure as failure:
                 host.note(failure)
                 raise
             finally:
                 clock.stop()
+                clock.left += share.waited_s
         if answer.status not in (429, 500, 502, 503, 504):
             host.note(None)
         return answer
@@ -249,9 +260,10 @@ class Client:
         clock = _Clock(min(ROBOTS_S, self.options.deadline_s))
         at = dataclasses.replace(target, path="/robots.txt")
         for _ in range(ROBOTS_REDIRECTS + 1):
-            answer = self._request(at, clock, robots.LARGEST, cut=True)
+            with self.memory.share() as share:
+                answer = self._request(at, clock, robots.LARGEST, share, cut=True)
             if answer.status == 200:
-                return answer.body
+                return bytes(answer.body)
             if answer.status == 429:
                 self._check_status(at, answer)
             if answer.status >= 500:

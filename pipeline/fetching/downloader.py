@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import sys
+import tempfile
 import threading
 import types
 from collections.abc import Callable, Iterator
@@ -30,16 +31,18 @@ import pyarrow.compute as pc
 import xxhash
 
 from pipeline.engine import storage
+from pipeline.fetching.answer import Body
 from pipeline.fetching.client import Client, shared_client
 from pipeline.fetching.errors import OK, Failure
 from pipeline.fetching.helper import Decoder
+from pipeline.fetching.memory import SMALL, Share
 from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.outcome import FIELDS, Outcome, columns
+from pipeline.fetching.picture import NeedsMemory, Picture
 from pipeline.fetching.pieces import OLDEST_S, Pieces, opened
 from pipeline.fetching.targets import host_of
 
 PACKAGE = "_openwit_img2dataset"
-MOST_UNDECODED = 128 << 20  # bytes of bodies that wait for the decoder; above that no further download starts
 
 _numbers = itertools.count()
 _import_lock = threading.Lock()
@@ -47,13 +50,12 @@ _import_lock = threading.Lock()
 Archived = Callable[[str], bytes | None]
 
 
-class _Body(io.BytesIO):
-    """The bytes of an image and their row. The resizer gets only this stream."""
+class _Stream(io.BytesIO):
+    """The decoded picture of a row, in place of the stream with its bytes. The resizer gets only this stream."""
 
-    def __init__(self, body: bytes, row: int) -> None:
-        super().__init__(body)
-        self.row = row
-        self.size = len(body)
+    def __init__(self, picture: Picture) -> None:
+        super().__init__()
+        self.picture = picture
 
 
 class _Shard:
@@ -69,58 +71,79 @@ class _Shard:
         self._decoder = decoder
         self._archived = archived
         self._archive_lock = threading.Lock()
+        self._decoder_lock = threading.Lock()
         self.pieces = pieces
         self.cancelled = False
         self.problem: Exception | None = None
-        self._undecoded = 0
-        self._room = threading.Condition()
         self._backlog: threading.Semaphore | None = None
 
-    def download_image(self, row: tuple[int, str], *_: Any, **__: Any) -> tuple[int, _Body | None, str | None]:
-        """Replaces img2dataset's function of this name. Its threads call it."""
+    def download_image(self, row: tuple[int, str], *_: Any, **__: Any) -> tuple[int, _Stream | None, str | None]:
+        """Replaces img2dataset's function of this name. Its threads call it. The picture is decoded at once."""
         key, url = row
         outcome = self.outcomes[self.order[key]]
         try:
-            if self.cancelled:
-                raise Failure("internal", "the run was interrupted")
-            body = self._from_archive(url)
-            if body is None:
-                with self._room:
-                    self._room.wait_for(lambda: self._undecoded < MOST_UNDECODED or self.cancelled)
-                fetched = self._client.fetch(url)
-                body, outcome.http_status, outcome.final_url = fetched.body, fetched.http_status, fetched.final_url
+            self._check_not_cancelled()
+            with self._client.memory.share() as share:
+                picture = self._picture(url, outcome, share)
+            outcome.picture = dataclasses.replace(picture, jpeg=b"")
+            return key, _Stream(picture), None
         except Failure as failure:
             outcome.fail(failure)
-            return key, None, failure.status
         except Exception as error:  # a bug of ours costs this row, not the shard
             outcome.fail(Failure("internal", f"{type(error).__name__}: {error}"))
-            return key, None, outcome.status
-        with self._room:
-            self._undecoded += len(body)
-        return key, _Body(body, self.order[key]), None
+        return key, None, outcome.status
 
-    def resize(
-        self, stream: _Body, _: Any = None
-    ) -> tuple[bytes | None, int | None, int | None, int | None, int | None, str | None]:
-        """Replaces img2dataset's Resizer. The thread that runs the shard calls it."""
-        outcome = self.outcomes[stream.row]
-        body = stream.getvalue()
+    def _check_not_cancelled(self) -> None:
+        if self.cancelled:
+            raise Failure("internal", "the run was interrupted")
+
+    def _body(self, url: str, outcome: Outcome, share: Share) -> Body:
+        body = self._from_archive(url, share)
+        if body is not None:
+            return body
+        self._check_not_cancelled()
+        fetched = self._client.fetch(url, share)
+        outcome.http_status, outcome.final_url = fetched.http_status, fetched.final_url
+        return fetched.body
+
+    def _from_archive(self, url: str, share: Share) -> bytes | None:
+        if self._archived is None:
+            return None
+        share.grow(self._client.options.max_bytes)
+        share.complete()
+        with self._archive_lock:
+            body = self._archived(url)
+        share.shrink(len(body or b""))
+        return body
+
+    def _picture(self, url: str, outcome: Outcome, share: Share) -> Picture:
+        """Fetches and decodes. A large picture waits until there is memory for it, with its body in a file."""
+        body = self._body(url, outcome, share)
         outcome.image_sha256 = hashlib.sha256(body).digest()
         try:
-            if self.cancelled:
-                raise Failure("internal", "the run was interrupted")
-            picture = self._decoder.decode(body)
-        except Failure as failure:
-            outcome.fail(failure)
-            return None, None, None, None, None, failure.status
-        except Exception as error:
-            outcome.fail(Failure("internal", f"{type(error).__name__}: {error}"))
-            return None, None, None, None, None, outcome.status
-        finally:
-            with self._room:
-                self._undecoded -= stream.size
-                self._room.notify_all()
-        outcome.picture = dataclasses.replace(picture, jpeg=b"")
+            return self._ask_decoder(body, SMALL)
+        except NeedsMemory as needs:
+            size = needs.size
+        if share.claim(size):
+            return self._ask_decoder(body, size)
+        with tempfile.TemporaryFile() as file:
+            file.write(body)
+            del body
+            share.shrink(0)
+            share.wait_for(size + file.tell())
+            file.seek(0)
+            return self._ask_decoder(file.read(), size)
+
+    def _ask_decoder(self, body: Body, memory: int) -> Picture:
+        with self._decoder_lock:
+            self._check_not_cancelled()
+            return self._decoder.decode(body, memory)
+
+    def resize(
+        self, stream: _Stream, _: Any = None
+    ) -> tuple[bytes | None, int | None, int | None, int | None, int | None, str | None]:
+        """Replaces img2dataset's Resizer: the picture has its size already."""
+        picture = stream.picture
         return picture.jpeg, picture.width, picture.height, picture.original_width, picture.original_height, None
 
     def writer(self, *_: Any) -> _Shard:
@@ -157,17 +180,9 @@ class _Shard:
 
         Its thread pool would otherwise wait for the semaphore, and the process could not exit.
         """
-        with self._room:
-            self.cancelled = True
-            self._room.notify_all()
+        self.cancelled = True
         if self._backlog is not None:
             self._backlog.release(len(self.order) + 1)
-
-    def _from_archive(self, url: str) -> bytes | None:
-        if self._archived is None:
-            return None
-        with self._archive_lock:
-            return self._archived(url)
 
 
 def fetch_rows(

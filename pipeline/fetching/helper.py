@@ -8,6 +8,7 @@ never outlives its parent. Run as `python -m pipeline.fetching.helper OPTIONS`.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import os
@@ -21,11 +22,15 @@ import time
 from typing import IO
 
 from pipeline.engine import child as children
+from pipeline.fetching.answer import Body
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import FetchOptions
-from pipeline.fetching.picture import Picture
+from pipeline.fetching.picture import MOST_MEMORY, NeedsMemory, Picture
 
 LENGTH = struct.Struct("<I")
+REQUEST = struct.Struct("<IQ")  # bytes of the image, bytes that its decoding may take
+# glibc's malloc returns large blocks at once and has one heap: the rests of large pictures would fill the memory.
+MALLOC = ((-3, 4 << 20), (-1, 8 << 20), (-8, 1))  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX
 PATIENCE = 3  # wall seconds that the parent waits for each CPU second of the limit
 START_S = 60.0
 
@@ -42,19 +47,24 @@ class Decoder:
         self._owner = os.getpid()
         self.deaths = 0
 
-    def decode(self, body: bytes) -> Picture:
+    def decode(self, body: Body, memory: int = MOST_MEMORY) -> Picture:
         """Makes the picture.
+
+        Args:
+            body: of the image.
+            memory: bytes that the decoding may take.
 
         Raises:
             Failure: as `images.decode`; also "decode" if the child died or took too long.
+            NeedsMemory: it takes more than `memory`.
         """
         if self.options.in_process:
-            return self._here(body)
+            return self._here(body, memory)
         child = self._running()
         if child is None:
-            return self._here(body)
+            return self._here(body, memory)
         try:
-            return self._ask(child, body)
+            return self._ask(child, body, memory)
         except (OSError, EOFError, struct.error, ValueError, TimeoutError) as error:
             self.deaths += 1
             code = self._kill(dying=not isinstance(error, TimeoutError))
@@ -67,10 +77,10 @@ class Decoder:
             self._kill()
         self._child = None
 
-    def _here(self, body: bytes) -> Picture:
+    def _here(self, body: Body, memory: int) -> Picture:
         from pipeline.fetching import images
 
-        return images.decode(body, self.options)
+        return images.decode(bytes(body), self.options, memory)
 
     def _running(self) -> subprocess.Popen[bytes] | None:
         if self._child is not None and self._owner == os.getpid() and self._child.poll() is None:
@@ -95,15 +105,17 @@ class Decoder:
                     pipe.close()
         return child.wait()
 
-    def _ask(self, child: subprocess.Popen[bytes], body: bytes) -> Picture:
+    def _ask(self, child: subprocess.Popen[bytes], body: Body, memory: int) -> Picture:
         assert child.stdin is not None and child.stdout is not None
-        unsent = memoryview(LENGTH.pack(len(body)) + body)
-        while unsent:
-            unsent = unsent[child.stdin.write(unsent) :]
+        for unsent in (memoryview(REQUEST.pack(len(body), memory)), memoryview(body)):
+            while unsent:
+                unsent = unsent[child.stdin.write(unsent) :]
         deadline = time.monotonic() + self.options.decode_s * PATIENCE
         answer = json.loads(_receive(child.stdout, deadline))
         if "failure" in answer:
             raise Failure(answer["failure"], answer["sentence"])
+        if "needs" in answer:
+            raise NeedsMemory(answer["needs"])
         return Picture(_receive(child.stdout, deadline), **answer)
 
 
@@ -162,31 +174,31 @@ def serve(options: FetchOptions) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)  # a library's prints must not mix with the answers
     os.dup2(nowhere, 2)  # libtiff's warnings about hostile files help nobody
-    requests: queue.Queue[bytes] = queue.Queue(maxsize=2)
+    requests: queue.Queue[tuple[bytes, int]] = queue.Queue(maxsize=1)
     threading.Thread(target=_read_requests, args=(source, requests), daemon=True).start()
     _send(sink, b"ready")
     while True:
-        body = requests.get()
+        body, memory = requests.get()
         _limit_cpu(options.decode_s)
         try:
-            picture = images.decode(body, options)
+            picture = images.decode(body, options, memory)
         except Failure as failure:
             _send(sink, json.dumps({"failure": failure.status, "sentence": str(failure)}).encode())
+            continue
+        except NeedsMemory as needs:
+            _send(sink, json.dumps({"needs": needs.size}).encode())
             continue
         facts = {f.name: getattr(picture, f.name) for f in dataclasses.fields(picture) if f.name != "jpeg"}
         _send(sink, json.dumps(facts).encode(), picture.jpeg)
 
 
-def _read_requests(source: IO[bytes], requests: queue.Queue[bytes]) -> None:
+def _read_requests(source: IO[bytes], requests: queue.Queue[tuple[bytes, int]]) -> None:
     while True:
-        head = source.read(LENGTH.size)
-        if len(head) == LENGTH.size:
-            size = LENGTH.unpack(head)[0]
-            body = source.read(size)
-            if len(body) == size:
-                requests.put(body)
-                continue
-        os._exit(0)  # the parent has gone
+        head = source.read(REQUEST.size)
+        if len(head) < REQUEST.size:
+            os._exit(0)  # the parent has gone
+        size, memory = REQUEST.unpack(head)
+        requests.put((source.read(size), memory))  # a short body is of a parent that has gone
 
 
 def _send(sink: IO[bytes], *messages: bytes) -> None:
@@ -197,10 +209,13 @@ def _send(sink: IO[bytes], *messages: bytes) -> None:
 
 
 def _limit_memory(size: int) -> None:
+    with contextlib.suppress(AttributeError, OSError):  # without glibc
+        for option, value in MALLOC:
+            ctypes.CDLL(None).mallopt(option, value)
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

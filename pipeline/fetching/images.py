@@ -17,7 +17,7 @@ from PIL import Image, ImageCms
 
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import FetchOptions
-from pipeline.fetching.picture import Picture
+from pipeline.fetching.picture import MOST_MEMORY, NeedsMemory, Picture
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 NAMES = {"MPO": "JPEG"}  # a JPEG with further pictures behind it
@@ -34,24 +34,35 @@ TURNS = {
 }
 SIDEWAYS = frozenset({5, 6, 7, 8})
 LARGEST_PROFILE = 4 << 20
+BYTES_PER_PIXEL = 12  # that decoding takes at most, in every format but JPEG (measured: WebP, PNG with a colour key)
 
 HASH_SIDE = 32  # the picture is shrunk to this before the cosine transform
 KEPT_WAVES = 8
 
 
-def decode(body: bytes, options: FetchOptions) -> Picture:
+def decode(body: bytes, options: FetchOptions, memory: int = MOST_MEMORY) -> Picture:
     """Makes the picture.
+
+    Args:
+        body: of the image.
+        options: its limits, and the form of the result.
+        memory: bytes that the pixels may take while they are decoded.
 
     Raises:
         Failure: not_an_image, too_many_pixels, too_small, aspect, decode.
+        NeedsMemory: the pixels take more than `memory`.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with _opened(body, options) as image:
             name = NAMES.get(str(image.format), str(image.format))
             try:
-                return _picture(image, name, options)
-            except Failure:
+                original, size = image.size, _target_size(image.size, options.image_size)
+                needed = _prepare(image, name, size)
+                if needed > memory:
+                    raise NeedsMemory(needed)
+                return _picture(image, name, original, size, options)
+            except (Failure, NeedsMemory):
                 raise
             except MemoryError as error:
                 raise Failure("decode", f"{name}: needs more memory than allowed") from error
@@ -80,11 +91,40 @@ def _opened(body: bytes, options: FetchOptions) -> Image.Image:
     return image
 
 
-def _picture(image: Image.Image, name: str, options: FetchOptions) -> Picture:
-    original = image.size
-    size = _target_size(original, options.image_size)
-    if name == "JPEG" and size != original:
+def _prepare(image: Image.Image, name: str, size: tuple[int, int]) -> int:
+    """Chooses the cheapest way to decode an image to about `size`. Returns the bytes that its pixels take then."""
+    width, height = image.size
+    if name != "JPEG":
+        return width * height * BYTES_PER_PIXEL
+    waves = 2 * len(image.getbands()) if image.info.get("progressive") else 0  # libjpeg keeps them for the whole image
+    if size != image.size:
         image.draft(None, size)  # libjpeg decodes at 1/2, 1/4 or 1/8 of the size, never below the target
+    return width * height * waves + image.size[0] * image.size[1] * 8
+
+
+def _free_canvases(image: Any) -> None:
+    """Lets a WebP's decoder free its two canvases after the first frame, before Pillow copies the pixels.
+
+    Only for an image that is loaded next: until then it refers to itself, and lives longer than it should.
+    """
+    get_next = getattr(image, "_get_next", None)
+    if get_next is None:
+        return
+
+    def first() -> Any:
+        del image._get_next
+        frame = get_next()
+        image._decoder = None
+        return frame
+
+    image._get_next = first
+
+
+def _picture(
+    image: Image.Image, name: str, original: tuple[int, int], size: tuple[int, int], options: FetchOptions
+) -> Picture:
+    if name == "WEBP":
+        _free_canvases(image)
     image.load()
     if image.size[0] * image.size[1] > options.max_pixels:
         raise Failure("too_many_pixels", f"{image.size[0]} x {image.size[1]} pixels")
@@ -120,10 +160,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """The image in one of L, LA, RGB, RGBA, CMYK."""
     mode = image.mode
     if mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if mode == "I" and values.size and (values.min() < 0 or values.max() > 0xFFFF):
+        if mode == "I":  # what is white is nowhere stated: 255, 65535 and 2147483647 are all in use
             raise Failure("decode", "pixels of 32 bits")
-        return Image.fromarray((values >> 8).astype(np.uint8))
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if mode == "F":
         raise Failure("decode", "pixels of floating point")
     if mode in ("1", "L", "RGB", "P") and "transparency" in image.info:

@@ -26,9 +26,10 @@ class FetchOptions:
         user_agent: product name; robots.txt is read under it. contact: a URL or address sent along.
         respect_robots, respect_opt_out: robots.txt; X-Robots-Tag and TDM reservation.
         ca_file: certificates to trust instead of the system's.
+        memory: bytes of bodies and decoded pixels that a process holds at once.
         image_size: short side of the stored image; smaller images are stored as they are.
         quality: of the JPEG.
-        decode_s, decode_bytes: CPU seconds and address space of the decoding process for one image.
+        decode_s, decode_bytes: CPU seconds for one image, and memory (RLIMIT_DATA) of the decoding process.
         in_process: decode in the worker itself, for systems without child processes. A crash then ends the worker.
     """
 
@@ -51,10 +52,11 @@ class FetchOptions:
     respect_robots: bool = True
     respect_opt_out: bool = True
     ca_file: str = ""
+    memory: int = 256 << 20
     image_size: int = 256
     quality: int = 90
     decode_s: int = 10
-    decode_bytes: int = 2 << 30
+    decode_bytes: int = 448 << 20
     in_process: bool = False
 
     @property

@@ -1,8 +1,18 @@
-"""The result of decoding. It is apart from the decoder, so that the parent of a decoding process needs no Pillow."""
+"""The results of decoding, apart from the decoder: the parent of a decoding process needs no Pillow."""
 
 from __future__ import annotations
 
 import dataclasses
+
+MOST_MEMORY = 2**63  # no bound
+
+
+class NeedsMemory(Exception):
+    """Decoding takes more memory than was allowed: `size` bytes."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"{size} bytes")
+        self.size = size
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -26,8 +26,9 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 from pipeline.fetching.addresses import MOST_HOSTS
-from pipeline.fetching.answer import PART, Answer, read_answer
+from pipeline.fetching.answer import PART, Answer, Body, Grow, read_answer
 from pipeline.fetching.errors import Failure
+from pipeline.fetching.memory import Share
 from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.recent import Recent
 from pipeline.fetching.targets import Target
@@ -121,37 +122,52 @@ class Wire:
             "Connection: close\r\n\r\n"
         )
 
-    def get(self, target: Target, addresses: list[str], *, limit: int, deadline: float, cut: bool = False) -> Answer:
+    def get(
+        self,
+        target: Target,
+        addresses: list[str],
+        *,
+        limit: int,
+        deadline: float,
+        share: Share,
+        cut: bool = False,
+    ) -> Answer:
         """Connects to the first address that answers, sends a GET and reads the answer. Only a 200 has a body.
 
         Args:
             target: the URL of the request.
             addresses: of its host, all of them checked.
             limit: the most bytes of the body.
-            deadline: on time.monotonic(), for the whole request.
+            deadline: on time.monotonic(), for the whole request. The time that the share waits does not count.
+            share: of the memory. It must be empty; afterwards it has the size of the body.
             cut: a longer body is cut, not refused.
 
         Raises:
             Failure: tcp, tls, timeout, bad_http, too_large.
         """
         try:
-            answer = self._get(target, addresses, limit, deadline, cut)
+            answer = self._get(target, addresses, limit, deadline, share, cut)
         except Failure as failure:
             if failure.status in ("tcp", "bad_http"):  # the watchdog's cut looks like this
-                _check_time(deadline)
+                _check_time(deadline + share.waited_s)
             raise
         except OSError as error:
-            raise _named(error, deadline) from error
+            raise _named(error, deadline + share.waited_s) from error
         if answer.status == 200:
-            _check_time(deadline)  # the watchdog's cut looks like the end of a body without a length
-            answer.body = undone(answer.body, answer.all("Content-Encoding"), limit, cut)
+            # The watchdog's cut looks like the end of a body without a length.
+            _check_time(deadline + share.waited_s)
+            answer.body = undone(answer.body, answer.all("Content-Encoding"), limit, cut, share.grow)
+        share.shrink(len(answer.body))
+        share.complete()
         return answer
 
-    def _get(self, target: Target, addresses: list[str], limit: int, deadline: float, cut: bool) -> Answer:
-        with contextlib.closing(self._open(target, addresses, deadline)) as sock, _guarded(sock, deadline):
+    def _get(
+        self, target: Target, addresses: list[str], limit: int, deadline: float, share: Share, cut: bool
+    ) -> Answer:
+        with contextlib.closing(self._open(target, addresses, deadline)) as sock, _guarded(sock, deadline) as guard:
             sock.sendall(f"GET {target.path} HTTP/1.1\r\nHost: {target.host_header}\r\n{self._headers}".encode())
             with sock.makefile("rb", PART) as stream:
-                answer = read_answer(cast(BinaryIO, stream), limit=limit, cut=cut)
+                answer = read_answer(cast(BinaryIO, stream), limit=limit, cut=cut, grow=_growing(share, guard))
             if isinstance(sock, ssl.SSLSocket) and not sock.session_reused:
                 self._keep(target, sock.session)  # only a new session: taking it costs more than the request
             return answer
@@ -221,14 +237,45 @@ class Wire:
         return tls_context(self._options.ca_file)
 
 
+class _Guard:
+    """The watchdog's guard of one socket."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._deadline = deadline
+        self._entry = WATCHDOG.watch(sock, deadline)
+
+    def end(self) -> None:
+        WATCHDOG.release(self._entry)
+
+    def begin(self, later_s: float) -> None:
+        """Guards again, until so many seconds after the first deadline."""
+        self._entry = WATCHDOG.watch(self._sock, self._deadline + later_s)
+
+
 @contextlib.contextmanager
-def _guarded(sock: socket.socket, deadline: float) -> Iterator[None]:
+def _guarded(sock: socket.socket, deadline: float) -> Iterator[_Guard]:
     sock.settimeout(max(0.001, deadline - time.monotonic()))
-    entry = WATCHDOG.watch(sock, deadline)
+    guard = _Guard(sock, deadline)
     try:
-        yield
+        yield guard
     finally:
-        WATCHDOG.release(entry)
+        guard.end()
+
+
+def _growing(share: Share, guard: _Guard) -> Grow:
+    """Grows the share. The socket's clock stops while the share waits."""
+
+    def grow(size: int) -> None:
+        if share.fits(size):
+            return
+        guard.end()
+        start = time.monotonic()
+        share.grow(size)
+        share.waited_s += time.monotonic() - start
+        guard.begin(share.waited_s)
+
+    return grow
 
 
 def _check_time(deadline: float) -> None:
@@ -256,7 +303,7 @@ def _two_of_each_family(addresses: list[str]) -> list[str]:
     return [address for address in addresses if address in six or address in four]
 
 
-def undone(body: bytes, encodings: list[str], limit: int, cut: bool = False) -> bytes:
+def undone(body: Body, encodings: list[str], limit: int, cut: bool = False, grow: Grow = lambda _: None) -> Body:
     """The decompressed body, at most `limit` bytes. With `cut` a longer or incomplete body is cut, not refused.
 
     Raises:
@@ -268,6 +315,7 @@ def undone(body: bytes, encodings: list[str], limit: int, cut: bool = False) -> 
         return body[:limit]
     if len(names) > 1 or names[0] not in ("gzip", "x-gzip", "deflate"):
         raise Failure("bad_http", f"unknown Content-Encoding: {', '.join(names)}")
+    grow(limit)
     inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # + 32: zlib detects gzip and zlib headers
     try:
         uncompressed = inflate.decompress(body, limit + 1)

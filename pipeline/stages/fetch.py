@@ -107,6 +107,14 @@ class FetchSettings:
         within="[0, 1]",
         steers=True,
     )
+    fetch_memory: int = option(
+        256,
+        help="of the images that a worker downloads and decodes at a time",
+        unit="MB",
+        metavar="MB",
+        within="[128, 1e6]",
+        steers=True,
+    )
     retry_failed: bool = option(
         False, help="fetch again what failed in a way that may pass, then publish anew", steers=True
     )
@@ -118,6 +126,7 @@ def fetch_options(o: FetchSettings) -> FetchOptions:
         allow_addresses=o.allow_address,
         deadline_s=o.deadline,
         image_size=o.image_size,
+        memory=o.fetch_memory << 20,
         contact=o.user_agent_contact or PROJECT_URL,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import os
@@ -18,7 +19,8 @@ import xxhash
 from PIL import Image
 
 from pipeline import schema
-from pipeline.fetching import downloader, pieces
+from pipeline.fetching import downloader, memory, pieces
+from pipeline.fetching.client import shared_client
 from pipeline.fetching.downloader import fetch_rows, load_downloader
 from pipeline.fetching.errors import STATUSES
 from pipeline.fetching.options import FetchOptions
@@ -144,10 +146,18 @@ def test_images_of_the_archive_are_not_downloaded(server: WebServer, tmp_path: P
     assert found[urls[0]]["http_status"] is None and found[urls[0]]["original_format"] == "PNG"
 
 
-def test_one_body_at_a_time(server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloader, "MOST_UNDECODED", 1)
-    rows = selected([f"{server.base}/img/{n}.jpg" for n in range(40)])
-    check(rows, fetch_rows(rows, options=OPTIONS, raw_path=str(tmp_path / "raw")), tmp_path / "raw")
+@pytest.mark.parametrize("small", [0, 10**9])
+def test_every_row_comes_back_where_memory_is_scarce(
+    small: int, server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bound is one byte. With `small` = 0 each picture waits with its body in a file."""
+    monkeypatch.setattr(downloader, "SMALL", small)
+    monkeypatch.setattr(memory, "SMALL", 0)
+    options = dataclasses.replace(OPTIONS, memory=1, max_aspect=20 + small)  # a client of its own
+    rows = selected([f"{server.base}/{form}/{n}.jpg" for n in range(20) for form in ("img", "chunked", "gzip")])
+    out = fetch_rows(rows, options=options, raw_path=str(tmp_path / "raw"))
+    check(rows, out, tmp_path / "raw")
+    assert set(out["status"].to_pylist()) == {"ok"} and shared_client(options).memory.used == 0
 
 
 def test_a_full_disk_is_an_error_and_leaves_nothing(
