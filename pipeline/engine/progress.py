@@ -43,6 +43,7 @@ class Watched:
     counted: str = "rows"
     figures: Callable[[Sequence[Manifest]], str] | None = None  # text from the manifests of finished units
     live: Callable[[], Figures | None] | None = None  # progress between two manifests; None: not known yet
+    optional: bool = False  # a step that often has nothing to do: then it leaves no line
 
 
 class _Seen:
@@ -164,7 +165,7 @@ class Progress:
         for number, seen in enumerate(self._seen):
             if not seen.ended and seen.complete(last or number < reached):
                 seen.ended = True
-                if seen.begun is not None:
+                if seen.begun is not None and (seen.done() or not seen.step.optional):
                     self._screen.say(f"{seen.step.label}: {seen.text(now, ended=True)}")
         left = [seen for seen in self._seen[reached:] if not seen.ended]  # a skipped step may have no units
         if left and not last:

@@ -24,7 +24,7 @@ import tempfile
 import threading
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -50,6 +50,18 @@ _import_lock = threading.Lock()
 Archived = Callable[[str], bytes | None]
 
 
+class Watch(Protocol):
+    """Is told how far a call is. Its methods are called from several threads."""
+
+    def add(self, status: str) -> None:
+        """A row is finished."""
+        ...
+
+    def set_state(self, state: str) -> None:
+        """The call waits, for this reason; "": it does not wait."""
+        ...
+
+
 class _Stream(io.BytesIO):
     """The decoded picture of a row, in place of the stream with its bytes. The resizer gets only this stream."""
 
@@ -62,7 +74,13 @@ class _Shard:
     """The three parts that are injected into the Downloader, around the outcomes of one call."""
 
     def __init__(
-        self, order: list[int], client: Client, decoder: Decoder, archived: Archived | None, pieces: Pieces
+        self,
+        order: list[int],
+        client: Client,
+        decoder: Decoder,
+        archived: Archived | None,
+        pieces: Pieces,
+        watch: Watch | None,
     ) -> None:
         self.order = order  # of the downloads: position in the Downloader's file -> row
         self.outcomes = {row: Outcome() for row in order}
@@ -73,6 +91,7 @@ class _Shard:
         self._archive_lock = threading.Lock()
         self._decoder_lock = threading.Lock()
         self.pieces = pieces
+        self._watch = watch
         self.cancelled = False
         self.problem: Exception | None = None
         self._backlog: threading.Semaphore | None = None
@@ -166,6 +185,8 @@ class _Shard:
             self.problem = error  # the Downloader prints what a writer raises, and goes on
             raise
         self.written.add(row)
+        if self._watch is not None:
+            self._watch.add(outcome.status)
 
     def close(self) -> None:
         """The Downloader calls this at its end. There is nothing to do."""
@@ -193,6 +214,7 @@ def fetch_rows(
     pieces_path: str | None = None,
     archived: Archived | None = None,
     again: bool = False,
+    watch: Watch | None = None,
 ) -> pa.RecordBatch:
     """Fetches the images of a batch, decodes them, and writes the encoded ones to `raw_path` in the order of uid.
 
@@ -207,6 +229,7 @@ def fetch_rows(
             the file of an interrupted call goes on where that one was. The caller removes it.
         archived: returns the bytes of an image that is in the web archive; None: the image must be downloaded.
         again: the rows failed before; a host that rests after failures is tried once more.
+        watch: is told of each finished row.
 
     Returns:
         Schema FETCHED and RETRY_AT, one row an input row, sorted by uid.
@@ -222,7 +245,10 @@ def fetch_rows(
     with opened(pieces_path) as file, _decoder(options) as decoder:
         pieces = Pieces(file, asked=_description(rows, options), options=repr(options).encode())
         order = [row for row in _spread(urls) if row not in pieces.found]
-        shard = _Shard(order, client, decoder, archived, pieces)
+        shard = _Shard(order, client, decoder, archived, pieces, watch)
+        if watch is not None:
+            for outcome in pieces.found.values():
+                watch.add(outcome.status)
         if order:
             _run(shard, rows["url"], options)
         done = pieces.found | shard.outcomes

@@ -38,6 +38,7 @@ from pipeline.schema import SELECTED
 from pipeline.sources import READERS
 from pipeline.stages.attempts import FETCHED_PART, PASSES, ROUND_PAUSES_S, Attempts, fetched_rows
 from pipeline.stages.base import Job, Outputs, Stage
+from pipeline.stages.fetch_progress import PassFigures, UnitFigures
 from pipeline.stages.row_pass import ROW_HASH
 from pipeline.stages.run import Run
 from pipeline.stages.tally import Rejects, Tally, unit_body
@@ -301,8 +302,11 @@ class RetryHosts:
             start = max(start, start_of_round(table, ended, in_round, last=self.plan.rounds, plan=self.plan))
         failed = pc.sum(failed_for_now(table)).as_py() or 0
         table = table.filter(pc.and_(failed_for_now(table), pc.less_equal(table["retry_at"].fill_null(0), start)))
-        if table.num_rows:
-            time.sleep(max(0.0, start - time.time()))
+        wait = start - time.time()
+        if table.num_rows and wait > 0:
+            figures = UnitFigures(self.folder, unit, table.num_rows)
+            figures.set_state(f"waits {wait:.0f} s before it asks again")
+            time.sleep(wait)
         rows = table.select(SELECTED_PART.names).combine_chunks()
         found = download(self.plan, self.folder, unit, rows, again=True)
         return found if table.num_rows == failed else {**found, "ended": time.time()}
@@ -345,22 +349,28 @@ def download(plan: FetchPlan, folder: StepFolder, unit: int, rows: pa.Table, *, 
     """Fetches the rows of a unit, part by part. What an interrupted run finished is not fetched again."""
     order = np.lexsort((*reversed(hashing.uid_words(rows["uid"])), host_hashes(hashing.as_array(rows["url"]))))
     rows = rows.take(pa.array(order))
+    figures = UnitFigures(folder, unit, rows.num_rows)
     counts: dict[str, int] = {}
     parts = for_now = 0
     for start in range(0, rows.num_rows, ROWS_PER_CALL):
         path = folder.file(unit, "arrow", parts)
-        if not storage.is_sound(path):
-            _download_part(plan, folder, unit, parts, rows.slice(start, ROWS_PER_CALL), again=again)
+        was_there = storage.is_sound(path)
+        if not was_there:
+            _download_part(plan, folder, unit, parts, rows.slice(start, ROWS_PER_CALL), again=again, watch=figures)
         storage.remove(folder.file(unit, "pieces", parts))
         for batch in storage.read_batches(path, ["status", "retryable"]):
             for_now += pc.sum(batch["retryable"]).as_py() or 0
             for item in pc.value_counts(batch["status"]).to_pylist():
                 counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
+                if was_there:
+                    figures.add(item["values"], item["counts"])
         parts += 1
     return {"parts": parts, "status": counts, "rows": rows.num_rows, "ended": time.time() if for_now else 0.0}
 
 
-def _download_part(plan: FetchPlan, folder: StepFolder, unit: int, part: int, rows: pa.Table, *, again: bool) -> None:
+def _download_part(
+    plan: FetchPlan, folder: StepFolder, unit: int, part: int, rows: pa.Table, *, again: bool, watch: UnitFigures
+) -> None:
     high, low = hashing.uid_words(rows["uid"])
     rows = rows.take(pa.array(np.lexsort((low, high)))).combine_chunks()
     batch = rows.to_batches()[0]
@@ -374,6 +384,7 @@ def _download_part(plan: FetchPlan, folder: StepFolder, unit: int, part: int, ro
         pieces_path=folder.file(unit, "pieces", part),
         archived=archived,
         again=again,
+        watch=watch,
     )
     if not fetched["uid"].equals(batch["uid"]):
         raise RuntimeError(f"the downloader returned other rows than it was given (unit {unit}, part {part})")
@@ -452,6 +463,10 @@ class Fetch(Stage):
 
     def complete(self) -> dict[str, Any]:
         self._count_failures()
+        for step in self.steps():
+            for name in storage.names(step.path):
+                if name.endswith(".live"):
+                    storage.remove(os.path.join(step.path, name))
         return super().complete()
 
     def _count_failures(self) -> None:
@@ -489,13 +504,23 @@ class Fetch(Stage):
         )
 
     def watched(self) -> list[Watched]:
-        images = self.fetching.attempts.images
-        more = range(1, self.fetching.attempts.passes())
-        return [
-            Watched("fetch hosts", self.fetching.hosts),
-            Watched("fetch images", images(0)),
-            *(Watched(label_of_pass(number), images(number)) for number in more),
+        attempts = self.fetching.attempts
+        passes = [(number, attempts.images(number)) for number in range(attempts.passes())]
+        images = [
+            Watched(
+                label_of_pass(number),
+                folder,
+                counted="images",
+                live=PassFigures(folder, self._selected_rows if number == 0 else lambda: None),
+                optional=number % PASSES > 0,
+            )
+            for number, folder in passes
         ]
+        return [Watched("fetch hosts", self.fetching.hosts), *images]
+
+    def _selected_rows(self) -> int | None:
+        info = self.fetching.attempts.selected.info()
+        return info["rows_out"] if info else None
 
 
 def label_of_pass(number: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import time
 from pathlib import Path
@@ -13,8 +15,11 @@ import pytest
 
 from pipeline import build
 from pipeline.engine.cli import BELOW, DONE
+from pipeline.engine.progress import Figures, Progress, Watched
+from pipeline.engine.work import StepFolder
 from pipeline.fetching import client
 from pipeline.stages import fetch
+from pipeline.stages.fetch_progress import PassFigures, UnitFigures
 from tests.webserver import WebServer, picture
 
 
@@ -44,16 +49,23 @@ def info(tmp: Path) -> dict[str, Any]:
     return json.loads((tmp / "out/stages/fetch/info.json").read_text())
 
 
-def test_an_outage_costs_no_image(tmp_path: Path) -> None:
+def test_an_outage_costs_no_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(80) as server:
         server.away_after, server.away_s = 20, 1.6
         given = command(tmp_path, [f"{server.base}/img/{number}.jpg" for number in range(80)], "--stages")
         assert build.main([*given, "gather..fetch", "--deadline", "1"]) == DONE
         assert server.away_after is None  # it was away
         assert info(tmp_path)["rows_out"] == 80 and info(tmp_path)["attempts"] == 1
+    said = capsys.readouterr().err
+    first = next(line for line in said.splitlines() if line.startswith("fetch images: "))
+    assert first.startswith("fetch images: 80/80 images, ") and " % ok, " in first and first.endswith(" tcp")
+    assert "fetch images, round 1: " in said and "100 % ok" in said
+    assert not list((tmp_path / "out/stages/fetch").glob("*/*.live"))
 
 
-def test_urls_that_are_always_refused_cost_their_host_no_image(tmp_path: Path) -> None:
+def test_urls_that_are_always_refused_cost_their_host_no_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with serving(100) as server:
         urls = [f"{server.base}/img/{number}.jpg" for number in range(100)]
         urls += [f"{server.base}/later/3600/{number}.jpg" for number in range(3)]
@@ -63,6 +75,7 @@ def test_urls_that_are_always_refused_cost_their_host_no_image(tmp_path: Path) -
         assert info(tmp_path)["rows_out"] == 100 and info(tmp_path)["dropped"] == {"rate_limited": 3}
         hits = [server.hits[f"/later/3600/{number}.jpg"] for number in range(3)]
         assert hits == [1, 1, 1]  # the pause has not passed
+        assert "round" not in capsys.readouterr().err  # a round without images leaves no line
         assert build.main(command(tmp_path, urls, "--stages", "gather..fetch", "--retry-failed")) == DONE
         assert info(tmp_path)["dropped"] == {"rate_limited": 3} and server.hits["/later/3600/1.jpg"] == 1
 
@@ -112,3 +125,40 @@ def test_no_image_at_all_is_never_done(tmp_path: Path, capsys: pytest.CaptureFix
         assert build.main([*given, "--min-success", "0"]) == BELOW
         assert "not one of 3 images" in capsys.readouterr().err
         assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_the_figures_of_a_pass(tmp_path: Path) -> None:
+    folder = StepFolder(str(tmp_path / "images-000"), "plan")
+    shown = PassFigures(folder, lambda: 100)
+    assert shown() is None
+    one, two = UnitFigures(folder, 0, 60), UnitFigures(folder, 1, 40)
+    assert shown() == Figures(0, 100, "")
+    for status, count in {"ok": 30, "dns": 4, "tcp": 1, "http_4xx": 9, "decode": 2}.items():
+        one.add(status, count)
+    two.set_state("waits")
+    one.set_state("waits")  # a state is written at once, counts each second
+    assert shown() == Figures(46, 100, "waits, 65 % ok, 9 http_4xx, 4 dns, 2 decode")
+    two.set_state("")
+    one.set_state("")
+    folder.write_manifest(0, {"rows": 60, "status": {"ok": 50, "dns": 10}})
+    assert shown() == Figures(60, 100, "83 % ok, 10 dns")
+    (tmp_path / "images-000/00001.live").write_text('{"rows": 4')  # half of a file
+    assert shown() == Figures(60, 100, "83 % ok, 10 dns")
+    UnitFigures(dataclasses.replace(folder, fingerprint="another"), 2, 7).add("ok")
+    assert PassFigures(folder)() == Figures(60, 60, "83 % ok, 10 dns")
+
+
+def test_a_log_shows_the_figures_of_the_fetch(tmp_path: Path) -> None:
+    now, log = [0.0], io.StringIO()
+    folder = StepFolder(str(tmp_path / "images-000"), "plan")
+    watched = Watched("fetch images", folder, counted="images", live=PassFigures(folder, lambda: 400))
+    progress = Progress([watched], log, clock=lambda: now[0])
+    one = UnitFigures(folder, 0, 400)
+    for seconds in range(0, 71):
+        now[0] = float(seconds)
+        one.add("tcp" if seconds % 10 == 9 else "ok", 4)
+        one._write()
+        progress.show()
+    lines = log.getvalue().splitlines()
+    assert len(lines) == 3  # at 10, 40 and 70 seconds
+    assert lines[1] == "fetch images: 164/400 images, 4.1 images/s, 90 % ok, 16 tcp, 0:58 left"
