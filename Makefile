@@ -4,6 +4,7 @@
 # make setup     the set-up alone; make setup-train adds the trainer (torch: 3 GB)
 # make engines   fetches exact versions of Prism and an embedded Flink, for the tests of other engines (1 GB)
 # make mutants   puts N faults (SEED=0) into MODULES (default: all), and lists those that no test notices (docs/testing.md)
+# make cluster   starts a Flink cluster of several processes in .cluster; make cluster-stop ends it (needs make engines)
 # make bench     lists the benchmarks
 VENV ?= .venv
 export VENV
@@ -37,6 +38,11 @@ setup-train: $(VENV)/.train
 engines: $(VENV)/.dev
 	sh tools/engines.sh .engines $(python)
 
+cluster: $(VENV)/.dev
+	$(python) tools/cluster.py start .cluster
+cluster-stop:
+	$(python) tools/cluster.py stop .cluster
+
 mutants: $(VENV)/.dev
 	$(python) tools/mutants.py --jobs $(jobs) --faults $(N) --seed $(SEED) $(if $(MODULES),--modules $(MODULES)) --to mutants.json
 
@@ -54,5 +60,5 @@ $(VENV)/.dev: $(needs)
 	touch $@ $(VENV)/.base $(VENV)/.train
 
 clean:
-	rm -rf $(VENV) .engines build *.egg-info .mypy_cache .ruff_cache .pytest_cache
-.PHONY: demo test fuzz check setup setup-train engines mutants bench clean
+	rm -rf $(VENV) .engines .cluster build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+.PHONY: demo test fuzz check setup setup-train engines cluster cluster-stop mutants bench clean

@@ -28,6 +28,7 @@ from pipeline.demo import smallweb
 from pipeline.schema import STAGES
 from tests.places import ROOT
 from tests.processes import group_members
+from tools.cluster import Flink
 
 ENGINES = Path(os.environ.get("OPENWIT_ENGINES", ROOT / ".engines"))
 LIMIT = 120  # seconds a run
@@ -208,3 +209,76 @@ def test_an_interrupted_run_leaves_nothing_running(
         kill(process)
     selected = {stage: expected[stage] for stage in STAGES[:4]}
     assert run(out, given, *SELECT, "--workers", "1") == selected  # the same command continues the run
+
+
+@pytest.fixture(scope="module")
+def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flink]:
+    """A Flink cluster of three processes: a job manager and two task managers."""
+    if not (ENGINES / "flink" / "lib").is_dir():
+        pytest.skip("Flink itself is not here: run `make engines`")
+    cluster = Flink(tmp_path_factory.mktemp("flink") / "cluster", ENGINES / "flink")
+    cluster.start(task_managers=2)
+    yield cluster
+    cluster.stop()
+
+
+def jobs(cluster: Flink) -> list[tuple[str, str]]:
+    """(name, state) of the jobs of a cluster, the oldest first."""
+    found = sorted(cluster.get("/jobs/overview")["jobs"], key=lambda job: job["start-time"])
+    return [(job["name"], job["state"]) for job in found]
+
+
+def wait_for(condition: Any, seconds: float = LIMIT) -> None:
+    """Waits until a function returns something true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.mark.timeout(6 * LIMIT)
+def test_a_job_on_a_cluster_ends_with_its_client(
+    flink: Flink, given: Given, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    need("flink")
+    out, on_flink = tmp_path / "out", ["--runner", "flink", f"--flink_master={flink.address}", "--parallelism=2"]
+    on_flink += ["--environment_type=PROCESS", f"--environment_option=process_command={WORKER}"]
+    killed = start(out, given, *SELECT, *on_flink)
+    wait_for(lambda: jobs(flink)[-1:] and jobs(flink)[-1][1] == "RUNNING")
+    kill(killed)
+    killed.communicate()
+    assert jobs(flink)[-1][1] == "RUNNING"  # a killed client cannot end it
+    again = start(out, given, *SELECT, *on_flink)
+    try:
+        wait_for(lambda: any((out / "stages").glob("*/parts/*.json")))
+        assert [state for _, state in jobs(flink)] == ["CANCELED", "RUNNING"]
+        again.send_signal(signal.SIGINT)
+        _, said = again.communicate(timeout=60)
+    finally:
+        kill(again)
+    assert again.returncode == 130, said
+    assert [state for _, state in jobs(flink)] == ["CANCELED", "CANCELED"]
+    before = sorted(out.rglob("*"))
+    time.sleep(2)
+    assert sorted(out.rglob("*")) == before  # nothing writes there any more
+    assert run(out, given, *SELECT, *on_flink) == {stage: expected[stage] for stage in STAGES[:4]}
+    assert jobs(flink)[-1][1] == "FINISHED"
+
+
+@pytest.mark.timeout(6 * LIMIT)
+def test_a_cluster_that_dies_ends_the_run(flink: Flink, given: Given, tmp_path: Path) -> None:
+    need("flink")
+    out, on_flink = tmp_path / "out", ["--runner", "flink", f"--flink_master={flink.address}", "--parallelism=2"]
+    on_flink += ["--environment_type=PROCESS", f"--environment_option=process_command={WORKER}"]
+    os.environ["OPENWIT_STALL_SECONDS"] = "10"
+    try:
+        waiting = start(out, given, *SELECT, *on_flink)
+    finally:
+        del os.environ["OPENWIT_STALL_SECONDS"]
+    try:
+        wait_for(lambda: jobs(flink)[-1][1] == "RUNNING")
+        flink.stop()
+        _, said = waiting.communicate(timeout=LIMIT)
+    finally:
+        kill(waiting)
+    assert waiting.returncode == 1 and "does not answer" in said and "Traceback" not in said, said

@@ -1,6 +1,6 @@
-"""The Beam side of `steps`: elements are slot numbers, barriers are side inputs.
+"""The Beam side of `steps`: elements are numbers, barriers are side inputs.
 
-Beam carries slot numbers. Where there is no shared disk, it also carries Arrow IPC bytes. It never sees a row.
+Beam carries numbers; each stands for some units of a step. How many there are depends on the engine's workers. Where there is no shared disk, it also carries Arrow IPC bytes. It never sees a row.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ from typing import Any
 import apache_beam as beam
 
 from pipeline.engine import malloc, shuffle_files
-from pipeline.engine.tasks import EXCHANGES, SLOTS, ExchangeTask, Reading, Task
+from pipeline.engine.tasks import EXCHANGES, MOST_ELEMENTS, ExchangeTask, Reading, Task, elements_for
 from pipeline.engine.work import StepFolder, lock_as_worker, run_unit
 
 
 class Step(beam.PTransform):
     """`after | Step(task)` runs all units of the task; see `steps.run_task`."""
 
-    def __init__(self, task: Task, *, max_units: int = SLOTS) -> None:
+    def __init__(self, task: Task, *, max_units: int = MOST_ELEMENTS) -> None:
         super().__init__(_label(task))
-        self._task, self._slots = task, max(1, min(max_units, SLOTS))
+        self._task, self._max_units = task, max(1, max_units)
 
     def expand(self, after: Any) -> beam.PCollection:
         root, sides = _root_and_barrier(after)
-        numbers = root | "Slots" >> beam.Create(range(self._slots))
-        return numbers | "Run" >> beam.ParDo(_RunSlot(self._task, self._slots), *sides)
+        elements = min(self._max_units, elements_for(workers_of(_options(root))))
+        numbers = root | "Elements" >> beam.Create(range(elements))
+        return numbers | "Run" >> beam.ParDo(_RunUnits(self._task, elements), *sides)
 
 
 class ExchangeStep(beam.PTransform):
@@ -62,7 +63,7 @@ class _ByFiles:
 
 
 class _ByShuffle(beam.PTransform):
-    """Each bucket file is read once, by one slot. The engine groups the messages by bucket."""
+    """Each bucket file is read once, for one element. The engine groups the messages by bucket."""
 
     def __init__(self, task: ExchangeTask, buckets: int) -> None:
         super().__init__()
@@ -70,11 +71,11 @@ class _ByShuffle(beam.PTransform):
 
     def expand(self, done: beam.PCollection) -> beam.PCollection:
         root, sides = _root_and_barrier(done)
-        slots = min(SLOTS, max(1, self._buckets))
+        elements = min(max(1, self._buckets), elements_for(workers_of(_options(root))))
         sent = (
             root
-            | "Producers" >> beam.Create(range(slots))
-            | "Send" >> beam.ParDo(_Send(self._task.reads, slots), *sides).with_output_types(tuple[int, tuple])
+            | "Producers" >> beam.Create(range(elements))
+            | "Send" >> beam.ParDo(_Send(self._task.reads, elements), *sides).with_output_types(tuple[int, tuple])
         )
         every = root | "Buckets" >> beam.Create([(bucket, (-1, -1, b"")) for bucket in range(self._buckets)])
         return (
@@ -86,28 +87,28 @@ class _ByShuffle(beam.PTransform):
 
 
 class _Send(beam.DoFn):
-    def __init__(self, reading: Reading, slots: int) -> None:
-        self._reading, self._slots = reading, slots
+    def __init__(self, reading: Reading, elements: int) -> None:
+        self._reading, self._elements = reading, elements
 
-    def process(self, slot: int, after: Any = None) -> Iterator[tuple[int, tuple[int, int, bytes]]]:
+    def process(self, element: int, after: Any = None) -> Iterator[tuple[int, tuple[int, int, bytes]]]:
         for number, ((unit, part), path) in enumerate(self._reading.paths()):
-            if number % self._slots == slot:
+            if number % self._elements == element:
                 for bucket, message in shuffle_files.read_all(path):
                     yield bucket, (unit, part, message)
 
 
-class _RunSlot(beam.DoFn):
-    def __init__(self, task: Task, slots: int) -> None:
-        self._task, self._slots = task, slots
+class _RunUnits(beam.DoFn):
+    def __init__(self, task: Task, elements: int) -> None:
+        self._task, self._elements = task, elements
 
     def setup(self) -> None:
         lock_as_worker(self._task.folder.root)
         malloc.retain_freed_memory()
 
-    def process(self, slot: int, after: Any = None) -> Iterator[int]:
-        for unit in range(slot, self._task.units(), self._slots):
+    def process(self, element: int, after: Any = None) -> Iterator[int]:
+        for unit in range(element, self._task.units(), self._elements):
             run_unit(self._task.folder, unit, self._task.run)
-        yield slot
+        yield element
 
 
 class _RunBucket(beam.DoFn):
@@ -131,6 +132,25 @@ def _root_and_barrier(after: Any) -> tuple[Any, list[Any]]:
     if isinstance(after, beam.PCollection):
         return after.pipeline, [beam.pvalue.AsList(after)]
     return after.pipeline if isinstance(after, beam.pvalue.PBegin) else after, []
+
+
+def _options(root: Any) -> Any:
+    """The pipeline options behind a root."""
+    return (root if isinstance(root, beam.Pipeline) else root.pipeline).options
+
+
+def workers_of(options: Any) -> int | None:
+    """The number of workers that Beam's options name; None if they name none and the engine decides."""
+    given = options.get_all_options()
+    counts = [given.get(name) or 0 for name in ("parallelism", "num_workers", "max_num_workers")]
+    if max(counts) > 0:
+        return max(counts) * (given.get("number_of_worker_harness_threads") or 1)
+    return given.get("direct_num_workers") if _in_process(given) else None
+
+
+def _in_process(given: dict[str, Any]) -> bool:
+    """True for a runner that lives in this process: the options name no runner."""
+    return not given.get("runner")
 
 
 def _label(task: Task | ExchangeTask) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipeline.engine import child, forked_workers, interrupts, progress, storage
+from pipeline.engine import child, clusters, forked_workers, interrupts, progress, storage, watchdog
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.fork_server import NOTHING, Preload
 from pipeline.engine.quiet_beam import EXPECTED, hush, import_beam, quiet_readers
@@ -139,11 +139,22 @@ def engine_defaults(name: str, given: Sequence[str]) -> list[str]:
     wanted: list[str] = []
     if short == "prism" and (folder / "prism").exists():
         wanted = [f"--prism_location={folder / 'prism'}"]
-    if short == "flink" and (folder / "beam-flink-1.19.jar").exists() and "--flink_version" not in flags:
+    if short == "flink" and (folder / "beam-flink-1.19.jar").exists() and _flink_version(given) in ("", "1.19"):
         wanted = [f"--flink_job_server_jar={folder / 'beam-flink-1.19.jar'}", "--flink_version=1.19"]
         if "--flink_master" not in flags:
             wanted += ["--flink_master=[local]", "--environment_type=LOOPBACK", "--parallelism=2"]
+    if short == "flink":
+        wanted.append(f"--job_name={clusters.job_name()}")  # so that the job can be found on its cluster
     return [flag for flag in wanted if flag.split("=")[0] not in flags]
+
+
+def _flink_version(given: Sequence[str]) -> str:
+    """The value of --flink_version, in either form; "" if it is not given."""
+    for place, word in enumerate(given):
+        name, joined, value = word.partition("=")
+        if name == "--flink_version":
+            return value if joined else "".join(given[place + 1 : place + 2])
+    return ""
 
 
 def local_runner(workers: int, load: Preload = NOTHING) -> Any:
@@ -190,11 +201,18 @@ def run_job(
     Raises:
         JobFailed, WorkerDied, KeyboardInterrupt: as `run_pipeline`; WorkerDied after the third death.
     """
+    name, workers, given = asked
     for left in range(WORKER_DEATHS, -1, -1):
-        runner, options = make_options(*asked, load=load)
+        flags = [*given, *engine_defaults(name, given)]
+        runner, options = make_options(name, workers, flags, load=load)
+        cluster = clusters.cluster_of(name, flags)
         try:
-            with progress.watching(steps, quiet=quiet):
-                return run_pipeline(construct, runner, options)
+            with progress.watching(steps, quiet=quiet), watchdog.watching(steps, cluster, program) as stalled:
+                return run_pipeline(construct, runner, options, root=root, cluster=cluster)
+        except KeyboardInterrupt:
+            if stalled.reason:
+                raise JobFailed(stalled.reason) from None
+            raise
         except WorkerDied as error:
             if not left:
                 raise
@@ -203,8 +221,15 @@ def run_job(
             storage.remove_stale_files(root)
 
 
-def run_pipeline(construct: Callable[[Any], Any], runner: Any, options: Any) -> None:
-    """Builds a pipeline with `construct(root)` and runs it to its end.
+def run_pipeline(
+    construct: Callable[[Any], Any],
+    runner: Any,
+    options: Any,
+    *,
+    root: str = "",
+    cluster: clusters.Cluster = clusters.NONE,
+) -> None:
+    """Builds a pipeline with `construct(root)` and runs it to its end. `root`/.job names its job on a cluster.
 
     Raises:
         JobFailed, WorkerDied: the job failed; see `explain_failure`.
@@ -214,8 +239,9 @@ def run_pipeline(construct: Callable[[Any], Any], runner: Any, options: Any) -> 
     pipeline = beam.Pipeline(runner=runner, options=options)
     construct(pipeline)
     result = None
-    patience = LOCAL_END_S if type(runner).__name__ == "LocalRunner" else ENGINE_END_S
-    with interruptible(patience) as interrupt, variables_for_engines(), job_servers(runner):
+    patience = LOCAL_END_S if type(runner).__name__ == "LocalRunner" else ENGINE_END_S + cluster.cancel_s
+    noted = clusters.noted(root, cluster)
+    with interruptible(patience) as interrupt, variables_for_engines(), job_servers(runner), noted:
         try:
             result = pipeline.run()
             interrupt.catch()

@@ -14,19 +14,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.engine.tasks import SLOTS, ExchangeTask, Task
+from pipeline.engine.tasks import MOST_ELEMENTS, ExchangeTask, Task
 
 if TYPE_CHECKING:
     import apache_beam as beam
 
 
-def run_task(after: Any, task: Task, *, max_units: int = SLOTS) -> beam.PCollection:
-    """Runs all units of a task when `after` has ended. The output is one element per slot, for the next barrier.
+def units_at_start(after: Any, task: Task) -> int:
+    """An upper bound on the units of a task: their number if no step of this job runs before it."""
+    from apache_beam import PCollection
+
+    return MOST_ELEMENTS if isinstance(after, PCollection) else max(1, task.units())
+
+
+def run_task(after: Any, task: Task, *, max_units: int = MOST_ELEMENTS) -> beam.PCollection:
+    """Runs all units of a task when `after` has ended. The output is one number per element, for the next barrier.
 
     Args:
         after: the pipeline's root, or the output of the step before, which must end first.
         task: what to run.
-        max_units: an upper bound on the number of units, if one is known. No more slots than that are made.
+        max_units: an upper bound on the number of units, if one is known. No more elements than that are made.
     """
     from pipeline.engine.beam_steps import Step
 

@@ -9,8 +9,16 @@ from typing import Any, Protocol
 from pipeline.engine import shuffle_files
 from pipeline.engine.work import StepFolder
 
-SLOTS = 64  # elements a step gives to Beam; each stands for the units slot, slot + SLOTS, ...
+# A step gives so many elements to Beam, at least and at most. Element e stands for the units e, e + elements, ...
+FEWEST_ELEMENTS, MOST_ELEMENTS = 64, 4096
+ELEMENTS_PER_WORKER = 4  # so that a slow element does not hold up the others for long
 EXCHANGES = ("files", "shuffle")
+
+
+def elements_for(workers: int | None) -> int:
+    """How many elements a step gives to an engine with so many workers (None: not known). No row depends on it."""
+    wanted = MOST_ELEMENTS if workers is None else workers * ELEMENTS_PER_WORKER
+    return min(max(wanted, FEWEST_ELEMENTS), MOST_ELEMENTS)
 
 
 class Task(Protocol):

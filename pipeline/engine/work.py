@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from pipeline.engine import storage
+from pipeline.engine import clusters, storage
 from pipeline.engine.cli import UsageError
 
 Json: TypeAlias = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
@@ -33,6 +33,13 @@ class Busy(RuntimeError):
 
     def __init__(self, root: str, holder: str) -> None:
         super().__init__(f"another run holds the output folder {root} ({holder}): wait for it, or end it first")
+
+
+class JobLeft(Busy):
+    """A job that a killed client left on a cluster cannot be cancelled from here."""
+
+    def __init__(self, root: str, left: str) -> None:
+        RuntimeError.__init__(self, f"another run may hold the output folder {root}: {left}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,10 +171,10 @@ def lock_run_folder(root: str, *, patience: float = 10.0) -> Iterator[None]:
     """Locks the folder for one run. The kernel releases the lock when the process ends, however it ends.
 
     Workers hold a shared lock of their own (`lock_as_worker`). A new run waits at most `patience` seconds for the
-    workers of a dead run to end.
+    workers of a dead run to end. It cancels a job that a dead run left on a cluster.
 
     Raises:
-        Busy: another run holds the folder, or workers of a dead run do not end.
+        Busy: another run holds the folder, or the workers or the job of a dead run do not end.
         UsageError: the folder cannot be made or written.
     """
     _make(root)
@@ -181,6 +188,10 @@ def lock_run_folder(root: str, *, patience: float = 10.0) -> Iterator[None]:
         run.truncate()
         run.write(f"process {os.getpid()}")
         run.flush()
+        try:
+            clusters.cancel_leftover(root)
+        except RuntimeError as error:
+            raise JobLeft(root, str(error)) from error
         _wait_for(root, workers, patience)
         _running.add(root)
         try:

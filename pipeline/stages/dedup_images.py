@@ -158,7 +158,8 @@ class DedupImages(DedupStage):
         return {"min_image_side": o.min_image_side, "max_aspect": o.max_aspect}
 
     def expand(self, done: Any) -> beam.PCollection:
-        done = run_task(done, KeepFetched(self.duplicates, self.attempts, self.shapes))
+        keep = KeepFetched(self.duplicates, self.attempts, self.shapes)
+        done = run_task(done, keep, max_units=keep.units())
         return super().expand(done)
 
     def steps(self) -> tuple[StepFolder, ...]:

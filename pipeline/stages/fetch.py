@@ -28,7 +28,7 @@ from pipeline.engine.opening import InputError
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
-from pipeline.engine.steps import run_exchange, run_task
+from pipeline.engine.steps import run_exchange, run_task, units_at_start
 from pipeline.engine.tasks import Reading
 from pipeline.engine.work import Json, StepFolder
 from pipeline.fetching.downloader import FetchOptions, fetch_rows
@@ -435,8 +435,10 @@ class Fetch(Stage):
     def expand(self, done: Any) -> beam.PCollection:
         plan = self.fetching
         hosts = plan.attempts.hosts
+        by_host = ByHost(plan)
+        max_units = units_at_start(done, by_host)
         done = run_task(done, IndexArchivedImages(plan), max_units=1)
-        done = run_task(done, ByHost(plan))
+        done = run_task(done, by_host, max_units=max_units)
         done = run_exchange(done, DownloadHosts(plan), buckets=hosts, exchange=self.exchange)
         for number in range(1, plan.attempts.passes()):
             done = run_task(done, RetryHosts(plan, number), max_units=hosts)

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from pipeline.engine import hashing, shuffle_files, storage
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.steps import run_task
+from pipeline.engine.steps import run_task, units_at_start
 from pipeline.engine.work import StepFolder
 from pipeline.schema import FETCHED, MATCHED, PAIRS
 from pipeline.stages.base import Stage
@@ -244,12 +244,14 @@ class RowPass:
 
     def expand(self, done: Any) -> beam.PCollection:
         """Appends the pass to `done`."""
-        for stage in self.stages:
-            done = stage.prepare(done)
         names = tuple(stage.name for stage in self.stages)
         functions = tuple(stage.function() for stage in self.stages)
         first, last = self.stages[0], self.stages[-1]
-        return run_task(done, PassTask(names, first.source(), functions, last.parts(), last.keep_rejected))
+        task = PassTask(names, first.source(), functions, last.parts(), last.keep_rejected)
+        max_units = units_at_start(done, task)
+        for stage in self.stages:
+            done = stage.prepare(done)
+        return run_task(done, task, max_units=max_units)
 
     def complete(self) -> None:
         """Completes each stage. The manifests of the pass hold the counts of all of them."""

@@ -1,0 +1,189 @@
+"""The cluster that a job runs on: whether it answers, and how the job is ended there.
+
+Beam's job server forgets a job that it has given to a Flink cluster: `cancel` ends the job server, and the job goes on.
+So jobs on Flink carry a name of ours, and are cancelled through Flink's REST interface
+(https://nightlies.apache.org/flink/flink-docs-release-1.19/docs/ops/rest_api/, `PATCH /jobs/:jobid?mode=cancel`).
+`OUT/.job` names the job while it runs. So the next run on the same folder can end a job that a killed client left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pipeline.engine import storage
+
+ANSWER_S = 10.0  # for one question to a cluster
+CANCEL_S = 60.0  # until a cancelled job must be gone: Flink itself gives up after 180 s and kills the task manager
+SILENT_S = 15.0  # until a cluster that does not answer is given up
+POLL_S = 0.5
+ENDED = ("FINISHED", "CANCELED", "FAILED", "SUSPENDED")
+NOTE = ".job"  # the file in OUT that names the job under way
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that only answers at an address, or none at all (address ""): the job dies with this process."""
+
+    address: str = ""  # HOST:PORT
+    job: str = ""  # the name of our job
+    cancel_s: ClassVar[float] = 0.0  # seconds that `cancel` takes, at most
+
+    def problem(self) -> str:
+        """What is wrong with the cluster or with the job on it; "" if nothing is known to be wrong."""
+        if not self.address:
+            return ""
+        host, _, port = self.address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+        except (OSError, ValueError) as error:
+            return f"{self.address} does not answer ({error})"
+        return ""
+
+    def cancel(self) -> str:
+        """Ends the job on the cluster and waits until it is gone. Returns what is left to do; "" if nothing."""
+        return ""
+
+
+NONE = Cluster()
+
+
+@dataclass(frozen=True)
+class Flink(Cluster):
+    """A Flink cluster, by the address of its REST interface."""
+
+    cancel_s: ClassVar[float] = CANCEL_S
+
+    def problem(self) -> str:
+        """As `Cluster.problem`; a cluster without task managers and a job that is not running are problems."""
+        try:
+            if not self._ask("/overview")["taskmanagers"]:
+                return f"the cluster at {self.address} has no task manager"
+            states = [job["state"] for job in self._jobs()]
+        except (OSError, ValueError, KeyError) as error:
+            return f"Flink at {self.address} does not answer ({error})"
+        if states and states[-1] not in ("RUNNING", "CREATED", "INITIALIZING", "RECONCILING", "FINISHED"):
+            return f"the job is {states[-1]} on Flink at {self.address}"
+        return ""
+
+    def cancel(self) -> str:
+        """As `Cluster.cancel`, at most `CANCEL_S` seconds."""
+        start = time.monotonic()
+        while True:
+            error, patience = "", CANCEL_S
+            try:
+                running = [job for job in self._jobs() if job["state"] not in ENDED]
+                if not running:
+                    return ""
+                for job in running:
+                    self._cancel(job)
+            except (OSError, ValueError, KeyError) as raised:
+                error, patience = f" ({raised})", SILENT_S
+            if time.monotonic() > start + patience:
+                return f"the job {self.job} may still run on Flink at {self.address}{error}: cancel it there"
+            time.sleep(POLL_S)
+
+    def _cancel(self, job: dict[str, Any]) -> None:
+        if job["state"] != "CANCELLING":
+            with contextlib.suppress(urllib.error.HTTPError):  # it has just ended
+                self._ask(f"/jobs/{job['jid']}?mode=cancel", method="PATCH")
+
+    def _jobs(self) -> list[dict[str, Any]]:
+        """The jobs with our name, the oldest first."""
+        found = [job for job in self._ask("/jobs/overview")["jobs"] if job["name"] == self.job]
+        return sorted(found, key=lambda job: job["start-time"])
+
+    def _ask(self, path: str, *, method: str = "GET") -> dict[str, Any]:
+        request = urllib.request.Request(f"http://{self.address}{path}", method=method)
+        with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
+            return json.loads(answer.read() or b"{}")
+
+
+def job_name() -> str:
+    """A name for a job that no other job has."""
+    return f"openwit-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def cluster_of(runner: str, arguments: Sequence[str]) -> Cluster:
+    """The cluster that Beam's flags name. An engine that lives in this process is no cluster.
+
+    Args:
+        runner: as the user names it.
+        arguments: Beam's flags, `--job_name=NAME` among them.
+    """
+    flags = _values(arguments)
+    kind = runner.lower().removesuffix("runner")
+    address = {"flink": flags.get("flink_master", ""), "spark": flags.get("spark_master_url", "")}.get(kind, "")
+    address = re.sub(r"^\w+://", "", address).split("/")[0]
+    if not re.fullmatch(r"[\w.\-\[\]:]+:\d+", address):  # [local], [auto], local[4]
+        return Cluster()
+    return (Flink if kind == "flink" else Cluster)(address, flags.get("job_name", ""))
+
+
+def _values(arguments: Sequence[str]) -> dict[str, str]:
+    """Flag name -> value, of --name=value and of --name value."""
+    found: dict[str, str] = {}
+    for place, word in enumerate(arguments):
+        if word.startswith("--"):
+            name, given, value = word[2:].partition("=")
+            following = arguments[place + 1] if place + 1 < len(arguments) else ""
+            found[name] = value if given or following.startswith("--") else following
+    return found
+
+
+@contextlib.contextmanager
+def noted(root: str, cluster: Cluster) -> Any:
+    """While the block runs, OUT/.job names the job. Whatever ends the block but success, the job is cancelled first."""
+    note = os.path.join(root, NOTE)
+    if not isinstance(cluster, Flink):
+        yield
+        return
+    storage.write_plain(note, json.dumps({"flink": cluster.address, "job": cluster.job}).encode())
+    try:
+        yield
+    except BaseException:
+        left = cluster.cancel()
+        if left:
+            print(f"{left}.", file=sys.stderr)
+            raise
+        _forget(note)
+        raise
+    _forget(note)
+
+
+def _forget(note: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(note)
+
+
+def cancel_leftover(root: str) -> None:
+    """Cancels the job that a killed client left on its cluster, if OUT/.job names one.
+
+    Raises:
+        RuntimeError: the job may still run, and would write into OUT beside the next one.
+    """
+    note = os.path.join(root, NOTE)
+    try:
+        with open(note, "rb") as file:
+            found = json.loads(file.read(4096))
+        cluster = Flink(str(found["flink"]), str(found["job"]))
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError):
+        _forget(note)
+        return
+    left = cluster.cancel()
+    if left:
+        raise RuntimeError(f"{left}. If it is gone, remove {note}")
+    _forget(note)

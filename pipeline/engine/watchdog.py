@@ -1,0 +1,101 @@
+"""Notices a job that makes no progress: it then asks the cluster, and ends the job if the cluster is not well.
+
+A client that waits for an engine does not notice that the engine has died: it waits for ever. Progress is a change in
+the folders of the steps, where each unit leaves its files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from pipeline.engine import display
+from pipeline.engine.clusters import Cluster
+from pipeline.engine.progress import Watched
+
+PATIENCE = "OPENWIT_STALL_SECONDS"  # names the seconds without progress after which the cluster is asked
+DEFAULT_S = 300.0
+ASKS = 3  # the cluster must be unwell so many times in a row, a fifth of the patience apart
+
+
+@dataclass
+class Stalled:
+    """Why the job was ended; "" if it was not."""
+
+    reason: str = ""
+
+
+class Watch:
+    """Decides, at each look, whether the job must end."""
+
+    def __init__(self, steps: Sequence[Watched], cluster: Cluster, patience: float, now: float) -> None:
+        self._steps, self._cluster, self._patience = steps, cluster, patience
+        self._state, self._changed, self._next = changes(steps), now, now + patience
+        self._unwell = 0
+        self.said = ""
+
+    def look(self, now: float) -> str:
+        """The reason why the job must end; "" if it goes on. `said` is a line for the user, if there is one."""
+        self.said = ""
+        state = changes(self._steps)
+        if state != self._state:
+            self._state, self._changed, self._next, self._unwell = state, now, now + self._patience, 0
+        if now < self._next:
+            return ""
+        still = f"no progress for {display.clock(now - self._changed)}"
+        problem = self._cluster.problem()
+        self._unwell = self._unwell + 1 if problem else 0
+        self._next = now + (self._patience / 5 if problem else self._patience)
+        if self._unwell >= ASKS:
+            return f"{still}: {problem}. Mend this, then the same command continues the run"
+        self.said = f"{still}{f': {problem}' if problem else ''}"
+        return ""
+
+
+def changes(steps: Sequence[Watched]) -> tuple[int, ...]:
+    """A state of the steps' folders that is another one after each file that is made in them or one level below."""
+    found = []
+    for step in steps:
+        with contextlib.suppress(OSError):
+            found.append(os.stat(step.folder.path).st_mtime_ns)
+            with os.scandir(step.folder.path) as entries:
+                found += [entry.stat().st_mtime_ns for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return tuple(found)
+
+
+@contextlib.contextmanager
+def watching(
+    steps: Sequence[Watched], cluster: Cluster, program: str, *, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Stalled]:
+    """Watches the job that the block waits for; it raises KeyboardInterrupt there if the job must end.
+
+    A job of this process needs no watch: nothing but its own units can stop it.
+    """
+    stalled, stop = Stalled(), threading.Event()
+    if not cluster.address or threading.current_thread() is not threading.main_thread():
+        yield stalled
+        return
+    patience = float(os.environ.get(PATIENCE) or DEFAULT_S)
+    watch = Watch(steps, cluster, patience, clock())
+
+    def loop() -> None:
+        while not stop.wait(min(5.0, patience / 5)):
+            stalled.reason = watch.look(clock())
+            if watch.said:
+                print(f"{program}: {watch.said}", file=sys.stderr)
+            if stalled.reason and not stop.is_set():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    thread = threading.Thread(target=loop, daemon=True, name="watchdog")
+    thread.start()
+    try:
+        yield stalled
+    finally:
+        stop.set()

@@ -1,0 +1,225 @@
+"""Clusters: a job is cancelled where it runs, the job of a dead client is found, a dead cluster is noticed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from pipeline.engine import clusters, watchdog
+from pipeline.engine.clusters import Cluster, Flink
+from pipeline.engine.progress import Watched
+from pipeline.engine.work import Busy, StepFolder, lock_run_folder
+
+
+class Rest(ThreadingHTTPServer):
+    """Flink's REST interface: jobs that end some questions after they were cancelled."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.states = {"a1": "RUNNING", "b2": "RUNNING", "c3": "FINISHED"}
+        self.names = {"a1": "mine", "b2": "other", "c3": "mine"}
+        self.task_managers = 2
+        self.cancelled: list[str] = []
+        self.deaf = False  # accepts a cancel and goes on
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Rest
+
+    def do_GET(self) -> None:
+        if self.path == "/overview":
+            return self._answer({"taskmanagers": self.server.task_managers})
+        jobs = [
+            {"jid": jid, "name": self.server.names[jid], "state": state, "start-time": place}
+            for place, (jid, state) in enumerate(self.server.states.items())
+        ]
+        for jid, state in self.server.states.items():
+            if state == "CANCELLING" and not self.server.deaf:
+                self.server.states[jid] = "CANCELED"
+        self._answer({"jobs": jobs})
+
+    def do_PATCH(self) -> None:
+        jid = self.path.split("?")[0].rsplit("/", 1)[1]
+        assert self.path.endswith("?mode=cancel")
+        self.server.cancelled.append(jid)
+        self.server.states[jid] = "CANCELLING"
+        self._answer({})
+
+    def _answer(self, body: dict) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def rest() -> Iterator[Rest]:
+    server = Rest()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters, "POLL_S", 0.01)
+    monkeypatch.setattr(clusters, "CANCEL_S", 3.0)
+    monkeypatch.setattr(clusters, "SILENT_S", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("runner", "flags", "expected"),
+    [
+        ("FlinkRunner", ["--flink_master=h:8081", "--job_name=x"], Flink("h:8081", "x")),
+        ("flink", ["--flink_master", "http://h:8081/", "--job_name=x"], Flink("h:8081", "x")),
+        ("FlinkRunner", ["--flink_master=[local]", "--job_name=x"], Cluster()),
+        ("FlinkRunner", ["--job_name=x"], Cluster()),
+        ("SparkRunner", ["--spark_master_url=spark://h:7077"], Cluster("h:7077")),
+        ("SparkRunner", ["--spark_master_url=local[4]"], Cluster()),
+        ("local", [], Cluster()),
+        ("PrismRunner", ["--flink_master=h:8081"], Cluster()),
+    ],
+)
+def test_the_cluster_that_flags_name(runner: str, flags: list[str], expected: Cluster) -> None:
+    found = clusters.cluster_of(runner, flags)
+    assert found == expected and type(found) is type(expected)
+
+
+def test_a_job_is_cancelled_and_waited_for_and_no_other_job(rest: Rest) -> None:
+    assert Flink(rest.address, "mine").cancel() == ""
+    assert set(rest.cancelled) == {"a1"} and rest.states == {"a1": "CANCELED", "b2": "RUNNING", "c3": "FINISHED"}
+
+
+def test_a_job_that_does_not_end_is_named(rest: Rest) -> None:
+    rest.deaf = True
+    assert "mine may still run on Flink at" in Flink(rest.address, "mine").cancel()
+
+
+def test_what_is_wrong_with_a_cluster(rest: Rest) -> None:
+    assert Flink(rest.address, "mine").problem() == ""  # the newest job of the name has finished
+    rest.states = {"a1": "RUNNING"}
+    assert Flink(rest.address, "mine").problem() == "" == Cluster(rest.address).problem() == Cluster().problem()
+    rest.states = {"a1": "FAILED"}
+    assert "FAILED" in Flink(rest.address, "mine").problem()
+    rest.task_managers = 0
+    assert "no task manager" in Flink(rest.address, "mine").problem()
+
+
+def test_a_cluster_that_is_gone() -> None:
+    gone = Rest()
+    gone.server_close()
+    assert "does not answer" in Flink(gone.address, "mine").problem()
+    assert "does not answer" in Cluster(gone.address).problem()
+    assert "may still run" in Flink(gone.address, "mine").cancel()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_job_that_does_not_end_well_is_cancelled(rest: Rest, tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), clusters.noted(str(tmp_path), Flink(rest.address, "mine")):
+        assert json.loads((tmp_path / ".job").read_text()) == {"flink": rest.address, "job": "mine"}
+        raise error
+    assert rest.states["a1"] == "CANCELED" and not (tmp_path / ".job").exists()
+
+
+def test_a_job_that_ends_well_is_left_alone(rest: Rest, tmp_path: Path) -> None:
+    with clusters.noted(str(tmp_path), Flink(rest.address, "mine")):
+        pass
+    assert not rest.cancelled and not (tmp_path / ".job").exists()
+
+
+def test_the_next_run_ends_the_job_of_a_killed_client(rest: Rest, tmp_path: Path) -> None:
+    (tmp_path / ".job").write_text(json.dumps({"flink": rest.address, "job": "mine"}))
+    with lock_run_folder(str(tmp_path)):
+        assert rest.states["a1"] == "CANCELED" and not (tmp_path / ".job").exists()
+
+
+def test_a_left_job_that_cannot_be_ended_keeps_the_folder(rest: Rest, tmp_path: Path) -> None:
+    rest.deaf = True
+    (tmp_path / ".job").write_text(json.dumps({"flink": rest.address, "job": "mine"}))
+    with pytest.raises(Busy, match="mine may still run.*remove .*job"), lock_run_folder(str(tmp_path)):
+        pass
+    assert (tmp_path / ".job").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "\x00"])
+def test_a_note_without_a_job_is_removed(tmp_path: Path, text: str) -> None:
+    (tmp_path / ".job").write_text(text)
+    clusters.cancel_leftover(str(tmp_path))
+    assert not (tmp_path / ".job").exists()
+
+
+class Sick(Cluster):
+    """A cluster with a problem."""
+
+    def problem(self) -> str:
+        return "it is gone"
+
+
+def watched(tmp_path: Path) -> list[Watched]:
+    (tmp_path / "step").mkdir()
+    return [Watched("step", StepFolder(str(tmp_path / "step"), ""))]
+
+
+def test_a_job_without_progress_on_a_sick_cluster_ends(tmp_path: Path) -> None:
+    steps = watched(tmp_path)
+    watch = watchdog.Watch(steps, Sick("h:1"), 100.0, 0.0)
+    assert watch.look(99.0) == "" == watch.said
+    assert watch.look(100.0) == "" and "no progress for 1:40: it is gone" in watch.said
+    assert watch.look(110.0) == "" == watch.said  # it is asked again after a fifth of the patience
+    assert watch.look(120.0) == "" and "it is gone" in watch.said
+    assert "no progress for 2:20: it is gone" in watch.look(140.0)
+
+
+def test_each_new_file_is_progress(tmp_path: Path) -> None:
+    steps = watched(tmp_path)
+    watch = watchdog.Watch(steps, Sick("h:1"), 100.0, 0.0)
+    (tmp_path / "step" / "pieces").mkdir()
+    assert watch.look(100.0) == "" == watch.said
+    os.utime(tmp_path / "step" / "pieces", (1, 1))  # a file was made one level below
+    assert watch.look(200.0) == "" == watch.said
+    assert watch.look(300.0) == "" and "it is gone" in watch.said
+
+
+def test_a_slow_job_on_a_sound_cluster_goes_on(tmp_path: Path) -> None:
+    watch = watchdog.Watch(watched(tmp_path), Cluster(), 100.0, 0.0)
+    for hour in range(1, 50):
+        assert watch.look(hour * 3600.0) == "" and watch.said.startswith("no progress for")
+
+
+def test_the_wait_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(watchdog.PATIENCE, "0.05")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), watchdog.watching(watched(tmp_path), Sick("h:1"), "p") as stalled:
+            time.sleep(20)
+        assert "it is gone" in stalled.reason
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_run_in_this_process_is_not_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(watchdog.PATIENCE, "0.01")
+    with contextlib.nullcontext(), watchdog.watching(watched(tmp_path), Cluster(), "p") as stalled:
+        time.sleep(0.1)
+        assert "watchdog" not in {thread.name for thread in threading.enumerate()}
+    assert stalled.reason == ""
