@@ -1,6 +1,7 @@
 """The Beam side of `steps`: elements are numbers, barriers are side inputs.
 
-Beam carries numbers; each stands for some units of a step. How many there are depends on the engine's workers. Where there is no shared disk, it also carries Arrow IPC bytes. It never sees a row.
+Beam carries numbers. Each stands for some units of a step. How many there are depends on the engine's workers. Where
+there is no shared disk, Beam also carries Arrow IPC bytes. It never sees a row.
 """
 
 from __future__ import annotations
