@@ -171,9 +171,9 @@ def serve(options: FetchOptions) -> None:
     from pipeline.fetching import images
 
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)  # a library's prints must not mix with the answers
-    os.dup2(nowhere, 2)  # libtiff's warnings about hostile files help nobody
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a library's prints must not mix with the answers
+    reports, said = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    os.dup2(said, 2)  # libtiff reports damage only here; what the full pipe cannot take is lost
     requests: queue.Queue[tuple[bytes, int]] = queue.Queue(maxsize=1)
     threading.Thread(target=_read_requests, args=(source, requests), daemon=True).start()
     _send(sink, b"ready")
@@ -181,7 +181,10 @@ def serve(options: FetchOptions) -> None:
         body, memory = requests.get()
         _limit_cpu(options.decode_s)
         try:
+            _reported(reports)  # of an image that was refused
             picture = images.decode(body, options, memory)
+            if (reported := _reported(reports)) and picture.original_format == "TIFF":
+                raise Failure("decode", f"TIFF: {reported}")  # it gives pixels all the same, and some are never written
         except Failure as failure:
             _send(sink, json.dumps({"failure": failure.status, "sentence": str(failure)}).encode())
             continue
@@ -190,6 +193,14 @@ def serve(options: FetchOptions) -> None:
             continue
         facts = {f.name: getattr(picture, f.name) for f in dataclasses.fields(picture) if f.name != "jpeg"}
         _send(sink, json.dumps(facts).encode(), picture.jpeg)
+
+
+def _reported(reports: int) -> str:
+    """The first line of what the decoders reported since the last call; "" if nothing."""
+    try:
+        return os.read(reports, 1 << 16).decode("utf-8", "replace").partition("\n")[0]
+    except BlockingIOError:
+        return ""
 
 
 def _read_requests(source: IO[bytes], requests: queue.Queue[tuple[bytes, int]]) -> None:

@@ -7,12 +7,15 @@ gives the same bytes, without the original's metadata.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import io
+import re
 import warnings
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageCms
 
 from pipeline.fetching.errors import Failure
@@ -34,6 +37,16 @@ TURNS = {
 }
 SIDEWAYS = frozenset({5, 6, 7, 8})
 LARGEST_PROFILE = 4 << 20
+SRGB_TOLERANCE = 2  # of 255: a profile that changes every colour by no more is sRGB
+
+# What libjpeg reports about the coded pixels. Its other reports are about headers, and the pixels are right.
+JPEG_DAMAGE = re.compile(
+    "premature end|bad huffman code|bad arithmetic code|instead of rst|inconsistent progression|invalid sos", re.I
+)
+JPEG_LEFT_OVER = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+
+FAX_AND_OLD_JPEG = ("tiff_ccitt", "group3", "group4", "tiff_jpeg")  # their decoders may leave pixels unwritten
+M_PERTURB = -6  # glibc's malloc.h: new memory is filled with this byte
 BYTES_PER_PIXEL = 12  # that decoding takes at most, in every format but JPEG (measured: WebP, PNG with a colour key)
 
 HASH_SIDE = 32  # the picture is shrunk to this before the cosine transform
@@ -61,7 +74,7 @@ def decode(body: bytes, options: FetchOptions, memory: int = MOST_MEMORY) -> Pic
                 needed = _prepare(image, name, size)
                 if needed > memory:
                     raise NeedsMemory(needed)
-                return _picture(image, name, original, size, options)
+                return _picture(_Source(image, body, name), original, size, options)
             except (Failure, NeedsMemory):
                 raise
             except MemoryError as error:
@@ -120,17 +133,80 @@ def _free_canvases(image: Any) -> None:
     image._get_next = first
 
 
-def _picture(
-    image: Image.Image, name: str, original: tuple[int, int], size: tuple[int, int], options: FetchOptions
-) -> Picture:
-    if name == "WEBP":
-        _free_canvases(image)
-    image.load()
+class _Source:
+    """An opened image and its bytes."""
+
+    def __init__(self, image: Image.Image, body: bytes, name: str) -> None:
+        self.image = image
+        self.body = body
+        self.name = name
+
+    def pixels(self) -> Image.Image:
+        """The decoded image.
+
+        Raises:
+            Failure: decode; the decoder reports damage, or gives other pixels each time.
+        """
+        if self.name == "JPEG":
+            return self._jpeg()
+        if self.name == "WEBP":
+            _free_canvases(self.image)
+        self.image.load()
+        if self.name == "TIFF" and self.image.info.get("compression") in FAX_AND_OLD_JPEG:
+            self._check_repeatable()
+        return self.image
+
+    def _jpeg(self) -> Image.Image:
+        """The pixels that Pillow gives, from the same library in its strict mode: Pillow does not hear its warnings."""
+        space = {"RGB": "RGB", "L": "GRAY"}.get(self.image.mode)
+        width, height = self.image.size  # as drafted: simplejpeg takes the smallest scale that is no smaller
+        try:
+            if space is not None:
+                array = simplejpeg.decode_jpeg(self.body, space, min_height=height, min_width=width, strict=True)
+                if array.shape[:2] == (height, width):
+                    return Image.fromarray(array if space == "RGB" else array[..., 0])
+            else:
+                simplejpeg.decode_jpeg(self.body, "CMYK", min_height=1, min_width=1, strict=True)
+        except ValueError as error:
+            if JPEG_DAMAGE.search(str(error)) or _holds_coded_rest(self.body, str(error)):
+                raise Failure("decode", f"JPEG: {error}") from error
+        self.image.load()
+        return self.image
+
+    def _check_repeatable(self) -> None:
+        """Decodes again, into memory that was filled with another byte."""
+        try:
+            fill = ctypes.CDLL(None).mallopt
+        except (AttributeError, OSError):  # without glibc
+            return
+        try:
+            fill(M_PERTURB, 0x5A)
+            with Image.open(io.BytesIO(self.body), formats=("TIFF",)) as again:
+                again.load()
+                if again.tobytes() != self.image.tobytes():
+                    raise Failure("decode", "TIFF: other pixels each time it is decoded")
+        finally:
+            fill(M_PERTURB, 0)
+
+
+def _holds_coded_rest(body: bytes, report: str) -> bool:
+    """True if libjpeg left over more than padding at the end: pixels were coded there, and it lost its place."""
+    found = JPEG_LEFT_OVER.search(report)
+    if found is None:
+        return False
+    end = body.rfind(b"\xff\xd9")
+    rest = body[max(0, end - int(found[1])) : end]
+    return len(set(rest)) > 1
+
+
+def _picture(source: _Source, original: tuple[int, int], size: tuple[int, int], options: FetchOptions) -> Picture:
+    image, name = source.image, source.name
+    decoded = source.pixels()
     if image.size[0] * image.size[1] > options.max_pixels:
         raise Failure("too_many_pixels", f"{image.size[0]} x {image.size[1]} pixels")
     turn = _orientation(image)  # after load(), which turns a TIFF by itself
     profile = image.info.get("icc_profile")
-    pixels = _eight_bits(image)
+    pixels = _eight_bits(decoded)
     if size != pixels.size:
         pixels = pixels.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
     pixels = _rgb(_on_white(pixels), profile)
@@ -198,16 +274,24 @@ def _rgb(image: Image.Image, profile: Any) -> Image.Image:
 
 @functools.lru_cache(maxsize=32)
 def _to_srgb(profile: bytes, mode: str) -> Any:
-    """The transform to sRGB; None if the profile is sRGB itself, damaged, or for another kind of pixels."""
+    """The transform to sRGB; None if the profile is sRGB itself, damaged, or for another kind of pixels.
+
+    The name of a profile does not count: some linear profiles have "sRGB" in it.
+    """
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        description = ImageCms.getProfileDescription(source)
-        if mode == "RGB" and "srgb" in description.lower():
-            return None
         intent = ImageCms.Intent.PERCEPTUAL
-        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB", intent)
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB", intent)
+        return None if mode == "RGB" and _changes_nothing(transform) else transform
     except Exception:
         return None
+
+
+def _changes_nothing(transform: Any) -> bool:
+    steps = np.arange(0, 256, 15, dtype=np.uint8)
+    colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(len(steps), -1, 3)
+    converted = ImageCms.applyTransform(Image.fromarray(colours), transform)
+    return bool(np.abs(np.asarray(converted, np.int16) - colours).max() <= SRGB_TOLERANCE)
 
 
 def _jpeg(image: Image.Image, quality: int) -> bytes:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +31,11 @@ from tests.places import DATA, ROOT
 from tests.webserver import picture
 
 OPTIONS = FetchOptions()
+FAULTS = DATA / "faults"
+needs_faults = pytest.mark.skipif(not FAULTS.exists(), reason="the shared test data are not here")
+needs_nasty = pytest.mark.skipif(
+    not (DATA / "nasty_images.tar.zst").exists(), reason="the shared test data are not here"
+)
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
@@ -135,6 +143,100 @@ def test_cmyk_gray_bits_and_palettes() -> None:
         got = pixels(decode(encoded(plain), OPTIONS))
         assert got.shape == (40, 64, 3)
         assert np.abs(got - np.asarray(plain.convert("RGB")).astype(int)).mean() < 16
+
+
+def with_swapped_primaries(profile: bytes) -> bytes:
+    """The profile with its tags rXYZ and gXYZ swapped: what it calls red is green."""
+    return profile.replace(b"rXYZ", b"____").replace(b"gXYZ", b"rXYZ").replace(b"____", b"gXYZ")
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_a_profile_is_obeyed_whatever_its_name(form: str) -> None:
+    """The profile is that of sRGB, with its name, but red and green are swapped."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image = Image.new("RGB", (64, 64), (200, 30, 60))
+    lossless = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}.get(form, {})
+    for profile, expected in ((srgb, (200, 30, 60)), (with_swapped_primaries(srgb), (30, 200, 60))):
+        done = decode(encoded(image, form, icc_profile=profile, **lossless), dataclasses.replace(OPTIONS, quality=100))
+        found = Image.open(io.BytesIO(done.jpeg)).getpixel((9, 9))
+        assert isinstance(found, tuple) and max(abs(a - b) for a, b in zip(found, expected, strict=True)) <= 3
+
+
+@needs_faults
+def test_small_inputs_that_went_wrong() -> None:
+    linear = decode((FAULTS / "16_linear_srgb_profile.png").read_bytes(), OPTIONS)
+    assert Image.open(io.BytesIO(linear.jpeg)).getpixel((0, 0)) == (137, 137, 137)
+    for name, sentence in (("23_half_zeros.jpg", "Premature end"), ("26_int32_values_200.tiff", "32 bits")):
+        with pytest.raises(Failure, match=sentence) as caught:
+            decode((FAULTS / name).read_bytes(), OPTIONS)
+        assert caught.value.status == "decode"
+
+
+def test_a_jpeg_whose_decoder_reports_damage_is_refused() -> None:
+    for options in ({}, {"progressive": True}):
+        whole = encoded(Image.radial_gradient("L").resize((700, 700)).convert("RGB"), "JPEG", quality=90, **options)
+        start = len(whole) // 2
+        decode(whole, OPTIONS)
+        for size in (64, 999, len(whole) - start):
+            damaged = whole[:start] + bytes(size) + whole[start + size :]
+            with pytest.raises(Failure, match="JPEG:"):
+                decode(damaged, OPTIONS)
+
+
+def test_padding_and_odd_headers_are_no_damage() -> None:
+    image = Image.radial_gradient("L").resize((300, 300)).convert("RGB")
+    whole = encoded(image, "JPEG", quality=90)
+    expected = decode(whole, OPTIONS)
+    assert decode(whole[:-2] + bytes(40) + whole[-2:], OPTIONS) == expected  # some cameras pad
+    assert decode(whole + b"more bytes", OPTIONS) == expected
+    assert decode(whole[:20] + b"\0\0\0" + whole[20:], OPTIONS) == expected  # between two segments
+    with pytest.raises(Failure, match="left over|extraneous"):
+        decode(whole[:-2] + whole[-400:], OPTIONS)  # coded pixels that belong nowhere
+
+
+def test_a_jpeg_has_the_pixels_of_pillow() -> None:
+    """JPEGs are decoded by simplejpeg; the pixels must be those of Pillow, at every scale of libjpeg."""
+    for mode, size, subsampling in (("RGB", (801, 533), 2), ("RGB", (533, 801), 1), ("L", (640, 655), 0)):
+        image = Image.effect_noise(size, 90).convert(mode)
+        body = encoded(image, "JPEG", quality=80, subsampling=subsampling)
+        for scale in (1, 2, 4, 8):
+            opened = [Image.open(io.BytesIO(body)) for _ in range(2)]
+            for one in opened:
+                one.draft(None, (size[0] // scale, size[1] // scale))
+            ours = images._Source(opened[0], body, "JPEG").pixels()
+            assert np.array_equal(np.asarray(ours), np.asarray(opened[1]))
+
+
+@needs_nasty
+def test_damaged_tiffs_give_the_same_pixels_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes whose memory is filled with different bytes: a pixel that is never written differs."""
+    rng = random.Random(0)
+    bodies = [body for name, body in nasty() if re.search(r"g4|fax|ojpeg|old", name) and len(body) < 100_000]
+    assert len(bodies) >= 8
+    damaged = []
+    for body in bodies:
+        for flips in (1, 3, 9):
+            changed = bytearray(body)
+            for _ in range(flips):
+                changed[rng.randrange(8, len(body))] ^= 1 << rng.randrange(8)
+            damaged.append(bytes(changed))
+    seen = []
+    for fill in ("85", "170"):
+        monkeypatch.setenv("MALLOC_PERTURB_", fill)
+        decoder = Decoder(FetchOptions(min_side=1, max_aspect=1e9))
+        try:
+            seen.append([verdict(decoder, body) for body in damaged])
+        finally:
+            decoder.close()
+    assert seen[0] == seen[1]
+    assert len({one for one in seen[0] if isinstance(one, bytes)}) >= 3 and seen[0].count("decode") >= 10
+
+
+def verdict(decoder: Decoder, body: bytes) -> bytes | str:
+    try:
+        return decoder.decode(body).jpeg
+    except Failure as failure:
+        return failure.status
 
 
 def test_colours_become_srgb() -> None:
@@ -326,7 +428,7 @@ def nasty() -> Iterator[tuple[str, bytes]]:
                     yield member.name, content.read()
 
 
-@pytest.mark.skipif(not (DATA / "nasty_images.tar.zst").exists(), reason="the shared test data are not here")
+@needs_nasty
 def test_nasty_images_get_pillows_verdict_and_crash_nothing() -> None:
     with open(DATA / "nasty_images_MANIFEST.tsv", newline="") as file:
         manifest = {row["file"]: row for row in csv.DictReader(file, delimiter="\t")}
