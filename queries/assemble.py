@@ -2,8 +2,9 @@
 
 Duplicates and dead queries are left out, and the list is cut at its size. Ids follow the order of the queries' bytes.
 
-The sources come in the order in which they fill the list. Within a source the best queries come first. If two sources
-offer a query, it belongs to the first source and has the larger count. Two queries are duplicates if they normalise to
+The sources come in the order in which they fill the list. Within a source the best queries come first. Each source has
+a budget. Room that a source does not use goes to the others, in their order. If two sources offer a query, it belongs
+to the first source that has room for it, and has the larger count. Two queries are duplicates if they normalise to
 the same text: then no text holds one without the other. A query is dead if it normalises to nothing: it never matches.
 """
 
@@ -12,8 +13,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import string
+from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -45,7 +48,23 @@ class Assembled:
         return {name: counts.get(name, 0) for name in self.offered}
 
 
-def assemble(sources: list[tuple[str, pa.Table]], *, size: int, language: str, literal: bool = False) -> Assembled:
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How many queries a source may give. `firm`: it gets no more, even if other sources leave room."""
+
+    queries: int
+    firm: bool = False
+
+
+def assemble(
+    sources: list[tuple[str, pa.Table]],
+    *,
+    size: int,
+    language: str,
+    literal: bool = False,
+    case: str = "exact",
+    budgets: Mapping[str, Budget] | None = None,
+) -> Assembled:
     """Makes the list.
 
     Args:
@@ -53,13 +72,15 @@ def assemble(sources: list[tuple[str, pa.Table]], *, size: int, language: str, l
         size: the largest number of queries.
         language: of the list, by its code.
         literal: follow MetaCLIP's rule: duplicates are equal strings, and single punctuation signs are dead.
+        case: "fold": queries that differ in case only are duplicates.
+        budgets: by source; a source without one may fill the list.
     """
     names = [name for name, _ in sources]
     which = np.repeat(np.arange(len(sources)), [len(table) for _, table in sources])
     queries = _column([table["query"] for _, table in sources], pa.string())
     queries = pc.utf8_trim_whitespace(pc.replace_substring_regex(queries, r"\s+", " "))
     counts = _column([table["count"] for _, table in sources], pa.int64()).to_numpy()
-    found = queries if literal else keys(queries)
+    found = queries if literal else keys(queries, case)
     dead = np.asarray(pc.or_(pc.equal(found, ""), pc.greater(pc.binary_length(queries), LONGEST)))
     if literal:
         dead |= np.asarray(pc.is_in(queries, pa.array(list(string.punctuation))))
@@ -68,14 +89,13 @@ def assemble(sources: list[tuple[str, pa.Table]], *, size: int, language: str, l
     number = encoded.indices.to_numpy()
     best = np.zeros(len(encoded.dictionary), np.int64)
     np.maximum.at(best, number, counts)
-    first = np.zeros(len(number), bool)
-    first[np.unique(number, return_index=True)[1]] = True
-    alive = np.flatnonzero(first & ~dead)
-    kept, over = alive[:size], alive[size:]
+    parts = [np.flatnonzero((which == at) & ~dead) for at in range(len(names))]
+    kept = _fill(parts, number, size, [(budgets or {}).get(name) for name in names])
+    row_of = np.full(len(encoded.dictionary), -1)  # of each key: the row in the list
+    row_of[number[kept]] = kept
 
     chosen = queries.take(pa.array(kept))
-    order = pc.sort_indices(chosen).to_numpy()
-    kept = kept[order]
+    kept = kept[pc.sort_indices(chosen).to_numpy()]
     table = pa.table(
         [
             pa.array(np.arange(len(kept), dtype=np.int32)),
@@ -91,10 +111,9 @@ def assemble(sources: list[tuple[str, pa.Table]], *, size: int, language: str, l
     def by_source(rows: np.ndarray) -> dict[str, int]:
         return dict(zip(names, np.bincount(which[rows], minlength=len(names)).tolist(), strict=True))
 
-    again = ~first & ~dead
-    first_row = np.zeros(len(encoded.dictionary), np.int64)
-    first_row[number[first]] = np.flatnonzero(first)
-    written_otherwise = again & np.asarray(pc.not_equal(queries, queries.take(pa.array(first_row[number]))))
+    again = np.flatnonzero((row_of[number] >= 0) & (row_of[number] != np.arange(len(number))) & ~dead)
+    over = np.flatnonzero((row_of[number] < 0) & ~dead)
+    spelled = np.asarray(pc.not_equal(queries.take(pa.array(again)), queries.take(pa.array(row_of[number[again]]))))
     return Assembled(
         table,
         by_source(np.arange(len(which))),
@@ -102,8 +121,36 @@ def assemble(sources: list[tuple[str, pa.Table]], *, size: int, language: str, l
         by_source(again),
         by_source(over),
         queries.take(pa.array(np.flatnonzero(dead)[:SAMPLES])).to_pylist(),
-        queries.take(pa.array(np.flatnonzero(written_otherwise)[:SAMPLES])).to_pylist(),
+        queries.take(pa.array(again[spelled][:SAMPLES])).to_pylist(),
     )
+
+
+def _fill(
+    parts: list[np.ndarray], number: np.ndarray, size: int, budgets: list[Budget | None]
+) -> npt.NDArray[np.int64]:
+    """The rows of the list. Each source fills its budget first. Then the sources fill the room that is left, in order.
+
+    Args:
+        parts: the rows of each source, the best first.
+        number: of each row: the number of its key.
+        size: the largest number of rows.
+        budgets: of each source; None: no limit.
+    """
+    taken = np.zeros(int(number.max(initial=-1)) + 1, bool)
+    kept: list[np.ndarray] = []
+    counts, left = [0] * len(parts), size
+    for spare in (False, True):
+        for at, (rows, budget) in enumerate(zip(parts, budgets, strict=True)):
+            room = left
+            if budget is not None and (not spare or budget.firm):
+                room = min(left, budget.queries - counts[at])
+            rows = rows[~taken[number[rows]]]
+            rows = np.sort(rows[np.unique(number[rows], return_index=True)[1]])[: max(0, room)]
+            taken[number[rows]] = True
+            kept.append(rows)
+            counts[at] += len(rows)
+            left -= len(rows)
+    return np.concatenate(kept) if kept else np.empty(0, np.int64)
 
 
 def write(folder: str, table: pa.Table) -> load.QueryList:
@@ -113,6 +160,12 @@ def write(folder: str, table: pa.Table) -> load.QueryList:
         load.QueryError: the list is empty.
     """
     path = os.path.join(folder, "queries.parquet")
+    write_table(path, table)
+    return load.load_queries(path)
+
+
+def write_table(path: str, table: pa.Table) -> None:
+    """Writes rows of QUERIES as Parquet."""
     with storage.temporary(path) as name:
         pq.write_table(
             table,
@@ -123,7 +176,6 @@ def write(folder: str, table: pa.Table) -> load.QueryList:
             column_encoding={"id": "DELTA_BINARY_PACKED", "query": "DELTA_BYTE_ARRAY", "count": "DELTA_BINARY_PACKED"},
             write_page_checksum=True,
         )
-    return load.load_queries(path)
 
 
 def export(folder: str, queries: pa.StringArray) -> None:

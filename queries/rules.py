@@ -1,10 +1,12 @@
-"""Chooses which counted words become queries, and in what order.
+"""Chooses which counted words, pairs of words and titles become queries, and in what order.
 
 The count of a word covers its upper and lower case. The list gets the lower-case form. It also gets the most frequent
-form if that is another one ("london", "London"), because matching is case-sensitive by default.
+form if that is another one ("london", "London"): `--case exact` of `pipeline.build` tells them apart.
 """
 
 from __future__ import annotations
+
+import re
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,45 @@ SCRIPTS = (
 )
 LEAST_SHARE = 0.01  # of all occurrences; a script with a smaller share is foreign to the language
 LONGEST = 256  # bytes of a query
+
+# English words without content of their own: articles, pronouns, prepositions, conjunctions, auxiliary verbs, and
+# adverbs that only connect. A pair with one of them ("such as", "according to") is no query.
+FUNCTION_WORDS = frozenset(
+    """
+    a about above across after again against ago all almost along already also although always am among amongst an and
+    another any anybody anyone anything anyway are around as at away back be became because become becomes been before
+    behind being below beneath beside besides between beyond both but by can cannot could did do does doing done down
+    due during each either else enough etc even ever every everybody everyone everything except far few for from
+    further furthermore get gets getting got had has have having he hence her here hers herself him himself his how
+    however i if in including indeed instead into is it its itself just least less let like likely made make makes
+    making many may maybe me meanwhile might mine more moreover most much must my myself near nearly neither never
+    nevertheless no nobody none nor not nothing now of off often on once one ones only onto or other others otherwise
+    ought our ours ourselves out over own per perhaps quite rather really same shall she should since so some somebody
+    someone something sometimes soon still such than that the their theirs them themselves then there thereby therefore
+    these they this those though through throughout thus till to together too toward towards under unless until up upon
+    us very via was we well were what whatever when where whereas wherever whether which while who whoever whole whom
+    whose why will with within without would yes yet you your yours yourself yourselves according especially usually
+    """.split()
+)
+# What normalising makes of "Bono's", "don't", "they'll", "o'clock".
+APOSTROPHE_HALVES = frozenset(
+    "s t d m ll re ve o don doesn didn isn wasn aren weren hasn haven hadn won wouldn couldn shouldn mustn ain".split()
+)
+COMMON_SHARE = 0.005  # of all occurrences; in other languages than English a word with more is taken as a function word
+
+_NAMESPACES = (
+    "talk|user|wikipedia|wp|project|file|image|media|mediawiki|template|help|category|portal|draft|module|book|special"
+    "|timedtext|gadget|topic|education program"
+)
+_NO_TITLE = re.compile(
+    rf"(?:(?:{_NAMESPACES})(?: talk)?:.*"
+    r"|(?:lists?|index|outline|deaths|births|table) (?:of|in) .*"
+    r"|.* (?:disc|film|bibli|vide)ograph(?:y|ies)(?: .*)?"
+    r"|\d{1,4}s?(?: (?:bc|bce|ad|ce))?|\d{3,4}s? in .*"  # years, "2023 in film"
+    r"|.*\.(?:jpe?g|png|gif|svg|webp|tiff?|pdf|djvu|og[gvx]|web[am]|mp[34]|php|html?|css|js|xml|json)"
+    r"|undefined|null|nan|none|main page|search|\W*)",
+    re.IGNORECASE | re.DOTALL,
+)
 
 _SMASHED = r"0[0-9.,]*0"  # wordfreq writes 0 for every digit of a longer number
 _ENDING = r"^(?P<word>.+)['’](?P<ending>.{1,2})$"  # "dog's", "don't": the first part is a word of its own
@@ -61,6 +102,24 @@ def _is_foreign(words: pa.Table) -> pa.Array:
         else:
             foreign |= mask
     return pa.array(foreign)
+
+
+def common_words(words: pa.Table, language: str) -> frozenset[str]:
+    """The lower-case words that cannot be part of a pair: function words, and halves of words with an apostrophe.
+
+    For another language than English these are the words with more than COMMON_SHARE of all occurrences, and the single
+    Latin letters, such as the French l and d.
+    """
+    if language in ("en", "simple"):
+        return FUNCTION_WORDS | APOSTROPHE_HALVES
+    lower, total, _ = by_case(words["query"].combine_chunks(), words["count"].to_numpy())
+    common = lower.filter(pa.array(total > COMMON_SHARE * total.sum()))
+    return frozenset(common.to_pylist()) | frozenset("abcdefghijklmnopqrstuvwxyz")
+
+
+def is_title(title: str) -> bool:
+    """False for files, lists, years, pages of other namespaces, and the names of errors ("Undefined")."""
+    return _NO_TITLE.fullmatch(title) is None
 
 
 def word_queries(words: pa.Table, *, min_count: int) -> pa.Table:
@@ -105,12 +164,12 @@ def ranked(table: pa.Table) -> pa.Table:
     return table.sort_by([("count", "descending"), ("query", "ascending")]).combine_chunks()
 
 
-def keys(queries: pa.StringArray) -> pa.StringArray:
-    """The normalised form of each query, which `wide` matching looks for.
+def keys(queries: pa.StringArray, case: str = "exact") -> pa.StringArray:
+    """The normalised form of each query, which `wide` matching looks for; folded with case="fold".
 
     Queries with equal keys match the same texts. The key of a query that matches nothing is "".
     """
-    return normalize_array(queries)
+    return normalize_array(queries, case)
 
 
 def _truth(mask: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:

@@ -163,7 +163,7 @@ def test_the_sdist_holds_what_a_build_needs(built: Path) -> None:
     with tarfile.open(sdist) as tar:
         packed = {name.partition("/")[2] for name in tar.getnames()}
     data = {"pipeline/text/data/language.ftz", "pipeline/dataset/templates/card.md.j2", "queries/data/default.parquet"}
-    data |= {"clip_train/data/vocabulary.txt.gz", "queries/data/WORDNET-LICENSE.txt"}
+    data |= {"clip_train/data/vocabulary.txt.gz", "queries/data/WORDNET-LICENSE.txt", "queries/data/LICENSES.txt"}
     assert data | {"LICENSE", "README.md", "setup.cfg", "pyproject.toml"} <= packed
     (wheel,) = built.glob("*.whl")
     listed = subprocess.run([sys.executable, "-m", "zipfile", "-l", wheel], capture_output=True, text=True, check=True)

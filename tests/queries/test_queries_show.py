@@ -67,7 +67,7 @@ def test_tables_for_a_person(listed: Path, corpus: Path, capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert "25 texts, 20 match (80.0%)" in out and "expected pairs" in out and "#" in out
     assert show.main([]) == 0
-    assert "396,742 queries" in capsys.readouterr().out
+    assert "327,581 queries" in capsys.readouterr().out
 
 
 def test_other_forms_of_lists_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
