@@ -122,18 +122,20 @@ def test_partly_damaged_inputs_are_named_with_what_was_lost(tmp_path: Path, caps
     damaged = bytearray(whole)
     damaged[len(b"".join(members[:3])) + 40] ^= 255
     (tmp_path / "damaged.wat.gz").write_bytes(damaged)
+    (tmp_path / "one.wat.gz").write_bytes(members[0][:-50])  # its header can be read
     lines = "url,text\n" + "".join(f"http://x.example/{number}.jpg,a picture\n" for number in range(9))
     (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(lines.encode())[:-9])
     (tmp_path / "wide.csv").write_text(f"{lines}http://x.example/9.jpg,a picture,too,wide\n")
     assert (
         build.main(arguments(tmp_path, "--input", *map(str, tmp_path.glob("*.*z")), str(tmp_path / "wide.csv"))) == DONE
     )
-    assert "damaged inputs: 5 of 6" in capsys.readouterr().out
+    assert "damaged inputs: 6 of 7" in capsys.readouterr().out
     (gather,) = (row for row in info(tmp_path, capsys)["stages"] if row["stage"] == "gather")
     named = {item["input"]: (item["lost"], item["cut"]) for item in gather["damaged_inputs"]["inputs"]}
     assert named == {
         "cut.wat.gz": ({"cut_record": 1}, True),
         "cut_between.wat.gz": ({}, True),  # its last record is whole
+        "one.wat.gz": ({"cut_record": 1}, True),
         "damaged.wat.gz": ({"bad_gzip": 1}, False),
         "cut.csv.gz": ({"table_rest_unreadable": 1}, False),
         "wide.csv": ({"bad_table_row": 1}, False),

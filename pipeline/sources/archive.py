@@ -363,14 +363,15 @@ def read_records(
             reader.cut()
 
 
-def has_record(path: str) -> bool:
-    """True if an archive holds a record of any kind that is not damaged.
+def understands(path: str) -> bool:
+    """True if an archive begins with the header of a record, or holds a whole record anywhere.
 
     Raises:
         InputError, OSError: the archive cannot be opened.
     """
     with _opened(path) as data:
-        return next(_Reader(data, Ledger(), MAX_RECORD).records(), None) is not None
+        reader = _Reader(data, Ledger(), MAX_RECORD)
+        return reader.begins_at(0) or next(reader.records(), None) is not None
 
 
 def read_at(path: str, offset: int, *, max_record: int = MAX_RECORD) -> Record | None:
@@ -535,6 +536,11 @@ class _Reader:
             if self._begins_at(position):
                 return position
             position += 1
+
+    def begins_at(self, position: int) -> bool:
+        """True if a record begins at `position`, or in the gzip member there."""
+        head = self._data.at(position, 4096)
+        return self._begins_at(position) if head.startswith(GZIP) else _begins(head)
 
     def _begins_at(self, position: int) -> bool:
         """True if the gzip member at `position` inflates to the header of a record."""

@@ -65,9 +65,9 @@ class ArchiveReader(Reader):
             raise UnreadableInputError(f"{item.name!r} holds no record of a web archive{seems and f': {seems}'}")
 
     def understands(self, source: Input) -> bool:
-        from pipeline.sources.archive import has_record
+        from pipeline.sources.archive import understands
 
-        return has_record(source.path)
+        return understands(source.path)
 
     def expected_rows(self, item: Input) -> float:
         return self.size(item) / DENSE_PAIR
