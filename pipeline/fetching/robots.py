@@ -2,53 +2,86 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from protego import Protego
+
+from pipeline.text.robots_tag import OPT_OUTS, header_rules
 
 LARGEST = 500 << 10  # bytes that are read: RFC 9309 asks for at least 500 KiB
 LONGEST_DELAY_S = 30.0  # a longer Crawl-delay counts as this
 
-# Any of these in X-Robots-Tag forbids the image. noindex and noimageindex count, as img2dataset's users expect.
-OPT_OUTS = frozenset({"noai", "noimageai", "noml", "none", "noindex", "noimageindex"})
-# Rules that have a value: the name before their colon is not the name of a robot.
-RULES_WITH_VALUES = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
+_LINE = re.compile(r"\s*([^:#\s][^:#]*?)\s*:\s*([^#]*)")
+_LINE_WITHOUT_COLON = re.compile(r"\s*([^:#\s]+)\s+([^:#\s]+)\s*(?:#.*)?")  # "disallow /": the meaning is plain
+_AGENT = re.compile(r"[A-Za-z_-]*")
+_SPELLINGS = {  # of the lines that are read, wrong ones too
+    **dict.fromkeys(("user-agent", "user agent", "useragent"), "user-agent"),
+    **dict.fromkeys(("disallow", "dissallow", "dissalow", "disalow", "diasllow", "disallaw"), "disallow"),
+    "allow": "allow",
+    "crawl-delay": "crawl-delay",
+}
 
 
 class Rules:
-    """One site's robots.txt, read for one user agent."""
+    """One site's robots.txt, read for one user agent (RFC 9309).
+
+    All groups of an agent count together; if the file names it in none, those of "*". Groups are found here, since
+    Protego ends a group at an unknown line and does not see that "OpenWIT/1.0" is OpenWIT. Protego matches the paths.
+    """
 
     def __init__(self, body: bytes, agent: str) -> None:
-        self._parsed = Protego.parse(body[:LARGEST].decode("utf-8-sig", "replace"))
-        self._agent = agent
+        lines = _lines_for(body[:LARGEST].decode("utf-8-sig", "replace"), _product(agent))
+        self._parsed = Protego.parse("\n".join(["User-agent: *", *lines]))
         self._lock = threading.Lock()  # the parser builds its index on the first question
-        delay = self._parsed.crawl_delay(agent)
+        delay = self._parsed.crawl_delay("*")
         self.delay_s = min(float(delay), LONGEST_DELAY_S) if delay and delay > 0 else 0.0
 
     def allow(self, url: str) -> bool:
         """True if the URL may be fetched."""
         with self._lock:
-            return bool(self._parsed.can_fetch(url, self._agent))
+            return bool(self._parsed.can_fetch(url, "*"))
+
+
+def _product(agent: str) -> str:
+    """The product token of an agent, in lower case: the letters, _ and - at its beginning; "*" for all robots."""
+    if agent.startswith("*") and agent[1:2].strip() == "":
+        return "*"
+    return _AGENT.match(agent)[0].lower()  # type: ignore[index]
+
+
+def _lines_for(text: str, agent: str) -> list[str]:
+    """The lines of the groups of an agent. Only an allow or disallow line ends the list of agents of a group."""
+    found: dict[str, list[str]] = {}
+    named: set[str] = set()
+    in_rules = False
+    for key, value in _fields(text):
+        if key == "user-agent":
+            named = {_product(value)} | (set() if in_rules else named)
+            in_rules = False
+            for name in named & {agent, "*"}:
+                found.setdefault(name, [])
+            continue
+        in_rules = in_rules or key != "crawl-delay"
+        for name in named & {agent, "*"}:
+            found[name].append(f"{key}: {value}")
+    return found.get(agent, found.get("*", []))
+
+
+def _fields(text: str) -> Iterator[tuple[str, str]]:
+    """The lines that are read, as (key, value)."""
+    for line in re.split(r"\r\n|\r|\n", text):
+        match = _LINE.match(line) or _LINE_WITHOUT_COLON.fullmatch(line)
+        key = _SPELLINGS.get(match[1].lower()) if match else None
+        if match and key:
+            yield key, match[2].strip()
 
 
 def forbidding_tag(values: Iterable[str], agent: str) -> str | None:
-    """The first X-Robots-Tag rule that forbids the image to this agent, in lower case; None if there is none.
-
-    A header may name a robot ("otherbot: noai, noindex"); the name holds until the next one in the same header.
-    """
-    for value in values:
-        meant = True
-        for part in value.split(","):
-            rule = part.strip().lower()
-            name, colon, rest = rule.partition(":")
-            if colon:
-                if name.strip() in RULES_WITH_VALUES:
-                    continue
-                meant, rule = name.strip() in (agent.lower(), "*"), rest.strip()
-            if meant and rule in OPT_OUTS:
-                return rule
-    return None
+    """The first X-Robots-Tag rule that forbids the image to this agent, in lower case; None if there is none."""
+    agents = (agent.lower(),)
+    return next((rule for value in values for rule in header_rules(value, agents) if rule in OPT_OUTS), None)
 
 
 def is_reserved(values: Iterable[str]) -> bool:

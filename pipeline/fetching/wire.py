@@ -21,12 +21,12 @@ import socket
 import ssl
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 from pipeline.fetching.addresses import MOST_HOSTS
-from pipeline.fetching.answer import PART, Answer, Body, Grow, read_answer
+from pipeline.fetching.answer import PART, Answer, Grow, read_answer
+from pipeline.fetching.encodings import undone
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.memory import Share
 from pipeline.fetching.options import FetchOptions
@@ -301,30 +301,3 @@ def _two_of_each_family(addresses: list[str]) -> list[str]:
     six = [address for address in addresses if ":" in address][:2]
     four = [address for address in addresses if ":" not in address][:2]
     return [address for address in addresses if address in six or address in four]
-
-
-def undone(body: Body, encodings: list[str], limit: int, cut: bool = False, grow: Grow = lambda _: None) -> Body:
-    """The decompressed body, at most `limit` bytes. With `cut` a longer or incomplete body is cut, not refused.
-
-    Raises:
-        Failure: too_large; tcp if the body ends early; bad_http if it is damaged or has an unknown Content-Encoding.
-    """
-    names = [name.strip().lower() for value in encodings for name in value.split(",")]
-    names = [name for name in names if name not in ("", "identity")]
-    if not names:
-        return body[:limit]
-    if len(names) > 1 or names[0] not in ("gzip", "x-gzip", "deflate"):
-        raise Failure("bad_http", f"unknown Content-Encoding: {', '.join(names)}")
-    grow(limit)
-    inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # + 32: zlib detects gzip and zlib headers
-    try:
-        uncompressed = inflate.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise Failure("bad_http", f"the compressed body is damaged: {error}") from error
-    if cut:
-        return uncompressed[:limit]
-    if len(uncompressed) > limit:
-        raise Failure("too_large", f"the body has more than {limit} bytes when decompressed", http_status=200)
-    if not inflate.eof:
-        raise Failure("tcp", "the compressed body ended early")
-    return uncompressed

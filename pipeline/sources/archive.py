@@ -91,6 +91,7 @@ class Response(NamedTuple):
     status: int
     headers: dict[str, str]  # keys in lower case; of repeated headers all values, comma separated
     body: bytes
+    fields: tuple[tuple[str, str], ...] = ()  # the headers one by one, keys in lower case
 
 
 # ------------------------------------------------------------------------------------------------------- the bytes
@@ -765,17 +766,20 @@ def http_response(record: Record, *, max_body: int = MAX_RECORD) -> Response | N
     status = re.match(rb"HTTP/\S+\s+(\d{3})", lines[0])
     if status is None:
         return None
-    headers: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
+    fields = []
     for line in lines[1:]:
         name, colon, value = line.partition(b":")
         if colon:
             key, text = name.strip().lower().decode("latin-1"), value.strip().decode("latin-1")
-            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+            found.setdefault(key, []).append(text)
+            fields.append((key, text))
+    headers = {key: ", ".join(values) for key, values in found.items()}
     transfer = headers.get("transfer-encoding", "").lower()
     if "chunked" in transfer:
         body = unchunk(body)
     encodings = f"{headers.get('content-encoding', '')},{transfer}"
-    return Response(int(status[1]), headers, decode_body(body, encodings, max_body))
+    return Response(int(status[1]), headers, decode_body(body, encodings, max_body), tuple(fields))
 
 
 def unchunk(body: bytes) -> bytes:

@@ -26,6 +26,7 @@ from urllib.parse import urljoin
 
 from pipeline.schema import TEXT_SOURCES, URL_SOURCES
 from pipeline.sources.html_bounds import is_costly
+from pipeline.text.robots_tag import OPT_OUTS, header_rules, meta_rules
 
 MAX_PAGE = 4 << 20  # bytes; what comes after is not read
 MAX_IMAGES = 20_000  # a page
@@ -47,7 +48,6 @@ LAZY = (
 )
 IMAGE_ATTRIBUTES = ("src", "alt", "title", "srcset", "data-srcset", *LAZY)
 _LAZY_SET = frozenset((*LAZY, "data-srcset"))
-OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
 ROBOTS_NAMES = ("robots", "openwit")  # metas and X-Robots-Tag prefixes that address this project
 TDM = "tdm-reservation"
 _OG = ("og:image", "og:image:url", "og:image:secure_url", "og:image:alt", "og:title")
@@ -310,29 +310,21 @@ def resolve(base: str, url: str) -> str:
 
 
 def directives(content: str) -> set[str]:
-    """The opt-outs among the directives of a robots meta or header."""
-    return set(OPT_OUTS).intersection(re.split(r"[,;\s]+", content[:2000].lower()))
+    """The opt-outs among the rules of a robots meta."""
+    return meta_rules(content) & OPT_OUTS
 
 
 def header_signals(headers: Iterable[tuple[str, str]]) -> set[str]:
-    """Opt-outs in HTTP headers. If X-Robots-Tag begins with the name of a robot, it concerns only that robot."""
+    """Opt-outs in HTTP headers. A rule for another robot does not count."""
     signals: set[str] = set()
     for name, value in headers:
         name = name.lower()
         if name == "x-robots-tag":
-            agent, colon, rest = value.partition(":")
-            agent = agent.strip().lower()
-            named = colon and re.fullmatch(r"[a-z0-9_*-]+", agent) and agent not in ("unavailable_after", *_LIMITS)
-            if not named:
-                signals |= directives(value)
-            elif agent in ROBOTS_NAMES or agent == "*":
-                signals |= directives(rest)
+            signals |= OPT_OUTS.intersection(header_rules(value, ROBOTS_NAMES))
         elif name == TDM and value.strip() == "1":
             signals.add(TDM)
     return signals
 
-
-_LIMITS = ("max-snippet", "max-image-preview", "max-video-preview")  # directives with a colon, not names of robots
 
 # ---- bytes -> UTF-8
 

@@ -7,6 +7,7 @@ kind: revisits, other statuses, other content.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from pipeline.sources.base import ARCHIVED_IMAGES
 
 BATCH_ROWS = 16_384
 MAX_RECORD = 32 << 20  # bytes of one record, decompressed
+LONGEST_TYPE = 2_000  # characters of Content-Type that are read
 BYTES_PER_ROW = 1_000  # of a compressed archive, roughly; decides if loading the kernel pays
 
 _parsed = {"bytes": 0}  # bytes of the archives that this process has read
@@ -123,7 +125,7 @@ def _page_of(
     if record.kind == "revisit":
         ledger.notes["revisit"] += 1
         return None
-    if not record.url.startswith(("http://", "https://")):
+    if not record.url[:8].lower().startswith(("http://", "https://")):
         ledger.notes["not_http"] += 1
         return None
     response = http_response(record)
@@ -136,7 +138,7 @@ def _page_of(
     mime, charset = _content_type(response.headers.get("content-type", ""))
     if is_image(mime):
         ledger.notes["image"] += 1
-        if html.header_signals(response.headers.items()):  # then `fetch` asks the site for the image of today
+        if html.header_signals(response.fields):  # then `fetch` asks the site for the image of today
             ledger.notes["image_opted_out"] += 1
         elif images is not None and response.body:
             images.add(record.url, record.offset, len(response.body), mime)
@@ -145,17 +147,29 @@ def _page_of(
         ledger.notes["other_content"] += 1
         return None
     ledger.notes["page"] += 1
-    return response.body, charset, list(response.headers.items())
+    return response.body, charset, list(response.fields)
+
+
+_MIME = re.compile(r"\s*([!#$%&'*+.^_`|~0-9a-z-]+/[!#$%&'*+.^_`|~0-9a-z-]+)\s*(?:;|$)")
+_CHARSET = re.compile(r";\s*charset=(?:\"((?:[^\"\\]|\\.)*)\"?|([^;]*))", re.IGNORECASE)
 
 
 def _content_type(value: str) -> tuple[str, str | None]:
-    """(MIME type, charset) of a Content-Type header."""
-    mime, _, rest = value.partition(";")
-    for part in rest.split(";"):
-        key, _, text = part.partition("=")
-        if key.strip().lower() == "charset" and text.strip():
-            return mime.strip().lower(), text.strip().strip("\"'")
-    return mime.strip().lower(), None
+    """(MIME type, charset) of the Content-Type headers, comma separated.
+
+    The last one that is a MIME type counts. It takes the charset of an earlier one of the same type (Fetch standard,
+    "extract a MIME type").
+    """
+    mime, charset = "", None
+    for part in re.findall(r'(?:"[^"]*"?|[^",])+', value[:LONGEST_TYPE]):
+        match = _MIME.match(part.lower())
+        if match is None or match[1] == "*/*":
+            continue
+        named = _CHARSET.search(part)
+        label = ((named[1] if named[1] is not None else named[2]) or "").strip().strip("\"'") if named else ""
+        charset = label or (charset if match[1] == mime else None)
+        mime = match[1]
+    return mime, charset
 
 
 def _scanner(size: int | None) -> Callable | None:

@@ -15,7 +15,7 @@ from pipeline.engine.ledger import Ledger
 from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
 from pipeline.sources.archive import Record, decode_body, http_response
 from pipeline.sources.inputs import expand
-from pipeline.sources.warc import ARCHIVED_IMAGES, ArchivedImages, read_image, read_warc
+from pipeline.sources.warc import ARCHIVED_IMAGES, ArchivedImages, _content_type, read_image, read_warc
 from tests.archives import html_record, member, page_url, record
 from tests.places import DATA
 
@@ -86,6 +86,43 @@ def test_what_is_no_page_is_noted_by_kind(tmp_path, packed):
     assert table["text"].to_pylist() == ["untyped", "resource"]
     assert ledger.notes == counts
     assert ledger.records_dropped == {"bad_http": 1}
+
+
+@pytest.mark.parametrize(
+    ("types", "mime", "charset"),
+    [  # the Fetch standard, "extract a MIME type": the last valid type counts
+        ("text/html", "text/html", None),
+        ("Text/HTML; Charset=UTF-8", "text/html", "UTF-8"),
+        ("text/html, text/html", "text/html", None),
+        ("text/html, text/html; charset=gbk", "text/html", "gbk"),
+        ("text/html; charset=gbk, text/html", "text/html", "gbk"),
+        ("text/html; charset=gbk, text/plain", "text/plain", None),
+        ("text/html; charset=gbk, text/html; x=y", "text/html", "gbk"),
+        ("text/plain, text/html", "text/html", None),
+        ("text/html, */*", "text/html", None),
+        ("text/html;, ", "text/html", None),
+        ('text/html; charset="gbk"', "text/html", "gbk"),
+        ("text/html; charset='gbk'", "text/html", "gbk"),
+        ('text/html; a="b, text/plain"; charset=gbk', "text/html", "gbk"),
+        ("html", "", None),
+        ("", "", None),
+    ],
+)
+def test_content_types(types, mime, charset):
+    assert _content_type(types) == (mime, charset)
+
+
+def test_repeated_headers_and_a_scheme_in_capitals(tmp_path):
+    twice = http(b"<img src=/c.jpg alt='a small cat'>", headers="Content-Type: text/html; charset=utf-8\r\n")
+    tags = "X-Robots-Tag: otherbot: noindex\r\nX-Robots-Tag: noai\r\n"
+    records = [
+        record(twice, url="HTTP://A.example/p"),
+        record(http(b"<img src=d alt=d>", headers=tags), url="http://h/"),
+    ]
+    (tmp_path / "a.warc").write_bytes(b"".join(records))
+    table, _, _ = read(tmp_path / "a.warc")
+    assert table["url"].to_pylist() == ["HTTP://A.example/c.jpg", "http://h/d"]
+    assert table["opt_out"].to_pylist() == [None, "noai"]
 
 
 PAGE = b'<html><img src="https://i.example/a.jpg" alt="a picture of a thing"></html>'
