@@ -91,6 +91,9 @@ def build(options: Options, *, quiet: bool = False) -> Result:
         continuing.check(stages, run)  # again: another run may have changed the folder before the lock
         continuing.remove_from(stages, options.redo)
         continuing.reopen(stages, run)
+        for line in continuing.remove_lost(stages, run):
+            if not quiet:
+                print(line, file=sys.stderr)
         write_what_was_looked_up(run)
         for stage in stages:
             stage.settle(run)

@@ -124,7 +124,7 @@ def read_images(path: str) -> None:
 
 
 # How the next stage reads each form of file.
-BUCKETS = ("keys", "drops", "band", "rows", "summary")
+BUCKETS = ("keys", "texts", "drops", "band", "rows", "summary")
 VECTORS = ("counts", "picked", "below")
 ARRAYS = ("npy", "count", "stop", "low", "high", "hash", "tie", "source", "offset")
 READERS: dict[str, Callable[[str], object]] = {
@@ -245,6 +245,37 @@ def test_a_part_of_the_fetch_that_is_damaged_before_its_unit_is_done_is_fetched_
     flip(str(copy / "stages/fetch/images-000/00000-000.arrow"), 8 * 900)
     assert build.main(command(copy)) == build.DONE
     assert json.loads((copy / "manifest.json").read_text())["digest"] == before["digest"]
+
+
+def test_a_published_file_that_is_gone_is_written_again(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = (copy / "manifest.json").read_bytes()
+    shard = sorted((copy / "shards").glob("*.tar"))[0]
+    for damage_it in (shard.unlink, lambda: shard.write_bytes(b"cut"), (copy / "README.md").unlink):
+        damage_it()
+        assert build.main(command(copy)) == build.DONE
+        assert "publish begins anew" in capfd.readouterr().err
+        assert not list(verify(str(copy), stages=True))
+        assert json.loads((copy / "manifest.json").read_bytes())["files"] == json.loads(before)["files"]
+    assert build.main(command(copy)) == build.DONE
+    assert "begins anew" not in capfd.readouterr().err
+
+
+def test_verify_lists_files_of_stages_that_are_gone(copy: Path) -> None:
+    gone = {
+        "stages/gather/files.json": "gather",
+        "stages/match/parts/00000-000.arrow": "match",
+        "stages/match/parts/00000.json": "match",
+        "stages/balance/info.json": None,
+        "stages/dedup/masks/00000-000.mask": "dedup",
+        "stages/fetch/images-000/00000-000.raw": "fetch",
+    }
+    for path in gone:
+        (copy / path).unlink()
+    named = {fault.path: fault.problem for fault in verify(str(copy), stages=True)}
+    assert set(gone) <= set(named)
+    for path, stage in gone.items():
+        if stage:
+            assert named[path].startswith("is missing: run the same command again with --redo "), named[path]
 
 
 def test_a_link_is_no_file_of_a_set(copy: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import xxhash
 from pipeline.engine import shuffle_files, storage
 from pipeline.engine.files import TEMPORARY
 from pipeline.engine.storage import DamagedError
+from pipeline.engine.work import FILES
 from pipeline.schema import STAGES
 
 LISTED = ("inputs.json", "shards.json", storage.CHECKSUMS)  # files of a run beside its stages
@@ -52,12 +53,12 @@ def _kept(root: str, stage: str) -> bool:
 
 
 def check_stages(folder: str) -> Iterator[tuple[str, str]]:
-    """Yields (path below the folder, problem) for each damaged file of the stages.
+    """Yields (path below the folder, problem) for each file of the stages that is damaged or gone.
 
     Args:
         folder: the OUT of a run.
     """
-    yield from _check(folder, _files(folder))
+    yield from _check(folder, [*_files(folder), *_gone(folder)])
 
 
 def check_lists(folder: str) -> Iterator[tuple[str, str]]:
@@ -91,12 +92,29 @@ def _files(folder: str) -> Iterator[str]:
     yield from (path for path in storage.walk(stages) if not TEMPORARY.search(path))
 
 
+def _gone(folder: str) -> Iterator[str]:
+    """The files that a completed stage wrote and that do not exist."""
+    for stage in STAGES:
+        at = os.path.join(folder, "stages", stage)
+        if not os.path.exists(os.path.join(at, "COMPLETED")):
+            continue
+        try:
+            listed = storage.read_list(os.path.join(at, FILES))
+        except DamagedError:  # `check_file` names it if it is there
+            listed = [FILES]
+        for name in listed:
+            if not os.path.lexists(path := os.path.join(at, name)):
+                yield path
+
+
 def check_file(path: str) -> None:
     """Checks one file of a stage, or a file beside the stages, against its checksums.
 
     Raises:
         DamagedError: the file is not as it was written.
     """
+    if not os.path.exists(path):
+        raise DamagedError(f"{path} is missing")
     if os.path.basename(path) == storage.CHECKSUMS:
         for name in (storage.read_json(path) or {})["xxh3_64"]:
             storage.check_listed(os.path.join(os.path.dirname(path), name))

@@ -2,6 +2,7 @@
 
     OUT/stages/<stage>/<step>/00007.json      what unit 7 did: the commit, written after all its files
     OUT/stages/<stage>/<step>/00007*.<kind>   its files
+    OUT/stages/<stage>/files.json             the names of all files of the stage, for a check that none is gone
     OUT/stages/<stage>/info.json, COMPLETED   written last
 
 A unit is the smallest piece of work that is done again after a crash. Its manifest carries the fingerprint of the stage
@@ -24,6 +25,8 @@ from typing import Any, TypeAlias
 
 from pipeline.engine import clusters, storage
 from pipeline.engine.cli import UsageError
+
+FILES = "files.json"
 
 Json: TypeAlias = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 
@@ -136,7 +139,9 @@ class StageFolder:
         return info
 
     def complete(self, info: dict[str, Any]) -> None:
-        """Writes info.json, then COMPLETED."""
+        """Writes the list of the stage's files, then info.json, then COMPLETED."""
+        written = {os.path.relpath(path, self.path).replace(os.sep, "/") for path in storage.walk(self.path)}
+        storage.write_list(os.path.join(self.path, FILES), sorted(written - {FILES, "info.json", "COMPLETED"}))
         head = {"stage": self.name, "fingerprint": self.fingerprint, **json.loads(self.about)}
         storage.write_json(os.path.join(self.path, "info.json"), {**head, **info})
         storage.write_plain(os.path.join(self.path, "COMPLETED"), b"")

@@ -177,6 +177,10 @@ class Stage(abc.ABC):
         """Marks a done stage as not done, so that it goes on."""
         return None
 
+    def lost(self) -> str | None:
+        """The path of a file of the done stage that users need and that is gone; None if there is none."""
+        return None
+
     def is_done(self) -> bool:
         """True if the folder holds this stage, complete and with this fingerprint."""
         info = self.folder.info()

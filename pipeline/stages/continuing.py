@@ -147,6 +147,17 @@ def remove_from(stages: list[Stage], name: str | None) -> None:
         storage.remove(stage.folder.path)  # the last one first: a stage never outlives a stage that it was made from
 
 
+def remove_lost(stages: list[Stage], run: Run) -> list[str]:
+    """Removes each done stage that is asked for and whose files are gone. Returns a line about each of them."""
+    asked, said = run.settings(RunSettings).stages, []
+    for stage in stages:
+        path = stage.lost() if stage.name in asked and stage.is_done() else None
+        if path is not None:
+            remove_from(stages, stage.name)
+            said.append(f"{path} is gone or has another size: {stage.name} begins anew")
+    return said
+
+
 def reopen(stages: list[Stage], run: Run) -> None:
     """Reopens done stages where the user asks for it, and removes all stages after them."""
     for stage, after in zip(stages, stages[1:], strict=False):

@@ -341,6 +341,20 @@ class Publish(Stage):
         done = run_task(done, CutByShard(plan), max_units=plan.rows.groups)
         return run_exchange(done, WriteShards(plan), buckets=max_units, exchange=self.exchange)
 
+    def lost(self) -> str | None:
+        """A published file that is gone, or a shard that has another size than the manifest says."""
+        root = self.folder.root
+        manifest = storage.read_json(os.path.join(root, "manifest.json"), sealed=False)
+        if manifest is None:
+            return os.path.join(root, "manifest.json")
+        for entry in manifest["files"]:
+            path = os.path.join(root, entry["path"])
+            if not os.path.exists(path):
+                return path
+            if entry["path"].startswith(("shards/", "metadata/")) and os.path.getsize(path) != entry["bytes"]:
+                return path
+        return None
+
     @property
     def output(self) -> Rows | None:
         return None
