@@ -143,7 +143,9 @@ def extract_pairs(
     pairs.opt_out = ",".join(sorted(signals)) or None
     license_url = "" if facts.license is None else resolve(base, facts.license)
     pairs.license = (
-        license_url if license_url.startswith(("http://", "https://")) and len(license_url) <= MAX_URL else None
+        license_url
+        if license_url[:8].lower().startswith(("http://", "https://")) and len(license_url) <= MAX_URL
+        else None
     )
     _add_images(pairs, facts, base)
     return pairs
@@ -287,7 +289,7 @@ def _base(href: str | None, page_url: str) -> str:
     if href is None:
         return page_url
     base = resolve(page_url, href)
-    return base if base.startswith(("http://", "https://")) else page_url
+    return base if base[:8].lower().startswith(("http://", "https://")) else page_url
 
 
 _ABSOLUTE = re.compile(r"https?://[^/?#\\]", re.IGNORECASE)

@@ -1,6 +1,8 @@
 """WARC and ARC files as candidates: pages give pairs, images in the archive can be read again, the counts add up."""
 
 import gzip
+import io
+import random
 import tracemalloc
 import zipfile
 import zlib
@@ -13,10 +15,11 @@ import zstandard
 
 from pipeline.engine.ledger import Ledger
 from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
+from pipeline.sources import archive
 from pipeline.sources.archive import Record, decode_body, http_response
 from pipeline.sources.inputs import expand
 from pipeline.sources.warc import ARCHIVED_IMAGES, ArchivedImages, _content_type, read_image, read_warc
-from tests.archives import html_record, member, page_url, record
+from tests.archives import Stream, html_block, html_record, member, page_url, record
 from tests.places import DATA
 
 SHARED = DATA / "warc"
@@ -265,3 +268,76 @@ def test_a_crawl_as_arc_and_as_warc_gives_the_same_pairs():
         found.append(sorted(zip(table["url"].to_pylist(), table["text"].to_pylist(), strict=True)))
     assert found[0] == found[1] == found[2] == found[3]
     assert len(found[0]) == 16  # 52 images with an alt, most of them the same icons
+
+
+def test_a_scheme_in_capitals_is_http(tmp_path):
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n"
+    page = b'<img src="a.jpg" alt="a cat"><a rel="license" href="HTTPS://l.example/">l</a>'
+    base = b'<base href="HTTPS://b.example/x/">'
+    records = [record(head + page, url="HTTP://a.example/p"), record(head + base + page, url="Https://a.example/q")]
+    (tmp_path / "a.warc").write_bytes(b"".join(records))
+    ledger = Ledger()
+    (batch,) = read_warc(str(tmp_path / "a.warc"), ledger=ledger)
+    assert batch["url"].to_pylist() == ["http://a.example/a.jpg", "https://b.example/x/a.jpg"]
+    assert batch["license"].null_count == 0 and "not_http" not in ledger.notes
+
+
+class Endless(io.RawIOBase):
+    """A stream of parts: bytes, or a number of zeros that are made as they are read."""
+
+    def __init__(self, *parts):
+        super().__init__()
+        self.parts = list(parts)
+
+    def read(self, size=-1):
+        part = self.parts.pop(0) if self.parts else b""
+        count = min(size, part if isinstance(part, int) else len(part))
+        rest = part - count if isinstance(part, int) else part[count:]
+        self.parts = ([rest] if rest else []) + self.parts
+        return bytes(count) if isinstance(part, int) else part[:count]
+
+
+def peak_of(source):
+    """The records of a stream, the ledger, and the most bytes that reading them held at once."""
+    ledger = Ledger()
+    tracemalloc.start()
+    try:
+        found = [one.url for one in archive.read_records(source, ledger=ledger)]
+        return found, ledger, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_all_records_of_one_long_gzip_member_are_read(tmp_path):
+    """Some programs pack a whole WARC as one gzip member: libdeflate and one call of zlib are too small for it."""
+    filler = random.Random(0).randbytes(1 << 20).hex().encode()  # it packs to a half
+    data = b"".join(html_record(number, html_block(number) + filler) for number in range(15))
+    assert len(data) > 30 << 20
+    for source in (tmp_path / "a.warc.gz", Stream(packed := gzip.compress(data, 1), 1 << 20)):
+        if isinstance(source, Path):
+            source.write_bytes(packed)
+        found, ledger, peak = peak_of(source if isinstance(source, Stream) else str(source))
+        assert found == [page_url(number) for number in range(15)]
+        assert not ledger.records_dropped and not ledger.notes
+        assert peak < 64 << 20
+
+
+def test_skipping_a_giant_record_of_a_stream_holds_little_of_it():
+    size = 96 << 20
+    head = record(b"", url=page_url(1), length=str(size)).removesuffix(b"\r\n\r\n")
+    found, ledger, peak = peak_of(Endless(html_record(0), head, size, b"\r\n\r\n", html_record(2)))
+    assert found == [page_url(0), page_url(2)]
+    assert ledger.records_dropped == {"too_large": 1}
+    assert peak < 8 << 20
+
+
+def test_an_image_far_behind_in_a_stream_is_reached_without_holding_what_lies_before():
+    far = 64 << 20
+    source = archive._Streamed(Endless(b"x", far, b"the end"))
+    tracemalloc.start()
+    try:
+        source.skip_to(far + 1)
+        assert source.at(far + 1, 10) == b"the end"
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
