@@ -26,7 +26,8 @@ The way of a run, one file a role:
     run_config.py  lock.py  resume.py     the folder of a run: options, one run at a time, checkpoints of its state
     at_checkpoint.py                      evaluation at checkpoints
     evaluate.py  probe.py  overlap.py     zero-shot, retrieval, linear probe, data overlap
-    weights.py  torchscript.py  huggingface.py  export.py   weights of OpenAI, open_clip and Hugging Face, both ways
+    weights.py  architecture.py           weights of OpenAI, open_clip and Hugging Face, and what decides their model
+    torchscript.py  huggingface.py  export.py
     use.py                                a trained model for scripts
 
 Nothing heavy is imported here: a public name loads its module, and torch with it, when it is first used.

@@ -60,7 +60,7 @@ def save(
         scratch.mkdir(parents=True)
         files = {"model": model, "optimizer": optimizer} | ({"ema": ema} if ema is not None else {})
         digests = {
-            f"{name}.safetensors": _write_tensors(scratch / f"{name}.safetensors", tensors)
+            f"{name}.safetensors": _write_tensors(scratch / f"{name}.safetensors", tensors, info)
             for name, tensors in files.items()
         }
         body = {"format": FORMAT, **info, "files": digests}
@@ -149,9 +149,10 @@ def _set_aside(path: Path) -> Path:
     return aside
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> dict[str, Any]:
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(plain, path, metadata={"format": "pt"})
+    said = json.dumps({name: info.get(name) for name in ("model", "vocabulary")})  # a copy of the file names itself
+    save_file(plain, path, metadata={"format": "pt", "clip_train": said})
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
     return _digest_file(path)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from clip_train import places
 from clip_train.config import (
+    ACTIVATIONS,
     MEASURES,
     PRESETS,
     TrainOptions,
@@ -79,12 +80,13 @@ class ModelOptions:
     """Weights to use."""
 
     checkpoint: str = option(
-        "", "a run, a checkpoint, OpenAI's .pt, open_clip's .pt or .safetensors, or a Hugging Face folder",
+        "", "a run, a checkpoint, OpenAI's .pt, open_clip's .pt or .safetensors, or a folder of Hugging Face",
         files=places.weights,
     )  # fmt: skip
     ema: bool = option(False, "use the moving average of the weights")
-    activation: str | None = option(None, "activation of open_clip weights, which the files do not name",
-                                    choices=("quick_gelu", "gelu"))  # fmt: skip
+    model: str | None = option(None, "the model of weights that do not name it, such as ViT-H-14", metavar="NAME",
+                               value=check_model)  # fmt: skip
+    activation: str | None = option(None, "the activation of weights that do not name it", choices=ACTIVATIONS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,6 +168,8 @@ class ExportOptions(ModelOptions):
 
     output: str = option("", "file to write; a folder for huggingface", files=places.new_path)
     format: str = option("safetensors", "form of the weights", choices=("safetensors", "open_clip", "huggingface"))
+    bpe: str | None = option(None, "vocabulary, for huggingface; the run's own unless given", metavar="FILE",
+                             files=places.readable_file)  # fmt: skip
 
     def check(self) -> None:
         """UsageError where the output would take another's place."""
@@ -370,7 +374,9 @@ def _overlap(call: Call) -> dict[str, Any]:
 def _load(options: EvaluationOptions) -> Any:
     from clip_train.use import load
 
-    return load(options.checkpoint, ema=options.ema, activation=options.activation, bpe=options.bpe)
+    return load(
+        options.checkpoint, ema=options.ema, model=options.model, activation=options.activation, bpe=options.bpe
+    )
 
 
 def _labels(options: LabelledOptions) -> dict[str, Any]:
@@ -379,11 +385,13 @@ def _labels(options: LabelledOptions) -> dict[str, Any]:
 
 def _export(call: Call) -> dict[str, Any]:
     from clip_train.export import export
+    from clip_train.use import tokenizer_of
     from clip_train.weights import read_weights
 
     options = call[ExportOptions]
-    weights = read_weights(options.checkpoint, ema=options.ema, activation=options.activation)
-    return export(weights, options.output, form=options.format)
+    weights = read_weights(options.checkpoint, ema=options.ema, model=options.model, activation=options.activation)
+    tokenizer = tokenizer_of(weights, options.checkpoint, bpe=options.bpe) if options.format == "huggingface" else None
+    return export(weights, options.output, form=options.format, tokenizer=tokenizer)
 
 
 def _tokenizer_train(call: Call) -> dict[str, Any]:

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from clip_train import places
 from clip_train.errors import UsageError
 from clip_train.fields import check_files, check_values, nearest, option
 from clip_train.remote import DEFAULT_CACHE_GB, DEFAULT_WINDOW, is_url
 
+# of OpenAI's preprocessing, RGB
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 MEASURES = ("tokenizer", "loader", "loss", "model", "step")  # of bench.py
 
 
@@ -30,7 +35,14 @@ class ModelConfig:
     text_width: int = 512
     text_heads: int = 8
     text_layers: int = 12
-    activation: str = "quick_gelu"  # "gelu" for the open_clip weights that were trained with it
+    vision_head_width: int = 64  # channels a head; of the attention pool too
+    vision_mlp_width: int = 0  # hidden channels of a block; 0: four times its width
+    text_mlp_width: int = 0
+    activation: str = "quick_gelu"  # one of ACTIVATIONS
+    layer_norm_eps: float = 1e-5
+    mean: tuple[float, float, float] = MEAN  # of the pixels, which are in [0, 1]
+    std: tuple[float, float, float] = STD
+    interpolation: str = "bicubic"  # of the evaluation transform; or "bilinear"
     logit_bias: bool = False  # for the sigmoid loss: starts at scale 10, bias -10 (arXiv 2303.15343)
 
     @property
@@ -40,14 +52,14 @@ class ModelConfig:
 
     @property
     def vision_heads(self) -> int:
-        """One head per 64 channels. The attention pool of a ResNet has 32 times its width."""
-        return self.vision_width * 32 // 64 if self.is_resnet else max(1, self.vision_width // 64)
+        """Heads of a block. The attention pool of a ResNet has 32 times its width."""
+        return max(1, self.vision_width * (32 if self.is_resnet else 1) // self.vision_head_width)
 
     @classmethod
     def from_json(cls, data: dict) -> ModelConfig:
         """The inverse of `dataclasses.asdict` after a trip through JSON (lists become tuples again)."""
-        layers = data["vision_layers"]
-        return cls(**{**data, "vision_layers": tuple(layers) if isinstance(layers, list) else layers})
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        return cls(**values)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,6 +105,26 @@ def _vit(
     return Preset(model, Recipe(lr=lr, epochs=epochs), note)
 
 
+def _large(
+    embed: int, layers: int, width: int, head: int, mlp: int, text: tuple[int, int, int], note: str
+) -> Preset:  # fmt: skip
+    model = ModelConfig(
+        embed_dim=embed, image_size=224, vision_layers=layers, vision_width=width, patch_size=14,
+        vision_head_width=head, vision_mlp_width=0 if mlp == 4 * width else mlp,
+        text_width=text[0], text_heads=text[1], text_layers=text[2], activation="gelu",
+    )  # fmt: skip
+    return Preset(model, Recipe(lr=4e-4), note)
+
+
+def _wide(size: int, patch: int, layers: int, width: int, lr: float, note: str) -> Preset:
+    model = ModelConfig(
+        embed_dim=width, image_size=size, vision_layers=layers, vision_width=width, patch_size=patch,
+        context_length=64, text_width=width, text_heads=width // 64, text_layers=layers, activation="gelu_tanh",
+        layer_norm_eps=1e-6, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
+    )  # fmt: skip
+    return Preset(model, Recipe(lr=lr), note)
+
+
 def _small(model: ModelConfig, note: str, *, batch_size: int = 128, lr: float = 1e-3, beta2: float = 0.98) -> Preset:
     return Preset(model, Recipe(lr=lr, batch_size=batch_size, epochs=10, warmup=100, beta2=beta2), note)
 
@@ -111,6 +143,14 @@ PRESETS: dict[str, Preset] = {
     "ViT-L-14-336": _vit(
         768, 336, 14, 24, 1024, 768, 2e-5, "one more epoch of ViT-L-14 at 336 px: start with --init", epochs=1
     ),
+    # LAION's (Cherti et al. 2022, arXiv 2212.07143); the learning rate is that of MetaCLIP's H/14
+    "ViT-H-14": _large(1024, 32, 1280, 80, 5120, (1024, 16, 24), "LAION's huge one, 986 M"),
+    "ViT-g-14": _large(1024, 40, 1408, 88, 6144, (1024, 16, 24), "1.37 G"),
+    "ViT-bigG-14": _large(1280, 48, 1664, 104, 8192, (1280, 20, 32), "2.54 G"),
+    # the widths of SigLIP (Zhai et al. 2023, arXiv 2303.15343): a text tower as large as the image tower, 64 tokens.
+    # The towers stay CLIP's: a class token and causal text, where SigLIP has an attention pool and text that sees all.
+    "ViT-B-16-wide": _wide(224, 16, 12, 768, 5e-4, "widths of SigLIP's B/16, for --loss sigmoid, 204 M"),
+    "ViT-L-14-wide": _wide(224, 14, 24, 1024, 4e-4, "widths of SigLIP's L, for --loss sigmoid, 659 M"),
     # not in the paper: for a first try on a CPU, and for tests
     "ViT-Mini": _small(
         ModelConfig(
@@ -165,6 +205,8 @@ class TrainOptions:
                        files=places.shards)  # fmt: skip
     model: str = option("ViT-B-32", "one of: " + ", ".join(PRESETS), metavar="NAME", value=check_model)
     output: str = option("", "folder of the run: log.jsonl, config.json, checkpoints/", files=places.run_folder)
+    activation: str | None = option(None, "activation of both towers; by the model unless given",
+                                    choices=ACTIVATIONS)  # fmt: skip
     init: str | None = option(None, "initial weights: a checkpoint, or a file of OpenAI, open_clip or Hugging Face",
                               files=places.weights)  # fmt: skip
     resume: bool = option(False, "continue from the newest valid checkpoint in the output folder")
@@ -282,7 +324,10 @@ def resolve(
     if options.warmup is None and recipe.warmup > steps // 10:
         notes.append(f"warm-up {steps // 10} steps, a tenth of the run, not the recipe's {recipe.warmup}")
         recipe = dataclasses.replace(recipe, warmup=steps // 10)
-    model = dataclasses.replace(chosen.model, vocab_size=vocab_size, logit_bias=options.loss == "sigmoid")
+    model = dataclasses.replace(
+        chosen.model, vocab_size=vocab_size, logit_bias=options.loss == "sigmoid",
+        activation=options.activation or chosen.model.activation,
+    )  # fmt: skip
     return Plan(
         options=_filled(options, recipe, _RECIPE_NAMES), model=model, recipe=recipe, steps=steps, samples=samples,
         world_size=world_size, vocabulary=vocabulary, notes=tuple(notes),

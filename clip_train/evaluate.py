@@ -62,7 +62,7 @@ def embed_images(
 
     def load(number: int) -> np.ndarray | None:
         try:
-            return evaluation_transform(read(number), size)
+            return evaluation_transform(read(number), size, interpolation=model.config.interpolation)
         except (BadImage, OSError):
             return None
 
@@ -73,12 +73,13 @@ def embed_images(
             if number + 2 < len(starts):
                 later = starts[number + 2]
                 ahead.append([pool.submit(load, n) for n in range(later, min(later + batch_size, count))])
-            pixels = [future.result() for future in ahead.pop(0)]
-            kept = [at + row for row, image in enumerate(pixels) if image is not None]
+            decoded = [future.result() for future in ahead.pop(0)]
+            kept = [at + row for row, image in enumerate(decoded) if image is not None]
             if not kept:
                 continue
-            images = torch.from_numpy(np.stack([image for image in pixels if image is not None])).to(device)
-            features = model.encode_image(normalize(images)).float()
+            images = torch.from_numpy(np.stack([image for image in decoded if image is not None])).to(device)
+            pixels = normalize(images, mean=model.config.mean, std=model.config.std)
+            features = model.encode_image(pixels).float()
             yield kept, F.normalize(features, dim=1) if unit else features
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clip_train.config import MEAN, STD
 from clip_train.errors import TrainError
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ MAX_SCANNED = 1 << 30  # pixels times scans of a JPEG: a scan of 20 bytes costs 
 _MAX_SEGMENTS = 2000  # before the first scan of a JPEG; EXIF and colour profiles take dozens
 # Pillow reads many more formats, some by starting other programs
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "MPO")
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's preprocessing; RGB
-STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class BadImage(Exception):
@@ -207,21 +206,21 @@ def reduction(width: int, height: int, size: int, *, min_scale: float) -> int:
     return max((factor for factor in (2, 4, 8) if smallest / factor >= size), default=1)
 
 
-def evaluation_transform(data: bytes, size: int) -> np.ndarray:
-    """(S, S, 3) uint8: resizes the shorter side to `size` by Pillow's bicubic filter, then crops the centre.
+def evaluation_transform(data: bytes, size: int, *, interpolation: str = "bicubic") -> np.ndarray:
+    """(S, S, 3) uint8: resizes the shorter side to `size` by Pillow's filter, then crops the centre.
 
-    This is OpenAI's `preprocess`.
+    With the bicubic filter this is OpenAI's `preprocess`.
     """
     try:
         with _opened(data) as opened:
-            return middle_square(opened, size)
+            return middle_square(opened, size, interpolation=interpolation)
     except BadImage:
         raise
     except Exception as error:  # Pillow raises almost any exception on a damaged file
         raise BadImage("image_not_decoded") from error
 
 
-def middle_square(opened: Image.Image, size: int) -> np.ndarray:
+def middle_square(opened: Image.Image, size: int, *, interpolation: str = "bicubic") -> np.ndarray:
     """(S, S, 3) uint8 from an image of Pillow; see `evaluation_transform`."""
     from PIL import Image
 
@@ -232,18 +231,31 @@ def middle_square(opened: Image.Image, size: int) -> np.ndarray:
     target = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
     if max(target) > MAX_PIXELS // size:  # an image one pixel wide would become arbitrarily long
         raise BadImage("image_too_large")
-    image = opened.resize(target, Image.Resampling.BICUBIC) if scale != 1 else opened.copy()
+    kernel = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[interpolation]
+    image = opened.resize(target, kernel) if scale != 1 else opened.copy()
     left, top = round((target[0] - size) / 2), round((target[1] - size) / 2)
     return np.asarray(image.crop((left, top, left + size, top + size)).convert("RGB"))
 
 
-def normalize(images: torch.Tensor) -> torch.Tensor:
-    """(B, S, S, 3) uint8 -> (B, 3, S, S) fp32 in the channels-last memory format, which convolutions prefer."""
+def normalize(
+    images: torch.Tensor, *, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD
+) -> torch.Tensor:
+    """(B, S, S, 3) uint8 -> (B, 3, S, S) fp32 in the channels-last memory format, which convolutions prefer.
+
+    Args:
+        mean, std: of the three channels, of pixels in [0, 1].
+    """
+    batch, height, width, _ = images.shape
+    centre, spread = _rows(mean, std, width, images.device)
+    rows = images.reshape(batch, height, width * 3).float().sub_(centre).div_(spread)
+    return rows.view(batch, height, width, 3).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=16)
+def _rows(
+    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of whole rows of pixels: an inner dimension of three values is slow on a CPU."""
     import torch
 
-    batch, height, width, _ = images.shape
-    # whole rows: an inner dimension of three values is slow on a CPU
-    mean = (torch.tensor(MEAN, device=images.device) * 255).repeat(width)
-    std = (torch.tensor(STD, device=images.device) * 255).repeat(width)
-    rows = images.reshape(batch, height, width * 3).float().sub_(mean).div_(std)
-    return rows.view(batch, height, width, 3).permute(0, 3, 1, 2)
+    return tuple((torch.tensor(values, device=device) * 255).repeat(width) for values in (mean, std))  # type: ignore[return-value]

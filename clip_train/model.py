@@ -53,6 +53,11 @@ class _QuickGELU(torch.autograd.Function):
         return torch.ops.aten.silu_backward(upstream, 1.702 * input)
 
 
+def make_activation(name: str) -> nn.Module:
+    """One of ACTIVATIONS of config.py."""
+    return QuickGELU() if name == "quick_gelu" else nn.GELU(approximate="tanh" if name == "gelu_tanh" else "none")
+
+
 def dense_attention(qkv: Tensor, *, heads: int, causal: bool) -> Tensor:
     """(B, L, 3d) -> (B, L, d)."""
     batch, length, width = qkv.shape
@@ -104,20 +109,18 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: attention, then an MLP of four times the width."""
+    """Pre-norm residual block: attention, then an MLP."""
 
-    def __init__(self, width: int, heads: int, *, causal: bool, activation: str) -> None:
+    def __init__(self, width: int, heads: int, *, causal: bool, mlp_width: int, activation: str, eps: float) -> None:
         super().__init__()
         self.attn = Attention(width, heads, causal=causal)
-        self.ln_1 = LayerNorm(width)
+        self.ln_1 = LayerNorm(width, eps)
         self.mlp = nn.Sequential(
             OrderedDict(
-                c_fc=nn.Linear(width, 4 * width),
-                gelu=QuickGELU() if activation == "quick_gelu" else nn.GELU(),
-                c_proj=nn.Linear(4 * width, width),
+                c_fc=nn.Linear(width, mlp_width), gelu=make_activation(activation), c_proj=nn.Linear(mlp_width, width)
             )
         )
-        self.ln_2 = LayerNorm(width)
+        self.ln_2 = LayerNorm(width, eps)
 
     def forward(self, x: Tensor, packing: PackedText | None = None) -> Tensor:
         x = x + self.attn(self.ln_1(x), packing)
@@ -127,12 +130,15 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A stack of blocks over (B, L, d), or over the (T, d) of a packed batch."""
 
-    def __init__(self, width: int, layers: int, heads: int, *, causal: bool, activation: str) -> None:
+    def __init__(
+        self, width: int, layers: int, heads: int, *, causal: bool, mlp_width: int, activation: str, eps: float
+    ) -> None:
         super().__init__()
         self.width, self.layers = width, layers
         self.checkpointing = False  # recompute each block in the backward pass
         self.resblocks = nn.ModuleList(
-            Block(width, heads, causal=causal, activation=activation) for _ in range(layers)
+            Block(width, heads, causal=causal, mlp_width=mlp_width or 4 * width, activation=activation, eps=eps)
+            for _ in range(layers)
         )
 
     def forward(self, x: Tensor, packing: PackedText | None = None) -> Tensor:
@@ -156,11 +162,12 @@ class VisionTransformer(nn.Module):
         scale = width**-0.5
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         self.positional_embedding = nn.Parameter(scale * torch.randn((config.image_size // patch) ** 2 + 1, width))
-        self.ln_pre = LayerNorm(width)
+        self.ln_pre = LayerNorm(width, config.layer_norm_eps)
         self.transformer = Transformer(
-            width, config.vision_layers, config.vision_heads, causal=False, activation=config.activation
-        )
-        self.ln_post = LayerNorm(width)
+            width, config.vision_layers, config.vision_heads, causal=False, mlp_width=config.vision_mlp_width,
+            activation=config.activation, eps=config.layer_norm_eps,
+        )  # fmt: skip
+        self.ln_post = LayerNorm(width, config.layer_norm_eps)
         self.proj = nn.Parameter(scale * torch.randn(width, config.embed_dim))
 
     def forward(self, images: Tensor, kept_patches: Tensor | None = None) -> Tensor:
@@ -191,11 +198,12 @@ class CLIP(nn.Module):
         self.config = config
         self.visual: nn.Module = ModifiedResNet(config) if config.is_resnet else VisionTransformer(config)
         self.transformer = Transformer(
-            config.text_width, config.text_layers, config.text_heads, causal=True, activation=config.activation
-        )
+            config.text_width, config.text_layers, config.text_heads, causal=True, mlp_width=config.text_mlp_width,
+            activation=config.activation, eps=config.layer_norm_eps,
+        )  # fmt: skip
         self.token_embedding = nn.Embedding(config.vocab_size, config.text_width)
         self.positional_embedding = nn.Parameter(torch.empty(config.context_length, config.text_width))
-        self.ln_final = LayerNorm(config.text_width)
+        self.ln_final = LayerNorm(config.text_width, config.layer_norm_eps)
         self.text_projection = nn.Parameter(torch.empty(config.text_width, config.embed_dim))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(10 if config.logit_bias else 1 / 0.07)))  # section 2.5
         self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if config.logit_bias else None
@@ -261,15 +269,17 @@ def count_flops(config: ModelConfig, *, text_tokens: float | None = None) -> flo
         text_tokens: mean number of tokens per caption that are computed; the whole context unless given.
     """
     length = config.context_length if text_tokens is None else text_tokens
-    text = _transformer_flops(config.text_width, config.text_layers, length) + 2 * config.text_width * config.embed_dim
+    text = _transformer_flops(config.text_width, config.text_layers, length, config.text_mlp_width)
+    text += 2 * config.text_width * config.embed_dim
     if config.is_resnet:
         return text + ModifiedResNet.count_flops(config)
     assert isinstance(config.vision_layers, int) and config.patch_size is not None
     patches = (config.image_size // config.patch_size) ** 2
     width = config.vision_width
-    vision = _transformer_flops(width, config.vision_layers, patches + 1)
+    vision = _transformer_flops(width, config.vision_layers, patches + 1, config.vision_mlp_width)
     return text + vision + 2 * 3 * config.patch_size**2 * width * patches + 2 * width * config.embed_dim
 
 
-def _transformer_flops(width: int, layers: int, length: float) -> float:
-    return layers * (24 * width * width * length + 4 * length * length * width)
+def _transformer_flops(width: int, layers: int, length: float, mlp_width: int) -> float:
+    products = 8 * width * width + 4 * width * (mlp_width or 4 * width)  # of a token
+    return layers * (products * length + 4 * length * length * width)

@@ -23,6 +23,8 @@ _RUN_NAMES = (
     "config.json", "log.jsonl", "checkpoints", "tensorboard", "wandb", "wandb-id", "zero_shot.jsonl",
     "vocabulary.txt.gz", ".lock",
 )  # fmt: skip
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 _CHECKPOINT = re.compile(r"step-(\d{8,})")
 
 
@@ -71,15 +73,18 @@ def weights(said: str, value: str) -> None:
     path = _existing(said, value)
     if path.is_dir() and not _holds_weights(path):
         raise InputMissing(
-            f"{said} {value}: the folder holds neither checkpoints nor a Hugging Face model "
-            "(config.json, model.safetensors)"
+            f"{said} {value}: the folder holds neither checkpoints nor a model of Hugging Face (config.json, "
+            f"model.safetensors) or open_clip ({OPEN_CLIP_CONFIG}, {OPEN_CLIP_FILES[0]})"
         )
 
 
 def _holds_weights(folder: Path) -> bool:
     if (folder / "checkpoint.json").exists() or all_steps(folder) or all_steps(folder / "checkpoints"):
         return True
-    return (folder / "config.json").exists() and (folder / "model.safetensors").exists()
+    if (folder / OPEN_CLIP_CONFIG).exists() and any((folder / name).exists() for name in OPEN_CLIP_FILES):
+        return True
+    weights = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    return (folder / "config.json").exists() and any((folder / name).exists() for name in weights)
 
 
 def _existing(said: str, value: str) -> Path:

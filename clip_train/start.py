@@ -37,7 +37,7 @@ def start_run(plan: Plan, device: torch.device) -> Run:
     model = CLIP(plan.model)
     resumed = find_checkpoint(plan)
     if options.init and resumed is None:
-        load_initial(model, options.init, vocabulary=plan.vocabulary)
+        load_initial(model, plan)
     model.to(device)
     if plan.model.is_resnet:
         model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -67,11 +67,13 @@ def compile_towers(model: CLIP) -> None:
         block.compile(dynamic=True)
 
 
-def load_initial(model: CLIP, path: str, *, vocabulary: str) -> None:
+def load_initial(model: CLIP, plan: Plan) -> None:
     """Copies initial weights into the model. The position embedding is resized if the resolution differs."""
-    weights = read_weights(path)
+    path = plan.options.init or ""
+    named = plan.options.model if os.path.isfile(path) else None  # a file may not name its architecture
+    weights = read_weights(path, model=named, activation=plan.options.activation)
     same_model(weights.config, model.config, path, but="image_size")
-    if weights.vocabulary and vocabulary and weights.vocabulary != vocabulary:
+    if weights.vocabulary and plan.vocabulary and weights.vocabulary != plan.vocabulary:
         raise UsageError(f"{path} was trained with another vocabulary: name its RUN/{VOCABULARY} by --bpe")
     checkpoint.restore_model(model, fit_to(weights.tensors, model), origin=path)
 

@@ -107,6 +107,11 @@ class Tokenizer:
         return self.end_id + 1
 
     @property
+    def tokens(self) -> list[str]:
+        """The pieces by their ids, without the two special tokens."""
+        return self._tokens
+
+    @property
     def fingerprint(self) -> str:
         """A name for the vocabulary. Vocabularies with equal fingerprints give equal ids."""
         return hashlib.sha256(repr(self.merges).encode()).hexdigest()[:16]

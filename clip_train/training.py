@@ -204,10 +204,11 @@ def forward_backward(run: Run, batches: list[Batch]) -> Tensor:
 def encode(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
     """Unit vectors of the images and of the texts of the usable pairs in a micro-batch, (b', E) each."""
     on_gpu = run.device.type == "cuda"
-    pixels = normalize(batch.images.to(run.device, non_blocking=on_gpu))
+    model = run.plan.model
+    pixels = normalize(batch.images.to(run.device, non_blocking=on_gpu), mean=model.mean, std=model.std)
     text = batch.text.to(run.device, non_blocking=on_gpu)
     options = run.plan.options
-    kept = kept_patches(batch, run.plan.model, rate=options.patch_dropout, seed=options.seed)
+    kept = kept_patches(batch, model, rate=options.patch_dropout, seed=options.seed)
     with autocast(run):
         images, texts = run.towers(pixels, text, None if kept is None else kept.to(run.device))
     if batch.good is None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from clip_train.config import ModelConfig
 from clip_train.distributed import pick_device
 from clip_train.errors import InputMissing, TrainError, UsageError
 from clip_train.image import BadImage, evaluation_transform, middle_square, normalize
@@ -24,7 +25,7 @@ from clip_train.model import CLIP
 from clip_train.places import readable_file
 from clip_train.places import weights as check_weights
 from clip_train.tokenizer import VOCABULARY, Tokenizer, load_tokenizer
-from clip_train.weights import load_model
+from clip_train.weights import Weights, load_model
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,10 +33,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """OpenAI's evaluation transform: the shorter side to `size`, the middle, normalised."""
+    """OpenAI's evaluation transform: the shorter side to the size of the model, the middle, normalised."""
 
-    size: int
+    config: ModelConfig
     device: torch.device
+
+    @property
+    def size(self) -> int:
+        """Pixels of a side."""
+        return self.config.image_size
 
     def __call__(self, image: str | os.PathLike[str] | bytes | Image.Image) -> torch.Tensor:
         """(3, size, size) fp32 on the model's device.
@@ -47,18 +53,20 @@ class Preprocess:
             InputMissing: there is no such file.
             TrainError: these are no bytes of an image, or of one that is too large.
         """
+        config = self.config
         try:
             if isinstance(image, str | os.PathLike):
                 image = Path(image).read_bytes()
             if isinstance(image, bytes):
-                pixels = evaluation_transform(image, self.size)
+                pixels = evaluation_transform(image, config.image_size, interpolation=config.interpolation)
             else:
-                pixels = middle_square(image, self.size)
+                pixels = middle_square(image, config.image_size, interpolation=config.interpolation)
         except FileNotFoundError as error:
             raise InputMissing(f"no such file: {error.filename}") from None
         except BadImage as error:
             raise TrainError(f"the image cannot be used: {error}") from None
-        return normalize(torch.from_numpy(pixels.copy())[None].to(self.device))[0].contiguous()
+        batch = torch.from_numpy(pixels.copy())[None].to(self.device)
+        return normalize(batch, mean=config.mean, std=config.std)[0].contiguous()
 
 
 class Loaded(NamedTuple):
@@ -70,8 +78,9 @@ class Loaded(NamedTuple):
 
 
 def load(
-    checkpoint: str | os.PathLike[str], *, ema: bool = False, activation: str | None = None, bpe: str | None = None
-) -> Loaded:
+    checkpoint: str | os.PathLike[str], *, ema: bool = False, model: str | None = None,
+    activation: str | None = None, bpe: str | None = None,
+) -> Loaded:  # fmt: skip
     """The model in evaluation mode, on the GPU if there is one, with its vocabulary and its image transform.
 
     `model.encode_image` takes (B, 3, S, S) of `preprocess`, `model.encode_text` takes (B, L) of `tokenizer`. Both give
@@ -80,20 +89,30 @@ def load(
     Args:
         checkpoint: a run, a checkpoint of it, or weights of another program (see weights.py).
         ema: take the moving average of the weights.
-        activation: "gelu" or "quick_gelu", for open_clip weights: their files do not name it.
-        bpe: the vocabulary. The run's own unless given, else the one that `find_vocabulary` finds.
+        model, activation: what weights were trained as whose file does not name it ("ViT-H-14", "gelu").
+        bpe: the vocabulary. That of the run or of the folder unless given, else the one that `find_vocabulary` finds.
 
     Raises:
         InputMissing: there is no such file or folder, or no weights in it.
-        UsageError: the vocabulary is not the one that the weights were trained with.
+        UsageError: the vocabulary is not the one that the weights were trained with, or their architecture is not
+            known.
         TrainError: the weights cannot be read, or a digest differs.
     """
     path = os.fspath(checkpoint)
     check_weights("the checkpoint", path)
     if bpe is not None:
         readable_file("the vocabulary", bpe)
-    model, weights = load_model(path, ema=ema, activation=activation)
-    tokenizer = load_tokenizer(bpe or _vocabulary_of_run(Path(path)))
+    made, weights = load_model(path, ema=ema, model=model, activation=activation)
+    device = pick_device()
+    return Loaded(made.to(device), tokenizer_of(weights, path, bpe=bpe), Preprocess(weights.config, device))
+
+
+def tokenizer_of(weights: Weights, path: str, *, bpe: str | None = None) -> Tokenizer:
+    """The tokenizer of some weights. UsageError where the vocabulary is not the one they were trained with."""
+    if bpe is None and weights.merges is not None:
+        tokenizer = Tokenizer(weights.merges, name=path)
+    else:
+        tokenizer = load_tokenizer(bpe or _vocabulary_of_run(Path(path)))
     if tokenizer.vocab_size != weights.config.vocab_size:
         raise UsageError(
             f"{path} has {weights.config.vocab_size} token ids, the vocabulary {tokenizer.name} has "
@@ -101,8 +120,7 @@ def load(
         )
     if weights.vocabulary and weights.vocabulary != tokenizer.fingerprint:
         raise UsageError(f"{path} was trained with another vocabulary than {tokenizer.name}: name it by --bpe")
-    device = pick_device()
-    return Loaded(model.to(device), tokenizer, Preprocess(weights.config.image_size, device))
+    return tokenizer
 
 
 def _vocabulary_of_run(path: Path) -> Path | None:

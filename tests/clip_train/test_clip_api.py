@@ -41,7 +41,7 @@ def test_the_public_names_and_their_arguments():
     }
     assert arguments == {
         "embed": ["model", "tokenizer", "data", "output", "texts", "batch_size"],
-        "load": ["checkpoint", "ema", "activation", "bpe"],
+        "load": ["checkpoint", "ema", "model", "activation", "bpe"],
         "retrieval": ["model", "tokenizer", "data", "ks", "batch_size"],
         "train": ["options", "on_step"],
         "zero_shot": ["model", "tokenizer", "data", "classes", "templates", "dataset", "batch_size"],

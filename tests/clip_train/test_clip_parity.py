@@ -88,7 +88,7 @@ def test_live_open_clip_both_ways(name, tmp_path):
     theirs = open_clip.create_model(name, precision="fp32", force_quick_gelu=True).eval()
     fill(theirs)
     torch.save({"state_dict": theirs.state_dict()}, tmp_path / "theirs.pt")
-    ours, weights = load_model(tmp_path / "theirs.pt")
+    ours, weights = load_model(tmp_path / "theirs.pt", model=name, activation="quick_gelu")
     images, text = pictures(224), captions(ours.config.vocab_size)
     with torch.no_grad():
         expected = theirs.get_logits(images, pad(text, context_length=77))[0]
