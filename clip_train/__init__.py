@@ -24,6 +24,7 @@ The way of a run, one file a role:
     training.py                           the loop and its step
     run.py  start.py  report.py           the state of a run, its beginning, the numbers of its steps
     run_config.py  lock.py  resume.py     the folder of a run: options, one run at a time, checkpoints of its state
+    same_run.py                           what a resumed run keeps of its options, and --change
     at_checkpoint.py                      evaluation at checkpoints
     evaluate.py  probe.py  overlap.py     zero-shot, retrieval, linear probe, data overlap
     weights.py  architecture.py           weights of OpenAI, open_clip and Hugging Face, and what decides their model

@@ -151,8 +151,9 @@ def _set_aside(path: Path) -> Path:
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> dict[str, Any]:
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    said = json.dumps({name: info.get(name) for name in ("model", "vocabulary")})  # a copy of the file names itself
-    save_file(plain, path, metadata={"format": "pt", "clip_train": said})
+    # a copy of the file names itself; one entry, because safetensors writes several in no fixed order
+    said = json.dumps({name: info.get(name) for name in ("model", "vocabulary")})
+    save_file(plain, path, metadata={"clip_train": said})
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
     return _digest_file(path)

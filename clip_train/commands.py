@@ -23,8 +23,9 @@ from clip_train.config import (
     fill_from_preset,
 )
 from clip_train.errors import BelowThreshold, UsageError
-from clip_train.fields import check_files, check_values, option
+from clip_train.fields import check_files, check_values, kinds, option
 from clip_train.recipe import label, read_recipe, recipe_file, write_recipe
+from clip_train.same_run import continued
 from clip_train.tokenizer import MAX_MERGES
 
 T = TypeVar("T")
@@ -290,6 +291,8 @@ _RECIPE_PARTS = (TrainOptions, LaunchOptions)
 
 def _check_train(call: Call, labels: dict[str, str]) -> None:
     _check_part(call[LaunchOptions])
+    said = {name for name in kinds(TrainOptions) if name in call.given or name in labels}
+    call.parts[TrainOptions], _ = continued(call[TrainOptions], said)
     check_together(call[TrainOptions], world_size=call[LaunchOptions].ranks)
     if not call[RecipeOptions].print_config:
         check_run(call[TrainOptions], labels)

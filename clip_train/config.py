@@ -210,6 +210,8 @@ class TrainOptions:
     init: str | None = option(None, "initial weights: a checkpoint, or a file of OpenAI, open_clip or Hugging Face",
                               files=places.weights)  # fmt: skip
     resume: bool = option(False, "continue from the newest valid checkpoint in the output folder")
+    change: tuple[str, ...] | None = option(None, "with --resume: change options of the run, such as lr=1e-4",
+                                            metavar="NAME=VALUE")  # fmt: skip
     seed: int = option(0, "seed of the initial weights, the order of samples, the crops and patch dropout",
                         within="[0, 9223372036854775808)")  # fmt: skip
     # how long
@@ -283,6 +285,7 @@ class Plan:
     world_size: int
     vocabulary: str = ""  # the tokenizer's fingerprint
     notes: tuple[str, ...] = ()
+    history: tuple[dict[str, Any], ...] = ()  # options that --change has changed: option, from, to, step
 
     @property
     def batch_size(self) -> int:
@@ -291,13 +294,15 @@ class Plan:
 
 
 def resolve(
-    options: TrainOptions, *, samples: int, world_size: int, vocab_size: int, has_gpu: bool, vocabulary: str = ""
-) -> Plan:
+    options: TrainOptions, *, samples: int, world_size: int, vocab_size: int, has_gpu: bool, vocabulary: str = "",
+    history: tuple[dict[str, Any], ...] = (),
+) -> Plan:  # fmt: skip
     """Fills the options from the preset and checks that they fit together.
 
     Args:
         samples: pairs in the data.
         vocab_size: ids of the tokenizer; the text tower's embedding takes this size.
+        history: of the options that --change has changed.
         vocabulary: names the tokenizer's merges; a checkpoint of another vocabulary is refused.
         has_gpu: without a GPU the default batch is 256, because the paper's 32,768 would not fit.
     """
@@ -330,7 +335,7 @@ def resolve(
     )  # fmt: skip
     return Plan(
         options=_filled(options, recipe, _RECIPE_NAMES), model=model, recipe=recipe, steps=steps, samples=samples,
-        world_size=world_size, vocabulary=vocabulary, notes=tuple(notes),
+        world_size=world_size, vocabulary=vocabulary, notes=tuple(notes), history=history,
     )  # fmt: skip
 
 

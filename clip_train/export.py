@@ -34,7 +34,7 @@ def export(weights: Weights, output: str, *, form: str, tokenizer: Tokenizer | N
     plain = {name: value.contiguous() for name, value in weights.tensors.items()}
     try:
         if form == "safetensors":
-            save_file(plain, partial, metadata={"format": "pt", METADATA: describe(weights)})
+            save_file(plain, partial, metadata={METADATA: describe(weights)})
         elif form == "open_clip":
             torch.save({"state_dict": plain, METADATA: describe(weights)}, partial)
         else:

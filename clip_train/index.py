@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 
@@ -31,9 +33,26 @@ class Index:
     keep_probability: np.ndarray | None = None  # (N,) float32
     damaged: tuple[str, ...] = ()  # tars that are truncated or have damaged headers; their whole samples are here
     remote: RemoteShards | None = None  # if `paths` are URLs
+    sizes: tuple[int, ...] = ()  # of the shards, in bytes
+    listed: str = ""  # the digest of what a manifest lists, if it has the sha256 of every file
 
     def __len__(self) -> int:
         return len(self.shard)
+
+
+def digest_of(index: Index) -> str:
+    """A name for the set: equal for a copy of it in another place, another for a set with other samples.
+
+    It is that of the manifest. Plain tars, and a manifest without sha256, have no digest of the content: their names
+    and sizes count, and the place of every member.
+    """
+    if index.listed:
+        return index.listed
+    digest = hashlib.sha256(json.dumps([[os.path.basename(path) for path in index.paths], index.sizes]).encode())
+    columns = [getattr(index, f"{place}_{what}") for place in PLACES for what in ("offset", "size")]
+    for values in (index.shard, *columns):
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
 
 
 def key_of(index: Index, sample: int) -> str:

@@ -6,6 +6,7 @@ Shards that do not agree with the manifest are refused.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -116,11 +117,22 @@ def index_from_table(table: pa.Table, folder: str, listed: dict[str, Listed]) ->
             if "keep_probability" in has
             else None,
         )
-        check_places(index, [listed[path].size for path in paths])
+        index = dataclasses.replace(
+            index, sizes=tuple(listed[path].size for path in paths), listed=_digest_of_list(listed.values())
+        )
+        check_places(index, index.sizes)
     except (ValueError, TypeError, KeyError, pa.ArrowException) as error:
         name = remote.public(folder)
         raise TrainError(f"{name}: the metadata does not fit the shards ({error}); {REMEDY}") from error
     return index
+
+
+def _digest_of_list(listed: Iterable[Listed]) -> str:
+    """The digest of the files of a manifest; "" where one has no sha256."""
+    entries = [[file.path, file.size, file.sha256] for file in listed]
+    if any(digest is None for _, _, digest in entries):
+        return ""
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
 def _tars_by_name(listed: Iterable[str]) -> dict[int | str, str]:

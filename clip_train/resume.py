@@ -10,7 +10,9 @@ from clip_train.config import ModelConfig, Plan
 from clip_train.distributed import rank
 from clip_train.errors import TrainError, UsageError
 from clip_train.log import Progress
+from clip_train.remote import public
 from clip_train.run import Run
+from clip_train.same_run import recipe_of, unexplained
 from clip_train.tokenizer import Tokenizer
 
 
@@ -52,6 +54,14 @@ def restore_run(run: Run, path: Path) -> None:
             f"{path} was trained with {info['samples']} samples and seed {info['seed']}, this run has {plan.samples} "
             f"samples and seed {plan.options.seed}: the order would differ. Start a new run with --init {path}"
         )
+    if run.data and info.get("set", run.data) != run.data:
+        raise UsageError(
+            f"{path} was trained on another set than --data {public(plan.options.data)}, of the same size: name that "
+            f"set, or start a new run with --init {path}"
+        )
+    differing = unexplained(info.get("recipe", {}), plan.options, plan.history)
+    if differing:
+        raise UsageError(f"{path} was trained with another recipe: {'; '.join(differing)}. Say it with --change")
     checkpoint.restore_model(run.model, state.model, origin=str(path))
     checkpoint.restore_optimizer(run.model, run.optimizer, state.optimizer)
     if run.average and state.ema:
@@ -92,6 +102,8 @@ def save_run(run: Run, folder: Path, tokenizer: Tokenizer) -> Path:
                 "name": run.plan.options.model,
                 "vocabulary": tokenizer.fingerprint,
                 "samples": run.plan.samples,
+                "set": run.data,
+                "recipe": recipe_of(run.plan.options),
                 "seed": run.plan.options.seed,
                 "order": {
                     "window": run.plan.options.window, "online_balance": run.plan.options.online_balance,

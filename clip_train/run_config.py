@@ -19,13 +19,18 @@ def run_vocabulary(folder: Path, *, resume: bool) -> Path | None:
     return folder / VOCABULARY if resume and (folder / VOCABULARY).exists() else None
 
 
-def write_config(folder: Path, plan: Plan, tokenizer: Tokenizer) -> None:
-    """Writes RUN/config.json, the resolved options, and RUN/vocabulary.txt.gz, so that the folder is self-contained."""
+def write_config(folder: Path, plan: Plan, tokenizer: Tokenizer, *, step: int) -> None:
+    """Writes RUN/config.json, the resolved options, and RUN/vocabulary.txt.gz, so that the folder is self-contained.
+
+    Args:
+        step: from which the changes of now count; the history gets it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     # `--config RUN/config.json` takes these options and repeats the run from its start
-    options = dataclasses.replace(plan.options, resume=False, bpe=plan.options.bpe or tokenizer.name)
+    options = dataclasses.replace(plan.options, resume=False, change=None, bpe=plan.options.bpe or tokenizer.name)
+    history = tuple({**entry, "step": step} if entry["step"] is None else entry for entry in plan.history)
     resolved = {
-        **dataclasses.asdict(dataclasses.replace(plan, options=options)),
+        **dataclasses.asdict(dataclasses.replace(plan, options=options, history=history)),
         "vocabulary": {"file": tokenizer.name, "fingerprint": tokenizer.fingerprint}, "torch": torch.__version__,
     }  # fmt: skip
     partial = folder / f"config.json.{os.getpid()}.partial"

@@ -81,6 +81,7 @@ def _index_from_scan(table: pa.Table, paths: Sequence[str]) -> Index:
         notes = {name: json.loads(table.schema.metadata[name.encode()]) for name in ("damaged", "sizes")}
         index = Index(
             paths=tuple(paths), keys=table["key"].combine_chunks(), damaged=tuple(notes["damaged"]),
+            sizes=tuple(notes["sizes"]),
             **columns,  # type: ignore[arg-type]
         )  # fmt: skip
         check_places(index, notes["sizes"])

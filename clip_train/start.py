@@ -22,8 +22,12 @@ from clip_train.tokenizer import VOCABULARY
 from clip_train.weights import fit_to, read_weights
 
 
-def start_run(plan: Plan, device: torch.device) -> Run:
-    """A run at its first step, or at the step of its newest valid checkpoint."""
+def start_run(plan: Plan, device: torch.device, *, data: str = "") -> Run:
+    """A run at its first step, or at the step of its newest valid checkpoint.
+
+    Args:
+        data: the digest of the set, which a checkpoint must have been trained on.
+    """
     options = plan.options
     if options.precision == "auto":
         precise = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
@@ -54,6 +58,7 @@ def start_run(plan: Plan, device: torch.device) -> Run:
         optimizer=make_optimizer(model, plan.recipe),
         scaler=torch.amp.GradScaler(device.type, enabled=options.precision == "fp16"),
         average=MovingAverage(model, decay=options.ema) if options.ema else None,
+        data=data,
     )
     if resumed is not None:
         restore_run(run, resumed)

@@ -28,6 +28,7 @@ from clip_train.data import Batch, Loader, Stream
 from clip_train.distributed import agree, pick_device, process_group, rank, world_size
 from clip_train.errors import Interrupted
 from clip_train.image import normalize
+from clip_train.index import digest_of
 from clip_train.labels import open_labelled
 from clip_train.lock import hold, stop_signals
 from clip_train.log import Progress, StepLog, open_sinks
@@ -38,6 +39,7 @@ from clip_train.report import Report, Timing
 from clip_train.resume import save_run
 from clip_train.run import Run, StepResult
 from clip_train.run_config import run_vocabulary, write_config
+from clip_train.same_run import continued
 from clip_train.shards import open_index
 from clip_train.start import loader_options, start_run
 from clip_train.tokenizer import load_tokenizer
@@ -63,6 +65,7 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
         Interrupted: SIGTERM or SIGINT arrived; the state is saved.
         TrainError: anything else that a person can mend.
     """
+    options, history = continued(options)
     check_run(options)
     device = pick_device()
     with process_group(device), contextlib.ExitStack() as stack:
@@ -71,7 +74,7 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
         tokenizer = load_tokenizer(options.bpe or run_vocabulary(folder, resume=options.resume))
         plan = resolve(
             options, samples=len(index), world_size=world_size(), vocab_size=tokenizer.vocab_size,
-            has_gpu=device.type == "cuda", vocabulary=tokenizer.fingerprint,
+            has_gpu=device.type == "cuda", vocabulary=tokenizer.fingerprint, history=history,
         )  # fmt: skip
         stream = Stream(index, seed=options.seed, window=plan.options.window, online_balance=options.online_balance)
         stream.epoch_of(0)  # an epoch without pairs is refused here
@@ -79,14 +82,16 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
             open_labelled(options.zero_shot)  # a mistake in it must not wait for the first checkpoint
         if rank() == 0:
             stack.enter_context(hold(folder))
-        run = start_run(plan, device)
+        run = start_run(plan, device, data=digest_of(index))
         progress = Progress(steps=plan.steps, first_step=run.step, show=rank() == 0)
         for note in plan.notes if run.step == 0 else ():
             progress.say(note)
         for path in index.damaged:
             progress.say(f"{path} is truncated or damaged: only its complete samples are used")
         if rank() == 0:
-            write_config(folder, run.plan, tokenizer)
+            write_config(folder, run.plan, tokenizer, step=run.step)
+        if run.step >= plan.steps:
+            progress.say(f"nothing left to do: the run has all of its {plan.steps} steps; --change steps=N goes on")
         log = open_log(folder, run, stack) if rank() == 0 else None
         loader = stack.enter_context(Loader(stream, tokenizer, loader_options(plan, device)))
         stop = stack.enter_context(stop_signals())

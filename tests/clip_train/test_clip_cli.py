@@ -98,7 +98,7 @@ def test_the_whole_way(tars, vocabulary, tmp_path, capsys, monkeypatch):
     found = call("train", *common, "--batch-size", "8", "--steps", "3", "--zero-shot", data)
     assert found["steps"] == 3 and (tmp_path / "run" / "zero_shot.jsonl").exists()
     assert "holds a run" in call("train", *common, code=2)["error"]
-    assert call("train", *common, "--batch-size", "8", "--steps", "4", "--resume")["steps"] == 4
+    assert call("train", *common, "--batch-size", "8", "--change", "steps=4", "--resume")["steps"] == 4
     use = ("--checkpoint", run, "--data", data)
     assert call("zero-shot", *use)["images"] == 32
     assert "below --min-top1" in call("zero-shot", *use, "--min-top1", "1", code=3)["error"]

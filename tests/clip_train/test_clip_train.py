@@ -224,10 +224,10 @@ def test_a_run_is_not_written_over_and_another_is_not_resumed(options):
 
 def test_a_run_keeps_its_vocabulary(options, tmp_path, vocabulary):
     train(options)
-    train(dataclasses.replace(options, resume=True, bpe=None, steps=7))  # not the default vocabulary
+    train(dataclasses.replace(options, resume=True, bpe=None, change=("steps=7",)))  # not the default vocabulary
     other = tmp_path / "other.txt.gz"
     write_merges(other, reversed(read_merges(vocabulary)))  # of the same size, so that the shapes fit
-    for changes in ({"resume": True}, {"init": options.output, "output": str(tmp_path / "new")}):
+    for changes in ({"resume": True, "steps": 7}, {"init": options.output, "output": str(tmp_path / "new")}):
         with pytest.raises(UsageError, match="trained with another vocabulary"):
             train(dataclasses.replace(options, bpe=str(other), **changes))
     write_merges(other, read_merges(vocabulary)[:50])
@@ -257,7 +257,7 @@ def test_two_runs_do_not_share_a_folder(options):
 
     def again(line):
         with pytest.raises(UsageError, match="another process trains into"):
-            train(dataclasses.replace(options, resume=True))
+            train(dataclasses.replace(options, steps=1, resume=True))
         seen.append(line["step"])
 
     train(dataclasses.replace(options, steps=1), on_step=again)
