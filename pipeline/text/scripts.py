@@ -1,0 +1,112 @@
+"""What the scripts of a text say about its language, without a model.
+
+Thai, Hangul, Greek and others are the script of one language. A text with kana is Japanese. A text in Han without kana is
+Chinese, or Japanese on a Japanese page. Cyrillic, Arabic and Devanagari leave several languages: there the model decides
+among them. The script of a text is the one of most of its letters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.text.fasttext_model import EVIDENCE, PER_LABEL
+
+# Unicode scripts beside Latin, and the languages that are written in them, the most frequent one first (CLDR 46,
+# supplementalData/languageData). Names as RE2 knows them.
+SCRIPTS = {
+    "Cyrillic": "ru uk bg sr mk be kk ky mn tg tt ba cv ce os sah kv myv mhr mrj xal av krc lez tyv bxr rue kbd ab sh uz az",
+    "Arabic": "ar fa ur ps ug ku ckb sd pnb arz azb mzn ks dv",
+    "Devanagari": "hi mr ne sa bh mai gom new dty",
+    "Bengali": "bn as bpy",
+    "Hangul": "ko",
+    "Thai": "th",
+    "Hebrew": "he yi",
+    "Greek": "el",
+    "Armenian": "hy hyw",
+    "Georgian": "ka xmf",
+    "Tamil": "ta",
+    "Telugu": "te",
+    "Kannada": "kn",
+    "Malayalam": "ml",
+    "Sinhala": "si",
+    "Gujarati": "gu",
+    "Gurmukhi": "pa",
+    "Oriya": "or",
+    "Ethiopic": "am ti",
+    "Khmer": "km",
+    "Lao": "lo",
+    "Myanmar": "my",
+    "Tibetan": "bo dz",
+    "Thaana": "dv",
+}
+HAN, KANA = r"[\p{Han}]", r"[\p{Hiragana}\p{Katakana}ー]"
+CHINESE, JAPANESE = "zh", "ja"
+_OTHER_LETTERS = r"[^\P{L}\p{Latin}]"
+CERTAIN = 1000  # thousandths
+
+
+class Scripts:
+    """The rules for the labels of a model."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self._number = {label: number for number, label in enumerate(labels)}
+        self._of_script = [
+            (rf"\p{{{name}}}", [self._number[code] for code in codes.split() if code in self._number])
+            for name, codes in SCRIPTS.items()
+        ]
+
+    def correct(self, texts: pa.Array, evidence: pa.ListArray, page: pa.StringArray | None = None) -> pa.ListArray:
+        """The evidence, with what the scripts of the texts say about it.
+
+        Args:
+            texts: as found.
+            evidence: of the model.
+            page: the language of each text's page, nulls where it is not known; None: of none.
+        """
+        other = np.flatnonzero(~np.asarray(pc.string_is_ascii(texts)))
+        other = other[self._mostly(texts.take(pa.array(other)))] if len(other) else other
+        if not len(other):
+            return evidence
+        some = texts.take(pa.array(other))
+        counts = np.stack([_count(some, pattern) for pattern, _ in self._of_script])
+        kana, han = _count(some, KANA), _count(some, HAN)
+        most = counts.argmax(axis=0)
+        pages = page.take(pa.array(other)).to_pylist() if page is not None else [None] * len(other)
+        entries = evidence.take(pa.array(other)).to_pylist()
+        for row, found in enumerate(entries):
+            if max(kana[row], han[row]) >= counts[most[row], row]:
+                japanese = kana[row] > 0 or pages[row] == JAPANESE
+                numbers = [self._number.get(JAPANESE if japanese else CHINESE, -1)]
+            else:
+                numbers = self._of_script[most[row]][1]
+            entries[row] = _among(numbers, found)
+        return _replaced(evidence, other, pa.array(entries, EVIDENCE))
+
+    @staticmethod
+    def _mostly(texts: pa.Array) -> np.ndarray:
+        """True where most letters are not Latin."""
+        others = _count(texts, _OTHER_LETTERS)
+        return (others > 0) & (others >= _count(texts, r"\p{Latin}"))
+
+
+def _among(numbers: list[int], found: list[int]) -> list[int]:
+    """The entries of the given labels. Without one, the first label is certain; without a label nothing is known."""
+    kept = [entry for entry in found if entry // PER_LABEL in numbers]
+    if len(numbers) > 1 and kept:
+        return kept
+    return [numbers[0] * PER_LABEL + CERTAIN] if numbers and numbers[0] >= 0 else []
+
+
+def _replaced(evidence: pa.ListArray, rows: np.ndarray, entries: pa.ListArray) -> pa.ListArray:
+    """The evidence with other entries in some rows."""
+    places = np.arange(len(evidence))
+    places[rows] = len(evidence) + np.arange(len(rows))
+    return pa.concat_arrays([evidence, entries]).take(pa.array(places))
+
+
+def _count(texts: pa.Array, pattern: str) -> np.ndarray:
+    return np.asarray(pc.count_substring_regex(texts, pattern)).astype(np.int64)
