@@ -55,7 +55,14 @@ def look_up(options: Options) -> Run:
     """
     o = validate(options)
     return look_up_run(
-        o, input_format=o.input_format, skip_bad=o.skip_bad_inputs, queries=o.queries, match=o.match, case=o.case
+        o,
+        input_format=o.input_format,
+        skip_bad=o.skip_bad_inputs,
+        queries=o.queries,
+        match=o.match,
+        case=o.case,
+        languages=o.languages,
+        language_model=o.language_model,
     )
 
 

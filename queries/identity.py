@@ -29,7 +29,6 @@ class UsedQueries:
         table: rows of QUERIES in the order of their identities, each query once.
         identities: a string for each query. Balancing uses its hash.
         mode, case: how texts are matched.
-        language: for folding: the language of all queries, if it is one of `folding.DOTLESS`; else "".
         given: the list as it was read.
         dropped: the number of queries of `given` without a token. No text can match them.
     """
@@ -38,7 +37,6 @@ class UsedQueries:
     identities: pa.StringArray
     mode: str
     case: str
-    language: str
     given: QueryList
     dropped: int
 
@@ -46,6 +44,15 @@ class UsedQueries:
     def digest(self) -> str:
         """The digest of the list as it was read. Together with mode and case it decides which queries are used."""
         return self.given.digest
+
+    def lists(self) -> tuple[tuple[str, int, int], ...]:
+        """(language, first, last) of each list: `table` holds the queries of a language one after the other."""
+        column = self.table["language"].combine_chunks()
+        encoded = column.dictionary_encode()
+        numbers = encoded.indices.to_numpy()
+        starts = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
+        ends = [*starts[1:], len(numbers)]
+        return tuple((column[first].as_py(), first, last) for first, last in zip(starts, ends, strict=True))
 
     def counts(self) -> dict[str, int]:
         """Counts: given queries = used + merged into another one + dropped. Lines that are no query are extra."""
@@ -66,9 +73,7 @@ def merge_queries(given: QueryList, *, mode: str, case: str) -> UsedQueries:
         ValueError: no query is left.
     """
     table = given.table.combine_chunks()
-    languages = pc.unique(table["language"]).to_pylist()
-    language = languages[0] if set(languages) <= set(folding.DOTLESS) else ""
-    forms = forms_of(given.queries, mode=mode, case=case, language=language)
+    forms = _forms(table["query"].combine_chunks(), table["language"].combine_chunks(), mode=mode, case=case)
     alive = np.flatnonzero(np.asarray(pc.not_equal(forms, ""))) if mode == "wide" else np.arange(len(forms))
     if not len(alive):
         raise ValueError(f"none of its {len(given)} queries holds a letter, a digit or a symbol")
@@ -92,10 +97,20 @@ def merge_queries(given: QueryList, *, mode: str, case: str) -> UsedQueries:
         identities.take(place),
         mode,
         case,
-        language,
         given,
         dropped=len(given) - len(alive),
     )
+
+
+def _forms(queries: pa.StringArray, languages: pa.StringArray, *, mode: str, case: str) -> pa.Array:
+    """The form of each query, by the rules of its own language."""
+    special = [code for code in pc.unique(languages).to_pylist() if code in folding.DOTLESS]
+    forms = forms_of(queries, mode=mode, case=case)
+    for code in special:
+        mine = pc.equal(languages, code)
+        own = forms_of(queries.filter(mine), mode=mode, case=case, language=code)
+        forms = pc.replace_with_mask(forms, mine, own.cast(forms.type))
+    return forms
 
 
 def _sums(counts: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

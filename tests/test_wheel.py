@@ -128,16 +128,9 @@ def digest(installed: Installed) -> str:
 
 
 def install(tmp: Path, *what: str | Path) -> None:
-    """Installs into tmp/venv with the constraints, and with fastText in the variant of this environment."""
-    form: list[str | Path] = []
-    names = {dist.name.lower() for dist in importlib.metadata.distributions()}
-    if "fasttext-community" in names:
-        form = ["--override", ROOT / "tools" / "no-compiler.txt", "fasttext-community==0.11.9"]
-    uv(
-        *["pip", "install", "--python", tmp / "venv" / "bin" / "python"],
-        *["-c", ROOT / "constraints.txt", *form, *what],
-        cwd=tmp,
-    )
+    """Installs into tmp/venv with the constraints."""
+    python = tmp / "venv" / "bin" / "python"
+    uv("pip", "install", "--python", python, "-c", ROOT / "constraints.txt", *what, cwd=tmp)
 
 
 @pytest.fixture
@@ -162,7 +155,7 @@ def test_the_sdist_holds_what_a_build_needs(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as tar:
         packed = {name.partition("/")[2] for name in tar.getnames()}
-    data = {"pipeline/text/data/language.ftz", "pipeline/dataset/templates/card.md.j2", "queries/data/default.parquet"}
+    data = {"pipeline/dataset/templates/card.md.j2", "queries/data/default.parquet"}
     data |= {"clip_train/data/vocabulary.txt.gz", "queries/data/WORDNET-LICENSE.txt", "queries/data/LICENSES.txt"}
     assert data | {"LICENSE", "README.md", "setup.cfg", "pyproject.toml"} <= packed
     (wheel,) = built.glob("*.whl")

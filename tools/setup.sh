@@ -1,8 +1,7 @@
 #!/bin/sh
 # Usage: tools/setup.sh [base|train|dev]
 # Makes .venv and installs this checkout into it, with the versions of constraints.txt, then compiles the kernels once.
-# Needs Python 3.11 to 3.13 with venv, or uv. Where there is a C++17 compiler with Python.h fastText is built; where
-# there is none, fasttext-community is taken ready-made (the same module, the same model files).
+# Needs Python 3.11 to 3.13 with venv, or uv.
 set -eu
 level=${1:-base}
 venv=${VENV:-.venv}
@@ -49,17 +48,7 @@ python=$venv/bin/python
     "$python" -m pip install -q --disable-pip-version-check uv ||
     stop "the package index cannot be reached (see the lines above)"
 
-compiles() {
-    include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
-    printf '#include <Python.h>\n#include <optional>\nint main() {}\n' |
-        ${CXX:-c++} -std=c++17 "-I$include" -fsyntax-only -x c++ - 2>/dev/null
-}
-
 set -- -c constraints.txt
-if ! compiles; then
-    echo "setup: no C++17 compiler with Python.h here: taking fasttext-community instead of building fasttext" >&2
-    set -- "$@" --override tools/no-compiler.txt fasttext-community==0.11.9
-fi
 case $level in
 base) target=. ;;
 train | dev) target=".[$level]" ;;

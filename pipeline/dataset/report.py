@@ -35,7 +35,7 @@ PICTURES = 40
 REJECTED_A_REASON = 4
 # Options that the card shows. The manifest has all options, paths included.
 CARD_OPTIONS = (
-    "match case languages min_language_score placeholder_bound common_text_bound balance cap target_pairs seed"
+    "match case languages placeholder_bound common_text_bound balance cap target_pairs seed"
 ).split()
 
 

@@ -115,7 +115,7 @@ def _argument(item: Option) -> dict[str, Any]:
         arguments["metavar"] = "{" + ",".join(item.choices) + "}"
     else:
         arguments["metavar"] = item.metavar or {int: "N", float: "X"}.get(item.kind)
-    if item.kind is tuple and item.parse is None:
+    if item.kind is tuple and (item.parse is None or item.repeats):
         arguments |= {"nargs": "+", "action": "extend"}
     return arguments
 

@@ -54,6 +54,7 @@ class Option:
     parse: Callable[[Any], Any] | None
     check: Callable[[Any], None] | None
     steers: bool
+    repeats: bool
 
     @property
     def shown(self) -> str:
@@ -74,6 +75,7 @@ def option(
     parse: Callable[[Any], Any] | None = None,
     check: Callable[[Any], None] | None = None,
     steers: bool = False,
+    repeats: bool = False,
 ) -> Any:
     """A dataclass field that declares an option. Its annotation is int, float, bool, str or tuple[str, ...].
 
@@ -89,6 +91,7 @@ def option(
         parse: makes the list from one text, or from a list of Python; raises UsageError.
         check: checks a value (each text of a list), against the file system too; raises UsageError or MissingInput.
             The message says what is allowed, such as "must be a folder". `validate` puts flag and value in front.
+        repeats: the flag of a list takes several values and may be given again, although `parse` takes one text.
         steers: the option only steers a run. It never enters a fingerprint, the dataset card or a recipe.
     """
     declaration = {
@@ -102,6 +105,7 @@ def option(
         "parse": parse,
         "check": check,
         "steers": steers,
+        "repeats": repeats,
     }
     return dataclasses.field(default=default, metadata={"option": declaration})
 

@@ -28,7 +28,7 @@ from pipeline.engine.work import StageFolder, StepFolder
 from pipeline.stages import selection
 from pipeline.stages.matches import Matches, Thresholds
 from pipeline.stages.tally import Tally
-from pipeline.text.matcher import Matcher
+from pipeline.text.matchers import Matchers
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -288,7 +288,7 @@ class CapWindows:
         if policy.stop_share is not None:
             stop |= counts > policy.stop_share * rows
         if policy.stop_list:
-            stop |= Matcher.load(self.plan.tables).among(read_lines(policy.stop_list))
+            stop |= Matchers.load(self.plan.tables).among(read_lines(policy.stop_list))
         return stop
 
 

@@ -1,4 +1,4 @@
-"""gather: sources -> PAIRS. Reads archives and tables, cleans texts and URLs, names the language.
+"""gather: sources -> PAIRS. Reads archives and tables, cleans texts and URLs, finds the evidence for languages.
 
 CANDIDATES --clean_batch--> PAIRS        drops bad or empty texts and URLs, each with its reason; computes uid
 """
@@ -8,9 +8,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -20,19 +19,20 @@ from pipeline.engine import checks, hashing, storage
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.ledger import Ledger, damaged_inputs
 from pipeline.engine.opening import InputError, MissingInputError, ReaderError, UnreadableInputError
-from pipeline.engine.options import nearest, option
+from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
 from pipeline.engine.work import Json, StepFolder, digest_of
+from pipeline.schema import PAIRS
 from pipeline.sources import READERS
 from pipeline.sources.base import Input, ReadSettings, SettingsError
 from pipeline.sources.inputs import AUTO
 from pipeline.stages.base import Job, Outputs
-from pipeline.stages.row_pass import GATHERED_PART, Parts, RowStage
+from pipeline.stages.row_pass import EVIDENCE, GATHERED_PART, Parts, RowStage
 from pipeline.stages.run import RESULT, SKIP, Run
 from pipeline.stages.tally import Tally
 from pipeline.text import clean
-from pipeline.text.language_names import NAMES, nearest_code
+from pipeline.text.language_names import LID
 
 IMAGES = pa.schema(
     [
@@ -42,14 +42,6 @@ IMAGES = pa.schema(
         pa.field("length", pa.int32(), False),
     ]
 )
-
-
-def language_codes(given: str | tuple[str, ...]) -> tuple[str, ...]:
-    """en,DE -> ("en", "de"); `all` is no filter. A longer name of a user's own model (eng_Latn) keeps its case."""
-    parts = given.split(",") if isinstance(given, str) else given
-    codes = [code.strip() for code in parts if code.strip()]
-    codes = [code.lower() if re.fullmatch(r"[A-Za-z]{2,3}", code) else code for code in codes]
-    return () if codes == ["all"] else tuple(dict.fromkeys(codes))
 
 
 def column_names(given: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -68,26 +60,16 @@ FASTTEXT = (793712314).to_bytes(4, "little")  # the first bytes of a model (fast
 
 
 def _check_model(value: str) -> None:
-    if value in ("auto", "own", "none"):
+    if value in ("auto", LID, "none"):
         return
     checks.readable_file(value)
     if not checks.begins_with(value, FASTTEXT):
         raise MissingInput("is no fastText model")
 
 
-def _model_languages(path: str) -> list[str]:
-    """The language codes of a user's own model."""
-    from pipeline.text.language import LanguageModel
-
-    try:
-        return LanguageModel.load(path).languages
-    except ValueError as error:
-        raise MissingInput(f"--language-model {path}: is no fastText model ({error})") from None
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GatherSettings:
-    """The options that say which pairs are read, and in which languages they are kept."""
+    """The options that say which pairs are read, and which model looks at their languages."""
 
     title: ClassVar[str] = "gather"
 
@@ -109,21 +91,13 @@ class GatherSettings:
         metavar="url,text",
         parse=column_names,
     )
-    languages: tuple[str, ...] = option(
-        (),
-        help="keep texts in these languages, by ISO 639-1 code",
-        default_text="all",
-        metavar="en,de",
-        parse=language_codes,
-    )
     language_model: str = option(
         "auto",
-        help="auto, own, none, or a fastText model's path",
-        default_text="auto: own for archives, none for tables",
+        help="auto, lid.176, none, or a supervised fastText model's path",
+        default_text="auto: lid.176 for archives, and where texts are chosen by language",
         metavar="M",
         check=_check_model,
     )
-    min_language_score: float = option(0.2, help="least probability of a wanted language", metavar="P", within="[0, 1]")
     respect_opt_out: bool = option(
         True,
         flag="--ignore-opt-out",
@@ -132,20 +106,9 @@ class GatherSettings:
 
     @staticmethod
     def check_together(o: Any) -> None:
-        """Refuses one column for URL and text, and languages that the model does not know."""
+        """Refuses one column for URL and text."""
         if o.url_column == o.text_column:
             raise UsageError(f"--text-column {o.text_column}: must be another column than --url-column")
-        if o.languages and o.language_model == "none":
-            raise UsageError("--language-model none: must be a model, since --languages asks for languages")
-        if not o.languages:
-            return
-        own = o.language_model in ("auto", "own")
-        known = NAMES if own else _model_languages(o.language_model)
-        for code in o.languages:
-            if code not in known:
-                hint = f"; did you mean {nearest_code(code)}?" if own else nearest(code, known)
-                whose = "the language model" if own else o.language_model
-                raise UsageError(f"--languages {code}: must be ISO 639-1 codes that {whose} knows{hint}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,19 +116,15 @@ class Cleaning:
     """The rules that a pair must meet to leave the stage.
 
     Attributes:
-        languages: ISO 639-1 codes to keep; empty: all.
-        language_model: "own", a fastText model's path, or "none" (language and score stay null).
-        min_language_score: the lowest P(language) of a kept pair, if `languages` is not empty. It is a threshold, since
-            the most probable language of a short alt-text is often wrong.
+        language_model: "lid.176", a fastText model's path, or "none" (all columns on languages stay null).
         respect_opt_out: drops the pairs of pages that forbid AI training (noai, noimageai, tdm).
     """
 
-    languages: tuple[str, ...] = ()
     language_model: str = "none"
-    min_language_score: float = 0.2
     respect_opt_out: bool = True
 
 
+_LANGUAGE_FIELDS = [PAIRS.field("language"), PAIRS.field("language_score"), *EVIDENCE]
 OPT_OUTS = ("noai", "noimageai", "tdm-reservation")
 
 
@@ -196,25 +155,24 @@ def clean_batch(
     if codes.any():
         keep = pa.array(codes == 0)
         candidates, text, url = candidates.filter(keep), text.filter(keep), url.filter(keep)
-    language, score = _languages(text, rules)
-    if rules.languages:
-        wanted = pc.and_(
-            pc.is_in(language, pa.array(rules.languages)), pc.greater_equal(score, rules.min_language_score)
-        )
-        unwanted = pc.invert(wanted.fill_null(False))
-        tally.drop("language", url.filter(unwanted), text.filter(unwanted))
-        candidates, text, url, language, score = (
-            column.filter(wanted.fill_null(False)) for column in (candidates, text, url, language, score)
-        )
-    return _pairs(candidates, text, url, language, score, tally, source, name_hash)
+    return _pairs(candidates, text, url, _languages(text, candidates, rules), tally, source, name_hash)
+
+
+class Languages(NamedTuple):
+    """The columns on the languages of texts. All are null without a model."""
+
+    language: pa.StringArray
+    score: pa.FloatArray
+    evidence: pa.ListArray
+    page_language: pa.StringArray
+    page_score: pa.FloatArray
 
 
 def _pairs(
     candidates: pa.RecordBatch,
     text: pa.Array,
     url: pa.Array,
-    language: pa.Array,
-    score: pa.Array,
+    languages: Languages,
     tally: Tally,
     source: int,
     name_hash: int,
@@ -227,7 +185,7 @@ def _pairs(
     names = np.full(rows, name_hash, np.uint64)
     provenance = hashing.provenance_hash(candidates["page_url"], names, candidates["offset"].to_numpy(), *codes)
     high, low = hashing.uid_words(keys.uid)
-    more = [hashing.column_hash(column) for column in (as_found, language, score, candidates["opt_out"])]
+    more = [hashing.column_hash(column) for column in (as_found, *languages[:2], candidates["opt_out"])]
     row_hash = hashing.row_hash(high, low, provenance, *more, hashing.column_hash(candidates["license"]))
     tally.passed(row_hash)
     columns = [
@@ -240,31 +198,31 @@ def _pairs(
         candidates["offset"],
         candidates["text_source"],
         candidates["url_source"],
-        language,
-        score,
+        languages.language,
+        languages.score,
         candidates["opt_out"],
         candidates["license"],
+        languages.evidence,
+        languages.page_language,
+        languages.page_score,
         pa.array(provenance),
         pa.array(row_hash),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=GATHERED_PART)
 
 
-def _languages(text: pa.Array, rules: Cleaning) -> tuple[pa.Array, pa.Array]:
-    """Language and P(language) of each text; nulls without a model."""
+def _languages(text: pa.Array, candidates: pa.RecordBatch, rules: Cleaning) -> Languages:
+    """What the model and the scripts say about each text, and about the other texts of its page.
+
+    A page is a record of an archive. A reader never cuts one, so all texts of a page are in the batch.
+    """
     if rules.language_model == "none":
-        return pa.nulls(len(text), pa.string()), pa.nulls(len(text), pa.float32())
-    model = _language_model(rules.language_model)
-    if rules.languages:
-        return model.scores(text, rules.languages)
-    return model.predict(text)
+        return Languages(*(pa.nulls(len(text), field.type) for field in _LANGUAGE_FIELDS))
+    from pipeline.text.language import LanguageModel, likeliest
 
-
-@functools.lru_cache(maxsize=1)
-def _language_model(path: str) -> Any:
-    from pipeline.text.language import LanguageModel
-
-    return LanguageModel.load(path)
+    model = LanguageModel.load(rules.language_model)
+    evidence, page_language, page_score = model.with_pages(text, candidates["offset"].to_numpy())
+    return Languages(*likeliest(evidence, model.labels), evidence, page_language, page_score)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -401,14 +359,6 @@ def check_inputs(inputs: tuple[Input, ...], settings: ReadSettings, *, skip_bad:
         raise MissingInput(str(error)) from error
 
 
-def language_model(settings: GatherSettings, inputs: tuple[Input, ...]) -> str:
-    """The language model. Without the option: "own" if a language is asked for or an input has pages, else "none"."""
-    if settings.language_model != "auto":
-        return settings.language_model
-    from_pages = any(READERS[item.format].knows_pages for item in inputs)
-    return "own" if settings.languages or from_pages else "none"
-
-
 @dataclasses.dataclass(frozen=True)
 class Gather(RowStage):
     """The stage."""
@@ -426,7 +376,7 @@ class Gather(RowStage):
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
         o = run.settings(GatherSettings)
-        rules = Cleaning(o.languages, language_model(o, run.inputs), o.min_language_score, o.respect_opt_out)
+        rules = Cleaning(run.language_model, o.respect_opt_out)
         settings = read_settings(o)
         return cls(
             before.plan(run, cls), run.keep_rejected, run.inputs, run.inputs_file, settings, o.skip_bad_inputs, rules
@@ -440,10 +390,8 @@ class Gather(RowStage):
             "inputs": digest_of([[item.name, item.format, item.bytes, item.part] for item in run.inputs]),
             "url_column": o.url_column,
             "text_column": o.text_column,
-            **({"columns": o.columns} if o.columns else {}),
-            "languages": o.languages,
-            "language_model": language_model(o, run.inputs),
-            "min_language_score": o.min_language_score,
+            "columns": o.columns,
+            "language_model": run.language_model,
             "respect_opt_out": o.respect_opt_out,
             "keep_rejected": run.keep_rejected,
         }

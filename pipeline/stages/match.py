@@ -1,4 +1,4 @@
-"""match: PAIRS -> MATCHED. A pair stays if its text contains a query.
+"""match: PAIRS -> MATCHED. A pair stays if its text contains a query of the list of its language.
 
 Source: Radford et al. 2021, section 2.2, "we search for (image, text) pairs [...] whose text includes one of a set of
 500,000 queries".
@@ -9,44 +9,78 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine import checks, hashing, storage
+from pipeline.engine.cli import UsageError
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_task
 from pipeline.engine.work import Json, StepFolder
 from pipeline.stages.base import TABLES, Job, Outputs
-from pipeline.stages.row_pass import MATCHED_PART, PROVENANCE, Keyed, Parts, ReadParts, RowStage
-from pipeline.stages.run import Run
+from pipeline.stages.row_pass import EVIDENCE, MATCHED_PART, PROVENANCE, Keyed, Parts, ReadParts, RowStage
+from pipeline.stages.run import Run, WantedLanguages
 from pipeline.stages.tally import Tally
 from pipeline.text import image_variants
-from pipeline.text.matcher import Matcher, default_case
+from pipeline.text.language import Choice, LanguageModel
+from pipeline.text.language_names import ALL, LID, NAMES, model_code, nearest_code
+from pipeline.text.matcher import default_case
+from pipeline.text.matchers import HASHES, ListOfLanguage, Matchers, build, load_lists, save_lists
+from queries.several import parse_name
 
 
-def _check_queries(path: str) -> None:
-    if not checks.URL.match(path):
+def query_lists(given: str | tuple[str, ...]) -> tuple[str, ...]:
+    """One text is one list."""
+    return (given,) if isinstance(given, str) else given
+
+
+def _check_queries(spec: str) -> None:
+    language, path = parse_name(spec)
+    if language and model_code(language, NAMES) is None and len(language) < 8:
+        hint = nearest_code(language)
+        raise UsageError(f"must name a language by its code; did you mean {hint}=...? (a file of this name: ./...)")
+    if not checks.URL.match(path) and not os.path.isdir(path):
         checks.readable_file(path)
+
+
+def language_codes(given: str | tuple[str, ...]) -> tuple[str, ...]:
+    """en,DE -> ("en", "de"). A longer name of a user's own model (eng_Latn) keeps its case."""
+    parts = given.split(",") if isinstance(given, str) else given
+    codes = [code.strip() for code in parts if code.strip()]
+    codes = [code.lower() if re.fullmatch(r"[A-Za-z]{2,3}", code) else code for code in codes]
+    return tuple(dict.fromkeys(codes))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MatchSettings:
-    """The options that say which queries a text contains."""
+    """The options that say which languages texts may have, and which queries they contain."""
 
     title: ClassVar[str] = "match"
 
-    queries: str | None = option(
-        None,
-        help="list of queries as txt, JSON, TSV/CSV or Parquet",
-        default_text="the list that comes with the project",
-        metavar="FILE",
+    queries: tuple[str, ...] = option(
+        (),
+        help="list of queries as txt, JSON, TSV/CSV or Parquet; en=FILE names its language, and several such lists, or "
+        "a folder of en.txt, de.txt ..., make a set in several languages",
+        default_text="the English list that comes with the project",
+        metavar="[LANGUAGE=]FILE",
+        parse=query_lists,
+        repeats=True,
         check=_check_queries,
+    )
+    languages: tuple[str, ...] = option(
+        (),
+        help="drop texts that are clearly of another language than these; all: drop none",
+        default_text="those that the lists name",
+        metavar="en,de",
+        parse=language_codes,
     )
     match: str = option(
         "wide",
@@ -66,30 +100,61 @@ class MatchSettings:
         """Sets --case to the default of --match, where it is not given."""
         return o if o.case else dataclasses.replace(o, case=default_case(o.match))
 
+    @staticmethod
+    def check_together(o: Any) -> None:
+        """Refuses `all` beside a language, and languages that the packaged model does not know."""
+        if ALL in o.languages and len(o.languages) > 1:
+            raise UsageError("--languages all: must stand alone, or must not stand beside codes")
+        for code in o.languages if o.language_model in ("auto", LID) and o.languages != (ALL,) else ():
+            if code != code.lower() or model_code(code, NAMES) is None:
+                hint = nearest_code(code)
+                raise UsageError(f"--languages {code}: must be codes that the model {LID} knows; did you mean {hint}?")
+
 
 IDENTITY = "identity"  # column of the query list that `BuildTables` reads
 PASSED = pa.schema([*MATCHED_PART, PROVENANCE])  # what the writer of parts and keys receives
 
 
-def match_batch(pairs: pa.RecordBatch, tally: Tally, *, matcher: Matcher, query_hash: np.ndarray) -> pa.RecordBatch:
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Which texts are matched with which list.
+
+    Attributes:
+        model: whose labels the evidence has.
+        wanted: the languages, and the list of each.
+    """
+
+    model: str
+    wanted: WantedLanguages
+
+    def choice(self) -> Choice | None:
+        """The rule of languages; None: all texts are matched with the only list."""
+        if not self.wanted.codes:
+            return None
+        return Choice(LanguageModel.load(self.model).labels, self.wanted.codes, self.wanted.drop)
+
+
+def match_batch(
+    pairs: pa.RecordBatch, tally: Tally, *, matchers: Matchers, choice: Choice | None, wanted: WantedLanguages
+) -> pa.RecordBatch:
     """The pairs whose text contains a query, with the ids of all queries that it contains. The order stays.
 
     Args:
         pairs: rows of row_pass.GATHERED_PART.
         tally: the stage's ledger and rejects.
-        matcher: the compiled query list.
-        query_hash: uint64, the hash of each query's identity.
+        matchers: the compiled query lists.
+        choice: the rule of languages; None: all texts are matched with the only list.
+        wanted: the languages of `choice`, and the list of each.
     """
     tally.ledger.rows_in += pairs.num_rows
-    ids = matcher.match(pairs["text"])
+    pairs, chosen = _in_wanted_languages(pairs, tally, choice, wanted)
+    ids = matchers.match(pairs["text"], chosen)
     found = pc.greater(pc.list_value_length(ids), 0)
+    _note_lists(tally, matchers.languages(), chosen, np.asarray(found))
     if not pc.all(found).as_py():
-        missed = pc.invert(found)
-        hashes = hashing.uid_words(pairs["uid"].filter(missed))[0]
-        tally.drop("no_query", pairs["url"].filter(missed), pairs["text"].filter(missed), hashes)
+        _drop(pairs.filter(pc.invert(found)), "no_query", tally)
         pairs, ids = pairs.filter(found), ids.filter(found)
-    ids = ids.cast(pa.list_(pa.int32()))
-    row_hash = hashing.mix(pairs["row_hash"].to_numpy(), hashing.sums_of_lists(query_hash, ids))
+    row_hash = hashing.mix(pairs["row_hash"].to_numpy(), hashing.sums_of_lists(matchers.query_hash, ids))
     tally.passed(row_hash)
     columns = dict(zip(pairs.schema.names, pairs.columns, strict=True))
     columns |= {"query_ids": ids, "row_hash": pa.array(row_hash)}
@@ -118,43 +183,75 @@ def count_words(texts: pa.Array) -> np.ndarray:
     return np.minimum(words, MOST_WORDS).astype(np.uint8)
 
 
+def _in_wanted_languages(
+    pairs: pa.RecordBatch, tally: Tally, choice: Choice | None, wanted: WantedLanguages
+) -> tuple[pa.RecordBatch, npt.NDArray[np.int8]]:
+    """The pairs that are not clearly of another language, and the number of the list of each."""
+    if choice is None:
+        return pairs, np.zeros(pairs.num_rows, np.int8)
+    evidence = tuple(pairs[field.name] for field in EVIDENCE)
+    place = choice(*evidence)
+    if (place < 0).any():
+        keep = pa.array(place >= 0)
+        _drop(pairs.filter(pc.invert(keep)), "language", tally)
+        pairs, place = pairs.filter(keep), place[place >= 0]
+    if len(wanted.codes) > 1:
+        pairs = _name_language(pairs, pa.array(wanted.names, pa.string()).take(pa.array(place)))
+    return pairs, np.asarray(wanted.lists, np.int8)[place]
+
+
+def _name_language(pairs: pa.RecordBatch, language: pa.StringArray) -> pa.RecordBatch:
+    """The pairs with the language whose list they are matched with. The score stays that of the likeliest language."""
+    columns = dict(zip(pairs.schema.names, pairs.columns, strict=True))
+    row_hash = hashing.mix(pairs["row_hash"].to_numpy(), hashing.column_hash(language))
+    columns |= {"language": language, "row_hash": pa.array(row_hash)}
+    return pa.RecordBatch.from_arrays([columns[name] for name in pairs.schema.names], schema=pairs.schema)
+
+
+def _note_lists(tally: Tally, languages: list[str], chosen: np.ndarray, found: np.ndarray) -> None:
+    """Counts the texts of each list, and those without a query of it."""
+    for number, code in enumerate(languages) if len(languages) > 1 else ():
+        mine = chosen == number
+        tally.ledger.notes[f"texts_{code}"] += int(mine.sum())
+        tally.ledger.notes[f"no_query_{code}"] += int((mine & ~found).sum())
+
+
+def _drop(pairs: pa.RecordBatch, reason: str, tally: Tally) -> None:
+    tally.drop(reason, pairs["url"], pairs["text"], hashing.uid_words(pairs["uid"])[0])
+
+
 @dataclasses.dataclass(frozen=True)
 class MatchRows:
-    """`match_batch` as a function of a pass; `tables` is the folder of the compiled list."""
+    """`match_batch` as a function of a pass; `tables` is the folder of the compiled lists."""
 
     tables: str
+    rules: Rules
 
     def open(self, unit: int) -> Callable[[pa.RecordBatch, Tally], pa.RecordBatch]:
-        matcher, query_hash = _load(self.tables)
-        return functools.partial(match_batch, matcher=matcher, query_hash=query_hash)
+        matchers, choice = Matchers.load(self.tables), self.rules.choice()
+        return functools.partial(match_batch, matchers=matchers, choice=choice, wanted=self.rules.wanted)
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildTables:
-    """The only unit of the step before the pass: compiles the query list once. All workers map its files."""
+    """The step before the pass: one unit compiles one list. All workers map its files."""
 
     folder: StepFolder
     queries: str  # path of what `Match.begin` wrote
     tables: str
     mode: str
     case: str
-    language: str
 
     def units(self) -> int:
-        return 1
+        return len(load_lists(self.tables))
 
     def run(self, unit: int) -> dict[str, Any]:
         table = storage.read_table(self.queries, [IDENTITY, "query"])
         identities, queries = (hashing.as_array(table[name]) for name in (IDENTITY, "query"))
-        os.makedirs(self.tables, exist_ok=True)
-        Matcher.build(queries, mode=self.mode, case=self.case, language=self.language).save(self.tables)
-        storage.save_array(os.path.join(self.tables, "query_hash.npy"), hashing.hash_strings(identities)[:, 0])
+        build(self.tables, unit, queries, mode=self.mode, case=self.case)
+        if unit == 0:
+            storage.save_array(os.path.join(self.tables, HASHES), hashing.hash_strings(identities)[:, 0])
         return {"queries": len(queries)}
-
-
-@functools.lru_cache(maxsize=1)
-def _load(folder: str) -> tuple[Matcher, np.ndarray]:
-    return Matcher.load(folder), storage.map_array(os.path.join(folder, "query_hash.npy"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +265,8 @@ class Match(RowStage):
     gathered: StepFolder
     mode: str
     case: str
-    language: str  # whose letters are folded
+    rules: Rules
+    lists: tuple[ListOfLanguage, ...]
     list_counts: tuple[tuple[str, int], ...]
     key_bits: int
     groups: int
@@ -183,7 +281,8 @@ class Match(RowStage):
             gathered=before.last_rows().parts,
             mode=used.mode,
             case=used.case,
-            language=used.language,
+            rules=Rules(run.language_model, run.languages),
+            lists=tuple(ListOfLanguage(*found) for found in used.lists()),
             list_counts=tuple(used.counts().items()),
             key_bits=run.sizes.key_bits,
             groups=run.sizes.groups,
@@ -192,7 +291,8 @@ class Match(RowStage):
 
     @classmethod
     def fingerprint(cls, run: Run) -> dict[str, Json]:
-        return {"queries": run.queries.digest, "match": run.queries.mode, "case": run.queries.case}
+        used, wanted = run.queries, dataclasses.asdict(run.languages)
+        return {"queries": used.digest, "match": used.mode, "case": used.case, "languages": wanted}
 
     @property
     def tables(self) -> str:
@@ -205,6 +305,7 @@ class Match(RowStage):
         return os.path.join(self.tables, "queries.parquet")
 
     def begin(self, run: Run) -> None:
+        save_lists(self.tables, list(self.lists))
         table = pa.table({IDENTITY: run.queries.identities, "query": run.queries.table["query"]})
         storage.write_table(self.list_file, table)
 
@@ -213,14 +314,14 @@ class Match(RowStage):
 
     def prepare(self, done: Any) -> Any:
         step = self.folder.step("list")
-        task = BuildTables(step, self.list_file, self.tables, self.mode, self.case, self.language)
-        return run_task(done, task, max_units=1)
+        task = BuildTables(step, self.list_file, self.tables, self.mode, self.case)
+        return run_task(done, task, max_units=len(self.lists))
 
     def source(self) -> ReadParts:
         return ReadParts(self.gathered)
 
     def function(self) -> MatchRows:
-        return MatchRows(self.tables)
+        return MatchRows(self.tables, self.rules)
 
     def parts(self) -> Parts:
         return Parts(self.folder.step("parts"), MATCHED_PART, Keyed(keys_of_pairs, self.key_bits))

@@ -34,7 +34,13 @@ PARTS_OF_UNIT = 1024  # a part's number is unit * PARTS_OF_UNIT + its place in t
 
 # Columns that travel beside the rows and are not published. row_hash adds up to a stage's digest.
 PROVENANCE, ROW_HASH = (pa.field(name, pa.uint64(), False) for name in ("provenance", "row_hash"))
-GATHERED_PART = pa.schema([*PAIRS, PROVENANCE, ROW_HASH])
+# What match needs to decide by languages. `text.language` makes and reads it.
+EVIDENCE = (
+    pa.field("evidence", pa.list_(pa.int32())),  # the likely languages of the text; null: not asked for
+    pa.field("page_language", pa.string()),  # of the other texts of the page; null: no page, or too little text
+    pa.field("page_language_score", pa.float32()),  # its share, 0..1
+)
+GATHERED_PART = pa.schema([*PAIRS, *EVIDENCE, PROVENANCE, ROW_HASH])
 MATCHED_PART = MATCHED.append(ROW_HASH)
 
 # Where a row's JPEG lies: the raw file of (attempt, unit, part) of the fetch, at image_offset.

@@ -19,12 +19,15 @@ from pipeline.schema import STAGES
 from pipeline.sources import READERS
 from pipeline.sources import inputs as sources
 from pipeline.sources.base import Input
+from pipeline.text.language_names import ALL, LID, NAMES, model_code, nearest_code
 from queries import load
+from queries.load import QueryError
+from queries.several import load_lists
 
 if TYPE_CHECKING:
     from queries.identity import UsedQueries
 
-RESULT = 2  # raised whenever equal input and options give other rows; then an older folder cannot be continued
+RESULT = 3  # raised whenever equal input and options give other rows; then an older folder cannot be continued
 HIDDEN = ("input", "queries")  # paths: the manifest holds digests of their content instead
 PACKAGES = ("openwit", "apache-beam", "img2dataset", "numpy", "pillow", "pyarrow")  # the manifest holds their versions
 
@@ -34,6 +37,7 @@ KERNEL_ROWS = 50_000  # with more expected rows, workers load the kernels before
 KERNELS = (
     "pipeline.engine.hashing_kernel",
     "pipeline.text.clean_kernel",
+    "pipeline.text.fasttext_model_kernel",
     "pipeline.text.matcher_kernel",
     "pipeline.stages.selection_kernel",
 )
@@ -166,6 +170,70 @@ class About:
 
 
 @dataclasses.dataclass(frozen=True)
+class WantedLanguages:
+    """The languages among which match chooses.
+
+    Attributes:
+        codes: as the language model names them; empty: nothing is chosen.
+        names: as the user names them.
+        lists: for each language, the number of its query list.
+        drop: texts that are clearly of another language are dropped.
+    """
+
+    codes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    lists: tuple[int, ...] = ()
+    drop: bool = True
+
+    @classmethod
+    def of(cls, asked: Sequence[str], listed: Sequence[str], model: str) -> WantedLanguages:
+        """The languages that follow from --languages, the query lists and the model.
+
+        Args:
+            asked: value of --languages.
+            listed: the language of each query list; "": it names none.
+            model: value of --language-model.
+
+        Raises:
+            UsageError: they do not fit each other.
+        """
+        every, named = tuple(asked) == (ALL,), [code for code in listed if code]
+        wanted = named if every or not asked else asked
+        if not wanted or (len(listed) == 1 and (every or not asked and model == "none")):
+            return cls()
+        if model == "none":
+            raise UsageError(f"--language-model none: must be a model, since texts are chosen by {', '.join(wanted)}")
+        for code in wanted:
+            if named and code not in named:
+                raise UsageError(f"--languages {code}: no query list is for it; the lists are for {', '.join(named)}")
+        lists = [listed.index(code) if named else 0 for code in wanted]
+        return cls(tuple(_model_codes(wanted, model)), tuple(wanted), tuple(lists), not every)
+
+
+def _model_codes(wanted: Sequence[str], model: str) -> list[str]:
+    """The names of the languages in the model."""
+    packaged = model in ("auto", LID)
+    known = tuple(NAMES) if packaged else _model_languages(model)
+    codes = [model_code(code, known) for code in wanted]
+    for code, found in zip(wanted, codes, strict=True):
+        if found is None:
+            hint = f"; did you mean {nearest_code(code)}?" if packaged else nearest(code, known)
+            who = LID if packaged else model
+            raise UsageError(f"--languages {code}: the language model {who} does not know it{hint} (all: drop no text)")
+    return [found for found in codes if found]
+
+
+def _model_languages(path: str) -> tuple[str, ...]:
+    """The language codes of a user's own model."""
+    from pipeline.text.language import LanguageModel
+
+    try:
+        return tuple(LanguageModel.load(path).languages)
+    except ValueError as error:
+        raise MissingInput(f"--language-model {path}: is no supervised fastText model ({error})") from None
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """One run.
 
@@ -173,7 +241,9 @@ class Run:
         options: the options of the user, an instance of the options class of every stage.
         root: OUT, absolute.
         inputs: the files to read, sorted by name.
-        queries: the query list, with equal queries merged.
+        queries: the query lists, with equal queries merged.
+        languages: the languages of the texts that stay, and the list of each.
+        language_model: "lid.176", a path, or "none".
         sizes: the number of buckets of each exchange.
         about: the options and versions that every info.json and the manifest hold.
         expected_rows: a rough number of pairs in the inputs.
@@ -183,6 +253,8 @@ class Run:
     root: str
     inputs: tuple[Input, ...]
     queries: UsedQueries
+    languages: WantedLanguages
+    language_model: str
     sizes: Sizes
     about: About
     expected_rows: float
@@ -231,7 +303,15 @@ class Run:
 
 
 def look_up(
-    options: RunSettings, *, input_format: str, skip_bad: bool, queries: str | None, match: str, case: str
+    options: RunSettings,
+    *,
+    input_format: str,
+    skip_bad: bool,
+    queries: Sequence[str],
+    match: str,
+    case: str,
+    languages: Sequence[str],
+    language_model: str,
 ) -> Run:
     """The run that the options describe. Its inputs and its query list are looked up. Nothing is written.
 
@@ -239,19 +319,28 @@ def look_up(
         options: the options of the user.
         input_format: of the inputs.
         skip_bad: unreadable inputs are skipped.
-        queries: path of the query list; None: the list that comes with the project.
+        queries: the query lists, as `queries.several` reads them; empty: the list that comes with the project.
         match, case: how texts are matched. This decides which queries are equal.
+        languages, language_model: which texts stay, and what tells their language.
 
     Raises:
         MissingInput: an input or the query list does not exist or cannot be read.
+        UsageError: lists, languages and model do not fit each other.
     """
     inputs = look_up_inputs(options.input, input_format=input_format, skip_bad=skip_bad)
     rows = sum(READERS[item.format].expected_rows(item) for item in inputs)
+    used = look_up_queries(queries, match=match, case=case)
+    wanted = WantedLanguages.of(languages, [code for code, _, _ in used.lists()], language_model)
+    if language_model == "auto":
+        from_pages = any(READERS[item.format].knows_pages for item in inputs)
+        language_model = LID if wanted.codes or from_pages else "none"
     return Run(
         options=options,
         root=os.path.abspath(options.output),
         inputs=inputs,
-        queries=look_up_queries(queries, match=match, case=case),
+        queries=used,
+        languages=wanted,
+        language_model=language_model,
         sizes=Sizes.of(rows),
         about=About(published_options(options), code_versions()),
         expected_rows=rows,
@@ -277,23 +366,23 @@ def look_up_inputs(specs: Sequence[str], *, input_format: str, skip_bad: bool = 
         raise MissingInput(str(error)) from error
 
 
-def look_up_queries(path: str | None, *, match: str, case: str) -> UsedQueries:
-    """The query list of the user, or the list that comes with the project, with equal queries merged.
+def look_up_queries(specs: Sequence[str], *, match: str, case: str) -> UsedQueries:
+    """The query lists of the user, or the list that comes with the project, with equal queries merged.
 
     Raises:
-        MissingInput: the list does not exist, cannot be read, or holds no query that can be matched.
+        MissingInput: a list does not exist, cannot be read, or holds no query that can be matched.
     """
     from queries.identity import merge_queries  # imported here: it takes long to load, and --help does not need it
 
-    path = path or load.default_list()
+    named = " ".join(specs)
     try:
-        return merge_queries(load.load_queries(path), mode=match, case=case)
+        return merge_queries(load_lists(specs), mode=match, case=case)
     except FileNotFoundError as error:
-        raise MissingInput(f"there is no query list {path!r}: check --queries") from error
-    except load.QueryError as error:
+        raise MissingInput(f"there is no query list {named!r}: check --queries") from error
+    except QueryError as error:
         raise MissingInput(str(error)) from error
     except ValueError as error:
-        raise MissingInput(f"query list {path}: {error}") from error
+        raise MissingInput(f"query list {named or load.default_list()}: {error}") from error
 
 
 def code_versions() -> dict[str, str]:

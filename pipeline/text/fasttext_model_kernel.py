@@ -10,17 +10,31 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.engine.jit import njit
-from pipeline.text.fasttext_model import LEAST_SHARE, MAX_TEXT, NEGATIVE, ONE, ONE_VS_ALL, PER_LABEL, SOFTMAX, Model, read_model
+from pipeline.text.fasttext_file import (
+    LEAST_SHARE,
+    MAX_TEXT,
+    NEGATIVE,
+    ONE,
+    ONE_VS_ALL,
+    PER_LABEL,
+    SOFTMAX,
+    Weights,
+    packaged_model,
+    read_weights,
+)
 
 U = np.uint64
 _START, _PRIME, _WORD_PRIME = U(2166136261), U(16777619), U(116049371)
+_TAIL, _TAIL_MASK = 0x80, 0xC0  # of UTF-8: a byte inside a character
+_BLANK, _TAB, _RETURN = 0x20, 0x09, 0x0D  # and all between the last two
+_END_OF_LINE, _LABEL = np.frombuffer(b"</s>", np.uint8), np.frombuffer(b"__label__", np.uint8)
 _LESS, _GREATER = np.uint8(ord("<")), np.uint8(ord(">"))
 _SIGN, _WIDEN, _BITS = U(0x80), U(0xFFFFFF00), U(0xFFFFFFFF)
 _TOP, _WIDEN_64 = U(0x80000000), U(0xFFFFFFFF00000000)
 
 
 class _Tables(NamedTuple):
-    """The arrays of a model, and its numbers: see `fasttext_model.Model`."""
+    """The arrays of a model, and its numbers: see `fasttext_file.Weights`."""
 
     vectors: npt.NDArray[np.int32]
     word_bytes: npt.NDArray[np.uint8]
@@ -85,13 +99,13 @@ def _inside(data, first, last, tables, sums):  # noqa: ANN001, ANN202
     """Adds the n-grams of a word in brackets; returns their number."""
     count, size = 0, last - first + 2
     for start in range(size):
-        if _byte(data, first, last, start) & 0xC0 == 0x80:
+        if _byte(data, first, last, start) & _TAIL_MASK == _TAIL:
             continue
         at, value, letters = start, _START, 0
         while at < size and letters < tables.longest:
             value = _step(value, _byte(data, first, last, at))
             at += 1
-            while at < size and _byte(data, first, last, at) & 0xC0 == 0x80:
+            while at < size and _byte(data, first, last, at) & _TAIL_MASK == _TAIL:
                 value = _step(value, _byte(data, first, last, at))
                 at += 1
             letters += 1
@@ -124,45 +138,50 @@ def _runs(hashes, n_words, tables, sums):  # noqa: ANN001, ANN202
 
 
 @njit
-def _words(data, start, end, tables, special, hashes, sums):  # noqa: ANN001, ANN202
+def _is_blank(byte):  # noqa: ANN001, ANN202
+    return byte == _BLANK or byte == 0 or _TAB <= byte <= _RETURN
+
+
+@njit
+def _words(data, place, tables, hashes, sums):  # noqa: ANN001, ANN202
     """Adds the words of a text and what is inside them; returns the number of vectors and of words."""
-    end_of_line, label = special
-    count, n_words, at = 0, 0, start
+    at, end = place
+    count, n_words = 0, 0
     while at < end:
-        if data[at] == 0x20 or data[at] == 0 or 0x09 <= data[at] <= 0x0D:
+        if _is_blank(data[at]):
             at += 1
             continue
         first, value = at, _START
-        while at < end and not (data[at] == 0x20 or data[at] == 0 or 0x09 <= data[at] <= 0x0D):
+        while at < end and not _is_blank(data[at]):
             value = _step(value, data[at])
             at += 1
         word = _find(data, first, at, value, tables)
-        if _is(data, first, at, end_of_line, True) or (word < 0 and _is(data, first, at, label, False)):
+        if _is(data, first, at, _END_OF_LINE, True) or (word < 0 and _is(data, first, at, _LABEL, False)):
             continue
         if tables.word_ngrams > 1:
             hashes[n_words] = value | _WIDEN_64 if value & _TOP else value
         n_words += 1
         if word >= 0:
             count += 1
-            for place in range(len(sums)):
-                sums[place] += tables.vectors[word, place]
+            for entry in range(len(sums)):
+                sums[entry] += tables.vectors[word, entry]
         if tables.longest > 0:
             count += _inside(data, first, at, tables, sums)
     return count, n_words
 
 
 @njit
-def _feature_sums(data, offsets, tables, special, most, sums, counts):  # noqa: ANN001, ANN202
-    hashes = np.empty(most // 2 + 1, np.uint64)
+def _feature_sums(data, offsets, tables, sums, counts):  # noqa: ANN001, ANN202
+    hashes = np.empty(MAX_TEXT // 2 + 1, np.uint64)
     for row in range(len(offsets) - 1):
         start = offsets[row]
-        end = min(offsets[row + 1], start + most)
-        counts[row], n_words = _words(data, start, end, tables, special, hashes, sums[row])
+        end = min(offsets[row + 1], start + MAX_TEXT)
+        counts[row], n_words = _words(data, (start, end), tables, hashes, sums[row])
         if tables.word_ngrams > 1:
             counts[row] += _runs(hashes, n_words, tables, sums[row])
 
 
-def feature_sums(model: Model, texts: pa.LargeStringArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def feature_sums(model: Weights, texts: pa.LargeStringArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """As `Model.feature_sums`; `texts` without nulls."""
     p = model.parameters
     sums, counts = np.zeros((len(texts), p.dim), np.int64), np.zeros(len(texts), np.int64)
@@ -172,18 +191,28 @@ def feature_sums(model: Model, texts: pa.LargeStringArray) -> tuple[npt.NDArray[
     offsets = np.frombuffer(offset_buffer, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     data = np.frombuffer(data_buffer, np.uint8) if data_buffer and data_buffer.size else np.zeros(1, np.uint8)
     tables = _Tables(
-        model.vectors,
-        model.word_bytes,
-        model.word_offsets,
-        model.word_table,
-        model.kept,
-        p.bucket,
-        p.shortest,
-        p.longest,
-        p.word_ngrams,
+        vectors=model.vectors,
+        word_bytes=model.word_bytes,
+        word_offsets=model.word_offsets,
+        word_table=model.word_table,
+        kept=model.kept,
+        bucket=p.bucket,
+        shortest=p.shortest,
+        longest=p.longest,
+        word_ngrams=p.word_ngrams,
     )
-    _feature_sums(data, offsets, tables, _SPECIAL, MAX_TEXT, sums, counts)
+    _feature_sums(data, offsets, tables, sums, counts)
     return sums, counts
+
+
+class _Output(NamedTuple):
+    """What turns sums into shares: see `fasttext_file.Weights`."""
+
+    end: npt.NDArray[np.int64]  # vector of the end of the line; empty: none
+    output: npt.NDArray[np.float64]
+    tree: npt.NDArray[np.int32]
+    softmax: bool
+    n_labels: int
 
 
 @njit
@@ -234,8 +263,9 @@ def _flat(hidden, output, softmax, shares):  # noqa: ANN001, ANN202
 
 
 @njit
-def _evidence(sums, counts, end, output, tree, softmax, n_labels, sizes, entries):  # noqa: ANN001, ANN202
+def _evidence(sums, counts, model, sizes, entries):  # noqa: ANN001, ANN202
     """Fills the sizes of the rows and their entries; returns the number of entries."""
+    end, output, tree, softmax, n_labels = model
     found = 0
     shares, hidden = np.empty(n_labels), np.empty(sums.shape[1])
     stack = (np.empty(2 * n_labels + 2, np.int64), np.empty(2 * n_labels + 2))
@@ -258,26 +288,22 @@ def _evidence(sums, counts, end, output, tree, softmax, n_labels, sizes, entries
     return found
 
 
-def evidence(model: Model, sums: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> pa.ListArray:
+def evidence(model: Weights, sums: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> pa.ListArray:
     """As `Model.evidence`."""
     n_labels = len(model.labels)
     most = n_labels if model.loss in (NEGATIVE, ONE_VS_ALL) else min(n_labels, int(1 / LEAST_SHARE))
     sizes, entries = np.zeros(len(sums) + 1, np.int32), np.empty(len(sums) * most, np.int32)
     end = model.vectors[model.end].astype(np.int64) if model.end >= 0 else np.empty(0, np.int64)
     softmax = model.loss == SOFTMAX
-    found = _evidence(sums, counts, end, model.output, model.tree, softmax, n_labels, sizes[1:], entries)
+    tables = _Output(end, model.output, model.tree, softmax, n_labels)
+    found = _evidence(sums, counts, tables, sizes[1:], entries)
     offsets = np.cumsum(sizes, dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(entries[:found].copy()))
 
 
-_SPECIAL = (np.frombuffer(b"</s>", np.uint8), np.frombuffer(b"__label__", np.uint8))
-
-
 def warm() -> None:
     """Compiles the kernel with the model that comes in a package."""
-    from pipeline.text.language import packaged_model
-
     path = packaged_model()
     if path is not None:
-        model = read_model(path)
+        model = read_weights(path)
         evidence(model, *feature_sums(model, pa.array(["warm"], pa.large_string())))
