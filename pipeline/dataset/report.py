@@ -34,9 +34,7 @@ NAME = "OpenWIT image-text pairs"
 PICTURES = 40
 REJECTED_A_REASON = 4
 # Options that the card shows. The manifest has all options, paths included.
-CARD_OPTIONS = (
-    "match case languages placeholder_bound common_text_bound balance cap target_pairs seed"
-).split()
+CARD_OPTIONS = ("match case languages placeholder_bound common_text_bound balance cap target_pairs seed").split()
 
 
 def finish(

@@ -202,6 +202,7 @@ class Balance(Stage):
         numbers = {name: limits.total(name) for name in ("cap", "head_queries", "stop_queries", "matches")}
         ledger, _ = sum_of_ledgers(self.counted(), self.name)
         numbers |= caps.shortfall(self.caps, self.caps.policy.target_pairs, ledger.rows_out)
+        numbers |= caps.caps_of_languages(self.caps)
         return {**numbers, "band_tuples": self.caps.step("band").total("tuples")}
 
     def watched(self) -> list[Watched]:

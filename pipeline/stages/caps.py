@@ -25,10 +25,10 @@ from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_exchange, run_task
 from pipeline.engine.tasks import Reading
 from pipeline.engine.work import StageFolder, StepFolder
-from pipeline.stages import selection
+from pipeline.stages import selection, tail_share
 from pipeline.stages.matches import Matches, Thresholds
 from pipeline.stages.tally import Tally
-from pipeline.text.matchers import Matchers
+from pipeline.text.matchers import Matchers, load_lists
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -144,7 +144,7 @@ class CapPlan:
         return tuple(self.step(name) for name in CAP_STEPS)
 
     def cap(self) -> int:
-        """The cap that `CapWindows` fixed, in pairs of a query."""
+        """The cap that `CapWindows` fixed, in pairs of a query; with several languages that of the reference."""
         return self.step("limits").total("cap")
 
     def keys(self) -> np.ndarray:
@@ -211,7 +211,7 @@ class CapWindows:
     So only the matches in the band leave their group (`CollectBand`). Only these are sorted (`FindThresholds`).
     A query with at most `cap` matches picks all of them. A stop query picks none. Both have no window: low = high = 0.
 
-    The step leaves four arrays with one entry for each query (`load_limits`): count, stop, low and high.
+    The step leaves five arrays with one entry for each query (`load_limits`): count, stop, low, high and cap.
     """
 
     plan: CapPlan
@@ -228,17 +228,18 @@ class CapWindows:
         rows = self.plan.step("counts").total("rows")
         stop = self._stop(counts, rows)
         cap, matches = self._cap(counts, stop, rows), int(counts.sum())
+        caps = self._caps(cap, counts, stop)
         if self.plan.before is None:
-            low, high = selection.band_limits(counts, cap, stop=stop)
+            low, high = selection.band_limits(counts, caps, stop=stop)
         elif self.plan.policy.kind == "bernoulli":  # the earlier counts, scaled: both choices are nested
             counts = np.rint(load_limits(self.plan.before)["count"] * self._left(rows)).astype(np.int64)
-            low, high = selection.band_limits(counts, cap, stop=stop)
+            low, high = selection.band_limits(counts, caps, stop=stop)
         else:
             tau = load_thresholds(self.plan.before).hash
-            low, high = selection.band_limits_after(counts, self._sum("picked"), tau, cap, stop=stop)
-        for name, array in {"count": counts, "stop": stop, "low": low, "high": high}.items():
+            low, high = selection.band_limits_after(counts, self._sum("picked"), tau, caps, stop=stop)
+        for name, array in {"count": counts, "stop": stop, "low": low, "high": high, "cap": caps}.items():
             storage.save_array(self.folder.file(unit, name), array)
-        head = int(((counts > cap) & ~stop).sum())
+        head = int(((counts > caps) & ~stop).sum())
         return {
             "cap": cap,
             "rows": rows,
@@ -252,6 +253,15 @@ class CapWindows:
         counted = self.plan.step("counts")
         vectors = (read_vector(counted.file(unit, kind)) for unit, _ in counted.manifests())
         return sum(vectors, np.zeros(len(self.plan.keys()), np.int64))
+
+    def _caps(self, cap: int, counts: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """The cap of each query. Queries of several languages have that of their language (`tail_share`)."""
+        lists, before = load_lists(self.plan.tables), self.plan.before
+        if len(lists) < 2 or self.plan.policy.kind == "none":
+            return np.full(len(counts), cap, np.int64)
+        if before is not None:  # the same proportions as before the fetch
+            return np.maximum(1, -(-load_limits(before)["cap"] * cap // before.cap()))
+        return tail_share.caps_of_queries(tail_share.caps_of_lists(counts, lists, cap, stop=stop), lists)
 
     def _left(self, rows: int) -> float:
         """The share of the earlier balancing's rows that is left."""
@@ -278,8 +288,16 @@ class CapWindows:
         lists = hashing.as_array(pa.concat_tables(tables)["query_ids"])
         share = max([manifest["share"] for _, manifest in counted.manifests()], default=1.0)
         scaled = np.rint(counts * left).astype(np.int64)
+        several = len(load_lists(plan.tables)) > 1
+        caps_of = functools.partial(self._caps, counts=scaled, stop=stop) if several else None
         return selection.solve_cap(
-            np.asarray(lists.offsets), np.asarray(lists.values), scaled, wanted, scale=left / share, stop=stop
+            np.asarray(lists.offsets),
+            np.asarray(lists.values),
+            scaled,
+            wanted,
+            scale=left / share,
+            stop=stop,
+            caps_of=caps_of,
         )
 
     def _stop(self, counts: np.ndarray, rows: int) -> np.ndarray:
@@ -352,7 +370,7 @@ class FindThresholds:
             *(tuples[name].to_numpy() for name in BAND.names),
             counts=counts,
             below=below,
-            cap=self.plan.cap(),
+            cap=limits["cap"],
             stop=limits["stop"],
             only=only,
         )
@@ -375,13 +393,19 @@ def load_thresholds(plan: CapPlan) -> Thresholds:
     """The thresholds that the steps left on disk."""
     limits = load_limits(plan)
     if plan.policy.kind != "cap":
-        return selection.bernoulli_thresholds(limits["count"], plan.cap(), stop=limits["stop"])
+        return selection.bernoulli_thresholds(limits["count"], limits["cap"], stop=limits["stop"])
     found = plan.step("thresholds")
     tau = Thresholds(np.zeros(len(limits["count"]), np.uint64), np.zeros(len(limits["count"]), np.uint64))
     for unit in range(QUERY_BUCKETS):
         tau.hash[unit::QUERY_BUCKETS] = storage.map_array(found.file(unit, "hash"))
         tau.tie[unit::QUERY_BUCKETS] = storage.map_array(found.file(unit, "tie"))
     return tau
+
+
+def caps_of_languages(plan: CapPlan) -> dict[str, dict[str, int]]:
+    """The entry `caps` of info.json: the cap of each language, if there are several."""
+    lists, cap = load_lists(plan.tables), load_limits(plan)["cap"]
+    return {"caps": {item.language: int(cap[item.first]) for item in lists}} if len(lists) > 1 else {}
 
 
 def count_picked(matches: Matches, keys: np.ndarray, tau: np.ndarray) -> np.ndarray:
@@ -391,9 +415,9 @@ def count_picked(matches: Matches, keys: np.ndarray, tau: np.ndarray) -> np.ndar
 
 
 def load_limits(plan: CapPlan) -> dict[str, np.ndarray]:
-    """The arrays of `CapWindows` (count, stop, low, high; one entry for each query), mapped."""
+    """The arrays of `CapWindows` (count, stop, low, high, cap; one entry for each query), mapped."""
     folder = plan.step("limits")
-    return {name: storage.map_array(folder.file(0, name)) for name in ("count", "stop", "low", "high")}
+    return {name: storage.map_array(folder.file(0, name)) for name in ("count", "stop", "low", "high", "cap")}
 
 
 def decider(
@@ -407,7 +431,6 @@ def decider(
         keys=plan.keys(),
         tau=load_thresholds(plan),
         limits=load_limits(plan),
-        cap=plan.cap(),
         bits=bits,
     )
 
@@ -421,7 +444,6 @@ def decide(
     keys: np.ndarray,
     tau: Thresholds,
     limits: dict[str, np.ndarray],
-    cap: int,
     bits: int = 0,
 ) -> pa.RecordBatch:
     """The rows that at least one query picks, with keep_probability and kept_by.
@@ -433,7 +455,6 @@ def decide(
         schema: of the result: the columns of `rows` and the two new ones, in the order of the result.
         keys, tau: key and threshold of each query.
         limits: the arrays of `CapWindows`.
-        cap: pairs that a query may pick.
         bits: the result is sorted by the first `bits` bits of the uid; 0: the order of `rows` is kept.
     """
     matches = Matches.from_arrow(rows["uid"], rows["query_ids"], keep)
@@ -447,7 +468,7 @@ def decide(
     picked = rows.take(pa.array(np.flatnonzero(picks.selected)[order]))
     kept_by = picks.kept_by().take(pa.array(order))
     ids = Matches.from_arrow(picked["uid"], picked["query_ids"])
-    chance = selection.keep_probability(ids.offsets, ids.ids, limits["count"], cap, stop=limits["stop"])
+    chance = selection.keep_probability(ids.offsets, ids.ids, limits["count"], limits["cap"], stop=limits["stop"])
     row_hash = hashing.mix(picked["row_hash"].to_numpy(), hashing.column_hash(kept_by))
     tally.passed(row_hash)
     columns = dict(zip(picked.schema.names, picked.columns, strict=True))

@@ -22,7 +22,8 @@ So the order is total, and a query picks exactly min(count, cap) pairs.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,7 @@ KEEP, SAME_PAIR, OTHER_TEXT, PLACEHOLDER_URL, COMMON_TEXT = range(5)
 DUPLICATE_REASONS = ("", "same_pair", "other_text", "placeholder_url", "common_text")
 
 HIGHEST = np.uint64(2**64 - 1)
+Cap: TypeAlias = int | Counts  # pairs that a query may pick: one number for all queries, or one for each
 
 
 class BandError(RuntimeError):
@@ -99,22 +101,22 @@ def count_queries(
     return np.bincount(inside, minlength=n_queries).astype(np.int64)
 
 
-def band_limits(counts: Counts, cap: int, *, stop: Mask | None = None) -> tuple[Words, Words]:
+def band_limits(counts: Counts, cap: Cap, *, stop: Mask | None = None) -> tuple[Words, Words]:
     """For each query the band (low, high) that holds the cap-th smallest of `count` uniform numbers, high included.
 
     The band runs from cap - 7 sqrt(cap) to cap + 7 sqrt(cap) + 20 expected matches. That is seven standard deviations,
     and 20 for the skew of small caps. A query with at most `cap` matches, or a stop query, has no band: (0, 0).
     """
     head = _head(counts, cap, stop)
-    width = 7.0 * np.sqrt(cap)
+    least, most = _window(_cap_of(cap, head))
     low, high = np.zeros(len(counts), np.uint64), np.zeros(len(counts), np.uint64)
-    low[head] = _fraction(max(0.0, cap - width), counts[head])
-    high[head] = _fraction(cap + width + 20.0, counts[head])
+    low[head] = _fraction(least, counts[head])
+    high[head] = _fraction(most, counts[head])
     return low, high
 
 
 def band_limits_after(
-    counts: Counts, picked: Counts, tau: Words, cap: int, *, stop: Mask | None = None
+    counts: Counts, picked: Counts, tau: Words, cap: Cap, *, stop: Mask | None = None
 ) -> tuple[Words, Words]:
     """`band_limits` for the rows that an earlier balancing left. The fetch may have lost some of them since.
 
@@ -128,11 +130,11 @@ def band_limits_after(
         cap, stop: of this balancing.
     """
     head = _head(counts, cap, stop)
-    width = 7.0 * np.sqrt(cap)
+    least, most = _window(_cap_of(cap, head))
     low, high = np.zeros(len(counts), np.uint64), np.zeros(len(counts), np.uint64)
     parts = picked[head], (counts - picked)[head], tau[head] / 2.0**64
-    low[head] = _quantile(max(0.0, cap - width), *parts)
-    high[head] = _quantile(cap + width + 20.0, *parts)
+    low[head] = _quantile(least, *parts)
+    high[head] = _quantile(most, *parts)
     return low, high
 
 
@@ -159,7 +161,7 @@ def thresholds(
     *,
     counts: Counts,
     below: Counts,
-    cap: int,
+    cap: Cap,
     stop: Mask | None = None,
     only: Mask | None = None,
 ) -> Thresholds:
@@ -169,7 +171,7 @@ def thresholds(
         query, hashes, ties: all tuples of `band_tuples`, in any order.
         counts: matches of each query.
         below: matches of each query below its band, summed over the batches.
-        cap: the most picks of a query.
+        cap: the most picks of a query, or of each query.
         stop: queries that pick nothing.
         only: the queries whose tuples are given, where several calls share the queries. The others come out as if
             they had no band.
@@ -185,7 +187,7 @@ def thresholds(
     hashes, ties = hashes[order], ties[order]
     heads = np.flatnonzero(head)
     start, end = starts[heads], starts[heads + 1]
-    needed = cap - below[heads]
+    needed = _cap_of(cap, heads) - below[heads]
     failed = (needed < 1) | (needed > end - start)
     if failed.any():
         raise BandError(heads[failed].tolist())
@@ -193,11 +195,11 @@ def thresholds(
     return tau
 
 
-def bernoulli_thresholds(counts: Counts, cap: int, *, stop: Mask | None = None) -> Thresholds:
+def bernoulli_thresholds(counts: Counts, cap: Cap, *, stop: Mask | None = None) -> Thresholds:
     """Thresholds at which a query picks each of its matches with the probability min(1, cap / count)."""
     tau = _without_band(len(counts), stop)
     head = _head(counts, cap, stop)
-    tau.hash[head] = _fraction(float(cap), counts[head])
+    tau.hash[head] = _fraction(_cap_of(cap, head) * 1.0, counts[head])
     return tau
 
 
@@ -219,7 +221,7 @@ def keep_probability(
     offsets: npt.NDArray[np.integer],
     ids: npt.NDArray[np.int32],
     counts: Counts,
-    cap: int,
+    cap: Cap,
     *,
     stop: Mask | None = None,
 ) -> npt.NDArray[np.float32]:
@@ -231,7 +233,7 @@ def expected_pairs(
     offsets: npt.NDArray[np.integer],
     ids: npt.NDArray[np.int32],
     counts: Counts,
-    cap: int,
+    cap: Cap,
     *,
     stop: Mask | None = None,
 ) -> float:
@@ -247,6 +249,7 @@ def solve_cap(
     *,
     scale: float = 1.0,
     stop: Mask | None = None,
+    caps_of: Callable[[int], Cap] | None = None,
 ) -> int:
     """The cap whose expected number of kept pairs is nearest to `wanted`; for `--target-pairs`.
 
@@ -256,6 +259,7 @@ def solve_cap(
         wanted: pairs to keep.
         scale: rows that one row of the sample stands for.
         stop: queries that pick nothing.
+        caps_of: the caps of all queries that follow from a cap; None: all queries have the same one.
 
     Returns:
         A cap from 1 to max(counts). It is one of the two ends where even that end keeps too many or too few pairs.
@@ -263,7 +267,7 @@ def solve_cap(
     low, high = 1, max(1, int(counts.max(initial=1)))  # bisection for the smallest cap that keeps at least `wanted`
 
     def expected(cap: int) -> float:
-        return scale * expected_pairs(offsets, ids, counts, cap, stop=stop)
+        return scale * expected_pairs(offsets, ids, counts, caps_of(cap) if caps_of else cap, stop=stop)
 
     while low < high:
         middle = (low + high) // 2
@@ -293,11 +297,26 @@ def _stop(stop: Mask | None, n_queries: int) -> Mask:
     return np.zeros(n_queries, np.bool_) if stop is None else stop
 
 
-def _head(counts: Counts, cap: int, stop: Mask | None) -> Mask:
+def _head(counts: Counts, cap: Cap, stop: Mask | None) -> Mask:
     """Queries that must choose: more matches than the cap allows, and not a stop query."""
-    if cap < 1:
-        raise ValueError(f"the cap must be at least 1, not {cap}")
+    _check_cap(cap)
     return (counts > cap) & ~_stop(stop, len(counts))
+
+
+def _check_cap(cap: Cap) -> None:
+    if np.size(cap) and np.min(cap) < 1:
+        raise ValueError(f"the cap must be at least 1, not {np.min(cap)}")
+
+
+def _cap_of(cap: Cap, queries: npt.NDArray) -> Any:
+    """The cap of some queries (a mask, or their ids)."""
+    return cap[queries] if isinstance(cap, np.ndarray) else cap
+
+
+def _window(cap: Any) -> tuple[Any, Any]:
+    """The matches of a query that lie below its band, and those up to its end (see `band_limits`)."""
+    width = 7.0 * np.sqrt(cap)
+    return np.maximum(0.0, cap - width), cap + width + 20.0
 
 
 def _order_of_tuples(
@@ -319,14 +338,14 @@ def _without_band(n_queries: int, stop: Mask | None) -> Thresholds:
     return Thresholds(bound, bound.copy())
 
 
-def _fraction(expected: float, counts: npt.NDArray) -> Words:
+def _fraction(expected: Any, counts: npt.NDArray) -> Words:
     """expected / count as a fraction of 2^64, at most 2^64 - 1."""
     share = expected / counts
     scaled = np.minimum(share, 1.0 - 2.0**-53) * 2.0**64
     return np.where(share >= 1.0, HIGHEST, scaled.astype(np.uint64))
 
 
-def _quantile(expected: float, below: Counts, above: Counts, tau: npt.NDArray[np.float64]) -> Words:
+def _quantile(expected: Any, below: Counts, above: Counts, tau: npt.NDArray[np.float64]) -> Words:
     """The hash below which `expected` matches lie, where `below` lie evenly in 0 .. tau and `above` in tau .. 1."""
     inside = tau * expected / np.maximum(below, 1)
     beyond = tau + (1.0 - tau) * (expected - below) / np.maximum(above, 1e-9)
@@ -345,11 +364,10 @@ def _kept_matches(matches: Matches) -> tuple[npt.NDArray[np.int64], npt.NDArray[
 
 
 def _survival(
-    offsets: npt.NDArray[np.integer], ids: npt.NDArray[np.int32], counts: Counts, cap: int, stop: Mask | None
+    offsets: npt.NDArray[np.integer], ids: npt.NDArray[np.int32], counts: Counts, cap: Cap, stop: Mask | None
 ) -> npt.NDArray[np.float64]:
     """For each row the probability that no query picks it. The factors are multiplied in the order of the ids."""
-    if cap < 1:
-        raise ValueError(f"the cap must be at least 1, not {cap}")
+    _check_cap(cap)
     miss = 1.0 - np.minimum(1.0, cap / np.maximum(counts, 1))
     miss[_stop(stop, len(counts))] = 1.0
     kernel = _kernel(len(offsets) - 1)
