@@ -37,8 +37,8 @@ LABELS = Path(__file__).parent / "language_labels.tsv"
 # Pages that say "en" and are not, or that mix languages: parts of their names.
 WRONG = (
     "befifty simplyscience 100noticias 24ora ahlen diario1 djz.de elenacional elfaro feuerwehrtaucher fischundfang "
-    "groove helge.at hoy.com lexikon lokalo madame.lef mitvergn presse-ausb spontis ukbdnews ultimasnot vergleich volksblatt "
-    "wildundhund wolfgangschm liberation-1 murdeltas springer.com-pro dw.com lenouvell kbs.co"
+    "groove helge.at hoy.com lexikon lokalo madame.lef mitvergn presse-ausb spontis ukbdnews ultimasnot vergleich "
+    "volksblatt wildundhund wolfgangschm liberation-1 murdeltas springer.com-pro dw.com lenouvell kbs.co"
 ).split()
 _LANG = re.compile(rb"<html[^>]*\blang=[\"']?([A-Za-z]{2})")
 Columns = tuple[pa.Array, npt.NDArray[np.int64], list[str], list[str]]  # texts, page, its language, its name

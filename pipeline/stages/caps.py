@@ -28,7 +28,7 @@ from pipeline.engine.work import StageFolder, StepFolder
 from pipeline.stages import selection, tail_share
 from pipeline.stages.matches import Matches, Thresholds
 from pipeline.stages.tally import Tally
-from pipeline.text.matchers import Matchers, load_lists
+from pipeline.text.matchers import HASHES, Matchers, load_lists, stamp
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -149,7 +149,7 @@ class CapPlan:
 
     def keys(self) -> np.ndarray:
         """One 64-bit key for each query. The key depends on the seed."""
-        return _query_keys(self.tables, self.policy.seed)
+        return _query_keys(self.tables, self.policy.seed, stamp(self.tables))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -532,5 +532,5 @@ def read_lines(path: str) -> list[str]:
 
 
 @functools.lru_cache(maxsize=2)
-def _query_keys(tables: str, seed: int) -> np.ndarray:
-    return hashing.mix(storage.map_array(os.path.join(tables, "query_hash.npy")), seed)
+def _query_keys(tables: str, seed: int, _: tuple[int, int]) -> np.ndarray:
+    return hashing.mix(storage.map_array(os.path.join(tables, HASHES)), seed)

@@ -70,7 +70,7 @@ class Matchers:
     @classmethod
     def load(cls, folder: str) -> Matchers:
         """Those that `build` wrote for each list."""
-        return _load(folder)
+        return _load(folder, stamp(folder))
 
     def languages(self) -> list[str]:
         """The language of each list."""
@@ -105,8 +105,14 @@ def _moved(ids: pa.ListArray, first: int) -> pa.ListArray:
     return pa.ListArray.from_arrays(ids.offsets, pa.array(values.astype(np.int32)))
 
 
+def stamp(folder: str) -> tuple[int, int]:
+    """Tells the lists of a folder from those that an earlier run of this process wrote there."""
+    found = os.stat(os.path.join(folder, HASHES))
+    return found.st_mtime_ns, found.st_ino
+
+
 @functools.lru_cache(maxsize=1)
-def _load(folder: str) -> Any:
+def _load(folder: str, _: tuple[int, int]) -> Any:
     lists = load_lists(folder)
     matchers = [Matcher.load(os.path.join(folder, str(number))) for number in range(len(lists))]
     return Matchers(lists, matchers, storage.map_array(os.path.join(folder, HASHES)))
