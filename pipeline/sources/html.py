@@ -17,14 +17,14 @@ would take a tree parser more steps than its size allows (`html_bounds`).
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from urllib.parse import urljoin
 
 from pipeline.schema import TEXT_SOURCES, URL_SOURCES
+from pipeline.sources.charsets import to_utf8
 from pipeline.sources.html_bounds import is_costly
 from pipeline.text.robots_tag import OPT_OUTS, header_rules, meta_rules
 
@@ -261,27 +261,61 @@ def looks_like_url(value: str) -> bool:
     return ("/" in value or "." in value) and "{{" not in value and not is_blank(value)
 
 
-_DESCRIPTOR = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)([wx])", re.IGNORECASE)
 _CANDIDATE = re.compile(r"[ \t\n\r\f,]*([^ \t\n\r\f]+)")
+_USUAL = re.compile(r"[ \t\n\r\f]*(?:(?:([1-9][0-9]{0,8})w|([0-9]{1,9}(?:\.[0-9]{1,9})?)x)[ \t\n\r\f]*)?(?:,|\Z)")
+_DESCRIPTORS = re.compile(r"(?:[^,(]|\([^)]*(?:\)|\Z))*+")  # a comma between brackets ends no candidate
+_DESCRIPTOR = re.compile(r"(?:[^ \t\n\r\f(]|\([^)]*(?:\)|\Z))++")
+_NATURAL = re.compile(r"[0-9]+")
+_FLOAT = re.compile(r"-?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
 def largest_candidate(srcset: str) -> str:
-    """The URL with the largest descriptor in a srcset, the first of equal ones. The HTML standard's rules split it."""
-    best, best_size, at = "", -1.0, 0
-    while match := _CANDIDATE.match(srcset, at):
-        url, at = match[1], match.end()
-        size = 1000.0  # no descriptor means 1x; a srcset has either widths or densities
-        if url.endswith(","):
-            url = url.rstrip(",")
-        else:
-            comma = srcset.find(",", at)
-            descriptor = _DESCRIPTOR.search(srcset, at, comma if comma >= 0 else len(srcset))
-            at = comma + 1 if comma >= 0 else len(srcset)
-            if descriptor:
-                size = float(descriptor[1]) * (1000 if descriptor[2] in "xX" else 1)
-        if size > best_size and url:
+    """The URL with the largest descriptor in a srcset, the first of equal ones; "" if no candidate is valid."""
+    best, best_size = "", -1.0
+    for url, size in _candidates(srcset):
+        if size > best_size:
             best, best_size = url, size
     return best
+
+
+def _candidates(srcset: str) -> Iterator[tuple[str, float]]:
+    """The valid candidates with their sizes (HTML standard, "parse a srcset attribute"). 1x counts as 1000w."""
+    at = 0
+    while match := _CANDIDATE.match(srcset, at):
+        url, at = match[1], match.end()
+        if url.endswith(","):
+            url = url.rstrip(",")
+            if url:
+                yield url, 1000.0
+        elif usual := _USUAL.match(srcset, at):
+            at = usual.end()
+            yield url, float(usual[1] or 0) or 1000 * float(usual[2] or 1)
+        else:
+            descriptors = _DESCRIPTORS.match(srcset, at)
+            text, at = (descriptors[0], descriptors.end() + 1) if descriptors else ("", len(srcset))
+            size = _size(_DESCRIPTOR.findall(text[:MAX_URL]))
+            if size is not None:
+                yield url, size
+
+
+def _size(descriptors: list[str]) -> float | None:
+    """The size that the descriptors of a candidate give; None if they are not valid together."""
+    width = density = height = None
+    for descriptor in descriptors:
+        number, kind = descriptor[:-1], descriptor[-1]
+        if kind == "w" and _NATURAL.fullmatch(number) and width is density is None and number.strip("0"):
+            width = float(number[:30])
+        elif kind == "x" and _FLOAT.fullmatch(number) and width is density is height is None:
+            density = float(number[:300])
+            if density < 0:
+                return None
+        elif kind == "h" and _NATURAL.fullmatch(number) and height is density is None and number.strip("0"):
+            height = float(number[:30])
+        else:
+            return None
+    if height is not None and width is None:
+        return None
+    return width if width is not None else 1000 * (1.0 if density is None else density)
 
 
 def _base(href: str | None, page_url: str) -> str:
@@ -326,73 +360,6 @@ def header_signals(headers: Iterable[tuple[str, str]]) -> set[str]:
         elif name == TDM and value.strip() == "1":
             signals.add(TDM)
     return signals
-
-
-# ---- bytes -> UTF-8
-
-# Labels of the WHATWG encoding standard whose Python codec has another name or decodes differently.
-_ALIASES = {
-    **dict.fromkeys(
-        ("iso-8859-1", "iso8859-1", "iso_8859-1", "iso88591", "latin1", "latin-1", "l1", "ascii", "us-ascii"), "cp1252"
-    ),
-    **dict.fromkeys(("windows-1252", "cp1252", "x-cp1252", "ansi_x3.4-1968", "cp819"), "cp1252"),
-    **dict.fromkeys(("iso-8859-9", "iso8859-9", "latin5", "l5", "windows-1254", "x-cp1254"), "cp1254"),
-    **dict.fromkeys(("gb2312", "gbk", "gb_2312-80", "chinese", "x-gbk", "gb18030", "cp936", "ms936"), "gb18030"),
-    **dict.fromkeys(("shift_jis", "shift-jis", "sjis", "x-sjis", "ms_kanji", "windows-31j", "ms932"), "cp932"),
-    **dict.fromkeys(("euc-kr", "ks_c_5601-1987", "ksc5601", "korean", "windows-949", "ks_c_5601-1989"), "cp949"),
-    **dict.fromkeys(("big5", "big5-hkscs", "cn-big5", "x-x-big5"), "big5hkscs"),
-    **dict.fromkeys(("tis-620", "iso-8859-11", "windows-874", "dos-874"), "cp874"),
-    **dict.fromkeys(("koi8-r", "koi", "koi8", "koi8_r"), "koi8-r"),
-    **dict.fromkeys(("macintosh", "x-mac-roman", "mac"), "mac-roman"),
-    **dict.fromkeys(("iso-8859-8-i", "logical", "csiso88598i"), "iso-8859-8"),
-    "x-mac-cyrillic": "mac-cyrillic",
-    "x-euc-jp": "euc-jp",
-    "unicode-1-1-utf-8": "utf-8",
-    "utf8": "utf-8",
-    "utf-16": "utf-16-le",
-    "unicode": "utf-16-le",
-}
-_PLAIN = re.compile(
-    r"utf-8|utf-16-?[lb]e|iso-?8859-?\d{1,2}|windows-125\d|cp125\d|cp866|ibm866|euc-jp|iso-2022-jp|koi8-u|mac-\w+"
-)
-_META_CHARSET = re.compile(rb"<meta[^>]{0,500}?charset\s{0,9}=\s{0,9}[\"']?\s{0,9}([\w.:-]{1,40})", re.IGNORECASE)
-
-
-def codec(label: str | None) -> str | None:
-    """Python's codec for a charset label of the web; None for unknown labels and for codecs that are no charset."""
-    name = (label or "").strip().strip("\"'").lower()
-    name = _ALIASES.get(name, name)
-    if not _PLAIN.fullmatch(name) and name not in _ALIASES.values():
-        return None
-    try:
-        return codecs.lookup(name).name
-    except LookupError:
-        return None
-
-
-def to_utf8(html: bytes, charset: str | None) -> bytes:
-    """The page in valid UTF-8. The charset comes from the byte order mark, else HTTP, else a meta. Else it is UTF-8 if
-    that is valid, else Windows-1252.
-    """
-    if html[:3] == codecs.BOM_UTF8:
-        html, name = html[3:], "utf-8"
-    elif html[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        html, name = html[2:], "utf-16-le" if html[:2] == codecs.BOM_UTF16_LE else "utf-16-be"
-    else:
-        name = codec(charset) or ""
-        if not name and (match := _META_CHARSET.search(html, 0, 4096)):
-            name = codec(match[1].decode("ascii", "replace")) or ""
-            if name.startswith("utf-16"):  # the meta was read as ASCII, so the page is not UTF-16
-                name = "utf-8"
-    if not name or name == "utf-8":
-        if html.isascii():
-            return html
-        try:
-            html.decode()
-            return html
-        except UnicodeDecodeError:
-            name = name or "cp1252"
-    return html.decode(name, "replace").encode("utf-8", "replace")
 
 
 # ---- the reference scanner: lexbor

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.schema import TEXT_SOURCES, URL_SOURCES
 from pipeline.sources import html
-from pipeline.sources.html import extract_pairs, largest_candidate, resolve, to_utf8
+from pipeline.sources.html import extract_pairs, resolve, to_utf8
 
 PAGE = "http://host.example/dir/page.html"
 
@@ -163,75 +163,6 @@ def test_license():
     assert extract_pairs(first.encode(), PAGE).license == "http://host.example/l"
     assert extract_pairs(b'<a rel=license href="javascript:0">', PAGE).license is None
     assert extract_pairs(b'<a rel=license>x</a><a rel="licenses" href=x>', PAGE).license is None
-
-
-@pytest.mark.parametrize(
-    ("srcset", "best"),
-    [
-        ("a.jpg", "a.jpg"),
-        (" a.jpg 100w , b.jpg 200w ,c.jpg 50w", "b.jpg"),
-        ("a.jpg 1x,b.jpg 1.5x", "b.jpg"),
-        ("a,b.jpg 2x, c.jpg 1x", "a,b.jpg"),
-        ("a.jpg, b.jpg,", "a.jpg"),
-        ("data:image/gif;base64,R0= 1w, b.jpg 2w", "b.jpg"),
-        ("https://x/w_100,h_100/a.jpg 100w, https://x/w_200,h_200/a.jpg 200w", "https://x/w_200,h_200/a.jpg"),
-        ("a.jpg junk, b.jpg 0.5x", "a.jpg"),
-        (",,,", ""),
-        ("", ""),
-    ],
-)
-def test_srcset(srcset, best):
-    assert largest_candidate(srcset) == best
-
-
-CYRILLIC = "<img src=a alt='Привет'>"
-
-
-@pytest.mark.parametrize(
-    ("data", "charset", "text"),
-    [
-        ("<img src=a alt='ü漢'>".encode(), None, "ü漢"),
-        ("<img src=a alt='ü漢'>".encode(), "utf-8", "ü漢"),
-        (b"\xef\xbb\xbf<meta charset=koi8-r>" + "<img src=a alt='ü'>".encode(), "latin1", "ü"),
-        ("\ufeff<img src=a alt='ü漢'>".encode("utf-16-le"), None, "ü漢"),
-        ("\ufeff<img src=a alt='ü漢'>".encode("utf-16-be"), "utf-8", "ü漢"),
-        (CYRILLIC.encode("cp1251"), "windows-1251", "Привет"),
-        (b"<meta charset='koi8-r'>" + CYRILLIC.encode("koi8-r"), None, "Привет"),
-        (
-            b'<meta http-equiv=content-type content="text/html; charset=Shift_JIS">'
-            + "<img src=a alt='日本'>".encode("cp932"),
-            None,
-            "日本",
-        ),
-        (b"<meta charset=utf-16>" + "<img src=a alt='ü'>".encode(), None, "ü"),
-        (b"<img src=a alt='\x93caf\xe9\x94'>", None, "“café”"),
-        (b"<img src=a alt='caf\xe9'>", "ISO-8859-1", "café"),
-        (b"<img src=a alt='caf\xe9'>", "utf8", "caf\ufffd"),
-        ("<img src=a alt='漢'>".encode("gb18030"), '"GB2312"', "漢"),
-        (b"<img src=a alt='x'>", "no-such-charset", "x"),
-        (b"<img src=a alt='+AGE-'>", "utf-7", "+AGE-"),
-        (b"<img src=a alt='\\u0041'>", "unicode_escape", "\\u0041"),
-    ],
-)
-def test_charsets(data, charset, text):
-    assert [row[1] for row in pairs(data, charset=charset)] == [text]
-
-
-def test_no_python_codec_that_is_no_charset_can_be_named():
-    for name in (
-        "rot13",
-        "hex",
-        "zip",
-        "idna",
-        "punycode",
-        "utf-7",
-        "raw_unicode_escape",
-        "undefined",
-        "mbcs",
-        "charmap",
-    ):
-        assert html.codec(name) is None
-    assert all(html.codec(name) for name in html._ALIASES)
 
 
 def test_resolve_is_urljoin_where_that_is_right():
