@@ -78,6 +78,7 @@ REFUSED = [
     ("--url-column", "", "''", "must not be empty"),
     ("--text-column", "", "''", "must not be empty"),
     ("--text-column", "url", "url", "must be another column than --url-column"),
+    ("--columns", "url,,text", "url,,text", "must be different names with commas between them, such as url,text"),
     ("--input", "", "''", "must not be empty"),
     ("--exchange", "file", "file", "must be one of files, shuffle; did you mean files?"),
     ("--input-format", "wet", "wet", "must be one of auto, wat, warc, table; did you mean wat?"),
@@ -374,3 +375,11 @@ def test_options_of_python_are_used_as_they_were_checked(tmp_path: Path) -> None
             validate(options.Options(**({"input": ("x",), "output": "out"} | wrong)))
     with pytest.raises(MissingInput, match="^--queries nowhere: no such file"):
         validate(options.Options(input=("x",), output="out", queries="nowhere"))
+
+
+def test_a_cap_beside_the_number_of_pairs_is_refused(told) -> None:
+    code, message = told("--cap", "5", "--target-pairs", "7")
+    assert code == build.USAGE and message.endswith(
+        "--target-pairs 7: must stand without --cap 5, since it finds the cap\n"
+    )
+    assert not Path("out").exists()

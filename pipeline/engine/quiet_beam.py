@@ -9,6 +9,7 @@ import gc
 import logging
 import re
 import threading
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,11 +49,12 @@ READERS = ("beam_control_read", "read_grpc_client_inputs", "read_state")
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Hides warnings while the block runs: at import Beam warns about optional packages that are not installed."""
-    logging.disable(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def no_waiting(record: logging.LogRecord) -> bool:
@@ -77,6 +79,7 @@ def import_beam() -> Any:
     """apache_beam, with its loggers quiet."""
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    _unhush()
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in SILENT:
@@ -101,7 +104,41 @@ def quiet_readers() -> None:
     threading.excepthook = lambda args: None if args.thread and args.thread.name in READERS else report(args)
 
 
+NOISY = ("apache_beam", "grpc", *CHATTY, *SILENT, *filter(None, TRACING))
+
+
+def not_of_beam(record: logging.LogRecord) -> bool:
+    """False for a message that code of Beam or gRPC sends through the root logger."""
+    return _OF_BEAM.search(record.pathname) is None
+
+
+_OF_BEAM = re.compile(r"[/\\](apache_beam|grpc)[/\\]")
+
+
 def hush() -> None:
-    """Hides all logs and thread exceptions. After an interrupt Beam's threads only report that they were cut off."""
-    logging.disable(logging.CRITICAL)
-    threading.excepthook = lambda *_: None
+    """Hides what Beam's loggers and threads report, until the next job. After an interrupt it is only that they were
+    cut off. Other logs of the process stay as they are: it may be a notebook.
+    """
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    logging.getLogger().addFilter(not_of_beam)
+    _hide_threads_of_beam()
+
+
+def _unhush() -> None:
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    logging.getLogger().removeFilter(not_of_beam)
+
+
+@functools.cache
+def _hide_threads_of_beam() -> None:
+    """Hides the exceptions of threads that run code of Beam."""
+    report = threading.excepthook
+
+    def report_others(args: threading.ExceptHookArgs) -> None:
+        frames = traceback.extract_tb(args.exc_traceback)
+        if not any(_OF_BEAM.search(frame.filename) for frame in frames):
+            report(args)
+
+    threading.excepthook = report_others

@@ -38,6 +38,9 @@ SELECTED_ROWS = "rows"  # the step that leaves the stage's rows
 SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
 
 
+CAP = 20_000  # of a query (Radford et al. 2021, section 2.2)
+
+
 def _check_stop_queries(value: str) -> None:
     if not value.endswith("%"):
         checks.readable_file(value)
@@ -61,7 +64,7 @@ class BalanceSettings:
         help="cap: each query picks at most --cap pairs, exactly; bernoulli: as MetaCLIP draws",
         choices=("cap", "bernoulli", "none"),
     )
-    cap: int = option(20_000, help="pairs that a query may pick", metavar="T", within="[1, 1e12]")
+    cap: int = option(CAP, help="pairs that a query may pick", metavar="T", within="[1, 1e12]")
     target_pairs: int | None = option(None, help="solve for the cap that keeps about so many pairs", within="[1, 1e12]")
     expected_yield: float = option(
         1.0,
@@ -76,6 +79,14 @@ class BalanceSettings:
         metavar="FILE|5%",
         check=_check_stop_queries,
     )
+
+    @staticmethod
+    def check_together(o: Any) -> None:
+        """Refuses a cap beside the number of pairs that finds the cap."""
+        if o.target_pairs is not None and o.cap != CAP:
+            raise UsageError(
+                f"--target-pairs {o.target_pairs}: must stand without --cap {o.cap}, since it finds the cap"
+            )
 
 
 def policy(run: Run) -> Policy:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -253,3 +254,44 @@ def test_a_message_is_whole_where_beam_put_the_step_into_it(text: str, expected:
 )
 def test_a_failure_ends_with_what_to_type_next(text: str, expected: str) -> None:
     assert with_next_step(OSError(text)) == expected
+
+
+def test_after_an_interrupt_only_beam_is_silent(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: told.append(str(args.exc_value)))
+    quiet_beam._hide_threads_of_beam.cache_clear()
+    quiet_beam.hush()
+    of_beam: dict[str, Any] = {}
+    source = "import logging\ndef log(): logging.error('cut')\ndef fail(): raise OSError('cut')\n"
+    exec(compile(source, "/site/apache_beam/runners/a.py", "exec"), of_beam)
+
+    def fail() -> None:
+        raise OSError("ours")
+
+    try:
+        of_beam["log"]()
+        logging.getLogger("apache_beam.runners.worker.sdk_worker").critical("cut")
+        logging.getLogger("mine").warning("kept")
+        logging.error("kept, too")
+        for target in (of_beam["fail"], fail):
+            thread = threading.Thread(target=target)
+            thread.start()
+            thread.join()
+    finally:
+        quiet_beam.import_beam()  # the next job hears of Beam again
+        quiet_beam._hide_threads_of_beam.cache_clear()
+    logging.getLogger("apache_beam.pipeline").error("heard")
+    assert [record.getMessage() for record in caplog.records] == ["kept", "kept, too", "heard"]
+    assert told == ["ours"]
+
+
+def test_what_the_user_disabled_stays_disabled() -> None:
+    logging.disable(logging.ERROR)
+    try:
+        with quiet_beam.quiet():
+            assert logging.root.manager.disable == logging.ERROR
+        assert logging.root.manager.disable == logging.ERROR
+    finally:
+        logging.disable(logging.NOTSET)
