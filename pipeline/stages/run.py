@@ -127,7 +127,7 @@ class HowSettings:
     )
     exchange: str = option(
         "files",
-        help="files: where all workers share OUT; shuffle: through the engine",
+        help="of columns between steps: as files in OUT, or through the engine (OUT must be shared with both)",
         choices=("files", "shuffle"),
         steers=True,
     )
