@@ -129,10 +129,12 @@ def write_tables(folder: Path, web: smallweb.SmallWeb) -> None:
     rng = random.Random(5)
     words = "a red blue green dog circle house tree star boat moon snow of and small garden".split()
     there = [web.base + path for path in sorted(web.pictures)]
+    gone = [f"{web.base}/gone/{number}.jpg" for number in range(20)]
+    # Up to five texts for each URL: a URL with more than eight, those of the archives among them, is a placeholder.
+    texts_of = {url: [" ".join(rng.choices(words, k=rng.randint(2, 8))) for _ in range(5)] for url in there + gone}
     for part in range(3):
-        gone = [f"{web.base}/gone/{rng.randrange(20)}.jpg" for _ in range(100)]
-        urls = rng.choices(there, k=500) + gone
-        texts = [" ".join(rng.choices(words, k=rng.randint(2, 8))) for _ in urls]
+        urls = rng.choices(there, k=500) + rng.choices(gone, k=100)
+        texts = [rng.choice(texts_of[url]) for url in urls]
         pq.write_table(pa.table({"url": urls, "text": texts}), folder / f"pairs-{part}.parquet")
 
 
