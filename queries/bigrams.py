@@ -59,13 +59,21 @@ class Vocabulary:
         return cls(forms, lower, encoded.dictionary, total, int(table.schema.metadata[b"occurrences"]))
 
     @classmethod
-    def of(cls, words: pa.Table, *, min_count: int, among: pa.StringArray | None = None) -> Vocabulary:
+    def of(
+        cls,
+        words: pa.Table,
+        *,
+        min_count: int,
+        among: pa.StringArray | None = None,
+        without: frozenset[str] = frozenset(),
+    ) -> Vocabulary:
         """The words that are frequent enough.
 
         Args:
             words: COUNTED, a row for each form.
             min_count: the least number of occurrences in all forms together.
             among: the lower-case words that are allowed; None allows all.
+            without: lower-case words that are not allowed.
         """
         words = words.filter(pc.greater(words["count"], 0)).sort_by("query").combine_chunks()
         forms, counts = words["query"].combine_chunks(), words["count"].to_numpy()
@@ -76,6 +84,8 @@ class Vocabulary:
         wanted = total >= min_count
         if among is not None:
             wanted &= np.asarray(pc.is_in(encoded.dictionary, among))
+        if without:
+            wanted &= ~np.asarray(pc.is_in(encoded.dictionary, pa.array(sorted(without))))
         table = pa.table({"form": forms, "count": total[lower]}).filter(pa.array(wanted[lower]))
         return cls.from_table(table.replace_schema_metadata({"occurrences": str(int(counts.sum()))}))
 
@@ -150,6 +160,15 @@ def best(scored: list[pa.Table], max_queries: int) -> pa.Table:
         [("score", "descending"), ("pair", "ascending"), ("count", "descending"), ("query", "ascending")]
     )
     return table.select(["query", "count"]).slice(0, max_queries).cast(COUNTED).combine_chunks()
+
+
+def without_common(pairs: pa.Table, common: frozenset[str]) -> pa.Table:
+    """The pairs (COUNTED, "new york") without those that have one of the lower-case words."""
+    if not common or not len(pairs):
+        return pairs
+    words = pc.split_pattern(pc.utf8_lower(pairs["query"].combine_chunks()), " ", max_splits=1)
+    is_common = np.asarray(pc.is_in(words.values, pa.array(sorted(common), words.values.type))).reshape(-1, 2)
+    return pairs.filter(pa.array(~is_common.any(axis=1)))
 
 
 def from_counts(

@@ -4,8 +4,9 @@
         --wordnet /usr/share/wordnet
 
 As in the CLIP paper, the list holds the numbers 0-99, WordNet's lemmas, the words with at least --min-count
-occurrences, the best pairs of words, and the most viewed titles. It has at most --size queries. Every source is
-optional. The same inputs give the same list with any number of workers.
+occurrences, the best pairs of words, and the most viewed titles. It has at most --size queries. Each source has a share
+of them, as in MetaCLIP's list. Room that a source does not use goes to the others. Every source is optional. Slurs and
+explicit English terms are left out. The same inputs give the same list with any number of workers.
 """
 
 from __future__ import annotations
@@ -154,10 +155,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def summary(options: Options, info: dict[str, Any]) -> str:
     """The summary that the command prints."""
     lines = [f"{info['queries']:,} queries, digest {info['digest'][:16]}: {options.output}/queries.parquet"]
-    lines.append(f"{'source':<12}{'offered':>10}{'dead':>8}{'duplicates':>12}{'over size':>11}{'kept':>10}")
+    lines.append(
+        f"{'source':<12}{'offered':>10}{'dead':>8}{'flagged':>9}{'duplicates':>12}{'over size':>11}{'kept':>10}"
+    )
     for name, row in info["sources"].items():
         lines.append(
-            f"{name:<12}{row['offered']:>10,}{row['dead']:>8,}{row['duplicates']:>12,}{row['over']:>11,}{row['kept']:>10,}"
+            f"{name:<12}{row['offered']:>10,}{row['dead']:>8,}{row['flagged']:>9,}{row['duplicates']:>12,}"
+            f"{row['over']:>11,}{row['kept']:>10,}"
         )
     lines += [f"warning: {warning}" for warning in info["warnings"]]
     lines.append(f"next: python -m queries.show {options.output}")

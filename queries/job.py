@@ -37,7 +37,7 @@ from queries.streams import Piece
 if TYPE_CHECKING:
     from queries.options import Options
 
-RESULT = 1
+RESULT = 2
 BATCH = 8 << 20  # bytes of text that are counted at once
 MOST_PAIRS = 8 << 20  # pairs that a unit holds before it writes a part
 FEWEST_VIEWS = 5  # of a title in all files; with fewer, a redirect is dropped too
@@ -51,6 +51,11 @@ NAMES = pa.schema(
         pa.field("links", pa.int64(), False),
     ]
 )
+
+
+# What the units and the merged words hold: PMI is computed within a corpus, the dumps or the texts.
+CORPUS_WORDS = WORDS.append(pa.field("in_texts", pa.int64(), False))  # occurrences in --text; the others are in dumps
+CORPORA = ("wikipedia", "text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +85,8 @@ class CountFolder:
 class Counted:
     """What the first job found. `words` has a row for each form, `views` for each title (redirects are resolved)."""
 
-    words: pa.Table  # WORDS
-    occurrences: int
+    words: pa.Table  # CORPUS_WORDS
+    occurrences: dict[str, int]  # by corpus
     views: pa.Table  # COUNTED
     links: pa.Table  # COUNTED
     ledger: dict[str, dict[str, int]]
@@ -161,6 +166,8 @@ class CountUnits:
                 names = pa.concat_tables([names, *found])
             _write(self.folder.file(unit, "names"), names)
         counted = words.table()
+        in_texts = counted["count"] if kind == "text" else pa.array(np.zeros(len(counted), np.int64))
+        counted = counted.append_column(CORPUS_WORDS.field("in_texts"), in_texts)
         _write_buckets(self.folder.file(unit, "words", 0), counted, pc.utf8_lower(counted["word"]), self.buckets)
         _write_buckets(self.folder.file(unit, "titles", 0), views, views["query"], self.buckets)
         return {
@@ -215,7 +222,10 @@ class MergeWords(_Merge):
     done, read, kind = ("words", "merged"), ("words", "units"), "words"
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
-        words = ngrams.add_words([shuffle_files.table(messages, WORDS)]).sort_by("word").combine_chunks()
+        table = shuffle_files.table(messages, CORPUS_WORDS)
+        sums = [(name, "sum") for name in CORPUS_WORDS.names[1:]]
+        words = table.group_by("word", use_threads=False).aggregate(sums).rename_columns(CORPUS_WORDS.names)
+        words = words.cast(CORPUS_WORDS).sort_by("word").combine_chunks()
         lower = pc.utf8_lower(words["word"].combine_chunks()).dictionary_encode()
         group = lower.indices.to_numpy()
         count, articles = (np.zeros(len(lower.dictionary), np.int64) for _ in range(2))
@@ -342,10 +352,11 @@ class Job:
             found = {name: number for name, number in manifest["tally"].items() if name in DAMAGE and number}
             troubles.setdefault(self.listed[unit]["path"], Counter()).update(found)
         self.warnings += [damage_of(path, found) for path, found in troubles.items() if found]
+        done = [(_corpus(row["kind"]), row["occurrences"]) for _, row in task.folder.manifests()]
         self.ledger["text_words"] = {name: words.folder.total(name) for name in ("words", "kept")}
         return Counted(
-            _read(words.folder, WORDS),
-            task.folder.total("occurrences"),
+            _read(words.folder, CORPUS_WORDS),
+            {corpus: sum(number for of, number in done if of == corpus) for corpus in CORPORA},
             titles.resolve(_read(views.folder, COUNTED), redirects),
             links,
             self.ledger,
@@ -361,14 +372,14 @@ class Job:
         articles = names.filter(pc.invert(is_redirect))
         return redirects, pa.table([articles["title"], articles["links"]], schema=COUNTED)
 
-    def pairs(self, vocabulary: Vocabulary) -> pa.Table:
-        """Runs the second job, which counts the pairs of the vocabulary's words. Returns them as SCORED."""
+    def pairs(self, vocabulary: Vocabulary, corpus: str) -> pa.Table:
+        """Runs the second job, which counts the pairs of the vocabulary's words in a corpus. Returns them as SCORED."""
         table = vocabulary.to_table()
-        digest = f"{hashing.table_digest(table):x} {vocabulary.occurrences}"
+        digest = f"{corpus} {hashing.table_digest(table):x} {vocabulary.occurrences}"
         self.work = work = dataclasses.replace(self.work, pairs=digest_of(self.work.words, digest))
         storage.write_table(work.vocabulary, table)
         units = work.step("words", "units").manifests()
-        texts = tuple(unit for unit, row in units if row["kind"] != "pageviews")
+        texts = tuple(unit for unit, row in units if _corpus(row["kind"]) == corpus)
         task = CountPairs(work, self.rules, texts, self.buckets)
         merge = MergePairs(work, self.rules, self.buckets)
 
@@ -377,7 +388,9 @@ class Job:
             return run_exchange(done, merge, buckets=self.buckets, exchange="files")
 
         self._run(construct, [("counting pairs", task.folder, task.units())])
-        self.ledger["pairs"] = {"counted": merge.folder.total("rows"), "kept": merge.folder.total("kept")}
+        counts = self.ledger.setdefault("pairs", {"counted": 0, "kept": 0})
+        counts["counted"] += merge.folder.total("rows")
+        counts["kept"] += merge.folder.total("kept")
         return _read(merge.folder, SCORED)
 
     def _run(self, construct: Any, watched: list[tuple[str, Any, int]]) -> None:
@@ -404,6 +417,12 @@ class Job:
 
 
 DUMPS = ("cirrus", "xml")
+
+
+def _corpus(kind: str) -> str:
+    """The corpus that a unit of this kind belongs to."""
+    return "wikipedia" if kind in DUMPS else kind
+
 
 # Damage of an input file, in the words of the warning. info.json has the counts under the same names.
 DAMAGE = {

@@ -17,7 +17,8 @@ from pipeline.text.language_names import NAMES, nearest_code
 from queries.wordnet import PARTS
 
 # The numbers of the CLIP paper and of MetaCLIP.
-SIZE, MIN_COUNT, MIN_ARTICLES, BIGRAMS, TITLES = 500_000, 100, 3, 100_646, 61_235
+SIZE, MIN_COUNT, MIN_ARTICLES = 500_000, 100, 3
+SHARES = {"wordnet": 86_654, "word": 251_465, "bigram": 100_646, "title": 61_235}  # of SIZE
 PROFILES = ("wit", "metaclip1")
 COUNT = "[0, 1e15]"
 
@@ -79,6 +80,11 @@ def _check_files(pattern: str) -> None:
 _sources = functools.partial(option, (), check=_check_files)
 
 
+def _budget(source: str, things: str) -> Any:
+    share = f"{SHARES[source] / SIZE:.1%} of --size, and the room that other sources leave"
+    return option(None, help=f"maximum number of {things}", default_text=share, within="[0, 1e9]")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceSettings:
     """What the list is made from."""
@@ -96,6 +102,9 @@ class SourceSettings:
     pageviews: tuple[str, ...] = _sources(
         help="pageview_complete months (pageviews-YYYYMM-user.bz2) or hours (pageviews-*.gz)", metavar="FILE"
     )
+    lists: tuple[str, ...] = _sources(
+        help="query lists that are taken whole, such as queries/data/benchmarks.parquet", metavar="FILE"
+    )
     wordnet: str | None = option(
         None, help="folder of WordNet's dict files (Debian: /usr/share/wordnet)", metavar="DIR", check=_check_wordnet
     )
@@ -112,13 +121,16 @@ class RuleSettings:
     size: int = option(SIZE, help="maximum number of queries in the list", within="[1, 1e9]")
     min_count: int = option(MIN_COUNT, help="minimum occurrences of a word in all sources together", within=COUNT)
     min_articles: int = option(MIN_ARTICLES, help="minimum articles with a word, in dumps and texts", within=COUNT)
-    bigrams: int = option(BIGRAMS, help="maximum number of word pairs", within="[0, 1e9]")
+    wordnet_queries: int | None = _budget("wordnet", "lemmas of WordNet")
+    words: int | None = _budget("word", "words")
+    bigrams: int | None = _budget("bigram", "word pairs")
     min_bigram_count: int | None = option(
         None, help="minimum occurrences of a pair", default_text="as --min-count", within=COUNT
     )
-    titles: int = option(TITLES, help="maximum number of titles", within="[0, 1e9]")
+    titles: int | None = _budget("title", "titles")
     min_views: int | None = option(None, help="minimum views of a title", default_text="70", within=COUNT)
     lemmas: str = option("all", help="lemmas to take from each synset", choices=("all", "first"))
+    keep_flagged: bool = option(False, help="keep slurs and explicit English terms, with their flags")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,7 +200,7 @@ class ShowSettings:
 def with_files(options: Options) -> Options:
     """The options with each pattern replaced by its files, sorted by name."""
     found: dict[str, Any] = {}
-    for name in ("wikipedia", "text", "counts", "pageviews"):
+    for name in ("wikipedia", "text", "counts", "pageviews", "lists"):
         paths = {os.path.abspath(path) for pattern in getattr(options, name) for path in files_of(pattern)}
         found[name] = tuple(sorted(paths, key=lambda path: (os.path.basename(path), path)))
     return dataclasses.replace(options, **found)

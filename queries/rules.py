@@ -53,15 +53,15 @@ _NAMESPACES = (
     "talk|user|wikipedia|wp|project|file|image|media|mediawiki|template|help|category|portal|draft|module|book|special"
     "|timedtext|gadget|topic|education program"
 )
-_NO_TITLE = re.compile(
-    rf"(?:(?:{_NAMESPACES})(?: talk)?:.*"
+NO_TITLE = (
+    rf"(?is)^(?:(?:{_NAMESPACES})(?: talk)?:.*"
     r"|(?:lists?|index|outline|deaths|births|table) (?:of|in) .*"
     r"|.* (?:disc|film|bibli|vide)ograph(?:y|ies)(?: .*)?"
     r"|\d{1,4}s?(?: (?:bc|bce|ad|ce))?|\d{3,4}s? in .*"  # years, "2023 in film"
     r"|.*\.(?:jpe?g|png|gif|svg|webp|tiff?|pdf|djvu|og[gvx]|web[am]|mp[34]|php|html?|css|js|xml|json)"
-    r"|undefined|null|nan|none|main page|search|\W*)",
-    re.IGNORECASE | re.DOTALL,
+    r"|undefined|null|nan|none|main page|search|\W*)$"
 )
+_NO_TITLE = re.compile(NO_TITLE)
 
 _SMASHED = r"0[0-9.,]*0"  # wordfreq writes 0 for every digit of a longer number
 _ENDING = r"^(?P<word>.+)['’](?P<ending>.{1,2})$"  # "dog's", "don't": the first part is a word of its own
@@ -119,7 +119,7 @@ def common_words(words: pa.Table, language: str) -> frozenset[str]:
 
 def is_title(title: str) -> bool:
     """False for files, lists, years, pages of other namespaces, and the names of errors ("Undefined")."""
-    return _NO_TITLE.fullmatch(title) is None
+    return _NO_TITLE.search(title) is None
 
 
 def word_queries(words: pa.Table, *, min_count: int) -> pa.Table:

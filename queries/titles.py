@@ -10,6 +10,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from queries import rules
 from queries.counts import COUNTED
 
 LEAST_VIEWS = 70
@@ -75,15 +76,21 @@ def resolve(views: pa.Table, redirects: pa.Table) -> pa.Table:
     return add([pa.table([pc.coalesce(target, _whole(views["query"])), views["count"]], schema=COUNTED)])
 
 
+def in_dump(views: pa.Table, articles: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """The rows whose title is an article of the dump: no file, no list of another wiki, no name of an error."""
+    return views.filter(pc.is_in(views["query"], _whole(articles)))
+
+
 def title_queries(views: pa.Table, *, min_count: int, max_titles: int, profile: str = "wit") -> pa.Table:
     """COUNTED: the `max_titles` titles with the highest counts, none with a count below `min_count`.
 
-    Pages of other namespaces are left out. Profile `wit` cuts off brackets at the end: "Mercury (planet)" -> "Mercury".
+    Pages of other namespaces are left out. Profile `wit` also leaves out lists, years, files and errors
+    (`rules.is_title`), and cuts off brackets at the end: "Mercury (planet)" -> "Mercury".
     """
     titles = _whole(views["query"])
     counts = _whole(views["count"])
     if profile == "wit":
-        article = pc.invert(pc.or_(pc.match_substring_regex(titles, _PREFIX), pc.equal(titles, "Main Page")))
+        article = pc.invert(pc.match_substring_regex(titles, f"{_PREFIX}|{rules.NO_TITLE}"))
         titles = pc.replace_substring_regex(titles, _IN_BRACKETS, r"\1")
     else:
         article = pc.invert(pc.match_substring(titles, ":"))

@@ -14,12 +14,13 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.text.matcher import Matcher
 from pipeline.text.normalize import normalize_text
-from queries import assemble, build, counts, load, streams, wordnet
+from queries import assemble, build, counts, load, options, recipe, rules, streams, titles, wordnet
 from queries.counts import COUNTED
 from queries.options import Options
 from tests.places import DATA, ROOT
@@ -85,7 +86,9 @@ def test_profile_metaclip1_takes_wordnet_as_it_was_published(small_wordnet: str,
     assert {query for query, row in found.items() if row[0] == "wordnet"} == {
         *("entity", "st", "dog", "able", "well-known", "breathe")
     }
-    assert info["sources"]["wordnet"] == {"offered": 7, "dead": 1, "duplicates": 0, "over": 0, "kept": 6}
+    assert info["sources"]["wordnet"] == {
+        **{"offered": 7, "dead": 1, "duplicates": 0, "over": 0, "flagged": 0, "kept": 6}
+    }
 
 
 @pytest.mark.skipif(not (WORDNET / "data.noun").exists(), reason=f"no WordNet in {WORDNET}: set OPENWIT_WORDNET")
@@ -113,7 +116,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"<revision><text>'''{' '.join(tokens)}'''.</text></revision></page>"
         )
     head = '<mediawiki xml:lang="en"><siteinfo><dbname>enwiki</dbname></siteinfo>'
-    more = '<page><title>Kitty</title><ns>0</ns><redirect title="Cat" /><revision><text>x</text></revision></page>'
+    more = "<page><title>Cat</title><ns>0</ns><revision><text>A cat.</text></revision></page>"
+    more += '<page><title>Kitty</title><ns>0</ns><redirect title="Cat" /><revision><text>x</text></revision></page>'
     data = "\n".join([head, *pages, more]).encode()
     (folder / "enwiki.xml.bz2").write_bytes(
         b"".join(bz2.compress(data[at : at + 30_000]) for at in range(0, len(data), 30_000))
@@ -125,6 +129,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "the\t99999\nred\t90\npanda\t80\nred panda\t70\nzebra\t500\nzebra crossing\t60\ncrossing\t90\n"
     )
     lines = ["en.wikipedia Cat 1 desktop 60 A1", "en.wikipedia Kitty 2 mobile-web 50 A1"]
+    lines += ["en.wikipedia Undefined - desktop 900 A1", "en.wikipedia No_article 9 desktop 900 A1"]
     lines += ["en.wikipedia Low 3 desktop 9 A1", "de.wikipedia Hund 1 desktop 99 A1"]
     (folder / "pageviews-202610-user").write_text("\n".join(lines))
     return folder
@@ -148,7 +153,9 @@ def test_all_sources_give_one_list_on_one_worker_and_on_two(
     assert found["Naïve"] == ("word", 30) and found["naïve"] == ("word", 30) and found["zebra"] == ("word", 500)
     assert found["zebra crossing"] == ("bigram", 60)
     assert found["Cat"] == ("title", 110) and "Kitty" not in found and "Low" not in found
-    assert info["ledger"]["wikipedia"] == {"articles": 400, "redirects": 1}
+    assert info["ledger"]["wikipedia"] == {"articles": 401, "redirects": 1}
+    assert not {"Undefined", "No article"} & set(found)
+    assert info["ledger"]["titles"] == {"no_article_of_the_dump": 3}  # Low is one, too
     assert info["ledger"]["text"]["lines"] == 330
     assert json.loads((tmp_path / "one" / "queries.json").read_text()) == list(found)
     assert (tmp_path / "one" / "queries.txt").read_text().splitlines() == list(found)
@@ -190,6 +197,122 @@ def test_profile_metaclip1_on_texts(tmp_path: Path) -> None:
     assert {query for query, row in found.items() if row[0] == "word"} == {"the", "red-brown", "dog's", "tail"}
 
 
+def test_each_source_has_its_share_and_unused_room_flows_on() -> None:
+    def offer(name: str, count: int) -> tuple[str, pa.Table]:
+        words = [f"{name}{number}" for number in range(count)]
+        return name, pa.table([words, list(range(count, 0, -1))], schema=COUNTED)
+
+    offers = [offer("wordnet", 2), offer("word", 500), offer("bigram", 40), offer("title", 40)]
+    budgets = recipe.budgets(options.Options(output="x", size=200))
+    assert [budget.queries for budget in budgets.values()] == [17, 50, 20, 12]  # of the 100 beside the numbers
+    made = assemble.assemble(offers, size=100, language="en", budgets=budgets)
+    assert made.kept() == {"wordnet": 2, "word": 66, "bigram": 20, "title": 12}
+    assert made.over == {"wordnet": 0, "word": 434, "bigram": 20, "title": 28}
+    budgets = recipe.budgets(options.Options(output="x", size=200, words=10))  # firm
+    kept = assemble.assemble(offers, size=100, language="en", budgets=budgets).kept()
+    assert kept == {"wordnet": 2, "word": 10, "bigram": 40, "title": 40}
+
+
+def test_a_query_over_the_budget_of_one_source_may_come_from_another() -> None:
+    offers = [
+        ("wordnet", pa.table([["dog", "beautiful"], [9, 0]], schema=COUNTED)),
+        ("word", pa.table([["beautiful", "the"], [8, 7]], schema=COUNTED)),
+    ]
+    made = assemble.assemble(offers, size=3, language="en", budgets={"wordnet": assemble.Budget(1)})
+    rows = made.table.select(["query", "source", "count"]).to_pylist()
+    assert rows[0] == {"query": "beautiful", "source": "word", "count": 8}
+    assert made.duplicates == {"wordnet": 1, "word": 0} and made.kept() == {"wordnet": 1, "word": 2}
+
+
+def test_titles_are_there_where_words_alone_exceed_the_size(tmp_path: Path) -> None:
+    (tmp_path / "words.tsv").write_text(
+        "".join(f"word{chr(97 + n % 26)}{chr(97 + n // 26)}\t500\n" for n in range(400))
+    )
+    lines = [f"en.wikipedia Title_{name} 1 desktop 90 A1" for name in "abcdefghijklmnopqrstuvwxyz"]
+    (tmp_path / "pageviews-202610-user").write_text("\n".join(lines))
+    arguments = ["--counts", tmp_path / "words.tsv", "--pageviews", tmp_path / "pageviews-202610-user", "--workers", 1]
+    assert run("--output", tmp_path / "out", *arguments, "--size", 200) == 0
+    info = read(tmp_path / "out")[1]
+    assert info["queries"] == 200 and info["counts"]["title"] == 12
+
+
+def test_pairs_have_neither_function_words_nor_halves_of_apostrophes(tmp_path: Path) -> None:
+    text = "such as golden gate according to Bono's songs golden gate don't wait such as\n"
+    (tmp_path / "a.txt").write_text(text * 30 + "other words of many kinds stand here alone every time\n" * 200)
+    arguments = ["--text", tmp_path / "a.txt", "--min-count", 20, "--workers", 1]
+    assert run("--output", tmp_path / "out", *arguments) == 0
+    pairs = {query.lower() for query, row in read(tmp_path / "out")[0].items() if row[0] == "bigram"}
+    assert "golden gate" in pairs
+    assert not {"such as", "according to", "bono s", "s songs", "don t", "t wait"} & pairs
+
+
+def test_pmi_is_computed_within_each_corpus(tmp_path: Path) -> None:
+    # In each file "red panda" is frequent. With the sums of both, its parts are far more frequent than the pair.
+    (tmp_path / "a.tsv").write_text("red\t90\npanda\t80\nred panda\t70\nzebra\t90000\n")
+    (tmp_path / "b.tsv").write_text("red\t9000000\npanda\t9000000\nzebra\t90000000\nsome zebra\t99\n")
+    assert run("--output", tmp_path / "out", "--counts", tmp_path / "a.tsv", tmp_path / "b.tsv") == 0
+    assert read(tmp_path / "out")[0].get("red panda") is None  # below --min-count
+    arguments = ["--min-bigram-count", 50, "--counts", tmp_path / "a.tsv", tmp_path / "b.tsv", "--min-count", 50]
+    assert run("--output", tmp_path / "out2", *arguments) == 0
+    found, info = read(tmp_path / "out2")
+    assert found["red panda"] == ("bigram", 70) and info["ledger"]["counts"]["pairs_of_common_words"] == 1
+
+
+def test_pairs_of_which_words_is_not_clear(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("red\t900\n")
+    (tmp_path / "b.tsv").write_text("red\t900\npanda\t800\n")
+    (tmp_path / "c.tsv").write_text("red panda\t700\n")
+    arguments = ["--counts", *(tmp_path / f"{name}.tsv" for name in "abc")]
+    assert run("--output", tmp_path / "out", *arguments) == 0
+    assert "several files have words alone" in read(tmp_path / "out")[1]["warnings"][0]
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_dump_without_pageviews_says_that_titles_need_them(tmp_path: Path, linked: bool) -> None:
+    page = json.dumps({"title": "Red panda", "text": "a red panda", "namespace": 0, "incoming_links": 90 * linked})
+    (tmp_path / "enwiki_content.json").write_text(f'{{"index":{{}}}}\n{page}\n')
+    arguments = ["--wikipedia", tmp_path / "*.json", "--workers", 1, "--min-count", 1, "--min-articles", 1]
+    assert run("--output", tmp_path / "out", *arguments) == 0
+    found, info = read(tmp_path / "out")
+    assert ("titles are those with the most links" if linked else "the list has no titles") in info["warnings"][0]
+    assert (found.get("Red panda") == ("title", 90)) == linked
+
+
+@pytest.mark.parametrize(
+    ("title", "wanted"),
+    [("Cat", True), ("Alien: Covenant", True), ("1984 (novel)", True), ("Deaths in 2023", False), ("Undefined", False)]
+    + [("List of dogs", False), ("2023", False), ("1990s", False), ("44 BC", False), ("2023 in film", False)]
+    + [("File:Cat.jpg", False), ("Cat.jpg", False), ("Talk:Cat", False), ("Wikipedia: About", False), ("-", False)]
+    + [("Jay-Z discography", False), ("404.php", False), ("Main Page", False), ("Death in Venice", True)],
+)
+def test_titles_without_files_lists_and_years(title: str, wanted: bool) -> None:
+    assert rules.is_title(title) == wanted
+    views = pa.table([[title], [99]], schema=COUNTED)
+    assert len(titles.title_queries(views, min_count=1, max_titles=9)) == wanted
+
+
+def test_slurs_and_explicit_terms_are_left_out_and_kept_on_demand(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("dog\t900\nPorn\t800\nwog\t700\n")
+    assert run("--output", tmp_path / "out", "--counts", tmp_path / "a.tsv") == 0
+    found, info = read(tmp_path / "out")
+    assert "dog" in found and not {"porn", "Porn", "wog"} & set(found) and info["sources"]["word"]["flagged"] == 3
+    assert run("--output", tmp_path / "kept", "--counts", tmp_path / "a.tsv", "--keep-flagged") == 0
+    table = pq.read_table(tmp_path / "kept" / "queries.parquet")
+    assert {row["query"]: row["flags"] for row in table.to_pylist() if row["flags"]} == {
+        **{"Porn": "explicit", "porn": "explicit", "wog": "slur"}
+    }
+
+
+def test_ready_lists_are_taken_whole(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("query,source,flags,count\nunheard-of thing,shop,benchmark,7\nplain,,,1\n")
+    assert run("--output", tmp_path / "out", "--lists", tmp_path / "mine.csv", load.default_list()) == 0
+    found, info = read(tmp_path / "out")
+    assert found["unheard-of thing"] == ("shop", 7) and found["golden retriever"][0] == "list"
+    table = pq.read_table(tmp_path / "out" / "queries.parquet")
+    assert table.filter(pc.equal(table["query"], "unheard-of thing"))["flags"].to_pylist() == ["benchmark"]
+    assert len(found) == len(load.load_queries(load.default_list())) + 1  # "plain" is there already
+
+
 def test_damaged_and_foreign_dumps_are_named_and_the_rest_goes_on(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,7 +325,7 @@ def test_damaged_and_foreign_dumps_are_named_and_the_rest_goes_on(
     _, info = read(tmp_path / "out")
     row = info["ledger"]["wikipedia"]
     assert (row["bz2_truncated"], row["dump_unreadable"], row["dump_of_other_language"]) == (1, 1, 1)
-    assert 200 < row["articles"] < 400 and len(info["warnings"]) == 3
+    assert 200 < row["articles"] < 400 and len(info["warnings"]) == 4  # the last: no pageviews
     assert f"{tmp_path / 'cut.xml.bz2'}: the file is cut in a bz2 block (1)" in info["warnings"][2]
     assert "noise.bz2" in capsys.readouterr().err
 
@@ -321,7 +444,9 @@ def test_real_texts_and_counts_give_a_list(tmp_path: Path) -> None:
     assert run("--output", tmp_path, *arguments) == 0
     found, info = read(tmp_path)
     assert found["Los Angeles"][0] == "bigram" and found["the"][0] == "word"
-    assert info["counts"]["word"] > 100_000 and info["counts"]["bigram"] > 300
+    pairs = [query.lower().split() for query, row in found.items() if row[0] == "bigram"]
+    assert not any(set(pair) & (rules.FUNCTION_WORDS | rules.APOSTROPHE_HALVES) for pair in pairs)
+    assert info["counts"]["word"] > 100_000 and info["counts"]["bigram"] > 200
 
 
 def test_pairs_of_ready_counts_take_words_in_lower_case_and_are_counted_without_their_words(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_scores_by_hand() -> None:
 def test_metaclip1_keeps_pairs_by_pmi_however_rare() -> None:
     words = counted({"aleksander": 1, "meksi": 1, "the": 1 << 31, "of": 1 << 30})
     pairs = counted({"aleksander meksi": 1, "of the": 1 << 20})
-    found = bigrams.from_counts(words, pairs, min_word_count=1, min_pair_count=100, profile="metaclip1")
+    found, _ = bigrams.from_counts(words, pairs, min_word_count=1, min_pair_count=100, profile="metaclip1")
     assert found["query"].to_pylist() == ["aleksander meksi"]
 
 
