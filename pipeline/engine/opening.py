@@ -204,6 +204,7 @@ class _Remote(io.RawIOBase):
     def broken(self, cause: object) -> TransferError:
         """The error for a transfer that breaks."""
         of = "" if self.size is None else f" of {self.size:,}"
+        cause = one_line(cause) if isinstance(cause, Exception) else cause
         return TransferError(f"{public(self.url)!r} broke off after {self.position:,}{of} bytes: {cause}")
 
 
@@ -327,6 +328,11 @@ def _request(url: str, span: str, place: int) -> http.client.HTTPResponse:
         raise InputError(f"{public(url)!r} cannot be reached: {cause}") from error
 
 
+def one_line(error: BaseException) -> str:
+    """The first line of a message. For a missing libjvm, Arrow lists a hundred places on lines of their own."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class _StoreFile(_Remote):
     """A file of an fsspec store. Stores raise errors of many classes, so all are caught."""
 
@@ -339,7 +345,7 @@ class _StoreFile(_Remote):
         except FileNotFoundError as error:
             raise MissingInputError(f"{public(url)!r} is not there ({error})") from error
         except Exception as error:
-            raise InputError(f"{public(url)!r} cannot be opened: {error}") from error
+            raise InputError(f"{public(url)!r} cannot be opened: {one_line(error)}") from error
         size = getattr(self._file, "size", None)
         self.size = size if isinstance(size, int) else None
 

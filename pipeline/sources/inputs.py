@@ -21,7 +21,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 
-from pipeline.engine.opening import InputError, MissingInputError, UnreadableInputError, is_http, is_remote, public
+from pipeline.engine.opening import (
+    InputError,
+    MissingInputError,
+    UnreadableInputError,
+    is_http,
+    is_remote,
+    one_line,
+    public,
+)
 from pipeline.sources import READERS
 from pipeline.sources.base import Found, Input, Reader, file_name, read_head, read_whole
 
@@ -256,7 +264,7 @@ def _expand_remote(url: str, *, any_name: bool) -> list[Found]:
         system, path = fsspec.core.url_to_fs(url)
         listing = system.glob(path, detail=True) if _GLOB.search(url) else system.find(path, detail=True)
     except (OSError, ImportError, ValueError) as error:
-        raise InputError(f"{public(url)!r} cannot be listed: {error}") from error
+        raise InputError(f"{public(url)!r} cannot be listed: {one_line(error)}") from error
     files = {name: info for name, info in listing.items() if info.get("type") == "file"}
     any_name = any_name or (not url.endswith("/") and _names_a_suffix(url))
     names = [name for name in sorted(files) if any_name or _named(name)]

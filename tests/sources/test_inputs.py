@@ -329,3 +329,10 @@ def test_a_glob_that_names_a_suffix_takes_files_by_their_first_bytes(tmp_path):
     (tmp_path / "b.json").write_text("[1]")
     with pytest.raises(InputError, match="b.json' has an unknown format"):
         expand([str(tmp_path / "*.json")])
+
+
+def test_an_error_of_a_store_is_one_line():
+    from pipeline.engine.opening import one_line
+
+    assert one_line(OSError("\nUnable to load libjvm\ndlopen(a) failed\ndlopen(b) failed")) == "Unable to load libjvm"
+    assert one_line(OSError()) == "OSError"

@@ -1,0 +1,77 @@
+"""The counts and the rejected rows of a part whose rows are dropped by a mask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.engine import hashing, storage
+from pipeline.engine.ledger import smallest
+from pipeline.engine.rows import Rows
+from pipeline.engine.work import StepFolder
+from pipeline.schema import REJECTED
+from pipeline.stages import dedup_exchange
+from pipeline.stages.tally import Rejects, Tally
+
+REASONS = ("", "other_text", "same_pair", "never")
+ROWS = 5000
+
+
+def part(path: Path, batch_rows: int) -> tuple[pa.Table, np.ndarray]:
+    """Writes a part of several batches. Returns its rows and a mask: 3,000 rows of one reason, 500 of another."""
+    random = np.random.default_rng(0)
+    url = [f"http://x/{number}" for number in range(ROWS)]
+    uid = pa.array([random.bytes(16) for _ in range(ROWS)], pa.binary(16))
+    table = pa.table({"uid": uid, "url": url, "text": url, "row_hash": random.integers(0, 2**64, ROWS, np.uint64)})
+    with storage.writing_batches(str(path), table.schema) as out:
+        for batch in table.to_batches(max_chunksize=batch_rows):
+            out.write_batch(batch)
+    mask = np.zeros(ROWS, np.uint8)
+    mask[random.permutation(ROWS)[:3500]] = [1] * 3000 + [2] * 500
+    return table, mask
+
+
+@pytest.mark.parametrize("batch_rows", [ROWS, 700])
+@pytest.mark.parametrize("keep", ["sample", "all", "none"])
+def test_a_part_under_a_mask(tmp_path: Path, keep: str, batch_rows: int) -> None:
+    table, mask = part(tmp_path / "a.arrow", batch_rows)
+    tally = Tally("dedup", Rejects(keep))
+    dedup_exchange.count_part(str(tmp_path / "a.arrow"), mask, tally, REASONS)
+
+    assert (tally.ledger.rows_in, tally.ledger.rows_out) == (ROWS, 1500) and tally.ledger.balanced()
+    assert tally.ledger.dropped == {"other_text": 3000, "same_pair": 500}
+    kept = [int(value) for value in table["row_hash"].filter(pa.array(mask == 0)).to_pylist()]
+    assert tally.digest == sum(kept) % 2**64
+
+    hashes = hashing.uid_words(table["uid"])[0]
+    expected = REJECTED.empty_table()
+    for code in (1, 2):
+        rows = np.flatnonzero(mask == code)
+        chosen = {"url": table["url"].take(rows), "text": table["text"].take(rows), "hash": hashes[rows]}
+        named = {"stage": ["dedup"] * len(rows), "reason": [REASONS[code]] * len(rows)}
+        expected = pa.concat_tables([expected, pa.table({**chosen, **named}).select(REJECTED.names).cast(REJECTED)])
+    expected = {"sample": smallest(expected, 1000), "all": expected, "none": REJECTED.empty_table()}[keep]
+    order = [("reason", "ascending"), ("hash", "ascending")]
+    assert tally.rejects.table().sort_by(order).equals(expected.sort_by(order))
+    assert expected.num_rows == {"sample": 1500, "all": 3500, "none": 0}[keep]
+
+
+def test_the_rows_of_masked_parts(tmp_path: Path) -> None:
+    parts, masks = (StepFolder(str(tmp_path / name), "0") for name in ("parts", "masks"))
+    expected = []
+    for unit in range(2):
+        path = Path(parts.file(unit, "arrow", 0))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table, mask = part(path, 700)
+        parts.write_manifest(unit, {"parts": 1, "rows": [ROWS]})
+        storage.write_bytes(masks.file(unit, "mask", 0), mask.tobytes())
+        ledger = {"rows_in": ROWS, "rows_out": 1500}
+        masks.write_manifest(unit, {"ledgers": {"dedup": ledger}})
+        expected += table.filter(pa.array(mask == 0))["url"].to_pylist()
+    rows = Rows(parts, masks=masks, groups=2)
+    assert rows.count() == 3000
+    assert [url for table in rows.tables() for url in table["url"].to_pylist()] == expected
+    assert [int(mask.sum()) for group in range(2) for _, mask in rows.masked(group)] == [1500, 1500]
