@@ -25,11 +25,16 @@ Manifest = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """How far a step is, from a faster source than its manifests. `words` are shown as they are: "92 % ok, 31 dns"."""
+    """How far a step is, from a faster source than its manifests. `words` are shown as they are: "92 % ok, 31 dns".
+
+    A new `notice` gets a line of its own at once. It says why nothing moves. `running`: some of the work is under way.
+    """
 
     done: int  # work of earlier runs included
     total: int | None = None
     words: str = ""
+    notice: str = ""
+    running: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +93,8 @@ class _Seen:
         if self.begun is None and (new or self.done() > self._before):
             begun = now - max(found.get("seconds", 0) for found in new) if new else self._looked
             self.begun = max(self._started, begun)
+        elif self.begun is None and self._live is not None and self._live.running:
+            self.begun = now
         self._looked = now
 
     def text(self, now: float, *, ended: bool = False) -> str:
@@ -105,6 +112,10 @@ class _Seen:
         if took >= 1 and not ended and total is not None and total > done > before:
             parts.append(f"{display.clock(took / (done - before) * (total - done))} left")
         return display.sanitize(", ".join(filter(None, parts)))
+
+    def notice(self) -> str:
+        """Why the step does not move; "": it moves."""
+        return display.sanitize(self._live.notice) if self._live else ""
 
     def _total(self) -> int | None:
         return self._live.total if self._live and self._live.total is not None else self.step.total
@@ -149,6 +160,7 @@ class Progress:
         self._clock = clock
         self._seen = [_Seen(step, clock()) for step in steps]
         self._screen = screen.choose(stream, clock())
+        self._notice = ""
 
     def show(self, *, last: bool = False) -> None:
         """Reports the steps that have ended since the last look, and draws the step under way.
@@ -170,6 +182,9 @@ class Progress:
         left = [seen for seen in self._seen[reached:] if not seen.ended]  # a skipped step may have no units
         if left and not last:
             current, (done, total, _) = left[0], left[0].share()
+            if current.notice() != self._notice:
+                self._notice = current.notice()
+                self._screen.say(f"{current.step.label}: {self._notice or 'it goes on'}")
             self._screen.draw(screen.Line(current.step.label, current.text(now), done, total), now)
 
     def close(self) -> None:

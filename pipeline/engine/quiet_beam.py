@@ -39,7 +39,7 @@ ENVIRONMENT_ERRORS = frozenset(
 # The last pattern: a bundle ends while its worker is being stopped, and Beam does not know the bundle any more.
 EXPECTED = re.compile(
     rf"\[[Ee]rrno ({'|'.join(map(str, sorted(ENVIRONMENT_ERRORS)))})\]"
-    r"|\b((Missing|Unreadable)?Input|Transfer|Damaged)Error: |\bKeyError: 'bundle_\d+"
+    r"|\b((Missing|Unreadable)?Input|Transfer|Damaged|Network)Error: |\bKeyError: 'bundle_\d+"
 )
 TRACING = ("", "apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker")  # "": messages of workers
 # Beam's threads that end with an exception when the other side is gone.

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 from pipeline.engine import child, clusters, forked_workers, interrupts, progress, storage, watchdog
-from pipeline.engine.cli import MissingInput, UsageError
+from pipeline.engine.cli import BelowThreshold, MissingInput, UsageError
 from pipeline.engine.fork_server import NOTHING, Preload
 from pipeline.engine.quiet_beam import EXPECTED, hush, import_beam, quiet_readers
 
@@ -61,6 +61,10 @@ class InputGone(JobFailed, MissingInput):
 
 class FileDamaged(JobFailed, storage.DamagedError):
     """A file of the run is not as it was written."""
+
+
+class NetworkAway(JobFailed, BelowThreshold):
+    """The network went away and did not come back."""
 
 
 class WorkerDied(JobFailed):
@@ -359,4 +363,7 @@ def explain_failure(error: BaseException) -> JobFailed:
     of_file = re.match(r"(?:[\w.]+\.)?DamagedError: ", last)
     if of_file:
         return FileDamaged(last[of_file.end() :])
+    of_network = re.match(r"(?:[\w.]+\.)?NetworkError: ", last)
+    if of_network:
+        return NetworkAway(last[of_network.end() :])
     return JobFailed(last)

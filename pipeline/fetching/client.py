@@ -21,6 +21,7 @@ from pipeline.fetching.answer import Answer, Body
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.hosts import Host
 from pipeline.fetching.memory import Memory, Share
+from pipeline.fetching.network import Network
 from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.recent import Recent
 from pipeline.fetching.targets import Target, follow, parse
@@ -30,6 +31,7 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 PASSING = frozenset({"dns", "tcp", "http_5xx", "rate_limited"})  # retried at once; a timeout only in a later run
 # A pause (Retry-After) up to this is waited for at once. A URL with a longer one is left for the end of the fetch.
 SHORT_PAUSE_S = 2.0
+OUTAGES = 3  # of the network, after which a URL is tried once more
 ROBOTS_S = 10.0
 ROBOTS_REDIRECTS = 5
 RULES_LIFETIME_S = 24 * 3600.0
@@ -76,11 +78,14 @@ class Client:
 
     def __init__(self, options: FetchOptions, lookup: Lookup = look_up) -> None:
         self.options = options
-        self._resolver = Resolver(Gate(options.allow_addresses), lookup)
         self._hosts: Recent[str, Host] = Recent(MOST_HOSTS)
         self._sites: Recent[tuple[str, str, int], _Site] = Recent(MOST_HOSTS)
         self._lock = threading.Lock()
         self._run = 0
+        self._again = False
+        gate = Gate(options.allow_addresses)
+        self._resolver = Resolver(gate, lookup)
+        self.network = Network(gate, lookup, self._forget_failures)
         self._wire = Wire(options)
         self.memory = Memory(options.memory)
 
@@ -92,8 +97,12 @@ class Client:
         """
         with self._lock:
             self._run += 1
-            if not again:
-                return
+            self._again = again
+        if again:
+            self._forget_failures()
+
+    def _forget_failures(self) -> None:
+        with self._lock:
             self._resolver.forget_failures()
             for host in self._hosts:
                 host.try_again()
@@ -110,11 +119,29 @@ class Client:
 
         Raises:
             Failure: the URL cannot be fetched, for any reason.
+            NetworkError: the network went away and did not come back.
         """
         if share is None:
             with self.memory.share() as own:
                 return self.fetch(url, own)
         first = parse(url)
+        for tries_left in range(OUTAGES, -1, -1):
+            self.network.wait(first)
+            try:
+                fetched = self._fetch(first, url, share)
+            except Failure as failure:
+                if failure.http_status is not None:
+                    self.network.answered(first)
+                away = self.network.failed(first, failure, again=self._again)
+                if not (away and tries_left):
+                    raise
+                continue
+            self.network.answered(first)
+            return fetched
+        raise AssertionError("unreachable")
+
+    def _fetch(self, first: Target, url: str, share: Share) -> Fetched:
+        """Tries the URL, with quick retries."""
         clock = _Clock(self.options.deadline_s)
         for attempt in range(self.options.retries + 1):
             try:

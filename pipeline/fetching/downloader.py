@@ -33,16 +33,19 @@ import xxhash
 from pipeline.engine import storage
 from pipeline.fetching.answer import Body
 from pipeline.fetching.client import Client, shared_client
-from pipeline.fetching.errors import OK, Failure
+from pipeline.fetching.errors import OK, Failure, NetworkError
 from pipeline.fetching.helper import Decoder
 from pipeline.fetching.memory import SMALL, Share
+from pipeline.fetching.network import WITNESSES
 from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.outcome import FIELDS, Outcome, columns
 from pipeline.fetching.picture import NeedsMemory, Picture
-from pipeline.fetching.pieces import OLDEST_S, Pieces, opened
-from pipeline.fetching.targets import host_of
+from pipeline.fetching.pieces import Pieces, opened
+from pipeline.fetching.targets import host_of, parse
 
 PACKAGE = "_openwit_img2dataset"
+
+LOOK_S = 0.5  # seconds between two looks at a call under way
 
 _numbers = itertools.count()
 _import_lock = threading.Lock()
@@ -57,7 +60,7 @@ class Watch(Protocol):
         """A row is finished."""
         ...
 
-    def set_state(self, state: str) -> None:
+    def set_notice(self, notice: str) -> None:
         """The call waits, for this reason; "": it does not wait."""
         ...
 
@@ -108,6 +111,9 @@ class _Shard:
             return key, _Stream(picture), None
         except Failure as failure:
             outcome.fail(failure)
+        except NetworkError as error:
+            self.problem = error
+            self.cancel()
         except Exception as error:  # a bug of ours costs this row, not the shard
             outcome.fail(Failure("internal", f"{type(error).__name__}: {error}"))
         return key, None, outcome.status
@@ -196,6 +202,12 @@ class _Shard:
         self._backlog = threading.Semaphore(permits)
         return self._backlog
 
+    def look(self) -> None:
+        """Keeps rows that have waited, and shows whether the call waits for the network."""
+        self.pieces.write_old()
+        if self._watch is not None:
+            self._watch.set_notice(self._client.network.state())
+
     def cancel(self) -> None:
         """Stops all downloads that have not begun, and lets the Downloader end.
 
@@ -236,6 +248,7 @@ def fetch_rows(
 
     Raises:
         OSError: the raw file could not be written.
+        NetworkError: the network went away and did not come back.
         RuntimeError: the Downloader lost rows.
     """
     rows = rows.take(pc.sort_indices(rows, sort_keys=[("uid", "ascending"), ("url", "ascending")]))
@@ -245,6 +258,8 @@ def fetch_rows(
     with opened(pieces_path) as file, _decoder(options) as decoder:
         pieces = Pieces(file, asked=_description(rows, options), options=repr(options).encode())
         order = [row for row in _spread(urls) if row not in pieces.found]
+        for row in [row for row, outcome in pieces.found.items() if outcome.status == OK][:WITNESSES]:
+            client.network.remember(parse(urls[row]))
         shard = _Shard(order, client, decoder, archived, pieces, watch)
         if watch is not None:
             for outcome in pieces.found.values():
@@ -358,12 +373,14 @@ def _call(downloader: Callable[[Any], tuple[bool, Any]], row: tuple[int, str], s
     thread.start()
     try:
         while thread.is_alive():
-            thread.join(OLDEST_S)
-            shard.pieces.write_old()
+            thread.join(LOOK_S)
+            shard.look()
     except BaseException:
         shard.cancel()
         shard.pieces.write()
         raise
+    if shard.problem is not None:
+        shard.pieces.write()
     return verdicts == [True]
 
 

@@ -72,6 +72,10 @@ class Failure(Exception):
         )
 
 
+class NetworkError(RuntimeError):
+    """The network went away and did not come back. The fetch stops; a later run continues."""
+
+
 def printable(sentence: str) -> str:
     """At most 200 characters without control characters: an untrusted server may have sent parts of the sentence."""
     cut = sentence[: LONGEST_SENTENCE * 2]

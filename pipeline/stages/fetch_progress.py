@@ -29,7 +29,8 @@ class UnitFigures:
         os.makedirs(folder.path, exist_ok=True)
         self._path, self._fingerprint, self._rows = folder.file(unit, "live"), folder.fingerprint, rows
         self._status: collections.Counter[str] = collections.Counter()
-        self._state, self._written = "", 0.0
+        self._state = self._notice = ""
+        self._written = 0.0
         self._lock = threading.Lock()
         self._write()
 
@@ -47,10 +48,18 @@ class UnitFigures:
                 self._state = state
                 self._write()
 
+    def set_notice(self, notice: str) -> None:
+        """Shows why the unit cannot go on, on a line of its own; "": it goes on."""
+        with self._lock:
+            if notice != self._notice:
+                self._notice = notice
+                self._write()
+
     def _write(self) -> None:
         """Writes the file in place: a reader that finds half of it waits for the next one."""
         self._written = time.monotonic()
-        facts = {"rows": self._rows, "status": self._status, "state": self._state, "fingerprint": self._fingerprint}
+        facts = {"rows": self._rows, "status": self._status, "state": self._state, "notice": self._notice}
+        facts["fingerprint"] = self._fingerprint
         try:
             with open(self._path, "w", encoding="utf-8") as file:
                 file.write(json.dumps(facts))
@@ -77,7 +86,8 @@ class PassFigures:
             if name.endswith(".json") and name not in self._done and (found := self._read(name)):
                 self._done[name] = found
         live = [name for name in names if name.endswith(".live") and f"{name.removesuffix('.live')}.json" not in names]
-        units = [*self._done.values(), *filter(None, map(self._read, live))]
+        under_way = [found for name in live if (found := self._read(name))]
+        units = [*self._done.values(), *under_way]
         if not units:
             return None
         status: collections.Counter[str] = collections.Counter()
@@ -86,7 +96,9 @@ class PassFigures:
         rows = self._total()
         states = list(dict.fromkeys(unit["state"] for unit in units if unit.get("state")))[:1]
         words = ", ".join([*states, *([words_of(status)] if status else [])])
-        return Figures(status.total(), sum(unit["rows"] for unit in units) if rows is None else rows, words)
+        rows = sum(unit["rows"] for unit in units) if rows is None else rows
+        notices = [unit["notice"] for unit in units if unit.get("notice")]
+        return Figures(status.total(), rows, words, min(notices, default=""), bool(under_way))
 
     def _read(self, name: str) -> Mapping[str, Any] | None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -17,7 +18,7 @@ from pipeline import build
 from pipeline.engine.cli import BELOW, DONE
 from pipeline.engine.progress import Figures, Progress, Watched
 from pipeline.engine.work import StepFolder
-from pipeline.fetching import client
+from pipeline.fetching import client, network
 from pipeline.stages import fetch
 from pipeline.stages.fetch_progress import PassFigures, UnitFigures
 from tests.webserver import WebServer, picture
@@ -127,25 +128,58 @@ def test_no_image_at_all_is_never_done(tmp_path: Path, capsys: pytest.CaptureFix
         assert not (tmp_path / "out/manifest.json").exists()
 
 
+def test_a_network_that_does_not_come_back_ends_the_fetch_and_the_next_run_continues(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "FIRST_PATIENCE_S", 1.5)
+    monkeypatch.setattr(network, "PROBES_S", (0.2,))
+    with serving(1) as free:
+        port = free.server_port
+    addresses = [f"127.0.0.{number}" for number in range(2, 9)]
+    given = command(tmp_path, [f"http://{address}:{port}/img/0.jpg" for address in addresses])
+    assert build.main(given) == BELOW
+    said = capsys.readouterr().err
+    assert "fetch images: the network is away (" in said and "run the same command again" in said
+    assert "Traceback" not in said and not (tmp_path / "out/manifest.json").exists()
+    client.shared_client.cache_clear()
+    with contextlib.ExitStack() as servers:
+        for address in addresses:
+            servers.enter_context(WebServer({"0.jpg": picture(0, (64, 48))}, (address, port)))
+        assert build.main(given) == DONE
+    assert info(tmp_path)["rows_out"] == len(addresses)
+
+
 def test_the_figures_of_a_pass(tmp_path: Path) -> None:
     folder = StepFolder(str(tmp_path / "images-000"), "plan")
     shown = PassFigures(folder, lambda: 100)
     assert shown() is None
     one, two = UnitFigures(folder, 0, 60), UnitFigures(folder, 1, 40)
-    assert shown() == Figures(0, 100, "")
+    assert shown() == Figures(0, 100, "", running=True)
     for status, count in {"ok": 30, "dns": 4, "tcp": 1, "http_4xx": 9, "decode": 2}.items():
         one.add(status, count)
     two.set_state("waits")
     one.set_state("waits")  # a state is written at once, counts each second
-    assert shown() == Figures(46, 100, "waits, 65 % ok, 9 http_4xx, 4 dns, 2 decode")
+    assert shown() == Figures(46, 100, "waits, 65 % ok, 9 http_4xx, 4 dns, 2 decode", running=True)
     two.set_state("")
     one.set_state("")
     folder.write_manifest(0, {"rows": 60, "status": {"ok": 50, "dns": 10}})
-    assert shown() == Figures(60, 100, "83 % ok, 10 dns")
+    two.set_notice("the network is away")
+    assert shown() == Figures(60, 100, "83 % ok, 10 dns", "the network is away", running=True)
     (tmp_path / "images-000/00001.live").write_text('{"rows": 4')  # half of a file
     assert shown() == Figures(60, 100, "83 % ok, 10 dns")
     UnitFigures(dataclasses.replace(folder, fingerprint="another"), 2, 7).add("ok")
     assert PassFigures(folder)() == Figures(60, 60, "83 % ok, 10 dns")
+
+
+def test_a_notice_is_shown_at_once(tmp_path: Path) -> None:
+    log, folder = io.StringIO(), StepFolder(str(tmp_path / "images-000"), "plan")
+    steps = [Watched("fetch hosts", folder), Watched("fetch images", folder, live=PassFigures(folder, lambda: 400))]
+    progress = Progress(steps, log, clock=lambda: 0.0)
+    one = UnitFigures(folder, 0, 400)
+    for notice in ("", "the network is away", "the network is away", ""):
+        one.set_notice(notice)
+        progress.show()
+    assert log.getvalue().splitlines() == ["fetch images: the network is away", "fetch images: it goes on"]
 
 
 def test_a_log_shows_the_figures_of_the_fetch(tmp_path: Path) -> None:
