@@ -10,6 +10,7 @@ import contextlib
 import csv
 import dataclasses
 import io
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -24,6 +25,9 @@ from pipeline.text import quoting
 BLOCK = 4 << 20  # bytes that are parsed together; also the longest line
 SAMPLE = 1 << 20  # bytes that tell how a TSV is quoted
 DELIMITERS = (b",", b"\t", b";", b"|")
+
+
+_SEPARATOR = re.compile(rb"sep=([,;|\t])\r?\n", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +62,8 @@ def layout(stream: io.BufferedReader, name: str, usual: bytes, given: Sequence[s
     line = b"\n"
     while line and not line.strip():
         line = stream.readline(MAX_LINE)
+    if found := _SEPARATOR.fullmatch(line):  # Excel's own line
+        usual, line = found[1], stream.readline(MAX_LINE)
     if not line:
         if error := damage(stream):
             raise UnreadableInputError(f"{name!r} cannot be read as a table: {error}")

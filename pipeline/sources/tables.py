@@ -7,6 +7,7 @@ and never fatal. A bad line loses that line. A damaged page loses the rest of it
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import dataclasses
 import difflib
@@ -68,7 +69,7 @@ class Table(Reader):
     bytes_per_core_second: ClassVar[float] = 300e6
 
     def sniff(self, head: bytes) -> bool:
-        return head.startswith(PARQUET) or _JSON.match(head) is not None
+        return head.startswith(PARQUET) or _JSON.match(head) is not None or _names_columns(head)
 
     def expand(self, found: Found) -> list[Input]:
         return _parquet_parts(found) if self._is_parquet(found) else super().expand(found)
@@ -94,6 +95,13 @@ class Table(Reader):
 
     def expected_rows(self, item: Input) -> float:
         return ROWS_PER_PART if item.part is not None else self.size(item) / DENSE_PAIR
+
+
+def _names_columns(head: bytes) -> bool:
+    """True if the first line holds one of the usual names for URLs, and one for texts."""
+    line = head.removeprefix(codecs.BOM_UTF8).split(b"\n", 1)[0].decode("utf-8", "replace").lower()
+    names = {cell.strip('" \r') for cell in re.split("[,;|\t]", line)}
+    return not names.isdisjoint(URL_NAMES) and not names.isdisjoint(TEXT_NAMES)
 
 
 def read_table(

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import io
+import re
 import zlib
 from collections.abc import Iterator
 from typing import IO, Any
@@ -28,6 +30,9 @@ _MARKS = (
 )
 
 
+_CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x80-\xff]")  # in no ASCII text
+
+
 @contextlib.contextmanager
 def open_text(path: str, *, named: bool) -> Iterator[io.BufferedReader]:
     """The text of a file, without a byte order mark. `named`: the name tells the compression, else the first bytes do.
@@ -36,8 +41,8 @@ def open_text(path: str, *, named: bool) -> Iterator[io.BufferedReader]:
         InputError, OSError: the file cannot be opened.
     """
     with contextlib.ExitStack() as stack:
-        compression = _compression(path, named)
         raw: Any = stack.enter_context(open_bytes(path))
+        compression = _compression(path, raw.peek(512)[:512], named)
         stream: Any = stack.enter_context(pa.PythonFile(raw, "r"))
         if compression == "gzip":
             stream = _Pieces(_inflated(raw))
@@ -51,6 +56,10 @@ def open_text(path: str, *, named: bool) -> Iterator[io.BufferedReader]:
         encoding = next((name for mark, name in _MARKS if head.startswith(mark)), None)
         if encoding:
             plain = io.BufferedReader(_Pieces(_recoded(plain, encoding), below=stream), 1 << 20)
+        head = plain.peek(1)
+        if b"\r" in head and b"\n" not in head:  # a file of an old Mac
+            lines = iter(functools.partial(_read_returns, plain), b"")
+            plain = io.BufferedReader(_Pieces(lines, below=plain.raw), 1 << 20)
         yield stack.enter_context(plain)
 
 
@@ -59,15 +68,17 @@ def damage(stream: io.BufferedReader) -> Exception | None:
     return getattr(stream.raw, "error", None)
 
 
-def _compression(path: str, named: bool) -> str | None:
-    """gzip, zstd or None: by name, else by the first bytes."""
+def _compression(path: str, head: bytes, named: bool) -> str | None:
+    """gzip, zstd or None: by name, else by the first bytes. Some servers unpack a file and keep its name."""
     name = file_name(path).lower()
     if name.endswith((".gz", ".zst")):
-        return "gzip" if name.endswith(".gz") else "zstd"
-    if named:
-        return None
-    with open_bytes(path) as file:
-        return "gzip" if file.read(len(GZIP)) == GZIP else None
+        packing = "gzip" if name.endswith(".gz") else "zstd"
+        return packing if not head or head.startswith(GZIP) or _CONTROLS.search(head) else None
+    return "gzip" if not named and head.startswith(GZIP) else None
+
+
+def _read_returns(stream: IO[bytes]) -> bytes:
+    return stream.read(PIECE).replace(b"\r", b"\n")
 
 
 def _inflated(file: IO[bytes]) -> Iterator[bytes]:

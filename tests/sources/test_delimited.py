@@ -16,6 +16,7 @@ from pipeline.engine.ledger import Ledger
 from pipeline.engine.opening import InputError
 from pipeline.sources import delimited
 from pipeline.sources.base import Input
+from pipeline.sources.inputs import expand
 from pipeline.sources.tables import read_table, table_columns
 from pipeline.text import quoting
 from pipeline.text.quoting import Shape
@@ -231,3 +232,20 @@ def test_columns_of_a_file_without_a_header_are_named(tmp_path):
     assert rows == [(url(0), "a cat"), (url(1), "a dog")]
     (tmp_path / "a.tsv").write_text(f"TEXT\tURL\na cat\t{url(0)}\n")  # the names stand there all the same
     assert read(tmp_path / "a.tsv", given=("text", "url"))[0] == [(url(0), "a cat")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("mac.csv", "url,text\rhttp://x/0,a\rhttp://x/1,b\r"),
+        ("excel.csv", "sep=;\r\nurl;text\r\nhttp://x/0;a\r\nhttp://x/1;b\r\n"),
+        ("unpacked_by_the_server.csv.gz", "url,text\nhttp://x/0,a\nhttp://x/1,b\n"),
+        ("pairs.txt", "caption\turl\na\thttp://x/0\nb\thttp://x/1\n"),
+    ],
+)
+def test_files_as_other_programs_leave_them(tmp_path, name, text):
+    (tmp_path / name).write_bytes(text.encode())
+    (source,) = expand([str(tmp_path / name)])
+    ledger = Ledger()
+    rows = [(row["url"], row["text"]) for batch in read_table(source, ledger=ledger) for row in batch.to_pylist()]
+    assert rows == [(url(0), "a"), (url(1), "b")] and not ledger.records_dropped
