@@ -11,7 +11,9 @@ import ctypes
 import functools
 import io
 import re
+import struct
 import warnings
+import zlib
 from typing import Any
 
 import numpy as np
@@ -45,6 +47,7 @@ JPEG_DAMAGE = re.compile(
 )
 JPEG_LEFT_OVER = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 
+PNG_CHUNK = struct.Struct(">I4s")
 FAX_AND_OLD_JPEG = ("tiff_ccitt", "group3", "group4", "tiff_jpeg")  # their decoders may leave pixels unwritten
 M_PERTURB = -6  # glibc's malloc.h: new memory is filled with this byte
 BYTES_PER_PIXEL = 12  # that decoding takes at most, in every format but JPEG (measured: WebP, PNG with a colour key)
@@ -149,6 +152,8 @@ class _Source:
         """
         if self.name == "JPEG":
             return self._jpeg()
+        if self.name == "PNG":
+            _check_png(self.body)
         if self.name == "WEBP":
             _free_canvases(self.image)
         self.image.load()
@@ -187,6 +192,23 @@ class _Source:
                     raise Failure("decode", "TIFF: other pixels each time it is decoded")
         finally:
             fill(M_PERTURB, 0)
+
+
+def _check_png(body: bytes) -> None:
+    """Checks the checksums of the pixels: Pillow does not, and takes what comes out of a damaged stream.
+
+    Raises:
+        Failure: decode.
+    """
+    at, view = 8, memoryview(body)
+    while at + 12 <= len(body):
+        size, name = PNG_CHUNK.unpack_from(body, at)
+        end = at + 8 + size
+        if name == b"IDAT" and zlib.crc32(view[at + 4 : end]) != int.from_bytes(body[end : end + 4], "big"):
+            raise Failure("decode", "PNG: a checksum of the pixels does not fit")
+        if name == b"IEND":
+            return
+        at = end + 4
 
 
 def _holds_coded_rest(body: bytes, report: str) -> bool:

@@ -183,6 +183,17 @@ def test_a_jpeg_whose_decoder_reports_damage_is_refused() -> None:
                 decode(damaged, OPTIONS)
 
 
+def test_a_png_whose_pixels_have_another_checksum_is_refused() -> None:
+    whole = encoded(quarters())
+    decode(whole, OPTIONS)
+    start = whole.index(b"IDAT")
+    for at in range(start + 4, whole.index(b"IEND") - 8):
+        damaged = bytearray(whole)
+        damaged[at] ^= 4
+        with pytest.raises(Failure, match="PNG"):
+            decode(bytes(damaged), OPTIONS)
+
+
 def test_padding_and_odd_headers_are_no_damage() -> None:
     image = Image.radial_gradient("L").resize((300, 300)).convert("RGB")
     whole = encoded(image, "JPEG", quality=90)
@@ -449,6 +460,7 @@ def test_nasty_images_get_pillows_verdict_and_crash_nothing() -> None:
             if time.monotonic() - start > 5:
                 slow.append(name)
             ours = row["format"] in (*images.FORMATS, "MPO") and row["mode"] not in "FI"  # no known white
+            ours = ours and not name.endswith("xcsn0g01.png")  # its checksum is wrong, and Pillow does not look
             expected_ok = row["pil_load"] == "ok" and ours
             if expected_ok != (verdict == "ok"):
                 wrong.append((name, row["pil_load"], row["format"], row["mode"], verdict))
