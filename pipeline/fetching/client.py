@@ -33,6 +33,7 @@ PASSING = frozenset({"dns", "tcp", "http_5xx", "rate_limited"})  # retried at on
 SHORT_PAUSE_S = 2.0
 OUTAGES = 3  # of the network, after which a URL is tried once more
 ROBOTS_S = 10.0
+LARGEST_RULES = 64 << 20  # bytes of robots.txt files that a client remembers; older ones are asked for again
 ROBOTS_REDIRECTS = 5
 RULES_LIFETIME_S = 24 * 3600.0
 FAILED_RULES_LIFETIME_S = 60.0
@@ -72,6 +73,10 @@ class _Site:
         self.failure: Failure | None = None
         self.expires = float("inf")
 
+    def size(self) -> int:
+        """Bytes that it takes, about."""
+        return self.rules.size if self.rules is not None else 0
+
 
 class Client:
     """Fetches URLs from many threads at once."""
@@ -79,7 +84,9 @@ class Client:
     def __init__(self, options: FetchOptions, lookup: Lookup = look_up) -> None:
         self.options = options
         self._hosts: Recent[str, Host] = Recent(MOST_HOSTS)
-        self._sites: Recent[tuple[str, str, int], _Site] = Recent(MOST_HOSTS)
+        self._sites: Recent[tuple[str, str, int], _Site] = Recent(
+            MOST_HOSTS, weigh=_Site.size, max_weight=LARGEST_RULES
+        )
         self._lock = threading.Lock()
         self._run = 0
         self._again = False
@@ -281,6 +288,8 @@ class Client:
         finally:
             site.expires = time.monotonic() + lifetime
             site.done.set()
+            with self._lock:
+                self._sites.put(target.origin, site)  # it has its weight now
 
     def _robots_txt(self, target: Target) -> bytes | None:
         """The body, or None: a 4xx allows everything. A 5xx forbids everything for now (RFC 9309)."""

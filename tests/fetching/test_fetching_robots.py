@@ -2,6 +2,8 @@
 
 import pytest
 
+from pipeline.fetching import robots
+from pipeline.fetching.recent import Recent
 from pipeline.fetching.robots import Rules, forbidding_tag
 from pipeline.sources.html import directives, header_signals
 
@@ -149,3 +151,28 @@ def test_a_name_holds_for_its_own_header_alone() -> None:
 def test_robots_metas_leave_out_the_values_of_other_rules() -> None:
     assert directives("max-image-preview: none, index") == set()
     assert directives("max-image-preview:large noai;noindex") == {"noai", "noindex"}
+
+
+def test_parsed_files_are_forgotten_and_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parsed file takes 70 times the memory of its text: twenty large ones would fill a worker."""
+    few: Recent[str, robots._Parsed] = Recent(100, weigh=lambda parsed: parsed.size, max_weight=72 * 60)
+    monkeypatch.setattr(robots, "_parsed", few)
+    sites = [robots.Rules(b"User-agent: *\nDisallow: /%d/\n" % n, "OpenWIT") for n in range(8)]
+    for _ in range(2):
+        for n, rules in enumerate(sites):
+            assert not rules.allow(f"http://a.example/{n}/x") and rules.allow(f"http://a.example/{n + 1}/x")
+            assert len(list(few)) <= 2
+
+
+def test_recent_entries_weigh_no_more_than_the_bound() -> None:
+    kept: Recent[str, list[int]] = Recent(4, weigh=len, max_weight=10)
+    first = kept.put("a", [])
+    kept.put("b", [0] * 6)
+    first += [0] * 6
+    kept.put("a", first)  # weighed anew: it is too heavy beside b
+    assert list(kept) == [first]
+    kept.put("c", [0] * 50)  # one entry may be too heavy alone
+    assert list(kept) == [[0] * 50]
+    for name in "defgh":
+        kept.put(name, [0])
+    assert list(kept) == [[0]] * 4
