@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from pipeline.engine.ledger import Ledger  # noqa: E402
 from pipeline.schema import URL_SOURCES  # noqa: E402
-from pipeline.sources import archive, html, html_kernel  # noqa: E402
+from pipeline.sources import archive, html, html_kernel, links  # noqa: E402
 from pipeline.sources.warc import read_warc  # noqa: E402
 from pipeline.text import clean  # noqa: E402
 
@@ -130,7 +130,7 @@ def coverage(pages: list[tuple[str, str | None, bytes]]) -> list[str]:
         facts = html.scan_with_lexbor(html.to_utf8(body[: html.MAX_PAGE], charset))
         if facts is None:
             continue
-        base = html.resolve(url, facts.base) if facts.base else url
+        base = links.base_of(url, facts.base)
         seen, behind = [], set()
         for attributes, picture, _ in facts.images:
             src = attributes.get("src", "")
@@ -138,7 +138,7 @@ def coverage(pages: list[tuple[str, str | None, bytes]]) -> list[str]:
                 continue
             for name in ("alt", "title"):
                 if name in attributes:
-                    seen.append((html.resolve(base, src), attributes[name]))
+                    seen.append((links.absolute(base, src)[1], attributes[name]))
                     if html.choose_url(attributes, picture)[0] != src:
                         behind.add(seen[-1])
         found = html.extract_pairs(body, url, charset=charset)

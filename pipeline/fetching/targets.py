@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urlsplit
+
+import can_ada
 
 from pipeline.fetching.errors import Failure
+from pipeline.text.clean_rules import ascii_host
 
 LONGEST = 8192
 PORTS = {"http": 80, "https": 443}
@@ -74,7 +77,7 @@ def parse(url: str) -> Target:
 
 
 def follow(target: Target, location: str) -> Target:
-    """The target of a redirect.
+    """The target of a redirect, resolved as browsers do (URL standard).
 
     Raises:
         Failure: bad_redirect.
@@ -84,7 +87,7 @@ def follow(target: Target, location: str) -> Target:
     except UnicodeError:
         pass
     try:
-        return parse(urljoin(target.url, location.strip(" \t\r\n\f")))
+        return parse(str(can_ada.parse(target.url) + location))
     except (Failure, ValueError) as error:
         raise Failure("bad_redirect", f"the redirect has no usable target: {error}") from error
 
@@ -102,8 +105,8 @@ def _host(host: str) -> str:
         return host.partition("%")[0]
     if not host.isascii():
         try:
-            host = host.encode("idna").decode("ascii").lower()
-        except UnicodeError as error:
+            host = ascii_host(host)
+        except ValueError as error:
             raise Failure("bad_url", "not a host name") from error
     if len(host) > 253 or not HOST.fullmatch(host):
         raise Failure("bad_url", "not a host name" if host else "no host")

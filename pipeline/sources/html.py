@@ -21,17 +21,16 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from urllib.parse import urljoin
 
 from pipeline.schema import TEXT_SOURCES, URL_SOURCES
 from pipeline.sources.charsets import to_utf8
 from pipeline.sources.html_bounds import is_costly
+from pipeline.sources.links import MAX_URL, SPACES, WEB, absolute, base_of
 from pipeline.text.robots_tag import OPT_OUTS, header_rules, meta_rules
 
 MAX_PAGE = 4 << 20  # bytes; what comes after is not read
 MAX_IMAGES = 20_000  # a page
 MAX_TEXT = 10_000  # characters of one text: far more than cleaning accepts, so that it still reports "too long"
-MAX_URL = 16_384  # characters
 MAX_ANCESTORS = 32  # steps up from an image to its figure or picture
 
 # Attributes of lazy loading, the most reliable first. A value must look like a URL, since some hold numbers or JSON.
@@ -58,7 +57,6 @@ _BLANK_NAMES = frozenset(
 )
 _BLANK_TYPES = frozenset({"gif", "png", "jpg", "jpeg", "svg", "webp"})
 _SPACE = " \t\n\r\f"
-_C0_AND_SPACE = "".join(map(chr, range(33)))
 
 # One image of a page: its attributes that are not empty, the best candidate of its picture, its caption.
 Image = tuple[dict[str, str], str, str]
@@ -88,7 +86,7 @@ class Facts:
 
     def link(self, rel: str, href: str) -> None:
         """Adds a `<link>` or `<a>`. The first license counts."""
-        if self.license is None and href.strip(_C0_AND_SPACE) and "license" in rel.lower().split():
+        if self.license is None and href.strip(SPACES) and "license" in rel.lower().split():
             self.license = href
 
 
@@ -138,15 +136,12 @@ def extract_pairs(
     if facts is None:
         pairs.notes["page_not_parsed"] += 1
         facts = Facts()
-    base = _base(facts.base, page_url)
+    base = base_of(page_url, facts.base)
     signals = facts.opt_outs | header_signals(headers)
     pairs.opt_out = ",".join(sorted(signals)) or None
-    license_url = "" if facts.license is None else resolve(base, facts.license)
-    pairs.license = (
-        license_url
-        if license_url[:8].lower().startswith(("http://", "https://")) and len(license_url) <= MAX_URL
-        else None
-    )
+    if facts.license is not None:
+        reason, license_url = absolute(base, facts.license)
+        pairs.license = license_url if not reason and license_url.startswith(WEB) else None
     _add_images(pairs, facts, base)
     return pairs
 
@@ -198,8 +193,7 @@ def _add(
     pairs.found += len(texts)
     reason = "no_image_url" if not url else "data_url" if is_data(url) else "placeholder" if is_blank(url) else ""
     if not reason:
-        url = resolve(base, url)
-        reason = "" if url and len(url) <= MAX_URL else "url_too_long" if url else "bad_url"
+        reason, url = absolute(base, url)
     if reason:
         pairs.dropped[reason] += len(texts)
         return
@@ -232,19 +226,19 @@ def choose_url(attributes: Mapping[str, str], picture: str) -> tuple[str, int]:
             if (best := largest_candidate(value)) and not is_data(best):
                 return best, _SRCSET
     src = attributes.get("src", "")
-    if src.strip(_C0_AND_SPACE) and not is_data(src) and not is_blank(src):
+    if src.strip(SPACES) and not is_data(src) and not is_blank(src):
         return src, _SRC
     if value := attributes.get("srcset"):
         if (best := largest_candidate(value)) and not is_data(best):
             return best, _SRCSET
     if picture and not is_data(picture):
         return picture, _PICTURE
-    return src.strip(_C0_AND_SPACE), _SRC
+    return src.strip(SPACES), _SRC
 
 
 def is_data(url: str) -> bool:
     """True for a data: URL. It holds the image itself, mostly a placeholder of a few bytes."""
-    return url[:64].lstrip(_C0_AND_SPACE)[:5].lower() == "data:"
+    return url[:64].lstrip(SPACES)[:5].lower() == "data:"
 
 
 def is_blank(url: str) -> bool:
@@ -255,7 +249,7 @@ def is_blank(url: str) -> bool:
 
 def looks_like_url(value: str) -> bool:
     """True if the value of a lazy attribute can be a URL. Some sites keep numbers, JSON or templates there."""
-    value = value.strip(_C0_AND_SPACE)
+    value = value.strip(SPACES)
     if not value or value[0] in "{[<#" or is_data(value) or len(value) > MAX_URL:
         return False
     return ("/" in value or "." in value) and "{{" not in value and not is_blank(value)
@@ -316,33 +310,6 @@ def _size(descriptors: list[str]) -> float | None:
     if height is not None and width is None:
         return None
     return width if width is not None else 1000 * (1.0 if density is None else density)
-
-
-def _base(href: str | None, page_url: str) -> str:
-    """The URL against which the page's relative URLs are resolved."""
-    if href is None:
-        return page_url
-    base = resolve(page_url, href)
-    return base if base[:8].lower().startswith(("http://", "https://")) else page_url
-
-
-_ABSOLUTE = re.compile(r"https?://[^/?#\\]", re.IGNORECASE)
-_ORIGIN = re.compile(r"(https?:)//[^/?#\\]+", re.IGNORECASE)
-
-
-def resolve(base: str, url: str) -> str:
-    """The absolute URL; "" if there is none. Blanks at the ends and line breaks inside are removed, as in browsers."""
-    url = url.strip(_C0_AND_SPACE)
-    if "\n" in url or "\r" in url or "\t" in url:
-        url = url.replace("\n", "").replace("\r", "").replace("\t", "")
-    if _ABSOLUTE.match(url):
-        return url
-    if url[:1] == "/" and "/." not in url and (origin := _ORIGIN.match(base)):
-        return origin[1] + url if url[1:2] == "/" else origin[0] + url
-    try:
-        return urljoin(base, url)
-    except ValueError:
-        return ""
 
 
 def directives(content: str) -> set[str]:

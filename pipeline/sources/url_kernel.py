@@ -1,6 +1,7 @@
 """Makes links absolute, by address, for compiled kernels, where it is enough to concatenate two pieces.
 
-`wat.fit` decides all other links. A text is `size` bytes at p. One word after it may be read.
+`wat.fit` decides all other links; `links` has the same rules. A text is `size` bytes at p. One word after it may be
+read.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 from pipeline.engine.jit import njit
 from pipeline.sources import char_kernel as char
 from pipeline.sources.json_kernel import UNSURE, bytes_of, same_folded, word_of
+from pipeline.sources.links import MAX_BASE
 from pipeline.sources.simd_kernel import load_byte, load_word
 
 # How a link becomes absolute: it is so already (ABSOLUTE), or it is appended to the base's scheme (//host), origin
@@ -71,7 +73,7 @@ def _host_end(p, at, size):
 @njit
 def base_of(p, size):
     """The Base at p."""
-    scheme = _scheme_size(p, size)
+    scheme = _scheme_size(p, size) if size <= MAX_BASE else 0
     at = _host_end(p, scheme, size) if scheme else UNSURE
     if at < 0:
         return Base(p, 0, 0, 0)
@@ -86,6 +88,8 @@ def base_of(p, size):
             in_path = False
         if in_path:
             if before == char.SLASH and (byte == char.SLASH or byte == char.DOT):
+                is_plain = False
+            if byte == char.BACKSLASH:  # browsers take it for a slash
                 is_plain = False
             if byte == char.SLASH:
                 folder = at + 1
@@ -108,7 +112,7 @@ def bytes_before(kind, base):
 def classify(p, size):
     """The kind of a link of one byte or more: how it becomes absolute.
 
-    The result is LEAVE unless urljoin would only concatenate two pieces.
+    The result is LEAVE unless it is enough to concatenate two pieces.
     """
     if _scheme_size(p, size):
         return ABSOLUTE
@@ -130,7 +134,7 @@ def classify(p, size):
 
 @njit
 def _joins_plainly(p, at, size, kind):
-    """True if urljoin would not change the link from place `at` on."""
+    """True if a URL parser would not change the link from place `at` on, but for escapes."""
     in_path = True
     slash = kind != FOLDER
     before = 0
@@ -143,7 +147,7 @@ def _joins_plainly(p, at, size, kind):
             if _ends_path(before):
                 return False
         if in_path:
-            if byte == char.SEMICOLON or (byte == char.COLON and not slash):
+            if byte == char.SEMICOLON or byte == char.BACKSLASH or (byte == char.COLON and not slash):
                 return False
             if byte == char.DOT and before == char.SLASH:
                 return False

@@ -9,8 +9,8 @@ the same rows and counts for the same bytes, whatever the bytes are (tests check
 - Any other record must be JSON from its first byte to its last, unused parts included. Bytes that are not UTF-8 are
   replaced first. Then JSON is what Python's json accepts (NaN too). Other records are lost as `bad_json`.
 
-Kept: links with path IMG@/src, a string `url` and a string `alt`. Empty URLs are dropped (urljoin would turn them into
-the page's URL). data: URLs are dropped, too. Relative URLs are resolved against Head.Base and the page.
+Kept: links with path IMG@/src, a string `url` and a string `alt`. Empty URLs are dropped (they would become the page's
+own URL). data: URLs are dropped, too. `links` resolves relative URLs against Head.Base and the page.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import operator
 import re
 from collections import Counter
 from typing import Any, Generic, TypeVar
-from urllib.parse import urljoin
 
 import msgspec
 import numpy as np
@@ -33,9 +32,9 @@ from pipeline.engine.ledger import Ledger
 from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
 from pipeline.sources.archive import Record
 from pipeline.sources.html import ROBOTS_NAMES, TDM, directives, header_signals
+from pipeline.sources.links import MAX_URL, SPACES, WEB, absolute, base_of
 
 BATCH_ROWS = 16_384
-MAX_URL = 16_384  # characters
 MAX_TEXT = 10_000  # characters of an alt: more than cleaning accepts
 
 IMAGE = "IMG@/src"
@@ -49,10 +48,8 @@ MAX_PATHS = 300  # known paths, at most
 
 ALT, SRC = TEXT_SOURCES.index("alt"), URL_SOURCES.index("src")
 ROBOTS_META, TDM_META, ROBOTS_HEADER, TDM_HEADER = range(1, 5)  # where a signal comes from
-_WEB = ("http://", "https://")
 _REL = operator.attrgetter("rel")
 _LONE = re.compile("[\ud800-\udfff]")
-_SPACES = "".join(map(chr, range(33)))
 
 
 @dataclasses.dataclass
@@ -119,7 +116,7 @@ class Rows:
             elif not alt:
                 without += 1
                 continue
-            elif link.startswith(_WEB) and len(link) <= MAX_URL and link.isascii():  # the usual case, without a call
+            elif link.startswith(WEB) and len(link) <= MAX_URL and link.isascii():  # the usual case, without a call
                 reason, url = "", link
             else:
                 reason, url = fit(base, link, alt)
@@ -142,15 +139,10 @@ def may_tell(content: bytes) -> bool:
     return b"HTML-Metadata" in content or b"\\u" in content
 
 
-def base_of(page_url: str, base: str | None) -> str:
-    """The URL against which the links of a page are resolved."""
-    return (join(page_url, base) if base else None) or page_url
-
-
 def license_of(base: str, link: str) -> str | None:
     """The absolute URL of a license link; None if it is not http or https."""
-    url = join(base, link)
-    return url if url and url.startswith(_WEB) else None
+    reason, url = absolute(base, link)
+    return url if not reason and url.startswith(WEB) else None
 
 
 def fit(base: str, link: Any, alt: Any) -> tuple[str, str]:
@@ -159,60 +151,22 @@ def fit(base: str, link: Any, alt: Any) -> tuple[str, str]:
         return "bad_field", ""
     if not alt:
         return "no_alt", ""
-    absolute = link.startswith(_WEB)
-    if absolute and len(link) <= MAX_URL:
+    is_absolute = link.startswith(WEB)
+    if is_absolute and len(link) <= MAX_URL:
         return "", link if link.isascii() else _LONE.sub("\ufffd", link)
-    bare = link.strip(_SPACES)
+    bare = link.strip(SPACES)
     if not bare:
         return "empty_url", ""
     if bare[:5].lower() == "data:":
         return "data_url", ""
     if len(bare) > MAX_URL:
         return "url_too_long", ""
-    if absolute:  # too long only because of blanks at its end
+    if is_absolute:  # too long only because of blanks at its end
         return "", _LONE.sub("\ufffd", link)
-    url = join(base, bare)
-    if url is None:
-        return "bad_url", ""
-    return ("", url) if url.startswith(_WEB) else ("bad_scheme", "")
-
-
-# Links for which urljoin only concatenates two pieces. `join` checks for dot segments and empty segments.
-_AFTER_SCHEME = re.compile(r"//[^/?#;\x00-\x20\x7f-\U0010ffff\[\]\\]+(?:/[^?#;\x00-\x20]*)?(?:\?[^?#\x00-\x20]+)?")
-_AFTER_ORIGIN = re.compile(r"/[^?#;\x00-\x20]*(?:\?[^?#\x00-\x20]+)?")
-_AFTER_FOLDER = re.compile(r"[^/?#;:.\x00-\x20][^?#;:\x00-\x20]*(?:\?[^?#\x00-\x20]+)?")
-_ORIGIN = re.compile(r"https?://[^/?#\x00-\x20\x7f-\U0010ffff\[\]\\]+")
-
-
-@functools.lru_cache(maxsize=64)
-def _places(base: str) -> tuple[str, str]:
-    """(origin, folder with its slash) of a base in the usual form, else empty strings."""
-    match = _ORIGIN.match(base)
-    path = re.split(r"[?#]", base[match.end() :], maxsplit=1)[0] if match else ""
-    if match is None or path[:1] not in ("", "/") or re.search(r"[\x00-\x20]", base):
-        return "", ""
-    folder = path[: path.rfind("/") + 1] or "/"
-    plain = "//" not in folder and "/." not in folder and ";" not in path
-    return match[0], match[0] + folder if plain else ""
-
-
-def join(base: str, url: str) -> str | None:
-    """urljoin on valid text; None where urljoin refuses. Usual links are concatenated without parsing."""
-    url = url if url.isascii() else _LONE.sub("\ufffd", url)
-    if url.startswith("//"):
-        origin, _ = _places(base)
-        if origin and _AFTER_SCHEME.fullmatch(url):
-            return origin[: origin.index("/")] + url
-    elif "/." not in url and "//" not in url:
-        origin, folder = _places(base)
-        if origin and _AFTER_ORIGIN.fullmatch(url):
-            return origin + url
-        if folder and _AFTER_FOLDER.fullmatch(url):
-            return folder + url
-    try:
-        return urljoin(base, url)
-    except ValueError:
-        return None
+    reason, url = absolute(base, bare)
+    if reason:
+        return reason, ""
+    return ("", url) if url.startswith(WEB) else ("bad_scheme", "")
 
 
 def _text(alt: str) -> str:

@@ -25,7 +25,7 @@ from pipeline.engine.jit import njit
 from pipeline.engine.ledger import Ledger
 from pipeline.schema import CANDIDATES
 from pipeline.sources import char_kernel as char
-from pipeline.sources import libdeflate, wat
+from pipeline.sources import libdeflate, links, wat
 from pipeline.sources.archive import MAX_HEADER, MAX_RECORD
 from pipeline.sources.json_kernel import UNSURE, ascii, bytes_of, copy, decode, same_folded, trim, valid, word_of
 from pipeline.sources.simd_kernel import PADDING, address_of, call_gunzip, load_byte, load_word, store_byte
@@ -59,7 +59,7 @@ _ROWS, _PAGES, _SIGNS, _URL_BYTES, _TEXT_BYTES, _PAGE_BYTES, _SIGN_BYTES = range
 _IMAGES, _LOST_URL, _LOST_ALT, _EMPTY, _DATA, _RECORDS, _WITHOUT = range(7, 14)
 _COUNTS = 14
 
-_MAX_URL, _MAX_TEXT = wat.MAX_URL, wat.MAX_TEXT
+_MAX_URL, _MAX_TEXT = links.MAX_URL, wat.MAX_TEXT
 
 # The frame of a record.
 _OTHER_RECORD, _METADATA_RECORD = 0, 1
@@ -481,7 +481,7 @@ class Scanner:
         for row, link in zip(odd.tolist(), url.take(pa.array(odd)).to_pylist(), strict=True):
             page = int(out.row_page[row])
             if page not in bases:
-                bases[page] = wat.base_of(page_url[page].as_py(), base[page].as_py())
+                bases[page] = links.base_of(page_url[page].as_py(), base[page].as_py())
             reason, absolute = wat.fit(bases[page], link, "a text")
             fitted.append(absolute)
             if reason:
@@ -516,11 +516,12 @@ def _strings(ends: np.ndarray, data: np.ndarray, count: int) -> pa.Array:
     )
 
 
-def _licenses(links: pa.Array, page_url: pa.Array, base: pa.Array) -> pa.Array:
+def _licenses(written: pa.Array, page_url: pa.Array, base: pa.Array) -> pa.Array:
     """The license URL of each page."""
-    column: list[str | None] = [None] * len(links)
-    for page in np.flatnonzero(pc.binary_length(links).to_numpy()).tolist():
-        column[page] = wat.license_of(wat.base_of(page_url[page].as_py(), base[page].as_py()), links[page].as_py())
+    column: list[str | None] = [None] * len(written)
+    for page in np.flatnonzero(pc.binary_length(written).to_numpy()).tolist():
+        absolute_base = links.base_of(page_url[page].as_py(), base[page].as_py())
+        column[page] = wat.license_of(absolute_base, written[page].as_py())
     return pa.array(column, pa.string())
 
 

@@ -121,7 +121,7 @@ def _url_table() -> npt.NDArray[np.uint8]:
         table[byte] |= _HEX if re.fullmatch(rb"[0-9A-Fa-f]", char) else np.uint8(0)
         table[byte] |= _PATH if not re.fullmatch(rb"[\"<>^`{}\\#?]", char) else np.uint8(0)
         table[byte] |= _SIMPLE_IN_PATH if table[byte] & _PATH and char not in b".%" else np.uint8(0)
-        table[byte] |= _SIMPLE_IN_QUERY if not re.fullmatch(rb"[\"<>#%]", char) else np.uint8(0)
+        table[byte] |= _SIMPLE_IN_QUERY if not re.fullmatch(rb"[\"'<>#%]", char) else np.uint8(0)
     return table
 
 

@@ -100,6 +100,7 @@ PAGES = {
     "srcset of brackets": ("<img alt=x srcset='", "a (,", "'>"),
     "data-srcset of candidates": ("<img alt=x data-srcset='", "a ,", "'>"),
     "base": ("", "<base href=x>", ""),
+    "links to a long base": ("<base href='/{long}/'>", "<img alt=x src=a>", ""),
     "base of dots": ("<base href='", "../", "'><img alt=x src=a>"),
     "meta robots": ("", "<meta name=robots content=noai>", ""),
     "meta robots of commas": ("<meta name=robots content='", "noai,", "'>"),
@@ -146,7 +147,7 @@ PAGES = {
 def page_of(before: str, unit: str, after: str, size: int) -> bytes:
     count = max(1, size // len(unit))
     units = unit * count if "{}" not in unit else "".join(map(unit.replace("{}", "%d").__mod__, range(count)))
-    return (before + units + after).encode()
+    return (before.replace("{long}", "x" * size) + units + after).encode()
 
 
 @pytest.fixture(params=["lexbor", "kernel"])
@@ -241,6 +242,9 @@ RECORDS: dict[str, Callable[[int], bytes]] = {
         head='{"Metas":[{"name":"robots","content":"%s"}]}' % ("noai," * (size // 5))
     ),
     "links of the head": lambda size: record_of(head=many('{"rel":"license","url":"x"}', size, ('{"Link":[', "]}"))),
+    "links to a long base": lambda size: record_of(
+        many(IMAGE % ("a", "b"), size // 2), head='{"Base":"http://h/%s/"}' % ("x" * (size // 2))
+    ),
     "bases": lambda size: record_of(head=many('"Base":"http://h/x/"', size, ("{", "}"))),
     "headers": lambda size: record_of(headers=many('"h{}":"1"', size, ("{", "}"))),
     "X-Robots-Tag, many": lambda size: record_of(headers=many('"x-robots-tag":"noai"', size, ("{", "}"))),

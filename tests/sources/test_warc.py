@@ -124,7 +124,7 @@ def test_repeated_headers_and_a_scheme_in_capitals(tmp_path):
     ]
     (tmp_path / "a.warc").write_bytes(b"".join(records))
     table, _, _ = read(tmp_path / "a.warc")
-    assert table["url"].to_pylist() == ["HTTP://A.example/c.jpg", "http://h/d"]
+    assert table["url"].to_pylist() == ["http://a.example/c.jpg", "http://h/d"]
     assert table["opt_out"].to_pylist() == [None, "noai"]
 
 

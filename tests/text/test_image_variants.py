@@ -57,7 +57,10 @@ VARIANTS = [
         "https://m.media-amazon.com/images/I/71a+b._AC_SX679_.jpg",
         "https://m.media-amazon.com/images/I/71a+b._UY218_.jpg",
     ),
-    ("https://static.wixstatic.com/media/x.jpg", "https://static.wixstatic.com/media/x.jpg/v1/fill/w_300,h_200,al_c/x.jpg"),
+    (
+        "https://static.wixstatic.com/media/x.jpg",
+        "https://static.wixstatic.com/media/x.jpg/v1/fill/w_300,h_200,al_c/x.jpg",
+    ),
     ("https://images.unsplash.com/photo-1?q=80", "https://images.unsplash.com/photo-1?auto=format&w=400&h=800"),
 ]
 OTHERS = [
