@@ -78,7 +78,7 @@ def _add_field(target: Any, field: Field, kind: type, *, negatable: bool) -> Non
 def help_of(field: Field, kind: type) -> str:
     """The help of a field, with its range and its default."""
     parts = [field.metadata["within"]] if "within" in field.metadata else []
-    if kind is bool:
+    if kind is bool and field.default is not None:
         parts.append(f"default {'on' if field.default else 'off'}")
     elif is_required(field):
         parts.append("required")

@@ -142,6 +142,7 @@ class ProbeOptions(LabelledOptions):
 
     test_data: str | None = option(None, "images to test on; a fifth of --data unless given",
                                    files=places.labelled_images)  # fmt: skip
+    threads: int = option(0, "threads of the fit; 0: one for every second core", within="[0, 1024]")
     l2: float | None = option(None, "this strength of the penalty, instead of the paper's sweep", within="[0, inf)")
 
 
@@ -352,7 +353,9 @@ def _probe(call: Call) -> dict[str, Any]:
 
     options = call[ProbeOptions]
     model, _, _ = _load(options)
-    return probe(model, options.data, test_data=options.test_data, l2=options.l2, **_labels(options))
+    return probe(
+        model, options.data, test_data=options.test_data, l2=options.l2, threads=options.threads, **_labels(options)
+    )
 
 
 def _embed(call: Call) -> dict[str, Any]:

@@ -238,8 +238,10 @@ class TrainOptions:
     accumulate: int = option(1, "micro-batches per step; the gradient is that of the whole batch", within="[1, inf)")
     precision: str = option("auto", "auto: bf16 on a GPU that has it, else fp32",
                              choices=("auto", "fp32", "bf16", "fp16"))  # fmt: skip
-    compile: bool = option(False, "torch.compile both towers")
+    compile: bool | None = option(None, "torch.compile the blocks of both towers; on a GPU unless given")
     parallel: str = option("ddp", "how ranks share the weights", choices=("ddp", "fsdp"))
+    timeout_minutes: float = option(30.0, "how long a rank waits for the others before it gives up",
+                                    within="(0, inf)")  # fmt: skip
     activation_checkpointing: bool = option(False, "recompute activations in the backward pass")
     patch_dropout: float = option(0.0, "share of the image patches that a ViT drops in training", within="[0, 1)")
     text: str = option("packed", "packed: compute each caption up to its end, same numbers; padded: all positions",

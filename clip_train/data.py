@@ -25,7 +25,7 @@ from clip_train.errors import BelowThreshold, InputMissing, UsageError
 from clip_train.image import BadImage, decode, random_crop
 from clip_train.index import Index, key_of
 from clip_train.remote import ShardCache
-from clip_train.text import PackedText, pack, pad
+from clip_train.text import PackedText, flatten, pack_flat, pad_flat
 from clip_train.tokenizer import Tokenizer
 
 SAMPLES_A_TASK = 16  # decoded by one task of the pool: ~10 ms of work
@@ -368,7 +368,7 @@ class Loader:
 
 
 class _Pending:
-    """A micro-batch that is being decoded."""
+    """A micro-batch that is being decoded. The thread that ends last packs the captions."""
 
     def __init__(self, loader: Loader, samples: np.ndarray, epochs: np.ndarray) -> None:
         options = loader.options
@@ -379,39 +379,53 @@ class _Pending:
         self._draws = keyed.uniforms(words, 3)
         self._windows = loader.windows(samples, epochs).tolist()
         self._pixels = self.images.numpy()
-        self._futures: list[Future[list[list[int] | str]]] = [
-            loader._pool.submit(self._work, loader, at) for at in range(0, len(samples), SAMPLES_A_TASK)
-        ]
+        self._parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # ids and lengths, by the first row
+        self._bad: dict[int, str] = {}  # the reason, by the row
+        self._text: PackedText | torch.Tensor | None = None
+        self._tokens = 0
+        starts = range(0, len(samples), SAMPLES_A_TASK)
+        self._left, self._lock = len(starts), threading.Lock()
+        self._futures: list[Future[None]] = [loader._pool.submit(self._work, loader, at) for at in starts]
 
-    def _work(self, loader: Loader, at: int) -> list[list[int] | str]:
-        """The ids of the captions of some rows, or the reason of a bad sample."""
-        captions: list[list[int] | str] = []
+    def _work(self, loader: Loader, at: int) -> None:
+        """Reads and decodes some rows, and notes the reason of a bad sample."""
+        captions: list[list[int]] = []
         for row in range(at, min(at + SAMPLES_A_TASK, len(self.samples))):
             sample = int(self.samples[row])
             try:
                 captions.append(loader.load(sample, self._draws[row], self._pixels[row], self._windows[row]))
             except BadSample as error:
                 self._pixels[row] = 0
-                captions.append(str(error))
-        return captions
+                self._bad[row] = str(error)
+                captions.append([loader.tokenizer.start_id, loader.tokenizer.end_id])
+        self._parts[at] = flatten(captions)
+        with self._lock:
+            self._left -= 1
+            last = self._left == 0
+        if last:
+            self._pack(loader.options)
+
+    def _pack(self, options: LoaderOptions) -> None:
+        parts = [self._parts[at] for at in sorted(self._parts)]
+        ids, lengths = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        self._tokens = len(ids)
+        length = options.context_length
+        text = pack_flat(ids, lengths) if options.packed else pad_flat(ids, lengths, context_length=length)
+        self._text = text.pin_memory() if options.pin else text
 
     def finish(self, loader: Loader) -> Batch:
         """Waits for the samples and counts the bad ones now, not when they were decoded."""
-        options, nothing = loader.options, [loader.tokenizer.start_id, loader.tokenizer.end_id]
-        good: list[int] = []
-        filled: list[list[int]] = []
-        for row, caption in enumerate(caption for future in self._futures for caption in future.result()):
-            if isinstance(caption, str):
-                loader.bad.add(caption, key_of(loader.stream.index, int(self.samples[row])))
-                filled.append(nothing)
-            else:
-                good.append(row)
-                filled.append(caption)
+        for future in self._futures:
+            future.result()
+        assert self._text is not None
+        for row, reason in sorted(self._bad.items()):
+            loader.bad.add(reason, key_of(loader.stream.index, int(self.samples[row])))
+        good = [row for row in range(len(self.samples)) if row not in self._bad] if self._bad else None
         return Batch(
             images=self.images,
-            text=pack(filled) if options.packed else pad(filled, context_length=options.context_length),
+            text=self._text,
             samples=self.samples,
             epochs=self.epochs,
-            good=None if len(good) == len(filled) else torch.tensor(good, dtype=torch.int64),
-            tokens=sum(map(len, filled)),
+            good=None if good is None else torch.tensor(good, dtype=torch.int64, pin_memory=loader.options.pin),
+            tokens=self._tokens,
         )

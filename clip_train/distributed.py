@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -31,17 +32,23 @@ def rank() -> int:
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    """Joins the processes that the launcher's environment names, if any, and leaves them at the end."""
+def process_group(device: torch.device, *, timeout_minutes: float = 30) -> Iterator[None]:
+    """Joins the processes that the launcher's environment names, if any, and leaves them at the end.
+
+    Args:
+        timeout_minutes: how long a process waits for the others before it gives up. NCCL's own default, 10 minutes, is
+            shorter than a slow evaluation or a stalled file system.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
     _end_with_launcher()
+    timeout = timedelta(minutes=timeout_minutes)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        dist.init_process_group("cuda:nccl,cpu:gloo", device_id=device)
+        dist.init_process_group("cuda:nccl,cpu:gloo", device_id=device, timeout=timeout)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=timeout)
     try:
         yield
     except RuntimeError as error:

@@ -24,10 +24,11 @@ MAX_LOGIT_SCALE = math.log(100)  # paper, section 2.5: logits are never scaled b
 
 
 class LayerNorm(nn.LayerNorm):
-    """Computes in fp32 and returns the type of the input."""
+    """Computes in fp32 and returns the type of the input. FSDP may have gathered its weights in half precision."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.float()).to(input.dtype)
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(input.float(), self.normalized_shape, weight, bias, self.eps).to(input.dtype)
 
 
 class QuickGELU(nn.Module):
@@ -229,7 +230,7 @@ class CLIP(nn.Module):
     def encode_text(self, text: Tensor | PackedText) -> Tensor:
         """(B, L) padded ids, or a packed batch -> (B, E) features at the first end-of-text token, not normalised."""
         if isinstance(text, PackedText):
-            x = self.token_embedding(text.tokens) + self.positional_embedding[text.positions]  # (T, d)
+            x = self.token_embedding(text.tokens) + F.embedding(text.positions, self.positional_embedding)  # (T, d)
             # the layer norm is needed at the end-of-text tokens only
             return self.ln_final(self.transformer(x, text)[text.ends]) @ self.text_projection
         x = self.token_embedding(text) + self.positional_embedding[: text.shape[1]]  # (B, L, d)

@@ -32,7 +32,9 @@ _SYNC_BUFFERS = next(
 class Towers:
     """Calls the forward pass of the model, on one rank or many."""
 
-    def __init__(self, model: CLIP, *, parallel: str, accumulate: int, device: torch.device) -> None:
+    def __init__(
+        self, model: CLIP, *, parallel: str, accumulate: int, device: torch.device, precision: str = "fp32"
+    ) -> None:
         self.model, self.parallel = model, parallel if world_size() > 1 else "none"
         self._scalars = [value for value in model.parameters() if value.ndim == 0]
         self._call: Any = model
@@ -47,7 +49,7 @@ class Towers:
                 model, device_ids=[device] if device.type == "cuda" else None, **options
             )
         elif self.parallel == "fsdp":
-            _shard(model, set(self._scalars), device)
+            _shard(model, set(self._scalars), device, precision)
 
     def __call__(self, images: Tensor, text: Tensor | PackedText, kept: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._call(images, text, kept)
@@ -74,16 +76,24 @@ class Towers:
                     sum_over_ranks(value.grad).div_(world_size())
 
 
-def _shard(model: CLIP, ignored: set[nn.Parameter], device: torch.device) -> None:
-    """FSDP2: each block is a unit, and the rest of the model is one more."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+def _shard(model: CLIP, ignored: set[nn.Parameter], device: torch.device, precision: str) -> None:
+    """FSDP2: each block is a unit, and the rest of the model is one more.
 
+    With half precision the blocks are gathered in it, which is half of the traffic; autocast would compute their
+    products in it anyway. Gradients are summed in fp32. The rest, which has the embeddings, stays fp32.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    policy = MixedPrecisionPolicy(
+        param_dtype=half, reduce_dtype=torch.float32 if half else None, cast_forward_inputs=False
+    )
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for module in model.modules():
         if isinstance(module, Transformer):
             for block in module.resblocks:
-                fully_shard(block, mesh=mesh)
+                fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, ignored_params=ignored)
 
 

@@ -9,7 +9,8 @@ objective is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clip_train.devices import cpu_count
 from clip_train.errors import TrainError
 from clip_train.evaluate import embed_images
 from clip_train.labels import LabelledImages, open_labelled
@@ -77,9 +79,14 @@ def sweep(evaluate: Callable[[float], float]) -> tuple[float, dict[float, float]
 
 def probe(
     model: CLIP, data: str, *, test_data: str | None = None, l2: float | None = None, classes: str | None = None,
-    dataset: str | None = None, batch_size: int = 128,
+    dataset: str | None = None, batch_size: int = 128, threads: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """Fits on `data` and tests on `test_data`, or on every fifth image. The sweep holds out a fifth of the others."""
+    """Fits on `data` and tests on `test_data`, or on every fifth image. The sweep holds out a fifth of the others.
+
+    Args:
+        threads: of the fit; 0: one for every second core. Torch's threads wait for each other after every product.
+            With one a core, another program's load on one core holds all of them up.
+    """
     images = open_labelled(data, classes=classes, dataset=dataset)
     features, labels = _features(model, images, batch_size)
     if test_data:
@@ -91,7 +98,7 @@ def probe(
         test = torch.arange(len(features)) % 5 == 4
         test_features, test_labels = features[test], labels[test]
         features, labels = features[~test], labels[~test]
-    count = len(images.classes)
+    count, threads = len(images.classes), threads or max(1, cpu_count() // 2)
     tried: dict[float, float] = {}
     if l2 is None:
         inner = torch.arange(len(features)) % 5 == 4
@@ -102,8 +109,10 @@ def probe(
             weights = fit(features[~inner], labels[~inner], classes=count, l2=strength)
             return accuracy(weights, features[inner], labels[inner])
 
-        l2, tried = sweep(held_out_accuracy)
-    weights = fit(features, labels, classes=count, l2=l2)
+        with torch_threads(threads):
+            l2, tried = sweep(held_out_accuracy)
+    with torch_threads(threads):
+        weights = fit(features, labels, classes=count, l2=l2)
     return {
         "top1": accuracy(weights, test_features, test_labels),
         "train_top1": accuracy(weights, features, labels),
@@ -111,8 +120,20 @@ def probe(
         "train_images": len(features),
         "test_images": len(test_features),
         "classes": count,
+        "threads": threads,
         "tried": {f"{strength:.3g}": value for strength, value in tried.items()},
     }
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch computes with this many threads in this context."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _features(model: CLIP, images: LabelledImages, batch_size: int) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from clip_train.errors import UsageError
 from clip_train.model import CLIP
 from clip_train.optim import MovingAverage, make_optimizer
 from clip_train.parallel import Towers
+from clip_train.resnet import ModifiedResNet
 from clip_train.resume import find_checkpoint, restore_run, same_model
 from clip_train.run import Run
 from clip_train.tokenizer import VOCABULARY
@@ -47,9 +48,11 @@ def start_run(plan: Plan, device: torch.device, *, data: str = "") -> Run:
         model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.train()
     model.set_activation_checkpointing(options.activation_checkpointing)
-    if options.compile:
-        compile_towers(model)
-    towers = Towers(model, parallel=options.parallel, accumulate=options.accumulate, device=device)
+    towers = Towers(
+        model, parallel=options.parallel, accumulate=options.accumulate, device=device, precision=options.precision
+    )
+    if options.compile if options.compile is not None else device.type == "cuda":
+        compile_towers(model)  # after the sharding, which changes the blocks
     run = Run(
         plan=plan,
         device=device,
@@ -66,8 +69,15 @@ def start_run(plan: Plan, device: torch.device, *, data: str = "") -> Run:
 
 
 def compile_towers(model: CLIP) -> None:
-    """Compiles the image tower as a whole and the text blocks one by one: packed batches differ in length."""
-    model.visual.compile()
+    """Compiles the blocks one by one, so that DDP sends the gradients of one while the next is computed.
+
+    A ResNet is compiled as a whole. Text blocks take any length: packed batches differ.
+    """
+    if isinstance(model.visual, ModifiedResNet):
+        model.visual.compile()
+    else:
+        for block in model.visual.transformer.resblocks:  # type: ignore[union-attr]
+            block.compile()
     for block in model.transformer.resblocks:
         block.compile(dynamic=True)
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import chain
 
+import numpy as np
 import torch
 
 
@@ -36,37 +38,50 @@ class PackedText:
         }
         return dataclasses.replace(self, **move)
 
+    def pin_memory(self) -> PackedText:
+        """The same batch in memory from which a GPU copies by itself."""
+        pinned = {name: getattr(self, name).pin_memory() for name in ("tokens", "positions", "ends", "boundaries")}
+        return dataclasses.replace(self, **pinned)
+
 
 def pack(captions: Sequence[Sequence[int]]) -> PackedText:
     """Packs captions. Each has its ids from start-of-text to end-of-text, both included."""
-    order = sorted(range(len(captions)), key=lambda row: len(captions[row]))
-    lengths = [len(captions[row]) for row in order]
-    tokens = torch.tensor([token for row in order for token in captions[row]], dtype=torch.int64)
-    sizes = torch.tensor(lengths, dtype=torch.int64)
-    boundaries = torch.zeros(len(captions) + 1, dtype=torch.int32)
-    boundaries[1:] = sizes.cumsum(0)
-    starts = boundaries[:-1].long().repeat_interleave(sizes)
-    ends = torch.empty(len(captions), dtype=torch.int64)
-    ends[torch.tensor(order, dtype=torch.int64)] = boundaries[1:].long() - 1
-    blocks: list[tuple[int, int]] = []
-    for length in lengths:
-        if blocks and blocks[-1][1] == length:
-            blocks[-1] = (blocks[-1][0] + 1, length)
-        else:
-            blocks.append((1, length))
+    return pack_flat(*flatten(captions))
+
+
+def flatten(captions: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """All ids of some captions one after another, (T,) int32, and the lengths, (B,) int64."""
+    lengths = np.fromiter(map(len, captions), np.int64, len(captions))
+    return np.fromiter(chain.from_iterable(captions), np.int32, int(lengths.sum())), lengths
+
+
+def pack_flat(ids: np.ndarray, lengths: np.ndarray) -> PackedText:
+    """Packs captions that `flatten` has laid one after another."""
+    order = np.argsort(lengths, kind="stable")
+    sizes = lengths[order]
+    boundaries = np.concatenate([[0], np.cumsum(sizes)])
+    positions = np.arange(len(ids)) - np.repeat(boundaries[:-1], sizes)
+    starts = (np.cumsum(lengths) - lengths)[order]
+    ends = np.empty(len(lengths), np.int64)
+    ends[order] = boundaries[1:] - 1
+    different, counts = np.unique(sizes, return_counts=True)
     return PackedText(
-        tokens=tokens,
-        positions=torch.arange(len(tokens)) - starts,
-        ends=ends,
-        boundaries=boundaries,
-        blocks=tuple(blocks),
-        longest=max(lengths, default=0),
+        tokens=torch.from_numpy(ids[np.repeat(starts, sizes) + positions].astype(np.int64)),
+        positions=torch.from_numpy(positions),
+        ends=torch.from_numpy(ends),
+        boundaries=torch.from_numpy(boundaries.astype(np.int32)),
+        blocks=tuple(zip(counts.tolist(), different.tolist(), strict=True)),
+        longest=int(sizes[-1]) if len(sizes) else 0,
     )
+
+
+def pad_flat(ids: np.ndarray, lengths: np.ndarray, *, context_length: int) -> torch.Tensor:
+    """(B, context_length) int64 ids with zeros after each caption, of captions that `flatten` has laid out."""
+    padded = np.zeros((len(lengths), context_length), np.int64)
+    padded[np.arange(context_length) < lengths[:, None]] = ids
+    return torch.from_numpy(padded)
 
 
 def pad(captions: Sequence[Sequence[int]], *, context_length: int) -> torch.Tensor:
     """(B, context_length) int64 ids, with zeros after each caption, as OpenAI's `tokenize` returns them."""
-    ids = torch.zeros(len(captions), context_length, dtype=torch.int64)
-    for row, caption in enumerate(captions):
-        ids[row, : len(caption)] = torch.tensor(caption, dtype=torch.int64)
-    return ids
+    return pad_flat(*flatten(captions), context_length=context_length)

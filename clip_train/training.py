@@ -43,6 +43,7 @@ from clip_train.same_run import continued
 from clip_train.shards import open_index
 from clip_train.start import loader_options, start_run
 from clip_train.tokenizer import load_tokenizer
+from clip_train.transfer import to_device
 
 _PATCHES = 5  # purpose of a keyed draw; data.py has 1 to 4
 
@@ -68,7 +69,7 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
     options, history = continued(options)
     check_run(options)
     device = pick_device()
-    with process_group(device), contextlib.ExitStack() as stack:
+    with process_group(device, timeout_minutes=options.timeout_minutes), contextlib.ExitStack() as stack:
         index = open_index(options.data, cache=options.cache, cache_gb=options.cache_gb)
         folder = Path(options.output)
         tokenizer = load_tokenizer(options.bpe or run_vocabulary(folder, resume=options.resume))
@@ -208,18 +209,13 @@ def forward_backward(run: Run, batches: list[Batch]) -> Tensor:
 
 def encode(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
     """Unit vectors of the images and of the texts of the usable pairs in a micro-batch, (b', E) each."""
-    on_gpu = run.device.type == "cuda"
-    model = run.plan.model
-    pixels = normalize(batch.images.to(run.device, non_blocking=on_gpu), mean=model.mean, std=model.std)
-    text = batch.text.to(run.device, non_blocking=on_gpu)
-    options = run.plan.options
+    batch = to_device(batch, run.device)
+    model, options = run.plan.model, run.plan.options
+    pixels = normalize(batch.images, mean=model.mean, std=model.std)
     kept = kept_patches(batch, model, rate=options.patch_dropout, seed=options.seed)
     with autocast(run):
-        images, texts = run.towers(pixels, text, None if kept is None else kept.to(run.device))
-    if batch.good is None:
-        return images, texts
-    good = batch.good.to(run.device)
-    return images[good], texts[good]
+        images, texts = run.towers(pixels, batch.text, None if kept is None else kept.to(run.device))
+    return (images, texts) if batch.good is None else (images[batch.good], texts[batch.good])
 
 
 def pair_loss(run: Run, images: Tensor, texts: Tensor) -> Tensor:

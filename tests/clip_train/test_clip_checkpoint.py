@@ -134,3 +134,9 @@ def test_another_model_is_refused():
         checkpoint.restore_model(model, {"weight": torch.zeros(2, 3)}, origin="x")
     with pytest.raises(TrainError, match=r"weight is \(3, 2\), not \(2, 3\)"):
         checkpoint.restore_model(model, {"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, origin="x")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainError, match="cannot save .*step-00000001: .*free some space, then --resume"):
+        save(tmp_path / "file" / "checkpoints", 1)

@@ -6,6 +6,7 @@ import gzip
 import io
 import itertools
 import json
+import os
 import tarfile
 
 import pytest
@@ -19,7 +20,7 @@ from conftest import CAPTIONS, jpeg, sample_members, write_manifest, write_tar  
 
 from clip_train import data as data_module  # noqa: E402
 from clip_train.bpe import read_captions  # noqa: E402
-from clip_train.data import BadSamples, Loader, LoaderOptions, Stream  # noqa: E402
+from clip_train.data import BadSamples, Loader, LoaderOptions, ShardReader, Stream  # noqa: E402
 from clip_train.errors import BelowThreshold, InputMissing, TrainError, UsageError  # noqa: E402
 from clip_train.places import expand  # noqa: E402
 from clip_train.shards import open_index  # noqa: E402
@@ -468,3 +469,23 @@ def test_captions_and_labels_are_read_up_to_a_bound(tmp_path, monkeypatch):
     assert members == [b"x", b"a lon", b"123"]
     assert list(read_captions(str(tmp_path), "text")) == ["a lon"]
     reader.close()
+
+
+def test_open_files_are_bounded_and_closed(tmp_path):
+    paths = []
+    for number in range(6):
+        paths.append(str(tmp_path / str(number)))
+        (tmp_path / str(number)).write_bytes(b"content %d" % number)
+
+    def opened() -> int:
+        links = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+        return sum(os.path.lexists(link) and os.readlink(link) in paths for link in links if os.path.islink(link))
+
+    reader = ShardReader(tuple(paths), keep_open=2)
+    for _ in range(3):
+        for number in range(6):
+            assert reader.read(number, 8, 1) == b"%d" % number
+            assert opened() <= 2
+    assert opened() == 2
+    reader.close()
+    assert opened() == 0

@@ -12,10 +12,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
 
-from clip_train import devices  # noqa: E402
+from clip_train import devices, training  # noqa: E402
 from clip_train.config import TrainOptions, check_together, resolve  # noqa: E402
 from clip_train.errors import TrainError, UsageError  # noqa: E402
 from clip_train.log import WandbWriter  # noqa: E402
+from clip_train.model import VisionTransformer  # noqa: E402
 from clip_train.training import train  # noqa: E402
 
 
@@ -131,3 +132,40 @@ def test_the_quota_of_a_container_counts(files, lines, cores, tmp_path, monkeypa
     monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _pid: range(8))
     monkeypatch.setattr(devices, "quota", lambda _lines: cores)
     assert devices.cpu_count() == (8 if cores == float("inf") else max(1, round(cores + 0.4)))
+
+
+@pytest.mark.parametrize(
+    ("options", "waited", "due"),
+    [
+        ({"save_minutes": 0.5}, 31, True), ({"save_minutes": 0.5}, 29, False), ({"save_minutes": 1.0}, 61, True),
+        ({"save_minutes": 0.0}, 1e6, False), ({"save_every": 7}, 0, True), ({"save_every": 6}, 0, False),
+        ({"save_every": 1}, 0, True),
+    ],
+)  # fmt: skip
+def test_when_a_checkpoint_is_due(options, waited, due, monkeypatch):
+    given = types.SimpleNamespace(**{"save_every": 0, "save_minutes": 0.0, **options})
+    run = types.SimpleNamespace(step=14, plan=types.SimpleNamespace(options=given))
+    monkeypatch.setattr(training.time, "monotonic", lambda: 1000.0 + waited)
+    if "save_every" in options:
+        run.step = 14 if options["save_every"] != 1 else 1
+    assert training.save_is_due(run, 1000.0) is due
+
+
+def test_patch_dropout_reaches_the_image_tower(options, monkeypatch):
+    """The tower gets the share of patches that stays, other ones for each picture and each epoch."""
+    seen = []
+    whole = VisionTransformer.forward
+
+    def watched(self, images, kept_patches=None):
+        seen.append(kept_patches)
+        return whole(self, images, kept_patches)
+
+    monkeypatch.setattr(VisionTransformer, "forward", watched)
+    train(dataclasses.replace(options, patch_dropout=0.75, steps=1))
+    (kept,) = seen
+    assert kept.shape == (16, 4) and kept.min() >= 0 and kept.max() < 16  # of 4 x 4 patches
+    assert all(len(set(row)) == 4 and row == sorted(row) for row in kept.tolist())
+    assert len({tuple(row) for row in kept.tolist()}) > 8
+    seen.clear()
+    train(dataclasses.replace(options, steps=1, output=options.output + "2"))
+    assert seen == [None]

@@ -103,6 +103,14 @@ def as_one_of_two(rank: int, options: TrainOptions, port: int, output: str) -> N
             changes = {"parallel": parallel, "loss": loss, "accumulate": accumulate, "loss_chunk": chunk}
             value, grads, _ = gradients(dataclasses.replace(options, **changes))
             found[parallel, loss, accumulate, chunk] = {"": torch.tensor(value), **grads}
+        half = {}
+        for parallel in ("ddp", "fsdp"):
+            half[parallel] = gradients(dataclasses.replace(options, parallel=parallel, precision="bf16"))[1]
+        found["bf16"] = {
+            name: torch.cosine_similarity(value.flatten(), half["fsdp"][name].flatten(), dim=0).item()
+            for name, value in half["ddp"].items()
+            if value.ndim >= 2
+        }
         found["optimizer"] = restored_optimizer(dataclasses.replace(options, parallel="fsdp"))
     if rank == 0:
         torch.save(found, output)
@@ -139,6 +147,7 @@ def test_two_ranks_give_the_gradient_of_one_process(options, tmp_path):
                 assert difference < 1e-6, (case, name)
     print(f"{len(CASES)} cases: largest difference {largest:.1e}")
     assert found["optimizer"] == 0
+    assert min(found["bf16"].values()) > 0.99  # FSDP gathers the blocks in bf16
 
 
 def test_batch_norm_statistics_move_once_a_micro_batch(options):
