@@ -60,6 +60,7 @@ _LINE_BREAKS = r" *[\t\n\v\f\r]+ *"
 _NUMBER = re.compile(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LANGUAGE = re.compile(r"[a-z]{2,8}(-[a-z0-9]{1,8})*")  # the form of a code in BCP 47
+_BLOCK = 65_536  # lines
 _LONGEST = 1_000  # bytes of a query; no alt-text holds a longer one, but a file that is no query list may
 # Byte order marks. UTF-32 stands first: its little-endian mark begins with that of UTF-16.
 _MARKS = (
@@ -127,6 +128,8 @@ def load_queries(path: str) -> QueryList:
         return _assemble(path, reader(data if kind == ".parquet" else _as_utf8(data)))
     except (json.JSONDecodeError, RecursionError, UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
         raise QueryError(path, f"is not valid {kind[1:]} ({error})", f"Write it again, or use {_FORMATS}.") from error
+    except (pa.ArrowCapacityError, MemoryError) as error:
+        raise QueryError(path, "is too large for one list", "Keep the queries with the highest counts.") from error
 
 
 def default_list() -> str:
@@ -174,10 +177,16 @@ def _assemble(path: str, cells: _Cells) -> QueryList:
         language.take(at),
         _flags(cells.flags).take(at),
     ]
-    sorted_lines = encoded.dictionary.take(order).to_pylist()
-    digest = hashlib.sha256(("\n".join(sorted_lines) + "\n").encode()).hexdigest()
     table = pa.table(columns, schema=QUERIES)
-    return QueryList(table, digest, empties, len(rows) - len(at), invalid, too_long)
+    return QueryList(table, _digest_of(encoded.dictionary.take(order)), empties, len(rows) - len(at), invalid, too_long)
+
+
+def _digest_of(lines: pa.StringArray) -> str:
+    """The SHA-256 of the lines, each with a line break, in blocks: a list may have ten million."""
+    state = hashlib.sha256()
+    for start in range(0, len(lines), _BLOCK):
+        state.update("\n".join([*lines.slice(start, _BLOCK).to_pylist(), ""]).encode())
+    return state.hexdigest()
 
 
 def assemble(table: pa.Table, *, left_out: Sequence[QueryList] = ()) -> QueryList:
@@ -201,6 +210,8 @@ def is_language(code: str) -> bool:
 
 def with_language(texts: pa.Array, language: pa.Array) -> pa.Array:
     """Each text after its language and a tab; unchanged if it has no language."""
+    if not pc.any(pc.not_equal(language, "")).as_py():
+        return texts
     behind = pc.binary_join_element_wise(language.cast(texts.type), texts, pa.scalar("\t", texts.type))
     return pc.if_else(pc.equal(language, ""), texts, behind)
 
@@ -212,6 +223,8 @@ def _tidy(texts: pa.StringArray) -> pa.StringArray:
 
 def _languages(path: str, given: pa.StringArray) -> pa.StringArray:
     """The codes in lower case, "" for none; raises QueryError for a value without the form of a code."""
+    if given.null_count == len(given):
+        return pa.repeat(pa.scalar("", pa.string()), len(given))
     codes = pc.utf8_lower(_tidy(pc.fill_null(given, "")))
     for code in pc.unique(codes).to_pylist():
         if code and not _LANGUAGE.fullmatch(code):
@@ -221,6 +234,8 @@ def _languages(path: str, given: pa.StringArray) -> pa.StringArray:
 
 def _flags(given: pa.StringArray) -> pa.StringArray:
     """The flags of each query in lower case, with single blanks between. Order and repeats stay."""
+    if given.null_count == len(given):
+        return pa.repeat(pa.scalar("", pa.string()), len(given))
     return pc.utf8_lower(pc.replace_substring_regex(_tidy(pc.fill_null(given, "")), r"[\s,]+", " "))
 
 

@@ -163,6 +163,13 @@ def _lists(options: Options) -> list[tuple[str, pa.Table]]:
     found: dict[str, list[pa.Table]] = collections.defaultdict(list)
     for path in options.lists:
         table = load_queries(path).table
+        others = set(pc.unique(table["language"]).to_pylist()) - {"", _code(options)}
+        if others:
+            raise load.QueryError(
+                path,
+                f"names the language {sorted(others)[0]}, not {_code(options)}",
+                "Give --language, or leave it out.",
+            )
         for source in pc.unique(table["source"]).to_pylist():
             rows = table.filter(pc.equal(table["source"], source)).select(COUNTED.names)
             found["list" if source in ("", *TAKEN) else source].append(rows.cast(COUNTED))
@@ -239,7 +246,7 @@ def write(options: Options, sources: Sources, *, seconds: float) -> dict[str, An
     made = assemble.assemble(
         offers,
         size=options.size,
-        language="en" if options.language == "simple" else options.language,  # Wikipedia's own code for simple English
+        language=_code(options),
         literal=options.profile == "metaclip1",
         budgets=budgets(options),
     )
@@ -285,6 +292,11 @@ def write(options: Options, sources: Sources, *, seconds: float) -> dict[str, An
     storage.write_json(os.path.join(options.output, "info.json"), info)
     storage.write_plain(os.path.join(options.output, "README.md"), readme(info).encode())
     return info
+
+
+def _code(options: Options) -> str:
+    """The language of the list. "simple" is Wikipedia's own code for simple English."""
+    return "en" if options.language == "simple" else options.language
 
 
 def budgets(options: Options) -> dict[str, assemble.Budget]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from queries import load
 from queries.load import QUERIES, QueryError, load_queries
 from tests.places import DATA
 
@@ -151,6 +152,22 @@ def test_unusable_lists_name_file_cause_and_remedy(tmp_path, name, data, says):
     with pytest.raises(QueryError, match=says) as caught:
         load_queries(path)
     assert path in str(caught.value)
+
+
+def test_a_list_of_many_blocks_has_the_digest_of_its_lines(tmp_path):
+    text = "".join(f"query {number:06d}\n" for number in range(2 * load._BLOCK + 1))
+    loaded = load_queries(write(tmp_path / "list.txt", b"\xef\xbb\xbf" + text.encode()))
+    assert len(loaded) == 2 * load._BLOCK + 1 and loaded.digest == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("error", [MemoryError, pa.ArrowCapacityError])
+def test_a_list_that_does_not_fit_is_named(tmp_path, monkeypatch, error):
+    def fail(data):
+        raise error
+
+    monkeypatch.setitem(load._READERS, ".txt", fail)
+    with pytest.raises(QueryError, match="is too large for one list. Keep the queries with the highest counts"):
+        load_queries(write(tmp_path / "list.txt", b"dog\n"))
 
 
 def test_missing_and_damaged_files(tmp_path):

@@ -313,6 +313,12 @@ def test_ready_lists_are_taken_whole(tmp_path: Path) -> None:
     assert len(found) == len(load.load_queries(load.default_list())) + 1  # "plain" is there already
 
 
+def test_a_ready_list_of_another_language_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--output", tmp_path / "out", "--language", "de", "--lists", load.default_list()) == 4
+    assert "default.parquet: names the language en, not de" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_damaged_and_foreign_dumps_are_named_and_the_rest_goes_on(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
