@@ -21,7 +21,7 @@ from tests.archives import member, wat_record
 
 SMALL, LARGE = 40_000, 160_000  # bytes
 RATIO = 5.0
-FLOOR_S = 0.003
+FLOOR_S = 0.005
 TRIES = 4
 
 
