@@ -1,8 +1,8 @@
 """The bytes of a page as UTF-8, by the rules of the Encoding and HTML standards (WHATWG).
 
 The encoding comes from the byte order mark, else from HTTP, else from the page's first bytes: a `<meta charset>`, a
-`<meta http-equiv=content-type>`, else an XML declaration. Without any it is UTF-8 if that is valid, else Windows-1252
-(browsers take the default of the user's language).
+`<meta http-equiv=content-type>`, else an XML declaration. Without any it is UTF-8 if that is valid. Else it comes from
+a meta anywhere in the page, or it is Windows-1252 (browsers take the default of the user's language).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import re
 
-PRESCANNED = 8_192  # bytes; browsers look at 1,024, and read the page anew for a meta that comes later
+PRESCANNED = 8_192  # bytes; browsers look at 1,024
 
 # The encodings by Python's codec, with their labels. Where Python's codec of that name differs, a superset stands here.
 _LABELS = {
@@ -82,7 +82,7 @@ def to_utf8(html: bytes, charset: str | None) -> bytes:
             html.decode()
             return html
         except UnicodeDecodeError:
-            name = name or "cp1252"
+            name = name or prescan(html) or "cp1252"  # browsers read the page anew for a meta that comes late
     return b"" if name == REPLACEMENT else _decoded(html, name).encode("utf-8", "replace")
 
 

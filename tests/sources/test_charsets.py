@@ -68,6 +68,8 @@ def test_prescan(rule: str, start: bytes, name: str | None) -> None:
         ("HTTP with a label of Python", b"<b>+AGE-", "utf-7", "+AGE-"),
         ("HTTP with a label of Python", b"<b>\\u0041", "unicode_escape", "\\u0041"),
         ("a meta beyond 1,024 bytes", b" " * 2000 + b"<meta charset=windows-1251>" + WINDOWS, None, RUSSIAN),
+        ("a meta that comes late", b"<p>" * 9000 + b"<meta charset=windows-1251>" + WINDOWS, None, RUSSIAN),
+        ("valid UTF-8 with a late meta", b"<p>" * 9000 + b"<meta charset=gbk>" + RUSSIAN.encode(), None, RUSSIAN),
         ("valid UTF-8 without a label", "ü漢".encode(), None, "ü漢"),
         ("no label: Windows-1252", b"\x93caf\xe9\x94", None, "“café”"),
         ("ISO-8859-1 is Windows-1252", b"\x93caf\xe9\x94", "ISO-8859-1", "“café”"),

@@ -105,6 +105,8 @@ PAGES = {
     "meta robots": ("", "<meta name=robots content=noai>", ""),
     "meta robots of commas": ("<meta name=robots content='", "noai,", "'>"),
     "meta of og:image": ("", "<meta property=og:image content=x>", ""),
+    "meta in a page that is not UTF-8": ("\udcff", "<meta charset=x>", ""),
+    "comments in a page that is not UTF-8": ("\udcff", "<!-- <a b='", ""),
     "meta without an end": ("", "<meta charset=", ""),
     "meta of blanks": ("<meta charset", " ", "=utf-8>"),
     "licenses": ("", "<link rel=license href=>", ""),
@@ -147,7 +149,7 @@ PAGES = {
 def page_of(before: str, unit: str, after: str, size: int) -> bytes:
     count = max(1, size // len(unit))
     units = unit * count if "{}" not in unit else "".join(map(unit.replace("{}", "%d").__mod__, range(count)))
-    return (before.replace("{long}", "x" * size) + units + after).encode()
+    return (before.replace("{long}", "x" * size) + units + after).encode("utf-8", "surrogateescape")
 
 
 @pytest.fixture(params=["lexbor", "kernel"])
