@@ -89,7 +89,6 @@ class Client:
         )
         self._lock = threading.Lock()
         self._run = 0
-        self._again = False
         gate = Gate(options.allow_addresses)
         self._resolver = Resolver(gate, lookup)
         self.network = Network(gate, lookup, self._forget_failures)
@@ -104,7 +103,7 @@ class Client:
         """
         with self._lock:
             self._run += 1
-            self._again = again
+            self.network.again = again
         if again:
             self._forget_failures()
 
@@ -139,7 +138,7 @@ class Client:
             except Failure as failure:
                 if failure.http_status is not None:
                     self.network.answered(first)
-                away = self.network.failed(first, failure, again=self._again)
+                away = self.network.failed(first, failure)
                 if not (away and tries_left):
                     raise
                 continue
@@ -155,7 +154,7 @@ class Client:
                 return self._follow(first, clock, share)
             except Failure as failure:
                 last = attempt == self.options.retries or clock.left <= 0
-                if last or failure.status not in PASSING or not failure.retryable:
+                if last or failure.status not in PASSING or not failure.retryable or not failure.tried:
                     raise
                 asked = failure.retry_after or 0.0
                 if asked > SHORT_PAUSE_S:

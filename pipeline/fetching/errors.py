@@ -43,6 +43,7 @@ class Failure(Exception):
         http_status: the status, if a server answered.
         retry_after: the pause in seconds, if the server asked for one.
         final_url: the last URL after redirects; None: no redirect.
+        tried: False if nothing was sent, because the host rests after earlier failures.
     """
 
     def __init__(
@@ -60,16 +61,19 @@ class Failure(Exception):
         self.http_status = http_status
         self.retry_after = retry_after
         self.final_url: str | None = None
+        self.tried = True
 
     def again(self, prefix: str = "") -> Failure:
         """The same failure for another URL, as a new exception: one raised twice would keep its first traceback."""
-        return Failure(
+        failure = Failure(
             self.status,
             f"{prefix}{self}",
             retryable=self.retryable,
             http_status=self.http_status,
             retry_after=self.retry_after,
         )
+        failure.tried = self.tried
+        return failure
 
 
 class NetworkError(RuntimeError):

@@ -88,7 +88,9 @@ class Host:
     def _check_rest(self) -> None:
         if time.monotonic() < self._resting_until and self._last is not None:
             sentence = f"not tried: the host failed {FAILURES_IN_A_ROW} times in a row ({self._last})"
-            raise Failure(self._last.status, sentence, retryable=True, http_status=self._last.http_status)
+            failure = Failure(self._last.status, sentence, retryable=True, http_status=self._last.http_status)
+            failure.tried = False
+            raise failure
 
     def _reserve(self, run: int) -> float:
         """Reserves the time of the next request; returns the seconds until then."""

@@ -51,6 +51,7 @@ class Network:
         self._down_at: float | None = None
         self._cause: Failure | None = None
         self._gave_up = False
+        self.again = False  # the hosts failed before: without a witness their failures say nothing
         self._waiting: dict[str, int] = {}
 
     def wait(self, target: Target) -> None:
@@ -95,13 +96,12 @@ class Network:
             while len(self._witnesses) > WITNESSES:
                 self._witnesses.popitem(last=False)
 
-    def failed(self, target: Target, failure: Failure, *, again: bool) -> bool:
+    def failed(self, target: Target, failure: Failure) -> bool:
         """Counts a failure. True: the network is away, and the URL should be tried once more when it is back.
 
         Args:
             target: of the URL.
             failure: of the URL.
-            again: the hosts failed before. Without a witness their failures then say nothing.
         """
         if failure.status not in AWAY or not failure.retryable or failure.http_status is not None:
             return False
@@ -113,7 +113,7 @@ class Network:
                 self._failing.popitem(last=False)
             if self._down_at is not None:
                 return True
-            if not self._suspicious(again):
+            if not self._suspicious():
                 return False
             witnesses = list(self._witnesses.items())
             self._checked_at = time.monotonic()
@@ -130,7 +130,7 @@ class Network:
             if self._down_at is not None:
                 cause = f"the network is away ({self._cause})"
                 return f"{cause}. The fetch waits for it, for at most {_span(self._patience())}"
-            silent = self._first_asked is not None and not self._witnesses
+            silent = self._first_asked is not None and not self._witnesses and not self.again
             if silent and time.monotonic() >= (self._first_asked or 0.0) + SILENCE_S:
                 return f"no host has answered for {SILENCE_S:.0f} s: is there a network and a name server?"
             return ""
@@ -141,14 +141,14 @@ class Network:
         while len(self._latest) > LATEST:
             self._latest.popitem(last=False)
 
-    def _suspicious(self, again: bool) -> bool:
+    def _suspicious(self) -> bool:
         failed = [failure for failure in self._latest.values() if failure is not None]
         if self._witnesses:
             most = len(failed) >= max(FEWEST, SHARE * len(self._latest))
             return most and time.monotonic() >= self._checked_at + RECHECK_S
         # Nothing has ever answered. A name server that does not answer is enough.
         no_names = not self._gave_up and all(failure.status == "dns" for failure in failed)
-        return not again and (len(failed) >= FEWEST or no_names)
+        return not self.again and (len(failed) >= FEWEST or no_names)
 
     def _patience(self) -> float:
         return PATIENCE_S if self._witnesses else FIRST_PATIENCE_S

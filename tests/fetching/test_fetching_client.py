@@ -219,6 +219,9 @@ def test_a_dead_host_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sum(path.startswith("/reset") for path in server.hits) == 3
         last = results[-1]
         assert isinstance(last, Failure) and last.retryable and "in a row" in str(last)
+        quick, begin = client(backoff_s=30.0), time.monotonic()
+        quick._hosts.put("127.0.0.1", one._hosts.get("127.0.0.1"))  # it rests: no try, and so no pause before the next
+        assert isinstance(outcome(quick, f"{server.base}/img/1.jpg"), Failure) and time.monotonic() - begin < 10
 
 
 def test_a_dead_host_is_tried_once_more_in_a_later_round(monkeypatch: pytest.MonkeyPatch) -> None:
