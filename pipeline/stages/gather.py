@@ -104,6 +104,8 @@ class GatherSettings:
         help="keep pairs of pages that forbid AI training (noai, noimageai, tdm-reservation)",
     )
 
+    keep_personal: bool = option(False, help="keep texts with an e-mail address or a phone number")
+
     @staticmethod
     def check_together(o: Any) -> None:
         """Refuses one column for URL and text."""
@@ -118,10 +120,12 @@ class Cleaning:
     Attributes:
         language_model: "lid.176", a fastText model's path, or "none" (all columns on languages stay null).
         respect_opt_out: drops the pairs of pages that forbid AI training (noai, noimageai, tdm).
+        keep_personal: keeps texts with an e-mail address or a phone number.
     """
 
     language_model: str = "none"
     respect_opt_out: bool = True
+    keep_personal: bool = False
 
 
 _LANGUAGE_FIELDS = [PAIRS.field("language"), PAIRS.field("language_score"), *EVIDENCE]
@@ -141,6 +145,8 @@ def clean_batch(
         rules: which pairs stay.
     """
     text, text_codes = clean.clean_text(candidates["text"])
+    if rules.keep_personal:
+        text_codes = np.where(text_codes == clean.TEXT_REASONS.index("personal"), 0, text_codes)
     url, url_codes = clean.canonical_urls(candidates["url"])
     codes = np.where(text_codes > 0, text_codes, np.where(url_codes > 0, url_codes + len(clean.TEXT_REASONS), 0))
     reasons = [*clean.TEXT_REASONS, *clean.URL_REASONS]
@@ -376,7 +382,7 @@ class Gather(RowStage):
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
         o = run.settings(GatherSettings)
-        rules = Cleaning(run.language_model, o.respect_opt_out)
+        rules = Cleaning(run.language_model, o.respect_opt_out, o.keep_personal)
         settings = read_settings(o)
         return cls(
             before.plan(run, cls), run.keep_rejected, run.inputs, run.inputs_file, settings, o.skip_bad_inputs, rules
@@ -393,6 +399,7 @@ class Gather(RowStage):
             "columns": o.columns,
             "language_model": run.language_model,
             "respect_opt_out": o.respect_opt_out,
+            "keep_personal": o.keep_personal,
             "keep_rejected": run.keep_rejected,
         }
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipeline.engine.hashing import string_buffers
 from pipeline.engine.hashing_kernel import frozen
 from pipeline.engine.jit import njit
-from pipeline.text import clean_rules
+from pipeline.text import clean_rules, phrases
 
 Flags = npt.NDArray[np.bool_]
 Work = npt.NDArray[np.uint8]
@@ -45,7 +45,7 @@ _HOST, _HEX, _PATH, _SIMPLE_IN_PATH, _SIMPLE_IN_QUERY = (np.uint8(bit) for bit i
 
 # Bytes by name.
 _BLANK_BYTE, _DOT, _SLASH, _COLON, _QUESTION, _PERCENT, _AMPERSAND_BYTE, _HASH_BYTE = b" ./:?%&#"
-_ZERO, _TWO, _NINE = b"029"
+_LEFT_BRACKET, _ZERO, _TWO, _NINE = b"(029"
 _LOWER_A, _LOWER_E, _LOWER_G, _LOWER_H, _LOWER_P, _LOWER_S, _LOWER_T, _LOWER_V, _LOWER_Z = b"aeghpstvz"
 _CASE = np.uint8(0x20)  # the bit that a lower-case letter has and an upper-case letter has not
 _LETTERS = 26
@@ -58,10 +58,17 @@ _NEEDS_3 = 0x800  # the first code point that needs three bytes
 _LONGEST_LABEL, _LONGEST_HOST = U(63), U(253)  # bytes of a host between two dots, and in all
 _SHORTEST_URL = 9
 
-_HASH_FACTOR = np.uint32(0x01000193)
-_HASH_START = np.uint32(0x811C9DC5)
-_NAME_BITS = 16  # of the letter hash, to look a text up among the names below
-_MOST_LETTERS = 30  # no boilerplate and no camera's name has more
+_MIX_1, _MIX_2 = np.uint32(phrases.MIX_1), np.uint32(phrases.MIX_2)
+_LONGEST_ASCII, _LONGEST_BEYOND_ASCII = U(phrases.LONGEST_OF_PATTERN), U(4 * phrases.LONGEST_OF_PATTERN)  # bytes
+_HALF, _LOW_BITS = np.uint32(16), np.uint32(0xFFFF)  # the two halves of a hash
+_GRAM_BITS = 17
+_GRAM_SHIFT = np.uint32(32 - _GRAM_BITS)
+_THREE_LETTERS = U((1 << 48) - 1)
+# No whole phrase and no camera's name has more letters.
+_MOST_LETTERS = max(30, *(sum(map(str.isalpha, phrase)) for phrase in phrases.table().whole))
+_WHOLE, _CAMERA, _WORD, _PAIR, _THREE, _LOW_HALF, _OF_PATTERN = (np.uint8(1 << bit) for bit in range(7))
+_EVENTS = {phrases.WORD: _WORD, phrases.PAIR: _PAIR, phrases.THREE: _THREE, phrases.OF_PATTERN: _OF_PATTERN}
+_MOST_DIGITS = 9  # a phone number has more
 
 # The letters before the first digit in a camera's name for a picture (`clean_rules` has the exact pattern).
 _CAMERA_LETTERS = (
@@ -80,7 +87,7 @@ def _character_table() -> npt.NDArray[np.uint8]:
     table = np.zeros(0x10000, np.uint8)
     for code in range(0x10000):
         char = chr(code)
-        if 0xD800 <= code < 0xE000 or char in "\u200c\u200d":
+        if 0xD800 <= code < 0xE000 or char in "\u200c\u200d\ufffd":
             continue
         if clean_rules.DROPPED.match(char) or (char.isspace() and char != " "):
             continue
@@ -106,9 +113,9 @@ def _byte_table(characters: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         char = chr(byte)
         table[byte] = char.isalpha() | char.isdigit() << 1
         table[byte] |= _BLANK if char == " " else np.uint8(0)
-        table[byte] |= _ADDRESS if char in ".:_0123456789" else np.uint8(0)
+        table[byte] |= _ADDRESS if char in ".:_-0123456789" else np.uint8(0)
         table[byte] |= _AMPERSAND if char == "&" else np.uint8(0)
-        table[byte] |= np.uint8(0) if characters[byte] & _PLAIN else _DIRTY
+        table[byte] |= np.uint8(0) if characters[byte] & _PLAIN and char not in "<>{}[\\@" else _DIRTY
     return table
 
 
@@ -126,19 +133,36 @@ def _url_table() -> npt.NDArray[np.uint8]:
 
 
 def _name_table() -> npt.NDArray[np.uint8]:
-    """By letter hash: bit 1 for the letters of a boilerplate text, bit 2 for those of a camera's name."""
-    table = np.zeros(1 << _NAME_BITS, np.uint8)
-    for bit, names in ((1, clean_rules.BOILERPLATE), (2, _CAMERA_LETTERS)):
-        for name in names:
-            value = int(_HASH_START)
-            for letter in name.replace(" ", "").encode():
-                value = (value ^ letter) * int(_HASH_FACTOR) % 2**32
-            table[value >> (32 - _NAME_BITS)] |= bit
+    """By hash: bits for the letters of a whole phrase and of a camera's name, and for the events of phrases."""
+    table = np.zeros(1 << 16, np.uint8)
+    listed = [(phrases.whole_hash(name), _WHOLE) for name in phrases.table().whole]
+    listed += [(phrases.whole_hash(name), _CAMERA) for name in _CAMERA_LETTERS]
+    listed += [(value, _EVENTS[kind]) for kind, value in phrases.triggers()]
+    for value, bit in listed:
+        table[value >> 16] |= bit
+        table[value & 0xFFFF] |= _LOW_HALF
     return table
 
 
-_CHARACTERS, _URL_BYTES, _NAMES = _character_table(), _url_table(), _name_table()
+def _gram_table() -> npt.NDArray[np.uint8]:
+    """1 at the hash of each rare gram of the phrases."""
+    table = np.zeros(1 << _GRAM_BITS, np.uint8)
+    for gram in phrases.rare_grams():
+        four = int.from_bytes(gram, "big")
+        table[(four * phrases.MIX_1 & phrases.MASK) >> int(_GRAM_SHIFT)] = 1
+    return table
+
+
+def _fold_table() -> npt.NDArray[np.uint16]:
+    """`phrases.fold` of all characters of the Basic Multilingual Plane."""
+    surrogates = range(0xD800, 0xE000)
+    return np.array([code if code in surrogates else phrases.fold(chr(code)) for code in range(0x10000)], np.uint16)
+
+
+_CHARACTERS, _URL_BYTES, _NAMES, _FOLDED = _character_table(), _url_table(), _name_table(), _fold_table()
 _TEXT_BYTES = _byte_table(_CHARACTERS)
+_GRAMS = _gram_table()
+_ASCII_WORDS = np.array([ord(chr(byte).lower()) * chr(byte).isalnum() for byte in range(128)] + [0] * 128, np.uint8)
 
 
 @njit
@@ -204,23 +228,133 @@ def _may_hold_entity(data, start, end):
 
 
 @njit
-def _may_be_name(data, start, end, names):
-    """True if the text may be boilerplate or a camera's name, by the hash of its ASCII letters.
+def _spread(first, second):
+    """`phrases.spread`."""
+    mixed = np.uint32(np.uint32(np.uint32(first * _MIX_1) ^ second) * _MIX_2)  # numba's products of uint32 are uint64
+    return np.uint32((mixed ^ (mixed >> np.uint32(15))) * _MIX_1)
 
-    For a camera's name the letters before the first digit count.
-    """
-    hashed, at_digit, digits = _HASH_START, np.uint32(0), 0
+
+@njit
+def _may_hold_number(data, start, end):
+    """True for more than _MOST_DIGITS digits with nothing but blanks and the marks of phone numbers between them."""
+    run = 0
     for place in range(start, end):
-        byte = np.uint32(data[place])
-        lower = byte | np.uint32(_CASE)
-        if _LOWER_A <= lower <= _LOWER_Z:
-            hashed = np.uint32((hashed ^ lower) * _HASH_FACTOR)  # numba's products of uint32 are uint64
-        elif _ZERO <= byte <= _NINE:
-            if digits == 0:
-                at_digit = hashed
+        byte = data[place]
+        if _ZERO <= byte <= _NINE:
+            run += 1
+            if run > _MOST_DIGITS:
+                return True
+        elif byte != _BLANK_BYTE and not _LEFT_BRACKET <= byte <= _SLASH:  # ()*+,-./
+            run = 0
+    return False
+
+
+@njit
+def _is_listed(names, value, bit):
+    """True if both halves of a hash are listed."""
+    return names[value >> _HALF] & bit != 0 and names[value & _LOW_BITS] & _LOW_HALF != 0
+
+
+@njit
+def _may_be_name(data, start, end, tables):
+    """True if all letters are those of a whole phrase, or those before the first digit are those of a camera's name."""
+    characters, names, folded = tables
+    whole, at_digit, digits = np.uint32(0), np.uint32(0), 0
+    place = start
+    while place < end:
+        code, width = np.uint32(data[place]), 1
+        if code >= _ASCII_END:
+            code, width = _character(data, place, end)
+        if characters[code] & _LETTER:
+            whole = np.uint32(np.uint32(whole * _MIX_1) + folded[code])
+        elif characters[code] & _DIGIT:
+            at_digit = whole if digits == 0 else at_digit
             digits += 1
-    shift = np.uint32(32 - _NAME_BITS)
-    return names[hashed >> shift] & 1 != 0 or (digits > 1 and names[at_digit >> shift] & 2 != 0)
+        place += U(width)
+    if _is_listed(names, _spread(np.uint32(0), whole), _WHOLE):
+        return True
+    return digits > 1 and _is_listed(names, _spread(np.uint32(0), at_digit), _CAMERA)
+
+
+@njit
+def _may_be_ascii_name(data, start, end, ascii_words, names):
+    """`_may_be_name` for an ASCII text."""
+    whole, at_digit, digits = np.uint32(0), np.uint32(0), 0
+    for place in range(start, end):
+        code = np.uint32(ascii_words[data[place]])
+        if code > _NINE:
+            whole = np.uint32(np.uint32(whole * _MIX_1) + code)
+        elif code:
+            at_digit = whole if digits == 0 else at_digit
+            digits += 1
+    if _is_listed(names, _spread(np.uint32(0), whole), _WHOLE):
+        return True
+    return digits > 1 and _is_listed(names, _spread(np.uint32(0), at_digit), _CAMERA)
+
+
+@njit
+def _has_rare_gram(data, start, end, grams):
+    """True if four neighbouring bytes, with the bit of case set, are in the table of `phrases.rare_grams`."""
+    seen = np.uint8(0)
+    four = np.uint32(0)
+    for place in range(start, end):
+        four = np.uint32(four << np.uint32(8)) | np.uint32(data[place] | _CASE)
+        seen |= grams[np.uint32(four * _MIX_1) >> _GRAM_SHIFT]
+    return seen != 0
+
+
+@njit
+def _may_hold_phrase(data, start, end, ascii_words, names):
+    """True if an event of `phrases.events` in an ASCII text is one of a phrase."""
+    of_pattern = _OF_PATTERN if end - start <= _LONGEST_ASCII else np.uint8(0)
+    seen = False
+    word, before = np.uint32(0), np.uint32(0)
+    for place in range(start, end):
+        code = np.uint32(ascii_words[data[place]])
+        if code:
+            word = np.uint32((word << np.uint32(5)) + word) ^ code
+        elif word:
+            seen |= _is_listed(names, _spread(np.uint32(0), word), _WORD | of_pattern)
+            seen |= _is_listed(names, _spread(before, word), _PAIR | of_pattern)
+            before, word = word, np.uint32(0)
+    if word:
+        seen |= _is_listed(names, _spread(np.uint32(0), word), _WORD | of_pattern)
+        seen |= _is_listed(names, _spread(before, word), _PAIR | of_pattern)
+    return seen
+
+
+@njit
+def _may_hold_any_phrase(data, start, end, tables):
+    """`_may_hold_phrase` for a text with characters beyond ASCII."""
+    characters, names, folded = tables
+    of_pattern = _OF_PATTERN if end - start <= _LONGEST_BEYOND_ASCII else np.uint8(0)
+    seen = False
+    word, before, letters = np.uint32(0), np.uint32(0), U(0)
+    place = start
+    while place <= end:
+        bits, code, width = np.uint8(0), np.uint32(0), 1
+        if place < end:
+            code = np.uint32(data[place])
+            if code >= _ASCII_END:
+                code, width = _character(data, place, end)
+            bits = characters[code]
+        place += U(width)
+        uncased = bits & _UNCASED
+        if bits & (_LETTER | _DIGIT) and not uncased:
+            word, letters = np.uint32((word << np.uint32(5)) + word) ^ np.uint32(folded[code]), U(0)
+            continue
+        if word:
+            seen |= _is_listed(names, _spread(np.uint32(0), word), _WORD | of_pattern)
+            seen |= _is_listed(names, _spread(before, word), _PAIR | of_pattern)
+            before, word = word, np.uint32(0)
+        if not uncased:
+            letters = U(0)
+            continue
+        before, letters = np.uint32(0), ((letters << U(16)) ^ U(code)) & _THREE_LETTERS
+        if letters >> U(32):
+            three = _spread(np.uint32(letters >> U(16)), np.uint32(letters))
+            seen |= _is_listed(names, three, _THREE | of_pattern)
+    return seen
 
 
 @njit
@@ -236,8 +370,9 @@ def _may_end_in_extension(data, end, bytes_table):
 
 
 @njit
-def _text_work(data, start, end, bytes_table, characters, names):
+def _text_work(data, start, end, tables):
     """FINE, TIDY or WORK, for a text of one byte or more."""
+    bytes_table, ascii_words, grams, characters, names, folded = tables
     letters = digits = 0
     seen = doubled = before = np.uint8(0)
     for place in range(U(start), U(end)):  # unsigned: numba checks whether a signed index is negative
@@ -249,7 +384,7 @@ def _text_work(data, start, end, bytes_table, characters, names):
         before = bits
     if seen & _DIRTY or (seen & _AMPERSAND and _may_hold_entity(data, start, end)):
         return WORK
-    weight = ascii_letters = letters
+    weight = letters
     work = FINE
     if seen & _BEYOND_ASCII:
         work, more_letters, more_weight, more_digits = _walk(data, U(start), U(end), characters)
@@ -260,25 +395,35 @@ def _text_work(data, start, end, bytes_table, characters, names):
         return work
     if letters == 0 or weight + digits < 2 or (not seen & _BLANK and seen & _ADDRESS):
         return WORK
+    if digits > _MOST_DIGITS and _may_hold_number(data, U(start), U(end)):
+        return WORK
     if end - start >= 5 and _may_end_in_extension(data, end, bytes_table):
         return WORK
-    if letters <= _MOST_LETTERS and letters == ascii_letters and _may_be_name(data, start, end, names):
-        return WORK
-    return FINE
+    more = characters, names, folded
+    if letters <= _MOST_LETTERS:
+        if seen & _BEYOND_ASCII:
+            if _may_be_name(data, U(start), U(end), more):
+                return WORK
+        elif _may_be_ascii_name(data, U(start), U(end), ascii_words, names):
+            return WORK
+    if not _has_rare_gram(data, U(start), U(end), grams):
+        return FINE
+    if not seen & _BEYOND_ASCII:
+        return WORK if _may_hold_phrase(data, U(start), U(end), ascii_words, names) else FINE
+    return WORK if _may_hold_any_phrase(data, U(start), U(end), more) else FINE
 
 
 @njit
 def _look_at_texts(texts, tables, longest, work):
     """Sets `work` for each text.
 
-    `texts` is (data, offsets). `tables` holds the bits of bytes, the bits of characters, and the names.
+    `texts` is (data, offsets). `tables` holds the bits of bytes and of characters, the names, and the folded letters.
     """
     data, offsets = texts
-    bytes_table, characters, names = tables
     for row in range(len(work)):
         start, end = offsets[row], offsets[row + 1]
         if 0 < end - start <= longest:
-            work[row] = _text_work(data, start, end, bytes_table, characters, names)
+            work[row] = _text_work(data, start, end, tables)
         else:
             work[row] = WORK
 
@@ -366,7 +511,7 @@ def text_work(texts: pa.Array) -> Work:
     """
     data, offsets = string_buffers(texts)
     work = np.empty(len(texts), np.uint8)
-    tables = _TEXT_BYTES, _CHARACTERS, _NAMES
+    tables = _TEXT_BYTES, _ASCII_WORDS, _GRAMS, _CHARACTERS, _NAMES, _FOLDED
     _look_at_texts((frozen(data, np.uint8), frozen(offsets, np.int64)), tables, clean_rules.MAX_TEXT, work)
     return work
 

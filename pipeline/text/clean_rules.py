@@ -5,19 +5,25 @@
 1. Entities that survived the markup ("&amp;amp;") are decoded. They need a semicolon: "AT&T" and "?a=1&copy=2" stay.
 2. Mojibake ("cafÃ©") is repaired if the whole text turns back into valid UTF-8.
 3. Control, bidi, zero-width, private-use and non-characters are removed. Joiners (ZWJ, ZWNJ) stay between two non-ASCII
-   characters, because emoji, Persian and Indic scripts need them.
-4. Every Unicode blank, tab and newline becomes a blank. Runs of blanks become one. Blanks at the ends are removed.
-5. The text is put into NFC.
+   characters, because emoji, Persian and Indic scripts need them. The tags of a flag (Scotland's) stay. A zero-width
+   space becomes a blank, but in the scripts that write no blanks. A filler that shows as a blank becomes one.
+4. Tags of markup that only style a text (`<b>`) are removed.
+5. Every Unicode blank, tab and newline becomes a blank. Runs of blanks become one. Blanks at the ends are removed.
+6. The text is put into NFC.
+7. The name of a file becomes words, if it has two: "golden-retriever_300x200.jpg" becomes "golden retriever".
 
 The reasons for which a text is then dropped:
 
 - `empty_text`: nothing is left.
 - `too_long`: over 2,000 characters, or over 8,000 as found, which bounds the work on hostile text.
 - `too_short`: fewer than two letters or digits, or no letter. One letter is enough in scripts without case (猫).
-- `url_like`: the whole text is an address.
-- `file_name`: the whole text is a file's name or a camera's number (IMG_1234, "DSC 0001.jpg", b01.png). "Golden Gate
-  Bridge.jpg" holds words and stays.
-- `boilerplate`: the whole text is one of `BOILERPLATE`, with at most a number after it ("logo", "Image 3").
+- `replaced_characters`: it holds U+FFFD, which stands for bytes that some program could not read.
+- `url_like`: the whole text is an address. A name such as MP3.com or Amazon.com, with capitals, is none.
+- `file_name`: the whole text is a file's name without two words, or a camera's number (IMG_1234, "DSC 0001.jpg",
+  b01.png). Names of products (iPhone_15, F-22_Raptor) are no file names.
+- `code`: formulas, templates and markup (`{\\displaystyle`, `{{ }}`, `[object Object]`, `<img src=`).
+- `boilerplate`, `machine_caption`, `sharing`, `rating`, `lorem_ipsum`: phrases, see `phrases.py`.
+- `personal`: it holds an e-mail address or a phone number (`--keep-personal` keeps it).
 - `unstable_text`: entities are nested too deep.
 
 **URLs** (`canonical_url`):
@@ -55,6 +61,8 @@ import urllib.parse
 import can_ada
 import pyarrow as pa
 
+from pipeline.text import phrases
+
 TEXT_REASONS = (
     "",
     "empty_text",
@@ -64,6 +72,13 @@ TEXT_REASONS = (
     "url_like",
     "boilerplate",
     "unstable_text",
+    "replaced_characters",
+    "code",
+    "machine_caption",
+    "sharing",
+    "rating",
+    "lorem_ipsum",
+    "personal",
 )
 URL_REASONS = ("", "bad_scheme", "bad_url", "url_too_long", "user_info", "bad_host", "svg_url")
 
@@ -71,32 +86,8 @@ MAX_TEXT = 2_000  # characters
 MAX_RAW_TEXT = 8_000  # characters as found
 MAX_URL = 2_048  # bytes in canonical form
 MAX_RAW_URL = 8_192  # bytes as found
-LONGEST_NAME = 80  # longer texts are neither a camera's name nor boilerplate
+LONGEST_NAME = 80  # longer texts are no camera's name
 _ROUNDS = 8  # rounds of cleaning until nothing changes; ordinary text takes two
-
-# Whole texts that say nothing, in lower case and without punctuation at their ends.
-BOILERPLATE = frozenset(
-    """
-    ad|ads|advertisement|advertising|alt|alt text|alternate text|arrow|article image|author image|avatar|back
-    background|background image|banner|banner ad|banner image|blank|blog image|blog post image|bullet|button|click here
-    click to enlarge|click to view larger image|click to zoom|close|company logo|cover|cover image|cover photo|default
-    default avatar|default image|default thumbnail|description|divider|download|enlarge|enlarge image|error|false
-    featured image|footer|footer logo|gallery|gallery image|graphic|gravatar|header|header image|header logo|hero
-    hero image|home|icon|icons|illustration|image|image alt|image alt text|image description|image may contain
-    image not available|image not found|image placeholder|image unavailable|images|img|lazy load|lazyload|learn more
-    left arrow|line|loader|loading|loading image|loading icon|loading spinner|logo|logo image|logos|main image|menu
-    missing image|more|mobile logo|nan|next|no alt text|no avatar|no description|no image|no image available
-    no photo|no photo available|no picture|none|null|page|photo|photo gallery|photograph|photos|pic|pics|picture
-    pictures|pixel|placeholder|placeholder image|play|play button|post image|post thumbnail|prev|preview|previous|print
-    product|product image|profile|profile image|profile photo|profile picture|read more|right arrow|screenshot|search
-    search icon|separator|share|site logo|slide|slide image|slider|slider image|spacer|spinner|sponsor|sponsor logo
-    thumb|thumbnail|thumbnail image|thumbnails|title|tracking pixel|transparent|true|undefined|unknown|untitled
-    user|user avatar|user image|user photo|video|video thumbnail|view|view image|view larger image|website logo|zoom
-    """.replace("\n", "|")
-    .replace("    ", "")
-    .strip("|")
-    .split("|")
-)
 
 _EXTENSION = r"\.(?:jpe?g|jfif|png|gif|webp|bmp|tiff?|svg|ico|avif|heic|psd|eps|pdf|mp4|webm|mov|cr2|nef|dng|raw)"
 _CAMERA = re.compile(
@@ -108,21 +99,58 @@ _CAMERA = re.compile(
 _HEX_NAME = re.compile(r"(?=[a-f-]*[0-9])[0-9a-f]{8}[0-9a-f-]{4,}[0-9a-f]")
 _FILE_EXTENSION = re.compile(_EXTENSION + r"\Z", re.IGNORECASE | re.ASCII)
 _TOKEN_NAME = re.compile(r"(?=[^0-9]*[0-9])(?=[^_]*_)[A-Za-z0-9_.+-]+")
-_WORD = re.compile(r"[^\W\d_]{3}")
-_ADDRESS = re.compile(
-    r"(?:https?:|ftp:|data:|javascript:|mailto:|www\.)\S*"
-    r"|(?:[a-z0-9-]+\.)+(?:com|org|net|edu|gov|info|biz|co\.[a-z]{2}|com\.[a-z]{2}|html?|php|aspx?|jsp)(?:[/?#:]\S*)?",
-    re.IGNORECASE | re.ASCII,
+_STEM_WORD = re.compile(r"[^\W\d_]{2,}")
+_UNCASED = re.compile("[\u0590-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")  # a letter is a word
+_VOWEL = re.compile(r"[aeiouy]|[^\x00-\x7f]", re.IGNORECASE)
+_LOWER_NAME = re.compile(r"[^\W_A-Z]+(?:[-_]+[^\W_A-Z]+)+")  # golden-retriever
+_PIECE = re.compile(r"[-_+.]+")
+_NO_WORD = re.compile(  # a piece of a file's name that is dropped: a size, a hash, a long number
+    r"[0-9]{1,5}x[0-9]{1,5}(?:@[0-9]x)?|[0-9]{2,5}px|@[0-9]x|scaled|(?=[a-f]*[0-9])[0-9a-f]{8,}|[0-9]{5,}",
+    re.IGNORECASE,
 )
-_BOILERPLATE_EDGES = " .,:;!?-_*#()[]{}<>|/\\'\"…"
-_TRAILING_NUMBER = re.compile(r"[ _#-]*[0-9]{1,4}\Z")
+_PRODUCT = re.compile(r"[A-Z][A-Za-z]*|[a-z][A-Z][A-Za-z]+|[A-Z]?[1-9][0-9]{0,3}[A-Za-z]{0,2}")
+_OF_FILES = frozenset(  # capital words that number a file rather than name a product
+    "step figure fig slide page part chapter image img header footer logo banner icon table chart screen screenshot"
+    " photo picture pic background bg button thumb thumbnail cover view diagram example sample test untitled scan file"
+    " version photo1 demo draft final copy".split()
+)
+_DOMAIN = r"(?:[a-z0-9-]+\.)+(?:com|org|net|edu|gov|info|biz|co\.[a-z]{2}|com\.[a-z]{2}|html?|php|aspx?|jsp)"
+_ADDRESS = re.compile(
+    rf"(?i:(?:https?:|ftp:|data:|javascript:|mailto:|www\.)\S*|{_DOMAIN}[/?#:]\S*)|{_DOMAIN}", re.ASCII
+)
+_STYLE = re.compile(
+    r"</?(?:a|abbr|b|bdi|big|br|center|cite|em|font|h[1-6]|i|mark|p|q|s|small|span|strong|sub|sup|u|wbr)"
+    r"(?: ?/?| [^<>]{0,300})>",
+    re.IGNORECASE,
+)
+_CODE = re.compile(
+    r"\{\\|\{\{|\}\}|\{%|%\}|\[object |\$\{|<%|%>|<\?(?:php|=|xml)|</[a-z]"
+    r"|<(?:a|div|iframe|img|input|li|p|script|span|style|svg|table|td|ul)(?:[ />]|\Z)"
+    r"|\\(?:begin|displaystyle|frac|left|mathbb|mathbf|mathcal|mathrm|mathsf|overline|right|sqrt|sum|text)\b",
+    re.IGNORECASE,
+)
+_MAIL = re.compile(r"[A-Za-z0-9._%+-]@[A-Za-z0-9](?:[A-Za-z0-9-]*\.)+[A-Za-z]{2}")
+_PHONE = re.compile(
+    r"(?<![\w+])\+[1-9][0-9]{0,2}(?:[ .()/-]{0,3}[0-9]){8,12}(?![\w-])"  # +49 30 123456-78
+    r"|(?<![\w-])(?:1[ .-])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2} ?[.-] ?|[2-9][0-9]{2} )[2-9][0-9]{2} ?[ .-] ?[0-9]{4}"
+    r"(?![\w-])"  # (850) 244-5117
+    r"|\b(?:tel|phone|call|fax|mobile|mob|whatsapp|telefon|telefono|teléfono|téléphone|тел|电话|電話)\b[ .:]{0,3}"
+    r"[0-9](?:[ .()/-]{0,3}[0-9]){9,12}(?![\w-])",
+    re.IGNORECASE,
+)
 
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _AMPERSANDS = re.compile(r"&(?:(?:amp|AMP|#0{0,5}38|#[xX]0{0,4}26);)+")  # "&amp;amp;amp;" in one round
 DROPPED = re.compile(
-    "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff"
+    "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
+    "\u2800\u3164\ufeff\uffa0"
     "\ufff9-\ufffb\ufffe\uffff\ufdd0-\ufdef\ue000-\uf8ff\U000e0000-\U000e0fff\U000f0000-\U0010ffff]"
 )
+_FLAG = re.compile("\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{1,8}\U000e007f")
+_KEPT_OR_DROPPED = re.compile(f"({_FLAG.pattern})|{DROPPED.pattern}")
+# Thai, Lao, Tibetan, Myanmar and Khmer mark with it where a line may break.
+_BREAK_IN_WORDS = re.compile("(?<=[\u0e00-\u109f\u1780-\u17ff])\u200b|\u200b(?=[\u0e00-\u109f\u1780-\u17ff])")
+_SHOWN_AS_BLANK = re.compile("[\u200b\u2800\u3164\uffa0]")
 _STRAY_JOINER = re.compile("(?<![^\x00-\x7f\\s])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f\\s])")
 # The byte of each character in Windows-1252, or in Latin-1 where Windows-1252 has none. Mojibake shows the lead byte
 # and the continuation byte of a UTF-8 sequence as two such characters.
@@ -145,7 +173,7 @@ _DEFAULT_PORT = {"http": 80, "https": 443}
 
 
 def tidy(texts: pa.Array) -> pa.Array:
-    """Applies steps 4 and 5 alone, to many texts at once. The texts have no line feed.
+    """Applies steps 5 and 6 alone, to many texts at once. The texts have no line feed.
 
     NFC never joins a line feed with its neighbour. So the texts are composed as one, with line feeds between them.
     """
@@ -178,15 +206,18 @@ class _BadUrl(ValueError):
 
 
 def _clean_round(text: str) -> str:
-    """One round of steps 1-5."""
+    """One round of all steps."""
     if "&" in text:
         text = _ENTITY.sub(lambda match: html.unescape(match[0]), _AMPERSANDS.sub("&", text))
+    if "<" in text:
+        text = _STYLE.sub(" ", text) if "<br" in text or "<p" in text else _STYLE.sub("", text)
     if text.isascii():
-        return " ".join(DROPPED.sub("", text).split())
+        return _words_of_name(" ".join(DROPPED.sub("", text).split()))
     if _MOJIBAKE.search(text):
         text = _repair(text)
-    text = _STRAY_JOINER.sub("", DROPPED.sub("", text))
-    return unicodedata.normalize("NFC", " ".join(text.split()))
+    text = _SHOWN_AS_BLANK.sub(" ", _BREAK_IN_WORDS.sub("", text))
+    text = _STRAY_JOINER.sub("", _KEPT_OR_DROPPED.sub(lambda match: match[1] or "", text))
+    return _words_of_name(unicodedata.normalize("NFC", " ".join(text.split())))
 
 
 def _repair(text: str) -> str:
@@ -201,6 +232,8 @@ def _why_drop_text(text: str) -> str:
     """One of TEXT_REASONS for a text in its clean form."""
     if not text:
         return "empty_text"
+    if "\ufffd" in text:
+        return "replaced_characters"
     if len(text) > MAX_TEXT:
         return "too_long"
     if not _says_something(text):
@@ -209,10 +242,14 @@ def _why_drop_text(text: str) -> str:
         return "url_like"
     if _is_file_name(text):
         return "file_name"
-    words = text.lower().strip(_BOILERPLATE_EDGES) if len(text) <= LONGEST_NAME else ""
-    if words in BOILERPLATE or _TRAILING_NUMBER.sub("", words) in BOILERPLATE:
-        return "boilerplate"
-    return ""
+    if _CODE.search(text):
+        return "code"
+    return phrases.reason_of(text) or ("personal" if is_personal(text) else "")
+
+
+def is_personal(text: str) -> bool:
+    """True for a text with an e-mail address or a phone number of at least ten digits."""
+    return ("@" in text and bool(_MAIL.search(text))) or bool(_PHONE.search(text))
 
 
 def _says_something(text: str) -> bool:
@@ -231,12 +268,44 @@ def _says_something(text: str) -> bool:
 def _is_file_name(text: str) -> bool:
     """True if the whole text is the name of a file, or a camera's name for a picture."""
     stem = _FILE_EXTENSION.sub("", text)
-    if len(stem) < len(text) and (" " not in stem or not _WORD.search(stem)):
+    if len(stem) < len(text) or _is_camera_name(stem):
         return True
+    return " " not in stem and bool(_TOKEN_NAME.fullmatch(stem)) and not _is_product(stem)
+
+
+def _is_camera_name(stem: str) -> bool:
+    """True for the name that a camera or a program gives to a picture."""
     lower = stem.lower() if len(stem) <= LONGEST_NAME else ""
     if _CAMERA.fullmatch(lower) or _CAMERA.fullmatch(lower.replace("_", " ")):
         return True
-    return " " not in stem and bool(_HEX_NAME.fullmatch(lower) or _TOKEN_NAME.fullmatch(stem))
+    return " " not in stem and bool(_HEX_NAME.fullmatch(lower))
+
+
+def _words_of_name(text: str) -> str:
+    """The words of a file's name. Any other text, and a name without two words, stays as it is."""
+    stem = _FILE_EXTENSION.sub("", _FILE_EXTENSION.sub("", text))  # dog.jpg.webp
+    has_ending, in_one = len(stem) < len(text), " " not in stem
+    if not (has_ending or (in_one and ("_" in stem or _LOWER_NAME.fullmatch(stem)))):
+        return text
+    if _is_camera_name(stem) or (in_one and _ADDRESS.fullmatch(text)) or (not has_ending and _is_product(stem)):
+        return text
+    if in_one:
+        stem = stem.rpartition("/")[2] if has_ending else stem
+        pieces = [piece for piece in _PIECE.split(stem) if piece and not _NO_WORD.fullmatch(piece)]
+    else:
+        pieces = stem.replace("_", " ").split()
+    found = (word for piece in pieces for word in _STEM_WORD.findall(piece)[:1])
+    words = [word for word in found if word.isupper() or _VOWEL.search(word)]
+    is_enough = len(words) > 1 and max(map(len, words)) > 2
+    return " ".join(pieces) if is_enough or len(_UNCASED.findall(stem)) > 1 else text
+
+
+def _is_product(stem: str) -> bool:
+    """True for iPhone_15 and F-22_Raptor: capital words and one number or more, with "-" or "_" between them."""
+    pieces = re.split("[-_]", stem)
+    if not 2 <= len(pieces) <= 4 or any(piece.lower() in _OF_FILES for piece in pieces):
+        return False
+    return all(map(_PRODUCT.fullmatch, pieces)) and any(piece[-1:].isdigit() or piece[:1].isdigit() for piece in pieces)
 
 
 def _canonical_url(url: bytes) -> str:
