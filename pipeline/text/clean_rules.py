@@ -348,7 +348,7 @@ def _authority(authority: bytes, scheme: str) -> str:
 def _host(raw: bytes) -> str:
     """A host name in lower-case ASCII, an IPv4 address of four decimals or a bracketed IPv6 address."""
     try:
-        if raw.startswith(b"["):
+        if raw.startswith(b"[") and b"%" not in raw:  # Python would take "%" for a zone
             return f"[{ipaddress.IPv6Address(raw[1:-1].decode('ascii')).compressed}]"
         return ascii_host(urllib.parse.unquote_to_bytes(raw).decode("utf-8"))
     except (ValueError, UnicodeError) as problem:

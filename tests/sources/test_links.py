@@ -52,6 +52,7 @@ JOINED = [
     ("IPv6 parser", "http://[1:0::]/", "http://[1::]/"),
     ("IPv6 parser", "http://[::127.0.0.1]/", "http://[::7f00:1]/"),
     ("IPv6 parser", "http://[1:2]/", None),
+    ("IPv6 parser", "http://[::%31]/", None),
     ("IPv4 parser", "http://1.2.3.4./", "http://1.2.3.4/"),
     ("IPv4 parser: other forms are refused here", "http://0x7f.1/", None),
     ("path state", "/a/%2e%2E/b", "http://example.org/b"),
