@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from pipeline.dataset.open_set import OpenSet
 
 COUNTED = ("stage", "rows_in", "rows_out", "dropped")
+MOST_LOST = 0.8  # a larger share of the texts is lost: the lists hardly fit them
+MANY_QUERIES = 1_000
 BESIDE = ("records_dropped", "notes", "retryable", "damaged_inputs")
 
 
@@ -28,6 +30,7 @@ class Result:
         target: a sentence on --target-pairs if the pairs cannot reach it, else "".
         records: `records_dropped` (lost records by reason), `notes`, `retryable` (failures of the fetch that may pass)
             and `damaged_inputs` (`engine.ledger.damaged_inputs`) of each stage that has some, by its name.
+        misfits: sentences on query lists that do not fit the texts.
         queries: a sentence with the numbers of used and merged queries; "" if every query is used as given.
     """
 
@@ -38,6 +41,7 @@ class Result:
     queries: str = ""
     records: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     target: str = ""
+    misfits: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, root: str, stages: Iterable[Stage]) -> Result:
@@ -51,14 +55,20 @@ class Result:
         records = {info["stage"]: {name: info[name] for name in BESIDE if info.get(name)} for info in infos}
         records = {stage: counts for stage, counts in records.items() if counts}
         target = next(filter(None, map(sentence_on_target, infos)), "")
-        return cls(root, ledger, digests, digest, "".join(map(sentence_on_queries, infos)), records, target)
+        misfits = tuple(sentence for info in infos if info["stage"] == "match" for sentence in sentences_on_fit(info))
+        return cls(root, ledger, digests, digest, "".join(map(sentence_on_queries, infos)), records, target, misfits)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should look at."""
+        return [sentence for sentence in (self.target, *self.misfits) if sentence]
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
         ledger = [
             row | self.records.get(row["stage"], {}) | {"digest": self.digests[row["stage"]]} for row in self.ledger
         ]
-        return {"output": self.root, "ledger": ledger, "warnings": [self.target] if self.target else []}
+        return {"output": self.root, "ledger": ledger, "warnings": self.warnings}
 
     def summary(self) -> str:
         """The ledger as text, and what to type next."""
@@ -68,7 +78,7 @@ class Result:
             for reason, count in sorted(row["dropped"].items(), key=lambda item: -item[1]):
                 lines.append(f"    {reason:<26}{count:>14,}")
             lines += [f"    {line}" for line in lines_on_records(self.records.get(row["stage"], {}))]
-        lines += [sentence for sentence in (self.queries, self.target) if sentence]
+        lines += [sentence for sentence in (self.queries, *self.warnings) if sentence]
         return "\n".join([*lines, f"next: python -m pipeline.inspect_shards info {self.root}"])
 
     def open(self) -> OpenSet:
@@ -91,6 +101,30 @@ def sentence_on_queries(info: dict[str, Any]) -> str:
         f"{info['queries_dropped']:,} without a letter, digit or symbol: {info['queries']:,} are used; "
         f"{info['lines_left_out']:,} lines of the list are no text or too long"
     )
+
+
+def sentences_on_fit(info: dict[str, Any]) -> list[str]:
+    """Warnings on texts that are lost because the lists are of other languages, from the info.json of match.
+
+    A list of few queries is expected to miss most texts.
+    """
+    came, dropped, notes = info["rows_in"], info["dropped"], info.get("notes") or {}
+    found = []
+    foreign = dropped.get("language", 0)
+    if foreign > MOST_LOST * came:
+        found.append(
+            f"{foreign:,} of {came:,} texts are clearly of another language than the query lists: "
+            "give a list for it (--queries LANGUAGE=FILE), or --languages all"
+        )
+    missed = {name.removeprefix("no_query_"): count for name, count in notes.items() if name.startswith("no_query_")}
+    lists = {code: (notes.get(f"texts_{code}", 0), count) for code, count in missed.items()}
+    for code, (texts, count) in (lists or {"": (came - foreign, dropped.get("no_query", 0))}).items():
+        if count > MOST_LOST * texts and info["queries"] >= MANY_QUERIES:
+            whose = f" of the language {code}" if code else ""
+            found.append(
+                f"{count:,} of {texts:,} texts{whose} contain no query: is the list in the language of the texts?"
+            )
+    return found
 
 
 def sentence_on_target(info: dict[str, Any]) -> str:

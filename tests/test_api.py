@@ -54,7 +54,7 @@ def test_public_names() -> None:
             _ = package.bulid
     assert pipeline.errors.Busy is Busy
     names = [field.name for field in dataclasses.fields(pipeline.Result)]
-    assert names == ["root", "ledger", "digests", "digest", "queries", "records", "target"]
+    assert names == ["root", "ledger", "digests", "digest", "queries", "records", "target", "misfits"]
     assert [field.name for field in dataclasses.fields(pipeline.Sample)] == ["key", "image", "text", "json", "row"]
     assert [field.name for field in dataclasses.fields(queries.Result)] == ["root", "info"]
     properties = {name for name, value in vars(pipeline.OpenSet).items() if isinstance(value, property)}

@@ -148,13 +148,13 @@ def likeliest(evidence: pa.ListArray, labels: Sequence[str]) -> tuple[pa.StringA
     """The language with the largest share in each row, the first one of equal shares; nulls for an empty row."""
     sizes = np.diff(np.asarray(evidence.offsets))
     entries = np.asarray(evidence.flatten())
-    rows = np.repeat(np.arange(len(sizes)), sizes)
-    order = np.lexsort((entries // PER_LABEL, -(entries % PER_LABEL), rows))
     best = np.full(len(sizes), -1, np.int64)
-    starts = np.cumsum(sizes) - sizes
-    best[sizes > 0] = entries[order][starts[sizes > 0]]
-    codes = pa.array(best // PER_LABEL, mask=best < 0)
-    shares = pa.array((best % PER_LABEL / 1000).astype(np.float32), mask=best < 0)
+    if len(entries):
+        ranked = entries % PER_LABEL * PER_LABEL + (PER_LABEL - 1 - entries // PER_LABEL)  # share, then the first label
+        starts = np.cumsum(sizes) - sizes
+        best[sizes > 0] = np.maximum.reduceat(ranked, starts[sizes > 0])
+    codes = pa.array(PER_LABEL - 1 - best % PER_LABEL, mask=best < 0)
+    shares = pa.array((best // PER_LABEL / 1000).astype(np.float32), mask=best < 0)
     return pa.array(labels, pa.string()).take(codes), shares
 
 
@@ -192,13 +192,17 @@ class Choice:
         for place, code in enumerate(self.wanted):
             number = self.labels.index(code)
             best[place][page_label == number] = from_page[page_label == number]
-            mine = label == number
-            np.maximum.at(best[place], rows[mine], score[mine])
+            mine = label == number  # at most one entry of a row
+            best[place, rows[mine]] = np.maximum(best[place, rows[mine]], score[mine])
         wanted = [self.labels.index(code) for code in self.wanted]
         other = ~np.isin(label, wanted)
         elsewhere = ~np.isin(page_label, wanted)
         best[-1][elsewhere] = from_page[elsewhere]
-        np.maximum.at(best[-1], rows[other], score[other])
+        if len(score):
+            filled = sizes > 0
+            starts = (np.cumsum(sizes) - sizes)[filled]
+            highest = np.maximum.reduceat(np.where(other, score, 0.0), starts)
+            best[-1, filled] = np.maximum(best[-1, filled], highest)
         chosen = best[:-1].argmax(axis=0).astype(np.int8)
         if self.drop:
             chosen[best[-1] - best[:-1].max(axis=0) > MARGIN] = -1

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import build
+from pipeline.result import sentences_on_fit
 from pipeline.stages.run import WantedLanguages
 from pipeline.text.fasttext_file import packaged_model
 from tests import archives
@@ -152,3 +153,31 @@ def test_the_languages_of_a_run() -> None:
     for asked, listed, model in ((("en",), [""], "none"), ((), ["de", "en"], "none"), (("fr",), ["en"], "auto")):
         with pytest.raises(build.UsageError):
             of(asked, listed, model)
+
+
+def test_lists_that_miss_the_texts_are_a_warning() -> None:
+    """2,922 of 3,216 Chinese texts were once lost without a word."""
+    info = {"rows_in": 3216, "queries": 396_742, "dropped": {"no_query": 2922}, "notes": {}}
+    (said,) = sentences_on_fit(info)
+    assert said == "2,922 of 3,216 texts contain no query: is the list in the language of the texts?"
+    assert sentences_on_fit(info | {"queries": 6}) == sentences_on_fit(info | {"dropped": {"no_query": 1500}}) == []
+    (said,) = sentences_on_fit(info | {"dropped": {"language": 3000}})
+    assert said.startswith("3,000 of 3,216 texts are clearly of another language than the query lists: give a list")
+    notes = {"texts_de": 100, "no_query_de": 90, "texts_en": 1000, "no_query_en": 100}
+    (said,) = sentences_on_fit(info | {"dropped": {"no_query": 190}, "notes": notes})
+    assert said.startswith("90 of 100 texts of the language de contain no query")
+    assert sentences_on_fit({"rows_in": 0, "queries": 5000, "dropped": {}, "notes": {}}) == []
+
+
+def test_the_cap_is_exact_in_each_language(folder: Path) -> None:
+    """English: one of six matches belongs to a query below the cap. In German that is one of five."""
+    out = select(folder, *named(folder, "de", "en"), "--cap", "2")
+    assert info(out, "balance")["caps"] == {"de": 1, "en": 2}
+    picked: dict[str, int] = {}
+    queries = pq.read_table(out / "queries.parquet").to_pylist()
+    for row in rows(out, "balance"):
+        for number in row["kept_by"]:
+            query = queries[number]
+            name = f"{query['language']} {query['query']}"
+            picked[name] = picked.get(name, 0) + 1
+    assert all(count <= {"de": 1, "en": 2}[name[:2]] for name, count in picked.items()) and picked["en dog"] == 2
