@@ -18,7 +18,7 @@ from pipeline import build
 from pipeline.engine.cli import BELOW, DONE
 from pipeline.engine.progress import Figures, Progress, Watched
 from pipeline.engine.work import StepFolder
-from pipeline.fetching import client, network
+from pipeline.fetching import client, hosts, network
 from pipeline.stages import fetch
 from pipeline.stages.fetch_progress import PassFigures, UnitFigures
 from tests.webserver import WebServer, picture
@@ -91,7 +91,8 @@ def test_a_pause_that_passes_is_waited_for(tmp_path: Path) -> None:
             assert again - first >= 3
 
 
-def test_what_never_answers_gets_one_round(tmp_path: Path) -> None:
+def test_what_fails_for_now_is_asked_in_each_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "FAILURES_IN_A_ROW", 100)  # the host does not rest
     with serving(3) as server:
         urls = [f"{server.base}/img/{number}.jpg" for number in range(3)]
         urls += [f"http://127.0.0.2:{server.server_port}/img/1.jpg", f"{server.base}/status/500"]
