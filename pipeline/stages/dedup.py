@@ -20,7 +20,7 @@ from pipeline.stages.base import Job, Outputs
 from pipeline.stages.dedup_exchange import DedupPlan, DedupStage
 from pipeline.stages.run import Run
 
-ALIGN_BOUND = 10  # images of a text (Jia et al. 2021, section 3: "we discard alt-texts shared by more than 10 images")
+ALIGN_BOUND = 10  # images of a text: Jia et al. 2021, section 3, exclude alt-texts of more than 10 images
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
