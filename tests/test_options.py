@@ -78,6 +78,12 @@ REFUSED = [
     ("--url-column", "", "''", "must not be empty"),
     ("--text-column", "", "''", "must not be empty"),
     ("--text-column", "url", "url", "must be another column than --url-column"),
+    (
+        "--robots-agents",
+        "CCBot,",
+        "CCBot,",
+        "must be product tokens with commas between them, such as CCBot,GPTBot, or none",
+    ),
     ("--columns", "url,,text", "url,,text", "must be different names with commas between them, such as url,text"),
     ("--input", "", "''", "must not be empty"),
     ("--exchange", "file", "file", "must be one of files, shuffle; did you mean files?"),

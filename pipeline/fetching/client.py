@@ -26,6 +26,7 @@ from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.recent import Recent
 from pipeline.fetching.targets import Target, follow, parse
 from pipeline.fetching.wire import Wire
+from pipeline.text import rights
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 PASSING = frozenset({"dns", "tcp", "http_5xx", "rate_limited"})  # retried at once; a timeout only in a later run
@@ -195,9 +196,12 @@ class Client:
             return
         rule = robots.forbidding_tag(answer.all("X-Robots-Tag"), self.options.user_agent)
         if rule is not None:
-            raise Failure("opt_out", f"X-Robots-Tag: {rule}", http_status=answer.status)
-        if robots.is_reserved(answer.all("TDM-Reservation")):
-            raise Failure("opt_out", "TDM-Reservation: 1", http_status=answer.status)
+            sentence = f"X-Robots-Tag: {rule}"
+            raise Failure("opt_out", sentence, http_status=answer.status, protocol="robots-tag")
+        for name, protocol in rights.HEADERS.items():
+            if rights.statement(name, values := answer.all(name)) is False:
+                sentence = f"{name.title()}: {', '.join(values)}"
+                raise Failure("opt_out", sentence, http_status=answer.status, protocol=protocol)
 
     def _check_status(self, target: Target, answer: Answer) -> None:
         status = answer.status
@@ -253,8 +257,9 @@ class Client:
         rules = self._rules(target)
         if rules is None:
             return
-        if not rules.allow(target.url):
-            raise Failure("robots", "robots.txt forbids it")
+        refusal = rules.refusal(target.url)
+        if refusal is not None:
+            raise Failure(refusal.status, refusal.evidence, protocol=refusal.protocol)
         host = self._host(target)
         host.delay_s = max(self.options.delay_s, rules.delay_s)
 
@@ -275,7 +280,9 @@ class Client:
         lifetime = RULES_LIFETIME_S
         try:
             body = self._robots_txt(target)
-            site.rules = None if body is None else robots.Rules(body, self.options.user_agent)
+            site.rules = (
+                None if body is None else robots.Rules(body, self.options.user_agent, self.options.robots_agents)
+            )
         except Failure as failure:
             site.failure = failure
             passing = failure.status in PASSING and failure.retryable

@@ -21,7 +21,7 @@ RETRYABLE = {
     "blocked_address": False,  # the host has an address that is not public
     "bad_url": False,
     "robots": False,  # robots.txt
-    "opt_out": False,  # X-Robots-Tag, TDM reservation
+    "opt_out": False,  # a statement against AI training, in any protocol of text/rights.py
     "not_an_image": False,
     "too_many_pixels": False,
     "too_small": False,
@@ -42,6 +42,7 @@ class Failure(Exception):
         retryable: True if a later run should try again.
         http_status: the status, if a server answered.
         retry_after: the pause in seconds, if the server asked for one.
+        protocol: the one that refuses, of rights.PROTOCOLS; None: no refusal.
         final_url: the last URL after redirects; None: no redirect.
         tried: False if nothing was sent, because the host rests after earlier failures.
     """
@@ -54,12 +55,14 @@ class Failure(Exception):
         retryable: bool | None = None,
         http_status: int | None = None,
         retry_after: float | None = None,
+        protocol: str | None = None,
     ) -> None:
         super().__init__(printable(sentence))
         self.status = status
         self.retryable = RETRYABLE[status] if retryable is None else retryable
         self.http_status = http_status
         self.retry_after = retry_after
+        self.protocol = protocol
         self.final_url: str | None = None
         self.tried = True
 
@@ -71,6 +74,7 @@ class Failure(Exception):
             retryable=self.retryable,
             http_status=self.http_status,
             retry_after=self.retry_after,
+            protocol=self.protocol,
         )
         failure.tried = self.tried
         return failure

@@ -242,7 +242,7 @@ def _limit_cpu(seconds: int) -> None:
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
-    given["allow_addresses"] = tuple(given["allow_addresses"])
-    chosen = FetchOptions(**given)
+    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    chosen = FetchOptions(**{**given, **lists})
     _limit_memory(chosen.decode_bytes)
     serve(chosen)

@@ -24,7 +24,8 @@ class FetchOptions:
         longest_wait_s: a URL that would wait longer than this for its host is left for a later run.
         threads: downloads at once. per_host: of them at one host. delay_s: between two requests to one host.
         user_agent: product name; robots.txt is read under it. contact: a URL or address sent along.
-        respect_robots, respect_opt_out: robots.txt; X-Robots-Tag and TDM reservation.
+        robots_agents: crawlers of data sets; a group of robots.txt that names one of them counts for us, too.
+        respect_robots, respect_opt_out: robots.txt; the answer's own statements on AI training.
         ca_file: certificates to trust instead of the system's.
         memory: bytes of bodies and decoded pixels that a process holds at once.
         image_size: short side of the stored image; smaller images are stored as they are.
@@ -49,6 +50,7 @@ class FetchOptions:
     delay_s: float = 0.0
     user_agent: str = "OpenWIT"
     contact: str = PROJECT_URL
+    robots_agents: tuple[str, ...] = ("CCBot",)
     respect_robots: bool = True
     respect_opt_out: bool = True
     ca_file: str = ""

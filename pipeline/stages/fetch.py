@@ -71,6 +71,20 @@ def _check_contact(value: str) -> None:
         raise UsageError("must be a URL or an address of at most 255 printable ASCII characters")
 
 
+def robots_agents(given: str | tuple[str, ...]) -> tuple[str, ...]:
+    """CCBot,GPTBot -> ("CCBot", "GPTBot"). "none": no group but ours counts.
+
+    Raises:
+        UsageError: a name is no product token.
+    """
+    names = tuple(name.strip() for name in (given.split(",") if isinstance(given, str) else given))
+    if names == ("none",):
+        return ()
+    if not all(re.fullmatch(r"[A-Za-z_-][A-Za-z0-9_-]{0,63}", name) for name in names):
+        raise UsageError("must be product tokens with commas between them, such as CCBot,GPTBot, or none")
+    return names
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FetchSettings:
     """The options of the fetch, and of the stored images."""
@@ -95,6 +109,13 @@ class FetchSettings:
         help="where a webmaster can reach you; becomes part of the user agent",
         metavar="URL",
         check=_check_contact,
+    )
+    robots_agents: tuple[str, ...] = option(
+        ("CCBot",),
+        help="crawlers of data sets: what robots.txt forbids to one of them by name is not fetched; none: only ours",
+        default_text="CCBot",
+        metavar="NAME,NAME",
+        parse=robots_agents,
     )
     fetch_rounds: int = option(
         len(ROUND_PAUSES_S),
@@ -129,6 +150,7 @@ def fetch_options(o: FetchSettings) -> FetchOptions:
         image_size=o.image_size,
         memory=o.fetch_memory << 20,
         contact=o.user_agent_contact or PROJECT_URL,
+        robots_agents=o.robots_agents,
     )
 
 
@@ -423,7 +445,8 @@ class Fetch(Stage):
 
     @classmethod
     def fingerprint(cls, run: Run) -> dict[str, Json]:
-        return {"image_size": run.settings(FetchSettings).image_size, "columns": FETCHED_COLUMNS}
+        o = run.settings(FetchSettings)
+        return {"image_size": o.image_size, "columns": FETCHED_COLUMNS, "robots_agents": o.robots_agents}
 
     def reopens(self, run: Run) -> bool:
         info = self.folder.info()  # None while an attempt is under way
