@@ -10,9 +10,10 @@ the largest candidate of `srcset`, then that of the `<picture>`'s first `<source
 against `<base href>` and the page. **Which texts.** alt, title and the figcaption of the nearest `<figure>` give one
 pair each. og:image gives pairs with og:title and og:image:alt. Of equal pairs of one page (blanks folded) one is kept.
 
-**Signals.** The scanner also reads robots metas (`OPT_OUTS`), a TDM reservation and the first rel=license link. The
-X-Robots-Tag header is read, too. A page is cut at MAX_PAGE bytes. No bytes raise an error. A page is not parsed if it
-would take a tree parser more steps than its size allows (`html_bounds`).
+**Signals.** The scanner also reads robots metas (`OPT_OUTS`), a TDM reservation and the first rel=license link (an RSL
+licence before others). The headers that forbid training are read, too (text/rights.py). A page is cut at MAX_PAGE
+bytes. No bytes raise an error. A page is not parsed if it would take a tree parser more steps than its size allows
+(`html_bounds`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pipeline.schema import TEXT_SOURCES, URL_SOURCES
 from pipeline.sources.charsets import to_utf8
 from pipeline.sources.html_bounds import is_costly
 from pipeline.sources.links import MAX_URL, SPACES, WEB, absolute, base_of
+from pipeline.text import rights
 from pipeline.text.robots_tag import OPT_OUTS, header_rules, meta_rules
 
 MAX_PAGE = 4 << 20  # bytes; what comes after is not read
@@ -48,7 +50,7 @@ LAZY = (
 IMAGE_ATTRIBUTES = ("src", "alt", "title", "srcset", "data-srcset", *LAZY)
 _LAZY_SET = frozenset((*LAZY, "data-srcset"))
 ROBOTS_NAMES = ("robots", "openwit")  # metas and X-Robots-Tag prefixes that address this project
-TDM = "tdm-reservation"
+TDM = rights.TDM
 _OG = ("og:image", "og:image:url", "og:image:secure_url", "og:image:alt", "og:title")
 
 _BLANK_NAMES = frozenset(
@@ -81,11 +83,14 @@ class Facts:
                 self.og.setdefault(key, content)
             elif key in ROBOTS_NAMES:
                 self.opt_outs |= directives(content)
-            elif key == TDM and content.strip() == "1":
+            elif key == TDM and rights.tdm_reservation(content) is False:
                 self.opt_outs.add(TDM)
 
-    def link(self, rel: str, href: str) -> None:
-        """Adds a `<link>` or `<a>`. The first license counts."""
+    def link(self, rel: str, href: str, type_: str = "") -> None:
+        """Adds a `<link>` or `<a>`. The first license counts, an RSL licence before all others."""
+        if href.strip(SPACES) and rights.is_rsl(rel, type_):
+            self.license = self.license if rights.RSL in self.opt_outs else href
+            self.opt_outs.add(rights.RSL)
         if self.license is None and href.strip(SPACES) and "license" in rel.lower().split():
             self.license = href
 
@@ -125,7 +130,7 @@ def extract_pairs(
         html: the bytes as served, transfer and content encoding undone.
         page_url: the URL of the page.
         charset: of the HTTP Content-Type, if it names one.
-        headers: HTTP header fields; X-Robots-Tag and tdm-reservation are used.
+        headers: HTTP header fields; X-Robots-Tag and those of rights.HEADERS are used.
         scan: the scanner; None: lexbor.
     """
     pairs = PagePairs()
@@ -320,13 +325,14 @@ def directives(content: str) -> set[str]:
 def header_signals(headers: Iterable[tuple[str, str]]) -> set[str]:
     """Opt-outs in HTTP headers. A rule for another robot does not count."""
     signals: set[str] = set()
+    statements: dict[str, list[str]] = {}
     for name, value in headers:
         name = name.lower()
         if name == "x-robots-tag":
             signals |= OPT_OUTS.intersection(header_rules(value, ROBOTS_NAMES))
-        elif name == TDM and value.strip() == "1":
-            signals.add(TDM)
-    return signals
+        elif name in rights.HEADERS:
+            statements.setdefault(name, []).append(value)
+    return signals | {name for name, values in statements.items() if rights.statement(name, values) is False}
 
 
 # ---- the reference scanner: lexbor
@@ -378,7 +384,7 @@ def _read_tree(nodes: list) -> Facts:
         elif tag == "base":
             facts.base = attributes["href"] or "" if facts.base is None else facts.base
         else:
-            facts.link(attributes["rel"] or "", attributes["href"] or "")
+            facts.link(attributes["rel"] or "", attributes["href"] or "", attributes.get("type") or "")
     facts.images = [(wanted, picture, captions.get(figure, "")) for wanted, picture, figure in images]
     return facts
 

@@ -61,7 +61,7 @@ _EVENT_SIZE = 16  # bytes
 _UNNOTED = -1  # the kind of other tags
 
 # The attributes that become events. The number of an ATTRIBUTE event is an index into this tuple.
-ATTRIBUTES = (*IMAGE_ATTRIBUTES, "name", "property", "content", "rel", "href")
+ATTRIBUTES = (*IMAGE_ATTRIBUTES, "name", "property", "content", "rel", "href", "type")
 
 
 def _words(names: str) -> np.ndarray:
@@ -73,8 +73,8 @@ _NAMES = np.zeros((len(ATTRIBUTES), _LONGEST), np.uint8)
 for _row, _name in enumerate(ATTRIBUTES):
     _NAMES[_row, : len(_name)] = list(_name.encode())
 _LENGTHS = np.array([len(name) for name in ATTRIBUTES], np.int64)
-_ALT, _TITLE, _REL, _HREF, _CONTENT, _NAME, _PROPERTY = (
-    ATTRIBUTES.index(name) for name in ("alt", "title", "rel", "href", "content", "name", "property")
+_ALT, _TITLE, _REL, _HREF, _CONTENT, _NAME, _PROPERTY, _TYPE = (
+    ATTRIBUTES.index(name) for name in ("alt", "title", "rel", "href", "content", "name", "property", "type")
 )
 _IMAGE_SLOTS = len(IMAGE_ATTRIBUTES)
 _SRCSET, _DATA_SRCSET = ATTRIBUTES.index("srcset"), ATTRIBUTES.index("data-srcset")
@@ -212,7 +212,7 @@ def _is_wanted(kind: int, slot: int) -> bool:
     if kind == META:
         return slot == _NAME or slot == _PROPERTY or slot == _CONTENT
     if kind == LINK:
-        return slot == _REL or slot == _HREF
+        return slot == _REL or slot == _HREF or slot == _TYPE
     return slot == _HREF
 
 
@@ -604,7 +604,7 @@ def _read_events(html: bytes, events: np.ndarray) -> Facts:
                 facts.meta(attributes.get("name", ""), attributes.get("property", ""), attributes["content"])
         elif kind == LINK:
             if "href" in attributes and "rel" in attributes:
-                facts.link(attributes["rel"], attributes["href"])
+                facts.link(attributes["rel"], attributes["href"], attributes.get("type", ""))
         elif facts.base is None:
             facts.base = attributes["href"]
     facts.images = [(attributes, picture, captions.get(figure, "")) for attributes, picture, figure in images]

@@ -33,6 +33,7 @@ from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
 from pipeline.sources.archive import Record
 from pipeline.sources.html import ROBOTS_NAMES, TDM, directives, header_signals
 from pipeline.sources.links import MAX_URL, SPACES, WEB, absolute, base_of
+from pipeline.text import rights
 
 BATCH_ROWS = 16_384
 MAX_TEXT = 10_000  # characters of an alt: more than cleaning accepts
@@ -47,7 +48,15 @@ PATHS = (  # of other links, as Common Crawl's extractor names them; other paths
 MAX_PATHS = 300  # known paths, at most
 
 ALT, SRC = TEXT_SOURCES.index("alt"), URL_SOURCES.index("src")
-ROBOTS_META, TDM_META, ROBOTS_HEADER, TDM_HEADER = range(1, 5)  # where a signal comes from
+# Where a signal comes from.
+ROBOTS_META, TDM_META, ROBOTS_HEADER, TDM_HEADER, USAGE_HEADER, SIGNAL_HEADER = range(1, 7)
+HEADER_NAMES = {
+    ROBOTS_HEADER: "x-robots-tag",
+    TDM_META: TDM,
+    TDM_HEADER: TDM,
+    USAGE_HEADER: rights.USAGE,
+    SIGNAL_HEADER: rights.SIGNAL,
+}
 _REL = operator.attrgetter("rel")
 _LONE = re.compile("[\ud800-\udfff]")
 
@@ -197,6 +206,7 @@ class _Meta(msgspec.Struct, gc=False):
 
 class _HeadLink(msgspec.Struct, gc=False):
     rel: str | None = None
+    type: Any = None
     url: Any = None
 
 
@@ -324,7 +334,7 @@ def _opened(root: _Root) -> tuple[Page | None, list]:
     head = http.html.head
     if head is not None:
         metas = [(meta.name, meta.content) for meta in head.metas or () if meta.name and _meta_kind(meta.name)]
-        related = [(link.rel, link.url) for link in head.links or () if link.rel and _has_license(link.rel)]
+        related = [(link.rel, link.url, link.type) for link in head.links or () if link.rel and _has_license(link.rel)]
         _read_head(page, head.base, metas, related)
     _read_headers(page, http.headers)
     return page, http.html.links
@@ -349,7 +359,8 @@ def parse_slowly(content: bytes) -> Page | None:
     page.links += [(None, None)] * (len(links) - len(found))  # links that are no objects: counted as unfit
     metas, head_links = (get(http, "HTML-Metadata", "Head", key) for key in ("Metas", "Link"))
     named = [(get(meta, "name"), get(meta, "content")) for meta in metas] if isinstance(metas, list) else []
-    related = [(get(link, "rel"), get(link, "url")) for link in head_links] if isinstance(head_links, list) else []
+    head_links = head_links if isinstance(head_links, list) else []
+    related = [(get(link, "rel"), get(link, "url"), get(link, "type")) for link in head_links]
     _read_head(page, get(http, "HTML-Metadata", "Head", "Base"), named, related)
     _read_headers(page, get(http, "Headers"))
     anchors = ((link.get("rel"), link.get("href") or link.get("url")) for link in found)
@@ -362,15 +373,19 @@ def _number(digits: str) -> float:
     return int(digits) if len(digits) < 1000 else float(digits)
 
 
-def _read_head(page: Page, base: Any, metas: list[tuple[Any, Any]], links: list[tuple[Any, Any]]) -> None:
-    """Reads the page's head: base, robots metas and TDM reservation (name, content), license (rel, url)."""
+def _read_head(page: Page, base: Any, metas: list[tuple[Any, Any]], links: list[tuple[Any, Any, Any]]) -> None:
+    """Reads the page's head: base, robots metas and TDM reservation (name, content), license (rel, url, type)."""
     page.base = base if isinstance(base, str) and base else None
     for name, value in metas:
         if isinstance(name, str) and isinstance(value, str) and (kind := _meta_kind(name)):
             page.signals |= opt_out_directives(kind, value)
-    for rel, url in links:
-        if _is_license(rel) and isinstance(url, str):
-            page.license = page.license or url or None
+    for rel, url, type_ in links:
+        if not _is_license(rel) or not isinstance(url, str):
+            continue
+        if url and isinstance(type_, str) and rights.is_rsl(rel, type_):
+            page.license = page.license if rights.RSL in page.signals else url
+            page.signals.add(rights.RSL)
+        page.license = page.license or url or None
 
 
 def _read_headers(page: Page, headers: Any) -> None:
@@ -392,7 +407,7 @@ def opt_out_directives(kind: int, value: str) -> frozenset[str]:
     """The opt-outs in the value of a meta or a header."""
     if kind == ROBOTS_META:
         return frozenset(directives(value))
-    return frozenset(header_signals([("x-robots-tag" if kind == ROBOTS_HEADER else TDM, value)]))
+    return frozenset(header_signals([(HEADER_NAMES[kind], value)]))
 
 
 def _license_of_anchors(anchors: Any) -> str | None:

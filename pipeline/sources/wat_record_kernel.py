@@ -57,8 +57,8 @@ _ENVELOPE, _PAYLOAD, _RESPONSE, _HTML, _LINKS_KEY, _HEAD, _BASE_KEY, _METAS, _LI
 )
 _PATH, _URL, _ALT, _REL, _HREF, _NAME, _CONTENT = map(bytes_of, "path url alt rel href name content".split())
 _IMG, _IMG_ESCAPED = bytes_of("IMG@/src"), bytes_of("IMG@\\/src")
-_ROBOTS, _OPENWIT, _TDM, _ROBOTS_TAG, _LICENSE_WORD = map(
-    bytes_of, "robots openwit tdm-reservation x-robots-tag license".split()
+_ROBOTS, _OPENWIT, _TDM, _ROBOTS_TAG, _LICENSE_WORD, _USAGE, _SIGNAL, _RSL = map(
+    bytes_of, "robots openwit tdm-reservation x-robots-tag license content-usage content-signal rsl".split()
 )
 _UNICODE = bytes_of("\\u")
 
@@ -339,6 +339,15 @@ def _note_signal(kind, value, found):
 
 
 @njit
+def _may_say_rsl(start, end):
+    """False if an entry certainly has no type application/rsl+xml."""
+    for at in range(start, end - 2):
+        if same_folded(at, at + 3, _RSL) or (load_byte(at) == _UNICODE[0] and load_byte(at + 1) == _UNICODE[1]):
+            return True
+    return False
+
+
+@njit
 def _read_head_links(p, e, found):
     """Reads Head.Link (license); returns the position after the array, or UNSURE."""
     fields = found.fields
@@ -350,11 +359,15 @@ def _read_head_links(p, e, found):
         first = False
         if load_byte(p) != char.BRACE:
             return UNSURE
+        entry = p
         p, rel, url = _head_entry(p + 1, e, _REL, _URL)
         if p < 0:
             return UNSURE
-        if rel.start and url.end > url.start and fields[_OF_HEAD] == 0:
-            if has_token(rel.start, rel.end, _LICENSE_WORD):
+        if rel.start and url.end > url.start:
+            is_license = has_token(rel.start, rel.end, _LICENSE_WORD)
+            if is_license and _may_say_rsl(entry, p):
+                return UNSURE  # `wat.py` looks at the type of the link
+            if is_license and fields[_OF_HEAD] == 0:
                 _store(fields, LICENSE, url)
                 fields[_OF_HEAD] = 1
 
@@ -374,6 +387,10 @@ def _read_headers(p, e, found):
             kind = wat.ROBOTS_HEADER
         elif same_folded(key, key_end, _TDM):
             kind = wat.TDM_HEADER
+        elif same_folded(key, key_end, _USAGE):
+            kind = wat.USAGE_HEADER
+        elif same_folded(key, key_end, _SIGNAL):
+            kind = wat.SIGNAL_HEADER
         if kind < 0:
             p = skip(p, e)
         elif load_byte(p) != char.QUOTE or seen & (1 << kind):

@@ -31,7 +31,7 @@ from pipeline.stages.base import Job, Outputs
 from pipeline.stages.row_pass import EVIDENCE, GATHERED_PART, Parts, RowStage
 from pipeline.stages.run import RESULT, SKIP, Run
 from pipeline.stages.tally import Tally
-from pipeline.text import clean
+from pipeline.text import clean, rights
 from pipeline.text.language_names import LID
 
 IMAGES = pa.schema(
@@ -101,7 +101,7 @@ class GatherSettings:
     respect_opt_out: bool = option(
         True,
         flag="--ignore-opt-out",
-        help="keep pairs of pages that forbid AI training (noai, noimageai, tdm-reservation)",
+        help="keep pairs of pages that forbid AI training (metas and headers, see docs/rights.md)",
     )
 
     keep_personal: bool = option(False, help="keep texts with an e-mail address or a phone number")
@@ -119,7 +119,7 @@ class Cleaning:
 
     Attributes:
         language_model: "lid.176", a fastText model's path, or "none" (all columns on languages stay null).
-        respect_opt_out: drops the pairs of pages that forbid AI training (noai, noimageai, tdm).
+        respect_opt_out: drops the pairs of pages that forbid AI training (OPT_OUTS).
         keep_personal: keeps texts with an e-mail address or a phone number.
     """
 
@@ -129,7 +129,7 @@ class Cleaning:
 
 
 _LANGUAGE_FIELDS = [PAIRS.field("language"), PAIRS.field("language_score"), *EVIDENCE]
-OPT_OUTS = ("noai", "noimageai", "tdm-reservation")
+OPT_OUTS = ("noai", "noimageai", "noml", "tdm-reservation", rights.USAGE, rights.SIGNAL)
 
 
 def clean_batch(

@@ -30,6 +30,8 @@ PROTOCOLS = (
 
 USAGE, SIGNAL, TDM = "content-usage", "content-signal", "tdm-reservation"  # names of headers, in lower case
 HEADERS = {USAGE: "content-usage", SIGNAL: "content-signal", TDM: "tdmrep"}  # name -> protocol
+RSL = "rsl"  # the signal of a page that names an RSL licence, whose terms stand elsewhere
+RSL_TYPE = "application/rsl+xml"
 LONGEST = 8_000  # characters of a statement that are read
 
 # RFC 9651, section 3.2: a dictionary, as regular expressions without a choice between ways to match.
@@ -139,6 +141,11 @@ def content_signal(value: str) -> bool | None:
 def tdm_reservation(value: str) -> bool | None:
     """The statement of a tdm-reservation header or meta: 1 reserves, 0 does not; anything else says nothing."""
     return {"1": False, "0": True}.get(value.strip())
+
+
+def is_rsl(rel: str, type_: str) -> bool:
+    """True if a link names an RSL licence: rel=license, type=application/rsl+xml (RSL 1.0, "HTML")."""
+    return type_.partition(";")[0].strip().lower() == RSL_TYPE and "license" in rel.lower().split()
 
 
 def statement(name: str, values: Iterable[str]) -> bool | None:

@@ -162,6 +162,21 @@ def test_opt_outs(markup, headers, opt_out):
     assert extract_pairs(markup.encode(), PAGE, headers=headers).opt_out == opt_out
 
 
+def test_an_rsl_licence_comes_before_others():
+    page = b'<link rel=license href=/cc><link rel="license" type="application/rsl+xml" href="/rsl.xml">'
+    found = extract_pairs(page, PAGE)
+    assert (found.license, found.opt_out) == ("http://host.example/rsl.xml", "rsl")
+    page = b'<link rel=alternate type=application/rsl+xml href=/r><link rel=license type="" href=/l>'
+    other = extract_pairs(page, PAGE)
+    assert (other.license, other.opt_out) == ("http://host.example/l", None)
+
+
+def test_statements_in_headers():
+    headers = [("Content-Usage", "search=y"), ("content-usage", "train-ai=n"), ("Content-Signal", "ai-train=no")]
+    assert extract_pairs(b"", PAGE, headers=headers).opt_out == "content-signal,content-usage"
+    assert extract_pairs(b"", PAGE, headers=[("Content-Usage", "train-ai=y"), ("TDM-Reservation", "0")]).opt_out is None
+
+
 def test_license():
     first = '<a href="/l" rel="nofollow license">x</a><link rel=license href="http://no.example/">'
     assert extract_pairs(first.encode(), PAGE).license == "http://host.example/l"

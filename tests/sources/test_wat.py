@@ -158,11 +158,19 @@ def test_opt_outs_are_read_from_metas_and_headers(tmp_path: Path) -> None:
         ({"Metas": [{"name": ["robots"], "content": "noai"}, 7, None]}, {}, None),
         ({"Metas": {"name": "robots"}}, {"X-Robots-Tag": "otherbot: noai"}, None),
         ({}, {"X-Robots-Tag": "noimageindex", "TDM-Reservation": "1"}, "noimageindex,tdm-reservation"),
+        ({}, {"Content-Usage": "search=y, train-ai=n"}, "content-usage"),
+        ({}, {"content-usage": "train-ai=y"}, None),
+        ({}, {"Content-Signal": "ai-train=no, search=yes"}, "content-signal"),
+        ({"Link": [{"rel": "license", "url": "r", "type": "application/rsl+xml"}]}, {}, "rsl"),
+        ({"Link": [{"rel": "license", "url": "r", "type": "text/html"}]}, {"TDM-Reservation": "1"}, "tdm-reservation"),
         ({}, {"X-Robots-Tag": 5}, None),
         ({}, ["X-Robots-Tag"], None),
     ]
     rows, _ = rows_of(tmp_path, *(page([image("a", "b")], head=head, headers=headers) for head, headers, _ in cases))
     assert [row["opt_out"] for row in rows] == [signal for _, _, signal in cases]
+
+
+RSL = {"path": "LINK@/href", "rel": "license", "type": "Application/RSL+xml; charset=utf-8", "url": "/rsl.xml"}
 
 
 def test_a_license_is_that_of_the_head_or_of_the_first_anchor(tmp_path: Path) -> None:
@@ -177,8 +185,14 @@ def test_a_license_is_that_of_the_head_or_of_the_first_anchor(tmp_path: Path) ->
         page([image("a", "b"), *anchors], head=by_head),
         page([*anchors, image("a", "b")]),
         page([image("a", "b license"), {"path": "A@/href", "url": "license"}]),
+        page([image("a", "b")], head={"Link": [*by_head["Link"], RSL, {**RSL, "url": "second.xml"}]}),
     )
-    assert [row["license"] for row in rows] == ["https://site.example/terms", "https://cc.example/by", None]
+    assert [row["license"] for row in rows] == [
+        "https://site.example/terms",
+        "https://cc.example/by",
+        None,
+        "https://site.example/rsl.xml",
+    ]
 
 
 def test_batches_are_bounded_and_in_order(tmp_path: Path) -> None:

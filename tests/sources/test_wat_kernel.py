@@ -181,10 +181,16 @@ def page(choose: random.Random) -> dict[str, Any]:
     if (base := pick(BASES)) is not None:
         head["Base"] = base
     if choose.random() < 0.3:
-        head["Link"] = [{"path": "LINK@/href", "url": pick(URLS), "rel": pick(RELS)}]
+        types = ("application/rsl+xml", "Application/RSL+XML", "text/html", "application/r\u017fl+xml", 5, None)
+        head["Link"] = [
+            {"path": "LINK@/href", "url": pick(URLS), "rel": pick(RELS)}
+            | ({"type": pick(types)} if choose.random() < 0.4 else {})
+            for _ in range(choose.randrange(3))
+        ]
     headers = {
         "Content-Type": "text/html",
         pick(("X-Robots-Tag", "x-ROBOTS-tag", "TDM-Reservation", "Server")): pick(SIGNS),
+        pick(("Content-Usage", "content-SIGNAL", "Date")): pick((*SIGNS, "train-ai=n", "ai-train=no", "train-ai=y")),
     }
     html = {"Head": head, "Links": [link() for _ in range(choose.randrange(8))]}
     content = archives.wat_json(0)
