@@ -164,7 +164,7 @@ def test_a_name_in_a_certificate(tmp_path: Path) -> None:
             out = fetch_rows(rows, options=FetchOptions(ca_file=trusted), raw_path=str(tmp_path / "x" / "raw"))
     check(rows, out, tmp_path / "x" / "raw")
     assert all(status == ("ok" if "site1" in url else "tls") for url, status in statuses(out).items())
-    assert server.connections == 9  # robots.txt and each image
+    assert server.connections == 10  # robots.txt, tdmrep.json and each image
 
 
 def test_a_host_that_is_away_for_a_while(tmp_path: Path) -> None:

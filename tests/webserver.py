@@ -55,6 +55,7 @@ class WebServer(ThreadingHTTPServer):
         super().__init__(address, _Handler)
         self.images = images if images is not None else {f"{n}.jpg": picture(n) for n in range(8)}
         self.robots = robots  # the text of robots.txt, or a status to send instead
+        self.files: dict[str, bytes] = {}  # others, by path
         self.hits: Counter[str] = Counter()
         self.requests: list[tuple[float, str, dict[str, str]]] = []
         self.connections = 0
@@ -109,13 +110,15 @@ class _Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.hits[path] += 1
             server.requests.append((time.monotonic(), path, dict(self.headers.items())))
-            self.counted = path != "/robots.txt"
+            self.counted = path not in ("/robots.txt", "/.well-known/tdmrep.json")
             server.busy += self.counted
             server.most_busy = max(server.most_busy, server.busy)
         try:
             name, *rest = path.lstrip("/").split("/")
             if path == "/robots.txt":
                 self.robots()
+            elif path in server.files:
+                self.send(server.files[path])
             else:
                 getattr(self, "on_" + name.partition("?")[0].replace("-", "_"), self.on_nothing)(*rest)
         finally:
@@ -283,6 +286,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def on_tag(self, rule: str, name: str) -> None:
         self.send(self.image(name), X_Robots_Tag=rule)
+
+    def on_says(self, header: str, value: str, name: str) -> None:
+        self.send(self.image(name), **{header: value})
 
     def on_tdm(self, name: str) -> None:
         self.send(self.image(name), TDM_Reservation="1")

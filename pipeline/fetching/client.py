@@ -25,6 +25,7 @@ from pipeline.fetching.network import Network
 from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.recent import Recent
 from pipeline.fetching.targets import Target, follow, parse
+from pipeline.fetching.terms import TDMREP, NoLicence, Terms, read_rsl, read_tdmrep
 from pipeline.fetching.wire import Wire
 from pipeline.text import rights
 
@@ -71,12 +72,14 @@ class _Site:
     def __init__(self) -> None:
         self.done = threading.Event()
         self.rules: robots.Rules | None = None  # None: everything is allowed
+        self.terms: list[tuple[str, Terms | None]] = []  # (protocol, what its file says; None: it cannot be read)
         self.failure: Failure | None = None
         self.expires = float("inf")
 
     def size(self) -> int:
         """Bytes that it takes, about."""
-        return self.rules.size if self.rules is not None else 0
+        rules = self.rules.size if self.rules is not None else 0
+        return rules + sum(terms.size for _, terms in self.terms if terms is not None)
 
 
 class Client:
@@ -87,6 +90,9 @@ class Client:
         self._hosts: Recent[str, Host] = Recent(MOST_HOSTS)
         self._sites: Recent[tuple[str, str, int], _Site] = Recent(
             MOST_HOSTS, weigh=_Site.size, max_weight=LARGEST_RULES
+        )
+        self._licences: Recent[str, tuple[Terms | None]] = Recent(
+            MOST_HOSTS, weigh=lambda kept: kept[0].size if kept[0] else 0, max_weight=LARGEST_RULES
         )
         self._lock = threading.Lock()
         self._run = 0
@@ -254,16 +260,24 @@ class Client:
             clock.stop()
         if not self.options.respect_robots:
             return
-        rules = self._rules(target)
+        site = self._site(target)
+        rules = site.rules
+        refusal = rules.refusal(target.url) if rules is not None else None
+        if refusal is not None and (refusal.status == "robots" or self.options.respect_opt_out):
+            raise Failure(refusal.status, refusal.evidence, protocol=refusal.protocol)
+        for protocol, terms in site.terms:
+            _check_terms(terms, target.url, protocol)
         if rules is None:
             return
-        refusal = rules.refusal(target.url)
-        if refusal is not None:
-            raise Failure(refusal.status, refusal.evidence, protocol=refusal.protocol)
         host = self._host(target)
         host.delay_s = max(self.options.delay_s, rules.delay_s)
 
-    def _rules(self, target: Target) -> robots.Rules | None:
+    def _site(self, target: Target) -> _Site:
+        """What is known of the origin. The first thread that asks reads it; the others wait.
+
+        Raises:
+            Failure: robots.txt, or a licence that it names, cannot be read now.
+        """
         with self._lock:
             site = self._sites.get(target.origin)
             mine = site is None or site.expires <= time.monotonic()
@@ -274,15 +288,16 @@ class Client:
         site.done.wait()
         if site.failure is not None:
             raise site.failure.again("robots.txt: ")
-        return site.rules
+        return site
 
     def _read_rules(self, target: Target, site: _Site) -> None:
         lifetime = RULES_LIFETIME_S
         try:
             body = self._robots_txt(target)
-            site.rules = (
-                None if body is None else robots.Rules(body, self.options.user_agent, self.options.robots_agents)
-            )
+            if body is not None:
+                site.rules = robots.Rules(body, self.options.user_agent, self.options.robots_agents)
+            if self.options.respect_opt_out:
+                site.terms = self._read_terms(target, site.rules)
         except Failure as failure:
             site.failure = failure
             passing = failure.status in PASSING and failure.retryable
@@ -297,10 +312,64 @@ class Client:
             with self._lock:
                 self._sites.put(target.origin, site)  # it has its weight now
 
+    def _read_terms(self, target: Target, rules: robots.Rules | None) -> list[tuple[str, Terms | None]]:
+        """The site's tdmrep.json and the licences that its robots.txt names, a request for each."""
+        at = dataclasses.replace(target, path=TDMREP)
+        found: list[tuple[str, Terms | None]] = []
+        if rules is None or rules.allow(at.url):
+            try:
+                body = self._site_file(at)
+            except Failure:  # the protocol gives a failure no meaning; robots.txt of the host could be read
+                body = None
+            found += [("tdmrep", read_tdmrep(body))] if body is not None else []
+        for line in rules.licenses if rules is not None else ():
+            found.append(("rsl", self._licence(line.value)))
+        return found
+
+    def _licence(self, url: str) -> Terms | None:
+        """The terms of an RSL licence; None: it can never be read, and so it grants nothing.
+
+        Raises:
+            Failure: it cannot be read now.
+        """
+        with self._lock:
+            known = self._licences.get(url)
+        if known is None:
+            try:
+                at = parse(url)
+                self._resolver.addresses(at.host, at.port, min(ROBOTS_S, self.options.deadline_s))
+                body = self._site_file(at)
+                known = (None if body is None else read_rsl(body, url),)
+            except NoLicence:
+                known = (None,)
+            except Failure as failure:
+                if failure.retryable:
+                    raise
+                known = (None,)
+            with self._lock:
+                self._licences.put(url, known)
+        return known[0]
+
+    def check_page(self, page_url: str, licence_url: str) -> None:
+        """Checks the RSL licence that the page of an image names.
+
+        Raises:
+            Failure: opt_out; or the licence cannot be read now.
+        """
+        if self.options.respect_opt_out:
+            _check_terms(self._licence(licence_url), page_url, "rsl")
+
     def _robots_txt(self, target: Target) -> bytes | None:
         """The body, or None: a 4xx allows everything. A 5xx forbids everything for now (RFC 9309)."""
+        return self._site_file(dataclasses.replace(target, path="/robots.txt"))
+
+    def _site_file(self, at: Target) -> bytes | None:
+        """The body of a file about the site; None: there is none.
+
+        Raises:
+            Failure: it cannot be read now; class "robots" if a server answered so.
+        """
         clock = _Clock(min(ROBOTS_S, self.options.deadline_s))
-        at = dataclasses.replace(target, path="/robots.txt")
         for _ in range(ROBOTS_REDIRECTS + 1):
             with self.memory.share() as share:
                 answer = self._request(at, clock, robots.LARGEST, share, cut=True)
@@ -326,6 +395,15 @@ class Client:
     def _host(self, target: Target) -> Host:
         with self._lock:
             return self._hosts.get_or_make(target.host, lambda: Host(self.options))
+
+
+def _check_terms(terms: Terms | None, url: str, protocol: str) -> None:
+    """Raises Failure(opt_out) if the terms refuse the training on a URL, or cannot be read."""
+    if terms is None:
+        raise Failure("opt_out", "the licence that the site names cannot be read", protocol=protocol)
+    rule = terms.rule(url)
+    if rule is not None and rule.said is False:
+        raise Failure("opt_out", terms.evidence(rule), protocol=protocol)
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -42,6 +42,7 @@ from pipeline.fetching.outcome import FIELDS, Outcome, columns
 from pipeline.fetching.picture import NeedsMemory, Picture
 from pipeline.fetching.pieces import Pieces, opened
 from pipeline.fetching.targets import host_of, parse
+from pipeline.text import rights
 
 PACKAGE = "_openwit_img2dataset"
 
@@ -84,7 +85,9 @@ class _Shard:
         archived: Archived | None,
         pieces: Pieces,
         watch: Watch | None,
+        licences: dict[int, tuple[str, str]],
     ) -> None:
+        self.licences = licences  # row -> the page of an image, and the RSL licence that it names
         self.order = order  # of the downloads: position in the Downloader's file -> row
         self.outcomes = {row: Outcome() for row in order}
         self.written: set[int] = set()
@@ -105,6 +108,8 @@ class _Shard:
         outcome = self.outcomes[self.order[key]]
         try:
             self._check_not_cancelled()
+            if self.order[key] in self.licences:
+                self._client.check_page(*self.licences[self.order[key]])
             with self._client.memory.share() as share:
                 picture = self._picture(url, outcome, share)
             outcome.picture = dataclasses.replace(picture, jpeg=b"")
@@ -260,7 +265,7 @@ def fetch_rows(
         order = [row for row in _spread(urls) if row not in pieces.found]
         for row in [row for row, outcome in pieces.found.items() if outcome.status == OK][:WITNESSES]:
             client.network.remember(parse(urls[row]))
-        shard = _Shard(order, client, decoder, archived, pieces, watch)
+        shard = _Shard(order, client, decoder, archived, pieces, watch, _page_licences(rows))
         if watch is not None:
             for outcome in pieces.found.values():
                 watch.add(outcome.status)
@@ -271,6 +276,18 @@ def fetch_rows(
         offsets = _store(outcomes, pieces, raw_path)
     made = columns(outcomes, offsets)
     return pa.RecordBatch.from_arrays([*rows.columns, *made], schema=pa.schema([*rows.schema, *FIELDS]))
+
+
+def _page_licences(rows: pa.RecordBatch) -> dict[int, tuple[str, str]]:
+    """Row -> (URL of the page, of the RSL licence that it names), for the rows of pages with one."""
+    if "opt_out" not in rows.schema.names:
+        return {}
+    named = pc.match_substring_regex(rows["opt_out"], rf"(^|,){rights.RSL}(,|$)").fill_null(False)
+    return {
+        row: (rows["page_url"][row].as_py(), rows["license"][row].as_py())
+        for row in named.to_numpy(zero_copy_only=False).nonzero()[0].tolist()
+        if rows["license"][row].is_valid
+    }
 
 
 def _description(rows: pa.RecordBatch, options: FetchOptions) -> bytes:
