@@ -1,4 +1,4 @@
-"""python -m clip_train train | zero-shot | retrieval | probe | overlap | embed | export | tokenizer | bench
+"""python -m clip_train train | zero-shot | evaluate | retrieval | probe | overlap | embed | export | tokenizer | bench
 
 Reads the command line, runs one command (commands.py), and prints its result: as JSON with --json, else for a person.
 Exit codes: 0 done, 1 crash, 2 usage, 3 below a threshold, 4 input missing, 130 interrupted.

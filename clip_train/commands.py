@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from clip_train import places
@@ -22,10 +24,11 @@ from clip_train.config import (
     check_together,
     fill_from_preset,
 )
-from clip_train.errors import BelowThreshold, UsageError
-from clip_train.fields import check_files, check_values, kinds, option
+from clip_train.errors import BelowThreshold, TrainError, UsageError
+from clip_train.fields import check_files, check_values, kinds, nearest, option
 from clip_train.recipe import label, read_recipe, recipe_file, write_recipe
 from clip_train.same_run import continued
+from clip_train.suite import check_suite, read_suite, shipped
 from clip_train.tokenizer import MAX_MERGES
 
 T = TypeVar("T")
@@ -127,6 +130,27 @@ class ZeroShotOptions(PromptedOptions):
     """Options of `zero-shot`."""
 
     min_top1: float | None = option(None, "exit with code 3 below this accuracy, a share", within="[0, 1]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(EvaluationOptions):
+    """Options of `evaluate`."""
+
+    suite: str = option("", f"the sets: a YAML file, or one of: {', '.join(shipped())}", metavar="NAME",
+                        files=check_suite)  # fmt: skip
+    root: str = option(".", "folder below which the sets lie", files=places.folder)
+    output: str = option("evaluation", "folder for the results, and for what is kept of each set",
+                         files=places.writable_folder)  # fmt: skip
+    only: tuple[str, ...] | None = option(None, "some of the sets", metavar="NAME")
+    threads: int = option(0, "threads of a probe's fit; 0: one for every second core", within="[0, 1024]")
+    fresh: bool = option(False, "evaluate again what is kept of these weights")
+
+    def check(self) -> None:
+        """UsageError for a set that the suite does not have."""
+        names = [each.name for each in read_suite(self.suite).sets]
+        for name in self.only or ():
+            if name not in names:
+                raise UsageError(f"--only {name!r} is no set of {self.suite}{nearest(name, names)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -340,6 +364,38 @@ def _zero_shot(call: Call) -> dict[str, Any]:
     return result
 
 
+def _evaluate(call: Call) -> dict[str, Any] | str | None:
+    options, hosts = call[EvaluateOptions], call[LaunchOptions]
+    from clip_train.launch import launch, processes_to_start
+
+    count = processes_to_start(hosts.processes, nnodes=hosts.nnodes)
+    if count:
+        launch(call.argv, processes=count, nnodes=hosts.nnodes, node_rank=hosts.node_rank, endpoint=hosts.rdzv_endpoint)
+        return None
+    from clip_train.distributed import first_process, pick_device, process_group
+    from clip_train.suite_report import summary, table, write_report
+    from clip_train.suite_run import Evaluator, run_suite
+
+    suite = read_suite(options.suite).only(options.only)
+    with process_group(pick_device()):
+        model, tokenizer, _ = _load(options)
+        with_model = Evaluator(model, tokenizer, options.batch_size, options.threads)
+        rows = run_suite(with_model, suite, options.root, Path(options.output), say=_say, fresh=options.fresh)
+    if not first_process():
+        return None
+    result = summary(suite.name, options.checkpoint, rows)
+    folder = Path(options.output) / f"{suite.name}-{with_model.digest[:12]}"
+    write_report(folder, result)
+    failed = [row["name"] for row in rows if row["status"] == "failed"]
+    if failed:
+        raise TrainError(f"{', '.join(failed)}: no result; {folder} has the others and the reasons")
+    return {**result, "output": str(folder)} if call[PrintOptions].json else f"{table(result)}\n{folder}"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def _retrieval(call: Call) -> dict[str, Any]:
     from clip_train.evaluate import retrieval
 
@@ -435,6 +491,8 @@ _RECIPES = "recipes of the paper, by the model:\n" + "\n".join(
 _ALL = (
     Command("train", "train a model", (TrainOptions, LaunchOptions, RecipeOptions), _train, _RECIPES),
     Command("zero-shot", "classify labelled images by prompts", (ZeroShotOptions,), _zero_shot),
+    Command("evaluate", "many test sets: a suite of zero-shot, retrieval and probe", (EvaluateOptions, LaunchOptions),
+            _evaluate),
     Command("retrieval", "recall of captions by images and of images by captions", (RetrievalOptions,), _retrieval),
     Command("probe", "linear probe: logistic regression on image features", (ProbeOptions,), _probe),
     Command("embed", "write a Parquet table of keys and image embeddings", (EmbedOptions,), _embed),

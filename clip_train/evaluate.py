@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -16,13 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clip_train import metrics
 from clip_train.data import MAX_TEXT_BYTES, Reader, open_reader, read_member
 from clip_train.devices import cpu_count
 from clip_train.errors import TrainError
 from clip_train.image import BadImage, evaluation_transform, normalize
 from clip_train.index import Index, key_of
-from clip_train.labels import DEFAULT_TEMPLATES, fill, open_labelled, read_templates
+from clip_train.labels import LabelledImages, open_labelled
 from clip_train.model import CLIP
+from clip_train.prompts import DEFAULT_TEMPLATES, fill, read_templates
 from clip_train.shards import open_index
 from clip_train.text import pack
 from clip_train.tokenizer import Tokenizer
@@ -124,28 +127,63 @@ def zero_shot(
     """
     images = open_labelled(data, classes=classes, dataset=dataset)
     prompts = read_templates(templates, dataset) if templates else DEFAULT_TEMPLATES
-    vectors = class_vectors(model, tokenizer, images.classes, prompts)
-    hits = torch.zeros(len(images.classes), dtype=torch.int64)
-    hits5, of_class = hits.clone(), hits.clone()
-    for numbers, features in embed_images(model, images.read, len(images), batch_size=batch_size):
-        labels = torch.from_numpy(images.labels[numbers])
-        best = (features @ vectors.T).topk(min(5, len(vectors)), dim=1).indices.cpu()
-        right = best == labels[:, None]
-        hits += torch.bincount(labels[right[:, 0]], minlength=len(hits))
-        hits5 += torch.bincount(labels[right.any(1)], minlength=len(hits))
-        of_class += torch.bincount(labels, minlength=len(hits))
-    seen = int(of_class.sum())
-    if not seen:
+    found = classify(model, tokenizer, images, prompts, batch_size=batch_size)
+    if not len(found.numbers):
         raise TrainError(f"{data}: none of the {len(images)} images decodes")
-    per_class = (hits[of_class > 0] / of_class[of_class > 0]).mean()
+    labels = images.labels[found.numbers]
+    return {**accuracies(found.best, labels), **counts(images, found)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Classified:
+    """The classes of n images that decode."""
+
+    numbers: np.ndarray  # (n,) of the images, ascending
+    best: np.ndarray  # (n, 5 or less) the classes with the highest cosines, the best first
+    scores: np.ndarray | None  # (n, C) fp32, cosines with the vectors of the classes
+
+
+def classify(
+    model: CLIP, tokenizer: Tokenizer, images: LabelledImages, templates: Sequence[str] | dict[str, list[str]], *,
+    batch_size: int = 128, keep_scores: bool = False,
+) -> Classified:  # fmt: skip
+    """Compares each image with the prompt ensembles of the classes.
+
+    Args:
+        images: their labels have no effect.
+        templates: or prompts by the name of the class.
+        keep_scores: keep all cosines, 4 bytes for each image and class.
+
+    Raises:
+        TrainError: `templates` has no prompts for a class.
+    """
+    vectors = class_vectors(model, tokenizer, images.classes, templates)
+    numbers: list[int] = []
+    best, scores = [np.empty((0, min(5, len(vectors))), np.int64)], [np.empty((0, len(vectors)), np.float32)]
+    for kept, features in embed_images(model, images.read, len(images), batch_size=batch_size):
+        cosines = features @ vectors.T
+        numbers += kept
+        best.append(cosines.topk(min(5, len(vectors)), dim=1).indices.cpu().numpy())
+        if keep_scores:
+            scores.append(cosines.cpu().numpy())
+    all_scores = np.concatenate(scores) if keep_scores else None
+    return Classified(np.array(numbers, np.int64), np.concatenate(best), all_scores)
+
+
+def accuracies(best: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """top1, top5 and mean_per_class (of top-1), shares in [0, 1]."""
+    right = metrics.top_k(best, labels, 1)
     return {
-        "top1": hits.sum().item() / seen,
-        "top5": hits5.sum().item() / seen,
-        "mean_per_class": per_class.item(),
-        "images": seen,
-        "skipped": len(images) - seen,
-        "classes": len(images.classes),
+        "top1": float(right.mean()),
+        "top5": float(metrics.top_k(best, labels, 5).mean()),
+        "mean_per_class": metrics.mean_per_class(right, labels),
     }
+
+
+def counts(images: LabelledImages, found: Classified) -> dict[str, int]:
+    """images (that decode), skipped and classes."""
+    seen = len(found.numbers)
+    return {"images": seen, "skipped": len(images) - seen, "classes": len(images.classes)}
 
 
 def recall(

@@ -1,36 +1,21 @@
-"""Labelled images for evaluation: one folder per class, or shards with `.cls` members; class names and templates.
-
-Files of classes and templates have one of the common forms: the JSON of CLIP_benchmark ({"cifar10": ["airplane",
-...]}), a JSON list as in open_clip's metadata, {class: [prompts]} with prompts per class, or a text file with one
-entry per line. A template has "{}" or "{c}" in place of the class.
-"""
+"""Labelled images for evaluation: one folder per class, or shards with `.cls` members."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from clip_train.data import open_reader, read_member
-from clip_train.errors import InputMissing, TrainError, UsageError
+from clip_train.errors import InputMissing, UsageError
+from clip_train.prompts import read_classes, read_templates, read_text
 from clip_train.shards import open_index
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
-# a short ensemble for sets without templates (from the list of the paper, section 3.1.4)
-DEFAULT_TEMPLATES = (
-    "a photo of a {}.",
-    "a bad photo of a {}.",
-    "a photo of the large {}.",
-    "a photo of the small {}.",
-    "a origami {}.",
-    "a {} in a video game.",
-    "art of the {}.",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +32,38 @@ class LabelledImages:
 
 
 def open_labelled(data: str, *, classes: str | None = None, dataset: str | None = None) -> LabelledImages:
-    """Opens a folder with one folder per class, or shards whose samples have a `.cls` member."""
-    names = read_classes(classes, dataset) if classes else None
+    """Opens a folder with one folder per class, or shards whose samples have a `.cls` member.
+
+    Class folders stand for the class names of their own names, where every folder has one; else in sorted order.
+    """
+    return open_named(data, read_classes(classes, dataset) if classes else None)
+
+
+def open_named(data: str, names: Sequence[str] | None) -> LabelledImages:
+    """`open_labelled` with the class names themselves."""
     folder = Path(data)
-    if folder.is_dir() and not any(folder.rglob("*.tar")):
-        return _open_folder(folder, names)
-    return _open_shards(data, names)
+    listed = None if names is None else list(names)
+    return _open_folder(folder, listed) if is_class_folder(data) else _open_shards(data, listed)
+
+
+def is_class_folder(data: str) -> bool:
+    """True for a folder without shards."""
+    return Path(data).is_dir() and not any(Path(data).rglob("*.tar"))
+
+
+def rename(images: LabelledImages, name_of: Mapping[str, str]) -> LabelledImages:
+    """The same images under the class names of a map from folders, or from words of .cls members.
+
+    Raises:
+        UsageError: a folder or word is not in the map.
+    """
+    known = {word.replace("_", " "): name for word, name in name_of.items()}
+    strange = [word for word in images.classes if word.replace("_", " ") not in known]
+    if strange:
+        raise UsageError(f"no class name for the folder or label {strange[0]!r}")
+    classes = list(dict.fromkeys(name_of.values()))
+    numbers = np.array([classes.index(known[word.replace("_", " ")]) for word in images.classes], np.int64)
+    return dataclasses.replace(images, labels=numbers[images.labels], classes=classes)
 
 
 def _open_folder(folder: Path, names: list[str] | None) -> LabelledImages:
@@ -65,12 +76,16 @@ def _open_folder(folder: Path, names: list[str] | None) -> LabelledImages:
                 labels.append(number)
     if not files:
         raise InputMissing(f"{folder}: no images; one folder per class is expected, or .tar shards with .cls members")
-    if names is not None and len(names) != len(groups):
+    own = [group.name.replace("_", " ") for group in groups]
+    if names is not None and set(own) <= set(names) and len(set(names)) == len(names):
+        number_of = {group: names.index(name) for group, name in enumerate(own)}
+        labels = [number_of[label] for label in labels]
+    elif names is not None and len(names) != len(groups):
         raise UsageError(f"{folder} has {len(groups)} class folders, the file of classes has {len(names)} names")
     return LabelledImages(
         names=[str(path.relative_to(folder)) for path in files],
         labels=np.array(labels, np.int64),
-        classes=names or [group.name.replace("_", " ") for group in groups],
+        classes=names or own,
         read=lambda number: files[number].read_bytes(),
     )
 
@@ -86,9 +101,12 @@ def _open_shards(data: str, names: list[str] | None) -> LabelledImages:
     if all(word.isdecimal() for word in words):
         labels = np.array([int(word) for word in words], np.int64)
         if names is None:
-            names = _names_beside(index.paths[0])
+            names = names_beside(index.paths[0])
         if names is None:
-            raise UsageError(f"{data}: labels are numbers; name the classes with --classes FILE")
+            raise UsageError(
+                f"{data}: labels are numbers; name the classes with --classes FILE, `classes:` of a suite, or "
+                "classnames.txt beside the shards"
+            )
         if labels.max() >= len(names):
             raise UsageError(f"{data} has a label {labels.max()}, the file of classes has {len(names)} names")
     else:
@@ -105,66 +123,34 @@ def _open_shards(data: str, names: list[str] | None) -> LabelledImages:
     )
 
 
-def _names_beside(shard: str) -> list[str] | None:
-    """The class names of CLIP_benchmark's webdatasets: classnames.txt is beside the shards or one folder up."""
-    folder = os.path.dirname(os.path.abspath(shard))
-    for path in (Path(folder) / "classnames.txt", Path(folder).parent / "classnames.txt"):
-        if path.exists():
-            return _lines(path)
-    return None
+def open_unlabelled(data: str) -> LabelledImages:
+    """The images of shards, all with label 0 and without classes."""
+    index = open_index(data)
+    return LabelledImages(
+        names=index.keys.to_pylist(),
+        labels=np.zeros(len(index), np.int64),
+        classes=[],
+        read=functools.partial(read_member, open_reader(index), index, "image"),
+    )
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainError(f"{path} cannot be read as lines of UTF-8: {error}") from error
+def names_beside(shard: str) -> list[str] | None:
+    """The class names of CLIP_benchmark's webdatasets: classnames.txt is beside the shards or one folder up.
+
+    A line is a label. A class may have an empty name (one of CLEVR's distances has), so only the end is cut.
+    """
+    path = _beside(shard, "classnames.txt")
+    names = [line.strip() for line in read_text(path).rstrip("\r\n").split("\n")] if path else []
+    return names if any(names) else None
 
 
-def read_classes(path: str, dataset: str | None) -> list[str]:
-    """Class names in the order of the labels."""
-    found = _read_file(path, dataset)
-    if isinstance(found, dict):
-        return list(found)
-    return found
+def templates_beside(shard: str) -> list[str] | None:
+    """The templates of CLIP_benchmark's webdatasets, beside the shards or one folder up."""
+    path = _beside(shard, "zeroshot_classification_templates.txt")
+    found = read_templates(str(path), None) if path else None
+    return found if isinstance(found, list) else None
 
 
-def read_templates(path: str, dataset: str | None) -> list[str] | dict[str, list[str]]:
-    """Templates, or the prompts of each class by its name."""
-    found = _read_file(path, dataset)
-    empty = [name for name, prompts in found.items() if not prompts] if isinstance(found, dict) else []
-    if not found or empty:
-        raise UsageError(f"{path} holds no {'prompt for ' + repr(empty[0]) if empty else 'template'}")
-    for template in found if isinstance(found, list) else []:
-        if "{" not in template:
-            raise UsageError(f"{path}: the template {template!r} has no place for the class ({{}} or {{c}})")
-    return found
-
-
-def _read_file(path: str, dataset: str | None) -> list[str] | dict[str, list[str]]:
-    file = Path(path)
-    if not file.exists():
-        raise InputMissing(f"no such file: {path}")
-    if file.suffix != ".json":
-        return _lines(file)
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TrainError(f"{path} is not JSON: {error}") from error
-    if dataset is not None:
-        if not isinstance(found, dict) or dataset not in found:
-            known = ", ".join(sorted(found)) if isinstance(found, dict) else "none"
-            raise UsageError(f"{path} has no entry {dataset!r} (it has: {known})")
-        found = found[dataset]
-    elif isinstance(found, dict) and len(found) == 1:
-        found = next(iter(found.values()))
-    if isinstance(found, list) and all(isinstance(entry, str) for entry in found):
-        return found
-    if isinstance(found, dict) and all(isinstance(entry, list) for entry in found.values()):
-        return found
-    raise UsageError(f"{path}: a list of strings is expected, or one under each name (choose with --dataset)")
-
-
-def fill(template: str, name: str) -> str:
-    """The prompt for a class."""
-    return template.replace("{c}", name).replace("{}", name)
+def _beside(shard: str, name: str) -> Path | None:
+    folder = Path(os.path.abspath(shard)).parent
+    return next((path for path in (folder / name, folder.parent / name) if path.exists()), None)

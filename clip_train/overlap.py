@@ -19,8 +19,9 @@ from torch import Tensor
 
 from clip_train.errors import InputMissing, TrainError
 from clip_train.evaluate import class_vectors, embed_images
-from clip_train.labels import DEFAULT_TEMPLATES, open_labelled, read_templates
+from clip_train.labels import open_labelled
 from clip_train.model import CLIP
+from clip_train.prompts import DEFAULT_TEMPLATES, read_templates
 from clip_train.tokenizer import Tokenizer
 
 CONFIDENCE = 0.995

@@ -38,6 +38,12 @@ def readable_file(said: str, value: str) -> None:
         raise UsageError(f"{said} {value}: this is a folder, a file is expected")
 
 
+def folder(said: str, value: str) -> None:
+    """Refuses a path that is missing, a file, or not readable."""
+    if not _existing(said, value).is_dir():
+        raise UsageError(f"{said} {value}: this is a file, a folder is expected")
+
+
 def shards(said: str, value: str) -> None:
     """Refuses a folder without shards and a pattern whose shards are not all there."""
     if is_url(value):

@@ -22,6 +22,7 @@ from clip_train.devices import cpu_count
 from clip_train.errors import TrainError
 from clip_train.evaluate import embed_images
 from clip_train.labels import LabelledImages, open_labelled
+from clip_train.metrics import mean_per_class
 from clip_train.model import CLIP
 
 STRENGTHS = np.logspace(-6, 6, 97)  # 8 a decade
@@ -51,8 +52,11 @@ def fit(features: Tensor, labels: Tensor, *, classes: int, l2: float, iterations
 
 def accuracy(weights: Tensor, features: Tensor, labels: Tensor) -> float:
     """The share of features whose best class is correct."""
-    scores = features.double() @ weights[:, :-1].T + weights[:, -1]
-    return (scores.argmax(1) == labels).double().mean().item()
+    return (_best(weights, features) == labels).double().mean().item()
+
+
+def _best(weights: Tensor, features: Tensor) -> Tensor:
+    return (features.double() @ weights[:, :-1].T + weights[:, -1]).argmax(1)
 
 
 def sweep(evaluate: Callable[[float], float]) -> tuple[float, dict[float, float]]:
@@ -88,11 +92,19 @@ def probe(
             With one a core, another program's load on one core holds all of them up.
     """
     images = open_labelled(data, classes=classes, dataset=dataset)
+    held_out = open_labelled(test_data, classes=classes, dataset=dataset) if test_data else None
+    return probe_images(model, images, held_out, l2=l2, batch_size=batch_size, threads=threads)
+
+
+def probe_images(
+    model: CLIP, images: LabelledImages, held_out: LabelledImages | None, *, l2: float | None = None,
+    batch_size: int = 128, threads: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """`probe` with sets that are open. TrainError where they have other classes, or where no image decodes."""
+    if held_out is not None and held_out.classes != images.classes:
+        raise TrainError("the images to test on have other classes than those to fit on")
     features, labels = _features(model, images, batch_size)
-    if test_data:
-        held_out = open_labelled(test_data, classes=classes, dataset=dataset)
-        if held_out.classes != images.classes:
-            raise TrainError(f"{test_data} has other classes than {data}")
+    if held_out is not None:
         test_features, test_labels = _features(model, held_out, batch_size)
     else:
         test = torch.arange(len(features)) % 5 == 4
@@ -103,7 +115,7 @@ def probe(
     if l2 is None:
         inner = torch.arange(len(features)) % 5 == 4
         if not inner.any():
-            raise TrainError(f"{data}: {len(features)} images are too few for a sweep: give --l2")
+            raise TrainError(f"{len(features)} images are too few for a sweep: give --l2")
 
         def held_out_accuracy(strength: float) -> float:
             weights = fit(features[~inner], labels[~inner], classes=count, l2=strength)
@@ -113,8 +125,10 @@ def probe(
             l2, tried = sweep(held_out_accuracy)
     with torch_threads(threads):
         weights = fit(features, labels, classes=count, l2=l2)
+    right = (_best(weights, test_features) == test_labels).numpy()
     return {
-        "top1": accuracy(weights, test_features, test_labels),
+        "top1": float(right.mean()),
+        "mean_per_class": mean_per_class(right, test_labels.numpy()),
         "train_top1": accuracy(weights, features, labels),
         "l2": l2,
         "train_images": len(features),

@@ -44,7 +44,7 @@ def read_recipe(path: str, owners: Sequence[type]) -> dict[str, Any]:
         UsageError: it cannot be parsed, or holds an unknown key or a value of the wrong type.
     """
     recipe_file("--config", path)
-    found = _parse(Path(path))
+    found = parse_file(Path(path), said=f"--config {path}")
     if isinstance(found, dict) and isinstance(found.get("options"), dict):
         found = found["options"]
     if not isinstance(found, dict):
@@ -67,18 +67,19 @@ def label(path: str, name: str) -> str:
     return f"--config {path}: {name}"
 
 
-def _parse(path: Path) -> Any:
+def parse_file(path: Path, *, said: str) -> Any:
+    """What a YAML, TOML or JSON file holds. UsageError, with `said` before it, where it cannot be parsed."""
     with open(path, "rb") as file:
         data = file.read(MAX_SMALL_FILE + 1)
     if len(data) > MAX_SMALL_FILE:
-        raise UsageError(f"--config {path}: the file is larger than {MAX_SMALL_FILE:,} bytes")
+        raise UsageError(f"{said}: the file is larger than {MAX_SMALL_FILE:,} bytes")
     try:
         text = data.decode("utf-8")
         if path.suffix.lower() == ".json":
             return json.loads(text, object_pairs_hook=_unique)
         return tomllib.loads(text) if path.suffix.lower() == ".toml" else _parse_yaml(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"--config {path} cannot be parsed: {' '.join(str(error).split())[:300]}") from None
+        raise UsageError(f"{said} cannot be parsed: {' '.join(str(error).split())[:300]}") from None
 
 
 def _parse_yaml(text: str) -> Any:

@@ -16,9 +16,10 @@ from clip_train import evaluate, overlap, probe  # noqa: E402
 from clip_train.config import PRESETS  # noqa: E402
 from clip_train.errors import InputMissing, TrainError, UsageError  # noqa: E402
 from clip_train.image import BadImage, evaluation_transform, normalize  # noqa: E402
-from clip_train.labels import fill as fill_template  # noqa: E402
-from clip_train.labels import open_labelled, read_classes, read_templates  # noqa: E402
+from clip_train.labels import open_labelled  # noqa: E402
 from clip_train.model import CLIP  # noqa: E402
+from clip_train.prompts import fill as fill_template  # noqa: E402
+from clip_train.prompts import read_classes, read_templates  # noqa: E402
 from clip_train.tokenizer import load_tokenizer  # noqa: E402
 
 
