@@ -113,7 +113,7 @@ class Decoder:
         deadline = time.monotonic() + self.options.decode_s * PATIENCE
         answer = json.loads(_receive(child.stdout, deadline))
         if "failure" in answer:
-            raise Failure(answer["failure"], answer["sentence"])
+            raise Failure(answer["failure"], answer["sentence"], protocol=answer["protocol"])
         if "needs" in answer:
             raise NeedsMemory(answer["needs"])
         return Picture(_receive(child.stdout, deadline), **answer)
@@ -186,7 +186,8 @@ def serve(options: FetchOptions) -> None:
             if (reported := _reported(reports)) and picture.original_format == "TIFF":
                 raise Failure("decode", f"TIFF: {reported}")  # it gives pixels all the same, and some are never written
         except Failure as failure:
-            _send(sink, json.dumps({"failure": failure.status, "sentence": str(failure)}).encode())
+            facts = {"failure": failure.status, "sentence": str(failure), "protocol": failure.protocol}
+            _send(sink, json.dumps(facts).encode())
             continue
         except NeedsMemory as needs:
             _send(sink, json.dumps({"needs": needs.size}).encode())

@@ -20,6 +20,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms
 
+from pipeline.fetching import embedded
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.picture import MOST_MEMORY, NeedsMemory, Picture
@@ -65,13 +66,15 @@ def decode(body: bytes, options: FetchOptions, memory: int = MOST_MEMORY) -> Pic
         memory: bytes that the pixels may take while they are decoded.
 
     Raises:
-        Failure: not_an_image, too_many_pixels, too_small, aspect, decode.
+        Failure: not_an_image, opt_out, too_many_pixels, too_small, aspect, decode.
         NeedsMemory: the pixels take more than `memory`.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with _opened(body, options) as image:
             name = NAMES.get(str(image.format), str(image.format))
+            if options.respect_opt_out:
+                _check_rights(body)
             try:
                 original, size = image.size, _target_size(image.size, options.image_size)
                 needed = _prepare(image, name, size)
@@ -84,6 +87,13 @@ def decode(body: bytes, options: FetchOptions, memory: int = MOST_MEMORY) -> Pic
                 raise Failure("decode", f"{name}: needs more memory than allowed") from error
             except Exception as error:  # Pillow's plug-ins raise many classes of errors for a broken file
                 raise Failure("decode", f"{name}: {type(error).__name__}: {error}") from error
+
+
+def _check_rights(body: bytes) -> None:
+    """Raises Failure(opt_out) if the image forbids its use for training."""
+    for protocol, found in embedded.statements(body).items():
+        if found is not None and not found[0]:
+            raise Failure("opt_out", f"the image: {found[1]}", protocol=protocol)
 
 
 def _opened(body: bytes, options: FetchOptions) -> Image.Image:
