@@ -33,7 +33,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.engine.opening import InputError, open_input
+from pipeline.engine.input_errors import InputError
+from pipeline.engine.opening import open_input
 from pipeline.text import quoting
 
 QUERIES = pa.schema(

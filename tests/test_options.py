@@ -332,6 +332,7 @@ def test_the_recipe_holds_what_decides_and_nothing_of_the_run(told, capsys: pyte
     names = {line.split(":")[0] for line in said.splitlines() if re.match(r"[a-z]", line)}
     steers = {"output", "stages", "workers", "runner", "exchange", "redo", "beam"}
     steers |= {"retry_failed", "fetch_rounds", "min_success", "fetch_memory", "skip_bad_inputs"}
+    steers |= {"input_patience", "input_rate", "cc_mirrors"}
     assert names == {item.name for item in declared(options.Options)} - steers
     assert not os.path.exists("out")
 

@@ -59,6 +59,10 @@ class InputGone(JobFailed, MissingInput):
     """An input is missing or unreadable: one that planning did not check, or one that has changed since then."""
 
 
+class InputAway(JobFailed, BelowThreshold):
+    """A remote input could not be read to its end. It may be read later."""
+
+
 class FileDamaged(JobFailed, storage.DamagedError):
     """A file of the run is not as it was written."""
 
@@ -359,7 +363,8 @@ def explain_failure(error: BaseException) -> JobFailed:
     last = re.sub(r" \[while running '[^']*'\]", "", last)  # Beam puts it behind the first argument: text may follow
     of_input = re.match(r"(?:[\w.]+\.)?(?:(Missing|Unreadable)?Input|Reader|Transfer)Error: ", last)
     if of_input:
-        return (InputGone if of_input[1] else JobFailed)(last[of_input.end() :])
+        away = InputAway if "TransferError: " in of_input[0] else JobFailed
+        return (InputGone if of_input[1] else away)(last[of_input.end() :])
     of_file = re.match(r"(?:[\w.]+\.)?DamagedError: ", last)
     if of_file:
         return FileDamaged(last[of_file.end() :])

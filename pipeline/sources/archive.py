@@ -25,16 +25,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from pipeline.engine.input_errors import UnreadableInputError, is_remote
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.opening import (
-    Opened,
-    UnreadableInputError,
-    is_remote,
-    of_file,
-    open_copy,
-    open_input,
-    open_seekable,
-)
+from pipeline.engine.opening import Opened, of_file, open_copy, open_input, open_seekable
 from pipeline.sources import frames, libdeflate
 
 _zlib: Any = zlib

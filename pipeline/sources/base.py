@@ -23,8 +23,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.engine.input_errors import InputError, UnreadableInputError, is_remote, public
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.opening import InputError, UnreadableInputError, is_remote, open_input, public
+from pipeline.engine.opening import open_input
 from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
 
 BATCH_ROWS = 65_536

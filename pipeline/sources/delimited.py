@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+from pipeline.engine.input_errors import UnreadableInputError
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.opening import UnreadableInputError
 from pipeline.sources.text_stream import MAX_LINE, damage, describe_head
 from pipeline.text import quoting
 

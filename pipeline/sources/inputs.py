@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 
-from pipeline.engine.opening import (
+from pipeline.engine.input_errors import (
     InputError,
     MissingInputError,
     UnreadableInputError,
@@ -36,6 +36,12 @@ from pipeline.sources.base import Found, Input, Reader, file_name, read_head, re
 AUTO = "auto"  # value of --input-format: the format of each file is detected
 
 CC_BASE = "https://data.commoncrawl.org/"
+# Where the same files lie. The bucket of Hugging Face has the crawls of 2026 and later ones.
+CC_MIRRORS = {
+    "https": CC_BASE,
+    "s3": "s3://commoncrawl/",
+    "hf": "hf://buckets/commoncrawl/commoncrawl/",
+}
 CC_BASE_VARIABLE = "OPENWIT_CC_BASE"  # a mirror, a folder or a test's server instead of CC_BASE
 
 _WET = re.compile(r"\.wet(\.gz)?$", re.IGNORECASE)

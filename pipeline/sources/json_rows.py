@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.engine.input_errors import UnreadableInputError
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.opening import UnreadableInputError
 from pipeline.sources.base import BATCH_ROWS
 from pipeline.sources.text_stream import MAX_LINE, damage, describe_head
 

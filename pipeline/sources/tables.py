@@ -20,8 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.engine.input_errors import InputError, UnreadableInputError, is_remote, public
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.opening import InputError, UnreadableInputError, is_remote, open_seekable, public
+from pipeline.engine.opening import open_seekable
 from pipeline.sources import delimited, json_rows
 from pipeline.sources.base import (
     BATCH_ROWS,

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from pipeline.engine import jit
+from pipeline.engine.input_errors import is_remote
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.opening import is_remote
 from pipeline.sources.archive import GZIP, MappedReader, read_records
 from pipeline.sources.wat import BATCH_ROWS, Rows
 

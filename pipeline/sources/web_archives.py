@@ -13,8 +13,9 @@ from typing import ClassVar
 
 import pyarrow as pa
 
+from pipeline.engine.input_errors import TransferError, UnreadableInputError, is_remote
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.opening import TransferError, UnreadableInputError, is_remote, open_seekable
+from pipeline.engine.opening import open_seekable
 from pipeline.sources.base import (
     MOST_OPENED,
     Found,
@@ -58,7 +59,9 @@ class ArchiveReader(Reader):
     def _check_one(self, item: Input) -> None:
         try:
             understood = self.understands(item)
-        except TransferError:
+        except TransferError as error:
+            if not error.reached:
+                raise
             return  # the run reads it again, and reports it if the transfer breaks once more
         if not understood:
             seems = describe_head(read_head(item.path))

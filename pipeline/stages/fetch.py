@@ -22,11 +22,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import hashing, shuffle_files, storage
+from pipeline.engine import hashing, remote, shuffle_files, storage
 from pipeline.engine.cli import BelowThreshold, UsageError
-from pipeline.engine.opening import InputError
+from pipeline.engine.input_errors import InputError
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
+from pipeline.engine.remote import RemoteSettings
 from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_exchange, run_task, units_at_start
 from pipeline.engine.tasks import Reading
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 FETCHED_COLUMNS = 3  # raised whenever the columns of the fetched rows change
 ROWS_PER_CALL = 5_000  # rows of a part; an interrupted part goes on where it was (fetching/pieces.py)
 SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
+ARCHIVE_PATIENCE_S = 30.0  # for the archive of an image
 SLOW_FAILURES = ("dns", "timeout")  # they use up the time of the URL
 # Failures that --min-success counts, where they may pass: an outage, not link rot and not a refusal.
 PASSING = ("dns", "tcp", "timeout", "http_5xx", "rate_limited", "robots")
@@ -167,6 +169,7 @@ class FetchPlan:
         inputs: path of the list of inputs.
         options: of the downloader.
         rounds: of an attempt, for the failures that may pass.
+        remote: how archives on servers are read.
     """
 
     attempts: Attempts
@@ -177,6 +180,7 @@ class FetchPlan:
     inputs: str
     options: FetchOptions
     rounds: int
+    remote: RemoteSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,6 +248,7 @@ class ArchivedImages:
     folder: StepFolder
     inputs: str
     max_bytes: int
+    remote: RemoteSettings
 
     def __call__(self, url: str) -> bytes | None:
         """The image's bytes, or None if no archive holds it (or it can no longer be read).
@@ -257,6 +262,7 @@ class ArchivedImages:
         if at >= len(words) or words[at, 0] != high or words[at, 1] != low:
             return None
         form, path = archives(self.inputs)[int(sources[at])]
+        remote.configure(self.remote)
         try:
             return READERS[form].read_image(path, int(offsets[at]), max_bytes=self.max_bytes)
         except InputError as error:
@@ -397,7 +403,9 @@ def _download_part(
     rows = rows.take(pa.array(np.lexsort((low, high)))).combine_chunks()
     batch = rows.to_batches()[0]
     index = plan.archived
-    archived = ArchivedImages(index, plan.inputs, plan.options.max_bytes) if index.total("images") else None
+    archived = (
+        ArchivedImages(index, plan.inputs, plan.options.max_bytes, plan.remote) if index.total("images") else None
+    )
     os.makedirs(folder.path, exist_ok=True)
     fetched = fetch_rows(
         batch.select(SELECTED.names),
@@ -440,6 +448,8 @@ class Fetch(Stage):
             inputs=run.inputs_file,
             options=fetch_options(run.settings(FetchSettings)),
             rounds=run.settings(FetchSettings).fetch_rounds,
+            # A thread waits for an archive as long as for a server. The rounds of the fetch ask again.
+            remote=dataclasses.replace(run.remote, patience=min(run.remote.patience, ARCHIVE_PATIENCE_S)),
         )
         return cls(folder, run.keep_rejected, fetching, run.exchange)
 

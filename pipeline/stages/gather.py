@@ -15,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import checks, hashing, storage
+from pipeline.engine import checks, hashing, remote, storage
 from pipeline.engine.cli import MissingInput, UsageError
+from pipeline.engine.input_errors import InputError, MissingInputError, ReaderError, TransferError, UnreadableInputError
 from pipeline.engine.ledger import Ledger, damaged_inputs
-from pipeline.engine.opening import InputError, MissingInputError, ReaderError, UnreadableInputError
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
+from pipeline.engine.remote import RemoteSettings
 from pipeline.engine.rows import Rows
 from pipeline.engine.work import Json, StepFolder, digest_of
 from pipeline.schema import PAIRS
@@ -29,7 +30,7 @@ from pipeline.sources.base import Input, ReadSettings, SettingsError
 from pipeline.sources.inputs import AUTO
 from pipeline.stages.base import Job, Outputs
 from pipeline.stages.row_pass import EVIDENCE, GATHERED_PART, Parts, RowStage
-from pipeline.stages.run import RESULT, SKIP, Run
+from pipeline.stages.run import AGAIN, RESULT, SKIP, Run
 from pipeline.stages.tally import Tally
 from pipeline.text import clean, rights
 from pipeline.text.language_names import LID
@@ -256,21 +257,25 @@ class ReadInputs:
     settings: ReadSettings
     skip_bad: bool
     images: StepFolder
+    remote: RemoteSettings
 
     def units(self) -> int:
         return len(load_inputs(self.inputs))
 
     def read(self, unit: int, ledger: Ledger) -> Iterator[pa.RecordBatch]:
+        remote.configure(self.remote)
         images: list[pa.RecordBatch] = []
         source = load_inputs(self.inputs)[unit]
         try:
             yield from self._batches(source, ledger, images)
-        except (MissingInputError, UnreadableInputError) as error:
+        except (MissingInputError, UnreadableInputError, TransferError) as error:
             if not self.skip_bad or ledger.records_in > sum(ledger.records_dropped.values()):
-                raise type(error)(f"{error}. {SKIP}") from error
+                remedy = AGAIN if isinstance(error, TransferError) else SKIP
+                raise type(error)(f"{error}. {remedy}") from error
             ledger.records_in += 1
-            ledger.lose("unreadable_input")
-        if not ledger.rows_in and source.bytes != 0 and not ledger.records_dropped["unreadable_input"]:
+            ledger.lose("broken_transfer" if isinstance(error, TransferError) else "unreadable_input")
+        lost = {"unreadable_input", "broken_transfer"}
+        if not ledger.rows_in and source.bytes != 0 and not (lost & ledger.records_dropped.keys()):
             ledger.notes["input_without_pairs"] += 1  # its layout may be another one than the reader expects
         if sum(batch.num_rows for batch in images):
             number = source_names(self.inputs).index(source.name)
@@ -378,6 +383,7 @@ class Gather(RowStage):
     settings: ReadSettings
     skip_bad: bool
     rules: Cleaning
+    remote: RemoteSettings
 
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
@@ -385,7 +391,14 @@ class Gather(RowStage):
         rules = Cleaning(run.language_model, o.respect_opt_out, o.keep_personal)
         settings = read_settings(o)
         return cls(
-            before.plan(run, cls), run.keep_rejected, run.inputs, run.inputs_file, settings, o.skip_bad_inputs, rules
+            before.plan(run, cls),
+            run.keep_rejected,
+            run.inputs,
+            run.inputs_file,
+            settings,
+            o.skip_bad_inputs,
+            rules,
+            run.remote,
         )
 
     @classmethod
@@ -411,7 +424,7 @@ class Gather(RowStage):
         save_inputs(self.inputs_file, self.inputs)
 
     def source(self) -> ReadInputs:
-        return ReadInputs(self.inputs_file, self.settings, self.skip_bad, self.images)
+        return ReadInputs(self.inputs_file, self.settings, self.skip_bad, self.images, self.remote)
 
     def count(self, *, counted: Sequence[StepFolder] | None = None) -> dict[str, Any]:
         info = super().count(counted=counted)

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from pipeline.engine import checks, runners
+from pipeline.engine import checks, remote, runners
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.fork_server import Preload
-from pipeline.engine.opening import UnreadableInputError
+from pipeline.engine.input_errors import TransferError, UnreadableInputError, is_remote
 from pipeline.engine.options import REQUIRED, deciding, nearest, option
+from pipeline.engine.remote import RemoteSettings
 from pipeline.engine.work import Json
 from pipeline.schema import STAGES
 from pipeline.sources import READERS
@@ -31,7 +32,9 @@ RESULT = 3  # raised whenever equal input and options give other rows; then an o
 HIDDEN = ("input", "queries")  # paths: the manifest holds digests of their content instead
 PACKAGES = ("openwit", "apache-beam", "img2dataset", "numpy", "pillow", "pyarrow")  # the manifest holds their versions
 
+AGAIN = "Run the same command again to continue."  # ends a message about an input that may be read later
 SKIP = "Replace the input, or add --skip-bad-inputs to go on without it"  # ends a message about an unreadable input
+PLANNING_PATIENCE_S = 60.0  # for remote inputs that are looked up before a run: somebody waits for an answer
 KERNEL_ROWS = 50_000  # with more expected rows, workers load the kernels before they begin
 # The kernels of select. A worker loads the kernel of a source when it meets such a source.
 KERNELS = (
@@ -109,6 +112,26 @@ class RunSettings:
     )
 
 
+def mirrors(given: str | tuple[str, ...]) -> tuple[str, ...]:
+    """https,s3,http://HOST/ -> names and URLs of mirrors.
+
+    Raises:
+        UsageError: one is neither a known name nor a URL.
+    """
+    names = tuple(name.strip() for name in (given.split(",") if isinstance(given, str) else given))
+    for name in names:
+        if name not in sources.CC_MIRRORS and not is_remote(name):
+            known = ", ".join(sources.CC_MIRRORS)
+            raise UsageError(f"must be names of {known}, or URLs, with commas between them")
+    return names
+
+
+def remote_settings(o: HowSettings, *, pace: str = "") -> RemoteSettings:
+    """How remote inputs are read. `pace` is a file that all processes of the job share."""
+    bases = tuple(sources.CC_MIRRORS.get(name, name) for name in o.cc_mirrors)
+    return RemoteSettings(o.input_patience, o.input_rate, pace, sources.CC_BASE, bases)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HowSettings:
     """The options that say where and how a run is carried out. None of them decides a row."""
@@ -129,6 +152,29 @@ class HowSettings:
         "files",
         help="of columns between steps: as files in OUT, or through the engine (OUT must be shared with both)",
         choices=("files", "shuffle"),
+        steers=True,
+    )
+    input_patience: float = option(
+        600.0,
+        help="time of failed tries without a new byte, after which a remote input is given up",
+        unit="seconds",
+        metavar="S",
+        within="[0, 604800]",
+        steers=True,
+    )
+    input_rate: float = option(
+        10.0,
+        help="requests for remote inputs of the whole job; 0: no limit",
+        unit="a second",
+        metavar="N",
+        within="[0, 100000]",
+        steers=True,
+    )
+    cc_mirrors: tuple[str, ...] = option(
+        ("https",),
+        help="where Common Crawl's files are read: https, s3, hf or URLs, in the order in which they are asked",
+        metavar="A,B",
+        parse=mirrors,
         steers=True,
     )
     redo: str | None = option(
@@ -266,6 +312,11 @@ class Run:
         return self.options
 
     @property
+    def remote(self) -> RemoteSettings:
+        """How the workers read remote inputs, all at one rate."""
+        return remote_settings(self.settings(HowSettings), pace=os.path.join(self.root, ".pace"))
+
+    @property
     def runner(self) -> tuple[str, int | None, tuple[str, ...]]:
         """The runner's name, its workers, and Beam's own flags."""
         how = self.settings(HowSettings)
@@ -327,6 +378,10 @@ def look_up(
         MissingInput: an input or the query list does not exist or cannot be read.
         UsageError: lists, languages and model do not fit each other.
     """
+    if isinstance(options, HowSettings):
+        patience = min(options.input_patience, PLANNING_PATIENCE_S)
+        settings = dataclasses.replace(remote_settings(options), patience=patience)
+        remote.configure(settings, on_wait=lambda line: print(f"pipeline.build: {line}", file=sys.stderr))
     inputs = look_up_inputs(options.input, input_format=input_format, skip_bad=skip_bad)
     rows = sum(READERS[item.format].expected_rows(item) for item in inputs)
     used = look_up_queries(queries, match=match, case=case)
@@ -362,6 +417,8 @@ def look_up_inputs(specs: Sequence[str], *, input_format: str, skip_bad: bool = 
         return tuple(sources.expand(specs, input_format=input_format, skip_bad=skip_bad))
     except UnreadableInputError as error:
         raise MissingInput(f"{error}. {SKIP}") from error
+    except TransferError as error:
+        raise MissingInput(f"{error}. Check the address and the network, or try again later") from error
     except sources.InputError as error:
         raise MissingInput(str(error)) from error
 

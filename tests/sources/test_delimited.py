@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.engine.input_errors import InputError
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.opening import InputError
 from pipeline.sources import delimited
 from pipeline.sources.base import Input
 from pipeline.sources.inputs import expand

@@ -332,7 +332,7 @@ def test_a_glob_that_names_a_suffix_takes_files_by_their_first_bytes(tmp_path):
 
 
 def test_an_error_of_a_store_is_one_line():
-    from pipeline.engine.opening import one_line
+    from pipeline.engine.input_errors import one_line
 
     assert one_line(OSError("\nUnable to load libjvm\ndlopen(a) failed\ndlopen(b) failed")) == "Unable to load libjvm"
     assert one_line(OSError()) == "OSError"
