@@ -27,11 +27,12 @@ import torch  # noqa: E402
 
 from clip_train.bench import write_shards  # noqa: E402
 from clip_train.config import ModelConfig, Recipe  # noqa: E402
-from clip_train.data import Loader, LoaderOptions, Stream  # noqa: E402
+from clip_train.data import Loader, LoaderOptions  # noqa: E402
 from clip_train.image import normalize  # noqa: E402
 from clip_train.loss import info_nce  # noqa: E402
 from clip_train.model import CLIP  # noqa: E402
 from clip_train.optim import make_optimizer  # noqa: E402
+from clip_train.order import Stream  # noqa: E402
 from clip_train.shards import open_index  # noqa: E402
 from clip_train.tokenizer import load_tokenizer  # noqa: E402
 

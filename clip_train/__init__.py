@@ -16,8 +16,9 @@ The way of a run, one file a role:
     commandline.py  commands.py           the parser; the options and the work of each command
     fields.py  places.py  recipe.py       how options are declared and checked; paths; recipe files
     config.py                             models, recipes of the paper, options of a run
-    shards.py  published.py  tar_scan.py  index.py    where the samples are
-    data.py  image.py  tokenizer.py       shards -> uint8 crops and packed token ids, in an order that is one integer
+    shards.py  published.py  tar_scan.py  index.py  index_file.py    where the samples are, in a mapped file
+    order.py  keyed.py                    the order of the samples, which is one integer and a seed
+    data.py  image.py  tokenizer.py       shards -> uint8 crops and packed token ids
     model.py  resnet.py  text.py          the two towers, with the names and the numerics of OpenAI's code
     loss.py  loss_triton.py               symmetric InfoNCE in chunks, exact over ranks and accumulation
     optim.py  distributed.py  checkpoint.py

@@ -25,12 +25,13 @@ import torch.nn.functional as F
 
 from clip_train.bpe import count_words, learn_merges
 from clip_train.config import MEASURES, TrainOptions, resolve
-from clip_train.data import Loader, Stream
+from clip_train.data import Loader
 from clip_train.devices import cpu_count, device_name, peak_flops
 from clip_train.distributed import pick_device
 from clip_train.errors import InputMissing, UsageError
 from clip_train.loss import info_nce
 from clip_train.model import count_flops
+from clip_train.order import Stream
 from clip_train.shards import open_index
 from clip_train.start import loader_options, start_run
 from clip_train.tokenizer import Tokenizer, find_vocabulary, load_tokenizer

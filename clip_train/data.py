@@ -1,15 +1,13 @@
 """Batches in an order whose state is one integer, the number of samples seen.
 
-`Stream` maps each place of an endless sequence to a sample. Each epoch is a keyed permutation of all samples. Step s
-takes the places s*B .. (s+1)*B - 1 for any number of ranks, micro-batches and threads, so a run can resume on any
-number of processes. `Loader` decodes batches ahead in threads. Decoding releases the interpreter's lock, so no worker
-processes are needed.
+`Stream` (order.py) maps each place of an endless sequence to a sample. Step s takes the places s*B .. (s+1)*B - 1 for
+any number of ranks, micro-batches and threads, so a run can resume on any number of processes. `Loader` decodes batches
+ahead in threads. Decoding releases the interpreter's lock, so no worker processes are needed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import os
 import threading
@@ -21,121 +19,17 @@ import numpy as np
 import torch
 
 from clip_train import keyed
-from clip_train.errors import BelowThreshold, InputMissing, UsageError
+from clip_train.errors import BelowThreshold, UsageError
 from clip_train.image import BadImage, decode, random_crop
-from clip_train.index import Index, key_of
+from clip_train.index import Index, Rows, key_of
+from clip_train.order import Stream
 from clip_train.remote import ShardCache
 from clip_train.text import PackedText, flatten, pack_flat, pad_flat
 from clip_train.tokenizer import Tokenizer
 
 SAMPLES_A_TASK = 16  # decoded by one task of the pool: ~10 ms of work
 MAX_IMAGE_BYTES, MAX_TEXT_BYTES = 1 << 28, 1 << 16  # larger members are not read
-_ORDER, _CROP, _KEEP, _WINDOW = 1, 2, 3, 4  # purposes of keyed draws
-
-
-class Stream:
-    """The endless sequence of samples.
-
-    Args:
-        index: where the samples are.
-        seed: keys the permutations.
-        window: shuffle within windows of this many shards, so that few shards are needed at a time. The shards are in a
-            keyed order too. 0: over all samples.
-        online_balance: an epoch has a pair with its keep_probability, drawn again in each epoch.
-    """
-
-    def __init__(self, index: Index, *, seed: int, window: int = 0, online_balance: bool = False) -> None:
-        if online_balance and index.keep_probability is None:
-            raise UsageError(
-                "--online-balance needs keep_probability, which is in the metadata of a published folder: "
-                "name that folder with --data (plain tars do not have it)"
-            )
-        self.index, self.seed, self.window, self.online_balance = index, seed, window, online_balance
-        self._starts = [0]  # place where each epoch begins
-
-    def samples(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The samples (indices) and the epochs at places first .. first + count - 1, (count,) each."""
-        samples, epochs = [], []
-        place = first
-        while place < first + count:
-            epoch = self.epoch_of(place)
-            start, end = self._bounds(epoch)
-            taken = np.arange(place, min(first + count, end), dtype=np.int64) - start
-            samples.append(self._order(epoch, taken))
-            epochs.append(np.full(len(taken), epoch, np.int64))
-            place += len(taken)
-        return np.concatenate(samples), np.concatenate(epochs)
-
-    def epoch_of(self, place: int) -> int:
-        """The epoch of a place."""
-        if not self.online_balance:
-            return place // len(self.index)
-        epoch = 0
-        while self._bounds(epoch)[1] <= place:
-            epoch += 1
-        return epoch
-
-    def _bounds(self, epoch: int) -> tuple[int, int]:
-        if not self.online_balance:
-            return epoch * len(self.index), (epoch + 1) * len(self.index)
-        while len(self._starts) < epoch + 2:
-            kept = len(self._members(len(self._starts) - 1))
-            if not kept:
-                raise InputMissing("--online-balance: the keep probabilities leave no pair in an epoch")
-            self._starts.append(self._starts[-1] + kept)
-        return self._starts[epoch], self._starts[epoch + 1]
-
-    def _order(self, epoch: int, places: np.ndarray) -> np.ndarray:
-        """The samples at places within an epoch."""
-        if self.window:
-            return self._windowed_order(epoch)[places]
-        key = keyed.combine(self.seed, _ORDER, epoch)
-        if not self.online_balance:
-            return keyed.permute(places, len(self.index), key)
-        members = self._members(epoch)
-        return members[keyed.permute(places, len(members), key)]
-
-    def windows(self, samples: np.ndarray, epochs: np.ndarray) -> np.ndarray:
-        """The window of each sample, counted over all epochs. It never decreases along the sequence."""
-        found = np.empty(len(samples), np.int64)
-        for epoch in np.unique(epochs):
-            rows = epochs == epoch
-            places = np.argsort(self._shard_order(int(epoch)))[self.index.shard[samples[rows]]]
-            found[rows] = epoch * self._windows_an_epoch + places // self.window
-        return found
-
-    def shards_of(self, window: int) -> list[int]:
-        """The shards of a window, counted over all epochs."""
-        epoch, number = divmod(window, self._windows_an_epoch)
-        return self._shard_order(epoch)[number * self.window : (number + 1) * self.window].tolist()
-
-    @property
-    def _windows_an_epoch(self) -> int:
-        return -(-len(self.index.paths) // self.window)
-
-    @functools.lru_cache(maxsize=4)  # noqa: B019 - a run has one stream
-    def _shard_order(self, epoch: int) -> np.ndarray:
-        shards = len(self.index.paths)
-        return keyed.permute(np.arange(shards), shards, keyed.combine(self.seed, _WINDOW, epoch))
-
-    @functools.lru_cache(maxsize=2)  # noqa: B019
-    def _members(self, epoch: int) -> np.ndarray:
-        """The samples of an epoch, in the index's order."""
-        everything = np.arange(len(self.index), dtype=np.int64)
-        if not self.online_balance:
-            return everything
-        assert self.index.keep_probability is not None
-        draws = keyed.uniforms(keyed.combine(self.seed, _KEEP, epoch, everything.astype(np.uint64)), 1)[:, 0]
-        return everything[draws < self.index.keep_probability]
-
-    @functools.lru_cache(maxsize=2)  # noqa: B019
-    def _windowed_order(self, epoch: int) -> np.ndarray:
-        """(samples of the epoch,): the shards in a keyed order, and the samples in one within each `window` shards."""
-        members = self._members(epoch)
-        place_of_shard = np.argsort(self._shard_order(epoch))
-        windows = place_of_shard[self.index.shard[members]] // self.window
-        draws = keyed.combine(self.seed, _ORDER, epoch, members.astype(np.uint64))
-        return members[np.lexsort((draws, windows))]
+_CROP = 2  # purpose of a keyed draw
 
 
 class ShardReader:
@@ -191,8 +85,8 @@ _MOST = {"image": MAX_IMAGE_BYTES, "text": MAX_TEXT_BYTES, "label": MAX_TEXT_BYT
 
 def read_member(reader: Reader, index: Index, kind: str, sample: int) -> bytes:
     """The image, text or label of a sample. Only the beginning, if it is larger than the bound for its kind."""
-    offset, size = (int(getattr(index, f"{kind}_{what}")[sample]) for what in ("offset", "size"))
-    return reader.read(int(index.shard[sample]), offset, min(size, _MOST[kind]))
+    shard, offset, size = index.place(kind, sample)
+    return reader.read(shard, offset, min(size, _MOST[kind]))
 
 
 class BadSamples:
@@ -322,21 +216,28 @@ class Loader:
             pending.append(_Pending(self, samples[at : at + size], epochs[at : at + size]))
         return pending
 
-    def load(self, sample: int, draws: np.ndarray, out: np.ndarray, window: int = 0) -> list[int]:
-        """Writes the crop of one sample into `out` and returns the ids of its caption. Raises BadSample."""
-        index, options = self.stream.index, self.options
-        shard = int(index.shard[sample])
-        size = int(index.image_size[sample])
+    def load(self, rows: Rows, row: int, draws: np.ndarray, out: np.ndarray, window: int = 0) -> list[int]:
+        """Writes the crop of one sample into `out` and returns the ids of its caption. Raises BadSample.
+
+        Args:
+            rows, row: the places of some samples, and which of them it is.
+            draws: (3,) of the crop, in [0, 1).
+            out: (S, S, 3) uint8.
+            window: to read it from.
+        """
+        options, shard = self.options, int(rows.shard[row])
+        size = int(rows.image_size[row])
         if size > MAX_IMAGE_BYTES:
             raise BadSample("image_too_large")
-        data = self._read(shard, int(index.image_offset[sample]), size, window)
-        if options.verify and index.sha256 is not None:
-            if hashlib.sha256(data).digest() != index.sha256[sample].tobytes():
+        data = self._read(shard, int(rows.image_offset[row]), size, window)
+        if options.verify and rows.sha256 is not None:
+            kept = rows.sha256[row].tobytes()
+            if hashlib.sha256(data).digest()[: len(kept)] != kept:
                 raise BadSample("sha256_differs")
-        size = int(index.text_size[sample])
+        size = int(rows.text_size[row])
         if size > MAX_TEXT_BYTES:
             raise BadSample("text_too_large")
-        caption = self._read(shard, int(index.text_offset[sample]), size, window)
+        caption = self._read(shard, int(rows.text_offset[row]), size, window)
         try:
             text = caption.decode("utf-8")
         except UnicodeDecodeError:
@@ -378,6 +279,7 @@ class _Pending:
         words = keyed.combine(options.seed, _CROP, epochs.astype(np.uint64), samples.astype(np.uint64))
         self._draws = keyed.uniforms(words, 3)
         self._windows = loader.windows(samples, epochs).tolist()
+        self._rows = loader.stream.index.rows(samples)
         self._pixels = self.images.numpy()
         self._parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # ids and lengths, by the first row
         self._bad: dict[int, str] = {}  # the reason, by the row
@@ -391,9 +293,8 @@ class _Pending:
         """Reads and decodes some rows, and notes the reason of a bad sample."""
         captions: list[list[int]] = []
         for row in range(at, min(at + SAMPLES_A_TASK, len(self.samples))):
-            sample = int(self.samples[row])
             try:
-                captions.append(loader.load(sample, self._draws[row], self._pixels[row], self._windows[row]))
+                captions.append(loader.load(self._rows, row, self._draws[row], self._pixels[row], self._windows[row]))
             except BadSample as error:
                 self._pixels[row] = 0
                 self._bad[row] = str(error)

@@ -309,7 +309,7 @@ def embed(
         with pq.ParquetWriter(partial, pa.schema(fields), compression="zstd", write_page_checksum=True) as writer:
             read_image = functools.partial(read_member, reader, index, "image")
             for numbers, features in embed_images(model, read_image, len(index), batch_size=batch_size):
-                columns = [index.keys.take(pa.array(numbers)).cast(pa.string()), _vectors(features)]
+                columns = [pa.array(index.keys_of(numbers), pa.string()), _vectors(features)]
                 if texts:
                     lines = [_text(reader, index, sample) for sample in numbers]
                     columns.append(_vectors(embed_texts(model, tokenizer, lines)))
@@ -327,7 +327,7 @@ def _vectors(features: Tensor) -> pa.FixedSizeListArray:
 
 
 def _text(reader: Reader, index: Index, sample: int) -> str:
-    size = int(index.text_size[sample])
+    size = index.place("text", sample)[2]
     if size > MAX_TEXT_BYTES:
         raise TrainError(f"{key_of(index, sample)}: a caption of {size} bytes")
     try:

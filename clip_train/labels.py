@@ -92,7 +92,7 @@ def _open_folder(folder: Path, names: list[str] | None) -> LabelledImages:
 
 def _open_shards(data: str, names: list[str] | None) -> LabelledImages:
     index = open_index(data)
-    if not index.label_size.any():
+    if not index.labelled:
         raise InputMissing(f"{data}: the samples have no .cls member, so there are no labels")
     reader = open_reader(index)
     words = [
@@ -116,7 +116,7 @@ def _open_shards(data: str, names: list[str] | None) -> LabelledImages:
             raise UsageError(f"{data}: the label {sorted(missing)[0]!r} is not in the file of classes")
         labels = np.array([names.index(word) for word in words], np.int64)
     return LabelledImages(
-        names=index.keys.to_pylist(),
+        names=index.keys_of(range(len(index))),
         labels=labels,
         classes=names,
         read=functools.partial(read_member, reader, index, "image"),

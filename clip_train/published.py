@@ -7,24 +7,29 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clip_train import remote
 from clip_train.errors import InputMissing, TrainError
-from clip_train.index import Index, check_nulls, check_places
+from clip_train.index import Index
+from clip_train.index_file import Writer, kept_table
 
 REMEDY = "publish the shards again, or point --data at a whole copy"
-_COLUMNS = (
-    "key", "shard", "jpg_offset", "jpg_size", "txt_offset", "txt_size", "sha256", "keep_probability",
-)  # fmt: skip
+_OURS = {
+    "jpg_offset": "image_offset", "jpg_size": "image_size", "txt_offset": "text_offset", "txt_size": "text_size",
+}  # fmt: skip
+_OPTIONAL = ("sha256", "keep_probability")
+_COLUMNS = ("key", "shard", *_OURS, *_OPTIONAL)
+Read = Callable[[str, Sequence[str]], pa.Table]  # a file of the folder, and the wanted columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,17 +41,28 @@ class Listed:
     sha256: str | None
 
 
-def read_published(folder: Path) -> Index:
-    listed = read_manifest((folder / "manifest.json").read_bytes(), str(folder / "manifest.json"))
+def open_published(folder: Path, folders: Sequence[Path]) -> Index:
+    """The index of a published folder. Its file is kept in the first of `folders` that has it or can be written."""
+    manifest = (folder / "manifest.json").read_bytes()
+    listed = read_manifest(manifest, str(folder / "manifest.json"))
     for file in listed:
         path = folder / file.path
-        if not path.exists():
-            raise InputMissing(f"{path} is missing, the manifest lists it; {REMEDY}")
-        if path.stat().st_size != file.size:
-            raise TrainError(f"{path} has {path.stat().st_size} bytes, the manifest says {file.size}; {REMEDY}")
-    metadata = [(str(folder / file.path), folder / file.path) for file in listed if is_metadata(file)]
-    table = read_metadata(metadata, str(folder))
-    return index_from_table(table, str(folder), {file.path: file for file in listed})
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            raise InputMissing(f"{path} is missing, the manifest lists it; {REMEDY}") from None
+        if size != file.size:
+            raise TrainError(f"{path} has {size} bytes, the manifest says {file.size}; {REMEDY}")
+    # a manifest without sha256 may stay the same where the metadata changes
+    marks = [(folder / file.path).stat().st_mtime_ns for file in listed if is_metadata(file) and not file.sha256]
+
+    def read(name: str, columns: Sequence[str]) -> pa.Table:
+        return read_columns(folder / name, f"{folder}/{name}", columns)
+
+    name = f"index-{hashlib.sha256(json.dumps(marks).encode() + manifest).hexdigest()[:16]}"
+    table = kept_table(folders, name, lambda file: write_index(file, read, str(folder), listed))
+    paths = tuple(f"{folder}/{path}" for path in table.names)
+    return Index(paths, table, read_keys=lambda path: read(path, ["key"])["key"].to_pylist())
 
 
 def read_manifest(data: bytes, name: str) -> list[Listed]:
@@ -69,62 +85,111 @@ def is_metadata(file: Listed) -> bool:
     return file.path.startswith("metadata/") and file.path.endswith(".parquet")
 
 
-def read_metadata(files: Sequence[tuple[str, Path]], folder: str) -> pa.Table:
-    """Reads the columns of the index. `files` are pairs of a name for messages and a path."""
-    if not files:
+def write_index(file: IO[bytes], read: Read, folder: str, listed: Sequence[Listed]) -> None:
+    """Writes the index of a published folder, one file of metadata after the other.
+
+    Args:
+        file: for the index.
+        read: gives the wanted columns of a file of the folder, as far as it has them.
+        folder: its name for messages.
+        listed: by the manifest.
+
+    Raises:
+        InputMissing: there is no metadata.
+        TrainError: a table that is damaged or does not fit the shards.
+    """
+    names = [entry.path for entry in listed if is_metadata(entry)]
+    if not names:
         raise InputMissing(f"{folder}/metadata: no Parquet file; {REMEDY}")
-    tables = []
-    for name, path in files:
-        try:
-            tables.append(pq.read_table(path, columns=_wanted_columns(name, path), page_checksum_verification=True))
-        except (pa.ArrowException, OSError) as error:
-            raise TrainError(f"{name}: {error}; {REMEDY}") from error
-    return pa.concat_tables(tables, promote_options="default")
-
-
-def _wanted_columns(name: str, path: Path) -> list[str]:
-    present = set(pq.read_schema(path).names)
-    missing = [name for name in _COLUMNS[:6] if name not in present]
-    if missing:
-        raise TrainError(f"{name} has no column {missing[0]!r}: is this a folder that the pipeline published?")
-    return [name for name in _COLUMNS if name in present]
-
-
-def index_from_table(table: pa.Table, folder: str, listed: dict[str, Listed]) -> Index:
-    """The index. TrainError for any table that does not fit the shards of the manifest."""
     try:
-        check_nulls(table)
-        shards = table["shard"].combine_chunks()
-        names = shards.dictionary_encode() if not pa.types.is_dictionary(shards.type) else shards
-        if isinstance(names, pa.ChunkedArray):
-            names = names.combine_chunks()
-        tars = _tars_by_name(listed)
-        paths = [_shard_path(name, tars) for name in names.dictionary.to_pylist()]
-        nothing = np.zeros(table.num_rows, np.int64)
-        has = table.column_names
-        index = Index(
-            paths=tuple(f"{folder.rstrip('/')}/{path}" for path in paths),
-            keys=table["key"].cast(pa.large_string()).combine_chunks(),
-            shard=names.indices.to_numpy().astype(np.int32),
-            image_offset=table["jpg_offset"].to_numpy().astype(np.int64),
-            image_size=table["jpg_size"].to_numpy().astype(np.int32),
-            text_offset=table["txt_offset"].to_numpy().astype(np.int64),
-            text_size=table["txt_size"].to_numpy().astype(np.int32),
-            label_offset=nothing,
-            label_size=nothing.astype(np.int32),
-            sha256=_digests(table["sha256"]) if "sha256" in has else None,
-            keep_probability=table["keep_probability"].to_numpy().astype(np.float32)
-            if "keep_probability" in has
-            else None,
-        )
-        index = dataclasses.replace(
-            index, sizes=tuple(listed[path].size for path in paths), listed=_digest_of_list(listed.values())
-        )
-        check_places(index, index.sizes)
-    except (ValueError, TypeError, KeyError, pa.ArrowException) as error:
-        name = remote.public(folder)
-        raise TrainError(f"{name}: the metadata does not fit the shards ({error}); {REMEDY}") from error
-    return index
+        try:
+            _write_tables(file, ((name, read(name, _COLUMNS)) for name in names), listed, keys=False)
+        except _Scattered:
+            file.seek(0)
+            file.truncate()
+            whole = _grouped(pa.concat_tables([read(name, _COLUMNS) for name in names]))
+            _write_tables(file, [("", whole)], listed, keys=True)
+    except (ValueError, TypeError, KeyError, OverflowError, pa.ArrowException) as error:
+        raise TrainError(f"{folder}: the metadata does not fit the shards ({error}); {REMEDY}") from error
+
+
+class _Scattered(Exception):
+    """The samples of a shard are not neighbours."""
+
+
+def _write_tables(
+    file: IO[bytes], tables: Iterable[tuple[str, pa.Table]], listed: Sequence[Listed], *, keys: bool
+) -> None:  # fmt: skip
+    tars, sizes = _tars_by_name(entry.path for entry in listed), {entry.path: entry.size for entry in listed}
+    paths: dict[str, None] = {}  # of the shards, in their order
+    tables = iter(tables)
+    first = next(tables)
+    has = first[1].column_names
+    with Writer(file, columns=_words(has), keys=keys) as writer:
+        for name, table in itertools.chain([first], tables):
+            if table.column_names != has:
+                raise ValueError(f"{name} has the columns {', '.join(table.column_names)}, not {', '.join(has)}")
+            if not keys:
+                writer.begin_metadata(name)
+            for shard, rows in _runs_of_shards(table):
+                path = _shard_path(shard, tars)
+                if path in paths:
+                    raise _Scattered
+                paths[path] = None
+                writer.add_shard(_columns(rows), rows["key"].to_pylist() if keys else (), size=sizes[path])
+        writer.finish(list(paths), listed=_digest_of_list(listed))
+
+
+def _words(has: Sequence[str]) -> list[str]:
+    words = ["image_block", "image_size", "text_block", "text_size"]
+    words += ["keep"] if "keep_probability" in has else []
+    return words + (["sha256", "sha256+"] if "sha256" in has else [])
+
+
+def _columns(rows: pa.Table) -> dict[str, np.ndarray]:
+    columns = {ours: rows[theirs].to_numpy() for theirs, ours in _OURS.items()}
+    if "keep_probability" in rows.column_names:
+        columns["keep_probability"] = rows["keep_probability"].to_numpy()
+    if "sha256" in rows.column_names:
+        columns["sha256"] = _digests(rows["sha256"])
+    return columns
+
+
+def _runs_of_shards(table: pa.Table) -> Iterator[tuple[int | str, pa.Table]]:
+    """The rows of each shard, as far as they are neighbours."""
+    if not len(table):
+        return
+    for name in table.column_names:
+        if table[name].null_count:
+            raise ValueError(f"{name} has nulls")
+    encoded = table["shard"].combine_chunks()
+    encoded = encoded if pa.types.is_dictionary(encoded.type) else encoded.dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    numbers = encoded.indices.to_numpy()
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
+    for start, end in itertools.pairwise([*starts, len(numbers)]):
+        yield encoded.dictionary[int(numbers[start])].as_py(), table.slice(start, end - start)
+
+
+def _grouped(table: pa.Table) -> pa.Table:
+    """The rows of each shard together, the shards in the order of their first row."""
+    shards = table["shard"].combine_chunks()
+    numbers = pa.array(shards.to_pylist()).dictionary_encode().indices.to_numpy()
+    return table.take(pa.array(np.argsort(numbers, kind="stable")))
+
+
+def read_columns(path: Path, name: str, columns: Sequence[str]) -> pa.Table:
+    """The columns of a metadata file, as far as it has them. TrainError names it where it cannot be read."""
+    try:
+        present = set(pq.read_schema(path).names)
+        missing = [column for column in columns if column not in present and column not in _OPTIONAL]
+        if missing:
+            raise TrainError(f"{name} has no column {missing[0]!r}: is this a folder that the pipeline published?")
+        wanted = [column for column in columns if column in present]
+        return pq.read_table(path, columns=wanted, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise TrainError(f"{name}: {error}; {REMEDY}") from error
 
 
 def _digest_of_list(listed: Iterable[Listed]) -> str:
@@ -156,7 +221,9 @@ def _shard_path(name: int | str, tars: Mapping[int | str, str]) -> str:
 
 
 def _digests(column: pa.ChunkedArray) -> np.ndarray:
-    """(N, 32) bytes from a column of digests. The column has bytes or hexadecimal text."""
+    """(n, 32) bytes from a column of digests. The column has bytes or hexadecimal text."""
     values = column.to_pylist()
-    raw = b"".join(bytes.fromhex(value) if isinstance(value, str) else value for value in values)
+    if {len(value) for value in values} - {64 if isinstance(values[0], str) else 32}:
+        raise ValueError("a sha256 has another length")
+    raw = bytes.fromhex("".join(values)) if isinstance(values[0], str) else b"".join(values)
     return np.frombuffer(raw, np.uint8).reshape(len(values), 32)

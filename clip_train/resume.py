@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from clip_train import checkpoint
-from clip_train.config import ModelConfig, Plan
+from clip_train.config import ModelConfig, Plan, TrainOptions
 from clip_train.distributed import rank
 from clip_train.errors import TrainError, UsageError
 from clip_train.log import Progress
+from clip_train.order import WINDOW_FORM
 from clip_train.remote import public
 from clip_train.run import Run
 from clip_train.same_run import recipe_of, unexplained
@@ -46,7 +48,7 @@ def restore_run(run: Run, path: Path) -> None:
     same_model(ModelConfig.from_json(info["model"]), plan.model, str(path))
     if plan.vocabulary and info["vocabulary"] != plan.vocabulary:
         raise UsageError(f"{path} was trained with another vocabulary: leave out --bpe to take that of the run")
-    order = {"window": plan.options.window, "online_balance": plan.options.online_balance}
+    order = order_of(plan.options)
     if info.get("order", order) != order:
         raise UsageError(f"{path} was trained with {info['order']}, not {order}: the order of samples would differ")
     if info["samples"] != plan.samples or info["seed"] != plan.options.seed:
@@ -68,6 +70,12 @@ def restore_run(run: Run, path: Path) -> None:
         run.average.weights = {name: value.to(run.device) for name, value in state.ema.items()}
     run.scaler.load_state_dict(info["progress"]["scaler"])
     run.step, run.samples_seen = info["progress"]["step"], info["progress"]["samples_seen"]
+
+
+def order_of(options: TrainOptions) -> dict[str, Any]:
+    """What a checkpoint keeps of the order of the samples."""
+    order: dict[str, Any] = {"window": options.window, "online_balance": options.online_balance}
+    return order | ({"form": WINDOW_FORM} if options.window or options.online_balance else {})
 
 
 def same_model(found: ModelConfig, wanted: ModelConfig, origin: str, *, but: str = "") -> None:
@@ -105,9 +113,7 @@ def save_run(run: Run, folder: Path, tokenizer: Tokenizer) -> Path:
                 "set": run.data,
                 "recipe": recipe_of(run.plan.options),
                 "seed": run.plan.options.seed,
-                "order": {
-                    "window": run.plan.options.window, "online_balance": run.plan.options.online_balance,
-                },
+                "order": order_of(run.plan.options),
                 "progress": {
                     "step": run.step, "samples_seen": run.samples_seen, "scaler": run.scaler.state_dict(),
                 },

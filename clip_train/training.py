@@ -24,7 +24,7 @@ from torch import Tensor
 from clip_train import checkpoint, keyed
 from clip_train.at_checkpoint import evaluate_run
 from clip_train.config import ModelConfig, TrainOptions, check_run, resolve
-from clip_train.data import Batch, Loader, Stream
+from clip_train.data import Batch, Loader
 from clip_train.distributed import agree, pick_device, process_group, rank, world_size
 from clip_train.errors import Interrupted
 from clip_train.image import normalize
@@ -34,6 +34,7 @@ from clip_train.lock import hold, stop_signals
 from clip_train.log import Progress, StepLog, open_sinks
 from clip_train.loss import info_nce, sigmoid_loss
 from clip_train.optim import learning_rate, set_learning_rate
+from clip_train.order import Stream
 from clip_train.parallel import frozen_statistics
 from clip_train.report import Report, Timing
 from clip_train.resume import save_run

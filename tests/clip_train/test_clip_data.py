@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import itertools
 import json
@@ -20,8 +21,9 @@ from conftest import CAPTIONS, jpeg, sample_members, write_manifest, write_tar  
 
 from clip_train import data as data_module  # noqa: E402
 from clip_train.bpe import read_captions  # noqa: E402
-from clip_train.data import BadSamples, Loader, LoaderOptions, ShardReader, Stream  # noqa: E402
+from clip_train.data import BadSamples, Loader, LoaderOptions, ShardReader  # noqa: E402
 from clip_train.errors import BelowThreshold, InputMissing, TrainError, UsageError  # noqa: E402
+from clip_train.order import Stream  # noqa: E402
 from clip_train.places import expand  # noqa: E402
 from clip_train.shards import open_index  # noqa: E402
 from clip_train.tar_scan import scan_tar  # noqa: E402
@@ -40,28 +42,38 @@ def steps(index, vocabulary, count, *, seen=0, stream=None, **changes):
         return list(itertools.islice(loader.steps(seen), count)), loader.bad
 
 
+def same_index(one, other) -> bool:
+    everything = np.arange(len(one))
+    return one.keys_of(everything) == other.keys_of(everything) and all(
+        np.array_equal(a, b)
+        for a, b in zip(vars(one.rows(everything)).values(), vars(other.rows(everything)).values(), strict=True)
+    )
+
+
 # --- index ------------------------------------------------------------------------------------------------------------
 
 
 def test_plain_tars_are_indexed_once(tars):
     folder = tars()
     index = open_index(str(folder))
-    assert len(index) == 48 and index.keys[0].as_py() == "000000" and len(index.paths) == 3
-    kept = list((folder / ".clip_train").iterdir())
+    assert len(index) == 48 and index.keys_of([0, 47]) == ["000000", "000047"] and len(index.paths) == 3
+    kept = list((folder / ".clip_train").glob("*.index"))
     assert len(kept) == 1
     again = open_index(str(folder / "{00000..00002}.tar"))
-    assert np.array_equal(index.image_offset, again.image_offset) and again.keys.equals(index.keys)
+    assert same_index(index, again)
+    shard, offset, size = index.place("image", 17)
     with open(index.paths[1], "rb") as file:
-        file.seek(int(index.image_offset[17]))
-        assert file.read(int(index.image_size[17])) == jpeg(17)
+        file.seek(offset)
+        assert shard == 1 and file.read(size) == jpeg(17)
     kept[0].write_bytes(kept[0].read_bytes()[:-100])  # a damaged index is made again
     assert len(open_index(str(folder))) == 48
 
 
 def test_published_folder(published):
     index = open_index(str(published()))
-    assert len(index) == 48 and index.sha256.shape == (48, 32)
-    assert index.keep_probability[0] == 0.5
+    rows = index.rows(np.arange(48))
+    assert len(index) == 48 and rows.sha256[17].tobytes() == hashlib.sha256(jpeg(17)).digest()[:8]
+    assert index.keep_probability(np.array([0])) == [0.5] and index.keys_of([20]) == ["0000100020"]
 
 
 @pytest.mark.parametrize("numbers, digits", [((0, 3, 17), 5), ((2500, 97_500, 500_000), 6)])
@@ -70,7 +82,9 @@ def test_numbers_of_shards_with_gaps_change_nothing(published, vocabulary, numbe
     whole = open_index(str(published(name="whole")))
     index = open_index(str(published(numbers=numbers, digits=digits)))
     assert [path.rsplit("/", 1)[1] for path in index.paths] == [f"{number:0{digits}d}.tar" for number in numbers]
-    assert np.array_equal(index.shard, whole.shard) and np.array_equal(index.image_offset, whole.image_offset)
+    everything = np.arange(len(whole))
+    assert np.array_equal(index.bounds, whole.bounds)
+    assert np.array_equal(index.rows(everything).image_offset, whole.rows(everything).image_offset)
     wanted, _ = steps(whole, vocabulary, 9, stream=Stream(whole, seed=4, window=window))
     for seen in (0, 16):  # 16: resumed
         stream = Stream(index, seed=4, window=window)
@@ -181,7 +195,7 @@ def test_every_sample_once_an_epoch_and_epochs_differ(tars, window):
     pieces = [stream.samples(at, 7)[0] for at in range(0, 3 * 48, 7)]
     assert np.array_equal(np.concatenate(pieces)[: 3 * 48], samples)
     if window:
-        shards = index.shard[samples[:16]]
+        shards = index.shard_of(samples[:16])
         assert len(set(shards.tolist())) <= window
 
 
@@ -295,7 +309,8 @@ def test_digests_are_checked_on_demand(published, vocabulary):
     index = open_index(str(folder))
     shard = folder / "shards" / "00000.tar"
     data = bytearray(shard.read_bytes())
-    data[int(index.image_offset[4]) + int(index.image_size[4]) // 2] ^= 1
+    _, offset, size = index.place("image", 4)
+    data[offset + size // 2] ^= 1
     shard.write_bytes(data)
     write_manifest(folder)
     _, bad = steps(index, vocabulary, 1, batch_size=12, prefetch=0, verify=True)
@@ -308,7 +323,7 @@ def test_a_shard_that_shrinks_under_the_run_is_noticed(tars, vocabulary):
     folder = tars(samples=12, shards=1)
     index = open_index(str(folder))
     with open(index.paths[0], "r+b") as file:
-        file.truncate(int(index.image_offset[6]) + 10)
+        file.truncate(index.place("image", 6)[1] + 10)
     _, bad = steps(index, vocabulary, 1, batch_size=12, prefetch=0)
     assert bad.to_json() == {"shard_cut": 6}
     (folder / "00000.tar").unlink()
@@ -371,7 +386,7 @@ def test_the_first_of_two_members_of_a_name_counts(tmp_path):
     path = tmp_path / "x.tar"
     offsets = write_tar(path, [("a.jpg", jpeg(1)), ("a.txt", b"one"), ("a.jpg", jpeg(2)), ("a.txt", b"two")])
     index = open_index(str(path))
-    assert len(index) == 1 and index.image_offset[0] == offsets[0] and index.text_size[0] == 3
+    assert len(index) == 1 and index.place("image", 0)[1] == offsets[0] and index.place("text", 0)[2] == 3
 
 
 def test_other_members_are_never_read(tmp_path, vocabulary):
@@ -439,17 +454,34 @@ def test_a_manifest_that_nests_without_end_or_climbs_out_is_refused(published):
         open_index(str(folder))
 
 
-def test_an_index_beside_the_shards_that_we_did_not_make_is_made_again(tars):
+def test_an_index_beside_the_shards_that_is_not_whole_is_made_again(tars):
     folder = tars(samples=8, shards=1)
     index = open_index(str(folder))
-    (kept,) = (folder / ".clip_train").iterdir()
-    table = pq.read_table(kept)
-    for changed in (
-        table.drop_columns(["image_size"]), table.set_column(1, "shard", pa.array([5] * 8, pa.int32())),
-        table.replace_schema_metadata({}), table.set_column(2, "image_offset", pa.array([-9] * 8)),
-    ):  # fmt: skip
-        pq.write_table(changed, kept)
-        assert np.array_equal(open_index(str(folder)).image_offset, index.image_offset)
+    (kept,) = (folder / ".clip_train").glob("*.index")
+    whole = kept.read_bytes()
+    prefix, footer = whole[:20] + b"\xff" + whole[21:], whole[:-9] + b"9" * 9
+    for spoiled in (b"", b"x" * 200, whole[:-1], whole + b"x", prefix, footer):
+        kept.unlink()  # the earlier index still maps it
+        kept.write_bytes(spoiled)
+        assert same_index(open_index(str(folder)), index) and kept.read_bytes() == whole
+
+
+def test_a_flipped_bit_of_a_place_never_gives_another_caption(tars, vocabulary):
+    folder = tars(samples=8, shards=1)
+    open_index(str(folder))
+    (kept,) = (folder / ".clip_train").glob("*.index")
+    whole = kept.read_bytes()
+    for bit in range(64 * 8, (64 + 8 * 28) * 8, 5):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        kept.write_bytes(data)
+        sample = (bit // 8 - 64) // 28
+        with pytest.raises(TrainError, match=rf"index .*\.index is damaged \(sample {sample}\): remove it"):
+            open_index(str(folder)).rows(np.arange(8))
+    records = [whole[64 + 28 * row : 92 + 28 * row] for row in range(8)]
+    kept.write_bytes(whole[:64] + b"".join(records[::-1]) + whole[64 + 28 * 8 :])  # each is whole, in another place
+    with pytest.raises(TrainError, match="is damaged"):
+        steps(open_index(str(folder)), vocabulary, 1)
 
 
 def test_json_of_shards_is_not_needed(published, vocabulary):

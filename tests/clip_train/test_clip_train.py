@@ -21,12 +21,13 @@ from clip_train import run_config  # noqa: E402
 from clip_train import training as train_module  # noqa: E402
 from clip_train.checkpoint import all_steps, optimizer_tensors, restore_optimizer, whole  # noqa: E402
 from clip_train.config import TrainOptions, resolve  # noqa: E402
-from clip_train.data import Batch, Loader, Stream  # noqa: E402
+from clip_train.data import Batch, Loader  # noqa: E402
 from clip_train.distributed import process_group, world_size  # noqa: E402
 from clip_train.errors import BelowThreshold, InputMissing, TrainError, UsageError  # noqa: E402
 from clip_train.log import StepLog  # noqa: E402
 from clip_train.model import CLIP  # noqa: E402
 from clip_train.optim import learning_rate  # noqa: E402
+from clip_train.order import Stream  # noqa: E402
 from clip_train.run import Run  # noqa: E402
 from clip_train.shards import open_index  # noqa: E402
 from clip_train.start import loader_options, start_run  # noqa: E402
