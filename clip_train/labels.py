@@ -127,7 +127,7 @@ def open_unlabelled(data: str) -> LabelledImages:
     """The images of shards, all with label 0 and without classes."""
     index = open_index(data)
     return LabelledImages(
-        names=index.keys.to_pylist(),
+        names=index.keys_of(range(len(index))),
         labels=np.zeros(len(index), np.int64),
         classes=[],
         read=functools.partial(read_member, open_reader(index), index, "image"),
