@@ -103,12 +103,10 @@ def test_the_module_is_still_a_module() -> None:
 
 
 def test_the_packages_alone_are_light() -> None:
-    program = (
-        "import sys, time\nstart = time.perf_counter()\nimport pipeline, queries\ntook = time.perf_counter() - start"
-    )
-    program += "\nprint(took)\nassert not {'numpy', 'pyarrow', 'dataclasses'} & set(sys.modules)"
-    runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, cwd=ROOT) for _ in "12345"]
-    assert min(float(run.stdout) for run in runs) < 0.03
+    program = "import sys\nbefore = set(sys.modules)\nimport pipeline, queries\nprint(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, cwd=ROOT, text=True)
+    loaded = done.stdout.split()
+    assert not {"numpy", "pyarrow", "dataclasses"} & set(loaded) and len(loaded) < 50, loaded
 
 
 TYPED = """
