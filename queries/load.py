@@ -33,6 +33,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.engine.display import sanitize
 from pipeline.engine.input_errors import InputError
 from pipeline.engine.opening import open_input
 from pipeline.text import quoting
@@ -127,8 +128,9 @@ def load_queries(path: str) -> QueryList:
     data = _read_bytes(path, unzip=suffixes[-1] == ".gz")
     try:
         return _assemble(path, reader(data if kind == ".parquet" else _as_utf8(data)))
-    except (json.JSONDecodeError, RecursionError, UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
-        raise QueryError(path, f"is not valid {kind[1:]} ({error})", f"Write it again, or use {_FORMATS}.") from error
+    except _INVALID as error:
+        why = sanitize(str(error).strip())  # messages of Arrow hold line breaks and bytes of the file
+        raise QueryError(path, f"is not valid {kind[1:]} ({why})", f"Write it again, or use {_FORMATS}.") from error
     except (pa.ArrowCapacityError, MemoryError) as error:
         raise QueryError(path, "is too large for one list", "Keep the queries with the highest counts.") from error
 
@@ -385,4 +387,6 @@ def _array(values: _Column, kind: pa.DataType) -> pa.Array:
     return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)
 
 
+# What readers raise for bytes that are no list. Arrow raises OSError for damage; no reader opens a file.
+_INVALID = (json.JSONDecodeError, RecursionError, UnicodeDecodeError, csv.Error, pa.ArrowInvalid, OSError)
 _READERS = {".txt": _read_text, ".json": _read_json, ".tsv": _read_tsv, ".csv": _read_csv, ".parquet": _read_parquet}

@@ -246,7 +246,27 @@ def test_one_option_fixes_the_number_of_shards(told) -> None:
     assert "--shards 8: must not stand beside --rows-per-shard, which it replaces" in said
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("--redo dedup --stages match..match", "--redo dedup: must be one of the stages of --stages match..match"),
+        ("--redo gather --stages match..fetch", "--redo gather: must be one of the stages of --stages match..fetch"),
+        ("--retry-failed --stages gather..balance", "--retry-failed: needs the stage fetch"),
+        ("--retry-failed --stages publish", "--retry-failed: needs the stage fetch, and --stages is publish..publish"),
+    ],
+)
+def test_a_stage_is_not_removed_by_a_run_that_does_not_do_it(given: str, says: str, told) -> None:
+    code, said = told(*given.split())
+    assert code == build.USAGE and says in said
+
+
 # -------------------------------------------------------------------------------------------------------------- OUT
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no such names")
+def test_a_folder_whose_name_is_no_utf8_is_refused(told, tmp_path: Path) -> None:
+    code, said = told("--output", os.fsdecode(os.fsencode(tmp_path) + b"/out\xff"))
+    assert code == build.USAGE and "must be a name in UTF-8" in said
 
 
 @pytest.mark.parametrize(

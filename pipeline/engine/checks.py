@@ -41,6 +41,10 @@ def output_folder(path: str, *, ours: Callable[[str, list[str]], bool]) -> None:
         raise UsageError("must be a folder, not an empty name")
     if URL.match(path):
         raise UsageError("must be a folder of this machine; object stores are not supported as output yet")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UsageError("must be a name in UTF-8, since files of the run hold it") from None
     if not os.path.isdir(path):
         _check_parent(path)
         return

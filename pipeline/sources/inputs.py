@@ -50,7 +50,12 @@ _GLOB = re.compile(r"[*?\[]")
 
 
 def expand(
-    specs: Sequence[str], *, input_format: str = AUTO, cc_base: str | None = None, skip_bad: bool = False
+    specs: Sequence[str],
+    *,
+    input_format: str = AUTO,
+    cc_base: str | None = None,
+    skip_bad: bool = False,
+    without: str | None = None,
 ) -> list[Input]:
     """All inputs behind `specs`, sorted by name, each file once.
 
@@ -59,9 +64,10 @@ def expand(
         input_format: "auto", or one format for all files. With "auto", folders and globs skip files of other formats.
         cc_base: where crawl paths lie (URL or folder); default: OPENWIT_CC_BASE, then Common Crawl's server.
         skip_bad: a file that must be opened for this, and is unreadable, stays one input. Its reader fails then.
+        without: a folder that the run writes. Folders and globs skip the files in it.
 
     Raises:
-        InputError: nothing matches, or a file cannot be read, or its format is not recognised.
+        InputError: nothing matches, or a file cannot be read, or its format is not recognised, or lies in `without`.
     """
     if input_format not in (AUTO, *READERS):
         *others, last = (AUTO, *READERS)
@@ -69,7 +75,10 @@ def expand(
     if not specs:
         raise InputError("no input was given: name a file, a folder, a glob, @LIST, a URL or cc:CRAWL")
     base = cc_base or os.environ.get(CC_BASE_VARIABLE) or CC_BASE
-    found = [item for spec in specs for item in _expand_spec(spec, base=base, any_name=input_format != AUTO)]
+    found: list[Found] = []
+    for spec in specs:
+        more = _expand_spec(spec, base=base, any_name=input_format != AUTO)
+        found += more if without is None else _outside(without, spec, more)
     found = _distinct_names(_distinct_paths(found))
     with ThreadPoolExecutor(8) as pool:  # opening files waits for disks and servers
         groups = list(pool.map(lambda item: _finish(item, input_format, skip_bad), found))
@@ -92,6 +101,15 @@ def _expand_spec(spec: str, *, base: str, any_name: bool, in_list: bool = False)
     if is_remote(spec):
         return _expand_remote(spec, any_name=any_name)
     return _expand_local(spec, any_name=any_name)
+
+
+def _outside(folder: str, spec: str, found: list[Found]) -> list[Found]:
+    """The files of a spec that do not lie in `folder`. Else a run that goes on would read what it wrote itself."""
+    inside = os.path.join(os.path.realpath(folder), "")
+    kept = [item for item in found if is_remote(item.path) or not os.path.realpath(item.path).startswith(inside)]
+    if len(kept) < len(found) and (not kept or spec.startswith("@")):
+        raise InputError(f"{spec!r} names files in the output folder {folder!r}: name another output folder")
+    return kept
 
 
 def _expand_local(spec: str, *, any_name: bool) -> list[Found]:
@@ -146,10 +164,10 @@ def _walk(folder: str, root: str, *, any_name: bool) -> Iterator[Found]:
 def _local(path: str, root: str) -> Found:
     name = os.path.relpath(path, root).replace(os.sep, "/")
     try:
-        name.encode()
+        path.encode()
         about = os.stat(path)
     except UnicodeEncodeError as error:
-        raise InputError(f"the name {path!r} is no UTF-8, and names stand in the data: rename the file") from error
+        raise InputError(f"the name {path!r} is no UTF-8, and names stand in the data: rename it") from error
     except OSError as error:
         raise InputError(f"{path!r} cannot be read: {error.strerror}") from error
     if not stat.S_ISREG(about.st_mode):

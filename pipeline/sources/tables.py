@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.engine.display import sanitize
 from pipeline.engine.input_errors import InputError, UnreadableInputError, is_remote, public
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.opening import open_seekable
@@ -344,7 +345,8 @@ def _unreadable(path: str, name: str, error: Exception) -> InputError:
     if isinstance(error, OSError) and error.errno is not None:
         return InputError(f"{name!r} cannot be read: {error}")  # of the system: the file itself may be good
     seems = describe_head(read_head(path))
-    return UnreadableInputError(f"{name!r} is no readable Parquet file: {seems or f'cut or damaged? {error}'}")
+    why = sanitize(str(error).strip().rstrip("."))  # messages of Arrow hold line breaks and bytes of the file
+    return UnreadableInputError(f"{name!r} is no readable Parquet file: {seems or f'cut or damaged? {why}'}")
 
 
 @contextlib.contextmanager

@@ -143,6 +143,12 @@ class FetchSettings:
         False, help="fetch again what failed in a way that may pass, then publish anew", steers=True
     )
 
+    @staticmethod
+    def check_together(o: Any) -> None:
+        """Refuses --retry-failed for a run that does not fetch."""
+        if o.retry_failed and "fetch" not in o.stages:
+            raise UsageError(f"--retry-failed: needs the stage fetch, and --stages is {o.stages[0]}..{o.stages[-1]}")
+
 
 def fetch_options(o: FetchSettings) -> FetchOptions:
     """The options as the downloader takes them."""
@@ -531,6 +537,8 @@ class Fetch(Stage):
         )
         if not good:
             found = f"not one of {info['rows_in']:,} images could be fetched ({kinds})" if kinds else "no pair was left"
+            if list(info["dropped"]) == ["blocked_address"]:
+                again = "No host has a public address: for hosts of yours, add --allow-address NETWORK and --redo fetch"
             raise BelowThreshold(f"{found}. The set is not published. {again}.")
         share = f"{good:,} of {good + passing:,} images ({100 * good / (good + passing):.0f} %)"
         raise BelowThreshold(

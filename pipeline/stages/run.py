@@ -182,6 +182,12 @@ class HowSettings:
     )
     beam: tuple[str, ...] = option((), flag=(), help="Beam's own flags", steers=True)
 
+    @staticmethod
+    def check_together(o: Any) -> None:
+        """Refuses to remove stages that the run then does not do."""
+        if o.redo and o.redo not in o.stages:
+            raise UsageError(f"--redo {o.redo}: must be one of the stages of --stages {o.stages[0]}..{o.stages[-1]}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
@@ -382,7 +388,7 @@ def look_up(
         patience = min(options.input_patience, PLANNING_PATIENCE_S)
         settings = dataclasses.replace(remote_settings(options), patience=patience)
         remote.configure(settings, on_wait=lambda line: print(f"pipeline.build: {line}", file=sys.stderr))
-    inputs = look_up_inputs(options.input, input_format=input_format, skip_bad=skip_bad)
+    inputs = look_up_inputs(options.input, input_format=input_format, skip_bad=skip_bad, output=options.output)
     rows = sum(READERS[item.format].expected_rows(item) for item in inputs)
     used = look_up_queries(queries, match=match, case=case)
     wanted = WantedLanguages.of(languages, [code for code, _, _ in used.lists()], language_model)
@@ -407,14 +413,14 @@ def published_options(options: Any) -> dict[str, Json]:
     return {name: value for name, value in deciding(options).items() if name not in HIDDEN}
 
 
-def look_up_inputs(specs: Sequence[str], *, input_format: str, skip_bad: bool = False) -> tuple[Input, ...]:
-    """The inputs that the user named.
+def look_up_inputs(specs: Sequence[str], *, input_format: str, skip_bad: bool, output: str) -> tuple[Input, ...]:
+    """The inputs that the user named. Files in the folder `output` are no inputs of its run.
 
     Raises:
         MissingInput: an input does not exist or cannot be read.
     """
     try:
-        return tuple(sources.expand(specs, input_format=input_format, skip_bad=skip_bad))
+        return tuple(sources.expand(specs, input_format=input_format, skip_bad=skip_bad, without=output))
     except UnreadableInputError as error:
         raise MissingInput(f"{error}. {SKIP}") from error
     except TransferError as error:

@@ -316,6 +316,40 @@ def test_what_is_said_where_a_spec_cannot_be_used(folder, spec, message):
         expand([spec.format(root=folder)])
 
 
+@pytest.mark.parametrize("name", [b"a\xff.tsv", b"folder\xff/a.tsv"])
+def test_a_path_that_is_no_utf8_is_refused_at_once(tmp_path, name):
+    path = os.fsencode(tmp_path) + b"/" + name
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(b"url\ttext\n")
+    with pytest.raises(InputError, match="is no UTF-8, and names stand in the data: rename it"):
+        expand([os.fsdecode(path)])
+
+
+def test_what_a_run_writes_below_its_input_folder_is_no_input(folder):
+    out = folder / "out"
+    (out / "stages" / "gather").mkdir(parents=True)
+    pq.write_table(pa.table({"url": ["u"], "text": ["t"]}), out / "stages" / "gather" / "rejected.parquet")
+    assert names(folder, without=str(out)) == FOLDER
+    assert names(f"{folder}/**/*.parquet", without=str(out)) == [("g.parquet", "table")]
+    (folder / "link").symlink_to(out)
+    assert names(folder, without=str(folder / "link")) == FOLDER
+    (folder / "output").mkdir()
+    (folder / "output" / "a.tsv").write_text("url\ttext\n")  # a name that begins alike is another folder
+    (folder / "link").unlink()
+    assert ("output/a.tsv", "table") in names(folder, without=str(out))
+
+
+@pytest.mark.parametrize("spec", ["{out}/a.tsv", "{out}", "{out}/*.tsv", "@{out}/list.txt"])
+def test_inputs_in_the_output_folder_are_refused(folder, spec):
+    out = folder / "out"
+    out.mkdir()
+    (out / "a.tsv").write_text("url\ttext\n")
+    (out / "list.txt").write_text("a.tsv\n../a.warc\n")
+    with pytest.raises(InputError, match="names files in the output folder .*: name another output folder"):
+        expand([spec.format(out=out)], without=str(out))
+
+
 def test_no_input_at_all():
     with pytest.raises(InputError, match="no input was given"):
         expand([])

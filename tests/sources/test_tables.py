@@ -366,3 +366,11 @@ def test_missing_values_as_pandas_writes_them(tmp_path):
 def test_json_of_the_field(name, count):
     table, ledger = read(Path(DATA, "faults", name))
     assert table.num_rows == count and not ledger.records_dropped
+
+
+@pytest.mark.parametrize("data", [b"PAR1" + b"\xff" * 8 + b"\x08\0\0\0PAR1", b"PAR1" * 8, b"PAR1\n\x1b[2J"])
+def test_what_is_said_of_a_damaged_parquet_file_is_one_line(tmp_path, data):
+    (tmp_path / "a.parquet").write_bytes(data)
+    with pytest.raises(InputError, match="no readable Parquet file: .") as caught:
+        expand([str(tmp_path / "a.parquet")])
+    assert str(caught.value).isprintable() and not str(caught.value).endswith(".")

@@ -129,6 +129,18 @@ def test_no_image_at_all_is_never_done(tmp_path: Path, capsys: pytest.CaptureFix
         assert not (tmp_path / "out/manifest.json").exists()
 
 
+def test_blocked_addresses_are_told_from_bad_urls_and_the_remedy_helps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(2) as server:
+        urls = [f"{server.base}/img/{number}.jpg" for number in range(2)]
+        given = command(tmp_path, urls, "--stages", "gather..fetch")
+        at = given.index("--allow-address")
+        assert build.main(given[:at] + given[at + 2 :]) == BELOW
+        assert "add --allow-address NETWORK and --redo fetch" in capsys.readouterr().err
+        assert build.main([*given, "--redo", "fetch"]) == DONE
+
+
 def test_a_network_that_does_not_come_back_ends_the_fetch_and_the_next_run_continues(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
