@@ -13,6 +13,7 @@ from clip_train import places
 from clip_train.errors import UsageError
 from clip_train.fields import check_files, check_values, nearest, option
 from clip_train.remote import DEFAULT_CACHE_GB, DEFAULT_WINDOW, is_url
+from clip_train.suite import check_suite, shipped
 
 # of OpenAI's preprocessing, RGB
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -273,6 +274,10 @@ class TrainOptions:
     )  # fmt: skip
     zero_shot: str | None = option(None, "labelled images, a folder or shards, to classify at every checkpoint",
                                    files=places.labelled_images)  # fmt: skip
+    suite: str | None = option(None, "suite of test sets to evaluate at checkpoints, in a process of its own: a YAML "
+                               f"file, or one of: {', '.join(shipped())}", metavar="NAME",
+                               files=check_suite)  # fmt: skip
+    suite_root: str = option(".", "folder below which the sets of the suite lie", files=places.folder)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

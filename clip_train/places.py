@@ -18,10 +18,11 @@ from clip_train.remote import is_url, public
 
 MAX_SHARDS = 1_000_000  # that a brace pattern may name
 MAX_SMALL_FILE = 1 << 20  # bytes of a recipe or of a run's config.json
+SUITE_LOG, EVALUATION = "suite.jsonl", "evaluation"  # of a run (at_checkpoint.py)
 # what a run writes into its folder (run_config.py, log.py, resume.py)
 _RUN_NAMES = (
     "config.json", "log.jsonl", "checkpoints", "tensorboard", "wandb", "wandb-id", "zero_shot.jsonl",
-    "vocabulary.txt.gz", ".lock",
+    "vocabulary.txt.gz", ".lock", SUITE_LOG, EVALUATION,
 )  # fmt: skip
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")

@@ -22,14 +22,13 @@ import torch
 from torch import Tensor
 
 from clip_train import checkpoint, keyed
-from clip_train.at_checkpoint import evaluate_run
+from clip_train.at_checkpoint import Evaluations, check_evaluations
 from clip_train.config import ModelConfig, TrainOptions, check_run, resolve
 from clip_train.data import Batch, Loader
 from clip_train.distributed import agree, pick_device, process_group, rank, world_size
 from clip_train.errors import Interrupted
 from clip_train.image import normalize
 from clip_train.index import digest_of
-from clip_train.labels import open_labelled
 from clip_train.lock import hold, stop_signals
 from clip_train.log import Progress, StepLog, open_sinks
 from clip_train.loss import info_nce, sigmoid_loss
@@ -80,8 +79,7 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
         )  # fmt: skip
         stream = Stream(index, seed=options.seed, window=plan.options.window, online_balance=options.online_balance)
         stream.epoch_of(0)  # an epoch without pairs is refused here
-        if options.zero_shot:
-            open_labelled(options.zero_shot)  # a mistake in it must not wait for the first checkpoint
+        check_evaluations(options)
         if rank() == 0:
             stack.enter_context(hold(folder))
         run = start_run(plan, device, data=digest_of(index))
@@ -96,6 +94,7 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
             progress.say(f"nothing left to do: the run has all of its {plan.steps} steps; --change steps=N goes on")
         log = open_log(folder, run, stack) if rank() == 0 else None
         loader = stack.enter_context(Loader(stream, tokenizer, loader_options(plan, device)))
+        evaluations = stack.enter_context(Evaluations(run, tokenizer, progress))
         stop = stack.enter_context(stop_signals())
         report = Report(run, loader.bad, log, progress, on_step)
 
@@ -117,8 +116,7 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
                 report.flush()  # raises where the steps are not finite: nothing of them is saved
                 if run.step == plan.steps or interrupted or not report.bad_steps:
                     newest, saved_at = save_run(run, folder, tokenizer), time.monotonic()
-                    if options.zero_shot and rank() == 0:
-                        evaluate_run(run, newest, tokenizer, progress)
+                    evaluations.saved(newest)
             if interrupted and run.step < plan.steps:
                 raise Interrupted(f"stopped after step {run.step}; continue with the same command and --resume")
         return {

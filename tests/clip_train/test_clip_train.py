@@ -321,6 +321,36 @@ def test_zero_shot_data_are_looked_at_first_and_do_not_stop_a_run_later(options,
     assert "step 4: no zero-shot accuracy" in capsys.readouterr().err
 
 
+def test_a_suite_is_evaluated_beside_the_run(options, tmp_path, capsys):
+    with pytest.raises(InputMissing, match="--suite-root .*none of the sets of clip is there"):
+        train(dataclasses.replace(options, suite="clip", suite_root=str(tmp_path)))
+    assert not Path(options.output).exists()
+    from conftest import jpeg
+
+    (tmp_path / "x" / "red").mkdir(parents=True)
+    (tmp_path / "x" / "red" / "1.jpg").write_bytes(jpeg(1))
+    suite = tmp_path / "suite.json"
+    suite.write_text(json.dumps({"sets": [{"name": "x", "kind": "zero-shot", "data": "x", "metric": "accuracy"}]}))
+    options = dataclasses.replace(options, suite=str(suite), suite_root=str(tmp_path), save_every=3)
+    assert train(options)["steps"] == 6
+    folder = Path(options.output)
+    lines = [json.loads(line) for line in (folder / "suite.jsonl").read_text().splitlines()]
+    assert lines[-1] == {"step": 6, "suite": "suite", "mean": 1.0, "sets": {"x": 1.0}}
+    assert "step 6: suite suite: mean 1.0000 of 1 sets" in capsys.readouterr().err
+    assert list((folder / "evaluation").glob("suite-*/results.csv"))
+
+
+@pytest.mark.slow
+def test_a_suite_that_fails_does_not_stop_the_run(options, tmp_path, capsys):
+    (tmp_path / "x" / "red").mkdir(parents=True)
+    (tmp_path / "x" / "red" / "1.jpg").write_bytes(b"x")
+    suite = tmp_path / "suite.json"
+    suite.write_text(json.dumps({"sets": [{"name": "x", "kind": "zero-shot", "data": "x", "metric": "accuracy"}]}))
+    options = dataclasses.replace(options, suite=str(suite), suite_root=str(tmp_path), save_every=0)
+    assert train(options)["steps"] == 6
+    assert "step 6: no suite: clip_train: x: no result" in capsys.readouterr().err
+
+
 def test_what_a_run_leaves(options):
     result = train(dataclasses.replace(options, log_to=("tensorboard",)))
     folder = Path(options.output)
