@@ -33,6 +33,8 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 PASSING = frozenset({"dns", "tcp", "http_5xx", "rate_limited"})  # retried at once; a timeout only in a later run
 # A pause (Retry-After) up to this is waited for at once. A URL with a longer one is left for the end of the fetch.
 SHORT_PAUSE_S = 2.0
+# Statuses that may pass. 520 to 524 are Cloudflare's: it did not reach the server behind it, or got no whole answer.
+PASSING_5XX = frozenset({500, 502, 503, 504, 520, 521, 522, 523, 524})
 OUTAGES = 3  # of the network, after which a URL is tried once more
 ROBOTS_S = 10.0
 LARGEST_RULES = 64 << 20  # bytes of robots.txt files that a client remembers; older ones are asked for again
@@ -223,7 +225,7 @@ class Client:
                 "http_4xx", f"the server answered {status}", http_status=status, retryable=status in (408, 425)
             )
         elif 500 <= status < 600:
-            passing = status in (500, 502, 503, 504)
+            passing = status in PASSING_5XX
             failure = Failure(
                 "http_5xx", f"the server answered {status}", http_status=status, retryable=passing, retry_after=pause
             )
@@ -247,7 +249,7 @@ class Client:
             finally:
                 clock.stop()
                 clock.left += share.waited_s
-        if answer.status not in (429, 500, 502, 503, 504):
+        if answer.status != 429 and answer.status not in PASSING_5XX:
             host.note(None)
         return answer
 

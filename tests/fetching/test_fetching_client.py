@@ -56,6 +56,7 @@ def test_good_in_every_form(server: WebServer, path: str) -> None:
         ("/status/408", "http_4xx", True),
         ("/status/500", "http_5xx", True),
         ("/status/503", "http_5xx", True),
+        ("/status/522", "http_5xx", True),
         ("/status/501", "http_5xx", False),
         ("/status/429", "rate_limited", True),
         ("/status/206", "http_other", False),
