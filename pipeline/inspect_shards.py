@@ -6,6 +6,7 @@
     python -m pipeline.inspect_shards stats OUT              languages, hosts, sizes, queries
     python -m pipeline.inspect_shards verify OUT             every checksum and count; exit code 3 if there is a fault
     python -m pipeline.inspect_shards verify OUT --stages    the files that the stages keep, too
+    python -m pipeline.inspect_shards rights OUT             who refused AI training: protocols, hosts, evidence
     python -m pipeline.inspect_shards rows OUT --stage match --to rows.parquet
 
 Needs neither Beam nor torch. Texts from the web are printed without control characters.
@@ -82,6 +83,7 @@ def info(args: argparse.Namespace) -> int:
 
 def print_info(facts: dict[str, Any]) -> None:
     """Prints the facts of a folder on one screen."""
+    from pipeline.engine import rights_ledger
     from pipeline.engine.ledger import lines_on_inputs, lines_on_records
 
     if facts["published"]:
@@ -111,6 +113,9 @@ def print_info(facts: dict[str, Any]) -> None:
     if not facts["stages"]:  # a copy of the published files alone
         for line in lines_on_inputs(facts.get("damaged_inputs") or {}):
             print(sanitize(line))
+    refused = rights_ledger.lines(rights_ledger.of_stages(rows), examples=False)
+    for line in ["", *refused] if refused else ():
+        print(sanitize(line))
     if facts.get("options"):
         print("\noptions    " + sanitize(json.dumps(facts["options"], ensure_ascii=False, sort_keys=True)))
         print("versions   " + sanitize(json.dumps(facts["versions"], sort_keys=True)))
@@ -238,6 +243,24 @@ def verify(args: argparse.Namespace) -> int:
     return FAULT if faults else DONE
 
 
+def rights(args: argparse.Namespace) -> int:
+    """Who refused AI training: for each protocol pairs, hosts, spared requests, and three examples with evidence."""
+    from pipeline.dataset import open_set
+    from pipeline.engine import rights_ledger
+
+    stages = open_set.stages_of(args.folder)
+    if not stages and os.path.exists(os.path.join(args.folder, "manifest.json")):
+        stages = open_set.read_manifest(args.folder).get("ledger") or []
+    if not stages:
+        raise NotFound(f"{args.folder!r} holds neither manifest.json nor stages/: is it the --output of a run?")
+    found = rights_ledger.of_stages(stages)
+    if args.json:
+        return print_json(found)
+    for line in rights_ledger.lines(found, examples=True) or ["no site and no image refused AI training"]:
+        print(sanitize(line))
+    return DONE
+
+
 def rows(args: argparse.Namespace) -> int:
     """Writes the rows of a stage as one Parquet file."""
     from pipeline.dataset import damage, exports
@@ -266,7 +289,7 @@ def print_json(value: Any) -> int:
 # ----------------------------------------------------------------------------------------------------- command line
 
 
-COMMANDS = {"info": info, "ls": ls, "show": show, "stats": stats, "verify": verify, "rows": rows}
+COMMANDS = {"info": info, "ls": ls, "show": show, "stats": stats, "verify": verify, "rights": rights, "rows": rows}
 
 
 def parser_of() -> tuple[Parser, dict[str, Parser]]:

@@ -105,6 +105,9 @@ def fetched_of(numbers: Sequence[int], *, texts: dict[int, str] | None = None) -
                 "original_height": 320,
                 "original_format": "PNG" if some else "JPEG",
                 "phash": (number * 0x9E3779B97F4A7C15) % 2**64,
+                "rights": "allowed" if number % 7 == 0 else "unstated",
+                "rights_protocol": "content-usage" if number % 7 == 0 else None,
+                "rights_consulted": "robots,content-usage" if some else None,
                 "final_url": None if some else f"https://{host}/moved/{number}.jpg",
             }
         )

@@ -456,7 +456,7 @@ def _lose(manifest: dict) -> None:
         (lambda m: m["ledger"].pop(), "its ledger ends with"),
         (lambda m: m.update(digest="0"), "its digest"),
         (lambda m: m.update(rows=31), "says 31 rows"),
-        (lambda m: m.update(format=4), "format"),
+        (lambda m: m.update(format=5), "format"),
         (lambda m: m.pop("shards"), "how many ranges"),
         (lambda m: m.pop("files"), "not a manifest"),
         (lambda m: m["files"][0].pop("sha256"), "not a manifest"),

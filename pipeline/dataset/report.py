@@ -23,7 +23,7 @@ from pipeline.dataset import shards
 from pipeline.dataset.ranges import Ranges
 from pipeline.dataset.shards import METADATA, FileEntry, ShardInfo
 from pipeline.dataset.summary import Pick, Summary, charts, hosts, top
-from pipeline.engine import storage
+from pipeline.engine import rights_ledger, storage
 from pipeline.engine.display import sanitize, size
 from pipeline.engine.ledger import lines_on_inputs
 
@@ -175,6 +175,7 @@ def page(
         ],
         gallery=gallery,
         rejected=rejected,
+        rights=rights_ledger.lines(rights_ledger.of_stages(ledger), examples=True),
     )
 
 

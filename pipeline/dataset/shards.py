@@ -31,10 +31,12 @@ from pipeline.dataset.ranges import LEAST_DIGITS, Ranges
 from pipeline.dataset.sample_json import hex_strings, join, joined_sizes, json_pieces
 from pipeline.engine import storage
 
-FORMAT = 3  # raised when the members or columns change
+FORMAT = 4  # raised when the members or columns change
 # Formats that `verify` knows. 1: shards numbered consecutively, keep_probability in the JSON too. 2: without ADDED[3].
-READ = (1, 2, 3)
-ADDED = {3: ("image_side", "aspect")}  # the columns that a format added to METADATA and to the JSON
+# 3: without ADDED[4].
+READ = (1, 2, 3, 4)
+# The columns that a format added to METADATA and to the JSON.
+ADDED = {3: ("image_side", "aspect"), 4: ("rights", "rights_protocol", "rights_consulted")}
 
 EXTENSIONS = ("jpg", "json", "txt")  # in the order of their names
 
@@ -58,6 +60,9 @@ METADATA = pa.schema(
         pa.field("keep_probability", pa.float32(), nullable=False),
         pa.field("kept_by", pa.list_(pa.int32()), nullable=False),
         pa.field("final_url", pa.string()),  # after redirects; null where equal to url
+        pa.field("rights", pa.string()),  # what the site and the image say of AI training: allowed, unstated
+        pa.field("rights_protocol", pa.string()),  # the protocols that allow it, comma separated; null: none does
+        pa.field("rights_consulted", pa.string()),  # the protocols that were asked (docs/rights.md)
         pa.field("width", pa.int32(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
         pa.field("original_width", pa.int32()),

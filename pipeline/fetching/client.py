@@ -26,6 +26,7 @@ from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.recent import Recent
 from pipeline.fetching.targets import Target, follow, parse
 from pipeline.fetching.terms import TDMREP, NoLicence, Terms, read_rsl, read_tdmrep
+from pipeline.fetching.verdict import IN_ANSWER, IN_ROBOTS_TXT, Verdict
 from pipeline.fetching.wire import Wire
 from pipeline.text import rights
 
@@ -51,6 +52,7 @@ class Fetched:
     body: Body
     http_status: int
     final_url: str | None  # None: no redirect
+    verdict: Verdict
 
 
 class _Clock:
@@ -179,15 +181,15 @@ class Client:
         return self.options.backoff_s * 2**attempt * (0.5 + spread / 2**32)
 
     def _follow(self, first: Target, clock: _Clock, share: Share) -> Fetched:
-        target = first
+        target, verdict = first, Verdict()
         try:
             for _ in range(self.options.redirects + 1):
-                self._ask_leave(target, clock)
+                self._ask_leave(target, clock, verdict)
                 answer = self._request(target, clock, self.options.max_bytes, share)
-                self._check_headers(answer)
+                self._check_headers(answer, verdict)
                 if answer.status not in REDIRECTS:
                     self._check_status(target, answer)
-                    return Fetched(answer.body, answer.status, None if target is first else target.url)
+                    return Fetched(answer.body, answer.status, None if target is first else target.url, verdict)
                 location = answer.first("Location")
                 if not location:
                     raise Failure("bad_redirect", "a redirect without Location", http_status=answer.status)
@@ -199,15 +201,19 @@ class Client:
             failure.final_url = None if target is first else target.url
             raise
 
-    def _check_headers(self, answer: Answer) -> None:
+    def _check_headers(self, answer: Answer, verdict: Verdict) -> None:
         if not self.options.respect_opt_out:
             return
         rule = robots.forbidding_tag(answer.all("X-Robots-Tag"), self.options.user_agent)
         if rule is not None:
             sentence = f"X-Robots-Tag: {rule}"
             raise Failure("opt_out", sentence, http_status=answer.status, protocol="robots-tag")
+        verdict.consult(*IN_ANSWER)
         for name, protocol in rights.HEADERS.items():
-            if rights.statement(name, values := answer.all(name)) is False:
+            said = rights.statement(name, values := answer.all(name))
+            if said:
+                verdict.allow(protocol)
+            if said is False:
                 sentence = f"{name.title()}: {', '.join(values)}"
                 raise Failure("opt_out", sentence, http_status=answer.status, protocol=protocol)
 
@@ -253,7 +259,7 @@ class Client:
             host.note(None)
         return answer
 
-    def _ask_leave(self, target: Target, clock: _Clock) -> None:
+    def _ask_leave(self, target: Target, clock: _Clock, verdict: Verdict) -> None:
         """Checks the address, then robots.txt, which is not requested from a host that may not be reached."""
         deadline = clock.run()
         try:
@@ -267,10 +273,13 @@ class Client:
         refusal = rules.refusal(target.url) if rules is not None else None
         if refusal is not None and (refusal.status == "robots" or self.options.respect_opt_out):
             raise Failure(refusal.status, refusal.evidence, protocol=refusal.protocol)
+        verdict.consult(*(IN_ROBOTS_TXT if self.options.respect_opt_out else IN_ROBOTS_TXT[:2]))
         for protocol, terms in site.terms:
-            _check_terms(terms, target.url, protocol)
+            _check_terms(terms, target.url, protocol, verdict)
         if rules is None:
             return
+        for protocol in rules.allowing(target.url) if self.options.respect_opt_out else ():
+            verdict.allow(protocol)
         host = self._host(target)
         host.delay_s = max(self.options.delay_s, rules.delay_s)
 
@@ -352,14 +361,14 @@ class Client:
                 self._licences.put(url, known)
         return known[0]
 
-    def check_page(self, page_url: str, licence_url: str) -> None:
+    def check_page(self, page_url: str, licence_url: str, verdict: Verdict) -> None:
         """Checks the RSL licence that the page of an image names.
 
         Raises:
             Failure: opt_out; or the licence cannot be read now.
         """
         if self.options.respect_opt_out:
-            _check_terms(self._licence(licence_url), page_url, "rsl")
+            _check_terms(self._licence(licence_url), page_url, "rsl", verdict)
 
     def _robots_txt(self, target: Target) -> bytes | None:
         """The body, or None: a 4xx allows everything. A 5xx forbids everything for now (RFC 9309)."""
@@ -399,11 +408,14 @@ class Client:
             return self._hosts.get_or_make(target.host, lambda: Host(self.options))
 
 
-def _check_terms(terms: Terms | None, url: str, protocol: str) -> None:
+def _check_terms(terms: Terms | None, url: str, protocol: str, verdict: Verdict) -> None:
     """Raises Failure(opt_out) if the terms refuse the training on a URL, or cannot be read."""
     if terms is None:
         raise Failure("opt_out", "the licence that the site names cannot be read", protocol=protocol)
     rule = terms.rule(url)
+    verdict.consult(protocol)
+    if rule is not None and rule.said:
+        verdict.allow(protocol)
     if rule is not None and rule.said is False:
         raise Failure("opt_out", terms.evidence(rule), protocol=protocol)
 

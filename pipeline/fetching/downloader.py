@@ -42,6 +42,7 @@ from pipeline.fetching.outcome import FIELDS, Outcome, columns
 from pipeline.fetching.picture import NeedsMemory, Picture
 from pipeline.fetching.pieces import Pieces, opened
 from pipeline.fetching.targets import host_of, parse
+from pipeline.fetching.verdict import IN_IMAGE, Verdict
 from pipeline.text import rights
 
 PACKAGE = "_openwit_img2dataset"
@@ -108,10 +109,12 @@ class _Shard:
         outcome = self.outcomes[self.order[key]]
         try:
             self._check_not_cancelled()
+            verdict = Verdict()
             if self.order[key] in self.licences:
-                self._client.check_page(*self.licences[self.order[key]])
+                self._client.check_page(*self.licences[self.order[key]], verdict)
             with self._client.memory.share() as share:
-                picture = self._picture(url, outcome, share)
+                picture = self._picture(url, outcome, share, verdict)
+            outcome.settle(verdict)
             outcome.picture = dataclasses.replace(picture, jpeg=b"")
             return key, _Stream(picture), None
         except Failure as failure:
@@ -127,12 +130,13 @@ class _Shard:
         if self.cancelled:
             raise Failure("internal", "the run was interrupted")
 
-    def _body(self, url: str, outcome: Outcome, share: Share) -> Body:
+    def _body(self, url: str, outcome: Outcome, share: Share, verdict: Verdict) -> Body:
         body = self._from_archive(url, share)
         if body is not None:
             return body
         self._check_not_cancelled()
         fetched = self._client.fetch(url, share)
+        verdict.add(fetched.verdict)
         outcome.http_status, outcome.final_url = fetched.http_status, fetched.final_url
         return fetched.body
 
@@ -146,9 +150,18 @@ class _Shard:
         share.shrink(len(body or b""))
         return body
 
-    def _picture(self, url: str, outcome: Outcome, share: Share) -> Picture:
+    def _picture(self, url: str, outcome: Outcome, share: Share, verdict: Verdict) -> Picture:
+        """Fetches and decodes, and notes what the image itself says."""
+        picture = self._decoded(url, outcome, share, verdict)
+        if self._client.options.respect_opt_out:
+            verdict.consult(*IN_IMAGE)
+        for protocol in picture.allowed_by.split(",") if picture.allowed_by else ():
+            verdict.allow(protocol)
+        return picture
+
+    def _decoded(self, url: str, outcome: Outcome, share: Share, verdict: Verdict) -> Picture:
         """Fetches and decodes. A large picture waits until there is memory for it, with its body in a file."""
-        body = self._body(url, outcome, share)
+        body = self._body(url, outcome, share, verdict)
         outcome.image_sha256 = hashlib.sha256(body).digest()
         try:
             return self._ask_decoder(body, SMALL)

@@ -8,6 +8,7 @@ gives the same bytes, without the original's metadata.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import io
 import re
@@ -73,14 +74,14 @@ def decode(body: bytes, options: FetchOptions, memory: int = MOST_MEMORY) -> Pic
         warnings.simplefilter("ignore")
         with _opened(body, options) as image:
             name = NAMES.get(str(image.format), str(image.format))
-            if options.respect_opt_out:
-                _check_rights(body)
+            allowed_by = _check_rights(body) if options.respect_opt_out else None
             try:
                 original, size = image.size, _target_size(image.size, options.image_size)
                 needed = _prepare(image, name, size)
                 if needed > memory:
                     raise NeedsMemory(needed)
-                return _picture(_Source(image, body, name), original, size, options)
+                picture = _picture(_Source(image, body, name), original, size, options)
+                return dataclasses.replace(picture, allowed_by=allowed_by)
             except (Failure, NeedsMemory):
                 raise
             except MemoryError as error:
@@ -89,11 +90,17 @@ def decode(body: bytes, options: FetchOptions, memory: int = MOST_MEMORY) -> Pic
                 raise Failure("decode", f"{name}: {type(error).__name__}: {error}") from error
 
 
-def _check_rights(body: bytes) -> None:
-    """Raises Failure(opt_out) if the image forbids its use for training."""
-    for protocol, found in embedded.statements(body).items():
-        if found is not None and not found[0]:
-            raise Failure("opt_out", f"the image: {found[1]}", protocol=protocol)
+def _check_rights(body: bytes) -> str | None:
+    """The protocols in which the image allows its use for training, with commas between them; None: none does.
+
+    Raises:
+        Failure: opt_out; it forbids that.
+    """
+    found = embedded.statements(body)
+    for protocol, one in found.items():
+        if one is not None and not one[0]:
+            raise Failure("opt_out", f"the image: {one[1]}", protocol=protocol)
+    return ",".join(protocol for protocol, one in found.items() if one is not None) or None
 
 
 def _opened(body: bytes, options: FetchOptions) -> Image.Image:

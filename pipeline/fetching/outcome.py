@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipeline import schema
 from pipeline.fetching.errors import OK, Failure
 from pipeline.fetching.picture import Picture
+from pipeline.fetching.verdict import REFUSED, Verdict
 
 FIELDS = (*(field for field in schema.FETCHED if field.name not in schema.SELECTED.names), schema.RETRY_AT)
 ROW = pa.field("row", pa.int32(), nullable=False)
@@ -38,14 +39,25 @@ class Outcome:
     image_bytes: int | None = None
     stored_sha256: bytes | None = None  # of the encoded image
     stored_xxh3: int | None = None
+    rights: str | None = None  # a word of `verdict`; None: the fetch failed for another reason
+    rights_protocol: str | None = None
+    rights_consulted: str | None = None
 
     def fail(self, failure: Failure) -> None:
         """Notes the failure."""
         self.status, self.error, self.retryable = failure.status, str(failure), failure.retryable
+        self.rights, self.rights_protocol = (REFUSED if failure.protocol else None), failure.protocol
         self.http_status = failure.http_status if failure.http_status is not None else self.http_status
         self.final_url = failure.final_url or self.final_url
+        self.rights_consulted = None
         if failure.retryable and failure.retry_after is not None:
             self.retry_at = math.ceil(time.time() + min(failure.retry_after, LONGEST_PAUSE_S))
+
+
+    def settle(self, verdict: Verdict) -> None:
+        """Notes what a fetched image may be used for."""
+        self.rights, self.rights_protocol = verdict.word, verdict.protocol
+        self.rights_consulted = verdict.consulted or None
 
 
 def columns(outcomes: Iterable[Outcome], offsets: Iterable[int | None]) -> list[pa.Array]:

@@ -26,3 +26,4 @@ class Picture:
     original_height: int
     original_format: str
     phash: int
+    allowed_by: str | None = None  # the protocols inside the image that allow AI training

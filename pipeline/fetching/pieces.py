@@ -32,7 +32,7 @@ LARGEST = 8 << 20  # bytes of images after which a piece is written
 OLDEST_S = 10.0  # a row waits no longer than this for its piece
 SYNC_S = 30.0  # a power cut costs no more than what came in so many seconds
 
-MAGIC = b"OWPIECE2"
+MAGIC = b"OWPIECE3"
 HEAD = struct.Struct("<8s16s")
 PIECE = struct.Struct("<16sqqQ")
 

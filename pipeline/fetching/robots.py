@@ -112,10 +112,10 @@ class Rules:
                     return Refusal("opt_out", key, _cite(found.line, found.key, found.value))
         return None
 
-    def grants(self, url: str) -> bool:
-        """True if a line says that training on the URL is allowed, and none refuses it."""
-        found = [group.statement(url, key) for key in _STATEMENTS for group in self._groups]
-        return rights.stricter(None if one is None else one.allowed for one in found) is True
+    def allowing(self, url: str) -> list[str]:
+        """The protocols in which a line says that training on the URL is allowed."""
+        said = [group.statement(url, key) for key in _STATEMENTS for group in self._groups]
+        return [one.key for one in said if one is not None and one.allowed]
 
 
 class _Group:

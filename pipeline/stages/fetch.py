@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import hashing, remote, shuffle_files, storage
+from pipeline.engine import hashing, remote, rights_ledger, shuffle_files, storage
 from pipeline.engine.cli import BelowThreshold, UsageError
 from pipeline.engine.input_errors import InputError
 from pipeline.engine.options import option
@@ -35,6 +35,7 @@ from pipeline.engine.work import Json, StepFolder
 from pipeline.fetching.downloader import FetchOptions, fetch_rows
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import PROJECT_URL
+from pipeline.fetching.verdict import REFUSED
 from pipeline.schema import SELECTED
 from pipeline.sources import READERS
 from pipeline.stages.attempts import FETCHED_PART, PASSES, ROUND_PAUSES_S, Attempts, fetched_rows
@@ -47,7 +48,7 @@ from pipeline.stages.tally import Rejects, Tally, unit_body
 if TYPE_CHECKING:
     import apache_beam as beam
 
-FETCHED_COLUMNS = 3  # raised whenever the columns of the fetched rows change
+FETCHED_COLUMNS = 4  # raised whenever the columns of the fetched rows change
 ROWS_PER_CALL = 5_000  # rows of a part; an interrupted part goes on where it was (fetching/pieces.py)
 SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
 ARCHIVE_PATIENCE_S = 30.0  # for the archive of an image
@@ -500,6 +501,7 @@ class Fetch(Stage):
             "retryable": self.folder.step("failed").total("retryable"),
             "passing": self.folder.step("failed").total("passing"),
             "archived_images": self.fetching.archived.total("images"),
+            "rights": (self.folder.step("failed").manifest(0) or {}).get("rights", {}),
         }
 
     def complete(self) -> dict[str, Any]:
@@ -514,13 +516,15 @@ class Fetch(Stage):
         """Counts the newest outcome of each row by status class. The failed rows are the drops of the stage."""
         folder, rejects = self.folder.step("failed"), Rejects(self.keep_rejected)
         tally, retryable, passing = Tally(self.name, rejects), 0, 0
+        refused: dict[str, Any] = {}
         for unit in range(self.fetching.attempts.hosts):
             for _, _, table in self.fetching.attempts.rows(unit):
                 failed = table["status"].filter(failed_for_now(table))
                 retryable += len(failed)
                 passing += pc.sum(pc.is_in(failed, pa.array(PASSING))).as_py() or 0
                 count_outcomes(table, tally)
-        counts = {"retryable": retryable, "passing": passing}
+                rights_ledger.add(refused, count_refusals(table))
+        counts = {"retryable": retryable, "passing": passing, "rights": refused}
         folder.write_manifest(0, {**unit_body(folder, 0, [tally], rejects), **counts})
 
     def check_result(self, run: Run) -> None:
@@ -564,6 +568,24 @@ class Fetch(Stage):
     def _selected_rows(self) -> int | None:
         info = self.fetching.attempts.selected.info()
         return info["rows_out"] if info else None
+
+
+def count_refusals(table: pa.Table) -> dict[str, Any]:
+    """The ledger of rights of rows that hold all URLs of their hosts."""
+    found: dict[str, Any] = {}
+    refused = table.filter(pc.equal(table["rights"], REFUSED).fill_null(False))
+    for protocol in sorted(set(refused["rights_protocol"].to_pylist())):
+        some = refused.filter(pc.equal(refused["rights_protocol"], protocol)).sort_by("row_hash")
+        first = some.slice(0, rights_ledger.EXAMPLES).to_pylist()
+        found[protocol] = {
+            "pairs": some.num_rows,
+            "hosts": len(np.unique(host_hashes(hashing.as_array(some["url"])))),
+            "spared": some["http_status"].null_count,
+            "examples": [
+                {"hash": f"{row['row_hash']:016x}", "url": row["url"], "evidence": row["error"]} for row in first
+            ],
+        }
+    return found
 
 
 def label_of_pass(number: int) -> str:

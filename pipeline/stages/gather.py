@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import checks, hashing, remote, storage
+from pipeline.engine import checks, hashing, remote, rights_ledger, storage
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.input_errors import InputError, MissingInputError, ReaderError, TransferError, UnreadableInputError
 from pipeline.engine.ledger import Ledger, damaged_inputs
@@ -155,6 +155,7 @@ def clean_batch(
         refused = pc.match_substring_regex(candidates["opt_out"], "|".join(OPT_OUTS)).fill_null(False)
         codes = np.where((codes == 0) & refused.to_numpy(zero_copy_only=False), len(reasons), codes)
         reasons.append("opt_out")
+        _note_refusals(candidates["opt_out"].filter(pa.array(codes == len(reasons) - 1)), tally)
     found = pa.table({"url": candidates["url"], "text": candidates["text"]})
     for code in np.unique(codes[codes > 0]).tolist():
         dropped = found.filter(pa.array(codes == code)).combine_chunks()
@@ -163,6 +164,13 @@ def clean_batch(
         keep = pa.array(codes == 0)
         candidates, text, url = candidates.filter(keep), text.filter(keep), url.filter(keep)
     return _pairs(candidates, text, url, _languages(text, candidates, rules), tally, source, name_hash)
+
+
+def _note_refusals(signals: pa.Array, tally: Tally) -> None:
+    """Counts the dropped pairs by each signal of their pages: a note for the ledger of rights."""
+    for item in pc.value_counts(signals).to_pylist():
+        for word in set(item["values"].split(",")).intersection(OPT_OUTS):
+            tally.ledger.notes[f"{rights_ledger.PAGES}{word}"] += item["counts"]
 
 
 class Languages(NamedTuple):

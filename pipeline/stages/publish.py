@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from pipeline.dataset import ranges, report, shards, summary
 from pipeline.dataset.ranges import Ranges
-from pipeline.engine import checks, hashing, shuffle_files, storage
+from pipeline.engine import checks, hashing, rights_ledger, shuffle_files, storage
 from pipeline.engine.cli import UsageError
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
@@ -392,7 +392,7 @@ class Publish(Stage):
             ranges=plan.ranges(),
             summary=summary.merge(paths, plan.name_buckets(), pick),
             pick=pick,
-            ledger=[{name: row[name] for name in ("stage", "rows_in", "rows_out", "dropped")} for row in infos if row],
+            ledger=[_published_ledger(row) for row in infos if row],
             options=self.about.options,
             versions=self.about.versions,
             damaged=next((row["damaged_inputs"] for row in infos if row and "damaged_inputs" in row), {}),
@@ -412,3 +412,14 @@ def copy_rejected(stages: tuple[StageFolder, ...]) -> None:
             table = storage.read_table(path)
             if table.num_rows:
                 storage.write_published(os.path.join(target, f"{stage.name}.parquet"), table.drop_columns(["hash"]))
+
+
+def _published_ledger(info: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest says of a stage: its counts, and the refusals if there are any."""
+    counted = {name: info[name] for name in ("stage", "rows_in", "rows_out", "dropped")}
+    notes = {name: n for name, n in (info.get("notes") or {}).items() if name.startswith(rights_ledger.PAGES)}
+    return {
+        **counted,
+        **({"rights": info["rights"]} if info.get("rights") else {}),
+        **({"notes": notes} if notes else {}),
+    }

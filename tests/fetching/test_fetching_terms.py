@@ -8,6 +8,7 @@ from pipeline.fetching.client import Client
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.terms import LARGEST, MOST_RULES, NoLicence, read_rsl, read_tdmrep
+from pipeline.fetching.verdict import Verdict
 from tests.webserver import WebServer
 
 YES, NO, UNSAID = True, False, None
@@ -238,7 +239,7 @@ def test_the_licence_of_a_page() -> None:
         client = Client(FetchOptions(allow_addresses=("127.0.0.0/8",), retries=0))
         for _ in range(2):
             with pytest.raises(Failure, match="RSL"):
-                client.check_page("https://x.example/page", f"{server.base}/rsl.xml")
+                client.check_page("https://x.example/page", f"{server.base}/rsl.xml", Verdict())
         assert server.hits["/rsl.xml"] == 1
 
 

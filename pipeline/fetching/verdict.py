@@ -1,0 +1,50 @@
+"""What a fetch learns of the rights in an image: which protocols were consulted, and what they say."""
+
+from __future__ import annotations
+
+from pipeline.text.rights import PROTOCOLS
+
+ALLOWED, UNSTATED, REFUSED = "allowed", "unstated", "refused"
+IN_ROBOTS_TXT = ("robots", "robots-agents", "content-usage", "content-signal", "rsl")
+IN_ANSWER = ("content-usage", "content-signal", "tdmrep", "robots-tag")
+IN_IMAGE = ("iptc", "c2pa")
+
+
+class Verdict:
+    """The protocols of one image. A refusal is no part of it: the first one ends the fetch as a Failure."""
+
+    def __init__(self) -> None:
+        self._consulted: set[str] = set()
+        self._allowing: set[str] = set()
+
+    def consult(self, *protocols: str) -> None:
+        """Notes that the protocols were consulted."""
+        self._consulted.update(protocols)
+
+    def allow(self, protocol: str) -> None:
+        """Notes that a protocol allows training in so many words."""
+        self._allowing.add(protocol)
+
+    def add(self, other: Verdict) -> None:
+        """Takes over what another one holds."""
+        self._consulted |= other._consulted
+        self._allowing |= other._allowing
+
+    @property
+    def word(self) -> str:
+        """ALLOWED or UNSTATED."""
+        return ALLOWED if self._allowing else UNSTATED
+
+    @property
+    def protocol(self) -> str | None:
+        """The protocols that allow training, with commas between them; None: none does."""
+        return _listed(self._allowing) or None
+
+    @property
+    def consulted(self) -> str:
+        """The protocols that were consulted, with commas between them."""
+        return _listed(self._consulted)
+
+
+def _listed(names: set[str]) -> str:
+    return ",".join(name for name in PROTOCOLS if name in names)

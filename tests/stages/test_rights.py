@@ -1,0 +1,118 @@
+"""A small web on which sites refuse AI training in every protocol: no refused pair reaches the shards."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline import build, inspect_shards
+from pipeline.dataset.open_set import open_set
+from pipeline.fetching import client
+from tests.webserver import WebServer, picture
+
+RSL = '<rsl><content url="/"><license><prohibits type="usage">ai-train</prohibits></license></content></rsl>'
+
+
+@pytest.fixture(autouse=True)
+def fresh_client() -> Iterator[None]:
+    client.shared_client.cache_clear()
+    yield
+    client.shared_client.cache_clear()
+
+
+def refusing_image() -> bytes:
+    out = io.BytesIO()
+    xmp = b'<x:xmpmeta><rdf:Description plus:DataMining="http://ns.useplus.org/ldf/vocab/DMI-PROHIBITED"/></x:xmpmeta>'
+    Image.open(io.BytesIO(picture(5, (64, 48)))).save(out, "JPEG", xmp=xmp)
+    return out.getvalue()
+
+
+def serve(stack: contextlib.ExitStack) -> tuple[list[str], list[str], dict[str, WebServer]]:
+    """(URLs that may be used, URLs that must not, the servers by the protocol in which they refuse)."""
+    small = {f"{number}.jpg": picture(number, (64, 48)) for number in range(12)} | {"no.jpg": refusing_image()}
+    rules = {
+        "robots": "User-agent: openwit\nDisallow: /",
+        "robots-agents": "User-agent: CCBot\nDisallow: /",
+        "content-usage": "User-agent: *\nContent-Usage: train-ai=n",
+        "content-signal": "User-agent: *\nContent-Signal: search=yes, ai-train=no",
+        "rsl": "License: {base}/rsl.xml",
+        "tdmrep": None,
+        "open": "User-agent: *\nContent-Usage: train-ai=y",
+    }
+    servers = {name: stack.enter_context(WebServer(dict(small))) for name in rules}
+    for name, server in servers.items():
+        server.robots = rules[name] and str(rules[name]).format(base=server.base)
+    servers["rsl"].files["/rsl.xml"] = RSL.encode()
+    tdm = [{"location": "/img/", "tdm-reservation": 1}]
+    servers["tdmrep"].files["/.well-known/tdmrep.json"] = json.dumps(tdm).encode()
+    base = servers["open"].base
+    good = [f"{base}/img/{number}.jpg" for number in range(6)]
+    bad = [f"{server.base}/img/{number}.jpg" for name, server in servers.items() if name != "open" for number in (6, 7)]
+    bad += [f"{base}/img/no.jpg", f"{base}/tag/noai/8.jpg", f"{base}/says/Content-Usage/train-ai=n/9.jpg"]
+    return good, bad, servers
+
+
+def test_no_refused_pair_reaches_the_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.ExitStack() as stack:
+        good, bad, servers = serve(stack)
+        urls, out = [*good, *bad], tmp_path / "out"
+        (tmp_path / "queries.txt").write_text("dog\n")
+        pq.write_table(
+            pa.table({"url": urls, "text": [f"a dog number {n}" for n in range(len(urls))]}), tmp_path / "p.parquet"
+        )
+        given = [
+            "--input",
+            str(tmp_path / "p.parquet"),
+            "--output",
+            str(out),
+            "--queries",
+            str(tmp_path / "queries.txt"),
+        ]
+        given += ["--allow-address", "127.0.0.0/8", "--workers", "1", "--language-model", "none", "--balance", "none"]
+        assert build.main([*given, "--min-image-side", "16"]) == build.DONE
+        for name, server in servers.items():
+            asked = {path for path in server.hits if path.startswith("/img")}
+            assert (len(asked) == 7) if name == "open" else not asked, name
+            assert server.hits["/robots.txt"] == 1 and server.hits["/.well-known/tdmrep.json"] <= 1
+    table = pa.concat_tables(open_set(out).rows(["url", "rights", "rights_protocol", "rights_consulted"]))
+    assert sorted(table["url"].to_pylist()) == sorted(good)
+    assert set(table["rights"].to_pylist()) == {"allowed"} and set(table["rights_protocol"].to_pylist()) == {
+        "content-usage"
+    }
+    every = "robots,robots-agents,content-usage,content-signal,rsl,tdmrep,robots-tag,iptc,c2pa"
+    assert set(table["rights_consulted"].to_pylist()) == {every}
+    found = ledger(out, capsys)["images"]
+    assert {name: (one["pairs"], one["hosts"], one["spared"]) for name, one in found.items()} == {
+        "robots": (2, 1, 2),
+        "robots-agents": (2, 1, 2),
+        "content-usage": (3, 2, 2),
+        "content-signal": (2, 1, 2),
+        "rsl": (2, 1, 2),
+        "tdmrep": (2, 1, 2),
+        "robots-tag": (1, 1, 0),
+        "iptc": (1, 1, 0),
+    }
+    assert found["robots-agents"]["examples"][0]["evidence"] == "robots.txt line 2: Disallow: / (group of ccbot)"
+    assert inspect_shards.main(["rights", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "tdmrep" in said and "the image: plus:DataMining DMI-PROHIBITED" in said
+    assert inspect_shards.main(["info", str(out)]) == 0
+    assert "requests spared" in capsys.readouterr().out
+    assert "Content-Usage: train-ai=n" in (out / "report/index.html").read_text()
+    (out / "stages").rename(tmp_path / "stages")  # a copy of the published files alone
+    assert ledger(out, capsys)["images"] == found
+
+
+def ledger(out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    assert inspect_shards.main(["rights", str(out), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
