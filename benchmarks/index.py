@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from clip_train.index import Index  # noqa: E402
-from clip_train.index_file import Writer, open_table  # noqa: E402
+from clip_train.index_file import Table, Writer, open_mapped  # noqa: E402
 from clip_train.order import Stream  # noqa: E402
 
 SHARD = 10_000  # samples
@@ -55,7 +55,7 @@ def resident() -> float:
 def use(path: Path, batches: int, size: int, kind: str) -> dict[str, float]:
     """Opens the index and draws batches from all places of an epoch. The memory is the peak, of the whole process."""
     before, start = resident(), time.perf_counter()
-    table = open_table(path)
+    table = open_mapped(path, Table)
     assert table is not None
     index = Index(tuple(table.names), table)
     opened = time.perf_counter() - start

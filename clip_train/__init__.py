@@ -17,7 +17,7 @@ The way of a run, one file a role:
     fields.py  places.py  recipe.py       how options are declared and checked; paths; recipe files
     config.py                             models, recipes of the paper, options of a run
     shards.py  published.py  tar_scan.py  index.py  index_file.py    where the samples are, in a mapped file
-    order.py  keyed.py                    the order of the samples, which is one integer and a seed
+    order.py  keyed.py  concepts.py       the order of the samples, which is one integer and a seed; chosen batches
     data.py  image.py  tokenizer.py       shards -> uint8 crops and packed token ids
     model.py  resnet.py  text.py          the two towers, with the names and the numerics of OpenAI's code
     loss.py  loss_triton.py               symmetric InfoNCE in chunks, exact over ranks and accumulation

@@ -19,6 +19,7 @@ from clip_train.suite import check_suite, shipped
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
+BATCH_CONCEPTS = ("diverse", "dense", "balanced")  # of concepts.py
 MEASURES = ("tokenizer", "loader", "loss", "model", "step")  # of bench.py
 
 
@@ -257,6 +258,10 @@ class TrainOptions:
     verify: bool = option(False, "check the sha256 of every image")
     max_bad: float = option(0.01, "share of unusable samples above which the run stops", within="[0, 1]")
     online_balance: bool = option(False, "keep each pair with its keep_probability, drawn again in each epoch")
+    batch_concepts: str | None = option(None, "choose each batch from a larger one by its queries: many different, "
+                                        "many a pair, or each at its own rate",
+                                        choices=BATCH_CONCEPTS)  # fmt: skip
+    super_batch: int = option(5, "size of that larger batch, in batches", within="[2, 1000]")
     window: int = option(0, "shuffle within windows of this many shards, for slow storage; 0: over all samples, "
                           f"or {DEFAULT_WINDOW} where --data is a URL", within="[0, inf)")  # fmt: skip
     cache: str | None = option(None, "folder for shards from a URL; below the temporary folder unless given",
@@ -327,6 +332,11 @@ def resolve(
     _check_divides(recipe.batch_size, options.accumulate, world_size)
     if recipe.batch_size > samples:
         raise UsageError(f"--batch-size {recipe.batch_size} is more than the {samples} pairs of the data")
+    if options.batch_concepts and recipe.batch_size * options.super_batch > samples:
+        raise UsageError(
+            f"--super-batch {options.super_batch} batches of {recipe.batch_size} are more than the {samples} pairs of "
+            f"the data"
+        )
     if is_url(options.data) and not options.window:
         options = dataclasses.replace(options, window=DEFAULT_WINDOW)
         notes.append(f"--data is a URL: shuffling within windows of {DEFAULT_WINDOW} shards (--window)")

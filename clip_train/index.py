@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -34,6 +35,15 @@ class Rows:
     sha256: np.ndarray | None = None  # (n, 8) uint8: the first bytes of the image's
 
 
+@dataclasses.dataclass(frozen=True)
+class ConceptSource:
+    """Where the concepts of a set come from, and where their file is kept."""
+
+    folders: Sequence[Path]
+    name: str
+    read: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]  # parts of the samples: concepts, and how many each has
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Index:
     """N samples. Those of a shard are neighbours: shard s has the samples bounds[s] .. bounds[s + 1] - 1."""
@@ -42,6 +52,7 @@ class Index:
     table: Table
     read_keys: Callable[[str], list[str]] | None = None  # of a metadata file, where the table has no keys
     remote: RemoteShards | None = None  # if `paths` are URLs
+    concepts: ConceptSource | None = None  # of a published folder
 
     def __len__(self) -> int:
         return self.table.samples

@@ -26,7 +26,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
@@ -39,8 +39,9 @@ KEEP_UNIT = 1 << 31  # the word of a keep probability of 1
 RUN = 32  # samples a run
 KEYS = 1024  # that are compressed together
 FORMAT = 1
+Mapped = TypeVar("Mapped")
 _MAGIC = b"clip_train index"
-_PREFIX = struct.Struct("<16sQQ32s")
+PREFIX = struct.Struct("<16sQQ32s")
 _TOGETHER = 512  # records that are read before their pages are given back: 32 MB, as the kernel maps 16 pages at a time
 _FACTORS = keyed.combine(6, np.arange(17, dtype=np.uint64)) | np.uint64(1)  # of the check; the last is of the place
 
@@ -49,6 +50,16 @@ def check_words(words: np.ndarray, samples: np.ndarray) -> np.ndarray:
     """The check of each record, (n,) uint32, from its (n, w) words and its place: a sum of products modulo 2^64."""
     sums = (words.astype(np.uint64) * _FACTORS[: words.shape[1]]).sum(1, dtype=np.uint64)
     return ((sums + samples.astype(np.uint64) * _FACTORS[-1]) >> np.uint64(32)).astype(np.uint32)
+
+
+def open_footer(file: IO[bytes], magic: bytes) -> dict[str, Any]:
+    """The footer of a file of this form. ValueError if the file is cut, or the footer is not as it was written."""
+    size = os.fstat(file.fileno()).st_size
+    found, at, length, digest = PREFIX.unpack(os.pread(file.fileno(), PREFIX.size, 0).ljust(PREFIX.size, b"\0"))
+    footer = os.pread(file.fileno(), length, at) if at + length == size else b""
+    if found != magic or hashlib.sha256(footer).digest() != digest:
+        raise ValueError("it is cut or damaged")
+    return json.loads(footer)
 
 
 class Table:
@@ -65,12 +76,7 @@ class Table:
     def __init__(self, file: IO[bytes], name: str) -> None:
         """Maps an open file. ValueError if it is not whole."""
         self.name = name
-        size = os.fstat(file.fileno()).st_size
-        magic, at, length, digest = _PREFIX.unpack(os.pread(file.fileno(), _PREFIX.size, 0).ljust(_PREFIX.size, b"\0"))
-        footer = os.pread(file.fileno(), length, at) if at + length == size else b""
-        if magic != _MAGIC or hashlib.sha256(footer).digest() != digest:
-            raise ValueError("it is cut or damaged")
-        self._footer: dict[str, Any] = json.loads(footer)
+        self._footer = open_footer(file, _MAGIC)
         if self._footer["format"] != FORMAT:
             raise ValueError(f"it has format {self._footer['format']}")
         self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -79,7 +85,7 @@ class Table:
         self.samples: int = self._footer["samples"]
         self.columns = {str(name): number for number, name in enumerate(self._footer["columns"])}
         width = len(self._footer["columns"])
-        self._records = np.frombuffer(self._map, "<u4", self.samples * width, _PREFIX.size).reshape(-1, width)
+        self._records = np.frombuffer(self._map, "<u4", self.samples * width, PREFIX.size).reshape(-1, width)
         self.bounds = np.array(self._footer["bounds"], np.int64)
         self.sizes = tuple(self._footer["sizes"])
         self.names: list[str] = self._footer["names"]
@@ -148,7 +154,7 @@ class Writer:
     def __init__(self, file: IO[bytes], *, columns: Sequence[str], keys: bool) -> None:
         """`columns`: of the words but the check. `keys`: the file has them too."""
         self._file, self._columns, self._has_keys = file, tuple(columns), keys
-        file.write(bytes(_PREFIX.size))
+        file.write(bytes(PREFIX.size))
         self.samples, self._labelled, self._total = 0, False, 0
         self._bounds, self._sizes, self._runs = [0], list[int](), list[np.ndarray]()
         self._metadata: list[tuple[str, int]] = []
@@ -233,7 +239,7 @@ class Writer:
         at = self._file.tell()
         self._file.write(footer)
         self._file.seek(0)
-        self._file.write(_PREFIX.pack(_MAGIC, at, len(footer), hashlib.sha256(footer).digest()))
+        self._file.write(PREFIX.pack(_MAGIC, at, len(footer), hashlib.sha256(footer).digest()))
         self._file.flush()
 
     def _section(self, sections: dict[str, tuple[int, int]], name: str, values: np.ndarray) -> None:
@@ -263,38 +269,45 @@ def _words_of(name: str, columns: Mapping[str, np.ndarray], size: int) -> np.nda
     return offsets // BLOCK
 
 
-def open_table(path: Path) -> Table | None:
-    """The index at `path`; None where there is none, or where it is damaged and has to be made again."""
+def open_mapped(path: Path, kind: Callable[[IO[bytes], str], Mapped]) -> Mapped | None:
+    """The file at `path`; None where there is none, or where it is damaged and has to be made again."""
     try:
         with open(path, "rb") as file:
-            return Table(file, str(path))
+            return kind(file, str(path))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def kept_table(folders: Sequence[Path], name: str, write: Callable[[IO[bytes]], None]) -> Table:
-    """The index of this name in the first of `folders` that has it, or else in the first that can be written.
+    """The index of this name, see `kept_file`."""
+    return kept_file(folders, f"{name}.index", write, Table)
+
+
+def kept_file(
+    folders: Sequence[Path], name: str, write: Callable[[IO[bytes]], None], kind: Callable[[IO[bytes], str], Mapped]
+) -> Mapped:
+    """The mapped file in the first of `folders` that has it, or else in the first that can be written.
 
     One process of a host writes it, and the others wait. If no folder can be written, each process has its own.
     """
     for folder in folders:
-        path = folder / f"{name}.index"
-        table = open_table(path)
+        path = folder / name
+        mapped = open_mapped(path, kind)
         try:
-            if table is None:
+            if mapped is None:
                 folder.mkdir(exist_ok=True)
                 with host_lock(path.with_suffix(".lock")):
-                    table = open_table(path)
-                    if table is None:
+                    mapped = open_mapped(path, kind)
+                    if mapped is None:
                         _write_whole(path, write)
-                        table = open_table(path)
+                        mapped = open_mapped(path, kind)
         except OSError:
             continue  # it cannot be written
-        if table is not None:
-            return table
+        if mapped is not None:
+            return mapped
     with tempfile.TemporaryFile() as file:
         write(file)
-        return Table(file, name)
+        return kind(file, name)
 
 
 def _write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:

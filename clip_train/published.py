@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_train.errors import InputMissing, TrainError
-from clip_train.index import Index
-from clip_train.index_file import Writer, kept_table
+from clip_train.index import ConceptSource, Index
+from clip_train.index_file import Table, Writer, kept_table
 
 REMEDY = "publish the shards again, or point --data at a whole copy"
 _OURS = {
@@ -62,7 +62,8 @@ def open_published(folder: Path, folders: Sequence[Path]) -> Index:
     name = f"index-{hashlib.sha256(json.dumps(marks).encode() + manifest).hexdigest()[:16]}"
     table = kept_table(folders, name, lambda file: write_index(file, read, str(folder), listed))
     paths = tuple(f"{folder}/{path}" for path in table.names)
-    return Index(paths, table, read_keys=lambda path: read(path, ["key"])["key"].to_pylist())
+    source = ConceptSource(folders, name, lambda: read_concepts(table, read, str(folder), listed))
+    return Index(paths, table, read_keys=lambda path: read(path, ["key"])["key"].to_pylist(), concepts=source)
 
 
 def read_manifest(data: bytes, name: str) -> list[Listed]:
@@ -177,6 +178,25 @@ def _grouped(table: pa.Table) -> pa.Table:
     shards = table["shard"].combine_chunks()
     numbers = pa.array(shards.to_pylist()).dictionary_encode().indices.to_numpy()
     return table.take(pa.array(np.argsort(numbers, kind="stable")))
+
+
+def read_concepts(
+    table: Table, read: Read, folder: str, listed: Sequence[Listed]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The queries of the samples, in the order of the index, and how many each sample has, part by part."""
+    names = [entry.path for entry in listed if is_metadata(entry)]
+    if table.has_keys:  # the index has grouped the rows
+        parts = iter([_grouped(pa.concat_tables([read(name, ["shard", "query_ids"]) for name in names]))])
+    else:
+        parts = (read(name, ["query_ids"]) for name in names)
+    try:
+        for rows in parts:
+            if rows["query_ids"].null_count:
+                raise ValueError("query_ids has nulls")
+            lists = rows["query_ids"].combine_chunks().cast(pa.list_(pa.int32()))
+            yield lists.flatten().to_numpy(zero_copy_only=False), np.diff(lists.offsets.to_numpy())
+    except (ValueError, TypeError, pa.ArrowException) as error:
+        raise TrainError(f"{folder}: the metadata has no lists of queries ({error}); {REMEDY}") from error
 
 
 def read_columns(path: Path, name: str, columns: Sequence[str]) -> pa.Table:

@@ -75,6 +75,8 @@ def restore_run(run: Run, path: Path) -> None:
 def order_of(options: TrainOptions) -> dict[str, Any]:
     """What a checkpoint keeps of the order of the samples."""
     order: dict[str, Any] = {"window": options.window, "online_balance": options.online_balance}
+    if options.batch_concepts:
+        order |= {"batch_concepts": options.batch_concepts, "super_batch": options.super_batch}
     return order | ({"form": WINDOW_FORM} if options.window or options.online_balance else {})
 
 

@@ -24,7 +24,7 @@ RECIPE = (
     "precision", "patch_dropout", "crop_scale", "verify",
 )  # fmt: skip
 # Options that a run keeps for good; what stands in its checkpoints refuses another value (resume.py).
-_KEPT = ("data", "model", "seed", "loss", "activation", "window", "online_balance")
+_KEPT = ("data", "model", "seed", "loss", "activation", "window", "online_balance", "batch_concepts", "super_batch")
 
 
 def continued(

@@ -25,10 +25,10 @@ import pyarrow as pa
 
 from clip_train import remote
 from clip_train.errors import InputMissing, TrainError
-from clip_train.index import PLACES, Index
+from clip_train.index import PLACES, ConceptSource, Index
 from clip_train.index_file import Writer, kept_table
 from clip_train.places import expand, expand_braces
-from clip_train.published import open_published, read_columns, read_manifest, write_index
+from clip_train.published import open_published, read_columns, read_concepts, read_manifest, write_index
 from clip_train.remote import RemoteFile, RemoteShards, is_url
 from clip_train.tar_scan import Members, scan_tar
 
@@ -143,9 +143,10 @@ def _open_remote_published(url: str, manifest: bytes, folder: Path, limit: int) 
     kept = f"index-{hashlib.sha256(url.encode() + manifest).hexdigest()[:16]}"
     table = kept_table([folder], kept, lambda file: write_index(file, read, name, listed))
     files = tuple(named[path] for path in table.names)
+    source = ConceptSource([folder], kept, lambda: read_concepts(table, read, name, listed))
     return Index(
         tuple(file.url for file in files), table, read_keys=lambda path: read(path, ["key"])["key"].to_pylist(),
-        remote=RemoteShards(files, folder, limit),
+        remote=RemoteShards(files, folder, limit), concepts=source,
     )  # fmt: skip
 
 

@@ -8,13 +8,16 @@ import os
 import torch
 
 from clip_train import checkpoint
-from clip_train.config import Plan
+from clip_train.concepts import ConceptStream, open_concepts
+from clip_train.config import Plan, TrainOptions
 from clip_train.data import LoaderOptions
 from clip_train.devices import cpu_count
 from clip_train.distributed import rank, world_size
 from clip_train.errors import UsageError
+from clip_train.index import Index
 from clip_train.model import CLIP
 from clip_train.optim import MovingAverage, make_optimizer
+from clip_train.order import Stream
 from clip_train.parallel import Towers
 from clip_train.resnet import ModifiedResNet
 from clip_train.resume import find_checkpoint, restore_run, same_model
@@ -91,6 +94,16 @@ def load_initial(model: CLIP, plan: Plan) -> None:
     if weights.vocabulary and plan.vocabulary and weights.vocabulary != plan.vocabulary:
         raise UsageError(f"{path} was trained with another vocabulary: name its RUN/{VOCABULARY} by --bpe")
     checkpoint.restore_model(model, fit_to(weights.tensors, model), origin=path)
+
+
+def open_stream(index: Index, options: TrainOptions) -> Stream:
+    """The order of the samples. UsageError where the set has not what it needs."""
+    if not options.batch_concepts:
+        return Stream(index, seed=options.seed, window=options.window, online_balance=options.online_balance)
+    return ConceptStream(
+        index, concepts=open_concepts(index), mode=options.batch_concepts, ratio=options.super_batch,
+        seed=options.seed, window=options.window, online_balance=options.online_balance,
+    )  # fmt: skip
 
 
 def loader_options(plan: Plan, device: torch.device) -> LoaderOptions:

@@ -33,7 +33,6 @@ from clip_train.lock import hold, stop_signals
 from clip_train.log import Progress, StepLog, open_sinks
 from clip_train.loss import info_nce, sigmoid_loss
 from clip_train.optim import learning_rate, set_learning_rate
-from clip_train.order import Stream
 from clip_train.parallel import frozen_statistics
 from clip_train.report import Report, Timing
 from clip_train.resume import save_run
@@ -41,7 +40,7 @@ from clip_train.run import Run, StepResult
 from clip_train.run_config import run_vocabulary, write_config
 from clip_train.same_run import continued
 from clip_train.shards import open_index
-from clip_train.start import loader_options, start_run
+from clip_train.start import loader_options, open_stream, start_run
 from clip_train.tokenizer import load_tokenizer
 from clip_train.transfer import to_device
 
@@ -77,7 +76,7 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
             options, samples=len(index), world_size=world_size(), vocab_size=tokenizer.vocab_size,
             has_gpu=device.type == "cuda", vocabulary=tokenizer.fingerprint, history=history,
         )  # fmt: skip
-        stream = Stream(index, seed=options.seed, window=plan.options.window, online_balance=options.online_balance)
+        stream = open_stream(index, plan.options)
         stream.epoch_of(0)  # an epoch without pairs is refused here
         check_evaluations(options)
         if rank() == 0:
