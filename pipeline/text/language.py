@@ -138,6 +138,8 @@ def _on_shared_pages(page: Ints) -> Ints:
     """The rows whose page has several rows."""
     if len(page) < 2:
         return np.empty(0, np.int64)
+    if (page[1:] > page[:-1]).all():  # rows of tables
+        return np.empty(0, np.int64)
     order = np.argsort(page, kind="stable")
     same = page[order][1:] == page[order][:-1]
     shared = np.concatenate([same, [False]]) | np.concatenate([[False], same])

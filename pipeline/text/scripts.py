@@ -7,12 +7,15 @@ decides among them. A text in Latin letters is not Greek or Russian. The script 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.engine import jit
 from pipeline.text.fasttext_file import EVIDENCE, PER_LABEL
 
 # Unicode scripts beside Latin, and the languages that are written in them, the most frequent one first (CLDR 46,
@@ -48,8 +51,9 @@ ALSO_LATIN = frozenset(
 )  # of the languages above, those that are often in Latin letters
 HAN, KANA = r"[\p{Han}]", r"[\p{Hiragana}\p{Katakana}ー]"
 CHINESE, JAPANESE = "zh", "ja"
-_OTHER_LETTERS = r"[^\P{L}\p{Latin}]"
+_LATIN, _OTHER_LETTERS = r"\p{Latin}", r"[^\P{L}\p{Latin}]"
 CERTAIN = 1000  # thousandths
+ROW_COST = 5  # a text without the kernel costs as much as so many rows of another kernel
 
 
 class Scripts:
@@ -72,17 +76,36 @@ class Scripts:
             evidence: of the model.
             page: the language of each text's page, nulls where it is not known; None: of none.
         """
-        other = np.flatnonzero(~np.asarray(pc.string_is_ascii(texts)))
-        other = other[self._mostly(texts.take(pa.array(other)))] if len(other) else other
-        given, evidence = evidence, self._latin(evidence)
+        kernel = jit.kernel("pipeline.text.scripts_kernel", len(texts) * ROW_COST)
+        other = self._in_other_scripts(texts, kernel)
+        entries = pa.array(self._of_other_scripts(texts, evidence, page, other), EVIDENCE)
+        if kernel:
+            return kernel.merge(evidence, self._never_latin, other, entries)
+        return _replaced(self._latin(evidence), other, entries)
+
+    def _in_other_scripts(self, texts: pa.Array, kernel: Any) -> np.ndarray:
+        """The rows of the texts whose letters are mostly not Latin."""
+        if not kernel:
+            other = np.flatnonzero(~np.asarray(pc.string_is_ascii(texts)))
+            return other[self._mostly(texts.take(pa.array(other)))] if len(other) else other
+        found = kernel.look(texts, _kinds(kernel.LATIN, kernel.OTHER))
+        unsure = np.flatnonzero(found == kernel.UNSURE)
+        if len(unsure):
+            found[unsure] = np.where(self._mostly(texts.take(pa.array(unsure))), kernel.OTHER_TEXT, kernel.LATIN_TEXT)
+        return np.flatnonzero(found == kernel.OTHER_TEXT)
+
+    def _of_other_scripts(
+        self, texts: pa.Array, evidence: pa.ListArray, page: pa.StringArray | None, other: np.ndarray
+    ) -> list[list[int]]:
+        """The entries of the rows `other`."""
         if not len(other):
-            return evidence
+            return []
         some = texts.take(pa.array(other))
         counts = np.stack([_count(some, pattern) for pattern, _ in self._of_script])
         kana, han = _count(some, KANA), _count(some, HAN)
         most = counts.argmax(axis=0)
         pages = page.take(pa.array(other)).to_pylist() if page is not None else [None] * len(other)
-        entries = given.take(pa.array(other)).to_pylist()
+        entries = evidence.take(pa.array(other)).to_pylist()
         for row, found in enumerate(entries):
             if max(kana[row], han[row]) >= counts[most[row], row]:
                 japanese = kana[row] > 0 or pages[row] == JAPANESE
@@ -90,7 +113,7 @@ class Scripts:
             else:
                 numbers = self._of_script[most[row]][1]
             entries[row] = _among(numbers, found)
-        return _replaced(evidence, other, pa.array(entries, EVIDENCE))
+        return entries
 
     def _latin(self, evidence: pa.ListArray) -> pa.ListArray:
         """The evidence without the languages that are never written in Latin letters."""
@@ -105,7 +128,7 @@ class Scripts:
     def _mostly(texts: pa.Array) -> np.ndarray:
         """True where most letters are not Latin."""
         others = _count(texts, _OTHER_LETTERS)
-        return (others > 0) & (others >= _count(texts, r"\p{Latin}"))
+        return (others > 0) & (others >= _count(texts, _LATIN))
 
 
 def _among(numbers: list[int], found: list[int]) -> list[int]:
@@ -121,6 +144,18 @@ def _replaced(evidence: pa.ListArray, rows: np.ndarray, entries: pa.ListArray) -
     places = np.arange(len(evidence))
     places[rows] = len(evidence) + np.arange(len(rows))
     return pa.concat_arrays([evidence, entries]).take(pa.array(places))
+
+
+@functools.lru_cache(maxsize=1)
+def _kinds(latin: int, other: int) -> np.ndarray:
+    """The kind of each character of the Basic Multilingual Plane, as RE2 sees it: uint8, 0 for those without one."""
+    kinds = np.zeros(0x10000, np.uint8)
+    characters = pa.array(["".join(chr(code) for code in range(1, 0x10000) if not 0xD800 <= code < 0xE000)])
+    for kind, pattern in ((latin, _LATIN), (other, _OTHER_LETTERS)):
+        others = pc.replace_substring_regex(characters, pattern=pattern, replacement="")[0].as_py()
+        found = set(characters[0].as_py()) - set(others)
+        kinds[[ord(char) for char in found]] = kind
+    return kinds
 
 
 def _count(texts: pa.Array, pattern: str) -> np.ndarray:

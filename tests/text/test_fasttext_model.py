@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -70,6 +72,37 @@ def test_the_kernel_equals_the_reference(texts):
     assert all((one == other).all() for one, other in zip(sums, expected, strict=True))
     entries = [model._entries(total.tolist(), count) for total, count in zip(sums, counts.tolist(), strict=True)]
     assert kernel.evidence(model, sums, counts).to_pylist() == entries
+
+
+@pytest.mark.skipif(not jit.available(), reason="no kernels")
+def test_remembered_words_change_no_sum(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Words that take each other's slots, words at the length that is remembered, and two models in turn."""
+    from pipeline.text import fasttext_model_kernel as kernel
+
+    words = [f"{'word' * (number % 5)}{number}" for number in range(200)] + ["ü" * 8, "ü" * 9, "x" * 16, "x" * 17]
+    texts = pa.array([" ".join(words[first::7]) for first in range(7)] * 2, pa.large_string())
+    other = read_model(write_model(tmp_path / "m.bin", {word: "en" for word in words[:150]} | {"Hund": "de"}))
+    monkeypatch.setattr(kernel, "_SLOTS", 16)
+    monkeypatch.setattr(kernel, "_local", threading.local())
+    for some in (model, other, model):
+        sums, counts = kernel.feature_sums(some, texts)
+        rows = [some._rows_of(text.encode()) for text in texts.to_pylist()]
+        assert counts.tolist() == [len(found) for found in rows]
+        expected = [some.vectors[found].sum(axis=0, dtype=np.int64) for found in rows]
+        assert (np.stack(expected) == sums).all()
+
+
+@pytest.mark.skipif(not jit.available(), reason="no kernels")
+def test_a_sum_that_does_not_fit_is_not_remembered(tmp_path: Path):
+    """Vectors are cut at 1,000, so those of a word and its n-grams can exceed 32 bits together."""
+    from pipeline.text import fasttext_model_kernel as kernel
+
+    small = read_model(write_model(tmp_path / "m.bin", {"dog": "en", "Hund": "de"}, bucket=4))
+    parameters = dataclasses.replace(small.parameters, shortest=1, longest=3)
+    large = dataclasses.replace(small, parameters=parameters, vectors=np.full_like(small.vectors, 1000 << 20))
+    (first, again), counts = kernel.feature_sums(large, pa.array(["dog", "dog dog"], pa.large_string()))
+    assert first.tolist() == [int(counts[0]) * (1000 << 20)] * 2 and counts[0] > 4
+    assert (again == 2 * first).all()
 
 
 def read_model_once(cache={}):  # noqa: ANN001, ANN201, B006

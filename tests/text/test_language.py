@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hypothesis.strategies as st
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
 
-from pipeline.text import language
+from pipeline.engine import jit
+from pipeline.text import language, scripts
 from pipeline.text.fasttext_file import packaged_model
 from pipeline.text.language import Choice, LanguageModel
 from pipeline.text.language_names import ALIASES, NAMES, model_code
@@ -77,6 +80,35 @@ def test_scripts_need_no_model(model):
     assert shares.to_pylist()[0] == 1
     page = pa.array(["ja"] + [None] * 7)
     assert language.likeliest(model._scripts.correct(texts, rows, page), model.labels)[0][0].as_py() == "ja"
+
+
+LETTERS = "aZß éŁªµⅣ1 -ж犬のー개สΩ𐌰𝐀😀"
+
+
+@settings(deadline=None)  # the first call loads compiled code
+@given(st.lists(st.text(LETTERS, max_size=8) | st.text(max_size=8), max_size=6), st.integers(0, 2))
+def test_the_kernel_of_scripts_equals_the_reference(texts, skipped):
+    kernel = pytest.importorskip("pipeline.text.scripts_kernel") if jit.available() else pytest.skip("no kernels")
+    model = LanguageModel.load()
+    array = pa.array(texts, pa.string()).slice(skipped)
+    evidence = model._model.evidence(*model._model.feature_sums(pa.array(texts, pa.string()))).slice(skipped)
+    rules = model._scripts
+    other = rules._in_other_scripts(array, kernel)
+    assert other.tolist() == rules._in_other_scripts(array, None).tolist()
+    entries = pa.array(rules._of_other_scripts(array, evidence, None, other), evidence.type)
+    expected = scripts._replaced(rules._latin(evidence), other, entries)
+    assert kernel.merge(evidence, rules._never_latin, other, entries).to_pylist() == expected.to_pylist()
+
+
+@pytest.mark.skipif(not jit.available(), reason="no kernels")
+def test_the_kernel_of_scripts_knows_the_kinds_of_all_characters():
+    from pipeline.text import scripts_kernel as kernel
+
+    characters = pa.array([chr(code) for code in range(1, 0x10000) if not 0xD800 <= code < 0xE000])
+    assert (
+        (kernel.look(characters, scripts._kinds(kernel.LATIN, kernel.OTHER)) == kernel.OTHER_TEXT)
+        == scripts.Scripts._mostly(characters)
+    ).all()
 
 
 def test_the_context_is_the_other_distinct_texts_of_the_page(model):
