@@ -14,6 +14,7 @@ import stat
 import tempfile
 import threading
 import zipfile
+import zlib
 from typing import IO, Any, BinaryIO
 
 from pipeline.engine.input_errors import InputError, is_remote, public
@@ -118,11 +119,48 @@ def _open_member(path: str) -> Opened:
     return Opened(_Member(stream, opened.stream), public(path), size=archive.getinfo(member).file_size, seekable=True)
 
 
+class _Damaged(io.RawIOBase):
+    """The bytes of a member up to the first one that cannot be unpacked: the reader then sees a cut archive."""
+
+    def __init__(self, member: Any) -> None:
+        super().__init__()
+        self._member = member
+        # One damaged byte must not cost the whole archive. Its records have checksums of their own.
+        member._expected_crc = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._member.seekable()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return self._member.seek(offset, whence)
+        except (zipfile.BadZipFile, zlib.error, EOFError):
+            return self._member.tell()
+
+    def tell(self) -> int:
+        return self._member.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._member.read(len(buffer))
+        except (zipfile.BadZipFile, zlib.error, EOFError):
+            return 0
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._member.close()
+        super().close()
+
+
 class _Member(io.BufferedReader):
     """A member of a zip file. Closing the member closes the zip file."""
 
     def __init__(self, member: Any, pack: IO[bytes]) -> None:
-        super().__init__(member, BUFFER)
+        super().__init__(_Damaged(member), BUFFER)
         self._pack = pack
 
     def close(self) -> None:

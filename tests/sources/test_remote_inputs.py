@@ -307,6 +307,19 @@ def test_a_wacz(manner: str, server: FileServer, tmp_path: Path) -> None:
         assert read_image(distant.path, row["offset"], max_bytes=1 << 20) == picture(number)
 
 
+@pytest.mark.parametrize("packed", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_wacz_costs_some_records(packed: int, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.wacz", "w", packed) as pack:
+        pack.writestr("archive/data.warc.gz", b"".join(member(html_record(number)) for number in range(400)))
+    data = bytearray((tmp_path / "a.wacz").read_bytes())
+    place = len(data) * 6 // 10
+    data[place : place + 4] = b"\xff" * 4
+    (tmp_path / "a.wacz").write_bytes(data)
+    (made,) = expand([str(tmp_path / "a.wacz")])
+    rows, ledger, _ = rows_of(made.path)
+    assert 100 <= len(rows) < 400 and ledger.records_dropped.total() + ledger.notes["cut_file"] > 0
+
+
 def test_a_crawl_and_a_list_over_http(server: FileServer) -> None:
     path = "crawl-data/CC-MAIN-2026-05/wat/00000.warc.wat.gz"
     for manner in SERVERS:
