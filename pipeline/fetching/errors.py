@@ -33,6 +33,8 @@ RETRYABLE = {
 STATUSES = (OK, *sorted(RETRYABLE))
 LONGEST_SENTENCE = 200
 
+NOT_TRIED = "not tried: "  # begins the message of a failure for which nothing was sent
+
 
 class Failure(Exception):
     """An image could not be fetched.

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from pipeline.fetching.errors import Failure
+from pipeline.fetching.errors import NOT_TRIED, Failure
 from pipeline.fetching.options import FetchOptions
 
 # After so many failures of these classes in a row the host rests. Its other URLs fail at once, as retryable. So a dead
@@ -87,7 +87,7 @@ class Host:
 
     def _check_rest(self) -> None:
         if time.monotonic() < self._resting_until and self._last is not None:
-            sentence = f"not tried: the host failed {FAILURES_IN_A_ROW} times in a row ({self._last})"
+            sentence = f"{NOT_TRIED}the host failed {FAILURES_IN_A_ROW} times in a row ({self._last})"
             failure = Failure(self._last.status, sentence, retryable=True, http_status=self._last.http_status)
             failure.tried = False
             raise failure

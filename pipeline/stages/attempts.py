@@ -13,9 +13,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.engine import hashing, storage
 from pipeline.engine.work import StageFolder, StepFolder
+from pipeline.fetching.errors import NOT_TRIED
 from pipeline.schema import FETCHED, RETRY_AT
 from pipeline.stages.row_pass import ROW_HASH
 
@@ -66,7 +68,10 @@ class Attempts:
 
 
 def fetched_rows(attempts: Attempts, unit: int, *, before: int) -> Iterator[tuple[int, int, pa.Table]]:
-    """(pass, part, rows) of a unit: the newest outcome of each row. Only passes below `before` are read."""
+    """(pass, part, rows) of a unit: the newest outcome of each row. Only passes below `before` are read.
+
+    A later pass for which nothing was sent is no outcome: the row keeps the one before.
+    """
     seen: np.ndarray = np.zeros(0, "S16")
     for number in range(before - 1, -1, -1):
         folder = attempts.images(number)
@@ -74,6 +79,8 @@ def fetched_rows(attempts: Attempts, unit: int, *, before: int) -> Iterator[tupl
         found = []
         for part in range(manifest["parts"] if manifest else 0):
             table = pa.Table.from_batches(storage.read_batches(folder.file(unit, "arrow", part)), FETCHED_PART)
+            if number:
+                table = table.filter(pc.invert(pc.starts_with(table["error"].fill_null(""), NOT_TRIED)))
             words = np.stack(hashing.uid_words(table["uid"]), axis=1).astype(">u8").view("V16").ravel()
             keep = ~np.isin(words, seen) if len(seen) else np.ones(len(words), np.bool_)
             found.append(words)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import build
+from pipeline.engine import storage
 from pipeline.engine.cli import BELOW, DONE
 from pipeline.engine.progress import Figures, Progress, Watched
-from pipeline.engine.work import StepFolder
+from pipeline.engine.work import StageFolder, StepFolder
 from pipeline.fetching import client, hosts, network
+from pipeline.fetching.errors import NOT_TRIED
 from pipeline.stages import fetch
+from pipeline.stages.attempts import FETCHED_PART, Attempts, fetched_rows
 from pipeline.stages.fetch_progress import PassFigures, UnitFigures
 from tests.webserver import WebServer, picture
 
@@ -103,6 +107,33 @@ def test_what_fails_for_now_is_asked_in_each_round(tmp_path: Path, monkeypatch: 
         none = [*given, "--redo", "fetch", "--fetch-rounds", "0"]
         assert build.main(none) == DONE
         assert server.hits["/status/500"] == 3 * 5
+
+
+def test_a_row_keeps_its_own_failure_while_its_host_rests(tmp_path: Path) -> None:
+    attempts = Attempts(StageFolder(str(tmp_path), "fetch", "f"), StageFolder(str(tmp_path), "balance", "b"))
+    uids = [number.to_bytes(16, "big") for number in range(4)]
+    passes = [
+        [("http_5xx", "HTTP 500", 500), ("tcp", "reset", None), ("tcp", f"{NOT_TRIED}it rests", None)],
+        [("timeout", f"{NOT_TRIED}it rests (HTTP 429)", 429), ("http_4xx", "HTTP 404", 404)],
+    ]
+    for number, outcomes in enumerate(passes):
+        rows = [
+            {"uid": uid, "status": status, "error": error, "http_status": code, "retryable": True}
+            for uid, (status, error, code) in zip(uids, outcomes, strict=False)
+        ]
+        columns = {field.name: pa.array([row.get(field.name) for row in rows], field.type) for field in FETCHED_PART}
+        table = pa.table(columns, schema=FETCHED_PART)
+        folder = attempts.images(number)
+        os.makedirs(folder.path, exist_ok=True)
+        with storage.writing_batches(folder.file(0, "arrow", 0), table.schema) as out:
+            out.write_batch(table.to_batches()[0])
+        folder.write_manifest(0, {"parts": 1})
+    found = {
+        row["uid"][-1]: row["status"]
+        for _, _, table in fetched_rows(attempts, 0, before=2)
+        for row in table.to_pylist()
+    }
+    assert found == {0: "http_5xx", 1: "http_4xx", 2: "tcp"}
 
 
 def test_a_set_is_not_published_after_an_outage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
