@@ -14,6 +14,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -167,14 +168,19 @@ def test_a_trainer_reads_at_random_by_the_metadata_alone(folder: Path, rows: lis
 
 
 def test_our_trainer_reads_it(folder: Path, rows: list[dict[str, Any]], numbers: list[int]) -> None:
+    from clip_train.concepts import open_concepts
     from clip_train.shards import open_index
 
     index = open_index(str(folder))
-    assert index.keys.to_pylist() == [row["uid"].hex() for row in rows]
-    with open(index.paths[int(index.shard[40])], "rb") as file:
-        file.seek(int(index.image_offset[40]))
-        assert file.read(int(index.image_size[40])) == samples.jpeg(numbers[40])
-    digest = hashlib.sha256(samples.jpeg(numbers[40])).digest()
-    assert index.sha256 is not None and index.sha256[40].tobytes() == digest
-    assert index.keep_probability is not None
-    assert index.keep_probability.tolist() == [row["keep_probability"] for row in rows]
+    everything = np.arange(len(rows))
+    assert index.keys_of(everything) == [row["uid"].hex() for row in rows]
+    shard, at, size = index.place("image", 40)
+    with open(index.paths[shard], "rb") as file:
+        file.seek(at)
+        assert file.read(size) == samples.jpeg(numbers[40])
+    digests = index.rows(everything).sha256
+    assert digests is not None and digests[40].tobytes() == hashlib.sha256(samples.jpeg(numbers[40])).digest()[:8]
+    probabilities = [row["keep_probability"] for row in rows]
+    assert index.keep_probability(everything).tolist() == pytest.approx(probabilities, abs=2**-32)
+    ids, sizes = open_concepts(index).of(everything)
+    assert ids.tolist() == [query for row in rows for query in row["query_ids"]] and sizes.sum() == len(ids)
