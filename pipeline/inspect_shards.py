@@ -8,6 +8,7 @@
     python -m pipeline.inspect_shards verify OUT --stages    the files that the stages keep, too
     python -m pipeline.inspect_shards rights OUT             who refused AI training: protocols, hosts, evidence
     python -m pipeline.inspect_shards rows OUT --stage match --to rows.parquet
+    python -m pipeline.inspect_shards forgotten OUT --url U  was it forgotten? exit code 3 if not
 
 Needs neither Beam nor torch. Texts from the web are printed without control characters.
 """
@@ -280,6 +281,34 @@ def rows(args: argparse.Namespace) -> int:
     return DONE
 
 
+def forgotten(args: argparse.Namespace) -> int:
+    """Says of URLs, domains, keys and images whether they were forgotten."""
+    from pipeline.dataset.tombstones import KINDS, Tombstones, normalise
+    from pipeline.engine import storage
+
+    try:
+        stones = Tombstones.load(args.folder)
+    except storage.DamagedError as error:
+        raise Damaged(str(error)) from error
+    asked = [(kind, value) for kind in KINDS for value in getattr(args, kind)]
+    if not asked:
+        raise UsageError("forgotten needs one of " + ", ".join("--" + kind.replace("_", "-") for kind in KINDS))
+    answers = []
+    for kind, value in asked:
+        try:
+            known = normalise(kind, value)
+        except ValueError as error:
+            raise UsageError(f"--{kind.replace('_', '-')}: {error}") from None
+        answers.append({"kind": kind, "value": value, "forgotten": stones is not None and stones.covers(kind, known)})
+    if args.json:
+        print_json(answers)
+    for answer in [] if args.json else answers:
+        print(
+            f"{'forgotten' if answer['forgotten'] else 'not forgotten':<15}{answer['kind']} {sanitize(answer['value'])}"
+        )
+    return DONE if all(answer["forgotten"] for answer in answers) else FAULT
+
+
 def print_json(value: Any) -> int:
     """Prints one document on stdout. It is ASCII, so that no text from the web reaches the terminal unescaped."""
     print(json.dumps(value, indent=1))
@@ -290,6 +319,7 @@ def print_json(value: Any) -> int:
 
 
 COMMANDS = {"info": info, "ls": ls, "show": show, "stats": stats, "verify": verify, "rights": rights, "rows": rows}
+COMMANDS |= {"forgotten": forgotten}
 
 
 def parser_of() -> tuple[Parser, dict[str, Parser]]:
@@ -319,7 +349,20 @@ def parser_of() -> tuple[Parser, dict[str, Parser]]:
     parsers["verify"].add_argument("--stages", action="store_true", help="the files that the stages keep, too")
     parsers["rows"].add_argument("--stage", required=True, metavar="NAME", help="gather, match, dedup or balance")
     parsers["rows"].add_argument("--to", required=True, metavar="FILE", help="Parquet file to write")
+    for flag in ("url", "domain", "page-domain", "uid", "sha256"):
+        parsers["forgotten"].add_argument(f"--{flag}", action="append", default=[], help="may be repeated")
     return parser, parsers
+
+
+def settle(folder: str) -> None:
+    """Finishes a change of the folder that a crash interrupted."""
+    if os.path.exists(os.path.join(folder, ".change", "journal.json")):  # so that the common case imports nothing
+        from pipeline.engine import work
+
+        try:
+            work.settle(os.path.abspath(folder))
+        except work.Busy as error:
+            raise NotFound(f"the files of {folder!r} are being changed: {error}") from error
 
 
 def count(text: str) -> int:
@@ -350,6 +393,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse(sys.argv[1:] if argv is None else argv)
         if not os.path.isdir(args.folder):
             raise NotFound(f"there is no folder {args.folder!r}")
+        settle(args.folder)
         code = COMMANDS[args.command](args)
         sys.stdout.flush()
         return code

@@ -25,7 +25,8 @@ import pyarrow.compute as pc
 from pipeline.dataset import ranges, shards, verify
 from pipeline.dataset.errors import Ambiguous, Damaged, NotFound
 from pipeline.dataset.verify import Fault
-from pipeline.engine import storage
+from pipeline.engine import storage, work
+from pipeline.engine.cli import UsageError
 from pipeline.schema import STAGES
 
 NO_QUERIES = pa.schema(
@@ -338,6 +339,10 @@ def read_manifest(folder: str) -> dict[str, Any]:
     """
     if not os.path.isdir(folder):
         raise NotFound(f"there is no folder {folder!r}")
+    try:
+        work.settle(folder)
+    except (work.Busy, UsageError, OSError) as error:
+        raise NotFound(f"the files of {folder!r} are being changed: {error}") from error
     manifest = read_json(folder, "manifest.json")
     if manifest is None:
         raise NotFound(f"{folder!r} is not a published folder: it has no manifest.json")

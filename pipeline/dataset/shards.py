@@ -179,6 +179,56 @@ def write_shard(
     if rows.num_rows == 0:
         raise ShardError(f"shard {number} would be empty")
     table = describe(rows, number)
+    return _write(folder, number, table, ReadImages(read_image, rows["stored_xxh3"].to_pylist()), ranges=ranges)
+
+
+def rewrite_shard(
+    folder: str, number: int, rows: pa.Table, read_image: Callable[[int, memoryview], None], *, ranges: Ranges
+) -> tuple[ShardInfo, pa.Table]:
+    """Writes a shard again with some of its rows, as `write_shard` would write these rows.
+
+    Args:
+        folder: where the files go.
+        number: of the shard.
+        rows: METADATA rows, at least one. Further columns stay in the metadata.
+        read_image: as in `write_shard`.
+        ranges: of the set.
+
+    Raises:
+        ShardError: the rows do not fit the shard.
+        ImageChanged: an image has another sha256 than its row says.
+    """
+    known = set(METADATA.names)  # Parquet renames the values of lists: they get the names of METADATA again
+    fields = [METADATA.field(field.name) if field.name in known else field for field in rows.schema]
+    rows = rows.cast(pa.schema(fields)).combine_chunks()
+    return _write(folder, number, rows, ReadImages(read_image, rows["sha256"].to_pylist()), ranges=ranges)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadImages:
+    """Reads the images of a shard, and checks each of them.
+
+    Attributes:
+        read: (row, place) -> fills the place with the image.
+        digests: of each row: the xxh3_64 of the image, or its sha256 in hexadecimal.
+    """
+
+    read: Callable[[int, memoryview], None]
+    digests: Sequence[int | str]
+
+    def __call__(self, row: int, place: memoryview) -> bool:
+        """Fills the place. Returns True if the bytes have the digest."""
+        self.read(row, place)
+        digest = self.digests[row]
+        if isinstance(digest, str):
+            return hashlib.sha256(place).hexdigest() == digest
+        return xxhash.xxh3_64_intdigest(place) == digest
+
+
+def _write(
+    folder: str, number: int, table: pa.Table, images: ReadImages, *, ranges: Ranges
+) -> tuple[ShardInfo, pa.Table]:
+    """Writes the METADATA rows of a shard and its tar. The places of the members are filled in."""
     _check_order(table["key"], number)
     _check_range(table["key"], number, ranges)
     placed = []
@@ -190,10 +240,10 @@ def write_shard(
         for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE):
             members = frame(batch, tar.size)
             placed.append(members.rows)
-            _write_samples(tar, members, rows["stored_xxh3"].slice(first, len(batch)).to_pylist(), first, read_image)
+            _write_samples(tar, members, first, images)
             first += len(batch)
         tar.close()
-    table = pa.Table.from_batches(placed, METADATA)
+    table = pa.Table.from_batches(placed)
     storage.write_published(os.path.join(folder, metadata_name), table)
     tar_entry = FileEntry(tar_name, tar.size, len(table), tar.sha256())
     return ShardInfo(number, len(table), (tar_entry, entry_of(folder, metadata_name, rows=len(table)))), table
@@ -252,7 +302,7 @@ def frame(rows: pa.RecordBatch, start: int) -> Frame:
         columns[f"{extension}_size"] = pa.array(columns[f"{extension}_size"].astype(np.int32))
     joined = join(pieces)
     starts = np.frombuffer(joined.buffers()[1], np.int32)[: len(rows) + 1]
-    placed = pa.RecordBatch.from_arrays([columns[name] for name in METADATA.names], schema=METADATA)
+    placed = pa.RecordBatch.from_arrays([columns[name] for name in rows.schema.names], schema=rows.schema)
     return Frame(
         placed, memoryview(joined.buffers()[2]).cast("B")[: int(starts[-1])], (starts[:-1] + tars.BLOCK).tolist()
     )
@@ -273,21 +323,14 @@ def _zeros(sizes: np.ndarray) -> pa.Array:
     return pa.BinaryArray.from_buffers(pa.binary(), len(sizes), [None, pa.py_buffer(offsets), data])
 
 
-def _write_samples(
-    tar: tars.TarWriter,
-    members: Frame,
-    digests: list[int],
-    first: int,
-    read_image: Callable[[int, memoryview], None],
-) -> None:
-    """Appends samples to a tar. Reads each image into its place and checks it against the digest of the fetch."""
+def _write_samples(tar: tars.TarWriter, members: Frame, first: int, images: ReadImages) -> None:
+    """Appends samples to a tar. Reads each image into its place. `first` is the number of the first row."""
     data, at = members.data, 0
     sizes = members.rows["jpg_size"].to_pylist()
-    for row, (cut, size, digest) in enumerate(zip(members.cuts, sizes, digests, strict=True)):
+    for row, (cut, size) in enumerate(zip(members.cuts, sizes, strict=True)):
         place = tar.append(data[at:cut], size)
         at = cut
-        read_image(first + row, place)
-        if xxhash.xxh3_64_intdigest(place) != digest:
+        if not images(first + row, place):
             key, shard = (members.rows[name][row].as_py() for name in ("key", "shard"))
             raise ImageChanged(
                 first + row,

@@ -12,7 +12,7 @@ import itertools
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO
 
 TEMPORARY = re.compile(r"\.tmp\d+-\d+$")
@@ -77,6 +77,12 @@ def remove(path: str) -> None:
         name = f"{path}.tmp{os.getpid()}-{next(_numbers)}"
         os.rename(path, name)
         _delete(name)
+
+
+def flush_folders(folders: Iterable[str]) -> None:
+    """Flushes the names in some folders to the disk. A folder that is gone is left out."""
+    for folder in folders:
+        _flush_folder(folder)
 
 
 def _delete(path: str) -> None:

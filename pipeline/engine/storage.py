@@ -35,10 +35,10 @@ import pyarrow.parquet as pq
 import xxhash
 
 from pipeline.engine import files, parquet_footer
-from pipeline.engine.files import remove, remove_stale_files, temporary, writing
+from pipeline.engine.files import flush_folders, remove, remove_stale_files, temporary, writing
 
 # Without a checksum: for files that are published and files of the user.
-__all__ = ["remove", "remove_stale_files", "temporary", "writing"]
+__all__ = ["flush_folders", "remove", "remove_stale_files", "temporary", "writing"]
 
 MARK = b"OWXXH3 1"
 SEAL = 8 + len(MARK)

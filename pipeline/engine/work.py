@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from pipeline.engine import clusters, storage
+from pipeline.engine import clusters, journal, storage
 from pipeline.engine.cli import UsageError
 
 FILES = "files.json"
@@ -176,7 +176,8 @@ def lock_run_folder(root: str, *, patience: float = 10.0) -> Iterator[None]:
     """Locks the folder for one run. The kernel releases the lock when the process ends, however it ends.
 
     Workers hold a shared lock of their own (`lock_as_worker`). A new run waits at most `patience` seconds for the
-    workers of a dead run to end. It cancels a job that a dead run left on a cluster.
+    workers of a dead run to end. It cancels a job that a dead run left on a cluster, and carries out a change of the
+    folder that was committed (`journal`).
 
     Raises:
         Busy: another run holds the folder, or the workers or the job of a dead run do not end.
@@ -198,11 +199,24 @@ def lock_run_folder(root: str, *, patience: float = 10.0) -> Iterator[None]:
         except RuntimeError as error:
             raise JobLeft(root, str(error)) from error
         _wait_for(root, workers, patience)
+        journal.finish(root)
         _running.add(root)
         try:
             yield
         finally:
             _running.discard(root)
+
+
+def settle(root: str) -> None:
+    """Carries out a change of the folder that a crash interrupted (`journal`). Readers call it.
+
+    Raises:
+        Busy: the process that makes the change is alive, or a build is.
+        UsageError, OSError: the folder cannot be written.
+    """
+    if journal.is_pending(root):
+        with lock_run_folder(root):
+            return
 
 
 def _make(root: str) -> None:

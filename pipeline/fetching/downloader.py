@@ -53,6 +53,7 @@ _numbers = itertools.count()
 _import_lock = threading.Lock()
 
 Archived = Callable[[str], bytes | None]
+Forgotten = Callable[[bytes, str | None], bool]
 
 
 class Watch(Protocol):
@@ -87,6 +88,7 @@ class _Shard:
         pieces: Pieces,
         watch: Watch | None,
         licences: dict[int, tuple[str, str]],
+        forgotten: Forgotten | None,
     ) -> None:
         self.licences = licences  # row -> the page of an image, and the RSL licence that it names
         self.order = order  # of the downloads: position in the Downloader's file -> row
@@ -99,6 +101,7 @@ class _Shard:
         self._decoder_lock = threading.Lock()
         self.pieces = pieces
         self._watch = watch
+        self._forgotten = forgotten
         self.cancelled = False
         self.problem: Exception | None = None
         self._backlog: threading.Semaphore | None = None
@@ -162,7 +165,11 @@ class _Shard:
     def _decoded(self, url: str, outcome: Outcome, share: Share, verdict: Verdict) -> Picture:
         """Fetches and decodes. A large picture waits until there is memory for it, with its body in a file."""
         body = self._body(url, outcome, share, verdict)
-        outcome.image_sha256 = hashlib.sha256(body).digest()
+        digest = hashlib.sha256(body).digest()
+        if self._forgotten is not None and self._forgotten(digest, outcome.final_url):
+            outcome.final_url = None
+            raise Failure("forgotten", "this image was forgotten")
+        outcome.image_sha256 = digest
         try:
             return self._ask_decoder(body, SMALL)
         except NeedsMemory as needs:
@@ -245,6 +252,7 @@ def fetch_rows(
     archived: Archived | None = None,
     again: bool = False,
     watch: Watch | None = None,
+    forgotten: Forgotten | None = None,
 ) -> pa.RecordBatch:
     """Fetches the images of a batch, decodes them, and writes the encoded ones to `raw_path` in the order of uid.
 
@@ -260,6 +268,7 @@ def fetch_rows(
         archived: returns the bytes of an image that is in the web archive; None: the image must be downloaded.
         again: the rows failed before; a host that rests after failures is tried once more.
         watch: is told of each finished row.
+        forgotten: (sha256 of the bytes as served, URL after redirects) -> True if the image must not be kept.
 
     Returns:
         Schema FETCHED and RETRY_AT, one row an input row, sorted by uid.
@@ -278,7 +287,7 @@ def fetch_rows(
         order = [row for row in _spread(urls) if row not in pieces.found]
         for row in [row for row, outcome in pieces.found.items() if outcome.status == OK][:WITNESSES]:
             client.network.remember(parse(urls[row]))
-        shard = _Shard(order, client, decoder, archived, pieces, watch, _page_licences(rows))
+        shard = _Shard(order, client, decoder, archived, pieces, watch, _page_licences(rows), forgotten)
         if watch is not None:
             for outcome in pieces.found.values():
                 watch.add(outcome.status)

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.dataset.tombstones import Tombstones
 from pipeline.engine import hashing, remote, rights_ledger, shuffle_files, storage
 from pipeline.engine.cli import BelowThreshold, UsageError
 from pipeline.engine.input_errors import InputError
@@ -413,6 +414,7 @@ def _download_part(
     archived = (
         ArchivedImages(index, plan.inputs, plan.options.max_bytes, plan.remote) if index.total("images") else None
     )
+    stones = Tombstones.load(folder.root)
     os.makedirs(folder.path, exist_ok=True)
     fetched = fetch_rows(
         batch.select(SELECTED.names),
@@ -422,6 +424,7 @@ def _download_part(
         archived=archived,
         again=again,
         watch=watch,
+        forgotten=stones.among_fetched if stones else None,
     )
     if not fetched["uid"].equals(batch["uid"]):
         raise RuntimeError(f"the downloader returned other rows than it was given (unit {unit}, part {part})")
@@ -603,5 +606,8 @@ def count_outcomes(table: pa.Table, tally: Tally) -> None:
     failed = table.filter(pc.invert(good))
     for status in sorted(set(failed["status"].to_pylist())):
         some = failed.filter(pc.equal(failed["status"], status)).combine_chunks()
+        if status == "forgotten":  # counted, but never among the rejected rows
+            tally.ledger.drop(status, some.num_rows)
+            continue
         url, text = (hashing.as_array(some[name]) for name in ("url", "text"))
         tally.drop(status, url, text, hashing.uid_words(some["uid"])[0])

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.dataset.tombstones import Tombstones
 from pipeline.engine import checks, hashing, remote, rights_ledger, storage
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.input_errors import InputError, MissingInputError, ReaderError, TransferError, UnreadableInputError
@@ -131,10 +132,17 @@ class Cleaning:
 
 _LANGUAGE_FIELDS = [PAIRS.field("language"), PAIRS.field("language_score"), *EVIDENCE]
 OPT_OUTS = ("noai", "noimageai", "noml", "tdm-reservation", rights.USAGE, rights.SIGNAL)
+FORGOTTEN = "forgotten"  # the reason of pairs that `pipeline.forget` took out of the folder
 
 
 def clean_batch(
-    candidates: pa.RecordBatch, tally: Tally, *, source: int, name_hash: int, rules: Cleaning
+    candidates: pa.RecordBatch,
+    tally: Tally,
+    *,
+    source: int,
+    name_hash: int,
+    rules: Cleaning,
+    forgotten: Tombstones | None = None,
 ) -> pa.RecordBatch:
     """CANDIDATES -> PAIRS with the hashes of GATHERED_PART. The order stays. `tally` counts every dropped row.
 
@@ -144,6 +152,7 @@ def clean_batch(
         source: number of the input.
         name_hash: hash of the input's name. The digest of the rows uses it, since numbers change with the inputs.
         rules: which pairs stay.
+        forgotten: what was forgotten; None: nothing. Such a row is counted, but is never among the rejected rows.
     """
     text, text_codes = clean.clean_text(candidates["text"])
     if rules.keep_personal:
@@ -156,8 +165,14 @@ def clean_batch(
         codes = np.where((codes == 0) & refused.to_numpy(zero_copy_only=False), len(reasons), codes)
         reasons.append("opt_out")
         _note_refusals(candidates["opt_out"].filter(pa.array(codes == len(reasons) - 1)), tally)
+    if forgotten is not None:
+        codes = np.where(find_forgotten(candidates, url, text, forgotten), len(reasons), codes)
+        reasons.append(FORGOTTEN)
     found = pa.table({"url": candidates["url"], "text": candidates["text"]})
     for code in np.unique(codes[codes > 0]).tolist():
+        if reasons[code] == FORGOTTEN:
+            tally.ledger.drop(FORGOTTEN, int((codes == code).sum()))
+            continue
         dropped = found.filter(pa.array(codes == code)).combine_chunks()
         tally.drop(reasons[code], _column(dropped, "url"), _column(dropped, "text"))
     if codes.any():
@@ -171,6 +186,12 @@ def _note_refusals(signals: pa.Array, tally: Tally) -> None:
     for item in pc.value_counts(signals).to_pylist():
         for word in set(item["values"].split(",")).intersection(OPT_OUTS):
             tally.ledger.notes[f"{rights_ledger.PAGES}{word}"] += item["counts"]
+
+
+def find_forgotten(candidates: pa.RecordBatch, url: pa.Array, text: pa.Array, forgotten: Tombstones) -> np.ndarray:
+    """True for each row that was forgotten by its URL, domain, page's domain or uid: (rows,)."""
+    found = forgotten.among_urls(url) | forgotten.among_pages(candidates["page_url"])
+    return found | forgotten.among_uids(hashing.pair_keys(url, text).uid)
 
 
 class Languages(NamedTuple):
@@ -254,6 +275,7 @@ class CleanRows:
             source=source_names(self.inputs).index(name),
             name_hash=int(hashing.hash_strings(pa.array([name]))[0, 0]),
             rules=self.rules,
+            forgotten=Tombstones.load(os.path.dirname(self.inputs)),
         )
 
 

@@ -1,0 +1,142 @@
+"""Replaces many files of a run's folder as one change. A crash leaves the old files or the new ones, never a mixture.
+
+    OUT/.change/new/<path>      the new content of OUT/<path>
+    OUT/.change/journal.json    what to move, to remove and to overwrite: the commit, written when all of it is there
+
+Before the journal is written, the folder is as it was. After it, whoever locks the folder next carries the change out
+(`finish`). Each step may be done twice. manifest.json is removed first and moved last: no reader sees a mixed set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.engine import storage
+
+FOLDER = ".change"
+MANIFEST = "manifest.json"
+JOURNAL = "journal.json"
+_ZEROS = bytes(1 << 20)
+
+
+class Change:
+    """A change that is being prepared. The caller holds the lock of the folder.
+
+    Attributes:
+        root: OUT.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self._removed: set[str] = set()
+        self._erased: list[dict[str, Any]] = []
+        discard(root)
+
+    def place(self, path: str) -> str:
+        """Where the new content of a file goes. `path` is below OUT."""
+        return os.path.join(self.root, FOLDER, "new", path)
+
+    def current(self, path: str) -> str:
+        """Where the content of a file is: its new content if there is one."""
+        new = self.place(path)
+        return new if os.path.exists(new) else os.path.join(self.root, path)
+
+    def remove(self, path: str) -> None:
+        """The file or folder tree is removed."""
+        self._removed.add(path)
+
+    def removes(self, path: str) -> bool:
+        """True if the file is removed."""
+        return path in self._removed
+
+    def erase(self, path: str, ranges: Sequence[tuple[int, int]], size: int) -> None:
+        """Bytes of a file become zeros in place, and the file is cut.
+
+        Args:
+            path: below OUT.
+            ranges: (start, length) of the bytes.
+            size: the new size of the file.
+        """
+        self._erased.append({"path": path, "ranges": [list(item) for item in ranges], "size": size})
+
+    def paths(self) -> list[str]:
+        """The paths of all files that the change replaces, removes or erases, sorted."""
+        return sorted({*self._moved(), *self._removed, *(item["path"] for item in self._erased)})
+
+    def commit(self) -> None:
+        """Writes the journal, then carries the change out."""
+        journal = {"moved": self._moved(), "removed": sorted(self._removed), "erased": self._erased}
+        storage.write_json(os.path.join(self.root, FOLDER, JOURNAL), journal)
+        finish(self.root)
+
+    def _moved(self) -> list[str]:
+        top = self.place("")
+        found = (path for path in storage.walk(top) if not os.path.islink(path))
+        return sorted(os.path.relpath(path, top).replace(os.sep, "/") for path in found)
+
+
+def is_pending(root: str) -> bool:
+    """True if a committed change is not carried out yet."""
+    return os.path.exists(os.path.join(root, FOLDER, JOURNAL))
+
+
+def finish(root: str) -> bool:
+    """Carries out a change that was committed. A change that was not is discarded. The caller holds the lock.
+
+    Returns:
+        True if there was a committed change.
+    """
+    folder = os.path.join(root, FOLDER)
+    if not os.path.isdir(folder):
+        return False
+    journal = storage.read_json(os.path.join(folder, JOURNAL))
+    if journal is not None:
+        _carry_out(root, journal)
+    discard(root)
+    return journal is not None
+
+
+def discard(root: str) -> None:
+    """Removes what was prepared."""
+    if os.path.isdir(os.path.join(root, FOLDER)):
+        storage.remove(os.path.join(root, FOLDER))
+
+
+def _carry_out(root: str, journal: dict[str, Any]) -> None:
+    def new(path: str) -> str:
+        return os.path.join(root, FOLDER, "new", path)
+
+    hidden = MANIFEST in journal["moved"] and os.path.exists(new(MANIFEST))
+    if hidden or MANIFEST in journal["removed"]:
+        storage.remove(os.path.join(root, MANIFEST))
+    for item in journal["erased"]:
+        _erase(os.path.join(root, item["path"]), item["ranges"], item["size"])
+    for path in journal["moved"]:
+        if path != MANIFEST:
+            _move(new(path), os.path.join(root, path))
+    for path in journal["removed"]:
+        storage.remove(os.path.join(root, path))
+    storage.flush_folders({os.path.dirname(os.path.join(root, path)) for path in journal["moved"]})
+    if hidden:
+        _move(new(MANIFEST), os.path.join(root, MANIFEST))
+        storage.flush_folders([root])
+
+
+def _move(source: str, target: str) -> None:
+    if os.path.exists(source):
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.replace(source, target)
+
+
+def _erase(path: str, ranges: Sequence[Sequence[int]], size: int) -> None:
+    if not os.path.exists(path):
+        return
+    with open(path, "r+b", buffering=0) as file:
+        file.truncate(min(size, os.fstat(file.fileno()).st_size))
+        for start, length in ranges:
+            end = min(start + length, size)
+            while start < end:
+                start += os.pwrite(file.fileno(), memoryview(_ZEROS)[: end - start], start)
+        os.fsync(file.fileno())

@@ -1,0 +1,586 @@
+"""Takes pairs out of the folders of the stages, as if gather had dropped them. `pipeline.forget` uses it.
+
+    parts, keys, masks of gather, match, dedup, dedup-images     rewritten without the rows
+    rows of balance, rows of the fetch, rejected rows            rewritten without the rows
+    raw images of the fetch                                      the bytes become zeros in place
+    buckets that a done stage no longer needs                    emptied: they hold copies of the rows
+    a stage that was interrupted                                 removed; of the fetch only the touched units
+
+The ledgers follow: a row counts as dropped in gather, with the reason `forgotten`, and in no later stage. Thresholds
+and counts of queries stay: nothing moves up. The digest in gather's info.json stays where match took the rows in the
+same pass, because the hashes of gather's rows were not kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.engine import hashing, shuffle_files, storage
+from pipeline.engine.journal import Change
+from pipeline.schema import SELECTED, STAGES
+from pipeline.stages.row_pass import KEYS, ROW_HASH
+from pipeline.stages.selection import DUPLICATE_REASONS
+
+FORGOTTEN = "forgotten"  # the reason of such rows in the ledger of gather
+PARTS = {
+    "gather": "gather",
+    "match": "match",
+    "dedup-images": "dedup-images",
+}  # stage with parts -> whose rows they are
+MASKS = {"dedup": "match", "dedup-images": "dedup-images"}  # stage with masks -> the stage with the parts
+REASONS = {"dedup": DUPLICATE_REASONS, "dedup-images": ("", "same_pair", "same_image", "near_duplicate")}
+LOST_REASON = {"balance": "over_cap", "publish": "over_cap"}
+# Bucket files that only later steps of the same stage read.
+EMPTIED = (
+    *("dedup/cut-texts", "dedup/drops", "balance/selected", "balance/band", "fetch/hosts"),
+    *("dedup-images/cut-texts", "dedup-images/drops", "publish/selected", "publish/band"),
+)
+SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
+
+Mask = npt.NDArray[np.bool_]
+Covers = Callable[[pa.Table], Mask]
+
+
+class Uids:
+    """A set of uids that many rows are tested against."""
+
+    def __init__(self, uids: set[bytes]) -> None:
+        self.uids = frozenset(uids)
+        words = [(int.from_bytes(uid[:8], "big"), int.from_bytes(uid[8:], "big")) for uid in uids]
+        self._pairs = frozenset(words)
+        self.high: npt.NDArray[np.uint64] = np.unique(np.array([high for high, _ in words], np.uint64))
+
+    def among(self, high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64]) -> Mask:
+        """True for each (high, low) that is in the set."""
+        mask = np.isin(high, self.high)
+        for row in np.flatnonzero(mask).tolist():
+            mask[row] = (int(high[row]), int(low[row])) in self._pairs
+        return mask
+
+    def mask(self, column: pa.Array | pa.ChunkedArray) -> Mask:
+        """True for each uid of a column that is in the set."""
+        return self.among(*hashing.uid_words(column))
+
+
+@dataclasses.dataclass
+class Counts:
+    """The rows that are taken out.
+
+    Attributes:
+        left: stage -> rows that had left it.
+        dropped: stage -> rows that it had dropped, by reason, as far as the files tell.
+        digest: stage -> the sum of the row hashes of the rows that had left it.
+        row_hash: uid -> its hash when it left dedup-images.
+    """
+
+    left: dict[str, int] = dataclasses.field(default_factory=dict)
+    dropped: dict[str, Counter[str]] = dataclasses.field(default_factory=dict)
+    digest: dict[str, int] = dataclasses.field(default_factory=dict)
+    row_hash: dict[bytes, int] = dataclasses.field(default_factory=dict)
+
+    def add(self, stage: str, hashes: npt.NDArray[np.uint64], dropped: Mapping[str, int]) -> None:
+        """Counts rows that had left a stage, and rows that it had dropped."""
+        self.left[stage] = self.left.get(stage, 0) + len(hashes)
+        self.digest[stage] = (self.digest.get(stage, 0) + int(hashes.sum(dtype=np.uint64))) % 2**64
+        self.dropped.setdefault(stage, Counter()).update(dropped)
+
+    def corrected(self, row: Mapping[str, Any], *, published: int) -> dict[str, Any]:
+        """The counts of a stage (rows_in, rows_out, dropped) without the rows that are taken out.
+
+        A stage without files lets the same rows pass as the stage before it, and the last ones are those published.
+        """
+        name = row["stage"]
+        after, dropped = self._leaves(name, published), Counter(row["dropped"])
+        if name == STAGES[0]:
+            dropped[FORGOTTEN] += after
+            return {**row, "rows_out": row["rows_out"] - after, "dropped": _sorted(dropped)}
+        before = self._leaves(STAGES[STAGES.index(name) - 1], published)
+        known = self.dropped.get(name, Counter())
+        _take(dropped, before - after, known, LOST_REASON.get(name), last=REASONS.get(name, ()))
+        numbers = {"rows_in": row["rows_in"] - before, "rows_out": row["rows_out"] - after}
+        return {**row, **numbers, "dropped": _sorted(dropped)}
+
+    def _leaves(self, name: str, published: int) -> int:
+        """The rows that had left a stage; where no file tells, those that had left a later one."""
+        later = (self.left[stage] for stage in STAGES[STAGES.index(name) :] if stage in self.left)
+        return next(later, published)
+
+
+def _sorted(dropped: Counter[str]) -> dict[str, int]:
+    return {reason: count for reason, count in sorted(dropped.items()) if count}
+
+
+def _take(
+    dropped: Counter[str], count: int, known: Mapping[str, int], fallback: str | None, *, last: Sequence[str] = ()
+) -> None:
+    """Takes `count` rows from the drops: those of known reasons first, then the fallback, then the largest others.
+
+    `last`: the reasons that are used up last, because `known` tells of all rows that were dropped for them.
+    """
+    for reason, rows in [*sorted(known.items()), *([(fallback, count)] if fallback else [])]:
+        rows = min(rows, count, dropped[reason])
+        dropped[reason] -= rows
+        count -= rows
+    for reason in sorted(dropped, key=lambda name: (name in last, -dropped[name], name)):
+        rows = min(count, dropped[reason])
+        dropped[reason] -= rows
+        count -= rows
+
+
+# ------------------------------------------------------------------------------------------------- what is there
+
+
+def is_done(root: str, stage: str) -> bool:
+    """True if the stage is complete."""
+    return os.path.exists(os.path.join(root, "stages", stage, "COMPLETED"))
+
+
+def units_of(root: str, folder: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(unit, manifest) of the committed units of a step. `folder` is below OUT/stages."""
+    path = os.path.join(root, "stages", folder)
+    for name in storage.names(path):
+        if re.fullmatch(r"\d+\.json", name):
+            found = storage.read_json(os.path.join(path, name))
+            if found is not None:
+                yield int(name.removesuffix(".json")), found
+
+
+def file_of(folder: str, unit: int, kind: str, part: int | None = None) -> str:
+    """The path of a unit's file below OUT."""
+    middle = "" if part is None else f"-{part:03d}"
+    return f"stages/{folder}/{unit:05d}{middle}.{kind}"
+
+
+def passes_of(root: str) -> list[str]:
+    """The folders of the passes of the fetch below OUT/stages, the newest first."""
+    names = storage.names(os.path.join(root, "stages", "fetch"))
+    return [f"fetch/{name}" for name in sorted(names, reverse=True) if re.fullmatch(r"images-\d+", name)]
+
+
+def wide_files(root: str) -> Iterator[str]:
+    """The Arrow files of all rows that the stages hold: parts of gather and match, and the rows of the fetch."""
+    for folder in ("gather/parts", "match/parts", *passes_of(root)):
+        for unit, found in units_of(root, folder):
+            for part in range(found.get("parts", 0)):
+                yield os.path.join(root, file_of(folder, unit, "arrow", part))
+
+
+def find(root: str, covers: Covers) -> tuple[set[bytes], set[str]]:
+    """The uids and the URLs of the rows that a selection covers, in the files of `wide_files` and in balance's rows."""
+    uids, urls = set[bytes](), set[str]()
+    for path in wide_files(root):
+        for batch in storage.read_batches(path):
+            _collect(pa.Table.from_batches([batch]), covers, uids, urls)
+    if not any(True for _ in wide_files(root)):
+        for unit, _ in units_of(root, "balance/rows"):
+            _collect(
+                storage.read_table(os.path.join(root, file_of("balance/rows", unit, "parquet"))), covers, uids, urls
+            )
+    return uids, urls
+
+
+def _collect(table: pa.Table, covers: Covers, uids: set[bytes], urls: set[str]) -> None:
+    mask = covers(table)
+    if mask.any():
+        rows = table.select(["uid", "url"]).filter(pa.array(mask))
+        uids.update(rows["uid"].to_pylist())
+        urls.update(rows["url"].to_pylist())
+
+
+# ---------------------------------------------------------------------------------------------------- the purge
+
+
+class Purge:
+    """Prepares the change of all stages. `run` returns what it took out."""
+
+    def __init__(
+        self,
+        change: Change,
+        uids: Uids,
+        *,
+        covers_rejected: Covers,
+        covers_urls: Covers,
+        covers_images: Covers,
+        by_image: bool,
+    ) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            change: of the folder.
+            uids: the pairs that go.
+            covers_rejected: REJECTED rows -> the rows that go.
+            covers_urls: rows with the column url, of examples in a ledger -> the rows that go.
+            covers_images: rows with the column url, of the images inside the archives -> the rows that go.
+            by_image: pairs are named by their image: units of the fetch that were interrupted are fetched anew.
+        """
+        self._change, self._root, self._uids = change, change.root, uids
+        self._covers_rejected, self._covers_urls, self._covers_images = covers_rejected, covers_urls, covers_images
+        self._images = by_image
+        self.counts = Counts()
+
+    def run(self) -> Counts:
+        """Prepares the change."""
+        self._drop_interrupted()
+        for stage in PARTS:
+            self._parts(stage)
+        self._balance()
+        self._fetch()
+        self._rejected()
+        self._images_of_archives()
+        for folder in EMPTIED:
+            if is_done(self._root, folder.split("/")[0]):
+                self._empty(folder)
+        return self.counts
+
+    def correct_infos(self, *, published: int) -> None:
+        """Writes info.json of each done stage with the corrected counts. Call it when `counts` is complete."""
+        for stage in STAGES:
+            path = f"stages/{stage}/info.json"
+            info = storage.read_json(os.path.join(self._root, path)) if is_done(self._root, stage) else None
+            if info is None:
+                continue
+            info = self.without_examples(self.counts.corrected(info, published=published))
+            digest = (int(info["digest"], 16) - self.counts.digest.get(stage, 0)) % 2**64
+            storage.write_json(self._change.place(path), {**info, "digest": f"{digest:016x}"})
+
+    def without_examples(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The counts of a stage without the examples of its ledger of rights that name a URL that goes."""
+        rights = {}
+        for protocol, counted in (row.get("rights") or {}).items():
+            examples = counted["examples"]
+            gone = self._covers_urls(pa.table({"url": pa.array([item["url"] for item in examples], pa.string())}))
+            kept = [item for item, is_gone in zip(examples, gone.tolist(), strict=True) if not is_gone]
+            rights[protocol] = {**counted, "examples": kept}
+        return {**row, "rights": rights} if rights else dict(row)
+
+    # ------------------------------------------------------------------------------------------ interrupted stages
+
+    def _drop_interrupted(self) -> None:
+        """Removes stages that were interrupted, but for gather, match and fetch, whose units are kept."""
+        for stage in ("dedup", "balance", "dedup-images", "publish"):
+            if not is_done(self._root, stage) and os.path.isdir(os.path.join(self._root, "stages", stage)):
+                self._change.remove(f"stages/{stage}")
+        for folder in ("gather/parts", "match/parts"):
+            if not is_done(self._root, folder.split("/")[0]):
+                self._drop_uncommitted(folder, lambda unit: True)
+
+    def _drop_uncommitted(self, folder: str, wanted: Callable[[int], bool]) -> None:
+        """Removes the files of units that are not committed."""
+        path = os.path.join(self._root, "stages", folder)
+        done = {unit for unit, _ in units_of(self._root, folder)}
+        for name in storage.names(path):
+            unit = re.match(r"\d+", name)
+            if unit and int(unit[0]) not in done and wanted(int(unit[0])):
+                self._change.remove(f"stages/{folder}/{name}")
+
+    # ------------------------------------------------------------------------------------------------------- parts
+
+    def _parts(self, stage: str) -> None:
+        """The parts of a stage, the keys beside them, and the masks over them."""
+        folder, masked = f"{stage}/parts", next((name for name, parts in MASKS.items() if parts == stage), None)
+        if not os.path.isdir(os.path.join(self._root, "stages", folder)):
+            return
+        if masked is not None and not is_done(self._root, masked):
+            masked = None
+        if stage == "dedup-images" and masked is None:
+            return  # it is removed
+        counted = stage if masked is None or stage != masked else None
+        gone: dict[int, list[Mask]] = {}
+        if counted:
+            self.counts.add(counted, np.zeros(0, np.uint64), {})
+        for unit, found in units_of(self._root, folder):
+            gone[unit] = [self._part(folder, unit, part, counted) for part in range(found["parts"])]
+            if any(mask.any() for mask in gone[unit]):
+                self._count_unit(folder, unit, found, gone[unit], stage)
+        if masked is not None:
+            self._masks(masked, folder, gone)
+
+    def _part(self, folder: str, unit: int, part: int, counted: str | None) -> Mask:
+        """Writes a part without the rows. Returns the mask of the rows that it took out."""
+        path = file_of(folder, unit, "arrow", part)
+        full = os.path.join(self._root, path)
+        masks = [self._uids.mask(batch["uid"]) for batch in storage.read_batches(full, ["uid"])]
+        gone = np.concatenate([np.zeros(0, np.bool_), *masks])
+        if not gone.any():
+            return gone
+        batches = list(storage.read_batches(full))
+        if counted:
+            self.counts.add(counted, _hashes(batches)[gone], {})
+        with storage.writing_batches(self._change.place(path), batches[0].schema) as out:
+            for batch, mask in zip(batches, masks, strict=True):
+                if not mask.all():
+                    out.write_batch(batch.filter(pa.array(~mask)))
+        keys = file_of(folder, unit, "keys", part)
+        if os.path.exists(os.path.join(self._root, keys)):
+            self._keys(keys, gone)
+        return gone
+
+    def _keys(self, path: str, gone: Mask) -> None:
+        """Writes the keys of a part without the rows. The other rows get their new numbers."""
+        full, moved = os.path.join(self._root, path), np.cumsum(gone).astype(np.int32)
+        messages: list[pa.Buffer | None] = [None] * count_of_buckets(full)
+        for bucket, data in shuffle_files.read_all(full):
+            table = shuffle_files.table([data], KEYS)
+            rows = table["row"].to_numpy()
+            stay = ~gone[rows]
+            at = table.schema.get_field_index("row")
+            table = table.set_column(at, KEYS.field("row"), pa.array((rows - moved[rows]).astype(np.int32)))
+            kept = table.filter(pa.array(stay)).combine_chunks().to_batches()
+            messages[bucket] = kept[0].serialize() if kept else None
+        _write_buckets(self._change.place(path), messages)
+
+    def _count_unit(self, folder: str, unit: int, found: dict[str, Any], gone: list[Mask], stage: str) -> None:
+        """Writes the manifest of a unit with parts."""
+        rows = [count - int(mask.sum()) for count, mask in zip(found["rows"], gone, strict=True)]
+        out, ledgers = sum(int(mask.sum()) for mask in gone), {**found["ledgers"]}
+        digest = self._digest_of_unit(folder, unit, gone)
+        for name, ledger in ledgers.items():
+            if name == "gather":
+                dropped = {**ledger["dropped"], FORGOTTEN: ledger["dropped"].get(FORGOTTEN, 0) + out}
+                ledgers[name] = {
+                    **ledger,
+                    "rows_out": ledger["rows_out"] - out,
+                    "dropped": dict(sorted(dropped.items())),
+                }
+            elif name == "match":
+                numbers = {key: ledger[key] - out for key in ("rows_in", "rows_out")}
+                ledgers[name] = {**ledger, **numbers}
+            if name == stage and stage in ("gather", "match"):
+                ledgers[name]["digest"] = (ledgers[name]["digest"] - digest) % 2**64
+        self._manifest(folder, unit, {**found, "rows": rows, "ledgers": ledgers})
+
+    def _digest_of_unit(self, folder: str, unit: int, gone: list[Mask]) -> int:
+        total = 0
+        for part, mask in enumerate(gone):
+            if mask.any():
+                full = os.path.join(self._root, file_of(folder, unit, "arrow", part))
+                total += int(_hashes(storage.read_batches(full, ["row_hash"]))[mask].sum(dtype=np.uint64))
+        return total % 2**64
+
+    def _masks(self, stage: str, folder: str, gone: dict[int, list[Mask]]) -> None:
+        """The masks over the parts, and the counts of the groups of units."""
+        groups = dict(units_of(self._root, f"{stage}/masks"))
+        changed = set[int]()
+        self.counts.add(stage, np.zeros(0, np.uint64), {})
+        for unit, masks in gone.items():
+            for part, mask in enumerate(masks):
+                if not mask.any():
+                    continue
+                path = file_of(f"{stage}/masks", unit, "mask", part)
+                codes = np.frombuffer(storage.read_bytes(os.path.join(self._root, path)), np.uint8)
+                storage.write_bytes(self._change.place(path), codes[~mask].tobytes())
+                group = unit % len(groups)
+                groups[group] = self._mask_counts(stage, folder, (unit, part), codes, mask, groups[group])
+                changed.add(group)
+        for group in changed:
+            self._manifest(f"{stage}/masks", group, groups[group])
+
+    def _mask_counts(
+        self, stage: str, folder: str, place: tuple[int, int], codes: np.ndarray, gone: Mask, manifest: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Counts the rows of a part that are taken out. Returns the manifest of the group without them."""
+        full = os.path.join(self._root, file_of(folder, place[0], "arrow", place[1]))
+        batches = list(storage.read_batches(full, ["uid", "row_hash"]))
+        hashes, kept = _hashes(batches), gone & (codes == 0)
+        if stage == "dedup-images":
+            uids = np.concatenate([np.array(batch["uid"].to_pylist(), object) for batch in batches])
+            self.counts.row_hash.update(zip(uids[kept], hashes[kept].tolist(), strict=True))
+        names = REASONS[stage]
+        reasons = Counter(names[code] if code < len(names) else "" for code in codes[gone & (codes > 0)].tolist())
+        self.counts.add(stage, hashes[kept], reasons)
+        ledger = manifest["ledgers"][stage]
+        dropped = Counter(ledger["dropped"])
+        _take(dropped, reasons.total(), reasons, None)
+        return {
+            **manifest,
+            "ledgers": {
+                stage: {
+                    **ledger,
+                    "rows_in": ledger["rows_in"] - int(gone.sum()),
+                    "rows_out": ledger["rows_out"] - int(kept.sum()),
+                    "dropped": _sorted(dropped),
+                    "digest": (ledger["digest"] - int(hashes[kept].sum(dtype=np.uint64))) % 2**64,
+                }
+            },
+        }
+
+    # ----------------------------------------------------------------------------------------- balance and the fetch
+
+    def _balance(self) -> None:
+        """The selected rows."""
+        if not is_done(self._root, "balance"):
+            return
+        self.counts.add("balance", np.zeros(0, np.uint64), {})
+        for unit, found in units_of(self._root, "balance/rows"):
+            path = file_of("balance/rows", unit, "parquet")
+            table = storage.read_table(os.path.join(self._root, path))
+            gone = self._uids.mask(table["uid"])
+            if gone.any():
+                self.counts.add("balance", table["row_hash"].to_numpy()[gone], {})
+                kept = table.filter(pa.array(~gone))
+                storage.write_table(self._change.place(path), kept)
+                self._manifest("balance/rows", unit, {**found, "rows": kept.num_rows})
+
+    def _fetch(self) -> None:
+        """The rows of all passes with their images. The newest outcome of a row counts."""
+        if not os.path.isdir(os.path.join(self._root, "stages/fetch")):
+            return
+        touched, seen = self._hosts_of_interrupted_fetch(), set[bytes]()
+        if is_done(self._root, "fetch"):
+            self.counts.add("fetch", np.zeros(0, np.uint64), {})
+        for folder in passes_of(self._root):
+            for unit, found in units_of(self._root, folder):
+                counts = [self._fetched(folder, unit, part, seen) for part in range(found.get("parts", 0))]
+                out = sum(counts, Counter[str]())
+                if out:
+                    touched.add(unit)
+                    status = Counter(found["status"])
+                    status.subtract(out)
+                    numbers = {"rows": found["rows"] - out.total(), "status": _sorted(status)}
+                    self._manifest(folder, unit, {**found, **numbers})
+        for folder in passes_of(self._root):
+            self._drop_uncommitted(folder, lambda unit: self._images or unit in touched)
+        for unit, found in units_of(self._root, "fetch/failed"):
+            if found.get("rights"):
+                self._manifest("fetch/failed", unit, self.without_examples(found))
+
+    def _fetched(self, folder: str, unit: int, part: int, seen: set[bytes]) -> Counter[str]:
+        """One part of a pass. Returns the rows that are taken out, by status."""
+        path = file_of(folder, unit, "arrow", part)
+        batches = list(storage.read_batches(os.path.join(self._root, path)))
+        table = pa.Table.from_batches(batches)
+        gone = self._uids.mask(table["uid"])
+        if not gone.any():
+            return Counter()
+        rows, kept = table.filter(pa.array(gone)), table.filter(pa.array(~gone))
+        with storage.writing_batches(self._change.place(path), table.schema) as out:
+            for batch in kept.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]:
+                out.write_batch(batch)
+        self._erase_images(file_of(folder, unit, "raw", part), rows, kept)
+        newest = np.array([uid not in seen for uid in rows["uid"].to_pylist()], np.bool_)
+        seen.update(rows["uid"].to_pylist())
+        status = np.array(rows["status"].to_pylist(), object)
+        if is_done(self._root, "fetch"):
+            good = newest & (status == "ok")
+            self.counts.add("fetch", rows["row_hash"].to_numpy()[good], Counter(status[newest & ~good].tolist()))
+        return Counter(status.tolist())
+
+    def _erase_images(self, path: str, rows: pa.Table, kept: pa.Table) -> None:
+        places = [(start, size) for start, size in _places(rows)]
+        if places:
+            self._change.erase(path, places, max([start + size for start, size in _places(kept)], default=0))
+
+    def _hosts_of_interrupted_fetch(self) -> set[int]:
+        """The units of an interrupted fetch that have a row to take out. Their rows leave the bucket files."""
+        touched = set[int]()
+        if is_done(self._root, "fetch"):
+            return touched
+        for unit, found in units_of(self._root, "fetch/hosts"):
+            for part in range(found.get("parts", 0)):
+                path = file_of("fetch/hosts", unit, "rows", part)
+                full = os.path.join(self._root, path)
+                messages: list[pa.Buffer | None] = [None] * count_of_buckets(full)
+                changed = False
+                for bucket, data in shuffle_files.read_all(full):
+                    table = shuffle_files.table([data], SELECTED_PART)
+                    gone = self._uids.mask(table["uid"])
+                    if gone.any():
+                        touched.add(bucket)
+                        changed, table = True, table.filter(pa.array(~gone)).combine_chunks()
+                    messages[bucket] = table.to_batches()[0].serialize() if table.num_rows else None
+                if changed:
+                    _write_buckets(self._change.place(path), messages)
+        return touched
+
+    # ----------------------------------------------------------------------------------------- rejected rows, images
+
+    def _rejected(self) -> None:
+        """The kept dropped rows of all stages, of their units and of the published folder."""
+        for path in storage.walk(os.path.join(self._root, "stages")):
+            if path.endswith((".rejected", "/rejected.parquet")):
+                self._rejected_table(path, storage.read_table, storage.write_table)
+        for path in storage.walk(os.path.join(self._root, "rejected")):
+            if path.endswith(".parquet"):
+                self._rejected_table(path, storage.read_published, storage.write_published)
+
+    def _rejected_table(self, path: str, read: Callable[..., pa.Table], write: Callable[..., None]) -> None:
+        table = read(path)
+        gone = self._covers_rejected(table)
+        below = os.path.relpath(path, self._root)
+        if gone.all() and len(gone) and below.startswith("rejected"):
+            self._change.remove(below)  # a published table has at least one row
+        elif gone.any():
+            write(self._change.place(below), table.filter(pa.array(~gone)))
+
+    def _images_of_archives(self) -> None:
+        """The list of the images inside the archives, and its index by the hash of their URL."""
+        urls = set[str]()
+        for unit, found in units_of(self._root, "gather/images"):
+            path = file_of("gather/images", unit, "images")
+            table = storage.read_table(os.path.join(self._root, path))
+            gone = self._covers_images(table)
+            if gone.any():
+                urls.update(table["url"].filter(pa.array(gone)).to_pylist())
+                kept = table.filter(pa.array(~gone))
+                storage.write_table(self._change.place(path), kept)
+                self._manifest("gather/images", unit, {**found, "images": kept.num_rows})
+        if urls:
+            words = hashing.hash_strings(pa.array(sorted(urls), pa.string()))
+            for unit, found in units_of(self._root, "fetch/archived"):
+                if found["images"]:
+                    self._archived(unit, found, words)
+
+    def _archived(self, unit: int, found: dict[str, Any], words: npt.NDArray[np.uint64]) -> None:
+        paths = {name: file_of("fetch/archived", unit, name) for name in ("hash", "source", "offset")}
+        arrays = {name: storage.map_array(os.path.join(self._root, path)) for name, path in paths.items()}
+        wanted = {tuple(pair) for pair in words.tolist()}
+        near = np.flatnonzero(np.isin(arrays["hash"][:, 0], words[:, 0]))
+        gone = [row for row in near.tolist() if tuple(arrays["hash"][row].tolist()) in wanted]
+        if gone:
+            for name, path in paths.items():
+                storage.save_array(self._change.place(path), np.delete(arrays[name], gone, axis=0))
+            self._manifest("fetch/archived", unit, {**found, "images": found["images"] - len(gone)})
+
+    # --------------------------------------------------------------------------------------------------- small things
+
+    def _empty(self, folder: str) -> None:
+        """Empties the bucket files of a step."""
+        path = os.path.join(self._root, "stages", folder)
+        for name in storage.names(path):
+            full = os.path.join(path, name)
+            if storage.read_range(full, 0, len(shuffle_files.MAGIC)) != shuffle_files.MAGIC:
+                continue
+            count = count_of_buckets(full)
+            if os.path.getsize(full) > shuffle_files.HEAD.size + shuffle_files.ENTRY.size * count:
+                _write_buckets(self._change.place(f"stages/{folder}/{name}"), [None] * count)
+
+    def _manifest(self, folder: str, unit: int, body: dict[str, Any]) -> None:
+        storage.write_json(self._change.place(file_of(folder, unit, "json")), body)
+
+
+def count_of_buckets(path: str) -> int:
+    """The number of buckets of a bucket file."""
+    return shuffle_files.HEAD.unpack(storage.read_range(path, 0, shuffle_files.HEAD.size))[1]
+
+
+def _write_buckets(path: str, messages: list[pa.Buffer | None]) -> None:
+    shuffle_files.write(path, messages)
+
+
+def _hashes(batches: Any) -> npt.NDArray[np.uint64]:
+    return np.concatenate([np.zeros(0, np.uint64), *(batch["row_hash"].to_numpy() for batch in batches)])
+
+
+def _places(rows: pa.Table) -> Iterator[tuple[int, int]]:
+    """(start, bytes) of the images of rows of the fetch."""
+    columns = (rows[name].to_pylist() for name in ("status", "image_offset", "image_bytes"))
+    return ((start, size) for status, start, size in zip(*columns, strict=True) if status == "ok")
