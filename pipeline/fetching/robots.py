@@ -21,7 +21,6 @@ PARSED_BYTES = 72  # that a byte of rules takes when it is parsed (measured: 14 
 MOST_PARSED, LARGEST_PARSED = 20_000, 64 << 20
 LONGEST_DELAY_S = 30.0  # a longer Crawl-delay counts as this
 
-_LINE = re.compile(r"\s*([^:#\s][^:#]*?)\s*:\s*([^#]*)")
 _LINE_WITHOUT_COLON = re.compile(r"\s*([^:#\s]+)\s+([^:#\s]+)\s*(?:#.*)?")  # "disallow /": the meaning is plain
 _AGENT = re.compile(r"[A-Za-z_-]*")
 _SPELLINGS = {  # of the lines that are read, wrong ones too
@@ -241,10 +240,13 @@ def _lines_for(lines: Iterable[Line], agent: str, *, or_all: bool) -> list[Line]
 def _read_lines(text: str) -> Iterator[Line]:
     """The lines that are read."""
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
-        match = _LINE.match(line) or _LINE_WITHOUT_COLON.fullmatch(line)
-        key = _SPELLINGS.get(match[1].lower()) if match else None
-        if match and key:
-            yield Line(number, key, match[2].strip())
+        name, colon, value = line.partition("#")[0].partition(":")
+        if not colon:
+            match = _LINE_WITHOUT_COLON.fullmatch(line)
+            name, value = match.groups() if match else ("", "")
+        key = _SPELLINGS.get(name.strip().lower())
+        if key:
+            yield Line(number, key, value.strip())
 
 
 def forbidding_tag(values: Iterable[str], agent: str) -> str | None:

@@ -110,6 +110,15 @@ def test_robots_txt(rule: str, text: str, agent: str, path: str, allowed: bool) 
     assert Rules(text.encode(), agent).allow(f"http://foo.example{path}") == allowed, rule
 
 
+@pytest.mark.parametrize("part", [" ", "a ", "\t", "a", "#", ":"])
+def test_a_long_line_takes_no_time(part: str) -> None:
+    import time
+
+    start = time.process_time()
+    Rules(b"a" + part.encode() * (robots.LARGEST // len(part)), "FooBot")
+    assert time.process_time() - start < 2
+
+
 def test_a_delay_is_that_of_the_agents_named_before_it() -> None:
     text = b"User-agent: foobot\nCrawl-delay: 7\nUser-agent: barbot\nDisallow: /"
     assert [Rules(text, agent).delay_s for agent in ("FooBot", "BarBot")] == [7, 0]
