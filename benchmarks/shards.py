@@ -36,7 +36,7 @@ def make_rows(count: int, size: int) -> tuple[Any, Callable[[int], bytes], list[
     import pyarrow as pa
     import xxhash
 
-    from pipeline.schema import FETCHED, readable
+    from pipeline.schema import COLOUR_BYTES, FETCHED, readable
 
     rng = random.Random(0)
     pictures = [b"\xff\xd8" + rng.randbytes(rng.randint(size // 2, size + size // 2)) for _ in range(200)]
@@ -74,6 +74,7 @@ def make_rows(count: int, size: int) -> tuple[Any, Callable[[int], bytes], list[
                 "original_height": 768,
                 "original_format": "JPEG",
                 "phash": rng.getrandbits(64),
+                "colours": rng.randbytes(COLOUR_BYTES),
             }
         )
     table = readable(pa.Table.from_pylist(rows, FETCHED), ["crawl/a.warc.gz"])

@@ -58,6 +58,8 @@ SELECTED = MATCHED.append(pa.field("keep_probability", pa.float32(), nullable=Fa
     pa.field("kept_by", pa.list_(pa.int32()), nullable=False)  # the queries that selected the pair, ascending
 )
 
+COLOUR_BYTES = 192  # R, G and B of 64 cells
+
 # fetch: a row for each selected pair, also for a failure. `image_offset` and `image_bytes` say where the encoded JPEG
 # is in the stage's raw file. `status` is "ok" or the class of the failure (fetching/errors.py lists them).
 FETCHED = pa.schema(
@@ -78,6 +80,7 @@ FETCHED = pa.schema(
         pa.field("original_height", pa.int32()),
         pa.field("original_format", pa.string()),
         pa.field("phash", pa.uint64()),  # 64-bit DCT hash of the stored pixels
+        pa.field("colours", pa.binary(COLOUR_BYTES)),  # mean colours of 8 x 8 cells of the stored pixels
         pa.field("final_url", pa.string()),  # after redirects; null where it equals url
         pa.field("rights", pa.string()),  # allowed, unstated, refused; null: a failure of another kind
         pa.field("rights_protocol", pa.string()),  # the protocols behind `rights`, comma separated; null: unstated

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from pipeline.dataset import report, shards, summary
 from pipeline.dataset.ranges import Ranges
 from pipeline.engine import storage
-from pipeline.schema import FETCHED, readable
+from pipeline.schema import COLOUR_BYTES, FETCHED, readable
 
 CAPTIONS = (
     "a red boat on the lake",
@@ -108,6 +108,7 @@ def fetched_of(numbers: Sequence[int], *, texts: dict[int, str] | None = None) -
                 "rights": "allowed" if number % 7 == 0 else "unstated",
                 "rights_protocol": "content-usage" if number % 7 == 0 else None,
                 "rights_consulted": "robots,content-usage" if some else None,
+                "colours": bytes([number % 256]) * COLOUR_BYTES,
                 "final_url": None if some else f"https://{host}/moved/{number}.jpg",
             }
         )

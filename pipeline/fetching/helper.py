@@ -116,7 +116,8 @@ class Decoder:
             raise Failure(answer["failure"], answer["sentence"], protocol=answer["protocol"])
         if "needs" in answer:
             raise NeedsMemory(answer["needs"])
-        return Picture(_receive(child.stdout, deadline), **answer)
+        colours = _receive(child.stdout, deadline)
+        return Picture(_receive(child.stdout, deadline), **answer, colours=colours)
 
 
 def _start(options: FetchOptions) -> subprocess.Popen[bytes] | None:
@@ -192,8 +193,9 @@ def serve(options: FetchOptions) -> None:
         except NeedsMemory as needs:
             _send(sink, json.dumps({"needs": needs.size}).encode())
             continue
-        facts = {f.name: getattr(picture, f.name) for f in dataclasses.fields(picture) if f.name != "jpeg"}
-        _send(sink, json.dumps(facts).encode(), picture.jpeg)
+        names = [f.name for f in dataclasses.fields(picture) if f.name not in ("jpeg", "colours")]
+        facts = {name: getattr(picture, name) for name in names}
+        _send(sink, json.dumps(facts).encode(), picture.colours, picture.jpeg)
 
 
 def _reported(reports: int) -> str:

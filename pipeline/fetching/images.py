@@ -1,4 +1,4 @@
-"""From the bytes of an image to the JPEG that is stored, its sizes and its perceptual hash.
+"""From the bytes of an image to the JPEG that is stored, its sizes and its two perceptual hashes.
 
 It uses only Pillow and numpy. Size and format are checked before a pixel is decoded: opening costs a few MB, even for a
 decompression bomb. The JPEG is always encoded anew from upright sRGB pixels with fixed settings. So the same input
@@ -56,6 +56,7 @@ BYTES_PER_PIXEL = 12  # that decoding takes at most, in every format but JPEG (m
 
 HASH_SIDE = 32  # the picture is shrunk to this before the cosine transform
 KEPT_WAVES = 8
+COLOUR_CELLS = 8  # a side of the grid of mean colours
 
 
 def decode(body: bytes, options: FetchOptions, memory: int = MOST_MEMORY) -> Picture:
@@ -252,7 +253,7 @@ def _picture(source: _Source, original: tuple[int, int], size: tuple[int, int], 
     if turn in TURNS:
         pixels = pixels.transpose(TURNS[turn])
     width, height = reversed(original) if turn in SIDEWAYS else original
-    return Picture(_jpeg(pixels, options.quality), *pixels.size, width, height, name, phash(pixels))
+    return Picture(_jpeg(pixels, options.quality), *pixels.size, width, height, name, phash(pixels), colours(pixels))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -358,3 +359,11 @@ def phash(image: Image.Image) -> int:
     strength = (waves @ gray @ waves.T).ravel()
     above = strength > np.sort(strength[1:])[31]
     return int.from_bytes(np.packbits(above).tobytes(), "big")
+
+
+def colours(image: Image.Image) -> bytes:
+    """The mean colours of 8 x 8 cells, row by row: 192 bytes R, G, B, R, ... of an RGB picture.
+
+    It is the second hash of near-duplicates. Pillow's box filter works with integers, so equal pixels give equal bytes.
+    """
+    return image.resize((COLOUR_CELLS, COLOUR_CELLS), Image.Resampling.BOX).tobytes()

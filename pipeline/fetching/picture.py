@@ -17,7 +17,10 @@ class NeedsMemory(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded, shrunk and encoded image. The original's sizes are those of the upright picture."""
+    """A decoded, shrunk and encoded image. The original's sizes are those of the upright picture.
+
+    `phash` and `colours` are of the stored pixels before they are encoded (see `images`).
+    """
 
     jpeg: bytes
     width: int
@@ -26,4 +29,5 @@ class Picture:
     original_height: int
     original_format: str
     phash: int
+    colours: bytes
     allowed_by: str | None = None  # the protocols inside the image that allow AI training

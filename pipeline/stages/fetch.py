@@ -49,7 +49,7 @@ from pipeline.stages.tally import Rejects, Tally, unit_body
 if TYPE_CHECKING:
     import apache_beam as beam
 
-FETCHED_COLUMNS = 4  # raised whenever the columns of the fetched rows change
+FETCHED_COLUMNS = 5  # raised whenever the columns of the fetched rows change
 ROWS_PER_CALL = 5_000  # rows of a part; an interrupted part goes on where it was (fetching/pieces.py)
 SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
 ARCHIVE_PATIENCE_S = 30.0  # for the archive of an image

@@ -24,9 +24,10 @@ from PIL import Image, ImageCms, features
 from pipeline.fetching import helper, images
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.helper import Decoder
-from pipeline.fetching.images import decode, phash
+from pipeline.fetching.images import colours, decode, phash
 from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.picture import Picture
+from pipeline.schema import COLOUR_BYTES
 from tests.places import DATA, ROOT
 from tests.webserver import picture
 
@@ -305,6 +306,23 @@ def test_phash_is_stable_and_near_for_near_pictures() -> None:
     others = [decode(picture(seed, (600, 400)), OPTIONS).phash for seed in range(20, 30)]
     assert np.median([distance(other) for other in others]) > 10
     assert phash(Image.new("RGB", (64, 64), "black")) == 0
+
+
+def test_colours_are_the_mean_colours_of_the_cells() -> None:
+    image = Image.new("RGB", (64, 32), (10, 20, 30))
+    image.paste((200, 100, 50), (0, 0, 8, 4))
+    image.paste((110, 20, 30), (8, 0, 12, 4))  # half of the second cell
+    found = np.frombuffer(colours(image), np.uint8).reshape(8, 8, 3)
+    expected = np.full((8, 8, 3), (10, 20, 30))
+    expected[0, :2] = (200, 100, 50), (60, 20, 30)
+    assert (found == expected).all()
+    body = picture(5, (600, 400))
+    in_child = Decoder(dataclasses.replace(OPTIONS, in_process=False))
+    try:
+        assert in_child.decode(body) == decode(body, OPTIONS)
+    finally:
+        in_child.close()
+    assert len(decode(body, OPTIONS).colours) == COLOUR_BYTES
 
 
 # The helper process
