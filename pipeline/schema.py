@@ -91,6 +91,17 @@ FETCHED = pa.schema(
 # Beside a fetched row: when its server may be asked again, in seconds since 1970, if it asked for a pause.
 RETRY_AT = pa.field("retry_at", pa.int64())
 
+# OUT/duplicates.parquet: the rows that dedup-images dropped because another row shows the same, sorted by key.
+DUPLICATES_FILE = "duplicates.parquet"
+DUPLICATES = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),  # uid of the dropped row, hexadecimal
+        pa.field("keeper", pa.string(), nullable=False),  # uid of the row that stayed in its place
+        pa.field("kind", pa.string(), nullable=False),  # the reason of the drop: same_pair, same_image, near_duplicate
+        pa.field("distance", pa.uint8(), nullable=False),  # bits in which the perceptual hashes differ
+    ]
+)
+
 # A dropped row that the report may show as an example.
 REJECTED = pa.schema(
     [

@@ -38,7 +38,17 @@ from pipeline.demo import smallweb
 from pipeline.fetching.errors import RETRYABLE
 from pipeline.options import COMMAND_LINE
 from pipeline.sources import warc
-from pipeline.stages import attempts, balance, caps, dedup_exchange, dedup_images, gather, row_pass, selection
+from pipeline.stages import (
+    attempts,
+    balance,
+    caps,
+    dedup_exchange,
+    dedup_images,
+    gather,
+    near_exchange,
+    row_pass,
+    selection,
+)
 from pipeline.text import clean
 from queries import load
 from tests import samples
@@ -220,9 +230,13 @@ TABLES = {
     "FETCHED": (schema.FETCHED, schema.SELECTED),
     "FETCHED_PART": (attempts.FETCHED_PART, schema.FETCHED),
     "FETCHED_OK": (row_pass.FETCHED_OK, schema.FETCHED),
+    "HASHES": (near_exchange.HASHES, pa.schema([])),
+    "SIMILAR": (near_exchange.SIMILAR, pa.schema([])),
+    "REPLACED": (near_exchange.REPLACED, pa.schema([])),
     "REJECTED": (schema.REJECTED, pa.schema([])),
     "METADATA": (shards.METADATA, pa.schema([])),
     "QUERIES": (load.QUERIES, pa.schema([])),
+    "DUPLICATES": (schema.DUPLICATES, pa.schema([])),
     "rejected/*.parquet": (PUBLISHED_REJECTED, pa.schema([])),
 }
 INSIDE = {"PASSED": "a batch on its way within one pass; it is never written"}
@@ -334,7 +348,7 @@ def test_each_reason_of_a_drop_is_explained() -> None:
     assert {row[0] for row in rows} <= set(schema.STAGES) and len({(row[0], row[1]) for row in rows}) == len(rows)
     assert all(len(row) == 3 and row[2].count(".") for row in rows)
     assert reasons_of("dedup") == set(selection.DUPLICATE_REASONS[1:])
-    assert reasons_of("dedup-images") == {*dedup_images.SHAPE_REASONS[1:], *dedup_images.REASONS[1:]}
+    assert reasons_of("dedup-images") == {*dedup_images.SHAPE_REASONS[1:], *near_exchange.REASONS[1:]}
     assert reasons_of("fetch") == set(RETRYABLE)
     assert reasons_of("gather") >= {*clean.TEXT_REASONS[1:], *clean.URL_REASONS[1:]}
     found = literals("drop") | literals("dropped")

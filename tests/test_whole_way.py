@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import tarfile
@@ -10,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipeline import build
 from pipeline.dataset.verify import verify
@@ -196,7 +198,7 @@ def test_images_of_a_poor_shape_are_dropped_without_a_new_fetch(tmp_path: Path) 
     sizes = {"icon": (63, 63), "small": (300, 63), "fine": (64, 64), "banner": (600, 199), "wide": (600, 200)}
     shapes = {f"{name}.png": picture(1, size, "PNG") for name, size in sizes.items()}
     with WebServer(shapes) as server:
-        given = arguments(tmp_path, server)
+        given = [*arguments(tmp_path, server), "--phash-distance", "none"]  # they show the same
         urls = [f"{server.base}/img/{name}" for name in shapes]
         texts = [f"a red {name}" for name in sizes]
         pq.write_table(pa.table({"url": urls, "text": texts}), tmp_path / "pairs.parquet")
@@ -220,6 +222,58 @@ def test_images_of_a_poor_shape_are_dropped_without_a_new_fetch(tmp_path: Path) 
     other = [*given, "--redo", "dedup-images", "--min-image-side", "16", "--max-aspect", "20"]
     assert build.main(other) == build.DONE  # the server is gone
     assert manifest(out)["rows"] == 5 and list(verify(str(out))) == []
+
+
+def test_near_duplicates_are_dropped_and_come_back_without_a_new_fetch(tmp_path: Path) -> None:
+    large = picture(1, (800, 600))
+    image = Image.open(io.BytesIO(large))
+    out_of = {
+        "large.jpg": image,
+        "smaller.webp": image.resize((600, 450)),
+        "other.jpg": Image.open(io.BytesIO(picture(2))),
+    }
+    files = {name: encoded(image, "WEBP" if name.endswith("webp") else "JPEG") for name, image in out_of.items()}
+    files["copy.webp"] = files["smaller.webp"]
+    plain = {f"plain{level}.png": encoded(Image.new("RGB", (80, 80), (level, 0, 0)), "PNG") for level in (10, 200)}
+    with WebServer(files | plain) as server:
+        given = arguments(tmp_path, server)
+        urls = [f"{server.base}/img/{name}" for name in files | plain]
+        texts = [
+            "a red dog",
+            "a very red dog in a long text",
+            "another dog",
+            "a copy",
+            "a red surface",
+            "a dark number",
+        ]
+        pq.write_table(pa.table({"url": urls, "text": texts}), tmp_path / "pairs.parquet")
+        assert build.main(given) == build.DONE
+    out = tmp_path / "out"
+    first = manifest(out)
+    ledger = {row["stage"]: row for row in first["ledger"]}
+    assert ledger["dedup-images"]["dropped"] == {"near_duplicate": 1, "same_image": 1}
+    keys = {row["text"]: row["key"] for row in pq.read_table(sorted((out / "metadata").glob("*"))).to_pylist()}
+    assert set(keys) == set(texts) - {texts[1], texts[3]}
+    table = pq.read_table(out / "duplicates.parquet")
+    assert [row["keeper"] for row in table.to_pylist()] == [keys["a red dog"]] * 2  # the largest original
+    assert (
+        sorted(table["kind"].to_pylist()) == ["near_duplicate", "same_image"]
+        and max(table["distance"].to_pylist()) <= 2
+    )
+    assert {"path": "duplicates.parquet", "rows": 2}.items() <= next(
+        entry for entry in first["files"] if entry["path"] == "duplicates.parquet"
+    ).items()
+    again = [*given[:-4], "--rows-per-shard", "12", "--redo", "dedup-images"]
+    assert build.main([*again, "--workers", "2", "--exchange", "shuffle"]) == build.DONE  # the server is gone
+    assert manifest(out)["digest"] == first["digest"]
+    assert build.main([*again, "--workers", "1", "--phash-distance", "none"]) == build.DONE
+    assert manifest(out)["rows"] == 5 and list(verify(str(out))) == []
+
+
+def encoded(image: Image.Image, form: str) -> bytes:
+    out = io.BytesIO()
+    image.convert("RGB").save(out, form)
+    return out.getvalue()
 
 
 def test_a_target_out_of_reach_is_said(tmp_path: Path, server: WebServer, capsys: pytest.CaptureFixture) -> None:

@@ -26,6 +26,7 @@ from pipeline.dataset.summary import Pick, Summary, charts, hosts, top
 from pipeline.engine import rights_ledger, storage
 from pipeline.engine.display import sanitize, size
 from pipeline.engine.ledger import lines_on_inputs
+from pipeline.schema import DUPLICATES_FILE
 
 if TYPE_CHECKING:
     import jinja2
@@ -101,7 +102,7 @@ def finish(
 
 def _tables_beside(folder: str) -> list[FileEntry]:
     entries = []
-    for path in [*_rejected_tables(folder), "queries.parquet"]:
+    for path in [*_rejected_tables(folder), DUPLICATES_FILE, "queries.parquet"]:
         if storage.exists(os.path.join(folder, path)):
             with storage.published(os.path.join(folder, path)) as file:
                 entries.append(shards.entry_of(folder, path, rows=file.metadata.num_rows))

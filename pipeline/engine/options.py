@@ -88,7 +88,7 @@ def option(
         metavar: the name of the value in the help.
         within: the interval of a number as in mathematics, such as "[1, inf)", "(0, 1]", "[0, 2^64)".
         choices: the texts that are allowed.
-        parse: makes the list from one text, or from a list of Python; raises UsageError.
+        parse: makes the value from one text (a list also from a list of Python); raises UsageError.
         check: checks a value (each text of a list), against the file system too; raises UsageError or MissingInput.
             The message says what is allowed, such as "must be a folder". `validate` puts flag and value in front.
         repeats: the flag of a list takes several values and may be given again, although `parse` takes one text.
@@ -188,6 +188,8 @@ def checked(item: Option, value: Any) -> Any:
             value = item.parse(value)
         except UsageError as error:
             raise refusal(item, value, error) from None
+        if value is None and item.optional:
+            return None
     if not _has_kind(value, item.kind):
         raise refusal(item, value, UsageError(rule(item)))
     if item.default is REQUIRED and item.kind is tuple and not value:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -167,8 +168,8 @@ def among(words: np.ndarray, ascending: np.ndarray) -> np.ndarray:
     return ascending[place] == words
 
 
-def find_drops(keys: pa.Table, *, placeholder_bound: int = 0, common: np.ndarray | None = None) -> pa.RecordBatch:
-    """KEYS -> DROPS: the place of each dropped row, and its code (selection.DUPLICATE_REASONS).
+def find_codes(keys: pa.Table, *, placeholder_bound: int = 0, common: np.ndarray | None = None) -> np.ndarray:
+    """The code of each row of KEYS (selection.DUPLICATE_REASONS).
 
     Args:
         keys: all rows of an image, or none of them.
@@ -176,12 +177,23 @@ def find_drops(keys: pa.Table, *, placeholder_bound: int = 0, common: np.ndarray
         common: the texts of too many images, ascending.
     """
     columns = {name: keys[name].to_numpy() for name in KEYS.names}
-    text, part, row = (columns.pop(name) for name in ("text", "part", "row"))
+    text, _, _ = (columns.pop(name) for name in ("text", "part", "row"))
     is_common = among(text, np.zeros(0, np.uint64) if common is None else common)
     found = Keys(rank=hashing.mix(columns["image"], text), common=is_common, **columns)
-    codes = selection.find_duplicates(found, placeholder_bound=placeholder_bound)
+    return selection.find_duplicates(found, placeholder_bound=placeholder_bound)
+
+
+def drops_of(part: np.ndarray, row: np.ndarray, codes: np.ndarray) -> pa.RecordBatch:
+    """DROPS: the place and the code of each row whose code is not 0."""
     drop = np.flatnonzero(codes)
-    return pa.RecordBatch.from_arrays([pa.array(column[drop]) for column in (part, row, codes)], schema=DROPS)
+    columns = part[drop], row[drop], codes[drop].astype(np.uint8)
+    return pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=DROPS)
+
+
+def write_drops(folder: StepFolder, unit: int, drops: pa.RecordBatch, rows: Rows) -> None:
+    """Writes DROPS as a bucket file, cut by the group of their part."""
+    group = drops["part"].to_numpy().astype(np.int64) // PARTS_OF_UNIT % rows.groups
+    shuffle_files.write(folder.file(unit, "drops", 0), shuffle_files.cut(drops, group, rows.groups))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,17 +216,29 @@ class FindDuplicates:
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
         keys = shuffle_files.table(messages, KEYS)
         common = load_common_texts(self.plan.texts) if self.plan.common_text_bound else None
-        drops = find_drops(keys, placeholder_bound=self.plan.placeholder_bound, common=common)
-        group = drops["part"].to_numpy().astype(np.int64) // PARTS_OF_UNIT % self.plan.rows.groups
-        shuffle_files.write(self.folder.file(unit, "drops", 0), shuffle_files.cut(drops, group, self.plan.rows.groups))
-        return {"parts": 1, "keys": keys.num_rows, "drops": drops.num_rows}
+        codes = find_codes(keys, placeholder_bound=self.plan.placeholder_bound, common=common)
+        drops = drops_of(keys["part"].to_numpy(), keys["row"].to_numpy(), codes)
+        write_drops(self.folder, unit, drops, self.plan.rows)
+        return {"parts": 1, "keys": keys.num_rows, "drops": drops.num_rows, **self.extra(unit, keys, codes)}
+
+    def extra(self, unit: int, keys: pa.Table, codes: np.ndarray) -> dict[str, Any]:
+        """Writes what else a stage wants of a bucket. Returns further entries of the manifest."""
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)
 class MarkDropped:
-    """One unit for each group: writes a mask (0: stays) beside each part, counts the rows, samples the dropped ones."""
+    """One unit for each group: writes a mask (0: stays) beside each part, counts the rows, samples the dropped ones.
+
+    Attributes:
+        plan: of the exchange.
+        last: the step whose drops are read; None: that of FindDuplicates.
+        earlier: a step of the same groups that holds more drops of each; None: there are no more.
+    """
 
     plan: DedupPlan
+    last: StepFolder | None = None
+    earlier: StepFolder | None = None
 
     @property
     def folder(self) -> StepFolder:
@@ -222,25 +246,33 @@ class MarkDropped:
 
     @property
     def reads(self) -> Reading:
-        return Reading(self.plan.drops, "drops")
+        return Reading(self.last or self.plan.drops, "drops")
 
     def units(self) -> int:
         return self.plan.rows.groups
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
         drops = shuffle_files.table(messages, DROPS)
-        order = np.argsort(drops["part"].to_numpy(), kind="stable")
-        part_of_drop, row, reason = (drops[name].to_numpy()[order] for name in DROPS.names)
+        if self.earlier is not None:
+            drops = pa.concat_tables([storage.read_table(self.earlier.file(unit, "earlier")), drops])
         rejects = Rejects(self.plan.keep_rejected)
         tally = Tally(self.plan.folder.name, rejects)
-        for source, part, rows in self.plan.rows.parts_of_group(unit):
-            number = source * PARTS_OF_UNIT + part
-            first, last = np.searchsorted(part_of_drop, [number, number + 1])
-            mask = np.zeros(rows, np.uint8)
-            mask[row[first:last]] = reason[first:last]
+        for source, part, mask in masks_of_group(self.plan.rows, unit, drops):
             storage.write_bytes(self.folder.file(source, "mask", part), mask.tobytes())
             count_part(self.plan.rows.parts.file(source, "arrow", part), mask, tally, self.plan.reasons)
         return unit_body(self.folder, unit, [tally], rejects)
+
+
+def masks_of_group(rows: Rows, group: int, drops: pa.Table) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yields (unit, part, code of each row) for each part of a group. `drops` are DROPS of the group."""
+    order = np.argsort(drops["part"].to_numpy(), kind="stable")
+    part_of_drop, row, reason = (drops[name].to_numpy()[order] for name in DROPS.names)
+    for source, part, count in rows.parts_of_group(group):
+        number = source * PARTS_OF_UNIT + part
+        first, last = np.searchsorted(part_of_drop, [number, number + 1])
+        mask = np.zeros(count, np.uint8)
+        mask[row[first:last]] = reason[first:last]
+        yield source, part, mask
 
 
 def count_part(path: str, mask: np.ndarray, tally: Tally, reasons: tuple[str, ...]) -> None:

@@ -1,39 +1,57 @@
-"""dedup-images: drops images of a poor shape. Of pairs whose images have the same bytes, one stays.
+"""dedup-images: drops images of a poor shape. Of pairs whose images show the same, one stays.
 
 First the fetched rows, without the failures and without the images of a poor shape, are written as parts like those of
-match. Then the steps of `dedup` follow. The hash of the image takes the place of the URL. A hash of
-image and uid decides which row stays.
+match. Then the steps of `dedup` follow, for images with equal bytes. The hash of the image takes the place of the URL.
+Of these rows, that with the most words stays, then that with the smallest hash of image and text.
+
+Then near-duplicates are found among the rows that are left (`near_exchange`). Which row replaces which stands in
+OUT/stages/dedup-images/duplicates.parquet. publish copies it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import hashing
+from pipeline.engine import hashing, storage
+from pipeline.engine.cli import UsageError
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_task
 from pipeline.engine.work import Json, StepFolder
-from pipeline.schema import FETCHED
+from pipeline.schema import DUPLICATES_FILE, FETCHED
+from pipeline.stages import near_exchange
 from pipeline.stages.attempts import Attempts
 from pipeline.stages.base import Job, Outputs
 from pipeline.stages.dedup_exchange import DedupPlan, DedupStage
+from pipeline.stages.near_exchange import NearPlan
+from pipeline.stages.picture_hashes import MOST_DISTANCE
 from pipeline.stages.row_pass import FETCHED_OK, KEY_BYTES, RAW, Keyed, PartWriter
 from pipeline.stages.run import Run
 from pipeline.stages.tally import Rejects, Tally, unit_body
+from pipeline.text.words import count_words
 
 if TYPE_CHECKING:
     import apache_beam as beam
 
 ROWS_PER_GROUP = 250_000
-REASONS = ("", "same_pair", "same_image")
 SHAPE_REASONS = ("", "too_small", "aspect")
+
+
+def parse_distance(text: str) -> int | None:
+    """The value of --phash-distance; None: "none"."""
+    if text == "none":
+        return None
+    if not re.fullmatch(r"\d{1,2}", text) or int(text) > MOST_DISTANCE:
+        raise UsageError(f"must be a whole number from 0 to {MOST_DISTANCE}, or none")
+    return int(text)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +65,15 @@ class DedupImagesSettings:
     )
     max_aspect: float = option(
         3.0, help="an image may be so many times longer than wide, or wider than long", metavar="X", within="[1, 1e6]"
+    )
+    phash_distance: int | None = option(
+        2,
+        help="images are near-duplicates if their perceptual hashes differ in at most so many bits, and their colours "
+        "agree; none: only equal bytes count",
+        unit="bits",
+        metavar="N|none",
+        parse=parse_distance,
+        within=f"[0, {MOST_DISTANCE}]",
     )
 
 
@@ -110,11 +137,11 @@ def drop_poor_shapes(fetched: pa.Table, tally: Tally, shapes: Shapes) -> pa.Tabl
 
 
 def keys_of_images(rows: pa.RecordBatch) -> tuple[np.ndarray, ...]:
-    """Keys by the bytes of the images as served. All rows of an image are alike but for their uid, which decides."""
+    """Keys by the bytes of the images as served. Of the rows of an image, that with the most words stays."""
     digests = b"".join(digest[:8] for digest in rows["image_sha256"].to_pylist())
     image, count = np.frombuffer(digests, ">u8").astype(np.uint64), rows.num_rows
-    text = hashing.uid_words(rows["uid"])[0]
-    return image, text, np.zeros(count, np.uint8), np.zeros(count, np.uint32), np.zeros(count, np.uint64)
+    text = hashing.hash_strings(rows["text"])[:, 0]
+    return image, text, count_words(rows["text"]), np.zeros(count, np.uint32), np.zeros(count, np.uint64)
 
 
 def with_place(good: pa.Table, number: int, unit: int, part: int) -> pa.RecordBatch:
@@ -137,36 +164,51 @@ class DedupImages(DedupStage):
 
     attempts: Attempts
     shapes: Shapes
+    distance: int | None
 
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
         o, attempts = run.settings(DedupImagesSettings), Attempts(before.folder("fetch"), before.folder("balance"))
         shapes = Shapes(o.min_image_side, o.max_aspect)
-        return cls(before.plan(run, cls), run.keep_rejected, run.exchange, attempts, shapes)
+        return cls(before.plan(run, cls), run.keep_rejected, run.exchange, attempts, shapes, o.phash_distance)
 
     @property
     def duplicates(self) -> DedupPlan:
         """The exchange that finds equal images. The fetch must be done: the number of its rows sizes the exchange."""
-        fetched = self.attempts.folder.done()["rows_out"]
+        fetched = self._fetched()
         rows = Rows(self.folder.step("parts"), groups=min(1024, max(1, round(fetched / ROWS_PER_GROUP))))
         bits = min(12, max(0, (KEY_BYTES * fetched >> 26).bit_length()))
-        return DedupPlan(self.folder, rows, bits, REASONS, keep_rejected=self.keep_rejected)
+        return DedupPlan(self.folder, rows, bits, near_exchange.REASONS, keep_rejected=self.keep_rejected)
+
+    @property
+    def near(self) -> NearPlan:
+        """The exchange that finds near-duplicates, and the one of equal images before it."""
+        bits = near_exchange.bucket_bits(self._fetched(), self.distance)
+        return NearPlan(self.duplicates, self.distance, bits)
+
+    def _fetched(self) -> int:
+        return self.attempts.folder.done()["rows_out"]
 
     @classmethod
     def fingerprint(cls, run: Run) -> dict[str, Json]:
         o = run.settings(DedupImagesSettings)
-        return {"min_image_side": o.min_image_side, "max_aspect": o.max_aspect}
+        return {"min_image_side": o.min_image_side, "max_aspect": o.max_aspect, "phash_distance": o.phash_distance}
 
     def expand(self, done: Any) -> beam.PCollection:
         keep = KeepFetched(self.duplicates, self.attempts, self.shapes)
         done = run_task(done, keep, max_units=keep.units())
-        return super().expand(done)
+        return near_exchange.drop_duplicates(done, self.near, exchange=self.exchange)
 
     def steps(self) -> tuple[StepFolder, ...]:
-        return self.duplicates.rows.parts, *super().steps()
+        return self.duplicates.rows.parts, *self.near.steps()
 
     def counted(self) -> tuple[StepFolder, ...]:
         return self.duplicates.rows.parts, *super().counted()
 
     def watched(self) -> list[Watched]:
-        return [Watched("dedup-images parts", self.duplicates.rows.parts), *super().watched()]
+        return [Watched("dedup-images parts", self.duplicates.rows.parts), *self.near.watched()]
+
+    def complete(self) -> dict[str, Any]:
+        table = near_exchange.merge_duplicates(self.near)
+        storage.write_table(os.path.join(self.folder.path, DUPLICATES_FILE), table)
+        return super().complete()

@@ -34,6 +34,7 @@ from pipeline.text.language import Choice, LanguageModel
 from pipeline.text.language_names import ALL, LID, NAMES, model_code, nearest_code
 from pipeline.text.matcher import default_case
 from pipeline.text.matchers import HASHES, ListOfLanguage, Matchers, build, load_lists, save_lists
+from pipeline.text.words import count_words
 from queries.several import parse_name
 
 
@@ -161,26 +162,11 @@ def match_batch(
     return pa.RecordBatch.from_arrays([columns[name] for name in PASSED.names], schema=PASSED)
 
 
-MOST_WORDS = 32  # that count when the texts of an image are compared; a longer text is not richer
-_MORE_WORDS = (  # what ends a word: a blank, and each letter of the scripts without blanks
-    r" |[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
-)
-
-
 def keys_of_pairs(pairs: pa.RecordBatch) -> tuple[np.ndarray, ...]:
     """The image (variants of a URL share it), the text, its words, the named size and the provenance of each pair."""
     image, size = image_variants.variants(pairs["url"])
     text = hashing.hash_strings(pairs["text"])[:, 0]
     return image, text, count_words(pairs["text"]), size, pairs["provenance"].to_numpy()
-
-
-def count_words(texts: pa.Array) -> np.ndarray:
-    """The words of each clean text, at most MOST_WORDS. A letter of a script without blanks is a word."""
-    words = pc.count_substring(texts, " ").to_numpy() + 1
-    beyond = np.flatnonzero(pc.not_equal(pc.binary_length(texts), pc.utf8_length(texts)).to_numpy(zero_copy_only=False))
-    if len(beyond):
-        words[beyond] = pc.count_substring_regex(texts.take(pa.array(beyond)), _MORE_WORDS).to_numpy() + 1
-    return np.minimum(words, MOST_WORDS).astype(np.uint8)
 
 
 def _in_wanted_languages(

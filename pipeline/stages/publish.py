@@ -28,7 +28,7 @@ from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_exchange, run_task
 from pipeline.engine.tasks import Reading
 from pipeline.engine.work import Json, StageFolder, StepFolder
-from pipeline.schema import FETCHED, readable
+from pipeline.schema import DUPLICATES, DUPLICATES_FILE, FETCHED, readable
 from pipeline.stages import caps
 from pipeline.stages.attempts import Attempts
 from pipeline.stages.base import TABLES, Job, Outputs, Stage, sum_of_ledgers
@@ -379,6 +379,7 @@ class Publish(Stage):
         info = self.count()
         infos = [*(folder.info() for folder in self.before.folders()), {"stage": self.name, **info}]
         copy_rejected((*self.before.folders(), self.folder))
+        copy_duplicates(self.before.folder("dedup-images"))
         plan, step = self.publishing, self.folder.step("shards")
         written = {unit: found["shards"] for unit, found in step.manifests() if found["rows"]}
         pick = summary.Pick(report.PICTURES)
@@ -400,6 +401,12 @@ class Publish(Stage):
         shards.remove_stale_shards(self.folder.root, manifest)
         self.folder.complete(info)
         return info
+
+
+def copy_duplicates(stage: StageFolder) -> None:
+    """Copies the table of the duplicates of images to OUT/duplicates.parquet."""
+    table = storage.read_table(os.path.join(stage.path, DUPLICATES_FILE)).cast(DUPLICATES)
+    storage.write_published(os.path.join(stage.root, DUPLICATES_FILE), table)
 
 
 def copy_rejected(stages: tuple[StageFolder, ...]) -> None:

@@ -1,0 +1,355 @@
+"""Finds near-duplicates among images, after those with equal bytes. `similar` says which pictures are alike.
+
+    parts/*.keys --by image--> FindSameImages: drops, and a table of the duplicates
+    drops --by unit--> CutHashes: the hashes of the rows that are left, once for each block of their hash
+    hashes --by block and its bits--> FindSimilar: the groups within each bucket
+    similar --all--> FormClusters: one row of each cluster stays; drops, and a table of the duplicates
+    drops --by unit--> MarkDropped: masks/00007-000.mask
+
+A cluster is what pairs of alike pictures connect (union-find over the pairs of all buckets). So the rows decide it,
+never a bucket or a worker. Its *keeper* is the row with the largest original; of these, that with the most words; of
+these, that with the smallest uid. Rows with equal bytes belong to the cluster of the row that stays of them.
+
+Only rows that are alike to another row come to FormClusters. It holds them all: about 130 bytes a row and block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.dataset.sample_json import hex_strings
+from pipeline.engine import hashing, shuffle_files, storage
+from pipeline.engine.progress import Watched
+from pipeline.engine.steps import run_exchange
+from pipeline.engine.tasks import Reading
+from pipeline.engine.work import StepFolder
+from pipeline.schema import COLOUR_BYTES, DUPLICATES
+from pipeline.stages import similar
+from pipeline.stages.dedup_exchange import (
+    DROPS,
+    DedupPlan,
+    FindDuplicates,
+    MarkDropped,
+    drops_of,
+    masks_of_group,
+    write_drops,
+)
+from pipeline.stages.picture_hashes import Colours, Hashes
+from pipeline.stages.row_pass import PARTS_OF_UNIT
+from pipeline.text.words import count_words
+
+if TYPE_CHECKING:
+    import apache_beam as beam
+
+# Codes of a drop. The first three are those of `selection.DUPLICATE_REASONS`.
+REASONS = ("", "same_pair", "same_image", "near_duplicate")
+NEAR_DUPLICATE = 3
+
+# What decides the keeper of a cluster, and the place of the row: 45 bytes.
+MEMBER = (
+    pa.field("pixels", pa.uint64(), False),  # of the original
+    pa.field("words", pa.uint8(), False),  # of the text
+    pa.field("pair_high", pa.uint64(), False),
+    pa.field("pair_low", pa.uint64(), False),
+    pa.field("phash", pa.uint64(), False),
+    pa.field("part", pa.int32(), False),
+    pa.field("row", pa.int32(), False),
+)
+HASHES = pa.schema([pa.field("block", pa.uint8(), False), pa.field("colours", pa.binary(COLOUR_BYTES), False), *MEMBER])
+HASH_BYTES = 1 + COLOUR_BYTES + 45
+# `root` is the place (`_place`) of one row of the group in the bucket, the same for all of them.
+SIMILAR = pa.schema([pa.field("root", pa.int64(), False), *MEMBER])
+
+# A dropped row and the row that stays in its place. `distance` counts the bits in which their hashes differ.
+REPLACED = pa.schema(
+    [
+        pa.field("uid", pa.binary(16), False),
+        pa.field("keeper", pa.binary(16), False),
+        pa.field("reason", pa.uint8(), False),
+        pa.field("distance", pa.uint8(), False),
+    ]
+)
+
+Members = dict[str, npt.NDArray[Any]]  # MEMBER by name
+
+
+@dataclasses.dataclass(frozen=True)
+class NearPlan:
+    """The exchange of near-duplicates.
+
+    Attributes:
+        same: the exchange of equal images, which comes first.
+        distance: hashes of alike pictures differ in at most so many bits; None: near-duplicates stay.
+        bucket_bits: the hashes are cut into 2 ** bucket_bits buckets.
+    """
+
+    same: DedupPlan
+    distance: int | None
+    bucket_bits: int
+
+    @property
+    def hashes(self) -> StepFolder:
+        """The hashes of the rows that are left, by block and its bits."""
+        return self.same.folder.step("hashes")
+
+    @property
+    def similar(self) -> StepFolder:
+        """The groups of alike rows in each bucket."""
+        return self.same.folder.step("similar")
+
+    @property
+    def clusters(self) -> StepFolder:
+        """The rows that another row of their cluster replaces."""
+        return self.same.folder.step("clusters")
+
+    def steps(self) -> tuple[StepFolder, ...]:
+        """All steps."""
+        near = () if self.distance is None else (self.hashes, self.similar, self.clusters)
+        return self.same.drops, *near, self.same.masks
+
+    def watched(self) -> list[Watched]:
+        """The steps that the progress shows."""
+        name = self.same.folder.name
+        drops, masks = self.same.watched()
+        near = [] if self.distance is None else [Watched(f"{name} near-duplicates", self.similar)]
+        return [drops, *near, masks]
+
+
+def bucket_bits(rows: int, distance: int | None) -> int:
+    """The bits of the number of buckets for the hashes of so many rows: about 64 MiB a bucket."""
+    blocks = 0 if distance is None else distance + 1
+    return min(12, (HASH_BYTES * blocks * rows >> 26).bit_length())
+
+
+@dataclasses.dataclass(frozen=True)
+class FindSameImages(FindDuplicates):
+    """One unit for each bucket of images. It also writes which row stays in the place of each dropped one."""
+
+    def extra(self, unit: int, keys: pa.Table, codes: np.ndarray) -> dict[str, Any]:
+        high, low, image = (keys[name].to_numpy() for name in ("pair_high", "pair_low", "image"))
+        dropped, kept = np.flatnonzero(codes), np.flatnonzero(codes == 0)  # one row of each image is kept
+        kept = kept[np.argsort(image[kept])]
+        keeper = kept[np.searchsorted(image[kept], image[dropped])]
+        table = replaced_by(_uids(high, low, dropped), _uids(high, low, keeper), codes[dropped], 0)
+        return _write_replaced(self.folder, unit, table)
+
+
+@dataclasses.dataclass(frozen=True)
+class CutHashes:
+    """One unit for each group: the hashes of the rows that have contrast and no equal image, cut by block and bits."""
+
+    plan: NearPlan
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.plan.hashes
+
+    @property
+    def reads(self) -> Reading:
+        return Reading(self.plan.same.drops, "drops")
+
+    def units(self) -> int:
+        return self.plan.same.rows.groups
+
+    def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
+        drops = shuffle_files.table(messages, DROPS)
+        storage.write_table(self.folder.file(unit, "earlier"), drops)
+        rows, parts = self.plan.same.rows, 0
+        for source, part, mask in masks_of_group(rows, unit, drops):
+            self._cut(rows.parts.file(source, "arrow", part), (unit, parts), source * PARTS_OF_UNIT + part, mask)
+            parts += 1
+        return {"parts": parts, "drops": drops.num_rows}
+
+    def _cut(self, path: str, target: tuple[int, int], part: int, mask: np.ndarray) -> None:
+        distance, bits = self.plan.distance or 0, self.plan.bucket_bits
+        batches, buckets, first = [], [], 0
+        for batch in storage.read_batches(path, PART_COLUMNS):
+            place = np.arange(first, first + batch.num_rows, dtype=np.int32)
+            first += batch.num_rows
+            colours = colours_of(batch["colours"])
+            found = np.flatnonzero((mask[place] == 0) & similar.has_contrast(colours))
+            members = _members(batch.take(pa.array(found)), part, place[found])
+            for block in range(distance + 1):
+                number = np.full(len(found), block, np.uint8)
+                value = similar.block_values(members["phash"], number, distance)
+                bucket = hashing.buckets(hashing.mix(value, number), bits)
+                order = np.argsort(bucket, kind="stable")
+                batches.append(_hashes(number, colours[found], members).take(pa.array(order)))
+                buckets.append(bucket[order])
+        shuffle_files.write(
+            self.folder.file(target[0], "hashes", target[1]), shuffle_files.join(batches, buckets, 1 << bits)
+        )
+
+
+PART_COLUMNS = ["uid", "text", "phash", "colours", "original_width", "original_height"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FindSimilar:
+    """One unit for each bucket of blocks: its groups of alike rows."""
+
+    plan: NearPlan
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.plan.similar
+
+    @property
+    def reads(self) -> Reading:
+        return Reading(self.plan.hashes, "hashes")
+
+    def units(self) -> int:
+        return 1 << self.plan.bucket_bits
+
+    def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
+        table = shuffle_files.table(messages, HASHES)
+        colours = colours_of(hashing.as_array(table["colours"]))
+        hashes = Hashes(table["block"].to_numpy(), table["phash"].to_numpy(), colours)
+        group = similar.groups(hashes, self.plan.distance or 0)
+        grouped = np.flatnonzero(np.bincount(group, minlength=len(group))[group] > 1)
+        place = _place(table["part"].to_numpy(), table["row"].to_numpy())
+        members = table.select([field.name for field in MEMBER]).take(pa.array(grouped)).combine_chunks()
+        columns = [pa.array(place[group[grouped]]), *(hashing.as_array(column) for column in members.columns)]
+        shuffle_files.write(
+            self.folder.file(unit, "similar", 0),
+            [pa.RecordBatch.from_arrays(columns, schema=SIMILAR).serialize() if len(grouped) else None],
+        )
+        return {"parts": 1, "hashes": len(group), "similar": len(grouped)}
+
+
+@dataclasses.dataclass(frozen=True)
+class FormClusters:
+    """One unit: joins the groups of all buckets to clusters, and chooses the row of each that stays."""
+
+    plan: NearPlan
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.plan.clusters
+
+    @property
+    def reads(self) -> Reading:
+        return Reading(self.plan.similar, "similar")
+
+    def units(self) -> int:
+        return 1
+
+    def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
+        table = shuffle_files.table(messages, SIMILAR)
+        m = {name: table[name].to_numpy() for name in table.column_names}
+        node, root = _place(m["part"], m["row"]), m.pop("root")
+        nodes, first, number = np.unique(node, return_index=True, return_inverse=True)
+        m = {name: column[first] for name, column in m.items()}
+        cluster = similar.connect(len(nodes), number, np.searchsorted(nodes, root))
+        keeper = keepers(cluster, m)
+        dropped = np.flatnonzero(keeper != np.arange(len(nodes)))
+        keeper = keeper[dropped]
+        codes = np.zeros(len(nodes), np.uint8)
+        codes[dropped] = NEAR_DUPLICATE
+        write_drops(self.folder, unit, drops_of(m["part"], m["row"], codes), self.plan.same.rows)
+        words = m["pair_high"], m["pair_low"]
+        distance = np.bitwise_count(m["phash"][dropped] ^ m["phash"][keeper])
+        table = replaced_by(_uids(*words, dropped), _uids(*words, keeper), codes[dropped], distance)
+        clusters = int((np.bincount(cluster, minlength=1) > 0).sum())
+        return {"parts": 1, "clusters": clusters, **_write_replaced(self.folder, unit, table)}
+
+
+def keepers(cluster: npt.NDArray[np.int64], members: Members) -> npt.NDArray[np.int64]:
+    """For each row the place of the row that stays of its cluster: the largest original, the most words, the uid."""
+    pixels, words = ~members["pixels"], ~members["words"]
+    order = np.lexsort((members["pair_low"], members["pair_high"], words, pixels, cluster))
+    ordered = cluster[order]
+    first = order[np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(order)]]
+    best = np.empty(int(cluster.max(initial=0)) + 1, np.int64)
+    best[cluster[first]] = first
+    return best[cluster]
+
+
+def colours_of(column: pa.Array) -> Colours:
+    """A column of mean colours as an (n, 192) array, without a copy."""
+    data = np.frombuffer(column.buffers()[1] or b"", np.uint8).reshape(-1, COLOUR_BYTES)
+    return data[column.offset : column.offset + len(column)]
+
+
+def replaced_by(uid: pa.Array, keeper: pa.Array, reason: npt.ArrayLike, distance: npt.ArrayLike) -> pa.Table:
+    """Columns as REPLACED."""
+    counts = [np.broadcast_to(np.asarray(column, np.uint8), len(uid)) for column in (reason, distance)]
+    return pa.Table.from_arrays([uid, keeper, *map(pa.array, counts)], schema=REPLACED)
+
+
+def merge_duplicates(plan: NearPlan) -> pa.Table:
+    """The dropped rows of all units, sorted by key, as `schema.DUPLICATES`.
+
+    Of rows with equal images one stayed at first. Where another row of its cluster replaced that one, it is the keeper
+    of them all.
+    """
+    same = _read_replaced(plan.same.drops)
+    if plan.distance is not None:
+        near = _read_replaced(plan.clusters)
+        found = pc.index_in(same["keeper"], value_set=hashing.as_array(near["uid"]))
+        keeper, distance = (
+            pc.if_else(pc.is_valid(found), hashing.as_array(near[name]).take(found), same[name])
+            for name in ("keeper", "distance")
+        )
+        moved = pa.Table.from_arrays([same["uid"], keeper, same["reason"], distance], schema=REPLACED)
+        same = pa.concat_tables([moved, near])
+    same = same.take(pc.sort_indices(same["uid"]))
+    kind = pa.array(REASONS).take(hashing.as_array(same["reason"]))
+    return pa.Table.from_arrays(
+        [*(hex_strings(same[name]) for name in ("uid", "keeper")), kind, same["distance"]], schema=DUPLICATES
+    )
+
+
+def drop_duplicates(done: Any, plan: NearPlan, *, exchange: str) -> beam.PCollection:
+    """Appends to `done` the steps that write a mask beside each part."""
+    same = plan.same
+    done = run_exchange(done, FindSameImages(same), buckets=1 << same.key_bits, exchange=exchange)
+    if plan.distance is None:
+        return run_exchange(done, MarkDropped(same), buckets=same.rows.groups, exchange=exchange)
+    done = run_exchange(done, CutHashes(plan), buckets=same.rows.groups, exchange=exchange)
+    done = run_exchange(done, FindSimilar(plan), buckets=1 << plan.bucket_bits, exchange=exchange)
+    done = run_exchange(done, FormClusters(plan), buckets=1, exchange=exchange)
+    mark = MarkDropped(same, last=plan.clusters, earlier=plan.hashes)
+    return run_exchange(done, mark, buckets=same.rows.groups, exchange=exchange)
+
+
+def _place(part: np.ndarray, row: np.ndarray) -> npt.NDArray[np.int64]:
+    """The place of a row as one number."""
+    return part.astype(np.int64) << 32 | row
+
+
+def _uids(high: np.ndarray, low: np.ndarray, rows: np.ndarray) -> pa.Array:
+    return hashing.uids(np.stack([high[rows], low[rows]], axis=1))
+
+
+def _members(rows: pa.RecordBatch, part: int, place: np.ndarray) -> Members:
+    """MEMBER of the rows of a part."""
+    width, height = (rows[name].to_numpy().astype(np.uint64) for name in ("original_width", "original_height"))
+    high, low = hashing.uid_words(rows["uid"])
+    parts = np.full(len(place), part, np.int32)
+    values = width * height, count_words(rows["text"]), high, low, rows["phash"].to_numpy(), parts, place
+    return dict(zip((field.name for field in MEMBER), values, strict=True))
+
+
+def _hashes(block: np.ndarray, colours: Colours, members: Members) -> pa.RecordBatch:
+    data = pa.py_buffer(np.ascontiguousarray(colours).tobytes())
+    column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(COLOUR_BYTES), len(block), [None, data])
+    return pa.RecordBatch.from_arrays([pa.array(block), column, *map(pa.array, members.values())], schema=HASHES)
+
+
+def _write_replaced(folder: StepFolder, unit: int, table: pa.Table) -> dict[str, Any]:
+    if table.num_rows:
+        storage.write_table(folder.file(unit, "duplicates"), table)
+    return {"duplicates": table.num_rows}
+
+
+def _read_replaced(step: StepFolder) -> pa.Table:
+    units = [unit for unit, manifest in step.manifests() if manifest["duplicates"]]
+    tables = [storage.read_table(step.file(unit, "duplicates")).cast(REPLACED) for unit in units]
+    return pa.concat_tables([REPLACED.empty_table(), *tables]).combine_chunks()

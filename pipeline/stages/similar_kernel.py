@@ -1,0 +1,160 @@
+"""`similar` in compiled code: pairs within each run of entries that share a block, and union-find over the pairs."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.engine.hashing_kernel import frozen
+from pipeline.engine.jit import njit
+from pipeline.stages.picture_hashes import (
+    ALIKE,
+    ALIKE_OF,
+    BLUE,
+    CELLS,
+    GREEN,
+    LEAST_SPREAD,
+    MOST_DIFFERENCE,
+    RED,
+    Colours,
+    Hashes,
+    Places,
+)
+
+_1, _2, _4, _56 = (np.uint64(number) for number in (1, 2, 4, 56))
+_ODD, _PAIRS = np.uint64(0x5555555555555555), np.uint64(0x3333333333333333)
+_NIBBLES, _BYTES = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x0101010101010101)
+_VALUES = 3 * CELLS
+
+
+@njit
+def _bits(x):
+    """The number of bits that are 1 (LLVM makes one instruction of it where the machine has one)."""
+    x = x - ((x >> _1) & _ODD)
+    x = (x & _PAIRS) + ((x >> _2) & _PAIRS)
+    x = (x + (x >> _4)) & _NIBBLES
+    return (x * _BYTES) >> _56
+
+
+@njit
+def _root(parent, node):
+    """The root of a node. The way to it is halved."""
+    while parent[node] != node:
+        parent[node] = parent[parent[node]]
+        node = parent[node]
+    return node
+
+
+@njit
+def _join(parent, some, other):
+    """Joins two trees. The smaller root stays."""
+    some, other = _root(parent, some), _root(parent, other)
+    if some < other:
+        parent[other] = some
+    else:
+        parent[some] = other
+
+
+@njit
+def _brightness(colours, at):
+    """The brightness of the cell whose red is at `at`."""
+    red, green, blue = np.int64(colours[at]), np.int64(colours[at + 1]), np.int64(colours[at + 2])
+    return (RED * red + GREEN * green + BLUE * blue) >> 8
+
+
+@njit
+def _has_contrast(colours, found):
+    for row in range(len(found)):
+        total = square = np.int64(0)
+        for at in range(0, _VALUES, 3):
+            x = _brightness(colours[row], at)
+            total, square = total + x, square + x * x
+        found[row] = CELLS * square - total * total >= LEAST_SPREAD
+
+
+@njit
+def _colours_agree(a, b):
+    """`similar.colours_agree` of one pair."""
+    for at in range(_VALUES):
+        if abs(np.int64(a[at]) - np.int64(b[at])) > MOST_DIFFERENCE:
+            return False
+    sum_a = sum_b = square_a = square_b = product = np.int64(0)
+    for at in range(0, _VALUES, 3):
+        x, y = _brightness(a, at), _brightness(b, at)
+        sum_a, sum_b = sum_a + x, sum_b + y
+        square_a, square_b, product = square_a + x * x, square_b + y * y, product + x * y
+    common = CELLS * product - sum_a * sum_b
+    spread = (CELLS * square_a - sum_a * sum_a) * (CELLS * square_b - sum_b * sum_b)
+    return common > 0 and ALIKE_OF * common * common >= ALIKE * spread
+
+
+@njit
+def _equal(a, b):
+    for at in range(_VALUES):
+        if a[at] != b[at]:
+            return False
+    return True
+
+
+@njit
+def _groups(phash, colours, order, ends, distance, parent):
+    """Joins the alike entries of each run. Of neighbours with equal hashes and colours only the first is compared."""
+    chosen = np.empty(len(ends), np.int64)
+    start = 0
+    while start < len(ends):
+        count = 0
+        for place in range(start, ends[start]):
+            row = order[place]
+            last = chosen[count - 1] if count else place
+            if count and phash[row] == phash[order[last]] and _equal(colours[row], colours[order[last]]):
+                parent[place] = last
+                continue
+            for at in range(count):
+                other = order[chosen[at]]
+                if _bits(phash[row] ^ phash[other]) > distance or _root(parent, place) == _root(parent, chosen[at]):
+                    continue
+                if _colours_agree(colours[row], colours[other]):
+                    _join(parent, place, chosen[at])
+            chosen[count] = place
+            count += 1
+        start = ends[start]
+    for place in range(len(parent)):
+        parent[place] = _root(parent, place)
+
+
+@njit
+def _connect(some, others, parent):
+    for at in range(len(some)):
+        _join(parent, some[at], others[at])
+    for node in range(len(parent)):
+        parent[node] = _root(parent, node)
+
+
+def groups(hashes: Hashes, order: Places, ends: Places, distance: int) -> Places:
+    """`similar._groups(hashes.take(order), ends, distance)`, without the copy."""
+    parent = np.arange(len(ends), dtype=np.int64)
+    columns = frozen(hashes.phash, np.uint64), frozen(hashes.colours, np.uint8)
+    _groups(*columns, frozen(order, np.int64), frozen(ends, np.int64), np.uint64(distance), parent)
+    return parent
+
+
+def has_contrast(colours: Colours) -> npt.NDArray[np.bool_]:
+    """See `similar.has_contrast`."""
+    found = np.empty(len(colours), np.bool_)
+    _has_contrast(frozen(colours, np.uint8), found)
+    return found
+
+
+def connect(count: int, some: Places, others: Places) -> npt.NDArray[np.int64]:
+    """See `similar.connect`."""
+    parent = np.arange(count, dtype=np.int64)
+    _connect(frozen(some, np.int64), frozen(others, np.int64), parent)
+    return parent
+
+
+def warm() -> None:
+    """Compiles every kernel of this module."""
+    one = np.zeros(1, np.int64)
+    groups(Hashes(np.zeros(1, np.uint8), np.zeros(1, np.uint64), np.zeros((1, _VALUES), np.uint8)), one, one + 1, 2)
+    connect(1, one, one)
+    has_contrast(np.zeros((1, _VALUES), np.uint8))

@@ -1,0 +1,182 @@
+"""The exchange of near-duplicates, step by step without Beam, against all pairs. The rows decide, never a bucket."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.engine import hashing, storage
+from pipeline.engine.rows import Rows
+from pipeline.engine.work import StageFolder, StepFolder, run_unit
+from pipeline.schema import COLOUR_BYTES, DUPLICATES, FETCHED
+from pipeline.stages import dedup_images, near_exchange, similar
+from pipeline.stages.dedup_exchange import DedupPlan, MarkDropped
+from pipeline.stages.near_exchange import CutHashes, FindSameImages, FindSimilar, FormClusters, NearPlan
+from pipeline.stages.row_pass import FETCHED_OK, Keyed, PartWriter
+
+WORDS = "one two three four five six".split()
+
+
+def draw_rows(seed: int, count: int) -> list[dict[str, Any]]:
+    """Rows of some pictures in variants: other bytes, flipped bits, other sizes, other colours, plain ones."""
+    random = np.random.default_rng(seed)
+    kinds = random.integers(20, 230, (min(count // 5, 30), COLOUR_BYTES), np.uint8)
+    kinds[0] = 90  # a plain picture
+    hashes = random.integers(0, 2**64, len(kinds), np.uint64)
+    rows = []
+    for _ in range(count):
+        kind = int(random.integers(len(kinds)))
+        flips = random.integers(0, 64, random.integers(0, 3))
+        phash = int(hashes[kind]) ^ int(np.bitwise_xor.reduce(np.uint64(1) << flips.astype(np.uint64)))
+        colours = kinds[kind].copy()
+        colours[5] += np.uint8(random.choice([0, 10, 24, 25]))
+        text = " ".join(WORDS[: random.integers(1, 6)])
+        width = int(random.choice([100, 200]))
+        image = random.bytes(32)
+        row = {"text": text, "phash": phash, "colours": colours.tobytes(), "width": width, "image": image}
+        rows.append(row)
+        if random.random() < 0.2:  # the same bytes under another URL
+            rows.append({**row, "text": " ".join(WORDS[: random.integers(1, 6)])})
+    for number, row in enumerate(rows):
+        row["url"] = f"http://a.example/{number}.jpg"
+        row["uid"] = hashing.pair_keys(pa.array([row["url"]]), pa.array([row["text"]])).uid[0].as_py()
+    return rows
+
+
+def write_parts(folder: StepFolder, rows: list[dict[str, Any]], units: int, key_bits: int) -> None:
+    """The rows as parts with their keys, dealt to some units."""
+    for unit in range(units):
+        with PartWriter(folder, unit, FETCHED_OK, Keyed(dedup_images.keys_of_images, key_bits)) as writer:
+            mine = rows[unit::units]
+            columns = {
+                "uid": [row["uid"] for row in mine],
+                "url": [row["url"] for row in mine],
+                "text": [row["text"] for row in mine],
+                "image_sha256": [row["image"] for row in mine],
+                "original_width": [row["width"] for row in mine],
+                "original_height": [100] * len(mine),
+                "phash": [row["phash"] for row in mine],
+                "colours": [row["colours"] for row in mine],
+                "row_hash": list(range(len(mine))),
+            }
+            arrays = [
+                pa.array(columns[field.name], field.type) if field.name in columns else pa.nulls(len(mine), field.type)
+                for field in FETCHED_OK
+            ]
+            schema = pa.schema([field.with_nullable(True) for field in FETCHED_OK])
+            batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
+            for start in range(0, len(mine), 7):
+                piece = batch.slice(start, 7)
+                writer.write(pa.RecordBatch.from_arrays(piece.columns, schema=FETCHED_OK))
+        folder.write_manifest(unit, {"parts": writer.parts, "rows": writer.rows})
+
+
+def run_all(root: Path, rows: list[dict[str, Any]], *, distance: int | None, units: int, bits: int) -> NearPlan:
+    stage = StageFolder(str(root), "dedup-images")
+    parts = Rows(stage.step("parts"), groups=min(units, 3))
+    same = DedupPlan(stage, parts, bits, near_exchange.REASONS, keep_rejected="all")
+    plan = NearPlan(same, distance, bits)
+    write_parts(parts.parts, rows, units, bits)
+    near = [CutHashes(plan), FindSimilar(plan), FormClusters(plan)] if distance is not None else []
+    earlier = {"last": plan.clusters, "earlier": plan.hashes} if near else {}
+    for task in [FindSameImages(same), *near, MarkDropped(same, **earlier)]:
+        for unit in range(task.units()):
+            run_unit(task.folder, unit, lambda unit, task=task: task.run(unit, task.reads.bucket(unit)))
+    return plan
+
+
+def naive(rows: list[dict[str, Any]], distance: int | None) -> list[dict[str, Any]]:
+    """DUPLICATES by all pairs."""
+
+    def rank(row: dict[str, Any]) -> tuple:
+        image = int.from_bytes(row["image"][:8], "big")
+        text = int(hashing.hash_strings(pa.array([row["text"]]))[0, 0])
+        return -len(row["text"].split()), int(hashing.mix(image, text)), row["uid"]
+
+    kept: dict[bytes, dict] = {}
+    for row in rows:
+        if row["image"] not in kept or rank(row) < rank(kept[row["image"]]):
+            kept[row["image"]] = row
+    images = list(kept.values())
+    label = list(range(len(images)))
+    colours = np.array([np.frombuffer(row["colours"], np.uint8) for row in images])
+    contrast = similar.has_contrast(colours)
+    for a, b in itertools.combinations(range(len(images)), 2) if distance is not None else ():
+        near = (images[a]["phash"] ^ images[b]["phash"]).bit_count() <= distance and contrast[a] and contrast[b]
+        if near and similar.colours_agree(colours[a : a + 1], colours[b : b + 1])[0]:
+            low, high = sorted((label[a], label[b]))
+            label = [low if one == high else one for one in label]
+    keeper = {
+        number: min(
+            (row for row, one in zip(images, label, strict=True) if one == number),
+            key=lambda row: (-row["width"], -len(row["text"].split()), row["uid"]),
+        )
+        for number in set(label)
+    }
+    of_image = {row["image"]: keeper[one] for row, one in zip(images, label, strict=True)}
+    found = []
+    for row in rows:
+        stays, best = of_image[row["image"]], kept[row["image"]]
+        if row is not stays:
+            kind = "same_pair" if row["text"] == best["text"] else "same_image"
+            found.append(
+                {
+                    "key": row["uid"].hex(),
+                    "keeper": stays["uid"].hex(),
+                    "kind": "near_duplicate" if row is best else kind,
+                    "distance": (best["phash"] ^ stays["phash"]).bit_count(),
+                }
+            )
+    return sorted(found, key=lambda row: row["key"])
+
+
+@pytest.mark.parametrize("distance", [None, 0, 2, 5])
+@pytest.mark.parametrize(("units", "bits"), [(1, 0), (5, 3)])
+def test_duplicates_are_those_of_all_pairs(tmp_path: Path, distance: int | None, units: int, bits: int) -> None:
+    rows = draw_rows(distance or 0, 120)
+    plan = run_all(tmp_path, rows, distance=distance, units=units, bits=bits)
+    table = near_exchange.merge_duplicates(plan)
+    expected = naive(rows, distance)
+    assert table.to_pylist() == expected and table.schema.equals(DUPLICATES)
+    kinds = {row["kind"] for row in expected}
+    assert kinds == {"same_pair", "same_image"} | ({"near_duplicate"} if distance is not None else set())
+
+    stays = {row["uid"].hex() for row in rows} - {row["key"] for row in expected}
+    remaining = plan.same.remaining()
+    assert {uid.hex() for part in remaining.tables() for uid in part["uid"].to_pylist()} == stays
+    dropped: dict[str, int] = {}
+    for _, manifest in plan.same.masks.manifests():
+        for reason, count in manifest["ledgers"]["dedup-images"]["dropped"].items():
+            dropped[reason] = dropped.get(reason, 0) + count
+    assert dropped == {kind: sum(row["kind"] == kind for row in expected) for kind in kinds}
+
+
+def test_every_dropped_row_names_a_row_that_stays(tmp_path: Path) -> None:
+    rows = draw_rows(9, 200)
+    table = near_exchange.merge_duplicates(run_all(tmp_path, rows, distance=2, units=3, bits=2))
+    keys, keepers = set(table["key"].to_pylist()), set(table["keeper"].to_pylist())
+    assert len(keys) == table.num_rows > 50 and not keys & keepers
+    assert keepers < {row["uid"].hex() for row in rows}
+
+
+def test_plain_pictures_merge_by_equal_bytes_alone(tmp_path: Path) -> None:
+    rows = [row for row in draw_rows(1, 600) if row["colours"][:5] == bytes([90] * 5)]
+    assert len(rows) > 10
+    table = near_exchange.merge_duplicates(run_all(tmp_path, rows, distance=2, units=1, bits=0))
+    assert set(table["kind"].to_pylist()) <= {"same_pair", "same_image"}
+    assert table.num_rows == len(rows) - len({row["image"] for row in rows})
+
+
+def test_nothing_was_fetched(tmp_path: Path) -> None:
+    plan = run_all(tmp_path, [], distance=2, units=1, bits=0)
+    assert near_exchange.merge_duplicates(plan).num_rows == 0
+    assert storage.read_table(plan.hashes.file(0, "earlier")).num_rows == 0
+
+
+def test_fetched_rows_have_the_columns_that_are_read() -> None:
+    assert set(near_exchange.PART_COLUMNS) <= set(FETCHED.names)
