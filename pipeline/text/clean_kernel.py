@@ -38,15 +38,16 @@ _COMPOSES = np.uint8(64)  # NFC may change it or join it with a neighbour
 _FOREIGN = np.uint8(128)  # shown for no byte: a text with such a character is no mojibake
 
 # What a byte means to `text_work`. A letter is bit 0, a digit bit 1, so that both are counted without a branch.
-_BLANK, _ADDRESS, _BEYOND_ASCII, _DIRTY, _AMPERSAND = (np.uint8(bit) for bit in (4, 8, 16, 32, 64))
+_BLANK, _ADDRESS, _BEYOND_ASCII, _DIRTY, _AMPERSAND, _MARK = (np.uint8(bit) for bit in (4, 8, 16, 32, 64, 128))
 
 # What a byte may be in a canonical URL, as bits.
 _HOST, _HEX, _PATH, _SIMPLE_IN_PATH, _SIMPLE_IN_QUERY = (np.uint8(bit) for bit in (1, 2, 4, 8, 16))
 
 # Bytes by name.
 _BLANK_BYTE, _DOT, _SLASH, _COLON, _QUESTION, _PERCENT, _AMPERSAND_BYTE, _HASH_BYTE = b" ./:?%&#"
+_LESS, _GREATER, _OPEN_BRACKET, _OPEN_BRACE, _CLOSE_BRACE, _BACKSLASH, _DOLLAR, _AT = b"<>[{}\\$@"
 _LEFT_BRACKET, _ZERO, _TWO, _NINE = b"(029"
-_LOWER_A, _LOWER_E, _LOWER_G, _LOWER_H, _LOWER_P, _LOWER_S, _LOWER_T, _LOWER_V, _LOWER_Z = b"aeghpstvz"
+_LOWER_A, _LOWER_E, _LOWER_G, _LOWER_H, _LOWER_O, _LOWER_P, _LOWER_S, _LOWER_T, _LOWER_V, _LOWER_Z = b"aeghopstvz"
 _CASE = np.uint8(0x20)  # the bit that a lower-case letter has and an upper-case letter has not
 _LETTERS = 26
 
@@ -115,7 +116,8 @@ def _byte_table(characters: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         table[byte] |= _BLANK if char == " " else np.uint8(0)
         table[byte] |= _ADDRESS if char in ".:_-0123456789" else np.uint8(0)
         table[byte] |= _AMPERSAND if char == "&" else np.uint8(0)
-        table[byte] |= np.uint8(0) if characters[byte] & _PLAIN and char not in "<>{}[\\@" else _DIRTY
+        table[byte] |= np.uint8(0) if characters[byte] & _PLAIN else _DIRTY
+        table[byte] |= _MARK if char in "<>{}[\\@" else np.uint8(0)
     return table
 
 
@@ -224,6 +226,33 @@ def _may_hold_entity(data, start, end):
             after = data[place + U(1)]
             if after == _HASH_BYTE or np.uint8((after | _CASE) - np.uint8(_LOWER_A)) < _LETTERS:
                 return True
+    return False
+
+
+@njit
+def _may_hold_code(data, start, end):
+    """True if a byte of _MARK has a neighbour as in markup, in the code that `clean_rules` drops, or in an address."""
+    for place in range(U(start), U(end)):
+        byte = data[place]
+        before = data[place - U(1)] if place > U(start) else np.uint8(0)
+        after = data[place + U(1)] if place + U(1) < U(end) else np.uint8(0)
+        is_letter = np.uint8((after | _CASE) - np.uint8(_LOWER_A)) < _LETTERS
+        if byte == _OPEN_BRACKET:
+            found = after | _CASE == _LOWER_O  # [object Object]
+        elif byte == _LESS:
+            found = is_letter or after == _SLASH or after == _PERCENT or after == _QUESTION
+        elif byte == _GREATER:
+            found = before == _PERCENT
+        elif byte == _OPEN_BRACE:
+            found = before == _DOLLAR or after == _BACKSLASH or after == _OPEN_BRACE or after == _PERCENT
+        elif byte == _CLOSE_BRACE:
+            found = after == _CLOSE_BRACE or before == _PERCENT
+        elif byte == _BACKSLASH:
+            found = is_letter
+        else:
+            found = byte == _AT and before != _BLANK_BYTE and (is_letter or _ZERO <= after <= _NINE)
+        if found:
+            return True
     return False
 
 
@@ -383,6 +412,8 @@ def _text_work(data, start, end, tables):
         digits += (bits >> np.uint8(1)) & np.uint8(1)
         before = bits
     if seen & _DIRTY or (seen & _AMPERSAND and _may_hold_entity(data, start, end)):
+        return WORK
+    if seen & _MARK and _may_hold_code(data, start, end):
         return WORK
     weight = letters
     work = FINE

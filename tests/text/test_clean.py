@@ -403,6 +403,18 @@ def test_both_ways_clean_alike():
     check_column(texts)
 
 
+@needs_kernels
+def test_marks_of_code_need_no_work_unless_code_may_be_there():
+    kernel = jit.kernel("pipeline.text.clean_kernel", jit.FEW_ROWS)
+    pieces = [*"[<>{}\\\\@%?/$o.1 é_-", *"object ,a,b,br,text,frac,.com,tel ".split(",")]
+    chance = random.Random(fuzzing.SEED)
+    texts = ["".join(chance.choices(pieces, k=chance.randint(1, 9))) for _ in fuzzing.cases(20_000)]
+    fine = np.flatnonzero(kernel.text_work(pa.array(texts)) == kernel.FINE).tolist()
+    assert len(fine) > len(texts) / 50
+    for row in fine:
+        assert clean_rules.clean_one_text(texts[row].encode()) == (texts[row], 0)
+
+
 def test_typical_rows_need_no_work():
     kernel = jit.kernel("pipeline.text.clean_kernel", jit.FEW_ROWS)
     if kernel is None:
@@ -415,6 +427,7 @@ def test_typical_rows_need_no_work():
         "Café – menu",
         "Fish & chips, 50 % & more",
         "Přiblížená fotka",
+        "[title not known], a {short} note, 6 > 3 < 7",
     ]
     urls = ["https://cdn.example.com/a/b_c-1200x800.jpg?w=600&h=%20x", "http://images.example.org/2019/05/cat.jpeg"]
     assert (kernel.text_work(pa.array(texts)) == kernel.FINE).all()
