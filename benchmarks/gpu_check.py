@@ -1,0 +1,426 @@
+"""Is clip_train right and fast on this GPU? One call, in a fixed order, within a budget of seconds.
+
+    PYTHONPATH=. python benchmarks/gpu_check.py --budget 480 --output gpu_check
+    PYTHONPATH=. python benchmarks/gpu_check.py --small                        small models, also on a CPU
+
+First come the checks of what is right, then speed and a profile. Each check is a process of its own, so one that hangs
+or spoils the GPU takes no other with it. OUTPUT/gpu_check.json and gpu_check.md are written after each check, and what
+the budget leaves no time for is listed as skipped. It needs clip_train's own packages and this repository; open_clip is
+measured where it can be imported. Exit code 1: a check is wrong or failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import json
+import math
+import multiprocessing
+import os
+import platform
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from clip_train.bench import bench, write_shards
+from clip_train.config import PRESETS, TrainOptions
+from clip_train.devices import device_name, peak_flops
+from clip_train.distributed import pick_device
+from clip_train.loss import info_nce
+from clip_train.model import CLIP, count_flops
+from clip_train.text import pack
+from clip_train.training import train
+
+FORK = multiprocessing.get_context("fork")  # torch is imported once; no process but a check's own touches the GPU
+STEPS = 20
+Numbers = dict[str, Any]
+
+
+class WrongError(Exception):
+    """A number is out of its bound."""
+
+
+class AbsentError(Exception):
+    """This machine has not what a check needs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What all checks share."""
+
+    small: bool
+    data: str
+    scratch: str
+
+    @property
+    def batch_size(self) -> int:
+        """Pairs of a step that is checked, not measured."""
+        return 16 if self.small else 256
+
+    def model(self, name: str) -> str:
+        """The model that stands in for `name`."""
+        return {"RN50": "RN-Mini"}.get(name, "ViT-Tiny") if self.small else name
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """A check, and the seconds that it needs at least on an H100."""
+
+    name: str
+    seconds: float
+    run: Callable[[Setting], Numbers]
+
+
+def require(good: bool, message: str) -> None:
+    if not good:
+        raise WrongError(message)
+
+
+# --- right ------------------------------------------------------------------------------------------------------------
+
+
+def environment(_: Setting) -> Numbers:
+    device = pick_device()
+    found: Numbers = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
+    found["device"] = device_name(device) or "CPU"
+    peak = peak_flops(device)
+    found["peak_tflops"] = peak / 1e12 if peak else None
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError as error:
+        require(device.type == "cpu", f"packed text needs torch.nn.attention.varlen: {error}")
+        return {**found, "varlen": "absent"}
+    found["varlen"] = str(inspect.signature(varlen_attn))
+    require(device.type == "cpu" or "window_size" in found["varlen"], "varlen_attn of this torch has no window_size")
+    return found
+
+
+def loss(setting: Setting) -> Numbers:
+    """The loss and its gradients against float64. Logits in TF32 would miss by about 1e-3 x scale."""
+    device, size = pick_device(), 256 if setting.small else 4096
+    generator = torch.Generator().manual_seed(0)
+    given = [F.normalize(torch.randn(size, 512, generator=generator), dim=1) for _ in range(2)]
+    given[1] = F.normalize(given[0] + 8 * given[1], dim=1)  # pairs that match a little: the loss is not near 0
+    found: Numbers = {}
+    for scale in (14.0, 100.0):
+        exact = [each.to(device, torch.float64, copy=True).requires_grad_() for each in (*given, torch.tensor(scale))]
+        logits, labels = exact[2] * exact[0] @ exact[1].T, torch.arange(size, device=device)
+        value = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+        value.backward()
+        for precision in ("highest", "high"):
+            torch.set_float32_matmul_precision(precision)
+            ours = [each.to(device, copy=True).requires_grad_() for each in (*given, torch.tensor(scale))]
+            mine = info_nce(*ours)
+            mine.backward()
+            errors = {"loss": abs(mine.item() - value.item()) / max(abs(value.item()), 1e-3)}
+            for name, a, b in zip(("images", "texts", "scale"), ours, exact, strict=True):
+                errors[name] = ((a.grad - b.grad).norm() / b.grad.norm().clamp(min=1e-12)).item()
+            for name, error in errors.items():
+                found[f"{name}, scale {scale:g}, {precision}"] = error
+    worst = max(found, key=lambda name: found[name])
+    require(found[worst] < 3e-4, f"the error of {worst} is {found[worst]:.2e}")
+    return found
+
+
+def _model(setting: Setting, name: str = "ViT-B-32") -> CLIP:
+    torch.manual_seed(0)
+    return CLIP(PRESETS[setting.model(name)].model)
+
+
+def _texts(model: CLIP, count: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(3, model.config.context_length, (count,), generator=generator).tolist()
+    end = model.config.vocab_size - 1
+    return [[end - 1, *torch.randint(1, end - 1, (n - 2,), generator=generator).tolist(), end] for n in lengths]
+
+
+def _padded(texts: list[list[int]], length: int) -> torch.Tensor:
+    return torch.tensor([text + [0] * (length - len(text)) for text in texts])
+
+
+def packed(setting: Setting) -> Numbers:
+    """Packed text against 77 padded positions, features and gradients, in the precision of training."""
+    device = pick_device()
+    texts = _texts(_model(setting), setting.batch_size)
+    features, gradients = [], []
+    for form in (pack(texts), _padded(texts, _model(setting).config.context_length)):
+        model = _model(setting).to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            made = F.normalize(model.encode_text(form.to(device)).float(), dim=1)
+        (made * torch.linspace(-1, 1, made.shape[1], device=device)).sum().backward()
+        features.append(made.detach())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    found = {
+        "smallest cosine": (features[0] * features[1]).sum(1).min().item(),
+        "error of the gradient": ((gradients[0] - gradients[1]).norm() / gradients[1].norm()).item(),
+    }
+    bound = 0.05 if device.type == "cuda" else 1e-4
+    require(found["smallest cosine"] > 1 - bound and found["error of the gradient"] < bound, json.dumps(found))
+    return found
+
+
+def logits(setting: Setting) -> Numbers:
+    """The logits of fp32 on the device against the CPU's."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    model, device = _model(setting).eval(), pick_device()
+    size = model.config.image_size
+    images = torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(2))
+    text = pack(_texts(model, 8))
+    with torch.no_grad():
+        exact = model.logits(images, text)
+        ours = model.to(device).logits(images.to(device), text.to(device)).cpu()
+    found = {"largest difference": (ours - exact).abs().max().item()}
+    require(found["largest difference"] < 1e-3, json.dumps(found))
+    return found
+
+
+def _options(setting: Setting, folder: str, **values: Any) -> TrainOptions:
+    given = {"model": setting.model("ViT-B-32"), "batch_size": setting.batch_size, "warmup": 5, "compile": False,
+             "precision": "fp32", "save_every": 0, "save_minutes": 0.0, "steps": STEPS, "log_to": ("none",),
+             **values}  # fmt: skip
+    return TrainOptions(data=setting.data, output=str(Path(setting.scratch, folder)), **given)
+
+
+def _losses(options: TrainOptions, *, kill_at: int = 0) -> list[float]:
+    """The losses of the steps. The process kills itself after step `kill_at`."""
+    found: list[float] = []
+
+    def note(line: dict[str, Any]) -> None:
+        found.append(line["loss"])
+        if line["step"] == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(options, on_step=note)
+    return found
+
+
+def steps(name: str, **values: Any) -> Callable[[Setting], Numbers]:
+    """A check: twenty steps with these options, whose loss is finite and falls."""
+
+    def run(setting: Setting) -> Numbers:
+        if values.get("precision") == "fp16" and pick_device().type == "cpu":
+            raise AbsentError("fp16 needs a GPU")
+        model = {"model": setting.model(values["model"])} if "model" in values else {}
+        began = time.monotonic()
+        losses = _losses(_options(setting, name, **{**values, **model}))
+        require(len(losses) == STEPS and all(map(math.isfinite, losses)), f"losses {losses}")
+        require(sum(losses[-5:]) / 5 < losses[0] + 0.1, f"the loss rises: {losses}")
+        return {"first loss": losses[0], "mean of the last 5": sum(losses[-5:]) / 5, "s": time.monotonic() - began}
+
+    return run
+
+
+def kill_and_resume(setting: Setting) -> Numbers:
+    """A run that SIGKILL ends and that resumes has the losses of one that was not ended."""
+    values = {"save_every": 5}
+    killed = FORK.Process(target=_losses, args=(_options(setting, "killed", **values),), kwargs={"kill_at": 12})
+    killed.start()
+    killed.join()
+    require(killed.exitcode == -signal.SIGKILL, f"the first run ended with {killed.exitcode}")
+    resumed = _losses(dataclasses.replace(_options(setting, "killed", **values), resume=True))
+    whole = _losses(_options(setting, "whole", **values))
+    error = max(abs(a - b) for a, b in zip(resumed, whole[-len(resumed) :], strict=True))
+    require(len(resumed) <= 15 and error < 1e-2, f"{len(resumed)} steps, the losses differ by {error}")
+    return {"steps after the kill": len(resumed), "largest difference of the loss": error}
+
+
+# --- fast -------------------------------------------------------------------------------------------------------------
+
+
+def speed(name: str, *, batch: int, compiled: bool, measure: str) -> Callable[[Setting], Numbers]:
+    """A check: pairs/s, MFU and peak memory of one model."""
+
+    def run(setting: Setting) -> Numbers:
+        size, seconds = (8, 0.2) if setting.small else (batch, 4.0)
+        found = bench(model=setting.model(name), data=setting.data, batch_size=size, seconds=seconds, only=(measure,),
+                      compiled=compiled)  # fmt: skip
+        if torch.cuda.is_available():
+            found["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        return found
+
+    return run
+
+
+def against_open_clip(name: str, *, batch: int) -> Callable[[Setting], Numbers]:
+    """A check: forward and backward pass of open_clip's model, compiled, in bf16, on padded text."""
+
+    def run(setting: Setting) -> Numbers:
+        try:
+            import open_clip
+        except Exception as error:  # a broken torchvision raises RuntimeError
+            raise AbsentError(f"open_clip cannot be imported: {error}") from None
+        if setting.small:
+            raise AbsentError("open_clip has no model as small")
+        device = pick_device()
+        model = open_clip.create_model(name, precision="fp32", force_quick_gelu=True, output_dict=False).to(device)
+        forward = torch.compile(model)
+        images = torch.randn(batch, 3, 224, 224, device=device)
+        texts = _padded(_texts(_model(setting, name), batch), 77).to(device)
+
+        def step() -> None:
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                made = forward(images, texts)
+            (made[0].sum() + made[1].sum()).backward()
+
+        for _ in range(3):
+            step()
+        torch.cuda.synchronize()
+        began, count = time.perf_counter(), 0
+        while time.perf_counter() - began < 4:
+            step()
+            torch.cuda.synchronize()
+            count += batch
+        rate = count / (time.perf_counter() - began)
+        work = 3 * count_flops(PRESETS[name].model)
+        return {"open_clip": open_clip.__version__, "pairs_per_s": rate, "gflops": work * rate / 1e9,
+                "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9}  # fmt: skip
+
+    return run
+
+
+def profile(setting: Setting) -> Numbers:
+    """Ten steps under the profiler: kernel time against wall time, waits for the device, copies, longest kernels."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    gpu = torch.cuda.is_available()
+    with record(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as recorded:
+        began = time.monotonic()
+        _losses(_options(setting, "profile", precision="auto", steps=10))
+        wall = time.monotonic() - began
+    events = recorded.key_averages()
+    busy = {event.key: getattr(event, "self_device_time_total" if gpu else "self_cpu_time_total") for event in events}
+    count = {event.key: event.count for event in events}
+    top = sorted(busy, key=lambda key: -busy[key])[:10]
+    return {
+        "wall_s": wall,
+        "kernels_s" if gpu else "operators_s": sum(busy.values()) / 1e6,
+        "synchronisations": sum(n for key, n in count.items() if "Synchronize" in key),
+        "items_read": count.get("aten::item", 0),
+        "pageable_copies": sum(n for key, n in count.items() if "Pageable" in key),
+        "longest": {key[:80]: round(busy[key] / 1e3, 3) for key in top},  # ms
+    }
+
+
+MODELS = (("ViT-B-32", 1024), ("RN50", 512), ("ViT-B-16", 512), ("ViT-L-14", 128))
+CHECKS = (
+    Check("environment", 2, environment),
+    Check("loss", 6, loss),
+    Check("packed", 6, packed),
+    Check("logits", 5, logits),
+    Check("fp32", 8, steps("fp32")),
+    Check("bf16", 8, steps("bf16", precision="bf16")),
+    Check("fp16", 8, steps("fp16", precision="fp16")),
+    Check("accumulate", 8, steps("accumulate", accumulate=4)),
+    Check("patch-dropout", 8, steps("patch-dropout", patch_dropout=0.5)),
+    Check("activation-checkpointing", 8, steps("activation-checkpointing", activation_checkpointing=True)),
+    Check("ema", 8, steps("ema", ema=0.9)),
+    Check("sigmoid", 8, steps("sigmoid", loss="sigmoid")),
+    Check("resnet", 8, steps("resnet", model="RN50")),
+    Check("kill-and-resume", 20, kill_and_resume),
+    Check("compile", 40, steps("compile", compile=True)),
+    *(Check(f"speed {name}, model, eager", 15, speed(name, batch=batch, compiled=False, measure="model"))
+      for name, batch in MODELS),
+    Check("profile", 15, profile),
+    Check("speed ViT-B-32, from tar, eager", 12, speed("ViT-B-32", batch=1024, compiled=False, measure="step")),
+    *(Check(f"speed {name}, model, compiled", 30, speed(name, batch=batch, compiled=True, measure="model"))
+      for name, batch in MODELS),
+    *(Check(f"open_clip {name}, compiled", 40, against_open_clip(name, batch=batch)) for name, batch in MODELS),
+    Check("speed ViT-B-32, from tar, compiled", 30, speed("ViT-B-32", batch=1024, compiled=True, measure="step")),
+)  # fmt: skip
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+def _child(check: Check, setting: Setting, out: Connection) -> None:
+    try:
+        out.send({"status": "ok", "numbers": check.run(setting)})
+    except WrongError as error:
+        out.send({"status": "wrong", "reason": str(error)})
+    except AbsentError as error:
+        out.send({"status": "skipped", "reason": str(error)})
+    except BaseException as error:
+        traceback.print_exc()
+        out.send({"status": "failed", "reason": f"{type(error).__name__}: {error}"[:500]})
+
+
+def perform(check: Check, setting: Setting, left: float) -> dict[str, Any]:
+    """The result of one check, which gets at most `left` seconds."""
+    needs = 1.0 if setting.small else check.seconds
+    if left < needs:
+        return {"name": check.name, "status": "skipped", "reason": f"{max(0.0, left):.0f} s left, needs {needs:.0f}"}
+    began = time.monotonic()
+    mine, theirs = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=_child, args=(check, setting, theirs))
+    process.start()
+    theirs.close()
+    try:
+        found = mine.recv() if mine.poll(left) else {"status": "failed", "reason": f"not done after {left:.0f} s"}
+    except EOFError:
+        process.join()
+        found = {"status": "failed", "reason": f"the process ended with {process.exitcode}"}
+    process.join(5)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return {"name": check.name, **found, "seconds": round(time.monotonic() - began, 1)}
+
+
+def page(results: list[dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    lines = ["# gpu_check", "", "| check | result | s | |", "|---|---|---|---|"]
+    for row in results:
+        numbers = "; ".join(f"{name} {_shown(value)}" for name, value in row.get("numbers", {}).items())
+        said = (row.get("reason") or numbers).replace("|", "\\|").replace("\n", " ")
+        lines.append(f"| {row['name']} | {row['status']} | {row.get('seconds', '')} | {said} |")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def write(folder: Path, results: list[dict[str, Any]]) -> None:
+    """Writes both files; each is whole at any time."""
+    for name, text in (("gpu_check.json", json.dumps(results, indent=1)), ("gpu_check.md", page(results))):
+        (folder / f"{name}.partial").write_text(text, encoding="utf-8")
+        os.replace(folder / f"{name}.partial", folder / name)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--budget", type=float, default=480, help="seconds in all")
+    parser.add_argument("--output", default="gpu_check", help="folder for gpu_check.json and gpu_check.md")
+    parser.add_argument("--small", action="store_true", help="small models and batches: a check of this script")
+    parser.add_argument("--only", nargs="+", choices=[check.name for check in CHECKS], help="some of the checks")
+    given = parser.parse_args()
+    end = time.monotonic() + given.budget
+    folder = Path(given.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = [check for check in CHECKS if given.only is None or check.name in given.only]
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        data = write_shards(Path(scratch), samples=64 if given.small else 2048, side=64 if given.small else 256)
+        setting = Setting(given.small, data, scratch)
+        for number, check in enumerate(chosen):
+            results.append(perform(check, setting, end - time.monotonic()))
+            names = [each.name for each in chosen[number + 1 :]]
+            write(folder, [*results, *({"name": name, "status": "skipped", "reason": "not begun"} for name in names)])
+            print(page(results[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+    return 1 if any(row["status"] in ("wrong", "failed") for row in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
