@@ -112,20 +112,19 @@ class Index:
     def _neighbours(self, group: int) -> Rows:
         return self.rows(np.arange(group * _NEIGHBOURS, min((group + 1) * _NEIGHBOURS, len(self))))
 
-    def weights(self, runs: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where n runs begin on the scale of cumulated keep probabilities, and those of their samples.
+    def weights(self, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """The keep probabilities of the samples of n runs.
 
         Args:
-            runs: (n,) numbers of runs of at most RUN samples.
-            starts, counts: (n,) the first sample of each, and how many it has.
+            starts, counts: (n,) the first sample of each run, and how many it has, at most RUN.
 
         Returns:
-            (n,) and (n, RUN) int64, in units of 1 / KEEP_UNIT; 0 where a run has fewer samples.
+            (n, RUN) int64, in units of 1 / KEEP_UNIT; 0 where a run has fewer samples.
         """
         inside = np.arange(RUN) < counts[:, None]
         samples = np.where(inside, starts[:, None] + np.arange(RUN), starts[:, None])
-        keep = self.table.take(samples.ravel())[:, self.table.columns["keep"]].reshape(len(runs), RUN)
-        return self.table.cumulated[runs], np.where(inside, keep, 0).astype(np.int64)
+        keep = self.table.take(samples.ravel())[:, self.table.columns["keep"]].reshape(len(starts), RUN)
+        return np.where(inside, keep, 0).astype(np.int64)
 
     def keep_probability(self, samples: np.ndarray) -> np.ndarray:
         """(n,) float64."""

@@ -116,6 +116,23 @@ class Table:
             )
         return words
 
+    def runs_at(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The runs at n places on the line of cumulated keep probabilities, and where each begins, (n,) int64 each."""
+        runs, starts = np.empty_like(places), np.empty_like(places)
+        for at in range(0, len(places), _TOGETHER):
+            part = slice(at, at + _TOGETHER)
+            runs[part] = np.searchsorted(self.cumulated, places[part], side="right") - 1
+            starts[part] = self.cumulated[runs[part]]
+            self._give_back(len(places[part]))
+        return runs, starts
+
+    def shard_sums(self) -> np.ndarray:
+        """(shards + 1,) int64: the sum of the keep probabilities before each shard, and of all."""
+        sums = np.full(len(self.first_run), self.total, np.int64)
+        inside = self.first_run < len(self.cumulated)
+        sums[inside] = self.cumulated[self.first_run[inside]]
+        return sums
+
     def _give_back(self, records: int) -> None:
         """Unmaps the pages from this process once in a while. They stay in the memory of the host."""
         self._touched += records

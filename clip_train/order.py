@@ -114,8 +114,7 @@ class Stream:
         shards = self._shard_order(epoch) if self.window else np.arange(len(self.index.paths))
         first = self.index.bounds
         if self.online_balance:
-            table = self.index.table
-            first = self._points_before(epoch, np.append(table.cumulated, table.total)[table.first_run])
+            first = self._points_before(epoch, self.index.table.shard_sums())
         ends = np.concatenate([[0], np.cumsum(np.diff(first)[shards])])
         windows = np.append(ends[:-1][:: self.window], ends[-1]) if self.window else ends[[0, -1]]
         return _Epoch(shards, first[:-1][shards], ends, windows)
@@ -158,10 +157,10 @@ class Stream:
         """The samples that the n points fall on. `shards`: those of the points."""
         table = self.index.table
         places = points * KEEP_UNIT + self._offset(epoch)
-        runs = np.searchsorted(table.cumulated, places, side="right") - 1
+        runs, before = table.runs_at(places)
         starts = self.index.bounds[shards] + (runs - table.first_run[shards]) * RUN
         counts = np.minimum(self.index.bounds[shards + 1] - starts, RUN)
-        before, keep = self.index.weights(runs, starts, counts)
+        keep = self.index.weights(starts, counts)
         neighbours = (starts[:, None] + np.arange(RUN)).astype(np.uint64)
         order = np.argsort(keyed.combine(self.seed, _KEEP, epoch, neighbours), axis=1)
         ends = np.cumsum(np.take_along_axis(keep, order, axis=1), axis=1)
