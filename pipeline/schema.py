@@ -54,7 +54,12 @@ PAIRS = pa.schema(
 QUERY_IDS = pa.field("query_ids", pa.list_(pa.int32()), nullable=False)  # ascending, each query once
 MATCHED = PAIRS.append(QUERY_IDS)
 
-SELECTED = MATCHED.append(pa.field("keep_probability", pa.float32(), nullable=False)).append(
+# dedup: what stays may take texts, their queries and the URL of the largest variant from the other rows of its image.
+DEDUPED = MATCHED.append(pa.field("url_as_found", pa.string())).append(  # null where equal to `url`; uid has this URL
+    pa.field("texts", pa.list_(pa.string()), nullable=False)  # at least `text`, which is the first
+)
+
+SELECTED = DEDUPED.append(pa.field("keep_probability", pa.float32(), nullable=False)).append(
     pa.field("kept_by", pa.list_(pa.int32()), nullable=False)  # the queries that selected the pair, ascending
 )
 
@@ -112,6 +117,14 @@ REJECTED = pa.schema(
         pa.field("hash", pa.uint64(), nullable=False),  # decides which rows a sample keeps
     ]
 )
+
+
+def fill_texts(text: pa.StringArray, texts: pa.ListArray) -> pa.ListArray:
+    """The column `texts` without nulls: a row that took no other text has `text` alone."""
+    if not texts.null_count:
+        return texts
+    alone = pa.ListArray.from_arrays(pa.array(range(len(text) + 1), pa.int32()), text)
+    return alone if texts.null_count == len(texts) else pc.if_else(texts.is_valid(), texts, alone)
 
 
 def readable(table: pa.Table, source_names: list[str]) -> pa.Table:

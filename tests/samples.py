@@ -62,6 +62,12 @@ def ranges_of(per_shard: int) -> Ranges:
     return Ranges(SLOTS // per_shard)
 
 
+def texts_of(number: int, texts: dict[int, str] | None = None) -> list[str]:
+    """The texts of a sample: one, or three for every fourth number."""
+    first = (texts or {}).get(number, f"{CAPTIONS[number % len(CAPTIONS)]} {number}")
+    return [first] if number % 4 else [first, 'a "second" text', f"ein dritter {number} \\"]
+
+
 def fetched(count: int, *, first: int = 0, texts: dict[int, str] | None = None) -> pa.Table:
     """Rows of FETCHED with names in place of codes, sorted by uid. About half of the nullable values are null."""
     return fetched_of(range(first, first + count), texts=texts)
@@ -76,8 +82,10 @@ def fetched_of(numbers: Sequence[int], *, texts: dict[int, str] | None = None) -
             {
                 "uid": uid(number),
                 "url": f"https://{host}/{number}.jpg",
-                "text": (texts or {}).get(number, f"{CAPTIONS[number % len(CAPTIONS)]} {number}"),
+                "text": texts_of(number, texts)[0],
+                "url_as_found": None if number % 7 else f"http://{host}/{number}-300x200.jpg",
                 "text_as_found": None if some else f"  {CAPTIONS[number % len(CAPTIONS)]} {number}",
+                "texts": texts_of(number, texts),
                 "page_url": f"https://{host}/page{number // 3}.html",
                 "source": number % len(SOURCES),
                 "source_offset": number * 1000,

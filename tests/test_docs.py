@@ -210,7 +210,7 @@ def test_contributing(checkout: Path) -> None:
 
 # -------------------------------------------------------------------------------------------- the column reference
 
-TYPES = {"float": "float32", "list<item: int32>": "list<int32>"}
+TYPES = {"float": "float32", "list<item: int32>": "list<int32>", "list<item: string>": "list<string>"}
 PUBLISHED_REJECTED = pa.schema([field for field in schema.REJECTED if field.name != "hash"])
 # Heading -> the schema, and the columns that stand under another heading already.
 TABLES = {
@@ -224,8 +224,12 @@ TABLES = {
     "KEYS": (row_pass.KEYS, pa.schema([])),
     "TEXTS": (dedup_exchange.TEXTS, pa.schema([])),
     "DROPS": (dedup_exchange.DROPS, pa.schema([])),
+    "LINKS": (dedup_exchange.LINKS, pa.schema([])),
+    "TAKEN": (dedup_exchange.TAKEN, pa.schema([])),
+    "OVERLAY": (dedup_exchange.OVERLAY, pa.schema([])),
+    "DEDUPED": (schema.DEDUPED, schema.MATCHED),
     "BAND": (caps.BAND, pa.schema([])),
-    "SELECTED": (schema.SELECTED, schema.MATCHED),
+    "SELECTED": (schema.SELECTED, schema.DEDUPED),
     "SELECTED_PART": (balance.SELECTED_PART, schema.SELECTED),
     "FETCHED": (schema.FETCHED, schema.SELECTED),
     "FETCHED_PART": (attempts.FETCHED_PART, schema.FETCHED),
@@ -295,10 +299,10 @@ def test_the_json_of_a_sample(tmp_path: Path) -> None:
         field.name: None if field.nullable else {"string": "", "float": 0.5}.get(str(field.type), 0)
         for field in nulls.schema
     }
-    lists = {field.name: [] for field in shards.METADATA if pa.types.is_list(field.type)}
+    lists = {field.name: [] for field in shards.METADATA if pa.types.is_list(field.type)} | {"texts": ["a", "b"]}
     table = pa.Table.from_pylist([empty | lists], shards.METADATA)
     (made,) = [eval(text) for text in sample_json.sample_json(table, shards.JSON_KEYS).to_pylist()]  # digits and quotes
-    kinds = {str: "string", int: "integer", float: "number"}
+    kinds = {str: "string", int: "integer", float: "number", list: "list of strings"}
     for name, kind, _, null, _ in rows:
         assert kinds[type(made[name])] == kind, name
         field = shards.METADATA.field("text" if name == "caption" else name)

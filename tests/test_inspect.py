@@ -19,6 +19,7 @@ import pytest
 
 from pipeline import inspect_shards
 from pipeline.dataset import shards
+from pipeline.dataset.open_set import open_set
 from pipeline.dataset.ranges import Ranges
 from pipeline.engine import storage
 from pipeline.inspect_shards import DONE, FAULT, MISSING, USAGE, main
@@ -295,6 +296,22 @@ def test_a_set_of_format_2_is_read(run: Any, tmp_path: Path, monkeypatch: pytest
     assert {fault["problem"] for fault in faults(run, tmp_path)} >= {"has no column 'image_side'"}
 
 
+def test_a_set_of_format_4_is_read(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Format 4: without the list of texts."""
+    columns = shards.columns_of(4)
+    monkeypatch.setattr(shards, "JSON_KEYS", shards.json_keys(4))
+    monkeypatch.setattr(shards, "METADATA", pa.schema([shards.METADATA.field(name) for name in columns]))
+    monkeypatch.setattr(shards, "FORMAT", 4)
+    samples.publish(tmp_path)
+    monkeypatch.undo()
+    assert "rights" in columns and not {"texts", "url_as_found"} & set(columns)
+    assert faults(run, tmp_path) == []
+    opened = open_set(tmp_path)
+    assert "texts" not in opened.table().column_names and opened.sample(next(opened.keys())).text
+    edit(tmp_path / "manifest.json", lambda manifest: manifest.update(format=5))
+    assert {fault["problem"] for fault in faults(run, tmp_path)} >= {"has no column 'url_as_found'"}
+
+
 def test_a_sample_in_another_shard_is_named(run: Any, folder: Path) -> None:
     """The borders between the shards move a little, and nothing else is wrong."""
     edit(folder / "manifest.json", lambda manifest: manifest["shards"].update(ranges=96))
@@ -456,7 +473,7 @@ def _lose(manifest: dict) -> None:
         (lambda m: m["ledger"].pop(), "its ledger ends with"),
         (lambda m: m.update(digest="0"), "its digest"),
         (lambda m: m.update(rows=31), "says 31 rows"),
-        (lambda m: m.update(format=5), "format"),
+        (lambda m: m.update(format=6), "format"),
         (lambda m: m.pop("shards"), "how many ranges"),
         (lambda m: m.pop("files"), "not a manifest"),
         (lambda m: m["files"][0].pop("sha256"), "not a manifest"),

@@ -8,11 +8,12 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.engine import storage
+from pipeline.engine.hashing import as_array
 from pipeline.engine.rows import Rows
 from pipeline.engine.work import StageFolder
-from pipeline.schema import MATCHED, PAIRS, SELECTED, readable
+from pipeline.schema import DEDUPED, MATCHED, PAIRS, SELECTED, fill_texts, readable
 
-SCHEMAS = {"gather": PAIRS, "match": MATCHED, "dedup": MATCHED, "balance": SELECTED}
+SCHEMAS = {"gather": PAIRS, "match": MATCHED, "dedup": DEDUPED, "balance": SELECTED}
 
 
 class NoRows(ValueError):
@@ -44,6 +45,9 @@ def write_rows(out: str, stage: str, to: str) -> int:
         pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False, write_page_checksum=True) as writer,
     ):
         for table in found.tables():
+            if stage == "dedup":
+                texts = fill_texts(*(as_array(table[name]) for name in ("text", "texts")))
+                table = table.set_column(table.column_names.index("texts"), "texts", texts)
             table = readable(table.select(SCHEMAS[stage].names), names).cast(schema)
             writer.write_table(table)
             rows += table.num_rows

@@ -4,8 +4,8 @@
 
 Every sample has the same keys, sorted by name, and no null. The reason: Hugging Face datasets takes its types from the
 first five samples. Where the metadata has null, the JSON has "", 0 or 0.0. `caption` is the text, under the name that
-img2dataset's readers look for. `phash` is hexadecimal: as a number it would overflow a signed integer. `reference_json`
-is a short reference; tests compare the two byte for byte.
+img2dataset's readers look for. `texts` is a list that is never empty. `phash` is hexadecimal: as a number it would
+overflow a signed integer. `reference_json` is a short reference; tests compare the two byte for byte.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def sample_json(rows: pa.RecordBatch | pa.Table, keys: Sequence[str]) -> pa.Arra
     """The JSON of each row, as an Arrow binary array.
 
     Args:
-        rows: with a column of each key's name (`caption` is `text`): string, integer or floating.
+        rows: with a column of each key's name (`caption` is `text`): string, integer, floating, or list of strings.
         keys: of the JSON, in order.
     """
     return join(json_pieces(rows, keys)) if rows.num_rows else pa.array([], pa.binary())
@@ -40,7 +40,7 @@ def json_pieces(rows: pa.RecordBatch | pa.Table, keys: Sequence[str]) -> list[pa
     before = b"{"
     for key in keys:
         column = _one_array(rows["text" if key == "caption" else key])
-        quote = b'"' if key == "phash" or pa.types.is_string(column.type) else b""
+        quote, end = _marks(key, column.type)
         before += b'"%s":%s' % (key.encode(), quote)
         if column.null_count < len(column):
             pieces += [before, _value(key, column).cast(pa.binary())]
@@ -49,7 +49,7 @@ def json_pieces(rows: pa.RecordBatch | pa.Table, keys: Sequence[str]) -> list[pa
             before += b"0.0" if pa.types.is_floating(column.type) else b"0"
         elif key == "phash":
             before += b"0" * 16
-        before += quote + b","
+        before += end + b","
     return [*pieces, before[:-1] + b"}"]
 
 
@@ -76,6 +76,8 @@ def reference_json(rows: pa.RecordBatch | pa.Table, keys: Sequence[str]) -> list
         column = _one_array(rows["text" if key == "caption" else key])
         if pa.types.is_floating(column.type):
             columns.append(_doubles(column).tolist())
+        elif pa.types.is_list(column.type):
+            columns.append(column.to_pylist())
         elif key == "phash":
             columns.append([f"{value or 0:016x}" for value in column.to_pylist()])
         else:
@@ -92,8 +94,20 @@ def hex_strings(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return pc.if_else(column.is_valid(), found, pa.scalar(None, pa.string())) if column.null_count else found
 
 
+def _marks(key: str, kind: pa.DataType) -> tuple[bytes, bytes]:
+    """What stands before and after a value."""
+    if pa.types.is_list(kind):
+        return b'["', b'"]'
+    mark = b'"' if key == "phash" or pa.types.is_string(kind) else b""
+    return mark, mark
+
+
 def _value(key: str, column: pa.Array) -> pa.Array:
-    """The values of a column as JSON, without the quotes around strings."""
+    """The values of a column as JSON, without the marks around them. No list of strings may be empty."""
+    if pa.types.is_list(column.type):
+        lengths = pc.list_value_length(column).to_numpy()
+        offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)])
+        return pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), _escaped(column.flatten())), '","')
     if pa.types.is_floating(column.type):
         numbers = orjson.dumps(_doubles(column), option=orjson.OPT_SERIALIZE_NUMPY)
         return pa.array(numbers[1:-1].decode().split(","), pa.string())

@@ -8,7 +8,7 @@
     manifest.json           written last: the sha256 of all these files, the ledger, the options
 
 The key of a sample is its uid in hexadecimal. Every file depends on the rows and images alone. sample_json.py describes
-the JSON of a sample. Lists may be empty, so they are in the metadata only. Values that depend on other rows
+the JSON of a sample. Lists of ids may be empty, so they are in the metadata only. Values that depend on other rows
 (`keep_probability`, `kept_by`) are in the metadata only, too: a shard with the same rows keeps its tar.
 """
 
@@ -31,12 +31,15 @@ from pipeline.dataset.ranges import LEAST_DIGITS, Ranges
 from pipeline.dataset.sample_json import hex_strings, join, joined_sizes, json_pieces
 from pipeline.engine import storage
 
-FORMAT = 4  # raised when the members or columns change
-# Formats that `verify` knows. 1: shards numbered consecutively, keep_probability in the JSON too. 2: without ADDED[3].
-# 3: without ADDED[4].
-READ = (1, 2, 3, 4)
-# The columns that a format added to METADATA and to the JSON.
-ADDED = {3: ("image_side", "aspect"), 4: ("rights", "rights_protocol", "rights_consulted")}
+FORMAT = 5  # raised when the members or columns change
+# Formats that `verify` knows. 1: shards numbered consecutively, keep_probability in the JSON too.
+READ = (1, 2, 3, 4, 5)
+# The columns that a format added to METADATA and to the JSON. An older set lacks them.
+ADDED = {
+    3: ("image_side", "aspect"),
+    4: ("rights", "rights_protocol", "rights_consulted"),
+    5: ("url_as_found", "texts"),
+}
 
 EXTENSIONS = ("jpg", "json", "txt")  # in the order of their names
 
@@ -45,8 +48,10 @@ METADATA = pa.schema(
         pa.field("key", pa.string(), nullable=False),  # name of the sample in the tar
         pa.field("uid", pa.string(), nullable=False),  # equal to key; under the name that DataComp's tools look for
         pa.field("url", pa.string(), nullable=False),
+        pa.field("url_as_found", pa.string()),  # null where equal to url; with the text it gives the uid
         pa.field("text", pa.string(), nullable=False),
         pa.field("text_as_found", pa.string()),  # null where equal to text
+        pa.field("texts", pa.list_(pa.string()), nullable=False),  # text, and further ones; see --captions
         pa.field("page_url", pa.string(), nullable=False),
         pa.field("source_file", pa.string(), nullable=False),
         pa.field("source_offset", pa.int64(), nullable=False),
@@ -359,6 +364,8 @@ def describe(rows: pa.Table, number: int) -> pa.Table:
         elif not field.nullable and column.null_count:
             raise ShardError(f"the column {field.name!r} has {column.null_count} rows without a value")
         columns.append(column.cast(field.type))
+    if pc.any(pc.equal(pc.list_value_length(given["texts"]), 0)).as_py():
+        raise ShardError(f"shard {number}: a sample has no text")
     return pa.table(columns, schema=METADATA).combine_chunks()
 
 

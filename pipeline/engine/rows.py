@@ -1,11 +1,11 @@
-"""The rows of a stage on the disk: the parts of the units, and the masks of the rows that stay."""
+"""The rows of a stage on the disk: the parts of the units, the masks of the rows that stay, and their new values."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,44 @@ import pyarrow as pa
 from pipeline.engine import storage
 from pipeline.engine.work import StepFolder
 
+Masked: TypeAlias = tuple[pa.RecordBatch, npt.NDArray[np.bool_]]  # a batch, and True for each row that stays
 ARROW, PARQUET = "arrow", "parquet"  # endings of the parts: several Arrow files a unit, or one Parquet file
+
+
+class Overlay:
+    """New values for a few rows of a part. A column that the part lacks is null in all other rows.
+
+    Args:
+        values: the column `row` (place in the part, ascending, each once) and the columns with new values.
+    """
+
+    def __init__(self, values: pa.RecordBatch) -> None:
+        self._rows = values["row"].to_numpy()
+        self._values = values.select([name for name in values.schema.names if name != "row"])
+
+    @classmethod
+    def read(cls, path: str) -> Overlay:
+        """Reads what `storage.writing_batches` wrote: one batch, which may be empty."""
+        (values,) = storage.read_batches(path)
+        return cls(values)
+
+    def over(self, batch: pa.RecordBatch, first: int, columns: list[str] | None = None) -> pa.RecordBatch:
+        """The batch with the new values.
+
+        Args:
+            batch: the rows of the part from number `first` on.
+            first: see above.
+            columns: of the result; None: those of the batch, and those that the part lacks.
+        """
+        low, high = np.searchsorted(self._rows, [first, first + batch.num_rows]).tolist()
+        place = np.arange(batch.num_rows)
+        place[self._rows[low:high] - first] = batch.num_rows + np.arange(high - low)
+        found = dict(zip(batch.schema.names, batch.columns, strict=True))
+        for name in self._values.schema.names if columns is None else set(columns) & set(self._values.schema.names):
+            new = self._values[name].slice(low, high - low)
+            old = found.get(name, pa.nulls(batch.num_rows, new.type))
+            found[name] = pa.concat_arrays([old, new]).take(pa.array(place)) if high > low else old
+        return pa.RecordBatch.from_pydict(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +63,14 @@ class Rows:
         kind: ARROW or PARQUET.
         masks: the step that wrote a mask for each part (0: the row stays); None: all rows stay.
         groups: the number of groups of units for the steps that follow.
+        overlays: the step that wrote an `Overlay` for each part; None: the parts hold all values.
     """
 
     parts: StepFolder
     kind: str = ARROW
     masks: StepFolder | None = None
     groups: int = 1
+    overlays: StepFolder | None = None
 
     def count(self) -> int:
         """The number of rows that stay."""
@@ -46,10 +85,15 @@ class Rows:
                 for part, rows in enumerate(_rows_of_parts(manifest)):
                     yield unit, part, rows
 
-    def masked(self, group: int) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
-        """Yields (path of the part, True for each row that stays) for each part in a group of units."""
+    def masked(self, group: int, columns: list[str] | None = None) -> Iterator[Iterator[Masked]]:
+        """For each part in a group of units, yields its batches, each with True for each row that stays.
+
+        Args:
+            group: of units.
+            columns: of the batches; None: all.
+        """
         for unit, part, rows in self.parts_of_group(group):
-            yield self.parts.file(unit, self.kind, part), self._mask(unit, part, rows)
+            yield self._batches(unit, part, rows, columns)
 
     def tables(self) -> Iterator[pa.Table]:
         """Yields the rows that stay, one table for each part, in the order of unit and part."""
@@ -58,8 +102,16 @@ class Rows:
                 yield storage.read_table(self.parts.file(unit, PARQUET))
                 continue
             for part, rows in enumerate(_rows_of_parts(manifest)):
-                table = pa.Table.from_batches(storage.read_batches(self.parts.file(unit, ARROW, part)))
-                yield table if self.masks is None else table.filter(pa.array(self._mask(unit, part, rows)))
+                kept = [batch.filter(pa.array(keep)) for batch, keep in self._batches(unit, part, rows)]
+                yield pa.Table.from_batches(kept)
+
+    def _batches(self, unit: int, part: int, rows: int, columns: list[str] | None = None) -> Iterator[Masked]:
+        keep, first = self._mask(unit, part, rows), 0
+        overlay = None if self.overlays is None else Overlay.read(self.overlays.file(unit, "overlay", part))
+        for batch in storage.read_batches(self.parts.file(unit, ARROW, part), columns):
+            inside = keep[first : first + batch.num_rows]
+            yield batch if overlay is None else overlay.over(batch, first, columns), inside
+            first += batch.num_rows
 
     def _mask(self, unit: int, part: int, rows: int) -> npt.NDArray[np.bool_]:
         if self.masks is None:
@@ -68,7 +120,7 @@ class Rows:
 
     def to_json(self) -> dict[str, Any]:
         """The entry for info.json. With it a reader of the folder finds the rows without the plan of the run."""
-        folders = {"parts": self.parts, "masks": self.masks}
+        folders = {"parts": self.parts, "masks": self.masks, "overlays": self.overlays}
         placed = {
             name: {"path": os.path.relpath(folder.path, folder.root), "fingerprint": folder.fingerprint}
             for name, folder in folders.items()
@@ -81,10 +133,10 @@ class Rows:
         """The inverse of `to_json` in the folder `root`."""
         folders = {
             name: StepFolder(os.path.join(root, data[name]["path"]), data[name]["fingerprint"])
-            for name in ("parts", "masks")
+            for name in ("parts", "masks", "overlays")
             if name in data
         }
-        return cls(folders["parts"], data["kind"], folders.get("masks"))
+        return cls(folders["parts"], data["kind"], folders.get("masks"), overlays=folders.get("overlays"))
 
 
 def _rows_of_parts(manifest: dict[str, Any]) -> list[int]:

@@ -118,12 +118,8 @@ class SelectRows:
         tally = Tally("balance", rejects)
         bits, parts = out_bits(self.plan), 0
         decide = caps.decider(self.plan, tally, SELECTED_PART, bits=bits)
-        for path, keep in self.rows.masked(unit):
-            first, selected = 0, []
-            for batch in storage.read_batches(path):
-                selected.append(decide(batch, keep[first : first + batch.num_rows]))
-                first += batch.num_rows
-            self._write(unit, parts, selected, bits)
+        for part in self.rows.masked(unit):
+            self._write(unit, parts, [decide(batch, keep) for batch, keep in part], bits)
             parts += 1
         return {**unit_body(self.folder, unit, [tally], rejects), "parts": parts}
 

@@ -25,6 +25,7 @@ from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_exchange, run_task
 from pipeline.engine.tasks import Reading
 from pipeline.engine.work import StageFolder, StepFolder
+from pipeline.schema import fill_texts
 from pipeline.stages import selection, tail_share
 from pipeline.stages.matches import Matches, Thresholds
 from pipeline.stages.tally import Tally
@@ -107,12 +108,9 @@ class MatchedRows:
         return self.rows.count()
 
     def matches(self, group: int) -> Iterator[Matches]:
-        for path, keep in self.rows.masked(group):
-            first = 0
-            for batch in storage.read_batches(path, ["uid", "query_ids"]):
-                inside = keep[first : first + batch.num_rows]
-                yield Matches.from_arrow(batch["uid"], batch["query_ids"], inside)
-                first += batch.num_rows
+        for part in self.rows.masked(group, ["uid", "query_ids"]):
+            for batch, keep in part:
+                yield Matches.from_arrow(batch["uid"], batch["query_ids"], keep)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -449,7 +447,7 @@ def decide(
     """The rows that at least one query picks, with keep_probability and kept_by.
 
     Args:
-        rows: with at least uid, url, text, query_ids and row_hash.
+        rows: with at least uid, url, text, texts, query_ids and row_hash.
         keep: mask of the rows that are still in.
         tally: the stage's ledger and rejects.
         schema: of the result: the columns of `rows` and the two new ones, in the order of the result.
@@ -473,6 +471,7 @@ def decide(
     tally.passed(row_hash)
     columns = dict(zip(picked.schema.names, picked.columns, strict=True))
     columns |= {"keep_probability": pa.array(chance), "kept_by": kept_by, "row_hash": pa.array(row_hash)}
+    columns["texts"] = fill_texts(columns["text"], columns["texts"])
     return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 

@@ -1,5 +1,6 @@
 """dedup: drops duplicates by key. One of equal pairs stays. The richest text of a URL stays. Placeholders go.
 
+The row that stays takes the URL of the largest variant of its image. With `--captions N` it takes the next texts too.
 An image with many texts is a placeholder. A text with many images is boilerplate. All their rows go. The variants of a
 URL (`text.image_variants`) count as one image.
 
@@ -10,8 +11,9 @@ No row is copied. A key of 57 bytes a row goes from the matched parts to buckets
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
+from pipeline.engine.cli import UsageError
 from pipeline.engine.options import option
 from pipeline.engine.rows import Rows
 from pipeline.engine.work import Json
@@ -20,6 +22,7 @@ from pipeline.stages.base import Job, Outputs
 from pipeline.stages.dedup_exchange import DedupPlan, DedupStage
 from pipeline.stages.run import Run
 
+PLACEHOLDER_BOUND = 8  # texts of an image
 ALIGN_BOUND = 10  # images of a text: Jia et al. 2021, section 3, exclude alt-texts of more than 10 images
 
 
@@ -30,7 +33,15 @@ class DedupSettings:
     title: ClassVar[str] = "dedup"
 
     placeholder_bound: int = option(
-        8, help="a URL with more texts than this is a placeholder and goes; 0: off", within="[0, 1e9]"
+        PLACEHOLDER_BOUND,
+        help="a URL with more texts than this is a placeholder and goes; 0: off",
+        within="[0, 1e9]",
+    )
+    captions: int = option(
+        1,
+        help="texts of an image that are kept, in one sample; balanced by the queries of all of them",
+        unit="texts",
+        within=f"[1, {PLACEHOLDER_BOUND}]",
     )
     common_text_bound: int | None = option(
         None,
@@ -39,6 +50,15 @@ class DedupSettings:
         metavar="N",
         within="[0, 1e9]",
     )
+
+    @staticmethod
+    def check_together(o: Any) -> None:
+        """Refuses more captions than the texts that an image may have."""
+        if o.placeholder_bound and o.captions > o.placeholder_bound:
+            raise UsageError(
+                f"--captions {o.captions}: must be at most --placeholder-bound {o.placeholder_bound}, "
+                "since an image with more texts goes"
+            )
 
 
 def common_text_bound(run: Run) -> int:
@@ -61,6 +81,7 @@ class Dedup(DedupStage):
     key_bits: int
     placeholder_bound: int
     common_text_bound: int
+    captions: int
 
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
@@ -72,6 +93,7 @@ class Dedup(DedupStage):
             run.sizes.key_bits,
             run.settings(DedupSettings).placeholder_bound,
             common_text_bound(run),
+            run.settings(DedupSettings).captions,
         )
 
     @property
@@ -83,9 +105,11 @@ class Dedup(DedupStage):
             placeholder_bound=self.placeholder_bound,
             common_text_bound=self.common_text_bound,
             keep_rejected=self.keep_rejected,
+            captions=self.captions,
         )
 
     @classmethod
     def fingerprint(cls, run: Run) -> dict[str, Json]:
-        bound = run.settings(DedupSettings).placeholder_bound
-        return {"placeholder_bound": bound, "common_text_bound": common_text_bound(run)}
+        o = run.settings(DedupSettings)
+        bounds = {"placeholder_bound": o.placeholder_bound, "common_text_bound": common_text_bound(run)}
+        return {**bounds, "captions": o.captions}

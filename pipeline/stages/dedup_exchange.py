@@ -4,6 +4,10 @@
 
     <step>/*.keys --by image--> FindDuplicates --by unit--> MarkDropped: masks/00007-000.mask
 
+Where the row that stays takes something from the dropped rows of its image (`captions` >= 1), their values are fetched:
+
+    FindDuplicates --by unit of the dropped row--> ReadTaken --by unit of the kept row--> WriteOverlays
+
 With a bound on the images of a text, the texts are counted before:
 
     <step>/*.keys --CutTexts--> by text --> FindCommonTexts: texts/00007.common
@@ -14,22 +18,24 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.engine import hashing, shuffle_files, storage
 from pipeline.engine.progress import Watched
-from pipeline.engine.rows import Rows
+from pipeline.engine.rows import Overlay, Rows
 from pipeline.engine.steps import run_exchange, run_task
 from pipeline.engine.tasks import Reading
 from pipeline.engine.work import StageFolder, StepFolder
+from pipeline.schema import DEDUPED, MATCHED
 from pipeline.stages import selection
 from pipeline.stages.base import Stage
 from pipeline.stages.matches import Keys
-from pipeline.stages.row_pass import KEYS, PARTS_OF_UNIT
+from pipeline.stages.row_pass import KEYS, PARTS_OF_UNIT, ROW_HASH
 from pipeline.stages.tally import Rejects, Tally, unit_body
 
 if TYPE_CHECKING:
@@ -38,6 +44,27 @@ if TYPE_CHECKING:
 TEXTS = pa.schema([pa.field("text", pa.uint64(), False), pa.field("image", pa.uint64(), False)])
 DROPS = pa.schema(
     [pa.field("part", pa.int32(), False), pa.field("row", pa.int32(), False), pa.field("reason", pa.uint8(), False)]
+)
+
+
+LINKS = pa.schema(
+    [
+        pa.field("source_part", pa.int32(), False),
+        pa.field("source_row", pa.int32(), False),
+        pa.field("part", pa.int32(), False),
+        pa.field("row", pa.int32(), False),
+        pa.field("number", pa.uint8(), False),
+        pa.field("gives_url", pa.bool_(), False),
+    ]
+)
+GIVEN = ("url", "text", "query_ids", "opt_out")  # columns of MATCHED
+TAKEN = pa.schema([*(LINKS.field(name) for name in LINKS.names[2:]), *(MATCHED.field(name) for name in GIVEN)])
+OVERLAY = pa.schema(
+    [
+        LINKS.field("row"),
+        *(DEDUPED.field(name) for name in ("url", "url_as_found", "texts", "query_ids", "opt_out")),
+        ROW_HASH,
+    ]
 )
 
 
@@ -53,6 +80,7 @@ class DedupPlan:
         placeholder_bound: all rows of an image with more texts than this are dropped; 0: no bound.
         common_text_bound: all rows of a text with more images than this are dropped; 0: no bound.
         keep_rejected: sample, all or none.
+        captions: the most texts of an image that stay, in one row; 0: a row that stays takes nothing from the others.
     """
 
     folder: StageFolder
@@ -62,6 +90,7 @@ class DedupPlan:
     placeholder_bound: int = 0
     common_text_bound: int = 0
     keep_rejected: str = "sample"
+    captions: int = 0
 
     @property
     def cut_texts(self) -> StepFolder:
@@ -79,25 +108,37 @@ class DedupPlan:
         return self.folder.step("drops")
 
     @property
+    def taken(self) -> StepFolder:
+        """What the rows that stay take from the dropped ones, by group of the rows that stay."""
+        return self.folder.step("taken")
+
+    @property
+    def overlays(self) -> StepFolder:
+        """One `engine.rows.Overlay` for each part."""
+        return self.folder.step("overlays")
+
+    @property
     def masks(self) -> StepFolder:
         """One mask for each part (0: the row stays)."""
         return self.folder.step("masks")
 
     def remaining(self) -> Rows:
         """The rows that the stage does not drop."""
-        return dataclasses.replace(self.rows, masks=self.masks)
+        return dataclasses.replace(self.rows, masks=self.masks, overlays=self.overlays if self.captions else None)
 
     def steps(self) -> tuple[StepFolder, ...]:
         """All steps."""
         texts = (self.cut_texts, self.texts) if self.common_text_bound else ()
-        return *texts, self.drops, self.masks
+        taken = (self.taken, self.overlays) if self.captions else ()
+        return *texts, self.drops, *taken, self.masks
 
     def watched(self) -> list[Watched]:
         """The steps that the progress shows."""
         name = self.folder.name
         texts = [Watched(f"{name} texts", self.texts)] if self.common_text_bound else []
-        drops = Watched(f"{name} drops", self.drops), Watched(f"{name} masks", self.masks, self.rows.groups)
-        return [*texts, *drops]
+        taken = [Watched(f"{name} overlays", self.overlays, self.rows.groups)] if self.captions else []
+        masks = Watched(f"{name} masks", self.masks, self.rows.groups)
+        return [*texts, Watched(f"{name} drops", self.drops), *taken, masks]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,32 +209,41 @@ def among(words: np.ndarray, ascending: np.ndarray) -> np.ndarray:
     return ascending[place] == words
 
 
-def find_codes(keys: pa.Table, *, placeholder_bound: int = 0, common: np.ndarray | None = None) -> np.ndarray:
-    """The code of each row of KEYS (selection.DUPLICATE_REASONS).
+def keys_of(keys: pa.Table, common: np.ndarray | None = None) -> Keys:
+    """KEYS as the rules take them.
 
     Args:
         keys: all rows of an image, or none of them.
-        placeholder_bound: see DedupPlan.
         common: the texts of too many images, ascending.
     """
     columns = {name: keys[name].to_numpy() for name in KEYS.names}
     text, _, _ = (columns.pop(name) for name in ("text", "part", "row"))
     is_common = among(text, np.zeros(0, np.uint64) if common is None else common)
-    found = Keys(rank=hashing.mix(columns["image"], text), common=is_common, **columns)
-    return selection.find_duplicates(found, placeholder_bound=placeholder_bound)
+    return Keys(rank=hashing.mix(columns["image"], text), common=is_common, **columns)
+
+
+def links_of(table: pa.Table, keys: Keys, codes: np.ndarray, captions: int) -> pa.RecordBatch:
+    """LINKS of some rows of KEYS. The codes of rows whose text joins another row change to JOINED_TEXT."""
+    found = selection.find_links(keys, codes, captions)
+    codes[found.source[found.number > 0]] = selection.JOINED_TEXT
+    part, row = table["part"].to_numpy(), table["row"].to_numpy()
+    places = (column[rows] for rows in (found.source, found.target) for column in (part, row))
+    return _batch((*places, found.number, found.gives_url), LINKS)
+
+
+def _batch(columns: Iterable[np.ndarray], schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=schema)
 
 
 def drops_of(part: np.ndarray, row: np.ndarray, codes: np.ndarray) -> pa.RecordBatch:
     """DROPS: the place and the code of each row whose code is not 0."""
     drop = np.flatnonzero(codes)
-    columns = part[drop], row[drop], codes[drop].astype(np.uint8)
-    return pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=DROPS)
+    return _batch((part[drop], row[drop], codes[drop].astype(np.uint8)), DROPS)
 
 
 def write_drops(folder: StepFolder, unit: int, drops: pa.RecordBatch, rows: Rows) -> None:
     """Writes DROPS as a bucket file, cut by the group of their part."""
-    group = drops["part"].to_numpy().astype(np.int64) // PARTS_OF_UNIT % rows.groups
-    shuffle_files.write(folder.file(unit, "drops", 0), shuffle_files.cut(drops, group, rows.groups))
+    cut_by_group(folder.file(unit, "drops", 0), drops, drops["part"], rows.groups)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,16 +264,164 @@ class FindDuplicates:
         return 1 << self.plan.key_bits
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
-        keys = shuffle_files.table(messages, KEYS)
-        common = load_common_texts(self.plan.texts) if self.plan.common_text_bound else None
-        codes = find_codes(keys, placeholder_bound=self.plan.placeholder_bound, common=common)
+        keys, plan = shuffle_files.table(messages, KEYS), self.plan
+        keyed = keys_of(keys, load_common_texts(plan.texts) if plan.common_text_bound else None)
+        codes = selection.find_duplicates(keyed, placeholder_bound=plan.placeholder_bound)
+        if plan.captions:
+            links = links_of(keys, keyed, codes, plan.captions)
+            cut_by_group(self.folder.file(unit, "links", 0), links, links["source_part"], plan.rows.groups)
         drops = drops_of(keys["part"].to_numpy(), keys["row"].to_numpy(), codes)
-        write_drops(self.folder, unit, drops, self.plan.rows)
+        write_drops(self.folder, unit, drops, plan.rows)
         return {"parts": 1, "keys": keys.num_rows, "drops": drops.num_rows, **self.extra(unit, keys, codes)}
 
     def extra(self, unit: int, keys: pa.Table, codes: np.ndarray) -> dict[str, Any]:
         """Writes what else a stage wants of a bucket. Returns further entries of the manifest."""
         return {}
+
+
+def cut_by_group(path: str, rows: pa.RecordBatch, part: pa.Array, groups: int) -> None:
+    """Writes a bucket file of rows, cut by the group of units of the part."""
+    group = part.to_numpy().astype(np.int64) // PARTS_OF_UNIT % groups
+    shuffle_files.write(path, shuffle_files.cut(rows, group, groups))
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadTaken:
+    """One unit for each group: reads what its dropped rows give, and cuts it by the group of the row that takes it."""
+
+    plan: DedupPlan
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.plan.taken
+
+    @property
+    def reads(self) -> Reading:
+        return Reading(self.plan.drops, "links")
+
+    def units(self) -> int:
+        return self.plan.rows.groups
+
+    def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
+        order = [("source_part", "ascending"), ("source_row", "ascending")]
+        links, found = shuffle_files.table(messages, LINKS).sort_by(order), [TAKEN.empty_table()]
+        for place, some in parts_with_rows(self.plan.rows, unit, links, "source_part"):
+            if some.num_rows:
+                path = self.plan.rows.parts.file(place[0], "arrow", place[1])
+                given = rows_of_part(path, some["source_row"].to_numpy(), list(GIVEN))
+                found.append(pa.table([*some.select(LINKS.names[2:]).columns, *given.columns], schema=TAKEN))
+        table = pa.concat_tables(found).combine_chunks()
+        batch = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], TAKEN)
+        cut_by_group(self.folder.file(unit, "taken", 0), batch, batch["part"], self.plan.rows.groups)
+        return {"parts": 1, "taken": batch.num_rows}
+
+
+@dataclasses.dataclass(frozen=True)
+class WriteOverlays:
+    """One unit for each group: writes beside each part the rows that take something, with their new values."""
+
+    plan: DedupPlan
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.plan.overlays
+
+    @property
+    def reads(self) -> Reading:
+        return Reading(self.plan.taken, "taken")
+
+    def units(self) -> int:
+        return self.plan.rows.groups
+
+    def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
+        order = [(name, "ascending") for name in ("part", "row", "number")]
+        taken, rows = shuffle_files.table(messages, TAKEN).sort_by(order).combine_chunks(), 0
+        for (source, part), some in parts_with_rows(self.plan.rows, unit, taken, "part"):
+            overlay = make_overlay(self.plan.rows.parts.file(source, "arrow", part), some)
+            with storage.writing_batches(self.folder.file(source, "overlay", part), OVERLAY) as out:
+                out.write_batch(overlay)
+            rows += overlay.num_rows
+        return {"rows": rows}
+
+
+def parts_with_rows(rows: Rows, group: int, table: pa.Table, name: str) -> Iterator[tuple[tuple[int, int], pa.Table]]:
+    """For each part in a group: (unit, part), and the rows of the table whose column `name`, ascending, has it."""
+    numbers = table[name].to_numpy()
+    for unit, part, _ in rows.parts_of_group(group):
+        number = unit * PARTS_OF_UNIT + part
+        first, last = np.searchsorted(numbers, [number, number + 1]).tolist()
+        yield (unit, part), table.slice(first, last - first)
+
+
+def rows_of_part(path: str, rows: np.ndarray, columns: list[str]) -> pa.Table:
+    """Some rows of a part. `rows` has their places, at least one, ascending."""
+    first, found = 0, []
+    for batch in storage.read_batches(path):  # all columns: so the file is mapped; selected columns would be copied
+        low, high = np.searchsorted(rows, [first, first + batch.num_rows])
+        if high > low:
+            found.append(batch.select(columns).take(pa.array(rows[low:high] - first)))
+        first += batch.num_rows
+    return pa.Table.from_batches(found).combine_chunks()
+
+
+def make_overlay(path: str, taken: pa.Table) -> pa.RecordBatch:
+    """OVERLAY: the rows of a part that take something.
+
+    The texts are the row's own and then those that it takes, in the order of their numbers. The queries are those of
+    all its texts. The signals of all pages that the texts come from stay, too.
+
+    Args:
+        path: of the part.
+        taken: rows of TAKEN, sorted by row and number.
+    """
+    if not taken.num_rows:
+        return pa.RecordBatch.from_pylist([], OVERLAY)
+    rows, owner = np.unique(taken["row"].to_numpy(), return_inverse=True)
+    own = rows_of_part(path, rows, [*GIVEN, "row_hash"])
+    gives_url, gives_text = taken["gives_url"].to_numpy(), taken["number"].to_numpy() > 0
+    owner, given = owner[gives_text], taken.filter(pa.array(gives_text))
+    takes_url = np.zeros(len(rows), np.bool_)
+    takes_url[np.searchsorted(rows, taken["row"].to_numpy()[gives_url])] = True
+    own_url, new_url = (hashing.as_array(table["url"]) for table in (own, taken.filter(pa.array(gives_url))))
+    columns = {
+        "url": pc.replace_with_mask(own_url, pa.array(takes_url), new_url),
+        "url_as_found": pc.if_else(pa.array(takes_url), own_url, pa.scalar(None, pa.string())),
+        "texts": _texts(own["text"], given["text"], owner),
+        "query_ids": _union_of_queries(own["query_ids"], given["query_ids"], owner),
+        "opt_out": _union_of_signals(own["opt_out"], given["opt_out"], owner),
+    }
+    hashes = hashing.row_hash(own["row_hash"].to_numpy(), *map(hashing.column_hash, columns.values()))
+    return pa.RecordBatch.from_arrays([pa.array(rows), *columns.values(), pa.array(hashes)], schema=OVERLAY)
+
+
+def _texts(own: pa.ChunkedArray, given: pa.ChunkedArray, owner: np.ndarray) -> pa.ListArray:
+    """For each row its own text, and then the given texts of which it is the owner."""
+    order = np.argsort(np.concatenate([np.arange(len(own)), owner]), kind="stable")
+    texts = pa.concat_arrays([hashing.as_array(own), hashing.as_array(given)]).take(pa.array(order))
+    return pa.ListArray.from_arrays(_offsets(1 + np.bincount(owner, minlength=len(own))), texts)
+
+
+def _union_of_queries(own: pa.ChunkedArray, given: pa.ChunkedArray, owner: np.ndarray) -> pa.ListArray:
+    """For each row the ids of its own text and of the given texts, ascending, each once."""
+    lists = pa.concat_arrays([hashing.as_array(own), hashing.as_array(given)])
+    owners = np.repeat(np.concatenate([np.arange(len(own)), owner]), pc.list_value_length(lists).to_numpy())
+    pairs = np.unique(owners << 32 | lists.flatten().to_numpy().astype(np.int64))
+    counts = np.bincount(pairs >> 32, minlength=len(own))
+    return pa.ListArray.from_arrays(_offsets(counts), pa.array((pairs & 0xFFFFFFFF).astype(np.int32)))
+
+
+def _offsets(counts: np.ndarray) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+
+
+def _union_of_signals(own: pa.ChunkedArray, given: pa.ChunkedArray, owner: np.ndarray) -> pa.StringArray:
+    """For each row the signals of its own page, and then those that only the pages of given texts have."""
+    signals = own.to_pylist()
+    for row, more in zip(owner.tolist(), given.to_pylist(), strict=True):
+        if more is not None:
+            found = dict.fromkeys([*(signals[row] or more).split(","), *more.split(",")])
+            signals[row] = ",".join(found)
+    return pa.array(signals, pa.string())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +457,9 @@ class MarkDropped:
         tally = Tally(self.plan.folder.name, rejects)
         for source, part, mask in masks_of_group(self.plan.rows, unit, drops):
             storage.write_bytes(self.folder.file(source, "mask", part), mask.tobytes())
-            count_part(self.plan.rows.parts.file(source, "arrow", part), mask, tally, self.plan.reasons)
+            overlay = Overlay.read(self.plan.overlays.file(source, "overlay", part)) if self.plan.captions else None
+            path = self.plan.rows.parts.file(source, "arrow", part)
+            count_part(path, mask, tally, self.plan.reasons, overlay=overlay)
         return unit_body(self.folder, unit, [tally], rejects)
 
 
@@ -275,14 +475,21 @@ def masks_of_group(rows: Rows, group: int, drops: pa.Table) -> Iterator[tuple[in
         yield source, part, mask
 
 
-def count_part(path: str, mask: np.ndarray, tally: Tally, reasons: tuple[str, ...]) -> None:
+def count_part(
+    path: str, mask: np.ndarray, tally: Tally, reasons: tuple[str, ...], *, overlay: Overlay | None = None
+) -> None:
     """Adds one part to the stage's ledger and digest, and offers its dropped rows to the rejects."""
     hashes = np.concatenate([batch["row_hash"].to_numpy() for batch in storage.read_batches(path, ["row_hash"])])
+    if overlay is not None:
+        whole = pa.RecordBatch.from_arrays([pa.array(hashes)], ["row_hash"])
+        hashes = overlay.over(whole, 0, ["row_hash"])["row_hash"].to_numpy()
     tally.ledger.rows_in += len(mask)
     tally.passed(hashes[mask == 0])
     for code in np.unique(mask[mask > 0]).tolist():
         rows = np.flatnonzero(mask == code)
         tally.ledger.drop(reasons[code], len(rows))
+        if reasons[code] == selection.JOINED:  # the text is in the set
+            continue
         if tally.rejects.keep == "sample" and len(rows) > tally.rejects.limit:  # so that few rows are read below
             high = np.concatenate([hashing.uid_words(batch["uid"])[0] for batch in storage.read_batches(path, ["uid"])])
             rows = np.sort(rows[np.argpartition(high[rows], tally.rejects.limit - 1)[: tally.rejects.limit]])
@@ -308,6 +515,8 @@ def drop_duplicates(done: Any, plan: DedupPlan, *, exchange: str) -> beam.PColle
         done = run_task(done, CutTexts(plan), max_units=plan.rows.groups)
         done = run_exchange(done, FindCommonTexts(plan), buckets=1 << plan.key_bits, exchange=exchange)
     done = run_exchange(done, FindDuplicates(plan), buckets=1 << plan.key_bits, exchange=exchange)
+    for task in (ReadTaken(plan), WriteOverlays(plan)) if plan.captions else ():
+        done = run_exchange(done, task, buckets=plan.rows.groups, exchange=exchange)
     return run_exchange(done, MarkDropped(plan), buckets=plan.rows.groups, exchange=exchange)
 
 

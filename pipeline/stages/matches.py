@@ -30,6 +30,15 @@ class Keys(NamedTuple):
     common: Mask  # texts that stand at too many images
 
 
+class Links(NamedTuple):
+    """What rows that stay take from dropped rows of the same image. Rows are places in a `Keys`."""
+
+    source: npt.NDArray[np.int64]  # the dropped row
+    target: npt.NDArray[np.int64]  # the row that stays
+    number: npt.NDArray[np.uint8]  # place of the text among the texts of the target, from 1; 0: the text is not taken
+    gives_url: Mask  # the target takes the URL
+
+
 class Matches(NamedTuple):
     """The rows of a batch as the balancer sees them: uids, and the ids of the matching queries in CSR form."""
 

@@ -187,12 +187,8 @@ class CutByShard:
         tally = Tally("publish", rejects)
         decide = caps.decider(plan.caps, tally, FETCHED_OK)
         parts = 0
-        for path, keep in plan.rows.masked(unit):
-            first, selected = 0, []
-            for batch in storage.read_batches(path):
-                selected.append(decide(batch, keep[first : first + batch.num_rows]))
-                first += batch.num_rows
-            self._write(unit, parts, selected)
+        for part in plan.rows.masked(unit):
+            self._write(unit, parts, [decide(batch, keep) for batch, keep in part])
             parts += 1
         return {**unit_body(self.folder, unit, [tally], rejects), "parts": parts}
 

@@ -3,7 +3,8 @@ order of the rows.
 
 **Duplicates.** `find_duplicates` applies all rules at once to a bucket of keys. Of equal pairs, one provenance stays.
 Of the texts of one image, the richest stays. An image with many texts is a placeholder, and all its rows go. A text of
-many images is boilerplate (`find_common_texts`), and all its rows go.
+many images is boilerplate (`find_common_texts`), and all its rows go. `find_links` says what the row that stays takes
+from the others of its image: further texts, and the URL of the largest variant.
 
 **Balancing.** Every (pair, query) match draws h(pair, query) = mix(pair, query), a uniform 64-bit number that depends
 on nothing else (the seed is in the query's key). Then
@@ -30,10 +31,11 @@ import numpy.typing as npt
 
 from pipeline.engine import jit
 from pipeline.engine.hashing import Words, mix, partition
-from pipeline.stages.matches import Band, Counts, Keys, Mask, Matches, Picks, Thresholds
+from pipeline.stages.matches import Band, Counts, Keys, Links, Mask, Matches, Picks, Thresholds
 
-KEEP, SAME_PAIR, OTHER_TEXT, PLACEHOLDER_URL, COMMON_TEXT = range(5)
-DUPLICATE_REASONS = ("", "same_pair", "other_text", "placeholder_url", "common_text")
+KEEP, SAME_PAIR, OTHER_TEXT, PLACEHOLDER_URL, COMMON_TEXT, JOINED_TEXT = range(6)
+JOINED = "joined_text"
+DUPLICATE_REASONS = ("", "same_pair", "other_text", "placeholder_url", "common_text", JOINED)
 
 HIGHEST = np.uint64(2**64 - 1)
 Cap: TypeAlias = int | Counts  # pairs that a query may pick: one number for all queries, or one for each
@@ -49,6 +51,8 @@ class BandError(RuntimeError):
 
 def find_duplicates(keys: Keys, *, placeholder_bound: int = 0) -> npt.NDArray[np.uint8]:
     """A code for each row, an index into DUPLICATE_REASONS. All rows of an image must be in the same call.
+
+    A row of JOINED_TEXT is an `other_text` here. `find_links` finds it.
 
     * placeholder_url: the image has more than `placeholder_bound` distinct texts, so all its rows go (0: rule off);
     * common_text: the row is marked in `keys.common`;
@@ -76,6 +80,54 @@ def find_duplicates(keys: Keys, *, placeholder_bound: int = 0) -> npt.NDArray[np
         texts = np.bincount(group, weights=new_text)
         codes[order[texts[group] > placeholder_bound]] = PLACEHOLDER_URL
     return codes
+
+
+def find_links(keys: Keys, codes: npt.NDArray[np.uint8], captions: int) -> Links:
+    """What each kept row takes from the other rows of its image.
+
+    * The richest other texts, so that it has at most `captions` texts. Common texts are not taken.
+    * The URL with the largest size, if it is larger than its own. A row of a common text can give it, too.
+
+    Args:
+        keys: of all rows of each image.
+        codes: of the rows, from `find_duplicates`.
+        captions: at least 1.
+    """
+    kept, other = np.flatnonzero(codes == KEEP), np.flatnonzero((codes == OTHER_TEXT) | (codes == COMMON_TEXT))
+    if captions == 1 and len(kept):  # most rows are as large as any, so few are sorted
+        other = other[keys.size[other] > keys.size[kept].min()]
+    other, target = _with_keepers(keys.image, kept, other)
+    some = Keys._make(column[other] for column in keys)
+    size, words = ~some.size.astype(np.uint32), -some.words.astype(np.int16)
+    better = some.pair_low, some.pair_high, some.provenance, size, some.rank, words, some.common  # the last first
+    order = np.lexsort((*better, target))
+    other, target, common, size = other[order], target[order], some.common[order], some.size[order]
+    is_first = np.concatenate([[True], target[1:] != target[:-1]])[: len(target)]
+    starts, group = np.flatnonzero(is_first), np.cumsum(is_first) - 1
+    place = np.arange(len(other)) - starts[group] + 1
+    number = np.where(common | (place >= captions), 0, place).astype(np.uint8)
+    gives_url = np.zeros(len(other), np.bool_)
+    if len(other):
+        most = np.maximum.reduceat(size, starts)
+        largest = np.flatnonzero((size == most[group]) & (size > keys.size[target]))
+        gives_url[largest[np.unique(group[largest], return_index=True)[1]]] = True
+    taken = (number > 0) | gives_url
+    return Links(other[taken], target[taken], number[taken], gives_url[taken])
+
+
+def _with_keepers(
+    image: Words, kept: npt.NDArray[np.int64], other: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Those of the other rows whose image has a kept row, and this kept row."""
+    images, number = np.unique(image[other], return_inverse=True)
+    if not len(images):
+        return other, other
+    place = np.minimum(np.searchsorted(images, image[kept]), len(images) - 1)
+    has = images[place] == image[kept]
+    keeper = np.full(len(images), -1, np.int64)
+    keeper[place[has]] = kept[has]
+    target = keeper[number]
+    return other[target >= 0], target[target >= 0]
 
 
 def find_common_texts(text: Words, image: Words, bound: int) -> Words:

@@ -173,7 +173,7 @@ def test_a_size_that_lies_asks_for_no_memory(folder: Path) -> None:
         (lambda m: m["files"][0].pop("sha256"), "manifest.json is not a manifest"),
         (lambda m: m["files"][0].update(path="../x"), "manifest.json lists '../x', but it is outside the folder"),
         (lambda m: m["files"][0].update(rows="many"), "without its bytes and rows"),
-        (lambda m: m.update(format=5), "has format 5 and this version reads 4: open it with a newer version"),
+        (lambda m: m.update(format=6), "has format 6 and this version reads 5: open it with a newer version"),
         (lambda m: m.update(format="2"), "has format '2'"),
         (lambda m: m.update(files=[e for e in m["files"] if e["path"] != "shards/00001.tar"]), "no shards/00001.tar"),
     ],

@@ -11,7 +11,8 @@ from pipeline.dataset import shards
 from pipeline.dataset.sample_json import hex_strings, reference_json, sample_json
 from tests import fuzzing, samples
 
-KEYS = ("caption", "count", "phash", "score", "text", "url", "wide")
+KEYS = ("caption", "count", "phash", "score", "text", "texts", "url", "wide")
+_TEXTS = pa.list_(pa.string())
 HOSTILE = [
     *(chr(code) for code in range(0x180)),
     "",
@@ -36,6 +37,7 @@ def table(count: int, rng: random.Random) -> pa.Table:
     return pa.table(
         {
             "text": pa.array([text() for _ in range(count)], pa.string()),
+            "texts": pa.array([[text() or "" for _ in range(rng.randint(1, 4))] for _ in range(count)], _TEXTS),
             "url": pa.array(some(HOSTILE), pa.string()),
             "count": pa.array(some([None, 0, -5, 2**31 - 1, -(2**31)]), pa.int32()),
             "wide": pa.array(some([None, 0, -(2**63), 2**63 - 1]), pa.int64()),

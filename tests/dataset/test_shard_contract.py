@@ -111,6 +111,7 @@ def test_hugging_face_datasets(
     assert len(found) == COUNT and found["txt"][:] == [row["text"] for row in rows]
     assert found[7]["jpg"].size == (40, 32)
     assert [record["final_url"] for record in found["json"][:]] == [row["final_url"] or "" for row in rows]
+    assert [record["texts"] for record in found["json"][:]] == [row["texts"] for row in rows]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -120,6 +121,7 @@ def test_hugging_face_datasets_reads_the_metadata(
     files = str(folder / "metadata/*.parquet")
     found = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
     assert found["query_ids"][:] == [row["query_ids"] for row in rows]
+    assert found["texts"][:] == [row["texts"] for row in rows]
 
 
 def test_duckdb(folder: Path, rows: list[dict[str, Any]]) -> None:

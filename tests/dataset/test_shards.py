@@ -76,9 +76,19 @@ def test_json_has_one_set_of_keys_one_type_a_key_and_no_null(shard: Any) -> None
     records = [json.loads(data[m.offset :][: m.size]) for m in tars.walk(data) if m.name.endswith("json")]
     assert {tuple(record) for record in records} == {shards.JSON_KEYS}
     kinds = {tuple(type(value) for value in record.values()) for record in records}
-    assert len(kinds) == 1 and set(next(iter(kinds))) == {str, int, float}
+    assert len(kinds) == 1 and set(next(iter(kinds))) == {str, int, float, list}
+    assert [record["texts"] for record in records] == [samples.texts_of(number) for number in range(len(records))]
+    assert all(record["texts"][0] == record["text"] for record in records)
     assert records[1]["language_score"] == 0.9 and records[0]["language"] == "" == records[0]["final_url"]
     assert records[2]["caption"] == records[2]["text"] == "chat noir sur un toit 2"
+
+
+def test_a_sample_without_a_text_is_refused(tmp_path: Path) -> None:
+    rows = samples.fetched(3)
+    at = rows.column_names.index("texts")
+    rows = rows.set_column(at, "texts", pa.array([["a"], [], ["b"]], pa.list_(pa.string())))
+    with pytest.raises(shards.ShardError, match="shard 0: a sample has no text"):
+        shards.write_shard(str(tmp_path), 0, rows, samples.put, ranges=RANGES)
 
 
 def test_equal_rows_give_equal_bytes_whatever_their_chunks(tmp_path: Path) -> None:
@@ -154,7 +164,7 @@ def test_the_bytes_of_a_shard_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(shards, "ROWS_AT_ONCE", at_once)
         monkeypatch.setattr(tars, "FLUSH", 1 << 20 >> 8 * number)
         info, _ = shards.write_shard(str(tmp_path / str(number)), 0, rows, put, ranges=RANGES)
-        assert info.files[0].sha256 == "b204f0d21bf20d8f1a10b058162373052bf7cc493f94736fd289d7bd732703b9"
+        assert info.files[0].sha256 == "c8d169fe632d2b99d6b6ae8149e04756f44e47136a5f41c0c085655acc8cc7de"
 
 
 def test_page_checksums_are_written(shard: Any) -> None:

@@ -36,6 +36,7 @@ def selected(urls: list[str]) -> pa.RecordBatch:
         "url": urls,
         "uid": [hashlib.md5(f"{n} {url}".encode()).digest() for n, url in enumerate(urls)],
         "text": [f"text {n}" for n in range(len(urls))],
+        "texts": [[f"text {n}", f"also {n}"] for n in range(len(urls))],
         "page_url": [""] * len(urls),
         "query_ids": [[n] for n in range(len(urls))],
         "kept_by": [[n] for n in range(len(urls))],

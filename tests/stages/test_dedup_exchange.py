@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.engine import hashing, storage
 from pipeline.engine.ledger import smallest
-from pipeline.engine.rows import Rows
+from pipeline.engine.rows import Overlay, Rows
 from pipeline.engine.work import StepFolder
 from pipeline.schema import REJECTED
 from pipeline.stages import dedup_exchange
@@ -74,4 +74,17 @@ def test_the_rows_of_masked_parts(tmp_path: Path) -> None:
     rows = Rows(parts, masks=masks, groups=2)
     assert rows.count() == 3000
     assert [url for table in rows.tables() for url in table["url"].to_pylist()] == expected
-    assert [int(mask.sum()) for group in range(2) for _, mask in rows.masked(group)] == [1500, 1500]
+    found = [[int(keep.sum()) for _, keep in part] for group in range(2) for part in rows.masked(group)]
+    assert [sum(part) for part in found] == [1500, 1500] and len(found[0]) == 8
+
+
+def test_an_overlay_changes_its_rows_alone() -> None:
+    rows = pa.record_batch({"name": ["a", "b", "c", "d"], "ids": pa.array([[1], [2], [], [4]], pa.list_(pa.int32()))})
+    new = {"name": ["B", "D", "Z"], "ids": pa.array([[7, 8], [9], []], pa.list_(pa.int32())), "more": ["x", None, "z"]}
+    overlay = Overlay(pa.record_batch({"row": pa.array([11, 13, 14], pa.int32()), **new}))
+    assert overlay.over(rows, 10).to_pydict() == {
+        "name": ["a", "B", "c", "D"], "ids": [[1], [7, 8], [], [9]], "more": [None, "x", None, None]
+    }  # fmt: skip
+    assert overlay.over(rows.select(["name"]), 10, ["name"]).to_pydict() == {"name": ["a", "B", "c", "D"]}
+    assert overlay.over(rows, 15).to_pydict() == {**rows.to_pydict(), "more": [None] * 4}
+    assert overlay.over(rows.slice(2, 2), 12).to_pydict()["ids"] == [[], [9]]

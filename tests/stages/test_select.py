@@ -20,6 +20,7 @@ from pipeline.schema import STAGES
 from pipeline.stages import selection
 from pipeline.text.matcher import naive_match
 from pipeline.text.normalize import normalize_text
+from tests.places import DATA
 
 QUERIES = ["dog", "red dog", "cat", "a", "the sea", "tower", "blue", "rare bird", "never seen", "Tower Bridge"]
 WORDS = "a dog cat red blue the sea tower Tower Bridge rare bird on of and small large house".split()
@@ -293,3 +294,122 @@ def test_the_bound_of_common_texts_is_on_for_archives(tmp_path: Path) -> None:
         command = ["--input", *map(str, inputs), "--output", str(tmp_path / "out"), "--queries", str(queries), *more]
         (dedup,) = [stage for stage in build.plan(build.look_up(options.parse(command)[0])) if stage.name == "dedup"]
         assert dedup.decided["common_text_bound"] == wanted
+
+
+# ---- several texts of an image
+
+DOG = "://blog.example/wp-content/uploads/2020/01/dog"
+CAPTIONS = [
+    (f"http{DOG}-300x200.jpg", "my brown dog runs"),
+    (f"https{DOG}-1024x683.jpg", "my cat"),
+    (f"http{DOG}-1024x683.jpg", "my cat"),
+    (f"http{DOG}-300x200.jpg", "dog"),
+    ("https://a.example/x.jpg", "the dog"),
+]
+
+
+def run_on(tmp_path: Path, rows: list[tuple[str, str]], queries: list[str], *more: str) -> Path:
+    (tmp_path / "queries.txt").write_text("\n".join(queries))
+    (tmp_path / "in").mkdir(exist_ok=True)
+    write_table(tmp_path / "in" / "pairs.parquet", rows)
+    return run(tmp_path, *more, "--placeholder-bound", "8", name=f"out{len(list(tmp_path.iterdir()))}")
+
+
+@pytest.mark.parametrize("captions", [1, 2, 8])
+def test_a_sample_has_the_richest_texts_and_the_largest_variant(tmp_path: Path, captions: int) -> None:
+    out = run_on(tmp_path, CAPTIONS, ["brown", "cat", "dog"], "--captions", str(captions), "--cap", "2")
+    queries = pq.read_table(out / "queries.parquet")["query"].to_pylist()
+    rows = {row["text"]: row for row in exported(out, "balance", tmp_path)}
+    alone, row = rows["the dog"], rows["my brown dog runs"]
+    assert alone["texts"] == ["the dog"] and alone["url_as_found"] is None
+    assert row["texts"] == ["my brown dog runs", "my cat", "dog"][:captions]
+    wanted = ["brown", "dog"] if captions == 1 else ["brown", "cat", "dog"]
+    assert [queries[number] for number in row["query_ids"]] == wanted == [queries[number] for number in row["kept_by"]]
+    assert row["url"] == f"https{DOG}-1024x683.jpg" and row["url_as_found"] == f"http{DOG}-300x200.jpg"
+    digest = xxhash.xxh3_128_digest  # the uid is that of the richest text and its own URL
+    assert row["uid"] == digest(digest(row["url_as_found"].encode()) + digest(row["text"].encode()))
+    joined = {"joined_text": min(captions - 1, 2)} if captions > 1 else {}
+    dropped = joined | {"same_pair": 1} | ({"other_text": 3 - captions} if captions < 3 else {})
+    assert info(out, "dedup")["dropped"] == dropped and info(out, "dedup")["rows_out"] == 2
+    assert exported(out, "dedup", tmp_path)[0]["texts"] == row["texts"]
+    rejected = pq.read_table(out / "stages" / "dedup" / "rejected.parquet")["reason"].to_pylist()
+    assert "joined_text" not in rejected and len(rejected) == sum(dropped.values()) - dropped.get("joined_text", 0)
+
+
+def test_joined_texts_bring_the_signals_of_their_pages(tmp_path: Path) -> None:
+    pages = {"index": "a dog", "gallery": "a dog on the lawn"}
+    for name, text in pages.items():
+        head = '<meta name="robots" content="noai">' if name == "index" else ""
+        page = f'<html><head>{head}</head><img src="http://a.example/1.jpg" alt="{text}"></html>'.encode()
+        http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + page
+        record = f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a.example/{name}\r\n"
+        record += f"Content-Type: application/http; msgtype=response\r\nContent-Length: {len(http)}\r\n\r\n"
+        with open(tmp_path / "in.warc", "ab") as file:
+            file.write(record.encode() + http + b"\r\n\r\n")
+    (tmp_path / "queries.txt").write_text("dog")
+    out = run(tmp_path, "--captions", "2", "--ignore-opt-out", "--placeholder-bound", "8", source="in.warc")
+    (row,) = exported(out, "balance", tmp_path)
+    assert row["texts"] == ["a dog on the lawn", "a dog"] and row["opt_out"] == "noai"
+
+
+def test_samples_of_several_texts_do_not_depend_on_how_the_work_is_split(folder: Path) -> None:
+    more = ["--cap", "5", "--captions", "3"]
+    first = run(folder, *more, name="one")
+    expected, rows = digests(first), exported(first, "balance", folder)
+    assert sum(len(row["texts"]) > 1 for row in rows) > 10
+    assert digests(run(folder, *more, "--workers", "2", "--exchange", "shuffle", name="two")) == expected
+    inputs = [str(folder / "in" / f"part{number}.parquet") for number in (2, 0, 1)]
+    out = folder / "order"
+    command = ["--output", str(out), "--queries", str(folder / "queries.txt"), "--stages", "gather..balance"]
+    assert build.main(["--input", *inputs, *command, "--workers", "1", "--placeholder-bound", "5", *more]) == build.DONE
+    assert digests(out) == expected and exported(out, "balance", folder) == rows
+    (folder / "again").mkdir()
+    for number in range(3):
+        table = pq.read_table(folder / "in" / f"part{number}.parquet")
+        order = np.random.default_rng(number).permutation(len(table))
+        pq.write_table(table.take(order), folder / "again" / f"{9 - number}.parquet")
+    names = ("uid", "url", "text", "texts", "query_ids", "kept_by")
+    moved = exported(run(folder, *more, name="moved", source="again"), "balance", folder)
+    assert [[row[name] for name in names] for row in moved] == [[row[name] for name in names] for row in rows]
+
+
+def test_captions_are_at_most_the_texts_of_an_image(capsys: pytest.CaptureFixture) -> None:
+    command = ["--input", "x.csv", "--output", "out", "--captions"]
+    for value, more, words in (
+        ("0", [], "--captions 0"),
+        ("9", [], "--captions 9"),
+        ("6", ["--placeholder-bound", "5"], "--captions 6: must be at most --placeholder-bound 5"),
+    ):
+        assert build.main([*command, value, *more]) == build.USAGE
+        error = capsys.readouterr().err
+        assert words in error and len(error.splitlines()) == 1
+
+
+def every_text_comes_through(tmp_path: Path, pairs: list[tuple[str, str]], *, too_short: int = 0) -> None:
+    queries = sorted({word for _, text in pairs for word in text.split()})
+    out = run_on(tmp_path, pairs, queries, "--captions", "8", "--cap", "1000000")
+    given = defaultdict(set)
+    for row in exported(out, "match", tmp_path):
+        given[row["url"]].add(row["text"])
+    dropped = {"too_short": too_short} if too_short else {}
+    assert (info(out, "gather")["dropped"], info(out, "match")["dropped"]) == (dropped, {})
+    found = {row["url"]: row["texts"] for row in exported(out, "balance", tmp_path)}
+    assert {url: set(texts) for url, texts in found.items()} == given
+    assert sum(map(len, found.values())) == sum(map(len, given.values()))  # each once
+    assert info(out, "balance")["rows_out"] == len(given) == len({url for url, _ in pairs})
+
+
+def test_every_text_of_every_image_comes_through(tmp_path: Path) -> None:
+    texts = ["A girl in a pink dress .", "a girl climbs the stairs", "A  girl in a pink dress .", "two girls"]
+    pairs = [(f"https://flickr.example/{number}.jpg", text) for number in range(5) for text in texts[number % 3 :]]
+    every_text_comes_through(tmp_path, pairs)
+
+
+def test_every_text_of_flickr8k_comes_through(tmp_path: Path) -> None:
+    path = DATA / "captions" / "flickr8k_token.parquet"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    table = pq.read_table(path)
+    names = [url.removeprefix("flickr8k:").partition("#")[0] for url in table["url"].to_pylist()]
+    urls = [f"https://flickr.example/{name}" for name in names]
+    every_text_comes_through(tmp_path, list(zip(urls, table["text"].to_pylist(), strict=True)), too_short=2)

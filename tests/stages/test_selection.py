@@ -189,6 +189,34 @@ def test_find_duplicates_sees_no_order(way):
     assert np.array_equal(again, codes[order])
 
 
+def links_by_dictionaries(keys: Keys, codes: list[int], captions: int) -> set[tuple[int, int, int, bool]]:
+    """The oracle of find_links."""
+    rows = list(zip(*(column.tolist() for column in keys), strict=True))
+    kept = {rows[at][0]: at for at, code in enumerate(codes) if code == selection.KEEP}
+    links = set()
+    for image, target in kept.items():
+        others = [at for at, row in enumerate(rows) if row[0] == image and codes[at] in (2, 4)]
+        others.sort(key=lambda at: (rows[at][7], -rows[at][2], rows[at][1], -rows[at][3], *rows[at][4:7]))
+        texts = [at for at in others if not rows[at][7]][: captions - 1]
+        largest = min(others, key=lambda at: -rows[at][3], default=target)
+        for at in others:
+            number = 1 + texts.index(at) if at in texts else 0
+            gives_url = at == largest and rows[at][3] > rows[target][3]
+            links |= {(at, target, number, gives_url)} if number or gives_url else set()
+    return links
+
+
+@pytest.mark.parametrize("captions", [1, 2, 8])
+@pytest.mark.parametrize("rows", [0, 1, 5, 3000])
+def test_find_links(rows, captions):
+    keys = make_keys(rows)._replace(provenance=hashing.finalise(np.arange(rows)))  # all different
+    codes = selection.find_duplicates(keys, placeholder_bound=4)
+    links = selection.find_links(keys, codes, captions)
+    found = set(zip(*(column.tolist() for column in links), strict=True))
+    assert found == links_by_dictionaries(keys, codes.tolist(), captions) and len(found) == len(links.source)
+    assert rows < 3000 or {number for _, _, number, _ in found} == set(range(min(captions, 4)))
+
+
 def test_texts_of_many_images():
     text = np.array([5, 5, 5, 3, 3, 3, 9, 5], np.uint64)
     image = np.array([1, 2, 3, 1, 2, 1, 1, 1], np.uint64)
