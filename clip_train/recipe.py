@@ -89,11 +89,21 @@ def _parse_yaml(text: str) -> Any:
         raise TrainError("a recipe in YAML needs PyYAML: pip install pyyaml, or write it as TOML or JSON") from None
     try:
         top = yaml.compose(text, Loader=yaml.SafeLoader)
-        if isinstance(top, yaml.MappingNode):
-            _unique([(str(key.value), None) for key, _ in top.value])
+        _refuse_twice(top, set())
         return {} if top is None else yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
+
+
+def _refuse_twice(node: Any, seen: set[int]) -> None:
+    """ValueError where a mapping at any depth of a YAML document has a key twice."""
+    if not isinstance(getattr(node, "value", None), list) or id(node) in seen:
+        return
+    seen.add(id(node))
+    pairs = [each for each in node.value if isinstance(each, tuple)]
+    _unique([(str(key.value), None) for key, _ in pairs])
+    for each in [value for _, value in pairs] or node.value:
+        _refuse_twice(each, seen)
 
 
 def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -195,6 +195,7 @@ def test_bad_sets_are_refused_with_set_and_key(tmp_path, capsys, change, message
         ("sets: [}", "cannot be parsed"),
         ("set: []\nsets: [{}]", "the key 'set' is unknown"),
         ("sets: [{}]", "set 1: name is missing"),
+        ("sets: [{name: a, kind: probe, kind: zero-shot}]", "the key 'kind' is given twice"),
         ("name: a/b\nsets: [{}]", "name 'a/b': letters"),
         (json.dumps({"sets": [GOOD, GOOD]}), "set 'a': name is given twice"),
     ],
