@@ -19,7 +19,7 @@ from pipeline.sources.html_bounds import (
     SCOPES,
 )
 from pipeline.sources.html_syntax_kernel import Page, byte_at, ends_name, find, is_letter, word_at, word_of_name
-from pipeline.sources.simd_kernel import address_of
+from pipeline.sources.simd_kernel import BLOCK, address_of, count_bits, equal_mask, pair_mask
 
 _IS_FORMATTING, _IS_SCOPE, _IS_FLAT = np.uint8(1), np.uint8(2), np.uint8(4)  # bits of a class
 _SLOTS = 256  # of the table of names; a power of two
@@ -113,11 +113,14 @@ def _end(elements, word, kind):
 @njit
 def _count_tags(page):
     """The number of "<" that no slash follows."""
-    tags = 0
-    at = find(page, 0, char.LESS)
-    while at < page.size:
-        tags += at + 1 >= page.size or byte_at(page, at + 1) != char.SLASH
-        at = find(page, at + 1, char.LESS)
+    tags = at = 0
+    while at + BLOCK < page.size:
+        tags += count_bits(equal_mask(page.address + at, np.uint8(char.LESS)))
+        tags -= count_bits(pair_mask(page.address + at, np.uint8(char.LESS), np.uint8(char.SLASH)))
+        at += BLOCK
+    for place in range(at, page.size):
+        is_slash = place + 1 < page.size and byte_at(page, place + 1) == char.SLASH
+        tags += byte_at(page, place) == char.LESS and not is_slash
     return tags
 
 

@@ -139,6 +139,16 @@ def lowest(typing: Any, mask: Any) -> Any:
 
 
 @intrinsic
+def count_bits(typing: Any, mask: Any) -> Any:
+    """The number of bits of a mask that are set."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
+
+    return types.int64(types.uint64), generate
+
+
+@intrinsic
 def load_byte(typing: Any, address: Any) -> Any:
     """The byte as a number from 0 to 255."""
 
