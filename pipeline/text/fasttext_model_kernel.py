@@ -72,6 +72,7 @@ class _Room(NamedTuple):
     word: npt.NDArray[np.uint8]  # in brackets
     rows: npt.NDArray[np.int64]  # of `vectors`, of the word and what is inside it
     of_word: npt.NDArray[np.int64]  # their sum
+    memo: _Memo
 
 
 class _Tables(NamedTuple):
@@ -220,8 +221,9 @@ def _remember(memo, slot, low, high, count, of_word):  # noqa: ANN001, ANN202
 
 
 @_uncounted
-def _words(data, place, tables, memo, room, sums, row):  # noqa: ANN001, ANN202
+def _words(data, place, tables, room, sums, row):  # noqa: ANN001, ANN202
     """Adds the words of a text and what is inside them; returns the number of vectors and of words."""
+    memo = room.memo
     at, end = place
     count, n_words = 0, 0
     while at < end:
@@ -260,11 +262,11 @@ def _words(data, place, tables, memo, room, sums, row):  # noqa: ANN001, ANN202
 
 
 @_uncounted
-def _feature_sums(data, offsets, tables, memo, room, sums, counts):  # noqa: ANN001, ANN202
+def _feature_sums(data, offsets, tables, room, sums, counts):  # noqa: ANN001, ANN202
     for row in range(len(offsets) - 1):
         start = offsets[row]
         end = min(offsets[row + 1], start + MAX_TEXT)
-        counts[row], n_words = _words(data, (start, end), tables, memo, room, sums, row)
+        counts[row], n_words = _words(data, (start, end), tables, room, sums, row)
         if tables.word_ngrams > 1:
             counts[row] += _runs(n_words, tables, room, sums, row)
 
@@ -298,6 +300,7 @@ def feature_sums(model: Weights, texts: pa.LargeStringArray) -> tuple[npt.NDArra
         np.empty(MAX_TEXT + 2, np.uint8),
         np.empty((MAX_TEXT + 2) * max(1, p.longest) + 1, np.int64),
         np.empty(p.dim, np.int64),
+        memo,
     )
     tables = _Tables(
         vectors=model.vectors,
@@ -311,7 +314,7 @@ def feature_sums(model: Weights, texts: pa.LargeStringArray) -> tuple[npt.NDArra
         longest=p.longest,
         word_ngrams=p.word_ngrams,
     )
-    _feature_sums(data, offsets, tables, memo, room, sums, counts)
+    _feature_sums(data, offsets, tables, room, sums, counts)
     return sums, counts
 
 
