@@ -35,7 +35,7 @@ import pyarrow.compute as pc
 
 from pipeline.dataset import damage, open_set, shrink, tombstones
 from pipeline.dataset.errors import Damaged, NotFound
-from pipeline.dataset.tombstones import KINDS, Tombstones, hosts_among, normalise
+from pipeline.dataset.tombstones import KINDS, Tombstones, hosts_among, normalise, normalise_all
 from pipeline.engine import cli, hashing, storage, work
 from pipeline.engine.cli import BELOW, CRASHED, DONE, MISSING, USAGE, MissingInput, Parser, UsageError, fail
 from pipeline.engine.display import sanitize
@@ -74,10 +74,13 @@ class Selection:
         Raises:
             ValueError: a value is not of its kind.
         """
-        found: dict[str, set[str]] = {kind: set() for kind in KINDS}
+        named: dict[str, list[str]] = {kind: [] for kind in KINDS}
         for kind, value in given:
-            found[kind].add(normalise(kind, value))
-        return cls(**{kind: frozenset(values) for kind, values in found.items()})
+            named[kind].append(value)
+        found = {kind: normalise_all(kind, values) for kind, values in named.items()}
+        for error in (value for values in found.values() for value in values if isinstance(value, ValueError)):
+            raise error
+        return cls(**{kind: frozenset(map(str, values)) for kind, values in found.items()})
 
     def __len__(self) -> int:
         return sum(len(getattr(self, kind)) for kind in KINDS)
@@ -145,21 +148,30 @@ def read_list(path: str) -> list[tuple[str, str]]:
             lines = file.read().splitlines()
     except OSError as error:
         raise MissingInput(f"--list {path}: cannot be read ({error.strerror})") from None
-    found, bad = [], []
+    found: dict[str, list[tuple[int, str]]] = {kind: [] for kind in KINDS}
+    bad: list[tuple[int, str]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
             kind, value = read_line(line.strip())
-            found.append((kind, normalise(kind, value)))
+            found[kind].append((number, value))
         except ValueError as error:
-            bad.append(f"line {number}: {sanitize(error)[:120]}")
+            bad.append((number, str(error)))
+    named: list[tuple[str, str]] = []
+    for kind, values in found.items():
+        for (number, _), known in zip(values, normalise_all(kind, [value for _, value in values]), strict=True):
+            if isinstance(known, ValueError):
+                bad.append((number, str(known)))
+            else:
+                named.append((kind, known))
     if bad:
+        shown = "; ".join(f"line {number}: {sanitize(error)[:120]}" for number, error in sorted(bad)[:SHOWN])
         more = f"; and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
-        raise UsageError(f"--list {path}: {len(bad):,} bad lines ({'; '.join(bad[:SHOWN])}{more})")
-    if not found:
+        raise UsageError(f"--list {path}: {len(bad):,} bad lines ({shown}{more})")
+    if not named:
         raise UsageError(f"--list {path}: must name something to forget; it has no line")
-    return found
+    return named
 
 
 def read_line(line: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -113,7 +113,7 @@ class Tombstones:
 
     def among_uids(self, uids: pa.Array) -> Mask:
         """True for each uid (16 bytes) that was forgotten: (rows,)."""
-        mask = np.isin(self._sieve_of_words(hashing.uid_words(uids)[0]), self._sieves_of("uid"))
+        mask = np.isin(self._sieve_of_words(hashing.uid_words(uids)[0]), self._sieves_by_kind["uid"])
         for row in np.flatnonzero(mask).tolist():
             mask[row] = self.has("uid", uids[row].as_py().hex())
         return mask
@@ -129,23 +129,23 @@ class Tombstones:
             return True
         return final_url is not None and bool(self.among_urls(clean.canonical_urls(pa.array([final_url]))[0])[0])
 
-    def kinds(self) -> frozenset[str]:
-        """The kinds of which there is at least one."""
-        return frozenset(kind for kind, _ in self.hashes)
-
     def _passed(self, values: pa.Array, kind: str, sieves: npt.NDArray[np.uint32]) -> Mask:
-        mask = np.isin(sieves, self._sieves_of(kind))
+        mask = np.isin(sieves, self._sieves_by_kind[kind])
         for row in np.flatnonzero(mask).tolist():
             mask[row] = self.has(kind, values[row].as_py())
         return mask
 
     def _among_hosts(self, urls: pa.Array, kind: str) -> Mask:
-        if kind not in self.kinds():
+        if not len(self._sieves_by_kind[kind]):
             return np.zeros(len(urls), np.bool_)
         return hosts_among(urls, lambda host: self.has(kind, host))
 
-    def _sieves_of(self, kind: str) -> npt.NDArray[np.uint32]:
-        return np.array([sieve for (found, _), sieve in self.hashes.items() if found == kind], np.uint32)
+    @functools.cached_property
+    def _sieves_by_kind(self) -> dict[str, npt.NDArray[np.uint32]]:
+        found: dict[str, list[int]] = {kind: [] for kind in KINDS}
+        for (kind, _), sieve in self.hashes.items():
+            found[kind].append(sieve)
+        return {kind: np.unique(np.array(sieves, np.uint32)) for kind, sieves in found.items()}
 
     def _sieves(self, kind: str, values: list[str]) -> npt.NDArray[np.uint32]:
         if kind == "url":
@@ -195,6 +195,23 @@ def normalise(kind: str, value: str) -> str:
     if not re.fullmatch(rf"[0-9a-fA-F]{{{digits}}}", value):
         raise ValueError(f"{value!r} is not {digits} hexadecimal digits")
     return value.lower()
+
+
+def normalise_all(kind: str, values: Sequence[str]) -> list[str | ValueError]:
+    """`normalise` of many values. An error stands in the place of a value that is not of its kind."""
+    if kind == "url":
+        urls, codes = clean.canonical_urls(pa.array([value.strip() for value in values], pa.string()))
+        good = [None if code else url for url, code in zip(urls.to_pylist(), codes.tolist(), strict=True)]
+    else:
+        good = [None] * len(values)
+    return [_normalised(kind, value) if url is None else url for url, value in zip(good, values, strict=True)]
+
+
+def _normalised(kind: str, value: str) -> str | ValueError:
+    try:
+        return normalise(kind, value)
+    except ValueError as error:
+        return error
 
 
 def host_of(name: str) -> str | None:

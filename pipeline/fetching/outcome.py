@@ -53,7 +53,6 @@ class Outcome:
         if failure.retryable and failure.retry_after is not None:
             self.retry_at = math.ceil(time.time() + min(failure.retry_after, LONGEST_PAUSE_S))
 
-
     def settle(self, verdict: Verdict) -> None:
         """Notes what a fetched image may be used for."""
         self.rights, self.rights_protocol = verdict.word, verdict.protocol
