@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import threading
 from collections import Counter, deque
@@ -29,7 +30,8 @@ from clip_train.tokenizer import Tokenizer
 
 SAMPLES_A_TASK = 16  # decoded by one task of the pool: ~10 ms of work
 MAX_IMAGE_BYTES, MAX_TEXT_BYTES = 1 << 28, 1 << 16  # larger members are not read
-_CROP = 2  # purpose of a keyed draw
+MAX_JSON_BYTES = 1 << 20  # of a sample with several texts
+_CROP, _CAPTION = 2, 9  # purposes of keyed draws
 
 
 class ShardReader:
@@ -216,14 +218,17 @@ class Loader:
             pending.append(_Pending(self, samples[at : at + size], epochs[at : at + size]))
         return pending
 
-    def load(self, rows: Rows, row: int, draws: np.ndarray, out: np.ndarray, window: int = 0) -> list[int]:
-        """Writes the crop of one sample into `out` and returns the ids of its caption. Raises BadSample.
+    def load(
+        self, rows: Rows, row: int, draws: np.ndarray, out: np.ndarray, window: int = 0, *, caption: int = 0
+    ) -> list[int]:  # fmt: skip
+        """Writes the crop of one sample into `out` and returns the ids of a caption. Raises BadSample.
 
         Args:
             rows, row: the places of some samples, and which of them it is.
             draws: (3,) of the crop, in [0, 1).
             out: (S, S, 3) uint8.
             window: to read it from.
+            caption: which of its texts.
         """
         options, shard = self.options, int(rows.shard[row])
         size = int(rows.image_size[row])
@@ -234,14 +239,7 @@ class Loader:
             kept = rows.sha256[row].tobytes()
             if hashlib.sha256(data).digest()[: len(kept)] != kept:
                 raise BadSample("sha256_differs")
-        size = int(rows.text_size[row])
-        if size > MAX_TEXT_BYTES:
-            raise BadSample("text_too_large")
-        caption = self._read(shard, int(rows.text_offset[row]), size, window)
-        try:
-            text = caption.decode("utf-8")
-        except UnicodeDecodeError:
-            raise BadSample("text_not_utf8") from None
+        text = self._further_text(rows, row, caption, window) if caption else self._text(rows, row, window)
         ids = self.tokenizer.encode_caption(text, context_length=options.context_length)
         if len(ids) == 2:
             raise BadSample("text_empty")
@@ -251,6 +249,31 @@ class Loader:
         except BadImage as error:
             raise BadSample(str(error)) from None
         return ids
+
+    def _text(self, rows: Rows, row: int, window: int) -> str:
+        size = int(rows.text_size[row])
+        if size > MAX_TEXT_BYTES:
+            raise BadSample("text_too_large")
+        data = self._read(int(rows.shard[row]), int(rows.text_offset[row]), size, window)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise BadSample("text_not_utf8") from None
+
+    def _further_text(self, rows: Rows, row: int, caption: int, window: int) -> str:
+        """A text from the list in the JSON of the sample."""
+        assert rows.json_offset is not None and rows.json_size is not None
+        size = int(rows.json_size[row])
+        if size > MAX_JSON_BYTES:
+            raise BadSample("json_too_large")
+        data = self._read(int(rows.shard[row]), int(rows.json_offset[row]), size, window)
+        try:
+            text = json.loads(data)["texts"][caption]
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+            raise BadSample("json_damaged") from None
+        if not isinstance(text, str):
+            raise BadSample("json_damaged")
+        return text
 
     def windows(self, samples: np.ndarray, epochs: np.ndarray) -> np.ndarray:
         """The windows to read the samples from. Files have no windows: 0."""
@@ -268,6 +291,14 @@ class Loader:
         return data
 
 
+def draw_captions(rows: Rows, seed: int, samples: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+    """The number of the text of each sample, (n,) from 0: a draw keyed by sample and epoch."""
+    if rows.captions is None:
+        return np.zeros(len(samples), np.int64)
+    words = keyed.combine(seed, _CAPTION, epochs.astype(np.uint64), samples.astype(np.uint64))
+    return (words % rows.captions.astype(np.uint64)).astype(np.int64)
+
+
 class _Pending:
     """A micro-batch that is being decoded. The thread that ends last packs the captions."""
 
@@ -280,6 +311,7 @@ class _Pending:
         self._draws = keyed.uniforms(words, 3)
         self._windows = loader.windows(samples, epochs).tolist()
         self._rows = loader.stream.index.rows(samples)
+        self._captions = draw_captions(self._rows, options.seed, samples, epochs).tolist()
         self._pixels = self.images.numpy()
         self._parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # ids and lengths, by the first row
         self._bad: dict[int, str] = {}  # the reason, by the row
@@ -294,7 +326,8 @@ class _Pending:
         captions: list[list[int]] = []
         for row in range(at, min(at + SAMPLES_A_TASK, len(self.samples))):
             try:
-                captions.append(loader.load(self._rows, row, self._draws[row], self._pixels[row], self._windows[row]))
+                place = self._draws[row], self._pixels[row], self._windows[row]
+                captions.append(loader.load(self._rows, row, *place, caption=self._captions[row]))
             except BadSample as error:
                 self._pixels[row] = 0
                 self._bad[row] = str(error)

@@ -33,6 +33,9 @@ class Rows:
     label_offset: np.ndarray
     label_size: np.ndarray
     sha256: np.ndarray | None = None  # (n, 8) uint8: the first bytes of the image's
+    json_offset: np.ndarray | None = None  # with several texts: of the JSON, whose list `texts` has all of them
+    json_size: np.ndarray | None = None
+    captions: np.ndarray | None = None  # (n,) how many texts each has, at least 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +102,9 @@ class Index:
         if "sha256" in columns:
             at = columns["sha256"]
             digests = np.ascontiguousarray(words[:, at : at + 2]).view(np.uint8)
+        if "captions" in columns:
+            places["json_offset"] = words[:, columns["json_block"]] * np.int64(BLOCK)
+            places |= {name: words[:, columns[name]].astype(np.int64) for name in ("json_size", "captions")}
         return Rows(shard=self.shard_of(samples), sha256=digests, **places)
 
     def place(self, kind: str, sample: int) -> tuple[int, int, int]:

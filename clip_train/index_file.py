@@ -2,7 +2,8 @@
 
     prefix    64 bytes: name of the format, offset and size of the footer, the footer's sha256
     records   for each sample a few little-endian 32-bit words, grouped by shard:
-              image_block image_size text_block text_size [label_block label_size] [keep] [sha256 x2] check
+              image_block image_size text_block text_size [label_block label_size] [keep]
+              [json_block json_size captions] [sha256 x2] check
     keys      of plain tars: compressed, KEYS at a time; then the offsets of the parts. A published folder has its keys
               in its metadata
     runs      with keep: for each run of RUN samples of a shard, the sum of all keep probabilities before it
@@ -275,6 +276,8 @@ def _words_of(name: str, columns: Mapping[str, np.ndarray], size: int) -> np.nda
     if name.startswith("sha256"):
         half = 4 * (name == "sha256+")
         return np.ascontiguousarray(columns["sha256"][:, half : half + 4]).view("<u4")[:, 0]
+    if name == "captions":
+        return columns[name]
     kind, _, what = name.partition("_")
     offsets, sizes = (columns[f"{kind}_{part}"].astype(np.int64) for part in ("offset", "size"))
     if what == "size":

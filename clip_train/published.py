@@ -17,6 +17,7 @@ from typing import IO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clip_train.errors import InputMissing, TrainError
@@ -28,6 +29,7 @@ _OURS = {
     "jpg_offset": "image_offset", "jpg_size": "image_size", "txt_offset": "text_offset", "txt_size": "text_size",
 }  # fmt: skip
 _OPTIONAL = ("sha256", "keep_probability")
+_SEVERAL = ("texts", "json_offset", "json_size")  # where a sample may have several texts
 _COLUMNS = ("key", "shard", *_OURS, *_OPTIONAL)
 Read = Callable[[str, Sequence[str]], pa.Table]  # a file of the folder, and the wanted columns
 
@@ -60,7 +62,8 @@ def open_published(folder: Path, folders: Sequence[Path]) -> Index:
         return read_columns(folder / name, f"{folder}/{name}", columns)
 
     name = f"index-{hashlib.sha256(json.dumps(marks).encode() + manifest).hexdigest()[:16]}"
-    table = kept_table(folders, name, lambda file: write_index(file, read, str(folder), listed))
+    several = has_several_texts(manifest)
+    table = kept_table(folders, name, lambda file: write_index(file, read, str(folder), listed, several=several))
     paths = tuple(f"{folder}/{path}" for path in table.names)
     source = ConceptSource(folders, name, lambda: read_concepts(table, read, str(folder), listed))
     return Index(paths, table, read_keys=lambda path: read(path, ["key"])["key"].to_pylist(), concepts=source)
@@ -82,11 +85,20 @@ def read_manifest(data: bytes, name: str) -> list[Listed]:
     return sorted(wanted, key=lambda file: file.path)
 
 
+def has_several_texts(manifest: bytes) -> bool:
+    """True if a sample of the set may have several texts: it was built with --captions."""
+    options = json.loads(manifest).get("options")
+    captions = options.get("captions", 1) if isinstance(options, dict) else 1
+    return isinstance(captions, int) and captions > 1
+
+
 def is_metadata(file: Listed) -> bool:
     return file.path.startswith("metadata/") and file.path.endswith(".parquet")
 
 
-def write_index(file: IO[bytes], read: Read, folder: str, listed: Sequence[Listed]) -> None:
+def write_index(
+    file: IO[bytes], read: Read, folder: str, listed: Sequence[Listed], *, several: bool = False
+) -> None:  # fmt: skip
     """Writes the index of a published folder, one file of metadata after the other.
 
     Args:
@@ -94,21 +106,23 @@ def write_index(file: IO[bytes], read: Read, folder: str, listed: Sequence[Liste
         read: gives the wanted columns of a file of the folder, as far as it has them.
         folder: its name for messages.
         listed: by the manifest.
+        several: the index says where all texts of a sample are.
 
     Raises:
         InputMissing: there is no metadata.
         TrainError: a table that is damaged or does not fit the shards.
     """
     names = [entry.path for entry in listed if is_metadata(entry)]
+    wanted = (*_COLUMNS, *_SEVERAL) if several else _COLUMNS
     if not names:
         raise InputMissing(f"{folder}/metadata: no Parquet file; {REMEDY}")
     try:
         try:
-            _write_tables(file, ((name, read(name, _COLUMNS)) for name in names), listed, keys=False)
+            _write_tables(file, ((name, read(name, wanted)) for name in names), listed, keys=False)
         except _Scattered:
             file.seek(0)
             file.truncate()
-            whole = _grouped(pa.concat_tables([read(name, _COLUMNS) for name in names]))
+            whole = _grouped(pa.concat_tables([read(name, wanted) for name in names]))
             _write_tables(file, [("", whole)], listed, keys=True)
     except (ValueError, TypeError, KeyError, OverflowError, pa.ArrowException) as error:
         raise TrainError(f"{folder}: the metadata does not fit the shards ({error}); {REMEDY}") from error
@@ -144,6 +158,7 @@ def _write_tables(
 def _words(has: Sequence[str]) -> list[str]:
     words = ["image_block", "image_size", "text_block", "text_size"]
     words += ["keep"] if "keep_probability" in has else []
+    words += ["json_block", "json_size", "captions"] if "texts" in has else []
     return words + (["sha256", "sha256+"] if "sha256" in has else [])
 
 
@@ -151,6 +166,11 @@ def _columns(rows: pa.Table) -> dict[str, np.ndarray]:
     columns = {ours: rows[theirs].to_numpy() for theirs, ours in _OURS.items()}
     if "keep_probability" in rows.column_names:
         columns["keep_probability"] = rows["keep_probability"].to_numpy()
+    if "texts" in rows.column_names:
+        columns |= {name: rows[name].to_numpy() for name in _SEVERAL[1:]}
+        columns["captions"] = pc.list_value_length(rows["texts"]).to_numpy()
+        if len(rows) and columns["captions"].min() < 1:
+            raise ValueError("a sample has no text")
     if "sha256" in rows.column_names:
         columns["sha256"] = _digests(rows["sha256"])
     return columns

@@ -28,7 +28,14 @@ from clip_train.errors import InputMissing, TrainError
 from clip_train.index import PLACES, ConceptSource, Index
 from clip_train.index_file import Writer, kept_table
 from clip_train.places import expand, expand_braces
-from clip_train.published import open_published, read_columns, read_concepts, read_manifest, write_index
+from clip_train.published import (
+    has_several_texts,
+    open_published,
+    read_columns,
+    read_concepts,
+    read_manifest,
+    write_index,
+)
 from clip_train.remote import RemoteFile, RemoteShards, is_url
 from clip_train.tar_scan import Members, scan_tar
 
@@ -141,7 +148,8 @@ def _open_remote_published(url: str, manifest: bytes, folder: Path, limit: int) 
             return read_columns(copy, f"{name}/{path}", columns)
 
     kept = f"index-{hashlib.sha256(url.encode() + manifest).hexdigest()[:16]}"
-    table = kept_table([folder], kept, lambda file: write_index(file, read, name, listed))
+    several = has_several_texts(manifest)
+    table = kept_table([folder], kept, lambda file: write_index(file, read, name, listed, several=several))
     files = tuple(named[path] for path in table.names)
     source = ConceptSource([folder], kept, lambda: read_concepts(table, read, name, listed))
     return Index(

@@ -103,8 +103,9 @@ def published(tmp_path: Path) -> Callable[..., Path]:
         name: str = "published",
         numbers: Sequence[int] | None = None,
         digits: int = 5,
+        texts: Callable[[int], list[str]] | None = None,
     ) -> Path:
-        """`numbers`: of the shards, ascending, with gaps; `digits`: of a number in a name."""
+        """`numbers`: of the shards, ascending, with gaps; `digits`: of a number in a name; `texts`: of a sample."""
         import hashlib
 
         import pyarrow as pa
@@ -119,27 +120,29 @@ def published(tmp_path: Path) -> Callable[..., Path]:
             rows, members = [], []
             for number in range(at * samples // shards, (at + 1) * samples // shards):
                 key, caption = f"{shard:05d}{number:05d}", f"{CAPTIONS[number % len(CAPTIONS)]} {number}"
-                record = json.dumps({"key": key, "caption": caption}).encode()
+                named = {"texts": texts(number)} if texts else {}
+                caption = texts(number)[0] if texts else caption
+                record = json.dumps({"key": key, "caption": caption, **named}).encode()
                 members += [(f"{key}.jpg", jpeg(number)), (f"{key}.json", record), (f"{key}.txt", caption.encode())]
                 rows.append({"key": key, "shard": shard, "sha256": hashlib.sha256(jpeg(number)).hexdigest(),
-                             "width": 40, "height": 32, "keep_probability": 0.5})  # fmt: skip
+                             "width": 40, "height": 32, "keep_probability": 0.5, **named})  # fmt: skip
             offsets = write_tar(folder / "shards" / f"{shard:0{digits}d}.tar", members)
             for row, place in enumerate(range(0, len(members), 3)):
                 for kind, member in (("jpg", place), ("json", place + 1), ("txt", place + 2)):
                     rows[row] |= {f"{kind}_offset": offsets[member], f"{kind}_size": len(members[member][1])}
             table = pa.Table.from_pylist(rows)
             pq.write_table(table, folder / "metadata" / f"{shard:0{digits}d}.parquet", write_page_checksum=True)
-        write_manifest(folder)
+        write_manifest(folder, captions=8 if texts else 1)
         return folder
 
     return make
 
 
-def write_manifest(folder: Path) -> None:
+def write_manifest(folder: Path, *, captions: int = 1) -> None:
     """Writes manifest.json for the files that are there."""
     files = sorted(path for kind in ("shards", "metadata") for path in (folder / kind).iterdir())
     entries = [{"path": str(path.relative_to(folder)), "bytes": path.stat().st_size} for path in files]
-    (folder / "manifest.json").write_text(json.dumps({"files": entries}))
+    (folder / "manifest.json").write_text(json.dumps({"files": entries, "options": {"captions": captions}}))
 
 
 @pytest.fixture

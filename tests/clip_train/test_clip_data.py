@@ -255,6 +255,60 @@ def test_a_loader_goes_on_from_the_samples_seen(tars, vocabulary):
         assert torch.equal(a.text.tokens, b.text.tokens)
 
 
+def three_texts(number: int) -> list[str]:
+    """One text for every third sample, three for the others."""
+    return [f"{CAPTIONS[number % len(CAPTIONS)]} {number} {place}" for place in range(3 if number % 3 else 1)]
+
+
+def drawn(index, vocabulary, count, *, seen=0, world=1, **changes):
+    """{(sample, epoch): the ids of its caption} over all ranks."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for rank in range(world):
+        for step in steps(index, vocabulary, count, seen=seen, rank=rank, world_size=world, **changes)[0]:
+            for batch in step:
+                places = zip(batch.samples.tolist(), batch.epochs.tolist(), strict=True)
+                found |= {place: ids.tolist() for place, ids in zip(places, texts(batch), strict=True)}
+    return found
+
+
+def test_one_text_of_a_sample_is_drawn_in_each_epoch(published, vocabulary):
+    index = open_index(str(published(texts=three_texts)))
+    assert index.rows(np.arange(48)).captions.tolist() == [3 if n % 3 else 1 for n in range(48)]
+    tokenizer = load_tokenizer(vocabulary)
+    found = drawn(index, vocabulary, 120, context_length=40)  # 20 epochs
+    ids = {n: [tokenizer.encode_caption(text, context_length=40) for text in three_texts(n)] for n in range(48)}
+    counts = [0, 0, 0]
+    for (sample, _), drawn_ids in found.items():
+        counts[ids[sample].index(drawn_ids)] += sample % 3 > 0
+    assert len(found) == 960 and all(160 < count < 270 for count in counts)  # 640 draws of three
+    assert {tuple(found[4, epoch]) for epoch in range(20)} == {tuple(one) for one in ids[4]}
+    assert drawn(index, vocabulary, 12, context_length=40, seed=1) != drawn(index, vocabulary, 12, context_length=40)
+
+
+def test_the_drawn_text_is_the_same_for_any_ranks_and_after_a_resume(published, vocabulary):
+    index = open_index(str(published(texts=three_texts)))
+    whole = drawn(index, vocabulary, 12)
+    assert drawn(index, vocabulary, 12, world=2) == whole
+    assert drawn(index, vocabulary, 12, world=2, accumulate=2, threads=3) == whole
+    assert drawn(index, vocabulary, 5) | drawn(index, vocabulary, 7, seen=40, world=4) == whole
+
+
+def test_a_damaged_list_of_texts_is_a_bad_sample(published, vocabulary):
+    folder = published(samples=12, shards=1, texts=lambda number: [f"one {number}", f"two {number}"])
+    shard = folder / "shards" / "00000.tar"
+    shard.write_bytes(shard.read_bytes().replace(b'"texts": ["one', b'"texts":  "one'))
+    index = open_index(str(folder))
+    _, bad = steps(index, vocabulary, 1, batch_size=12, prefetch=0)
+    samples, epochs = np.arange(12), np.zeros(12, np.int64)
+    drawn_second = int(data_module.draw_captions(index.rows(samples), 0, samples, epochs).sum())
+    assert 0 < drawn_second < 12 and bad.to_json() == {"json_damaged": drawn_second}
+
+
+def test_without_captions_no_text_is_read_for_the_index(published):
+    index = open_index(str(published(name="one")))
+    assert index.rows(np.arange(48)).captions is None and "captions" not in index.table.columns
+
+
 def test_crops_change_with_the_epoch_and_captions_belong_to_images(tars, vocabulary):
     index = open_index(str(tars()))
     tokenizer = load_tokenizer(vocabulary)
