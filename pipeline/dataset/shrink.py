@@ -161,7 +161,7 @@ def publish(change: Change, published: Published, shrunk: Shrunk, ledger: list[d
     picked = pick.table()
     shown = set() if picked is None else set(picked["shard"].to_pylist())
     _link(change, [published.infos[number].files[0].path for number in sorted(shown)])
-    _link(change, ["queries.parquet", storage.CHECKSUMS, *_rejected(change)])
+    _link(change, ["queries.parquet", "duplicates.parquet", storage.CHECKSUMS, *_rejected(change)])
     return report.finish(
         top,
         list(shrunk.infos.values()),

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.engine import hashing, shuffle_files, storage
 from pipeline.engine.journal import Change
@@ -235,6 +236,7 @@ class Purge:
         self._balance()
         self._fetch()
         self._rejected()
+        self._duplicates()
         self._images_of_archives()
         for folder in EMPTIED:
             if is_done(self._root, folder.split("/")[0]):
@@ -511,6 +513,19 @@ class Purge:
         for path in storage.walk(os.path.join(self._root, "rejected")):
             if path.endswith(".parquet"):
                 self._rejected_table(path, storage.read_published, storage.write_published)
+
+    def _duplicates(self) -> None:
+        """The tables of the duplicates of images: rows of which a pair goes."""
+        keys = pa.array(sorted(uid.hex() for uid in self._uids.uids), pa.string())
+        for path, read, write in (
+            ("stages/dedup-images/duplicates.parquet", storage.read_table, storage.write_table),
+            ("duplicates.parquet", storage.read_published, storage.write_published),
+        ):
+            if os.path.exists(os.path.join(self._root, path)):
+                table = read(os.path.join(self._root, path))
+                gone = pc.or_(pc.is_in(table["key"], keys), pc.is_in(table["keeper"], keys))
+                if pc.any(gone).as_py():
+                    write(self._change.place(path), table.filter(pc.invert(gone)))
 
     def _rejected_table(self, path: str, read: Callable[..., pa.Table], write: Callable[..., None]) -> None:
         table = read(path)
