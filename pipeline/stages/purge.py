@@ -43,7 +43,8 @@ LOST_REASON = {"balance": "over_cap", "publish": "over_cap"}
 # Bucket files that only later steps of the same stage read.
 EMPTIED = (
     *("dedup/cut-texts", "dedup/drops", "balance/selected", "balance/band", "fetch/hosts"),
-    *("dedup-images/cut-texts", "dedup-images/drops", "publish/selected", "publish/band"),
+    *("dedup-images/cut-texts", "dedup-images/drops", "dedup-images/hashes", "dedup-images/similar"),
+    *("dedup-images/clusters", "publish/selected", "publish/band"),
 )
 SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
 
