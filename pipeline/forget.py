@@ -88,7 +88,7 @@ class Selection:
     def rows(self, table: pa.Table) -> Mask:
         """True for each row that the selection covers, by those of its columns that the table has."""
         mask = np.zeros(table.num_rows, np.bool_)
-        for name in ("url", "final_url"):
+        for name in ("url", "url_as_found", "final_url"):
             if name in table.column_names:
                 mask |= self.urls(table[name])
         if self.page_domain and "page_url" in table.column_names:

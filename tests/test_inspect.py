@@ -544,7 +544,7 @@ def test_metadata_without_a_column_is_named(run: Any, folder: Path) -> None:
     storage.write_published(str(path), pq.read_table(path).drop_columns(["sha256"]))
     republish(folder)
     assert faults(run, folder)[0]["problem"] == "has no column 'sha256'"
-    assert inspect_shards.COMMANDS.keys() == {"info", "ls", "show", "stats", "verify", "rows"}
+    assert inspect_shards.COMMANDS.keys() == {"info", "ls", "show", "stats", "verify", "rows", "rights", "forgotten"}
 
 
 def test_rows_into_a_folder_are_refused(run: Any, folder: Path) -> None:
