@@ -126,7 +126,7 @@ def read_images(path: str) -> None:
 # How the next stage reads each form of file.
 BUCKETS = ("keys", "texts", "drops", "band", "rows", "summary")
 VECTORS = ("counts", "picked", "below")
-ARRAYS = ("npy", "common", "count", "stop", "low", "high", "hash", "tie", "source", "offset")
+ARRAYS = ("npy", "common", "count", "stop", "low", "high", "cap", "hash", "tie", "source", "offset")
 READERS: dict[str, Callable[[str], object]] = {
     "arrow": lambda path: list(storage.read_batches(path)),
     "parquet": storage.read_table,

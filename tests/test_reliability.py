@@ -32,6 +32,7 @@ import pytest
 from pipeline import build
 from pipeline.demo import smallweb
 from pipeline.engine import cli, files, shuffle_files, storage
+from pipeline.engine.cli import INTERRUPTED
 from pipeline.schema import STAGES
 from pipeline.stages.base import Stage
 from pipeline.stages.run import Run
@@ -318,7 +319,7 @@ def test_an_interrupt_ends_it_with_130_and_it_can_be_taken_up(select: Job, tmp_p
     assert reach(process, tmp_path / "out", 10)
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
     code, said = end(process)
-    assert code == build.INTERRUPTED, said
+    assert code == INTERRUPTED, said
     assert "Run the same command again to continue." in said
     check_files(tmp_path / "out")
     assert undisturbed(select.arguments, tmp_path / "out") == select.expected
@@ -557,7 +558,7 @@ def test_a_stage_half_removed_is_made_anew(select: Job, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(shutil, "rmtree", half)
     code = build.main([*arguments, "--output", str(out), "--workers", "1", "--redo", "gather"])
-    assert code == build.INTERRUPTED
+    assert code == INTERRUPTED
     monkeypatch.setattr(shutil, "rmtree", real)
     assert undisturbed(arguments, out) == select.expected
     assert not temporary_files(out)

@@ -20,6 +20,7 @@ from pipeline.engine.work import StageFolder
 from pipeline.stages import caps, selection
 from pipeline.stages.caps import CapPlan, Policy
 from pipeline.stages.matches import Matches
+from pipeline.text.matchers import ListOfLanguage, save_lists
 from tests.rows import zipf_matches
 
 QUERIES = 60
@@ -55,6 +56,7 @@ def plan_for(folder: Path, stage: str, rows: Matches, policy: Policy, before: Ca
     keys = hashing.query_keys(pa.array([f"query {number}" for number in range(QUERIES)]), 0)
     folder.mkdir(exist_ok=True)
     storage.save_array(str(folder / "query_hash.npy"), keys)
+    save_lists(str(folder), [ListOfLanguage("", 0, QUERIES)])
     return CapPlan(StageFolder(str(folder), stage), InMemory(rows), policy, str(folder), before=before)
 
 
