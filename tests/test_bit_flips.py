@@ -124,13 +124,14 @@ def read_images(path: str) -> None:
 
 
 # How the next stage reads each form of file.
-BUCKETS = ("keys", "texts", "drops", "band", "rows", "summary")
+BUCKETS = ("keys", "texts", "drops", "band", "rows", "summary", "links", "taken", "similar", "hashes")
 VECTORS = ("counts", "picked", "below")
 ARRAYS = ("npy", "common", "count", "stop", "low", "high", "cap", "hash", "tie", "source", "offset")
 READERS: dict[str, Callable[[str], object]] = {
     "arrow": lambda path: list(storage.read_batches(path)),
     "parquet": storage.read_table,
-    "sample": storage.read_table,
+    "overlay": lambda path: list(storage.read_batches(path)),
+    **dict.fromkeys(("sample", "earlier", "duplicates"), storage.read_table),
     "images": storage.read_table,
     "rejected": storage.read_table,
     "mask": storage.read_bytes,
@@ -145,7 +146,8 @@ READERS: dict[str, Callable[[str], object]] = {
 def test_every_flip_in_a_file_of_a_stage_is_noticed(out: Path) -> None:
     """By the reader of the next stage, and by `verify --stages`, whose check is the same function."""
     found = {kind: paths for kind, paths in kinds(out).items() if kind.startswith("stages/")}
-    assert {kind.rsplit(".", 1)[-1] for kind in found} >= set(READERS) - {"picked"}, "a form of file is not tried"
+    assert {kind.rsplit(".", 1)[-1] for kind in found} >= set(READERS) - {"picked", "duplicates"}, "a form of file is not tried"
+    assert {kind.rsplit(".", 1)[-1] for kind in found} <= set(READERS), "no reader is known for a form of file"
     silent = []
     for kind, paths in found.items():
         for path, bit in flips(paths, kind):
