@@ -146,7 +146,9 @@ READERS: dict[str, Callable[[str], object]] = {
 def test_every_flip_in_a_file_of_a_stage_is_noticed(out: Path) -> None:
     """By the reader of the next stage, and by `verify --stages`, whose check is the same function."""
     found = {kind: paths for kind, paths in kinds(out).items() if kind.startswith("stages/")}
-    assert {kind.rsplit(".", 1)[-1] for kind in found} >= set(READERS) - {"picked", "duplicates"}, "a form of file is not tried"
+    assert {kind.rsplit(".", 1)[-1] for kind in found} >= set(READERS) - {"picked", "duplicates"}, (
+        "a form of file is not tried"
+    )
     assert {kind.rsplit(".", 1)[-1] for kind in found} <= set(READERS), "no reader is known for a form of file"
     silent = []
     for kind, paths in found.items():
