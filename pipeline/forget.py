@@ -229,7 +229,7 @@ def forget(root: str, selection: Selection, *, dry_run: bool = False) -> Forgott
         dry_run: nothing is changed.
 
     Raises:
-        UsageError: the selection is empty.
+        UsageError: the selection is empty, or the samples hold texts of several pairs.
         NotFound: the folder is no set.
         Damaged, DamagedError: a file is damaged, or another version wrote the set.
         Busy: a build runs in the folder.
@@ -238,6 +238,7 @@ def forget(root: str, selection: Selection, *, dry_run: bool = False) -> Forgott
     if not len(selection):
         raise UsageError("nothing to forget: name it with " + ", ".join(f"--{flag}" for flag in (*FLAGS, "list")))
     check_folder(root)
+    _refuse_several_captions(root)
     with work.lock_run_folder(root):
         storage.remove_stale_files(root)
         published = _published(root)
@@ -258,6 +259,23 @@ def forget(root: str, selection: Selection, *, dry_run: bool = False) -> Forgott
         change.commit()
     pairs, seconds = len(uids.uids), time.perf_counter() - start
     return Forgotten(pairs, sum(shards.values()), shards, files, digest, seconds)
+
+
+def _refuse_several_captions(root: str) -> None:
+    """Refuses a folder whose samples hold texts of other pairs: such a text would stay.
+
+    Raises:
+        UsageError: dedup joined texts of several pairs.
+    """
+    info = storage.read_json(os.path.join(root, "stages", "dedup", "info.json"), sealed=False) or {}
+    path = os.path.join(root, "manifest.json")
+    ledger = open_set.read_manifest(root)["ledger"] if os.path.exists(path) else []
+    rows = [info, *(row for row in ledger if row["stage"] == "dedup")]
+    if any(row.get("dropped", {}).get("joined_text") for row in rows):
+        raise UsageError(
+            f"{root!r} was built with --captions N: a sample may hold the text of a pair that goes, and forget does "
+            "not look for it. Build with --captions 1 (--redo dedup) first"
+        )
 
 
 def check_folder(root: str) -> None:
@@ -306,7 +324,7 @@ def _find(
         numbers = []  # the stages hold every published row
     else:
         numbers = list(published.infos)
-    columns = ["key", "url", "final_url", "page_url", "original_sha256", "sha256"]
+    columns = ["key", "url", "url_as_found", "final_url", "page_url", "original_sha256", "sha256"]
     for number in numbers:
         table = published.metadata(number, columns)
         rows = table.filter(pa.array(covers(table)))

@@ -21,7 +21,7 @@ from pipeline import build, forget, inspect_shards
 from pipeline.dataset.open_set import open_set
 from pipeline.dataset.tombstones import Tombstones
 from pipeline.dataset.verify import verify
-from pipeline.engine import work
+from pipeline.engine import storage, work
 from pipeline.engine.journal import Change
 from pipeline.forget import Selection
 from pipeline.stages import purge
@@ -382,3 +382,36 @@ def test_examples_of_refusals_go(tmp_path: Path) -> None:
     counted = {"pairs": 2, "hosts": 2, "spared": 0}
     found = purging.without_examples({"stage": "fetch", "rights": {"robots": {**counted, "examples": examples}}})
     assert found == {"stage": "fetch", "rights": {"robots": {**counted, "examples": examples[1:]}}}
+
+
+def build_variants(tmp: Path, *more: str) -> list[tuple[str, str, str | None]]:
+    """(uid, url, url_as_found) of balance's rows: the larger variant of each second image stands with a poorer text."""
+    rows = [(f"http://h{n}.example/w{n}-300x200.jpg", f"a red dog on the green grass {n}") for n in range(30)]
+    rows += [(f"http://h{n}.example/w{n}.jpg", f"dog {n}") for n in range(0, 30, 2)]
+    pq.write_table(pa.table({"url": [row[0] for row in rows], "text": [row[1] for row in rows]}), tmp / "pairs.parquet")
+    (tmp / "queries.txt").write_text("dog\n")
+    given = ["--input", str(tmp / "pairs.parquet"), "--output", str(tmp / "out"), "--queries", str(tmp / "queries.txt")]
+    given += ["--stages", "gather..balance", "--workers", "1", "--language-model", "none"]
+    assert build.main([*given, *more]) == 0
+    (part,) = (tmp / "out/stages/balance/rows").glob("*.parquet")
+    table = storage.read_table(str(part))
+    return sorted((row["uid"].hex(), row["url"], row["url_as_found"]) for row in table.to_pylist())
+
+
+@pytest.mark.parametrize("kind", ["as_found", "larger"])
+def test_larger_variants_stay_with_their_rows(tmp_path: Path, kind: str) -> None:
+    before = build_variants(tmp_path)
+    gone = next(row for row in before if row[2] is not None)
+    assert sum(row[2] is not None for row in before) == 15
+    out = str(tmp_path / "out")
+    assert forget.main([out, "--url", gone[2] if kind == "as_found" else gone[1]]) == 0
+    assert build_variants(tmp_path, "--redo", "balance") == [row for row in before if row != gone]
+    left = all_bytes(tmp_path / "out")
+    assert gone[2].encode() not in left
+    assert (gone[1].encode() in left) == (kind == "as_found")  # another pair, which was dropped, has this URL
+
+
+def test_samples_with_several_texts_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    build_variants(tmp_path, "--captions", "2")
+    assert forget.main([str(tmp_path / "out"), "--url", "http://h1.example/w1.jpg"]) == 2
+    assert "--captions" in capsys.readouterr().err

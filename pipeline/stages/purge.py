@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 
 from pipeline.engine import hashing, shuffle_files, storage
 from pipeline.engine.journal import Change
+from pipeline.engine.rows import Overlay
 from pipeline.schema import SELECTED, STAGES
 from pipeline.stages.row_pass import KEYS, ROW_HASH
 from pipeline.stages.selection import DUPLICATE_REASONS
@@ -42,7 +43,7 @@ REASONS = {"dedup": DUPLICATE_REASONS, "dedup-images": ("", "same_pair", "same_i
 LOST_REASON = {"balance": "over_cap", "publish": "over_cap"}
 # Bucket files that only later steps of the same stage read.
 EMPTIED = (
-    *("dedup/cut-texts", "dedup/drops", "balance/selected", "balance/band", "fetch/hosts"),
+    *("dedup/cut-texts", "dedup/drops", "dedup/taken", "balance/selected", "balance/band", "fetch/hosts"),
     *("dedup-images/cut-texts", "dedup-images/drops", "dedup-images/hashes", "dedup-images/similar"),
     *("dedup-images/clusters", "publish/selected", "publish/band"),
 )
@@ -168,6 +169,23 @@ def passes_of(root: str) -> list[str]:
     return [f"fetch/{name}" for name in sorted(names, reverse=True) if re.fullmatch(r"images-\d+", name)]
 
 
+OVERLAYS = "dedup/overlays"  # new values for rows of the parts of match, by their place
+
+
+def overlay_of(root: str, unit: int, part: int) -> Overlay | None:
+    """What dedup puts over a part of match; None if it puts nothing there."""
+    path = os.path.join(root, file_of(OVERLAYS, unit, "overlay", part))
+    return Overlay.read(path) if os.path.exists(path) else None
+
+
+def read_dedup(root: str, unit: int, part: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The batches of a part of match, with what dedup puts over them. Absent columns are left out."""
+    overlay, first = overlay_of(root, unit, part), 0
+    for batch in storage.read_batches(os.path.join(root, file_of("match/parts", unit, "arrow", part)), columns):
+        yield batch if overlay is None else overlay.over(batch, first, columns)
+        first += batch.num_rows
+
+
 def wide_files(root: str) -> Iterator[str]:
     """The Arrow files of all rows that the stages hold: parts of gather and match, and the rows of the fetch."""
     for folder in ("gather/parts", "match/parts", *passes_of(root)):
@@ -182,6 +200,11 @@ def find(root: str, covers: Covers) -> tuple[set[bytes], set[str]]:
     for path in wide_files(root):
         for batch in storage.read_batches(path):
             _collect(pa.Table.from_batches([batch]), covers, uids, urls)
+    if is_done(root, "dedup"):
+        for unit, found in units_of(root, "match/parts"):
+            for part in range(found.get("parts", 0)):
+                for batch in read_dedup(root, unit, part):
+                    _collect(pa.Table.from_batches([batch]), covers, uids, urls)
     if not any(True for _ in wide_files(root)):
         for unit, _ in units_of(root, "balance/rows"):
             _collect(
@@ -381,18 +404,39 @@ class Purge:
                 path = file_of(f"{stage}/masks", unit, "mask", part)
                 codes = np.frombuffer(storage.read_bytes(os.path.join(self._root, path)), np.uint8)
                 storage.write_bytes(self._change.place(path), codes[~mask].tobytes())
+                if stage == "dedup":
+                    self._overlay(unit, part, mask)
                 group = unit % len(groups)
                 groups[group] = self._mask_counts(stage, folder, (unit, part), codes, mask, groups[group])
                 changed.add(group)
         for group in changed:
             self._manifest(f"{stage}/masks", group, groups[group])
 
+    def _overlay(self, unit: int, part: int, gone: Mask) -> None:
+        """Writes what dedup puts over a part without the rows. The other rows get their new numbers."""
+        path = file_of(OVERLAYS, unit, "overlay", part)
+        full = os.path.join(self._root, path)
+        if not os.path.exists(full):
+            return
+        (values,) = storage.read_batches(full)
+        rows, moved = values["row"].to_numpy(), np.cumsum(gone).astype(np.int32)
+        at = values.schema.get_field_index("row")
+        moved_rows = pa.array((rows - moved[rows]).astype(np.int32))
+        columns = [*values.columns[:at], moved_rows, *values.columns[at + 1 :]]
+        kept = pa.RecordBatch.from_arrays(columns, schema=values.schema).filter(pa.array(~gone[rows]))
+        with storage.writing_batches(self._change.place(path), values.schema) as out:
+            out.write_batch(kept)
+
     def _mask_counts(
         self, stage: str, folder: str, place: tuple[int, int], codes: np.ndarray, gone: Mask, manifest: dict[str, Any]
     ) -> dict[str, Any]:
         """Counts the rows of a part that are taken out. Returns the manifest of the group without them."""
         full = os.path.join(self._root, file_of(folder, place[0], "arrow", place[1]))
-        batches = list(storage.read_batches(full, ["uid", "row_hash"]))
+        columns = ["uid", "row_hash"]
+        if stage == "dedup":
+            batches = list(read_dedup(self._root, *place, columns))
+        else:
+            batches = list(storage.read_batches(full, columns))
         hashes, kept = _hashes(batches), gone & (codes == 0)
         if stage == "dedup-images":
             uids = np.concatenate([np.array(batch["uid"].to_pylist(), object) for batch in batches])
