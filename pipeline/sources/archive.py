@@ -559,8 +559,12 @@ class _Reader:
         head = self._data.at(start, MAX_HEADER)
         parsed = _parse_header(head, start)
         if isinstance(parsed, str):
-            self.lose(parsed)
-            self.position = self._resync(start + 1)
+            following = self._resync(start + 1)
+            if _is_cut_header(head) and not self._data.at(following, 1):
+                self._end_in("cut_record")
+            else:
+                self.lose(parsed)
+            self.position = following
             return
         record, header, length = parsed
         if length > self._max:
@@ -715,6 +719,11 @@ def _parse_header(data: bytes, offset: int) -> tuple[Record, int, int] | str:
     url = fields.get(b"warc-target-uri", b"").decode("utf-8", "replace").strip("<>")
     kind = fields.get(b"warc-type", b"").decode("utf-8", "replace").lower()
     return Record(offset, kind, url, head, b""), block, int(length[1])
+
+
+def _is_cut_header(data: bytes) -> bool:
+    """True if the data are the beginning of a WARC header, without its end."""
+    return data[:5] == b"WARC/"[: len(data)] and len(data) < MAX_HEADER and _blank_line(data, 0)[0] < 0
 
 
 def _blank_line(data: bytes, position: int) -> tuple[int, int]:

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from pipeline import build
 from pipeline.engine import jit
 from pipeline.engine.ledger import Ledger
-from pipeline.sources import wat_reader
+from pipeline.sources import READERS, wat_reader
+from pipeline.sources.base import Input, ReadSettings
 from pipeline.sources.warc import read_warc
 from pipeline.sources.wat_reader import read_wat
 from tests.archives import Stream, html_block, html_record, link, member, page_url, wat_json, wat_record
@@ -439,3 +440,15 @@ def test_any_bytes_between_members_leave_all_records(junk: bytes, number: int, t
     for source in (str(path), Stream(whole, 333)):
         rows, _ = read(read_wat, source)
         assert rows == good_rows(5)
+
+
+def test_a_plain_file_that_is_cut_anywhere_in_its_last_record_is_noted(tmp_path: Path) -> None:
+    data = b"".join(html_record(number) for number in range(3))
+    before = len(html_record(0)) + len(html_record(1))
+    for cut in range(before + 1, len(data) - 4):  # the last 4 bytes are line ends: the record is whole without them
+        (tmp_path / "a.warc").write_bytes(data[:cut])
+        ledger = Ledger()
+        source = Input("a.warc", str(tmp_path / "a.warc"), "warc", None)
+        batches = READERS["warc"].read(source, ledger=ledger, images=[], settings=ReadSettings())
+        assert sum(batch.num_rows for batch in batches) == 2
+        assert dict(ledger.records_dropped) == {"cut_record": 1} and ledger.notes["cut_file"] == 1, cut
