@@ -32,12 +32,12 @@ from pipeline.engine.remote import RemoteSettings
 from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_exchange, run_task, units_at_start
 from pipeline.engine.tasks import Reading
-from pipeline.engine.work import Json, StepFolder
+from pipeline.engine.work import Json, StageFolder, StepFolder
 from pipeline.fetching.downloader import FetchOptions, fetch_rows
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import PROJECT_URL
 from pipeline.fetching.verdict import REFUSED
-from pipeline.schema import SELECTED
+from pipeline.schema import SELECTED, STAGES
 from pipeline.sources import READERS
 from pipeline.stages.attempts import FETCHED_PART, PASSES, ROUND_PAUSES_S, Attempts, fetched_rows
 from pipeline.stages.base import Job, Outputs, Stage
@@ -539,11 +539,10 @@ class Fetch(Stage):
         if good and good >= least * (good + passing):
             return
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(info["dropped"].items(), key=lambda item: -item[1]))
-        again = (
-            "Add --retry-failed to fetch again what may pass" if info["retryable"] else "Check the URLs of the input"
-        )
+        again = "Add --retry-failed to fetch again what may pass" if info["retryable"] else "Check the input"
         if not good:
-            found = f"not one of {info['rows_in']:,} images could be fetched ({kinds})" if kinds else "no pair was left"
+            none = f"not one of {info['rows_in']:,} images could be fetched ({kinds})"
+            found = none if kinds else self._without_pairs()
             if list(info["dropped"]) == ["blocked_address"]:
                 again = "No host has a public address: for hosts of yours, add --allow-address NETWORK and --redo fetch"
             raise BelowThreshold(f"{found}. The set is not published. {again}.")
@@ -552,6 +551,17 @@ class Fetch(Stage):
             f"only {share} were fetched, of those that can be fetched at all, and --min-success is {least:g} "
             f"(failed: {kinds}). The set is not published. {again}, or set a lower --min-success."
         )
+
+    def _without_pairs(self) -> str:
+        """Which stage let no pair pass, and what it dropped or lost."""
+        for stage in STAGES[: STAGES.index(self.name)]:
+            info = StageFolder(self.folder.root, stage).info()
+            if info is not None and not info["rows_out"]:
+                counts = {**(info.get("records_dropped") or {}), **info["dropped"]}
+                worst = sorted(counts, key=lambda name: -counts[name])
+                reasons = ", ".join(f"{counts[name]:,} {name}" for name in worst)
+                return f"no pair was left after {stage} ({reasons or 'no pair came in'})"
+        return "no pair was left"
 
     def watched(self) -> list[Watched]:
         attempts = self.fetching.attempts

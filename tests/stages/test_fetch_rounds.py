@@ -160,6 +160,13 @@ def test_no_image_at_all_is_never_done(tmp_path: Path, capsys: pytest.CaptureFix
         assert not (tmp_path / "out/manifest.json").exists()
 
 
+def test_the_stage_that_lets_no_pair_pass_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = command(tmp_path, ["http://h.example/a.jpg", "http://h.example/a.svg"])
+    pq.write_table(pa.table({"url": ["http://h.example/a.jpg"] * 2, "text": ["a cat", ""]}), tmp_path / "pairs.parquet")
+    assert build.main(given) == BELOW
+    assert "no pair was left after match (1 no_query). The set is not published" in capsys.readouterr().err
+
+
 def test_blocked_addresses_are_told_from_bad_urls_and_the_remedy_helps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
