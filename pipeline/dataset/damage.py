@@ -105,6 +105,11 @@ def _gone(folder: str) -> Iterator[str]:
         for name in listed:
             if not os.path.lexists(path := os.path.join(at, name)):
                 yield path
+    written_by = {"inputs.json": STAGES[0], storage.CHECKSUMS: STAGES[0], "shards.json": STAGES[-1]}
+    for name, stage in written_by.items():  # a copy of the published files has none of them
+        done = os.path.exists(os.path.join(folder, "stages", stage, "COMPLETED"))
+        if done and not os.path.lexists(path := os.path.join(folder, name)):
+            yield path
 
 
 def check_file(path: str) -> None:
