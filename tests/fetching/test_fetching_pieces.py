@@ -126,7 +126,8 @@ def test_rows_wait_for_their_piece_by_number_bytes_and_time(tmp_path: Path, monk
 
 
 KILLED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a command in the background inherits it as ignored
 from tests.fetching.test_fetching_pieces import fetch
 fetch(sys.argv[1], sys.argv[2])
 """

@@ -218,6 +218,7 @@ import os, signal, sys, threading
 from tests.webserver import WebServer
 from tests.fetching.test_fetching_rows import OPTIONS, selected
 from pipeline.fetching.downloader import fetch_rows
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a command in the background inherits it as ignored
 with WebServer() as server:
     rows = selected([f"{server.base}/silent?{n}" for n in range(300)])
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
