@@ -18,7 +18,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -143,7 +143,7 @@ def _values(arguments: Sequence[str]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def noted(root: str, cluster: Cluster) -> Any:
+def noted(root: str, cluster: Cluster) -> Iterator[None]:
     """While the block runs, OUT/.job names the job. Whatever ends the block but success, the job is cancelled first."""
     note = os.path.join(root, NOTE)
     if not isinstance(cluster, Flink):

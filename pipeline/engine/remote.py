@@ -16,10 +16,9 @@ import fcntl
 import os
 import random
 import struct
-import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import xxhash
@@ -73,9 +72,10 @@ def configure(settings: RemoteSettings, *, on_wait: Callable[[str], None] | None
 
 
 class Pace:
-    """Spreads the requests of all processes that share a file over time."""
+    """Spreads the requests of all processes that share a file over time. Without a file, those of this process."""
 
     _lock = threading.Lock()
+    _free = 0.0  # when the next request of this process may be sent
 
     def __init__(self, path: str, rate: float) -> None:
         self._path, self._rate = path, rate
@@ -84,19 +84,26 @@ class Pace:
         """Waits until the next request may be sent."""
         if not self._rate:
             return
-        with self._lock, open(self._path or _own_pace_file(), "a+b") as file:
+        with self._lock:
+            turn = self._turn_in_file() if self._path else self._turn(Pace._free)
+            Pace._free = turn + 1 / self._rate
+        time.sleep(max(0.0, turn - time.time()))
+
+    def _turn_in_file(self) -> float:
+        with open(self._path, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
-            held, now = file.read(8), time.time()
-            free = struct.unpack("<d", held)[0] if len(held) == 8 else 0.0
-            turn = max(now, free if free < now + 3600 else 0.0)  # a clock that was put back must not stop the job
+            held = file.read(8)
+            turn = self._turn(struct.unpack("<d", held)[0] if len(held) == 8 else 0.0)
             file.truncate(0)
             file.write(struct.pack("<d", turn + 1 / self._rate))
-        time.sleep(max(0.0, turn - now))
+        return turn
 
-
-def _own_pace_file() -> str:
-    return os.path.join(tempfile.gettempdir(), f"openwit-pace-{os.getuid()}-{os.getpid()}")
+    @staticmethod
+    def _turn(free: float) -> float:
+        """The time of the next request. A clock that was put back must not stop the job."""
+        now = time.time()
+        return max(now, free if free < now + 3600 else 0.0)
 
 
 class RemoteFile(Positioned):
@@ -312,7 +319,7 @@ class RemoteFile(Positioned):
 
 
 @contextlib.contextmanager
-def configured(settings: RemoteSettings) -> Any:
+def configured(settings: RemoteSettings) -> Iterator[None]:
     """`configure` for a block."""
     before = _settings
     configure(settings)

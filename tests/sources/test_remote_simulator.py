@@ -211,6 +211,15 @@ def test_processes_share_one_rate(tmp_path: Path) -> None:
     assert time.monotonic() - start >= 0.28  # the 30th request is sent 29 hundredths after the first
 
 
+def test_without_a_file_a_process_keeps_its_rate_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    start = time.monotonic()
+    wait_often("", 15)
+    assert time.monotonic() - start >= 0.13 and not list(tmp_path.iterdir())
+
+
 def test_a_pace_file_with_another_time_does_not_stop_the_job(tmp_path: Path) -> None:
     (tmp_path / "pace").write_bytes(b"\xff" * 7)
     Pace(str(tmp_path / "pace"), 1000.0).wait()
