@@ -203,7 +203,8 @@ def find(root: str, covers: Covers) -> tuple[set[bytes], set[str]]:
     if is_done(root, "dedup"):
         for unit, found in units_of(root, "match/parts"):
             for part in range(found.get("parts", 0)):
-                _collect_overlaid(root, unit, part, covers, uids, urls)
+                for batch in read_dedup(root, unit, part) if _is_overlaid(root, unit, part) else ():
+                    _collect(pa.Table.from_batches([batch]), covers, uids, urls)
     if not any(True for _ in wide_files(root)):
         for unit, _ in units_of(root, "balance/rows"):
             _collect(
@@ -212,18 +213,10 @@ def find(root: str, covers: Covers) -> tuple[set[bytes], set[str]]:
     return uids, urls
 
 
-def _collect_overlaid(root: str, unit: int, part: int, covers: Covers, uids: set[bytes], urls: set[str]) -> None:
-    """As `_collect`, for the values that dedup puts over a part. The part itself is read only if a row is covered."""
+def _is_overlaid(root: str, unit: int, part: int) -> bool:
+    """True if dedup puts new values over a row of a part of match. Few parts have such rows."""
     path = os.path.join(root, file_of(OVERLAYS, unit, "overlay", part))
-    if not os.path.exists(path):
-        return
-    values = pa.Table.from_batches(list(storage.read_batches(path)))
-    rows = values.filter(pa.array(covers(values)))
-    if rows.num_rows:
-        full = os.path.join(root, file_of("match/parts", unit, "arrow", part))
-        all_uids = pa.Table.from_batches(list(storage.read_batches(full, ["uid"])))["uid"]
-        uids.update(all_uids.take(rows["row"]).to_pylist())
-        urls.update(rows["url"].to_pylist())
+    return os.path.exists(path) and any(batch.num_rows for batch in storage.read_batches(path, ["row"]))
 
 
 def _collect(table: pa.Table, covers: Covers, uids: set[bytes], urls: set[str]) -> None:
