@@ -14,13 +14,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from queries import segment
 from queries.counts import COUNTED
 from queries.ngrams import add_pairs
 
 LEAST_PMI = 5.0  # of profile wit
 METACLIP_PMI = 30.0
-
-_BLANKLESS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Tibetan}\p{Myanmar}\p{Khmer}]\pM*"
 
 SCORED = pa.schema(
     [
@@ -97,8 +96,8 @@ class Vocabulary:
     def texts(self, pairs: npt.NDArray[np.int64]) -> pa.StringArray:
         """The pairs as text ("new york"). Scripts without blanks between words get none here."""
         first, second = (self.forms.take(pa.array(place)) for place in np.divmod(pairs, max(1, len(self.forms))))
-        ends = pc.match_substring_regex(first, _BLANKLESS + "$")
-        close = pc.and_(ends, pc.match_substring_regex(second, "^" + _BLANKLESS))
+        ends = pc.match_substring_regex(first, segment.LETTER + "$")
+        close = pc.and_(ends, pc.match_substring_regex(second, "^" + segment.LETTER))
         return pc.binary_join_element_wise(first, second, pc.if_else(close, "", " "))
 
 

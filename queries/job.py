@@ -37,7 +37,7 @@ from queries.streams import Piece
 if TYPE_CHECKING:
     from queries.options import Options
 
-RESULT = 2
+RESULT = 3
 BATCH = 8 << 20  # bytes of text that are counted at once
 MOST_PAIRS = 8 << 20  # pairs that a unit holds before it writes a part
 FEWEST_VIEWS = 5  # of a title in all files; with fewer, a redirect is dropped too
@@ -103,6 +103,11 @@ class Rules:
     least_articles: int
     least_pair: int
     least_views: int  # a title with fewer is dropped before redirects are resolved
+    segmenter: str = ""  # what finds the words in scripts without blanks
+
+    def tokens(self, texts: pa.LargeStringArray) -> ngrams.Tokens:
+        """The tokens of some texts."""
+        return ngrams.tokenize(texts, self.profile, segmenter=self.segmenter, language=self.language)
 
 
 def list_units(options: Options, ledger: dict[str, dict[str, int]], warnings: list[str]) -> list[dict[str, Any]]:
@@ -159,7 +164,7 @@ class CountUnits:
                 found: list[pa.Table] = []
                 texts = _lines(piece, tally) if kind == "text" else _articles(piece, kind, tally, found)
                 for batch in texts:
-                    tokens = ngrams.tokenize(batch, self.rules.profile)
+                    tokens = self.rules.tokens(batch)
                     words.add(ngrams.count_words(tokens))
                     occurrences += int((tokens.ids >= 0).sum())
                     out.write_batch(pa.record_batch([batch], schema=TEXTS))
@@ -269,7 +274,7 @@ class CountPairs:
         vocabulary = read_vocabulary(self.work)
         counter, parts, rows = PairCounter(), 0, 0
         for batch in storage.read_batches(self.work.step("words", "units").file(self.texts[unit], "texts")):
-            tokens = ngrams.tokenize(batch["text"], self.rules.profile)
+            tokens = self.rules.tokens(batch["text"])
             counter.add(*ngrams.count_pairs(tokens, vocabulary.forms))
             if counter.pending > MOST_PAIRS:
                 rows += self._write(unit, parts, counter, vocabulary)
@@ -320,6 +325,7 @@ class Job:
             1 if metaclip else options.min_articles,
             options.min_count if options.min_bigram_count is None else options.min_bigram_count,
             min(FEWEST_VIEWS, titles.LEAST_VIEWS if options.min_views is None else options.min_views),
+            options.segmenter_in_use,
         )
         size = sum(entry["end"] - entry["start"] for entry in self.listed)
         self.buckets = shuffle_files.power_of_two(size / BUCKET, max_count=256)

@@ -1,8 +1,9 @@
 """Counts the words and pairs of words of texts, whole columns at a time.
 
-Profile `wit` splits texts into tokens with the matcher's normaliser (`wide`). Profile `metaclip1` splits them as
-wikipedia-word-frequency does, because MetaCLIP uses its counts. Arrow's dictionary numbers the tokens. A pair is one
-number: first * K + second, where K is the size of the vocabulary. Memory grows with the vocabulary, not with the text.
+Profile `wit` splits texts into tokens with the matcher's normaliser (`wide`). `segment` finds the words of scripts
+without blanks. Profile `metaclip1` splits texts as wikipedia-word-frequency does, because MetaCLIP uses its counts.
+Arrow's dictionary numbers the tokens. A pair is one number: first * K + second, where K is the size of the vocabulary.
+Memory grows with the vocabulary, not with the text.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.text.normalize import normalize_array
+from queries import segment
 
 WORDS = pa.schema(
     [
@@ -49,24 +51,34 @@ class Tokens(NamedTuple):
         return words[:-1] & words[1:] & (self.segment[:-1] == self.segment[1:])
 
 
-def tokenize(texts: pa.LargeStringArray, profile: str = "wit") -> Tokens:
-    """The tokens of some texts, in order."""
+def tokenize(texts: pa.LargeStringArray, profile: str = "wit", *, segmenter: str = "", language: str = "") -> Tokens:
+    """The tokens of some texts, in order.
+
+    Args:
+        texts: any.
+        profile: wit or metaclip1.
+        segmenter: what finds the words in scripts without blanks (`segment.SEGMENTERS`); "": each letter is a token.
+        language: of the texts, for the segmenter.
+    """
     rows = pc.split_pattern_regex(texts, _BREAK if profile == "wit" else r"\n")
     segments, text_of_segment = rows.values, pc.list_parent_indices(rows).to_numpy()
-    if profile == "wit":
-        cells = pc.split_pattern(normalize_array(segments), " ")
+    if segmenter:
+        found, segment_of = segment.tokens(segments, segmenter, language)
     else:
-        straight = pc.replace_substring(pc.replace_substring(segments, "–", "-"), "’", "'")
-        cells = pc.split_pattern_regex(pc.utf8_lower(straight), _NOT_OF_A_WORD)
-    encoded = cells.values.dictionary_encode()
-    segment = pc.list_parent_indices(cells).to_numpy()
+        if profile == "wit":
+            cells = pc.split_pattern(normalize_array(segments), " ")
+        else:
+            straight = pc.replace_substring(pc.replace_substring(segments, "–", "-"), "’", "'")
+            cells = pc.split_pattern_regex(pc.utf8_lower(straight), _NOT_OF_A_WORD)
+        found, segment_of = cells.values, pc.list_parent_indices(cells).to_numpy()
+    encoded = found.dictionary_encode()
     words = encoded.dictionary.cast(pa.string())
     number = _numbers(_is_word(words, profile))
     ids = number[encoded.indices.to_numpy()]
     if profile != "wit":  # metaclip1: a token that is no word does not separate its neighbours
         here = ids >= 0
-        ids, segment = ids[here], segment[here]
-    return Tokens(words.filter(pa.array(number >= 0)), ids, text_of_segment[segment], segment)
+        ids, segment_of = ids[here], segment_of[here]
+    return Tokens(words.filter(pa.array(number >= 0)), ids, text_of_segment[segment_of], segment_of)
 
 
 def _is_word(words: pa.StringArray, profile: str) -> pa.BooleanArray:

@@ -14,6 +14,7 @@ from pipeline.engine import checks, recipe, runners
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.options import REQUIRED, option
 from pipeline.text.language_names import NAMES, nearest_code
+from queries import segment
 from queries.wordnet import PARTS
 
 # The numbers of the CLIP paper and of MetaCLIP.
@@ -118,6 +119,12 @@ class RuleSettings:
 
     profile: str = option("wit", help="rules to follow: ours (wit) or MetaCLIP's", choices=PROFILES)
     language: str = option("en", help="Wikipedia's code", metavar="CODE", check=_check_language)
+    segmenter: str = option(
+        "icu",
+        help="what finds the words in texts of a language without blanks, such as Chinese, Japanese or Thai: ICU's "
+        "dictionaries (pip install icu4py), or the blanks that another program has put between them",
+        choices=segment.SEGMENTERS,
+    )
     size: int = option(SIZE, help="maximum number of queries in the list", within="[1, 1e9]")
     min_count: int = option(MIN_COUNT, help="minimum occurrences of a word in all sources together", within=COUNT)
     min_articles: int = option(MIN_ARTICLES, help="minimum articles with a word, in dumps and texts", within=COUNT)
@@ -176,6 +183,22 @@ class HowSettings:
 @dataclasses.dataclass(frozen=True)
 class Options(HowSettings, RuleSettings, SourceSettings, WhereSettings):
     """One list. `engine.options.validate` checks it."""
+
+    @property
+    def segmenter_in_use(self) -> str:
+        """What finds the words of the texts: "" where blanks and punctuation do, as profile metaclip1 has it."""
+        if self.profile != "wit" or not (self.text or self.wikipedia) or not segment.is_needed(self.language):
+            return ""
+        return self.segmenter
+
+    @staticmethod
+    def check_together(options: Options) -> None:
+        """Refuses texts whose words nothing finds."""
+        if options.segmenter_in_use == "icu" and not segment.is_installed():
+            raise UsageError(
+                f"--language {options.language} writes no blanks between words, and icu4py, which finds them, is not "
+                "installed: pip install icu4py, or give texts with blanks between words and --segmenter blanks"
+            )
 
 
 GROUPS = tuple(reversed(Options.__bases__))

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from pipeline import __version__
 from pipeline.engine import storage
 from pipeline.text.matcher import Matcher
-from queries import assemble, bigrams, flags, job, load, rules, titles, wordnet
+from queries import assemble, bigrams, flags, job, load, rules, segment, titles, wordnet
 from queries.bigrams import Vocabulary
 from queries.counts import COUNTED, Counts, merge, read_counts
 from queries.load import load_queries
@@ -29,8 +29,9 @@ from queries.options import SHARES, SIZE
 if TYPE_CHECKING:
     from queries.options import Options
 
-RESULT = 2  # raised whenever the same inputs and options give another list
+RESULT = 3  # raised whenever the same inputs and options give another list
 NUMBERS = 100  # 0-99
+MOST_LETTERS = 0.3  # share of single letters among the words, above which a text is taken as unsegmented
 OPTION_OF = {"wordnet": "wordnet_queries", "word": "words", "bigram": "bigrams", "title": "titles"}
 TAKEN = ("number", *OPTION_OF)  # the sources that this module fills itself
 
@@ -83,6 +84,7 @@ def _count(
     counted = counting.count()
     found = counted.words.rename_columns(["query", "count", *counted.words.column_names[2:]]).combine_chunks()
     if wit:
+        _warn_of_letters(options, found, counting.warnings)
         found, counting.ledger["words_of_texts"] = rules.usable_words(found)
     words = merge([found.select(COUNTED.names), ready])
     listed = words
@@ -102,6 +104,19 @@ def _count(
         ("bigram", bigrams.best(pairs, _at_most(options, "bigram"))),
         ("title", _titles(options, counted)),
     ]
+
+
+def _warn_of_letters(options: Options, words: pa.Table, warnings: list[str]) -> None:
+    """Warns if most words are single letters of scripts without blanks: the language is another one than was said."""
+    if options.segmenter_in_use:
+        return
+    letters = words.filter(pc.match_substring_regex(words["query"], f"^{segment.LETTER}$"))
+    share = (pc.sum(letters["count"]).as_py() or 0) / max(1, pc.sum(words["count"]).as_py() or 0)
+    if share > MOST_LETTERS:
+        warnings.append(
+            f"{share:.0%} of the words are single letters, since the texts have no blanks between words: give their "
+            f"--language, such as zh, ja or th, instead of {options.language}"
+        )
 
 
 def _vocabulary(options: Options, own: pa.Table, words: pa.Table) -> Vocabulary:
@@ -286,7 +301,7 @@ def write(options: Options, sources: Sources, *, seconds: float) -> dict[str, An
         "warnings": sources.warnings,
         "inputs": inputs(options),
         "options": shown(options),
-        "versions": versions(),
+        "versions": versions() | ({"icu": segment.version()} if options.segmenter_in_use == "icu" else {}),
         "seconds": round(seconds, 1),
     }
     storage.write_json(os.path.join(options.output, "info.json"), info)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.text.normalize import normalize_array
+from queries import segment
 from queries.counts import COUNTED
 
 SCRIPTS = (
@@ -76,6 +77,7 @@ def usable_words(words: pa.Table) -> tuple[pa.Table, dict[str, int]]:
         ("address", lambda t: pc.match_substring_regex(t["query"], r"\w\.\w|^\.|[/@_]")),
         ("too_long", lambda t: pc.greater(pc.binary_length(t["query"]), LONGEST)),
         ("word_and_ending", _is_word_and_ending),
+        ("single_letter", lambda t: pc.match_substring_regex(t["query"], segment.NO_WORD)),
         ("foreign_script", _is_foreign),
     ):
         mask = unusable(words) if len(words) else pa.chunked_array([], pa.bool_())

@@ -90,16 +90,19 @@ def carried(distributions: set[str]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("packages", "extra"), [(("pipeline", "queries"), None), (("clip_train",), "train")], ids=["base", "train"]
+    ("packages", "extras"),
+    [(("pipeline",), ()), (("queries",), ("segment",)), (("clip_train",), ("train", "wandb"))],
+    ids=["pipeline", "queries", "train"],
 )
-def test_what_is_imported_is_required(packages: tuple[str, ...], extra: str | None) -> None:
-    known = required() | (required(extra) | required("wandb") if extra else set())
+def test_what_is_imported_is_required(packages: tuple[str, ...], extras: tuple[str, ...]) -> None:
+    known = required().union(*map(required, extras))
     assert imported(*packages) <= carried(known)
 
 
 def test_what_is_required_is_imported() -> None:
     used = imported(*PACKAGES)
-    for name in required() | required("train") | required("s3") | required("gcs") | required("wandb"):
+    extras = [required(extra) for extra in ("train", "s3", "gcs", "wandb", "segment")]
+    for name in required().union(*extras):
         assert (module(name) in used) != (name in NOT_IMPORTED), name
 
 
@@ -115,6 +118,6 @@ def test_every_requirement_has_a_pin() -> None:
     """constraints.txt was compiled from setup.cfg: a requirement that was added or taken out is so there too."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = {line.split("==")[0].strip().lower() for line in lines if "==" in line}
-    extras = [required(extra) for extra in ("train", "wandb", "s3", "gcs", "test", "dev")]
+    extras = [required(extra) for extra in ("train", "wandb", "s3", "gcs", "segment", "test", "dev")]
     assert required().union(*extras) <= pins
     assert "ahocorasick-rs" not in pins

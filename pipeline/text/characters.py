@@ -26,7 +26,7 @@ LAYOUT = re.compile(
 _SIGNS = frozenset("#%&@")
 _LIKE_PUNCTUATION = frozenset("<>|~\u00a6\u00a9\u00ae\u2120\u2122\u2044\u2212\u2215\u02bb\u02bc\u02bd\u02be\u02bf")
 # Blocks of the scripts without blanks. Each of their letters is a token, but not each digit.
-_WITHOUT_BLANKS = (
+WITHOUT_BLANKS = (
     (0x0E00, 0x109F),  # Thai, Lao, Tibetan, Myanmar
     (0x1780, 0x17FF),  # Khmer
     (0x3005, 0x3007),  # Chinese repetition mark, closing mark, zero
@@ -61,7 +61,7 @@ def class_of(character: str) -> int:
         return SINGLE
     if category[0] not in "LN":
         return SEPARATOR
-    without_blanks = any(first <= code <= last for first, last in _WITHOUT_BLANKS)
+    without_blanks = any(first <= code <= last for first, last in WITHOUT_BLANKS)
     return SINGLE if without_blanks and category not in ("Nd", "No") else WORD
 
 
