@@ -3,7 +3,7 @@
     RUN/checkpoints/step-00001000/
         model.safetensors       the weights under OpenAI's names
         ema.safetensors         their moving average, with --ema
-        optimizer.safetensors   exp_avg.<name>, exp_avg_sq.<name>, step.<name>
+        optimizer.safetensors   exp_avg.<name>, exp_avg_sq.<name>, step.<name>; momentum.<name> of Muon
         checkpoint.json         model, progress, size and sha256 of the files above, and its own sha256
 
 A checkpoint is written into a folder of another name, synced to the disk and renamed. A reader checks the digests and
@@ -27,7 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clip_train.errors import InputMissing, TrainError
+from clip_train.optim import STATE, optimizer_of
 from clip_train.places import all_steps
+from clip_train.sharded import shard_like, whole
 
 FORMAT = 1
 _SCRATCH = ".partial-"
@@ -187,18 +189,13 @@ def _digest_json(body: Any) -> str:
 # --- tensors in files and in a model ----------------------------------------------------------------------------------
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The full tensor of one that FSDP has sharded. Every rank has to call this."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Weights and buffers by name."""
     return {name: whole(value) for name, value in model.state_dict().items()}
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's state by kind and parameter name."""
+    """The state of the optimizer by kind and parameter name."""
     return {
         f"{kind}.{name}": whole(value)
         for name, parameter in model.named_parameters()
@@ -221,14 +218,17 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], *, origin: st
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
+    """The inverse of `optimizer_tensors`. The state of a parameter starts anew if another optimizer takes it."""
     kinds: dict[str, list[str]] = {}
     for key in sorted(tensors):  # the same order on all ranks: sharding a tensor is a collective call
         kind, _, name = key.partition(".")
         kinds.setdefault(name, []).append(kind)
+    owners = optimizer_of(optimizer)
     for name, parameter in model.named_parameters():
         state = {}
         for kind in kinds.get(name, ()):
+            if kind not in STATE[owners[parameter]]:
+                continue
             value = tensors[f"{kind}.{name}"]
             if value.ndim == 0:
                 state[kind] = value.to(parameter.device) if optimizer.defaults.get("fused") else value.clone()
@@ -241,11 +241,5 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
 
 @torch.no_grad()
 def copy_into(target: Tensor, source: Tensor) -> None:
-    """Copies a whole tensor into one that may be sharded over ranks."""
-    if hasattr(target, "device_mesh"):
-        from torch.distributed.tensor import distribute_tensor
-
-        source = distribute_tensor(
-            source.to(target.device), target.device_mesh, target.placements, src_data_rank=None  # type: ignore[attr-defined]
-        )  # every rank has read the whole tensor and takes its shard
-    target.copy_(source)
+    """Copies a whole tensor, which every rank has read, into one that may be sharded over ranks."""
+    target.copy_(shard_like(source, target))

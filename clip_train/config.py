@@ -223,6 +223,8 @@ class TrainOptions:
                                    within="(0, inf)", replaces="steps")  # fmt: skip
     steps: int | None = option(None, "total number of steps, instead of --epochs", within="[1, inf)", replaces="epochs")
     # optimiser (paper, table 18)
+    optimizer: str = option("adamw", "muon: orthogonal updates of the matrices of the blocks, AdamW for the rest",
+                            choices=("adamw", "muon"))  # fmt: skip
     lr: float | None = option(None, "peak learning rate; by the model unless given", within="(0, inf)")
     warmup: int | None = option(None, "steps of linear warm-up; by the model, or a tenth of the run, unless given",
                                  within="[0, inf)")  # fmt: skip

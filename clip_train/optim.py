@@ -1,4 +1,8 @@
-"""AdamW as in the paper (table 18): no weight decay of gains and biases, linear warm-up, cosine to zero; EMA."""
+"""The optimizers, the schedule of the learning rate, and the moving average of the weights.
+
+AdamW is as in the paper (table 18): no weight decay of gains and biases, linear warm-up, cosine to zero. Muon is in
+muon.py.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,39 @@ import torch
 from torch import Tensor, nn
 
 from clip_train.config import Recipe
+from clip_train.muon import Muon, matrices_of_blocks
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """Two groups: matrices and embeddings have weight decay; gains, biases, class token and temperature have none."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def make_optimizer(model: nn.Module, recipe: Recipe, *, name: str = "adamw") -> torch.optim.AdamW:
+    """The optimizer of a run.
+
+    Matrices and embeddings have weight decay. Gains, biases, class token and temperature have none.
+
+    Args:
+        name: "muon" takes the matrices of the blocks from AdamW.
+    """
+    named = [(word, parameter) for word, parameter in model.named_parameters() if parameter.requires_grad]
+    orthogonal = matrices_of_blocks(named) if name == "muon" else {}
+    rest = [parameter for word, parameter in named if word not in orthogonal]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    betas = (recipe.beta1, recipe.beta2)
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, eps=recipe.eps, fused=True)
+    for parts in sorted(set(orthogonal.values())):
+        chosen = [parameter for word, parameter in named if orthogonal.get(word) == parts]
+        groups.append({"params": chosen, "weight_decay": recipe.weight_decay, "parts": parts})
+    kind = Muon if orthogonal else torch.optim.AdamW
+    return kind(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True)
+
+
+# what each optimizer keeps of a parameter
+STATE = {"adamw": ("exp_avg", "exp_avg_sq", "step"), "muon": ("momentum",)}
+
+
+def optimizer_of(optimizer: torch.optim.Optimizer) -> dict[Tensor, str]:
+    """The key of STATE of each parameter."""
+    groups = optimizer.param_groups
+    return {value: "muon" if "parts" in group else "adamw" for group in groups for value in group["params"]}
 
 
 def learning_rate(step: int, *, recipe: Recipe, steps: int) -> float:

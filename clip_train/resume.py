@@ -15,6 +15,7 @@ from clip_train.order import WINDOW_FORM
 from clip_train.remote import public
 from clip_train.run import Run
 from clip_train.same_run import recipe_of, unexplained
+from clip_train.sharded import whole
 from clip_train.tokenizer import Tokenizer
 
 
@@ -97,7 +98,7 @@ def save_run(run: Run, folder: Path, tokenizer: Tokenizer) -> Path:
     """Saves a checkpoint. The first rank writes it."""
     model = checkpoint.model_tensors(run.model)
     optimizer = checkpoint.optimizer_tensors(run.model, run.optimizer)
-    average = {name: checkpoint.whole(value) for name, value in run.average.weights.items()} if run.average else None
+    average = {name: whole(value) for name, value in run.average.weights.items()} if run.average else None
     path = folder / "checkpoints" / f"step-{run.step:08d}"
     if rank() == 0:
         checkpoint.save(

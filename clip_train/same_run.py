@@ -21,7 +21,7 @@ from clip_train.places import is_run_config
 # Options that decide the numbers and may change in a run.
 RECIPE = (
     "batch_size", "epochs", "steps", "lr", "warmup", "weight_decay", "beta1", "beta2", "eps", "clip_norm", "ema",
-    "precision", "patch_dropout", "crop_scale", "verify",
+    "precision", "patch_dropout", "crop_scale", "verify", "optimizer",
 )  # fmt: skip
 # Options that a run keeps for good; what stands in its checkpoints refuses another value (resume.py).
 _KEPT = ("data", "model", "seed", "loss", "activation", "window", "online_balance", "batch_concepts", "super_batch")
@@ -91,12 +91,17 @@ def _changes(options: TrainOptions) -> dict[str, Any]:
 
 
 def read_stored(folder: Path) -> tuple[dict[str, Any], tuple[dict[str, Any], ...]]:
-    """The options and the history in RUN/config.json; nothing where there is none."""
+    """The options and the history in RUN/config.json; nothing where there is none.
+
+    An option that the run's version did not have has its default, which is what that version did.
+    """
     path = folder / "config.json"
     if not is_run_config(path):
         return {}, ()
     found = json.loads(path.read_text(encoding="utf-8"))
-    return found["options"], tuple(found.get("history", ()))
+    fields = [field for field in dataclasses.fields(TrainOptions) if field.name in RECIPE]
+    before = {field.name: field.default for field in fields if field.default is not None}
+    return {**before, **found["options"]}, tuple(found.get("history", ()))
 
 
 def recipe_of(options: TrainOptions) -> dict[str, Any]:

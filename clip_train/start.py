@@ -61,7 +61,7 @@ def start_run(plan: Plan, device: torch.device, *, data: str = "") -> Run:
         device=device,
         model=model,
         towers=towers,
-        optimizer=make_optimizer(model, plan.recipe),
+        optimizer=make_optimizer(model, plan.recipe, name=options.optimizer),
         scaler=torch.amp.GradScaler(device.type, enabled=options.precision == "fp16"),
         average=MovingAverage(model, decay=options.ema) if options.ema else None,
         data=data,

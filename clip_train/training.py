@@ -39,6 +39,7 @@ from clip_train.resume import save_run
 from clip_train.run import Run, StepResult
 from clip_train.run_config import run_vocabulary, write_config
 from clip_train.same_run import continued
+from clip_train.sharded import whole
 from clip_train.shards import open_index
 from clip_train.start import loader_options, open_stream, start_run
 from clip_train.tokenizer import load_tokenizer
@@ -167,7 +168,7 @@ def clip_gradients(run: Run) -> Tensor:
     norm = torch.nn.utils.get_total_norm([value.grad for value in parameters if value.grad is not None])
     if run.plan.options.clip_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, run.plan.options.clip_norm, norm)
-    return checkpoint.whole(norm)
+    return whole(norm)
 
 
 def update(run: Run, *, finite: Tensor) -> None:

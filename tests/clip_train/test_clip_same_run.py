@@ -188,3 +188,18 @@ def test_on_the_command_line_the_folder_is_enough_and_a_default_that_is_said_cou
     assert json.loads(capsys.readouterr().out)["steps"] == 5
     assert main([*words, "--ema", "0"]) == 2
     assert "--ema 0.0 is not the run's 0.5" in capsys.readouterr().err
+
+
+def test_the_optimizer_changes_only_by_change(options):
+    """The state of the parameters that the other optimizer takes starts anew."""
+    train(options)
+    with pytest.raises(UsageError, match="--optimizer muon is not the run's adamw"):
+        resume(options, optimizer="muon")
+    path = Path(options.output) / "config.json"
+    older = config(options)
+    del older["options"]["optimizer"]  # of a version without the option
+    path.write_text(json.dumps(older))
+    with pytest.raises(UsageError, match="--optimizer muon is not the run's adamw"):
+        resume(options, optimizer="muon")
+    assert resume(options, change=("optimizer=muon", "steps=6"))["steps"] == 6
+    assert resume(options, change=("optimizer=adamw", "steps=8"))["steps"] == 8

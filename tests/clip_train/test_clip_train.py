@@ -19,16 +19,18 @@ torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install
 
 from clip_train import run_config  # noqa: E402
 from clip_train import training as train_module  # noqa: E402
-from clip_train.checkpoint import all_steps, optimizer_tensors, restore_optimizer, whole  # noqa: E402
+from clip_train.checkpoint import all_steps, optimizer_tensors, restore_optimizer  # noqa: E402
 from clip_train.config import TrainOptions, resolve  # noqa: E402
 from clip_train.data import Batch, Loader  # noqa: E402
 from clip_train.distributed import process_group, world_size  # noqa: E402
 from clip_train.errors import BelowThreshold, InputMissing, TrainError, UsageError  # noqa: E402
 from clip_train.log import StepLog  # noqa: E402
 from clip_train.model import CLIP  # noqa: E402
-from clip_train.optim import learning_rate  # noqa: E402
+from clip_train.muon import matrices_of_blocks  # noqa: E402
+from clip_train.optim import learning_rate, set_learning_rate  # noqa: E402
 from clip_train.order import Stream  # noqa: E402
 from clip_train.run import Run  # noqa: E402
+from clip_train.sharded import whole  # noqa: E402
 from clip_train.shards import open_index  # noqa: E402
 from clip_train.start import loader_options, start_run  # noqa: E402
 from clip_train.tokenizer import load_tokenizer, read_merges, write_merges  # noqa: E402
@@ -112,7 +114,11 @@ def as_one_of_two(rank: int, options: TrainOptions, port: int, output: str) -> N
             for name, value in half["ddp"].items()
             if value.ndim >= 2
         }
-        found["optimizer"] = restored_optimizer(dataclasses.replace(options, parallel="fsdp"))
+        sharded = dataclasses.replace(options, parallel="fsdp")
+        found["optimizer"] = restored_optimizer(sharded)
+        muon = dataclasses.replace(sharded, optimizer="muon", lr=0.01)
+        found["optimizer"] += restored_optimizer(muon)
+        found["muon"] = {way: weights_after(dataclasses.replace(muon, parallel=way)) for way in ("ddp", "fsdp")}
     if rank == 0:
         torch.save(found, output)
 
@@ -127,6 +133,15 @@ def restored_optimizer(options: TrainOptions) -> float:
     found = optimizer_tensors(again.model, again.optimizer)
     assert set(found) == set(expected)
     return max((found[name] - value).abs().max().item() for name, value in expected.items())
+
+
+def weights_after(options: TrainOptions, *, steps: int = 2) -> dict[str, torch.Tensor]:
+    """The weights after steps on the batch of the first step."""
+    run, batches = first_step(options)
+    set_learning_rate(run.optimizer, options.lr)
+    for _ in range(steps):
+        training_step(run, batches)
+    return {name: whole(value).detach().clone() for name, value in run.model.named_parameters()}
 
 
 @pytest.mark.timeout(600)
@@ -148,6 +163,12 @@ def test_two_ranks_give_the_gradient_of_one_process(options, tmp_path):
                 assert difference < 1e-6, (case, name)
     print(f"{len(CASES)} cases: largest difference {largest:.1e}")
     assert found["optimizer"] == 0
+    muon = dataclasses.replace(options, optimizer="muon", lr=0.01)
+    one, before = weights_after(muon), dict(first_step(muon)[0].model.named_parameters())
+    for parallel in ("ddp", "fsdp"):
+        for name in matrices_of_blocks(one.items()):  # AdamW's first step is the sign, also of a gradient near zero
+            moved = (found["muon"][parallel][name] - one[name]).norm() / (one[name] - before[name]).norm()
+            assert moved < 1e-3, (parallel, name)
     assert min(found["bf16"].values()) > 0.99  # FSDP gathers the blocks in bf16
 
 
@@ -166,8 +187,9 @@ def test_packed_and_padded_text_give_the_same_losses(options, tmp_path):
     assert found[0] == pytest.approx(found[1], abs=2e-5)
 
 
-def test_resume_is_bitwise(options, tmp_path):
-    changes = {"steps": 7, "ema": 0.9, "patch_dropout": 0.25, "save_every": 3}
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resume_is_bitwise(options, tmp_path, optimizer):
+    changes = {"steps": 7, "ema": 0.9, "patch_dropout": 0.25, "save_every": 3, "optimizer": optimizer}
     whole = dataclasses.replace(options, output=str(tmp_path / "whole"), **changes)
     train(whole)
 
@@ -369,6 +391,18 @@ def test_what_a_run_leaves(options):
     reader = EventAccumulator(str(events))
     reader.Reload()
     assert [event.value for event in reader.Scalars("loss")] == pytest.approx([line["loss"] for line in lines])
+
+
+def test_a_step_that_is_not_finite_leaves_muon_as_it_was(options, monkeypatch):
+    run, batches = first_step(dataclasses.replace(options, optimizer="muon"))
+    training_step(run, batches)
+    before = {name: value.clone() for name, value in optimizer_tensors(run.model, run.optimizer).items()}
+    before |= {name: value.detach().clone() for name, value in run.model.named_parameters()}
+    assert any(name.startswith("momentum.") for name in before)
+    monkeypatch.setattr(train_module, "pair_loss", lambda run, images, texts: (images * texts).sum() * float("inf"))
+    training_step(run, batches)
+    after = {**optimizer_tensors(run.model, run.optimizer), **dict(run.model.named_parameters())}
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
