@@ -63,6 +63,7 @@ def look_up(options: Options) -> Run:
         case=o.case,
         languages=o.languages,
         language_model=o.language_model,
+        robots_archive=o.robots_archive,
     )
 
 

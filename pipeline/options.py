@@ -72,4 +72,4 @@ def recipe_text(options: Options) -> str:
     from pipeline.sources.inputs import public_spec
 
     comment = f"openwit {__version__}\npython -m pipeline.build --config recipe.yaml --output OUT"
-    return recipe.write(options, comment=comment, public={"input": public_spec})
+    return recipe.write(options, comment=comment, public={"input": public_spec, "robots_archive": public_spec})

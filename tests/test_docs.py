@@ -46,6 +46,7 @@ from pipeline.stages import (
     dedup_images,
     gather,
     near_exchange,
+    robots_archive,
     row_pass,
     selection,
 )
@@ -234,6 +235,8 @@ TABLES = {
     "FETCHED": (schema.FETCHED, schema.SELECTED),
     "FETCHED_PART": (attempts.FETCHED_PART, schema.FETCHED),
     "FETCHED_OK": (row_pass.FETCHED_OK, schema.FETCHED),
+    "ROBOTS_PLACES": (robots_archive.ROBOTS_PLACES, pa.schema([])),
+    "ROBOTS_ANSWERS": (robots_archive.ROBOTS_ANSWERS, pa.schema([])),
     "HASHES": (near_exchange.HASHES, pa.schema([])),
     "SIMILAR": (near_exchange.SIMILAR, pa.schema([])),
     "REPLACED": (near_exchange.REPLACED, pa.schema([])),

@@ -14,7 +14,7 @@ from pipeline.engine.storage import DamagedError
 from pipeline.engine.work import FILES
 from pipeline.schema import STAGES
 
-LISTED = ("inputs.json", "shards.json", storage.CHECKSUMS)  # files of a run beside its stages
+LISTED = ("inputs.json", "robots.json", "shards.json", storage.CHECKSUMS)  # files of a run beside its stages
 IMAGES = ("status", "image_offset", "image_bytes", "stored_xxh3")
 _PATH = re.compile(r"(.*) is (damaged \(.*\)|missing)", re.DOTALL)
 

@@ -18,6 +18,7 @@ import time
 from pipeline.fetching import robots
 from pipeline.fetching.addresses import MOST_HOSTS, Gate, Lookup, Resolver, look_up
 from pipeline.fetching.answer import Answer, Body
+from pipeline.fetching.archived import MOST_REDIRECTS, PATH, REDIRECTS, ArchivedRules, Captures
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.hosts import Host
 from pipeline.fetching.memory import Memory, Share
@@ -26,11 +27,10 @@ from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.recent import Recent
 from pipeline.fetching.targets import Target, follow, parse
 from pipeline.fetching.terms import TDMREP, NoLicence, Terms, read_rsl, read_tdmrep
-from pipeline.fetching.verdict import IN_ANSWER, IN_ROBOTS_TXT, Verdict
+from pipeline.fetching.verdict import IN_ANSWER, IN_ROBOTS_TXT, STATED_IN_ROBOTS_TXT, Verdict
 from pipeline.fetching.wire import Wire
 from pipeline.text import rights
 
-REDIRECTS = frozenset({301, 302, 303, 307, 308})
 PASSING = frozenset({"dns", "tcp", "http_5xx", "rate_limited"})  # retried at once; a timeout only in a later run
 # A pause (Retry-After) up to this is waited for at once. A URL with a longer one is left for the end of the fetch.
 SHORT_PAUSE_S = 2.0
@@ -39,7 +39,6 @@ PASSING_5XX = frozenset({500, 502, 503, 504, 520, 521, 522, 523, 524})
 OUTAGES = 3  # of the network, after which a URL is tried once more
 ROBOTS_S = 10.0
 LARGEST_RULES = 64 << 20  # bytes of robots.txt files that a client remembers; older ones are asked for again
-ROBOTS_REDIRECTS = 5
 RULES_LIFETIME_S = 24 * 3600.0
 FAILED_RULES_LIFETIME_S = 60.0
 PASSING_RULES_LIFETIME_S = 0.2  # shorter than the wait before a retry
@@ -105,16 +104,22 @@ class Client:
         self.network = Network(gate, lookup, self._forget_failures)
         self._wire = Wire(options)
         self.memory = Memory(options.memory)
+        self._captures: Captures | None = None
+        self._archived: ArchivedRules | None = None
 
-    def begin(self, *, again: bool = False) -> None:
+    def begin(self, *, again: bool = False, captures: Captures | None = None) -> None:
         """Starts a new run of work: the time that hosts may ask for starts from zero.
 
         Args:
             again: the URLs failed before. What is known of failures is forgotten: each host is tried once more.
+            captures: robots.txt as archives hold it. What they refuse is never requested.
         """
         with self._lock:
             self._run += 1
             self.network.again = again
+            if captures != self._captures:
+                self._captures = captures
+                self._archived = ArchivedRules(captures, self.options) if captures is not None else None
         if again:
             self._forget_failures()
 
@@ -260,7 +265,8 @@ class Client:
         return answer
 
     def _ask_leave(self, target: Target, clock: _Clock, verdict: Verdict) -> None:
-        """Checks the address, then robots.txt, which is not requested from a host that may not be reached."""
+        """Checks the archives, then the address, then robots.txt: no host is asked for it that may not be reached."""
+        self.check_archives(target, verdict)
         deadline = clock.run()
         try:
             self._resolver.addresses(target.host, target.port, deadline - time.monotonic())
@@ -283,6 +289,20 @@ class Client:
         host = self._host(target)
         host.delay_s = max(self.options.delay_s, rules.delay_s)
 
+    def check_archives(self, target: Target, verdict: Verdict) -> None:
+        """Checks what the robots.txt archives say of a URL. Nothing is sent to its host.
+
+        Raises:
+            Failure: robots or opt_out; or an archive cannot be read now.
+        """
+        if self._archived is None or not self.options.respect_robots:
+            return
+        refusal = self._archived.refusal(target)
+        if refusal is not None and (refusal.status == "robots" or self.options.respect_opt_out):
+            raise Failure(refusal.status, refusal.evidence, protocol=refusal.protocol)
+        if self._archived.of(target) is not None:
+            verdict.consult(*(STATED_IN_ROBOTS_TXT if self.options.respect_opt_out else STATED_IN_ROBOTS_TXT[:2]))
+
     def _site(self, target: Target) -> _Site:
         """What is known of the origin. The first thread that asks reads it; the others wait.
 
@@ -304,8 +324,11 @@ class Client:
     def _read_rules(self, target: Target, site: _Site) -> None:
         lifetime = RULES_LIFETIME_S
         try:
-            body = self._robots_txt(target)
-            if body is not None:
+            known = self._archived.of(target) if self._archived is not None else None
+            age = time.time() - known.date if known is not None else -1.0
+            if known is not None and 0 <= age < RULES_LIFETIME_S:  # a date to come proves nothing
+                site.rules, lifetime = known.rules, RULES_LIFETIME_S - age
+            elif (body := self._robots_txt(target)) is not None:
                 site.rules = robots.Rules(body, self.options.user_agent, self.options.robots_agents)
             if self.options.respect_opt_out:
                 site.terms = self._read_terms(target, site.rules)
@@ -372,7 +395,7 @@ class Client:
 
     def _robots_txt(self, target: Target) -> bytes | None:
         """The body, or None: a 4xx allows everything. A 5xx forbids everything for now (RFC 9309)."""
-        return self._site_file(dataclasses.replace(target, path="/robots.txt"))
+        return self._site_file(dataclasses.replace(target, path=PATH))
 
     def _site_file(self, at: Target) -> bytes | None:
         """The body of a file about the site; None: there is none.
@@ -381,7 +404,9 @@ class Client:
             Failure: it cannot be read now; class "robots" if a server answered so.
         """
         clock = _Clock(min(ROBOTS_S, self.options.deadline_s))
-        for _ in range(ROBOTS_REDIRECTS + 1):
+        for hop in range(MOST_REDIRECTS + 1):
+            if hop or at.path != PATH:
+                self._check_host(at)
             with self.memory.share() as share:
                 answer = self._request(at, clock, robots.LARGEST, share, cut=True)
             if answer.status == 200:
@@ -402,6 +427,12 @@ class Client:
             except Failure:
                 return None
         return None
+
+    def _check_host(self, at: Target) -> None:
+        """Raises Failure(robots) if an archive forbids to request a file about a site."""
+        refusal = self._archived.refusal(at) if self._archived is not None else None
+        if refusal is not None and refusal.status == "robots":
+            raise Failure("robots", refusal.evidence, protocol=refusal.protocol)
 
     def _host(self, target: Target) -> Host:
         with self._lock:

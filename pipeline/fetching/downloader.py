@@ -32,6 +32,7 @@ import xxhash
 
 from pipeline.engine import storage
 from pipeline.fetching.answer import Body
+from pipeline.fetching.archived import Captures
 from pipeline.fetching.client import Client, shared_client
 from pipeline.fetching.errors import OK, Failure, NetworkError
 from pipeline.fetching.helper import Decoder
@@ -170,6 +171,8 @@ class _Shard:
             outcome.final_url = None
             raise Failure("forgotten", "this image was forgotten")
         outcome.image_sha256 = digest
+        if outcome.http_status is None:  # from a web archive
+            self._client.check_archives(parse(url), verdict)
         try:
             return self._ask_decoder(body, SMALL)
         except NeedsMemory as needs:
@@ -253,6 +256,7 @@ def fetch_rows(
     again: bool = False,
     watch: Watch | None = None,
     forgotten: Forgotten | None = None,
+    captures: Captures | None = None,
 ) -> pa.RecordBatch:
     """Fetches the images of a batch, decodes them, and writes the encoded ones to `raw_path` in the order of uid.
 
@@ -269,6 +273,7 @@ def fetch_rows(
         again: the rows failed before; a host that rests after failures is tried once more.
         watch: is told of each finished row.
         forgotten: (sha256 of the bytes as served, URL after redirects) -> True if the image must not be kept.
+        captures: robots.txt as archives hold it. What they refuse is never requested.
 
     Returns:
         Schema FETCHED and RETRY_AT, one row an input row, sorted by uid.
@@ -280,7 +285,7 @@ def fetch_rows(
     """
     rows = rows.take(pc.sort_indices(rows, sort_keys=[("uid", "ascending"), ("url", "ascending")]))
     client = shared_client(options)
-    client.begin(again=again)
+    client.begin(again=again, captures=captures)
     urls = rows["url"].to_pylist()
     with opened(pieces_path) as file, _decoder(options) as decoder:
         pieces = Pieces(file, asked=_description(rows, options), options=repr(options).encode())

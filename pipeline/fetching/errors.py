@@ -32,7 +32,7 @@ RETRYABLE = {
 }
 
 STATUSES = (OK, *sorted(RETRYABLE))
-LONGEST_SENTENCE = 200
+LONGEST_SENTENCE = 400  # the evidence of an archive names the record and the file
 
 NOT_TRIED = "not tried: "  # begins the message of a failure for which nothing was sent
 
@@ -88,6 +88,6 @@ class NetworkError(RuntimeError):
 
 
 def printable(sentence: str) -> str:
-    """At most 200 characters without control characters: an untrusted server may have sent parts of the sentence."""
+    """At most LONGEST_SENTENCE characters, no control characters: an untrusted server may have sent parts of it."""
     cut = sentence[: LONGEST_SENTENCE * 2]
     return "".join(c if c.isprintable() else " " for c in cut).strip()[:LONGEST_SENTENCE]

@@ -19,6 +19,7 @@ from pipeline.text.url_patterns import matches, path_of, spelling
 LARGEST = 500 << 10  # bytes that are read: RFC 9309 asks for at least 500 KiB
 PARSED_BYTES = 72  # that a byte of rules takes when it is parsed (measured: 14 in a usual file, 72 in a hostile one)
 MOST_PARSED, LARGEST_PARSED = 20_000, 64 << 20
+LONGEST_CITED = 120  # characters of a value in an evidence
 LONGEST_DELAY_S = 30.0  # a longer Crawl-delay counts as this
 
 _LINE_WITHOUT_COLON = re.compile(r"\s*([^:#\s]+)\s+([^:#\s]+)\s*(?:#.*)?")  # "disallow /": the meaning is plain
@@ -160,6 +161,7 @@ class _Group:
 def _cite(line: int, key: str, value: str, agent: str = "") -> str:
     """The evidence of a line: "robots.txt line 3: Content-Usage: train-ai=n"."""
     group = f" (group of {agent})" if agent else ""
+    value = value if len(value) <= LONGEST_CITED else f"{value[:LONGEST_CITED]}..."
     return f"robots.txt line {line}: {key.title()}: {value}{group}"
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pipeline.text.rights import PROTOCOLS
 
 ALLOWED, UNSTATED, REFUSED = "allowed", "unstated", "refused"
-IN_ROBOTS_TXT = ("robots", "robots-agents", "content-usage", "content-signal", "rsl")
+STATED_IN_ROBOTS_TXT = ("robots", "robots-agents", "content-usage", "content-signal")
+IN_ROBOTS_TXT = (*STATED_IN_ROBOTS_TXT, "rsl")  # it names an RSL licence, which is another file
 IN_ANSWER = ("content-usage", "content-signal", "tdmrep", "robots-tag")
 IN_IMAGE = ("iptc", "c2pa")
 

@@ -45,7 +45,9 @@ CC_MIRRORS = {
 CC_BASE_VARIABLE = "OPENWIT_CC_BASE"  # a mirror, a folder or a test's server instead of CC_BASE
 
 _WET = re.compile(r"\.wet(\.gz)?$", re.IGNORECASE)
-_CRAWL = re.compile(r"^cc:(?P<crawl>[A-Za-z0-9-]+)(?::(?P<kind>wat|warc))?(?:\[(?P<first>\d*):(?P<last>\d*)\])?$")
+_CRAWL = re.compile(
+    r"^cc:(?P<crawl>[A-Za-z0-9-]+)(?::(?P<kind>wat|warc|robotstxt))?(?:\[(?P<first>\d*):(?P<last>\d*)\])?$"
+)
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -296,6 +298,13 @@ def _expand_remote(url: str, *, any_name: bool) -> list[Found]:
         raise InputError(f"no file to read matches {public(url)!r}: expected {readable()}")
     urls = [system.unstrip_protocol(name) for name in names]
     return [Found(public(full), full, "", files[name].get("size")) for name, full in zip(names, urls, strict=True)]
+
+
+def robots_spec(spec: str) -> str:
+    """A spec of robots.txt archives for `expand`: cc:CRAWL means cc:CRAWL:robotstxt, and a file *.paths is a list."""
+    if spec.startswith("cc:"):
+        return re.sub(r"^cc:([A-Za-z0-9-]+)(?=\[|$)", r"cc:\1:robotstxt", spec)
+    return f"@{spec}" if re.search(r"\.paths(\.gz)?$", file_name(spec)) and not spec.startswith("@") else spec
 
 
 def public_spec(spec: str) -> str:

@@ -16,7 +16,12 @@ from pipeline.stages.run import HowSettings, Run, RunSettings
 
 LONGEST_VALUE = 60  # characters of an option's value in a message
 # The entries of `decided_by` that are no options: digests and version numbers. A message names them so.
-BEHIND = {"inputs": "another --input", "queries": "another --queries", "format": "another format of the shards"}
+BEHIND = {
+    "inputs": "another --input",
+    "queries": "another --queries",
+    "robots_archive": "another --robots-archive",
+    "format": "another format of the shards",
+}
 
 
 def check(stages: list[Stage], run: Run) -> None:

@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.dataset.tombstones import Tombstones
-from pipeline.engine import hashing, remote, rights_ledger, shuffle_files, storage
-from pipeline.engine.cli import BelowThreshold, UsageError
+from pipeline.engine import checks, hashing, remote, rights_ledger, shuffle_files, storage
+from pipeline.engine.cli import BelowThreshold, MissingInput, UsageError
 from pipeline.engine.input_errors import InputError
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
@@ -32,16 +32,26 @@ from pipeline.engine.remote import RemoteSettings
 from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_exchange, run_task, units_at_start
 from pipeline.engine.tasks import Reading
-from pipeline.engine.work import Json, StageFolder, StepFolder
+from pipeline.engine.work import Json, StageFolder, StepFolder, digest_of
 from pipeline.fetching.downloader import FetchOptions, fetch_rows
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import PROJECT_URL
 from pipeline.fetching.verdict import REFUSED
 from pipeline.schema import SELECTED, STAGES
 from pipeline.sources import READERS
+from pipeline.sources.base import Input, ReadSettings
 from pipeline.stages.attempts import FETCHED_PART, PASSES, ROUND_PAUSES_S, Attempts, fetched_rows
 from pipeline.stages.base import Job, Outputs, Stage
 from pipeline.stages.fetch_progress import PassFigures, UnitFigures
+from pipeline.stages.robots_archive import (
+    ArchivedRobots,
+    IndexRobots,
+    ReadRobots,
+    RobotsPlan,
+    WantedRobots,
+    facts_of_archives,
+    save_archives,
+)
 from pipeline.stages.row_pass import ROW_HASH
 from pipeline.stages.run import Run
 from pipeline.stages.tally import Rejects, Tally, unit_body
@@ -114,6 +124,13 @@ class FetchSettings:
         metavar="URL",
         check=_check_contact,
     )
+    robots_archive: tuple[str, ...] = option(
+        (),
+        help="robots.txt archives of the crawl, as --input or cc:CRAWL; a host that refuses there is never asked",
+        default_text="none",
+        metavar="WHAT",
+        check=checks.not_empty,
+    )
     robots_agents: tuple[str, ...] = option(
         ("CCBot",),
         help="crawlers of data sets: what robots.txt forbids to one of them by name is not fetched; none: only ours",
@@ -178,6 +195,7 @@ class FetchPlan:
         options: of the downloader.
         rounds: of an attempt, for the failures that may pass.
         remote: how archives on servers are read.
+        robots: the steps that read robots.txt archives; None: there are none.
     """
 
     attempts: Attempts
@@ -189,6 +207,7 @@ class FetchPlan:
     options: FetchOptions
     rounds: int
     remote: RemoteSettings
+    robots: RobotsPlan | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -425,6 +444,7 @@ def _download_part(
         again=again,
         watch=watch,
         forgotten=stones.among_fetched if stones else None,
+        captures=ArchivedRobots(plan.robots) if plan.robots is not None else None,
     )
     if not fetched["uid"].equals(batch["uid"]):
         raise RuntimeError(f"the downloader returned other rows than it was given (unit {unit}, part {part})")
@@ -445,28 +465,54 @@ class Fetch(Stage):
 
     fetching: FetchPlan
     exchange: str
+    robots_archives: tuple[Input, ...]
 
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
         folder = before.plan(run, cls)
+        selected = before.rows("balance").parts
+        # A thread waits for an archive as long as for a server. The rounds of the fetch ask again.
+        patient = dataclasses.replace(run.remote, patience=min(run.remote.patience, ARCHIVE_PATIENCE_S))
+        robots = None
+        if run.robots_archives:
+            wanted, answers, index = (folder.step(f"robots-{name}") for name in ("wanted", "answers", "index"))
+            count = len(run.robots_archives)
+            robots = RobotsPlan(selected, wanted, answers, index, run.robots_file, run.remote, patient, count)
         fetching = FetchPlan(
             attempts=Attempts(folder, before.folder("balance")),
-            selected=before.rows("balance").parts,
+            selected=selected,
             images=before.folder("gather").step("images"),
             hosts=folder.step("hosts"),
             archived=folder.step("archived"),
             inputs=run.inputs_file,
             options=fetch_options(run.settings(FetchSettings)),
             rounds=run.settings(FetchSettings).fetch_rounds,
-            # A thread waits for an archive as long as for a server. The rounds of the fetch ask again.
-            remote=dataclasses.replace(run.remote, patience=min(run.remote.patience, ARCHIVE_PATIENCE_S)),
+            remote=patient,
+            robots=robots,
         )
-        return cls(folder, run.keep_rejected, fetching, run.exchange)
+        return cls(folder, run.keep_rejected, fetching, run.exchange, run.robots_archives)
 
     @classmethod
     def fingerprint(cls, run: Run) -> dict[str, Json]:
         o = run.settings(FetchSettings)
-        return {"image_size": o.image_size, "columns": FETCHED_COLUMNS, "robots_agents": o.robots_agents}
+        decided: dict[str, Json] = {
+            "image_size": o.image_size,
+            "columns": FETCHED_COLUMNS,
+            "robots_agents": o.robots_agents,
+        }
+        if run.robots_archives:  # else as it was without the option
+            decided["robots_archive"] = digest_of([[item.name, item.bytes] for item in run.robots_archives])
+        return decided
+
+    def check(self, run: Run) -> None:
+        try:
+            READERS["warc"].check(run.robots_archives, ReadSettings())
+        except (InputError, OSError) as error:
+            raise MissingInput(f"--robots-archive: {error}") from error
+
+    def settle(self, run: Run) -> None:
+        if self.robots_archives:
+            save_archives(run.robots_file, self.robots_archives)
 
     def reopens(self, run: Run) -> bool:
         info = self.folder.info()  # None while an attempt is under way
@@ -480,6 +526,10 @@ class Fetch(Stage):
         hosts = plan.attempts.hosts
         by_host = ByHost(plan)
         max_units = units_at_start(done, by_host)
+        if plan.robots is not None:
+            done = run_task(done, WantedRobots(plan.robots), max_units=1)
+            done = run_task(done, ReadRobots(plan.robots), max_units=plan.robots.count)
+            done = run_exchange(done, IndexRobots(plan.robots), buckets=plan.robots.buckets, exchange=self.exchange)
         done = run_task(done, IndexArchivedImages(plan), max_units=1)
         done = run_task(done, by_host, max_units=max_units)
         done = run_exchange(done, DownloadHosts(plan), buckets=hosts, exchange=self.exchange)
@@ -505,6 +555,7 @@ class Fetch(Stage):
             "passing": self.folder.step("failed").total("passing"),
             "archived_images": self.fetching.archived.total("images"),
             "rights": (self.folder.step("failed").manifest(0) or {}).get("rights", {}),
+            **({"robots_archives": facts_of_archives(self.fetching.robots)} if self.fetching.robots else {}),
         }
 
     def complete(self) -> dict[str, Any]:
@@ -576,7 +627,9 @@ class Fetch(Stage):
             )
             for number, folder in passes
         ]
-        return [Watched("fetch hosts", self.fetching.hosts), *images]
+        robots = self.fetching.robots
+        read = [Watched("robots.txt archives", robots.answers, robots.count)] if robots is not None else []
+        return [*read, Watched("fetch hosts", self.fetching.hosts), *images]
 
     def _selected_rows(self) -> int | None:
         info = self.fetching.attempts.selected.info()
@@ -593,7 +646,7 @@ def count_refusals(table: pa.Table) -> dict[str, Any]:
         found[protocol] = {
             "pairs": some.num_rows,
             "hosts": len(np.unique(host_hashes(hashing.as_array(some["url"])))),
-            "spared": some["http_status"].null_count,
+            "spared": pc.sum(pc.and_(some["http_status"].is_null(), some["image_sha256"].is_null())).as_py(),
             "examples": [
                 {"hash": f"{row['row_hash']:016x}", "url": row["url"], "evidence": row["error"]} for row in first
             ],

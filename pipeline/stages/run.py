@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from queries.identity import UsedQueries
 
 RESULT = 3  # raised whenever equal input and options give other rows; then an older folder cannot be continued
-HIDDEN = ("input", "queries")  # paths: the manifest holds digests of their content instead
+HIDDEN = ("input", "queries", "robots_archive")  # paths: the manifest holds digests of their content instead
 PACKAGES = ("openwit", "apache-beam", "img2dataset", "numpy", "pillow", "pyarrow")  # the manifest holds their versions
 
 AGAIN = "Run the same command again to continue."  # ends a message about an input that may be read later
@@ -299,6 +300,7 @@ class Run:
         sizes: the number of buckets of each exchange.
         about: the options and versions that every info.json and the manifest hold.
         expected_rows: a rough number of pairs in the inputs.
+        robots_archives: the robots.txt archives, sorted by name.
     """
 
     options: object
@@ -310,6 +312,7 @@ class Run:
     sizes: Sizes
     about: About
     expected_rows: float
+    robots_archives: tuple[Input, ...] = ()
 
     def settings(self, kind: type[T]) -> T:
         """The options, typed as those of one stage."""
@@ -349,6 +352,11 @@ class Run:
         return os.path.join(self.root, "inputs.json")
 
     @property
+    def robots_file(self) -> str:
+        """Path of the list of robots.txt archives, for the workers."""
+        return os.path.join(self.root, "robots.json")
+
+    @property
     def queries_file(self) -> str:
         """Path of the query list in the published folder."""
         return os.path.join(self.root, "queries.parquet")
@@ -369,6 +377,7 @@ def look_up(
     case: str,
     languages: Sequence[str],
     language_model: str,
+    robots_archive: Sequence[str] = (),
 ) -> Run:
     """The run that the options describe. Its inputs and its query list are looked up. Nothing is written.
 
@@ -379,6 +388,7 @@ def look_up(
         queries: the query lists, as `queries.several` reads them; empty: the list that comes with the project.
         match, case: how texts are matched. This decides which queries are equal.
         languages, language_model: which texts stay, and what tells their language.
+        robots_archive: the robots.txt archives of the crawl.
 
     Raises:
         MissingInput: an input or the query list does not exist or cannot be read.
@@ -389,6 +399,7 @@ def look_up(
         settings = dataclasses.replace(remote_settings(options), patience=patience)
         remote.configure(settings, on_wait=lambda line: print(f"pipeline.build: {line}", file=sys.stderr))
     inputs = look_up_inputs(options.input, input_format=input_format, skip_bad=skip_bad, output=options.output)
+    robots = look_up_robots(robots_archive, output=options.output)
     rows = sum(READERS[item.format].expected_rows(item) for item in inputs)
     used = look_up_queries(queries, match=match, case=case)
     wanted = WantedLanguages.of(languages, [code for code, _, _ in used.lists()], language_model)
@@ -405,6 +416,7 @@ def look_up(
         sizes=Sizes.of(rows),
         about=About(published_options(options), code_versions()),
         expected_rows=rows,
+        robots_archives=robots,
     )
 
 
@@ -417,8 +429,11 @@ def look_up_inputs(specs: Sequence[str], *, input_format: str, skip_bad: bool, o
     """The inputs that the user named. Files in the folder `output` are no inputs of its run.
 
     Raises:
+        UsageError: a spec names robots.txt archives.
         MissingInput: an input does not exist or cannot be read.
     """
+    if robots := next((spec for spec in specs if re.match(r"cc:[^:]*:robotstxt\b", spec)), None):
+        raise UsageError(f"--input {robots}: must be its WAT or WARC files; --robots-archive takes its robots.txt")
     try:
         return tuple(sources.expand(specs, input_format=input_format, skip_bad=skip_bad, without=output))
     except UnreadableInputError as error:
@@ -427,6 +442,22 @@ def look_up_inputs(specs: Sequence[str], *, input_format: str, skip_bad: bool, o
         raise MissingInput(f"{error}. Check the address and the network, or try again later") from error
     except sources.InputError as error:
         raise MissingInput(str(error)) from error
+
+
+def look_up_robots(specs: Sequence[str], *, output: str) -> tuple[Input, ...]:
+    """The robots.txt archives that the user named, in the forms of inputs; cc:CRAWL means those of the crawl.
+
+    Raises:
+        UsageError: a spec names other files of a crawl.
+        MissingInput: an archive does not exist or cannot be read.
+    """
+    named = [sources.robots_spec(spec) for spec in specs]
+    if other := next((spec for spec in named if re.match(r"cc:[^:]*:(wat|warc)\b", spec)), None):
+        raise UsageError(f"--robots-archive {other}: must be cc:CRAWL or cc:CRAWL:robotstxt, or archives of robots.txt")
+    try:
+        return tuple(sources.expand(named, input_format="warc", without=output)) if named else ()
+    except sources.InputError as error:
+        raise MissingInput(f"--robots-archive: {error}") from error
 
 
 def look_up_queries(specs: Sequence[str], *, match: str, case: str) -> UsedQueries:

@@ -345,7 +345,7 @@ def test_robots_rules() -> None:
 
 
 def test_every_failure_has_a_class_and_a_printable_sentence() -> None:
-    assert printable("a\x1b]0;b\r\n" + "x" * 500) == "a ]0;b" + "  " + "x" * 192
+    assert printable("a\x1b]0;b\r\n" + "x" * 500) == "a ]0;b" + "  " + "x" * 392
     for status in RETRYABLE:
         assert str(Failure(status, "x")) == "x"
 

@@ -17,6 +17,7 @@ from pipeline.stages.run import Run
 # Options that stand in no fingerprint under their own name, and why.
 ELSEWHERE = {
     "input_format": "the digest of the inputs holds the format of each",
+    "robots_archive": "the digest of the archives stands there if there are any",
     "allow_address": "it decides whether a URL can be reached, as the network does: fetched images stay",
     "deadline": "as allow_address",
     "user_agent_contact": "as allow_address",
