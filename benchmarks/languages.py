@@ -18,6 +18,7 @@ of the rule were chosen on these collections, with the figures of both halves in
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import time
 import zlib
@@ -38,7 +39,8 @@ LABELS = Path(__file__).parent / "language_labels.tsv"
 WRONG = (
     "befifty simplyscience 100noticias 24ora ahlen diario1 djz.de elenacional elfaro feuerwehrtaucher fischundfang "
     "groove helge.at hoy.com lexikon lokalo madame.lef mitvergn presse-ausb spontis ukbdnews ultimasnot vergleich "
-    "volksblatt wildundhund wolfgangschm liberation-1 murdeltas springer.com-pro dw.com lenouvell kbs.co"
+    "volksblatt wildundhund wolfgangschm liberation-1 murdeltas springer.com-pro dw.com lenouvell kbs.co boxen1 "
+    "archive.org.dzs"
 ).split()
 _LANG = re.compile(rb"<html[^>]*\blang=[\"']?([A-Za-z]{2})")
 Columns = tuple[pa.Array, npt.NDArray[np.int64], list[str], list[str]]  # texts, page, its language, its name
@@ -61,6 +63,46 @@ def read_pages(folders: list[str]) -> Columns:
     page = np.array([number for number, _ in found])[rows]
     about = [*found.values()]
     return texts.take(pa.array(rows)), page, [about[row][0] for row in rows], [about[row][1] for row in rows]
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """What is known of the texts of `read_pages`, on the pages whose name has an odd CRC.
+
+    Attributes:
+        english, other: of all texts: those of English pages, those of pages in another language.
+        rows: the texts that were labelled by hand; foreign: their labels.
+    """
+
+    english: npt.NDArray[np.bool_]
+    other: npt.NDArray[np.bool_]
+    rows: npt.NDArray[np.int64]
+    foreign: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, texts: pa.Array, code: list[str], name: list[str]) -> Truth:
+        odd = np.array([zlib.crc32(key(path).encode()) % 2 == 1 for path in name])
+        other = np.array([one not in ("en", "") for one in code])
+        with LABELS.open(encoding="utf-8", newline="") as file:
+            lines = [line.rstrip("\n").split("\t") for line in file][1:]
+        paths = [key(path).partition("/")[2] for path in name]
+        place = {pair: row for row, pair in enumerate(zip(paths, texts.to_pylist(), strict=True))}
+        labels = [(place[path, text], is_foreign == "1") for path, is_foreign, text in lines if (path, text) in place]
+        rows, foreign = (np.array([label[at] for label in labels]) for at in (0, 1))
+        return cls(says_english(code, name) & odd, other & odd, rows.astype(np.int64), foreign.astype(bool))
+
+    def figures(self, kept: npt.NDArray[np.bool_]) -> tuple[float, float, float, float]:
+        """The shares that are kept of English, of foreign and of neutral texts, and the foreign share of kept texts."""
+        labelled = kept[self.rows]
+        estimate = self.other.sum() * (labelled & self.foreign).mean()
+        share = estimate / (self.other.sum() * labelled.mean() + kept[self.english].sum())
+        return kept[self.english].mean(), labelled[self.foreign].mean(), labelled[~self.foreign].mean(), share
+
+
+def says_english(code: list[str], name: list[str]) -> npt.NDArray[np.bool_]:
+    """True for the texts of pages that say "en" and are."""
+    wrong = [any(part in path for part in WRONG) for path in name]
+    return np.array([one == "en" and not bad for one, bad in zip(code, wrong, strict=True)])
 
 
 def score(name: str, texts: pa.Array, page: npt.NDArray[np.int64], *, with_page: bool) -> tuple[np.ndarray, float]:
@@ -99,18 +141,9 @@ def main() -> None:
     texts, page, code, name = read_pages(options.folders)
     known = {label for one in options.model for part in one.split("+") for label in LanguageModel.load(part).labels}
     ALL.extend(sorted({"no" if label == "nb" else label for label in known}))
-    wrong = [any(part in path for part in WRONG) for path in name]
-    english = np.array([one == "en" and not bad for one, bad in zip(code, wrong, strict=True)])
-    other = np.array([one not in ("en", "") for one in code])
-    odd = np.array([zlib.crc32(key(path).encode()) % 2 == 1 for path in name])
-    with LABELS.open(encoding="utf-8", newline="") as file:
-        lines = [line.rstrip("\n").split("\t") for line in file][1:]
-    paths = [key(path).partition("/")[2] for path in name]
-    place = {pair: row for row, pair in enumerate(zip(paths, texts.to_pylist(), strict=True))}
-    labels = [(place[path, text], is_foreign == "1") for path, is_foreign, text in lines if (path, text) in place]
-    rows, foreign = np.array([row for row, _ in labels]), np.array([is_foreign for _, is_foreign in labels])
-    numbers = f"{(english & odd).sum():,} alts of English pages, {(other & odd).sum():,} of other pages"
-    print(f"{numbers}; {len(rows)} labelled, {foreign.sum()} foreign")
+    truth = Truth.of(texts, code, name)
+    numbers = f"{truth.english.sum():,} alts of English pages, {truth.other.sum():,} of other pages"
+    print(f"{numbers}; {len(truth.rows)} labelled, {truth.foreign.sum()} foreign")
     kinds = ("English kept", "foreign kept", "neutral kept", "foreign share")
     print(f"{'model':<22}{'rule':<6}{''.join(f'{kind:>14}' for kind in kinds)}{'us a text':>11}")
     for one in options.model:
@@ -119,11 +152,8 @@ def main() -> None:
             scores = np.mean([columns for columns, _ in found], axis=0)
             at = ALL.index("en")
             kept = np.delete(scores, at, 1).max(axis=1) - scores[:, at] <= language.MARGIN
-            kept_english, labelled = kept[english & odd], kept[rows]
-            estimate = (other & odd).sum() * (labelled & foreign).mean()
-            share = estimate / ((other & odd).sum() * labelled.mean() + kept_english.sum())
             took = sum(seconds for _, seconds in found) / len(texts) * 1e6
-            figures = (kept_english.mean(), labelled[foreign].mean(), labelled[~foreign].mean(), share)
+            figures = truth.figures(kept)
             shown = "both" if "+" in one else one.rpartition("/")[2]
             rule = "page" if with_page else "text"
             print(f"{shown:<22}{rule:<6}{''.join(f'{figure:>14.1%}' for figure in figures)}{took:>11.1f}")

@@ -5,8 +5,8 @@
 DATA is the folder of the test data. Rows whose files are missing are left out:
 
 - `warc` and `captions/web_alt_pages.parquet`: alts of pages in real archives, and of news pages. A page (of news: the
-  host of the images) is English if the language model of the project says so of all its alts together, with a
-  probability of 0.9 or more. The texts are cleaned as gather does it. Each counts once.
+  host of the images) is English if the language model (lid.176) says so of all its alts together, with a
+  share of 0.5 or more. The texts are cleaned as gather does it. Each counts once.
 - the rest of web_alt_pages: alts of sites, chosen in the same way. Nearly all are documentation of software.
 - `captions/gcc_validation.parquet`: cleaned alts (Conceptual Captions).
 - `clipeval/CLIP__prompts.md`: class names of CLIP's evaluation sets; `clipeval/MetaCLIP__labels.json`: those of CUB.
@@ -41,7 +41,7 @@ from queries.rules import FUNCTION_WORDS
 
 NEWS = ("page_alt:goose3/goose3", "page_alt:mozilla/readability", "page_alt:AndyTheFactory/newspaper4k")
 LEAST_ALTS, CONTEXT = 3, 4_000  # of a page; characters of its alts that the model reads
-LEAST_ENGLISH = 0.9  # the model's probability of English
+LEAST_ENGLISH = 0.5  # the share of English that the model gives
 _LETTER, _LATIN = re.compile(r"[^\W\d_]"), re.compile(r"[A-Za-z\u00c0-\u024f]")
 SETS = ("imagenet", "Food101", "SUN397", "CUB200", "Birdsnap", "OxfordPets", "Country211", "Flowers102")
 SETS += ("DescribableTextures", "FGVCAircraft", "StanfordCars", "EuroSAT", "Caltech101", "UCF101")
@@ -118,8 +118,9 @@ def english(rows: list[tuple[str, str]]) -> pa.Array:
             groups[group][text] = None
     names = [name for name, texts in groups.items() if len(texts) >= LEAST_ALTS]
     whole = pa.array([" ".join(groups[name])[:CONTEXT] for name in names], pa.string())
-    scores = LanguageModel.load().probabilities(whole, ["en"])[:, 0] if names else []
-    chosen = [name for name, score in zip(names, scores, strict=True) if score >= LEAST_ENGLISH]
+    codes, shares = LanguageModel.load().predict(whole)
+    is_english = pc.and_(pc.equal(codes, "en"), pc.greater_equal(shares, LEAST_ENGLISH)).to_pylist()
+    chosen = [name for name, found in zip(names, is_english, strict=True) if found]
     return pa.array(sorted({text for name in chosen for text in groups[name]}), pa.string())
 
 
