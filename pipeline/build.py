@@ -98,6 +98,7 @@ def build(options: Options, *, quiet: bool = False) -> Result:
         storage.remove_stale_files(run.root)
         continuing.check(stages, run)  # again: another run may have changed the folder before the lock
         continuing.remove_from(stages, options.redo)
+        retry_inputs(stages, run, quiet=quiet)
         continuing.reopen(stages, run)
         for line in continuing.remove_lost(stages, run):
             if not quiet:
@@ -110,6 +111,21 @@ def build(options: Options, *, quiet: bool = False) -> Result:
             run_job(list(job), run, quiet=quiet)
             continuing.check_results(stages, run)
     return Result.of(run.root, stages)
+
+
+def retry_inputs(stages: list[Stage], run: Run, *, quiet: bool = False) -> None:
+    """Reads inputs again that were left out, if the user asks for it. The later stages go only if the rows change."""
+    again, line = continuing.reopen_inputs(stages, run)
+    if line and not quiet:
+        print(f"pipeline.build: {line}", file=sys.stderr)
+    if again:
+        write_what_was_looked_up(run)
+        for stage in again:
+            stage.settle(run)
+        run_job(again, run, quiet=quiet)
+    line = continuing.finish_retry(stages, run)
+    if line and not quiet:
+        print(f"pipeline.build: {line}", file=sys.stderr)
 
 
 def write_what_was_looked_up(run: Run) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 COUNTED = ("stage", "rows_in", "rows_out", "dropped")
 MOST_LOST = 0.8  # a larger share of the texts is lost: the lists hardly fit them
 MANY_QUERIES = 1_000
-BESIDE = ("records_dropped", "notes", "retryable", "damaged_inputs")
+BESIDE = ("records_dropped", "notes", "retryable", "damaged_inputs", "left_out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Result:
         digest: over all published files; None if the run did not reach `publish`.
         target: a sentence on --target-pairs if the pairs cannot reach it, else "".
         records: `records_dropped` (lost records by reason), `notes`, `retryable` (failures of the fetch that may pass)
-            and `damaged_inputs` (`engine.ledger.damaged_inputs`) of each stage that has some, by its name.
+            `damaged_inputs` (`engine.ledger.damaged_inputs`) and `left_out` (names of inputs) of each stage that has
+            some, by its name.
         misfits: sentences on query lists that do not fit the texts.
         queries: a sentence with the numbers of used and merged queries; "" if every query is used as given.
     """

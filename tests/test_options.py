@@ -251,8 +251,8 @@ def test_one_option_fixes_the_number_of_shards(told) -> None:
     [
         ("--redo dedup --stages match..match", "--redo dedup: must be one of the stages of --stages match..match"),
         ("--redo gather --stages match..fetch", "--redo gather: must be one of the stages of --stages match..fetch"),
-        ("--retry-failed --stages gather..balance", "--retry-failed: needs the stage fetch"),
-        ("--retry-failed --stages publish", "--retry-failed: needs the stage fetch, and --stages is publish..publish"),
+        ("--retry-failed --stages match..balance", "--retry-failed: needs the stage gather or fetch"),
+        ("--retry-failed --stages publish", "gather or fetch, and --stages is publish..publish"),
     ],
 )
 def test_a_stage_is_not_removed_by_a_run_that_does_not_do_it(given: str, says: str, told) -> None:

@@ -32,8 +32,16 @@ class MissingInputError(InputError):
     """A remote input does not exist."""
 
 
+class RefusedInputError(InputError):
+    """A server refuses to give a remote input, and asking again changes nothing."""
+
+
 class UnreadableInputError(InputError):
     """No byte of an input can be understood. The same bytes fail again."""
+
+
+# An input of these errors cannot be had. --skip-bad-inputs goes on without it.
+UNAVAILABLE = (MissingInputError, RefusedInputError, UnreadableInputError, TransferError)
 
 
 def is_remote(path: str) -> bool:

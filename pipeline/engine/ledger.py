@@ -82,6 +82,10 @@ def lines_on_records(counted: Mapping[str, Any]) -> list[str]:
         lines.append(f"notes: {_counts(notes)}")
     if counted.get("retryable"):
         lines.append(f"{counted['retryable']:,} of the failures may pass: --retry-failed fetches these images again")
+    without = len(counted.get("left_out") or ())
+    if without:
+        were = "1 input was" if without == 1 else f"{without:,} inputs were"
+        lines.append(f"{were} left out: --retry-failed reads {'it' if without == 1 else 'them'} again")
     return lines + lines_on_inputs(counted.get("damaged_inputs") or {})
 
 

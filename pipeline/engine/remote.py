@@ -24,7 +24,7 @@ from typing import Any
 import xxhash
 
 from pipeline.engine import transfers
-from pipeline.engine.input_errors import InputError, MissingInputError, TransferError, public
+from pipeline.engine.input_errors import MissingInputError, RefusedInputError, TransferError, public
 from pipeline.engine.transfers import Answer, Broken, EmptyFile, Missing, Positioned, Refused
 
 WINDOW = 1 << 20  # bytes that the first request after a seek asks for; each request after it asks for twice as many
@@ -112,7 +112,7 @@ class RemoteFile(Positioned):
     Raises (also `read`):
         MissingInputError: no server has the file.
         TransferError: the patience has ended, or the file has changed.
-        InputError: a server refuses the file.
+        RefusedInputError: a server refuses the file.
     """
 
     def __init__(self, url: str, settings: RemoteSettings | None = None) -> None:
@@ -291,7 +291,7 @@ class RemoteFile(Positioned):
                 return
             if isinstance(error, Missing):
                 raise MissingInputError(f"{public(self.url)!r} is not there ({error})") from None
-            raise InputError(f"{public(self.url)!r} cannot be read: {error}") from None
+            raise RefusedInputError(f"{public(self.url)!r} cannot be read: {error}") from None
         if not self._tries:
             self._since = time.monotonic()
         self._tries += 1

@@ -361,7 +361,7 @@ def explain_failure(error: BaseException) -> JobFailed:
     last = own[-1] if own else (lines[-1] if lines else type(error).__name__)
     last = last.removeprefix("RuntimeError: ") if EXPECTED.search(last) else last
     last = re.sub(r" \[while running '[^']*'\]", "", last)  # Beam puts it behind the first argument: text may follow
-    of_input = re.match(r"(?:[\w.]+\.)?(?:(Missing|Unreadable)?Input|Reader|Transfer)Error: ", last)
+    of_input = re.match(r"(?:[\w.]+\.)?(?:(Missing|Refused|Unreadable)?Input|Reader|Transfer)Error: ", last)
     if of_input:
         away = InputAway if "TransferError: " in of_input[0] else JobFailed
         return (InputGone if of_input[1] else away)(last[of_input.end() :])

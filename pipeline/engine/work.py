@@ -72,6 +72,15 @@ class StepFolder:
         changed = storage.changed(self.path)
         return _manifests(self, changed) if changed is not None else []
 
+    def remove_files(self, unit: int) -> None:
+        """Removes what a unit wrote, its manifest first."""
+        manifest = self.file(unit, "json")
+        storage.remove(manifest)
+        marks = (f"{unit:05d}.", f"{unit:05d}-")
+        for name in storage.names(self.path):
+            if name.startswith(marks):
+                storage.remove(os.path.join(self.path, name))
+
     def total(self, name: str) -> Any:
         """The sum of one number over all manifests."""
         return sum(found.get(name, 0) for _, found in self.manifests())

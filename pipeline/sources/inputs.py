@@ -22,9 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 
 from pipeline.engine.input_errors import (
+    UNAVAILABLE,
     InputError,
-    MissingInputError,
-    UnreadableInputError,
     is_http,
     is_remote,
     one_line,
@@ -65,7 +64,7 @@ def expand(
         specs: files, globs, folders, @LISTs, URLs, cc:CRAWL[:warc][[first:last]].
         input_format: "auto", or one format for all files. With "auto", folders and globs skip files of other formats.
         cc_base: where crawl paths lie (URL or folder); default: OPENWIT_CC_BASE, then Common Crawl's server.
-        skip_bad: a file that must be opened for this, and is unreadable, stays one input. Its reader fails then.
+        skip_bad: a file that must be opened for this, and cannot be had, stays one input. Its reader fails then.
         without: a folder that the run writes. Folders and globs skip the files in it.
 
     Raises:
@@ -351,7 +350,7 @@ def _finish(item: Found, input_format: str, skip_bad: bool) -> list[Input]:
         reader = _reader_of(item) if input_format == AUTO else READERS[input_format]
         try:
             return reader.expand(item)
-        except (UnreadableInputError, MissingInputError):
+        except UNAVAILABLE:
             if not skip_bad:
                 raise
             return [Input(item.name, item.path, reader.name, item.size)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,8 @@ from pipeline.dataset import damage
 from pipeline.engine import storage
 from pipeline.engine.cli import UsageError
 from pipeline.engine.display import sanitize
+from pipeline.engine.work import StepFolder
+from pipeline.stages import left_out
 from pipeline.stages.base import Stage
 from pipeline.stages.row_pass import RowStage
 from pipeline.stages.run import HowSettings, Run, RunSettings
@@ -169,3 +172,91 @@ def reopen(stages: list[Stage], run: Run) -> None:
         if stage.reopens(run):
             remove_from(stages, after.name)
             stage.reopen()
+
+
+# ---- inputs that were left out
+
+
+def reads_inputs(stages: list[Stage]) -> list[RowStage]:
+    """The stages of the pass that read the inputs: gather, or gather and match if they did it as one pass."""
+    first, second = stages[:2]
+    assert isinstance(first, RowStage) and isinstance(second, RowStage)
+    fused = not first.parts().folder.manifests() and second.parts().folder.manifests()
+    return [first, second] if fused else [first]
+
+
+def reopen_inputs(stages: list[Stage], run: Run) -> tuple[list[Stage], str]:
+    """Reopens the units of inputs that were left out, if the user asks for it or a killed run has begun it.
+
+    Returns:
+        The stages that must run for it, before all others, and a line for the user. ([], "") if there are none.
+
+    Raises:
+        UsageError: --stages leaves out a stage that reads the inputs.
+    """
+    asked, root = run.settings(RunSettings).stages, run.root
+    retry = left_out.Retry.load(root)
+    if stages[0].name not in asked:
+        return [], ""
+    if not retry.is_under_way and run.settings(HowSettings).retry_failed:
+        retry = _plan_retry(stages, run, retry)
+    if not retry.is_under_way:
+        return [], ""
+    missing = [name for name in retry.stages if name not in asked]
+    if missing:
+        raise UsageError(
+            f"--stages {asked[0]}..{asked[-1]}: inputs that were left out are read again, and this needs {missing[0]}"
+        )
+    head = [stage for stage in stages if stage.name in retry.stages]
+    if not retry.begun:
+        for stage in reversed(head):
+            storage.remove(os.path.join(stage.folder.path, "COMPLETED"))
+        for unit in retry.units:
+            _parts_of(head).remove_files(unit)
+        retry = dataclasses.replace(retry, begun=True).save(root)
+    if all(stage.is_done() for stage in head):
+        return [], ""
+    many = f"{len(retry.units):,} {'input' if len(retry.units) == 1 else 'inputs'}"
+    return list(head), f"{many} that {'was' if len(retry.units) == 1 else 'were'} left out: read again"
+
+
+def _plan_retry(stages: list[Stage], run: Run, old: left_out.Retry) -> left_out.Retry:
+    """Notes what a retry will do; nothing else is changed. It is not under way if no input was left out."""
+    head = reads_inputs(stages)
+    folder = head[-1].parts().folder
+    units = left_out.units(folder)
+    if not units:
+        return old
+    infos = [stage.folder.info() for stage in head]
+    names = tuple(sorted({*old.names, *(run.inputs[unit].name for unit in units)}))
+    if not all(infos):  # the pass has not ended, so no later stage has begun
+        for unit in units:
+            folder.remove_files(unit)
+        return left_out.Retry(names).save(run.root)
+    stages_of = tuple(stage.name for stage in head)
+    before = tuple(left_out.counted(info) for info in infos)
+    return left_out.Retry(names, stages_of, tuple(units), False, before).save(run.root)
+
+
+def finish_retry(stages: list[Stage], run: Run) -> str:
+    """Removes the later stages if a retry of inputs has changed the rows. Returns a line for the user; "": no retry."""
+    retry = left_out.Retry.load(run.root)
+    head = [stage for stage in stages if stage.name in retry.stages]
+    if not retry.is_under_way or not all(stage.is_done() for stage in head):
+        return ""
+    changed = tuple(left_out.counted(stage.folder.info()) for stage in head) != retry.before
+    if changed:
+        remove_from(stages, stages[len(head)].name)
+    left_out.Retry(retry.names).save(run.root)
+    still = len(left_out.units(_parts_of(head)))
+    got = len(retry.units) - still
+    if not changed:
+        return "no input that was left out could be read now: the later stages stay as they are"
+    begins = f"the stages from {stages[len(head)].name} on begin anew"
+    return f"{got:,} of {len(retry.units):,} inputs that were left out could be read now: {begins}"
+
+
+def _parts_of(head: list[Stage]) -> StepFolder:
+    last = head[-1]
+    assert isinstance(last, RowStage)
+    return last.parts().folder

@@ -53,7 +53,7 @@ from pipeline.stages.robots_archive import (
     save_archives,
 )
 from pipeline.stages.row_pass import ROW_HASH
-from pipeline.stages.run import Run
+from pipeline.stages.run import HowSettings, Run
 from pipeline.stages.tally import Rejects, Tally, unit_body
 
 if TYPE_CHECKING:
@@ -158,15 +158,6 @@ class FetchSettings:
         within="[128, 1e6]",
         steers=True,
     )
-    retry_failed: bool = option(
-        False, help="fetch again what failed in a way that may pass, then publish anew", steers=True
-    )
-
-    @staticmethod
-    def check_together(o: Any) -> None:
-        """Refuses --retry-failed for a run that does not fetch."""
-        if o.retry_failed and "fetch" not in o.stages:
-            raise UsageError(f"--retry-failed: needs the stage fetch, and --stages is {o.stages[0]}..{o.stages[-1]}")
 
 
 def fetch_options(o: FetchSettings) -> FetchOptions:
@@ -516,7 +507,7 @@ class Fetch(Stage):
 
     def reopens(self, run: Run) -> bool:
         info = self.folder.info()  # None while an attempt is under way
-        return run.settings(FetchSettings).retry_failed and info is not None and bool(info["retryable"])
+        return run.settings(HowSettings).retry_failed and info is not None and bool(info["retryable"])
 
     def reopen(self) -> None:
         self.fetching.attempts.ask_for_another()

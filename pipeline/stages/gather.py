@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pipeline.dataset.tombstones import Tombstones
 from pipeline.engine import checks, hashing, remote, rights_ledger, storage
 from pipeline.engine.cli import MissingInput, UsageError
-from pipeline.engine.input_errors import InputError, MissingInputError, ReaderError, TransferError, UnreadableInputError
+from pipeline.engine.input_errors import UNAVAILABLE, InputError, ReaderError, TransferError, UnreadableInputError
 from pipeline.engine.ledger import Ledger, damaged_inputs
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
@@ -29,9 +29,10 @@ from pipeline.schema import PAIRS
 from pipeline.sources import READERS
 from pipeline.sources.base import Input, ReadSettings, SettingsError
 from pipeline.sources.inputs import AUTO
+from pipeline.stages import left_out
 from pipeline.stages.base import Job, Outputs
-from pipeline.stages.row_pass import EVIDENCE, GATHERED_PART, Parts, RowStage
-from pipeline.stages.run import AGAIN, RESULT, SKIP, Run
+from pipeline.stages.row_pass import EVIDENCE, GATHERED_PART, LeftOut, Parts, RowStage
+from pipeline.stages.run import AGAIN, RESULT, SKIP, TRY_LATER, Run
 from pipeline.stages.tally import Tally
 from pipeline.text import clean, rights
 from pipeline.text.language_names import LID
@@ -82,7 +83,7 @@ class GatherSettings:
         choices=(AUTO, *READERS),
     )
     skip_bad_inputs: bool = option(
-        False, help="go on without inputs that are missing or unreadable; they are counted and named", steers=True
+        False, help="go on without inputs that cannot be had or read; they are counted and named", steers=True
     )
     url_column: str = option("url", help="of tables", metavar="NAME", check=checks.not_empty)
     text_column: str = option("text", help="of tables", metavar="NAME", check=checks.not_empty)
@@ -293,19 +294,28 @@ class ReadInputs:
         return len(load_inputs(self.inputs))
 
     def read(self, unit: int, ledger: Ledger) -> Iterator[pa.RecordBatch]:
+        """The batches of an input.
+
+        Raises:
+            LeftOut: with `skip_bad`, the input cannot be read to its end.
+            MissingInputError, RefusedInputError, UnreadableInputError, TransferError: without it.
+        """
         remote.configure(self.remote)
         images: list[pa.RecordBatch] = []
-        source = load_inputs(self.inputs)[unit]
+        source = left_out.as_it_is(os.path.dirname(self.inputs), load_inputs(self.inputs)[unit])
         try:
             yield from self._batches(source, ledger, images)
-        except (MissingInputError, UnreadableInputError, TransferError) as error:
-            if not self.skip_bad or ledger.records_in > sum(ledger.records_dropped.values()):
-                remedy = AGAIN if isinstance(error, TransferError) else SKIP
-                raise type(error)(f"{error}. {remedy}") from error
-            ledger.records_in += 1
-            ledger.lose("broken_transfer" if isinstance(error, TransferError) else "unreadable_input")
-        lost = {"unreadable_input", "broken_transfer"}
-        if not ledger.rows_in and source.bytes != 0 and not (lost & ledger.records_dropped.keys()):
+        except UNAVAILABLE as error:
+            broken = isinstance(error, TransferError)
+            if not self.skip_bad:
+                raise type(error)(f"{error}. {AGAIN if broken else SKIP}") from error
+            self.images.remove_files(unit)
+            if ledger.rows_in or not isinstance(error, UnreadableInputError):
+                raise LeftOut(left_out.BROKEN if broken else left_out.UNREADABLE) from error
+            ledger.records_in += 1  # the reasons for which all of its records were lost stay
+            ledger.lose(left_out.UNREADABLE)
+            return
+        if not ledger.rows_in and source.bytes != 0:
             ledger.notes["input_without_pairs"] += 1  # its layout may be another one than the reader expects
         if sum(batch.num_rows for batch in images):
             number = source_names(self.inputs).index(source.name)
@@ -381,7 +391,7 @@ def read_settings(o: GatherSettings) -> ReadSettings:
 def check_inputs(inputs: tuple[Input, ...], settings: ReadSettings, *, skip_bad: bool) -> None:
     """Lets every reader check its inputs, so that an unreadable input is reported before anything is written.
 
-    `skip_bad` accepts missing and unreadable inputs.
+    `skip_bad` accepts inputs that cannot be had.
 
     Raises:
         UsageError: the options do not fit an input.
@@ -391,9 +401,9 @@ def check_inputs(inputs: tuple[Input, ...], settings: ReadSettings, *, skip_bad:
         for name, reader in READERS.items():
             try:
                 reader.check([item for item in inputs if item.format == name], settings)
-            except (MissingInputError, UnreadableInputError) as error:
+            except UNAVAILABLE as error:
                 if not skip_bad:
-                    raise MissingInput(f"{error}. {SKIP}") from error
+                    raise MissingInput(f"{error}. {TRY_LATER if isinstance(error, TransferError) else SKIP}") from error
     except SettingsError as error:
         raise UsageError(str(error)) from error
     except (InputError, OSError) as error:
@@ -458,10 +468,13 @@ class Gather(RowStage):
 
     def count(self, *, counted: Sequence[StepFolder] | None = None) -> dict[str, Any]:
         info = super().count(counted=counted)
-        units = (found for step in (self.counted() if counted is None else counted) for found in step.manifests())
+        steps = self.counted() if counted is None else counted
         names = [item.name for item in self.inputs]
+        units = (found for step in steps for found in step.manifests())
         damaged = damaged_inputs((names[unit], Ledger.from_json(row["ledgers"][self.name])) for unit, row in units)
-        return {**info, **({"damaged_inputs": damaged} if damaged else {})}
+        without = [names[unit] for step in steps for unit in left_out.units(step)]
+        more = {"damaged_inputs": damaged, left_out.NAMES: without}
+        return {**info, **{name: value for name, value in more.items() if value}}
 
     def function(self) -> CleanRows:
         return CleanRows(self.inputs_file, self.rules)

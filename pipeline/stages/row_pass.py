@@ -150,8 +150,20 @@ class RowFunction(Protocol):
     def open(self, unit: int) -> Callable[[pa.RecordBatch, Tally], pa.RecordBatch]: ...
 
 
+class LeftOut(Exception):
+    """A source cannot give all batches of a unit, and the run goes on without it: the unit then has no rows at all.
+
+    Attributes:
+        reason: of the one record that counts as lost in its place.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class RowSource(Protocol):
-    """Where the batches of a unit come from."""
+    """Where the batches of a unit come from. `read` raises `LeftOut` for a unit that the run goes on without."""
 
     def units(self) -> int: ...
 
@@ -228,6 +240,18 @@ class PassTask:
         return self.source.units()
 
     def run(self, unit: int) -> dict[str, Any]:
+        try:
+            return self._run(unit)
+        except LeftOut as error:
+            # What was read before the break depends on when it broke, so none of it stays.
+            self.folder.remove_files(unit)
+            rejects = Rejects("none")
+            tallies = [Tally(name, rejects) for name in self.names]
+            tallies[0].ledger.records_in = 1
+            tallies[0].ledger.lose(error.reason)
+            return {**unit_body(self.folder, unit, tallies, rejects), "parts": 0, "rows": []}
+
+    def _run(self, unit: int) -> dict[str, Any]:
         rejects = Rejects(self.keep_rejected)
         tallies = [Tally(name, rejects) for name in self.names]
         functions = [function.open(unit) for function in self.functions]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from pipeline.engine import checks, remote, runners
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.fork_server import Preload
-from pipeline.engine.input_errors import TransferError, UnreadableInputError, is_remote
+from pipeline.engine.input_errors import RefusedInputError, TransferError, UnreadableInputError, is_remote
 from pipeline.engine.options import REQUIRED, deciding, nearest, option
 from pipeline.engine.remote import RemoteSettings
 from pipeline.engine.work import Json
@@ -21,6 +21,7 @@ from pipeline.schema import STAGES
 from pipeline.sources import READERS
 from pipeline.sources import inputs as sources
 from pipeline.sources.base import Input
+from pipeline.stages import left_out
 from pipeline.text.language_names import ALL, LID, NAMES, model_code, nearest_code
 from queries import load
 from queries.load import QueryError
@@ -35,6 +36,7 @@ PACKAGES = ("openwit", "apache-beam", "img2dataset", "numpy", "pillow", "pyarrow
 
 AGAIN = "Run the same command again to continue."  # ends a message about an input that may be read later
 SKIP = "Replace the input, or add --skip-bad-inputs to go on without it"  # ends a message about an unreadable input
+TRY_LATER = "Check the address and the network, or try again later"  # ends a message about an input out of reach
 PLANNING_PATIENCE_S = 60.0  # for remote inputs that are looked up before a run: somebody waits for an answer
 KERNEL_ROWS = 50_000  # with more expected rows, workers load the kernels before they begin
 # The kernels of select. A worker loads the kernel of a source when it meets such a source.
@@ -178,6 +180,11 @@ class HowSettings:
         parse=mirrors,
         steers=True,
     )
+    retry_failed: bool = option(
+        False,
+        help="read again the inputs that were left out, fetch again what failed in a way that may pass",
+        steers=True,
+    )
     redo: str | None = option(
         None, help="make this stage and those after it anew", choices=STAGES, metavar="STAGE", steers=True
     )
@@ -185,7 +192,11 @@ class HowSettings:
 
     @staticmethod
     def check_together(o: Any) -> None:
-        """Refuses to remove stages that the run then does not do."""
+        """Refuses to remove stages that the run then does not do, and to retry what it does not do."""
+        if o.retry_failed and not {"gather", "fetch"} & set(o.stages):
+            raise UsageError(
+                f"--retry-failed: needs the stage gather or fetch, and --stages is {o.stages[0]}..{o.stages[-1]}"
+            )
         if o.redo and o.redo not in o.stages:
             raise UsageError(f"--redo {o.redo}: must be one of the stages of --stages {o.stages[0]}..{o.stages[-1]}")
 
@@ -435,11 +446,12 @@ def look_up_inputs(specs: Sequence[str], *, input_format: str, skip_bad: bool, o
     if robots := next((spec for spec in specs if re.match(r"cc:[^:]*:robotstxt\b", spec)), None):
         raise UsageError(f"--input {robots}: must be its WAT or WARC files; --robots-archive takes its robots.txt")
     try:
-        return tuple(sources.expand(specs, input_format=input_format, skip_bad=skip_bad, without=output))
-    except UnreadableInputError as error:
+        found = sources.expand(specs, input_format=input_format, skip_bad=skip_bad, without=output)
+        return tuple(left_out.as_listed(output, found))
+    except (RefusedInputError, UnreadableInputError) as error:
         raise MissingInput(f"{error}. {SKIP}") from error
     except TransferError as error:
-        raise MissingInput(f"{error}. Check the address and the network, or try again later") from error
+        raise MissingInput(f"{error}. {TRY_LATER}") from error
     except sources.InputError as error:
         raise MissingInput(str(error)) from error
 
