@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clip_train.config import TrainOptions
-    from clip_train.evaluate import embed, retrieval, zero_shot
+    from clip_train.evaluate import embed, retrieval, score, zero_shot
     from clip_train.training import train
     from clip_train.use import load
 
@@ -53,9 +53,10 @@ _PUBLIC = {
     "zero_shot": "evaluate",
     "retrieval": "evaluate",
     "embed": "evaluate",
+    "score": "evaluate",
 }
 
-__all__ = ["TrainOptions", "embed", "load", "retrieval", "train", "zero_shot"]
+__all__ = ["TrainOptions", "embed", "load", "retrieval", "score", "train", "zero_shot"]
 
 
 def __getattr__(name: str) -> Any:

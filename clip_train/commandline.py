@@ -62,6 +62,7 @@ def _add_part(parser: Parser, part: type) -> None:
 
 def _add_field(target: Any, field: Field, kind: type, *, negatable: bool) -> None:
     names = [field.name] if field.metadata["positional"] else [flag_of(field.name)]
+    names += [field.metadata["also"]] if "also" in field.metadata else []
     text = help_of(field, kind).replace("%", "%%")
     if kind is bool:
         action = argparse.BooleanOptionalAction if negatable else "store_true"

@@ -180,6 +180,14 @@ class EmbedOptions(EvaluationOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreOptions(EvaluationOptions):
+    """Options of `score`."""
+
+    data: str = option("", "shards", files=places.shards)
+    output: str = option("", "the table, a Parquet file", metavar="FILE", files=places.new_file, also="--to")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OverlapOptions(PromptedOptions):
     """Options of `overlap`."""
 
@@ -422,6 +430,14 @@ def _embed(call: Call) -> dict[str, Any]:
     return embed(model, tokenizer, options.data, options.output, texts=options.texts, batch_size=options.batch_size)
 
 
+def _score(call: Call) -> dict[str, Any]:
+    from clip_train.evaluate import score
+
+    options = call[ScoreOptions]
+    model, tokenizer, _ = _load(options)
+    return score(model, tokenizer, options.data, options.output, batch_size=options.batch_size)
+
+
 def _overlap(call: Call) -> dict[str, Any]:
     from clip_train.overlap import overlap
 
@@ -496,6 +512,7 @@ _ALL = (
     Command("retrieval", "recall of captions by images and of images by captions", (RetrievalOptions,), _retrieval),
     Command("probe", "linear probe: logistic regression on image features", (ProbeOptions,), _probe),
     Command("embed", "write a Parquet table of keys and image embeddings", (EmbedOptions,), _embed),
+    Command("score", "write a Parquet table of keys and the cosines of image and text", (ScoreOptions,), _score),
     Command("overlap", "how far training images in an evaluation set change its accuracy", (OverlapOptions,), _overlap),
     Command("export", "write weights for another program", (ExportOptions,), _export),
     Command("tokenizer train", "learn merges from captions", (VocabularyOptions,), _tokenizer_train),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -303,23 +304,72 @@ def embed(
     fields = [pa.field("key", pa.string()), pa.field("embedding", pa.list_(pa.float32(), width))]
     if texts:
         fields.append(pa.field("text_embedding", pa.list_(pa.float32(), width)))
-    partial, rows = Path(f"{output}.{os.getpid()}.partial"), 0
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    rows = 0
     try:
-        with pq.ParquetWriter(partial, pa.schema(fields), compression="zstd", write_page_checksum=True) as writer:
+        with _writing(output, pa.schema(fields)) as write:
             read_image = functools.partial(read_member, reader, index, "image")
             for numbers, features in embed_images(model, read_image, len(index), batch_size=batch_size):
                 columns = [pa.array(index.keys_of(numbers), pa.string()), _vectors(features)]
                 if texts:
                     lines = [_text(reader, index, sample) for sample in numbers]
                     columns.append(_vectors(embed_texts(model, tokenizer, lines)))
-                writer.write_batch(pa.record_batch(columns, schema=pa.schema(fields)))
+                write(columns)
                 rows += len(numbers)
+    finally:
+        reader.close()
+    return {"output": output, "rows": rows, "skipped": len(index) - rows, "dimensions": width}
+
+
+def score(model: CLIP, tokenizer: Tokenizer, data: str, output: str, *, batch_size: int = 128) -> dict[str, Any]:
+    """Writes a Parquet table of `key` and `clip_score`: the cosine of image and text, fp32, from -1 to 1.
+
+    Images that do not decode have no row. `pipeline.build --scores` reads this table.
+
+    Args:
+        model, tokenizer: of `load`.
+        data: shards.
+        output: the table. It appears under this name when it is whole.
+        batch_size: images at a time.
+
+    Returns:
+        output, rows, skipped (did not decode) and mean (of the cosines).
+
+    Raises:
+        InputMissing: there are no shards.
+        TrainError: a caption is too long or not UTF-8, no image decodes, or the weights give no number.
+    """
+    index = open_index(data)
+    reader = open_reader(index)
+    schema, found = pa.schema([pa.field("key", pa.string()), pa.field("clip_score", pa.float32())]), [np.zeros(0)]
+    try:
+        with _writing(output, schema) as write:
+            read_image = functools.partial(read_member, reader, index, "image")
+            for numbers, features in embed_images(model, read_image, len(index), batch_size=batch_size):
+                vectors = embed_texts(model, tokenizer, [_text(reader, index, sample) for sample in numbers])
+                cosines = (features * vectors).sum(1).cpu().numpy()
+                if not np.isfinite(cosines).all():
+                    raise TrainError(f"{data}: the weights give no number for an image or its text")
+                write([pa.array(index.keys_of(numbers), pa.string()), pa.array(cosines)])
+                found.append(cosines)
+            scores = np.concatenate(found)
+            if not len(scores):
+                raise TrainError(f"{data}: none of the {len(index)} images decodes")
+    finally:
+        reader.close()
+    return {"output": output, "rows": len(scores), "skipped": len(index) - len(scores), "mean": float(scores.mean())}
+
+
+@contextlib.contextmanager
+def _writing(output: str, schema: pa.Schema) -> Iterator[Callable[[list[pa.Array]], None]]:
+    """Yields what appends columns to a table. The table appears under its name when the block ends."""
+    partial = Path(f"{output}.{os.getpid()}.partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with pq.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as writer:
+            yield lambda columns: writer.write_batch(pa.record_batch(columns, schema=schema))
         os.replace(partial, output)
     finally:
         partial.unlink(missing_ok=True)
-        reader.close()
-    return {"output": output, "rows": rows, "skipped": len(index) - rows, "dimensions": width}
 
 
 def _vectors(features: Tensor) -> pa.FixedSizeListArray:

@@ -35,6 +35,7 @@ def option(
     files: Check | None = None,
     replaces: str | None = None,
     positional: bool = False,
+    also: str | None = None,
 ) -> Any:
     """A field of an options class.
 
@@ -47,10 +48,11 @@ def option(
         files: a check of the file system.
         replaces: another field that this one makes void where the command line gives this one and a recipe the other.
         positional: an argument without a flag.
+        also: another spelling of the flag.
     """
     metadata = {
         "help": text, "within": within, "choices": tuple(choices) if choices else None, "metavar": metavar,
-        "value": value, "files": files, "replaces": replaces, "positional": positional,
+        "value": value, "files": files, "replaces": replaces, "positional": positional, "also": also,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata={k: v for k, v in metadata.items() if v is not None})
 

@@ -43,7 +43,7 @@ from pipeline.stages import (
     balance,
     caps,
     dedup_exchange,
-    dedup_images,
+    fetched_rules,
     gather,
     near_exchange,
     robots_archive,
@@ -246,7 +246,10 @@ TABLES = {
     "DUPLICATES": (schema.DUPLICATES, pa.schema([])),
     "rejected/*.parquet": (PUBLISHED_REJECTED, pa.schema([])),
 }
-INSIDE = {"PASSED": "a batch on its way within one pass; it is never written"}
+INSIDE = {
+    "PASSED": "a batch on its way within one pass; it is never written",
+    "DROPPED": "what `forget` reads of the rows that dedup-images dropped before it compared them",
+}
 OTHERS = {"The JSON of a sample", "manifest.json"}
 
 
@@ -355,7 +358,7 @@ def test_each_reason_of_a_drop_is_explained() -> None:
     assert {row[0] for row in rows} <= set(schema.STAGES) and len({(row[0], row[1]) for row in rows}) == len(rows)
     assert all(len(row) == 3 and row[2].count(".") for row in rows)
     assert reasons_of("dedup") == set(selection.DUPLICATE_REASONS[1:])
-    assert reasons_of("dedup-images") == {*dedup_images.SHAPE_REASONS[1:], *near_exchange.REASONS[1:]}
+    assert reasons_of("dedup-images") == {*fetched_rules.REASONS[1:], *near_exchange.REASONS[1:]}
     assert reasons_of("fetch") == set(RETRYABLE)
     assert reasons_of("gather") >= {*clean.TEXT_REASONS[1:], *clean.URL_REASONS[1:]}
     found = literals("drop") | literals("dropped")

@@ -361,7 +361,8 @@ def test_what_the_card_shows_are_options_that_decide() -> None:
     from pipeline.stages.run import published_options
 
     made = options.Options(input=("x",), output="out")
-    assert set(published_options(made)) == set(deciding(made)) - {"input", "queries", "robots_archive"}
+    hidden = {"input", "queries", "robots_archive", "scores"}
+    assert set(published_options(made)) == set(deciding(made)) - hidden
 
 
 def test_a_recipe_may_steer_and_beams_flags_are_checked(told, tmp_path: Path) -> None:

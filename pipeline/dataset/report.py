@@ -35,7 +35,7 @@ NAME = "OpenWIT image-text pairs"
 PICTURES = 40
 REJECTED_A_REASON = 4
 # Options that the card shows. The manifest has all options, paths included.
-CARD_OPTIONS = ("match case languages placeholder_bound common_text_bound balance cap target_pairs seed").split()
+CARD_OPTIONS = ("match case languages placeholder_bound common_text_bound balance cap target_pairs seed keep").split()
 
 
 def finish(
@@ -49,6 +49,7 @@ def finish(
     options: Mapping[str, Any],
     versions: Mapping[str, str],
     damaged: Mapping[str, Any] = types.MappingProxyType({}),
+    more: Sequence[pa.Field] = (),
 ) -> dict[str, Any]:
     """Finishes a publication: writes sizes.json, then the pages, then manifest.json.
 
@@ -61,6 +62,7 @@ def finish(
         options: the options that decide the rows.
         versions: of the code.
         damaged: the inputs that lost records, as `engine.ledger.damaged_inputs` names them.
+        more: the columns of the metadata behind those of METADATA.
 
     Returns:
         The manifest.
@@ -80,7 +82,7 @@ def finish(
         "report/index.html": page(
             facts, ledger=ledger, queries=queries, gallery=_gallery(folder, pick, ranges), rejected=_rejected(folder)
         ),
-        "croissant.json": json.dumps(croissant(entries), indent=1, ensure_ascii=False) + "\n",
+        "croissant.json": _croissant_text(entries, pa.schema([*METADATA, *more])),
     }
     for path, text in pages.items():
         storage.write_plain(os.path.join(folder, path), text.encode())
@@ -294,10 +296,14 @@ CONTEXT = {
     "subField": "cr:subField",
     "transform": "cr:transform",
 }
-TYPES = {"int32": "sc:Integer", "int64": "sc:Integer", "uint64": "sc:Integer", "float": "sc:Float", "string": "sc:Text"}
+TYPES = {"float": "sc:Float", "double": "sc:Float", "string": "sc:Text", "bool": "sc:Boolean"}
 
 
-def croissant(entries: Sequence[FileEntry]) -> dict[str, Any]:
+def _croissant_text(entries: Sequence[FileEntry], columns: pa.Schema) -> str:
+    return json.dumps(croissant(entries, columns), indent=1, ensure_ascii=False) + "\n"
+
+
+def croissant(entries: Sequence[FileEntry], columns: pa.Schema = METADATA) -> dict[str, Any]:
     """croissant.json (1.0): every shard with its digest, the images in the shards, the columns of the metadata."""
     tars = [entry for entry in entries if entry.path.endswith(".tar")]
     tables = [entry for entry in entries if entry.path.startswith("metadata/")]
@@ -316,7 +322,7 @@ def croissant(entries: Sequence[FileEntry]) -> dict[str, Any]:
             _file_set("images", "image/jpeg", "*.jpg") | {"containedIn": [{"@id": entry.path} for entry in tars]},
             _file_set("metadata", "application/x-parquet", "metadata/*.parquet"),
         ],
-        "recordSet": [_image_records(), _metadata_records()],
+        "recordSet": [_image_records(), _metadata_records(columns)],
     }
 
 
@@ -363,10 +369,15 @@ def _image_records() -> dict[str, Any]:
     }
 
 
-def _metadata_records() -> dict[str, Any]:
+def _croissant_type(kind: str) -> str:
+    """The type of Croissant for a type of Arrow."""
+    return "sc:Integer" if kind.lstrip("u").startswith("int") else TYPES[kind]
+
+
+def _metadata_records(columns: pa.Schema) -> dict[str, Any]:
     """The columns of the metadata."""
     fields = []
-    for field in METADATA:
+    for field in columns:
         repeated = pa.types.is_list(field.type)
         kind = str(field.type.value_type) if repeated else str(field.type)
         fields.append(
@@ -374,7 +385,7 @@ def _metadata_records() -> dict[str, Any]:
                 "@type": "cr:Field",
                 "@id": f"samples/{field.name}",
                 "name": field.name,
-                "dataType": TYPES[kind],
+                "dataType": _croissant_type(kind),
                 **({"repeated": True} if repeated else {}),
                 "source": {"fileSet": {"@id": "metadata"}, "extract": {"column": field.name}},
             }

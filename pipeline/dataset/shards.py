@@ -160,7 +160,13 @@ ROWS_AT_ONCE = 4096  # rows whose headers, JSON and texts are in memory at the s
 
 
 def write_shard(
-    folder: str, number: int, rows: pa.Table, read_image: Callable[[int, memoryview], None], *, ranges: Ranges
+    folder: str,
+    number: int,
+    rows: pa.Table,
+    read_image: Callable[[int, memoryview], None],
+    *,
+    ranges: Ranges,
+    more: pa.Table | None = None,
 ) -> tuple[ShardInfo, pa.Table]:
     """Writes one tar and its metadata, each whole or not at all. Equal rows and images give equal bytes.
 
@@ -173,9 +179,10 @@ def write_shard(
         rows: FETCHED rows that succeeded, through `schema.readable`, sorted by uid; at least one.
         read_image: (position in `rows`, place of `image_bytes` bytes) -> fills the place with the stored JPEG.
         ranges: of the set.
+        more: further columns of the metadata, a row for each of `rows`; their names are not those of METADATA.
 
     Returns:
-        The entry of the shard, and its METADATA.
+        The entry of the shard, and its metadata.
 
     Raises:
         ShardError: a uid comes twice, is out of order, or belongs to another range.
@@ -184,6 +191,8 @@ def write_shard(
     if rows.num_rows == 0:
         raise ShardError(f"shard {number} would be empty")
     table = describe(rows, number)
+    for name in more.column_names if more is not None else ():
+        table = table.append_column(name, more[name])  # type: ignore[index]
     return _write(folder, number, table, ReadImages(read_image, rows["stored_xxh3"].to_pylist()), ranges=ranges)
 
 

@@ -72,6 +72,14 @@ class Published:
         """The rows of a shard."""
         return storage.read_published(os.path.join(self.root, self.infos[number].files[1].path), columns)
 
+    def more(self) -> list[pa.Field]:
+        """The columns of the metadata behind those of METADATA, such as scores."""
+        number = next(iter(self.infos), None)
+        if number is None:
+            return []
+        with storage.published(os.path.join(self.root, self.infos[number].files[1].path)) as file:
+            return [field for field in file.schema_arrow if field.name not in shards.METADATA.names]
+
     def numbers_of(self, uids: Iterable[bytes]) -> list[int]:
         """The sorted numbers of the shards in whose range a uid lies."""
         words = pa.array(sorted(uids), pa.binary(16))
@@ -172,6 +180,7 @@ def publish(change: Change, published: Published, shrunk: Shrunk, ledger: list[d
         options=old["options"],
         versions=old["versions"],
         damaged=old.get("damaged_inputs", {}),
+        more=published.more(),
     )
 
 

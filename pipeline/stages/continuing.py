@@ -24,6 +24,7 @@ BEHIND = {
     "queries": "another --queries",
     "robots_archive": "another --robots-archive",
     "format": "another format of the shards",
+    "scores": "other --scores",
 }
 
 

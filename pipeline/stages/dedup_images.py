@@ -1,8 +1,8 @@
-"""dedup-images: drops images of a poor shape. Of pairs whose images show the same, one stays.
+"""dedup-images: drops images of a poor shape or score. Of pairs whose images show the same, one stays.
 
-First the fetched rows, without the failures and without the images of a poor shape, are written as parts like those of
-match. Then the steps of `dedup` follow, for images with equal bytes. The hash of the image takes the place of the URL.
-Of these rows, that with the most words stays, then that with the smallest hash of image and text.
+First the fetched rows, without the failures and without the rows that `fetched_rules` drops, are written as parts like
+those of match. Then the steps of `dedup` follow, for images with equal bytes. The hash of the image takes the place of
+the URL. Of these rows, that with the most words stays, then that with the smallest hash of image and text.
 
 Then near-duplicates are found among the rows that are left (`near_exchange`). Which row replaces which stands in
 OUT/stages/dedup-images/duplicates.parquet. publish copies it.
@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import hashing, storage
-from pipeline.engine.cli import UsageError
-from pipeline.engine.options import option
+from pipeline.engine import checks, hashing, storage
+from pipeline.engine.cli import BelowThreshold, UsageError
+from pipeline.engine.options import nearest, option, show
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_task
@@ -31,10 +31,13 @@ from pipeline.stages import near_exchange
 from pipeline.stages.attempts import Attempts
 from pipeline.stages.base import Job, Outputs
 from pipeline.stages.dedup_exchange import DedupPlan, DedupStage
+from pipeline.stages.fetched_rules import DROPPED, Rules, Shapes, drop_by_rules
+from pipeline.stages.keep_rule import KeepRule
 from pipeline.stages.near_exchange import NearPlan
 from pipeline.stages.picture_hashes import MOST_DISTANCE
 from pipeline.stages.row_pass import FETCHED_OK, KEY_BYTES, RAW, Keyed, PartWriter
 from pipeline.stages.run import Run
+from pipeline.stages.scores import OWN, column_names, digest_of_files, read_scores, scores_of
 from pipeline.stages.tally import Rejects, Tally, unit_body
 from pipeline.text.words import count_words
 
@@ -42,7 +45,6 @@ if TYPE_CHECKING:
     import apache_beam as beam
 
 ROWS_PER_GROUP = 250_000
-SHAPE_REASONS = ("", "too_small", "aspect")
 
 
 def parse_distance(text: str) -> int | None:
@@ -52,6 +54,11 @@ def parse_distance(text: str) -> int | None:
     if not re.fullmatch(r"\d{1,2}", text) or int(text) > MOST_DISTANCE:
         raise UsageError(f"must be a whole number from 0 to {MOST_DISTANCE}, or none")
     return int(text)
+
+
+def parse_rule(text: str) -> str:
+    """The value of --keep."""
+    return KeepRule.parse(text).text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,25 +82,29 @@ class DedupImagesSettings:
         parse=parse_distance,
         within=f"[0, {MOST_DISTANCE}]",
     )
+    scores: tuple[str, ...] = option(
+        (),
+        help="tables (Parquet or CSV) of a column key and columns of numbers, which become columns of the metadata",
+        default_text="none",
+        metavar="TABLE",
+        check=checks.readable_file,
+    )
+    keep: str | None = option(
+        None,
+        help="only pairs for which this is true are kept, such as 'clip_score >= 0.28 and nsfw < 0.1'",
+        default_text="all",
+        metavar="EXPRESSION",
+        parse=parse_rule,
+    )
 
-
-@dataclasses.dataclass(frozen=True)
-class Shapes:
-    """The shapes of images that are kept.
-
-    Attributes:
-        min_side: the least short side, in pixels of the image as served.
-        max_aspect: the most that the long side may be, in short sides.
-    """
-
-    min_side: int
-    max_aspect: float
-
-    def codes(self, width: np.ndarray, height: np.ndarray) -> np.ndarray:
-        """A code for each image as served, an index into SHAPE_REASONS."""
-        short, long = np.minimum(width, height).astype(np.float64), np.maximum(width, height)
-        codes = np.where(long > self.max_aspect * short, 2, 0)
-        return np.where(short < self.min_side, 1, codes).astype(np.uint8)
+    @staticmethod
+    def check_together(o: Any) -> None:
+        """Refuses an expression that names a column that no table has."""
+        known = column_names(o.scores)
+        for name in KeepRule.parse(o.keep).names() if o.keep else ():
+            if name not in known:
+                columns = f"{nearest(name, known)} (columns: {', '.join(map(show, known))})"
+                raise UsageError(f"--keep {show(o.keep)}: there is no column {show(name)!r}{columns}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +116,7 @@ class KeepFetched:
 
     plan: DedupPlan
     attempts: Attempts
-    shapes: Shapes
+    rules: Rules
 
     @property
     def folder(self) -> StepFolder:
@@ -116,24 +127,15 @@ class KeepFetched:
 
     def run(self, unit: int) -> dict[str, Any]:
         rejects = Rejects(self.plan.keep_rejected)
-        tally = Tally(self.plan.folder.name, rejects)
+        tally, dropped = Tally(self.plan.folder.name, rejects), [DROPPED.empty_table()]
         with PartWriter(self.folder, unit, FETCHED_OK, Keyed(keys_of_images, self.plan.key_bits)) as writer:
             for number, part, table in self.attempts.rows(unit):
                 good = table.filter(pc.equal(table["status"], "ok"))
-                writer.write(with_place(drop_poor_shapes(good, tally, self.shapes), number, unit, part))
+                kept, bad = drop_by_rules(good, self.rules.codes(good), tally)
+                writer.write(with_place(kept, number, unit, part))
+                dropped.append(bad)
+        storage.write_table(self.folder.file(unit, "dropped"), pa.concat_tables(dropped))
         return {**unit_body(self.folder, unit, [tally], rejects), "parts": writer.parts, "rows": writer.rows}
-
-
-def drop_poor_shapes(fetched: pa.Table, tally: Tally, shapes: Shapes) -> pa.Table:
-    """The rows of FETCHED whose image has a good shape. The others are counted."""
-    sides = (fetched[name].to_numpy() for name in ("original_width", "original_height"))
-    codes = shapes.codes(*sides)
-    for code in np.unique(codes[codes > 0]).tolist():
-        dropped = fetched.filter(pa.array(codes == code))
-        url, text = (hashing.as_array(dropped[name]) for name in ("url", "text"))
-        tally.ledger.rows_in += dropped.num_rows
-        tally.drop(SHAPE_REASONS[code], url, text, hashing.uid_words(dropped["uid"])[0])
-    return fetched.filter(pa.array(codes == 0)) if codes.any() else fetched
 
 
 def keys_of_images(rows: pa.RecordBatch) -> tuple[np.ndarray, ...]:
@@ -163,14 +165,47 @@ class DedupImages(DedupStage):
     options: ClassVar[type] = DedupImagesSettings
 
     attempts: Attempts
-    shapes: Shapes
+    rules: Rules
     distance: int | None
+    score_tables: tuple[str, ...]
 
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
         o, attempts = run.settings(DedupImagesSettings), Attempts(before.folder("fetch"), before.folder("balance"))
-        shapes = Shapes(o.min_image_side, o.max_aspect)
-        return cls(before.plan(run, cls), run.keep_rejected, run.exchange, attempts, shapes, o.phash_distance)
+        folder = before.plan(run, cls)
+        keep = None if o.keep is None else KeepRule.parse(o.keep)
+        rules = Rules(Shapes(o.min_image_side, o.max_aspect), keep, scores_of(folder) if o.scores else None)
+        return cls(folder, run.keep_rejected, run.exchange, attempts, rules, o.phash_distance, o.scores)
+
+    def check(self, run: Run) -> None:
+        if self.score_tables:
+            columns = read_scores(self.score_tables).columns
+            self._check_rule(dict(zip(columns.column_names, columns.schema.types, strict=True)))
+        elif self.rules.keep is not None:
+            self._check_rule({})
+
+    def _check_rule(self, scores: dict[str, pa.DataType]) -> None:
+        if self.rules.keep is None:
+            return
+        try:
+            self.rules.keep.check({**{name: FETCHED.field(name).type for name in OWN}, **scores})
+        except UsageError as error:
+            raise UsageError(f"--keep {show(self.rules.keep.text)}: {error}") from None
+
+    def begin(self, run: Run) -> None:
+        storage.remove(os.path.dirname(scores_of(self.folder)))
+        if self.score_tables:
+            read_scores(self.score_tables).write(scores_of(self.folder))
+
+    def check_result(self, run: Run) -> None:
+        info = self.folder.info()
+        unscored = (info or {}).get("dropped", {}).get("no_score", 0)
+        if info and unscored and not info["rows_out"]:
+            raise BelowThreshold(
+                f"no pair is left after {self.name}, and {unscored:,} of {info['rows_in']:,} have no score that --keep "
+                f"asks for. The set is not published. Check that --scores has the keys of this set, then add --redo "
+                f"{self.name}."
+            )
 
     @property
     def duplicates(self) -> DedupPlan:
@@ -192,10 +227,16 @@ class DedupImages(DedupStage):
     @classmethod
     def fingerprint(cls, run: Run) -> dict[str, Json]:
         o = run.settings(DedupImagesSettings)
-        return {"min_image_side": o.min_image_side, "max_aspect": o.max_aspect, "phash_distance": o.phash_distance}
+        return {
+            "min_image_side": o.min_image_side,
+            "max_aspect": o.max_aspect,
+            "phash_distance": o.phash_distance,
+            **({"scores": digest_of_files(o.scores)} if o.scores else {}),  # else as it was without the option
+            **({"keep": o.keep} if o.keep else {}),
+        }
 
     def expand(self, done: Any) -> beam.PCollection:
-        keep = KeepFetched(self.duplicates, self.attempts, self.shapes)
+        keep = KeepFetched(self.duplicates, self.attempts, self.rules)
         done = run_task(done, keep, max_units=keep.units())
         return near_exchange.drop_duplicates(done, self.near, exchange=self.exchange)
 

@@ -35,6 +35,7 @@ from pipeline.stages.base import TABLES, Job, Outputs, Stage, sum_of_ledgers
 from pipeline.stages.caps import CAP_STEPS, CapPlan, MatchedRows
 from pipeline.stages.row_pass import FETCHED_OK
 from pipeline.stages.run import About, Run
+from pipeline.stages.scores import load_scores, scores_of
 from pipeline.stages.tally import Rejects, Tally, unit_body
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ class PublishPlan:
         fixed: the number of ranges of uids; None: the rows decide.
         rows_per_shard: pairs of a shard, where the rows decide. A shard gets about so many, or a few less.
         keep_rejected: sample, all or none.
+        scores: path of the scores that become columns of the metadata; None: there are none.
     """
 
     caps: CapPlan
@@ -141,6 +143,7 @@ class PublishPlan:
     fixed: int | None
     rows_per_shard: int
     keep_rejected: str
+    scores: str | None
 
     def step(self, name: str) -> StepFolder:
         """The folder of a step."""
@@ -235,8 +238,9 @@ class WriteShards:
         plan = self.plan
         rows = readable(table.select(FETCHED.names), list(plan.names))
         images = RawImages(plan.attempts.images, table)
+        scores = None if plan.scores is None else load_scores(plan.scores).of(table["uid"])
         try:
-            return shards.write_shard(self.folder.root, number, rows, images, ranges=plan.ranges())
+            return shards.write_shard(self.folder.root, number, rows, images, ranges=plan.ranges(), more=scores)
         except shards.ImageChanged as error:
             raise storage.DamagedError.of(images.path(error.row), str(error)) from error
 
@@ -313,7 +317,9 @@ class Publish(Stage):
         attempts = Attempts(self.before.folder("fetch"), self.before.folder("balance"))
         fixed = fixed_ranges(self.folder.root, self.settings)
         rows_per_shard = self.settings.rows_per_shard or ROWS_PER_SHARD
-        return PublishPlan(plan, rows, attempts, self.names, fixed, rows_per_shard, self.keep_rejected)
+        path = scores_of(self.before.folder("dedup-images"))
+        scores = path if storage.exists(path) else None
+        return PublishPlan(plan, rows, attempts, self.names, fixed, rows_per_shard, self.keep_rejected, scores)
 
     @classmethod
     def fingerprint(cls, run: Run) -> dict[str, Json]:
@@ -393,6 +399,7 @@ class Publish(Stage):
             options=self.about.options,
             versions=self.about.versions,
             damaged=next((row["damaged_inputs"] for row in infos if row and "damaged_inputs" in row), {}),
+            more=() if plan.scores is None else load_scores(plan.scores).columns.schema,
         )
         shards.remove_stale_shards(self.folder.root, manifest)
         self.folder.complete(info)

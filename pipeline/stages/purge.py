@@ -29,6 +29,7 @@ from pipeline.engine import hashing, shuffle_files, storage
 from pipeline.engine.journal import Change
 from pipeline.engine.rows import Overlay
 from pipeline.schema import SELECTED, STAGES
+from pipeline.stages import fetched_rules
 from pipeline.stages.row_pass import KEYS, ROW_HASH
 from pipeline.stages.selection import DUPLICATE_REASONS
 
@@ -39,6 +40,7 @@ PARTS = {
     "dedup-images": "dedup-images",
 }  # stage with parts -> whose rows they are
 MASKS = {"dedup": "match", "dedup-images": "dedup-images"}  # stage with masks -> the stage with the parts
+# The reason behind each code of a mask. Whoever adds a reason to a mask adds it here.
 REASONS = {"dedup": DUPLICATE_REASONS, "dedup-images": ("", "same_pair", "same_image", "near_duplicate")}
 LOST_REASON = {"balance": "over_cap", "publish": "over_cap"}
 # Bucket files that only later steps of the same stage read.
@@ -267,6 +269,7 @@ class Purge:
         self._fetch()
         self._rejected()
         self._duplicates()
+        self._scores()
         self._images_of_archives()
         for folder in EMPTIED:
             if is_done(self._root, folder.split("/")[0]):
@@ -331,8 +334,11 @@ class Purge:
             self.counts.add(counted, np.zeros(0, np.uint64), {})
         for unit, found in units_of(self._root, folder):
             gone[unit] = [self._part(folder, unit, part, counted) for part in range(found["parts"])]
+            left = self._dropped_by_rules(folder, unit, found) if stage == "dedup-images" else found
             if any(mask.any() for mask in gone[unit]):
-                self._count_unit(folder, unit, found, gone[unit], stage)
+                self._count_unit(folder, unit, left, gone[unit], stage)
+            elif left is not found:
+                self._manifest(folder, unit, left)
         if masked is not None:
             self._masks(masked, folder, gone)
 
@@ -389,6 +395,35 @@ class Purge:
             if name == stage and stage in ("gather", "match"):
                 ledgers[name]["digest"] = (ledgers[name]["digest"] - digest) % 2**64
         self._manifest(folder, unit, {**found, "rows": rows, "ledgers": ledgers})
+
+    def _dropped_by_rules(self, folder: str, unit: int, found: dict[str, Any]) -> dict[str, Any]:
+        """Takes rows out of those that dedup-images dropped by its rules. Returns the manifest of the unit."""
+        path = file_of(folder, unit, "dropped")
+        if not os.path.exists(os.path.join(self._root, path)):
+            return found  # an older version made the folder
+        table = storage.read_table(os.path.join(self._root, path))
+        gone = self._uids.mask(table["uid"])
+        if not gone.any():
+            return found
+        storage.write_table(self._change.place(path), table.filter(pa.array(~gone)))
+        reasons = Counter(fetched_rules.REASONS[code] for code in table["reason"].to_numpy()[gone].tolist())
+        self.counts.add("dedup-images", np.zeros(0, np.uint64), reasons)
+        ledger = found["ledgers"]["dedup-images"]
+        dropped = Counter(ledger["dropped"])
+        dropped.subtract(reasons)
+        ledger = {**ledger, "rows_in": ledger["rows_in"] - int(gone.sum()), "dropped": _sorted(dropped)}
+        return {**found, "ledgers": {**found["ledgers"], "dedup-images": ledger}}
+
+    def _scores(self) -> None:
+        """The scores of pairs that dedup-images keeps."""
+        path = "stages/dedup-images/scores/00000.arrow"
+        if not is_done(self._root, "dedup-images") or not os.path.exists(os.path.join(self._root, path)):
+            return
+        (batch,) = storage.read_batches(os.path.join(self._root, path))
+        gone = self._uids.mask(batch["uid"])
+        if gone.any():
+            with storage.writing_batches(self._change.place(path), batch.schema) as out:
+                out.write_batch(batch.filter(pa.array(~gone)))
 
     def _digest_of_unit(self, folder: str, unit: int, gone: list[Mask]) -> int:
         total = 0

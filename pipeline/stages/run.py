@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from queries.identity import UsedQueries
 
 RESULT = 3  # raised whenever equal input and options give other rows; then an older folder cannot be continued
-HIDDEN = ("input", "queries", "robots_archive")  # paths: the manifest holds digests of their content instead
+HIDDEN = ("input", "queries", "robots_archive", "scores")  # paths: info.json holds digests of their content instead
 PACKAGES = ("openwit", "apache-beam", "img2dataset", "numpy", "pillow", "pyarrow")  # the manifest holds their versions
 
 AGAIN = "Run the same command again to continue."  # ends a message about an input that may be read later

@@ -32,7 +32,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_the_public_names_and_their_arguments():
-    assert clip_train.__all__ == ["TrainOptions", "embed", "load", "retrieval", "train", "zero_shot"]
+    assert clip_train.__all__ == ["TrainOptions", "embed", "load", "retrieval", "score", "train", "zero_shot"]
     assert set(clip_train.__all__) <= set(dir(clip_train))
     arguments = {
         name: [*inspect.signature(getattr(clip_train, name)).parameters]
@@ -43,6 +43,7 @@ def test_the_public_names_and_their_arguments():
         "embed": ["model", "tokenizer", "data", "output", "texts", "batch_size"],
         "load": ["checkpoint", "ema", "model", "activation", "bpe"],
         "retrieval": ["model", "tokenizer", "data", "ks", "batch_size"],
+        "score": ["model", "tokenizer", "data", "output", "batch_size"],
         "train": ["options", "on_step"],
         "zero_shot": ["model", "tokenizer", "data", "classes", "templates", "dataset", "batch_size"],
     }

@@ -180,6 +180,12 @@ def test_retrieval_and_embed_on_shards(trained, tmp_path):
     table = pq.read_table(output, page_checksum_verification=True)
     assert table["key"].to_pylist() == [f"k{number}" for number in range(6)]
     vectors = overlap.read_embeddings(str(output))
+    scores = tmp_path / "scores.parquet"
+    assert evaluate.score(model, tokenizer, str(tmp_path / "x.tar"), str(scores))["rows"] == 6
+    cosines = (vectors * torch.tensor(np.array(table["text_embedding"].to_pylist(), np.float32))).sum(1)
+    found = pq.read_table(scores, page_checksum_verification=True)
+    assert found["key"].equals(table["key"]) and found.schema.field("clip_score").type == "float"
+    assert torch.allclose(torch.tensor(found["clip_score"].to_numpy()), cosines, atol=1e-5)
     assert vectors.shape == (6, 64) and torch.allclose(vectors.norm(dim=1), torch.ones(6), atol=1e-5)
     assert not list(tmp_path.glob("*.partial"))
 

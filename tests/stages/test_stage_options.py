@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,10 @@ ELSEWHERE = {
 def run(tmp_path: Path) -> Run:
     (tmp_path / "a.csv").write_text("url,text\nhttps://a.example/1.jpg,a dog\n")
     (tmp_path / "queries.txt").write_text("dog\n")
-    given = {"input": (str(tmp_path / "a.csv"),), "queries": str(tmp_path / "queries.txt")}
+    (tmp_path / "scores.csv").write_text("key,score\n")
+    # Options whose value stands in the fingerprint only where it is given.
+    given: dict[str, Any] = {"scores": (str(tmp_path / "scores.csv"),), "keep": "score > 1"}
+    given |= {"input": (str(tmp_path / "a.csv"),), "queries": str(tmp_path / "queries.txt")}
     return build.look_up(Options(**given, output=str(tmp_path / "out")))
 
 

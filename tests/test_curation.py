@@ -1,0 +1,134 @@
+"""A set that is corrected without a new fetch: scores. Each test changes a copy of one built folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import build, forget
+from pipeline.dataset.open_set import open_set
+from pipeline.dataset.verify import verify
+from tests.test_forget import all_bytes
+from tests.webserver import WebServer, picture
+
+NUMBERS = range(12)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the inputs and OUT. The server is gone afterwards: nothing can be fetched."""
+    tmp = tmp_path_factory.mktemp("curation")
+    (tmp / "queries.txt").write_text("red\ndog\n")
+    with WebServer({f"picture-{number:02}.jpg": picture(number) for number in NUMBERS}) as server:
+        urls = [f"{server.base}/img/picture-{number:02}.jpg" for number in NUMBERS]
+        table = pa.table({"url": urls, "text": [f"red dog number {number:02}" for number in NUMBERS]})
+        pq.write_table(table, tmp / "pairs.parquet")
+        assert run(tmp, tmp / "out") == build.DONE
+    yield tmp
+
+
+@pytest.fixture
+def out(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made / "out", tmp_path / "out"))
+
+
+def run(tmp: Path, out: Path, *more: str) -> int:
+    given = ["--input", str(tmp / "pairs.parquet"), "--output", str(out), "--queries", str(tmp / "queries.txt")]
+    fixed = ["--allow-address", "127.0.0.0/8", "--workers", "1", "--shards", "2", "--phash-distance", "none"]
+    return build.main([*given, *fixed, *more])
+
+
+def redo(made: Path, out: Path, *more: str) -> int:
+    return run(made, out, "--redo", "dedup-images", *more)
+
+
+def ledger(out: Path, stage: str = "dedup-images") -> dict[str, Any]:
+    return {row["stage"]: row for row in json.loads((out / "manifest.json").read_text())["ledger"]}[stage]
+
+
+def keys(out: Path) -> list[str]:
+    return [f"{uid}" for uid in open_set(out).table(["key"])["key"].to_pylist()]
+
+
+def test_scores_drop_rows_and_stay_in_the_metadata(made: Path, out: Path, tmp_path: Path) -> None:
+    before = keys(out)
+    numbers = list(range(len(before) - 1))  # the last key has no score
+    scores = pa.array([number / 10 for number in numbers], pa.float32())
+    table = pa.table({"key": before[:-1], "clip_score": scores, "odd": numbers})
+    pq.write_table(table, tmp_path / "scores.parquet")
+    given = ("--scores", str(tmp_path / "scores.parquet"), "--keep", "clip_score >= 0.3 and width > 100")
+    assert redo(made, out, *given) == build.DONE
+    assert ledger(out)["dropped"] == {"no_score": 1, "score": 3} and keys(out) == before[3:-1]
+    published = open_set(out).table(["key", "clip_score", "odd"])
+    assert published.equals(table.slice(3).cast(published.schema))
+    croissant = json.loads((out / "croissant.json").read_text())
+    types = {field["name"]: field["dataType"] for field in croissant["recordSet"][1]["field"]}
+    assert (types["clip_score"], types["odd"]) == ("sc:Float", "sc:Integer")
+    assert list(verify(str(out), stages=True)) == []
+    options = json.loads((out / "manifest.json").read_text())["options"]
+    assert options["keep"] == given[-1] and "scores" not in options
+
+    rejected = pq.read_table(out / "rejected" / "dedup-images.parquet")
+    assert sorted(rejected["reason"].to_pylist()) == ["no_score", "score", "score", "score"]
+
+    assert redo(made, out) == build.DONE  # without scores all is as it was
+    digests = [json.loads((folder / "manifest.json").read_text())["digest"] for folder in (made / "out", out)]
+    assert digests[0] == digests[1]
+
+
+def test_a_dropped_row_is_forgotten_too(made: Path, out: Path, tmp_path: Path) -> None:
+    before = keys(out)
+    pq.write_table(pa.table({"key": before, "s": [0.0, *[1.0] * (len(before) - 1)]}), tmp_path / "scores.parquet")
+    assert redo(made, out, "--scores", str(tmp_path / "scores.parquet"), "--keep", "s > 0.5") == build.DONE
+    assert ledger(out)["dropped"] == {"score": 1}
+    assert forget.main([str(out), "--uid", before[0], "--uid", before[1]]) == 0
+    assert ledger(out)["dropped"] == {} and ledger(out)["rows_in"] == len(before) - 2
+    for key in before[:2]:
+        assert bytes.fromhex(key) not in (left := all_bytes(out)) and key.encode() not in left
+    assert list(verify(str(out), stages=True)) == [] and keys(out) == before[2:]
+
+
+def test_scores_of_another_set(made: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "scores.csv").write_text(f"key,s\n{'0' * 32},1\n")
+    given = ("--scores", str(tmp_path / "scores.csv"), "--keep", "s > 0.5")
+    assert redo(made, out, *given) == build.BELOW
+    message = "no pair is left after dedup-images, and 12 of 12 have no score that --keep asks for"
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--keep", "s > 0.5"), "--keep s > 0.5: there is no column 's' (columns: height, language_score, "),
+        (("--scores", "SCORES", "--keep", "noted > 0.5"), "there is no column 'noted'; did you mean note?"),
+        (("--scores", "SCORES", "--keep", "s"), "--keep s: takes 's' as true or false, but it is a number: compare it"),
+        (("--scores", "SCORES", "--keep", "note > 1"), "there is no column 'note' (columns: height"),
+        (("--scores", "SCORES", "SCORES"), "has a s in"),
+        (("--scores", "NOWHERE"), "--scores NOWHERE: no such file"),
+        (("--keep", ""), "--keep '': cannot be read at its end"),
+    ],
+)
+def test_bad_scores(
+    made: Path, out: Path, tmp_path: Path, words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    scores = tmp_path / "scores.csv"
+    scores.write_text(f"key,s,note\n{'0' * 32},1,x\n")
+    before = sorted(path for path in out.rglob("*"))
+    given = [word.replace("SCORES", str(scores)) for word in words]
+    assert redo(made, out, *given) in (build.USAGE, build.MISSING)
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert sorted(path for path in out.rglob("*")) == before
+
+
+def test_a_folder_with_other_scores_is_refused(made: Path, out: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(made, out, "--keep", "width > 10") == build.USAGE
+    message = "--keep was not given and is width > 10): repeat those, use another --output, or add --redo dedup-images"
+    assert message in capsys.readouterr().err
