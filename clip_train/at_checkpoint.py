@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import IO
 
+import torch
+
 from clip_train.config import TrainOptions
 from clip_train.distributed import rank
 from clip_train.errors import InputMissing, TrainError
@@ -17,12 +19,13 @@ from clip_train.evaluate import zero_shot
 from clip_train.labels import open_labelled
 from clip_train.launch import BOOT
 from clip_train.log import Progress
+from clip_train.model import CLIP
 from clip_train.places import EVALUATION, SUITE_LOG
 from clip_train.run import Run
+from clip_train.sharded import whole
 from clip_train.suite import read_suite
 from clip_train.suite_data import find
 from clip_train.tokenizer import Tokenizer
-from clip_train.weights import load_model
 
 # of torchrun: a process that has them would join the run
 _LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -39,7 +42,7 @@ def check_evaluations(options: TrainOptions) -> None:
 
 
 class Evaluations(contextlib.AbstractContextManager["Evaluations"]):
-    """Evaluates the checkpoints that the first rank saves.
+    """Evaluates the checkpoints of a run.
 
     The zero-shot accuracy is computed at once. A suite takes longer: another process evaluates it from the checkpoint,
     and no rank waits. A checkpoint that comes while it runs waits; of several, the newest one is taken. At the end of
@@ -53,17 +56,17 @@ class Evaluations(contextlib.AbstractContextManager["Evaluations"]):
         self._step = 0  # of the checkpoint that the process evaluates
         self._next: tuple[int, Path] | None = None
 
-    def saved(self, checkpoint: Path) -> None:
-        """Is called on every rank when a checkpoint is saved."""
-        options = self._run.plan.options
-        if rank() != 0:
-            return
-        if options.zero_shot:
-            evaluate_run(self._run, checkpoint, self._tokenizer, self._progress)
-        if options.suite:
+    def zero_shot(self) -> None:
+        """The accuracy of the weights of now, if the options want it. All ranks have to call it."""
+        if self._run.plan.options.zero_shot:
+            evaluate_run(self._run, self._tokenizer, self._progress)
+
+    def start_suite(self, checkpoint: Path) -> None:
+        """Is called on the first rank with each checkpoint that is written, by the thread that has written it."""
+        if self._run.plan.options.suite:
             if self._next is not None:
                 self._progress.say(f"step {self._next[0]}: not evaluated: the suite of step {self._step} still runs")
-            self._next = self._run.step, checkpoint
+            self._next = int(checkpoint.name.removeprefix("step-")), checkpoint
             self._go_on(wait=False)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -125,20 +128,27 @@ class Evaluations(contextlib.AbstractContextManager["Evaluations"]):
         self._progress.say(f"step {self._step}: suite {found['suite']}: mean {found['mean']:.4f} of {len(values)} sets")
 
 
-def evaluate_run(run: Run, saved: Path, tokenizer: Tokenizer, progress: Progress) -> None:
-    """Appends the zero-shot accuracy at a checkpoint to RUN/zero_shot.jsonl."""
+def evaluate_run(run: Run, tokenizer: Tokenizer, progress: Progress) -> None:
+    """Appends the zero-shot accuracy of the weights of now to RUN/zero_shot.jsonl. The ranks share the images."""
     assert run.plan.options.zero_shot is not None
-    model = run.model
-    if run.towers.parallel == "fsdp":  # the weights are sharded over the ranks, and only this rank evaluates
-        model = load_model(saved)[0].to(run.device)
+    model = unsharded(run.model) if run.towers.parallel == "fsdp" else run.model
     model.eval()
     try:
         result = zero_shot(model, tokenizer, run.plan.options.zero_shot)
-        with open(Path(run.plan.options.output) / "zero_shot.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": run.step, **result}) + "\n")
+        if rank() == 0:
+            with open(Path(run.plan.options.output) / "zero_shot.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": run.step, **result}) + "\n")
     except (TrainError, OSError) as error:
         progress.say(f"step {run.step}: no zero-shot accuracy: {error}")
         return
     finally:
         run.model.train()
     progress.say(f"step {run.step}: zero-shot top-1 {result['top1']:.4f} on {result['images']} images")
+
+
+def unsharded(model: CLIP) -> CLIP:
+    """A copy of a model that FSDP has sharded, whole on every rank. All ranks have to call it."""
+    with torch.device("meta"):
+        copy = CLIP(model.config)
+    copy.load_state_dict({name: whole(value.detach()) for name, value in model.state_dict().items()}, assign=True)
+    return copy

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from clip_train.errors import InputMissing, TrainError
 from clip_train.optim import STATE, optimizer_of
 from clip_train.places import all_steps
-from clip_train.sharded import shard_like, whole
+from clip_train.sharded import shard_like
 
 FORMAT = 1
 _SCRATCH = ".partial-"
@@ -56,7 +56,7 @@ def save(
     keep: int,
 ) -> Path:
     """Writes checkpoint `step` into `folder`, then removes all but the newest `keep` checkpoints."""
-    final = folder / f"step-{step:08d}"
+    final = path_of(folder, step)
     scratch = folder / f"{_SCRATCH}{final.name}-{os.getpid()}"
     try:
         scratch.mkdir(parents=True)
@@ -79,6 +79,11 @@ def save(
         ) from error
     _prune(folder, keep=keep)
     return final
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """The checkpoint of a step."""
+    return folder / f"step-{step:08d}"
 
 
 def load(path: Path) -> Checkpoint:
@@ -189,15 +194,10 @@ def _digest_json(body: Any) -> str:
 # --- tensors in files and in a model ----------------------------------------------------------------------------------
 
 
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Weights and buffers by name."""
-    return {name: whole(value) for name, value in model.state_dict().items()}
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of the optimizer by kind and parameter name."""
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of the optimizer by kind and parameter name. The tensors may be sharded."""
     return {
-        f"{kind}.{name}": whole(value)
+        f"{kind}.{name}": value
         for name, parameter in model.named_parameters()
         for kind, value in optimizer.state.get(parameter, {}).items()
     }
@@ -218,7 +218,10 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], *, origin: st
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`. The state of a parameter starts anew if another optimizer takes it."""
+    """The inverse of `optimizer_state`, from whole tensors.
+
+    The state of a parameter starts anew where it is another optimizer's.
+    """
     kinds: dict[str, list[str]] = {}
     for key in sorted(tensors):  # the same order on all ranks: sharding a tensor is a collective call
         kind, _, name = key.partition(".")

@@ -361,19 +361,12 @@ def _recipe_of(call: Call) -> dict[str, Any] | str:
     return write_recipe(values, help_of)
 
 
-def _zero_shot(call: Call) -> dict[str, Any]:
-    from clip_train.evaluate import zero_shot
+def _by_processes(call: Call, work: Callable[[], T]) -> T | None:
+    """Does the work in one process, or in several that share it. None: another process has the result.
 
-    options = call[ZeroShotOptions]
-    model, tokenizer, _ = _load(options)
-    result = zero_shot(model, tokenizer, options.data, templates=options.templates, **_labels(options))
-    if options.min_top1 is not None and result["top1"] < options.min_top1:
-        raise BelowThreshold(f"top-1 is {result['top1']:.4f}, below --min-top1 {options.min_top1}")
-    return result
-
-
-def _evaluate(call: Call) -> dict[str, Any] | str | None:
-    options, hosts = call[EvaluateOptions], call[LaunchOptions]
+    Ranks wait for each other as long as it takes: a probe may take hours.
+    """
+    hosts = call[LaunchOptions]
     from clip_train.launch import launch, processes_to_start
 
     count = processes_to_start(hosts.processes, nnodes=hosts.nnodes)
@@ -381,18 +374,48 @@ def _evaluate(call: Call) -> dict[str, Any] | str | None:
         launch(call.argv, processes=count, nnodes=hosts.nnodes, node_rank=hosts.node_rank, endpoint=hosts.rdzv_endpoint)
         return None
     from clip_train.distributed import first_process, pick_device, process_group
+
+    with process_group(pick_device(), timeout_minutes=7 * 24 * 60):
+        result = work()
+    return result if first_process() else None
+
+
+def _zero_shot(call: Call) -> dict[str, Any] | None:
+    from clip_train.evaluate import zero_shot
+
+    options = call[ZeroShotOptions]
+
+    def work() -> dict[str, Any]:
+        model, tokenizer, _ = _load(options)
+        return zero_shot(model, tokenizer, options.data, templates=options.templates, **_labels(options))
+
+    result = _by_processes(call, work)
+    if result is None:
+        return None
+    if options.min_top1 is not None and result["top1"] < options.min_top1:
+        raise BelowThreshold(f"top-1 is {result['top1']:.4f}, below --min-top1 {options.min_top1}")
+    return result
+
+
+def _evaluate(call: Call) -> dict[str, Any] | str | None:
+    options = call[EvaluateOptions]
     from clip_train.suite_report import summary, table, write_report
     from clip_train.suite_run import Evaluator, run_suite
 
     suite = read_suite(options.suite).only(options.only)
-    with process_group(pick_device()):
+
+    def work() -> tuple[list[dict[str, Any]], str]:
         model, tokenizer, _ = _load(options)
         with_model = Evaluator(model, tokenizer, options.batch_size, options.threads)
         rows = run_suite(with_model, suite, options.root, Path(options.output), say=_say, fresh=options.fresh)
-    if not first_process():
+        return rows, with_model.digest
+
+    found = _by_processes(call, work)
+    if found is None:
         return None
+    rows, digest = found
     result = summary(suite.name, options.checkpoint, rows)
-    folder = Path(options.output) / f"{suite.name}-{with_model.digest[:12]}"
+    folder = Path(options.output) / f"{suite.name}-{digest[:12]}"
     write_report(folder, result)
     failed = [row["name"] for row in rows if row["status"] == "failed"]
     if failed:
@@ -404,12 +427,16 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _retrieval(call: Call) -> dict[str, Any]:
+def _retrieval(call: Call) -> dict[str, Any] | None:
     from clip_train.evaluate import retrieval
 
     options = call[RetrievalOptions]
-    model, tokenizer, _ = _load(options)
-    return retrieval(model, tokenizer, options.data, batch_size=options.batch_size)
+
+    def work() -> dict[str, Any]:
+        model, tokenizer, _ = _load(options)
+        return retrieval(model, tokenizer, options.data, batch_size=options.batch_size)
+
+    return _by_processes(call, work)
 
 
 def _probe(call: Call) -> dict[str, Any]:
@@ -506,10 +533,11 @@ _RECIPES = "recipes of the paper, by the model:\n" + "\n".join(
 )
 _ALL = (
     Command("train", "train a model", (TrainOptions, LaunchOptions, RecipeOptions), _train, _RECIPES),
-    Command("zero-shot", "classify labelled images by prompts", (ZeroShotOptions,), _zero_shot),
+    Command("zero-shot", "classify labelled images by prompts", (ZeroShotOptions, LaunchOptions), _zero_shot),
     Command("evaluate", "many test sets: a suite of zero-shot, retrieval and probe", (EvaluateOptions, LaunchOptions),
             _evaluate),
-    Command("retrieval", "recall of captions by images and of images by captions", (RetrievalOptions,), _retrieval),
+    Command("retrieval", "recall of captions by images and of images by captions", (RetrievalOptions, LaunchOptions),
+            _retrieval),
     Command("probe", "linear probe: logistic regression on image features", (ProbeOptions,), _probe),
     Command("embed", "write a Parquet table of keys and image embeddings", (EmbedOptions,), _embed),
     Command("score", "write a Parquet table of keys and the cosines of image and text", (ScoreOptions,), _score),

@@ -7,15 +7,18 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from clip_train.errors import TrainError, UsageError
+
+T = TypeVar("T")
 
 # messages of gloo and NCCL when the peer of a connection is gone
 _LOST = re.compile("onnection (closed|reset|refused)|[Bb]roken pipe|remote process")
@@ -139,6 +142,38 @@ def agree(flag: bool) -> bool:
     value = torch.tensor(float(flag))
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return bool(value.item())
+
+
+# --- evaluation: Python objects, over the CPUs ------------------------------------------------------------------------
+
+
+def gather(value: T) -> list[T]:
+    """The values of all ranks, on every rank."""
+    if world_size() == 1:
+        return [value]
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, value)
+    return parts
+
+
+def together(make: Callable[[], T]) -> T:
+    """What this rank makes. A TrainError or OSError of one rank is raised on all, so that none waits in vain."""
+    error: TrainError | OSError | None = None
+    try:
+        made = make()
+    except (TrainError, OSError) as caught:
+        error = caught
+    for found in gather(error):
+        if found is not None:
+            raise found
+    return made
+
+
+def share(count: int, make: Callable[[int], T]) -> list[T]:
+    """make(0), ..., make(count - 1), on every rank. The ranks share the calls."""
+    ranks = world_size()
+    parts = gather(together(lambda: [make(number) for number in range(rank(), count, ranks)]))
+    return [parts[number % ranks][number // ranks] for number in range(count)]
 
 
 def first_process() -> bool:

@@ -1,4 +1,8 @@
-"""Evaluation of a model: zero-shot classification (paper, section 3.1), retrieval, and a table of embeddings."""
+"""Evaluation of a model: zero-shot classification (paper, section 3.1), retrieval, and a table of embeddings.
+
+The ranks of a run share a set batch by batch. A batch has the same images on any number of ranks, so the numbers are
+those of one rank. Every rank gets all results.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,7 @@ from torch import Tensor
 from clip_train import metrics
 from clip_train.data import MAX_TEXT_BYTES, Reader, open_reader, read_member
 from clip_train.devices import cpu_count
+from clip_train.distributed import gather, rank, share, together, world_size
 from clip_train.errors import TrainError
 from clip_train.image import BadImage, evaluation_transform, normalize
 from clip_train.index import Index, key_of
@@ -45,6 +50,15 @@ def embed_texts(model: CLIP, tokenizer: Tokenizer, texts: Sequence[str], *, batc
     return torch.cat(parts) if parts else torch.empty(0, model.config.embed_dim, device=device)
 
 
+def embed_texts_together(model: CLIP, tokenizer: Tokenizer, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
+    """`embed_texts`, shared by the ranks."""
+    starts = range(0, len(texts), batch_size)
+    batches = share(
+        len(starts), lambda n: embed_texts(model, tokenizer, texts[starts[n] : starts[n] + batch_size]).cpu()
+    )
+    return torch.cat(batches).to(model.logit_scale.device)
+
+
 @torch.no_grad()
 def embed_images(
     model: CLIP,
@@ -54,6 +68,7 @@ def embed_images(
     batch_size: int = 128,
     threads: int = 0,
     unit: bool = True,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yields features of images 0 .. count - 1, batch by batch: (numbers of the images that decode, (b, E)).
 
@@ -61,6 +76,7 @@ def embed_images(
 
     Args:
         unit: normalise the features to unit vectors. A linear probe takes them as they are.
+        part: (i, n) takes the batches i, i + n, i + 2n, ...
     """
     size, device = model.config.image_size, model.logit_scale.device
 
@@ -71,7 +87,7 @@ def embed_images(
             return None
 
     with ThreadPoolExecutor(threads or cpu_count()) as pool:
-        starts = range(0, count, batch_size)
+        starts = range(part[0] * batch_size, count, part[1] * batch_size)
         ahead = [[pool.submit(load, n) for n in range(at, min(at + batch_size, count))] for at in starts[:2]]
         for number, at in enumerate(starts):
             if number + 2 < len(starts):
@@ -91,16 +107,18 @@ def class_vectors(
     model: CLIP, tokenizer: Tokenizer, classes: Sequence[str], templates: Sequence[str] | dict[str, list[str]]
 ) -> Tensor:
     """(classes, E): the normalised mean over the prompts of each class (the paper's prompt ensemble)."""
-    vectors = []
-    for name in classes:
+
+    def vector(number: int) -> Tensor:
+        name = classes[number]
         if isinstance(templates, dict):
             if name not in templates:
                 raise TrainError(f"the file of templates has no prompts for the class {name!r}")
             prompts = templates[name]
         else:
             prompts = [fill(template, name) for template in templates]
-        vectors.append(embed_texts(model, tokenizer, prompts).mean(0))
-    return F.normalize(torch.stack(vectors), dim=1)
+        return embed_texts(model, tokenizer, prompts).mean(0).cpu()
+
+    return F.normalize(torch.stack(share(len(classes), vector)).to(model.logit_scale.device), dim=1)
 
 
 def zero_shot(
@@ -126,8 +144,8 @@ def zero_shot(
         UsageError: the class names do not fit the labels.
         TrainError: no image decodes, or a file cannot be read.
     """
-    images = open_labelled(data, classes=classes, dataset=dataset)
-    prompts = read_templates(templates, dataset) if templates else DEFAULT_TEMPLATES
+    images = together(lambda: open_labelled(data, classes=classes, dataset=dataset))
+    prompts = together(lambda: read_templates(templates, dataset) if templates else DEFAULT_TEMPLATES)
     found = classify(model, tokenizer, images, prompts, batch_size=batch_size)
     if not len(found.numbers):
         raise TrainError(f"{data}: none of the {len(images)} images decodes")
@@ -159,16 +177,24 @@ def classify(
         TrainError: `templates` has no prompts for a class.
     """
     vectors = class_vectors(model, tokenizer, images.classes, templates)
-    numbers: list[int] = []
-    best, scores = [np.empty((0, min(5, len(vectors))), np.int64)], [np.empty((0, len(vectors)), np.float32)]
-    for kept, features in embed_images(model, images.read, len(images), batch_size=batch_size):
-        cosines = features @ vectors.T
-        numbers += kept
-        best.append(cosines.topk(min(5, len(vectors)), dim=1).indices.cpu().numpy())
-        if keep_scores:
-            scores.append(cosines.cpu().numpy())
-    all_scores = np.concatenate(scores) if keep_scores else None
-    return Classified(np.array(numbers, np.int64), np.concatenate(best), all_scores)
+
+    def mine() -> Classified:
+        numbers: list[int] = []
+        best, scores = [np.empty((0, min(5, len(vectors))), np.int64)], [np.empty((0, len(vectors)), np.float32)]
+        part = (rank(), world_size())
+        for kept, features in embed_images(model, images.read, len(images), batch_size=batch_size, part=part):
+            cosines = features @ vectors.T
+            numbers += kept
+            best.append(cosines.topk(min(5, len(vectors)), dim=1).indices.cpu().numpy())
+            if keep_scores:
+                scores.append(cosines.cpu().numpy())
+        return Classified(np.array(numbers, np.int64), np.concatenate(best), np.concatenate(scores))
+
+    parts = gather(together(mine))
+    numbers = np.concatenate([part.numbers for part in parts])
+    order = np.argsort(numbers)
+    all_scores = np.concatenate([part.scores for part in parts])[order] if keep_scores else None
+    return Classified(numbers[order], np.concatenate([part.best for part in parts])[order], all_scores)
 
 
 def accuracies(best: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -243,35 +269,48 @@ def retrieval(
         InputMissing: there are no shards.
         TrainError: no sample has both an image that decodes and a caption.
     """
-    index = open_index(data)
+    index = together(lambda: open_index(data))
     reader = open_reader(index)
-    kept, parts = [], []
     read = functools.partial(read_member, reader, index, "image")
-    for numbers, features in embed_images(model, read, len(index), batch_size=batch_size):
-        kept += numbers
-        parts.append(features)
+
+    def mine() -> tuple[list[int], list[list[str]], list[np.ndarray]]:
+        """Number, captions and features of each image of this rank that decodes and has a caption."""
+        samples, captions, features = list[int](), list[list[str]](), list[np.ndarray]()
+        part = (rank(), world_size())
+        for numbers, vectors in embed_images(model, read, len(index), batch_size=batch_size, part=part):
+            lines = [_text(reader, index, sample).splitlines() for sample in numbers]
+            lines = [[line.strip() for line in each if line.strip()] for each in lines]
+            rows = [row for row, each in enumerate(lines) if each]
+            samples += [numbers[row] for row in rows]
+            captions += [lines[row] for row in rows]
+            features.append(vectors.cpu().numpy()[rows])
+        return samples, captions, features
+
+    parts = gather(together(mine))
+    reader.close()
+    samples = [sample for part in parts for sample in part[0]]
+    order = sorted(range(len(samples)), key=samples.__getitem__)
+    if not order:
+        raise TrainError(f"{data}: none of the {len(index)} samples has an image that decodes and a caption")
+    of_sample = [lines for part in parts for lines in part[1]]
     captions: list[str] = []
     of_image: list[list[int]] = []  # the captions of each image
     images_of: list[list[int]] = []  # the image of each caption
-    rows: list[int] = []  # of the images that have captions
-    for row, sample in enumerate(kept):
-        lines = [line.strip() for line in _text(reader, index, sample).splitlines() if line.strip()]
-        if lines:
-            of_image.append(list(range(len(captions), len(captions) + len(lines))))
-            images_of += [[len(rows)]] * len(lines)
-            captions += lines
-            rows.append(row)
-    reader.close()
-    if not rows:
-        raise TrainError(f"{data}: none of the {len(index)} samples has an image that decodes and a caption")
-    images, words = torch.cat(parts)[rows], embed_texts(model, tokenizer, captions)
+    for row, number in enumerate(order):
+        lines = of_sample[number]
+        of_image.append(list(range(len(captions), len(captions) + len(lines))))
+        images_of += [[row]] * len(lines)
+        captions += lines
+    words = embed_texts_together(model, tokenizer, captions)
+    features = np.concatenate([batch for part in parts for batch in part[2]])[order]
+    images = torch.from_numpy(features).to(words.device)
     to_text, to_image = recall(images, words, of_image, ks), recall(words, images, images_of, ks)
     return {
         **{f"image_to_text_recall@{k}": to_text[k] for k in ks},
         **{f"text_to_image_recall@{k}": to_image[k] for k in ks},
-        "images": len(rows),
+        "images": len(order),
         "texts": len(captions),
-        "skipped": len(index) - len(rows),
+        "skipped": len(index) - len(order),
     }
 
 

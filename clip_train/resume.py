@@ -1,4 +1,4 @@
-"""Saves a run and finds it again: checkpoints of the whole state, and what a checkpoint must agree with."""
+"""Finds the checkpoint of a run, checks that it is of the same run, and restores it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from clip_train.log import Progress
 from clip_train.order import WINDOW_FORM
 from clip_train.remote import public
 from clip_train.run import Run
-from clip_train.same_run import recipe_of, unexplained
-from clip_train.sharded import whole
-from clip_train.tokenizer import Tokenizer
+from clip_train.same_run import unexplained
 
 
 def find_checkpoint(plan: Plan) -> Path | None:
@@ -92,34 +90,3 @@ def same_model(found: ModelConfig, wanted: ModelConfig, origin: str, *, but: str
     differing = [f"{name} {a[name]}, not {b[name]}" for name in a if a[name] != b[name] and name != but]
     if differing:
         raise UsageError(f"{origin} belongs to another model: {'; '.join(differing)}. Name its model by --model")
-
-
-def save_run(run: Run, folder: Path, tokenizer: Tokenizer) -> Path:
-    """Saves a checkpoint. The first rank writes it."""
-    model = checkpoint.model_tensors(run.model)
-    optimizer = checkpoint.optimizer_tensors(run.model, run.optimizer)
-    average = {name: whole(value) for name, value in run.average.weights.items()} if run.average else None
-    path = folder / "checkpoints" / f"step-{run.step:08d}"
-    if rank() == 0:
-        checkpoint.save(
-            folder / "checkpoints",
-            step=run.step,
-            model=model,
-            optimizer=optimizer,
-            ema=average,
-            keep=run.plan.options.keep,
-            info={
-                "model": dataclasses.asdict(run.plan.model),
-                "name": run.plan.options.model,
-                "vocabulary": tokenizer.fingerprint,
-                "samples": run.plan.samples,
-                "set": run.data,
-                "recipe": recipe_of(run.plan.options),
-                "seed": run.plan.options.seed,
-                "order": order_of(run.plan.options),
-                "progress": {
-                    "step": run.step, "samples_seen": run.samples_seen, "scaler": run.scaler.state_dict(),
-                },
-            },
-        )  # fmt: skip
-    return path

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from clip_train import metrics
-from clip_train.distributed import rank, world_size
+from clip_train.distributed import gather, rank, together, world_size
 from clip_train.errors import InputMissing, TrainError, UsageError
 from clip_train.evaluate import accuracies, classify, counts, retrieval
 from clip_train.model import CLIP
@@ -63,7 +63,8 @@ def run_suite(
 ) -> list[Row]:
     """A row for each set, in the order of the suite: name, kind, metric, status, value, reason, and more by its kind.
 
-    The ranks of a run share the sets. Every rank gets all rows.
+    The ranks share each set batch by batch; every rank gets all rows. Probes they share by whole sets, because most of
+    their time is the fit, which one process does.
 
     Args:
         root: the folder below which the sets lie.
@@ -74,25 +75,33 @@ def run_suite(
     Raises:
         UsageError, InputMissing, TrainError: a set that is there does not fit its entry. No set is evaluated then.
     """
-    opened = [_open(suite, number, root) for number in range(len(suite.sets))]
-    there = [number for number, found in enumerate(opened) if isinstance(found, OpenSet)]
-    if not there:
+    opened = together(lambda: [_open(suite, number, root) for number in range(len(suite.sets))])
+    if not any(isinstance(found, OpenSet) for found in opened):
         raise InputMissing(f"--root {root}: none of the {len(suite.sets)} sets of {suite.name} is there: {opened[0]}")
-    mine = there[rank() :: world_size()]
+    probes = [n for n, found in enumerate(opened) if isinstance(found, OpenSet) and found.entry.kind == "probe"]
+    mine = probes[rank() :: world_size()]
     rows: dict[int, Row] = {}
-    for number, found in enumerate(opened):
-        entry = suite.sets[number]
+    for number in sorted(range(len(opened)), key=lambda number: number in probes):  # the probes come last
+        found, entry = opened[number], suite.sets[number]
         row = {"name": entry.name, "kind": entry.kind, "metric": entry.metric}
         if not isinstance(found, OpenSet):
-            rows[number] = {**row, "status": "skipped", "reason": found}
-            if rank() == 0:
-                say(f"{entry.name}: skipped: {found}")
+            row |= {"status": "skipped", "reason": found}
+        elif number not in probes:
+            row |= _kept_or_made(with_model, found, output / CACHE, fresh=fresh, alone=False)
         elif number in mine:
-            rows[number] = {**row, **_kept_or_made(with_model, found, output / CACHE, fresh=fresh)}
-            said = rows[number].get("reason") or f"{rows[number]['value']:.4f} {entry.metric}"
-            say(f"{entry.name}: {said}{' (kept)' if rows[number].get('kept') else ''}")
-    rows = _from_all_ranks(rows)
+            row |= _kept_or_made(with_model, found, output / CACHE, fresh=fresh, alone=True)
+        if number in mine or (number not in probes and rank() == 0):
+            rows[number] = row
+            say(f"{entry.name}: {_result(row)}")
+    rows = {number: row for part in gather(rows) for number, row in part.items()}
     return [rows[number] for number in sorted(rows)]
+
+
+def _result(row: Row) -> str:
+    """What is said of a set."""
+    if row["status"] == "skipped":
+        return f"skipped: {row['reason']}"
+    return (row.get("reason") or f"{row['value']:.4f} {row['metric']}") + (" (kept)" if row.get("kept") else "")
 
 
 def _open(suite: Suite, number: int, root: str) -> OpenSet | str:
@@ -109,20 +118,17 @@ def _open(suite: Suite, number: int, root: str) -> OpenSet | str:
         raise type(error)(f"suite {suite.name}: set {entry.name!r}: {error}") from None
 
 
-def _from_all_ranks(rows: dict[int, Row]) -> dict[int, Row]:
-    if world_size() == 1:
-        return rows
-    parts: list[Any] = [None] * world_size()
-    torch.distributed.all_gather_object(parts, rows)
-    return {number: row for part in parts for number, row in part.items()}
-
-
 # --- results that are kept --------------------------------------------------------------------------------------------
 
 
-def _kept_or_made(with_model: Evaluator, found: OpenSet, folder: Path, *, fresh: bool) -> Row:
-    path = folder / f"{_key(found, with_model.digest)}.json"
-    kept = None if fresh else _read_kept(path)
+def _kept_or_made(with_model: Evaluator, found: OpenSet, folder: Path, *, fresh: bool, alone: bool) -> Row:
+    """The row of a set. All ranks call it for one set, unless a rank is `alone`. The first rank reads and writes."""
+
+    def read() -> tuple[Path, Row | None]:
+        path = folder / f"{_key(found, with_model.digest)}.json"
+        return path, None if fresh else _read_kept(path)
+
+    path, kept = read() if alone else gather(together(read))[0]
     if kept is not None:
         return {**kept, "kept": True}
     began = time.monotonic()
@@ -131,7 +137,8 @@ def _kept_or_made(with_model: Evaluator, found: OpenSet, folder: Path, *, fresh:
     except TrainError as error:
         return {"status": "failed", "reason": f"failed: {error}"}
     row = {"status": "done", **row, "seconds": round(time.monotonic() - began, 3)}
-    write_whole(path, json.dumps(row) + "\n")
+    if alone or rank() == 0:
+        write_whole(path, json.dumps(row) + "\n")
     return row
 
 

@@ -35,10 +35,10 @@ from clip_train.loss import info_nce, sigmoid_loss
 from clip_train.optim import learning_rate, set_learning_rate
 from clip_train.parallel import frozen_statistics
 from clip_train.report import Report, Timing
-from clip_train.resume import save_run
 from clip_train.run import Run, StepResult
 from clip_train.run_config import run_vocabulary, write_config
 from clip_train.same_run import continued
+from clip_train.saver import Saver
 from clip_train.sharded import whole
 from clip_train.shards import open_index
 from clip_train.start import loader_options, open_stream, start_run
@@ -95,6 +95,7 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
         log = open_log(folder, run, stack) if rank() == 0 else None
         loader = stack.enter_context(Loader(stream, tokenizer, loader_options(plan, device)))
         evaluations = stack.enter_context(Evaluations(run, tokenizer, progress))
+        saver = stack.enter_context(Saver(run, tokenizer, progress, then=evaluations.start_suite))
         stop = stack.enter_context(stop_signals())
         report = Report(run, loader.bad, log, progress, on_step)
 
@@ -111,12 +112,14 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
             report.add(result, batches, timing, rate=rate)
 
             # --- once in a while: save, or stop ---
+            saver.check()
             interrupted = agree(stop.is_set())
             if run.step == plan.steps or interrupted or save_is_due(run, saved_at):
                 report.flush()  # raises where the steps are not finite: nothing of them is saved
                 if run.step == plan.steps or interrupted or not report.bad_steps:
-                    newest, saved_at = save_run(run, folder, tokenizer), time.monotonic()
-                    evaluations.saved(newest)
+                    newest, saved_at = saver.save(), time.monotonic()
+                    if not interrupted:
+                        evaluations.zero_shot()
             if interrupted and run.step < plan.steps:
                 raise Interrupted(f"stopped after step {run.step}; continue with the same command and --resume")
         return {

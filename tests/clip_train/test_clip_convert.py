@@ -146,7 +146,7 @@ def test_a_spoiled_checkpoint_is_refused_by_its_file_too(tmp_path):
 
     model = made()
     path = checkpoint.save(
-        tmp_path, step=1, model=checkpoint.model_tensors(model), optimizer={}, ema=None, keep=1,
+        tmp_path, step=1, model=model.state_dict(), optimizer={}, ema=None, keep=1,
         info={"model": dataclasses.asdict(model.config), "vocabulary": "abc"},
     )  # fmt: skip
     file = path / "model.safetensors"

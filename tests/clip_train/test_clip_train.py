@@ -19,10 +19,10 @@ torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install
 
 from clip_train import run_config  # noqa: E402
 from clip_train import training as train_module  # noqa: E402
-from clip_train.checkpoint import all_steps, optimizer_tensors, restore_optimizer  # noqa: E402
-from clip_train.config import TrainOptions, resolve  # noqa: E402
+from clip_train.checkpoint import all_steps, optimizer_state, restore_optimizer  # noqa: E402
+from clip_train.config import PRESETS, TrainOptions, resolve  # noqa: E402
 from clip_train.data import Batch, Loader  # noqa: E402
-from clip_train.distributed import process_group, world_size  # noqa: E402
+from clip_train.distributed import process_group, rank, together, world_size  # noqa: E402
 from clip_train.errors import BelowThreshold, InputMissing, TrainError, UsageError  # noqa: E402
 from clip_train.log import StepLog  # noqa: E402
 from clip_train.model import CLIP  # noqa: E402
@@ -33,6 +33,8 @@ from clip_train.run import Run  # noqa: E402
 from clip_train.sharded import whole  # noqa: E402
 from clip_train.shards import open_index  # noqa: E402
 from clip_train.start import loader_options, start_run  # noqa: E402
+from clip_train.suite import Suite, SuiteSet  # noqa: E402
+from clip_train.suite_run import Evaluator, run_suite  # noqa: E402
 from clip_train.tokenizer import load_tokenizer, read_merges, write_merges  # noqa: E402
 from clip_train.training import forward_backward, train, training_step  # noqa: E402
 
@@ -106,6 +108,9 @@ def as_one_of_two(rank: int, options: TrainOptions, port: int, output: str) -> N
             changes = {"parallel": parallel, "loss": loss, "accumulate": accumulate, "loss_chunk": chunk}
             value, grads, _ = gradients(dataclasses.replace(options, **changes))
             found[parallel, loss, accumulate, chunk] = {"": torch.tensor(value), **grads}
+        found["evaluation"] = evaluation(Path(output).parent)
+        with pytest.raises(InputMissing, match="of rank 1"):
+            together(fail_on_rank_1)
         half = {}
         for parallel in ("ddp", "fsdp"):
             half[parallel] = gradients(dataclasses.replace(options, parallel=parallel, precision="bf16"))[1]
@@ -123,14 +128,34 @@ def as_one_of_two(rank: int, options: TrainOptions, port: int, output: str) -> N
         torch.save(found, output)
 
 
+def fail_on_rank_1() -> None:
+    if rank() == 1:
+        raise InputMissing("of rank 1")
+
+
+def evaluation(folder: Path) -> list[dict]:
+    """The rows of a suite over labelled tars, in batches of 5, by all ranks."""
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(folder / "bpe.txt.gz")
+    model = CLIP(dataclasses.replace(PRESETS["ViT-Tiny"].model, vocab_size=tokenizer.vocab_size)).eval()
+    kinds = ({"kind": "zero-shot"}, {"kind": "retrieval", "metric": "recall"}, *({"kind": "probe", "l2": 0.1},) * 2)
+    sets = tuple(
+        SuiteSet(**{"name": f"{number}", "data": ("labelled",), "metric": "accuracy", "train": "", **kind})
+        for number, kind in enumerate(kinds)
+    )
+    with_model = Evaluator(model, tokenizer, batch_size=5, threads=1)
+    rows = run_suite(with_model, Suite("s", sets), str(folder), folder / "out", say=lambda line: None, fresh=True)
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
 def restored_optimizer(options: TrainOptions) -> float:
     """Takes a step, restores the optimizer's state in a new run, and returns the largest difference between them."""
     run, batches = first_step(options)
     training_step(run, batches)
-    expected = {name: value.clone() for name, value in optimizer_tensors(run.model, run.optimizer).items()}
+    expected = {name: whole(value).clone() for name, value in optimizer_state(run.model, run.optimizer).items()}
     again, _ = first_step(options)
     restore_optimizer(again.model, again.optimizer, expected)
-    found = optimizer_tensors(again.model, again.optimizer)
+    found = {name: whole(value) for name, value in optimizer_state(again.model, again.optimizer).items()}
     assert set(found) == set(expected)
     return max((found[name] - value).abs().max().item() for name, value in expected.items())
 
@@ -145,8 +170,12 @@ def weights_after(options: TrainOptions, *, steps: int = 2) -> dict[str, torch.T
 
 
 @pytest.mark.timeout(600)
-def test_two_ranks_give_the_gradient_of_one_process(options, tmp_path):
-    """Ranks x accumulation x chunks x DDP and FSDP2, for every parameter, logit_scale and logit_bias."""
+def test_two_ranks_give_the_gradient_of_one_process(options, tmp_path, tars):
+    """Ranks x accumulation x chunks x DDP and FSDP2, for every parameter, logit_scale and logit_bias.
+
+    Two ranks also evaluate as one does. One start of two processes serves both.
+    """
+    (tars(labelled=True, name="labelled") / "classnames.txt").write_text("red\ngreen\nblue\n")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -170,6 +199,7 @@ def test_two_ranks_give_the_gradient_of_one_process(options, tmp_path):
             moved = (found["muon"][parallel][name] - one[name]).norm() / (one[name] - before[name]).norm()
             assert moved < 1e-3, (parallel, name)
     assert min(found["bf16"].values()) > 0.99  # FSDP gathers the blocks in bf16
+    assert found["evaluation"] == evaluation(tmp_path) and len(found["evaluation"]) == 4
 
 
 def test_batch_norm_statistics_move_once_a_micro_batch(options):
@@ -396,12 +426,12 @@ def test_what_a_run_leaves(options):
 def test_a_step_that_is_not_finite_leaves_muon_as_it_was(options, monkeypatch):
     run, batches = first_step(dataclasses.replace(options, optimizer="muon"))
     training_step(run, batches)
-    before = {name: value.clone() for name, value in optimizer_tensors(run.model, run.optimizer).items()}
+    before = {name: whole(value).clone() for name, value in optimizer_state(run.model, run.optimizer).items()}
     before |= {name: value.detach().clone() for name, value in run.model.named_parameters()}
     assert any(name.startswith("momentum.") for name in before)
     monkeypatch.setattr(train_module, "pair_loss", lambda run, images, texts: (images * texts).sum() * float("inf"))
     training_step(run, batches)
-    after = {**optimizer_tensors(run.model, run.optimizer), **dict(run.model.named_parameters())}
+    after = {**optimizer_state(run.model, run.optimizer), **dict(run.model.named_parameters())}
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
@@ -547,11 +577,12 @@ def test_two_processes_train_as_one(options, tmp_path, parallel):
     """
     from conftest import jpeg  # here, because processes of another test would find another conftest
 
+    for name in ("red", "blue"):
+        (tmp_path / "labelled" / name).mkdir(parents=True)
+        (tmp_path / "labelled" / name / "1.jpg").write_bytes(jpeg(len(name)))
+    labelled = str(tmp_path / "labelled")
     whole_run = dataclasses.replace(options, steps=12, save_every=4, output=str(tmp_path / "whole"))
-    train(whole_run)
-    labelled = tmp_path / "labelled" / "red"
-    labelled.mkdir(parents=True)
-    (labelled / "1.jpg").write_bytes(jpeg(1))
+    train(dataclasses.replace(whole_run, zero_shot=labelled))
 
     def two_processes(run: TrainOptions, *extra: str) -> None:
         flags = ("--processes", "2", "--parallel", parallel, *extra)
@@ -559,9 +590,10 @@ def test_two_processes_train_as_one(options, tmp_path, parallel):
         assert done.returncode == 0, done.stderr
 
     two = dataclasses.replace(whole_run, output=str(tmp_path / "two"))
-    two_processes(two, "--zero-shot", str(labelled.parent))
+    two_processes(two, "--zero-shot", labelled)
     assert losses(two.output) == pytest.approx(losses(whole_run.output), abs=1e-6)
-    assert len((tmp_path / "two" / "zero_shot.jsonl").read_text().splitlines()) == 3
+    results = [(tmp_path / name / "zero_shot.jsonl").read_text() for name in ("two", "whole")]
+    assert results[0] == results[1] and results[0].count("\n") == 3
 
     part = dataclasses.replace(whole_run, output=str(tmp_path / "part"))
     with pytest.raises(StopIteration):
