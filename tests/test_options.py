@@ -84,6 +84,13 @@ REFUSED = [
         "CCBot,",
         "must be product tokens with commas between them, such as CCBot,GPTBot, or none",
     ),
+    ("--cc-host", "my.mirror", "my.mirror", "must be a URL, such as https://my.mirror/ or s3://my-bucket/"),
+    ("--input-cache", "", "''", "must not be empty"),
+    ("--input-cache", "s3://bucket/cache", "s3://bucket/cache", "must be a folder of this machine"),
+    ("--input-cache", "out/cache", "out/cache", "must not lie in --output out"),
+    ("--input-cache", "/dev/null", "/dev/null", "must be a folder; it is a file or a broken link"),
+    ("--input-cache-gb", "0", "0", "must be a number over 0 and at most 1e9"),
+    ("--input-cache-gb", "5", "5", "needs --input-cache DIR"),
     ("--columns", "url,,text", "url,,text", "must be different names with commas between them, such as url,text"),
     ("--input", "", "''", "must not be empty"),
     ("--exchange", "file", "file", "must be one of files, shuffle; did you mean files?"),
@@ -352,7 +359,7 @@ def test_the_recipe_holds_what_decides_and_nothing_of_the_run(told, capsys: pyte
     names = {line.split(":")[0] for line in said.splitlines() if re.match(r"[a-z]", line)}
     steers = {"output", "stages", "workers", "runner", "exchange", "redo", "beam"}
     steers |= {"retry_failed", "fetch_rounds", "min_success", "fetch_memory", "skip_bad_inputs"}
-    steers |= {"input_patience", "input_rate", "cc_mirrors"}
+    steers |= {"input_patience", "input_rate", "cc_mirrors", "cc_host", "input_cache", "input_cache_gb"}
     assert names == {item.name for item in declared(options.Options)} - steers
     assert not os.path.exists("out")
 

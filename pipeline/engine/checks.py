@@ -59,6 +59,17 @@ def output_folder(path: str, *, ours: Callable[[str, list[str]], bool]) -> None:
         raise UsageError("is not writable: name another folder, or change its permissions")
 
 
+def cache_folder(path: str) -> None:
+    """Refuses a folder that cannot be made or written."""
+    not_empty(path)
+    if URL.match(path):
+        raise UsageError("must be a folder of this machine")
+    if not os.path.isdir(path):
+        _check_parent(path)
+    elif not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        raise UsageError("is not readable and writable: name another folder, or change its permissions")
+
+
 def _check_parent(path: str) -> None:
     """Refuses a folder that cannot be created."""
     at = os.path.abspath(path)

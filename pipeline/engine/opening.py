@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from typing import IO, Any, BinaryIO
 
+from pipeline.engine import input_cache, remote
 from pipeline.engine.input_errors import InputError, is_remote, public
 from pipeline.engine.remote import RemoteFile
 from pipeline.engine.transfers import Positioned
@@ -62,8 +63,15 @@ def open_input(path: str) -> Opened:
         return of_file(open(path, "rb"), path)
     if path.startswith("zip://") and "::" in path:
         return _open_member(path)
-    remote = RemoteFile(path)
-    return Opened(io.BufferedReader(remote, BUFFER), public(path), size=remote.size, seekable=remote.seekable())
+    settings = remote.settings()
+    kept = input_cache.open_kept(path, settings) if settings.cache else None
+    if kept is not None and not isinstance(kept, RemoteFile):
+        return of_file(kept, public(path))
+    return _of_remote(kept or RemoteFile(path))
+
+
+def _of_remote(file: RemoteFile) -> Opened:
+    return Opened(io.BufferedReader(file, BUFFER), public(file.url), size=file.size, seekable=file.seekable())
 
 
 def of_file(file: IO[bytes] | BinaryIO, name: str = "") -> Opened:
@@ -97,7 +105,10 @@ def open_copy(path: str) -> Opened:
         held = _copies.get(path)
     if held is not None:
         return held.open()
-    with open_input(path) as opened:
+    opened = open_input(path)
+    if opened.local:
+        return opened
+    with opened:
         return _copied(path, opened).open()
 
 

@@ -18,6 +18,7 @@ import random
 import struct
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -46,6 +47,9 @@ class RemoteSettings:
         pace: a file that all processes of the job can lock. It holds when the next request may be sent.
         base: the beginning of URLs that have mirrors.
         mirrors: what stands in the place of `base`, in the order in which they are asked; (): `base` alone.
+        cache: a folder of this machine that keeps whole inputs (`input_cache`); "": none.
+        cache_bytes: the most bytes of all files in it.
+        fill: inputs that are read are copied into it. Else only what is there is used.
     """
 
     patience: float = 600.0
@@ -53,6 +57,9 @@ class RemoteSettings:
     pace: str = ""
     base: str = ""
     mirrors: tuple[str, ...] = ()
+    cache: str = ""
+    cache_bytes: int = 0
+    fill: bool = False
 
     def sources(self, url: str) -> list[str]:
         """The URLs at which a file lies, the first one to ask first."""
@@ -62,13 +69,39 @@ class RemoteSettings:
 
 
 _settings = RemoteSettings()
-_on_wait: Callable[[str], None] | None = None
+_on_wait: Callable[[str, str], None] | None = None  # it takes a URL and a line
 
 
-def configure(settings: RemoteSettings, *, on_wait: Callable[[str], None] | None = None) -> None:
-    """Sets how this process reads remote inputs from now on. `on_wait` gets a line before each longer pause."""
+def configure(settings: RemoteSettings, *, on_wait: Callable[[str, str], None] | None = None) -> None:
+    """Sets how this process reads remote inputs from now on.
+
+    Args:
+        settings: for all files that are opened later.
+        on_wait: gets a URL and a line when its first try fails, and before each longer pause.
+    """
     global _settings, _on_wait
     _settings, _on_wait = settings, on_wait
+
+
+def settings() -> RemoteSettings:
+    """How this process reads remote inputs."""
+    return _settings
+
+
+def sparingly(say: Callable[[str], None], *, seconds: float = 10.0) -> Callable[[str, str], None]:
+    """`on_wait` for people: a line for each host at once, then at most one in so many seconds."""
+    said: dict[str, float] = {}
+    lock = threading.Lock()
+
+    def on_wait(url: str, line: str) -> None:
+        host, now = urllib.parse.urlsplit(public(url)).netloc, time.monotonic()
+        with lock:
+            if now - said.get(host, -seconds) < seconds:
+                return
+            said[host] = now
+        say(line)
+
+    return on_wait
 
 
 class Pace:
@@ -118,6 +151,7 @@ class RemoteFile(Positioned):
     def __init__(self, url: str, settings: RemoteSettings | None = None) -> None:
         super().__init__()
         self.url, self._settings = url, settings or _settings
+        self.source = ""  # that gave the newest answer: the URL, or its place at a mirror
         self._sources = self._settings.sources(url)
         self._pace = Pace(self._settings.pace, self._settings.rate)
         self._answer: Answer | None = None
@@ -130,6 +164,11 @@ class RemoteFile(Positioned):
         self._until_open()
 
     # ---- a stream
+
+    @property
+    def version(self) -> str:
+        """Of the file, as `source` names it; "": not known."""
+        return self._version
 
     def seekable(self) -> bool:
         return self._ranges and self.size is not None
@@ -205,7 +244,8 @@ class RemoteFile(Positioned):
     def _ask(self, place: int, window: int, version: str) -> Answer:
         self._drop()
         self._pace.wait()
-        self._answer = answer = transfers.ask(self._source(), place, window, version, known=self._known)
+        self.source = self._source()
+        self._answer = answer = transfers.ask(self.source, place, window, version, known=self._known)
         self._place = answer.start
         return answer
 
@@ -300,8 +340,9 @@ class RemoteFile(Positioned):
         waited = time.monotonic() - self._since
         if waited + pause > self._settings.patience or self._tries >= MOST_TRIES:
             raise self._given_up(error, waited) from None
-        if _on_wait and pause >= REPORTED_PAUSE:
-            _on_wait(f"{public(self.url)}: {error}; the next try is in {pause:.0f} s")
+        if _on_wait and (self._tries == 1 or pause >= REPORTED_PAUSE):
+            left = f"it is asked again for up to {self._settings.patience - waited:.0f} s"
+            _on_wait(self.url, f"{public(self.url)}: {error}; {left} (the next try is in {pause:.1f} s)")
         time.sleep(pause)
 
     def _given_up(self, cause: object, waited: float) -> TransferError:

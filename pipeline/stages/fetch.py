@@ -468,7 +468,8 @@ class Fetch(Stage):
         if run.robots_archives:
             wanted, answers, index = (folder.step(f"robots-{name}") for name in ("wanted", "answers", "index"))
             count = len(run.robots_archives)
-            robots = RobotsPlan(selected, wanted, answers, index, run.robots_file, run.remote, patient, count)
+            whole = dataclasses.replace(run.remote, fill=True)
+            robots = RobotsPlan(selected, wanted, answers, index, run.robots_file, whole, patient, count)
         fetching = FetchPlan(
             attempts=Attempts(folder, before.folder("balance")),
             selected=selected,

@@ -438,7 +438,7 @@ class Gather(RowStage):
             settings,
             o.skip_bad_inputs,
             rules,
-            run.remote,
+            dataclasses.replace(run.remote, fill=True),
         )
 
     @classmethod

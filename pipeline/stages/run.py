@@ -38,6 +38,7 @@ AGAIN = "Run the same command again to continue."  # ends a message about an inp
 SKIP = "Replace the input, or add --skip-bad-inputs to go on without it"  # ends a message about an unreadable input
 TRY_LATER = "Check the address and the network, or try again later"  # ends a message about an input out of reach
 PLANNING_PATIENCE_S = 60.0  # for remote inputs that are looked up before a run: somebody waits for an answer
+DEFAULT_CACHE_GB = 50.0
 KERNEL_ROWS = 50_000  # with more expected rows, workers load the kernels before they begin
 # The kernels of select. A worker loads the kernel of a source when it meets such a source.
 KERNELS = (
@@ -129,10 +130,17 @@ def mirrors(given: str | tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _check_url(value: str) -> None:
+    if not is_remote(value):
+        raise UsageError("must be a URL, such as https://my.mirror/ or s3://my-bucket/")
+
+
 def remote_settings(o: HowSettings, *, pace: str = "") -> RemoteSettings:
     """How remote inputs are read. `pace` is a file that all processes of the job share."""
-    bases = tuple(sources.CC_MIRRORS.get(name, name) for name in o.cc_mirrors)
-    return RemoteSettings(o.input_patience, o.input_rate, pace, sources.CC_BASE, bases)
+    names = (o.cc_host,) if o.cc_host else o.cc_mirrors
+    bases = tuple(sources.CC_MIRRORS.get(name, name) for name in names)
+    cache, most = os.path.abspath(o.input_cache) if o.input_cache else "", o.input_cache_gb or DEFAULT_CACHE_GB
+    return RemoteSettings(o.input_patience, o.input_rate, pace, sources.CC_BASE, bases, cache, int(most * 1e9))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,6 +188,30 @@ class HowSettings:
         parse=mirrors,
         steers=True,
     )
+    cc_host: str | None = option(
+        None,
+        help="a server or a bucket with Common Crawl's files under their paths (crawl-data/...), in place of its own",
+        metavar="URL",
+        check=_check_url,
+        steers=True,
+    )
+    input_cache: str | None = option(
+        None,
+        help="folder of this machine that keeps whole remote inputs, for this and other runs",
+        default_text="none: inputs are streamed",
+        metavar="DIR",
+        check=checks.cache_folder,
+        steers=True,
+    )
+    input_cache_gb: float | None = option(
+        None,
+        help="the most of --input-cache; what was not used for the longest time goes first",
+        default_text=f"{DEFAULT_CACHE_GB:g}",
+        unit="GB",
+        metavar="N",
+        within="(0, 1e9]",
+        steers=True,
+    )
     retry_failed: bool = option(
         False,
         help="read again the inputs that were left out, fetch again what failed in a way that may pass",
@@ -193,6 +225,13 @@ class HowSettings:
     @staticmethod
     def check_together(o: Any) -> None:
         """Refuses to remove stages that the run then does not do, and to retry what it does not do."""
+        if o.cc_host and o.cc_mirrors != HowSettings.cc_mirrors:
+            raise UsageError(f"--cc-host {o.cc_host}: must not stand beside --cc-mirrors; name it there")
+        if o.input_cache_gb is not None and not o.input_cache:
+            raise UsageError(f"--input-cache-gb {o.input_cache_gb:g}: needs --input-cache DIR")
+        out = os.path.join(os.path.realpath(o.output), "")
+        if o.input_cache and os.path.join(os.path.realpath(o.input_cache), "").startswith(out):
+            raise UsageError(f"--input-cache {o.input_cache}: must not lie in --output {o.output}")
         if o.retry_failed and not {"gather", "fetch"} & set(o.stages):
             raise UsageError(
                 f"--retry-failed: needs the stage gather or fetch, and --stages is {o.stages[0]}..{o.stages[-1]}"
@@ -408,7 +447,8 @@ def look_up(
     if isinstance(options, HowSettings):
         patience = min(options.input_patience, PLANNING_PATIENCE_S)
         settings = dataclasses.replace(remote_settings(options), patience=patience)
-        remote.configure(settings, on_wait=lambda line: print(f"pipeline.build: {line}", file=sys.stderr))
+        say = remote.sparingly(lambda line: print(f"pipeline.build: {line}", file=sys.stderr, flush=True))
+        remote.configure(settings, on_wait=say)
     inputs = look_up_inputs(options.input, input_format=input_format, skip_bad=skip_bad, output=options.output)
     robots = look_up_robots(robots_archive, output=options.output)
     rows = sum(READERS[item.format].expected_rows(item) for item in inputs)

@@ -147,6 +147,19 @@ def test_the_patience_ends(fault: str, message: str, monkeypatch: pytest.MonkeyP
         assert server.asked["a.bin"] > 3
 
 
+def test_a_failure_is_told_at_once_and_then_sparingly(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    slept: list[int] = []
+    monkeypatch.setattr(remote.time, "sleep", lambda seconds: slept.append(len(said)))
+    monkeypatch.setattr(remote, "_on_wait", remote.sparingly(said.append))
+    for name in "ab":
+        with pytest.raises(TransferError, match="cannot be reached"):
+            RemoteFile(f"http://127.0.0.1:9/{name}.bin", RemoteSettings(patience=60.0))
+    assert slept[0] == 1 and len(slept) > 10  # before the first pause
+    (line,) = said
+    assert line.startswith("http://127.0.0.1:9/a.bin: ") and "it is asked again for up to 60 s" in line
+
+
 def test_a_file_with_other_bytes_has_changed() -> None:
     with crawl({"a.bin": CONTENT}) as server:
         file = RemoteFile(f"{server.base}a.bin", PATIENT)
