@@ -106,7 +106,10 @@ def environment(_: Setting) -> Numbers:
 
 
 def loss(setting: Setting) -> Numbers:
-    """The loss and its gradients against float64. Logits in TF32 would miss by about 1e-3 x scale."""
+    """The loss and its gradients against float64.
+
+    Logits in TF32 would miss by about 1e-3 x scale. Under "high" the products of the gradient may be TF32.
+    """
     device, size = pick_device(), 256 if setting.small else 4096
     generator = torch.Generator().manual_seed(0)
     given = [F.normalize(torch.randn(size, 512, generator=generator), dim=1) for _ in range(2)]
@@ -127,8 +130,9 @@ def loss(setting: Setting) -> Numbers:
                 errors[name] = ((a.grad - b.grad).norm() / b.grad.norm().clamp(min=1e-12)).item()
             for name, error in errors.items():
                 found[f"{name}, scale {scale:g}, {precision}"] = error
-    worst = max(found, key=lambda name: found[name])
-    require(found[worst] < 3e-4, f"the error of {worst} is {found[worst]:.2e}")
+    for name, error in found.items():
+        bound = 1e-3 if name.endswith("high") and name.startswith(("images", "texts")) else 1e-4
+        require(error < bound, f"the error of {name} is {error:.2e}, allowed is {bound:g}")
     return found
 
 
@@ -187,7 +191,7 @@ def logits(setting: Setting) -> Numbers:
 
 def _options(setting: Setting, folder: str, **values: Any) -> TrainOptions:
     given = {"model": setting.model("ViT-B-32"), "batch_size": setting.batch_size, "warmup": 5, "compile": False,
-             "precision": "fp32", "save_every": 0, "save_minutes": 0.0, "steps": STEPS, "log_to": ("none",),
+             "precision": "fp32", "lr": 1e-4, "save_every": 0, "save_minutes": 0.0, "steps": STEPS, "log_to": ("none",),
              **values}  # fmt: skip
     return TrainOptions(data=setting.data, output=str(Path(setting.scratch, folder)), **given)
 
@@ -221,6 +225,18 @@ def steps(name: str, **values: Any) -> Callable[[Setting], Numbers]:
     return run
 
 
+def compiled(setting: Setting) -> Numbers:
+    """Twenty steps of compiled towers have the losses of towers that are not compiled."""
+    precise = "bf16" if pick_device().type == "cuda" else "fp32"
+    began = time.monotonic()
+    plain = _losses(_options(setting, "plain", precision=precise))
+    middle = time.monotonic()
+    ours = _losses(_options(setting, "compiled", precision=precise, compile=True))
+    error = max(abs(a - b) for a, b in zip(plain, ours, strict=True))
+    require(error < 0.05, f"the losses differ by {error}: {plain} and {ours}")
+    return {"largest difference of the loss": error, "plain s": middle - began, "s": time.monotonic() - middle}
+
+
 def kill_and_resume(setting: Setting) -> Numbers:
     """A run that SIGKILL ends and that resumes has the losses of one that was not ended."""
     values = {"save_every": 5}
@@ -250,6 +266,10 @@ def speed(name: str, *, batch: int, compiled: bool, measure: str) -> Callable[[S
         return found
 
     return run
+
+
+def loss_speed(setting: Setting) -> Numbers:
+    return bench(model=setting.model("ViT-B-32"), data=setting.data, batch_size=8, seconds=1.0, only=("loss",))
 
 
 def against_open_clip(name: str, *, batch: int) -> Callable[[Setting], Numbers]:
@@ -290,27 +310,41 @@ def against_open_clip(name: str, *, batch: int) -> Callable[[Setting], Numbers]:
 
 
 def profile(setting: Setting) -> Numbers:
-    """Ten steps under the profiler: kernel time against wall time, waits for the device, copies, longest kernels."""
+    """Five steps from tar under the profiler: kernel time against wall time, waits, copies, longest kernels."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
     gpu = torch.cuda.is_available()
+    size = {} if setting.small else {"batch_size": 1024}
+    options = _options(setting, "profile", precision="auto", compile=gpu, **size)
+    begun: list[float] = []
     with record(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as recorded:
-        began = time.monotonic()
-        _losses(_options(setting, "profile", precision="auto", steps=10))
-        wall = time.monotonic() - began
+        recorded.toggle_collection_dynamic(False, list(recorded.activities))
+
+        def note(line: dict[str, Any]) -> None:
+            if line["step"] in (STEPS - 8, STEPS - 3):
+                _synchronize()
+                begun.append(time.monotonic())
+                recorded.toggle_collection_dynamic(len(begun) == 1, list(recorded.activities))
+
+        train(options, on_step=note)
     events = recorded.key_averages()
     busy = {event.key: getattr(event, "self_device_time_total" if gpu else "self_cpu_time_total") for event in events}
     count = {event.key: event.count for event in events}
-    top = sorted(busy, key=lambda key: -busy[key])[:10]
+    top = sorted(busy, key=lambda key: -busy[key])[:12]
     return {
-        "wall_s": wall,
+        "wall_s": begun[1] - begun[0],
         "kernels_s" if gpu else "operators_s": sum(busy.values()) / 1e6,
         "synchronisations": sum(n for key, n in count.items() if "Synchronize" in key),
         "items_read": count.get("aten::item", 0),
         "pageable_copies": sum(n for key, n in count.items() if "Pageable" in key),
         "longest": {key[:80]: round(busy[key] / 1e3, 3) for key in top},  # ms
     }
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 MODELS = (("ViT-B-32", 1024), ("RN50", 512), ("ViT-B-16", 512), ("ViT-L-14", 128))
@@ -329,7 +363,8 @@ CHECKS = (
     Check("sigmoid", 8, steps("sigmoid", loss="sigmoid")),
     Check("resnet", 8, steps("resnet", model="RN50")),
     Check("kill-and-resume", 20, kill_and_resume),
-    Check("compile", 40, steps("compile", compile=True)),
+    Check("compile", 40, compiled),
+    Check("speed of the loss", 5, loss_speed),
     *(Check(f"speed {name}, model, eager", 15, speed(name, batch=batch, compiled=False, measure="model"))
       for name, batch in MODELS),
     Check("profile", 15, profile),

@@ -85,9 +85,11 @@ def _start(options: TrainOptions, tokenizer: Tokenizer) -> Any:
     return run, Stream(index, seed=0), loader_options(run.plan, device)
 
 
-def measure(work: Callable[[], int], *, seconds: float) -> tuple[float, float]:
-    """Items per second of wall time, and CPU milliseconds per item. The first call warms up and is not counted."""
-    work()
+def measure(work: Callable[[], int], *, seconds: float, warm_up: int = 1) -> tuple[float, float]:
+    """Items per second of wall time, and CPU milliseconds per item. The first `warm_up` calls are not counted."""
+    for _ in range(warm_up):
+        work()
+    _finish()
     items, wall, cpu = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - wall < seconds:
         items += work()
@@ -150,7 +152,7 @@ def _model(options: TrainOptions, tokenizer: Tokenizer, seconds: float) -> dict[
             (images.sum() + texts.sum()).backward()
             return len(batch.samples)
 
-        rate, cpu = measure(work, seconds=seconds)
+        rate, cpu = measure(work, seconds=seconds, warm_up=3 if run.compiled else 1)
         results |= {f"model_{text}_pairs_per_s": rate, f"model_{text}_cpu_ms_per_pair": cpu}
         peak = peak_flops(run.device)
         tokens = batch.tokens / len(batch.samples) if text == "packed" else None
@@ -172,7 +174,7 @@ def _step(options: TrainOptions, tokenizer: Tokenizer, seconds: float) -> dict[s
             training_step(run, next(steps))
             return run.plan.batch_size
 
-        rate, cpu = measure(work, seconds=seconds)
+        rate, cpu = measure(work, seconds=seconds, warm_up=3)  # batches differ in length
     return {"step_pairs_per_s": rate, "step_cpu_ms_per_pair": cpu}
 
 

@@ -17,7 +17,7 @@ import functools
 import io
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -238,17 +238,39 @@ def middle_square(opened: Image.Image, size: int, *, interpolation: str = "bicub
 
 
 def normalize(
-    images: torch.Tensor, *, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD
+    images: torch.Tensor,
+    *,
+    mean: tuple[float, ...] = MEAN,
+    std: tuple[float, ...] = STD,
+    kind: torch.dtype | None = None,
+    compiled: bool = False,
 ) -> torch.Tensor:
-    """(B, S, S, 3) uint8 -> (B, 3, S, S) fp32 in the channels-last memory format, which convolutions prefer.
+    """(B, S, S, 3) uint8 -> (B, 3, S, S) in the channels-last memory format, which convolutions prefer.
 
     Args:
         mean, std: of the three channels, of pixels in [0, 1].
+        kind: the type of the result; fp32 unless given. The arithmetic is fp32.
+        compiled: by one compiled kernel, which reads and writes each pixel once.
     """
+    centre, spread = _rows(mean, std, images.shape[2], images.device)
+    work = _compiled_normalize() if compiled else _normalize
+    return work(images, centre, spread, kind)
+
+
+def _normalize(
+    images: torch.Tensor, centre: torch.Tensor, spread: torch.Tensor, kind: torch.dtype | None
+) -> torch.Tensor:
     batch, height, width, _ = images.shape
-    centre, spread = _rows(mean, std, width, images.device)
     rows = images.reshape(batch, height, width * 3).float().sub_(centre).div_(spread)
+    rows = rows if kind is None else rows.to(kind)
     return rows.view(batch, height, width, 3).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _compiled_normalize() -> Callable[..., torch.Tensor]:
+    import torch
+
+    return torch.compile(_normalize, dynamic=False)
 
 
 @functools.lru_cache(maxsize=16)

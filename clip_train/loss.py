@@ -11,7 +11,9 @@ logits again. With p = softmax over rows + softmax over columns - 2 * identity,
     dL/dx = s/(2B) p y,      dL/dy = s/(2B) p^T x (summed over the ranks),      dL/ds = 1/(2B) sum p * (x y^T).
 
 Every rank returns the loss of all pairs and the gradients of its own rows. The *sum* over the ranks of the gradients
-of the parameters, logit_scale included, is that of one process with the whole batch. All arithmetic is fp32.
+of the parameters, logit_scale included, is that of one process with the whole batch. All arithmetic is fp32. A GPU
+never computes the logits in TF32, which would miss by about 1e-3 times the scale; the two products of the gradient
+follow torch's setting.
 """
 
 from __future__ import annotations
@@ -83,12 +85,22 @@ def _kernels(rows: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:
     return log_sums, gradients
 
 
+def exact_cosines(images: Tensor, texts: Tensor) -> Tensor:
+    """images @ texts.T in fp32, whatever torch's precision of matrix products is."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        return images @ texts.T
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def log_sums(images: Tensor, texts: Tensor, scale: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """(b,) and (B,): log-sum-exp of the rows and of the columns of scale * images @ texts.T."""
     rows = images.new_empty(len(images))
     columns = texts.new_full((len(texts),), -math.inf)
     for at in range(0, len(images), chunk):
-        logits = scale * (images[at : at + chunk] @ texts.T)
+        logits = scale * exact_cosines(images[at : at + chunk], texts)
         rows[at : at + chunk] = logits.logsumexp(1)
         columns = torch.logaddexp(columns, logits.logsumexp(0))
     return rows, columns
@@ -101,7 +113,7 @@ def gradients(
     d_images, d_texts, d_scale = torch.empty_like(images), torch.zeros_like(texts), scale.new_zeros(())
     for at in range(0, len(images), chunk):
         part = images[at : at + chunk]
-        cosines = part @ texts.T
+        cosines = exact_cosines(part, texts)
         logits = scale * cosines
         p = (logits - rows[at : at + chunk, None]).exp_().add_(logits.sub_(columns[None]).exp_())
         p.diagonal(start + at).sub_(2)
@@ -120,7 +132,7 @@ class _Sigmoid(torch.autograd.Function):
         d_scale, d_bias, value = scale.new_zeros(()), scale.new_zeros(()), scale.new_zeros(())
         for at in range(0, len(images), chunk):
             part = images[at : at + chunk]
-            cosines = part @ all_texts.T
+            cosines = exact_cosines(part, all_texts)
             logits = scale * cosines + bias
             positives = logits.diagonal(start + at)
             value += F.softplus(logits).sum() - positives.sum()  # -log sigmoid(z) = softplus(z) - z

@@ -7,6 +7,7 @@ weights, and open_clip's, load unchanged.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import OrderedDict
 from typing import Any
@@ -19,6 +20,15 @@ from torch.utils.checkpoint import checkpoint
 from clip_train.config import ModelConfig
 from clip_train.resnet import ModifiedResNet
 from clip_train.text import PackedText
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # before torch 2.10
+    varlen_attn = None
+    _CAUSAL: dict[str, Any] = {}
+else:  # torch 2.11 replaced is_causal
+    _has_window = "window_size" in inspect.signature(varlen_attn).parameters
+    _CAUSAL = {"window_size": (-1, 0)} if _has_window else {"is_causal": True}
 
 MAX_LOGIT_SCALE = math.log(100)  # paper, section 2.5: logits are never scaled by more than 100
 
@@ -67,6 +77,11 @@ def dense_attention(qkv: Tensor, *, heads: int, causal: bool) -> Tensor:
     return mixed.transpose(1, 2).reshape(batch, length, width // 3)
 
 
+def has_varlen(device: torch.device, kind: torch.dtype) -> bool:
+    """Can one kernel of torch compute attention over captions of any length, on this device and in this type?"""
+    return device.type == "cuda" and kind in (torch.float16, torch.bfloat16) and varlen_attn is not None
+
+
 def packed_attention(qkv: Tensor, *, heads: int, packing: PackedText) -> Tensor:
     """(T, 3d) -> (T, d), causal within each caption, without padding.
 
@@ -74,12 +89,10 @@ def packed_attention(qkv: Tensor, *, heads: int, packing: PackedText) -> Tensor:
     are a dense batch, without a copy.
     """
     total, width = qkv.shape
-    if qkv.is_cuda and qkv.dtype in (torch.float16, torch.bfloat16):
-        from torch.nn.attention.varlen import varlen_attn
-
+    if has_varlen(qkv.device, qkv.dtype):
         q, k, v = qkv.view(total, 3, heads, width // 3 // heads).unbind(1)
         bounds, longest = packing.boundaries, packing.longest
-        mixed = varlen_attn(q, k, v, bounds, bounds, longest, longest, window_size=(-1, 0))
+        mixed = varlen_attn(q, k, v, bounds, bounds, longest, longest, **_CAUSAL)
         assert isinstance(mixed, Tensor)
         return mixed.reshape(total, width // 3)
     parts = qkv.split([captions * length for captions, length in packing.blocks])

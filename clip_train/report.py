@@ -15,6 +15,7 @@ from clip_train.errors import TrainError
 from clip_train.log import Progress, StepLog
 from clip_train.model import count_flops
 from clip_train.run import Run, StepResult
+from clip_train.transfer import Readout
 
 MAX_BAD_STEPS = 3  # consecutive steps whose loss or gradient is not finite
 
@@ -47,7 +48,7 @@ class Report:
     ) -> None:  # fmt: skip
         self._run, self._bad, self._log, self._progress, self._on_step = run, bad, log, progress, on_step
         self._peak = peak_flops(run.device)
-        self._waiting: tuple[StepResult, dict[str, Any]] | None = None
+        self._waiting: tuple[Readout, dict[str, Any]] | None = None
         self.line: dict[str, Any] = {}  # of the last step that was read
         self.bad_steps = 0  # in a row, up to that step
 
@@ -66,18 +67,17 @@ class Report:
             line["mfu"] = work * line["pairs_per_s"] / world_size() / self._peak
         if self._bad.reasons:
             line["bad_samples"] = self._bad.reasons.total()
-        self._waiting = result, line
+        self._waiting = Readout((result.loss, result.gradient_norm, result.logit_scale, result.loss_scale)), line
 
     def flush(self) -> None:
         """Reads and writes the step that waits. TrainError after MAX_BAD_STEPS in a row that are not finite."""
         if self._waiting is None:
             return
         (result, line), self._waiting = self._waiting, None
-        line["loss"], line["logit_scale"] = result.loss.item(), result.logit_scale.item()
-        line["gradient_norm"] = result.gradient_norm.item()
+        line["loss"], line["gradient_norm"], line["logit_scale"], loss_scale = result.read()
         finite = math.isfinite(line["loss"]) and math.isfinite(line["gradient_norm"])
         # with fp16 an overflow halves the loss scale; that is not a bad step while the scale stays at least 1
-        taken = finite or (math.isfinite(line["loss"]) and result.loss_scale.item() >= 2)
+        taken = finite or (math.isfinite(line["loss"]) and loss_scale >= 2)
         if not taken:
             line["skipped"] = True
         self.line = line

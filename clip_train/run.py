@@ -24,6 +24,7 @@ class Run:
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     average: MovingAverage | None
+    compiled: bool = False  # torch.compile the towers
     data: str = ""  # the digest of the set
     step: int = 0
     samples_seen: int = 0

@@ -15,7 +15,7 @@ from clip_train.devices import cpu_count
 from clip_train.distributed import rank, world_size
 from clip_train.errors import UsageError
 from clip_train.index import Index
-from clip_train.model import CLIP
+from clip_train.model import CLIP, has_varlen
 from clip_train.optim import MovingAverage, make_optimizer
 from clip_train.order import Stream
 from clip_train.parallel import Towers
@@ -54,8 +54,10 @@ def start_run(plan: Plan, device: torch.device, *, data: str = "") -> Run:
     towers = Towers(
         model, parallel=options.parallel, accumulate=options.accumulate, device=device, precision=options.precision
     )
-    if options.compile if options.compile is not None else device.type == "cuda":
-        compile_towers(model)  # after the sharding, which changes the blocks
+    compiled = options.compile if options.compile is not None else device.type == "cuda"
+    if compiled:
+        kind = torch.float32 if options.precision == "fp32" else torch.float16
+        compile_towers(model, text=options.text == "padded" or has_varlen(device, kind))  # after the sharding
     run = Run(
         plan=plan,
         device=device,
@@ -64,6 +66,7 @@ def start_run(plan: Plan, device: torch.device, *, data: str = "") -> Run:
         optimizer=make_optimizer(model, plan.recipe, name=options.optimizer),
         scaler=torch.amp.GradScaler(device.type, enabled=options.precision == "fp16"),
         average=MovingAverage(model, decay=options.ema) if options.ema else None,
+        compiled=compiled,
         data=data,
     )
     if resumed is not None:
@@ -71,17 +74,21 @@ def start_run(plan: Plan, device: torch.device, *, data: str = "") -> Run:
     return run
 
 
-def compile_towers(model: CLIP) -> None:
+def compile_towers(model: CLIP, *, text: bool) -> None:
     """Compiles the blocks one by one, so that DDP sends the gradients of one while the next is computed.
 
-    A ResNet is compiled as a whole. Text blocks take any length: packed batches differ.
+    A ResNet is compiled as a whole. Blocks of the text tower take any number of tokens: packed batches differ.
+
+    Args:
+        text: compile the text tower too. Without a kernel for captions of any length it would be compiled anew for
+            each batch.
     """
     if isinstance(model.visual, ModifiedResNet):
         model.visual.compile()
     else:
         for block in model.visual.transformer.resblocks:  # type: ignore[union-attr]
             block.compile()
-    for block in model.transformer.resblocks:
+    for block in model.transformer.resblocks if text else ():
         block.compile(dynamic=True)
 
 

@@ -43,7 +43,7 @@ from clip_train.sharded import whole
 from clip_train.shards import open_index
 from clip_train.start import loader_options, open_stream, start_run
 from clip_train.tokenizer import load_tokenizer
-from clip_train.transfer import to_device
+from clip_train.transfer import to_device, upload
 
 _PATCHES = 5  # purpose of a keyed draw; data.py has 1 to 4
 
@@ -213,10 +213,10 @@ def encode(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
     """Unit vectors of the images and of the texts of the usable pairs in a micro-batch, (b', E) each."""
     batch = to_device(batch, run.device)
     model, options = run.plan.model, run.plan.options
-    pixels = normalize(batch.images, mean=model.mean, std=model.std)
+    pixels = normalize(batch.images, mean=model.mean, std=model.std, kind=precision(run), compiled=run.compiled)
     kept = kept_patches(batch, model, rate=options.patch_dropout, seed=options.seed)
     with autocast(run):
-        images, texts = run.towers(pixels, batch.text, None if kept is None else kept.to(run.device))
+        images, texts = run.towers(pixels, batch.text, None if kept is None else upload(kept, run.device))
     return (images, texts) if batch.good is None else (images[batch.good], texts[batch.good])
 
 
@@ -236,8 +236,13 @@ def backward(run: Run, loss: Tensor) -> Tensor:
 
 def autocast(run: Run) -> torch.autocast:
     """The mixed precision of the options. The loss is always fp32."""
-    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[run.plan.options.precision]
+    kind = precision(run)
     return torch.autocast(run.device.type, dtype=kind, enabled=kind != torch.float32)
+
+
+def precision(run: Run) -> torch.dtype:
+    """The type of the products in the towers."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[run.plan.options.precision]
 
 
 def kept_patches(batch: Batch, config: ModelConfig, *, rate: float, seed: int) -> Tensor | None:
