@@ -18,7 +18,9 @@ The way of a run, one file a role:
     config.py                             models, recipes of the paper, options of a run
     shards.py  published.py  tar_scan.py  index.py  index_file.py    where the samples are, in a mapped file
     order.py  keyed.py  concepts.py       the order of the samples, which is one integer and a seed; chosen batches
-    data.py  image.py  tokenizer.py       shards -> uint8 crops and packed token ids
+    data.py  reader.py  decoder.py        shards -> batches of uint8 crops and packed token ids
+    decode_processes.py                   the same decoding in processes of their own
+    image.py  tokenizer.py  ragged.py     bytes -> pixels; texts -> ids
     model.py  resnet.py  text.py          the two towers, with the names and the numerics of OpenAI's code
     loss.py  loss_triton.py               symmetric InfoNCE in chunks, exact over ranks and accumulation
     optim.py  distributed.py  checkpoint.py

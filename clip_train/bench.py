@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -190,22 +191,29 @@ def caption(rng: random.Random) -> str:
 
 def write_shards(folder: Path, *, samples: int, side: int = 256, shards: int = 2) -> str:
     """Writes plain tars of smooth synthetic pictures. Some noise makes the JPEGs as large as photographs."""
-    from PIL import Image
-
     folder = folder / "shards"
     folder.mkdir(parents=True, exist_ok=True)
-    for shard, numbers in enumerate(np.array_split(np.arange(samples), shards)):
-        with tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-            for number in numbers.tolist():
-                rng = np.random.default_rng(number)
-                coarse = Image.fromarray(rng.integers(0, 256, (8, 10, 3), dtype=np.uint8))
-                smooth = np.asarray(coarse.resize((side * 5 // 4, side), Image.Resampling.BICUBIC), np.int16)
-                pixels = np.clip(smooth + rng.normal(0, 9, smooth.shape), 0, 255).astype(np.uint8)
-                buffer = io.BytesIO()
-                Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-                text = caption(random.Random(number)).encode()
-                for extension, data in (("jpg", buffer.getvalue()), ("txt", text)):
-                    info = tarfile.TarInfo(f"{number:08d}.{extension}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        for shard, numbers in enumerate(np.array_split(np.arange(samples), shards)):
+            pictures = pool.map(lambda number: picture(number, side=side), numbers.tolist())
+            with tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+                for number, data in zip(numbers.tolist(), pictures, strict=True):
+                    text = caption(random.Random(number)).encode()
+                    for extension, content in (("jpg", data), ("txt", text)):
+                        info = tarfile.TarInfo(f"{number:08d}.{extension}")
+                        info.size = len(content)
+                        tar.addfile(info, io.BytesIO(content))
     return str(folder)
+
+
+def picture(number: int, *, side: int) -> bytes:
+    """A smooth synthetic JPEG of 5/4 side x side pixels, with some noise."""
+    from PIL import Image
+
+    rng = np.random.default_rng(number)
+    coarse = Image.fromarray(rng.integers(0, 256, (8, 10, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((side * 5 // 4, side), Image.Resampling.BICUBIC), np.int16)
+    pixels = np.clip(smooth + rng.normal(0, 9, smooth.shape), 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()

@@ -76,7 +76,7 @@ def read_captions(path: str, column: str) -> Iterator[str]:
         for batch in table.iter_batches(columns=[column]):
             yield from (text for text in batch.column(0).to_pylist() if text)
     else:
-        from clip_train.data import open_reader, read_member
+        from clip_train.reader import open_reader, read_member
         from clip_train.shards import open_index
 
         index = open_index(path)

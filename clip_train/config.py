@@ -23,6 +23,9 @@ BATCH_CONCEPTS = ("diverse", "dense", "balanced")  # of concepts.py
 MEASURES = ("tokenizer", "loader", "loss", "model", "step")  # of bench.py
 
 
+DECODE_IN = ("auto", "threads", "processes")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The architecture of a CLIP model (paper, tables 19 and 20). Four `vision_layers` in a tuple: ModifiedResNet."""
@@ -250,7 +253,9 @@ class TrainOptions:
     patch_dropout: float = option(0.0, "share of the image patches that a ViT drops in training", within="[0, 1)")
     text: str = option("packed", "packed: compute each caption up to its end, same numbers; padded: all positions",
                         choices=("packed", "padded"))  # fmt: skip
-    threads: int = option(0, "decoding threads; 0: one per core of this rank", within="[0, 1024]")
+    threads: int = option(0, "decoders; 0: one per core of this rank", within="[0, 1024]")
+    decode_in: str = option("auto", "threads of this process, or processes of their own, which a fast GPU needs; auto: "
+                            "processes on a GPU with more than two decoders", choices=DECODE_IN)  # fmt: skip
     prefetch: int = option(3, "batches that are decoded ahead", within="[0, 1024]")
     # data
     bpe: str | None = option(None, "BPE vocabulary, OpenAI's file or your own; see docs/training.md for the default",

@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clip_train import metrics
-from clip_train.data import MAX_TEXT_BYTES, Reader, open_reader, read_member
 from clip_train.devices import cpu_count
 from clip_train.distributed import gather, rank, share, together, world_size
 from clip_train.errors import TrainError
@@ -32,6 +31,7 @@ from clip_train.index import Index, key_of
 from clip_train.labels import LabelledImages, open_labelled
 from clip_train.model import CLIP
 from clip_train.prompts import DEFAULT_TEMPLATES, fill, read_templates
+from clip_train.reader import MAX_TEXT_BYTES, Reader, open_reader, read_member
 from clip_train.shards import open_index
 from clip_train.text import pack
 from clip_train.tokenizer import Tokenizer

@@ -37,6 +37,11 @@ class Rows:
     json_size: np.ndarray | None = None
     captions: np.ndarray | None = None  # (n,) how many texts each has, at least 1
 
+    def part(self, start: int, stop: int) -> Rows:
+        """The places of the samples start .. stop - 1 of these."""
+        columns = {name: value for name, value in vars(self).items() if value is not None}
+        return Rows(**{name: value[start:stop] for name, value in columns.items()})
+
 
 @dataclasses.dataclass(frozen=True)
 class ConceptSource:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_train.data import open_reader, read_member
 from clip_train.errors import InputMissing, UsageError
 from clip_train.prompts import read_classes, read_templates, read_text
+from clip_train.reader import open_reader, read_member
 from clip_train.shards import open_index
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")

@@ -7,7 +7,7 @@ import os
 
 import torch
 
-from clip_train import checkpoint
+from clip_train import checkpoint, decode_processes
 from clip_train.concepts import ConceptStream, open_concepts
 from clip_train.config import Plan, TrainOptions
 from clip_train.data import LoaderOptions
@@ -116,7 +116,10 @@ def open_stream(index: Index, options: TrainOptions) -> Stream:
 def loader_options(plan: Plan, device: torch.device) -> LoaderOptions:
     """The options of the loader, from the plan."""
     options = plan.options
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    threads = options.threads or max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    processes = options.decode_in == "processes"
+    if options.decode_in == "auto":
+        processes = device.type == "cuda" and threads > 2 and decode_processes.available()
     return LoaderOptions(
         image_size=plan.model.image_size,
         context_length=plan.model.context_length,
@@ -125,7 +128,8 @@ def loader_options(plan: Plan, device: torch.device) -> LoaderOptions:
         world_size=world_size(),
         accumulate=options.accumulate,
         seed=options.seed,
-        threads=options.threads or max(1, cpu_count() // local),
+        threads=threads,
+        processes=processes,
         prefetch=options.prefetch,
         min_scale=options.crop_scale,
         packed=options.text == "packed",

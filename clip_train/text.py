@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from itertools import chain
 
 import numpy as np
 import torch
+
+from clip_train.ragged import flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +48,6 @@ class PackedText:
 def pack(captions: Sequence[Sequence[int]]) -> PackedText:
     """Packs captions. Each has its ids from start-of-text to end-of-text, both included."""
     return pack_flat(*flatten(captions))
-
-
-def flatten(captions: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """All ids of some captions one after another, (T,) int32, and the lengths, (B,) int64."""
-    lengths = np.fromiter(map(len, captions), np.int64, len(captions))
-    return np.fromiter(chain.from_iterable(captions), np.int32, int(lengths.sum())), lengths
 
 
 def pack_flat(ids: np.ndarray, lengths: np.ndarray) -> PackedText:

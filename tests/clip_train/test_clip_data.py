@@ -20,8 +20,10 @@ import pyarrow.parquet as pq  # noqa: E402
 from conftest import CAPTIONS, jpeg, sample_members, write_manifest, write_tar  # noqa: E402
 
 from clip_train import data as data_module  # noqa: E402
+from clip_train import decoder  # noqa: E402
+from clip_train import reader as reader_module  # noqa: E402
 from clip_train.bpe import read_captions  # noqa: E402
-from clip_train.data import BadSamples, Loader, LoaderOptions, ShardReader  # noqa: E402
+from clip_train.data import BadSamples, Loader, LoaderOptions  # noqa: E402
 from clip_train.errors import BelowThreshold, InputMissing, TrainError, UsageError  # noqa: E402
 from clip_train.order import Stream  # noqa: E402
 from clip_train.places import expand  # noqa: E402
@@ -477,9 +479,32 @@ def test_members_beyond_any_use_are_counted_and_not_read(tmp_path, vocabulary, m
     index = open_index(str(tmp_path / "x.tar"))
     _, bad = steps(index, vocabulary, 1, batch_size=2, prefetch=0)
     assert bad.to_json() == {"text_too_large": 1}
-    monkeypatch.setattr(data_module, "MAX_IMAGE_BYTES", 10)
+    monkeypatch.setattr(decoder, "MAX_IMAGE_BYTES", 10)
     _, bad = steps(index, vocabulary, 1, batch_size=2, prefetch=0)
     assert bad.to_json() == {"image_too_large": 2}
+
+
+def test_processes_decode_the_same_batches_as_threads(tars, vocabulary):
+    folder = tars(samples=6, shards=1)
+    picture = sample_members(6)[0][1]
+    write_tar(folder / "x.tar", [("006.jpg", picture[: len(picture) // 2]), ("006.txt", b"half a picture")])
+    index = open_index(str(folder))
+    one, counts = steps(index, vocabulary, 3, batch_size=7, prefetch=0, threads=2)
+    two, same = steps(index, vocabulary, 3, batch_size=7, prefetch=0, threads=2, processes=True)
+    for [mine], [other] in zip(one, two, strict=True):
+        assert torch.equal(mine.images, other.images) and torch.equal(mine.text.tokens, other.text.tokens)
+        assert mine.good is None or torch.equal(mine.good, other.good)
+    assert counts.to_json() == same.to_json() == {"image_not_decoded": 3} and counts.names == same.names
+
+
+def test_a_decoding_process_that_is_killed_ends_the_run_with_its_reason(tars, vocabulary):
+    index = open_index(str(tars()))
+    with Loader(Stream(index, seed=0), load_tokenizer(vocabulary), options(processes=True, prefetch=0)) as loader:
+        found = loader.steps(0)
+        next(found)
+        loader.decoder._workers[0]._process.kill()
+        with pytest.raises(TrainError, match="a process that decodes images has gone: signal 9 ended it"):
+            next(found)
 
 
 @pytest.mark.parametrize(
@@ -546,12 +571,12 @@ def test_json_of_shards_is_not_needed(published, vocabulary):
 
 
 def test_captions_and_labels_are_read_up_to_a_bound(tmp_path, monkeypatch):
-    monkeypatch.setitem(data_module._MOST, "text", 5)
-    monkeypatch.setitem(data_module._MOST, "label", 3)
+    monkeypatch.setitem(reader_module._MOST, "text", 5)
+    monkeypatch.setitem(reader_module._MOST, "label", 3)
     write_tar(tmp_path / "a.tar", [("k.jpg", b"x"), ("k.txt", b"a long caption"), ("k.cls", b"12345")])
     index = open_index(str(tmp_path))
-    reader = data_module.open_reader(index)
-    members = [data_module.read_member(reader, index, kind, 0) for kind in ("image", "text", "label")]
+    reader = reader_module.open_reader(index)
+    members = [reader_module.read_member(reader, index, kind, 0) for kind in ("image", "text", "label")]
     assert members == [b"x", b"a lon", b"123"]
     assert list(read_captions(str(tmp_path), "text")) == ["a lon"]
     reader.close()
@@ -567,7 +592,7 @@ def test_open_files_are_bounded_and_closed(tmp_path):
         links = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
         return sum(os.path.lexists(link) and os.readlink(link) in paths for link in links if os.path.islink(link))
 
-    reader = ShardReader(tuple(paths), keep_open=2)
+    reader = reader_module.ShardReader(tuple(paths), keep_open=2)
     for _ in range(3):
         for number in range(6):
             assert reader.read(number, 8, 1) == b"%d" % number

@@ -21,9 +21,10 @@ import fsspec  # noqa: E402
 import numpy as np  # noqa: E402
 
 from clip_train import remote  # noqa: E402
-from clip_train.data import Loader, LoaderOptions, open_reader  # noqa: E402
+from clip_train.data import Loader, LoaderOptions  # noqa: E402
 from clip_train.errors import InputMissing, TrainError, UsageError  # noqa: E402
 from clip_train.order import Stream  # noqa: E402
+from clip_train.reader import open_reader  # noqa: E402
 from clip_train.remote import RemoteFile, RemoteShards, ShardCache, is_url, public  # noqa: E402
 from clip_train.shards import open_index  # noqa: E402
 from clip_train.tokenizer import load_tokenizer  # noqa: E402
