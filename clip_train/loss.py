@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clip_train.cosines import exact_cosines
 from clip_train.distributed import gather_rows, log_sum_exp_over_ranks, rank, scatter_sum, sum_over_ranks
 
 
@@ -83,16 +84,6 @@ def _kernels(rows: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:
         except ImportError:  # a torch without Triton
             pass
     return log_sums, gradients
-
-
-def exact_cosines(images: Tensor, texts: Tensor) -> Tensor:
-    """images @ texts.T in fp32, whatever torch's precision of matrix products is."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        return images @ texts.T
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def log_sums(images: Tensor, texts: Tensor, scale: Tensor, chunk: int) -> tuple[Tensor, Tensor]:

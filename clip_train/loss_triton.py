@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from clip_train.loss import exact_cosines
+from clip_train.cosines import exact_cosines
 
 ROWS, COLUMNS, DEPTH = 64, 64, 32  # size of a tile; DEPTH features at a time
 
