@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ import pytest
 from pipeline import build, forget
 from pipeline.dataset.open_set import open_set
 from pipeline.dataset.verify import verify
+from pipeline.fetching import images
+from pipeline.fetching.options import FetchOptions
 from tests.test_forget import all_bytes
 from tests.webserver import WebServer, picture
 
@@ -37,6 +40,34 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def out(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made / "out", tmp_path / "out"))
+
+
+def test_listed_content_never_enters_the_set(tmp_path: Path) -> None:
+    pictures = {f"{name}.jpg": picture(n) for n, name in enumerate("url page md5 sha1 sha256 phash moved good".split())}
+    phash = images.decode(pictures["phash.jpg"], FetchOptions()).phash
+    with WebServer(pictures) as server:
+        pairs = [{"url": f"{server.base}/img/{name}", "text": f"red dog {name}"} for name in pictures]
+        pairs += [{"url": f"{server.base}/redirect/1/moved.jpg", "text": "red dog redirected"}]
+        pairs[6]["url"] = "http://sub.bad.example/x.jpg"
+        pq.write_table(pa.Table.from_pylist(pairs), tmp_path / "pairs.parquet")
+        (tmp_path / "queries.txt").write_text("red\n")
+        digests = [hashlib.new(kind, pictures[f"{kind}.jpg"]).hexdigest() for kind in ("md5", "sha1", "sha256")]
+        lines = [f"{server.base}/img/url.jpg", f"{server.base}/img/page.jpg", "bad.example", *digests, f"{phash:016x}"]
+        (tmp_path / "list.txt").write_text("\n".join([*lines, f"{server.base}/img/moved.jpg"]))
+        given = ("--blocklist", str(tmp_path / "list.txt"))
+        assert run(tmp_path, tmp_path / "out", "--keep-rejected", "all", *given) == build.DONE
+        assert not {"/img/url.jpg", "/img/page.jpg"} & server.hits.keys() and server.hits["/img/md5.jpg"] == 1
+        assert run(tmp_path, tmp_path / "out") == build.USAGE  # without the list it is another set
+    out = tmp_path / "out"
+    assert ledger(out, "gather")["dropped"] == {"blocklisted": 3} and ledger(out, "fetch")["dropped"] == {
+        "blocklisted": 5
+    }
+    assert open_set(out).table(["text"]).to_pylist() == [{"text": "red dog good"}]
+    assert list(verify(str(out), stages=True)) == []
+    left = all_bytes(out)
+    assert not [name for name, body in pictures.items() if name != "good.jpg" and body[-120:-60] in left]
+    assert b"sub.bad.example" not in left and b"img/url.jpg" not in left
+    assert not (out / "rejected").exists() or "blocklisted" not in str(list((out / "rejected").iterdir()))
 
 
 def run(tmp: Path, out: Path, *more: str) -> int:

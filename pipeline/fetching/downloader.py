@@ -57,6 +57,18 @@ Archived = Callable[[str], bytes | None]
 Forgotten = Callable[[bytes, str | None], bool]
 
 
+class Blocked(Protocol):
+    """Says which images must not be kept."""
+
+    def served(self, body: Body, sha256: bytes, final_url: str | None) -> bool:
+        """True if the bytes of an image as served, or its URL after redirects, are listed."""
+        ...
+
+    def shown(self, picture: Picture) -> bool:
+        """True if what a picture shows is listed."""
+        ...
+
+
 class Watch(Protocol):
     """Is told how far a call is. Its methods are called from several threads."""
 
@@ -90,6 +102,7 @@ class _Shard:
         watch: Watch | None,
         licences: dict[int, tuple[str, str]],
         forgotten: Forgotten | None,
+        blocked: Blocked | None,
     ) -> None:
         self.licences = licences  # row -> the page of an image, and the RSL licence that it names
         self.order = order  # of the downloads: position in the Downloader's file -> row
@@ -103,6 +116,7 @@ class _Shard:
         self.pieces = pieces
         self._watch = watch
         self._forgotten = forgotten
+        self._blocked = blocked
         self.cancelled = False
         self.problem: Exception | None = None
         self._backlog: threading.Semaphore | None = None
@@ -157,6 +171,9 @@ class _Shard:
     def _picture(self, url: str, outcome: Outcome, share: Share, verdict: Verdict) -> Picture:
         """Fetches and decodes, and notes what the image itself says."""
         picture = self._decoded(url, outcome, share, verdict)
+        if self._blocked is not None and self._blocked.shown(picture):
+            outcome.image_sha256 = outcome.final_url = None
+            raise Failure("blocklisted", "a list of --blocklist names what this image shows")
         if self._client.options.respect_opt_out:
             verdict.consult(*IN_IMAGE)
         for protocol in picture.allowed_by.split(",") if picture.allowed_by else ():
@@ -170,6 +187,9 @@ class _Shard:
         if self._forgotten is not None and self._forgotten(digest, outcome.final_url):
             outcome.final_url = None
             raise Failure("forgotten", "this image was forgotten")
+        if self._blocked is not None and self._blocked.served(body, digest, outcome.final_url):
+            outcome.final_url = None
+            raise Failure("blocklisted", "a list of --blocklist names this image")
         outcome.image_sha256 = digest
         if outcome.http_status is None:  # from a web archive
             self._client.check_archives(parse(url), verdict)
@@ -256,6 +276,7 @@ def fetch_rows(
     again: bool = False,
     watch: Watch | None = None,
     forgotten: Forgotten | None = None,
+    blocked: Blocked | None = None,
     captures: Captures | None = None,
 ) -> pa.RecordBatch:
     """Fetches the images of a batch, decodes them, and writes the encoded ones to `raw_path` in the order of uid.
@@ -273,6 +294,7 @@ def fetch_rows(
         again: the rows failed before; a host that rests after failures is tried once more.
         watch: is told of each finished row.
         forgotten: (sha256 of the bytes as served, URL after redirects) -> True if the image must not be kept.
+        blocked: the lists of images that must not be kept; None: there are none.
         captures: robots.txt as archives hold it. What they refuse is never requested.
 
     Returns:
@@ -292,7 +314,7 @@ def fetch_rows(
         order = [row for row in _spread(urls) if row not in pieces.found]
         for row in [row for row, outcome in pieces.found.items() if outcome.status == OK][:WITNESSES]:
             client.network.remember(parse(urls[row]))
-        shard = _Shard(order, client, decoder, archived, pieces, watch, _page_licences(rows), forgotten)
+        shard = _Shard(order, client, decoder, archived, pieces, watch, _page_licences(rows), forgotten, blocked)
         if watch is not None:
             for outcome in pieces.found.values():
                 watch.add(outcome.status)

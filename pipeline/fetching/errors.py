@@ -23,6 +23,7 @@ RETRYABLE = {
     "robots": False,  # robots.txt
     "opt_out": False,  # a statement against AI training, in any protocol of text/rights.py
     "forgotten": False,  # `pipeline.forget` took this image, or the address that it moved to, out of the folder
+    "blocklisted": False,  # a list of the user names this image, or the address that it moved to
     "not_an_image": False,
     "too_many_pixels": False,
     "too_small": False,

@@ -25,6 +25,7 @@ BEHIND = {
     "robots_archive": "another --robots-archive",
     "format": "another format of the shards",
     "scores": "other --scores",
+    "blocklist": "another --blocklist",
 }
 
 

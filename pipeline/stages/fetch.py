@@ -42,6 +42,7 @@ from pipeline.sources import READERS
 from pipeline.sources.base import Input, ReadSettings
 from pipeline.stages.attempts import FETCHED_PART, PASSES, ROUND_PAUSES_S, Attempts, fetched_rows
 from pipeline.stages.base import Job, Outputs, Stage
+from pipeline.stages.blocklist import BLOCKED, FILES, PICTURES, Blocklist, BlocklistSettings, blocklist_of
 from pipeline.stages.fetch_progress import PassFigures, UnitFigures
 from pipeline.stages.robots_archive import (
     ArchivedRobots,
@@ -187,6 +188,7 @@ class FetchPlan:
         rounds: of an attempt, for the failures that may pass.
         remote: how archives on servers are read.
         robots: the steps that read robots.txt archives; None: there are none.
+        blocked: the lists of images that must not be kept; None: there are none.
     """
 
     attempts: Attempts
@@ -199,6 +201,7 @@ class FetchPlan:
     rounds: int
     remote: RemoteSettings
     robots: RobotsPlan | None
+    blocked: StepFolder | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -435,6 +438,7 @@ def _download_part(
         again=again,
         watch=watch,
         forgotten=stones.among_fetched if stones else None,
+        blocked=None if plan.blocked is None else Blocklist.load(plan.blocked),
         captures=ArchivedRobots(plan.robots) if plan.robots is not None else None,
     )
     if not fetched["uid"].equals(batch["uid"]):
@@ -481,6 +485,7 @@ class Fetch(Stage):
             rounds=run.settings(FetchSettings).fetch_rounds,
             remote=patient,
             robots=robots,
+            blocked=blocklist_of(before.folder("gather")) if run.settings(BlocklistSettings).blocklist else None,
         )
         return cls(folder, run.keep_rejected, fetching, run.exchange, run.robots_archives)
 
@@ -494,7 +499,9 @@ class Fetch(Stage):
         }
         if run.robots_archives:  # else as it was without the option
             decided["robots_archive"] = digest_of([[item.name, item.bytes] for item in run.robots_archives])
-        return decided
+        lists = run.settings(BlocklistSettings).blocklist
+        listed = Blocklist.read(lists).digest(*FILES, *PICTURES) if lists else None
+        return {**decided, **({"blocklist": listed} if listed else {})}
 
     def check(self, run: Run) -> None:
         try:
@@ -661,7 +668,7 @@ def count_outcomes(table: pa.Table, tally: Tally) -> None:
     failed = table.filter(pc.invert(good))
     for status in sorted(set(failed["status"].to_pylist())):
         some = failed.filter(pc.equal(failed["status"], status)).combine_chunks()
-        if status == "forgotten":  # counted, but never among the rejected rows
+        if status in ("forgotten", BLOCKED):  # counted, but never among the rejected rows
             tally.ledger.drop(status, some.num_rows)
             continue
         url, text = (hashing.as_array(some[name]) for name in ("url", "text"))

@@ -31,6 +31,7 @@ from pipeline.sources.base import Input, ReadSettings, SettingsError
 from pipeline.sources.inputs import AUTO
 from pipeline.stages import left_out
 from pipeline.stages.base import Job, Outputs
+from pipeline.stages.blocklist import ADDRESSES, BLOCKED, Blocklist, BlocklistSettings, blocklist_of
 from pipeline.stages.row_pass import EVIDENCE, GATHERED_PART, LeftOut, Parts, RowStage
 from pipeline.stages.run import AGAIN, RESULT, SKIP, TRY_LATER, Run
 from pipeline.stages.tally import Tally
@@ -71,7 +72,7 @@ def _check_model(value: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GatherSettings:
+class GatherSettings(BlocklistSettings):
     """The options that say which pairs are read, and which model looks at their languages."""
 
     title: ClassVar[str] = "gather"
@@ -134,6 +135,7 @@ class Cleaning:
 _LANGUAGE_FIELDS = [PAIRS.field("language"), PAIRS.field("language_score"), *EVIDENCE]
 OPT_OUTS = ("noai", "noimageai", "noml", "tdm-reservation", rights.USAGE, rights.SIGNAL)
 FORGOTTEN = "forgotten"  # the reason of pairs that `pipeline.forget` took out of the folder
+UNNAMED = (FORGOTTEN, BLOCKED)  # such rows are never among the rejected rows
 
 
 def clean_batch(
@@ -144,6 +146,7 @@ def clean_batch(
     name_hash: int,
     rules: Cleaning,
     forgotten: Tombstones | None = None,
+    blocked: Blocklist | None = None,
 ) -> pa.RecordBatch:
     """CANDIDATES -> PAIRS with the hashes of GATHERED_PART. The order stays. `tally` counts every dropped row.
 
@@ -154,6 +157,7 @@ def clean_batch(
         name_hash: hash of the input's name. The digest of the rows uses it, since numbers change with the inputs.
         rules: which pairs stay.
         forgotten: what was forgotten; None: nothing. Such a row is counted, but is never among the rejected rows.
+        blocked: what is listed; None: nothing. The same holds for such a row.
     """
     text, text_codes = clean.clean_text(candidates["text"])
     if rules.keep_personal:
@@ -166,13 +170,17 @@ def clean_batch(
         codes = np.where((codes == 0) & refused.to_numpy(zero_copy_only=False), len(reasons), codes)
         reasons.append("opt_out")
         _note_refusals(candidates["opt_out"].filter(pa.array(codes == len(reasons) - 1)), tally)
+    if blocked is not None:
+        listed = blocked.among_urls(url) | blocked.among_pages(candidates["page_url"])
+        codes = np.where(listed, len(reasons), codes)
+        reasons.append(BLOCKED)
     if forgotten is not None:
         codes = np.where(find_forgotten(candidates, url, text, forgotten), len(reasons), codes)
         reasons.append(FORGOTTEN)
     found = pa.table({"url": candidates["url"], "text": candidates["text"]})
     for code in np.unique(codes[codes > 0]).tolist():
-        if reasons[code] == FORGOTTEN:
-            tally.ledger.drop(FORGOTTEN, int((codes == code).sum()))
+        if reasons[code] in UNNAMED:
+            tally.ledger.drop(reasons[code], int((codes == code).sum()))
             continue
         dropped = found.filter(pa.array(codes == code)).combine_chunks()
         tally.drop(reasons[code], _column(dropped, "url"), _column(dropped, "text"))
@@ -268,6 +276,7 @@ class CleanRows:
 
     inputs: str  # path of the JSON list of inputs
     rules: Cleaning
+    blocked: StepFolder | None = None
 
     def open(self, unit: int) -> Callable[[pa.RecordBatch, Tally], pa.RecordBatch]:
         name = load_inputs(self.inputs)[unit].name
@@ -277,6 +286,7 @@ class CleanRows:
             name_hash=int(hashing.hash_strings(pa.array([name]))[0, 0]),
             rules=self.rules,
             forgotten=Tombstones.load(os.path.dirname(self.inputs)),
+            blocked=None if self.blocked is None else Blocklist.load(self.blocked),
         )
 
 
@@ -424,6 +434,7 @@ class Gather(RowStage):
     skip_bad: bool
     rules: Cleaning
     remote: RemoteSettings
+    lists: tuple[str, ...]
 
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
@@ -439,11 +450,13 @@ class Gather(RowStage):
             o.skip_bad_inputs,
             rules,
             dataclasses.replace(run.remote, fill=True),
+            o.blocklist,
         )
 
     @classmethod
     def fingerprint(cls, run: Run) -> dict[str, Json]:
         o = run.settings(GatherSettings)
+        listed = Blocklist.read(o.blocklist).digest(*ADDRESSES) if o.blocklist else None
         return {
             "result": RESULT,
             "inputs": digest_of([[item.name, item.format, item.bytes, item.part] for item in run.inputs]),
@@ -454,6 +467,7 @@ class Gather(RowStage):
             "respect_opt_out": o.respect_opt_out,
             "keep_personal": o.keep_personal,
             "keep_rejected": run.keep_rejected,
+            **({"blocklist": listed} if listed else {}),  # else as it was without the option
         }
 
     def check(self, run: Run) -> None:
@@ -462,6 +476,8 @@ class Gather(RowStage):
 
     def settle(self, run: Run) -> None:
         save_inputs(self.inputs_file, self.inputs)
+        if self.lists:
+            Blocklist.read(self.lists).write(blocklist_of(self.folder))
 
     def source(self) -> ReadInputs:
         return ReadInputs(self.inputs_file, self.settings, self.skip_bad, self.images, self.remote)
@@ -477,7 +493,7 @@ class Gather(RowStage):
         return {**info, **{name: value for name, value in more.items() if value}}
 
     def function(self) -> CleanRows:
-        return CleanRows(self.inputs_file, self.rules)
+        return CleanRows(self.inputs_file, self.rules, blocklist_of(self.folder) if self.lists else None)
 
     def parts(self) -> Parts:
         return Parts(self.folder.step("parts"), GATHERED_PART)

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from queries.identity import UsedQueries
 
 RESULT = 3  # raised whenever equal input and options give other rows; then an older folder cannot be continued
-HIDDEN = ("input", "queries", "robots_archive", "scores")  # paths: info.json holds digests of their content instead
+# Paths: info.json holds digests of their content instead.
+HIDDEN = ("input", "queries", "robots_archive", "scores", "blocklist")
 PACKAGES = ("openwit", "apache-beam", "img2dataset", "numpy", "pillow", "pyarrow")  # the manifest holds their versions
 
 AGAIN = "Run the same command again to continue."  # ends a message about an input that may be read later

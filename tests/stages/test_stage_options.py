@@ -32,6 +32,8 @@ def run(tmp_path: Path) -> Run:
     (tmp_path / "scores.csv").write_text("key,score\n")
     # Options whose value stands in the fingerprint only where it is given.
     given: dict[str, Any] = {"scores": (str(tmp_path / "scores.csv"),), "keep": "score > 1"}
+    (tmp_path / "blocklist.txt").write_text("bad.example\n")
+    given |= {"blocklist": (str(tmp_path / "blocklist.txt"),)}
     given |= {"input": (str(tmp_path / "a.csv"),), "queries": str(tmp_path / "queries.txt")}
     return build.look_up(Options(**given, output=str(tmp_path / "out")))
 
