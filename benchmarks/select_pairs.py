@@ -1,11 +1,16 @@
 """select (gather .. balance) over tables: CPU seconds and peak memory of the whole process tree, by rows.
 
     python benchmarks/select_pairs.py --rows 1000000 5000000 20000000 --captions DIR --queries FILE [--peer]
+    python benchmarks/select_pairs.py --rows 1000000 --captions DIR --queries FILE --base CHECKOUT --turns 3
 
 The rows are captions drawn with repetition. Half of them have one word added. 13 % are exact copies, 16 % have a known
 URL with another text, 1 % have one of twenty placeholder URLs. CPU is user + system time of all processes. Memory is
 the peak of the sum of PSS, sampled ten times a second. "units" are the CPU seconds of the work itself, without imports,
 the start of processes and the building of the query tables.
+
+`--base` runs another checkout on the same rows, in turns with this one, and prints the ratios of the medians. The
+kernels of both must be compiled (`python -m pipeline.engine.jit`). What stands after `--` goes to the runs of this
+checkout alone.
 
 `--peer` adds MetaCLIP's method on the same rows (see `peer`): one process, from the same Parquet files to a file of the
 selected pairs. Its imports and the building of its automaton are not counted, so compare it with "units". For many rows
@@ -19,6 +24,7 @@ import json
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,6 +38,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 ROWS_PER_FILE = 250_000
+HERE = Path(__file__).resolve().parents[1]
 
 
 def captions(folder: str) -> pa.Array:
@@ -70,11 +77,11 @@ def write_rows(folder: Path, rows: int, texts: pa.Array, seed: int = 0) -> None:
         done += count
 
 
-def measure(command: list[str], environment: dict[str, str] | None = None) -> dict[str, float]:
-    """Runs a command; returns the CPU seconds of its process tree, wall seconds and peak PSS in MiB."""
+def measure(command: list[str], folder: Path, environment: dict[str, str]) -> dict[str, float]:
+    """Runs a command in a folder; returns the CPU seconds of its process tree, wall seconds and peak PSS in MiB."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=folder, env=environment)
     peak = [0.0]
     stop = threading.Event()
 
@@ -190,34 +197,62 @@ def main() -> None:
     parser.add_argument("--queries", required=True)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--peer", action="store_true", help="needs pyahocorasick")
+    parser.add_argument("--base", help="another checkout, to compare with")
+    parser.add_argument("--turns", type=int, default=1, help="runs of each checkout")
+    parser.add_argument("more", nargs="*", help="options of pipeline.build for the runs of this checkout, after --")
     parser.add_argument("--scratch", default=tempfile.gettempdir())
     options = parser.parse_args()
     texts = captions(options.captions)
     print(f"{len(texts):,} texts, {options.workers} workers")
-    head = f"{'rows':>13} {'CPU s':>8} {'units':>7} {'wall s':>8} {'PSS MiB':>8} {'kept':>10} {'selected':>10}"
+    head = f"{'':>5} {'rows':>13} {'CPU s':>8} {'units':>7} {'wall s':>8} {'PSS MiB':>8} {'kept':>10} {'selected':>10}"
     print(f"{head} {'band/matches':>12}")
     for rows in options.rows:
         scratch = Path(tempfile.mkdtemp(dir=options.scratch))
         (scratch / "in").mkdir()
         write_rows(scratch / "in", rows, texts)
-        out, cap = scratch / "out", tail_cap(rows)
-        command = [sys.executable, "-m", "pipeline.build", "--input", str(scratch / "in"), "--output", str(out)]
-        command += ["--queries", options.queries, "--stages", "gather..balance", "--cap", str(cap)]
-        # With this variable every process compiles every module again. `make` and the set-up unset it, too.
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        found = measure([*command, "--workers", str(options.workers)], environment)
-        infos = {s: json.loads((out / f"stages/{s}/info.json").read_text()) for s in ("match", "dedup", "balance")}
-        share = infos["balance"]["band_tuples"] / infos["balance"]["matches"]
-        units = sum(info["cpu_seconds"] for info in infos.values())  # match's include gather's
-        print(
-            f"{rows:>13,} {found['cpu']:>8.1f} {units:>7.1f} {found['wall']:>8.1f} {found['pss']:>8.0f} "
-            f"{infos['dedup']['rows_out']:>10,} {infos['balance']['rows_out']:>10,} {share:>12.1%}",
-            flush=True,
-        )
+        found: dict[str, list[dict[str, float]]] = {"base": [], "here": []}
+        for _ in range(options.turns):
+            if options.base:
+                found["base"].append(run("base", rows, scratch, options, Path(options.base).resolve(), []))
+            found["here"].append(run("here", rows, scratch, options, HERE, options.more))
+        if options.base:
+            print_ratios(found)
         if options.peer:
-            cpu, selected = peer(scratch / "in", options.queries, cap)
-            print(f"{'the usual way':>13} {cpu:>8.1f} {'':>36} {selected:>10,}", flush=True)
+            cpu, selected = peer(scratch / "in", options.queries, tail_cap(rows))
+            print(f"{'the usual way':>19} {cpu:>8.1f} {'':>36} {selected:>10,}", flush=True)
         shutil.rmtree(scratch)
+
+
+def run(
+    name: str, rows: int, scratch: Path, options: argparse.Namespace, checkout: Path, more: list[str]
+) -> dict[str, float]:
+    """Builds with a checkout, prints a line and returns its figures."""
+    out, queries = scratch / "out", Path(options.queries).resolve()
+    command = [sys.executable, "-m", "pipeline.build", "--input", str(scratch / "in"), "--output", str(out)]
+    command += ["--queries", str(queries), "--stages", "gather..balance", "--cap", str(tail_cap(rows))]
+    # With this variable every process compiles every module again. `make` and the set-up unset it, too.
+    unset = {"PYTHONDONTWRITEBYTECODE", "PYTHONPATH"}
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    found = measure([*command, "--workers", str(options.workers), *more], checkout, environment)
+    infos = {s: json.loads((out / f"stages/{s}/info.json").read_text()) for s in ("match", "dedup", "balance")}
+    share = infos["balance"]["band_tuples"] / infos["balance"]["matches"]
+    found["units"] = sum(info["cpu_seconds"] for info in infos.values())  # match's include gather's
+    print(
+        f"{name:>5} {rows:>13,} {found['cpu']:>8.1f} {found['units']:>7.1f} {found['wall']:>8.1f} {found['pss']:>8.0f} "
+        f"{infos['dedup']['rows_out']:>10,} {infos['balance']['rows_out']:>10,} {share:>12.1%}",
+        flush=True,
+    )
+    shutil.rmtree(out)
+    return found
+
+
+def print_ratios(found: dict[str, list[dict[str, float]]]) -> None:
+    """Prints the medians of this checkout over those of the base."""
+    parts = []
+    for key in ("cpu", "units", "pss"):
+        here, base = (statistics.median(line[key] for line in found[name]) for name in ("here", "base"))
+        parts.append(f"{key} {here:.1f} / {base:.1f} = {here / base:.2f}")
+    print("median, here over base: " + ", ".join(parts), flush=True)
 
 
 if __name__ == "__main__":

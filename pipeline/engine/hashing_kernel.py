@@ -6,16 +6,13 @@ every length of every branch with the reference library. Lengths fall into five 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
-from numba.np.arrayobj import make_array
 
+from pipeline.engine.bits_kernel import load32, load64
 from pipeline.engine.jit import njit
 
 Words = npt.NDArray[np.uint64]
@@ -51,26 +48,6 @@ _ACCUMULATORS = np.array(
 )
 _STRIPE, _BLOCK = 64, 1024  # bytes
 _TWO_DIGESTS = 32  # bytes
-
-
-def _unaligned_load(bits: int) -> Any:
-    """An intrinsic: the little-endian word of `bits` bits that starts at byte i of an array, as uint64."""
-
-    @intrinsic
-    def load(typing_context, array, index):  # noqa: ANN001, ANN202
-        def generate(context, builder, signature, arguments):  # noqa: ANN001, ANN202
-            data = make_array(signature.args[0])(context, builder, arguments[0]).data
-            word = ir.IntType(bits)
-            place = builder.bitcast(cgutils.gep(builder, data, arguments[1]), word.as_pointer())
-            value = builder.load(place, align=1)
-            return value if bits == 64 else builder.zext(value, ir.IntType(64))
-
-        return types.uint64(array, types.int64), generate
-
-    return load
-
-
-_load64, _load32 = _unaligned_load(64), _unaligned_load(32)
 
 
 @intrinsic
@@ -127,7 +104,7 @@ def _hash_1_to_3(data, start, length):
 
 @njit
 def _hash_4_to_8(data, start, length):
-    keyed = (_load32(data, start) + (_load32(data, start + length - 4) << U(32))) ^ _FLIP_8
+    keyed = (load32(data, start) + (load32(data, start + length - 4) << U(32))) ^ _FLIP_8
     factor = _PRIME64_1 + (U(length) << U(2))
     low, high = keyed * factor, _multiply_high(keyed, factor)
     high += low << U(1)
@@ -140,7 +117,7 @@ def _hash_4_to_8(data, start, length):
 
 @njit
 def _hash_9_to_16(data, start, length):
-    first, last = _load64(data, start), _load64(data, start + length - 8)
+    first, last = load64(data, start), load64(data, start + length - 8)
     keyed = first ^ last ^ _FLIP_16_LOW
     low, high = keyed * _PRIME64_1, _multiply_high(keyed, _PRIME64_1)
     low += U(length - 1) << U(54)
@@ -153,14 +130,14 @@ def _hash_9_to_16(data, start, length):
 @njit
 def _mix_16(data, place, key):
     """Mixes 16 bytes of the input with 16 bytes of the secret."""
-    return _fold(_load64(data, place) ^ _load64(_SECRET, key), _load64(data, place + 8) ^ _load64(_SECRET, key + 8))
+    return _fold(load64(data, place) ^ load64(_SECRET, key), load64(data, place + 8) ^ load64(_SECRET, key + 8))
 
 
 @njit
 def _mix_32(high, low, data, first, second, key):
     """Mixes two 16-byte pieces of the input into the two accumulators."""
-    low = (low + _mix_16(data, first, key)) ^ (_load64(data, second) + _load64(data, second + 8))
-    high = (high + _mix_16(data, second, key + 16)) ^ (_load64(data, first) + _load64(data, first + 8))
+    low = (low + _mix_16(data, first, key)) ^ (load64(data, second) + load64(data, second + 8))
+    high = (high + _mix_16(data, second, key + 16)) ^ (load64(data, first) + load64(data, first + 8))
     return high, low
 
 
@@ -186,8 +163,8 @@ def _hash_17_to_240(data, start, length):
 def _add_stripe(sums, data, place, key):
     """Adds 64 bytes to the eight sums."""
     for lane in range(8):
-        value = _load64(data, place + 8 * lane)
-        keyed = value ^ _load64(_SECRET, key + 8 * lane)
+        value = load64(data, place + 8 * lane)
+        keyed = value ^ load64(_SECRET, key + 8 * lane)
         sums[lane ^ 1] += value
         sums[lane] += (keyed & _LOW_32) * (keyed >> U(32))
 
@@ -200,7 +177,7 @@ def _hash_long(data, start, length):
         for stripe in range(_BLOCK // _STRIPE):
             _add_stripe(sums, data, start + block * _BLOCK + stripe * _STRIPE, 8 * stripe)
         for lane in range(8):
-            sums[lane] = (sums[lane] ^ (sums[lane] >> U(47)) ^ _load64(_SECRET, 128 + 8 * lane)) * _PRIME32_1
+            sums[lane] = (sums[lane] ^ (sums[lane] >> U(47)) ^ load64(_SECRET, 128 + 8 * lane)) * _PRIME32_1
     done = blocks * _BLOCK
     for stripe in range((length - 1 - done) // _STRIPE):
         _add_stripe(sums, data, start + done + stripe * _STRIPE, 8 * stripe)
@@ -208,8 +185,8 @@ def _hash_long(data, start, length):
     low, high = U(length) * _PRIME64_1, ~(U(length) * _PRIME64_2)
     for pair in range(4):
         a, b, key = sums[2 * pair], sums[2 * pair + 1], 16 * pair
-        low += _fold(a ^ _load64(_SECRET, 11 + key), b ^ _load64(_SECRET, 19 + key))
-        high += _fold(a ^ _load64(_SECRET, 117 + key), b ^ _load64(_SECRET, 125 + key))
+        low += _fold(a ^ load64(_SECRET, 11 + key), b ^ load64(_SECRET, 19 + key))
+        high += _fold(a ^ load64(_SECRET, 117 + key), b ^ load64(_SECRET, 125 + key))
     return _avalanche(high), _avalanche(low)
 
 

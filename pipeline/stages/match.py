@@ -148,13 +148,21 @@ def match_batch(
         wanted: the languages of `choice`, and the list of each.
     """
     tally.ledger.rows_in += pairs.num_rows
-    pairs, chosen = _in_wanted_languages(pairs, tally, choice, wanted)
-    ids = matchers.match(pairs["text"], chosen)
-    found = pc.greater(pc.list_value_length(ids), 0)
-    _note_lists(tally, matchers.languages(), chosen, np.asarray(found))
-    if not pc.all(found).as_py():
-        _drop(pairs.filter(pc.invert(found)), "no_query", tally)
-        pairs, ids = pairs.filter(found), ids.filter(found)
+    place = np.zeros(pairs.num_rows, np.int8) if choice is None else choice(*(pairs[field.name] for field in EVIDENCE))
+    stays = place >= 0
+    _drop(pairs, ~stays, "language", tally)
+    chosen = np.zeros(stays.sum(), np.int8) if choice is None else np.asarray(wanted.lists, np.int8)[place[stays]]
+    ids = matchers.match(pairs["text"] if stays.all() else pairs["text"].filter(pa.array(stays)), chosen)
+    found = np.asarray(pc.greater(pc.list_value_length(ids), 0))
+    _note_lists(tally, matchers.languages(), chosen, found)
+    lacks = np.zeros(len(stays), np.bool_)
+    lacks[stays] = ~found
+    _drop(pairs, lacks, "no_query", tally)
+    stays &= ~lacks
+    if not stays.all():
+        pairs, ids = pairs.filter(pa.array(stays)), ids.filter(pa.array(found))
+    if len(wanted.codes) > 1:
+        pairs = _name_language(pairs, pa.array(wanted.names, pa.string()).take(pa.array(place[stays])))
     row_hash = hashing.mix(pairs["row_hash"].to_numpy(), hashing.sums_of_lists(matchers.query_hash, ids))
     tally.passed(row_hash)
     columns = dict(zip(pairs.schema.names, pairs.columns, strict=True))
@@ -167,23 +175,6 @@ def keys_of_pairs(pairs: pa.RecordBatch) -> tuple[np.ndarray, ...]:
     image, size = image_variants.variants(pairs["url"])
     text = hashing.hash_strings(pairs["text"])[:, 0]
     return image, text, count_words(pairs["text"]), size, pairs["provenance"].to_numpy()
-
-
-def _in_wanted_languages(
-    pairs: pa.RecordBatch, tally: Tally, choice: Choice | None, wanted: WantedLanguages
-) -> tuple[pa.RecordBatch, npt.NDArray[np.int8]]:
-    """The pairs that are not clearly of another language, and the number of the list of each."""
-    if choice is None:
-        return pairs, np.zeros(pairs.num_rows, np.int8)
-    evidence = tuple(pairs[field.name] for field in EVIDENCE)
-    place = choice(*evidence)
-    if (place < 0).any():
-        keep = pa.array(place >= 0)
-        _drop(pairs.filter(pc.invert(keep)), "language", tally)
-        pairs, place = pairs.filter(keep), place[place >= 0]
-    if len(wanted.codes) > 1:
-        pairs = _name_language(pairs, pa.array(wanted.names, pa.string()).take(pa.array(place)))
-    return pairs, np.asarray(wanted.lists, np.int8)[place]
 
 
 def _name_language(pairs: pa.RecordBatch, language: pa.StringArray) -> pa.RecordBatch:
@@ -202,8 +193,11 @@ def _note_lists(tally: Tally, languages: list[str], chosen: np.ndarray, found: n
         tally.ledger.notes[f"no_query_{code}"] += int((mine & ~found).sum())
 
 
-def _drop(pairs: pa.RecordBatch, reason: str, tally: Tally) -> None:
-    tally.drop(reason, pairs["url"], pairs["text"], hashing.uid_words(pairs["uid"])[0])
+def _drop(pairs: pa.RecordBatch, rows: npt.NDArray[np.bool_], reason: str, tally: Tally) -> None:
+    """Drops the rows where `rows` is True."""
+    if rows.any():
+        dropped = pairs.select(["url", "text", "uid"]).filter(pa.array(rows))
+        tally.drop(reason, dropped["url"], dropped["text"], hashing.uid_words(dropped["uid"])[0])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,7 +46,10 @@ KERNELS = (
     "pipeline.engine.hashing_kernel",
     "pipeline.text.clean_kernel",
     "pipeline.text.fasttext_model_kernel",
+    "pipeline.text.language_kernel",
     "pipeline.text.matcher_kernel",
+    "pipeline.text.scripts_kernel",
+    "pipeline.text.words_kernel",
     "pipeline.stages.selection_kernel",
 )
 

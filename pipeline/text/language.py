@@ -20,12 +20,14 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.engine import jit
 from pipeline.engine.hashing import as_array
 from pipeline.text import scripts
 from pipeline.text.fasttext_file import PER_LABEL, Ints, packaged_model
@@ -35,6 +37,9 @@ from pipeline.text.language_names import LID
 FLOOR = 0.01
 PAGE_WEIGHT = 0.75
 MARGIN = 0.5  # of log10: another language is over 3.2 times likelier
+_BLANK = np.log10(FLOOR)
+# The score above that of a language without any share, for each share in thousandths.
+_TEXT_SCORES = np.log10(np.arange(PER_LABEL) / 1000 + FLOOR) - _BLANK
 PAGE_LETTERS = 20  # characters in the other texts of a page, from which they say something
 
 
@@ -181,15 +186,29 @@ class Choice:
             evidence: of `LanguageModel.evidence`.
             page, share: the language of the page and its share; nulls where it is not known.
         """
+        kernel = jit.kernel("pipeline.text.language_kernel", len(evidence))
+        return self._choose_with(kernel, evidence, page, share) if kernel else self._choose(evidence, page, share)
+
+    def _choose_with(
+        self, kernel: Any, evidence: pa.ListArray, page: pa.StringArray, share: pa.FloatArray
+    ) -> npt.NDArray[np.int8]:
+        """`_choose` in compiled code."""
+        place = np.full(len(self.labels), -1, np.int8)
+        for number, code in reversed(list(enumerate(self.wanted))):
+            place[self.labels.index(code)] = number
+        pages = kernel.Pages(np.empty(0, np.int64), np.empty(0))
+        if page.null_count < len(page):
+            p_page, label = self._pages(page, share)
+            pages = kernel.Pages(label, np.where(p_page > 0, _page_score(p_page), 0.0))
+        return kernel.choose(evidence, pages, kernel.Rule(_TEXT_SCORES, place, MARGIN if self.drop else np.inf))
+
+    def _choose(self, evidence: pa.ListArray, page: pa.StringArray, share: pa.FloatArray) -> npt.NDArray[np.int8]:
         sizes = np.diff(np.asarray(evidence.offsets))
         entries = np.asarray(evidence.flatten())
         rows, label = np.repeat(np.arange(len(sizes)), sizes), entries // PER_LABEL
-        p_text = entries % PER_LABEL / 1000
         p_page, page_label = self._pages(page, share)
-        blank = np.log10(FLOOR)
-        from_page = np.where(p_page > 0, PAGE_WEIGHT * (np.log10(p_page + FLOOR) - blank), 0.0)
-        # The score above that of a language without any share, for each language that has one.
-        score = np.log10(p_text + FLOOR) - blank + np.where(label == page_label[rows], from_page[rows], 0.0)
+        from_page = np.where(p_page > 0, _page_score(p_page), 0.0)
+        score = _TEXT_SCORES[entries % PER_LABEL] + np.where(label == page_label[rows], from_page[rows], 0.0)
         best = np.zeros((len(self.wanted) + 1, len(sizes)))
         for place, code in enumerate(self.wanted):
             number = self.labels.index(code)
@@ -214,6 +233,10 @@ class Choice:
         labels = pc.index_in(page, value_set=pa.array(self.labels, pa.string()))
         number = np.asarray(labels.fill_null(-1)).astype(np.int64)
         return np.where(number >= 0, np.asarray(share.fill_null(0.0)).astype(np.float64), 0.0), number
+
+
+def _page_score(share: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return PAGE_WEIGHT * (np.log10(share + FLOOR) - _BLANK)
 
 
 @functools.lru_cache(maxsize=4)

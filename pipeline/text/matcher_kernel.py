@@ -29,11 +29,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
-from numba.np.arrayobj import make_array
 
+from pipeline.engine.bits_kernel import load64, prefetch, trailing_zeros
 from pipeline.engine.jit import njit
 from pipeline.text import normalize_kernel
 from pipeline.text.normalize_kernel import PADDING, Bytes, Offsets, frozen
@@ -118,42 +115,6 @@ class _Group(NamedTuple):
     ranked: Ids
 
 
-@intrinsic
-def _load(typing_context, array, index):  # noqa: ANN001, ANN202
-    """The little-endian 64-bit word that starts at byte `index`."""
-
-    def generate(context, builder, signature, arguments):  # noqa: ANN001, ANN202
-        pointer = builder.gep(make_array(signature.args[0])(context, builder, arguments[0]).data, [arguments[1]])
-        word = ir.IntType(64)
-        return builder.load(builder.bitcast(pointer, word.as_pointer()), align=1)
-
-    return types.uint64(array, types.int64), generate
-
-
-@intrinsic
-def _prefetch(typing_context, array, index):  # noqa: ANN001, ANN202
-    """Prefetches the cache line of element `index`, without waiting for it."""
-
-    def generate(context, builder, signature, arguments):  # noqa: ANN001, ANN202
-        pointer = builder.gep(make_array(signature.args[0])(context, builder, arguments[0]).data, [arguments[1]])
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        call = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        to_read, keep, data = (ir.Constant(number, value) for value in (0, 2, 1))
-        builder.call(call, [builder.bitcast(pointer, byte), to_read, keep, data])
-        return context.get_dummy_value()
-
-    return types.none(array, types.int64), generate
-
-
-@intrinsic
-def _trailing_zeros(typing_context, word):  # noqa: ANN001, ANN202
-    def generate(context, builder, signature, arguments):  # noqa: ANN001, ANN202
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.uint64(types.uint64), generate
-
-
 @njit
 def _blank_in(word):  # noqa: ANN001, ANN202
     """Zero if no byte of the word is a blank; else its lowest set bit lies in the first blank."""
@@ -164,22 +125,22 @@ def _blank_in(word):  # noqa: ANN001, ANN202
 @njit
 def _token_at(data, start):  # noqa: ANN001, ANN202
     """The three words of the token that starts at `start`, and the place of the blank after it."""
-    first = _load(data, start)
+    first = load64(data, start)
     found = _blank_in(first)
     if found:
-        length = _trailing_zeros(found) >> _THREE
+        length = trailing_zeros(found) >> _THREE
         kept = first & ((_ONE << (length * _EIGHT)) - _ONE)
         return kept, _ZERO, (length + _ONE) << _LENGTH_AT, start + np.int64(length)
-    second = _load(data, start + 8)
+    second = load64(data, start + 8)
     found = _blank_in(second)
     if found:
-        length = _trailing_zeros(found) >> _THREE
+        length = trailing_zeros(found) >> _THREE
         kept = second & ((_ONE << (length * _EIGHT)) - _ONE)
         return first, kept, (length + U(9)) << _LENGTH_AT, start + 8 + np.int64(length)
-    third = _load(data, start + 16)
+    third = load64(data, start + 16)
     found = _blank_in(third)
     if found:
-        length = _trailing_zeros(found) >> _THREE
+        length = trailing_zeros(found) >> _THREE
         kept = third & ((_ONE << (length * _EIGHT)) - _ONE)
         return first, second, kept | ((length + U(17)) << _LENGTH_AT), start + 16 + np.int64(length)
     return _long_token(data, start)
@@ -190,9 +151,9 @@ def _long_token(data, start):  # noqa: ANN001, ANN202
     one, two = _MIX_2, _MIX_3
     end = start
     while True:
-        word = _load(data, end)
+        word = load64(data, end)
         found = _blank_in(word)
-        length = _trailing_zeros(found) >> _THREE if found else _EIGHT
+        length = trailing_zeros(found) >> _THREE if found else _EIGHT
         if found:
             word &= (_ONE << (length * _EIGHT)) - _ONE
         one = (one ^ word) * _MIX_1
@@ -437,7 +398,7 @@ def _cut(texts, row, tokens, group):  # noqa: ANN001, ANN202
         while at < end_of_text:
             one, two, three, end = _token_at(data, at)
             slot = _home(one, two, three, size)
-            _prefetch(tokens, slot * _TOKEN_WORDS)
+            prefetch(tokens, slot * _TOKEN_WORDS)
             first[count], second[count], third[count] = one, two, three
             start[count], slots[count] = at, slot
             count += 1
@@ -463,7 +424,7 @@ def _look_up(data, tables, shift, count, group):  # noqa: ANN001, ANN202
             hashed = _edge_hash((U(slots[number - 1]) << _HALF) | U(slot))
             bit = hashed >> shift
             if slot >= 0 and (first_edges[bit >> _SIX] >> (bit & _LAST_SIX)) & _ONE:
-                _prefetch(edges, _edge_home(hashed, edge_size) * _EDGE_WORDS)
+                prefetch(edges, _edge_home(hashed, edge_size) * _EDGE_WORDS)
             else:
                 leads_to[number - 1] &= ~_GOES_ON  # not with this neighbour
 

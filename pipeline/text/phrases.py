@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterator
 from importlib import resources
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 LONGEST_WHOLE = 80  # characters; longer texts are no phrase of `whole`
 _BY_FREQUENCY = b" etaoinsrhldcumfpgwybvkxjqz0123456789'-"  # of English texts
@@ -77,7 +77,8 @@ def reason_of(text: str) -> str:
         for phrase, reason in phrases.start.items():
             if words.startswith(phrase) and _stands_alone(words, 0, phrase):
                 return reason
-    for phrase, reason in _anywhere(text.isascii()):
+    is_ascii = text.isascii()
+    for phrase, reason in _anywhere(is_ascii) if _any_of_anywhere(is_ascii).search(lower) else ():
         place = lower.find(phrase)
         while place >= 0:
             if _stands_alone(lower, place, phrase):
@@ -94,6 +95,29 @@ def reason_of(text: str) -> str:
 def _anywhere(is_ascii: bool) -> tuple[tuple[str, str], ...]:
     """The phrases of `anywhere` with their reasons; of ASCII alone, if the text is."""
     return tuple(item for item in table().anywhere.items() if item[0].isascii() or not is_ascii)
+
+
+@functools.lru_cache(maxsize=2)
+def _any_of_anywhere(is_ascii: bool) -> re.Pattern[str]:
+    """A pattern that finds a phrase of `_anywhere` in a text that has one.
+
+    It is a tree of letters. So a search looks once at most places of a text, and not once for each phrase.
+    """
+    tree: dict[str, Any] = {}
+    for phrase, _ in _anywhere(is_ascii):
+        node = tree
+        for char in phrase:
+            node = node.setdefault(char, {})
+        node[""] = {}
+    return re.compile(_pattern_of(tree))
+
+
+def _pattern_of(tree: dict[str, Any]) -> str:
+    """The pattern of a tree of letters. A phrase that begins with another one is left out."""
+    if "" in tree:
+        return ""
+    branches = [re.escape(char) + _pattern_of(rest) for char, rest in tree.items()]
+    return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
 
 
 @functools.lru_cache(maxsize=1)

@@ -103,6 +103,33 @@ def test_remembered_words_change_no_sum(model, tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.skipif(not jit.available(), reason="no kernels")
+@pytest.mark.parametrize("bucket", [1, 3, 49, 15_625, 2_000_000, 2**31 - 1])  # 49 * (1 / 49) < 1
+def test_the_bucket_of_a_hash(model, bucket: int):
+    """The quotient of floating point, at hashes near a multiple of the number of buckets."""
+    from pipeline.text import fasttext_model_kernel as kernel
+
+    tables = kernel._tables(model)._replace(bucket=bucket, per_bucket=1 / bucket, is_kept=np.empty(0, np.uint64))
+    most = (2**32 - 1) // bucket
+    multiples = [factor * bucket for factor in {1, 2, 3, most // 2, most - 1, most}]
+    hashes = [value for found in multiples for value in (found - 1, found, found + 1) if 0 <= value < 2**32]
+    found = [kernel._row_of(np.uint64(value), tables) - model.parameters.words for value in [0, 2**32 - 1, *hashes]]
+    assert found == [value % bucket for value in [0, 2**32 - 1, *hashes]]
+
+
+@pytest.mark.skipif(not jit.available(), reason="no kernels")
+def test_words_at_the_end_of_the_buffer_and_beside_control_characters(model):
+    """The kernel reads eight bytes at once, but none behind the buffer, and a control character is no blank."""
+    from pipeline.text import fasttext_model_kernel as kernel
+
+    texts = ["x" * size for size in range(1, 20)] + ["the\x01the c", "\x1f", "the the \x02the i", "the\x00the", "é" * 8]
+    for text in [*texts, *(f"{text} {'z' * 20}" for text in texts)]:
+        sums, counts = kernel.feature_sums(model, pa.array([text], pa.large_string()))
+        rows = model._rows_of(text.encode())
+        assert counts.tolist() == [len(rows)]
+        assert (sums[0] == model.vectors[rows].sum(axis=0, dtype=np.int64)).all(), text
+
+
+@pytest.mark.skipif(not jit.available(), reason="no kernels")
 def test_a_sum_that_does_not_fit_is_not_remembered(tmp_path: Path):
     """Vectors are cut at 1,000, so those of a word and its n-grams can exceed 32 bits together."""
     from pipeline.text import fasttext_model_kernel as kernel

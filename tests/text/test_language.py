@@ -6,11 +6,11 @@ import hypothesis.strategies as st
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from pipeline.engine import jit
 from pipeline.text import language, scripts
-from pipeline.text.fasttext_file import packaged_model
+from pipeline.text.fasttext_file import EVIDENCE, PER_LABEL, packaged_model
 from pipeline.text.language import Choice, LanguageModel
 from pipeline.text.language_names import ALIASES, NAMES, model_code
 
@@ -149,3 +149,33 @@ def test_codes():
     assert [model_code(code, NAMES) for code in ("en", "nb", "pt-br", "zh-yue", "qq")] == ["en", "no", "pt", "zh", None]
     with pytest.raises(FileNotFoundError, match=r"none\.bin"):
         LanguageModel.load("none.bin")
+
+
+LABELS = ("cs", "de", "en", "fr", "no")
+SHARES = st.integers(10, 1000)
+ROWS = st.tuples(
+    st.dictionaries(st.integers(0, len(LABELS) - 1), SHARES, max_size=4),
+    st.none() | st.tuples(st.sampled_from([*LABELS, "xx"]), SHARES),
+)
+
+
+@pytest.mark.skipif(not jit.available(), reason="no kernels")
+@settings(deadline=None)  # the first call loads compiled code
+@given(
+    st.lists(ROWS, max_size=6),
+    st.lists(st.sampled_from(LABELS), min_size=1, max_size=4),
+    st.booleans(),
+    st.integers(0, 2),
+)
+@example([({0: 500, 4: 500}, None), ({0: 400}, ("no", 400))], ["no", "cs"], True, 0)
+def test_the_rule_in_compiled_code(rows, wanted, drop, start):
+    """Also with a language that is wanted twice, with equal scores, without pages, and on a slice."""
+    from pipeline.text import language_kernel
+
+    entries = [sorted(label * PER_LABEL + share for label, share in shares.items()) for shares, _ in rows]
+    evidence = pa.array(entries, EVIDENCE).slice(start)
+    page = pa.array([page and page[0] for _, page in rows], pa.string()).slice(start)
+    share = pa.array([page and page[1] / 1000 for _, page in rows], pa.float32()).slice(start)
+    rule = Choice(LABELS, tuple(wanted), drop)
+    expected = rule._choose(evidence, page, share).tolist()
+    assert rule._choose_with(language_kernel, evidence, page, share).tolist() == expected
