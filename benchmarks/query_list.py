@@ -80,6 +80,16 @@ def main() -> None:
 
 def english_pages(data: Path) -> pa.Array | None:
     """The cleaned alts of English pages in archives, each once; None without the archives."""
+    rows = archive_rows(data)
+    table = _web_alts(data)
+    if table is not None:
+        news = table.filter(pc.is_in(table["source"], pa.array(NEWS))).to_pylist()
+        rows += [(urlsplit(row["url"].strip()).hostname or "", row["text"]) for row in news]
+    return english(rows) if rows else None
+
+
+def archive_rows(data: Path) -> list[tuple[str, str]]:
+    """(page, text) of the pairs in the archives of the test data, as found."""
     files = sorted(path for path in (data / "warc").rglob("*") if re.search(r"\.w?arc(\.gz)?$", path.name))
     rows: list[tuple[str, str]] = []
     for file in files:
@@ -88,11 +98,7 @@ def english_pages(data: Path) -> pa.Array | None:
                 rows += zip(batch["page_url"].to_pylist(), batch["text"].to_pylist(), strict=True)
         except (OSError, ValueError):  # some are damaged on purpose
             continue
-    table = _web_alts(data)
-    if table is not None:
-        news = table.filter(pc.is_in(table["source"], pa.array(NEWS))).to_pylist()
-        rows += [(urlsplit(row["url"].strip()).hostname or "", row["text"]) for row in news]
-    return english(rows) if rows else None
+    return rows
 
 
 def english_sites(data: Path) -> pa.Array | None:

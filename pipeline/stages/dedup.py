@@ -46,7 +46,7 @@ class DedupSettings:
     common_text_bound: int | None = option(
         None,
         help="a text with more images than this is boilerplate and goes; 0: off",
-        default_text=f"{ALIGN_BOUND} for archives, 0 for tables",
+        default_text=f"{ALIGN_BOUND} for the texts of archives, none for those of tables",
         metavar="N",
         within="[0, 1e9]",
     )
@@ -69,6 +69,13 @@ def common_text_bound(run: Run) -> int:
     return ALIGN_BOUND if any(READERS[item.format].knows_pages for item in run.inputs) else 0
 
 
+def exempt_units(run: Run) -> tuple[int, ...]:
+    """The tables, whose texts the default bound does not count, where archives are read beside them."""
+    if run.settings(DedupSettings).common_text_bound is not None or not common_text_bound(run):
+        return ()
+    return tuple(unit for unit, item in enumerate(run.inputs) if not READERS[item.format].knows_pages)
+
+
 @dataclasses.dataclass(frozen=True)
 class Dedup(DedupStage):
     """The stage."""
@@ -81,6 +88,7 @@ class Dedup(DedupStage):
     key_bits: int
     placeholder_bound: int
     common_text_bound: int
+    exempt: tuple[int, ...]
     captions: int
 
     @classmethod
@@ -93,6 +101,7 @@ class Dedup(DedupStage):
             run.sizes.key_bits,
             run.settings(DedupSettings).placeholder_bound,
             common_text_bound(run),
+            exempt_units(run),
             run.settings(DedupSettings).captions,
         )
 
@@ -104,6 +113,7 @@ class Dedup(DedupStage):
             self.key_bits,
             placeholder_bound=self.placeholder_bound,
             common_text_bound=self.common_text_bound,
+            exempt=self.exempt,
             keep_rejected=self.keep_rejected,
             captions=self.captions,
         )
@@ -112,4 +122,5 @@ class Dedup(DedupStage):
     def fingerprint(cls, run: Run) -> dict[str, Json]:
         o = run.settings(DedupSettings)
         bounds = {"placeholder_bound": o.placeholder_bound, "common_text_bound": common_text_bound(run)}
+        bounds |= {"tables_are_exempt": True} if exempt_units(run) else {}
         return {**bounds, "captions": o.captions}

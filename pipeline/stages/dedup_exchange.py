@@ -79,6 +79,7 @@ class DedupPlan:
         reasons: the drop reason for each code of `selection.find_duplicates`.
         placeholder_bound: all rows of an image with more texts than this are dropped; 0: no bound.
         common_text_bound: all rows of a text with more images than this are dropped; 0: no bound.
+        exempt: the units whose rows this bound neither counts nor drops.
         keep_rejected: sample, all or none.
         captions: the most texts of an image that stay, in one row; 0: a row that stays takes nothing from the others.
     """
@@ -89,6 +90,7 @@ class DedupPlan:
     reasons: tuple[str, ...] = selection.DUPLICATE_REASONS
     placeholder_bound: int = 0
     common_text_bound: int = 0
+    exempt: tuple[int, ...] = ()
     keep_rejected: str = "sample"
     captions: int = 0
 
@@ -159,6 +161,7 @@ class CutTexts:
         messages = [
             message
             for source, part, _ in self.plan.rows.parts_of_group(unit)
+            if source not in self.plan.exempt
             for _, message in shuffle_files.read_all(parts.file(source, "keys", part))
         ]
         found = shuffle_files.table(messages, KEYS).select(TEXTS.names)
@@ -209,16 +212,19 @@ def among(words: np.ndarray, ascending: np.ndarray) -> np.ndarray:
     return ascending[place] == words
 
 
-def keys_of(keys: pa.Table, common: np.ndarray | None = None) -> Keys:
+def keys_of(keys: pa.Table, common: np.ndarray | None = None, exempt: tuple[int, ...] = ()) -> Keys:
     """KEYS as the rules take them.
 
     Args:
         keys: all rows of an image, or none of them.
         common: the texts of too many images, ascending.
+        exempt: the units whose rows may have such a text.
     """
     columns = {name: keys[name].to_numpy() for name in KEYS.names}
-    text, _, _ = (columns.pop(name) for name in ("text", "part", "row"))
+    text, part, _ = (columns.pop(name) for name in ("text", "part", "row"))
     is_common = among(text, np.zeros(0, np.uint64) if common is None else common)
+    if exempt:
+        is_common &= ~np.isin(part // PARTS_OF_UNIT, exempt)
     return Keys(rank=hashing.mix(columns["image"], text), common=is_common, **columns)
 
 
@@ -265,7 +271,7 @@ class FindDuplicates:
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
         keys, plan = shuffle_files.table(messages, KEYS), self.plan
-        keyed = keys_of(keys, load_common_texts(plan.texts) if plan.common_text_bound else None)
+        keyed = keys_of(keys, load_common_texts(plan.texts) if plan.common_text_bound else None, plan.exempt)
         codes = selection.find_duplicates(keyed, placeholder_bound=plan.placeholder_bound)
         if plan.captions:
             links = links_of(keys, keyed, codes, plan.captions)

@@ -10,7 +10,8 @@
 4. Tags of markup that only style a text (`<b>`) are removed.
 5. Every Unicode blank, tab and newline becomes a blank. Runs of blanks become one. Blanks at the ends are removed.
 6. The text is put into NFC.
-7. The name of a file becomes words, if it has two: "golden-retriever_300x200.jpg" becomes "golden retriever".
+7. The name of a file becomes words, if it has two: "golden-retriever_300x200.jpg" becomes "golden retriever", and
+   "CheckboxNotChecked.png" three.
 
 The reasons for which a text is then dropped:
 
@@ -104,6 +105,7 @@ _UNCASED = re.compile("[\u0590-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac
 _VOWEL = re.compile(r"[aeiouy]|[^\x00-\x7f]", re.IGNORECASE)
 _LOWER_NAME = re.compile(r"[^\W_A-Z]+(?:[-_]+[^\W_A-Z]+)+")  # golden-retriever
 _PIECE = re.compile(r"[-_+.]+")
+_HUMP, _BEFORE_HUMP = re.compile("[A-Z][a-z]+"), re.compile("(?<=[a-z0-9])(?=[A-Z])")
 _NO_WORD = re.compile(  # a piece of a file's name that is dropped: a size, a hash, a long number
     r"[0-9]{1,5}x[0-9]{1,5}(?:@[0-9]x)?|[0-9]{2,5}px|@[0-9]x|scaled|(?=[a-f]*[0-9])[0-9a-f]{8,}|[0-9]{5,}",
     re.IGNORECASE,
@@ -123,10 +125,16 @@ _STYLE = re.compile(
     r"(?: ?/?| [^<>]{0,300})>",
     re.IGNORECASE,
 )
+_LATEX = (  # commands of formulas
+    "alpha approx ast bar begin beta cdot cdots delta displaystyle ell epsilon eta exists forall frac"
+    " gamma geq hat infty int lambda ldots left leq lim mathbb mathbf mathcal mathrm mathsf max mid min mu"
+    " nabla neq omega operatorname overline partial phi pi prod psi quad rho right sigma sim sqrt sum tau"
+    " text theta tilde times underline vec"
+)
 _CODE = re.compile(
     r"\{\\|\{\{|\}\}|\{%|%\}|\[object |\$\{|<%|%>|<\?(?:php|=|xml)|</[a-z]"
     r"|<(?:a|div|iframe|img|input|li|p|script|span|style|svg|table|td|ul)(?:[ />]|\Z)"
-    r"|\\(?:begin|displaystyle|frac|left|mathbb|mathbf|mathcal|mathrm|mathsf|overline|right|sqrt|sum|text)\b",
+    rf"|\\(?:{_LATEX.replace(' ', '|')})(?![a-z])",
     re.IGNORECASE,
 )
 _MAIL = re.compile(r"[A-Za-z0-9._%+-]@[A-Za-z0-9](?:[A-Za-z0-9-]*\.)+[A-Za-z]{2}")
@@ -289,15 +297,24 @@ def _words_of_name(text: str) -> str:
         return text
     if _is_camera_name(stem) or (in_one and _ADDRESS.fullmatch(text)) or (not has_ending and _is_product(stem)):
         return text
+    if "@" in stem and _MAIL.search(stem):
+        return text  # it is personal, and must stay so
     if in_one:
         stem = stem.rpartition("/")[2] if has_ending else stem
         pieces = [piece for piece in _PIECE.split(stem) if piece and not _NO_WORD.fullmatch(piece)]
     else:
         pieces = stem.replace("_", " ").split()
+    if has_ending:
+        pieces = [word for piece in pieces for word in _humps(piece)]
     found = (word for piece in pieces for word in _STEM_WORD.findall(piece)[:1])
     words = [word for word in found if word.isupper() or _VOWEL.search(word)]
     is_enough = len(words) > 1 and max(map(len, words)) > 2
     return " ".join(pieces) if is_enough or len(_UNCASED.findall(stem)) > 1 else text
+
+
+def _humps(piece: str) -> list[str]:
+    """The words of "CheckboxNotChecked". A name with two capitals (YouTube, LinkedIn) is one word."""
+    return _BEFORE_HUMP.split(piece) if len(_HUMP.findall(piece)) > 2 else [piece]
 
 
 def _is_product(stem: str) -> bool:

@@ -32,7 +32,7 @@ _COMMON_GRAMS = frozenset(  # they stand in more than 5 of 1,000 captions
     b"with|ting|ated|llow|watc|pict|n be|base|perf|comp|ster|like|imag|grap|abou| abo|such|find|ack | blac|ould|ith |"
     b"look|over|view|fron|betw|wher|ng c|ctur|ike |bout|rati|mage| auf".split(b"|")
 )
-_EDGES = " .,:;!?-_*#()[]{}<>|/\\'\"…"
+_EDGES = " .,:;!?-_*#()[]{}<>|/\\'\"…»«›‹→←"
 _TRAILING_NUMBER = re.compile(r"[ _#-]*[0-9]{1,4}\Z")
 
 WORD, PAIR, THREE = range(1, 4)  # the kinds of events
@@ -42,7 +42,9 @@ MIX_1, MIX_2 = 0x9E3779B1, 0x85EBCA77  # odd numbers that spread the bits (the p
 # Every text that a pattern of `pattern` matches has one of these events.
 _OF_PATTERNS = (
     "star stars stern sterne sternen étoile étoiles estrella estrellas rated rating score".split(),
-    [f"{word} {number}" for word in "of von aus sur de".split() for number in (5, 10)] + ["based on"],
+    [f"{word} {number}" for word in "of von aus sur de".split() for number in (5, 10)]
+    + ["based on"]
+    + [f"on {site}" for site in "facebook flickr instagram linkedin pinterest tiktok tumblr twitter youtube".split()],
     ["星のう"],
 )
 

@@ -12,13 +12,14 @@ from pipeline.engine.jit import njit
 from pipeline.text.fasttext_file import EVIDENCE, PER_LABEL
 
 LATIN_TEXT, OTHER_TEXT, UNSURE = (np.uint8(code) for code in range(3))
-LATIN, OTHER = np.uint8(1), np.uint8(2)  # kinds of characters; 0: no letter
+# Kinds of characters; 0: no letter.
+LATIN, OTHER, SYLLABLE_LETTER = (np.uint8(kind) for kind in (1, 2, 3))
 _ASCII_END, _LEAD_3, _LEAD_4 = 0x80, 0xE0, 0xF0  # UTF-8: the first lead bytes of two, three and four bytes
 _TAIL_BITS, _BITS_OF_LEAD_2, _BITS_OF_LEAD_3 = 0x3F, 0x1F, 0x0F
 
 
 @njit
-def _look(data, offsets, kinds, found):
+def _look(data, offsets, kinds, weight, found):
     for row in range(len(found)):
         start, end = offsets[row], offsets[row + 1]
         high = np.uint8(0)
@@ -41,19 +42,19 @@ def _look(data, offsets, kinds, found):
                 code = (code & _BITS_OF_LEAD_2) << 6 | data[place] & _TAIL_BITS
                 place += 1
             latin += kinds[code] == LATIN
-            other += kinds[code] == OTHER
+            other += (kinds[code] == OTHER) + weight * (kinds[code] == SYLLABLE_LETTER)
         if other > 0 and other >= latin:
             found[row] = OTHER_TEXT
 
 
-def look(texts: pa.Array, kinds: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def look(texts: pa.Array, kinds: npt.NDArray[np.uint8], weight: int) -> npt.NDArray[np.uint8]:
     """For each text LATIN_TEXT, OTHER_TEXT (most letters are of another script), or UNSURE.
 
-    `kinds` has the kind of each character of the Basic Multilingual Plane.
+    `kinds` has the kind of each character of the Basic Multilingual Plane. A SYLLABLE_LETTER counts `weight` times.
     """
     data, offsets = string_buffers(texts)
     found = np.empty(len(texts), np.uint8)
-    _look(frozen(data, np.uint8), frozen(offsets, np.int64), frozen(kinds, np.uint8), found)
+    _look(frozen(data, np.uint8), frozen(offsets, np.int64), frozen(kinds, np.uint8), weight, found)
     return found
 
 
@@ -95,6 +96,6 @@ def _buffers(lists: pa.ListArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np
 
 def warm() -> None:
     """Compiles the kernels."""
-    look(pa.array(["warm"]), np.zeros(0x10000, np.uint8))
+    look(pa.array(["warm"]), np.zeros(0x10000, np.uint8), 1)
     one = pa.array([[1]], EVIDENCE)
     merge(one, np.zeros(1, np.bool_), np.zeros(1, np.int64), one)

@@ -20,6 +20,7 @@ from pipeline.schema import STAGES
 from pipeline.stages import selection
 from pipeline.text.matcher import naive_match
 from pipeline.text.normalize import normalize_text
+from tests import archives
 from tests.places import DATA
 
 QUERIES = ["dog", "red dog", "cat", "a", "the sea", "tower", "blue", "rare bird", "never seen", "Tower Bridge"]
@@ -285,15 +286,32 @@ def test_the_bound_of_common_texts_is_on_for_archives(tmp_path: Path) -> None:
     queries.write_text("dog\n")
     warc = tmp_path / "b.warc"
     warc.write_bytes(b"WARC/1.0\r\nWARC-Type: warcinfo\r\nContent-Length: 0\r\n\r\n\r\n\r\n")
-    for inputs, more, wanted in (
-        ([table], [], 0),
-        ([warc], [], 10),
-        ([table, warc], [], 10),
-        ([warc], ["--common-text-bound", "3"], 3),
+    for inputs, more, wanted, exempt in (
+        ([table], [], 0, ()),
+        ([warc], [], 10, ()),
+        ([table, warc], [], 10, (0,)),
+        ([table, warc], ["--common-text-bound", "3"], 3, ()),
+        ([warc], ["--common-text-bound", "3"], 3, ()),
     ):
         command = ["--input", *map(str, inputs), "--output", str(tmp_path / "out"), "--queries", str(queries), *more]
         (dedup,) = [stage for stage in build.plan(build.look_up(options.parse(command)[0])) if stage.name == "dedup"]
-        assert dedup.decided["common_text_bound"] == wanted
+        assert (dedup.decided["common_text_bound"], dedup.exempt) == (wanted, exempt)
+
+
+def test_the_bound_of_common_texts_does_not_touch_tables_beside_archives(tmp_path: Path) -> None:
+    images = "".join(f'<img src="/{number}.jpg" alt="a hot dog stand">' for number in range(11))
+    body = f"<html lang=en><p>{images}<img src=/x.jpg alt='a cool dog in the sun'></html>".encode()
+    page = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + body
+    (tmp_path / "a.warc").write_bytes(archives.record(page, url="http://page.example/"))
+    rows = [f"http://table.example/{number}.jpg,{text}" for number in range(12) for text in ("a hot dog stand",)]
+    (tmp_path / "b.csv").write_text("\n".join(["url,text", *rows, "http://table.example/x.jpg,a dog"]))
+    (tmp_path / "queries.txt").write_text("dog\n")
+    for workers in ("1", "2"):
+        command = ["--input", str(tmp_path / "a.warc"), str(tmp_path / "b.csv"), "--output", str(tmp_path / workers)]
+        command += ["--queries", str(tmp_path / "queries.txt"), "--stages", "gather..dedup", "--workers", workers]
+        assert build.main(command) == 0
+        info = json.loads((tmp_path / workers / "stages/dedup/info.json").read_text())
+        assert (info["rows_out"], info["dropped"]) == (14, {"common_text": 11})
 
 
 # ---- several texts of an image

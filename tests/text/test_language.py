@@ -73,12 +73,12 @@ def test_each_text_goes_to_the_list_of_its_language(model):
 
 def test_scripts_need_no_model(model):
     """Han without kana is Chinese, on a Japanese page Japanese. Short texts in other scripts are certain, too."""
-    texts = pa.array(["東京", "犬の", "สุนัข", "개", "狗 dog dog", "Ω", "привет", "नमस्ते"])
-    rows = model._scripts.correct(texts, pa.array([[]] * 8, pa.list_(pa.int32())))
+    texts = pa.array(["東京", "犬の", "สุนัข", "개", "狗 dog dog", "Ω", "привет", "नमस्ते", "羊驼，智利 (© Getty)"])
+    rows = model._scripts.correct(texts, pa.array([[]] * 9, pa.list_(pa.int32())))
     found, shares = language.likeliest(rows, model.labels)
-    assert found.to_pylist() == ["zh", "ja", "th", "ko", None, "el", "ru", "hi"]
+    assert found.to_pylist() == ["zh", "ja", "th", "ko", None, "el", "ru", "hi", "zh"]  # a letter of Han counts thrice
     assert shares.to_pylist()[0] == 1
-    page = pa.array(["ja"] + [None] * 7)
+    page = pa.array(["ja"] + [None] * 8)
     assert language.likeliest(model._scripts.correct(texts, rows, page), model.labels)[0][0].as_py() == "ja"
 
 
@@ -101,12 +101,14 @@ def test_the_kernel_of_scripts_equals_the_reference(texts, skipped):
 
 
 @pytest.mark.skipif(not jit.available(), reason="no kernels")
-def test_the_kernel_of_scripts_knows_the_kinds_of_all_characters():
+@pytest.mark.parametrize("tail", ["", "ab", "abc"])
+def test_the_kernel_of_scripts_knows_the_kinds_of_all_characters(tail):
     from pipeline.text import scripts_kernel as kernel
 
-    characters = pa.array([chr(code) for code in range(1, 0x10000) if not 0xD800 <= code < 0xE000])
+    characters = pa.array([chr(code) + tail for code in range(1, 0x10000) if not 0xD800 <= code < 0xE000])
+    kinds = scripts._kinds(kernel.LATIN, kernel.OTHER, kernel.SYLLABLE_LETTER)
     assert (
-        (kernel.look(characters, scripts._kinds(kernel.LATIN, kernel.OTHER)) == kernel.OTHER_TEXT)
+        (kernel.look(characters, kinds, scripts.SYLLABLE) == kernel.OTHER_TEXT)
         == scripts.Scripts._mostly(characters)
     ).all()
 
