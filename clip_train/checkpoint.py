@@ -230,7 +230,7 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
     for name, parameter in model.named_parameters():
         state = {}
         for kind in kinds.get(name, ()):
-            if kind not in STATE[owners[parameter]]:
+            if parameter not in owners or kind not in STATE[owners[parameter]]:  # it is locked, or another optimizer's
                 continue
             value = tensors[f"{kind}.{name}"]
             if value.ndim == 0:

@@ -238,6 +238,8 @@ class TrainOptions:
     eps: float | None = option(None, "Adam epsilon; 1e-6 (ViT) or 1e-8 (ResNet) unless given", within="(0, inf)")
     clip_norm: float | None = option(None, "largest norm of the gradient; not clipped unless given", within="(0, inf)")
     ema: float = option(0.0, "decay of a moving average of the weights, such as 0.9999; 0: none", within="[0, 1)")
+    lock_image: bool = option(False, "train the text tower only (LiT); needs --init with an image tower to keep")
+    lock_text: bool = option(False, "train the image tower only; needs --init")
     # loss
     loss: str = option("infonce", "infonce (as in the paper) or sigmoid", choices=("infonce", "sigmoid"))
     loss_chunk: int = option(1024, "rows of the logits in memory at a time, with all columns", within="[1, inf)")
@@ -396,6 +398,11 @@ def check_together(options: TrainOptions, *, world_size: int) -> None:
         raise UsageError(f"--log-to {' '.join(options.log_to)}: none excludes the others")
     if options.patch_dropout and preset(options.model).model.is_resnet:
         raise UsageError(f"--patch-dropout {options.patch_dropout:g} needs a ViT, --model {options.model} is a ResNet")
+    if options.lock_image and options.lock_text:
+        raise UsageError("--lock-image and --lock-text exclude each other: nothing but the temperature would learn")
+    if (options.lock_image or options.lock_text) and not options.init and not options.resume:
+        flag = "--lock-image" if options.lock_image else "--lock-text"
+        raise UsageError(f"{flag} needs --init: a tower with random weights would stay as it is")
     if options.batch_size is not None:
         _check_divides(options.batch_size, options.accumulate, world_size)
 

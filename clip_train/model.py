@@ -210,6 +210,7 @@ class CLIP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.image_is_locked = False
         self.visual: nn.Module = ModifiedResNet(config) if config.is_resnet else VisionTransformer(config)
         self.transformer = Transformer(
             config.text_width, config.text_layers, config.text_heads, causal=True, mlp_width=config.text_mlp_width,
@@ -269,6 +270,24 @@ class CLIP(nn.Module):
         """Keeps the temperature within the bound of the paper. Call it after each step."""
         self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
 
+    def lock(self, *, image: bool = False, text: bool = False) -> None:
+        """Locks towers (LiT, Zhai et al. 2022, arXiv 2111.07991): their weights and batch statistics stay as they are.
+
+        Both logit parameters go on learning.
+        """
+        texts = (self.transformer, self.token_embedding, self.positional_embedding, self.ln_final, self.text_projection)
+        for part in ((self.visual,) if image else ()) + (texts if text else ()):
+            part.requires_grad_(False)
+        self.image_is_locked = image
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> CLIP:
+        """As in torch, but a locked image tower stays in evaluation mode, which its batch norms go by."""
+        super().train(mode)
+        if self.image_is_locked:
+            self.visual.eval()
+        return self
+
     def set_activation_checkpointing(self, on: bool) -> None:
         """Saves the memory of activations at the cost of a second forward pass of every block."""
         for module in self.modules():
@@ -282,16 +301,21 @@ def count_flops(config: ModelConfig, *, text_tokens: float | None = None) -> flo
     Args:
         text_tokens: mean number of tokens per caption that are computed; the whole context unless given.
     """
+    return sum(tower_flops(config, text_tokens=text_tokens))
+
+
+def tower_flops(config: ModelConfig, *, text_tokens: float | None = None) -> tuple[float, float]:
+    """`count_flops` of the image tower and of the text tower."""
     length = config.context_length if text_tokens is None else text_tokens
     text = _transformer_flops(config.text_width, config.text_layers, length, config.text_mlp_width)
     text += 2 * config.text_width * config.embed_dim
     if config.is_resnet:
-        return text + ModifiedResNet.count_flops(config)
+        return ModifiedResNet.count_flops(config), text
     assert isinstance(config.vision_layers, int) and config.patch_size is not None
     patches = (config.image_size // config.patch_size) ** 2
     width = config.vision_width
-    vision = _transformer_flops(width, config.vision_layers, patches + 1, config.vision_mlp_width)
-    return text + vision + 2 * 3 * config.patch_size**2 * width * patches + 2 * width * config.embed_dim
+    image = _transformer_flops(width, config.vision_layers, patches + 1, config.vision_mlp_width)
+    return image + 2 * 3 * config.patch_size**2 * width * patches + 2 * width * config.embed_dim, text
 
 
 def _transformer_flops(width: int, layers: int, length: float, mlp_width: int) -> float:

@@ -13,7 +13,7 @@ from clip_train.devices import peak_flops
 from clip_train.distributed import world_size
 from clip_train.errors import TrainError
 from clip_train.log import Progress, StepLog
-from clip_train.model import count_flops
+from clip_train.model import tower_flops
 from clip_train.run import Run, StepResult
 from clip_train.transfer import Readout
 
@@ -63,7 +63,9 @@ class Report:
         if self._peak:
             tokens = sum(batch.tokens for batch in batches) / sum(len(batch.samples) for batch in batches)
             text_tokens = tokens if run.plan.options.text == "packed" else None
-            work = 3 * count_flops(run.plan.model, text_tokens=text_tokens)
+            towers = tower_flops(run.plan.model, text_tokens=text_tokens)
+            locked = (run.plan.options.lock_image, run.plan.options.lock_text)  # without a backward pass
+            work = sum(flops * (1 if fixed else 3) for flops, fixed in zip(towers, locked, strict=True))
             line["mfu"] = work * line["pairs_per_s"] / world_size() / self._peak
         if self._bad.reasons:
             line["bad_samples"] = self._bad.reasons.total()

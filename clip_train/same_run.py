@@ -21,7 +21,8 @@ from clip_train.places import is_run_config
 # Options that decide the numbers and may change in a run.
 RECIPE = (
     "batch_size", "epochs", "steps", "lr", "warmup", "weight_decay", "beta1", "beta2", "eps", "clip_norm", "ema",
-    "precision", "patch_dropout", "crop_scale", "verify", "optimizer",
+    "precision", "patch_dropout", "crop_scale", "verify", "optimizer", "lock_image",
+    "lock_text",
 )  # fmt: skip
 # Options that a run keeps for good; what stands in its checkpoints refuses another value (resume.py).
 _KEPT = ("data", "model", "seed", "loss", "activation", "window", "online_balance", "batch_concepts", "super_batch")

@@ -50,6 +50,7 @@ def start_run(plan: Plan, device: torch.device, *, data: str = "") -> Run:
     if plan.model.is_resnet:
         model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.train()
+    model.lock(image=options.lock_image, text=options.lock_text)
     model.set_activation_checkpointing(options.activation_checkpointing)
     towers = Towers(
         model, parallel=options.parallel, accumulate=options.accumulate, device=device, precision=options.precision

@@ -205,7 +205,8 @@ def forward_backward(run: Run, batches: list[Batch]) -> Tensor:
     for number, (batch, d_images, d_texts) in enumerate(gradients):
         last = number == len(batches) - 1
         with contextlib.nullcontext() if last else run.towers.without_exchange():
-            torch.autograd.backward(encode(run, batch), (d_images, d_texts))
+            outputs = zip(encode(run, batch), (d_images, d_texts), strict=True)
+            torch.autograd.backward(*zip(*(pair for pair in outputs if pair[0].requires_grad), strict=True))
     return loss
 
 

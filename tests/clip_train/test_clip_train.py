@@ -17,6 +17,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
 
+from safetensors.torch import load_file  # noqa: E402
+
 from clip_train import run_config  # noqa: E402
 from clip_train import training as train_module  # noqa: E402
 from clip_train.checkpoint import all_steps, optimizer_state, restore_optimizer  # noqa: E402
@@ -206,6 +208,27 @@ def test_batch_norm_statistics_move_once_a_micro_batch(options):
     options = dataclasses.replace(options, model="RN-Mini", accumulate=2)
     _, _, model = gradients(options)
     assert int(model.visual.bn1.num_batches_tracked) == 2
+
+
+@pytest.mark.parametrize(("model", "lock"), [("RN-Mini", "lock_image"), ("ViT-Tiny", "lock_text")])
+def test_a_locked_tower_stays_as_it_is(options, tmp_path, model, lock):
+    """With its batch statistics; also over a resume and with micro-batches."""
+    first = dataclasses.replace(options, model=model, steps=1, output=str(tmp_path / "first"))
+    train(first)
+    changes = {"model": model, "init": first.output, "precision": "fp32", "steps": 4, lock: True}
+    whole_run, part = (dataclasses.replace(options, **changes, output=str(tmp_path / name)) for name in ("w", "p"))
+    train(whole_run)
+    with pytest.raises(StopIteration):
+        train(part, on_step=_stop_at(3))
+    train(dataclasses.replace(part, resume=True, accumulate=2))
+    assert losses(part.output) == pytest.approx(losses(whole_run.output), abs=1e-4)
+    before, after = (load_file(all_steps(Path(run.output) / "checkpoints")[0] / "model.safetensors")
+                     for run in (first, part))  # fmt: skip
+    for name, value in before.items():
+        locked = name.startswith("visual.") == (lock == "lock_image") and not name.startswith("logit_scale")
+        assert torch.equal(value, after[name]) == locked, name
+    saved = load_file(all_steps(Path(part.output) / "checkpoints")[0] / "optimizer.safetensors")
+    assert not any(name.split(".")[1] == "visual" for name in saved) == (lock == "lock_image")
 
 
 def test_packed_and_padded_text_give_the_same_losses(options, tmp_path):
@@ -450,8 +473,6 @@ def test_a_step_that_is_not_finite_is_skipped_and_three_stop_the_run(options, mo
     assert [line["step"] for line in lines if line.get("skipped")] == [2, 4, 5, 6] and lines[1]["loss"] is None
     newest = all_steps(Path(options.output) / "checkpoints")[0]
     assert newest.name == "step-00000003"
-    from safetensors.torch import load_file
-
     assert all(torch.isfinite(value).all() for value in load_file(newest / "model.safetensors").values())
 
 
