@@ -90,7 +90,8 @@ def test_each_line_is_given_to_the_caller_before_the_checkpoint_of_its_step(opti
         seen.append((line["step"], len(list((Path(options.output) / "checkpoints").glob("step-*")))))
 
     train(dataclasses.replace(options, save_every=1), on_step=note)
-    assert seen == [(1, 0), (2, 1), (3, 2)]
+    assert [step for step, _ in seen] == [1, 2, 3]
+    assert all(step - 2 <= saved < step for step, saved in seen)  # one checkpoint may still be in writing
 
 
 def test_fsdp_on_one_process_says_that_it_does_nothing(options):
