@@ -353,7 +353,7 @@ def _prepare(
         change,
         uids,
         covers_rejected=_covering_rejected(selection, uids),
-        covers_urls=lambda table: selection.urls(table["url"]) | _is_in(table["url"], urls),
+        covers_urls=lambda table: selection.rows(table) | _is_in(table["url"], urls),
         covers_images=lambda table: selection.urls(table["url"]) | _is_in(table["url"], own),
         by_image=bool(selection.sha256),
     )

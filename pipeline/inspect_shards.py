@@ -114,7 +114,7 @@ def print_info(facts: dict[str, Any]) -> None:
     if not facts["stages"]:  # a copy of the published files alone
         for line in lines_on_inputs(facts.get("damaged_inputs") or {}):
             print(sanitize(line))
-    refused = rights_ledger.lines(rights_ledger.of_stages(rows), examples=False)
+    refused = rights_ledger.lines(rights_ledger.of_stages(rows, facts.get("options")), examples=False)
     for line in ["", *refused] if refused else ():
         print(sanitize(line))
     if facts.get("options"):
@@ -245,19 +245,20 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def rights(args: argparse.Namespace) -> int:
-    """Who refused AI training: for each protocol pairs, hosts, spared requests, and three examples with evidence."""
+    """Who refused AI training: for each protocol pairs seen and refused, hosts, spared requests, examples, evidence."""
     from pipeline.dataset import open_set
     from pipeline.engine import rights_ledger
 
-    stages = open_set.stages_of(args.folder)
+    stages, options = open_set.stages_of(args.folder), None
     if not stages and os.path.exists(os.path.join(args.folder, "manifest.json")):
-        stages = open_set.read_manifest(args.folder).get("ledger") or []
+        manifest = open_set.read_manifest(args.folder)
+        stages, options = manifest.get("ledger") or [], manifest.get("options")
     if not stages:
         raise NotFound(f"{args.folder!r} holds neither manifest.json nor stages/: is it the --output of a run?")
-    found = rights_ledger.of_stages(stages)
+    found = rights_ledger.of_stages(stages, options)
     if args.json:
         return print_json(found)
-    for line in rights_ledger.lines(found, examples=True) or ["no site and no image refused AI training"]:
+    for line in rights_ledger.lines(found, examples=True) or ["no page, site or image was asked"]:
         print(sanitize(line))
     return DONE
 

@@ -11,7 +11,7 @@ from pipeline.engine import recipe, runners
 from pipeline.engine.command_line import CommandLine
 from pipeline.engine.options import option
 from pipeline.stages import STAGES
-from pipeline.stages.run import HowSettings, RunSettings
+from pipeline.stages.run import HowSettings, RightsSettings, RunSettings
 
 DESCRIPTION = """Web archives or tables in, balanced image-text shards out.
 
@@ -22,7 +22,7 @@ Every stage writes a folder OUT/stages/<name>. A stage that is COMPLETED is not 
 command again to continue."""
 
 
-GROUPS = (RunSettings, *(stage.options for stage in STAGES), HowSettings)  # in the order of the stages
+GROUPS = (RunSettings, *(stage.options for stage in STAGES), RightsSettings, HowSettings)  # in the order of the stages
 
 
 @dataclasses.dataclass(frozen=True)

@@ -89,7 +89,7 @@ FETCHED = pa.schema(
         pa.field("final_url", pa.string()),  # after redirects; null where it equals url
         pa.field("rights", pa.string()),  # allowed, unstated, refused; null: a failure of another kind
         pa.field("rights_protocol", pa.string()),  # the protocols behind `rights`, comma separated; null: unstated
-        pa.field("rights_consulted", pa.string()),  # the protocols that were asked about a fetched image
+        pa.field("rights_consulted", pa.string()),  # the protocols that were asked; null: a failure of another kind
     ]
 )
 

@@ -379,9 +379,13 @@ def test_examples_of_refusals_go(tmp_path: Path) -> None:
         by_image=False,
     )
     examples = [{"hash": 1, "url": f"https://{host}/a", "evidence": "noai"} for host in ("x.gone.example", "b.example")]
+    examples[1]["page"] = "https://c.example/p"
     counted = {"pairs": 2, "hosts": 2, "spared": 0}
     found = purging.without_examples({"stage": "fetch", "rights": {"robots": {**counted, "examples": examples}}})
     assert found == {"stage": "fetch", "rights": {"robots": {**counted, "examples": examples[1:]}}}
+    purging._covers_urls = Selection(page_domain=frozenset({"c.example"})).rows
+    found = purging.without_examples({"stage": "gather", "rights": {"tdmrep": {**counted, "examples": examples}}})
+    assert found["rights"]["tdmrep"]["examples"] == examples[:1]
 
 
 def build_variants(tmp: Path, *more: str) -> list[tuple[str, str, str | None]]:

@@ -56,6 +56,7 @@ class WebServer(ThreadingHTTPServer):
         self.images = images if images is not None else {f"{n}.jpg": picture(n) for n in range(8)}
         self.robots = robots  # the text of robots.txt, or a status to send instead
         self.files: dict[str, bytes] = {}  # others, by path
+        self.link = ""  # a Link header of the images under /img
         self.hits: Counter[str] = Counter()
         self.requests: list[tuple[float, str, dict[str, str]]] = []
         self.connections = 0
@@ -170,7 +171,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def on_img(self, name: str) -> None:
         if name in self.server.images:
-            self.send(self.image(name), Content_Type="image/jpeg")
+            more = {"Link": self.server.link} if self.server.link else {}
+            self.send(self.image(name), Content_Type="image/jpeg", **more)
         else:
             self.on_nothing()
 

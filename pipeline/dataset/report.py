@@ -80,7 +80,12 @@ def finish(
     pages = {
         "README.md": card(facts, ledger=ledger, options=options),
         "report/index.html": page(
-            facts, ledger=ledger, queries=queries, gallery=_gallery(folder, pick, ranges), rejected=_rejected(folder)
+            facts,
+            ledger=ledger,
+            queries=queries,
+            gallery=_gallery(folder, pick, ranges),
+            rejected=_rejected(folder),
+            options=options,
         ),
         "croissant.json": _croissant_text(entries, pa.schema([*METADATA, *more])),
     }
@@ -159,6 +164,7 @@ def page(
     queries: Sequence[str],
     gallery: list[dict[str, Any]],
     rejected: list[dict[str, str]],
+    options: Mapping[str, Any],
 ) -> str:
     """report/index.html."""
     s: Summary = facts["s"]
@@ -178,7 +184,7 @@ def page(
         ],
         gallery=gallery,
         rejected=rejected,
-        rights=rights_ledger.lines(rights_ledger.of_stages(ledger), examples=True),
+        rights=rights_ledger.lines(rights_ledger.of_stages(ledger, options), examples=True),
     )
 
 
@@ -215,6 +221,7 @@ def card(facts: Mapping[str, Any], *, ledger: list[dict[str, Any]], options: Map
         licensed=s.licensed,
         balanced=options.get("balance") != "none",
         respects=options.get("respect_opt_out", True),
+        ignored=options.get("ignore_rights") or (),
     )
 
 

@@ -1,52 +1,108 @@
-"""The ledger of rights: by protocol the refused pairs, their hosts, the requests that were spared, and examples.
+"""The ledger of rights: by protocol the pairs that were looked at and refused, their hosts, and examples with evidence.
 
-A ledger is JSON: {protocol: {"pairs": n, "hosts": n, "spared": n, "examples": [{"hash", "url", "evidence"}, ...]}}.
-Parts of a stage own whole hosts, so ledgers are added up. The examples are those with the smallest hashes, so they do
-not depend on how the work was cut.
+A ledger is JSON: {protocol: {"seen", "allowed", "pairs", "hosts", "spared", "examples": [...]}}. `pairs` are those that
+were refused. An example is {"hash", "url", "evidence"}, in gather also "page". The parts of the fetch own whole hosts,
+so their ledgers are added up. The units of gather do not: they keep hashes of hosts ("host_hashes"), and these are
+merged. The examples are those with the smallest hashes, so they do not depend on how the work was cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 EXAMPLES = 3
-PAGES = "refused_"  # notes of gather: "refused_noai" counts the pairs of pages with that signal
+# The smallest hashes of hosts are kept, so many at most. Fewer hosts are counted exactly. The number of more hosts is
+# estimated from the largest hash (k minimum values: Bar-Yossef et al. 2002), to about 3 %.
+MOST_HASHES = 1024
+NUMBERS = ("seen", "allowed", "pairs", "hosts", "spared")
+PAGES, IMAGES = "gather", "fetch"  # the stages with a ledger
 
 
 def add(ledger: dict[str, Any], other: Mapping[str, Any]) -> None:
-    """Adds the ledger of other hosts."""
+    """Adds a ledger of other rows, and of other hosts where it counts them."""
     for protocol, counted in other.items():
-        mine = ledger.setdefault(protocol, {"pairs": 0, "hosts": 0, "spared": 0, "examples": []})
-        for name in ("pairs", "hosts", "spared"):
-            mine[name] += counted[name]
+        mine = ledger.setdefault(protocol, {"examples": []})
+        for name in NUMBERS:
+            if name in mine or name in counted:
+                mine[name] = mine.get(name, 0) + counted.get(name, 0)
+        if "host_hashes" in counted:
+            mine["host_hashes"] = smallest([*mine.get("host_hashes", ()), *counted["host_hashes"]])
         ordered = sorted([*mine["examples"], *counted["examples"]], key=lambda item: (item["hash"], item["url"]))
         mine["examples"] = ordered[:EXAMPLES]
 
 
-def of_stages(stages: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The ledgers of all stages as one document: {"images": the ledger of the fetch, "pages": {signal: pairs}}."""
-    images: dict[str, Any] = {}
-    pages: dict[str, int] = {}
+def smallest(hashes: Iterable[int]) -> list[int]:
+    """The smallest hashes, each once, MOST_HASHES at most."""
+    return sorted(set(hashes))[:MOST_HASHES]
+
+
+def settle(ledger: Mapping[str, Any]) -> dict[str, Any]:
+    """The merged ledger of gather with the number of hosts in the place of their hashes."""
+    found = {}
+    for protocol, counted in ledger.items():
+        hashes = counted.get("host_hashes", [])
+        few = len(hashes) < MOST_HASHES
+        hosts = len(hashes) if few else round((MOST_HASHES - 1) * 2.0**64 / max(1, hashes[-1]))
+        rest = {name: value for name, value in counted.items() if name != "host_hashes"}
+        found[protocol] = {**rest, "hosts": hosts, **({} if few else {"hosts_estimated": True})}
+    return found
+
+
+def of_stages(stages: Iterable[Mapping[str, Any]], options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The ledgers of all stages as one document.
+
+    Args:
+        stages: rows of a manifest's ledger, or info.json of the stages.
+        options: of the run; None: those that info.json holds.
+
+    Returns:
+        {"pages": the ledger of gather, "images": the ledger of the fetch, "ignored": the protocols that the user
+        ignored, "robots_archives": what `--robots-archive` held, if it was given}
+    """
+    found: dict[str, Any] = {"pages": {}, "images": {}, "ignored": []}
     for stage in stages:
-        add(images, stage.get("rights") or {})
-        for note, count in (stage.get("notes") or {}).items():
-            if note.startswith(PAGES):
-                pages[note.removeprefix(PAGES)] = pages.get(note.removeprefix(PAGES), 0) + count
-    return {"images": images, "pages": pages}
+        options = options or stage.get("options")
+        part = {PAGES: "pages", IMAGES: "images"}.get(stage.get("stage", ""))
+        if part is not None:
+            add(found[part], stage.get("rights") or {})
+        if "robots_archives" in stage:
+            found["robots_archives"] = stage["robots_archives"]
+    found["ignored"] = list((options or {}).get("ignore_rights") or [])
+    if (options or {}).get("respect_opt_out") is False:
+        found["ignored"].append("all statements of pages (--ignore-opt-out)")
+    return found
 
 
 def lines(found: Mapping[str, Any], *, examples: bool) -> list[str]:
-    """The document of `of_stages` for people; [] if nothing was refused."""
-    images, pages = found["images"], found["pages"]
+    """The document of `of_stages` for people; [] if no protocol was asked."""
     out = []
-    if pages:
-        counts = ", ".join(f"{name} {count:,}" for name, count in sorted(pages.items(), key=lambda i: (-i[1], i[0])))
-        out.append(f"pairs of pages that refuse: {counts}")
-    if images:
-        out.append(f"{'protocol':<16}{'pairs refused':>15}{'hosts':>10}{'requests spared':>18}")
-    for protocol, counted in sorted(images.items(), key=lambda item: (-item[1]["pairs"], item[0])):
-        out.append(f"{protocol:<16}{counted['pairs']:>15,}{counted['hosts']:>10,}{counted['spared']:>18,}")
+    if found["ignored"]:
+        out.append(f"not honoured, by option: {', '.join(found['ignored'])}")
+    if archives := found.get("robots_archives"):
+        lost = f", {archives['records_lost']:,} records lost" if archives["records_lost"] else ""
+        cut = f", {archives['cut_files']:,} files cut" if archives["cut_files"] else ""
+        held = f"{archives['answers']:,} answers for {archives['urls']:,} URLs"
+        out.append(f"robots.txt archives: {archives['archives']:,} with {held}{lost}{cut}")
+    for part, title, columns in (
+        ("pages", "statements of pages", ("seen", "pairs", "hosts")),
+        ("images", "statements of sites and images", NUMBERS),
+    ):
+        if found[part]:
+            out += ["", *_table(found[part], title, columns, examples=examples)]
+    return out[1:] if out[:1] == [""] else out
+
+
+HEADINGS = {"seen": "pairs seen", "allowed": "allowed", "pairs": "refused", "hosts": "hosts", "spared": "spared"}
+
+
+def _table(ledger: Mapping[str, Any], title: str, columns: Sequence[str], *, examples: bool) -> list[str]:
+    out = [f"{title:<30}" + "".join(f"{HEADINGS[name]:>13}" for name in columns)]
+    for protocol, counted in sorted(ledger.items(), key=lambda item: (-item[1].get("pairs", 0), item[0])):
+        values = {name: f"{counted.get(name, 0):,}" for name in columns}
+        if counted.get("hosts_estimated"):
+            values["hosts"] = f"~{values['hosts']}"
+        out.append(f"{protocol:<30}" + "".join(f"{values[name]:>13}" for name in columns))
         for item in counted["examples"] if examples else ():
             out += [f"    {item['url']}", f"        {item['evidence']}"]
     return out

@@ -96,10 +96,13 @@ class ArchivedRules:
         Raises:
             Failure: an archive cannot be read now.
         """
+        ignored = self._options.ignore_rights
         for at in (target, _other_scheme(target)):
             known = self.of(at) if at is not None else None
-            refusal = known.rules.refusal(target.url) if known is not None and known.rules is not None else None
-            if known is not None and refusal is not None:
+            if known is None or known.rules is None:
+                continue
+            refusal = known.rules.refusal(target.url, ignored)
+            if refusal is not None:
                 return refusal._replace(evidence=f"{refusal.evidence} ({known.place})")
         return None
 

@@ -14,6 +14,7 @@ import hashlib
 import os
 import threading
 import time
+from typing import NamedTuple
 
 from pipeline.fetching import robots
 from pipeline.fetching.addresses import MOST_HOSTS, Gate, Lookup, Resolver, look_up
@@ -36,6 +37,7 @@ PASSING = frozenset({"dns", "tcp", "http_5xx", "rate_limited"})  # retried at on
 SHORT_PAUSE_S = 2.0
 # Statuses that may pass. 520 to 524 are Cloudflare's: it did not reach the server behind it, or got no whole answer.
 PASSING_5XX = frozenset({500, 502, 503, 504, 520, 521, 522, 523, 524})
+MOST_LICENCES = 8  # that the headers of an answer name; they are asked for
 OUTAGES = 3  # of the network, after which a URL is tried once more
 ROBOTS_S = 10.0
 LARGEST_RULES = 64 << 20  # bytes of robots.txt files that a client remembers; older ones are asked for again
@@ -69,20 +71,28 @@ class _Clock:
         self.left -= time.monotonic() - self._started
 
 
+class SiteTerms(NamedTuple):
+    """What a file of a site says: its protocol, the terms (None: they cannot be read), and the words that name them."""
+
+    protocol: str
+    terms: Terms | None
+    where: str = ""
+
+
 class _Site:
     """robots.txt of one origin. The first thread that needs it fetches it; the others wait."""
 
     def __init__(self) -> None:
         self.done = threading.Event()
         self.rules: robots.Rules | None = None  # None: everything is allowed
-        self.terms: list[tuple[str, Terms | None]] = []  # (protocol, what its file says; None: it cannot be read)
+        self.terms: list[SiteTerms] = []
         self.failure: Failure | None = None
         self.expires = float("inf")
 
     def size(self) -> int:
         """Bytes that it takes, about."""
         rules = self.rules.size if self.rules is not None else 0
-        return rules + sum(terms.size for _, terms in self.terms if terms is not None)
+        return rules + sum(said.terms.size for said in self.terms if said.terms is not None)
 
 
 class Client:
@@ -186,7 +196,7 @@ class Client:
         return self.options.backoff_s * 2**attempt * (0.5 + spread / 2**32)
 
     def _follow(self, first: Target, clock: _Clock, share: Share) -> Fetched:
-        target, verdict = first, Verdict()
+        target, verdict = first, Verdict(self.options.ignore_rights)
         try:
             for _ in range(self.options.redirects + 1):
                 self._ask_leave(target, clock, verdict)
@@ -194,6 +204,7 @@ class Client:
                 self._check_headers(answer, verdict)
                 if answer.status not in REDIRECTS:
                     self._check_status(target, answer)
+                    self._check_licences(target, answer, verdict)
                     return Fetched(answer.body, answer.status, None if target is first else target.url, verdict)
                 location = answer.first("Location")
                 if not location:
@@ -204,23 +215,41 @@ class Client:
             )
         except Failure as failure:
             failure.final_url = None if target is first else target.url
+            failure.consulted = verdict.names
             raise
 
     def _check_headers(self, answer: Answer, verdict: Verdict) -> None:
-        if not self.options.respect_opt_out:
-            return
+        verdict.consult(*IN_ANSWER)
         rule = robots.forbidding_tag(answer.all("X-Robots-Tag"), self.options.user_agent)
-        if rule is not None:
+        if rule is not None and self.options.respects("robots-tag"):
             sentence = f"X-Robots-Tag: {rule}"
             raise Failure("opt_out", sentence, http_status=answer.status, protocol="robots-tag")
-        verdict.consult(*IN_ANSWER)
         for name, protocol in rights.HEADERS.items():
+            if not self.options.respects(protocol):
+                continue
             said = rights.statement(name, values := answer.all(name))
             if said:
                 verdict.allow(protocol)
             if said is False:
                 sentence = f"{name.title()}: {', '.join(values)}"
                 raise Failure("opt_out", sentence, http_status=answer.status, protocol=protocol)
+
+    def _check_licences(self, target: Target, answer: Answer, verdict: Verdict) -> None:
+        """Checks the RSL licences that the Link headers of an answer name.
+
+        Raises:
+            Failure: opt_out; or a licence cannot be read now.
+        """
+        named = [url for value in answer.all(rights.LINK) for url in rights.licences(value)]
+        for written in named[:MOST_LICENCES] if self.options.respects("rsl") else ():
+            try:
+                terms = self._licence(follow(target, written).url)
+                _check_terms(terms, target.url, "rsl", verdict, where="Link header: ")
+            except Failure as failure:
+                if failure.status == "bad_redirect":
+                    failure = Failure("opt_out", f"Link header: {written} is no URL of a licence", protocol="rsl")
+                failure.http_status = answer.status
+                raise failure from None
 
     def _check_status(self, target: Target, answer: Answer) -> None:
         status = answer.status
@@ -272,19 +301,19 @@ class Client:
             self._resolver.addresses(target.host, target.port, deadline - time.monotonic())
         finally:
             clock.stop()
-        if not self.options.respect_robots:
+        if not self.options.respects(*IN_ROBOTS_TXT, "tdmrep"):
             return
         site = self._site(target)
         rules = site.rules
-        refusal = rules.refusal(target.url) if rules is not None else None
-        if refusal is not None and (refusal.status == "robots" or self.options.respect_opt_out):
+        verdict.consult(*IN_ROBOTS_TXT)
+        refusal = rules.refusal(target.url, self.options.ignore_rights) if rules is not None else None
+        if refusal is not None:
             raise Failure(refusal.status, refusal.evidence, protocol=refusal.protocol)
-        verdict.consult(*(IN_ROBOTS_TXT if self.options.respect_opt_out else IN_ROBOTS_TXT[:2]))
-        for protocol, terms in site.terms:
-            _check_terms(terms, target.url, protocol, verdict)
+        for said in site.terms:
+            _check_terms(said.terms, target.url, said.protocol, verdict, where=said.where)
         if rules is None:
             return
-        for protocol in rules.allowing(target.url) if self.options.respect_opt_out else ():
+        for protocol in rules.allowing(target.url):
             verdict.allow(protocol)
         host = self._host(target)
         host.delay_s = max(self.options.delay_s, rules.delay_s)
@@ -295,13 +324,13 @@ class Client:
         Raises:
             Failure: robots or opt_out; or an archive cannot be read now.
         """
-        if self._archived is None or not self.options.respect_robots:
+        if self._archived is None:
             return
         refusal = self._archived.refusal(target)
-        if refusal is not None and (refusal.status == "robots" or self.options.respect_opt_out):
+        if refusal is not None:
             raise Failure(refusal.status, refusal.evidence, protocol=refusal.protocol)
         if self._archived.of(target) is not None:
-            verdict.consult(*(STATED_IN_ROBOTS_TXT if self.options.respect_opt_out else STATED_IN_ROBOTS_TXT[:2]))
+            verdict.consult(*STATED_IN_ROBOTS_TXT)
 
     def _site(self, target: Target) -> _Site:
         """What is known of the origin. The first thread that asks reads it; the others wait.
@@ -328,10 +357,9 @@ class Client:
             age = time.time() - known.date if known is not None else -1.0
             if known is not None and 0 <= age < RULES_LIFETIME_S:  # a date to come proves nothing
                 site.rules, lifetime = known.rules, RULES_LIFETIME_S - age
-            elif (body := self._robots_txt(target)) is not None:
+            elif self.options.respects(*IN_ROBOTS_TXT) and (body := self._robots_txt(target)) is not None:
                 site.rules = robots.Rules(body, self.options.user_agent, self.options.robots_agents)
-            if self.options.respect_opt_out:
-                site.terms = self._read_terms(target, site.rules)
+            site.terms = self._read_terms(target, site.rules)
         except Failure as failure:
             site.failure = failure
             passing = failure.status in PASSING and failure.retryable
@@ -346,18 +374,19 @@ class Client:
             with self._lock:
                 self._sites.put(target.origin, site)  # it has its weight now
 
-    def _read_terms(self, target: Target, rules: robots.Rules | None) -> list[tuple[str, Terms | None]]:
+    def _read_terms(self, target: Target, rules: robots.Rules | None) -> list[SiteTerms]:
         """The site's tdmrep.json and the licences that its robots.txt names, a request for each."""
         at = dataclasses.replace(target, path=TDMREP)
-        found: list[tuple[str, Terms | None]] = []
-        if rules is None or rules.allow(at.url):
+        found: list[SiteTerms] = []
+        forbidden = rules is not None and self.options.respects("robots") and not rules.allow(at.url)
+        if self.options.respects("tdmrep") and not forbidden:
             try:
                 body = self._site_file(at)
             except Failure:  # the protocol gives a failure no meaning; robots.txt of the host could be read
                 body = None
-            found += [("tdmrep", read_tdmrep(body))] if body is not None else []
-        for line in rules.licenses if rules is not None else ():
-            found.append(("rsl", self._licence(line.value)))
+            found += [SiteTerms("tdmrep", read_tdmrep(body))] if body is not None else []
+        for line in rules.licenses if rules is not None and self.options.respects("rsl") else ():
+            found.append(SiteTerms("rsl", self._licence(line.value), f"robots.txt line {line.number}: "))
         return found
 
     def _licence(self, url: str) -> Terms | None:
@@ -390,8 +419,8 @@ class Client:
         Raises:
             Failure: opt_out; or the licence cannot be read now.
         """
-        if self.options.respect_opt_out:
-            _check_terms(self._licence(licence_url), page_url, "rsl", verdict)
+        if self.options.respects("rsl"):
+            _check_terms(self._licence(licence_url), page_url, "rsl", verdict, where="the page: ")
 
     def _robots_txt(self, target: Target) -> bytes | None:
         """The body, or None: a 4xx allows everything. A 5xx forbids everything for now (RFC 9309)."""
@@ -439,16 +468,19 @@ class Client:
             return self._hosts.get_or_make(target.host, lambda: Host(self.options))
 
 
-def _check_terms(terms: Terms | None, url: str, protocol: str, verdict: Verdict) -> None:
-    """Raises Failure(opt_out) if the terms refuse the training on a URL, or cannot be read."""
-    if terms is None:
-        raise Failure("opt_out", "the licence that the site names cannot be read", protocol=protocol)
-    rule = terms.rule(url)
+def _check_terms(terms: Terms | None, url: str, protocol: str, verdict: Verdict, *, where: str = "") -> None:
+    """Raises Failure(opt_out) if the terms refuse the training on a URL, or cannot be read.
+
+    `where` says in the evidence what names the terms.
+    """
     verdict.consult(protocol)
+    if terms is None:
+        raise Failure("opt_out", f"{where}the licence that is named cannot be read", protocol=protocol)
+    rule = terms.rule(url)
     if rule is not None and rule.said:
         verdict.allow(protocol)
     if rule is not None and rule.said is False:
-        raise Failure("opt_out", terms.evidence(rule), protocol=protocol)
+        raise Failure("opt_out", where + terms.evidence(rule), protocol=protocol)
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -43,7 +43,7 @@ from pipeline.fetching.outcome import FIELDS, Outcome, columns
 from pipeline.fetching.picture import NeedsMemory, Picture
 from pipeline.fetching.pieces import Pieces, opened
 from pipeline.fetching.targets import host_of, parse
-from pipeline.fetching.verdict import IN_IMAGE, Verdict
+from pipeline.fetching.verdict import IN_ANSWER, IN_IMAGE, Verdict
 from pipeline.text import rights
 
 PACKAGE = "_openwit_img2dataset"
@@ -125,9 +125,9 @@ class _Shard:
         """Replaces img2dataset's function of this name. Its threads call it. The picture is decoded at once."""
         key, url = row
         outcome = self.outcomes[self.order[key]]
+        verdict = Verdict(self._client.options.ignore_rights)
         try:
             self._check_not_cancelled()
-            verdict = Verdict()
             if self.order[key] in self.licences:
                 self._client.check_page(*self.licences[self.order[key]], verdict)
             with self._client.memory.share() as share:
@@ -136,7 +136,7 @@ class _Shard:
             outcome.picture = dataclasses.replace(picture, jpeg=b"")
             return key, _Stream(picture), None
         except Failure as failure:
-            outcome.fail(failure)
+            outcome.fail(failure, verdict)
         except NetworkError as error:
             self.problem = error
             self.cancel()
@@ -151,6 +151,7 @@ class _Shard:
     def _body(self, url: str, outcome: Outcome, share: Share, verdict: Verdict) -> Body:
         body = self._from_archive(url, share)
         if body is not None:
+            verdict.consult(*IN_ANSWER, "rsl")  # gather listed the image after it had read its headers
             return body
         self._check_not_cancelled()
         fetched = self._client.fetch(url, share)
@@ -174,8 +175,7 @@ class _Shard:
         if self._blocked is not None and self._blocked.shown(picture):
             outcome.image_sha256 = outcome.final_url = None
             raise Failure("blocklisted", "a list of --blocklist names what this image shows")
-        if self._client.options.respect_opt_out:
-            verdict.consult(*IN_IMAGE)
+        verdict.consult(*IN_IMAGE)
         for protocol in picture.allowed_by.split(",") if picture.allowed_by else ():
             verdict.allow(protocol)
         return picture
@@ -328,14 +328,13 @@ def fetch_rows(
 
 
 def _page_licences(rows: pa.RecordBatch) -> dict[int, tuple[str, str]]:
-    """Row -> (URL of the page, of the RSL licence that it names), for the rows of pages with one."""
+    """Row -> (URL of the page, of the RSL licence that it names; "": no usable one), for the rows of pages with one."""
     if "opt_out" not in rows.schema.names:
         return {}
     named = pc.match_substring_regex(rows["opt_out"], rf"(^|,){rights.RSL}(,|$)").fill_null(False)
     return {
-        row: (rows["page_url"][row].as_py(), rows["license"][row].as_py())
+        row: (rows["page_url"][row].as_py(), rows["license"][row].as_py() or "")
         for row in named.to_numpy(zero_copy_only=False).nonzero()[0].tolist()
-        if rows["license"][row].is_valid
     }
 
 

@@ -47,6 +47,7 @@ class Failure(Exception):
         http_status: the status, if a server answered.
         retry_after: the pause in seconds, if the server asked for one.
         protocol: the one that refuses, of rights.PROTOCOLS; None: no refusal.
+        consulted: the protocols that were asked before.
         final_url: the last URL after redirects; None: no redirect.
         tried: False if nothing was sent, because the host rests after earlier failures.
     """
@@ -67,6 +68,7 @@ class Failure(Exception):
         self.http_status = http_status
         self.retry_after = retry_after
         self.protocol = protocol
+        self.consulted: tuple[str, ...] = ()
         self.final_url: str | None = None
         self.tried = True
 

@@ -25,6 +25,7 @@ from pipeline.fetching import embedded
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.picture import MOST_MEMORY, NeedsMemory, Picture
+from pipeline.fetching.verdict import IN_IMAGE
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 NAMES = {"MPO": "JPEG"}  # a JPEG with further pictures behind it
@@ -75,7 +76,7 @@ def decode(body: bytes, options: FetchOptions, memory: int = MOST_MEMORY) -> Pic
         warnings.simplefilter("ignore")
         with _opened(body, options) as image:
             name = NAMES.get(str(image.format), str(image.format))
-            allowed_by = _check_rights(body) if options.respect_opt_out else None
+            allowed_by = _check_rights(body, options) if options.respects(*IN_IMAGE) else None
             try:
                 original, size = image.size, _target_size(image.size, options.image_size)
                 needed = _prepare(image, name, size)
@@ -91,13 +92,13 @@ def decode(body: bytes, options: FetchOptions, memory: int = MOST_MEMORY) -> Pic
                 raise Failure("decode", f"{name}: {type(error).__name__}: {error}") from error
 
 
-def _check_rights(body: bytes) -> str | None:
+def _check_rights(body: bytes, options: FetchOptions) -> str | None:
     """The protocols in which the image allows its use for training, with commas between them; None: none does.
 
     Raises:
         Failure: opt_out; it forbids that.
     """
-    found = embedded.statements(body)
+    found = {name: one for name, one in embedded.statements(body).items() if options.respects(name)}
     for protocol, one in found.items():
         if one is not None and not one[0]:
             raise Failure("opt_out", f"the image: {one[1]}", protocol=protocol)

@@ -25,7 +25,7 @@ class FetchOptions:
         threads: downloads at once. per_host: of them at one host. delay_s: between two requests to one host.
         user_agent: product name; robots.txt is read under it. contact: a URL or address sent along.
         robots_agents: crawlers of data sets; a group of robots.txt that names one of them counts for us, too.
-        respect_robots, respect_opt_out: robots.txt; the answer's own statements on AI training.
+        ignore_rights: protocols (text/rights.PROTOCOLS) that are neither asked for nor honoured.
         ca_file: certificates to trust instead of the system's.
         memory: bytes of bodies and decoded pixels that a process holds at once.
         image_size: short side of the stored image; smaller images are stored as they are.
@@ -51,8 +51,7 @@ class FetchOptions:
     user_agent: str = "OpenWIT"
     contact: str = PROJECT_URL
     robots_agents: tuple[str, ...] = ("CCBot",)
-    respect_robots: bool = True
-    respect_opt_out: bool = True
+    ignore_rights: tuple[str, ...] = ()
     ca_file: str = ""
     memory: int = 256 << 20
     image_size: int = 256
@@ -60,6 +59,10 @@ class FetchOptions:
     decode_s: int = 10
     decode_bytes: int = 448 << 20
     in_process: bool = False
+
+    def respects(self, *protocols: str) -> bool:
+        """True if one of the protocols is honoured."""
+        return any(protocol not in self.ignore_rights for protocol in protocols)
 
     @property
     def agent_line(self) -> str:

@@ -41,15 +41,18 @@ class Outcome:
     stored_xxh3: int | None = None
     rights: str | None = None  # a word of `verdict`; None: the fetch failed for another reason
     rights_protocol: str | None = None
-    rights_consulted: str | None = None
+    rights_consulted: str | None = None  # of a fetched or a refused image
 
-    def fail(self, failure: Failure) -> None:
-        """Notes the failure."""
+    def fail(self, failure: Failure, verdict: Verdict | None = None) -> None:
+        """Notes the failure. `verdict` holds the protocols that were consulted before a refusal."""
         self.status, self.error, self.retryable = failure.status, str(failure), failure.retryable
         self.rights, self.rights_protocol = (REFUSED if failure.protocol else None), failure.protocol
         self.http_status = failure.http_status if failure.http_status is not None else self.http_status
         self.final_url = failure.final_url or self.final_url
         self.rights_consulted = None
+        if failure.protocol and verdict is not None:
+            verdict.consult(*failure.consulted, failure.protocol)
+            self.rights_consulted = verdict.consulted
         if failure.retryable and failure.retry_after is not None:
             self.retry_at = math.ceil(time.time() + min(failure.retry_after, LONGEST_PAUSE_S))
 

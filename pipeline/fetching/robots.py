@@ -6,7 +6,7 @@ import os
 import re
 import threading
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from protego import Protego
@@ -99,14 +99,19 @@ class Rules:
         """True if the URL may be fetched by our agent."""
         return self._groups[0].allow(url)
 
-    def refusal(self, url: str) -> Refusal | None:
-        """Why the URL must not be crawled, or not be trained on; None: this file does not forbid it."""
+    def refusal(self, url: str, ignored: Container[str] = ()) -> Refusal | None:
+        """Why the URL must not be crawled, or not be trained on; None: this file does not forbid it.
+
+        Args:
+            url: of the request.
+            ignored: protocols that do not count.
+        """
         for group in self._groups:
-            if not group.allow(url):
-                protocol = "robots" if group is self._groups[0] else "robots-agents"
+            protocol = "robots" if group is self._groups[0] else "robots-agents"
+            if protocol not in ignored and not group.allow(url):
                 return Refusal("robots", protocol, group.evidence(url, name=group is not self._groups[0]))
         for key in _STATEMENTS:
-            for group in self._groups:
+            for group in self._groups if key not in ignored else ():
                 found = group.statement(url, key)
                 if found is not None and not found.allowed:
                     return Refusal("opt_out", key, _cite(found.line, found.key, found.value))

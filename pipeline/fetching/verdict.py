@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pipeline.text.rights import PROTOCOLS
 
 ALLOWED, UNSTATED, REFUSED = "allowed", "unstated", "refused"
@@ -14,17 +16,20 @@ IN_IMAGE = ("iptc", "c2pa")
 class Verdict:
     """The protocols of one image. A refusal is no part of it: the first one ends the fetch as a Failure."""
 
-    def __init__(self) -> None:
+    def __init__(self, ignored: Iterable[str] = ()) -> None:
+        """`ignored` are protocols that never count."""
+        self._ignored = frozenset(ignored)
         self._consulted: set[str] = set()
         self._allowing: set[str] = set()
 
     def consult(self, *protocols: str) -> None:
         """Notes that the protocols were consulted."""
-        self._consulted.update(protocols)
+        self._consulted.update(name for name in protocols if name not in self._ignored)
 
     def allow(self, protocol: str) -> None:
         """Notes that a protocol allows training in so many words."""
-        self._allowing.add(protocol)
+        if protocol not in self._ignored:
+            self._allowing.add(protocol)
 
     def add(self, other: Verdict) -> None:
         """Takes over what another one holds."""
@@ -42,9 +47,14 @@ class Verdict:
         return _listed(self._allowing) or None
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The protocols that were consulted."""
+        return tuple(name for name in PROTOCOLS if name in self._consulted)
+
+    @property
     def consulted(self) -> str:
         """The protocols that were consulted, with commas between them."""
-        return _listed(self._consulted)
+        return ",".join(self.names)
 
 
 def _listed(names: set[str]) -> str:

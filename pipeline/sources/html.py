@@ -130,7 +130,7 @@ def extract_pairs(
         html: the bytes as served, transfer and content encoding undone.
         page_url: the URL of the page.
         charset: of the HTTP Content-Type, if it names one.
-        headers: HTTP header fields; X-Robots-Tag and those of rights.HEADERS are used.
+        headers: HTTP header fields; X-Robots-Tag, Link and those of rights.HEADERS are used.
         scan: the scanner; None: lexbor.
     """
     pairs = PagePairs()
@@ -142,6 +142,9 @@ def extract_pairs(
         pairs.notes["page_not_parsed"] += 1
         facts = Facts()
     base = base_of(page_url, facts.base)
+    headers = list(headers)
+    for url in header_licences(headers):
+        facts.link("license", absolute(page_url, url)[1] or url, rights.RSL_TYPE)
     signals = facts.opt_outs | header_signals(headers)
     pairs.opt_out = ",".join(sorted(signals)) or None
     if facts.license is not None:
@@ -333,6 +336,11 @@ def header_signals(headers: Iterable[tuple[str, str]]) -> set[str]:
         elif name in rights.HEADERS:
             statements.setdefault(name, []).append(value)
     return signals | {name for name, values in statements.items() if rights.statement(name, values) is False}
+
+
+def header_licences(headers: Iterable[tuple[str, str]]) -> list[str]:
+    """The RSL licences that Link headers name, as written. They are relative to the page, not to its base."""
+    return [url for name, value in headers if name.lower() == rights.LINK for url in rights.licences(value)]
 
 
 # ---- the reference scanner: lexbor

@@ -138,7 +138,8 @@ def _page_of(
     mime, charset = _content_type(response.headers.get("content-type", ""))
     if is_image(mime):
         ledger.notes["image"] += 1
-        if html.header_signals(response.fields):  # then `fetch` asks the site for the image of today
+        if html.header_signals(response.fields) or html.header_licences(response.fields):
+            # then `fetch` asks the site for the image of today
             ledger.notes["image_opted_out"] += 1
         elif images is not None and response.body:
             images.add(record.url, record.offset, len(response.body), mime)

@@ -31,7 +31,7 @@ import pyarrow as pa
 from pipeline.engine.ledger import Ledger
 from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
 from pipeline.sources.archive import Record
-from pipeline.sources.html import ROBOTS_NAMES, TDM, directives, header_signals
+from pipeline.sources.html import ROBOTS_NAMES, TDM, directives, header_licences, header_signals
 from pipeline.sources.links import MAX_URL, SPACES, WEB, absolute, base_of
 from pipeline.text import rights
 
@@ -389,10 +389,13 @@ def _read_head(page: Page, base: Any, metas: list[tuple[Any, Any]], links: list[
 
 
 def _read_headers(page: Page, headers: Any) -> None:
-    if isinstance(headers, dict):
-        page.signals |= header_signals(
-            (key, value) for key, value in headers.items() if isinstance(key, str) and isinstance(value, str)
-        )
+    if not isinstance(headers, dict):
+        return
+    texts = [(key, value) for key, value in headers.items() if isinstance(key, str) and isinstance(value, str)]
+    page.signals |= header_signals(texts)
+    for url in header_licences(texts):
+        page.license = page.license if rights.RSL in page.signals else absolute(page.url, url)[1] or None
+        page.signals.add(rights.RSL)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -60,6 +60,7 @@ _IMG, _IMG_ESCAPED = bytes_of("IMG@/src"), bytes_of("IMG@\\/src")
 _ROBOTS, _OPENWIT, _TDM, _ROBOTS_TAG, _LICENSE_WORD, _USAGE, _SIGNAL, _RSL = map(
     bytes_of, "robots openwit tdm-reservation x-robots-tag license content-usage content-signal rsl".split()
 )
+_LINK_HEADER = bytes_of("link")
 _UNICODE = bytes_of("\\u")
 
 # Words of up to eight bytes, and the masks that cut a word to so many bytes.
@@ -392,7 +393,10 @@ def _read_headers(p, e, found):
         elif same_folded(key, key_end, _SIGNAL):
             kind = wat.SIGNAL_HEADER
         if kind < 0:
+            value_start = p
             p = skip(p, e)
+            if p >= 0 and same_folded(key, key_end, _LINK_HEADER) and _may_say_rsl(value_start, p):
+                return UNSURE  # `wat.py` looks at the type of the link
         elif load_byte(p) != char.QUOTE or seen & (1 << kind):
             return UNSURE
         else:

@@ -10,6 +10,7 @@ older ones.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import ipaddress
@@ -54,8 +55,9 @@ from pipeline.stages.robots_archive import (
     save_archives,
 )
 from pipeline.stages.row_pass import ROW_HASH
-from pipeline.stages.run import HowSettings, Run
+from pipeline.stages.run import HowSettings, RightsSettings, Run
 from pipeline.stages.tally import Rejects, Tally, unit_body
+from pipeline.text.rights import PROTOCOLS
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -161,7 +163,7 @@ class FetchSettings:
     )
 
 
-def fetch_options(o: FetchSettings) -> FetchOptions:
+def fetch_options(o: FetchSettings, ignored: tuple[str, ...] = ()) -> FetchOptions:
     """The options as the downloader takes them."""
     return FetchOptions(
         allow_addresses=o.allow_address,
@@ -170,6 +172,7 @@ def fetch_options(o: FetchSettings) -> FetchOptions:
         memory=o.fetch_memory << 20,
         contact=o.user_agent_contact or PROJECT_URL,
         robots_agents=o.robots_agents,
+        ignore_rights=ignored,
     )
 
 
@@ -481,7 +484,7 @@ class Fetch(Stage):
             hosts=folder.step("hosts"),
             archived=folder.step("archived"),
             inputs=run.inputs_file,
-            options=fetch_options(run.settings(FetchSettings)),
+            options=fetch_options(run.settings(FetchSettings), run.settings(RightsSettings).ignore_rights),
             rounds=run.settings(FetchSettings).fetch_rounds,
             remote=patient,
             robots=robots,
@@ -499,6 +502,8 @@ class Fetch(Stage):
         }
         if run.robots_archives:  # else as it was without the option
             decided["robots_archive"] = digest_of([[item.name, item.bytes] for item in run.robots_archives])
+        if ignored := run.settings(RightsSettings).ignore_rights:
+            decided["ignore_rights"] = ignored
         lists = run.settings(BlocklistSettings).blocklist
         listed = Blocklist.read(lists).digest(*FILES, *PICTURES) if lists else None
         return {**decided, **({"blocklist": listed} if listed else {})}
@@ -638,19 +643,32 @@ class Fetch(Stage):
 def count_refusals(table: pa.Table) -> dict[str, Any]:
     """The ledger of rights of rows that hold all URLs of their hosts."""
     found: dict[str, Any] = {}
-    refused = table.filter(pc.equal(table["rights"], REFUSED).fill_null(False))
-    for protocol in sorted(set(refused["rights_protocol"].to_pylist())):
+    is_refused = pc.equal(table["rights"], REFUSED).fill_null(False)
+    refused = table.filter(is_refused)
+    seen = _count_names(table["rights_consulted"])
+    allowed = _count_names(table["rights_protocol"].filter(pc.invert(is_refused)))
+    for protocol in (name for name in PROTOCOLS if seen[name]):
         some = refused.filter(pc.equal(refused["rights_protocol"], protocol)).sort_by("row_hash")
         first = some.slice(0, rights_ledger.EXAMPLES).to_pylist()
         found[protocol] = {
+            "seen": seen[protocol],
+            "allowed": allowed[protocol],
             "pairs": some.num_rows,
             "hosts": len(np.unique(host_hashes(hashing.as_array(some["url"])))),
-            "spared": pc.sum(pc.and_(some["http_status"].is_null(), some["image_sha256"].is_null())).as_py(),
+            "spared": pc.sum(pc.and_(some["http_status"].is_null(), some["image_sha256"].is_null())).as_py() or 0,
             "examples": [
                 {"hash": f"{row['row_hash']:016x}", "url": row["url"], "evidence": row["error"]} for row in first
             ],
         }
     return found
+
+
+def _count_names(column: pa.ChunkedArray) -> collections.Counter[str]:
+    """How often each name stands in a column of names with commas between them."""
+    counts: collections.Counter[str] = collections.Counter()
+    for item in pc.value_counts(column.drop_null().combine_chunks()).to_pylist():
+        counts.update(dict.fromkeys(item["values"].split(","), item["counts"]))
+    return counts
 
 
 def label_of_pass(number: int) -> str:

@@ -33,7 +33,7 @@ from pipeline.stages import left_out
 from pipeline.stages.base import Job, Outputs
 from pipeline.stages.blocklist import ADDRESSES, BLOCKED, Blocklist, BlocklistSettings, blocklist_of
 from pipeline.stages.row_pass import EVIDENCE, GATHERED_PART, LeftOut, Parts, RowStage
-from pipeline.stages.run import AGAIN, RESULT, SKIP, TRY_LATER, Run
+from pipeline.stages.run import AGAIN, RESULT, SKIP, TRY_LATER, RightsSettings, Run
 from pipeline.stages.tally import Tally
 from pipeline.text import clean, rights
 from pipeline.text.language_names import LID
@@ -46,6 +46,17 @@ IMAGES = pa.schema(
         pa.field("length", pa.int32(), False),
     ]
 )
+
+
+def page_signals(ignored: Sequence[str]) -> tuple[str, ...]:
+    """The signals of pages that count if some protocols are ignored."""
+    return tuple(signal for signal, protocol in rights.SIGNALS.items() if protocol not in ignored)
+
+
+def _ignored_signals(run: Run) -> dict[str, Json]:
+    """The entry of the fingerprint; none where no signal of pages is ignored, as it was without the option."""
+    ignored = set(rights.SIGNALS) - set(page_signals(run.settings(RightsSettings).ignore_rights))
+    return {"ignore_rights": sorted(ignored)} if ignored and run.settings(GatherSettings).respect_opt_out else {}
 
 
 def column_names(given: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -105,7 +116,7 @@ class GatherSettings(BlocklistSettings):
     respect_opt_out: bool = option(
         True,
         flag="--ignore-opt-out",
-        help="keep pairs of pages that forbid AI training (metas and headers, see docs/rights.md)",
+        help="keep pairs of pages that forbid AI training (all metas and headers, see docs/rights.md)",
     )
 
     keep_personal: bool = option(False, help="keep texts with an e-mail address or a phone number")
@@ -123,17 +134,16 @@ class Cleaning:
 
     Attributes:
         language_model: "lid.176", a fastText model's path, or "none" (all columns on languages stay null).
-        respect_opt_out: drops the pairs of pages that forbid AI training (OPT_OUTS).
+        opt_outs: signals of pages (rights.SIGNALS) whose pairs are dropped.
         keep_personal: keeps texts with an e-mail address or a phone number.
     """
 
     language_model: str = "none"
-    respect_opt_out: bool = True
+    opt_outs: tuple[str, ...] = tuple(rights.SIGNALS)
     keep_personal: bool = False
 
 
 _LANGUAGE_FIELDS = [PAIRS.field("language"), PAIRS.field("language_score"), *EVIDENCE]
-OPT_OUTS = ("noai", "noimageai", "noml", "tdm-reservation", rights.USAGE, rights.SIGNAL)
 FORGOTTEN = "forgotten"  # the reason of pairs that `pipeline.forget` took out of the folder
 UNNAMED = (FORGOTTEN, BLOCKED)  # such rows are never among the rejected rows
 
@@ -147,6 +157,7 @@ def clean_batch(
     rules: Cleaning,
     forgotten: Tombstones | None = None,
     blocked: Blocklist | None = None,
+    name: str = "",
 ) -> pa.RecordBatch:
     """CANDIDATES -> PAIRS with the hashes of GATHERED_PART. The order stays. `tally` counts every dropped row.
 
@@ -158,6 +169,7 @@ def clean_batch(
         rules: which pairs stay.
         forgotten: what was forgotten; None: nothing. Such a row is counted, but is never among the rejected rows.
         blocked: what is listed; None: nothing. The same holds for such a row.
+        name: of the input, for the evidence of refusals.
     """
     text, text_codes = clean.clean_text(candidates["text"])
     if rules.keep_personal:
@@ -165,11 +177,10 @@ def clean_batch(
     url, url_codes = clean.canonical_urls(candidates["url"])
     codes = np.where(text_codes > 0, text_codes, np.where(url_codes > 0, url_codes + len(clean.TEXT_REASONS), 0))
     reasons = [*clean.TEXT_REASONS, *clean.URL_REASONS]
-    if rules.respect_opt_out and candidates["opt_out"].null_count < len(candidates):
-        refused = pc.match_substring_regex(candidates["opt_out"], "|".join(OPT_OUTS)).fill_null(False)
+    if rules.opt_outs and candidates["opt_out"].null_count < len(candidates):
+        refused = pc.match_substring_regex(candidates["opt_out"], "|".join(rules.opt_outs)).fill_null(False)
         codes = np.where((codes == 0) & refused.to_numpy(zero_copy_only=False), len(reasons), codes)
         reasons.append("opt_out")
-        _note_refusals(candidates["opt_out"].filter(pa.array(codes == len(reasons) - 1)), tally)
     if blocked is not None:
         listed = blocked.among_urls(url) | blocked.among_pages(candidates["page_url"])
         codes = np.where(listed, len(reasons), codes)
@@ -177,6 +188,9 @@ def clean_batch(
     if forgotten is not None:
         codes = np.where(find_forgotten(candidates, url, text, forgotten), len(reasons), codes)
         reasons.append(FORGOTTEN)
+    if rules.opt_outs:
+        refused = codes == reasons.index("opt_out") if "opt_out" in reasons else np.zeros(len(codes), np.bool_)
+        note_refusals(candidates, url, text, refused, tally, rules=rules, name=name)
     found = pa.table({"url": candidates["url"], "text": candidates["text"]})
     for code in np.unique(codes[codes > 0]).tolist():
         if reasons[code] in UNNAMED:
@@ -190,11 +204,78 @@ def clean_batch(
     return _pairs(candidates, text, url, _languages(text, candidates, rules), tally, source, name_hash)
 
 
-def _note_refusals(signals: pa.Array, tally: Tally) -> None:
-    """Counts the dropped pairs by each signal of their pages: a note for the ledger of rights."""
-    for item in pc.value_counts(signals).to_pylist():
-        for word in set(item["values"].split(",")).intersection(OPT_OUTS):
-            tally.ledger.notes[f"{rights_ledger.PAGES}{word}"] += item["counts"]
+# The words that say what a signal was on the page.
+SAID = {
+    **{word: f"meta robots or X-Robots-Tag: {word}" for word in ("noai", "noimageai", "noml")},
+    rights.TDM: "meta or header tdm-reservation: 1",
+    rights.USAGE: "header Content-Usage: train-ai=n",
+    rights.SIGNAL: "header Content-Signal: ai-train=no",
+}
+LONGEST_PAGE = 200  # characters of the URL of a page in an evidence
+
+
+def note_refusals(
+    candidates: pa.RecordBatch,
+    url: pa.Array,
+    text: pa.Array,
+    refused: np.ndarray,
+    tally: Tally,
+    *,
+    rules: Cleaning,
+    name: str,
+) -> None:
+    """Adds the refusals of a batch to the ledger of rights. A pair counts in each protocol that refuses it.
+
+    Args:
+        candidates: as a source yields them.
+        url, text: of the candidates, cleaned.
+        refused: True for each row that is dropped for it: (rows,).
+        tally: of the stage.
+        rules: which signals count.
+        name: of the input.
+    """
+    seen = pc.sum(pc.not_equal(candidates["page_url"], "")).as_py() or 0
+    if not seen:
+        return
+    found: dict[str, Any] = {
+        rights.SIGNALS[signal]: {"seen": seen, "pairs": 0, "host_hashes": [], "examples": []}
+        for signal in rules.opt_outs
+    }
+    if refused.any():
+        mask = pa.array(refused)
+        rows = candidates.filter(mask)
+        hashes = hashing.uid_words(hashing.pair_keys(url.filter(mask), text.filter(mask)).uid)[0]
+        _add_refusals(found, rows, hashes, rules, name)
+    rights_ledger.add(tally.refusals, found)
+
+
+def _add_refusals(found: dict[str, Any], rows: pa.RecordBatch, hashes: np.ndarray, rules: Cleaning, name: str) -> None:
+    """Adds refused rows with their hashes to the counts of each protocol."""
+    hosts = hashing.hash_strings(host_names(rows["page_url"]))[:, 0]
+    encoded = rows["opt_out"].dictionary_encode()
+    said, of_row = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+    for protocol, counted in found.items():
+        signals = [signal for signal in rules.opt_outs if rights.SIGNALS[signal] == protocol]
+        words = [[signal for signal in signals if signal in value.split(",")] for value in said]
+        at = np.flatnonzero(np.array([bool(some) for some in words])[of_row])
+        counted["pairs"] = len(at)
+        counted["host_hashes"] = rights_ledger.smallest(np.unique(hosts[at]).tolist())
+        for row in at[np.argsort(hashes[at], kind="stable")[: rights_ledger.EXAMPLES]].tolist():
+            item = rows.slice(row, 1).to_pylist()[0]
+            counted["examples"].append(_example(item, int(hashes[row]), words[of_row[row]], name))
+
+
+def _example(item: dict[str, Any], number: int, words: list[str], name: str) -> dict[str, str]:
+    byte, place = item["offset"] & ((1 << 40) - 1), item["offset"] >> 40  # as sources.archive counts records
+    record = f"record at byte {byte}" + (f" (number {place} there)" if place else "")
+    page = item["page_url"][:LONGEST_PAGE]
+    evidence = f"{', '.join(SAID[word] for word in words)} (page {page}, {record}, archive {name})"
+    return {"hash": f"{number:016x}", "url": item["url"], "page": item["page_url"], "evidence": evidence}
+
+
+def host_names(urls: pa.Array) -> pa.Array:
+    """The host of each URL as written; "" where there is none."""
+    return pc.struct_field(pc.extract_regex(urls, r"^[A-Za-z]+://(?P<host>[^/?#]+)"), "host").fill_null("")
 
 
 def find_forgotten(candidates: pa.RecordBatch, url: pa.Array, text: pa.Array, forgotten: Tombstones) -> np.ndarray:
@@ -287,6 +368,7 @@ class CleanRows:
             rules=self.rules,
             forgotten=Tombstones.load(os.path.dirname(self.inputs)),
             blocked=None if self.blocked is None else Blocklist.load(self.blocked),
+            name=name,
         )
 
 
@@ -439,7 +521,8 @@ class Gather(RowStage):
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
         o = run.settings(GatherSettings)
-        rules = Cleaning(run.language_model, o.respect_opt_out, o.keep_personal)
+        opt_outs = page_signals(run.settings(RightsSettings).ignore_rights) if o.respect_opt_out else ()
+        rules = Cleaning(run.language_model, opt_outs, o.keep_personal)
         settings = read_settings(o)
         return cls(
             before.plan(run, cls),
@@ -468,6 +551,7 @@ class Gather(RowStage):
             "keep_personal": o.keep_personal,
             "keep_rejected": run.keep_rejected,
             **({"blocklist": listed} if listed else {}),  # else as it was without the option
+            **_ignored_signals(run),
         }
 
     def check(self, run: Run) -> None:
@@ -486,10 +570,13 @@ class Gather(RowStage):
         info = super().count(counted=counted)
         steps = self.counted() if counted is None else counted
         names = [item.name for item in self.inputs]
-        units = (found for step in steps for found in step.manifests())
-        damaged = damaged_inputs((names[unit], Ledger.from_json(row["ledgers"][self.name])) for unit, row in units)
+        units = [(unit, row["ledgers"][self.name]) for step in steps for unit, row in step.manifests()]
+        damaged = damaged_inputs((names[unit], Ledger.from_json(row)) for unit, row in units)
         without = [names[unit] for step in steps for unit in left_out.units(step)]
-        more = {"damaged_inputs": damaged, left_out.NAMES: without}
+        refusals: dict[str, Any] = {}
+        for _, row in units:
+            rights_ledger.add(refusals, row.get("rights") or {})
+        more = {"damaged_inputs": damaged, left_out.NAMES: without, "rights": rights_ledger.settle(refusals)}
         return {**info, **{name: value for name, value in more.items() if value}}
 
     def function(self) -> CleanRows:

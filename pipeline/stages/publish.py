@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from pipeline.dataset import ranges, report, shards, summary
 from pipeline.dataset.ranges import Ranges
-from pipeline.engine import checks, hashing, rights_ledger, shuffle_files, storage
+from pipeline.engine import checks, hashing, shuffle_files, storage
 from pipeline.engine.cli import UsageError
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
@@ -427,9 +427,4 @@ def copy_rejected(stages: tuple[StageFolder, ...]) -> None:
 def _published_ledger(info: dict[str, Any]) -> dict[str, Any]:
     """What the manifest says of a stage: its counts, and the refusals if there are any."""
     counted = {name: info[name] for name in ("stage", "rows_in", "rows_out", "dropped")}
-    notes = {name: n for name, n in (info.get("notes") or {}).items() if name.startswith(rights_ledger.PAGES)}
-    return {
-        **counted,
-        **({"rights": info["rights"]} if info.get("rights") else {}),
-        **({"notes": notes} if notes else {}),
-    }
+    return {**counted, **{name: info[name] for name in ("rights", "robots_archives") if info.get(name)}}

@@ -288,11 +288,13 @@ class Purge:
             storage.write_json(self._change.place(path), {**info, "digest": f"{digest:016x}"})
 
     def without_examples(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The counts of a stage without the examples of its ledger of rights that name a URL that goes."""
+        """The counts of a stage without the examples of its ledger of rights that name a URL or page that goes."""
         rights = {}
         for protocol, counted in (row.get("rights") or {}).items():
             examples = counted["examples"]
-            gone = self._covers_urls(pa.table({"url": pa.array([item["url"] for item in examples], pa.string())}))
+            named = [(item["url"], item.get("page", "")) for item in examples]
+            columns = [pa.array([pair[at] for pair in named], pa.string()) for at in range(2)]
+            gone = self._covers_urls(pa.table(columns, ["url", "page_url"]))
             kept = [item for item, is_gone in zip(examples, gone.tolist(), strict=True) if not is_gone]
             rights[protocol] = {**counted, "examples": kept}
         return {**row, "rights": rights} if rights else dict(row)
@@ -335,12 +337,20 @@ class Purge:
         for unit, found in units_of(self._root, folder):
             gone[unit] = [self._part(folder, unit, part, counted) for part in range(found["parts"])]
             left = self._dropped_by_rules(folder, unit, found) if stage == "dedup-images" else found
+            left = self._without_page_examples(left)
             if any(mask.any() for mask in gone[unit]):
                 self._count_unit(folder, unit, left, gone[unit], stage)
-            elif left is not found:
+            elif left != found:
                 self._manifest(folder, unit, left)
         if masked is not None:
             self._masks(masked, folder, gone)
+
+    def _without_page_examples(self, found: dict[str, Any]) -> dict[str, Any]:
+        """The manifest of a unit whose ledger of gather names no URL and no page that goes."""
+        ledgers = found.get("ledgers") or {}
+        if not (ledgers.get("gather") or {}).get("rights"):
+            return found
+        return {**found, "ledgers": {**ledgers, "gather": self.without_examples(ledgers["gather"])}}
 
     def _part(self, folder: str, unit: int, part: int, counted: str | None) -> Mask:
         """Writes a part without the rows. Returns the mask of the rows that it took out."""

@@ -23,6 +23,7 @@ from pipeline.sources import inputs as sources
 from pipeline.sources.base import Input
 from pipeline.stages import left_out
 from pipeline.text.language_names import ALL, LID, NAMES, model_code, nearest_code
+from pipeline.text.rights import PROTOCOLS
 from queries import load
 from queries.load import QueryError
 from queries.several import load_lists
@@ -118,6 +119,26 @@ class RunSettings:
     keep_rejected: str = option(
         "sample", help="dropped rows that are kept: 1,000 a reason, all, none", choices=("sample", "all", "none")
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RightsSettings:
+    """The options on rights that concern several stages."""
+
+    title: ClassVar[str] = "rights"
+
+    ignore_rights: tuple[str, ...] = option(
+        (),
+        help="protocols that do not count, neither for pages nor for images; the report names them (docs/rights.md)",
+        default_text="none",
+        metavar="PROTOCOL",
+        choices=PROTOCOLS,
+    )
+
+    @staticmethod
+    def fill_in(o: Any) -> Any:
+        """Each name once, in the order of PROTOCOLS: another order is no other choice."""
+        return dataclasses.replace(o, ignore_rights=tuple(name for name in PROTOCOLS if name in o.ignore_rights))
 
 
 def mirrors(given: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -55,6 +55,7 @@ class Tally:
     rejects: Rejects
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
     digest: int = 0
+    refusals: dict[str, Any] = dataclasses.field(default_factory=dict)  # a ledger of rights
 
     def drop(self, reason: str, urls: pa.Array, texts: pa.Array, hashes: np.ndarray | None = None) -> None:
         """Counts dropped rows and offers them to the rejects."""
@@ -67,8 +68,9 @@ class Tally:
         self.digest = hashing.add_digests(self.digest, int(row_hashes.sum(dtype=np.uint64)))
 
     def to_json(self) -> dict[str, Any]:
-        """The ledger and the digest, as a manifest holds them."""
-        return {**self.ledger.to_json(), "digest": self.digest}
+        """The ledger, the digest, and the ledger of rights if there is one, as a manifest holds them."""
+        refusals = {"rights": self.refusals} if self.refusals else {}
+        return {**self.ledger.to_json(), "digest": self.digest, **refusals}
 
 
 def unit_body(folder: StepFolder, unit: int, tallies: list[Tally], rejects: Rejects) -> dict[str, Any]:

@@ -32,6 +32,12 @@ USAGE, SIGNAL, TDM = "content-usage", "content-signal", "tdm-reservation"  # nam
 HEADERS = {USAGE: "content-usage", SIGNAL: "content-signal", TDM: "tdmrep"}  # name -> protocol
 RSL = "rsl"  # the signal of a page that names an RSL licence, whose terms stand elsewhere
 RSL_TYPE = "application/rsl+xml"
+LINK = "link"  # the name of the header that may name an RSL licence (RFC 8288), in lower case
+# What a page says, as the column opt_out holds it -> the protocol.
+SIGNALS = {
+    **dict.fromkeys(("noai", "noimageai", "noml"), "robots-tag"),
+    **{TDM: "tdmrep", USAGE: "content-usage", SIGNAL: "content-signal"},
+}
 LONGEST = 8_000  # characters of a statement that are read
 
 # RFC 9651, section 3.2: a dictionary, as regular expressions without a choice between ways to match.
@@ -41,6 +47,11 @@ _BARE = re.compile(
     r"""|:[A-Za-z0-9+/=]*:|\?[01]|@-?\d{1,15}|%"(?:[ !#$&-~]|%[0-9a-f]{2})*\""""
 )
 _BLANKS = re.compile(r" *")
+# RFC 8288, section 3: <target> and parameters. A quoted text may hold commas and brackets. No two ways to match.
+_LINK = re.compile(r"<(?P<target>[^<>]*)>(?P<parameters>(?:[^\"<,]|\"(?:[^\"\\]|\\.)*+(?:\"|$))*+)", re.DOTALL)
+_LINK_PARAMETER = re.compile(
+    r";\s*([A-Za-z][A-Za-z0-9!#$&+.^_`|~*-]*)\s*=\s*(?:\"((?:[^\"\\]|\\.)*+)|([^\s;,\"]*))", re.DOTALL
+)
 _OPTIONAL_BLANKS = re.compile(r"[ \t]*")
 
 
@@ -146,6 +157,22 @@ def tdm_reservation(value: str) -> bool | None:
 def is_rsl(rel: str, type_: str) -> bool:
     """True if a link names an RSL licence: rel=license, type=application/rsl+xml (RSL 1.0, "HTML")."""
     return type_.partition(";")[0].strip().lower() == RSL_TYPE and "license" in rel.lower().split()
+
+
+def licences(value: str) -> list[str]:
+    """The RSL licences that a Link header names, as written (RSL 1.0, "HTTP Link Header"; RFC 8288, section 3).
+
+    A link with another context than the resource itself (`anchor`) is left out. Of a parameter that stands twice, the
+    first counts, as RFC 8288 says of rel.
+    """
+    found = []
+    for link in _LINK.finditer(value[:LONGEST]):
+        parameters: dict[str, str] = {}
+        for name, quoted, token in _LINK_PARAMETER.findall(link["parameters"]):
+            parameters.setdefault(name.lower(), re.sub(r"\\(.)", r"\1", quoted) or token)
+        if "anchor" not in parameters and is_rsl(parameters.get("rel", ""), parameters.get("type", "")):
+            found.append(link["target"].strip())
+    return found
 
 
 def statement(name: str, values: Iterable[str]) -> bool | None:

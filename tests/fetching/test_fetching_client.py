@@ -18,6 +18,7 @@ from pipeline.fetching.client import Client, Fetched, _Site
 from pipeline.fetching.errors import RETRYABLE, Failure, printable
 from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.robots import Rules, forbidding_tag
+from pipeline.text.rights import PROTOCOLS
 from tests.webserver import WebServer, certificate, picture
 
 LOOPBACK = ("127.0.0.0/8",)
@@ -106,8 +107,8 @@ def test_nothing_is_asked_of_a_private_path_or_another_robots_tag(server: WebSer
     assert isinstance(outcome(client(), f"{server.base}/private/2.jpg"), Failure)
     assert server.hits["/private/2.jpg"] == before
     assert isinstance(outcome(client(), f"{server.base}/tag/otherbot: noai/1.jpg"), Fetched)
-    assert isinstance(outcome(client(respect_opt_out=False), f"{server.base}/tag/noai/1.jpg"), Fetched)
-    assert isinstance(outcome(client(respect_robots=False), f"{server.base}/private/2.jpg"), Fetched)
+    assert isinstance(outcome(client(ignore_rights=("robots-tag",)), f"{server.base}/tag/noai/1.jpg"), Fetched)
+    assert isinstance(outcome(client(ignore_rights=("robots",)), f"{server.base}/private/2.jpg"), Fetched)
 
 
 def test_without_leave_the_loopback_is_not_reached(server: WebServer) -> None:
@@ -301,7 +302,7 @@ def test_a_dead_address_is_waited_for_once(server: WebServer, monkeypatch: pytes
         connect(sock, address)
 
     monkeypatch.setattr(socket.socket, "connect", noted)
-    options = FetchOptions(allow_addresses=(*LOOPBACK, "::1/128"), respect_robots=False)
+    options = FetchOptions(allow_addresses=(*LOOPBACK, "::1/128"), ignore_rights=PROTOCOLS)
     one = Client(options, lookup=lambda *_: ["::1", "127.0.0.1"])  # the server listens on the second one
     for _ in range(3):
         assert one.fetch(f"http://two.example:{server.server_port}/img/1.jpg").body == server.images["1.jpg"]

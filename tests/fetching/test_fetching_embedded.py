@@ -87,7 +87,7 @@ def test_xmp_in_every_container(format: str) -> None:
     with pytest.raises(Failure, match="DMI-PROHIBITED") as raised:
         images.decode(refused, options)
     assert (raised.value.status, raised.value.protocol) == ("opt_out", "iptc")
-    assert images.decode(allowed, options).jpeg == images.decode(refused, FetchOptions(respect_opt_out=False)).jpeg
+    assert images.decode(allowed, options).jpeg == images.decode(refused, FetchOptions(ignore_rights=("iptc",))).jpeg
 
 
 # ---- C2PA

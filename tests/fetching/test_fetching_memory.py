@@ -13,6 +13,7 @@ import pytest
 from pipeline.fetching import client, memory
 from pipeline.fetching.client import Client
 from pipeline.fetching.memory import Memory, Share
+from pipeline.text.rights import PROTOCOLS
 from tests.fetching.test_fetching_rows import OPTIONS
 
 LIMIT, BODY = 100, 20
@@ -121,7 +122,7 @@ def test_the_clock_of_a_request_stops_while_it_waits_for_memory(monkeypatch: pyt
             time.sleep(0.1)
             connection.sendall(answer[-25:])
 
-    options = {**OPTIONS.__dict__, "memory": LIMIT, "deadline_s": 0.5, "respect_robots": False, "retries": 0}
+    options = {**OPTIONS.__dict__, "memory": LIMIT, "deadline_s": 0.5, "ignore_rights": PROTOCOLS, "retries": 0}
     one = Client(type(OPTIONS)(**options))
     holder = Share(one.memory)
     with socket.create_server(("127.0.0.1", 0)) as listener:

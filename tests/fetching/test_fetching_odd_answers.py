@@ -24,6 +24,7 @@ from pipeline.fetching.answer import read_answer
 from pipeline.fetching.client import Client
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import FetchOptions
+from pipeline.text.rights import PROTOCOLS
 
 WAIT, CLOSE = object(), object()
 DELAYS_MS = (0, 1, 50, 150)
@@ -239,7 +240,7 @@ def play(base: str, name: str, delay_ms: int, pause_s: float) -> list[str]:
     Returns:
         A line for each image with another outcome.
     """
-    options = FetchOptions(allow_addresses=("127.0.0.0/8",), retries=0, respect_robots=False)
+    options = FetchOptions(allow_addresses=("127.0.0.0/8",), retries=0, ignore_rights=PROTOCOLS)
     client = Client(options)
     surprises = []
     for number in range(1, 1 + REQUESTS):

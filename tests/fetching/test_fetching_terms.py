@@ -9,6 +9,7 @@ from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.terms import LARGEST, MOST_RULES, NoLicence, read_rsl, read_tdmrep
 from pipeline.fetching.verdict import Verdict
+from pipeline.text.rights import PROTOCOLS
 from tests.webserver import WebServer
 
 YES, NO, UNSAID = True, False, None
@@ -207,7 +208,7 @@ def test_tdmrep_is_asked_for_once_and_spares_requests() -> None:
         ]
         assert server.hits["/.well-known/tdmrep.json"] == server.hits["/robots.txt"] == 1
         assert server.hits["/img/1.jpg"] == 0
-        assert asked(server, "/img/1.jpg", respect_opt_out=False) == ["ok"]
+        assert asked(server, "/img/1.jpg", ignore_rights=("tdmrep",)) == ["ok"]
 
 
 def test_a_licence_in_robots_txt() -> None:
@@ -216,7 +217,7 @@ def test_a_licence_in_robots_txt() -> None:
         server.files["/rsl.xml"] = f"<rsl>{licence(prohibits('ai-train'), url='/img/1')}</rsl>".encode()
         found = asked(server, "/img/0.jpg", "/img/1.jpg", "/img/1.jpg")
         words = f'RSL {server.base}/rsl.xml: <content url="/img/1">: <prohibits type="usage">ai-train</prohibits>'
-        assert found == ["ok", f"opt_out rsl: {words}"[:214], f"opt_out rsl: {words}"[:214]]
+        assert found == ["ok", *[f"opt_out rsl: robots.txt line 1: {words}"] * 2]
         assert server.hits["/rsl.xml"] == 1
 
 
@@ -224,13 +225,44 @@ def test_a_licence_in_robots_txt() -> None:
 def test_a_licence_that_cannot_be_read_grants_nothing(path: str) -> None:
     with WebServer() as server:
         server.robots = f"License: {server.base}{path}"
-        assert asked(server, "/img/0.jpg") == ["opt_out rsl: the licence that the site names cannot be read"]
+        assert asked(server, "/img/0.jpg") == [
+            "opt_out rsl: robots.txt line 1: the licence that is named cannot be read"
+        ]
 
 
 def test_a_licence_behind_a_failure_may_come_later() -> None:
     with WebServer() as server:
         server.robots = f"License: {server.base}/status/503"
         assert asked(server, "/img/0.jpg")[0].startswith("robots None: robots.txt: the server answered 503")
+
+
+@pytest.mark.parametrize(
+    ("named", "terms", "said"),
+    [
+        ("/rsl.xml", prohibits("ai-train"), "opt_out rsl: Link header: RSL "),
+        ("/rsl.xml", prohibits("ai-input"), "ok"),
+        ("/none.xml", "", "opt_out rsl: Link header: the licence that is named cannot be read"),
+        ("mailto:a@b", "", "opt_out rsl: Link header: mailto:a@b is no URL of a licence"),
+        ("/status/503", "", "robots None: the server answered 503"),
+    ],
+)
+def test_a_licence_in_the_link_header_of_an_image(named: str, terms: str, said: str) -> None:
+    with WebServer() as server:
+        server.files["/rsl.xml"] = f"<rsl>{licence(terms)}</rsl>".encode()
+        server.link = f'<{named}>; rel="license"; type="application/rsl+xml"'
+        found = asked(server, "/img/0.jpg", "/img/1.jpg")
+        assert [one[: len(said)] for one in found] == [said, said] and server.hits["/rsl.xml"] <= 1
+        assert asked(server, "/img/0.jpg", ignore_rights=("rsl",)) == ["ok"]
+
+
+def test_ignored_protocols_are_not_asked() -> None:
+    with WebServer(robots="User-agent: *\nDisallow: /\nContent-Usage: train-ai=n") as server:
+        server.files["/.well-known/tdmrep.json"] = json.dumps([entry("/", 1)]).encode()
+        found = [asked(server, "/img/0.jpg", ignore_rights=PROTOCOLS[:count])[0] for count in range(len(PROTOCOLS))]
+        refusing = ["robots", *["content-usage"] * 2, *["tdmrep"] * 3]  # while the protocols before are ignored
+        assert [one.split(":")[0].split()[-1] for one in found] == [*refusing, "ok", "ok", "ok"]
+        server.hits.clear()
+        assert asked(server, "/img/0.jpg", ignore_rights=PROTOCOLS) == ["ok"] and list(server.hits) == ["/img/0.jpg"]
 
 
 def test_the_licence_of_a_page() -> None:

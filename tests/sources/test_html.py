@@ -162,10 +162,47 @@ def test_opt_outs(markup, headers, opt_out):
     assert extract_pairs(markup.encode(), PAGE, headers=headers).opt_out == opt_out
 
 
+T, R = "type=application/rsl+xml", "rel=license"
+# (rule, markup, the signals of the page, its licence). Robots metas have no standard; HTML is that of the WHATWG.
+METAS = [
+    ("robots: noai", '<meta name="robots" content="noai">', "noai", None),
+    ("robots: noimageai", '<meta name="robots" content="noimageai">', "noimageai", None),
+    ("robots: noml", '<meta name="robots" content="noml">', "noml", None),
+    ("robots: a list", '<meta name="robots" content="index, NoAI ,follow">', "noai", None),
+    ("robots: blanks between words", '<meta name="robots" content="noai noimageai">', "noai,noimageai", None),
+    ("robots: another word", '<meta name="robots" content="noaix, index">', None, None),
+    ("robots: several metas add up", "<meta name=robots content=noai><meta name=robots content=all>", "noai", None),
+    ("robots: by our name", "<meta name=openwit content=noai>", "noai", None),
+    ("robots: another robot", "<meta name=otherbot content=noai>", None, None),
+    ("HTML 4.2.5: names in any case", "<META NAME=ROBOTS CONTENT=noai>", "noai", None),
+    ("HTML 4.2.5: in the body", "<body><meta name=robots content=noai>", "noai", None),
+    ("HTML 13.1.6: in a comment", "<!-- <meta name=robots content=noai> -->", None, None),
+    ("TDMRep, TDM Metadata in HTML Content: 1", "<meta name=tdm-reservation content=1>", "tdm-reservation", None),
+    ("TDMRep, TDM Metadata in HTML Content: 0", "<meta name=tdm-reservation content=0>", None, None),
+    ("TDMRep, tdm-reservation: another value", "<meta name=tdm-reservation content=yes>", None, None),
+    ("TDMRep, tdm-policy alone", "<meta name=tdm-policy content=https://a.example/p>", None, None),
+    ("RSL 1.0, HTML: a link", f"<link {R} {T} href=/l>", "rsl", "http://host.example/l"),
+    ("RSL 1.0, HTML: an anchor", f"<a {R} {T} href=/l>terms</a>", "rsl", "http://host.example/l"),
+    ("RSL 1.0, HTML: another relation", f"<link rel=alternate {T} href=/l>", None, None),
+    ("RSL 1.0, HTML: another type", f"<link {R} type=text/html href=/l>", None, "http://host.example/l"),
+]
+
+
+@pytest.mark.parametrize(("rule", "markup", "signals", "licence"), METAS)
+def test_what_a_page_says_of_training(rule, markup, signals, licence):
+    found = extract_pairs(markup.encode(), PAGE)
+    assert (found.opt_out, found.license) == (signals, licence), rule
+
+
 def test_an_rsl_licence_comes_before_others():
     page = b'<link rel=license href=/cc><link rel="license" type="application/rsl+xml" href="/rsl.xml">'
     found = extract_pairs(page, PAGE)
     assert (found.license, found.opt_out) == ("http://host.example/rsl.xml", "rsl")
+    headers = [("Link", '<h.xml>; rel="license"; type="application/rsl+xml"'), ("Link", "</b>; rel=license")]
+    found = extract_pairs(page, PAGE, headers=headers)  # the page's own licence comes first
+    assert (found.license, found.opt_out) == ("http://host.example/rsl.xml", "rsl")
+    found = extract_pairs(b"<base href=/x/><link rel=license href=/cc>", PAGE, headers=headers)
+    assert (found.license, found.opt_out) == (PAGE.rpartition("/")[0] + "/h.xml", "rsl")
     page = b'<link rel=alternate type=application/rsl+xml href=/r><link rel=license type="" href=/l>'
     other = extract_pairs(page, PAGE)
     assert (other.license, other.opt_out) == ("http://host.example/l", None)

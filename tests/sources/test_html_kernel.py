@@ -12,6 +12,7 @@ from pipeline.engine.ledger import Ledger
 from pipeline.sources import archive, html
 from tests.fuzzing import SEED, cases
 from tests.places import DATA
+from tests.sources.test_html import METAS
 
 pytestmark = pytest.mark.skipif(not jit.available(), reason="no kernels here")
 
@@ -75,6 +76,12 @@ def real_pages():
             if response and b"<" in response.body[:2000] and b"\0" not in response.body:
                 charset = response.headers.get("content-type", "").partition("charset=")[2]
                 yield html.to_utf8(response.body, charset or None)
+
+
+@pytest.mark.parametrize(("rule", "markup", "signals", "licence"), METAS)
+def test_what_a_page_says_of_training(kernel, rule, markup, signals, licence):
+    found = html.extract_pairs(markup.encode(), "http://host.example/", scan=kernel.scan)
+    assert (found.opt_out, found.license) == (signals, licence), rule
 
 
 @pytest.mark.skipif(not WARCS.is_dir(), reason="the shared web archives are not here")

@@ -178,6 +178,9 @@ def test_bombs_in_bodies_are_bounded(name):
     tracemalloc.stop()
 
 
+RSL = '</l.xml>; rel="license"; type="application/rsl+xml"'
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_images_in_the_archive_are_found_again(tmp_path, packed):
     chunked = b"%x\r\n" % len(PIXELS) + PIXELS + b"\r\n0\r\n\r\n"
@@ -193,6 +196,7 @@ def test_images_in_the_archive_are_found_again(tmp_path, packed):
         record(http(PIXELS, kind="image/png", status="404 Not Found"), url="http://h/gone.png"),
         record(http(b"<svg/>", kind="image/svg+xml"), url="http://h/drawing.svg"),
         record(http(PIXELS, kind="image/png", headers="X-Robots-Tag: noai\r\n"), url="http://h/forbidden.png"),
+        record(http(PIXELS, kind="image/png", headers=f"Link: {RSL}\r\n"), url="http://h/licensed.png"),
     ]
     path = tmp_path / ("a.warc.gz" if packed else "a.warc")
     path.write_bytes(b"".join(map(member, records) if packed else records))
@@ -201,7 +205,7 @@ def test_images_in_the_archive_are_found_again(tmp_path, packed):
     names = ["plain", "chunked", "gzip", "resource"]
     assert images["url"].to_pylist() == [f"http://h/{name}.png" for name in names]
     assert set(images["mime"].to_pylist()) == {"image/png"} and set(images["length"].to_pylist()) == {len(PIXELS)}
-    assert ledger.notes["image_opted_out"] == 1
+    assert ledger.notes["image_opted_out"] == 2
     for offset in images["offset"].to_pylist():
         assert read_image(str(path), offset, max_bytes=len(PIXELS)) == PIXELS
         assert read_image(str(path), offset, max_bytes=len(PIXELS) - 1) is None

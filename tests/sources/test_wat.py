@@ -163,6 +163,8 @@ def test_opt_outs_are_read_from_metas_and_headers(tmp_path: Path) -> None:
         ({}, {"Content-Signal": "ai-train=no, search=yes"}, "content-signal"),
         ({"Link": [{"rel": "license", "url": "r", "type": "application/rsl+xml"}]}, {}, "rsl"),
         ({"Link": [{"rel": "license", "url": "r", "type": "text/html"}]}, {"TDM-Reservation": "1"}, "tdm-reservation"),
+        ({}, {"Link": '</l>; rel="license"; type="application/rsl+xml"'}, "rsl"),
+        ({}, {"LINK": '</l>; rel="license"', "link": 5}, None),
         ({}, {"X-Robots-Tag": 5}, None),
         ({}, ["X-Robots-Tag"], None),
     ]
@@ -171,6 +173,9 @@ def test_opt_outs_are_read_from_metas_and_headers(tmp_path: Path) -> None:
 
 
 RSL = {"path": "LINK@/href", "rel": "license", "type": "Application/RSL+xml; charset=utf-8", "url": "/rsl.xml"}
+
+
+LINK = '<l.xml>; rel="license"; type="application/rsl+xml"'
 
 
 def test_a_license_is_that_of_the_head_or_of_the_first_anchor(tmp_path: Path) -> None:
@@ -186,11 +191,15 @@ def test_a_license_is_that_of_the_head_or_of_the_first_anchor(tmp_path: Path) ->
         page([*anchors, image("a", "b")]),
         page([image("a", "b license"), {"path": "A@/href", "url": "license"}]),
         page([image("a", "b")], head={"Link": [*by_head["Link"], RSL, {**RSL, "url": "second.xml"}]}),
+        page([image("a", "b")], head={**by_head, "Base": "/x/"}, headers={"Link": LINK}),
+        page([image("a", "b")], head={"Link": [RSL]}, headers={"Link": LINK}),
     )
     assert [row["license"] for row in rows] == [
         "https://site.example/terms",
         "https://cc.example/by",
         None,
+        "https://site.example/rsl.xml",
+        "https://site.example/folder/l.xml",
         "https://site.example/rsl.xml",
     ]
 

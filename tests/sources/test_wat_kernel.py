@@ -192,6 +192,9 @@ def page(choose: random.Random) -> dict[str, Any]:
         pick(("X-Robots-Tag", "x-ROBOTS-tag", "TDM-Reservation", "Server")): pick(SIGNS),
         pick(("Content-Usage", "content-SIGNAL", "Date")): pick((*SIGNS, "train-ai=n", "ai-train=no", "train-ai=y")),
     }
+    if choose.random() < 0.05:
+        values = ("<a>; rel=license; type=application/rsl+xml", "<a>; rel=license", "</W>; rel=RSL, <b>", 5, ["rsl"])
+        headers[pick(("Link", "LINK", "link"))] = pick(values)
     html = {"Head": head, "Links": [link() for _ in range(choose.randrange(8))]}
     content = archives.wat_json(0)
     content["Envelope"]["WARC-Header-Metadata"]["WARC-Target-URI"] = pick(PAGES[:3] if choose.random() < 0.6 else PAGES)

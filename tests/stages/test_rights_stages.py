@@ -16,7 +16,9 @@ from PIL import Image
 
 from pipeline import build, inspect_shards
 from pipeline.dataset.open_set import open_set
+from pipeline.engine import rights_ledger
 from pipeline.fetching import client
+from tests.archives import member, record
 from tests.webserver import WebServer, picture
 
 RSL = '<rsl><content url="/"><license><prohibits type="usage">ai-train</prohibits></license></content></rsl>'
@@ -34,6 +36,13 @@ def refusing_image() -> bytes:
     xmp = b'<x:xmpmeta><rdf:Description plus:DataMining="http://ns.useplus.org/ldf/vocab/DMI-PROHIBITED"/></x:xmpmeta>'
     Image.open(io.BytesIO(picture(5, (64, 48)))).save(out, "JPEG", xmp=xmp)
     return out.getvalue()
+
+
+def page(number: int, url: str, *, head: str = "", meta: str = "") -> bytes:
+    """A WARC record with a page that shows an image."""
+    body = f'{meta}<img src="{url}" alt="a dog on page {number}">'
+    block = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n{head}\r\n{body}".encode()
+    return member(record(block, url=f"http://page{number % 2}.example/{number}.html"))
 
 
 def serve(stack: contextlib.ExitStack) -> tuple[list[str], list[str], dict[str, WebServer]]:
@@ -64,7 +73,16 @@ def serve(stack: contextlib.ExitStack) -> tuple[list[str], list[str], dict[str, 
 def test_no_refused_pair_reaches_the_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with contextlib.ExitStack() as stack:
         good, bad, servers = serve(stack)
-        urls, out = [*good, *bad], tmp_path / "out"
+        urls, out, base = [*good, *bad], tmp_path / "out", servers["open"].base
+        link = f'Link: <{servers["rsl"].base}/rsl.xml>; rel="license"; type="application/rsl+xml"\r\n'
+        pages = [
+            page(0, f"{base}/img/10.jpg", meta="<meta name=robots content=noai>"),
+            page(1, f"{base}/img/10.jpg", meta="<meta name=robots content=noimageai>", head="tdm-reservation: 1\r\n"),
+            page(2, f"{base}/img/10.jpg", head="Content-Usage: train-ai=n\r\n"),
+            page(3, f"{base}/img/10.jpg", head="Content-Signal: ai-train=no\r\n"),
+            page(4, f"{base}/img/11.jpg", head=link),
+        ]
+        (tmp_path / "pages.warc.gz").write_bytes(b"".join(pages))
         (tmp_path / "queries.txt").write_text("dog\n")
         pq.write_table(
             pa.table({"url": urls, "text": [f"a dog number {n}" for n in range(len(urls))]}), tmp_path / "p.parquet"
@@ -72,6 +90,7 @@ def test_no_refused_pair_reaches_the_shards(tmp_path: Path, capsys: pytest.Captu
         given = [
             "--input",
             str(tmp_path / "p.parquet"),
+            str(tmp_path / "pages.warc.gz"),
             "--output",
             str(out),
             "--queries",
@@ -90,26 +109,38 @@ def test_no_refused_pair_reaches_the_shards(tmp_path: Path, capsys: pytest.Captu
     }
     every = "robots,robots-agents,content-usage,content-signal,rsl,tdmrep,robots-tag,iptc,c2pa"
     assert set(table["rights_consulted"].to_pylist()) == {every}
-    found = ledger(out, capsys)["images"]
-    assert {name: (one["pairs"], one["hosts"], one["spared"]) for name, one in found.items()} == {
-        "robots": (2, 1, 2),
-        "robots-agents": (2, 1, 2),
-        "content-usage": (3, 2, 2),
-        "content-signal": (2, 1, 2),
-        "rsl": (2, 1, 2),
-        "tdmrep": (2, 1, 2),
-        "robots-tag": (1, 1, 0),
-        "iptc": (1, 1, 0),
+    whole = ledger(out, capsys)
+    found = whole["images"]
+    assert {name: tuple(one[key] for key in rights_ledger.NUMBERS) for name, one in found.items()} == {
+        "robots": (21, 0, 2, 1, 2),  # seen, allowed, refused, hosts, spared
+        "robots-agents": (21, 0, 2, 1, 2),
+        "content-usage": (21, 6, 3, 2, 2),
+        "content-signal": (21, 0, 2, 1, 2),
+        "rsl": (22, 0, 3, 2, 3),
+        "tdmrep": (11, 0, 2, 1, 2),
+        "robots-tag": (9, 0, 1, 1, 0),
+        "iptc": (7, 0, 1, 1, 0),
+        "c2pa": (6, 0, 0, 0, 0),
     }
+    assert {name: (one["seen"], one["pairs"], one["hosts"]) for name, one in whole["pages"].items()} == {
+        "robots-tag": (5, 2, 2),
+        "tdmrep": (5, 1, 1),
+        "content-usage": (5, 1, 1),
+        "content-signal": (5, 1, 1),
+    }
+    (item,) = whole["pages"]["tdmrep"]["examples"]
+    place = f"record at byte {len(pages[0])}, archive pages.warc.gz"
+    assert item["evidence"] == f"meta or header tdm-reservation: 1 (page http://page1.example/1.html, {place})"
+    assert whole["ignored"] == []
     assert found["robots-agents"]["examples"][0]["evidence"] == "robots.txt line 2: Disallow: / (group of ccbot)"
     assert inspect_shards.main(["rights", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "tdmrep" in said and "the image: plus:DataMining DMI-PROHIBITED" in said
+    assert "pairs seen" in said and "the image: plus:DataMining DMI-PROHIBITED" in said
     assert inspect_shards.main(["info", str(out)]) == 0
-    assert "requests spared" in capsys.readouterr().out
+    assert "spared" in capsys.readouterr().out
     assert "Content-Usage: train-ai=n" in (out / "report/index.html").read_text()
     (out / "stages").rename(tmp_path / "stages")  # a copy of the published files alone
-    assert ledger(out, capsys)["images"] == found
+    assert ledger(out, capsys) == whole
 
 
 def ledger(out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from pipeline import build
+from pipeline.engine.cli import UsageError
 from pipeline.engine.options import declared
 from pipeline.options import Options
 from pipeline.stages import STAGES
 from pipeline.stages.base import Stage
 from pipeline.stages.run import Run
+from pipeline.text import rights
 
 # Options that stand in no fingerprint under their own name, and why.
 ELSEWHERE = {
@@ -27,15 +29,11 @@ ELSEWHERE = {
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    (tmp_path / "a.csv").write_text("url,text\nhttps://a.example/1.jpg,a dog\n")
-    (tmp_path / "queries.txt").write_text("dog\n")
     (tmp_path / "scores.csv").write_text("key,score\n")
     # Options whose value stands in the fingerprint only where it is given.
-    given: dict[str, Any] = {"scores": (str(tmp_path / "scores.csv"),), "keep": "score > 1"}
     (tmp_path / "blocklist.txt").write_text("bad.example\n")
-    given |= {"blocklist": (str(tmp_path / "blocklist.txt"),)}
-    given |= {"input": (str(tmp_path / "a.csv"),), "queries": str(tmp_path / "queries.txt")}
-    return build.look_up(Options(**given, output=str(tmp_path / "out")))
+    given: dict[str, Any] = {"scores": (str(tmp_path / "scores.csv"),), "keep": "score > 1"}
+    return look_up(tmp_path, **given, blocklist=(str(tmp_path / "blocklist.txt"),))
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=[stage.name for stage in STAGES])
@@ -48,3 +46,37 @@ def test_each_option_that_decides_rows_is_in_the_fingerprint(run: Run, stage: ty
 def test_the_exceptions_are_options() -> None:
     names = {field.name for stage in STAGES for field in dataclasses.fields(stage.options)}
     assert ELSEWHERE.keys() <= names
+
+
+def look_up(tmp_path: Path, **more: object) -> Run:
+    (tmp_path / "a.csv").write_text("url,text\nhttps://a.example/1.jpg,a dog\n")
+    (tmp_path / "queries.txt").write_text("dog\n")
+    given = {"input": (str(tmp_path / "a.csv"),), "queries": str(tmp_path / "queries.txt"), **more}
+    return build.look_up(Options(**given, output=str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize(
+    ("ignored", "changed"),
+    [
+        (("tdmrep", "robots-tag"), {"gather", "fetch"}),
+        (("robots-tag", "tdmrep", "tdmrep"), {"gather", "fetch"}),
+        (("iptc",), {"fetch"}),
+        ((), set()),
+    ],
+)
+def test_ignored_protocols_concern_the_stages_that_ask_them(
+    ignored: tuple[str, ...], changed: set[str], tmp_path: Path
+) -> None:
+    run = look_up(tmp_path)
+    other = look_up(tmp_path, ignore_rights=ignored)
+    assert {stage.name for stage in STAGES if stage.fingerprint(run) != stage.fingerprint(other)} == changed
+    options = other.about.options
+    assert options["ignore_rights"] == tuple(name for name in rights.PROTOCOLS if name in ignored)
+    if ignored:
+        again = look_up(tmp_path, ignore_rights=tuple(reversed(ignored)))
+        assert [stage.fingerprint(again) for stage in STAGES] == [stage.fingerprint(other) for stage in STAGES]
+
+
+def test_an_unknown_protocol_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--ignore-rights tdmrp: must be of robots, .*; did you mean tdmrep\\?"):
+        look_up(tmp_path, ignore_rights=("tdmrp",))

@@ -1,5 +1,7 @@
 """Statements on AI training: conformance cases of each draft, with the rule that decides each."""
 
+import time
+
 import pytest
 
 from pipeline.text import rights
@@ -128,6 +130,47 @@ HEADERS = [
 @pytest.mark.parametrize(("rule", "name", "values", "said"), HEADERS)
 def test_headers(rule: str, name: str, values: list[str], said: bool | None) -> None:
     assert rights.statement(name, values) is said, rule
+
+
+R = 'rel="license"'
+T = 'type="application/rsl+xml"'
+# (rule, value of a Link header, the RSL licences in it)
+LINKS: list[tuple[str, str, list[str]]] = [
+    ("RSL 1.0, HTTP Link header", f"<https://a.example/l.xml>; {R}; {T}", ["https://a.example/l.xml"]),
+    ("RFC 8288 3: order of parameters", f"</l.xml>; {T}; {R}", ["/l.xml"]),
+    ("RFC 8288 3: a token in place of a quoted text", "</l>;rel=license;type=application/rsl+xml", ["/l"]),
+    ("RFC 8288 3: blanks", f"  < /l > ;  {R} ;{T}  ", ["/l"]),
+    ("RFC 8288 3: names in any case", '</l>; REL="license"; Type="application/rsl+xml"', ["/l"]),
+    ("RFC 8288 3.3: several relations", f'</l>; rel="nofollow License"; {T}', ["/l"]),
+    ("RFC 8288 3.3: the first rel counts", f'</l>; rel="next"; {R}; {T}', []),
+    ("RFC 8288 3.2: another context", f'</l>; {R}; {T}; anchor="/other"', []),
+    ("RFC 8288 3: several links", f"</a>; rel=next, </b>; {R}; {T}, </c>; {T}; {R}", ["/b", "/c"]),
+    ("RFC 8288 3: a comma in a quoted text", f'</a>; title="x, <y>"; {R}; {T}', ["/a"]),
+    ("RFC 8288 3: an escape in a quoted text", f'</a>; title="x\\", </b>; "; {R}; {T}', ["/a"]),
+    ("RFC 8288 3: a comma in a target", f"</a,b>; {R}; {T}", ["/a,b"]),
+    ("RFC 8288 3.4.2: an empty target", f"<>; {R}; {T}", [""]),
+    ("media types in any case, with parameters", f'</l>; {R}; type="Application/RSL+XML; charset=utf-8"', ["/l"]),
+    ("another type", f'</l>; {R}; type="text/html"', []),
+    ("no type: a licence of another kind", f"<https://creativecommons.org/licenses/by/4.0/>; {R}", []),
+    ("another relation", f'</l>; rel="alternate"; {T}', []),
+    ("no relation", f"</l>; {T}", []),
+    ("no target", f"{R}; {T}", []),
+    ("an open target", f"</l; {R}; {T}", []),
+    ("an open quoted text", f'</l>; {R}; type="application/rsl+xml', ["/l"]),
+    ("empty", "", []),
+]
+
+
+@pytest.mark.parametrize(("rule", "value", "found"), LINKS)
+def test_licences_in_link_headers(rule: str, value: str, found: list[str]) -> None:
+    assert rights.licences(value) == found, rule
+
+
+@pytest.mark.parametrize("part", ["<", "<>", '<>;a="', ";a=", '<>;a="\\"', "<>; ", "<a>;b;", "<>;rel"])
+def test_a_long_link_header_takes_no_time(part: str) -> None:
+    start = time.process_time()
+    assert rights.licences(part * 100_000) == []
+    assert time.process_time() - start < 0.5
 
 
 def test_a_long_hostile_value_takes_no_time() -> None:
