@@ -13,6 +13,14 @@ def build() -> int:
     return main()
 
 
+def doctor() -> int:
+    """`openwit-doctor`: `python -m pipeline.doctor`."""
+    interrupts.install("pipeline.doctor")
+    from pipeline.doctor import main
+
+    return main()
+
+
 def inspect() -> int:
     """`openwit-inspect`: `python -m pipeline.inspect_shards`."""
     interrupts.install("pipeline.inspect_shards")

@@ -30,7 +30,7 @@ from tests.processes import AS_ANYBODY
 from tests.webserver import picture
 
 PACKAGED = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "pipeline", "queries", "clip_train")
-COMMANDS = ("openwit-build", "openwit-inspect", "openwit-queries", "openwit-train", "openwit-worker")
+COMMANDS = tuple(f"openwit-{name}" for name in ("build", "doctor", "inspect", "queries", "train", "worker"))
 NO_INDEX = re.compile(r"dns error|error sending request|Failed to fetch|Could not connect|timed out|No route to host")
 PICTURES = 24
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -177,6 +177,7 @@ def test_every_command_runs_in_a_hostile_working_directory(installed: Installed,
     facts = json.loads(installed.run("openwit-inspect", "info", "two", "--json"))
     assert str(PICTURES) in json.dumps(facts)
     installed.run("openwit-inspect", "verify", "two")
+    assert "packages                all " in installed.run("openwit-doctor", "--offline", "two")
     (installed.work / "text.txt").write_text("a red panda eats leaves\n" * 200)
     queries = ["--text", "text.txt", "--min-count", "50", "--export"]
     installed.run("openwit-queries", "--output", "list", *queries, "--workers", "2")

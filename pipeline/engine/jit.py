@@ -142,6 +142,17 @@ def remove_stale_kernels(cache: Path = OWN_CACHE) -> int:
     return len(old)
 
 
+def compiled() -> tuple[Path | None, int, int]:
+    """The folder for compiled kernels (None: it cannot be written), the kernel files compiled in it, and all of them.
+
+    Files without a function `warm` are not counted: they are compiled with others.
+    """
+    names = [name for name in kernel_modules() if "\ndef warm(" in _file_of(name).read_text(encoding="utf-8")]
+    root = _cache_root()
+    there = [name for name in names if root and any((root / f"kernels-{_state(name)}").rglob("*.nbi"))]
+    return root, len(there), len(names)
+
+
 def kernel(name: str, rows: int) -> Any:
     """The kernel module `name` for work on `rows` rows; None where the reference function should be used.
 
