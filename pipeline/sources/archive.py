@@ -28,6 +28,7 @@ import numpy as np
 from pipeline.engine.input_errors import UnreadableInputError, is_remote
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.opening import Opened, of_file, open_copy, open_input, open_seekable
+from pipeline.engine.read_ahead import ReadAhead
 from pipeline.sources import frames, libdeflate
 
 _zlib: Any = zlib
@@ -131,6 +132,10 @@ class _Mapped:
     def skip_to(self, position: int) -> None:
         """Does nothing: every position of a mapped file can be read."""
 
+    def window(self, position: int, ahead: int) -> tuple[Any, int, bool]:
+        """See `KernelReader.window`."""
+        return self.data, 0, True
+
     def resume(self) -> bool:
         """Goes on after damage, at the same position; False if the data do not go on."""
         return False
@@ -215,6 +220,17 @@ class _Streamed:
             del self._held[: position - self._start]
             self._start = position
 
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file; without a known size, those that were read so far."""
+        return self._size or self._start + len(self._held)
+
+    def window(self, position: int, ahead: int) -> tuple[Any, int, bool]:
+        """See `KernelReader.window`."""
+        self.release(position)
+        self._fill(position + ahead)
+        return self._held, self._start, self._ended
+
     def skip_to(self, position: int) -> None:
         """Reads on to `position` without holding the bytes before it."""
         while self.at(self._start + len(self._held), 1) or self.resume():
@@ -266,14 +282,19 @@ def _first_place(data: Any, position: int) -> int:
 
 
 @contextlib.contextmanager
-def _opened(source: str | BinaryIO) -> Iterator[_Mapped | _Streamed]:
-    """The bytes of a path, a URL or an open file.
+def _opened(source: str | BinaryIO, *, ahead: bool = False) -> Iterator[_Mapped | _Streamed]:
+    """The bytes of a path, a URL or an open file. With `ahead`, a remote one is read while the parser works.
 
     Raises:
         InputError: a remote input is empty, or its transfer breaks.
     """
     with contextlib.ExitStack() as stack:
-        opened = stack.enter_context(open_input(source)) if isinstance(source, str) else of_file(source)
+        opened = open_input(source) if isinstance(source, str) else of_file(source)
+        if isinstance(source, str):
+            if ahead and not opened.local:
+                stream: Any = ReadAhead(opened.stream)  # its thread closes the stream, which may wait for a server
+                opened = dataclasses.replace(opened, stream=stream)
+            stack.enter_context(opened)
         data = _bytes_of(opened)
         if isinstance(source, str) and is_remote(source) and not data.at(0, 1):
             raise UnreadableInputError(f"{opened.name!r} is empty: the server sent 0 bytes")
@@ -347,7 +368,7 @@ def read_records(
         max_record: bytes of a block; a longer record is lost as `too_large`.
         expected_bytes: size of the file, if a listing gave it. A shorter file is noted as cut.
     """
-    with _opened(source) as data:
+    with _opened(source, ahead=True) as data:
         reader = _Reader(data, ledger, max_record)
         for record in reader.records():
             if record.kind in kinds:
@@ -651,20 +672,43 @@ def _ends_well(after: bytes) -> bool:
     return re.match(rb"[a-z]{2,8}:|filedesc", rest) is not None
 
 
-class MappedReader(_Reader):
-    """Reads single records of a local file, for a kernel that reads the others.
+class KernelReader(_Reader):
+    """Reads single records of an archive, for a kernel that reads the others.
 
-    Usage: set `position`, exhaust `step()`, and go on at the new `position`.
-
-    Attributes:
-        data: the bytes of the file, mapped.
+    Usage: let the kernel read `window()` from `position` on, set `position`, exhaust `step()` where the kernel stopped.
     """
 
-    def __init__(self, path: str, ledger: Ledger, *, max_record: int = MAX_RECORD) -> None:
-        with open_input(path) as opened:
-            mapped = _Mapped(opened)
-        super().__init__(mapped, ledger, max_record)
-        self.data = mapped.data
+    def __init__(self, data: _Mapped | _Streamed, ledger: Ledger) -> None:
+        super().__init__(data, ledger, MAX_RECORD)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file; of one without a known size, those that were read."""
+        return self._data.size
+
+    def window(self, ahead: int) -> tuple[Any, int, bool]:
+        """(bytes, place of their first one, True if no others follow them).
+
+        The bytes of a stream hold at least `ahead` bytes behind `position`, or all that follow it. They are valid until
+        the reader is used again. A local file has one window.
+        """
+        return self._data.window(self.position, ahead)
+
+    def complete(self, expected_bytes: int | None) -> None:
+        """Notes a file that ends before the bytes that a listing gave."""
+        if expected_bytes is not None and self._data.raw and self.position < expected_bytes:
+            self.cut()
+
+
+@contextlib.contextmanager
+def reading(source: str | BinaryIO, ledger: Ledger) -> Iterator[KernelReader]:
+    """An archive to be read from its first byte to its last. A remote one is read ahead.
+
+    Raises:
+        InputError: a remote input is empty, or its transfer breaks.
+    """
+    with _opened(source, ahead=True) as data:
+        yield KernelReader(data, ledger)
 
 
 def _records_in(data: bytes, start: int, max_record: int) -> Iterator[Record | str]:

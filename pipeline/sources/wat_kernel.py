@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import gzip
 import mmap
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -417,24 +417,35 @@ class _Buffers:
 
 
 class Scanner:
-    """Reads one mapped file. It leaves odd records to `wat.py`."""
+    """Reads a mapped file, or a stream window by window. It leaves odd records to `wat.py`."""
 
     def __init__(self, data: mmap.mmap | bytes, ledger: Ledger, buffers: _Buffers | None = None) -> None:
         library = libdeflate.functions()
         if library is None:
             raise RuntimeError("libdeflate's functions are not available: call usable() first")
-        self._bytes = np.frombuffer(data, np.uint8)
+        self._data = data
         self._gunzip = library.gunzip
         self._decompressor = libdeflate.Decompressor(library)
         self._ledger = ledger
         self._memory = buffers or _Buffers()
 
-    def run(self, pos: int) -> tuple[int, int, pa.RecordBatch]:
-        """Reads from `pos` on; returns (position where it stopped, END or FULL or ODD, rows)."""
+    def run(self, pos: int, *, data: Any = None, start: int = 0) -> tuple[int, int, pa.RecordBatch]:
+        """Reads from `pos` on.
+
+        Args:
+            pos: index of the first member in the bytes.
+            data: a window of a stream; None: the whole file.
+            start: place of the window in its file.
+
+        Returns:
+            (index where it stopped, END or FULL or ODD, rows)
+        """
         m = self._memory
-        source = _Source(self._bytes.ctypes.data, len(self._bytes), self._gunzip, self._decompressor.address)
+        content = np.frombuffer(self._data if data is None else data, np.uint8)
+        source = _Source(content.ctypes.data, len(content), self._gunzip, self._decompressor.address)
         found = Found(m.fields, m.links, m.signals)
         pos, why = _run(pos, source, _Memory(m.buffer, m.sizes, m.saved, found, m.out))
+        m.out.page_offset[: m.out.counts[_PAGES]] += start
         rows = self._rows()
         m.out.counts[:] = 0
         return pos, why, rows

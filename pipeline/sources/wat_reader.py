@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from pipeline.engine import jit
-from pipeline.engine.input_errors import is_remote
 from pipeline.engine.ledger import Ledger
-from pipeline.sources.archive import GZIP, MappedReader, read_records
+from pipeline.sources.archive import GZIP, KernelReader, reading
 from pipeline.sources.wat import BATCH_ROWS, Rows
 
 BYTES_PER_ROW = 1_300  # of compressed files; loading the kernel takes half a second and pays after jit.FEW_ROWS rows
-_seen = {"bytes": 0}  # bytes of the local files that this process has read
+WINDOW = 4 << 20  # bytes of a stream that the kernel reads at a time, about; members of a WAT file have 20 kB
+_seen = {"bytes": 0}  # bytes of the files that this process has read
 
 
 def read_wat(
@@ -29,47 +28,59 @@ def read_wat(
         name: of the file, for messages.
         size: bytes of the file, if a listing gave them. A shorter file is noted as cut.
     """
-    kernel = _kernel_for(source)
-    if kernel and isinstance(source, str):
-        yield from _read_compiled(source, kernel, ledger=ledger, size=size)
-        return
+    with reading(source, ledger) as reader:
+        kernel = _kernel_for(source, reader)
+        if kernel:
+            yield from _read_compiled(reader, kernel, ledger)
+        else:
+            yield from _read_plain(reader, ledger)
+        reader.complete(size)
+
+
+def _read_plain(reader: KernelReader, ledger: Ledger) -> Iterator[pa.RecordBatch]:
     rows = Rows(ledger)
-    for record in read_records(source, ledger=ledger, kinds=frozenset({"metadata"}), expected_bytes=size):
-        rows.add(record)
+    for record in reader.records():
+        if record.kind == "metadata":
+            ledger.records_in += 1
+            rows.add(record)
         if len(rows) >= BATCH_ROWS:
             yield rows.batch()
     if len(rows):
         yield rows.batch()
 
 
-def _kernel_for(source: str | BinaryIO) -> Any:
-    """The compiled reader, where it is available and the file is local, gzip and large enough; else None.
+def _kernel_for(source: str | BinaryIO, reader: KernelReader) -> Any:
+    """The compiled reader, where it is available and the file is gzip and large enough; else None.
 
     The sizes of all files so far are added up, since loading pays for many small files, too.
     """
-    if not isinstance(source, str) or is_remote(source):
+    if not isinstance(source, str) or not reader.size:
         return None
-    _seen["bytes"] += os.path.getsize(source)
+    _seen["bytes"] += reader.size
     kernel = jit.kernel("pipeline.sources.wat_kernel", int(_seen["bytes"] // BYTES_PER_ROW))
     if kernel is None or not kernel.usable():
         return None
-    with open(source, "rb") as file:
-        return kernel if file.read(len(GZIP)) == GZIP else None
+    data, start, _ = reader.window(len(GZIP))
+    return kernel if data[-start : len(GZIP) - start] == GZIP else None
 
 
-def _read_compiled(path: str, kernel: Any, *, ledger: Ledger, size: int | None) -> Iterator[pa.RecordBatch]:
+def _read_compiled(reader: KernelReader, kernel: Any, ledger: Ledger) -> Iterator[pa.RecordBatch]:
     """The rows of a file by the kernel. Records that the kernel leaves out are read here, in the order of the file."""
-    reader = MappedReader(path, ledger)
-    scanner = kernel.Scanner(reader.data, ledger)
+    scanner = kernel.Scanner(b"", ledger)
     ready: list[pa.RecordBatch] = []
     rows = Rows(ledger)
-    why = kernel.FULL
-    while why != kernel.END:
-        reader.position, why, batch = scanner.run(reader.position)
+    going = True
+    while going:
+        data, start, last = reader.window(WINDOW)
+        place, why, batch = scanner.run(reader.position - start, data=data, start=start)
+        left = len(data) - place
+        reader.position = start + place
         if batch.num_rows and len(rows):
             ready.append(rows.batch())
         ready += [batch] if batch.num_rows else []
-        for record in reader.step() if why == kernel.ODD else ():
+        going = not (last and why == kernel.END)
+        torn = not last and left < WINDOW // 2  # the member may go on behind the window
+        for record in reader.step() if why == kernel.ODD and not torn else ():
             if record.kind == "metadata":
                 ledger.records_in += 1
                 rows.add(record)
@@ -80,5 +91,3 @@ def _read_compiled(path: str, kernel: Any, *, ledger: Ledger, size: int | None) 
     ready += [rows.batch()] if len(rows) else []
     if ready:
         yield pa.concat_batches(ready)
-    if size is not None and reader.position < size:
-        reader.cut()

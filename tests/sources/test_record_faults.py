@@ -26,6 +26,7 @@ from pipeline import build
 from pipeline.engine import jit
 from pipeline.engine.ledger import Ledger
 from pipeline.sources import READERS, wat_reader
+from pipeline.sources.archive import reading
 from pipeline.sources.base import Input, ReadSettings
 from pipeline.sources.warc import read_warc
 from pipeline.sources.wat_reader import read_wat
@@ -231,7 +232,8 @@ def read_compiled(source: str, *, ledger: Ledger) -> Iterator[pa.RecordBatch]:
     """Reads with the compiled reader. Normally, small files do not use it."""
     from pipeline.sources import wat_kernel
 
-    yield from wat_reader._read_compiled(source, wat_kernel, ledger=ledger, size=None)
+    with reading(source, ledger) as reader:
+        yield from wat_reader._read_compiled(reader, wat_kernel, ledger)
 
 
 def has_compiled() -> bool:

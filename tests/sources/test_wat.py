@@ -30,7 +30,7 @@ PAGE = "https://site.example/folder/page.html"
 def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The reader that takes a file."""
     if request.param == "plain":
-        monkeypatch.setattr(wat_reader, "_kernel_for", lambda source: None)
+        monkeypatch.setattr(wat_reader, "_kernel_for", lambda source, reader: None)
     elif not jit.available():
         pytest.skip("no kernels here")
     else:

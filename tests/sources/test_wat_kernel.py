@@ -11,8 +11,10 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from unittest import mock
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -21,7 +23,7 @@ from pipeline.engine import jit
 from pipeline.engine.ledger import Ledger
 from pipeline.schema import CANDIDATES
 from pipeline.sources import wat, wat_reader
-from pipeline.sources.archive import read_records
+from pipeline.sources.archive import read_records, reading
 from tests import archives
 from tests.fuzzing import SEED, cases
 
@@ -35,9 +37,11 @@ if not kernel.usable():
 # ---- the two ways
 
 
-def by_kernel(path: str) -> tuple[pa.Table, Ledger]:
+def by_kernel(source: str | BinaryIO) -> tuple[pa.Table, Ledger]:
+    """The rows of a local file, which is mapped, or of a stream, which is read window by window."""
     ledger = Ledger()
-    batches = list(wat_reader._read_compiled(path, kernel, ledger=ledger, size=None))
+    with reading(source, ledger) as reader:
+        batches = list(wat_reader._read_compiled(reader, kernel, ledger))
     for batch in batches:
         batch.validate(full=True)
     return pa.Table.from_batches(batches, CANDIDATES).combine_chunks(), ledger
@@ -55,6 +59,9 @@ def assert_equal(path: Path, data: bytes) -> tuple[pa.Table, Ledger]:
     plain_rows, plain_ledger = by_plain(str(path))
     assert ledger == plain_ledger
     assert rows.to_pylist() == plain_rows.to_pylist()
+    with mock.patch.object(wat_reader, "WINDOW", 2_000 + len(data) % 1_000):
+        streamed, streamed_ledger = by_kernel(io.BytesIO(data))
+    assert streamed.equals(rows) and streamed_ledger == ledger
     assert ledger.rows_in == rows.num_rows + ledger.dropped.total()
     return rows, ledger
 
@@ -281,16 +288,41 @@ def test_full_buffers_are_emptied_and_used_again() -> None:
     assert rows == [archives.page_url(i) for i in range(100)]
 
 
-def test_large_local_files_take_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def kernel_for(source: str | BinaryIO) -> Any:
+    with reading(source, Ledger()) as reader:
+        return wat_reader._kernel_for(source, reader)
+
+
+def test_large_files_take_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.wat.gz"
     path.write_bytes(archives.member(archives.wat_record(1)))
     monkeypatch.setattr(wat_reader, "BYTES_PER_ROW", 0.001)
     monkeypatch.setattr(wat_reader, "_seen", {"bytes": 0})
-    assert wat_reader._kernel_for(str(path)) is kernel
+    assert kernel_for(str(path)) is kernel
     assert sum(batch.num_rows for batch in wat_reader.read_wat(str(path), ledger=Ledger())) == 1
+    fsspec.filesystem("memory").pipe("/kernel/x.wat.gz", path.read_bytes())
+    assert kernel_for("memory://kernel/x.wat.gz") is kernel
+    assert sum(batch.num_rows for batch in wat_reader.read_wat("memory://kernel/x.wat.gz", ledger=Ledger())) == 1
     path.write_bytes(archives.wat_record(1) * 20)
-    assert wat_reader._kernel_for(str(path)) is None, "not gzip"
-    assert wat_reader._kernel_for("http://h.example/x.wat.gz") is None
+    assert kernel_for(str(path)) is None, "not gzip"
+    path.write_bytes(b"")
+    assert kernel_for(str(path)) is None
+
+
+@pytest.mark.parametrize("window", [64, 700, 3_000, 1 << 20])
+def test_a_stream_gives_the_rows_of_its_file_from_windows_of_any_size(
+    window: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Members are cut by windows everywhere; one is larger than a window, one is damaged, one has two records."""
+    monkeypatch.setattr(wat_reader, "WINDOW", window)
+    monkeypatch.setattr("pipeline.sources.archive.CHUNK", 512)
+    parts = [archives.member(archives.wat_record(i)) for i in range(60)]
+    wide = archives.wat_json(70, [archives.link(f"{i}-{i * 7919 % 10_007}") for i in range(900)])
+    parts[20:20] = [archives.member(archives.wat_record(70, wide)), parts[3][:40] + b"\xff" + parts[3][41:]]
+    parts[40:40] = [archives.member(archives.wat_record(71) + archives.wat_record(72))]
+    rows, ledger = assert_equal(tmp_path / "x.wat.gz", b"".join(parts))
+    streamed, streamed_ledger = by_kernel(archives.Stream(b"".join(parts), 333))  # type: ignore[arg-type]
+    assert streamed.equals(rows) and streamed_ledger == ledger and rows.num_rows > 900
 
 
 def test_small_files_take_the_kernel_when_there_were_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +332,7 @@ def test_small_files_take_the_kernel_when_there_were_many(tmp_path: Path, monkey
     monkeypatch.setattr(wat_reader, "_seen", {"bytes": 0})
     monkeypatch.delitem(sys.modules, kernel.__name__)
     monkeypatch.setattr(jit.importlib, "import_module", lambda name: kernel)
-    assert [wat_reader._kernel_for(str(path)) for _ in range(4)] == [None, None, kernel, kernel]
+    assert [kernel_for(str(path)) for _ in range(4)] == [None, None, kernel, kernel]
 
 
 # ---- mutated records between guard pages
