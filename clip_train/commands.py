@@ -191,9 +191,23 @@ class ScoreOptions(EvaluationOptions):
 class OverlapOptions(PromptedOptions):
     """Options of `overlap`."""
 
-    train_embeddings: str = option("", "table that `embed` wrote for the training set", metavar="FILE",
-                                   files=places.readable_file)  # fmt: skip
+    train_embeddings: str | None = option(None, "table that `embed` wrote for the training set", metavar="FILE",
+                                          files=places.readable_file)  # fmt: skip
     threshold: float = option(0.95, "cosine from which an image counts as seen", within="[-1, 1]")
+    contamination: str | None = option(None, "contamination.parquet of a set, or the set's folder", metavar="OUT")
+    contamination_set: str | None = option(None, "the evaluation set in it; the only one unless given", metavar="NAME")
+
+    def check(self) -> None:
+        """UsageError where nothing says which images were seen, InputMissing where the table is absent."""
+        super().check()
+        if (self.train_embeddings is None) == (self.contamination is None):
+            raise UsageError("give --train-embeddings FILE or --contamination OUT: it says which images were seen")
+        if self.contamination is None and self.contamination_set is not None:
+            raise UsageError(f"--contamination-set {self.contamination_set} needs --contamination OUT")
+        if self.contamination is not None:
+            folder = os.path.isdir(self.contamination)
+            file = os.path.join(self.contamination, "contamination.parquet") if folder else self.contamination
+            places.readable_file("--contamination", file)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -472,6 +486,7 @@ def _overlap(call: Call) -> dict[str, Any]:
     model, tokenizer, _ = _load(options)
     return overlap(
         model, tokenizer, options.data, options.train_embeddings, threshold=options.threshold,
+        contamination=options.contamination, contamination_set=options.contamination_set,
         templates=options.templates, **_labels(options),
     )  # fmt: skip
 

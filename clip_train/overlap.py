@@ -1,7 +1,7 @@
 """Data overlap analysis (paper, section 5): do evaluation images in the training set raise the accuracy?
 
 1. An evaluation image counts as seen if the cosine between its embedding and one of the training set is at least
-   `threshold`.
+   `threshold`; or if contamination.parquet of a set names it (`pipeline.build --decontaminate`).
 2. The zero-shot accuracy is measured on All, Overlap (seen) and Clean (the rest).
 3. All - Clean is the gain by the overlap. A one-sided binomial test compares Overlap with Clean. The accuracy on
    Overlap has a 99.5% Clopper-Pearson interval.
@@ -9,7 +9,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,34 +20,96 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from clip_train.errors import InputMissing, TrainError
+from clip_train.errors import InputMissing, TrainError, UsageError
 from clip_train.evaluate import class_vectors, embed_images
-from clip_train.labels import open_labelled
+from clip_train.labels import is_class_folder, open_labelled
 from clip_train.model import CLIP
 from clip_train.prompts import DEFAULT_TEMPLATES, read_templates
 from clip_train.tokenizer import Tokenizer
 
 CONFIDENCE = 0.995
+CONTAMINATION = "contamination.parquet"  # of a published set
 
 
 def overlap(
-    model: CLIP, tokenizer: Tokenizer, data: str, train_embeddings: str, *, threshold: float,
-    classes: str | None = None, templates: str | None = None, dataset: str | None = None, batch_size: int = 128,
+    model: CLIP, tokenizer: Tokenizer, data: str, train_embeddings: str | None = None, *, threshold: float = 0.95,
+    contamination: str | None = None, contamination_set: str | None = None, classes: str | None = None,
+    templates: str | None = None, dataset: str | None = None, batch_size: int = 128,
 ) -> dict[str, Any]:  # fmt: skip
-    """Compares an evaluation set with the table of `clip_train embed` for the training set, by the same model."""
-    known = read_embeddings(train_embeddings)
-    if known.shape[1] != model.config.embed_dim:
+    """The accuracy on the images of an evaluation set that are in the training set, and on the others.
+
+    Args:
+        model, tokenizer: of `load`.
+        data: the labelled images of the evaluation set.
+        train_embeddings: the table of `clip_train embed` for the training set, by the same model; or None.
+        threshold: the cosine from which an image counts as seen.
+        contamination: contamination.parquet, or the folder of a set that has it; or None. One of the two is needed.
+        contamination_set: the name of the evaluation set there; None: the only one.
+        classes, templates, dataset, batch_size: as in `zero_shot`.
+
+    Raises:
+        InputMissing: a file is not there.
+        UsageError: the set of `contamination` is not clear.
+        TrainError: a table does not fit the model or the images, or no image decodes.
+    """
+    known = None if train_embeddings is None else read_embeddings(train_embeddings)
+    if known is not None and known.shape[1] != model.config.embed_dim:
         raise TrainError(f"{train_embeddings} has {known.shape[1]} dimensions, the model has {model.config.embed_dim}")
     images = open_labelled(data, classes=classes, dataset=dataset)
+    named = None if contamination is None else read_contamination(contamination, contamination_set, data, images.names)
     prompts = read_templates(templates, dataset) if templates else DEFAULT_TEMPLATES
     vectors = class_vectors(model, tokenizer, images.classes, prompts)
-    nearest, right = [], []
+    seen, right = [], []
     for numbers, features in embed_images(model, images.read, len(images), batch_size=batch_size):
-        nearest.append(largest_cosine(features.cpu(), known))
+        by_name = np.zeros(len(numbers), np.bool_) if named is None else named[numbers]
+        by_cosine = False if known is None else (largest_cosine(features.cpu(), known) >= threshold).numpy()
+        seen.append(by_name | by_cosine)
         right.append((features @ vectors.T).argmax(1).cpu() == torch.from_numpy(images.labels[numbers]))
-    if not nearest:
+    if not seen:
         raise TrainError(f"{data}: none of the {len(images)} images decodes")
-    return summarise(torch.cat(right).numpy(), torch.cat(nearest).numpy() >= threshold) | {"threshold": threshold}
+    found = summarise(torch.cat(right).numpy(), np.concatenate(seen))
+    return found if known is None else found | {"threshold": threshold}
+
+
+def read_contamination(path: str, name: str | None, data: str, images: Sequence[str]) -> np.ndarray:
+    """(N,) True for each image of an evaluation set that a table of contamination names.
+
+    Args:
+        path: of the table, or of the folder with it.
+        name: of the set; None: the only one.
+        data: where the images are.
+        images: their names: paths in a folder, or keys of shards.
+    """
+    file = os.path.join(path, CONTAMINATION) if os.path.isdir(path) else path
+    try:
+        table = pq.read_table(file, columns=["set", "image"], page_checksum_verification=True)
+    except FileNotFoundError:
+        raise InputMissing(f"no such file: {file}; pipeline.build writes it with --decontaminate") from None
+    except (OSError, ValueError) as error:
+        raise TrainError(f"{file} is not a table of contamination: {error}") from error
+    sets = sorted({*table["set"].unique().to_pylist(), *_sets_of(os.path.join(os.path.dirname(file), "manifest.json"))})
+    if name is None and len(sets) > 1:
+        raise UsageError(f"{file} has the sets {', '.join(sets)}: name one with --contamination-set")
+    if name is not None and name not in sets:
+        raise UsageError(f"--contamination-set {name!r}: {file} has the sets {', '.join(sets) or '(none)'}")
+    shown = {row["image"] for row in table.to_pylist() if name in (None, row["set"])}
+    if not is_class_folder(data):  # the key of a sample is the name of its members up to the first dot
+        shown = {f"{folder}{slash}{last.split('.')[0]}" for folder, slash, last in (x.rpartition("/") for x in shown)}
+    found = np.array([image.replace(os.sep, "/") in shown for image in images], np.bool_)
+    if shown and not found.any():
+        example = sorted(shown)[0]
+        raise TrainError(f"none of the {len(shown)} images that {file} names is in {data}; one of them is {example!r}")
+    return found
+
+
+def _sets_of(manifest: str) -> list[str]:
+    """The evaluation sets of a published set."""
+    try:
+        with open(manifest, "rb") as file:
+            found = json.load(file).get("contamination", {})
+    except (OSError, ValueError, AttributeError):
+        return []
+    return list(found) if isinstance(found, dict) else []
 
 
 def summarise(right: np.ndarray, seen: np.ndarray) -> dict[str, Any]:

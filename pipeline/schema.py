@@ -107,6 +107,18 @@ DUPLICATES = pa.schema(
     ]
 )
 
+# OUT/contamination.parquet: the rows that dedup-images dropped because they show an evaluation image, sorted by key.
+CONTAMINATION_FILE = "contamination.parquet"
+CONTAMINATION = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),  # uid of the dropped row, hexadecimal
+        pa.field("set", pa.string(), nullable=False),  # name of the evaluation set
+        pa.field("image", pa.string(), nullable=False),  # of the evaluation image in its folder, tar or table
+        pa.field("kind", pa.string(), nullable=False),  # bytes: the same file; picture: both hashes agree
+        pa.field("distance", pa.uint8(), nullable=False),  # bits in which the perceptual hashes differ
+    ]
+)
+
 # A dropped row that the report may show as an example.
 REJECTED = pa.schema(
     [

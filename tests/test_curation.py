@@ -1,10 +1,12 @@
-"""A set that is corrected without a new fetch: scores. Each test changes a copy of one built folder."""
+"""A set that is corrected without a new fetch: scores, evaluation images. Tests change copies of one built folder."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipeline import build, forget
 from pipeline.dataset.open_set import open_set
@@ -40,6 +43,54 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def out(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made / "out", tmp_path / "out"))
+
+
+def test_evaluation_images_leave_the_set(made: Path, out: Path, tmp_path: Path) -> None:
+    flowers = tmp_path / "flowers"
+    (flowers / "a").mkdir(parents=True)
+    (flowers / "a" / "3.jpg").write_bytes(picture(3))
+    for number in (5, 90, 91):
+        with Image.open(io.BytesIO(picture(number))) as image:
+            image.resize((480, 360)).save(flowers / f"{number}.png")
+    (flowers / "broken.jpg").write_bytes(b"no image")
+    with tarfile.open(tmp_path / "other.tar", "w") as tar:
+        tar.add(flowers / "a" / "3.jpg", "1.jpg")
+    given = ("--decontaminate", str(flowers), f"o={tmp_path / 'other.tar'}", "--decontaminate-distance", "2")
+    before = {row["key"]: row["text"] for row in open_set(out).table(["key", "text"]).to_pylist()}
+    assert redo(made, out, *given) == build.DONE
+    assert ledger(out)["dropped"] == {"contaminated": 2}
+    table = pq.read_table(out / "contamination.parquet")
+    found = [(before[row["key"]], row["set"], row["image"], row["kind"]) for row in table.to_pylist()]
+    assert sorted(found) == [
+        ("red dog number 03", "flowers", "a/3.jpg", "bytes"),
+        ("red dog number 03", "o", "1.jpg", "bytes"),
+        ("red dog number 05", "flowers", "5.png", "picture"),
+    ]
+    assert len(keys(out)) == len(before) - 2 and not set(keys(out)) & set(table["key"].to_pylist())
+    assert json.loads((out / "manifest.json").read_text())["contamination"] == {
+        "flowers": {"images": 4, "unreadable": 1, "overlap": 2, "pairs": 2},
+        "o": {"images": 1, "unreadable": 0, "overlap": 1, "pairs": 1},
+    }
+    page = (out / "report/index.html").read_text()
+    assert "<bdi>flowers</bdi></td><td>4</td>" in page and "<td>50.00 %</td>" in page
+    assert list(verify(str(out), stages=True)) == []
+
+    gone = next(key for key, text in before.items() if text == "red dog number 03")
+    assert forget.main([str(out), "--uid", gone]) == 0
+    assert bytes.fromhex(gone) not in (left := all_bytes(out)) and gone.encode() not in left
+    assert ledger(out)["dropped"] == {"contaminated": 1} and list(verify(str(out), stages=True)) == []
+    overlap = json.loads((out / "manifest.json").read_text())["contamination"]
+    assert (overlap["flowers"]["overlap"], overlap["o"]["overlap"]) == (1, 0)
+
+
+def test_evaluation_images_that_cannot_be_decoded(
+    made: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "flowers").mkdir()
+    (tmp_path / "flowers" / "1.jpg").write_bytes(b"no image")
+    assert redo(made, out, "--decontaminate", str(tmp_path / "flowers")) == build.BELOW
+    assert "none of the 1 images of the set flowers can be decoded. The set is not published" in capsys.readouterr().err
+    assert not (out / "manifest.json").exists()
 
 
 def test_listed_content_never_enters_the_set(tmp_path: Path) -> None:
@@ -144,6 +195,10 @@ def test_scores_of_another_set(made: Path, out: Path, tmp_path: Path, capsys: py
         (("--scores", "SCORES", "SCORES"), "has a s in"),
         (("--scores", "NOWHERE"), "--scores NOWHERE: no such file"),
         (("--keep", ""), "--keep '': cannot be read at its end"),
+        (("--decontaminate", "NOWHERE"), "--decontaminate NOWHERE: no such file or folder"),
+        (("--decontaminate", "EMPTY"), "holds no image, tar or table of images"),
+        (("--decontaminate", "SCORES"), "must be a folder, a .tar or a .parquet file, or NAME=PATH"),
+        (("--decontaminate-distance", "9"), "must be a whole number of at least 0 and at most 8"),
     ],
 )
 def test_bad_scores(
@@ -152,7 +207,9 @@ def test_bad_scores(
     scores = tmp_path / "scores.csv"
     scores.write_text(f"key,s,note\n{'0' * 32},1,x\n")
     before = sorted(path for path in out.rglob("*"))
-    given = [word.replace("SCORES", str(scores)) for word in words]
+    (tmp_path / "empty").mkdir()
+    places = {"SCORES": str(scores), "EMPTY": str(tmp_path / "empty")}
+    given = [places.get(word, word) for word in words]
     assert redo(made, out, *given) in (build.USAGE, build.MISSING)
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

@@ -244,10 +244,13 @@ TABLES = {
     "METADATA": (shards.METADATA, pa.schema([])),
     "QUERIES": (load.QUERIES, pa.schema([])),
     "DUPLICATES": (schema.DUPLICATES, pa.schema([])),
+    "CONTAMINATION": (schema.CONTAMINATION, pa.schema([])),
     "rejected/*.parquet": (PUBLISHED_REJECTED, pa.schema([])),
 }
 INSIDE = {
     "PASSED": "a batch on its way within one pass; it is never written",
+    "HASHED": "the hashes of evaluation images",
+    "FOUND": "CONTAMINATION with uid in the place of key, of one unit",
     "DROPPED": "what `forget` reads of the rows that dedup-images dropped before it compared them",
 }
 OTHERS = {"The JSON of a sample", "manifest.json"}

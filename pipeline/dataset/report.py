@@ -26,7 +26,7 @@ from pipeline.dataset.summary import Pick, Summary, charts, hosts, top
 from pipeline.engine import rights_ledger, storage
 from pipeline.engine.display import sanitize, size
 from pipeline.engine.ledger import lines_on_inputs
-from pipeline.schema import DUPLICATES_FILE
+from pipeline.schema import CONTAMINATION_FILE, DUPLICATES_FILE
 
 if TYPE_CHECKING:
     import jinja2
@@ -49,6 +49,7 @@ def finish(
     options: Mapping[str, Any],
     versions: Mapping[str, str],
     damaged: Mapping[str, Any] = types.MappingProxyType({}),
+    evaluation: Mapping[str, Mapping[str, int]] = types.MappingProxyType({}),
     more: Sequence[pa.Field] = (),
 ) -> dict[str, Any]:
     """Finishes a publication: writes sizes.json, then the pages, then manifest.json.
@@ -62,6 +63,7 @@ def finish(
         options: the options that decide the rows.
         versions: of the code.
         damaged: the inputs that lost records, as `engine.ledger.damaged_inputs` names them.
+        evaluation: set of evaluation images -> images, unreadable.
         more: the columns of the metadata behind those of METADATA.
 
     Returns:
@@ -76,6 +78,8 @@ def finish(
     queries = _queries(folder)
     tars = [info.files[0].path for info in infos]
     facts: dict[str, Any] = {"s": summary, "shards": tars, "ranges": ranges.count, "queries": len(queries)}
+    overlap = overlaps(folder, evaluation)
+    facts["overlap"] = overlap
     facts["damaged"] = lines_on_inputs(damaged)
     pages = {
         "README.md": card(facts, ledger=ledger, options=options),
@@ -101,7 +105,25 @@ def finish(
         queries={"rows": len(queries), "digest": shards.digest_of_queries(queries)},
         shards={"ranges": ranges.count},
         **({"damaged_inputs": dict(damaged)} if damaged else {}),
+        **({"contamination": overlap} if overlap else {}),
     )
+
+
+def overlaps(folder: str, evaluation: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """Set of evaluation images -> images, unreadable; the images that a dropped pair shows; and these pairs.
+
+    Section 5 of the CLIP paper calls the second number the overlap of the set.
+    """
+    if not evaluation:
+        return {}
+    table = storage.read_published(os.path.join(folder, CONTAMINATION_FILE), ["key", "set", "image"])
+    found = {}
+    for name, counted in evaluation.items():
+        some = table.filter(pc.equal(table["set"], name))
+        distinct = {column: pc.count_distinct(some[column]).as_py() for column in ("image", "key")}
+        numbers = {"images": counted["images"], "unreadable": counted["unreadable"]}
+        found[name] = {**numbers, "overlap": distinct["image"], "pairs": distinct["key"]}
+    return found
 
 
 # ---------------------------------------------------------------------------------------------- facts for the pages
@@ -109,7 +131,7 @@ def finish(
 
 def _tables_beside(folder: str) -> list[FileEntry]:
     entries = []
-    for path in [*_rejected_tables(folder), DUPLICATES_FILE, "queries.parquet"]:
+    for path in [*_rejected_tables(folder), CONTAMINATION_FILE, DUPLICATES_FILE, "queries.parquet"]:
         if storage.exists(os.path.join(folder, path)):
             with storage.published(os.path.join(folder, path)) as file:
                 entries.append(shards.entry_of(folder, path, rows=file.metadata.num_rows))

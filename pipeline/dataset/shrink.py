@@ -169,7 +169,8 @@ def publish(change: Change, published: Published, shrunk: Shrunk, ledger: list[d
     picked = pick.table()
     shown = set() if picked is None else set(picked["shard"].to_pylist())
     _link(change, [published.infos[number].files[0].path for number in sorted(shown)])
-    _link(change, ["queries.parquet", "duplicates.parquet", storage.CHECKSUMS, *_rejected(change)])
+    tables = ["queries.parquet", "contamination.parquet", "duplicates.parquet", storage.CHECKSUMS]
+    _link(change, [*tables, *_rejected(change)])
     return report.finish(
         top,
         list(shrunk.infos.values()),
@@ -180,6 +181,7 @@ def publish(change: Change, published: Published, shrunk: Shrunk, ledger: list[d
         options=old["options"],
         versions=old["versions"],
         damaged=old.get("damaged_inputs", {}),
+        evaluation=old.get("contamination", {}),
         more=published.more(),
     )
 

@@ -26,6 +26,7 @@ BEHIND = {
     "format": "another format of the shards",
     "scores": "other --scores",
     "blocklist": "another --blocklist",
+    "decontaminate": "other images for --decontaminate",
 }
 
 

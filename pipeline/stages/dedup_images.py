@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -25,12 +26,14 @@ from pipeline.engine.options import nearest, option, show
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_task
-from pipeline.engine.work import Json, StepFolder
-from pipeline.schema import DUPLICATES_FILE, FETCHED
-from pipeline.stages import near_exchange
+from pipeline.engine.work import Json, StepFolder, digest_of
+from pipeline.schema import CONTAMINATION_FILE, DUPLICATES_FILE, FETCHED
+from pipeline.stages import evaluation_images, near_exchange
 from pipeline.stages.attempts import Attempts
 from pipeline.stages.base import Job, Outputs
+from pipeline.stages.contamination import FOUND, Contamination, merge_found
 from pipeline.stages.dedup_exchange import DedupPlan, DedupStage
+from pipeline.stages.evaluation_images import HashImages
 from pipeline.stages.fetched_rules import DROPPED, Rules, Shapes, drop_by_rules
 from pipeline.stages.keep_rule import KeepRule
 from pipeline.stages.near_exchange import NearPlan
@@ -97,6 +100,22 @@ class DedupImagesSettings:
         parse=parse_rule,
     )
 
+    decontaminate: tuple[str, ...] = option(
+        (),
+        help="folders, tars or Parquet tables of evaluation images; pairs that show one of them are dropped",
+        default_text="none",
+        metavar="[NAME=]PATH",
+        check=evaluation_images.check_source,
+    )
+    decontaminate_distance: int = option(
+        4,
+        help="a pair shows an evaluation image if their perceptual hashes differ in at most so many bits, and their "
+        "colours agree",
+        unit="bits",
+        metavar="N",
+        within=f"[0, {MOST_DISTANCE}]",
+    )
+
     @staticmethod
     def check_together(o: Any) -> None:
         """Refuses an expression that names a column that no table has."""
@@ -105,6 +124,14 @@ class DedupImagesSettings:
             if name not in known:
                 columns = f"{nearest(name, known)} (columns: {', '.join(map(show, known))})"
                 raise UsageError(f"--keep {show(o.keep)}: there is no column {show(name)!r}{columns}")
+        if o.decontaminate:
+            evaluation_images.find(o.decontaminate)
+
+
+def evaluation_identity(o: DedupImagesSettings) -> dict[str, Json]:
+    """What stands for the evaluation images in the fingerprint: the names and sizes of their files."""
+    identity = digest_of([list(item) for item in evaluation_images.find(o.decontaminate).identity])
+    return {"decontaminate": identity, "decontaminate_distance": o.decontaminate_distance}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,14 +154,18 @@ class KeepFetched:
 
     def run(self, unit: int) -> dict[str, Any]:
         rejects = Rejects(self.plan.keep_rejected)
-        tally, dropped = Tally(self.plan.folder.name, rejects), [DROPPED.empty_table()]
+        tally = Tally(self.plan.folder.name, rejects)
+        dropped, contaminated = [DROPPED.empty_table()], [FOUND.empty_table()]
         with PartWriter(self.folder, unit, FETCHED_OK, Keyed(keys_of_images, self.plan.key_bits)) as writer:
             for number, part, table in self.attempts.rows(unit):
                 good = table.filter(pc.equal(table["status"], "ok"))
-                kept, bad = drop_by_rules(good, self.rules.codes(good), tally)
+                codes, found = self.rules.apply(good)
+                kept, bad = drop_by_rules(good, codes, tally)
                 writer.write(with_place(kept, number, unit, part))
                 dropped.append(bad)
+                contaminated.append(found)
         storage.write_table(self.folder.file(unit, "dropped"), pa.concat_tables(dropped))
+        storage.write_table(self.folder.file(unit, "contaminated"), pa.concat_tables(contaminated))
         return {**unit_body(self.folder, unit, [tally], rejects), "parts": writer.parts, "rows": writer.rows}
 
 
@@ -168,14 +199,22 @@ class DedupImages(DedupStage):
     rules: Rules
     distance: int | None
     score_tables: tuple[str, ...]
+    evaluation: tuple[str, ...]
 
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
         o, attempts = run.settings(DedupImagesSettings), Attempts(before.folder("fetch"), before.folder("balance"))
         folder = before.plan(run, cls)
         keep = None if o.keep is None else KeepRule.parse(o.keep)
-        rules = Rules(Shapes(o.min_image_side, o.max_aspect), keep, scores_of(folder) if o.scores else None)
-        return cls(folder, run.keep_rejected, run.exchange, attempts, rules, o.phash_distance, o.scores)
+        hashes = folder.step("evaluation")
+        rules = Rules(
+            Shapes(o.min_image_side, o.max_aspect),
+            keep,
+            scores_of(folder) if o.scores else None,
+            Contamination(hashes, o.decontaminate_distance) if o.decontaminate else None,
+        )
+        distance = o.phash_distance
+        return cls(folder, run.keep_rejected, run.exchange, attempts, rules, distance, o.scores, o.decontaminate)
 
     def check(self, run: Run) -> None:
         if self.score_tables:
@@ -197,15 +236,31 @@ class DedupImages(DedupStage):
         if self.score_tables:
             read_scores(self.score_tables).write(scores_of(self.folder))
 
-    def check_result(self, run: Run) -> None:
-        info = self.folder.info()
-        unscored = (info or {}).get("dropped", {}).get("no_score", 0)
-        if info and unscored and not info["rows_out"]:
+    def count(self, *, counted: Sequence[StepFolder] | None = None) -> dict[str, Any]:
+        info = super().count(counted=counted)
+        unscored = info["dropped"].get("no_score", 0)
+        if unscored and not info["rows_out"]:
             raise BelowThreshold(
                 f"no pair is left after {self.name}, and {unscored:,} of {info['rows_in']:,} have no score that --keep "
-                f"asks for. The set is not published. Check that --scores has the keys of this set, then add --redo "
-                f"{self.name}."
+                "asks for. The set is not published. Check that --scores has the keys of this set."
             )
+        for name, found in self._evaluated().items():
+            if not found["images"]:
+                raise BelowThreshold(
+                    f"--decontaminate: none of the {found['unreadable']:,} images of the set {show(name)} can be "
+                    "decoded. The set is not published."
+                )
+        return info
+
+    def _evaluated(self) -> dict[str, dict[str, Json]]:
+        """The counts of each evaluation set."""
+        if self.rules.contamination is None:
+            return {}
+        return evaluation_images.counts(self.rules.contamination.hashes, evaluation_images.find(self.evaluation).sets)
+
+    def facts(self) -> dict[str, Json]:
+        found = self._evaluated()
+        return {"evaluation": found} if found else {}
 
     @property
     def duplicates(self) -> DedupPlan:
@@ -233,23 +288,36 @@ class DedupImages(DedupStage):
             "phash_distance": o.phash_distance,
             **({"scores": digest_of_files(o.scores)} if o.scores else {}),  # else as it was without the option
             **({"keep": o.keep} if o.keep else {}),
+            **(evaluation_identity(o) if o.decontaminate else {}),
         }
 
     def expand(self, done: Any) -> beam.PCollection:
         keep = KeepFetched(self.duplicates, self.attempts, self.rules)
+        if self.rules.contamination is not None:
+            hash_images = HashImages(self.rules.contamination.hashes, evaluation_images.find(self.evaluation).pieces)
+            done = run_task(done, hash_images, max_units=hash_images.units())
         done = run_task(done, keep, max_units=keep.units())
         return near_exchange.drop_duplicates(done, self.near, exchange=self.exchange)
 
     def steps(self) -> tuple[StepFolder, ...]:
-        return self.duplicates.rows.parts, *self.near.steps()
+        hashes = () if self.rules.contamination is None else (self.rules.contamination.hashes,)
+        return *hashes, self.duplicates.rows.parts, *self.near.steps()
 
     def counted(self) -> tuple[StepFolder, ...]:
         return self.duplicates.rows.parts, *super().counted()
 
     def watched(self) -> list[Watched]:
-        return [Watched("dedup-images parts", self.duplicates.rows.parts), *self.near.watched()]
+        parts = Watched("dedup-images parts", self.duplicates.rows.parts)
+        if self.rules.contamination is None:
+            return [parts, *self.near.watched()]
+        units = len(evaluation_images.find(self.evaluation).pieces)
+        hashes = Watched("dedup-images evaluation images", self.rules.contamination.hashes, units)
+        return [hashes, parts, *self.near.watched()]
 
     def complete(self) -> dict[str, Any]:
         table = near_exchange.merge_duplicates(self.near)
         storage.write_table(os.path.join(self.folder.path, DUPLICATES_FILE), table)
+        if self.rules.contamination is not None:
+            found = merge_found(self.duplicates.rows.parts)
+            storage.write_table(os.path.join(self.folder.path, CONTAMINATION_FILE), found)
         return super().complete()

@@ -10,12 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine import hashing
+from pipeline.stages.contamination import FOUND, Contamination
 from pipeline.stages.keep_rule import KeepRule
 from pipeline.stages.scores import OWN, load_scores
 from pipeline.stages.tally import Tally
 
 # The reasons in the order in which they are asked. The first one that holds counts.
-REASONS = ("", "too_small", "aspect", "no_score", "score")
+REASONS = ("", "too_small", "aspect", "no_score", "score", "contaminated")
+CONTAMINATED = 5
 DROPPED = pa.schema([pa.field("uid", pa.binary(16), False), pa.field("reason", pa.uint8(), False)])
 
 Codes = npt.NDArray[np.uint8]  # an index into REASONS for each row
@@ -48,14 +50,26 @@ class Rules:
         shapes: of the image.
         keep: must be true for the row; None: no such rule.
         scores: path of the scores that `keep` may name (`scores.Scores.write`); None: there are none.
+        contamination: the evaluation images that must not be shown; None: there are none.
     """
 
     shapes: Shapes
     keep: KeepRule | None = None
     scores: str | None = None
+    contamination: Contamination | None = None
 
-    def codes(self, rows: pa.Table) -> Codes:
-        """A code for each row of FETCHED."""
+    def apply(self, rows: pa.Table) -> tuple[Codes, pa.Table]:
+        """A code for each row of FETCHED, and `contamination.FOUND` of the rows that show an evaluation image."""
+        codes = self._codes(rows)
+        if self.contamination is None:
+            return codes, FOUND.empty_table()
+        left = np.flatnonzero(codes == 0)
+        found = self.contamination.find(rows.take(pa.array(left)))
+        shows = pc.is_in(rows["uid"], value_set=hashing.as_array(found["uid"])).to_numpy()
+        codes[shows & (codes == 0)] = CONTAMINATED
+        return codes, found
+
+    def _codes(self, rows: pa.Table) -> Codes:
         codes = self.shapes.codes(*(rows[name].to_numpy() for name in ("original_width", "original_height")))
         if self.keep is not None and rows.num_rows:
             columns = {name: hashing.as_array(rows[name]) for name in OWN}

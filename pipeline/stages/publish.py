@@ -28,7 +28,7 @@ from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_exchange, run_task
 from pipeline.engine.tasks import Reading
 from pipeline.engine.work import Json, StageFolder, StepFolder
-from pipeline.schema import DUPLICATES, DUPLICATES_FILE, FETCHED, readable
+from pipeline.schema import CONTAMINATION, CONTAMINATION_FILE, DUPLICATES, DUPLICATES_FILE, FETCHED, readable
 from pipeline.stages import caps
 from pipeline.stages.attempts import Attempts
 from pipeline.stages.base import TABLES, Job, Outputs, Stage, sum_of_ledgers
@@ -381,7 +381,7 @@ class Publish(Stage):
         info = self.count()
         infos = [*(folder.info() for folder in self.before.folders()), {"stage": self.name, **info}]
         copy_rejected((*self.before.folders(), self.folder))
-        copy_duplicates(self.before.folder("dedup-images"))
+        copy_tables(self.before.folder("dedup-images"))
         plan, step = self.publishing, self.folder.step("shards")
         written = {unit: found["shards"] for unit, found in step.manifests() if found["rows"]}
         pick = summary.Pick(report.PICTURES)
@@ -399,6 +399,7 @@ class Publish(Stage):
             options=self.about.options,
             versions=self.about.versions,
             damaged=next((row["damaged_inputs"] for row in infos if row and "damaged_inputs" in row), {}),
+            evaluation=next((row["evaluation"] for row in infos if row and "evaluation" in row), {}),
             more=() if plan.scores is None else load_scores(plan.scores).columns.schema,
         )
         shards.remove_stale_shards(self.folder.root, manifest)
@@ -406,10 +407,14 @@ class Publish(Stage):
         return info
 
 
-def copy_duplicates(stage: StageFolder) -> None:
-    """Copies the table of the duplicates of images to OUT/duplicates.parquet."""
-    table = storage.read_table(os.path.join(stage.path, DUPLICATES_FILE)).cast(DUPLICATES)
-    storage.write_published(os.path.join(stage.root, DUPLICATES_FILE), table)
+def copy_tables(stage: StageFolder) -> None:
+    """Copies the tables of dedup-images to OUT: the duplicates, and the pairs that show evaluation images."""
+    for name, schema in ((DUPLICATES_FILE, DUPLICATES), (CONTAMINATION_FILE, CONTAMINATION)):
+        path, target = os.path.join(stage.path, name), os.path.join(stage.root, name)
+        if storage.exists(path):
+            storage.write_published(target, storage.read_table(path).cast(schema))
+        else:
+            storage.remove(target)
 
 
 def copy_rejected(stages: tuple[StageFolder, ...]) -> None:

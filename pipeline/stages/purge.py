@@ -14,6 +14,7 @@ same pass, because the hashes of gather's rows were not kept.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 from collections import Counter
@@ -416,6 +417,10 @@ class Purge:
         if not gone.any():
             return found
         storage.write_table(self._change.place(path), table.filter(pa.array(~gone)))
+        shown = file_of(folder, unit, "contaminated")
+        if os.path.exists(os.path.join(self._root, shown)):
+            images = storage.read_table(os.path.join(self._root, shown))
+            storage.write_table(self._change.place(shown), images.filter(pa.array(~self._uids.mask(images["uid"]))))
         reasons = Counter(fetched_rules.REASONS[code] for code in table["reason"].to_numpy()[gone].tolist())
         self.counts.add("dedup-images", np.zeros(0, np.uint64), reasons)
         ledger = found["ledgers"]["dedup-images"]
@@ -611,15 +616,18 @@ class Purge:
                 self._rejected_table(path, storage.read_published, storage.write_published)
 
     def _duplicates(self) -> None:
-        """The tables of the duplicates of images: rows of which a pair goes."""
+        """The tables of the duplicates of images and of evaluation images: rows of which a pair goes."""
         keys = pa.array(sorted(uid.hex() for uid in self._uids.uids), pa.string())
         for path, read, write in (
             ("stages/dedup-images/duplicates.parquet", storage.read_table, storage.write_table),
             ("duplicates.parquet", storage.read_published, storage.write_published),
+            ("stages/dedup-images/contamination.parquet", storage.read_table, storage.write_table),
+            ("contamination.parquet", storage.read_published, storage.write_published),
         ):
             if os.path.exists(os.path.join(self._root, path)):
                 table = read(os.path.join(self._root, path))
-                gone = pc.or_(pc.is_in(table["key"], keys), pc.is_in(table["keeper"], keys))
+                columns = [name for name in ("key", "keeper") if name in table.column_names]
+                gone = functools.reduce(pc.or_, (pc.is_in(table[name], keys) for name in columns))
                 if pc.any(gone).as_py():
                     write(self._change.place(path), table.filter(pc.invert(gone)))
 

@@ -107,6 +107,9 @@ def test_the_whole_way(tars, vocabulary, tmp_path, capsys, monkeypatch):
     table = str(tmp_path / "table.parquet")
     assert call("embed", *use, "--output", table)["rows"] == 32
     assert call("overlap", *use, "--train-embeddings", table)["overlap_share"] == 1.0
+    assert "give --train-embeddings FILE or --contamination OUT" in call("overlap", *use, code=2)["error"]
+    assert "--contamination" in call("overlap", *use, "--contamination", str(tmp_path / "no.parquet"), code=4)["error"]
+    assert call("score", *use, "--to", str(tmp_path / "scores.parquet"))["rows"] == 32
     weights = str(tmp_path / "weights.safetensors")
     assert call("export", "--checkpoint", run, "--output", weights)["format"] == "safetensors"
     said = call("zero-shot", "--checkpoint", weights, "--data", data, code=2)["error"]

@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
 
 import numpy as np  # noqa: E402
+import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 from conftest import CAPTIONS, fill, jpeg, write_tar  # noqa: E402
 
@@ -243,6 +244,37 @@ def test_the_binomial_law():
         interval = stats.binomtest(hits, count).proportion_ci(0.995, "exact")
         found = overlap.clopper_pearson(hits, count, confidence=0.995)
         assert found == pytest.approx((interval.low, interval.high), abs=1e-6)
+
+
+def test_overlap_takes_the_images_that_a_set_names(trained, tmp_path):
+    model, tokenizer = trained
+    folder = image_folder(tmp_path / "images", each=6)
+    names = open_labelled(str(folder)).names
+    rows = [("flowers", names[1]), ("flowers", names[4]), ("flowers", names[4]), ("other", names[0])]
+    table = pa.table({"set": [row[0] for row in rows], "image": [row[1] for row in rows]})
+    pq.write_table(table, tmp_path / "contamination.parquet")
+
+    def call(**more):
+        return overlap.overlap(model, tokenizer, str(folder), contamination=str(tmp_path), **more)
+
+    found = call(contamination_set="flowers")
+    assert (found["images"], found["overlap_images"]) == (12, 2) and "threshold" not in found
+    with pytest.raises(UsageError, match="has the sets flowers, other: name one with --contamination-set"):
+        call()
+    with pytest.raises(UsageError, match="--contamination-set 'flower': .* has the sets flowers, other"):
+        call(contamination_set="flower")
+    (tmp_path / "manifest.json").write_text(json.dumps({"contamination": {"clean": {}}}))
+    assert call(contamination_set="clean")["overlap_images"] == 0
+    members = [("a/1.jpg", jpeg(0)), ("a/1.cls", b"cat"), ("a/2.jpg", jpeg(1)), ("a/2.cls", b"dog")]
+    write_tar(tmp_path / "eval.tar", members)
+    rows = {"set": ["t", "t"], "image": ["a/2.jpg", "a/9.jpg"]}
+    pq.write_table(pa.table(rows), tmp_path / "contamination.parquet")
+    named = overlap.read_contamination(str(tmp_path), "t", str(tmp_path / "eval.tar"), ["a/1", "a/2"])
+    assert named.tolist() == [False, True]
+    with pytest.raises(TrainError, match=r"none of the 2 images .* one of them is 'a/2.jpg'"):
+        call(contamination_set="t")
+    with pytest.raises(InputMissing, match="--decontaminate"):
+        overlap.read_contamination(str(tmp_path / "none.parquet"), None, str(folder), names)
 
 
 def test_overlap_finds_the_images_that_were_trained_on(trained, tmp_path):

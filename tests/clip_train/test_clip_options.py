@@ -94,7 +94,7 @@ def cases() -> Iterator[tuple[tuple[str, ...], int, str]]:
     yield ("train", "--data", "", "--output", "run"), 2, "--data is missing"
     yield ("zero-shot", "--data", "labelled"), 2, "--checkpoint is missing"
     yield ("embed", *USE[:2], "--data", "shards"), 2, "--output is missing"
-    yield ("overlap", *USE), 2, "--train-embeddings is missing"
+    yield ("overlap", *USE), 2, "give --train-embeddings FILE or --contamination OUT"
     yield ("tokenizer", "train", "--output", "run"), 2, "--input is missing"
     yield ("tokenizer", "encode"), 2, "required: TEXT"
     # missing inputs: exit code 4

@@ -32,7 +32,10 @@ def run(tmp_path: Path) -> Run:
     (tmp_path / "scores.csv").write_text("key,score\n")
     # Options whose value stands in the fingerprint only where it is given.
     (tmp_path / "blocklist.txt").write_text("bad.example\n")
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "1.jpg").write_bytes(b"only its name and size are read")
     given: dict[str, Any] = {"scores": (str(tmp_path / "scores.csv"),), "keep": "score > 1"}
+    given |= {"decontaminate": (str(tmp_path / "evaluation"),)}
     return look_up(tmp_path, **given, blocklist=(str(tmp_path / "blocklist.txt"),))
 
 
