@@ -66,6 +66,20 @@ def rename(images: LabelledImages, name_of: Mapping[str, str]) -> LabelledImages
     return dataclasses.replace(images, labels=numbers[images.labels], classes=classes)
 
 
+def only_classes(images: LabelledImages, names: Sequence[str]) -> LabelledImages | None:
+    """The images of some classes, with these as the only ones. None: the set does not have all of them."""
+    if not set(names) <= set(images.classes):
+        return None
+    label_of = {images.classes.index(name): label for label, name in enumerate(names)}
+    numbers = [number for number, label in enumerate(images.labels.tolist()) if label in label_of]
+    return LabelledImages(
+        names=[images.names[number] for number in numbers],
+        labels=np.array([label_of[int(images.labels[number])] for number in numbers], np.int64),
+        classes=list(names),
+        read=lambda number: images.read(numbers[number]),
+    )
+
+
 def _open_folder(folder: Path, names: list[str] | None) -> LabelledImages:
     groups = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     files, labels = [], []

@@ -11,8 +11,9 @@
         templates: ["a photo of a {}."]  # or a file, or {class name: [prompts]}
 
 Other keys: `split` ("test") and `train` ("train"), the folders within `data`; `k` (1) of recall; `group`, the column of
-the .npy members that `worst-group` goes by, and `ignore_group`, a group that does not count; `l2` of a probe; `needs`,
-what the set needs on disk, in words; `skip`, why the set is never run. Files are relative to the suite's own folder.
+the .npy members that `worst-group` goes by, and `ignore_group`, a group that does not count; `l2` of a probe; `beside`,
+another set of the suite that this one is a shift of: its accuracy on the same classes stands beside; `needs`, what the
+set needs on disk, in words; `skip`, why the set is never run. Files are relative to the suite's own folder.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class SuiteSet:
     group: int = 0
     ignore_group: int | None = None
     l2: float | None = None
+    beside: str | None = None
     needs: str = ""
     skip: str = ""
 
@@ -113,7 +115,20 @@ def read_suite(name: str) -> Suite:
     for number, each in enumerate(sets):
         if each.name in {other.name for other in sets[:number]}:
             raise UsageError(f"{path}: set {each.name!r}: name is given twice")
+    _check_beside(str(path), sets)
     return Suite(title, sets)
+
+
+def _check_beside(path: str, sets: tuple[SuiteSet, ...]) -> None:
+    """UsageError where `beside` names no set that can be compared."""
+    accuracies = [each for each in sets if (each.kind, each.metric) == ("zero-shot", "accuracy")]
+    names = [each.name for each in accuracies if each.beside is None]
+    for each in sets:
+        said = f"{path}: set {each.name!r}: beside: "
+        if each.beside is not None and each not in accuracies:
+            raise UsageError(f"{said}has no effect without zero-shot accuracy")
+        if each.beside is not None and each.beside not in names:
+            raise UsageError(f"{said}{each.beside!r} is no set with zero-shot accuracy{nearest(each.beside, names)}")
 
 
 def _is_label(text: str) -> bool:
@@ -267,7 +282,7 @@ def _quotes(value: Any) -> str:
 _READ: dict[str, Callable[[Any, Path], Any]] = {
     "name": _name, "kind": _kind, "data": _places, "metric": _text, "split": _folder, "train": _folder,
     "classes": _classes, "templates": _templates, "prompts": _prompts, "k": _whole(1), "group": _whole(0),
-    "ignore_group": _whole(0), "l2": _strength, "needs": _text, "skip": _text,
+    "ignore_group": _whole(0), "l2": _strength, "beside": _name, "needs": _text, "skip": _text,
 }  # fmt: skip
 
 

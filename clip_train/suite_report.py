@@ -30,12 +30,18 @@ def summary(suite: str, checkpoint: str, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """A line for each set that has a value or failed, then the mean. Values are in percent."""
+    """A line for each set that has a value or failed, then the mean. Values are in percent.
+
+    A set that is a shift of another has two more columns: the other's accuracy on the same classes, and the gap.
+    """
     rows = [row for row in result["sets"] if row["status"] != "skipped"]
     width = max([len(row["name"]) for row in rows] + [len("mean of 00 of 00 sets")])
-    lines = [f"{'set':{width}s}  {'metric':18s}  {'%':>6s}  {'images':>8s}"]
+    more = f"  {'beside':>6s}  {'gap':>6s}" if any("gap" in row for row in rows) else ""
+    lines = [f"{'set':{width}s}  {'metric':18s}  {'%':>6s}  {'images':>8s}{more}"]
     for row in rows:
         shown = f"{100 * row['value']:6.2f}  {row['images']:8,}" if row["status"] == "done" else row["reason"]
+        if "gap" in row:
+            shown += f"  {100 * row['reference']:6.2f}  {100 * row['gap']:6.2f}"
         lines.append(f"{row['name']:{width}s}  {row['metric']:18s}  {shown}")
     if result["mean"] is not None:
         said = f"mean of {result['done']} of {len(result['sets'])} sets"
@@ -44,8 +50,10 @@ def table(result: dict[str, Any]) -> str:
 
 
 def to_csv(result: dict[str, Any]) -> str:
-    """A line for each set: name, kind, metric, status, value, images, skipped images, classes, reason."""
-    columns = ("name", "kind", "metric", "status", "value", "images", "skipped", "classes", "reason")
+    """A line for each set. `skipped` counts images; reference and gap are those of `table`."""
+    columns = (
+        "name", "kind", "metric", "status", "value", "images", "skipped", "classes", "reason", "reference", "gap",
+    )  # fmt: skip
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)

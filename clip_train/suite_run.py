@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from clip_train import metrics
 from clip_train.distributed import gather, rank, together, world_size
 from clip_train.errors import InputMissing, TrainError, UsageError
 from clip_train.evaluate import accuracies, classify, counts, retrieval
+from clip_train.labels import only_classes
 from clip_train.model import CLIP
 from clip_train.probe import probe_images
 from clip_train.suite import MULTI_LABEL, Suite
@@ -30,6 +31,7 @@ from clip_train.suite_data import OpenSet, digest_of_files, find, open_set
 from clip_train.tokenizer import Tokenizer
 
 CACHE = "cache"  # folder in the output
+_UNDECIDED = ("name", "data", "needs", "skip", "prompts", "beside")  # keys of a set that do not decide its value
 _FORM = 1  # of a kept result; another number makes all of them void
 Row = dict[str, Any]
 
@@ -90,11 +92,36 @@ def run_suite(
             row |= _kept_or_made(with_model, found, output / CACHE, fresh=fresh, alone=False)
         elif number in mine:
             row |= _kept_or_made(with_model, found, output / CACHE, fresh=fresh, alone=True)
-        if number in mine or (number not in probes and rank() == 0):
+        if number in mine or number not in probes:
             rows[number] = row
+        if number in mine or (number not in probes and rank() == 0):
             say(f"{entry.name}: {_result(row)}")
+    _compare(with_model, suite, opened, rows, output / CACHE, fresh=fresh)
     rows = {number: row for part in gather(rows) for number, row in part.items()}
     return [rows[number] for number in sorted(rows)]
+
+
+def _compare(
+    with_model: Evaluator, suite: Suite, opened: Sequence[OpenSet | str], rows: dict[int, Row], folder: Path, *,
+    fresh: bool,
+) -> None:  # fmt: skip
+    """Adds to a set with `beside` the accuracy of that other set on the same classes, and the difference."""
+    number_of = {entry.name: number for number, entry in enumerate(suite.sets)}
+    for number, entry in enumerate(suite.sets):
+        other = number_of.get(entry.beside or "")
+        if other is None or any(rows[each]["status"] != "done" for each in (number, other)):
+            continue
+        mine, base = opened[number], opened[other]
+        assert isinstance(mine, OpenSet) and isinstance(base, OpenSet) and mine.images and base.images
+        reference = rows[other]
+        if mine.images.classes != base.images.classes:
+            some = only_classes(base.images, mine.images.classes)
+            if some is None:  # its classes are other ones
+                continue
+            part = dataclasses.replace(base, images=some)
+            reference = _kept_or_made(with_model, part, folder, fresh=fresh, alone=False)
+        if reference["status"] == "done":
+            rows[number] |= {"reference": reference["value"], "gap": rows[number]["value"] - reference["value"]}
 
 
 def _result(row: Row) -> str:
@@ -144,7 +171,7 @@ def _kept_or_made(with_model: Evaluator, found: OpenSet, folder: Path, *, fresh:
 
 def _key(found: OpenSet, weights: str) -> str:
     entry = dataclasses.asdict(found.entry)
-    decides = {name: value for name, value in entry.items() if name not in ("name", "data", "needs", "skip", "prompts")}
+    decides = {name: value for name, value in entry.items() if name not in _UNDECIDED}
     images = found.images
     told = [_FORM, weights, decides, found.templates, images.classes if images else None]
     files = [digest_of_files(Path(found.data))]

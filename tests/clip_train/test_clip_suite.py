@@ -26,6 +26,7 @@ from clip_train.labels import open_named, rename  # noqa: E402
 from clip_train.model import CLIP  # noqa: E402
 from clip_train.suite import Suite, SuiteSet, read_suite, shipped, shipped_prompts  # noqa: E402
 from clip_train.suite_data import open_set  # noqa: E402
+from clip_train.suite_report import table  # noqa: E402
 from clip_train.suite_run import Evaluator, run_suite  # noqa: E402
 from clip_train.tokenizer import load_tokenizer  # noqa: E402
 
@@ -138,9 +139,9 @@ def test_measures_by_hand():
 
 
 def test_the_suites_that_come_along():
-    assert shipped() == ["clip", "clip-probe", "datacomp"]
+    assert shipped() == ["clip", "clip-probe", "datacomp", "robustness"]
     sizes = {name: len(read_suite(name).sets) for name in shipped()}
-    assert sizes == {"clip": 27, "clip-probe": 26, "datacomp": 38}
+    assert sizes == {"clip": 27, "clip-probe": 26, "datacomp": 38, "robustness": 6}
     entries = {each.name: each for each in read_suite("clip").sets}
     assert entries["voc2007"].metric == "map-11-point" and entries["kinetics700"].metric == "accuracy-top1-top5"
     per_class = {name for name, each in entries.items() if each.metric == "mean-per-class"}
@@ -177,6 +178,8 @@ GOOD = {"name": "a", "kind": "zero-shot", "data": "a", "metric": "accuracy"}
         ({"l2": -1.0, "kind": "probe"}, "set 'a': l2: -1.0: a number in"),
         ({"split": "a/b"}, "set 'a': split: 'a/b': the name of a folder is expected"),
         ({"kind": ["probe"]}, r"set 'a': kind: \['probe'\] is unknown"),
+        ({"beside": "b"}, r"set 'a': beside: 'b' is no set with zero-shot accuracy \(allowed: \)"),
+        ({"beside": "a", "metric": "map"}, "set 'a': beside: has no effect without zero-shot accuracy"),
     ],
 )
 def test_bad_sets_are_refused_with_set_and_key(tmp_path, capsys, change, message):
@@ -279,6 +282,25 @@ def test_groups_of_images(small, tmp_path):
     assert worst["value"] == min(right[:2].mean(), right[2:4].mean()) and of_five["value"] == 1.0
     with pytest.raises(UsageError, match="set 'x': group: 2, the .npy members of .* have 2 numbers"):
         run(small, tmp_path, zero_shot_set(metric="worst-group", group=2))
+
+
+def test_a_shift_stands_beside_the_other_set_with_the_same_classes(small, tmp_path):
+    class_folder(tmp_path / "all", each=4)
+    class_folder(tmp_path / "shift")
+    webdataset(tmp_path / "part", labels=(0, 1, 0, 1), names=("star fish", "ball"))
+    webdataset(tmp_path / "strange", labels=(0, 1, 0, 1), names=("star fish", "moon"))
+    sets = [zero_shot_set(name="all", data=("all",))]
+    sets += [zero_shot_set(name=name, data=(name,), beside="all") for name in ("shift", "part", "strange")]
+    base, same, part, strange = run(small, tmp_path, *sets)
+    assert "gap" not in base and "gap" not in strange and "gap" not in run(small, tmp_path, sets[1])[0]
+    assert (same["reference"], same["gap"]) == (base["value"], same["value"] - base["value"])
+    (tmp_path / "two").mkdir()
+    for name in ("ball", "star_fish"):
+        (tmp_path / "all" / name).rename(tmp_path / "two" / name)
+    alone = run(small, tmp_path, zero_shot_set(name="two", data=("two",)))[0]  # class names: those of the folders
+    assert part["reference"] == alone["value"] and part["gap"] == part["value"] - alone["value"]
+    text = table({"sets": [base, part], "mean": 0.5, "done": 2})
+    assert text.splitlines()[0].split() == ["set", "metric", "%", "images", "beside", "gap"]
 
 
 def test_retrieval_and_probe_in_one_suite(small, tmp_path):

@@ -633,6 +633,20 @@ def test_two_processes_train_as_one(options, tmp_path, parallel):
     assert losses(part.output) == pytest.approx(losses(whole_run.output), abs=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_compile_as_one_does_not(options, tmp_path, parallel):
+    """Both towers, block by block, after the sharding. The compiler takes minutes."""
+    options = dataclasses.replace(options, text="padded")
+    train(dataclasses.replace(options, output=str(tmp_path / "one")))
+    flags = ("--processes", "2", "--parallel", parallel, "--compile", "--text", "padded")
+    given = {**environment(), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
+    done = subprocess.run(command(options, *flags), env=given, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stderr
+    assert losses(options.output) == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+
+
 def wait_for_end(processes: list[int]) -> None:
     deadline = time.monotonic() + 120
     while any(Path(f"/proc/{process}").exists() for process in processes):
