@@ -1,11 +1,12 @@
-"""A set in English, German and Chinese: which list each text meets, the caps, and equal digests in another order.
+"""A set in English, German and Chinese: which list each text meets, exact caps, and equal digests in another order.
 
     python benchmarks/three_languages.py ../shared/data/captions
 
 20,000 captions each of Multi30K in English, German, French and Czech, and the alts of a Chinese blog
-(web_alt_pages.parquet, page_alt:houbb). The lists are that of the project, and the 3,000 most frequent German words and
-pairs of Chinese letters of these texts. The set is built twice: with one worker, and with two workers and the inputs in
-another order. The table has the language of the list for the texts of each source.
+(web_alt_pages.parquet, page_alt:houbb). The lists are that of the project, and two that `queries.build` makes from the
+German captions and from the alts of the blog (it needs icu4py). The set is built twice: with one worker, and with two
+workers and the inputs in another order. A cap is exact if each query picks min(cap, its pairs after dedup). The table
+has the language of the list for the texts of each source.
 """
 
 from __future__ import annotations
@@ -17,14 +18,19 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import build
 from pipeline.dataset import exports
 from queries import load
+from queries.build import build as build_list
+from queries.options import Options as ListOptions
 
-CAPTIONS, WORDS = 20_000, 3_000
+CAPTIONS, CAP = 20_000, 300
+LISTS = (("de", "multi30k_de", 20), ("zh", "houbb.github.io", 3))  # language, source, least count of a word
 
 
 def main(captions: Path) -> None:
@@ -35,15 +41,35 @@ def main(captions: Path) -> None:
         ways = ((inputs, "1"), (inputs[::-1], "2"))
         for number, (given, workers) in enumerate(ways):
             argv = ["--input", *given, "--output", str(folder / f"out{number}"), "--workers", workers]
-            if build.main([*argv, "--queries", str(folder / "lists"), "--cap", "300", "--stages", "gather..balance"]):
+            argv += ["--queries", str(folder / "lists"), "--cap", str(CAP), "--stages", "gather..balance"]
+            if build.main(argv):
                 raise SystemExit("the build failed")
         infos = [json.loads((folder / f"out{number}/stages/balance/info.json").read_text()) for number in range(2)]
         print("equal digests:", infos[0]["digest"] == infos[1]["digest"], " caps:", infos[0]["caps"])
-        exports.write_rows(str(folder / "out0"), "match", str(folder / "rows.parquet"))
-        rows = pq.read_table(folder / "rows.parquet")
+        print("queries whose cap is not exact:", inexact(folder, infos[0]["caps"]))
+        rows = rows_of(folder, "match")
         pairs = zip(map(sources.get, rows["url"].to_pylist()), rows["language"].to_pylist(), strict=True)
         for (source, language), count in sorted(collections.Counter(pairs).items()):
             print(f"{source:<20}{language:<4}{count:>8,}")
+
+
+def rows_of(folder: Path, stage: str) -> pa.Table:
+    """The rows that leave a stage of the first build."""
+    path = folder / f"{stage}.parquet"
+    exports.write_rows(str(folder / "out0"), stage, str(path))
+    return pq.read_table(path)
+
+
+def inexact(folder: Path, caps: dict[str, int]) -> str:
+    """How many queries picked another number of pairs than the cap allows, of those with more pairs than the cap."""
+    listed = pq.read_table(folder / "out0/queries.parquet")
+    given, picked = (
+        np.bincount(pc.list_flatten(rows_of(folder, stage)[column]).to_numpy(), minlength=len(listed))
+        for stage, column in (("dedup", "query_ids"), ("balance", "kept_by"))
+    )
+    cap = np.array([caps[language] for language in listed["language"].to_pylist()])
+    wrong = int(np.count_nonzero(picked != np.minimum(cap, given)))
+    return f"{wrong} of {np.count_nonzero(given):,} in use ({np.count_nonzero(given > cap):,} over the cap)"
 
 
 def write_inputs(captions: Path, folder: Path) -> dict[str, str]:
@@ -61,9 +87,15 @@ def write_inputs(captions: Path, folder: Path) -> dict[str, str]:
     pq.write_table(table.slice(len(rows) // 2), folder / "one.parquet")
     (folder / "lists").mkdir()
     pq.write_table(pq.read_table(load.default_list()), folder / "lists" / "en.parquet")
-    for code, source, word in (("de", "multi30k_de", r"\w{3,}"), ("zh", "houbb.github.io", "[\u4e00-\u9fff]{2}")):
-        found = collections.Counter(match for text in texts[source] for match in re.findall(word, text.lower()))
-        (folder / "lists" / f"{code}.txt").write_text("\n".join(word for word, _ in found.most_common(WORDS)), "utf-8")
+    for code, source, least in LISTS:
+        lines = "\n".join(re.sub(r"\s+", " ", text) for text in texts[source])
+        (folder / f"{code}.txt").write_text(lines, "utf-8")
+        options = ListOptions(
+            output=str(folder / code), language=code, text=(str(folder / f"{code}.txt"),), min_count=least
+        )
+        made = build_list(options, quiet=True)
+        print(f"list {code}: {len(made):,} queries,", made.info["counts"])
+        pq.write_table(made.open().table, folder / "lists" / f"{code}.parquet")
     return dict(zip(urls, (source for source, _ in rows), strict=True))
 
 

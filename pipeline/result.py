@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 COUNTED = ("stage", "rows_in", "rows_out", "dropped")
 MOST_LOST = 0.8  # a larger share of the texts is lost: the lists hardly fit them
 MANY_QUERIES = 1_000
+MOST_LEFT_OUT = 0.01  # of the lines of a list: a larger share that cannot be read points to another encoding
 BESIDE = ("records_dropped", "notes", "retryable", "damaged_inputs", "left_out")
 
 
@@ -100,7 +101,7 @@ def sentence_on_queries(info: dict[str, Any]) -> str:
     return (
         f"queries: {info['queries_given']:,} given, {info['queries_merged']:,} of them equal to another one, "
         f"{info['queries_dropped']:,} without a letter, digit or symbol: {info['queries']:,} are used; "
-        f"{info['lines_left_out']:,} lines of the list are no text or too long"
+        f"{info['lines_left_out']:,} lines of the list are not UTF-8, or longer than 1,000 bytes"
     )
 
 
@@ -111,6 +112,12 @@ def sentences_on_fit(info: dict[str, Any]) -> list[str]:
     """
     came, dropped, notes = info["rows_in"], info["dropped"], info.get("notes") or {}
     found = []
+    left_out, given = info.get("lines_left_out", 0), info.get("queries_given", 0)
+    if left_out > MOST_LEFT_OUT * (left_out + given):
+        found.append(
+            f"{left_out:,} of {left_out + given:,} lines of the query list are not UTF-8, or too long: a list in "
+            "another encoding is converted by iconv -f ENCODING -t UTF-8"
+        )
     foreign = dropped.get("language", 0)
     if foreign > MOST_LOST * came:
         found.append(

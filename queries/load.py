@@ -160,9 +160,12 @@ def _assemble(path: str, cells: _Cells) -> QueryList:
     rows = np.flatnonzero(is_text & ~is_empty & ~is_long)
     invalid, empties, too_long = (int(np.count_nonzero(mask)) for mask in (~is_text, is_empty, is_long))
     if not len(rows):
-        left_out = f"{empties} empty, {invalid} not text" + (f", {too_long} too long" if too_long else "")
+        left_out = f"{empties} empty, {invalid} not UTF-8" + (f", {too_long} too long" if too_long else "")
         cause = f"holds no usable query ({left_out})" if len(tidy) else "is empty"
-        raise QueryError(path, cause, "Give a list with one query a line, or one of the other formats.")
+        remedy = "Give a list with one query a line, or one of the other formats."
+        if invalid > empties + too_long:
+            remedy = "Convert it with iconv -f ENCODING -t UTF-8."
+        raise QueryError(path, cause, remedy)
 
     language = _languages(path, cells.language)
     lines = with_language(tidy, language).take(pa.array(rows))

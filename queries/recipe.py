@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline import __version__
 from pipeline.engine import storage
+from pipeline.text.language_names import LID, NAMES, model_code, nearest_code
 from pipeline.text.matcher import Matcher
 from queries import assemble, bigrams, flags, job, load, rules, segment, titles, wordnet
 from queries.bigrams import Vocabulary
@@ -63,6 +64,11 @@ def collect(options: Options, *, quiet: bool = False) -> Sources:
     if options.profile == "wit":
         words, ledger["words"] = rules.usable_words(words)
     warnings: list[str] = []
+    if model_code(_code(options), NAMES) is None:
+        warnings.append(
+            f"--language {options.language}: the language model {LID} does not know it, so pipeline.build takes this "
+            f"list only with --languages all; did you mean {nearest_code(options.language)}?"
+        )
     pairs = _ready_pairs(options, ready, ledger, warnings)
     if not (options.wikipedia or options.text or options.pageviews):
         offers.append(("word", rules.word_queries(words, min_count=options.min_count)))
@@ -269,7 +275,7 @@ def write(options: Options, sources: Sources, *, seconds: float) -> dict[str, An
     if len(table) <= NUMBERS:
         raise load.QueryError(
             options.output,
-            "no source gave a query; the list would hold only the numbers 0-99",
+            "; ".join(["no source gave a query; the list would hold only the numbers 0-99", *sources.warnings]),
             "Give --wordnet, --counts, --text, --wikipedia or --pageviews, or lower --min-count.",
         )
     listed = assemble.write(options.output, table)

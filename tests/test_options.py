@@ -238,7 +238,7 @@ def test_a_model_of_the_users_own_names_its_languages(told, tmp_path: Path) -> N
     assert code == build.USAGE
     assert "--languages eng_Lat: the language model model.bin does not know it; did you mean eng_Latn?" in said
     code, said = told("--language-model", "model.bin")  # the list of the project is for en
-    assert code == build.USAGE and "--languages en: the language model model.bin does not know it" in said
+    assert code == build.USAGE and "a query list is for en: the language model model.bin does not know it" in said
     code, said = told("--language-model", "texts", "--languages", "en")
     assert code == build.MISSING and "--language-model texts: is no fastText model" in said
     code, said = told("--language-model", "texts")  # no language is asked for

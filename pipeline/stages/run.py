@@ -335,11 +335,12 @@ class WantedLanguages:
             if named and code not in named:
                 raise UsageError(f"--languages {code}: no query list is for it; the lists are for {', '.join(named)}")
         lists = [listed.index(code) if named else 0 for code in wanted]
-        return cls(tuple(_model_codes(wanted, model)), tuple(wanted), tuple(lists), not every)
+        by = "--languages" if asked and not every else "a query list is for"
+        return cls(tuple(_model_codes(wanted, model, by)), tuple(wanted), tuple(lists), not every)
 
 
-def _model_codes(wanted: Sequence[str], model: str) -> list[str]:
-    """The names of the languages in the model."""
+def _model_codes(wanted: Sequence[str], model: str, by: str) -> list[str]:
+    """The names of the languages in the model. `by` says in a message who wants them."""
     packaged = model in ("auto", LID)
     known = tuple(NAMES) if packaged else _model_languages(model)
     codes = [model_code(code, known) for code in wanted]
@@ -347,7 +348,8 @@ def _model_codes(wanted: Sequence[str], model: str) -> list[str]:
         if found is None:
             hint = f"; did you mean {nearest_code(code)}?" if packaged else nearest(code, known)
             who = LID if packaged else model
-            raise UsageError(f"--languages {code}: the language model {who} does not know it{hint} (all: drop no text)")
+            remedy = "--languages all: drop no text"
+            raise UsageError(f"{by} {code}: the language model {who} does not know it{hint} ({remedy})")
     return [found for found in codes if found]
 
 

@@ -465,3 +465,15 @@ def test_pairs_of_ready_counts_take_words_in_lower_case_and_are_counted_without_
         assert ("new york" in queries) == kept
         assert made.info["ledger"]["counts"].get("pairs_of_unknown_words", 0) == unknown
         assert len([line for line in made.info["warnings"] if "1 of 1 pairs were left out" in line]) == unknown
+
+
+def test_a_language_without_a_model_and_pairs_without_words_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "words.tsv").write_text("dog\t2000\n")
+    options = Options(output=str(tmp_path / "xx"), counts=(str(tmp_path / "words.tsv"),), language="xx")
+    (said,) = build.build(options, quiet=True).info["warnings"]
+    assert said.startswith("--language xx: the language model lid.176 does not know it")
+    (tmp_path / "pairs.tsv").write_text("New York\t900\n")
+    assert run("--output", tmp_path / "out", "--counts", tmp_path / "pairs.tsv") == 4
+    assert "has pairs but no words" in capsys.readouterr().err

@@ -167,6 +167,10 @@ def test_lists_that_miss_the_texts_are_a_warning() -> None:
     (said,) = sentences_on_fit(info | {"dropped": {"no_query": 190}, "notes": notes})
     assert said.startswith("90 of 100 texts of the language de contain no query")
     assert sentences_on_fit({"rows_in": 0, "queries": 5000, "dropped": {}, "notes": {}}) == []
+    latin = {"rows_in": 0, "queries": 95, "queries_given": 95, "dropped": {}, "lines_left_out": 5}
+    (said,) = sentences_on_fit(latin)
+    assert said.startswith("5 of 100 lines of the query list are not UTF-8")
+    assert sentences_on_fit(latin | {"lines_left_out": 0}) == []
 
 
 def test_the_cap_is_exact_in_each_language(folder: Path) -> None:
