@@ -93,7 +93,6 @@ def build(options: Options, *, quiet: bool = False) -> Result:
     stages = plan(run)
     continuing.check(stages, run)
     continuing.check_inputs(stages, run)
-    quiet_beam.import_beam()
     with work.lock_run_folder(run.root):
         storage.remove_stale_files(run.root)
         continuing.check(stages, run)  # again: another run may have changed the folder before the lock
@@ -103,9 +102,7 @@ def build(options: Options, *, quiet: bool = False) -> Result:
         for line in continuing.remove_lost(stages, run):
             if not quiet:
                 print(line, file=sys.stderr)
-        write_what_was_looked_up(run)
-        for stage in stages:
-            stage.settle(run)
+        settle(stages, run)
         continuing.check_results(stages, run)
         for _, job in itertools.groupby(continuing.to_do(stages, run), key=lambda stage: stage.job):
             run_job(list(job), run, quiet=quiet)
@@ -119,18 +116,17 @@ def retry_inputs(stages: list[Stage], run: Run, *, quiet: bool = False) -> None:
     if line and not quiet:
         print(f"pipeline.build: {line}", file=sys.stderr)
     if again:
-        write_what_was_looked_up(run)
-        for stage in again:
-            stage.settle(run)
+        settle(stages, run)
         run_job(again, run, quiet=quiet)
     line = continuing.finish_retry(stages, run)
     if line and not quiet:
         print(f"pipeline.build: {line}", file=sys.stderr)
 
 
-def write_what_was_looked_up(run: Run) -> None:
-    """Writes the query list and the recipe. Each run writes them again."""
-    storage.write_published(run.queries_file, run.queries.table)
+def settle(stages: list[Stage], run: Run) -> None:
+    """Writes what each run writes again: what the workers read, the recipe, and the checksums of what users read."""
+    for stage in stages:
+        stage.settle(run)
     storage.write_plain(f"{run.root}/recipe.yaml", recipe_text(run.settings(Options)).encode())
     storage.list_checksums(run.root, ("queries.parquet", "recipe.yaml"))
 

@@ -350,6 +350,13 @@ def check_listed(path: str) -> None:
         raise DamagedError.of(path)
 
 
+def is_listed(path: str) -> bool:
+    """True if checksums.json in the same folder lists the file as it is."""
+    folder, name = os.path.split(path)
+    listed = (read_json(os.path.join(folder, CHECKSUMS)) or {}).get("xxh3_64", {})
+    return name in listed and os.path.exists(path) and _hex(path) == listed[name]
+
+
 def _hex(path: str) -> str:
     with opened(path) as file:
         return f"{_digest(file.fileno(), [(0, os.fstat(file.fileno()).st_size)]):016x}"

@@ -11,7 +11,7 @@ import functools
 import os
 import re
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,9 @@ from pipeline.text.matcher import default_case
 from pipeline.text.matchers import HASHES, ListOfLanguage, Matchers, build, load_lists, save_lists
 from pipeline.text.words import count_words
 from queries.several import parse_name
+
+if TYPE_CHECKING:
+    from queries.identity import UsedQueries
 
 
 def query_lists(given: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -243,27 +246,20 @@ class Match(RowStage):
     options: ClassVar[type] = MatchSettings
 
     gathered: StepFolder
-    mode: str
-    case: str
+    used: UsedQueries
     rules: Rules
-    lists: tuple[ListOfLanguage, ...]
-    list_counts: tuple[tuple[str, int], ...]
     key_bits: int
     groups: int
     units: int
 
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
-        used = run.queries
         return cls(
             before.plan(run, cls),
             run.keep_rejected,
             gathered=before.last_rows().parts,
-            mode=used.mode,
-            case=used.case,
+            used=run.queries,
             rules=Rules(run.language_model, run.languages),
-            lists=tuple(ListOfLanguage(*found) for found in used.lists()),
-            list_counts=tuple(used.counts().items()),
             key_bits=run.sizes.key_bits,
             groups=run.sizes.groups,
             units=len(run.inputs),
@@ -284,18 +280,23 @@ class Match(RowStage):
         """The queries with their identities."""
         return os.path.join(self.tables, "queries.parquet")
 
+    def settle(self, run: Run) -> None:
+        """Writes the query list for users, unless that of a done stage is whole: merging the lists takes long."""
+        if not (self.is_done() and storage.is_listed(run.queries_file)):
+            storage.write_published(run.queries_file, self.used.table)
+
     def begin(self, run: Run) -> None:
-        save_lists(self.tables, list(self.lists))
-        table = pa.table({IDENTITY: run.queries.identities, "query": run.queries.table["query"]})
+        save_lists(self.tables, [ListOfLanguage(*found) for found in self.used.lists()])
+        table = pa.table({IDENTITY: self.used.identities, "query": self.used.table["query"]})
         storage.write_table(self.list_file, table)
 
     def facts(self) -> dict[str, Json]:
-        return dict(self.list_counts)
+        return dict(self.used.counts())
 
     def prepare(self, done: Any) -> Any:
         step = self.folder.step("list")
-        task = BuildTables(step, self.list_file, self.tables, self.mode, self.case)
-        return run_task(done, task, max_units=len(self.lists))
+        task = BuildTables(step, self.list_file, self.tables, self.used.mode, self.used.case)
+        return run_task(done, task, max_units=len(self.used.languages))
 
     def source(self) -> ReadParts:
         return ReadParts(self.gathered)

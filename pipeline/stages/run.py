@@ -371,7 +371,7 @@ class Run:
         options: the options of the user, an instance of the options class of every stage.
         root: OUT, absolute.
         inputs: the files to read, sorted by name.
-        queries: the query lists, with equal queries merged.
+        queries: the query lists. Equal queries are merged when they are needed.
         languages: the languages of the texts that stay, and the list of each.
         language_model: "lid.176", a path, or "none".
         sizes: the number of buckets of each exchange.
@@ -480,7 +480,7 @@ def look_up(
     robots = look_up_robots(robots_archive, output=options.output)
     rows = sum(READERS[item.format].expected_rows(item) for item in inputs)
     used = look_up_queries(queries, match=match, case=case)
-    wanted = WantedLanguages.of(languages, [code for code, _, _ in used.lists()], language_model)
+    wanted = WantedLanguages.of(languages, used.languages, language_model)
     if language_model == "auto":
         from_pages = any(READERS[item.format].knows_pages for item in inputs)
         language_model = LID if wanted.codes or from_pages else "none"

@@ -312,7 +312,7 @@ def test_stages_use_no_form_without_a_checksum() -> None:
     """`files` is the lower half of the storage; what has no checksum is published, or not the run's."""
     plain = {
         ("pipeline/build.py", "write_plain"): "recipe.yaml, listed in checksums.json",
-        ("pipeline/build.py", "write_published"): "queries.parquet, listed in checksums.json",
+        ("pipeline/stages/match.py", "write_published"): "queries.parquet, listed in checksums.json",
         ("pipeline/stages/publish.py", "write_published"): "rejected/, listed in the manifest",
         ("pipeline/stages/purge.py", "write_published"): "the same, after a pair was forgotten",
     }

@@ -103,6 +103,14 @@ def test_counts_beyond_64_bits_do_not_wrap(tmp_path):
     assert rows(merge_queries(load_queries(str(path)), mode="wide", case="fold")) == [("a", "", 2**63 - 1, "")]
 
 
+def test_a_language_without_a_token_has_no_list(tmp_path: Path) -> None:
+    """Also if the only query with a token comes after many without one."""
+    many = [("." * (number + 1), "", 0, "en") for number in range(900)] + [("..." * 400 + "a", "", 0, "en")]
+    many += [("(" * (number + 1), "", 0, "en") for number in range(200)]
+    used = use(tmp_path, [*many, ("?", "", 0, "de"), ("zebra", "", 0, "en"), ("chat", "", 0, "fr")])
+    assert used.languages == ("en", "fr") == tuple(language for language, _, _ in used.lists())
+
+
 @given(
     lines=LINES,
     seed=st.integers(0, 9),
@@ -126,6 +134,7 @@ def test_merging_by_definition(tmp_path_factory, lines, seed, mode, case):
     assert found == {
         (language, min(group)[1], -sum(count for count, _ in group)) for (language, _), group in expected.items()
     }
+    assert set(used.languages) == {language for language, _, _ in used.lists()}
     counts = used.counts()
     assert counts["queries_given"] == counts["queries"] + counts["queries_merged"] + counts["queries_dropped"]
     assert len(set(used.identities.to_pylist())) == len(expected)

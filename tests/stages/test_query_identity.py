@@ -13,6 +13,7 @@ from pipeline import build
 from pipeline.dataset import exports
 from pipeline.dataset.shards import digest_of_queries
 from pipeline.options import parse
+from queries import identity
 from queries.load import load_queries
 from tests.stages.test_select import info, write_table
 
@@ -84,6 +85,18 @@ def test_the_shown_form_picks_no_other_pairs(folder: Path) -> None:
     assert picked[0] == picked[1] == picked[2]
     shown = [pq.read_table(folder / f"out{number}" / "queries.parquet")["query"].to_pylist() for number in range(3)]
     assert shown == [["Canada", "view"], ["CANADA", "view"], ["canada", "VIEW"]]
+
+
+def test_a_run_that_continues_merges_no_queries(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a second for a large list. A damaged list for users is written again."""
+    out = select(folder, "Canada\nview\n", "--cap", "10")
+    listed = (out / "queries.parquet").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(identity, "_merge", lambda *_, **__: pytest.fail("the lists were merged"))
+        select(folder, "Canada\nview\n", "--cap", "10")
+    (out / "queries.parquet").write_bytes(b"")
+    select(folder, "Canada\nview\n", "--cap", "10")
+    assert (out / "queries.parquet").read_bytes() == listed
 
 
 def test_the_language_is_part_of_the_identity(folder: Path) -> None:
