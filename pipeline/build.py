@@ -38,9 +38,9 @@ from pipeline.engine.cli import (
 )
 from pipeline.engine.options import validate
 from pipeline.engine.work import Busy
-from pipeline.options import Options, parse, recipe_text
+from pipeline.options import Options, check_options, parse, recipe_text
 from pipeline.result import Result
-from pipeline.stages import STAGES, continuing
+from pipeline.stages import STAGES, continuing, extending
 from pipeline.stages.base import Outputs, Stage
 from pipeline.stages.row_pass import fuse_row_stages
 from pipeline.stages.run import Run
@@ -89,13 +89,16 @@ def build(options: Options, *, quiet: bool = False) -> Result:
         BelowThreshold: a stage left too few rows for the later stages.
         DamagedError: a file of an earlier stage is damaged or gone.
     """
-    run = look_up(options)
+    check_options(options)
+    run = look_up(extending.settled(options))
     stages = plan(run)
-    continuing.check(stages, run)
+    check = extending.check if extending.grows(run) else continuing.check
+    check(stages, run)
     continuing.check_inputs(stages, run)
     with work.lock_run_folder(run.root):
         storage.remove_stale_files(run.root)
-        continuing.check(stages, run)  # again: another run may have changed the folder before the lock
+        check(stages, run)  # again: another run may have changed the folder before the lock
+        extending.change_inputs(stages, run)
         continuing.remove_from(stages, options.redo)
         retry_inputs(stages, run, quiet=quiet)
         continuing.reopen(stages, run)
@@ -127,7 +130,8 @@ def settle(stages: list[Stage], run: Run) -> None:
     """Writes what each run writes again: what the workers read, the recipe, and the checksums of what users read."""
     for stage in stages:
         stage.settle(run)
-    storage.write_plain(f"{run.root}/recipe.yaml", recipe_text(run.settings(Options)).encode())
+    recipe = recipe_text(run.settings(Options), inputs=run.input_list.specs, drops=run.input_list.drops)
+    storage.write_plain(f"{run.root}/recipe.yaml", recipe.encode())
     storage.list_checksums(run.root, ("queries.parquet", "recipe.yaml"))
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import ClassVar
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from pipeline import __version__
 from pipeline.engine import recipe, runners
+from pipeline.engine.cli import UsageError
 from pipeline.engine.command_line import CommandLine
-from pipeline.engine.options import option
+from pipeline.engine.options import declared, option, show, validate
 from pipeline.stages import STAGES
 from pipeline.stages.run import HowSettings, RightsSettings, RunSettings
 
@@ -22,6 +24,8 @@ Every stage writes a folder OUT/stages/<name>. A stage that is COMPLETED is not 
 command again to continue."""
 
 
+RECIPE = "recipe.yaml"  # in OUT: the options of the set
+INPUTS = ("input", "drop_input")  # what --extend changes
 GROUPS = (RunSettings, *(stage.options for stage in STAGES), RightsSettings, HowSettings)  # in the order of the stages
 
 
@@ -47,6 +51,43 @@ class ShowSettings:
     json: bool = option(False, help="print the summary as JSON", steers=True)
 
 
+def options_of_set(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the set in OUT, for a command that changes its inputs; {} for other commands.
+
+    Args:
+        given: the values of the flags.
+
+    Raises:
+        UsageError: OUT holds no set.
+    """
+    if not given.get("extend") and (given.get("input") or not given.get("drop_input")):
+        return {}
+    path = os.path.join(given.get("output", ""), RECIPE)
+    if not os.path.isfile(path):
+        raise UsageError(f"--extend: {given.get('output', 'the output folder')} holds no set: build one first")
+    return {**recipe.read(path, Options, without=INPUTS), "extend": True}
+
+
+def check_options(options: Options) -> None:
+    """Refuses to change the inputs of a set together with its options. With --redo, `continuing` refuses.
+
+    Raises:
+        UsageError: its message names the option, both values, and what to type.
+    """
+    path = os.path.join(options.output, RECIPE)
+    if not options.extend or options.redo or not os.path.isfile(path):
+        return
+    there = validate(Options(**recipe.read(path, Options, without=INPUTS), output=options.output, extend=True))
+    for item in declared(Options):
+        old, new = getattr(there, item.name), getattr(options, item.name)
+        if not item.steers and item.name not in INPUTS and old != new:
+            was = "not given" if old is None else show(old)
+            raise UsageError(
+                f"{item.shown} {show(new)}: must be as in the set ({was}) for --extend. Leave it out, or name with "
+                "--redo the first stage that changes"
+            )
+
+
 COMMAND_LINE = CommandLine(
     program="python -m pipeline.build",
     description=DESCRIPTION,
@@ -55,6 +96,7 @@ COMMAND_LINE = CommandLine(
     groups=GROUPS,
     how=ShowSettings,
     others=runners.beam_flags,
+    beneath=options_of_set,
 )
 
 
@@ -64,12 +106,19 @@ def parse(argv: Sequence[str]) -> tuple[Options, ShowSettings]:
     Raises:
         UsageError, MissingInput: it cannot be carried out. Nothing was written, and Beam was not imported.
     """
-    return COMMAND_LINE.parse(argv)
+    options, how = COMMAND_LINE.parse(argv)
+    check_options(options)
+    return options, how
 
 
-def recipe_text(options: Options) -> str:
-    """The recipe of a run as YAML. --config reads it, and makes the same set. It holds no password."""
+def recipe_text(options: Options, *, inputs: Sequence[str] | None = None, drops: Sequence[str] = ()) -> str:
+    """The recipe of a run as YAML. --config reads it, and makes the same set. It holds no password.
+
+    `inputs` and `drops` replace --input and --drop-input.
+    """
     from pipeline.sources.inputs import public_spec
 
     comment = f"openwit {__version__}\npython -m pipeline.build --config recipe.yaml --output OUT"
-    return recipe.write(options, comment=comment, public={"input": public_spec, "robots_archive": public_spec})
+    if inputs is not None:
+        options = dataclasses.replace(options, **{"input": tuple(inputs), "drop_input": tuple(drops)})
+    return recipe.write(options, comment=comment, public=dict.fromkeys((*INPUTS, "robots_archive"), public_spec))

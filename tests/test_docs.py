@@ -248,6 +248,7 @@ TABLES = {
     "rejected/*.parquet": (PUBLISHED_REJECTED, pa.schema([])),
 }
 INSIDE = {
+    "OUTCOMES": "what a fetch takes from earlier ones; it is written as FETCHED_PART",
     "PASSED": "a batch on its way within one pass; it is never written",
     "HASHED": "the hashes of evaluation images",
     "FOUND": "CONTAMINATION with uid in the place of key, of one unit",

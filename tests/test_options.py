@@ -357,7 +357,7 @@ def test_the_recipe_holds_what_decides_and_nothing_of_the_run(told, capsys: pyte
     assert "cap: 7\n" in said and "word" not in said and "sig" not in said
     assert "- https://a.example/x.warc.gz\n" in said
     names = {line.split(":")[0] for line in said.splitlines() if re.match(r"[a-z]", line)}
-    steers = {"output", "stages", "workers", "runner", "exchange", "redo", "beam"}
+    steers = {"output", "extend", "stages", "workers", "runner", "exchange", "redo", "beam"}
     steers |= {"retry_failed", "fetch_rounds", "min_success", "fetch_memory", "skip_bad_inputs"}
     steers |= {"input_patience", "input_rate", "cc_mirrors", "cc_host", "input_cache", "input_cache_gb"}
     assert names == {item.name for item in declared(options.Options)} - steers
@@ -368,7 +368,7 @@ def test_what_the_card_shows_are_options_that_decide() -> None:
     from pipeline.stages.run import published_options
 
     made = options.Options(input=("x",), output="out")
-    hidden = {"input", "queries", "robots_archive", "scores", "blocklist", "decontaminate"}
+    hidden = {"input", "drop_input", "queries", "robots_archive", "scores", "blocklist", "decontaminate"}
     assert set(published_options(made)) == set(deciding(made)) - hidden
 
 

@@ -37,7 +37,8 @@ def write_rows(out: str, stage: str, to: str) -> int:
     if info is None:
         raise NoRows(f"the stage {stage!r} is not complete in {out!r}: run the build first")
     found = _rows(out, stage, info)
-    names = sorted({item["name"] for item in storage.read_list(os.path.join(out, "inputs.json"))})
+    inputs = {item["unit"]: item["name"] for item in storage.read_list(os.path.join(out, "inputs.json"))}
+    names = [inputs.get(unit, "") for unit in range(1 + max(inputs))]
     schema = readable(SCHEMAS[stage].empty_table(), names).schema
     rows = 0
     with (

@@ -93,6 +93,7 @@ METADATA = pa.schema(
 # The keys of a sample's JSON.
 CHANGING = {"keep_probability", "kept_by"}  # columns that depend on the rows of other shards
 NOT_IN_JSON = {"query_ids", "shard", *(f"{e}_{what}" for e in EXTENSIONS for what in ("offset", "size")), *CHANGING}
+IN_TAR = [name for name in METADATA.names if name not in NOT_IN_JSON]  # they decide the bytes of a tar
 JSON_KEYS = tuple(sorted({"caption", *METADATA.names} - NOT_IN_JSON))
 
 
@@ -190,10 +191,40 @@ def write_shard(
     """
     if rows.num_rows == 0:
         raise ShardError(f"shard {number} would be empty")
-    table = describe(rows, number)
-    for name in more.column_names if more is not None else ():
-        table = table.append_column(name, more[name])  # type: ignore[index]
+    table = with_columns(describe(rows, number), more)
     return _write(folder, number, table, ReadImages(read_image, rows["stored_xxh3"].to_pylist()), ranges=ranges)
+
+
+def with_columns(table: pa.Table, more: pa.Table | None) -> pa.Table:
+    """A table with the columns of another one behind its own."""
+    for name in () if more is None else more.column_names:
+        table = table.append_column(name, more[name])  # type: ignore[index]
+    return table
+
+
+def keep_shard(
+    folder: str, number: int, rows: pa.Table, before: pa.Table, *, ranges: Ranges, more: pa.Table | None = None
+) -> tuple[FileEntry, pa.Table] | None:
+    """Writes the metadata of a shard whose tar would not change; None: the tar changes.
+
+    Args:
+        folder: where the metadata goes.
+        number, rows, ranges, more: as in `write_shard`.
+        before: the METADATA of a tar.
+
+    Returns:
+        The entry of the metadata, and the METADATA with the places in that tar.
+    """
+    if rows.num_rows != before.num_rows or not set(METADATA.names) <= set(before.column_names):
+        return None
+    table, there = describe(rows, number), before.select(METADATA.names).cast(METADATA)
+    if not table.select(IN_TAR).equals(there.select(IN_TAR)):
+        return None
+    for name in (f"{extension}_{what}" for extension in EXTENSIONS for what in ("offset", "size")):
+        table = table.set_column(METADATA.get_field_index(name), METADATA.field(name), there[name])
+    table, path = with_columns(table, more), metadata_path(number, ranges.digits)
+    storage.write_published(os.path.join(folder, path), table)
+    return entry_of(folder, path, rows=len(table)), table
 
 
 def rewrite_shard(

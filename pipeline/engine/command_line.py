@@ -27,6 +27,7 @@ class CommandLine(Generic[T, H]):
         groups: the dataclasses that `options` is composed of, in the order of the help. `title` names a group.
         how: a dataclass of flags that concern this command line alone; `config` names a recipe file.
         others: returns the flags that `beam` may hold; called only if a flag is not ours.
+        beneath: takes the values of the flags, and returns values that recipe and flags win over; None: there are none.
     """
 
     program: str
@@ -36,6 +37,7 @@ class CommandLine(Generic[T, H]):
     groups: tuple[type, ...]
     how: type[H]
     others: Callable[[], Iterable[str]]
+    beneath: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
 
     def parser(self) -> Parser:
         """The parser. It checks flags, not values, and sets no defaults."""
@@ -74,7 +76,8 @@ class CommandLine(Generic[T, H]):
         how = validate(
             self.how(**{item.name: given.pop(item.name) for item in declared(self.how) if item.name in given})
         )
-        values = self._recipe(how, given) | given | ({"beam": tuple(rest)} if rest else {})
+        below = dict(self.beneath(given)) if self.beneath else {}
+        values = below | self._recipe(how, given) | given | ({"beam": tuple(rest)} if rest else {})
         missing = [item for item in declared(self.options) if item.default is REQUIRED and item.name not in values]
         if missing:
             check_flags(argv, parser, others=self.others)  # it may be given, but misspelt

@@ -3,6 +3,8 @@
     OUT/.change/new/<path>      the new content of OUT/<path>
     OUT/.change/journal.json    what to move, to remove and to overwrite: the commit, written when all of it is there
 
+Files that lie below OUT already can be moved, too (`Change.rename`).
+
 Before the journal is written, the folder is as it was. After it, whoever locks the folder next carries the change out
 (`finish`). Each step may be done twice. manifest.json is removed first and moved last: no reader sees a mixed set.
 """
@@ -31,6 +33,7 @@ class Change:
     def __init__(self, root: str) -> None:
         self.root = root
         self._removed: set[str] = set()
+        self._renamed: dict[str, str] = {}
         self._erased: list[dict[str, Any]] = []
         discard(root)
 
@@ -46,6 +49,10 @@ class Change:
     def remove(self, path: str) -> None:
         """The file or folder tree is removed."""
         self._removed.add(path)
+
+    def rename(self, source: str, target: str) -> None:
+        """A file below OUT gets another place. Until the commit it stays where it is."""
+        self._renamed[target] = source
 
     def removes(self, path: str) -> bool:
         """True if the file is removed."""
@@ -63,11 +70,16 @@ class Change:
 
     def paths(self) -> list[str]:
         """The paths of all files that the change replaces, removes or erases, sorted."""
-        return sorted({*self._moved(), *self._removed, *(item["path"] for item in self._erased)})
+        return sorted({*self._moved(), *self._renamed, *self._removed, *(item["path"] for item in self._erased)})
 
     def commit(self) -> None:
         """Writes the journal, then carries the change out."""
-        journal = {"moved": self._moved(), "removed": sorted(self._removed), "erased": self._erased}
+        journal = {
+            "moved": self._moved(),
+            "renamed": self._renamed,
+            "removed": sorted(self._removed),
+            "erased": self._erased,
+        }
         storage.write_json(os.path.join(self.root, FOLDER, JOURNAL), journal)
         finish(self.root)
 
@@ -105,23 +117,22 @@ def discard(root: str) -> None:
 
 
 def _carry_out(root: str, journal: dict[str, Any]) -> None:
-    def new(path: str) -> str:
-        return os.path.join(root, FOLDER, "new", path)
-
-    hidden = MANIFEST in journal["moved"] and os.path.exists(new(MANIFEST))
+    places = {path: os.path.join(FOLDER, "new", path) for path in journal["moved"]} | journal["renamed"]
+    sources = {path: os.path.join(root, place) for path, place in places.items()}
+    hidden = MANIFEST in sources and os.path.exists(sources[MANIFEST])
     if hidden or MANIFEST in journal["removed"]:
         storage.remove(os.path.join(root, MANIFEST))
     for item in journal["erased"]:
         _erase(os.path.join(root, item["path"]), item["ranges"], item["size"])
-    for path in journal["moved"]:
+    for path, source in sources.items():
         if path != MANIFEST:
-            _move(new(path), os.path.join(root, path))
-    for path in journal["removed"]:
-        storage.remove(os.path.join(root, path))
-    storage.flush_folders({os.path.dirname(os.path.join(root, path)) for path in journal["moved"]})
+            _move(source, os.path.join(root, path))
+    storage.flush_folders({os.path.dirname(os.path.join(root, path)) for path in sources})
     if hidden:
-        _move(new(MANIFEST), os.path.join(root, MANIFEST))
+        _move(sources[MANIFEST], os.path.join(root, MANIFEST))
         storage.flush_folders([root])
+    for path in journal["removed"]:  # last: files may have been moved out of a folder that goes
+        storage.remove(os.path.join(root, path))
 
 
 def _move(source: str, target: str) -> None:

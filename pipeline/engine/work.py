@@ -110,6 +110,7 @@ class StageFolder:
         fingerprint: digest of everything that decides the stage's rows.
         about: JSON that info.json repeats: what decides the rows, the options, the versions of the code.
         before: name of the stage whose rows this one takes in; "": none.
+        of_units: digest of everything that decides the rows of one input. Other inputs do not change it.
     """
 
     root: str
@@ -117,6 +118,7 @@ class StageFolder:
     fingerprint: str = ""
     about: str = "{}"
     before: str = ""
+    of_units: str = ""
 
     @property
     def path(self) -> str:
@@ -127,6 +129,10 @@ class StageFolder:
         """The folder of one step. `more` is added to the fingerprint of its units."""
         fingerprint = digest_of(self.fingerprint, more) if more else self.fingerprint
         return StepFolder(os.path.join(self.path, name), fingerprint)
+
+    def units(self, name: str) -> StepFolder:
+        """The folder of a step whose units stay valid when inputs are added or dropped."""
+        return StepFolder(os.path.join(self.path, name), self.of_units)
 
     def info(self) -> dict[str, Any] | None:
         """info.json of the stage if it is completed, else None. One of an older version has no checksum in it."""
@@ -147,13 +153,21 @@ class StageFolder:
             raise storage.DamagedError.of(os.path.join(self.path, "info.json"), "it has no checksum")
         return info
 
-    def complete(self, info: dict[str, Any]) -> None:
-        """Writes the list of the stage's files, then info.json, then COMPLETED."""
+    def complete(self, info: dict[str, Any], *, into: str | None = None, without: str = "") -> None:
+        """Writes the list of the stage's files, then info.json, then COMPLETED.
+
+        Args:
+            info: the body of info.json.
+            into: a folder for these three; None: that of the stage.
+            without: a folder of the stage that goes away.
+        """
+        into = into or self.path
         written = {os.path.relpath(path, self.path).replace(os.sep, "/") for path in storage.walk(self.path)}
-        storage.write_list(os.path.join(self.path, FILES), sorted(written - {FILES, "info.json", "COMPLETED"}))
+        listed = {path for path in written - {FILES, "info.json", "COMPLETED"} if path.split("/")[0] != without}
+        storage.write_list(os.path.join(into, FILES), sorted(listed))
         head = {"stage": self.name, "fingerprint": self.fingerprint, **json.loads(self.about)}
-        storage.write_json(os.path.join(self.path, "info.json"), {**head, **info})
-        storage.write_plain(os.path.join(self.path, "COMPLETED"), b"")
+        storage.write_json(os.path.join(into, "info.json"), {**head, **info})
+        storage.write_plain(os.path.join(into, "COMPLETED"), b"")
 
 
 def run_unit(folder: StepFolder, unit: int, task: Callable[[int], dict[str, Any]]) -> dict[str, Any]:

@@ -70,6 +70,7 @@ class Input:
         format: the key of its reader in `READERS`.
         bytes: size of the whole file; None if only a server knows it.
         part: first and last (exclusive) piece, as the reader counts pieces; None for the whole file.
+        found: the file as the user named it; None: not known.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Input:
     format: str
     bytes: int | None = None
     part: tuple[int, int] | None = None
+    found: Found | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import fnmatch
 import glob
 import hashlib
 import os
@@ -57,8 +58,11 @@ def expand(
     cc_base: str | None = None,
     skip_bad: bool = False,
     without: str | None = None,
+    known: Sequence[Input] = (),
+    drop: Sequence[str] = (),
+    dropped: Sequence[str] = (),
 ) -> list[Input]:
-    """All inputs behind `specs`, sorted by name, each file once.
+    """All inputs behind `specs`, and those that are known already, sorted by name, each file once.
 
     Args:
         specs: files, globs, folders, @LISTs, URLs, cc:CRAWL[:warc][[first:last]].
@@ -66,24 +70,123 @@ def expand(
         cc_base: where crawl paths lie (URL or folder); default: OPENWIT_CC_BASE, then Common Crawl's server.
         skip_bad: a file that must be opened for this, and cannot be had, stays one input. Its reader fails then.
         without: a folder that the run writes. Folders and globs skip the files in it.
+        known: inputs of the set that grows. They are not opened, unless a file with the same name comes in beside one:
+            then both get longer names, as if they were named together.
+        drop: names, paths, folders and globs of inputs that are left out.
+        dropped: paths of inputs that were left out before. A value of `drop` may name one of them again.
 
     Raises:
         InputError: nothing matches, or a file cannot be read, or its format is not recognised, or lies in `without`.
+            A known file has changed. A value of `drop` fits no input.
     """
     if input_format not in (AUTO, *READERS):
         *others, last = (AUTO, *READERS)
         raise InputError(f"input format {input_format!r} is unknown: use {', '.join(others)} or {last}")
-    if not specs:
+    if not specs and not known:
         raise InputError("no input was given: name a file, a folder, a glob, @LIST, a URL or cc:CRAWL")
     base = cc_base or os.environ.get(CC_BASE_VARIABLE) or CC_BASE
     found: list[Found] = []
     for spec in specs:
         more = _expand_spec(spec, base=base, any_name=input_format != AUTO)
         found += more if without is None else _outside(without, spec, more)
-    found = _distinct_names(_distinct_paths(found))
+    files = _known_files(known)
+    found = _new_files(_distinct_paths(found), files)
+    every = _left([*files, *found], drop, dropped)
+    named = dict(zip(every, _distinct_names(every), strict=True))
+
+    def finish(file: Found) -> list[Input]:
+        inputs = files.get(file, [])
+        if inputs and all(_has_name(item, named[file].name) for item in inputs):
+            return inputs
+        finished = _finish(named[file], input_format, skip_bad)
+        return [dataclasses.replace(item, found=file) for item in finished]
+
     with ThreadPoolExecutor(8) as pool:  # opening files waits for disks and servers
-        groups = list(pool.map(lambda item: _finish(item, input_format, skip_bad), found))
-    return sorted((made for group in groups for made in group), key=lambda made: (made.name, made.part or (0, 0)))
+        groups = list(pool.map(finish, every))
+    return sorted((item for group in groups for item in group), key=lambda item: (item.name, item.part or (0, 0)))
+
+
+def _known_files(known: Iterable[Input]) -> dict[Found, list[Input]]:
+    """The files of known inputs, each with its inputs."""
+    files: dict[Found, list[Input]] = {}
+    for item in known:
+        files.setdefault(item.found or Found(item.name, item.path, "", item.bytes), []).append(item)
+    return files
+
+
+def _has_name(item: Input, name: str) -> bool:
+    """True if the input has the name of its file: a member of a pack has the name of the pack before its own."""
+    return item.name == name or item.name.startswith(f"{name}/")
+
+
+def _real(path: str) -> str:
+    return path if is_remote(path) else os.path.realpath(path)
+
+
+def _new_files(found: Iterable[Found], files: dict[Found, list[Input]]) -> list[Found]:
+    """The files that are not known yet. A known file that was moved gets its new place in `files`.
+
+    Raises:
+        InputError: a known file has another size than when it was read.
+    """
+    places = {_real(file.path): file for file in files}
+    gone = {(file.name, file.size): file for file in files if not (is_remote(file.path) or os.path.exists(file.path))}
+    new = []
+    for item in found:
+        there = places.get(_real(item.path))
+        if there is not None:
+            if None not in (there.size, item.size) and there.size != item.size:
+                raise InputError(
+                    f"{public(item.path)!r} has changed: it had {there.size:,} bytes when the set read it, and has "
+                    f"{item.size:,}. Leave it out, or read all inputs anew with --redo gather"
+                )
+        elif (item.name, item.size) in gone:
+            moved = gone.pop((item.name, item.size))
+            files[item] = [
+                dataclasses.replace(made, path=made.path.replace(moved.path, item.path), found=item)
+                for made in files.pop(moved)
+            ]
+        else:
+            new.append(item)
+    return new
+
+
+def _left(found: list[Found], drop: Sequence[str], dropped: Sequence[str]) -> list[Found]:
+    """The files that no value of `drop` fits.
+
+    Raises:
+        InputError: a value fits no file, or nothing is left.
+    """
+    left = found
+    for value in drop:
+        gone = {item for item in found if _fits(item, value)}
+        before = (Found(value if path.endswith(f"/{value}") else path, path) for path in dropped)
+        if not gone and not any(_fits(item, value) for item in before):
+            names = sorted({item.name for item in found})
+            near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"--drop-input {value!r}: must be the name or path of an input of the set{hint}")
+        left = [item for item in left if item not in gone]
+    if not left:
+        raise InputError("no input is left: --drop-input covers all of them")
+    return left
+
+
+def _fits(item: Found, value: str) -> bool:
+    """True if the value is the name of a file, its path, a folder above it, or a glob of either."""
+    if value in (item.name, item.path, public(item.path)):
+        return True
+    if is_remote(value) or is_remote(item.path):
+        return bool(_GLOB.search(value)) and fnmatch.fnmatchcase(item.path, value)
+    path = os.path.abspath(os.path.expanduser(value))
+    if item.path == path or item.path.startswith(os.path.join(path, "")) or _real(item.path) == _real(path):
+        return True
+    return bool(_GLOB.search(value)) and (fnmatch.fnmatchcase(item.name, value) or fnmatch.fnmatchcase(item.path, path))
+
+
+def places_of(inputs: Iterable[Input]) -> list[str]:
+    """The paths of the files behind inputs, each once."""
+    return list(dict.fromkeys(item.found.path if item.found else item.path for item in inputs))
 
 
 # ---- specs -> files
@@ -400,8 +503,3 @@ def readable() -> str:
             groups.setdefault((reader.name, packings), []).append(f"*{bare}")
     also = {packings: f" (also {', '.join(packings)})" if packings else "" for _, packings in groups}
     return ", ".join(" ".join(names) + also[packings] for (_, packings), names in groups.items())
-
-
-def names(inputs: Sequence[Input]) -> list[str]:
-    """The sorted names of the inputs, each once. The column `source` is an index into them."""
-    return sorted({made.name for made in inputs})

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Job: TypeAlias = Literal["select", "fetch", "publish"]
 
+INPUTS = "inputs"  # entry of gather's fingerprint: digest of the list of inputs
 TABLES = "tables"  # folder in the stage match: the compiled list, and the hash of each query
 REJECTED_ROWS = 1000  # rows that a sample keeps for each reason
 
@@ -85,8 +86,10 @@ class Outputs:
         before = list(self._stages.values())
         last = before[-1].folder if before else StageFolder(run.root, "")
         digest = digest_of(last.fingerprint, decided)
+        kin = {**decided, INPUTS: run.input_list.lineage} if INPUTS in decided else decided
+        of_units = digest_of(last.of_units, kin, run.input_list.key_bits)
         about = json.dumps({"decided_by": decided, **dataclasses.asdict(run.about)}, sort_keys=True)
-        return StageFolder(run.root, stage.name, digest, about, last.name)
+        return StageFolder(run.root, stage.name, digest, about, last.name, of_units)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +179,10 @@ class Stage(abc.ABC):
     def reopen(self) -> None:
         """Marks a done stage as not done, so that it goes on."""
         return None
+
+    def begin_anew(self) -> None:
+        """Removes what the stage made, because an earlier stage is done again. The fetch keeps the images."""
+        storage.remove(self.folder.path)
 
     def lost(self) -> str | None:
         """The path of a file of the done stage that users need and that is gone; None if there is none."""

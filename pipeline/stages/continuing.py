@@ -152,10 +152,16 @@ def check_rows_are_there(stages: list[Stage], kept: list[Stage], asked: tuple[st
 
 
 def remove_from(stages: list[Stage], name: str | None) -> None:
-    """Removes a stage and all later ones, so that the run repeats them; None: removes nothing."""
+    """Removes a stage and all later ones, so that the run repeats them; None: removes nothing.
+
+    The images of the fetch stay if an earlier stage is repeated. Of the stage itself all goes.
+    """
     names = [stage.name for stage in stages]
-    for stage in reversed(stages[names.index(name) :] if name else []):
-        storage.remove(stage.folder.path)  # the last one first: a stage never outlives a stage that it was made from
+    for stage in reversed(stages[names.index(name) :] if name else []):  # a stage never outlives one before it
+        if stage.name == name:
+            storage.remove(stage.folder.path)
+        else:
+            stage.begin_anew()
 
 
 def remove_lost(stages: list[Stage], run: Run) -> list[str]:
@@ -231,7 +237,7 @@ def _plan_retry(stages: list[Stage], run: Run, old: left_out.Retry) -> left_out.
     if not units:
         return old
     infos = [stage.folder.info() for stage in head]
-    names = tuple(sorted({*old.names, *(run.inputs[unit].name for unit in units)}))
+    names = tuple(sorted({*old.names, *(run.input_list.units[unit].name for unit in units)}))
     if not all(infos):  # the pass has not ended, so no later stage has begun
         for unit in units:
             folder.remove_files(unit)

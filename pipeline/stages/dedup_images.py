@@ -38,7 +38,7 @@ from pipeline.stages.fetched_rules import DROPPED, Rules, Shapes, drop_by_rules
 from pipeline.stages.keep_rule import KeepRule
 from pipeline.stages.near_exchange import NearPlan
 from pipeline.stages.picture_hashes import MOST_DISTANCE
-from pipeline.stages.row_pass import FETCHED_OK, KEY_BYTES, RAW, Keyed, PartWriter
+from pipeline.stages.row_pass import FETCHED_OK, KEY_BYTES, Keyed, PartWriter
 from pipeline.stages.run import Run
 from pipeline.stages.scores import OWN, column_names, digest_of_files, read_scores, scores_of
 from pipeline.stages.tally import Rejects, Tally, unit_body
@@ -157,11 +157,12 @@ class KeepFetched:
         tally = Tally(self.plan.folder.name, rejects)
         dropped, contaminated = [DROPPED.empty_table()], [FOUND.empty_table()]
         with PartWriter(self.folder, unit, FETCHED_OK, Keyed(keys_of_images, self.plan.key_bits)) as writer:
-            for number, part, table in self.attempts.rows(unit):
+            for _, _, table in self.attempts.rows(unit):
                 good = table.filter(pc.equal(table["status"], "ok"))
                 codes, found = self.rules.apply(good)
                 kept, bad = drop_by_rules(good, codes, tally)
-                writer.write(with_place(kept, number, unit, part))
+                columns = [hashing.as_array(kept[name]) for name in FETCHED_OK.names]
+                writer.write(pa.RecordBatch.from_arrays(columns, schema=FETCHED_OK))
                 dropped.append(bad)
                 contaminated.append(found)
         storage.write_table(self.folder.file(unit, "dropped"), pa.concat_tables(dropped))
@@ -175,16 +176,6 @@ def keys_of_images(rows: pa.RecordBatch) -> tuple[np.ndarray, ...]:
     image, count = np.frombuffer(digests, ">u8").astype(np.uint64), rows.num_rows
     text = hashing.hash_strings(rows["text"])[:, 0]
     return image, text, count_words(rows["text"]), np.zeros(count, np.uint32), np.zeros(count, np.uint64)
-
-
-def with_place(good: pa.Table, number: int, unit: int, part: int) -> pa.RecordBatch:
-    """FETCHED rows -> the same with the place of their raw file."""
-    good = good.combine_chunks()
-    rows = good.num_rows
-    constants = zip(RAW, (number, unit, part), strict=True)
-    columns = [hashing.as_array(good[name]) for name in FETCHED.names]
-    columns += [pa.array(np.full(rows, value), field.type) for field, value in constants]
-    return pa.RecordBatch.from_arrays([*columns, hashing.as_array(good["row_hash"])], schema=FETCHED_OK)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,8 @@ import ipaddress
 import os
 import re
 import time
+from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -41,10 +43,11 @@ from pipeline.fetching.verdict import REFUSED
 from pipeline.schema import SELECTED, STAGES
 from pipeline.sources import READERS
 from pipeline.sources.base import Input, ReadSettings
-from pipeline.stages.attempts import FETCHED_PART, PASSES, ROUND_PAUSES_S, Attempts, fetched_rows
+from pipeline.stages.attempts import FETCHED_PART, PASSES, ROUND_PAUSES_S, Attempts, fetched_rows, keys_of_images
 from pipeline.stages.base import Job, Outputs, Stage
 from pipeline.stages.blocklist import BLOCKED, FILES, PICTURES, Blocklist, BlocklistSettings, blocklist_of
 from pipeline.stages.fetch_progress import PassFigures, UnitFigures
+from pipeline.stages.input_list import InputList
 from pipeline.stages.robots_archive import (
     ArchivedRobots,
     IndexRobots,
@@ -54,7 +57,7 @@ from pipeline.stages.robots_archive import (
     facts_of_archives,
     save_archives,
 )
-from pipeline.stages.row_pass import ROW_HASH
+from pipeline.stages.row_pass import RAW, ROW_HASH
 from pipeline.stages.run import HowSettings, RightsSettings, Run
 from pipeline.stages.tally import Rejects, Tally, unit_body
 from pipeline.text.rights import PROTOCOLS
@@ -62,7 +65,7 @@ from pipeline.text.rights import PROTOCOLS
 if TYPE_CHECKING:
     import apache_beam as beam
 
-FETCHED_COLUMNS = 5  # raised whenever the columns of the fetched rows change
+FETCHED_COLUMNS = 6  # raised whenever the columns of the fetched rows change
 ROWS_PER_CALL = 5_000  # rows of a part; an interrupted part goes on where it was (fetching/pieces.py)
 SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
 ARCHIVE_PATIENCE_S = 30.0  # for the archive of an image
@@ -255,7 +258,10 @@ class IndexArchivedImages:
             return {"images": 0}
         table = pa.concat_tables(tables).combine_chunks()
         words = hashing.hash_strings(table["url"])
-        order = np.lexsort((table["offset"].to_numpy(), table["source"].to_numpy(), words[:, 1], words[:, 0]))
+        inputs = InputList.read(os.path.dirname(self.plan.inputs))
+        place = np.argsort(np.argsort(np.array(inputs.names if inputs else [])))  # of each source, by name
+        by_name = place[table["source"].to_numpy()]
+        order = np.lexsort((table["offset"].to_numpy(), by_name, words[:, 1], words[:, 0]))
         words = words[order]
         first = np.concatenate([[True], (words[1:] != words[:-1]).any(axis=1)])  # the first capture of each URL
         kept = table.take(pa.array(order[first]))
@@ -285,7 +291,7 @@ class ArchivedImages:
         at = int(np.searchsorted(words[:, 0], high))
         if at >= len(words) or words[at, 0] != high or words[at, 1] != low:
             return None
-        form, path = archives(self.inputs)[int(sources[at])]
+        form, path = archives(self.inputs, os.stat(self.inputs).st_mtime_ns)[int(sources[at])]
         remote.configure(self.remote)
         try:
             return READERS[form].read_image(path, int(offsets[at]), max_bytes=self.max_bytes)
@@ -300,10 +306,13 @@ def _archived(folder: StepFolder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @functools.lru_cache(maxsize=1)
-def archives(inputs: str) -> list[tuple[str, str]]:
-    """The format and the path behind each source number."""
-    by_name = {item["name"]: (item["format"], item["path"]) for item in storage.read_list(inputs)}
-    return [by_name[name] for name in sorted(by_name)]
+def archives(inputs: str, changed: int) -> dict[int, tuple[str, str]]:
+    """Source number -> the format and the path behind it. `changed` tells the states of the list apart."""
+    del changed
+    found = InputList.read(os.path.dirname(inputs))
+    if found is None:
+        raise storage.DamagedError(f"{inputs} is missing")
+    return {found.sources[item.name]: (item.format, item.path) for item in found.units.values()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,7 +323,7 @@ class DownloadHosts:
 
     @property
     def folder(self) -> StepFolder:
-        return self.plan.attempts.images(0)
+        return self.plan.attempts.images(self.plan.attempts.first())
 
     @property
     def reads(self) -> Reading:
@@ -324,8 +333,28 @@ class DownloadHosts:
         return self.plan.attempts.hosts
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
-        rows = shuffle_files.table(messages, SELECTED_PART)
-        return download(self.plan, self.folder, unit, rows)
+        rows, attempts = shuffle_files.table(messages, SELECTED_PART), self.plan.attempts
+        kept = find_kept(rows, attempts.outcomes(unit)) if attempts.earlier() else FETCHED_PART.empty_table()
+        missing = rows.filter(pc.invert(pc.is_in(rows["uid"], kept["uid"].combine_chunks())))
+        return download(self.plan, self.folder, unit, missing, kept=kept)
+
+
+def find_kept(rows: pa.Table, outcomes: pa.Table) -> pa.Table:
+    """FETCHED_PART: the rows whose image has an outcome already, with this outcome, sorted by uid.
+
+    Args:
+        rows: SELECTED_PART.
+        outcomes: OUTCOMES, each key once.
+    """
+    at = pc.index_in(keys_of_images(rows), value_set=hashing.as_array(outcomes["key"]))
+    high, low = hashing.uid_words(rows["uid"])
+    order = np.lexsort((low, high))
+    order = order[at.is_valid().to_numpy(zero_copy_only=False)[order]]
+    table, places = rows.take(pa.array(order)), at.take(pa.array(order))
+    given = {name: table[name] for name in SELECTED.names}
+    given |= {name: outcomes[name].take(places) for name in outcomes.column_names}
+    given["row_hash"] = pa.array(hash_outcomes(table["row_hash"].to_numpy(), given))
+    return pa.table([given[name] for name in FETCHED_PART.names], schema=FETCHED_PART).combine_chunks()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,7 +379,8 @@ class RetryHosts:
         table = pa.concat_tables(tables) if tables else FETCHED_PART.empty_table()
         start = time.time()
         if in_round:
-            table = table.filter(worth_another_try(table, in_round))
+            mine = pc.greater_equal(table["raw_attempt"], self.plan.attempts.first())  # not of an earlier generation
+            table = table.filter(pc.and_(mine, worth_another_try(table, in_round)))
             start = max(start, start_of_round(table, ended, in_round, last=self.plan.rounds, plan=self.plan))
         failed = pc.sum(failed_for_now(table)).as_py() or 0
         table = table.filter(pc.and_(failed_for_now(table), pc.less_equal(table["retry_at"].fill_null(0), start)))
@@ -397,13 +427,31 @@ def start_of_round(table: pa.Table, ended: float, in_round: int, *, last: int, p
     return start
 
 
-def download(plan: FetchPlan, folder: StepFolder, unit: int, rows: pa.Table, *, again: bool = False) -> dict[str, Any]:
-    """Fetches the rows of a unit, part by part. What an interrupted run finished is not fetched again."""
+def download(
+    plan: FetchPlan,
+    folder: StepFolder,
+    unit: int,
+    rows: pa.Table,
+    *,
+    kept: pa.Table | None = None,
+    again: bool = False,
+) -> dict[str, Any]:
+    """Fetches the rows of a unit, part by part. What an interrupted run finished is not fetched again.
+
+    `kept`: rows of the unit that have an outcome already (FETCHED_PART). They are the first parts.
+    """
     order = np.lexsort((*reversed(hashing.uid_words(rows["uid"])), host_hashes(hashing.as_array(rows["url"]))))
-    rows = rows.take(pa.array(order))
-    figures = UnitFigures(folder, unit, rows.num_rows)
-    counts: dict[str, int] = {}
+    rows, kept = rows.take(pa.array(order)), FETCHED_PART.empty_table() if kept is None else kept
+    figures = UnitFigures(folder, unit, rows.num_rows + kept.num_rows)
+    counts: Counter[str] = Counter()
     parts = for_now = 0
+    for start in range(0, kept.num_rows, ROWS_PER_CALL):
+        some = kept.slice(start, ROWS_PER_CALL).combine_chunks()
+        write_part(folder.file(unit, "arrow", parts), some.to_batches()[0])
+        for status, count in Counter(some["status"].to_pylist()).items():
+            counts[status] += count
+            figures.add(status, count)
+        parts += 1
     for start in range(0, rows.num_rows, ROWS_PER_CALL):
         path = folder.file(unit, "arrow", parts)
         was_there = storage.is_sound(path)
@@ -413,11 +461,12 @@ def download(plan: FetchPlan, folder: StepFolder, unit: int, rows: pa.Table, *, 
         for batch in storage.read_batches(path, ["status", "retryable"]):
             for_now += pc.sum(batch["retryable"]).as_py() or 0
             for item in pc.value_counts(batch["status"]).to_pylist():
-                counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
+                counts[item["values"]] += item["counts"]
                 if was_there:
                     figures.add(item["values"], item["counts"])
         parts += 1
-    return {"parts": parts, "status": counts, "rows": rows.num_rows, "ended": time.time() if for_now else 0.0}
+    total = rows.num_rows + kept.num_rows
+    return {"parts": parts, "status": counts, "rows": total, "ended": time.time() if for_now else 0.0}
 
 
 def _download_part(
@@ -446,11 +495,24 @@ def _download_part(
     )
     if not fetched["uid"].equals(batch["uid"]):
         raise RuntimeError(f"the downloader returned other rows than it was given (unit {unit}, part {part})")
-    outcome = [hashing.column_hash(fetched[name]) for name in OUTCOME]
-    row_hash = hashing.row_hash(batch["row_hash"].to_numpy(), *outcome)
-    complete_batch = pa.RecordBatch.from_arrays([*fetched.columns, pa.array(row_hash)], schema=FETCHED_PART)
-    with storage.writing_batches(folder.file(unit, "arrow", part), FETCHED_PART) as out:
-        out.write_batch(complete_batch)
+    found = dict(zip(fetched.schema.names, fetched.columns, strict=True))
+    number = int(os.path.basename(folder.path).removeprefix("images-"))
+    places = zip(RAW, (number, unit, part), strict=True)
+    found |= {field.name: pa.array(np.full(fetched.num_rows, value), field.type) for field, value in places}
+    found["row_hash"] = pa.array(hash_outcomes(batch["row_hash"].to_numpy(), found))
+    columns = [found[name] for name in FETCHED_PART.names]
+    write_part(folder.file(unit, "arrow", part), pa.RecordBatch.from_arrays(columns, schema=FETCHED_PART))
+
+
+def hash_outcomes(row_hash: np.ndarray, columns: Mapping[str, Any]) -> np.ndarray:
+    """The hash of each row with its outcome. `row_hash` is that of balance."""
+    return hashing.row_hash(row_hash, *(hashing.column_hash(hashing.as_array(columns[name])) for name in OUTCOME))
+
+
+def write_part(path: str, batch: pa.RecordBatch) -> None:
+    """Writes a part: rows of FETCHED_PART."""
+    with storage.writing_batches(path, FETCHED_PART) as out:
+        out.write_batch(batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -480,7 +542,7 @@ class Fetch(Stage):
         fetching = FetchPlan(
             attempts=Attempts(folder, before.folder("balance")),
             selected=selected,
-            images=before.folder("gather").step("images"),
+            images=before.folder("gather").units("images"),
             hosts=folder.step("hosts"),
             archived=folder.step("archived"),
             inputs=run.inputs_file,
@@ -525,6 +587,14 @@ class Fetch(Stage):
     def reopen(self) -> None:
         self.fetching.attempts.ask_for_another()
 
+    def begin(self, run: Run) -> None:
+        options = dataclasses.replace(self.fetching.options, memory=0)  # the same images with more memory
+        self.fetching.attempts.begin(digest_of(self.decided), digest_of(repr(options)))
+
+    def begin_anew(self) -> None:
+        """Keeps the images: the next run fetches those that no earlier one fetched."""
+        self.fetching.attempts.begin_anew()
+
     def expand(self, done: Any) -> beam.PCollection:
         plan = self.fetching
         hosts = plan.attempts.hosts
@@ -537,7 +607,7 @@ class Fetch(Stage):
         done = run_task(done, IndexArchivedImages(plan), max_units=1)
         done = run_task(done, by_host, max_units=max_units)
         done = run_exchange(done, DownloadHosts(plan), buckets=hosts, exchange=self.exchange)
-        for number in range(1, plan.attempts.passes()):
+        for number in plan.attempts.passes()[1:]:
             done = run_task(done, RetryHosts(plan, number), max_units=hosts)
         return done
 
@@ -547,7 +617,7 @@ class Fetch(Stage):
 
     def steps(self) -> tuple[StepFolder, ...]:
         attempts = self.fetching.attempts
-        return tuple(attempts.images(number) for number in range(attempts.passes()))
+        return tuple(attempts.images(number) for number in attempts.passes())
 
     def counted(self) -> tuple[StepFolder, ...]:
         return (self.folder.step("failed"),)
@@ -620,7 +690,8 @@ class Fetch(Stage):
 
     def watched(self) -> list[Watched]:
         attempts = self.fetching.attempts
-        passes = [(number, attempts.images(number)) for number in range(attempts.passes())]
+        first = attempts.first()
+        passes = [(number - first, attempts.images(number)) for number in attempts.passes()]
         images = [
             Watched(
                 label_of_pass(number),

@@ -30,8 +30,9 @@ from pipeline.sources import READERS
 from pipeline.sources.base import Input, ReadSettings, SettingsError
 from pipeline.sources.inputs import AUTO
 from pipeline.stages import left_out
-from pipeline.stages.base import Job, Outputs
+from pipeline.stages.base import INPUTS, Job, Outputs
 from pipeline.stages.blocklist import ADDRESSES, BLOCKED, Blocklist, BlocklistSettings, blocklist_of
+from pipeline.stages.input_list import InputList, identities
 from pipeline.stages.row_pass import EVIDENCE, GATHERED_PART, LeftOut, Parts, RowStage
 from pipeline.stages.run import AGAIN, RESULT, SKIP, TRY_LATER, RightsSettings, Run
 from pipeline.stages.tally import Tally
@@ -360,10 +361,11 @@ class CleanRows:
     blocked: StepFolder | None = None
 
     def open(self, unit: int) -> Callable[[pa.RecordBatch, Tally], pa.RecordBatch]:
-        name = load_inputs(self.inputs)[unit].name
+        inputs = load_inputs(self.inputs)
+        name = inputs.units[unit].name
         return functools.partial(
             clean_batch,
-            source=source_names(self.inputs).index(name),
+            source=inputs.sources[name],
             name_hash=int(hashing.hash_strings(pa.array([name]))[0, 0]),
             rules=self.rules,
             forgotten=Tombstones.load(os.path.dirname(self.inputs)),
@@ -383,7 +385,10 @@ class ReadInputs:
     remote: RemoteSettings
 
     def units(self) -> int:
-        return len(load_inputs(self.inputs))
+        return len(load_inputs(self.inputs).names)
+
+    def has(self, unit: int) -> bool:
+        return unit in load_inputs(self.inputs).units
 
     def read(self, unit: int, ledger: Ledger) -> Iterator[pa.RecordBatch]:
         """The batches of an input.
@@ -394,7 +399,7 @@ class ReadInputs:
         """
         remote.configure(self.remote)
         images: list[pa.RecordBatch] = []
-        source = left_out.as_it_is(os.path.dirname(self.inputs), load_inputs(self.inputs)[unit])
+        source = left_out.as_it_is(os.path.dirname(self.inputs), load_inputs(self.inputs).units[unit])
         try:
             yield from self._batches(source, ledger, images)
         except UNAVAILABLE as error:
@@ -410,7 +415,7 @@ class ReadInputs:
         if not ledger.rows_in and source.bytes != 0:
             ledger.notes["input_without_pairs"] += 1  # its layout may be another one than the reader expects
         if sum(batch.num_rows for batch in images):
-            number = source_names(self.inputs).index(source.name)
+            number = load_inputs(self.inputs).sources[source.name]
             tables = [list_images(batch, number) for batch in images]
             storage.write_table(self.images.file(unit, "images"), pa.concat_tables(tables))
             self.images.write_manifest(unit, {"images": sum(map(len, tables))})
@@ -455,24 +460,22 @@ def list_images(found: pa.RecordBatch, source: int) -> pa.Table:
 
 
 @functools.lru_cache(maxsize=2)
-def load_inputs(path: str) -> list[Input]:
-    """The run's inputs as `save_inputs` wrote them."""
-    items = storage.read_list(path)
-    return [Input(**{**item, "part": tuple(item["part"]) if item["part"] else None}) for item in items]
+def load_inputs(path: str) -> InputList:
+    """The inputs of the run.
+
+    Raises:
+        DamagedError: the file is damaged, or it is missing.
+    """
+    found = InputList.read(os.path.dirname(path))
+    if found is None:
+        raise storage.DamagedError(f"{path} is missing")
+    return found
 
 
-@functools.lru_cache(maxsize=2)
-def source_names(path: str) -> list[str]:
-    """The sorted names of the inputs. The column `source` is an index into this list."""
-    return sorted({item.name for item in load_inputs(path)})
-
-
-def save_inputs(path: str, inputs: tuple[Input, ...]) -> None:
+def save_inputs(path: str, inputs: InputList) -> None:
     """Writes the list of inputs for the workers and for later runs."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    storage.write_list(path, [dataclasses.asdict(item) for item in inputs])
+    inputs.write(path)
     load_inputs.cache_clear()
-    source_names.cache_clear()
 
 
 def read_settings(o: GatherSettings) -> ReadSettings:
@@ -510,7 +513,7 @@ class Gather(RowStage):
     job: ClassVar[Job] = "select"
     options: ClassVar[type] = GatherSettings
 
-    inputs: tuple[Input, ...]
+    inputs: InputList
     inputs_file: str
     settings: ReadSettings
     skip_bad: bool
@@ -527,7 +530,7 @@ class Gather(RowStage):
         return cls(
             before.plan(run, cls),
             run.keep_rejected,
-            run.inputs,
+            run.input_list,
             run.inputs_file,
             settings,
             o.skip_bad_inputs,
@@ -542,7 +545,7 @@ class Gather(RowStage):
         listed = Blocklist.read(o.blocklist).digest(*ADDRESSES) if o.blocklist else None
         return {
             "result": RESULT,
-            "inputs": digest_of([[item.name, item.format, item.bytes, item.part] for item in run.inputs]),
+            INPUTS: digest_of(identities(run.inputs)),
             "url_column": o.url_column,
             "text_column": o.text_column,
             "columns": o.columns,
@@ -556,7 +559,7 @@ class Gather(RowStage):
 
     def check(self, run: Run) -> None:
         o = run.settings(GatherSettings)
-        check_inputs(run.inputs, read_settings(o), skip_bad=o.skip_bad_inputs)
+        check_inputs(run.new_inputs, read_settings(o), skip_bad=o.skip_bad_inputs)
 
     def settle(self, run: Run) -> None:
         save_inputs(self.inputs_file, self.inputs)
@@ -569,8 +572,9 @@ class Gather(RowStage):
     def count(self, *, counted: Sequence[StepFolder] | None = None) -> dict[str, Any]:
         info = super().count(counted=counted)
         steps = self.counted() if counted is None else counted
-        names = [item.name for item in self.inputs]
-        units = [(unit, row["ledgers"][self.name]) for step in steps for unit, row in step.manifests()]
+        names = {unit: item.name for unit, item in self.inputs.units.items()}
+        found = ((unit, row) for step in steps for unit, row in step.manifests() if unit in names)
+        units = [(unit, row["ledgers"][self.name]) for unit, row in found]
         damaged = damaged_inputs((names[unit], Ledger.from_json(row)) for unit, row in units)
         without = [names[unit] for step in steps for unit in left_out.units(step)]
         refusals: dict[str, Any] = {}
@@ -583,19 +587,19 @@ class Gather(RowStage):
         return CleanRows(self.inputs_file, self.rules, blocklist_of(self.folder) if self.lists else None)
 
     def parts(self) -> Parts:
-        return Parts(self.folder.step("parts"), GATHERED_PART)
+        return Parts(self.folder.units("parts"), GATHERED_PART)
 
     @property
     def images(self) -> StepFolder:
         """Where the images inside the inputs are listed."""
-        return self.folder.step("images")
+        return self.folder.units("images")
 
     @property
     def output(self) -> Rows:
         return Rows(self.parts().folder)
 
     def watched(self) -> list[Watched]:
-        return [Watched("gather parts", self.parts().folder, len(self.inputs))]
+        return [Watched("gather parts", self.parts().folder, len(self.inputs.names))]
 
 
 def _column(table: pa.Table, name: str) -> pa.Array:

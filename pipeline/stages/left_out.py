@@ -16,6 +16,7 @@ from pipeline.engine import storage
 from pipeline.engine.input_errors import is_remote
 from pipeline.engine.work import StepFolder
 from pipeline.sources.base import Input
+from pipeline.stages.input_list import InputList
 
 BROKEN, UNREADABLE = "broken_transfer", "unreadable_input"  # lost records: the reasons of inputs that were left out
 NAMES = "left_out"  # in info.json of gather: the names of these inputs
@@ -96,7 +97,8 @@ def as_listed(root: str, found: Sequence[Input]) -> list[Input]:
     names = {*Retry.load(root).names, *info.get(NAMES, ())}
     if not names:
         return list(found)
-    listed = [Input(**{**item, "part": tuple(item["part"]) if item["part"] else None}) for item in _inputs(root)]
+    inputs = InputList.read(root)
+    listed = list(inputs.units.values()) if inputs else []
     kept = {item.name: [other for other in listed if other.name == item.name] for item in found if item.name in names}
     paths = {item.name: item.path for item in found}
     same = {name: items for name, items in kept.items() if items and all(it.path == paths[name] for it in items)}
@@ -109,8 +111,3 @@ def as_it_is(root: str, source: Input) -> Input:
     if source.bytes is None or source.name not in Retry.load(root).names:
         return source
     return dataclasses.replace(source, bytes=None if is_remote(source.path) else os.path.getsize(source.path))
-
-
-def _inputs(root: str) -> list[dict[str, Any]]:
-    path = os.path.join(root, "inputs.json")
-    return storage.read_list(path) if os.path.exists(path) else []

@@ -262,7 +262,7 @@ class Match(RowStage):
             rules=Rules(run.language_model, run.languages),
             key_bits=run.sizes.key_bits,
             groups=run.sizes.groups,
-            units=len(run.inputs),
+            units=len(run.input_list.names),
         )
 
     @classmethod
@@ -294,7 +294,7 @@ class Match(RowStage):
         return dict(self.used.counts())
 
     def prepare(self, done: Any) -> Any:
-        step = self.folder.step("list")
+        step = self.folder.units("list")
         task = BuildTables(step, self.list_file, self.tables, self.used.mode, self.used.case)
         return run_task(done, task, max_units=len(self.used.languages))
 
@@ -305,7 +305,7 @@ class Match(RowStage):
         return MatchRows(self.tables, self.rules)
 
     def parts(self) -> Parts:
-        return Parts(self.folder.step("parts"), MATCHED_PART, Keyed(keys_of_pairs, self.key_bits))
+        return Parts(self.folder.units("parts"), MATCHED_PART, Keyed(keys_of_pairs, self.key_bits))
 
     @property
     def output(self) -> Rows:

@@ -2,6 +2,9 @@
 
     parts + masks --find_caps--> thresholds --CutByShard--> WriteShards: shards/00000.tar, metadata/00000.parquet
 
+All files are written below OUT/stages/publish/set. When they are complete, they replace the published set as one change
+(`engine.journal`). A tar that would not change stays where it is.
+
 A shard owns a range of uids (`dataset.ranges`), so the pairs of a site are spread over all shards. The first build of
 a folder fixes the number of ranges and records it in OUT/shards.json. So a set that changes keeps most of its shards
 (see `fixed_ranges`). The hashes are those of `balance`, so a pair that was picked there and fetched is picked again.
@@ -10,18 +13,22 @@ a folder fixes the number of ranges and records it in OUT/shards.json. So a set 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.dataset import ranges, report, shards, summary
+from pipeline.dataset.errors import Damaged
 from pipeline.dataset.ranges import Ranges
+from pipeline.dataset.shrink import Published
 from pipeline.engine import checks, hashing, shuffle_files, storage
 from pipeline.engine.cli import UsageError
+from pipeline.engine.journal import Change
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
@@ -43,6 +50,7 @@ if TYPE_CHECKING:
 
 ROWS_PER_SHARD = 10_000
 NEARLY = 0.95  # of --target-pairs: so many are as good as all, since balance meets the number only about
+STAGED = "stages/publish/set"  # below OUT: the files that will replace the published set
 RECORD = "shards.json"  # in OUT: the number of ranges, and the --rows-per-shard behind it (null: option not set)
 
 
@@ -235,14 +243,34 @@ class WriteShards:
 
     def _write(self, number: int, table: pa.Table) -> tuple[shards.ShardInfo, pa.Table]:
         """Writes a shard; returns its description and its metadata."""
-        plan = self.plan
+        plan, folder = self.plan, os.path.join(self.folder.root, STAGED)
         rows = readable(table.select(FETCHED.names), list(plan.names))
-        images = RawImages(plan.attempts.images, table)
         scores = None if plan.scores is None else load_scores(plan.scores).of(table["uid"])
+        kept = self._keep(folder, number, rows, scores)
+        if kept is not None:
+            return kept
+        images = RawImages(plan.attempts.images, table)
         try:
-            return shards.write_shard(self.folder.root, number, rows, images, ranges=plan.ranges(), more=scores)
+            return shards.write_shard(folder, number, rows, images, ranges=plan.ranges(), more=scores)
         except shards.ImageChanged as error:
             raise storage.DamagedError.of(images.path(error.row), str(error)) from error
+
+    def _keep(
+        self, folder: str, number: int, rows: pa.Table, scores: pa.Table | None
+    ) -> tuple[shards.ShardInfo, pa.Table] | None:
+        """The shard with the tar that is published already, if it has these rows and is sound; else None."""
+        before, ranges = load_published(self.folder.root), self.plan.ranges()
+        old = before.infos.get(number) if before is not None and before.ranges == ranges else None
+        if before is None or old is None or old.rows != rows.num_rows:
+            return None
+        try:
+            kept = shards.keep_shard(folder, number, rows, before.metadata(number), ranges=ranges, more=scores)
+            tar = old.files[0]
+            if kept is None or shards.entry_of(before.root, tar.path, rows=tar.rows) != tar:
+                return None
+        except (OSError, pa.ArrowException):  # a published file is gone or damaged
+            return None
+        return shards.ShardInfo(number, rows.num_rows, (tar, kept[0])), kept[1]
 
     def _summarise(self, unit: int, metadata: list[pa.Table]) -> None:
         """Writes the counts of the shards, and pictures that the report may show, beside the unit's manifest."""
@@ -250,6 +278,21 @@ class WriteShards:
         counted = summary.summarise((table.select(summary.COLUMNS) for table in metadata), pick=pick)
         sections = summary.pack(counted, pick, self.plan.name_buckets())
         shuffle_files.write(self.folder.file(unit, "summary"), sections)
+
+
+def load_published(root: str) -> Published | None:
+    """The set that OUT holds already; None: none that this version can keep files of."""
+    path = os.path.join(root, "manifest.json")
+    return _load_published(root, os.stat(path).st_mtime_ns) if os.path.exists(path) else None
+
+
+@functools.lru_cache(maxsize=1)
+def _load_published(root: str, changed: int) -> Published | None:
+    del changed
+    try:
+        return Published.of(root, storage.read_json(os.path.join(root, "manifest.json"), sealed=False) or {})
+    except (Damaged, storage.DamagedError, KeyError, TypeError, ValueError):
+        return None
 
 
 class RawImages:
@@ -333,7 +376,6 @@ class Publish(Stage):
         record = None if self.settings.shards else read_record(run.root)
         if record is not None:
             storage.write_json(os.path.join(run.root, RECORD), dataclasses.asdict(record))
-        storage.remove(os.path.join(run.root, "manifest.json"))  # it lists files that are replaced now
 
     def expand(self, done: Any) -> beam.PCollection:
         plan = self.publishing
@@ -380,20 +422,20 @@ class Publish(Stage):
     def complete(self) -> dict[str, Any]:
         info = self.count()
         infos = [*(folder.info() for folder in self.before.folders()), {"stage": self.name, **info}]
-        copy_rejected((*self.before.folders(), self.folder))
-        copy_tables(self.before.folder("dedup-images"))
+        top = os.path.join(self.folder.root, STAGED)
+        copy_rejected((*self.before.folders(), self.folder), top)
+        copy_tables(self.before.folder("dedup-images"), top)
         plan, step = self.publishing, self.folder.step("shards")
         written = {unit: found["shards"] for unit, found in step.manifests() if found["rows"]}
         pick = summary.Pick(report.PICTURES)
-        paths = [step.file(unit, "summary") for unit in written]
-        if self.settings.shards is not None or plan.fixed is None:
-            record = Record(plan.ranges().count, self.settings.rows_per_shard)
-            storage.write_json(os.path.join(self.folder.root, RECORD), dataclasses.asdict(record))
+        counted = summary.merge([step.file(unit, "summary") for unit in written], plan.name_buckets(), pick)
+        made = [shards.ShardInfo.from_json(found) for some in written.values() for found in some]
+        link(self.folder.root, top, ["queries.parquet", *(info.files[0].path for info in made)])
         manifest = report.finish(
-            self.folder.root,
-            [shards.ShardInfo.from_json(found) for some in written.values() for found in some],
+            top,
+            made,
             ranges=plan.ranges(),
-            summary=summary.merge(paths, plan.name_buckets(), pick),
+            summary=counted,
             pick=pick,
             ledger=[_published_ledger(row) for row in infos if row],
             options=self.about.options,
@@ -402,24 +444,52 @@ class Publish(Stage):
             evaluation=next((row["evaluation"] for row in infos if row and "evaluation" in row), {}),
             more=() if plan.scores is None else load_scores(plan.scores).columns.schema,
         )
-        shards.remove_stale_shards(self.folder.root, manifest)
-        self.folder.complete(info)
+        self._replace(manifest, info)
         return info
 
+    def _replace(self, manifest: dict[str, Any], info: dict[str, Any]) -> None:
+        """Puts the new set in the place of the published one, and completes the stage, as one change."""
+        plan, change = self.publishing, Change(self.folder.root)
+        for path in [*(entry["path"] for entry in manifest["files"]), "manifest.json"]:
+            if not os.path.islink(os.path.join(self.folder.root, STAGED, path)):
+                change.rename(f"{STAGED}/{path}", path)
+        listed = {entry["path"] for entry in manifest["files"]}
+        beside = [name for name in TABLES_BESIDE if name not in listed]
+        for path in [*shards.unlisted_files(self.folder.root, manifest), *beside, STAGED]:
+            change.remove(path)
+        if self.settings.shards is not None or plan.fixed is None:
+            record = Record(plan.ranges().count, self.settings.rows_per_shard)
+            storage.write_json(change.place(RECORD), dataclasses.asdict(record))
+        self.folder.complete(info, into=change.place(f"stages/{self.name}"), without=os.path.basename(STAGED))
+        change.commit()
 
-def copy_tables(stage: StageFolder) -> None:
-    """Copies the tables of dedup-images to OUT: the duplicates, and the pairs that show evaluation images."""
-    for name, schema in ((DUPLICATES_FILE, DUPLICATES), (CONTAMINATION_FILE, CONTAMINATION)):
-        path, target = os.path.join(stage.path, name), os.path.join(stage.root, name)
+
+def link(root: str, top: str, paths: Iterable[str]) -> None:
+    """Makes published files that do not change readable among the new ones."""
+    for path in paths:
+        target, name = os.path.join(root, path), os.path.join(top, path)
+        if os.path.exists(target) and not os.path.exists(name):
+            os.makedirs(os.path.dirname(name), exist_ok=True)
+            storage.remove(name)
+            os.symlink(os.path.abspath(target), name)
+
+
+TABLES_BESIDE = {DUPLICATES_FILE: DUPLICATES, CONTAMINATION_FILE: CONTAMINATION}
+
+
+def copy_tables(stage: StageFolder, top: str) -> None:
+    """Copies the tables of dedup-images to a folder: the duplicates, and the pairs that show evaluation images."""
+    for name, schema in TABLES_BESIDE.items():
+        path, target = os.path.join(stage.path, name), os.path.join(top, name)
         if storage.exists(path):
             storage.write_published(target, storage.read_table(path).cast(schema))
         else:
             storage.remove(target)
 
 
-def copy_rejected(stages: tuple[StageFolder, ...]) -> None:
-    """Copies the rejected rows that the stages kept to OUT/rejected/<stage>.parquet."""
-    target = os.path.join(stages[0].root, "rejected")
+def copy_rejected(stages: tuple[StageFolder, ...], top: str) -> None:
+    """Copies the rejected rows that the stages kept to rejected/<stage>.parquet in a folder."""
+    target = os.path.join(top, "rejected")
     storage.remove(target)
     for stage in stages:
         path = os.path.join(stage.path, "rejected.parquet")

@@ -52,6 +52,8 @@ EMPTIED = (
 )
 SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
 
+PLACE = ("raw_attempt", "raw_unit", "raw_part", "image_offset", "image_bytes")
+Place = tuple[int, int, int, int, int]  # PLACE of an image
 Mask = npt.NDArray[np.bool_]
 Covers = Callable[[pa.Table], Mask]
 
@@ -172,6 +174,11 @@ def passes_of(root: str) -> list[str]:
     return [f"fetch/{name}" for name in sorted(names, reverse=True) if re.fullmatch(r"images-\d+", name)]
 
 
+def number_of_pass(folder: str) -> int:
+    """The number of a pass."""
+    return int(folder.rpartition("-")[2])
+
+
 OVERLAYS = "dedup/overlays"  # new values for rows of the parts of match, by their place
 
 
@@ -285,6 +292,8 @@ class Purge:
             if info is None:
                 continue
             info = self.without_examples(self.counts.corrected(info, published=published))
+            if stage == "dedup":  # the next build that selects anew compares all rows again
+                info = {**info, FORGOTTEN: info.get(FORGOTTEN, 0) + len(self._uids.uids)}
             digest = (int(info["digest"], 16) - self.counts.digest.get(stage, 0)) % 2**64
             storage.write_json(self._change.place(path), {**info, "digest": f"{digest:016x}"})
 
@@ -537,27 +546,38 @@ class Purge:
         """The rows of all passes with their images. The newest outcome of a row counts."""
         if not os.path.isdir(os.path.join(self._root, "stages/fetch")):
             return
-        touched, seen = self._hosts_of_interrupted_fetch(), set[bytes]()
+        touched, seen, gone = self._hosts_of_interrupted_fetch(), set[bytes](), set[Place]()
+        first = (storage.read_json(os.path.join(self._root, "stages/fetch/attempts.json")) or {}).get("first", 0)
         if is_done(self._root, "fetch"):
             self.counts.add("fetch", np.zeros(0, np.uint64), {})
         for folder in passes_of(self._root):
+            newest = seen if number_of_pass(folder) >= first else None  # rows of earlier generations count nowhere
             for unit, found in units_of(self._root, folder):
-                counts = [self._fetched(folder, unit, part, seen) for part in range(found.get("parts", 0))]
-                out = sum(counts, Counter[str]())
+                parts = range(found.get("parts", 0))
+                out = sum((self._fetched(folder, unit, part, newest, gone) for part in parts), Counter[str]())
                 if out:
                     touched.add(unit)
                     status = Counter(found["status"])
                     status.subtract(out)
                     numbers = {"rows": found["rows"] - out.total(), "status": _sorted(status)}
                     self._manifest(folder, unit, {**found, **numbers})
+        self._erase_images(gone)
         for folder in passes_of(self._root):
             self._drop_uncommitted(folder, lambda unit: self._images or unit in touched)
         for unit, found in units_of(self._root, "fetch/failed"):
             if found.get("rights"):
                 self._manifest("fetch/failed", unit, self.without_examples(found))
 
-    def _fetched(self, folder: str, unit: int, part: int, seen: set[bytes]) -> Counter[str]:
-        """One part of a pass. Returns the rows that are taken out, by status."""
+    def _fetched(
+        self, folder: str, unit: int, part: int, seen: set[bytes] | None, gone_places: set[Place]
+    ) -> Counter[str]:
+        """One part of a pass. Returns the rows that are taken out, by status.
+
+        Args:
+            folder, unit, part: of the pass.
+            seen: the pairs that a newer pass has; None: the pass is of an earlier generation.
+            gone_places: gets the places of the images of the rows that are taken out.
+        """
         path = file_of(folder, unit, "arrow", part)
         batches = list(storage.read_batches(os.path.join(self._root, path)))
         table = pa.Table.from_batches(batches)
@@ -568,19 +588,34 @@ class Purge:
         with storage.writing_batches(self._change.place(path), table.schema) as out:
             for batch in kept.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]:
                 out.write_batch(batch)
-        self._erase_images(file_of(folder, unit, "raw", part), rows, kept)
-        newest = np.array([uid not in seen for uid in rows["uid"].to_pylist()], np.bool_)
-        seen.update(rows["uid"].to_pylist())
+        gone_places.update(_places(rows))
         status = np.array(rows["status"].to_pylist(), object)
-        if is_done(self._root, "fetch"):
-            good = newest & (status == "ok")
-            self.counts.add("fetch", rows["row_hash"].to_numpy()[good], Counter(status[newest & ~good].tolist()))
+        if seen is not None:
+            newest = np.array([uid not in seen for uid in rows["uid"].to_pylist()], np.bool_)
+            seen.update(rows["uid"].to_pylist())
+            if is_done(self._root, "fetch"):
+                good = newest & (status == "ok")
+                self.counts.add("fetch", rows["row_hash"].to_numpy()[good], Counter(status[newest & ~good].tolist()))
         return Counter(status.tolist())
 
-    def _erase_images(self, path: str, rows: pa.Table, kept: pa.Table) -> None:
-        places = [(start, size) for start, size in _places(rows)]
-        if places:
-            self._change.erase(path, places, max([start + size for start, size in _places(kept)], default=0))
+    def _erase_images(self, gone: set[Place]) -> None:
+        """Erases images, but for those that a row of any pass still has. A raw file ends behind its last image."""
+        if not gone:
+            return
+        kept: dict[tuple[int, int, int], set[Place]] = {place[:3]: set() for place in gone}
+        for folder in passes_of(self._root):
+            for unit, found in units_of(self._root, folder):
+                for part in range(found.get("parts", 0)):
+                    path = self._change.current(file_of(folder, unit, "arrow", part))
+                    table = pa.Table.from_batches(storage.read_batches(path, ["status", *PLACE]))
+                    for place in _places(table):
+                        if place[:3] in kept:
+                            kept[place[:3]].add(place)
+        for (number, unit, part), places in kept.items():
+            ranges = [place[3:] for place in sorted(gone - places) if place[:3] == (number, unit, part)]
+            end = max([start + size for *_, start, size in places], default=0)
+            if ranges:
+                self._change.erase(file_of(f"fetch/images-{number:03d}", unit, "raw", part), ranges, end)
 
     def _hosts_of_interrupted_fetch(self) -> set[int]:
         """The units of an interrupted fetch that have a row to take out. Their rows leave the bucket files."""
@@ -699,7 +734,7 @@ def _hashes(batches: Any) -> npt.NDArray[np.uint64]:
     return np.concatenate([np.zeros(0, np.uint64), *(batch["row_hash"].to_numpy() for batch in batches)])
 
 
-def _places(rows: pa.Table) -> Iterator[tuple[int, int]]:
-    """(start, bytes) of the images of rows of the fetch."""
-    columns = (rows[name].to_pylist() for name in ("status", "image_offset", "image_bytes"))
-    return ((start, size) for status, start, size in zip(*columns, strict=True) if status == "ok")
+def _places(rows: pa.Table) -> Iterator[Place]:
+    """Where the images of rows of the fetch lie."""
+    columns = (rows[name].to_pylist() for name in ("status", *PLACE))
+    return (row[1:] for row in zip(*columns, strict=True) if row[0] == "ok")

@@ -163,9 +163,14 @@ class LeftOut(Exception):
 
 
 class RowSource(Protocol):
-    """Where the batches of a unit come from. `read` raises `LeftOut` for a unit that the run goes on without."""
+    """Where the batches of a unit come from. `read` raises `LeftOut` for a unit that the run goes on without.
+
+    There may be numbers without a unit, of inputs that were dropped.
+    """
 
     def units(self) -> int: ...
+
+    def has(self, unit: int) -> bool: ...
 
     def read(self, unit: int, ledger: Ledger) -> Iterator[pa.RecordBatch]: ...
 
@@ -177,7 +182,10 @@ class ReadParts:
     folder: StepFolder
 
     def units(self) -> int:
-        return len(self.folder.manifests())
+        return 1 + max((unit for unit, _ in self.folder.manifests()), default=-1)
+
+    def has(self, unit: int) -> bool:
+        return self.folder.manifest(unit) is not None
 
     def read(self, unit: int, ledger: Ledger) -> Iterator[pa.RecordBatch]:
         yield from read_parts(self.folder, unit)
@@ -254,6 +262,8 @@ class PassTask:
     def _run(self, unit: int) -> dict[str, Any]:
         rejects = Rejects(self.keep_rejected)
         tallies = [Tally(name, rejects) for name in self.names]
+        if not self.source.has(unit):
+            return {**unit_body(self.folder, unit, tallies, rejects), "parts": 0, "rows": []}
         functions = [function.open(unit) for function in self.functions]
         with PartWriter(self.folder, unit, self.parts.schema, self.parts.keyed) as writer:
             for batch in self.source.read(unit, tallies[0].ledger):
@@ -291,12 +301,15 @@ class RowPass:
 
 
 def fuse_row_stages(stages: Iterable[Stage]) -> list[Stage | RowPass]:
-    """The stages in order, with neighbouring row-wise stages fused into one pass."""
+    """The stages in order, with neighbouring row-wise stages fused into one pass.
+
+    A stage that kept rows of its own goes on to keep them, in a pass of its own.
+    """
     fused: list[Stage | RowPass] = []
     for stage in stages:
         if not isinstance(stage, RowStage):
             fused.append(stage)
-        elif fused and isinstance(fused[-1], RowPass):
+        elif fused and isinstance(fused[-1], RowPass) and not fused[-1].stages[-1].parts().folder.manifests():
             fused[-1] = RowPass((*fused[-1].stages, stage))
         else:
             fused.append(RowPass((stage,)))

@@ -22,6 +22,7 @@ from pipeline.sources import READERS
 from pipeline.sources import inputs as sources
 from pipeline.sources.base import Input
 from pipeline.stages import left_out
+from pipeline.stages.input_list import InputList, identity
 from pipeline.text.language_names import ALL, LID, NAMES, model_code, nearest_code
 from pipeline.text.rights import PROTOCOLS
 from queries import load
@@ -31,9 +32,9 @@ from queries.several import load_lists
 if TYPE_CHECKING:
     from queries.identity import UsedQueries
 
-RESULT = 3  # raised whenever equal input and options give other rows; then an older folder cannot be continued
+RESULT = 4  # raised whenever equal input and options give other rows; then an older folder cannot be continued
 # Paths: info.json holds digests of their content instead.
-HIDDEN = ("input", "queries", "robots_archive", "scores", "blocklist", "decontaminate")
+HIDDEN = ("input", "drop_input", "queries", "robots_archive", "scores", "blocklist", "decontaminate")
 PACKAGES = ("openwit", "apache-beam", "img2dataset", "numpy", "pillow", "pyarrow")  # the manifest holds their versions
 
 AGAIN = "Run the same command again to continue."  # ends a message about an input that may be read later
@@ -95,8 +96,9 @@ class RunSettings:
     title: ClassVar[str] = ""
 
     input: tuple[str, ...] = option(
-        REQUIRED,
+        (),
         help="files, folders, globs, @LIST, URLs, or cc:CC-MAIN-2026-05[0:100]",
+        default_text="required, but for --extend",
         metavar="WHAT",
         check=checks.not_empty,
     )
@@ -106,6 +108,18 @@ class RunSettings:
         metavar="OUT",
         check=_check_output,
         steers=True,
+    )
+    extend: bool = option(
+        False,
+        help="add --input to the set in OUT, with the set's options; only what is new is read and fetched",
+        steers=True,
+    )
+    drop_input: tuple[str, ...] = option(
+        (),
+        help="leave out inputs, or take them out of the set in OUT: names, paths, folders or globs",
+        default_text="none",
+        metavar="WHAT",
+        check=checks.not_empty,
     )
     stages: tuple[str, ...] = option(
         STAGES,
@@ -119,6 +133,17 @@ class RunSettings:
     keep_rejected: str = option(
         "sample", help="dropped rows that are kept: 1,000 a reason, all, none", choices=("sample", "all", "none")
     )
+
+    @staticmethod
+    def fill_in(o: Any) -> Any:
+        """--drop-input without --input changes the set in OUT."""
+        return dataclasses.replace(o, extend=True) if o.drop_input and not o.input else o
+
+    @staticmethod
+    def check_together(o: Any) -> None:
+        """Refuses a run without inputs."""
+        if not o.input and not (o.extend or o.drop_input):
+            raise UsageError("--input is missing: it names files, folders, globs, @LIST, URLs, or a crawl (see --help)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -377,6 +402,8 @@ class Run:
         sizes: the number of buckets of each exchange.
         about: the options and versions that every info.json and the manifest hold.
         expected_rows: a rough number of pairs in the inputs.
+        input_list: the inputs with the numbers of their units.
+        recorded: the list of the folder; None: it has none. The run changes it if it adds inputs or drops some.
         robots_archives: the robots.txt archives, sorted by name.
     """
 
@@ -389,6 +416,8 @@ class Run:
     sizes: Sizes
     about: About
     expected_rows: float
+    input_list: InputList
+    recorded: InputList | None = None
     robots_archives: tuple[Input, ...] = ()
 
     def settings(self, kind: type[T]) -> T:
@@ -440,8 +469,16 @@ class Run:
 
     @property
     def source_names(self) -> tuple[str, ...]:
-        """The sorted names of the inputs. The column `source` is an index into it."""
-        return tuple(sorted({item.name for item in self.inputs}))
+        """The names of the inputs. The column `source` is an index into it."""
+        return tuple(self.input_list.names)
+
+    @property
+    def new_inputs(self) -> tuple[Input, ...]:
+        """The inputs that the set does not have yet. Those that it has need not be there any more."""
+        if not self.settings(RunSettings).extend or self.settings(HowSettings).redo == STAGES[0]:
+            return self.inputs
+        known = set(map(identity, self.recorded.units.values())) if self.recorded else set()
+        return tuple(item for item in self.inputs if identity(item) not in known)
 
 
 def look_up(
@@ -476,7 +513,11 @@ def look_up(
         settings = dataclasses.replace(remote_settings(options), patience=patience)
         say = remote.sparingly(lambda line: print(f"pipeline.build: {line}", file=sys.stderr, flush=True))
         remote.configure(settings, on_wait=say)
-    inputs = look_up_inputs(options.input, input_format=input_format, skip_bad=skip_bad, output=options.output)
+    root = os.path.abspath(options.output)
+    recorded = InputList.read(root)
+    if options.extend and recorded is None:
+        raise UsageError(f"--extend: {options.output} holds no set of this version: build one without --extend first")
+    inputs, asked = look_up_inputs(options, recorded, input_format=input_format, skip_bad=skip_bad)
     robots = look_up_robots(robots_archive, output=options.output)
     rows = sum(READERS[item.format].expected_rows(item) for item in inputs)
     used = look_up_queries(queries, match=match, case=case)
@@ -484,16 +525,24 @@ def look_up(
     if language_model == "auto":
         from_pages = any(READERS[item.format].knows_pages for item in inputs)
         language_model = LID if wanted.codes or from_pages else "none"
+    sizes = Sizes.of(rows)
+    if recorded is not None and (options.extend or recorded.has_inputs(inputs)):
+        input_list = recorded.changed(inputs, **asked)
+        sizes = dataclasses.replace(sizes, key_bits=recorded.key_bits)
+    else:
+        input_list = InputList.new(inputs, key_bits=sizes.key_bits, **asked)
     return Run(
         options=options,
-        root=os.path.abspath(options.output),
+        root=root,
         inputs=inputs,
         queries=used,
         languages=wanted,
         language_model=language_model,
-        sizes=Sizes.of(rows),
+        sizes=sizes,
         about=About(published_options(options), code_versions()),
         expected_rows=rows,
+        input_list=input_list,
+        recorded=recorded,
         robots_archives=robots,
     )
 
@@ -503,24 +552,49 @@ def published_options(options: Any) -> dict[str, Json]:
     return {name: value for name, value in deciding(options).items() if name not in HIDDEN}
 
 
-def look_up_inputs(specs: Sequence[str], *, input_format: str, skip_bad: bool, output: str) -> tuple[Input, ...]:
-    """The inputs that the user named. Files in the folder `output` are no inputs of its run.
+def look_up_inputs(
+    options: RunSettings, recorded: InputList | None, *, input_format: str, skip_bad: bool
+) -> tuple[tuple[Input, ...], dict[str, tuple[str, ...]]]:
+    """The inputs that the user named. With --extend those of the set are among them.
+
+    Files in the output folder are no inputs of its run.
+
+    Returns:
+        The inputs, and what names all of them: `specs` (--input) and `drops` (--drop-input).
 
     Raises:
         UsageError: a spec names robots.txt archives.
         MissingInput: an input does not exist or cannot be read.
     """
-    if robots := next((spec for spec in specs if re.match(r"cc:[^:]*:robotstxt\b", spec)), None):
+    if robots := next((spec for spec in options.input if re.match(r"cc:[^:]*:robotstxt\b", spec)), None):
         raise UsageError(f"--input {robots}: must be its WAT or WARC files; --robots-archive takes its robots.txt")
+    known: tuple[Input, ...] = ()
+    asked = {"specs": options.input, "drops": options.drop_input}
+    if options.extend and recorded is not None:
+        known = tuple(recorded.units.values())
+        asked = {"specs": tuple(dict.fromkeys([*recorded.specs, *options.input])), "drops": recorded.drops}
     try:
-        found = sources.expand(specs, input_format=input_format, skip_bad=skip_bad, without=output)
-        return tuple(left_out.as_listed(output, found))
+        inputs = sources.expand(
+            options.input,
+            input_format=input_format,
+            skip_bad=skip_bad,
+            without=options.output,
+            known=known,
+            drop=options.drop_input,
+            dropped=asked["drops"] if known else (),
+        )
+        inputs = left_out.as_listed(options.output, inputs)
     except (RefusedInputError, UnreadableInputError) as error:
         raise MissingInput(f"{error}. {SKIP}") from error
     except TransferError as error:
         raise MissingInput(f"{error}. {TRY_LATER}") from error
     except sources.InputError as error:
         raise MissingInput(str(error)) from error
+    if known:
+        left = sources.places_of(inputs)
+        gone = [path for path in sources.places_of(known) if path not in left]
+        asked["drops"] = tuple(path for path in dict.fromkeys([*asked["drops"], *gone]) if path not in left)
+    return tuple(inputs), asked
 
 
 def look_up_robots(specs: Sequence[str], *, output: str) -> tuple[Input, ...]:

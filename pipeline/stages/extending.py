@@ -1,0 +1,99 @@
+"""A set with other inputs than before: --extend and --drop-input. Also a set from which pairs were forgotten.
+
+What was read of the inputs that stay is kept: the units of gather and match. What compares rows is done again: dedup,
+balance, and all after it. The images that were fetched are kept (`stages.attempts`). The published set stays as it is
+until publish replaces it, so a crash leaves the old set or the new one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from typing import TypeVar
+
+from pipeline.engine import storage
+from pipeline.engine.cli import UsageError
+from pipeline.engine.journal import Change
+from pipeline.stages import continuing
+from pipeline.stages.base import INPUTS, Stage
+from pipeline.stages.input_list import FILE, InputList
+from pipeline.stages.run import Run, RunSettings
+
+OF_UNITS = ("gather", "match")  # the stages whose units are kept
+STEPS = ("gather/parts", "gather/images", "match/parts")
+ENDS = ("COMPLETED", "info.json", "files.json", "rejected.parquet")
+T = TypeVar("T")
+FORGOTTEN = "forgotten"  # entry of dedup's info.json: rows that were forgotten since it was done
+
+
+def settled(options: T) -> T:
+    """The options of a run. --redo balance begins with dedup if pairs were forgotten since dedup compared all rows."""
+    redo, output = getattr(options, "redo", None), getattr(options, "output", None)
+    if redo != "balance" or not isinstance(output, str) or not forgotten_since(output):
+        return options
+    return dataclasses.replace(options, redo="dedup")  # type: ignore[type-var]
+
+
+def grows(run: Run) -> bool:
+    """True if the run adds inputs to the set in its folder, drops some, or fills the places of forgotten pairs."""
+    if not run.settings(RunSettings).extend or run.recorded is None:
+        return False
+    return not run.recorded.has_inputs(run.inputs) or bool(forgotten_since(run.root))
+
+
+def forgotten_since(root: str) -> int:
+    """The rows that were forgotten since dedup compared all rows."""
+    info = storage.read_json(os.path.join(root, "stages", "dedup", "info.json"), sealed=False) or {}
+    return int(info.get(FORGOTTEN, 0))
+
+
+def check(stages: list[Stage], run: Run) -> None:
+    """Refuses to keep units that other options made.
+
+    Raises:
+        UsageError: its message names the options that differ and what to type.
+    """
+    asked = run.settings(RunSettings).stages
+    if asked[0] != OF_UNITS[0]:
+        raise UsageError(f"--stages {asked[0]}..{asked[-1]}: must begin with gather if --extend changes the inputs")
+    for stage in continuing.kept_of(stages, run):
+        info = stage.folder.info() if stage.name in OF_UNITS else None
+        if info is None:
+            continue
+        there = {**info.get("decided_by", {}), INPUTS: None}
+        differing = continuing.describe(there, {**stage.decided, INPUTS: None})
+        if differing or storage.CHECKSUM not in info:
+            raise UsageError(
+                f"{run.root} holds the stage {stage.name!r} made with other options "
+                f"({differing or 'of an older version'}): --extend keeps what was read. "
+                f"Repeat those, or add --redo {stage.name}"
+            )
+
+
+def change_inputs(stages: list[Stage], run: Run) -> None:
+    """Makes the folder ready for other inputs. What compares rows goes, then the list of inputs changes as a whole.
+
+    Raises:
+        UsageError: another run changed the list of inputs since this one was planned.
+    """
+    there = InputList.read(run.root)
+    if there != run.recorded:
+        raise UsageError(f"another run changed the inputs of {run.root} just now: type the command again")
+    if not grows(run) or there is None:
+        return
+    continuing.remove_from(stages, "dedup")
+    if there.has_inputs(run.inputs):
+        return
+    change = Change(run.root)
+    run.input_list.write(change.place(FILE))
+    gone = there.without(run.input_list)
+    for step in STEPS:
+        for name in storage.names(os.path.join(run.root, "stages", step)):
+            unit = re.match(r"\d+", name)
+            if unit and int(unit[0]) in gone:
+                change.remove(f"stages/{step}/{name}")
+    for stage in OF_UNITS:
+        for name in ENDS:
+            change.remove(f"stages/{stage}/{name}")
+    change.commit()

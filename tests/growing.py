@@ -1,0 +1,222 @@
+"""A small web and a set that grows from it, for the tests of --extend, --drop-input, --redo and forget."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import build, forget
+from pipeline.dataset.open_set import open_set
+from pipeline.dataset.verify import verify
+from pipeline.engine import work
+from tests.places import ROOT
+from tests.webserver import WebServer, picture
+
+QUERIES = ["red", "dog", "cat", "number", "blue", "tree"]
+PICTURES = 24
+SHARDS = "5"
+
+
+@contextmanager
+def small_web() -> Iterator[WebServer]:
+    """A server with PICTURES pictures. Two have equal bytes, and one is nearly another one."""
+    images = {f"{number:02}.jpg": picture(number) for number in range(PICTURES)}
+    images["23.jpg"] = images["03.jpg"]
+    images["22.jpg"] = picture(4, quality=60)
+    images |= {f"{number:02}.jpg": picture(number, (200, 160)) for number in range(18, 22)}
+    with WebServer(images) as server:
+        yield server
+
+
+class Growing:
+    """A folder of inputs, and sets that are built from them."""
+
+    def __init__(self, folder: Path, server: WebServer) -> None:
+        self.folder, self.server = folder, server
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "queries.txt").write_text("\n".join(QUERIES))
+
+    def table(self, name: str, rows: Sequence[tuple[str, str]]) -> Path:
+        """An input with pairs of (path of a picture on the server, text)."""
+        urls = [path if "://" in path else f"{self.server.base}/{path}" for path, _ in rows]
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"url": urls, "text": [text for _, text in rows]}), path)
+        return path
+
+    def options(self, *more: str) -> list[str]:
+        """The options of a set, without --input and --output."""
+        given = ["--queries", str(self.folder / "queries.txt"), "--allow-address", "127.0.0.0/8", "--workers", "1"]
+        return [*given, "--fetch-rounds", "0", "--min-success", "0", "--min-image-side", "16", *more]
+
+    def build(self, out: Path, inputs: Sequence[Path], *more: str) -> None:
+        """A build with all options. It must succeed."""
+        given = ["--input", *map(str, inputs), "--output", str(out), "--shards", SHARDS]
+        assert build.main([*given, *self.options(*more)]) == build.DONE
+
+    def extend(self, out: Path, inputs: Sequence[Path], *more: str) -> None:
+        """Adds inputs to a set. It must succeed."""
+        given = ["--input", *map(str, inputs)] if inputs else []
+        steering = ["--workers", "1", "--fetch-rounds", "0", "--min-success", "0"]
+        assert build.main(["--output", str(out), "--extend", *given, *steering, *more]) == build.DONE
+
+    def fresh(self, out: Path, inputs: Sequence[Path], *more: str, like: Path | None = None) -> Path:
+        """A build from nothing in another folder, with the tombstones of the folder `like`."""
+        target = out.with_name(out.name + "-fresh")
+        shutil.rmtree(target, ignore_errors=True)
+        if like is not None and (like / "forgotten.parquet").exists():
+            target.mkdir()
+            (target / ".workers").touch()
+            shutil.copy(like / "forgotten.parquet", target)
+        self.build(target, inputs, *more)
+        return target
+
+    def hits(self) -> list[str]:
+        """The pictures that were asked for since the last call, sorted."""
+        found = sorted(path.removeprefix("/img/") for path in self.server.hits if path.startswith("/img/"))
+        self.server.hits.clear()
+        return found
+
+
+TEXTS = ("a red dog number", "a blue tree", "the cat", "a red cat and a dog", "number blue number")
+FILTERS = (("--min-image-side", "16"), ("--min-image-side", "200"))  # the last pictures are smaller
+CAPS = ("2", "4", "20000")
+
+
+class Changes:
+    """A random sequence of changes of one set. Each step is compared with a build from nothing."""
+
+    def __init__(self, folder: Path, server: WebServer, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.growing = Growing(folder, server)
+        self.out = folder / "out"
+        self.inputs: list[Path] = []
+        self.unused = [self._table(number) for number in range(4)]
+        self.cap, self.filter = self.random.choice(CAPS), FILTERS[0]
+        self.log: list[str] = []
+        self.forgets = False
+
+    def _table(self, number: int) -> Path:
+        rows = []
+        for _ in range(self.random.randint(4, 10)):
+            picture_number, host = self.random.randrange(PICTURES), self.random.choice(["127.0.0.1", "localhost"])
+            base = self.growing.server.base.replace("127.0.0.1", host)
+            text = f"{self.random.choice(TEXTS)} {self.random.randrange(4)}"
+            rows.append((f"{base}/img/{picture_number:02}.jpg", text))
+        rows.append(("status/404", "a dog that is gone"))
+        return self.growing.table(f"{self.random.choice('abc')}/{number}.parquet", rows)
+
+    @property
+    def options(self) -> list[str]:
+        return ["--cap", self.cap, *self.filter]
+
+    def run(self, steps: int) -> None:
+        """The first build, and some changes."""
+        self.inputs = [self.unused.pop()]
+        self.growing.build(self.out, self.inputs, *self.options)
+        for _ in range(steps):
+            change = self.random.choice([self.add, self.add, self.drop, self.balance, self.shape, self.forget])
+            before = published(self.out)
+            command = change()
+            if command is None:
+                continue
+            self.log.append(" ".join(command))
+            new = self.growing.fresh(self.out, self.inputs, *self.options, like=self.out)
+            if self.random.random() < 0.5:
+                self.kill(command, before, published(new))
+            assert build.main(command) == build.DONE, self.log
+            assert differences(self.out, new) == [], self.log
+            assert self.digests(self.out) == self.digests(new), self.log
+            assert list(verify(str(self.out), stages=True)) == [], self.log
+
+    def digests(self, out: Path) -> dict[str, tuple[str, int]]:
+        """Without that of gather where pairs were forgotten: it did not keep the hashes of its rows."""
+        found = stage_digests(out)
+        return {name: value for name, value in found.items() if name != "gather" or not self.forgets}
+
+    def command(self, *more: str) -> list[str]:
+        steering = ["--workers", "1", "--fetch-rounds", "0", "--min-success", "0"]
+        return ["--output", str(self.out), *more, *steering]
+
+    def kill(self, command: Sequence[str], before: dict[str, bytes], after: dict[str, bytes]) -> None:
+        """Runs the command in a process that is killed somewhere. The old set is there then, or the new one."""
+        count = str(self.random.randint(1, 450))
+        self.log.append(f"kill {count}")
+        run = [sys.executable, "-m", "tests.serial_build", count, *command]
+        found = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert found.returncode in (0, -signal.SIGKILL), found.stderr
+        work.settle(str(self.out))
+        there = published(self.out)
+        assert there in (before, after), (self.log, [name for name in there if there[name] != before.get(name)])
+
+    def add(self) -> list[str] | None:
+        more = [self.unused.pop()] if self.unused else []
+        if not more:
+            return None
+        again = self.random.sample(self.inputs, 1) if self.random.random() < 0.3 else []
+        self.inputs = [*self.inputs, *more]
+        return self.command("--extend", "--input", *map(str, [*more, *again]))
+
+    def drop(self) -> list[str] | None:
+        if len(self.inputs) < 2:
+            return None
+        gone = self.random.choice(self.inputs)
+        self.inputs.remove(gone)
+        self.unused.append(gone)
+        return self.command("--drop-input", str(gone))
+
+    def balance(self) -> list[str]:
+        self.cap = self.random.choice(CAPS)
+        return self.command("--extend", "--redo", "balance", "--cap", self.cap)
+
+    def shape(self) -> list[str]:
+        self.filter = self.random.choice(FILTERS)
+        return self.command("--extend", "--redo", "dedup-images", *self.filter)
+
+    def forget(self) -> list[str] | None:
+        rows = open_set(self.out).table().to_pylist()
+        if len(rows) < 5:
+            return None
+        row = self.random.choice(rows)
+        kind = self.random.choice(["url", "uid", "sha256"])
+        value = row["original_sha256"] if kind == "sha256" else row[kind]
+        self.log.append(f"forget {kind} {value}")
+        self.forgets = True
+        assert forget.main([str(self.out), f"--{kind}", value]) == 0
+        left = open_set(self.out).table().to_pylist()
+        assert len(left) < len(rows), self.log
+        return self.command("--extend") if self.random.random() < 0.5 else self.command("--extend", "--redo", "balance")
+
+
+def manifest(out: Path) -> dict[str, Any]:
+    """manifest.json, without its checksum."""
+    return {name: value for name, value in json.loads((out / "manifest.json").read_text()).items()}
+
+
+def published(out: Path) -> dict[str, bytes]:
+    """The bytes of all published files, and of the manifest."""
+    listed = [entry["path"] for entry in manifest(out)["files"]]
+    return {path: (out / path).read_bytes() for path in [*listed, "manifest.json"]}
+
+
+def differences(out: Path, other: Path) -> list[str]:
+    """The published files of two sets that are not equal."""
+    one, two = published(out), published(other)
+    return sorted(path for path in one.keys() | two.keys() if one.get(path) != two.get(path))
+
+
+def stage_digests(out: Path) -> dict[str, tuple[str, int]]:
+    """The digest of the rows of each stage, and their number."""
+    infos = [json.loads(path.read_text()) for path in sorted((out / "stages").glob("*/info.json"))]
+    return {info["stage"]: (info["digest"], info["rows_out"]) for info in infos}

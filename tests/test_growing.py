@@ -1,0 +1,111 @@
+"""Sets that change: other options, more inputs, fewer inputs, forgotten pairs. Each equals a build from nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import build
+from pipeline.dataset.verify import verify
+from tests.growing import Changes, Growing, differences, small_web, stage_digests
+from tests.without_beam import run_job, without_beam  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Growing]:
+    with small_web() as server:
+        yield Growing(tmp_path_factory.mktemp("growing"), server)
+
+
+pytestmark = pytest.mark.usefixtures("without_beam")
+
+
+def pairs(numbers: range, words: str = "a red dog number") -> list[tuple[str, str]]:
+    return [(f"img/{number:02}.jpg", f"{words} {number}") for number in numbers]
+
+
+def same(out: Path, other: Path) -> bool:
+    assert differences(out, other) == []
+    assert stage_digests(out) == stage_digests(other)
+    assert list(verify(str(out), stages=True)) == []
+    return True
+
+
+def test_another_cap_fetches_only_what_is_missing(growing: Growing, tmp_path: Path) -> None:
+    inputs, out = [growing.table("caps.parquet", [*pairs(range(10)), ("status/404", "a red cat")])], tmp_path / "out"
+    growing.build(out, inputs, "--cap", "3")
+    first = growing.hits()
+    growing.build(out, inputs, "--cap", "6", "--redo", "balance")
+    second = growing.hits()
+    assert first and second and not set(first) & set(second)
+    assert same(out, growing.fresh(out, inputs, "--cap", "6"))
+    assert growing.hits() == sorted([*first, *second])
+    growing.build(out, inputs, "--cap", "3", "--redo", "dedup")
+    assert growing.hits() == []
+    assert same(out, growing.fresh(out, inputs, "--cap", "3"))
+    growing.hits()
+    growing.build(out, inputs, "--cap", "3", "--redo", "fetch")
+    assert growing.hits() == first
+
+
+def test_more_inputs_equal_a_build_over_all(growing: Growing, tmp_path: Path) -> None:
+    first = [growing.table("a/one.parquet", pairs(range(6))), growing.table("a/two.parquet", pairs(range(4, 9)))]
+    more = [
+        growing.table("b/zero.parquet", pairs(range(3, 12), "a blue tree and dog")),
+        growing.table("0.parquet", pairs(range(20, 24))),
+    ]
+    out = tmp_path / "out"
+    growing.build(out, first, "--cap", "5")
+    before = growing.hits()
+    tars = {path.name: path.read_bytes() for path in (out / "shards").glob("*.tar")}
+    for path in first:
+        path.unlink()  # what they gave is not read again
+    growing.extend(out, more)
+    after = growing.hits()
+    assert after and not set(before) & set(after)
+    growing.table("a/one.parquet", pairs(range(6))), growing.table("a/two.parquet", pairs(range(4, 9)))
+    assert same(out, growing.fresh(out, [*first, *more], "--cap", "5"))
+    growing.hits()
+    growing.extend(out, [first[0], *more])  # named again
+    growing.build(out, [*first, *more], "--cap", "5")
+    assert growing.hits() == []
+    assert build.main(["--output", str(out), "--drop-input", "zero.parquet", "0.parquet", "--workers", "1"]) == 0
+    assert growing.hits() == []
+    assert same(out, growing.fresh(out, first, "--cap", "5"))
+    assert {path.name: path.read_bytes() for path in (out / "shards").glob("*.tar")} == tars
+    recipe = ["--config", str(out / "recipe.yaml"), "--output", str(tmp_path / "again"), "--shards", "5"]
+    assert build.main([*recipe, "--workers", "1"]) == 0
+    assert differences(out, tmp_path / "again") == []
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_random_changes(seed: int, growing: Growing, tmp_path: Path) -> None:
+    Changes(tmp_path, growing.server, seed).run(2)
+
+
+def main(sequences: int, first: int) -> None:
+    """Runs random sequences by hand: python -m tests.test_growing 200 [FIRST SEED]."""
+    os.fsync = lambda descriptor: None  # type: ignore[assignment]
+    build.runners.run_job = run_job  # type: ignore[assignment]
+    with small_web() as server:
+        for seed in range(first, first + sequences):
+            with tempfile.TemporaryDirectory() as folder:
+                changes = Changes(Path(folder), server, seed)
+                try:
+                    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+                        changes.run(4)
+                except BaseException:
+                    print(f"seed {seed} fails: {changes.log}", file=sys.stderr)
+                    raise
+            print(f"seed {seed}: {len(changes.log)} changes", flush=True)
+
+
+if __name__ == "__main__":
+    main(*(int(word) for word in [*sys.argv[1:], "0"][:2]))
