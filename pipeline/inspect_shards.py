@@ -4,6 +4,9 @@
     python -m pipeline.inspect_shards ls OUT                 samples: key, size, text
     python -m pipeline.inspect_shards show KEY OUT           everything known of one sample; --image FILE saves it
     python -m pipeline.inspect_shards stats OUT              languages, hosts, sizes, queries
+    python -m pipeline.inspect_shards queries OUT            pairs of each query before and after the cap; --why QUERY
+    python -m pipeline.inspect_shards sample OUT             random samples, of a query or a language; --seed
+    python -m pipeline.inspect_shards diff OUT OTHER         options, counts, queries and pairs of two sets
     python -m pipeline.inspect_shards verify OUT             every checksum and count; exit code 3 if there is a fault
     python -m pipeline.inspect_shards verify OUT --stages    the files that the stages keep, too
     python -m pipeline.inspect_shards rights OUT             who refused AI training: protocols, hosts, evidence
@@ -209,6 +212,131 @@ def stats(args: argparse.Namespace) -> int:
     return DONE
 
 
+def queries(args: argparse.Namespace) -> int:
+    """How many pairs hold each query, before and after the cap. A run that has reached match is enough."""
+    import pyarrow.compute as pc
+
+    from pipeline.dataset import query_counts
+
+    table = query_counts.table(args.folder)
+    if args.why is not None:
+        return why(args, table.filter(pc.equal(pc.utf8_lower(table["query"]), args.why.lower())).to_pylist())
+    if args.language is not None:
+        if "language" not in table.column_names:
+            raise NotFound(f"the query list of {args.folder!r} has no languages: an older version wrote it")
+        table = table.filter(pc.equal(table["language"], args.language))
+    if args.grep is not None:
+        table = table.filter(pc.match_substring(table["query"], args.grep, ignore_case=True))
+    order = "ascending" if args.tail or args.sort == "query" else "descending"
+    known = [name for name in (args.sort, "published", "count") if table[name].null_count < table.num_rows]
+    table = table.take(pc.sort_indices(table, [(name, order) for name in known[:1]] + [("query", "ascending")]))
+    limit = args.tail or args.head
+    shown = (table.slice(0, limit) if limit else table).to_pylist()
+    if args.json:
+        return print_json(shown)
+    print_queries(shown)
+    if len(shown) < table.num_rows:
+        print(f"... {table.num_rows - len(shown):,} more: --head 0 shows all")
+    return DONE
+
+
+def print_queries(rows: list[dict[str, Any]]) -> None:
+    """Prints a line for each query."""
+    from pipeline.dataset.query_counts import COUNTED
+
+    print(f"{'id':>8}" + "".join(f"{name:>12}" for name in COUNTED) + "  query")
+    for row in rows:
+        numbers = "".join(f"{'-' if row[name] is None else format(row[name], ',')!s:>12}" for name in COUNTED)
+        print(f"{row['id']:>8}{numbers}  {sanitize(row['query'])}")
+
+
+def why(args: argparse.Namespace, found: list[dict[str, Any]]) -> int:
+    """Everything known of a query, in words."""
+    from pipeline.dataset.query_counts import COUNTED
+
+    if not found:
+        raise NotFound(f"no query of this run is {args.why!r}: try --grep")
+    if args.json:
+        return print_json(found)
+    for row in found:
+        for name, value in row.items():
+            meaning = f"  {COUNTED[name]}" if name in COUNTED else ""
+            shown = "-" if value is None else f"{value:,}" if name in COUNTED else sanitize(value)
+            print(f"{name:<12}{shown:<20}{meaning}".rstrip())
+        if row["pairs"] and row["cap"] is not None:
+            share = min(1.0, row["cap"] / row["pairs"])
+            print(f"{'':<12}the query picks a pair with probability {share:.4g}; other queries may pick it, too")
+    return DONE
+
+
+def sample(args: argparse.Namespace) -> int:
+    """Random samples. The same seed shows the same ones."""
+    import heapq
+
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from pipeline.dataset.open_set import open_set
+    from pipeline.engine.hashing import column_hash, mix
+
+    pairs = open_set(args.folder)
+    number = None
+    if args.query is not None:
+        names = pairs.queries["query"]
+        number = pc.index(pc.utf8_lower(names), args.query.lower()).as_py()
+        if number < 0:
+            raise NotFound(f"no query of this set is {args.query!r}: `queries OUT --grep WORDS` finds some")
+    columns = ["key", "shard", "text", "url", "width", "height", "jpg_size", "language", "query_ids"]
+    best: list[tuple[int, dict[str, Any]]] = []
+    for table in pairs.rows(columns):
+        if args.language is not None:
+            table = table.filter(pc.equal(table["language"], args.language))
+        if number is not None:
+            lists = table["query_ids"].combine_chunks()
+            holds = pc.unique(pc.list_parent_indices(lists).filter(pc.equal(pc.list_flatten(lists), number)))
+            table = table.take(holds)
+        hashes = pa.array(mix(column_hash(table["key"]), args.seed))
+        first = pc.sort_indices(hashes)[: args.count]
+        best += zip(hashes.take(first).to_pylist(), table.take(first).to_pylist(), strict=True)
+        best = heapq.nsmallest(args.count, best, key=lambda pair: pair[0])
+    rows = [row for _, row in best]
+    if args.json:
+        return print_json(rows)
+    print_samples(rows)
+    return DONE
+
+
+def diff(args: argparse.Namespace) -> int:
+    """What differs between two sets. Exit code 3 if anything does."""
+    from pipeline.dataset.compare import compare
+    from pipeline.dataset.open_set import open_set
+
+    found = compare(open_set(args.folder), open_set(args.other))
+    same = found["digest"][0] == found["digest"][1]
+    if args.json:
+        print_json(found)
+        return DONE if same else FAULT
+    if same:
+        print("the sets are the same: their digests are equal")
+        return DONE
+    pairs = found["pairs"]
+    print(f"pairs      {pairs['both']:,} in both, {pairs['gained']:,} gained, {pairs['lost']:,} lost, "
+          f"{pairs['changed']:,} with another image or text")  # fmt: skip
+    for kind, keys in pairs["keys"].items():
+        if keys:
+            print(f"{'':<11}{kind}: {', '.join(keys[:3])}{' ...' if pairs[kind] > 3 else ''}")
+    for kind, names in found["queries"].items():
+        if names:
+            some = ", ".join(sanitize(name) for name in names[:10])
+            print(f"queries    {len(names):,} {kind}: {some}{' ...' if len(names) > 10 else ''}")
+    for name, (before, after) in found["options"].items():
+        print(f"option     {name}: {sanitize(json.dumps(before))} -> {sanitize(json.dumps(after))}")
+    for stage, values in found["stages"].items():
+        for name, (before, after) in values.items():
+            print(f"stage      {stage:<13}{sanitize(name):<25}{before or 0:>13,} -> {after or 0:>13,}")
+    return FAULT
+
+
 def print_bars(title: str, rows: Sequence[tuple[str, int]], width: int = 40) -> None:
     """Prints a bar for each row. The longest has `width` characters."""
     mark = "█" if (sys.stdout.encoding or "").lower().startswith("utf") else "#"
@@ -320,7 +448,7 @@ def print_json(value: Any) -> int:
 
 
 COMMANDS = {"info": info, "ls": ls, "show": show, "stats": stats, "verify": verify, "rights": rights, "rows": rows}
-COMMANDS |= {"forgotten": forgotten}
+COMMANDS |= {"queries": queries, "sample": sample, "diff": diff, "forgotten": forgotten}
 
 
 def parser_of() -> tuple[Parser, dict[str, Parser]]:
@@ -346,6 +474,20 @@ def parser_of() -> tuple[Parser, dict[str, Parser]]:
     add("--shard", type=count, metavar="N", help="of this shard only")
     add("--grep", metavar="WORDS", help="whose text holds these words, in upper or lower case")
     parsers["show"].add_argument("--image", metavar="FILE", help="save the JPEG there")
+    add = parsers["queries"].add_argument
+    add("--sort", default="pairs", choices=("pairs", "picked", "kept", "published", "count", "query"),
+        help="by this column, the largest first (default: %(default)s)")  # fmt: skip
+    add("--head", type=count, default=20, metavar="N", help="queries; 0: all (default: %(default)s)")
+    add("--tail", type=count, default=0, metavar="N", help="so many of the other end")
+    add("--language", metavar="CODE", help="of this language only")
+    add("--grep", metavar="WORDS", help="that hold these letters, in upper or lower case")
+    add("--why", metavar="QUERY", help="everything known of one query")
+    add = parsers["sample"].add_argument
+    add("--count", type=count, default=10, metavar="N", help="samples (default: %(default)s)")
+    add("--seed", type=count, default=0, metavar="N", help="another seed shows other samples (default: %(default)s)")
+    add("--query", metavar="QUERY", help="that hold this query only")
+    add("--language", metavar="CODE", help="of this language only")
+    parsers["diff"].add_argument("other", metavar="OTHER", help="folder of another set")
     parsers["verify"].add_argument("--quick", action="store_true", help="names, sizes and counts only")
     parsers["verify"].add_argument("--stages", action="store_true", help="the files that the stages keep, too")
     parsers["rows"].add_argument("--stage", required=True, metavar="NAME", help="gather, match, dedup or balance")

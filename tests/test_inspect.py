@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import inspect_shards
+from pipeline import build, inspect_shards
 from pipeline.dataset import shards
 from pipeline.dataset.open_set import open_set
 from pipeline.dataset.ranges import Ranges
@@ -201,6 +201,92 @@ def test_a_reader_that_goes_away_is_no_crash(original: Path) -> None:
     )
     out = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
     assert out.stderr == "" and out.stdout.startswith(key(0)) and out.returncode in (DONE, 120)
+
+
+@pytest.fixture(scope="module")
+def selected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run up to balance: five dogs of which the query may pick three, two cats, one of both."""
+    folder = tmp_path_factory.mktemp("selected")
+    texts = [*(f"a dog number {n}" for n in range(5)), "a cat", "one more cat", "a cat and a dog"]
+    table = pa.table({"url": [f"http://a.example/{n}.jpg" for n in range(8)], "text": texts})
+    pq.write_table(table, folder / "pairs.parquet")
+    lines = ("query source count language", "cat test 7 en", "dog test 9 en", "owl test 1 de")
+    (folder / "list.tsv").write_text("".join(line.replace(" ", "\t") + "\n" for line in lines))
+    words = ["--input", folder / "pairs.parquet", "--queries", folder / "list.tsv", "--output", folder / "out"]
+    words += ["--cap", 3, "--languages", "all", "--stages", "gather..balance", "--workers", 1]
+    assert build.main([str(word) for word in words]) == DONE
+    return folder / "out"
+
+
+def test_queries_before_and_after_the_cap(run: Any, selected: Path) -> None:
+    code, text, _ = run("queries", selected, "--json")
+    rows = {row["query"]: row for row in json.loads(text)}
+    assert code == DONE and [rows[name]["pairs"] for name in ("dog", "cat", "owl")] == [6, 3, 0]
+    assert [rows[name]["picked"] for name in ("dog", "cat", "owl")] == [3, 3, 0]
+    assert rows["dog"]["cap"] == 3 and rows["dog"]["published"] is None and 3 <= rows["dog"]["kept"] <= 4
+    lines = run("queries", selected)[1].splitlines()
+    assert [line.split()[-1] for line in lines] == ["query", "dog", "cat", "owl"]
+    assert run("queries", selected, "--tail", 1)[1].splitlines()[1].split()[-1] == "owl"
+    assert run("queries", selected, "--sort", "query", "--head", 1)[1].splitlines()[1].split()[-1] == "cat"
+    assert "2 more" in run("queries", selected, "--head", 1)[1]
+    assert [row["query"] for row in json.loads(run("queries", selected, "--language", "de", "--json")[1])] == ["owl"]
+    assert [row["query"] for row in json.loads(run("queries", selected, "--grep", "A", "--json")[1])] == ["cat"]
+
+
+def test_why_a_query_picks_what_it_picks(run: Any, selected: Path) -> None:
+    code, text, _ = run("queries", selected, "--why", "DOG")
+    assert code == DONE and "picks a pair with probability 0.5" in text and "published   -" in text
+    code, _, said = run("queries", selected, "--why", "horse")
+    assert code == MISSING and "no query of this run is 'horse'" in said
+
+
+def test_queries_of_a_copy_of_the_published_files(run: Any, original: Path, tmp_path: Path) -> None:
+    rows = json.loads(run("queries", original, "--json")[1])
+    found = open_set(original).table(["query_ids"])["query_ids"].to_pylist()
+    assert {row["query"]: row["published"] for row in rows} == {
+        name: sum(number in ids for ids in found)
+        for number, name in enumerate("a boat cat dog harbour lake map sea".split())
+    }
+    assert all(row["pairs"] is row["cap"] is row["picked"] is None for row in rows)
+    assert [row["published"] for row in rows] == sorted((row["published"] for row in rows), reverse=True)
+    code, _, said = run("queries", original, "--language", "en")
+    assert code == MISSING and "has no languages" in said
+    code, _, said = run("queries", tmp_path)
+    assert code == MISSING and "has no queries yet" in said
+
+
+def test_samples_are_drawn_by_the_seed(run: Any, original: Path) -> None:
+    def keys(*words: object) -> list[str]:
+        return [row["key"] for row in json.loads(run("sample", original, "--json", *words)[1])]
+
+    one = keys("--count", 7, "--seed", 1)
+    assert len(set(one)) == 7 and one == keys("--count", 7, "--seed", 1)
+    assert one[:3] == keys("--count", 3, "--seed", 1) and set(one) != set(keys("--count", 7, "--seed", 2))
+    assert len(keys("--count", 100)) == 30
+    held = open_set(original).table(["key", "query_ids"]).to_pylist()
+    assert set(keys("--count", 100, "--query", "BOAT")) == {row["key"] for row in held if 1 in row["query_ids"]}
+    code, text, _ = run("sample", original, "--count", 2)
+    assert code == DONE and len(text.splitlines()) == 2
+    code, _, said = run("sample", original, "--query", "zebra")
+    assert code == MISSING and "no query of this set is 'zebra'" in said
+
+
+def test_diff_of_two_sets(run: Any, original: Path, tmp_path: Path) -> None:
+    assert run("diff", original, original)[:2] == (DONE, "the sets are the same: their digests are equal\n")
+    samples.publish(tmp_path / "b", count=40, numbers=[n for n in range(40) if n not in (3, 20)], texts={5: "another"})
+    code, text, _ = run("diff", original, tmp_path / "b", "--json")
+    found = json.loads(text)["pairs"]
+    here, there = (open_set(folder).table(["key", "text"]).to_pylist() for folder in (original, tmp_path / "b"))
+    one, two = ({row["key"]: row["text"] for row in rows} for rows in (here, there))
+    assert code == FAULT and found["keys"]["lost"] == sorted(one.keys() - two.keys())
+    assert found["keys"]["gained"] == sorted(two.keys() - one.keys()) and found["gained"] == 10 and found["lost"] == 2
+    changed = sorted(name for name in one.keys() & two.keys() if one[name] != two[name])
+    assert found["keys"]["changed"] == changed and len(changed) == 2 and found["both"] == 28
+    code, text, _ = run("diff", original, tmp_path / "b")
+    assert code == FAULT and text.startswith("pairs      28 in both, 10 gained, 2 lost, 2 with another image or text\n")
+    assert "stage      publish      rows_out " in text
+    code, _, said = run("diff", original, tmp_path)
+    assert code == MISSING and "no manifest.json" in said
 
 
 # ------------------------------------------------------------------------------------------------------- the faults
@@ -544,7 +630,9 @@ def test_metadata_without_a_column_is_named(run: Any, folder: Path) -> None:
     storage.write_published(str(path), pq.read_table(path).drop_columns(["sha256"]))
     republish(folder)
     assert faults(run, folder)[0]["problem"] == "has no column 'sha256'"
-    assert inspect_shards.COMMANDS.keys() == {"info", "ls", "show", "stats", "verify", "rows", "rights", "forgotten"}
+    assert inspect_shards.COMMANDS.keys() == set(
+        "info ls show stats queries sample diff verify rows rights forgotten".split()
+    )
 
 
 def test_rows_into_a_folder_are_refused(run: Any, folder: Path) -> None:

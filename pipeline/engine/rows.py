@@ -95,14 +95,18 @@ class Rows:
         for unit, part, rows in self.parts_of_group(group):
             yield self._batches(unit, part, rows, columns)
 
-    def tables(self) -> Iterator[pa.Table]:
-        """Yields the rows that stay, one table for each part, in the order of unit and part."""
+    def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Yields the rows that stay, one table for each part, in the order of unit and part.
+
+        Args:
+            columns: of the tables; None: all.
+        """
         for unit, manifest in self.parts.manifests():
             if self.kind == PARQUET:
-                yield storage.read_table(self.parts.file(unit, PARQUET))
+                yield storage.read_table(self.parts.file(unit, PARQUET), columns)
                 continue
             for part, rows in enumerate(_rows_of_parts(manifest)):
-                kept = [batch.filter(pa.array(keep)) for batch, keep in self._batches(unit, part, rows)]
+                kept = [batch.filter(pa.array(keep)) for batch, keep in self._batches(unit, part, rows, columns)]
                 yield pa.Table.from_batches(kept)
 
     def _batches(self, unit: int, part: int, rows: int, columns: list[str] | None = None) -> Iterator[Masked]:
