@@ -46,7 +46,7 @@ NOT_IMPORTED = {
     "mypy": "a command",
 }
 # Optional imports of benchmarks and comparisons. They skip, or print a message, where one is not installed.
-OF_OTHERS = {"ahocorasick", "clip", "open_clip", "open_clip_train", "transformers", "substr_matching"}
+OF_OTHERS = {"ahocorasick", "clip", "pdqhash", "open_clip", "open_clip_train", "transformers", "substr_matching"}
 
 
 def required(extra: str | None = None) -> set[str]:
@@ -91,7 +91,7 @@ def carried(distributions: set[str]) -> set[str]:
 
 @pytest.mark.parametrize(
     ("packages", "extras"),
-    [(("pipeline",), ()), (("queries",), ("segment",)), (("clip_train",), ("train", "wandb"))],
+    [(("pipeline",), ("pdq",)), (("queries",), ("segment",)), (("clip_train",), ("train", "wandb"))],
     ids=["pipeline", "queries", "train"],
 )
 def test_what_is_imported_is_required(packages: tuple[str, ...], extras: tuple[str, ...]) -> None:
@@ -101,7 +101,7 @@ def test_what_is_imported_is_required(packages: tuple[str, ...], extras: tuple[s
 
 def test_what_is_required_is_imported() -> None:
     used = imported(*PACKAGES)
-    extras = [required(extra) for extra in ("train", "s3", "gcs", "wandb", "segment")]
+    extras = [required(extra) for extra in ("train", "s3", "gcs", "wandb", "segment", "pdq")]
     for name in required().union(*extras):
         assert (module(name) in used) != (name in NOT_IMPORTED), name
 
@@ -118,6 +118,6 @@ def test_every_requirement_has_a_pin() -> None:
     """constraints.txt was compiled from setup.cfg: a requirement that was added or taken out is so there too."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = {line.split("==")[0].strip().lower() for line in lines if "==" in line}
-    extras = [required(extra) for extra in ("train", "wandb", "s3", "gcs", "segment", "test", "dev")]
+    extras = [required(extra) for extra in ("train", "wandb", "s3", "gcs", "segment", "pdq", "test", "dev")]
     assert required().union(*extras) <= pins
     assert "ahocorasick-rs" not in pins

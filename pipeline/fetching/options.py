@@ -31,6 +31,7 @@ class FetchOptions:
         image_size: short side of the stored image; smaller images are stored as they are.
         quality: of the JPEG.
         decode_s, decode_bytes: CPU seconds for one image, and memory (RLIMIT_DATA) of the decoding process.
+        pdq: also compute the PDQ hash of each picture, which needs the package pdqhash.
         in_process: decode in the worker itself, for systems without child processes. A crash then ends the worker.
     """
 
@@ -58,6 +59,7 @@ class FetchOptions:
     quality: int = 90
     decode_s: int = 10
     decode_bytes: int = 448 << 20
+    pdq: bool = False
     in_process: bool = False
 
     def respects(self, *protocols: str) -> bool:

@@ -30,4 +30,5 @@ class Picture:
     original_format: str
     phash: int
     colours: bytes
+    pdq: str | None = None  # 64 hexadecimal digits; None: not asked for, or the picture has too little detail
     allowed_by: str | None = None  # the protocols inside the image that allow AI training

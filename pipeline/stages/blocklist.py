@@ -4,6 +4,7 @@
     bad.example                       a domain with its subdomains; also *.bad.example, ||bad.example^ and hosts files
     d41d8cd98f00b204e9800998ecf8427e  md5 (32 digits), sha1 (40) or sha256 (64) of the file of an image, as served
     e0f0f8f8fcfcfefe                  perceptual hash (16 digits), as the column `phash`; /2: the bits that may differ
+    pdq:f8f8f0cc...                   PDQ hash (64 digits; needs the package pdqhash); /31: the bits that may differ
     sha256:... url:... domain:...     the same with the kind before it
     # a comment
 
@@ -40,11 +41,9 @@ from pipeline.text import clean
 BLOCKED = "blocklisted"  # the reason of a drop in gather and in fetch
 ADDRESSES = ("url", "domain")  # kinds that gather asks for
 FILES = {"md5": 32, "sha1": 40, "sha256": 64}  # kinds of files -> hexadecimal digits
-PICTURES = ("phash",)
+PICTURES = {"phash": 16, "pdq": 64}  # kinds of pictures -> hexadecimal digits
 KINDS = (*ADDRESSES, *FILES, *PICTURES)
-PHASH_DIGITS = 16
-PHASH_DISTANCE = 2  # bits, where an entry names no distance
-MOST_PHASH_DISTANCE = 16
+DISTANCES = {"phash": (2, 16), "pdq": (31, 64)}  # bits: where an entry names none, and the most that it may name
 NEVER_FETCHED = ("bad_scheme", "url_too_long", "user_info", "svg_url")  # gather drops such URLs anyway
 PIECE = 1 << 20  # bytes of a list that are read at a time
 SHOWN = 3  # bad lines that a message names
@@ -64,7 +63,7 @@ _REWRITES = (
 # The kind of an entry without a prefix: the first pattern that fits.
 _SHAPES = (
     *((kind, rf"^[0-9a-fA-F]{{{digits}}}$") for kind, digits in FILES.items()),
-    ("phash", rf"^[0-9a-fA-F]{{{PHASH_DIGITS}}}(?:/\d+)?$"),
+    ("phash", rf"^[0-9a-fA-F]{{{PICTURES['phash']}}}(?:/\d+)?$"),
     ("url", r"^[A-Za-z][A-Za-z0-9+.-]*://"),
     ("path", r"/"),
     ("domain", r"^[^\s:@]+$"),
@@ -93,7 +92,7 @@ class Blocklist:
 
     Attributes:
         entries: kind -> (n, w) sorted words without repetition: the 128-bit hash of a URL or domain (w = 2), the first
-            16 bytes of the hash of a file (2), a perceptual hash and the bits that may differ (2).
+            16 bytes of the hash of a file (2), a perceptual hash and the bits that may differ (2; of PDQ 5).
     """
 
     entries: Mapping[str, Words]
@@ -167,7 +166,11 @@ class Blocklist:
         return final_url is not None and bool(self.among_urls(clean.canonical_urls(pa.array([final_url]))[0])[0])
 
     def shown(self, picture: Picture) -> bool:
-        """True if a picture is listed by its perceptual hash. A plain picture is not: its hash is noise."""
+        """True if a picture is listed by a perceptual hash. A plain picture is not: its hash is noise."""
+        if len(listed := self.entries["pdq"]) and picture.pdq is not None:
+            found = np.frombuffer(bytes.fromhex(picture.pdq), ">u8").astype(np.uint64)
+            if (np.bitwise_count(listed[:, :4] ^ found).sum(axis=1) <= listed[:, 4]).any():
+                return True
         listed = self.entries["phash"]
         if not len(listed):
             return False
@@ -223,7 +226,7 @@ def _refusal(path: str, message: str) -> UsageError:
 @functools.lru_cache(maxsize=1)
 def _read(paths: tuple[str, ...], states: tuple[tuple[int, int], ...]) -> Blocklist:
     del states
-    found: dict[str, list[Words]] = {kind: [np.zeros((0, 2), np.uint64)] for kind in KINDS}
+    found: dict[str, list[Words]] = {kind: [_none(kind)] for kind in KINDS}
     for path in paths:
         count = 0
         for first, lines in _pieces(path):
@@ -235,8 +238,12 @@ def _read(paths: tuple[str, ...], states: tuple[tuple[int, int], ...]) -> Blockl
     return Blocklist({kind: _distinct(np.concatenate(parts)) for kind, parts in found.items()})
 
 
+def _none(kind: str) -> Words:
+    return np.zeros((0, 5 if kind == "pdq" else 2), np.uint64)
+
+
 def _distinct(words: Words) -> Words:
-    words = words[np.lexsort((words[:, 1], words[:, 0]))]
+    words = words[np.lexsort(words.T[::-1])]
     return words[np.append(True, (words[1:] != words[:-1]).any(axis=1))[: len(words)]]
 
 
@@ -291,7 +298,7 @@ def parse(lines: pa.Array, *, path: str = "", first: int = 1) -> dict[str, Words
         some = ", ".join(f"line {first + numbers[at]:,} ({show(text[at].as_py())})" for at in places[:SHOWN].tolist())
         more = " and more" if len(places) > SHOWN else ""
         raise _refusal(path, f"{some}{more}: must be a URL, a domain, md5, sha1, sha256 or a perceptual hash")
-    return {kind: _distinct(np.concatenate([np.zeros((0, 2), np.uint64), *parts])) for kind, parts in found.items()}
+    return {kind: _distinct(np.concatenate([_none(kind), *parts])) for kind, parts in found.items()}
 
 
 def _kinds(text: pa.Array) -> tuple[np.ndarray, pa.Array]:
@@ -317,18 +324,19 @@ def _words(kind: str, values: pa.Array) -> Iterator[tuple[str, Words, Mask]]:
     if kind in ADDRESSES:
         yield kind, *(_url_words(values) if kind == "url" else _domain_words(values))
         return
-    digits = FILES.get(kind, PHASH_DIGITS)
+    digits = {**FILES, **PICTURES}[kind]
     good = pc.match_substring_regex(values, rf"^[0-9a-fA-F]{{{digits}}}{'' if kind in FILES else '(?:/[0-9]{1,2})?'}$")
     wrong = ~good.to_numpy(zero_copy_only=False)
     entries = values.filter(good).to_pylist()
     if kind in FILES:
         yield kind, _file_words([bytes.fromhex(entry) for entry in entries]), wrong
         return
-    pairs = [entry.partition("/")[::2] for entry in entries]
-    numbers = [(int(phash, 16), int(bits or PHASH_DISTANCE)) for phash, bits in pairs]
-    words = np.array(numbers, np.uint64).reshape(-1, 2)
-    wrong[np.flatnonzero(~wrong)[words[:, 1] > MOST_PHASH_DISTANCE]] = True
-    yield kind, words[words[:, 1] <= MOST_PHASH_DISTANCE], wrong
+    usual, most = DISTANCES[kind]
+    hashes = b"".join(bytes.fromhex(entry[:digits]) for entry in entries)
+    bits = np.array([int(entry[digits + 1 :] or usual) for entry in entries], np.uint64)
+    words = np.column_stack([np.frombuffer(hashes, ">u8").astype(np.uint64).reshape(len(entries), digits // 16), bits])
+    wrong[np.flatnonzero(~wrong)[bits > most]] = True
+    yield kind, words[bits <= most], wrong
 
 
 def _url_words(values: pa.Array) -> tuple[Words, Mask]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import importlib.util
 import ipaddress
 import os
 import re
@@ -177,6 +178,12 @@ def fetch_options(o: FetchSettings, ignored: tuple[str, ...] = ()) -> FetchOptio
         robots_agents=o.robots_agents,
         ignore_rights=ignored,
     )
+
+
+def asks_for_pdq(run: Run) -> bool:
+    """True if a list of the user has PDQ hashes."""
+    lists = run.settings(BlocklistSettings).blocklist
+    return bool(lists) and len(Blocklist.read(lists).entries["pdq"]) > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -539,6 +546,7 @@ class Fetch(Stage):
             count = len(run.robots_archives)
             whole = dataclasses.replace(run.remote, fill=True)
             robots = RobotsPlan(selected, wanted, answers, index, run.robots_file, whole, patient, count)
+        options = fetch_options(run.settings(FetchSettings), run.settings(RightsSettings).ignore_rights)
         fetching = FetchPlan(
             attempts=Attempts(folder, before.folder("balance")),
             selected=selected,
@@ -546,7 +554,7 @@ class Fetch(Stage):
             hosts=folder.step("hosts"),
             archived=folder.step("archived"),
             inputs=run.inputs_file,
-            options=fetch_options(run.settings(FetchSettings), run.settings(RightsSettings).ignore_rights),
+            options=dataclasses.replace(options, pdq=asks_for_pdq(run)),
             rounds=run.settings(FetchSettings).fetch_rounds,
             remote=patient,
             robots=robots,
@@ -571,6 +579,8 @@ class Fetch(Stage):
         return {**decided, **({"blocklist": listed} if listed else {})}
 
     def check(self, run: Run) -> None:
+        if self.fetching.options.pdq and importlib.util.find_spec("pdqhash") is None:
+            raise UsageError("--blocklist: PDQ hashes need the package pdqhash: pip install 'openwit[pdq]'")
         try:
             READERS["warc"].check(run.robots_archives, ReadSettings())
         except (InputError, OSError) as error:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
+import io
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from pipeline.engine.cli import UsageError
 from pipeline.engine.work import StageFolder
 from pipeline.fetching import images
+from pipeline.fetching.helper import Decoder
 from pipeline.fetching.options import FetchOptions
 from pipeline.stages.blocklist import KINDS, Blocklist, blocklist_of, parse
 from pipeline.text import clean
@@ -84,6 +89,37 @@ def test_pictures(tmp_path: Path) -> None:
     assert listed(tmp_path, f"{plain.phash:016x}").shown(plain)
     grey = dataclasses.replace(plain, colours=b"\x80" * 192)
     assert not listed(tmp_path, f"{plain.phash:016x}").shown(grey)
+
+
+def test_pdq(tmp_path: Path) -> None:
+    shown = dataclasses.replace(images.decode(picture(3), FetchOptions()), pdq="f0" * 32)
+    for bits, entry in ((0, ""), (31, ""), (32, ""), (32, "/32"), (40, "/39")):
+        digits = f"{int('f0' * 32, 16) ^ (1 << bits) - 1:064x}"
+        blocked = listed(tmp_path, f"pdq:{digits.upper()}{entry}", "pdq:" + "0" * 64)
+        assert blocked.entries["pdq"].shape == (2, 5)
+        assert blocked.shown(shown) is (bits <= int(entry[1:] or 31))
+        assert not blocked.shown(dataclasses.replace(shown, pdq=None))  # too little detail, or not asked for
+    with pytest.raises(UsageError, match="line 1"):
+        listed(tmp_path, "pdq:" + "0" * 64 + "/65")
+
+
+def test_pdq_of_a_picture(tmp_path: Path) -> None:
+    pdqhash = pytest.importorskip("pdqhash", reason="the extra pdq is not installed")
+    with Image.open(io.BytesIO(picture(3))) as image:
+        bits, _ = pdqhash.compute(np.asarray(image.convert("RGB")))
+    digits = f"{int(''.join(map(str, bits)), 2):064x}"  # the text form of ThreatExchange
+    with contextlib.closing(Decoder(FetchOptions(pdq=True))) as decoder:
+        shown = decoder.decode(picture(3))
+        plain = decoder.decode(encoded_plain())
+    assert shown.pdq is not None and plain.pdq is None
+    assert (int(shown.pdq, 16) ^ int(digits, 16)).bit_count() <= 4  # the stored picture is 256 pixels high
+    assert listed(tmp_path, f"pdq:{digits}").shown(shown)
+
+
+def encoded_plain() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(out, "PNG")
+    return out.getvalue()
 
 
 @pytest.mark.parametrize(
