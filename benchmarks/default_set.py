@@ -2,14 +2,15 @@
 
     git clone https://github.com/adbar/trafilatura && git -C trafilatura checkout e90b0ef
     git clone https://github.com/mozilla/readability && git -C readability checkout ab4027a
-    python -m benchmarks.default_set --data DATA --pages trafilatura/tests readability/test --dictionary FILE
+    python -m benchmarks.default_set --data DATA --pages trafilatura/tests readability/test --dictionary FILE ...
 
 DATA is the folder of the test data. The pages are those of `benchmarks.languages`. The list was not made with those of
 trafilatura. A page is English here if its `lang` attribute and lid.176 both say so. Coverage is measured on its alts,
 each distinct text once. The rule of languages is measured as in `benchmarks.languages`, where the attribute alone
-decides, and on captions of other kinds: the rule was not chosen with them. `--dictionary` is Debian's wamerican-huge
-(/usr/share/dict/american-english-huge). The rows of caps, titles and placeholders are builds of small tables. Rows
-without their data are left out. "before" is the first version, as the issue of this work has it.
+decides, and on captions of other kinds: the rule was not chosen with them. `--dictionary` takes Debian's wamerican-huge
+and wbritish-huge (/usr/share/dict/american-english-huge, british-english-huge). The rows of caps, titles and
+placeholders are builds of small tables. Rows without their data are left out. "before" is the first version, as the
+issue of this work has it.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--pages", nargs="*", default=[])
-    parser.add_argument("--dictionary", type=Path)
+    parser.add_argument("--dictionary", type=Path, nargs="*")
     parser.add_argument("--list", default=load.default_list(), help="query list (default: that of the project)")
     given = parser.parse_args()
     print("| what | before | wanted | now | |\n|---|---:|---:|---:|---|")
@@ -143,10 +144,13 @@ def class_names(listed: pa.Table, data: Path) -> Iterator[Row]:
         yield at_least("class names of SUN397 without scene labels", "57 %", 57, share)
 
 
-def words(listed: pa.Table, dictionary: Path) -> Iterator[Row]:
-    """Single words that no dictionary has."""
-    number, unknown = query_list.single_words(listed, dictionary)
+def words(listed: pa.Table, dictionaries: list[Path]) -> Iterator[Row]:
+    """Single words that no dictionary has, and those of them that no source of names gives."""
+    number, unknown = query_list.single_words(listed, dictionaries)
     yield at_most(f"single words ({number:,}) in no English dictionary", "46 %", 10, len(unknown) / number)
+    named = listed.filter(pc.match_substring(listed["flags"], "name"))["query"]
+    others = set(unknown) - set(pc.utf8_lower(named).to_pylist())
+    yield at_most("... and from no source of names", "", 1, len(others) / number)
 
 
 def builds() -> Iterator[Row]:

@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--list", default=load.default_list(), help="query list (default: that of the project)")
     parser.add_argument("--without", help="source whose queries are left out")
     parser.add_argument("--names", help="list that is added for the class names")
-    parser.add_argument("--dictionary", type=Path, help="list of words")
+    parser.add_argument("--dictionary", type=Path, nargs="+", help="lists of words")
     given = parser.parse_args()
     listed = load.load_queries(given.list).table
     if given.without:
@@ -172,9 +172,10 @@ def share(listed: pa.Table, names: list[str]) -> float:
     return pc.mean(pc.is_in(wanted, forms.cast(wanted.type))).as_py()
 
 
-def single_words(listed: pa.Table, dictionary: Path) -> tuple[int, list[str]]:
-    """The number of single words, and those that neither the dictionary nor WordNet's part of the list has."""
-    words = {line.strip().lower() for line in dictionary.read_text(encoding="utf-8").splitlines()}
+def single_words(listed: pa.Table, dictionaries: list[Path]) -> tuple[int, list[str]]:
+    """The number of single words, and those that no dictionary and not WordNet's part of the list has."""
+    lines = (line for path in dictionaries for line in path.read_text(encoding="utf-8").splitlines())
+    words = {line.strip().lower() for line in lines}
     rows = zip(listed["query"].to_pylist(), listed["source"].to_pylist(), strict=True)
     single = {query.lower(): source for query, source in rows if re.fullmatch(r"[^\W\d_]+(['’-][^\W\d_]+)*", query)}
     return len(single), [word for word, source in single.items() if source != "wordnet" and word not in words]
