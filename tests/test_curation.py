@@ -90,7 +90,7 @@ def test_evaluation_images_that_cannot_be_decoded(
     (tmp_path / "flowers" / "1.jpg").write_bytes(b"no image")
     assert redo(made, out, "--decontaminate", str(tmp_path / "flowers")) == build.BELOW
     assert "none of the 1 images of the set flowers can be decoded. The set is not published" in capsys.readouterr().err
-    assert not (out / "manifest.json").exists()
+    assert keys(out) == keys(made / "out")  # the set that was there stays
 
 
 def test_listed_content_never_enters_the_set(tmp_path: Path) -> None:
@@ -109,16 +109,29 @@ def test_listed_content_never_enters_the_set(tmp_path: Path) -> None:
         assert run(tmp_path, tmp_path / "out", "--keep-rejected", "all", *given) == build.DONE
         assert not {"/img/url.jpg", "/img/page.jpg"} & server.hits.keys() and server.hits["/img/md5.jpg"] == 1
         assert run(tmp_path, tmp_path / "out") == build.USAGE  # without the list it is another set
-    out = tmp_path / "out"
-    assert ledger(out, "gather")["dropped"] == {"blocklisted": 3} and ledger(out, "fetch")["dropped"] == {
-        "blocklisted": 5
-    }
-    assert open_set(out).table(["text"]).to_pylist() == [{"text": "red dog good"}]
-    assert list(verify(str(out), stages=True)) == []
-    left = all_bytes(out)
-    assert not [name for name, body in pictures.items() if name != "good.jpg" and body[-120:-60] in left]
-    assert b"sub.bad.example" not in left and b"img/url.jpg" not in left
-    assert not (out / "rejected").exists() or "blocklisted" not in str(list((out / "rejected").iterdir()))
+        out = tmp_path / "out"
+        assert ledger(out, "gather")["dropped"] == {"blocklisted": 3} and ledger(out, "fetch")["dropped"] == {
+            "blocklisted": 5
+        }
+        assert open_set(out).table(["text"]).to_pylist() == [{"text": "red dog good"}]
+        assert list(verify(str(out), stages=True)) == []
+        left = all_bytes(out)
+        assert not [name for name, body in pictures.items() if name != "good.jpg" and body[-120:-60] in left]
+        assert b"sub.bad.example" not in left and b"img/url.jpg" not in left
+        assert not (out / "rejected").exists() or "blocklisted" not in str(list((out / "rejected").iterdir()))
+
+        hashes = [hashlib.sha256(pictures["good.jpg"]).hexdigest(), "bad.example"]
+        (tmp_path / "list.txt").write_text("\n".join([*digests[:2], *hashes, f"{phash:016x}"]))
+        before = server.hits.copy()
+        again = (*given, "--keep-rejected", "all", "--redo", "gather")
+        assert run(tmp_path, tmp_path / "out", *again, "--stages", "gather..fetch") == build.DONE
+        asked = {path.rpartition("/")[2] for path in server.hits if server.hits[path] > before[path]}
+        assert asked - {"robots.txt", "tdmrep.json"} == {
+            *("url.jpg", "page.jpg"),  # no longer listed
+            *("md5.jpg", "sha1.jpg", "sha256.jpg", "phash.jpg", "moved.jpg"),  # refused before: asked again
+        }
+        info = json.loads((tmp_path / "out/stages/fetch/info.json").read_text())
+        assert info["dropped"] == {"blocklisted": 4} and info["rows_out"] == 4
 
 
 def run(tmp: Path, out: Path, *more: str) -> int:

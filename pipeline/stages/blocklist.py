@@ -42,6 +42,7 @@ BLOCKED = "blocklisted"  # the reason of a drop in gather and in fetch
 ADDRESSES = ("url", "domain")  # kinds that gather asks for
 FILES = {"md5": 32, "sha1": 40, "sha256": 64}  # kinds of files -> hexadecimal digits
 PICTURES = {"phash": 16, "pdq": 64}  # kinds of pictures -> hexadecimal digits
+UNKNOWN_LATER = ("md5", "sha1", "pdq")  # kinds that a fetched row does not tell
 KINDS = (*ADDRESSES, *FILES, *PICTURES)
 DISTANCES = {"phash": (2, 16), "pdq": (31, 64)}  # bits: where an entry names none, and the most that it may name
 NEVER_FETCHED = ("bad_scheme", "url_too_long", "user_info", "svg_url")  # gather drops such URLs anyway
@@ -165,18 +166,32 @@ class Blocklist:
                     return True
         return final_url is not None and bool(self.among_urls(clean.canonical_urls(pa.array([final_url]))[0])[0])
 
+    def among_fetched(self, rows: pa.Table) -> Mask:
+        """True for each row of FETCHED that is listed by what the row has: final_url, sha256, perceptual hash.
+
+        Its md5, sha1 and PDQ hash are not known (UNKNOWN_LATER).
+        """
+        final = hashing.as_array(rows["final_url"].fill_null(""))
+        listed = self.among_urls(clean.canonical_urls(final)[0]) & rows["final_url"].is_valid().to_numpy()
+        good = np.flatnonzero(pc.equal(rows["status"], "ok").to_numpy())
+        columns = [rows[name].take(pa.array(good)).to_pylist() for name in ("image_sha256", "phash", "colours")]
+        for row, sha256, phash, colours in zip(good.tolist(), *columns, strict=True):
+            listed[row] |= bool(_among(_file_words([sha256]), self.entries["sha256"])[0])
+            listed[row] |= self._is_shown(phash, colours)
+        return listed
+
     def shown(self, picture: Picture) -> bool:
         """True if a picture is listed by a perceptual hash. A plain picture is not: its hash is noise."""
         if len(listed := self.entries["pdq"]) and picture.pdq is not None:
             found = np.frombuffer(bytes.fromhex(picture.pdq), ">u8").astype(np.uint64)
             if (np.bitwise_count(listed[:, :4] ^ found).sum(axis=1) <= listed[:, 4]).any():
                 return True
+        return self._is_shown(picture.phash, picture.colours)
+
+    def _is_shown(self, phash: int, colours: bytes) -> bool:
         listed = self.entries["phash"]
-        if not len(listed):
-            return False
-        near = np.bitwise_count(listed[:, 0] ^ np.uint64(picture.phash)) <= listed[:, 1]
-        colours = np.frombuffer(picture.colours, np.uint8).reshape(1, COLOUR_BYTES)
-        return bool(near.any()) and bool(has_contrast(colours)[0])
+        near = np.bitwise_count(listed[:, 0] ^ np.uint64(phash)) <= listed[:, 1]
+        return bool(near.any()) and bool(has_contrast(np.frombuffer(colours, np.uint8).reshape(1, COLOUR_BYTES))[0])
 
 
 def _among(words: Words, ascending: Words) -> Mask:

@@ -41,12 +41,20 @@ from pipeline.fetching.downloader import FetchOptions, fetch_rows
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import PROJECT_URL
 from pipeline.fetching.verdict import REFUSED
-from pipeline.schema import SELECTED, STAGES
+from pipeline.schema import FETCHED, SELECTED, STAGES
 from pipeline.sources import READERS
 from pipeline.sources.base import Input, ReadSettings
 from pipeline.stages.attempts import FETCHED_PART, PASSES, ROUND_PAUSES_S, Attempts, fetched_rows, keys_of_images
 from pipeline.stages.base import Job, Outputs, Stage
-from pipeline.stages.blocklist import BLOCKED, FILES, PICTURES, Blocklist, BlocklistSettings, blocklist_of
+from pipeline.stages.blocklist import (
+    BLOCKED,
+    FILES,
+    PICTURES,
+    UNKNOWN_LATER,
+    Blocklist,
+    BlocklistSettings,
+    blocklist_of,
+)
 from pipeline.stages.fetch_progress import PassFigures, UnitFigures
 from pipeline.stages.input_list import InputList
 from pipeline.stages.robots_archive import (
@@ -73,6 +81,7 @@ ARCHIVE_PATIENCE_S = 30.0  # for the archive of an image
 SLOW_FAILURES = ("dns", "timeout")  # they use up the time of the URL
 # Failures that --min-success counts, where they may pass: an outage, not link rot and not a refusal.
 PASSING = ("dns", "tcp", "timeout", "http_5xx", "rate_limited", "robots")
+OF_IMAGE = FETCHED.names[FETCHED.get_field_index("http_status") + 1 :]  # columns of an image that was fetched
 OUTCOME = ("status", "image_sha256", "width", "height", "original_width", "original_height", "phash")
 
 
@@ -216,6 +225,10 @@ class FetchPlan:
     robots: RobotsPlan | None
     blocked: StepFolder | None
 
+    def load_blocked(self) -> Blocklist | None:
+        """The lists, once for each worker."""
+        return None if self.blocked is None else Blocklist.load(self.blocked)
+
 
 @dataclasses.dataclass(frozen=True)
 class ByHost:
@@ -341,9 +354,26 @@ class DownloadHosts:
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
         rows, attempts = shuffle_files.table(messages, SELECTED_PART), self.plan.attempts
-        kept = find_kept(rows, attempts.outcomes(unit)) if attempts.earlier() else FETCHED_PART.empty_table()
+        kept = FETCHED_PART.empty_table()
+        if attempts.earlier():
+            kept = find_kept(rows, refuse_listed(attempts.outcomes(unit), self.plan.load_blocked()))
         missing = rows.filter(pc.invert(pc.is_in(rows["uid"], kept["uid"].combine_chunks())))
         return download(self.plan, self.folder, unit, missing, kept=kept)
+
+
+def refuse_listed(outcomes: pa.Table, blocked: Blocklist | None) -> pa.Table:
+    """OUTCOMES: those of listed images become refusals. Refusals by an earlier list are left out."""
+    outcomes = outcomes.filter(pc.not_equal(outcomes["status"], BLOCKED)).combine_chunks()
+    listed = pa.array(blocked.among_fetched(outcomes)) if blocked is not None and outcomes.num_rows else None
+    if listed is None or not pc.any(listed).as_py():
+        return outcomes
+    refusal = {"status": BLOCKED, "error": "a list of --blocklist names this image", "retryable": False}
+    for place, field in enumerate(outcomes.schema):
+        if field.name in refusal or field.name in OF_IMAGE:
+            value = pa.scalar(refusal.get(field.name), field.type)
+            column = pc.if_else(listed, value, hashing.as_array(outcomes[field.name]))
+            outcomes = outcomes.set_column(place, field, column)
+    return outcomes
 
 
 def find_kept(rows: pa.Table, outcomes: pa.Table) -> pa.Table:
@@ -497,7 +527,7 @@ def _download_part(
         again=again,
         watch=watch,
         forgotten=stones.among_fetched if stones else None,
-        blocked=None if plan.blocked is None else Blocklist.load(plan.blocked),
+        blocked=plan.load_blocked(),
         captures=ArchivedRobots(plan.robots) if plan.robots is not None else None,
     )
     if not fetched["uid"].equals(batch["uid"]):
@@ -599,7 +629,10 @@ class Fetch(Stage):
 
     def begin(self, run: Run) -> None:
         options = dataclasses.replace(self.fetching.options, memory=0)  # the same images with more memory
-        self.fetching.attempts.begin(digest_of(self.decided), digest_of(repr(options)))
+        lists = run.settings(BlocklistSettings).blocklist
+        listed = Blocklist.read(lists).digest(*UNKNOWN_LATER) if lists else None
+        form = {name: value for name, value in self.decided.items() if name != "blocklist"}
+        self.fetching.attempts.begin(digest_of(form, listed) if listed else digest_of(form), digest_of(repr(options)))
 
     def begin_anew(self) -> None:
         """Keeps the images: the next run fetches those that no earlier one fetched."""
