@@ -43,6 +43,7 @@ from pipeline.engine.journal import FOLDER, Change
 from pipeline.schema import STAGES
 from pipeline.stages import purge
 from pipeline.stages.purge import Mask, Uids
+from pipeline.stages.selection import JOINED
 from pipeline.text import clean
 
 PROGRAM = "pipeline.forget"
@@ -229,7 +230,7 @@ def forget(root: str, selection: Selection, *, dry_run: bool = False) -> Forgott
         dry_run: nothing is changed.
 
     Raises:
-        UsageError: the selection is empty, or the samples hold texts of several pairs.
+        UsageError: the selection is empty, or the folder does not tell whose texts a sample holds.
         NotFound: the folder is no set.
         Damaged, DamagedError: a file is damaged, or another version wrote the set.
         Busy: a build runs in the folder.
@@ -246,12 +247,12 @@ def forget(root: str, selection: Selection, *, dry_run: bool = False) -> Forgott
         found, urls = _find(root, published, selection, images)
         uids = Uids(found)
         covers = _covering(uids)
-        numbers = published.numbers_of(uids.uids) if published else []
         if dry_run:
+            numbers = published.numbers_of(uids.uids) if published else []
             shards = shrink.find(published, numbers, covers) if published else {}
             return Forgotten(len(uids.uids), sum(shards.values()), shards, 0, None, time.perf_counter() - start)
         change = Change(root)
-        shards, digest = _prepare(change, published, selection, uids, urls, numbers)
+        shards, digest = _prepare(change, published, selection, uids, urls)
         selection.buried(Tombstones.load(root) or Tombstones.new(), uids.uids, images).write(
             change.place(tombstones.FILE)
         )
@@ -262,19 +263,18 @@ def forget(root: str, selection: Selection, *, dry_run: bool = False) -> Forgott
 
 
 def _refuse_several_captions(root: str) -> None:
-    """Refuses a folder whose samples hold texts of other pairs: such a text would stay.
+    """Refuses a copy of a set whose samples hold texts of other pairs: it does not tell whose texts they are.
 
     Raises:
-        UsageError: dedup joined texts of several pairs.
+        UsageError: dedup joined texts of several pairs, and its rows are not there.
     """
-    info = storage.read_json(os.path.join(root, "stages", "dedup", "info.json"), sealed=False) or {}
     path = os.path.join(root, "manifest.json")
     ledger = open_set.read_manifest(root)["ledger"] if os.path.exists(path) else []
-    rows = [info, *(row for row in ledger if row["stage"] == "dedup")]
-    if any(row.get("dropped", {}).get("joined_text") for row in rows):
+    joined = any(row["stage"] == "dedup" and row["dropped"].get(JOINED) for row in ledger)
+    if joined and not any(purge.units_of(root, "match/parts")):
         raise UsageError(
-            f"{root!r} was built with --captions N: a sample may hold the text of a pair that goes, and forget does "
-            "not look for it. Build with --captions 1 (--redo dedup) first"
+            f"{root!r} was built with --captions N, and is a copy without stages/: it does not tell which texts of a "
+            "sample go. Run forget in the folder of the build"
         )
 
 
@@ -344,7 +344,6 @@ def _prepare(
     selection: Selection,
     uids: Uids,
     urls: set[str],
-    numbers: list[int],
 ) -> tuple[dict[int, int], str | None]:
     """Prepares all files. Returns the pairs that leave each shard, and the digest of the new manifest."""
     root = change.root
@@ -365,7 +364,8 @@ def _prepare(
                     change.remove(name)  # of a publication that was interrupted
         purging.correct_infos(published=0)
         return {}, None
-    shrunk = shrink.shrink(change, published, numbers, _covering(uids))
+    numbers = published.numbers_of(uids.uids | purging.joined.uids)
+    shrunk = shrink.shrink(change, published, numbers, _covering(uids), purging.joined.without)
     for table in shrunk.gone:
         found = [counts.row_hash.get(bytes.fromhex(key), 0) for key in table["key"].to_pylist()]
         hashes = hashing.mix(np.array(found, np.uint64), hashing.column_hash(hashing.as_array(table["kept_by"])))

@@ -413,9 +413,3 @@ def test_larger_variants_stay_with_their_rows(tmp_path: Path, kind: str) -> None
     left = all_bytes(tmp_path / "out")
     assert gone[2].encode() not in left
     assert (gone[1].encode() in left) == (kind == "as_found")  # another pair, which was dropped, has this URL
-
-
-def test_samples_with_several_texts_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    build_variants(tmp_path, "--captions", "2")
-    assert forget.main([str(tmp_path / "out"), "--url", "http://h1.example/w1.jpg"]) == 2
-    assert "--captions" in capsys.readouterr().err

@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from pipeline import build
+from pipeline import build, forget
+from pipeline.dataset.open_set import open_set
 from pipeline.dataset.verify import verify
+from pipeline.engine import hashing
 from tests.growing import Changes, Growing, differences, small_web, stage_digests
+from tests.test_forget import all_bytes
 from tests.without_beam import run_job, without_beam  # noqa: F401
 
 
@@ -83,6 +88,28 @@ def test_more_inputs_equal_a_build_over_all(growing: Growing, tmp_path: Path) ->
     recipe = ["--config", str(out / "recipe.yaml"), "--output", str(tmp_path / "again"), "--shards", "5"]
     assert build.main([*recipe, "--workers", "1"]) == 0
     assert differences(out, tmp_path / "again") == []
+
+
+def test_a_text_that_another_pair_brought_is_forgotten(growing: Growing, tmp_path: Path) -> None:
+    texts = ["a red dog number one", "the cat in words of its own", "a blue tree"]
+    rows = [*pairs(range(4)), *(("img/05.jpg", text) for text in texts)]
+    inputs, out = [growing.table("texts.parquet", rows)], tmp_path / "out"
+    growing.build(out, inputs, "--captions", "3")
+    (row,) = [row for row in open_set(out).table().to_pylist() if len(row["texts"]) == 3]
+    gone = row["texts"][1]
+    uid = hashing.pair_keys(pa.array([row["url"]]), pa.array([gone])).uid[0].as_py().hex()
+    assert gone.encode() in all_bytes(out)
+    assert forget.main([str(out), "--uid", uid]) == 0
+    assert gone.encode() not in all_bytes(out)
+    (left,) = [other for other in open_set(out).table().to_pylist() if other["key"] == row["key"]]
+    assert left["texts"] == [row["texts"][0], row["texts"][2]]
+    assert list(verify(str(out), stages=True)) == []
+    growing.hits()
+    growing.extend(out, [])
+    assert growing.hits() == []
+    assert differences(out, growing.fresh(out, inputs, "--captions", "3", like=out)) == []
+    shutil.rmtree(out / "stages")
+    assert forget.main([str(out), "--uid", row["key"]]) == 2  # a copy does not tell whose texts a sample holds
 
 
 @pytest.mark.parametrize("seed", [1, 2])

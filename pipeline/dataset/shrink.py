@@ -114,21 +114,32 @@ def find(published: Published, numbers: Iterable[int], covers: Callable[[pa.Tabl
     return {number: count for number, count in found.items() if count}
 
 
-def shrink(change: Change, published: Published, numbers: Iterable[int], covers: Callable[[pa.Table], Mask]) -> Shrunk:
-    """Prepares the files of the shards that lose rows.
+def shrink(
+    change: Change,
+    published: Published,
+    numbers: Iterable[int],
+    covers: Callable[[pa.Table], Mask],
+    without: Callable[[pa.Table], pa.Table | None] = lambda table: None,
+) -> Shrunk:
+    """Prepares the files of the shards that lose rows, or texts of rows.
 
     Args:
         change: of the folder.
         published: the folder.
         numbers: the shards that are looked at. The others have no such row.
         covers: rows with the column key -> the rows that go.
+        without: rows -> the rows with fewer texts; None: they stay as they are.
     """
     shrunk = Shrunk(dict(published.infos), {}, [])
-    for number in find(published, numbers, covers):
+    for number in numbers:
         table = published.metadata(number)
         gone = covers(table)
-        shrunk.gone.append(table.filter(pa.array(gone)))
         kept = table.filter(pa.array(~gone))
+        fewer = without(kept)
+        if not gone.any() and fewer is None:
+            continue
+        shrunk.gone.append(table.filter(pa.array(gone)))
+        kept = kept if fewer is None else fewer
         tar, metadata = (entry.path for entry in published.infos[number].files)
         if kept.num_rows == 0:
             change.remove(tar)

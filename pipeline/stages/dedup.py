@@ -73,7 +73,8 @@ def exempt_units(run: Run) -> tuple[int, ...]:
     """The tables, whose texts the default bound does not count, where archives are read beside them."""
     if run.settings(DedupSettings).common_text_bound is not None or not common_text_bound(run):
         return ()
-    return tuple(unit for unit, item in enumerate(run.inputs) if not READERS[item.format].knows_pages)
+    units = run.input_list.units.items()
+    return tuple(unit for unit, item in units if not READERS[item.format].knows_pages)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -186,8 +186,10 @@ def clean_batch(
         listed = blocked.among_urls(url) | blocked.among_pages(candidates["page_url"])
         codes = np.where(listed, len(reasons), codes)
         reasons.append(BLOCKED)
+    stays, gone = codes == 0, np.zeros(len(codes), np.bool_)
     if forgotten is not None:
-        codes = np.where(find_forgotten(candidates, url, text, forgotten), len(reasons), codes)
+        gone = find_forgotten(candidates, url, text, forgotten)
+        codes = np.where(gone, len(reasons), codes)
         reasons.append(FORGOTTEN)
     if rules.opt_outs:
         refused = codes == reasons.index("opt_out") if "opt_out" in reasons else np.zeros(len(codes), np.bool_)
@@ -199,10 +201,15 @@ def clean_batch(
             continue
         dropped = found.filter(pa.array(codes == code)).combine_chunks()
         tally.drop(reasons[code], _column(dropped, "url"), _column(dropped, "text"))
-    if codes.any():
-        keep = pa.array(codes == 0)
+    if not stays.all():
+        keep = pa.array(stays)
         candidates, text, url = candidates.filter(keep), text.filter(keep), url.filter(keep)
-    return _pairs(candidates, text, url, _languages(text, candidates, rules), tally, source, name_hash)
+    languages, left = _languages(text, candidates, rules), ~gone[stays]
+    if not left.all():  # only now: what is forgotten later does not change what the page says of its other texts
+        keep = pa.array(left)
+        candidates, text, url = candidates.filter(keep), text.filter(keep), url.filter(keep)
+        languages = Languages(*(column.filter(keep) for column in languages))
+    return _pairs(candidates, text, url, languages, tally, source, name_hash)
 
 
 # The words that say what a signal was on the page.

@@ -32,7 +32,8 @@ from pipeline.engine.rows import Overlay
 from pipeline.schema import SELECTED, STAGES
 from pipeline.stages import fetched_rules
 from pipeline.stages.row_pass import KEYS, ROW_HASH
-from pipeline.stages.selection import DUPLICATE_REASONS
+from pipeline.stages.selection import DUPLICATE_REASONS, JOINED
+from pipeline.text import image_variants
 
 FORGOTTEN = "forgotten"  # the reason of such rows in the ledger of gather
 PARTS = {
@@ -237,6 +238,67 @@ def _collect(table: pa.Table, covers: Covers, uids: set[bytes], urls: set[str]) 
         urls.update(rows["url"].to_pylist())
 
 
+# -------------------------------------------------------------------------------------------- texts of other pairs
+
+
+class JoinedTexts:
+    """The texts of pairs that go, where `--captions N` joined them to the row of another pair of the same image."""
+
+    def __init__(self, found: set[tuple[int, str]]) -> None:
+        """`found`: the hash of the image (all variants of a URL have one), and the text."""
+        self._found = found
+        self.uids = set[bytes]()  # of the rows that `without` changed
+
+    @classmethod
+    def of(cls, root: str, uids: Uids) -> JoinedTexts:
+        """Those of a folder. Nothing is read if dedup joined no text."""
+        found = set[tuple[int, str]]()
+        if has_joined_texts(root):
+            for unit, manifest in units_of(root, "match/parts"):
+                for part in range(manifest.get("parts", 0)):
+                    path = os.path.join(root, file_of("match/parts", unit, "arrow", part))
+                    for batch in storage.read_batches(path, ["uid", "url", "text"]):
+                        rows = batch.filter(pa.array(uids.mask(batch["uid"])))
+                        images, _ = image_variants.variants(rows["url"])
+                        found.update(zip(images.tolist(), rows["text"].to_pylist(), strict=True))
+        return cls(found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def without(self, table: pa.Table) -> pa.Table | None:
+        """The rows without these texts; None if they have none. A row keeps its own text, which is the first one.
+
+        Args:
+            table: with the columns url and texts, and uid or key.
+        """
+        lengths = hashing.as_array(pc.list_value_length(table["texts"])).fill_null(0).to_numpy(zero_copy_only=False)
+        several = np.flatnonzero(lengths > 1)
+        if not len(several) or not self._found:
+            return None
+        images, _ = image_variants.variants(hashing.as_array(table["url"].take(pa.array(several))))
+        texts, changed = table["texts"].to_pylist(), list[int]()
+        for row, image in zip(several.tolist(), images.tolist(), strict=True):
+            first, *others = texts[row]
+            kept = [text for text in others if (image, text) not in self._found]
+            if len(kept) < len(others):
+                texts[row] = [first, *kept]
+                changed.append(row)
+        if not changed:
+            return None
+        for name in {"uid", "key"} & set(table.column_names):
+            values = table[name].take(pa.array(changed)).to_pylist()
+            self.uids.update(bytes.fromhex(value) if isinstance(value, str) else value for value in values)
+        at = table.schema.get_field_index("texts")
+        return table.set_column(at, table.schema.field(at), pa.array(texts, table.schema.field(at).type))
+
+
+def has_joined_texts(root: str) -> bool:
+    """True if dedup joined texts of several pairs in one row."""
+    info = storage.read_json(os.path.join(root, "stages", "dedup", "info.json"), sealed=False) or {}
+    return bool(info.get("dropped", {}).get(JOINED))
+
+
 # ---------------------------------------------------------------------------------------------------- the purge
 
 
@@ -267,6 +329,7 @@ class Purge:
         self._covers_rejected, self._covers_urls, self._covers_images = covers_rejected, covers_urls, covers_images
         self._images = by_image
         self.counts = Counts()
+        self.joined = JoinedTexts.of(change.root, uids)
 
     def run(self) -> Counts:
         """Prepares the change."""
@@ -275,6 +338,8 @@ class Purge:
             self._parts(stage)
         self._balance()
         self._fetch()
+        if len(self.joined):
+            self._joined_texts()
         self._rejected()
         self._duplicates()
         self._scores()
@@ -617,6 +682,32 @@ class Purge:
             if ranges:
                 self._change.erase(file_of(f"fetch/images-{number:03d}", unit, "raw", part), ranges, end)
 
+    def _joined_texts(self) -> None:
+        """Takes the texts out of rows that stay. Their hashes and queries stay, too, until dedup is done again."""
+        for unit, _ in units_of(self._root, "balance/rows"):
+            path = file_of("balance/rows", unit, "parquet")
+            table = self.joined.without(storage.read_table(self._change.current(path)))
+            if table is not None:
+                storage.write_table(self._change.place(path), table)
+        for folder in (*passes_of(self._root), "dedup-images/parts"):
+            for unit, found in units_of(self._root, folder):
+                for part in range(found.get("parts", 0)):
+                    self._joined_texts_of(file_of(folder, unit, "arrow", part))
+        for path in storage.walk(os.path.join(self._root, "stages", OVERLAYS)):
+            if path.endswith(".overlay"):
+                self._joined_texts_of(os.path.relpath(path, self._root))
+
+    def _joined_texts_of(self, path: str) -> None:
+        """Takes the texts out of an Arrow file, unless the file goes."""
+        if self._change.removes("/".join(path.split("/")[:2])):
+            return
+        batches = list(storage.read_batches(self._change.current(path)))
+        table = self.joined.without(pa.Table.from_batches(batches)) if batches else None
+        if table is not None:
+            with storage.writing_batches(self._change.place(path), batches[0].schema) as out:
+                for batch in table.combine_chunks().to_batches():
+                    out.write_batch(batch)
+
     def _hosts_of_interrupted_fetch(self) -> set[int]:
         """The units of an interrupted fetch that have a row to take out. Their rows leave the bucket files."""
         touched = set[int]()
@@ -634,6 +725,10 @@ class Purge:
                     if gone.any():
                         touched.add(bucket)
                         changed, table = True, table.filter(pa.array(~gone)).combine_chunks()
+                    fewer = self.joined.without(table)
+                    if fewer is not None:
+                        touched.add(bucket)
+                        changed, table = True, fewer.combine_chunks()
                     messages[bucket] = table.to_batches()[0].serialize() if table.num_rows else None
                 if changed:
                     _write_buckets(self._change.place(path), messages)
