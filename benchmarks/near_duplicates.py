@@ -24,6 +24,7 @@ from pipeline.fetching.errors import Failure
 from pipeline.fetching.images import decode
 from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.picture import Picture
+from pipeline.schema import COLOUR_BYTES, SHADE_BYTES
 from pipeline.stages import similar
 from pipeline.stages.picture_hashes import Hashes
 
@@ -66,19 +67,20 @@ def hashed(body: bytes) -> Picture | None:
         return None
 
 
-def arrays(found: list[Picture]) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes and colours."""
-    colours = np.frombuffer(b"".join(one.colours for one in found), np.uint8).reshape(len(found), -1)
-    return np.array([one.phash for one in found], np.uint64), colours
+def arrays(found: list[Picture]) -> Hashes:
+    """The hashes of pictures."""
+    looks = (b"".join(getattr(one, name) for one in found) for name in ("colours", "shades"))
+    columns = (np.frombuffer(look, np.uint8).reshape(len(found), -1) for look in looks)
+    return Hashes(np.zeros(len(found), np.uint8), np.array([one.phash for one in found], np.uint64), *columns)
 
 
-def clusters(phash: np.ndarray, colours: np.ndarray, distance: int) -> np.ndarray:
+def clusters(hashes: Hashes, distance: int) -> np.ndarray:
     """The cluster of each picture, as the stage forms them."""
-    contrast = np.flatnonzero(similar.has_contrast(colours))
-    hashes = Hashes(np.zeros(len(contrast), np.uint8), phash[contrast], colours[contrast])
-    blocks = [hashes._replace(block=hashes.block + np.uint8(block)) for block in range(distance + 1)]
+    contrast = np.flatnonzero(similar.has_contrast(hashes.colours))
+    some = hashes.take(contrast)
+    blocks = [some._replace(block=some.block + np.uint8(block)) for block in range(distance + 1)]
     root = np.concatenate([contrast[similar.groups(under, distance)] for under in blocks])
-    return similar.connect(len(phash), np.tile(contrast, distance + 1), root)
+    return similar.connect(len(hashes.phash), np.tile(contrast, distance + 1), root)
 
 
 def merged(label: np.ndarray) -> int:
@@ -87,15 +89,15 @@ def merged(label: np.ndarray) -> int:
 
 
 def pictures(folders: list[Path]) -> None:
-    """For each folder and distance: the pictures that go by the DCT hash alone, and those that go by both hashes."""
+    """For each folder and distance: the pictures that go by the DCT hash alone, and those that go by all hashes."""
     print("| folder | pictures | rule |", " | ".join(map(str, DISTANCES)), "|")
     print("|---|---|---|" + "---|" * len(DISTANCES))
     for folder in folders:
-        phash, colours = arrays([one for one in map(hashed, read(folder)) if one is not None])
-        alone = np.random.default_rng(0).integers(0, 255, (1, colours.shape[1]), np.uint8).repeat(len(phash), axis=0)
-        for rule, used in (("hash alone", alone), ("both hashes", colours)):
-            counts = [str(merged(clusters(phash, used, distance))) for distance in DISTANCES]
-            print(f"| {folder.name} | {len(phash):,} | {rule} | {' | '.join(counts)} |", flush=True)
+        hashes = arrays([one for one in map(hashed, read(folder)) if one is not None])
+        same = (look.repeat(len(hashes.phash), axis=0) for look in _noise(1))
+        for rule, used in (("hash alone", Hashes(*hashes[:2], *same)), ("all hashes", hashes)):
+            counts = [str(merged(clusters(used, distance))) for distance in DISTANCES]
+            print(f"| {folder.name} | {len(hashes.phash):,} | {rule} | {' | '.join(counts)} |", flush=True)
 
 
 def _encoded(image: Image.Image, form: str, quality: int) -> Image.Image:
@@ -152,7 +154,7 @@ def variants(folders: list[Path], some: int) -> None:
         for name, change in VARIANTS.items():
             pairs = [(one, hashed(_png(change(image)))) for image, one in base]
             found = [arrays([one, other]) for one, other in pairs if other is not None]
-            shares = np.array([np.mean([merged(clusters(*pair, distance)) for pair in found]) for distance in names])
+            shares = np.array([np.mean([merged(clusters(pair, distance)) for pair in found]) for distance in names])
             totals += shares / len(VARIANTS)
             print(f"| {folder.name} | {name} |", " | ".join(f"{share:.2f}" for share in shares), "|", flush=True)
         print(f"| {folder.name} | all |", " | ".join(f"{share:.2f}" for share in totals), "|", flush=True)
@@ -164,6 +166,12 @@ def _png(image: Image.Image) -> bytes:
     return out.getvalue()
 
 
+def _noise(count: int) -> list[np.ndarray]:
+    """Colours and shades of pictures with contrast that are no drawings."""
+    random = np.random.default_rng(0)
+    return [random.integers(20, 230, (count, width), np.uint8) for width in (COLOUR_BYTES, SHADE_BYTES)]
+
+
 def speed() -> None:
     """CPU seconds for random hashes, a tenth of them copies with one flipped bit."""
     print("| hashes | distance | CPU s | replaced |")
@@ -171,13 +179,15 @@ def speed() -> None:
     for count, distance in ((1_000_000, 2), *((100_000, distance) for distance in DISTANCES)):
         random = np.random.default_rng(0)
         phash = random.integers(0, 2**64, count, np.uint64)
-        colours = random.integers(20, 230, (1000, 192), np.uint8).repeat(count // 1000, axis=0)
+        looks = [look.repeat(count // 1000, axis=0) for look in _noise(1000)]
         copies = count // 10
         phash[:copies] = phash[-copies:] ^ np.uint64(1) << random.integers(0, 64, copies).astype(np.uint64)
-        colours[:copies] = colours[-copies:]
-        clusters(phash[:1], colours[:1], distance)  # loads the kernel
+        for look in looks:
+            look[:copies] = look[-copies:]
+        hashes = Hashes(np.zeros(count, np.uint8), phash, *looks)
+        clusters(hashes.take(np.arange(1)), distance)  # loads the kernel
         start = time.process_time()
-        found = merged(clusters(phash, colours, distance))
+        found = merged(clusters(hashes, distance))
         print(f"| {count:,} | {distance} | {time.process_time() - start:.2f} | {found:,} |", flush=True)
 
 

@@ -64,6 +64,7 @@ SELECTED = DEDUPED.append(pa.field("keep_probability", pa.float32(), nullable=Fa
 )
 
 COLOUR_BYTES = 192  # R, G and B of 64 cells
+SHADE_BYTES = 256  # the brightness of 16 x 16 cells
 
 # fetch: a row for each selected pair, also for a failure. `image_offset` and `image_bytes` say where the encoded JPEG
 # is in the stage's raw file. `status` is "ok" or the class of the failure (fetching/errors.py lists them).
@@ -86,6 +87,7 @@ FETCHED = pa.schema(
         pa.field("original_format", pa.string()),
         pa.field("phash", pa.uint64()),  # 64-bit DCT hash of the stored pixels
         pa.field("colours", pa.binary(COLOUR_BYTES)),  # mean colours of 8 x 8 cells of the stored pixels
+        pa.field("shades", pa.binary(SHADE_BYTES)),  # brightness of 16 x 16 cells of the stored pixels
         pa.field("final_url", pa.string()),  # after redirects; null where it equals url
         pa.field("rights", pa.string()),  # allowed, unstated, refused; null: a failure of another kind
         pa.field("rights_protocol", pa.string()),  # the protocols behind `rights`, comma separated; null: unstated

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from pipeline.dataset import report, shards, summary
 from pipeline.dataset.ranges import Ranges
 from pipeline.engine import storage
-from pipeline.schema import COLOUR_BYTES, FETCHED, readable
+from pipeline.schema import COLOUR_BYTES, FETCHED, SHADE_BYTES, readable
 
 CAPTIONS = (
     "a red boat on the lake",
@@ -117,6 +117,7 @@ def fetched_of(numbers: Sequence[int], *, texts: dict[int, str] | None = None) -
                 "rights_protocol": "content-usage" if number % 7 == 0 else None,
                 "rights_consulted": "robots,content-usage" if some else None,
                 "colours": bytes([number % 256]) * COLOUR_BYTES,
+                "shades": bytes([number % 256]) * SHADE_BYTES,
                 "final_url": None if some else f"https://{host}/moved/{number}.jpg",
             }
         )

@@ -116,8 +116,8 @@ class Decoder:
             raise Failure(answer["failure"], answer["sentence"], protocol=answer["protocol"])
         if "needs" in answer:
             raise NeedsMemory(answer["needs"])
-        colours = _receive(child.stdout, deadline)
-        return Picture(_receive(child.stdout, deadline), **answer, colours=colours)
+        colours, shades, jpeg = (_receive(child.stdout, deadline) for _ in range(3))
+        return Picture(jpeg, **answer, colours=colours, shades=shades)
 
 
 def _start(options: FetchOptions) -> subprocess.Popen[bytes] | None:
@@ -193,9 +193,9 @@ def serve(options: FetchOptions) -> None:
         except NeedsMemory as needs:
             _send(sink, json.dumps({"needs": needs.size}).encode())
             continue
-        names = [f.name for f in dataclasses.fields(picture) if f.name not in ("jpeg", "colours")]
+        names = [f.name for f in dataclasses.fields(picture) if f.name not in ("jpeg", "colours", "shades")]
         facts = {name: getattr(picture, name) for name in names}
-        _send(sink, json.dumps(facts).encode(), picture.colours, picture.jpeg)
+        _send(sink, json.dumps(facts).encode(), picture.colours, picture.shades, picture.jpeg)
 
 
 def _reported(reports: int) -> str:

@@ -79,7 +79,7 @@ class DedupImagesSettings:
     phash_distance: int | None = option(
         2,
         help="images are near-duplicates if their perceptual hashes differ in at most so many bits, and their colours "
-        "agree; none: only equal bytes count",
+        "and shades agree; none: only equal bytes count",
         unit="bits",
         metavar="N|none",
         parse=parse_distance,

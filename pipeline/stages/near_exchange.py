@@ -29,7 +29,7 @@ from pipeline.engine.progress import Watched
 from pipeline.engine.steps import run_exchange
 from pipeline.engine.tasks import Reading
 from pipeline.engine.work import StepFolder
-from pipeline.schema import COLOUR_BYTES, DUPLICATES
+from pipeline.schema import COLOUR_BYTES, DUPLICATES, SHADE_BYTES
 from pipeline.stages import similar
 from pipeline.stages.dedup_exchange import (
     DROPS,
@@ -40,7 +40,7 @@ from pipeline.stages.dedup_exchange import (
     masks_of_group,
     write_drops,
 )
-from pipeline.stages.picture_hashes import Colours, Hashes
+from pipeline.stages.picture_hashes import Hashes
 from pipeline.stages.row_pass import PARTS_OF_UNIT
 from pipeline.text.words import count_words
 
@@ -61,8 +61,9 @@ MEMBER = (
     pa.field("part", pa.int32(), False),
     pa.field("row", pa.int32(), False),
 )
-HASHES = pa.schema([pa.field("block", pa.uint8(), False), pa.field("colours", pa.binary(COLOUR_BYTES), False), *MEMBER])
-HASH_BYTES = 1 + COLOUR_BYTES + 45
+LOOKS = pa.field("colours", pa.binary(COLOUR_BYTES), False), pa.field("shades", pa.binary(SHADE_BYTES), False)
+HASHES = pa.schema([pa.field("block", pa.uint8(), False), *LOOKS, *MEMBER])
+HASH_BYTES = 1 + COLOUR_BYTES + SHADE_BYTES + 45
 # `root` is the place (`_place`) of one row of the group in the bucket, the same for all of them.
 SIMILAR = pa.schema([pa.field("root", pa.int64(), False), *MEMBER])
 
@@ -172,7 +173,7 @@ class CutHashes:
         for batch in storage.read_batches(path, PART_COLUMNS):
             place = np.arange(first, first + batch.num_rows, dtype=np.int32)
             first += batch.num_rows
-            colours = colours_of(batch["colours"])
+            colours, shades = bytes_of(batch["colours"]), bytes_of(batch["shades"])
             found = np.flatnonzero((mask[place] == 0) & similar.has_contrast(colours))
             members = _members(batch.take(pa.array(found)), part, place[found])
             for block in range(distance + 1):
@@ -180,14 +181,14 @@ class CutHashes:
                 value = similar.block_values(members["phash"], number, distance)
                 bucket = hashing.buckets(hashing.mix(value, number), bits)
                 order = np.argsort(bucket, kind="stable")
-                batches.append(_hashes(number, colours[found], members).take(pa.array(order)))
+                batches.append(_hashes(number, (colours[found], shades[found]), members).take(pa.array(order)))
                 buckets.append(bucket[order])
         shuffle_files.write(
             self.folder.file(target[0], "hashes", target[1]), shuffle_files.join(batches, buckets, 1 << bits)
         )
 
 
-PART_COLUMNS = ["uid", "text", "phash", "colours", "original_width", "original_height"]
+PART_COLUMNS = ["uid", "text", "phash", "colours", "shades", "original_width", "original_height"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,8 +210,8 @@ class FindSimilar:
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
         table = shuffle_files.table(messages, HASHES)
-        colours = colours_of(hashing.as_array(table["colours"]))
-        hashes = Hashes(table["block"].to_numpy(), table["phash"].to_numpy(), colours)
+        looks = (bytes_of(hashing.as_array(table[field.name])) for field in LOOKS)
+        hashes = Hashes(table["block"].to_numpy(), table["phash"].to_numpy(), *looks)
         group = similar.groups(hashes, self.plan.distance or 0)
         grouped = np.flatnonzero(np.bincount(group, minlength=len(group))[group] > 1)
         place = _place(table["part"].to_numpy(), table["row"].to_numpy())
@@ -271,9 +272,10 @@ def keepers(cluster: npt.NDArray[np.int64], members: Members) -> npt.NDArray[np.
     return best[cluster]
 
 
-def colours_of(column: pa.Array) -> Colours:
-    """A column of mean colours as an (n, 192) array, without a copy."""
-    data = np.frombuffer(column.buffers()[1] or b"", np.uint8).reshape(-1, COLOUR_BYTES)
+def bytes_of(column: pa.Array) -> npt.NDArray[np.uint8]:
+    """A column of fixed-size binaries as an (n, width) array, without a copy."""
+    width = column.type.byte_width
+    data = np.frombuffer(column.buffers()[1] or b"", np.uint8).reshape(-1, width)
     return data[column.offset : column.offset + len(column)]
 
 
@@ -337,10 +339,12 @@ def _members(rows: pa.RecordBatch, part: int, place: np.ndarray) -> Members:
     return dict(zip((field.name for field in MEMBER), values, strict=True))
 
 
-def _hashes(block: np.ndarray, colours: Colours, members: Members) -> pa.RecordBatch:
-    data = pa.py_buffer(np.ascontiguousarray(colours).tobytes())
-    column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(COLOUR_BYTES), len(block), [None, data])
-    return pa.RecordBatch.from_arrays([pa.array(block), column, *map(pa.array, members.values())], schema=HASHES)
+def _hashes(block: np.ndarray, looks: tuple[np.ndarray, ...], members: Members) -> pa.RecordBatch:
+    columns = [
+        pa.FixedSizeBinaryArray.from_buffers(field.type, len(block), [None, pa.py_buffer(data.tobytes())])
+        for field, data in zip(LOOKS, looks, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays([pa.array(block), *columns, *map(pa.array, members.values())], schema=HASHES)
 
 
 def _write_replaced(folder: StepFolder, unit: int, table: pa.Table) -> dict[str, Any]:

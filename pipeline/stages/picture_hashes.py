@@ -13,6 +13,15 @@ HASH_BITS = 64
 CELLS = 64
 MOST_DISTANCE = 8  # with more blocks than this, a block has so few bits that most pictures share it
 MOST_DIFFERENCE = 24  # of a mean colour, of 255
+SHADES = 256  # cells of brightness, 16 x 16
+SHADE_SIDE = 16
+FLAT_STEP = 1  # a cell is flat if the brightness of the next cells differs by no more, of 255
+SOME_FLAT = 7  # flat cells of 225 (.03): so many make a picture that may be a drawing
+DRAWN_FLAT = 23  # flat cells of 225 (.1): so many make a drawing, a screen or a sign
+SOME_FLAT_SHARE = 0.25  # shades of pictures that may be drawings differ by no more than this, in standard deviations
+DRAWN_SHARE = 14, 100  # shades of drawings differ by no more than this share of their standard deviation
+DRAWN_DIFFERENCE = 12  # of a mean colour of a drawing, of 255
+MOST_CHROMA = 2  # the mean colours of a grey picture differ by no more between R, G and B
 LEAST_DEVIATION = 12  # standard deviation of the brightness of the cells, of 255: below it a picture is nearly plain
 LEAST_SPREAD = (CELLS * LEAST_DEVIATION) ** 2
 RED, GREEN, BLUE = 77, 150, 29  # of 256: the weights of ITU-R BT.601
@@ -20,6 +29,7 @@ ALIKE_OF, ALIKE = 100, 96  # the squared correlation of the brightness is at lea
 
 Places = npt.NDArray[np.int64]
 Colours = npt.NDArray[np.uint8]  # (n, 192)
+Shades = npt.NDArray[np.uint8]  # (n, 256)
 
 
 class Hashes(NamedTuple):
@@ -28,7 +38,8 @@ class Hashes(NamedTuple):
     block: npt.NDArray[np.uint8]  # the number of the block
     phash: Words
     colours: Colours
+    shades: Shades
 
     def take(self, order: Places) -> Hashes:
         """The pictures at these places."""
-        return Hashes(self.block[order], self.phash[order], self.colours[order])
+        return Hashes(self.block[order], self.phash[order], self.colours[order], self.shades[order])

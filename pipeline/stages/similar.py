@@ -1,13 +1,17 @@
-"""Which pictures show the same: pairs by two hashes, and the groups that the pairs form. All functions are pure.
+"""Which pictures show the same: pairs by three hashes, and the groups that the pairs form. All functions are pure.
 
 Two pictures are *alike* if
 
 * their DCT hashes (`phash`, 64 bits) differ in at most `distance` bits, and
 * their mean colours (`colours`, 8 x 8 cells) agree: no value of a cell differs by more than MOST_DIFFERENCE, and the
-  correlation of the brightness of the cells is at least .98.
+  correlation of the brightness of the cells is at least .98. Of a grey copy of a photograph only the brightness counts;
+* their shades (`shades`, the brightness of 16 x 16 cells) agree. The bound depends on how many cells are *flat*: equal
+  to the next cells. A photograph has few, and there is no bound. Drawings, screens and signs have many. They differ in
+  small parts, such as words and hands of clocks, so their shades and their mean colours must agree closely.
 
 Only pictures with contrast take part (`has_contrast`): the hash of a plain picture is noise, so plain pictures have
-equal hashes. The bounds were measured on 24,415 pictures (docs/benchmarks/near_duplicates.md).
+equal hashes. The bounds were chosen on 24,415 pictures
+(docs/benchmarks/near_duplicates.md).
 
 **Exactness.** The 64 bits are cut into distance + 1 blocks. Two hashes that differ in at most `distance` bits are equal
 in at least one block. So all pairs are found among the pictures that share the bits of a block.
@@ -29,18 +33,30 @@ from pipeline.stages.picture_hashes import (
     ALIKE_OF,
     BLUE,
     CELLS,
+    DRAWN_DIFFERENCE,
+    DRAWN_FLAT,
+    DRAWN_SHARE,
+    FLAT_STEP,
     GREEN,
     HASH_BITS,
     LEAST_SPREAD,
+    MOST_CHROMA,
     MOST_DIFFERENCE,
     RED,
+    SHADE_SIDE,
+    SHADES,
+    SOME_FLAT,
+    SOME_FLAT_SHARE,
     Colours,
     Hashes,
     Places,
+    Shades,
 )
 
-# Weights of the words of colours in the hash that orders pictures with equal DCT hashes.
-_ODD_NUMBERS = np.cumprod(np.full(3 * CELLS // 8, 0x9E3779B97F4A7C15, np.uint64))
+Mask = npt.NDArray[np.bool_]
+
+# Weights of the words of colours and shades in the hash that orders pictures with equal DCT hashes.
+_ODD_NUMBERS = np.cumprod(np.full((3 * CELLS + SHADES) // 8, 0x9E3779B97F4A7C15, np.uint64))
 
 
 def block_bounds(distance: int) -> npt.NDArray[np.int64]:
@@ -60,13 +76,57 @@ def has_contrast(colours: Colours) -> npt.NDArray[np.bool_]:
     return kernel.has_contrast(colours) if kernel else _has_contrast(colours)
 
 
-def colours_agree(some: Colours, others: Colours) -> npt.NDArray[np.bool_]:
-    """True for each pair of pictures whose mean colours agree."""
-    near = np.abs(some.astype(np.int16) - others).max(axis=1, initial=0) <= MOST_DIFFERENCE
+def colours_agree(some: Colours, others: Colours) -> Mask:
+    """True for each pair of pictures whose mean colours agree, as those of photographs must."""
     a, b = _brightness(some), _brightness(others)
+    return (_farthest(some.astype(np.int16), others) <= MOST_DIFFERENCE) & _correlate(a, b)
+
+
+def looks_agree(some: Hashes, others: Hashes) -> Mask:
+    """True for each pair of pictures whose mean colours and shades agree."""
+    flat = np.maximum(_flat_cells(some.shades), _flat_cells(others.shades))
+    most = _farthest(some.colours.astype(np.int16), others.colours)
+    a, b = _brightness(some.colours), _brightness(others.colours)
+    grey = (_is_grey(some.colours) | _is_grey(others.colours)) & (_farthest(a, b) <= MOST_DIFFERENCE)
+    near = np.where(flat >= DRAWN_FLAT, most <= DRAWN_DIFFERENCE, (most <= MOST_DIFFERENCE) | grey)
+    return near & _correlate(a, b) & _shades_agree(some.shades, others.shades, flat)
+
+
+def _farthest(some: npt.NDArray[Any], others: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """For each pair the largest difference of two values at the same place."""
+    return np.abs(some - others).max(axis=1, initial=0)
+
+
+def _correlate(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> Mask:
+    """True for each pair whose brightness has a correlation of at least .98."""
     products = (a * b).sum(axis=1, dtype=np.int64)
     common = CELLS * products - a.sum(axis=1, dtype=np.int64) * b.sum(axis=1, dtype=np.int64)
-    return near & (common > 0) & (ALIKE_OF * common * common >= ALIKE * _spread(a) * _spread(b))
+    return (common > 0) & (ALIKE_OF * common * common >= ALIKE * _spread(a) * _spread(b))
+
+
+def _is_grey(colours: Colours) -> Mask:
+    cells = colours.reshape(-1, CELLS, 3)
+    return (cells.max(axis=2) - cells.min(axis=2)).max(axis=1, initial=0) <= MOST_CHROMA
+
+
+def _flat_cells(shades: Shades) -> npt.NDArray[np.int64]:
+    """The number of cells that are nearly equal to the next cell of their row and to that of their column."""
+    cells = shades.reshape(-1, SHADE_SIDE, SHADE_SIDE).astype(np.int16)
+    right, below = (np.abs(np.diff(cells, axis=axis)) <= FLAT_STEP for axis in (2, 1))
+    return (right[:, :-1] & below[:, :, :-1]).sum(axis=(1, 2))
+
+
+def _shades_agree(some: Shades, others: Shades, flat: npt.NDArray[np.int64]) -> Mask:
+    a, b = some.astype(np.int64), others.astype(np.int64)
+    spreads = [SHADES * (cells * cells).sum(axis=1) - cells.sum(axis=1) ** 2 for cells in (a, b)]
+    share, whole = DRAWN_SHARE
+    most = _farthest(a, b) * SHADES * whole
+    closely = most * most <= share * share * np.minimum(*spreads)
+    far_a, far_b = (SHADES * cells - cells.sum(axis=1, keepdims=True) for cells in (a, b))
+    root_a, root_b = (np.sqrt(spread.astype(np.float64)) for spread in spreads)
+    apart = _farthest(far_a * root_b[:, None], far_b * root_a[:, None])
+    roughly = apart <= SOME_FLAT_SHARE * (root_a * root_b)
+    return np.where(flat >= DRAWN_FLAT, closely, (flat < SOME_FLAT) | roughly)
 
 
 def groups(hashes: Hashes, distance: int) -> Places:
@@ -112,9 +172,10 @@ def _runs(hashes: Hashes, distance: int) -> tuple[Places, Places]:
     turned, block = turned[order], hashes.block[order]
     same = (turned[1:] == turned[:-1]) & (block[1:] == block[:-1])
     tied = np.flatnonzero(np.append(same, False) | np.append(False, same))[: len(order)]
-    if len(tied):  # entries with equal hashes, by colours: so that equal pictures are neighbours
-        colours = hashes.colours[order[tied]].reshape(len(tied), 3 * CELLS // 8, 8).view("<u8")[..., 0]
-        order[tied] = order[tied][np.lexsort((colours @ _ODD_NUMBERS, turned[tied], block[tied]))]
+    if len(tied):  # entries with equal hashes, by colours and shades: so that equal pictures are neighbours
+        looks = np.concatenate([hashes.colours[order[tied]], hashes.shades[order[tied]]], axis=1)
+        words = looks.reshape(len(tied), -1, 8).view("<u8")[..., 0]
+        order[tied] = order[tied][np.lexsort((words @ _ODD_NUMBERS, turned[tied], block[tied]))]
     value = turned >> (np.uint64(HASH_BITS) - width[order])
     starts = np.flatnonzero(np.append(True, (value[1:] != value[:-1]) | (block[1:] != block[:-1]))[: len(order)])
     ends = np.append(starts[1:], len(order))[: len(starts)]
@@ -139,7 +200,7 @@ def _groups(hashes: Hashes, ends: Places, distance: int) -> Places:
         left = np.flatnonzero(place + step < ends)
         near = np.bitwise_count(hashes.phash[left] ^ hashes.phash[left + step]) <= distance
         left = left[near]
-        left = left[colours_agree(hashes.colours[left], hashes.colours[left + step])]
+        left = left[looks_agree(hashes.take(left), hashes.take(left + step))]
         some.append(left)
         others.append(left + step)
     return _connect(count, np.concatenate(some), np.concatenate(others))

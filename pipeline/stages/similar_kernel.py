@@ -12,10 +12,19 @@ from pipeline.stages.picture_hashes import (
     ALIKE_OF,
     BLUE,
     CELLS,
+    DRAWN_DIFFERENCE,
+    DRAWN_FLAT,
+    DRAWN_SHARE,
+    FLAT_STEP,
     GREEN,
     LEAST_SPREAD,
+    MOST_CHROMA,
     MOST_DIFFERENCE,
     RED,
+    SHADE_SIDE,
+    SHADES,
+    SOME_FLAT,
+    SOME_FLAT_SHARE,
     Colours,
     Hashes,
     Places,
@@ -25,6 +34,7 @@ _1, _2, _4, _56 = (np.uint64(number) for number in (1, 2, 4, 56))
 _ODD, _PAIRS = np.uint64(0x5555555555555555), np.uint64(0x3333333333333333)
 _NIBBLES, _BYTES = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x0101010101010101)
 _VALUES = 3 * CELLS
+_SHARE, _WHOLE = DRAWN_SHARE
 
 
 @njit
@@ -73,14 +83,48 @@ def _has_contrast(colours, found):
 
 
 @njit
-def _colours_agree(a, b):
-    """`similar.colours_agree` of one pair."""
-    for at in range(_VALUES):
-        if abs(np.int64(a[at]) - np.int64(b[at])) > MOST_DIFFERENCE:
+def _is_grey(colours):
+    for at in range(0, _VALUES, 3):
+        red, green, blue = colours[at], colours[at + 1], colours[at + 2]
+        if max(red, green, blue) - min(red, green, blue) > MOST_CHROMA:
             return False
+    return True
+
+
+@njit
+def _flat_cells(shades):
+    """`similar._flat_cells` of one picture."""
+    flat = 0
+    for row in range(SHADE_SIDE - 1):
+        for at in range(row * SHADE_SIDE, row * SHADE_SIDE + SHADE_SIDE - 1):
+            x = np.int64(shades[at])
+            right, below = np.int64(shades[at + 1]), np.int64(shades[at + SHADE_SIDE])
+            if abs(x - right) <= FLAT_STEP and abs(x - below) <= FLAT_STEP:
+                flat += 1
+    return flat
+
+
+@njit
+def _farthest(a, b):
+    """The largest difference of two values at the same place."""
+    most = np.int64(0)
+    for at in range(len(a)):
+        most = max(most, abs(np.int64(a[at]) - np.int64(b[at])))
+    return most
+
+
+@njit
+def _colours_agree(a, b, flat):
+    """True if the colours of one pair agree, as in `similar.looks_agree`."""
+    most = _farthest(a, b)
+    by_brightness = most > MOST_DIFFERENCE
+    if flat >= DRAWN_FLAT and most > DRAWN_DIFFERENCE or by_brightness and not (_is_grey(a) or _is_grey(b)):
+        return False
     sum_a = sum_b = square_a = square_b = product = np.int64(0)
     for at in range(0, _VALUES, 3):
         x, y = _brightness(a, at), _brightness(b, at)
+        if by_brightness and abs(x - y) > MOST_DIFFERENCE:
+            return False
         sum_a, sum_b = sum_a + x, sum_b + y
         square_a, square_b, product = square_a + x * x, square_b + y * y, product + x * y
     common = CELLS * product - sum_a * sum_b
@@ -89,16 +133,45 @@ def _colours_agree(a, b):
 
 
 @njit
+def _shades_agree(a, b, flat):
+    """`similar._shades_agree` of one pair."""
+    if flat < SOME_FLAT:
+        return True
+    sum_a = sum_b = square_a = square_b = np.int64(0)
+    for at in range(SHADES):
+        x, y = np.int64(a[at]), np.int64(b[at])
+        sum_a, sum_b, square_a, square_b = sum_a + x, sum_b + y, square_a + x * x, square_b + y * y
+    spread_a, spread_b = SHADES * square_a - sum_a * sum_a, SHADES * square_b - sum_b * sum_b
+    if flat >= DRAWN_FLAT:
+        most = _farthest(a, b) * SHADES * _WHOLE
+        return most * most <= _SHARE * _SHARE * min(spread_a, spread_b)
+    root_a, root_b = np.sqrt(np.float64(spread_a)), np.sqrt(np.float64(spread_b))
+    most = SOME_FLAT_SHARE * (root_a * root_b)
+    for at in range(SHADES):
+        x, y = SHADES * np.int64(a[at]) - sum_a, SHADES * np.int64(b[at]) - sum_b
+        if abs(np.float64(x) * root_b - np.float64(y) * root_a) > most:
+            return False
+    return True
+
+
+@njit
+def _looks_agree(colours_a, colours_b, shades_a, shades_b):
+    """`similar.looks_agree` of one pair."""
+    flat = max(_flat_cells(shades_a), _flat_cells(shades_b))
+    return _colours_agree(colours_a, colours_b, flat) and _shades_agree(shades_a, shades_b, flat)
+
+
+@njit
 def _equal(a, b):
-    for at in range(_VALUES):
+    for at in range(len(a)):
         if a[at] != b[at]:
             return False
     return True
 
 
 @njit
-def _groups(phash, colours, order, ends, distance, parent):
-    """Joins the alike entries of each run. Of neighbours with equal hashes and colours only the first is compared."""
+def _groups(phash, colours, shades, order, ends, distance, parent):
+    """Joins the alike entries of each run. Of neighbours with equal hashes only the first is compared."""
     chosen = np.empty(len(ends), np.int64)
     start = 0
     while start < len(ends):
@@ -107,13 +180,14 @@ def _groups(phash, colours, order, ends, distance, parent):
             row = order[place]
             last = chosen[count - 1] if count else place
             if count and phash[row] == phash[order[last]] and _equal(colours[row], colours[order[last]]):
-                parent[place] = last
-                continue
+                if _equal(shades[row], shades[order[last]]):
+                    parent[place] = last
+                    continue
             for at in range(count):
                 other = order[chosen[at]]
                 if _bits(phash[row] ^ phash[other]) > distance or _root(parent, place) == _root(parent, chosen[at]):
                     continue
-                if _colours_agree(colours[row], colours[other]):
+                if _looks_agree(colours[row], colours[other], shades[row], shades[other]):
                     _join(parent, place, chosen[at])
             chosen[count] = place
             count += 1
@@ -133,7 +207,7 @@ def _connect(some, others, parent):
 def groups(hashes: Hashes, order: Places, ends: Places, distance: int) -> Places:
     """`similar._groups(hashes.take(order), ends, distance)`, without the copy."""
     parent = np.arange(len(ends), dtype=np.int64)
-    columns = frozen(hashes.phash, np.uint64), frozen(hashes.colours, np.uint8)
+    columns = frozen(hashes.phash, np.uint64), frozen(hashes.colours, np.uint8), frozen(hashes.shades, np.uint8)
     _groups(*columns, frozen(order, np.int64), frozen(ends, np.int64), np.uint64(distance), parent)
     return parent
 
@@ -155,6 +229,7 @@ def connect(count: int, some: Places, others: Places) -> npt.NDArray[np.int64]:
 def warm() -> None:
     """Compiles every kernel of this module."""
     one = np.zeros(1, np.int64)
-    groups(Hashes(np.zeros(1, np.uint8), np.zeros(1, np.uint64), np.zeros((1, _VALUES), np.uint8)), one, one + 1, 2)
+    looks = np.zeros((1, _VALUES), np.uint8), np.zeros((1, SHADES), np.uint8)
+    groups(Hashes(np.zeros(1, np.uint8), np.zeros(1, np.uint64), *looks), one, one + 1, 2)
     connect(1, one, one)
     has_contrast(np.zeros((1, _VALUES), np.uint8))

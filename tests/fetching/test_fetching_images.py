@@ -24,7 +24,7 @@ from PIL import Image, ImageCms, features
 from pipeline.fetching import helper, images
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.helper import Decoder
-from pipeline.fetching.images import colours, decode, phash
+from pipeline.fetching.images import colours, decode, phash, shades
 from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.picture import Picture
 from pipeline.schema import COLOUR_BYTES
@@ -306,6 +306,19 @@ def test_phash_is_stable_and_near_for_near_pictures() -> None:
     others = [decode(picture(seed, (600, 400)), OPTIONS).phash for seed in range(20, 30)]
     assert np.median([distance(other) for other in others]) > 10
     assert phash(Image.new("RGB", (64, 64), "black")) == 0
+
+
+def test_shades_are_the_brightness_of_the_cells() -> None:
+    image = Image.new("RGB", (160, 80), (10, 20, 30))
+    image.paste((255, 255, 255), (0, 0, 80, 80))
+    found = np.frombuffer(shades(image), np.uint8).reshape(16, 16)
+    assert (found[:, :7] == 255).all() and (found[:, 9:] == 18).all() and (found[:, 7] > found[:, 8]).all()
+    body = picture(5, (300, 200))
+    large, small = (
+        np.frombuffer(decode(one, OPTIONS).shades, np.uint8).astype(int)
+        for one in (body, encoded(Image.open(io.BytesIO(body)).resize((150, 100))))
+    )
+    assert np.abs(large - small).max() <= 8
 
 
 def test_colours_are_the_mean_colours_of_the_cells() -> None:

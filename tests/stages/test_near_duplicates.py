@@ -13,10 +13,11 @@ import pytest
 from pipeline.engine import hashing, storage
 from pipeline.engine.rows import Rows
 from pipeline.engine.work import StageFolder, StepFolder, run_unit
-from pipeline.schema import COLOUR_BYTES, DUPLICATES, FETCHED
+from pipeline.schema import COLOUR_BYTES, DUPLICATES, FETCHED, SHADE_BYTES
 from pipeline.stages import dedup_images, near_exchange, similar
 from pipeline.stages.dedup_exchange import DedupPlan, MarkDropped
 from pipeline.stages.near_exchange import CutHashes, FindSameImages, FindSimilar, FormClusters, NearPlan
+from pipeline.stages.picture_hashes import Hashes
 from pipeline.stages.row_pass import FETCHED_OK, Keyed, PartWriter
 
 WORDS = "one two three four five six".split()
@@ -35,10 +36,14 @@ def draw_rows(seed: int, count: int) -> list[dict[str, Any]]:
         phash = int(hashes[kind]) ^ int(np.bitwise_xor.reduce(np.uint64(1) << flips.astype(np.uint64)))
         colours = kinds[kind].copy()
         colours[5] += np.uint8(random.choice([0, 10, 24, 25]))
+        shades = np.resize(kinds[kind], SHADE_BYTES)
+        shades[: 64 * (kind % 3)] = 100  # a third are drawings
+        shades[200] ^= np.uint8(random.choice([0, 0, 64]))
         text = " ".join(WORDS[: random.integers(1, 6)])
         width = int(random.choice([100, 200]))
         image = random.bytes(32)
         row = {"text": text, "phash": phash, "colours": colours.tobytes(), "width": width, "image": image}
+        row["shades"] = shades.tobytes()
         rows.append(row)
         if random.random() < 0.2:  # the same bytes under another URL
             rows.append({**row, "text": " ".join(WORDS[: random.integers(1, 6)])})
@@ -62,6 +67,7 @@ def write_parts(folder: StepFolder, rows: list[dict[str, Any]], units: int, key_
                 "original_height": [100] * len(mine),
                 "phash": [row["phash"] for row in mine],
                 "colours": [row["colours"] for row in mine],
+                "shades": [row["shades"] for row in mine],
                 "row_hash": list(range(len(mine))),
             }
             arrays = [
@@ -106,9 +112,11 @@ def naive(rows: list[dict[str, Any]], distance: int | None) -> list[dict[str, An
     label = list(range(len(images)))
     colours = np.array([np.frombuffer(row["colours"], np.uint8) for row in images])
     contrast = similar.has_contrast(colours)
+    shades = np.array([np.frombuffer(row["shades"], np.uint8) for row in images])
+    looks = Hashes(np.zeros(len(images), np.uint8), np.zeros(len(images), np.uint64), colours, shades)
     for a, b in itertools.combinations(range(len(images)), 2) if distance is not None else ():
         near = (images[a]["phash"] ^ images[b]["phash"]).bit_count() <= distance and contrast[a] and contrast[b]
-        if near and similar.colours_agree(colours[a : a + 1], colours[b : b + 1])[0]:
+        if near and similar.looks_agree(looks.take(np.array([a])), looks.take(np.array([b])))[0]:
             low, high = sorted((label[a], label[b]))
             label = [low if one == high else one for one in label]
     keeper = {

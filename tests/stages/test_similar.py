@@ -21,33 +21,64 @@ def pictures(seed: int, count: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(20, 230, (count, 192), np.uint8)
 
 
-def naive_alike(a: int, b: int, some: np.ndarray, other: np.ndarray, distance: int) -> bool:
-    """The definition, with floats."""
-    if (a ^ b).bit_count() > distance or max(abs(int(x) - int(y)) for x, y in zip(some, other, strict=True)) > 24:
+def shades(seed: int, flat: int, count: int = 1) -> np.ndarray:
+    """Random brightness of cells, with at least so many flat ones."""
+    cells = np.random.default_rng(seed).integers(20, 230, (16, 16), np.uint8)
+    rows = -(-flat // 15)
+    cells[: rows + 1 if rows else 0] = 100
+    return np.tile(cells.reshape(1, 256), (count, 1))
+
+
+def one(colours: np.ndarray, cells: np.ndarray) -> Hashes:
+    """A picture by its colours and shades."""
+    return Hashes(np.zeros(1, np.uint8), np.zeros(1, np.uint64), colours, cells)
+
+
+def naive_alike(a: int, b: int, some: np.ndarray, other: np.ndarray, cells: np.ndarray, distance: int) -> bool:
+    """The definition, with floats. `cells` are the shades of both."""
+    if (a ^ b).bit_count() > distance:
         return False
+    flat = max(
+        sum(abs(c[y, x] - c[y, x + 1]) <= 1 and abs(c[y, x] - c[y + 1, x]) <= 1 for y in range(15) for x in range(15))
+        for c in cells.reshape(2, 16, 16).astype(int)
+    )
     brightness = [[(77 * r + 150 * g + 29 * b) >> 8 for r, g, b in p.reshape(64, 3).tolist()] for p in (some, other)]
-    return bool(np.corrcoef(brightness)[0, 1] ** 2 >= 0.96)
+    grey = any(np.ptp(p.reshape(64, 3).astype(int), axis=1).max() <= 2 for p in (some, other)) and flat < 23
+    same = brightness if grey else (some, other)
+    if max(abs(int(x) - int(y)) for x, y in zip(*same, strict=True)) > (12 if flat >= 23 else 24):
+        return False
+    if np.corrcoef(brightness)[0, 1] ** 2 < 0.96:
+        return False
+    c = cells.astype(float)
+    if flat >= 23:
+        return bool(abs(c[0] - c[1]).max() <= 0.14 * c.std(axis=1).min())
+    z = (c - c.mean(axis=1, keepdims=True)) / c.std(axis=1, keepdims=True)
+    return bool(flat < 7 or abs(z[0] - z[1]).max() <= 0.25)
 
 
-def naive_groups(phash: list[int], colours: np.ndarray, distance: int) -> list[int]:
+def naive_groups(phash: list[int], colours: np.ndarray, cells: np.ndarray, distance: int) -> list[int]:
     """The smallest member of the group of each picture, by all pairs."""
     label = list(range(len(phash)))
     for a, b in itertools.combinations(range(len(phash)), 2):
-        if naive_alike(phash[a], phash[b], colours[a], colours[b], distance):
+        if naive_alike(phash[a], phash[b], colours[a], colours[b], cells[[a, b]], distance):
             low, high = sorted((label[a], label[b]))
             label = [low if one == high else one for one in label]
     return label
 
 
-def under_all_blocks(phash: np.ndarray, colours: np.ndarray, distance: int) -> Hashes:
-    """Each picture once under each block."""
+def under_all_blocks(phash: np.ndarray, colours: np.ndarray, distance: int, cells: np.ndarray | None = None) -> Hashes:
+    """Each picture once under each block. Without `cells` all have the same shades."""
     blocks = distance + 1
+    cells = shades(0, 0, len(phash)) if cells is None else cells
     block = np.tile(np.arange(blocks, dtype=np.uint8), len(phash))
-    return Hashes(block, np.repeat(phash, blocks), np.repeat(colours, blocks, axis=0))
+    looks = (np.repeat(look, blocks, axis=0) for look in (colours, cells))
+    return Hashes(block, np.repeat(phash, blocks), *looks)
 
 
-def groups_of_pictures(phash: np.ndarray, colours: np.ndarray, distance: int) -> list[int]:
-    root = similar.groups(under_all_blocks(phash, colours, distance), distance) // (distance + 1)
+def groups_of_pictures(
+    phash: np.ndarray, colours: np.ndarray, distance: int, cells: np.ndarray | None = None
+) -> list[int]:
+    root = similar.groups(under_all_blocks(phash, colours, distance, cells), distance) // (distance + 1)
     return similar.connect(len(phash), np.repeat(np.arange(len(phash)), distance + 1), root).tolist()
 
 
@@ -67,23 +98,33 @@ def test_groups_are_those_of_all_pairs(data: st.DataObject) -> None:
     flips = st.lists(st.integers(0, 63), max_size=distance + 1)
     made = data.draw(
         st.lists(
-            st.tuples(st.sampled_from(base), flips, st.integers(0, 2), st.sampled_from([0, 12, 24, 25])),
+            st.tuples(
+                st.sampled_from(base),
+                flips,
+                st.integers(0, 4),
+                st.sampled_from([0, 12, 13, 24, 25]),
+                st.sampled_from([0, 7, 23]),
+                st.sampled_from([0, 6, 20, 60]),
+            ),
             min_size=1,
             max_size=16,
         )
     )
-    phash = [one ^ sum({1 << bit for bit in bits}) for one, bits, _, _ in made]
-    kinds = pictures(1, 3)
-    colours = np.array([kinds[kind] for _, _, kind, _ in made], np.uint8)
-    for row, (_, _, _, more) in enumerate(made):
+    phash = [one ^ sum({1 << bit for bit in bits}) for one, bits, *_ in made]
+    kinds = pictures(1, 5)
+    kinds[3] = np.repeat((kinds[4].reshape(64, 3) @ np.array([77, 150, 29]) >> 8).astype(np.uint8), 3)  # a grey copy
+    colours = np.array([kinds[kind] for _, _, kind, *_ in made], np.uint8)
+    cells = np.concatenate([shades(2, flat) for *_, flat, _ in made])
+    for row, (_, _, _, more, _, shade) in enumerate(made):
         colours[row, 7] += np.uint8(more)
-    expected = naive_groups(phash, colours, distance)
+        cells[row, 250] += np.uint8(min(shade, 255 - int(cells[row, 250])))
+    expected = naive_groups(phash, colours, cells, distance)
     words = np.array(phash, np.uint64)
-    order, ends = similar._runs(under_all_blocks(words, colours, distance), distance)
-    hashes = under_all_blocks(words, colours, distance)
+    order, ends = similar._runs(under_all_blocks(words, colours, distance, cells), distance)
+    hashes = under_all_blocks(words, colours, distance, cells)
     compiled = similar_kernel.groups(hashes, order, ends, distance)
     assert (compiled == similar._groups(hashes.take(order), ends, distance)).all()
-    assert groups_of_pictures(words, colours, distance) == expected
+    assert groups_of_pictures(words, colours, distance, cells) == expected
 
 
 def test_groups_do_not_depend_on_the_order_of_the_pictures(way: str) -> None:
@@ -99,16 +140,37 @@ def test_groups_do_not_depend_on_the_order_of_the_pictures(way: str) -> None:
 
 
 def test_colours_agree_up_to_the_bounds() -> None:
-    one = pictures(5, 1)
-    for change, agree in [(24, True), (25, False)]:
-        other = one.copy()
+    first, cells = pictures(5, 1), shades(5, 0)
+
+    def agree(some: np.ndarray, other: np.ndarray, flat: int = 0) -> bool:
+        return bool(similar.looks_agree(one(some, shades(5, flat)), one(other, shades(5, flat)))[0])
+
+    for change, flat, agrees in [(24, 0, True), (25, 0, False), (12, 23, True), (13, 23, False)]:
+        other = first.copy()
         other[0, 100] += change
-        assert similar.colours_agree(one, other).tolist() == [agree]
-    inverted = 255 - one
-    assert not similar.colours_agree(one, inverted)[0]
-    soft = (100 + one // 8).astype(np.uint8)  # little contrast: colours are near, but their brightness is another
+        assert agree(first, other, flat) is agrees
+    assert not agree(first, 255 - first)
+    soft = (100 + first // 8).astype(np.uint8)  # little contrast: colours are near, but their brightness is another
     other = (100 + pictures(6, 1) // 8).astype(np.uint8)
-    assert np.abs(soft.astype(int) - other).max() > 24 or not similar.colours_agree(soft, other)[0]
+    assert np.abs(soft.astype(int) - other).max() > 24 or not agree(soft, other)
+    assert similar.looks_agree(one(first, cells), one(first, 255 - cells)).tolist() == [True]  # photographs: no bound
+
+
+def test_a_drawing_with_another_detail_is_another_picture(way: str) -> None:
+    colours = np.tile(pictures(5, 1), (4, 1))
+    cells = np.tile(shades(5, 23), (4, 1))
+    cells[1, 255] ^= 1  # as another encoder gives it
+    cells[2, 240:243] = 100, 200, 30  # another word
+    cells[3, 240:243] = 100, 200, 31
+    assert groups_of_pictures(np.zeros(4, np.uint64), colours, 2, cells) == [0, 0, 2, 2]
+
+
+def test_a_grey_copy_of_a_photograph_is_found(way: str) -> None:
+    colour = pictures(8, 1)
+    grey = np.repeat((colour.reshape(64, 3) @ np.array([77, 150, 29]) >> 8).astype(np.uint8), 3).reshape(1, 192)
+    both = np.concatenate([colour, grey])
+    assert groups_of_pictures(np.zeros(2, np.uint64), both, 2) == [0, 0]
+    assert groups_of_pictures(np.zeros(2, np.uint64), both, 2, shades(5, 23, 2)) == [0, 1]
 
 
 def test_plain_pictures_have_no_contrast(way: str) -> None:
@@ -123,7 +185,9 @@ def test_plain_pictures_have_no_contrast(way: str) -> None:
 
 
 def test_nothing_and_one_picture(way: str) -> None:
-    none = Hashes(np.zeros(0, np.uint8), np.zeros(0, np.uint64), np.zeros((0, 192), np.uint8))
+    none = Hashes(
+        np.zeros(0, np.uint8), np.zeros(0, np.uint64), np.zeros((0, 192), np.uint8), np.zeros((0, 256), np.uint8)
+    )
     assert similar.groups(none, 2).tolist() == []
     assert similar.connect(3, np.array([2]), np.array([1])).tolist() == [0, 1, 1]
     assert groups_of_pictures(np.zeros(1, np.uint64), pictures(1, 1), 0) == [0]
@@ -134,7 +198,8 @@ def test_many_equal_pictures_take_linear_time(way: str) -> None:
     if way == "reference":
         pytest.skip("the reference compares all pairs of a run")
     copies = 20_000
-    hashes = Hashes(np.zeros(copies, np.uint8), np.zeros(copies, np.uint64), np.tile(pictures(1, 1), (copies, 1)))
+    looks = np.tile(pictures(1, 1), (copies, 1)), shades(1, 0, copies)
+    hashes = Hashes(np.zeros(copies, np.uint8), np.zeros(copies, np.uint64), *looks)
     start = time.process_time()
     assert not similar.groups(hashes, 2).any()
     assert time.process_time() - start < 2
