@@ -5,6 +5,7 @@
     python -m pipeline.inspect_shards show KEY OUT           everything known of one sample; --image FILE saves it
     python -m pipeline.inspect_shards stats OUT              languages, hosts, sizes, queries
     python -m pipeline.inspect_shards queries OUT            pairs of each query before and after the cap; --why QUERY
+    python -m pipeline.inspect_shards find OUT --url U       where a pair is, or at which stage it fell, and why
     python -m pipeline.inspect_shards sample OUT             random samples, of a query or a language; --seed
     python -m pipeline.inspect_shards diff OUT OTHER         options, counts, queries and pairs of two sets
     python -m pipeline.inspect_shards verify OUT             every checksum and count; exit code 3 if there is a fault
@@ -269,6 +270,40 @@ def why(args: argparse.Namespace, found: list[dict[str, Any]]) -> int:
     return DONE
 
 
+def find(args: argparse.Namespace) -> int:
+    """Where pairs are, or at which stage they fell, and why. Exit code 3 if nothing is known of them."""
+    from pipeline import find as finding
+    from pipeline.dataset.tombstones import KINDS
+    from pipeline.forget import Selection
+
+    given = [(kind, value) for kind in KINDS for value in getattr(args, kind)]
+    if not given and args.text is None:
+        raise UsageError("find needs one of --text, " + ", ".join("--" + kind.replace("_", "-") for kind in KINDS))
+    try:
+        selection = Selection.of(given)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    pairs = finding.find(args.folder, selection, limit=args.limit or sys.maxsize) if given else []
+    gone = finding.forgotten(args.folder, selection)
+    rule = None if args.text is None else finding.text_reason(args.text)
+    if args.json:
+        forgotten = [{"kind": kind, "value": value} for kind, value in gone]
+        print_json({"pairs": finding.to_json(pairs), "forgotten": forgotten, "text_reason": rule})
+        return DONE if pairs or gone or rule is not None else FAULT
+    for pair in pairs:
+        fell = f"fell in {pair.stage}: {pair.reason}" if pair.reason else pair.stage
+        detail = f" ({sanitize(pair.detail)})" if pair.detail else ""
+        print(f"{pair.uid or '-':<34}{fell}{detail}\n{'':<34}{sanitize(pair.url)}\n{'':<34}{sanitize(pair.text)}")
+    for kind, value in gone:
+        print(f"forgotten: {kind} {sanitize(value)}")
+    if rule is not None:
+        print(f"gather drops this text: {rule}" if rule else "gather keeps this text; match asks for a query in it")
+    elif not pairs and not gone:
+        print("nothing is known of it: it was in no input, or gather or match dropped it and the row was not kept. "
+              "Build with --keep-rejected all, or ask with --text TEXT")  # fmt: skip
+    return DONE if pairs or gone or rule is not None else FAULT
+
+
 def sample(args: argparse.Namespace) -> int:
     """Random samples. The same seed shows the same ones."""
     import heapq
@@ -448,7 +483,7 @@ def print_json(value: Any) -> int:
 
 
 COMMANDS = {"info": info, "ls": ls, "show": show, "stats": stats, "verify": verify, "rights": rights, "rows": rows}
-COMMANDS |= {"queries": queries, "sample": sample, "diff": diff, "forgotten": forgotten}
+COMMANDS |= {"queries": queries, "find": find, "sample": sample, "diff": diff, "forgotten": forgotten}
 
 
 def parser_of() -> tuple[Parser, dict[str, Parser]]:
@@ -493,7 +528,11 @@ def parser_of() -> tuple[Parser, dict[str, Parser]]:
     parsers["rows"].add_argument("--stage", required=True, metavar="NAME", help="gather, match, dedup or balance")
     parsers["rows"].add_argument("--to", required=True, metavar="FILE", help="Parquet file to write")
     for flag in ("url", "domain", "page-domain", "uid", "sha256"):
-        parsers["forgotten"].add_argument(f"--{flag}", action="append", default=[], help="may be repeated")
+        for name in ("find", "forgotten"):
+            parsers[name].add_argument(f"--{flag}", action="append", default=[], help="may be repeated")
+    parsers["find"].add_argument("--text", metavar="TEXT", help="what gather makes of this text")
+    parsers["find"].add_argument("--limit", type=count, default=20, metavar="N",
+                                 help="pairs; 0: all (default: %(default)s)")  # fmt: skip
     return parser, parsers
 
 

@@ -285,6 +285,41 @@ def test_no_set_and_a_running_build(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert run.returncode == 1 and "another run holds the output folder" in run.stderr and run.stderr.count("\n") == 1
 
 
+def test_find_says_where_each_pair_is(out: Path, server: WebServer, capsys: pytest.CaptureFixture) -> None:
+    def find(*words: str) -> tuple[int, dict[str, Any]]:
+        code = inspect_shards.main(["find", str(out), "--json", *words])
+        return code, json.loads(capsys.readouterr().out)
+
+    def where(*words: str) -> list[tuple[str, str]]:
+        return [(pair["stage"], pair["reason"]) for pair in find(*words)[1]["pairs"]]
+
+    base = server.base
+    capsys.readouterr()  # of the build
+    rows = open_set(out).table(["key", "url", "original_sha256"]).to_pylist()
+    (row,) = (row for row in rows if row["url"].endswith("picture-05.jpg"))
+    for flag, value in (("url", row["url"]), ("uid", row["key"]), ("sha256", row["original_sha256"])):
+        assert [pair["uid"] for pair in find(f"--{flag}", value)[1]["pairs"]] == [row["key"]]
+        assert where(f"--{flag}", value) == [("published", "")]
+    twins = find("--url", f"{base}/img/picture-03.jpg", "--url", f"{base}/img/again.jpg")[1]["pairs"]
+    fell, stayed = sorted(twins, key=lambda pair: pair["stage"])
+    assert (fell["stage"], fell["reason"], stayed["stage"]) == ("dedup-images", "same_image", "published")
+    assert fell["detail"] == f"{stayed['uid']} stayed in its place"
+    assert where("--url", f"{base}/status/404") == [("fetch", "http_4xx")]
+    assert where("--url", f"{base}/html")[0][0] == "fetch"
+    assert where("--url", f"{base}/img/never-matched.jpg") == [("match", "no_query")]
+    assert len(where("--domain", "127.0.0.1", "--limit", "5")) == 5
+    assert find("--url", "http://nowhere.example/a.jpg") == (3, {"pairs": [], "forgotten": [], "text_reason": None})
+    assert find("--text", "IMG_0042.jpg")[1]["text_reason"] == "file_name"
+
+    assert forget.main([str(out), "--uid", row["key"]]) == 0
+    capsys.readouterr()
+    code, found = find("--uid", row["key"])
+    assert (code, found["pairs"], found["forgotten"]) == (0, [], [{"kind": "uid", "value": row["key"]}])
+    shutil.rmtree(out / "stages")
+    assert where("--url", f"{base}/img/picture-06.jpg") == [("published", "")]
+    assert where("--url", f"{base}/status/404") == [("fetch", "http_4xx")]
+
+
 def test_inspect_says_what_was_forgotten(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     samples.publish(tmp_path / "out", count=6)
     asked = ["forgotten", str(tmp_path / "out"), "--url", "https://static.example.com/1.jpg"]

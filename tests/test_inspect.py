@@ -240,6 +240,17 @@ def test_why_a_query_picks_what_it_picks(run: Any, selected: Path) -> None:
     assert code == MISSING and "no query of this run is 'horse'" in said
 
 
+def test_find_in_a_run_that_has_reached_balance(run: Any, selected: Path) -> None:
+    code, text, _ = run("find", selected, "--domain", "a.example", "--json")
+    found = [(pair["stage"], pair["reason"]) for pair in json.loads(text)["pairs"]]
+    assert code == DONE and {*found} == {("balance", ""), ("balance", "over_cap")} and len(found) == 8
+    code, text, _ = run("find", selected, "--url", "http://a.example/5.jpg", "--text", "a dog")
+    assert code == DONE and "  balance\n" in text and "gather keeps this text" in text
+    code, text, _ = run("find", selected, "--url", "http://a.example/99.jpg")
+    assert code == FAULT and "--keep-rejected all" in text
+    assert run("find", selected)[0] == run("find", selected, "--url", "x")[0] == USAGE
+
+
 def test_queries_of_a_copy_of_the_published_files(run: Any, original: Path, tmp_path: Path) -> None:
     rows = json.loads(run("queries", original, "--json")[1])
     found = open_set(original).table(["query_ids"])["query_ids"].to_pylist()
@@ -631,7 +642,7 @@ def test_metadata_without_a_column_is_named(run: Any, folder: Path) -> None:
     republish(folder)
     assert faults(run, folder)[0]["problem"] == "has no column 'sha256'"
     assert inspect_shards.COMMANDS.keys() == set(
-        "info ls show stats queries sample diff verify rows rights forgotten".split()
+        "info ls show stats queries find sample diff verify rows rights forgotten".split()
     )
 
 

@@ -1,0 +1,272 @@
+"""Follows pairs through the stages of a run: where each one is, or at which stage it fell, and why.
+
+The rows of match are the first that a run keeps. Of the rows that gather or match dropped, their rejected.parquet has a
+sample, or all of them with --keep-rejected all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.dataset import open_set
+from pipeline.dataset.errors import Damaged
+from pipeline.dataset.tombstones import KINDS, Tombstones
+from pipeline.engine import storage
+from pipeline.engine.rows import Rows
+from pipeline.engine.work import StageFolder
+from pipeline.forget import Selection
+from pipeline.schema import DUPLICATES_FILE, STAGES
+from pipeline.stages.attempts import Attempts
+from pipeline.stages.fetched_rules import REASONS as FETCHED_REASONS
+from pipeline.stages.purge import REASONS
+from pipeline.text import clean
+
+PUBLISHED = "published"
+COLUMNS = ("uid", "url", "text", "page_url")
+
+
+@dataclasses.dataclass
+class Found:
+    """A pair.
+
+    Attributes:
+        uid: hexadecimal; "" where only the URL and the text of the pair were kept.
+        stage: where it fell, or the last stage that it left if the next one is not done. PUBLISHED: it is in the set.
+        reason: of the drop; "" where it did not fall.
+        detail: more, such as the message of the fetch, or the key of the pair that stayed in its place.
+    """
+
+    uid: str
+    url: str
+    text: str
+    stage: str = "match"
+    reason: str = ""
+    detail: str = ""
+
+
+def find(folder: str, selection: Selection, *, limit: int) -> list[Found]:
+    """The pairs of a run that a selection covers, at most `limit`, in the order in which the run keeps them.
+
+    Raises:
+        Damaged: a file cannot be read.
+    """
+    root = os.path.abspath(folder)
+    try:
+        wanted = _with_uids_of_images(root, selection)
+        found = _matched(root, wanted, limit)
+        for follow in (_deduplicated, _balanced, _fetched, _images, _published):
+            follow(root, found)
+        kept = list(found.values())
+        kept += _of_set_alone(root, wanted, limit - len(kept)) if not kept else []
+        return kept + _rejected(root, selection, limit - len(kept))
+    except storage.DamagedError as error:
+        raise Damaged(str(error)) from error
+    except pa.ArrowException as error:
+        first = str(error).splitlines()[0]
+        raise Damaged(f"another version of OpenWIT may have written the stages of {folder}: {first}") from error
+
+
+def forgotten(folder: str, selection: Selection) -> list[tuple[str, str]]:
+    """(kind, value) of what the selection names and the folder has forgotten."""
+    stones = Tombstones.load(os.path.abspath(folder))
+    named = [(kind, value) for kind in KINDS for value in sorted(getattr(selection, kind))]
+    return [] if stones is None else [(kind, value) for kind, value in named if stones.covers(kind, value)]
+
+
+def text_reason(text: str) -> str:
+    """The reason for which gather drops a text; "" if it keeps it."""
+    _, codes = clean.clean_text(pa.array([text]))
+    return clean.TEXT_REASONS[int(codes[0])]
+
+
+# --------------------------------------------------------------------------------------------- one stage after another
+
+
+def _rows(root: str, stage: str) -> Rows | None:
+    """The rows that leave a stage, if they were kept."""
+    info = StageFolder(root, stage).info()
+    rows = Rows.from_json(root, info["rows"]) if info and "rows" in info else None
+    return rows if rows is not None and rows.parts.manifests() else None
+
+
+def _is_done(root: str, stage: str) -> bool:
+    return StageFolder(root, stage).info() is not None
+
+
+def _with_uids_of_images(root: str, selection: Selection) -> Selection:
+    """The selection with the uids of the pairs whose images or redirects it names."""
+    if not (selection.sha256 or selection.url or selection.domain):
+        return selection
+    uids = {
+        uid.hex() for table in _fetched_rows(root) for uid in table.filter(_mask(selection, table))["uid"].to_pylist()
+    }
+    return dataclasses.replace(selection, uid=selection.uid | uids)
+
+
+def _mask(selection: Selection, table: pa.Table) -> pa.Array:
+    return pa.array(selection.rows(table))
+
+
+def _matched(root: str, selection: Selection, limit: int) -> dict[str, Found]:
+    """The rows of match, or of gather where no later stage has run."""
+    stage = next((name for name in ("match", "gather") if _rows(root, name)), None)
+    found: dict[str, Found] = {}
+    rows = _rows(root, stage) if stage else None
+    for table in rows.tables(list(COLUMNS)) if rows else ():
+        for row in table.filter(_mask(selection, table)).slice(0, limit - len(found)).to_pylist():
+            uid = row["uid"].hex()
+            found.setdefault(uid, Found(uid, row["url"], row["text"], str(stage)))
+        if len(found) >= limit:
+            break
+    return found
+
+
+def _standing(found: dict[str, Found]) -> dict[str, Found]:
+    """Those that have not fallen."""
+    return {uid: pair for uid, pair in found.items() if not pair.reason}
+
+
+def _drop_masked(root: str, stage: str, standing: dict[str, Found]) -> None:
+    """The reasons that the masks of a stage have. A pair that stays as one row of several has not fallen."""
+    rows = _rows(root, stage)
+    if rows is None or rows.masks is None or not standing:
+        return
+    wanted, kept = pa.array([bytes.fromhex(uid) for uid in standing], pa.binary(16)), set[str]()
+    for unit, part, count in rows.parts_of_group(0):
+        uids = [batch["uid"] for batch in storage.read_batches(rows.parts.file(unit, "arrow", part), ["uid"])]
+        column = pa.chunked_array(uids, pa.binary(16))
+        codes = np.frombuffer(storage.read_bytes(rows.masks.file(unit, "mask", part)), np.uint8)[:count]
+        for place in pc.indices_nonzero(pc.is_in(column, wanted)).to_pylist():
+            uid, code = column[place].as_py().hex(), int(codes[place])
+            standing[uid].reason = REASONS[stage][code]
+            standing[uid].stage = stage
+            kept.update([uid] if code == 0 else [])
+    for uid in kept:
+        standing[uid].reason = ""
+
+
+def _deduplicated(root: str, found: dict[str, Found]) -> None:
+    if _is_done(root, "dedup"):
+        _drop_masked(root, "dedup", _standing(found))
+
+
+def _balanced(root: str, found: dict[str, Found]) -> None:
+    rows = _rows(root, "balance")
+    if rows is None or not _standing(found):
+        return
+    wanted, there = pa.array([bytes.fromhex(uid) for uid in found], pa.binary(16)), set[str]()
+    for table in rows.tables(["uid"]):
+        there.update(uid.hex() for uid in table["uid"].filter(pc.is_in(table["uid"], wanted)).to_pylist())
+    for uid, pair in _standing(found).items():
+        pair.stage, pair.reason = "balance", "" if uid in there else "over_cap"
+
+
+def _fetched_rows(root: str) -> Iterator[pa.Table]:
+    """The newest outcome of each row."""
+    fetch, info = StageFolder(root, "fetch"), StageFolder(root, "fetch").info()
+    if info is None:
+        return
+    attempts = Attempts(dataclasses.replace(fetch, fingerprint=info["fingerprint"]), StageFolder(root, "balance"))
+    for unit, _ in attempts.images(attempts.first()).manifests():
+        for _, _, table in attempts.rows(unit):
+            yield table
+
+
+def _fetched(root: str, found: dict[str, Found]) -> None:
+    if not _is_done(root, "fetch") or not _standing(found):
+        return
+    for table in _fetched_rows(root):
+        for row in table.select(["uid", "status", "error"]).to_pylist():
+            pair = found.get(row["uid"].hex())
+            if pair is not None and not pair.reason:
+                good = row["status"] == "ok"
+                pair.stage, pair.reason = "fetch", "" if good else row["status"]
+                pair.detail = "" if good else row["error"] or ""
+
+
+def _images(root: str, found: dict[str, Found]) -> None:
+    stage = "dedup-images"
+    if not _is_done(root, stage) or not _standing(found):
+        return
+    rows = _rows(root, stage)
+    for unit, _ in rows.parts.manifests() if rows else ():
+        for row in storage.read_table(rows.parts.file(unit, "dropped")).to_pylist() if rows else ():
+            pair = found.get(row["uid"].hex())
+            if pair is not None and not pair.reason:
+                pair.stage, pair.reason = stage, FETCHED_REASONS[row["reason"]]
+    _drop_masked(root, stage, _standing(found))
+    path = os.path.join(root, "stages", stage, DUPLICATES_FILE)
+    if storage.exists(path):
+        for row in storage.read_published(path).to_pylist():
+            pair = found.get(row["key"])
+            if pair is not None and pair.stage == stage and pair.reason:
+                pair.detail = f"{row['keeper']} stayed in its place"
+
+
+def _published(root: str, found: dict[str, Found]) -> None:
+    standing = _standing(found)
+    if not standing or not os.path.exists(os.path.join(root, "manifest.json")):
+        return
+    wanted, there = pa.array(list(standing)), dict[str, int]()
+    for table in open_set.open_set(root).rows(["key", "shard"]):
+        some = table.filter(pc.is_in(table["key"], wanted))
+        there.update(zip(some["key"].to_pylist(), some["shard"].to_pylist(), strict=True))
+    for uid, pair in standing.items():
+        if uid in there:
+            pair.stage, pair.detail = PUBLISHED, f"shard {there[uid]}"
+        elif _is_done(root, "publish"):
+            pair.stage, pair.reason = "publish", "over_cap"
+
+
+# -------------------------------------------------------------------------------------------- what the stages lack
+
+
+def _of_set_alone(root: str, selection: Selection, limit: int) -> list[Found]:
+    """Pairs of a copy of the published files."""
+    found: list[Found] = []
+    if not os.path.exists(os.path.join(root, "manifest.json")):
+        return found
+    for table in open_set.open_set(root).rows():
+        some = table.filter(_mask(selection, table)).slice(0, limit - len(found))
+        for row in some.select(["key", "url", "text", "shard"]).to_pylist():
+            found.append(Found(row["key"], row["url"], row["text"], PUBLISHED, "", f"shard {row['shard']}"))
+    return found
+
+
+def _rejected(root: str, selection: Selection, limit: int) -> list[Found]:
+    """Dropped rows whose URLs were kept: of gather and match those of the stages, else those of the published files.
+
+    Equal rows are one, with their number.
+    """
+    counts: Counter[tuple[str, str, str, str]] = Counter()
+    for path in _rejected_files(root):
+        table = storage.read_published(path)
+        some = table.filter(pa.array(selection.urls(table["url"]))).select(["url", "text", "stage", "reason"])
+        counts.update((row["url"], row["text"], row["stage"], row["reason"]) for row in some.to_pylist())
+    found = [
+        Found("", url, text, stage, reason, f"{count:,} times" if count > 1 else "")
+        for (url, text, stage, reason), count in counts.items()
+    ]
+    return found[: max(0, limit)]
+
+
+def _rejected_files(root: str) -> Iterable[str]:
+    """Where rows of gather and match lie that were dropped. Those of later stages are followed row by row."""
+    stages = [os.path.join(root, "stages", name, "rejected.parquet") for name in STAGES[:2]]
+    here = [path for path in stages if storage.exists(path)]
+    folder = os.path.join(root, "rejected")
+    names = sorted(os.listdir(folder)) if not here and os.path.isdir(folder) else []
+    return here or [os.path.join(folder, name) for name in names if name.endswith(".parquet")]
+
+
+def to_json(pairs: Iterable[Found]) -> list[dict[str, Any]]:
+    """The pairs as a JSON list."""
+    return [dataclasses.asdict(pair) for pair in pairs]
