@@ -62,7 +62,7 @@ def collect(options: Options, *, quiet: bool = False) -> Sources:
         ledger["counts"] = {"lines_without_count": sum(counts.skipped for counts in ready)}
     words = merge([counts.words for counts in ready])
     if options.profile == "wit":
-        words, ledger["words"] = rules.usable_words(words)
+        words, ledger["words"] = _usable(options, words)
     warnings: list[str] = []
     if model_code(_code(options), NAMES) is None:
         warnings.append(
@@ -91,7 +91,7 @@ def _count(
     found = counted.words.rename_columns(["query", "count", *counted.words.column_names[2:]]).combine_chunks()
     if wit:
         _warn_of_letters(options, found, counting.warnings)
-        found, counting.ledger["words_of_texts"] = rules.usable_words(found)
+        found, counting.ledger["words_of_texts"] = _usable(options, found)
     words = merge([found.select(COUNTED.names), ready])
     listed = words
     if not wit:  # pairs may have any words, but a word of the list needs enough articles
@@ -110,6 +110,15 @@ def _count(
         ("bigram", bigrams.best(pairs, _at_most(options, "bigram"))),
         ("title", _titles(options, counted)),
     ]
+
+
+def _usable(options: Options, words: pa.Table) -> tuple[pa.Table, dict[str, int]]:
+    """The words that can be queries, and the number of the others by reason."""
+    words, dropped = rules.usable_words(words)
+    if segment.is_needed(options.language):
+        words, parts = rules.without_parts(words)
+        dropped |= {"part_of_words": parts} if parts else {}
+    return words.combine_chunks(), dropped
 
 
 def _warn_of_letters(options: Options, words: pa.Table, warnings: list[str]) -> None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.text.matcher import Matcher
 from pipeline.text.normalize import normalize_array
 from queries import segment
 from queries.counts import COUNTED
@@ -22,6 +23,7 @@ SCRIPTS = (
     *("Gujarati", "Oriya", "Tamil", "Telugu", "Kannada", "Malayalam", "Sinhala", "Thai", "Lao", "Tibetan", "Myanmar"),
     *("Khmer", "Ethiopic", "Hangul", "Han", "Hiragana", "Katakana"),
 )
+LEAST_OWN = 0.2  # of the occurrences of a word in other words and alone, in a script without blanks
 LEAST_SHARE = 0.01  # of all occurrences; a script with a smaller share is foreign to the language
 LONGEST = 256  # bytes of a query
 
@@ -86,6 +88,24 @@ def usable_words(words: pa.Table) -> tuple[pa.Table, dict[str, int]]:
             dropped[reason] = count
             words = words.filter(pc.invert(mask))
     return words.combine_chunks(), dropped
+
+
+def without_parts(words: pa.Table) -> tuple[pa.Table, int]:
+    """The words but those that are mostly parts of other words, and the number of these. For scripts without blanks.
+
+    There a query is found as a substring. So it should be a word of its own in LEAST_OWN of the places where it stands.
+    """
+    has = pc.match_substring_regex(words["query"], f"^(?:{segment.LETTER})+$")
+    some = words.filter(has).combine_chunks()
+    if not len(some):
+        return words, 0
+    queries, counts = some["query"].combine_chunks(), some["count"].to_numpy()
+    found = Matcher.build(queries).match(queries.cast(pa.large_string()))
+    everywhere = np.bincount(
+        found.flatten().to_numpy(), np.repeat(counts, pc.list_value_length(found).to_numpy()), minlength=len(some)
+    )
+    parts = some["query"].filter(pa.array(counts < LEAST_OWN * everywhere))
+    return words.filter(pc.invert(pc.is_in(words["query"], parts.combine_chunks()))), len(parts)
 
 
 def _is_word_and_ending(words: pa.Table) -> pa.ChunkedArray:

@@ -88,6 +88,18 @@ def test_a_letter_alone_is_no_word_unless_it_is_han() -> None:
     assert kept["query"].to_pylist() == ["ดี", "猫", "a"] and dropped == {"single_letter": 3}
 
 
+def test_a_word_that_is_mostly_a_part_of_other_words_is_dropped(tmp_path: Path) -> None:
+    counts = {"กา": 10, "การ": 500, "国": 10, "中国": 60, "国家": 30, "猫": 50, "猫咪": 20, "dog": 5, "dogs": 900}
+    table = pa.table([list(counts), list(counts.values())], schema=bigrams.COUNTED)
+    kept, dropped = rules.without_parts(table)
+    assert kept["query"].to_pylist() == ["การ", "中国", "国家", "猫", "猫咪", "dog", "dogs"] and dropped == 2
+    assert rules.without_parts(table.slice(7))[1] == 0
+    (tmp_path / "counts.tsv").write_text("".join(f"{word}\t{count}\n" for word, count in counts.items()))
+    options = Options(output=str(tmp_path / "out"), counts=(str(tmp_path / "counts.tsv"),), language="zh", min_count=1)
+    made = build.build(options, quiet=True)
+    assert "国" not in made.open().queries.to_pylist() and made.info["ledger"]["words"]["part_of_words"] == 2
+
+
 @pytest.mark.parametrize("language", ["ja", "zh-yue", "zh-hans", "th", "km"])
 def test_without_icu_such_a_language_is_refused(
     language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
