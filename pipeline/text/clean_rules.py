@@ -147,6 +147,8 @@ _PHONE = re.compile(
     re.IGNORECASE,
 )
 
+_NINE_DIGITS = re.compile(r"[0-9](?:[ .()/-]{0,3}[0-9]){8}")  # in every match of _PHONE, and much faster to look for
+
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _AMPERSANDS = re.compile(r"&(?:(?:amp|AMP|#0{0,5}38|#[xX]0{0,4}26);)+")  # "&amp;amp;amp;" in one round
 DROPPED = re.compile(
@@ -257,7 +259,7 @@ def _why_drop_text(text: str) -> str:
 
 def is_personal(text: str) -> bool:
     """True for a text with an e-mail address or a phone number of at least ten digits."""
-    return ("@" in text and bool(_MAIL.search(text))) or bool(_PHONE.search(text))
+    return ("@" in text and bool(_MAIL.search(text))) or bool(_NINE_DIGITS.search(text) and _PHONE.search(text))
 
 
 def _says_something(text: str) -> bool:
@@ -275,7 +277,7 @@ def _says_something(text: str) -> bool:
 
 def _is_file_name(text: str) -> bool:
     """True if the whole text is the name of a file, or a camera's name for a picture."""
-    stem = _FILE_EXTENSION.sub("", text)
+    stem = _FILE_EXTENSION.sub("", text) if "." in text else text
     if len(stem) < len(text) or _is_camera_name(stem):
         return True
     return " " not in stem and bool(_TOKEN_NAME.fullmatch(stem)) and not _is_product(stem)
@@ -291,7 +293,7 @@ def _is_camera_name(stem: str) -> bool:
 
 def _words_of_name(text: str) -> str:
     """The words of a file's name. Any other text, and a name without two words, stays as it is."""
-    stem = _FILE_EXTENSION.sub("", _FILE_EXTENSION.sub("", text))  # dog.jpg.webp
+    stem = _FILE_EXTENSION.sub("", _FILE_EXTENSION.sub("", text)) if "." in text else text  # dog.jpg.webp
     has_ending, in_one = len(stem) < len(text), " " not in stem
     if not (has_ending or (in_one and ("_" in stem or _LOWER_NAME.fullmatch(stem)))):
         return text
