@@ -75,10 +75,16 @@ def test_evaluation_images_leave_the_set(made: Path, out: Path, tmp_path: Path) 
     assert "<bdi>flowers</bdi></td><td>4</td>" in page and "<td>50.00 %</td>" in page
     assert list(verify(str(out), stages=True)) == []
 
+    scores = ("--scores", str(tmp_path / "scores.parquet"), "--keep", "s > 0")
+    pq.write_table(pa.table({"key": keys(out), "s": range(len(keys(out)))}), tmp_path / "scores.parquet")
+    assert redo(made, out, *given, *scores) == build.DONE  # a table for the set without the contaminated pairs
+    assert ledger(out)["dropped"] == {"no_score": 2, "score": 1}
+    assert pq.read_table(out / "contamination.parquet").equals(table)
+
     gone = next(key for key, text in before.items() if text == "red dog number 03")
     assert forget.main([str(out), "--uid", gone]) == 0
     assert bytes.fromhex(gone) not in (left := all_bytes(out)) and gone.encode() not in left
-    assert ledger(out)["dropped"] == {"contaminated": 1} and list(verify(str(out), stages=True)) == []
+    assert ledger(out)["dropped"] == {"no_score": 1, "score": 1} and list(verify(str(out), stages=True)) == []
     overlap = json.loads((out / "manifest.json").read_text())["contamination"]
     assert (overlap["flowers"]["overlap"], overlap["o"]["overlap"]) == (1, 0)
 
@@ -173,28 +179,20 @@ def test_scores_drop_rows_and_stay_in_the_metadata(made: Path, out: Path, tmp_pa
     rejected = pq.read_table(out / "rejected" / "dedup-images.parquet")
     assert sorted(rejected["reason"].to_pylist()) == ["no_score", "score", "score", "score"]
 
-    assert redo(made, out) == build.DONE  # without scores all is as it was
-    digests = [json.loads((folder / "manifest.json").read_text())["digest"] for folder in (made / "out", out)]
-    assert digests[0] == digests[1]
-
-
-def test_a_dropped_row_is_forgotten_too(made: Path, out: Path, tmp_path: Path) -> None:
-    before = keys(out)
-    pq.write_table(pa.table({"key": before, "s": [0.0, *[1.0] * (len(before) - 1)]}), tmp_path / "scores.parquet")
-    assert redo(made, out, "--scores", str(tmp_path / "scores.parquet"), "--keep", "s > 0.5") == build.DONE
-    assert ledger(out)["dropped"] == {"score": 1}
-    assert forget.main([str(out), "--uid", before[0], "--uid", before[1]]) == 0
-    assert ledger(out)["dropped"] == {} and ledger(out)["rows_in"] == len(before) - 2
-    for key in before[:2]:
-        assert bytes.fromhex(key) not in (left := all_bytes(out)) and key.encode() not in left
-    assert list(verify(str(out), stages=True)) == [] and keys(out) == before[2:]
+    gone = [before[0], before[-2]]  # one was dropped for its score
+    assert forget.main([str(out), "--uid", gone[0], "--uid", gone[1]]) == 0
+    assert ledger(out)["dropped"] == {"no_score": 1, "score": 2} and ledger(out)["rows_in"] == len(before) - 2
+    left = all_bytes(out)
+    assert not [key for key in gone if bytes.fromhex(key) in left or key.encode() in left]
+    assert list(verify(str(out), stages=True)) == [] and keys(out) == before[3:-2]
+    assert open_set(out).table(["key", "clip_score", "odd"]).equals(published.slice(0, published.num_rows - 1))
 
 
 def test_scores_of_another_set(made: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "scores.csv").write_text(f"key,s\n{'0' * 32},1\n")
     given = ("--scores", str(tmp_path / "scores.csv"), "--keep", "s > 0.5")
     assert redo(made, out, *given) == build.BELOW
-    message = "no pair is left after dedup-images, and 12 of 12 have no score that --keep asks for"
+    message = "no pair is left after dedup-images: of 12, 12 have no score that --keep asks for, and for 0 it is false"
     assert message in capsys.readouterr().err
 
 

@@ -229,11 +229,12 @@ class DedupImages(DedupStage):
 
     def count(self, *, counted: Sequence[StepFolder] | None = None) -> dict[str, Any]:
         info = super().count(counted=counted)
-        unscored = info["dropped"].get("no_score", 0)
-        if unscored and not info["rows_out"]:
+        unscored, bad = (info["dropped"].get(reason, 0) for reason in ("no_score", "score"))
+        if unscored + bad and not info["rows_out"]:
             raise BelowThreshold(
-                f"no pair is left after {self.name}, and {unscored:,} of {info['rows_in']:,} have no score that --keep "
-                "asks for. The set is not published. Check that --scores has the keys of this set."
+                f"no pair is left after {self.name}: of {info['rows_in']:,}, {unscored:,} have no score that --keep "
+                f"asks for, and for {bad:,} it is false. The set is not published. Check --keep, and that --scores has "
+                "the keys of this set."
             )
         for name, found in self._evaluated().items():
             if not found["images"]:

@@ -17,7 +17,7 @@ from pipeline.stages.tally import Tally
 
 # The reasons in the order in which they are asked. The first one that holds counts.
 REASONS = ("", "too_small", "aspect", "no_score", "score", "contaminated")
-CONTAMINATED = 5
+SHAPES, CONTAMINATED = (1, 2), 5
 DROPPED = pa.schema([pa.field("uid", pa.binary(16), False), pa.field("reason", pa.uint8(), False)])
 
 Codes = npt.NDArray[np.uint8]  # an index into REASONS for each row
@@ -59,11 +59,14 @@ class Rules:
     contamination: Contamination | None = None
 
     def apply(self, rows: pa.Table) -> tuple[Codes, pa.Table]:
-        """A code for each row of FETCHED, and `contamination.FOUND` of the rows that show an evaluation image."""
+        """A code for each row of FETCHED, and `contamination.FOUND` of the rows that show an evaluation image.
+
+        Rows that `keep` drops are looked at, too: a table of scores may come from a set without the contaminated pairs.
+        """
         codes = self._codes(rows)
         if self.contamination is None:
             return codes, FOUND.empty_table()
-        left = np.flatnonzero(codes == 0)
+        left = np.flatnonzero(~np.isin(codes, SHAPES))
         found = self.contamination.find(rows.take(pa.array(left)))
         shows = pc.is_in(rows["uid"], value_set=hashing.as_array(found["uid"])).to_numpy()
         codes[shows & (codes == 0)] = CONTAMINATED
