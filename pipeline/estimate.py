@@ -82,6 +82,7 @@ def print_plan(run: Run, stages: Sequence[Stage], options: Options, *, as_json: 
     facts = {
         "inputs": len(run.inputs),
         "bytes": sizes,
+        "robots_archives": len(run.robots_archives),
         "queries": len(run.queries.table),
         "estimate": dataclasses.asdict(figures),
         "stages": states,
@@ -92,6 +93,8 @@ def print_plan(run: Run, stages: Sequence[Stage], options: Options, *, as_json: 
         return
     listed = ", ".join(f"{size / 1e9:.2f} GB {kind}" for kind, size in sizes.items())
     print(f"inputs       {len(run.inputs):,}, {listed}")
+    if run.robots_archives:
+        print(f"robots.txt   {len(run.robots_archives):,} archives")
     print(f"queries      {len(run.queries.table):,}")
     print(f"pairs        about {figures.pairs:,} read, {figures.matched:,} with a query, {figures.selected:,} selected")
     print(f"published    about {figures.published:,} images, {figures.published_bytes / 1e9:.1f} GB")

@@ -80,10 +80,9 @@ def lines(found: Mapping[str, Any], *, examples: bool) -> list[str]:
     if found["ignored"]:
         out.append(f"not honoured, by option: {', '.join(found['ignored'])}")
     if archives := found.get("robots_archives"):
-        lost = f", {archives['records_lost']:,} records lost" if archives["records_lost"] else ""
-        cut = f", {archives['cut_files']:,} files cut" if archives["cut_files"] else ""
-        held = f"{archives['answers']:,} answers for {archives['urls']:,} URLs"
-        out.append(f"robots.txt archives: {archives['archives']:,} with {held}{lost}{cut}")
+        names = {"answers": "answers", "urls": "URLs", "records_lost": "lost records", "cut_files": "cut files"}
+        held = ", ".join(f"{name} {archives[key]:,}" for key, name in names.items() if archives[key])
+        out.append(f"robots.txt archives {archives['archives']:,}: {held}")
     for part, title, columns in (
         ("pages", "statements of pages", ("seen", "pairs", "hosts")),
         ("images", "statements of sites and images", NUMBERS),

@@ -14,6 +14,7 @@ import hashlib
 import os
 import threading
 import time
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from pipeline.fetching import robots
@@ -41,6 +42,7 @@ MOST_LICENCES = 8  # that the headers of an answer name; they are asked for
 OUTAGES = 3  # of the network, after which a URL is tried once more
 ROBOTS_S = 10.0
 LARGEST_RULES = 64 << 20  # bytes of robots.txt files that a client remembers; older ones are asked for again
+LARGEST_FILES = 32 << 20  # bytes of the same files as they were sent, for the rounds of other processes
 RULES_LIFETIME_S = 24 * 3600.0
 FAILED_RULES_LIFETIME_S = 60.0
 PASSING_RULES_LIFETIME_S = 0.2  # shorter than the wait before a retry
@@ -69,6 +71,19 @@ class _Clock:
 
     def stop(self) -> None:
         self.left -= time.monotonic() - self._started
+
+
+class SiteFile(NamedTuple):
+    """A robots.txt or tdmrep.json that was asked for."""
+
+    url: str
+    body: bytes | None  # None: there is none
+    until: float  # it holds until then, in seconds since 1970
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, about."""
+        return 200 + len(self.body or b"")
 
 
 class SiteTerms(NamedTuple):
@@ -107,6 +122,7 @@ class Client:
         self._licences: Recent[str, tuple[Terms | None]] = Recent(
             MOST_HOSTS, weigh=lambda kept: kept[0].size if kept[0] else 0, max_weight=LARGEST_RULES
         )
+        self._files: Recent[str, SiteFile] = Recent(MOST_HOSTS, weigh=lambda file: file.size, max_weight=LARGEST_FILES)
         self._lock = threading.Lock()
         self._run = 0
         gate = Gate(options.allow_addresses)
@@ -132,6 +148,17 @@ class Client:
                 self._archived = ArchivedRules(captures, self.options) if captures is not None else None
         if again:
             self._forget_failures()
+
+    def site_files(self, hosts: Collection[str]) -> list[SiteFile]:
+        """What is known of the sites of these hosts, for another client."""
+        with self._lock:
+            return [file for file in self._files if parse(file.url).host in hosts]
+
+    def remember(self, files: Iterable[SiteFile]) -> None:
+        """Takes over what another client knows of sites. They are not asked again."""
+        with self._lock:
+            for file in files:
+                self._files.put(file.url, file)
 
     def _forget_failures(self) -> None:
         with self._lock:
@@ -381,7 +408,7 @@ class Client:
         forbidden = rules is not None and self.options.respects("robots") and not rules.allow(at.url)
         if self.options.respects("tdmrep") and not forbidden:
             try:
-                body = self._site_file(at)
+                body = self._kept_file(at)
             except Failure:  # the protocol gives a failure no meaning; robots.txt of the host could be read
                 body = None
             found += [SiteTerms("tdmrep", read_tdmrep(body))] if body is not None else []
@@ -424,7 +451,17 @@ class Client:
 
     def _robots_txt(self, target: Target) -> bytes | None:
         """The body, or None: a 4xx allows everything. A 5xx forbids everything for now (RFC 9309)."""
-        return self._site_file(dataclasses.replace(target, path=PATH))
+        return self._kept_file(dataclasses.replace(target, path=PATH))
+
+    def _kept_file(self, at: Target) -> bytes | None:
+        """As `_site_file`. A file that another client asked for in this run is not asked for again."""
+        with self._lock:
+            known = self._files.get(at.url)
+        if known is None or known.until <= time.time():
+            known = SiteFile(at.url, self._site_file(at), time.time() + RULES_LIFETIME_S)
+            with self._lock:
+                self._files.put(at.url, known)
+        return known.body
 
     def _site_file(self, at: Target) -> bytes | None:
         """The body of a file about the site; None: there is none.

@@ -37,9 +37,11 @@ from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_exchange, run_task, units_at_start
 from pipeline.engine.tasks import Reading
 from pipeline.engine.work import Json, StageFolder, StepFolder, digest_of
+from pipeline.fetching.client import SiteFile, shared_client
 from pipeline.fetching.downloader import FetchOptions, fetch_rows
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import PROJECT_URL
+from pipeline.fetching.targets import host_of
 from pipeline.fetching.verdict import REFUSED
 from pipeline.schema import FETCHED, SELECTED, STAGES
 from pipeline.sources import READERS
@@ -82,6 +84,13 @@ SLOW_FAILURES = ("dns", "timeout")  # they use up the time of the URL
 # Failures that --min-success counts, where they may pass: an outage, not link rot and not a refusal.
 PASSING = ("dns", "tcp", "timeout", "http_5xx", "rate_limited", "robots")
 OF_IMAGE = FETCHED.names[FETCHED.get_field_index("http_status") + 1 :]  # columns of an image that was fetched
+SITES = pa.schema(
+    [
+        pa.field("url", pa.string(), False),
+        pa.field("body", pa.binary()),
+        pa.field("until", pa.float64(), False),
+    ]
+)
 OUTCOME = ("status", "image_sha256", "width", "height", "original_width", "original_height", "phash")
 
 
@@ -427,6 +436,7 @@ class RetryHosts:
             figures.set_state(f"waits {wait:.0f} s before it asks again")
             time.sleep(wait)
         rows = table.select(SELECTED_PART.names).combine_chunks()
+        shared_client(self.plan.options).remember(read_sites(self.plan.attempts.images(self.number - 1), unit))
         found = download(self.plan, self.folder, unit, rows, again=True)
         return found if table.num_rows == failed else {**found, "ended": time.time()}
 
@@ -481,6 +491,7 @@ def download(
     rows, kept = rows.take(pa.array(order)), FETCHED_PART.empty_table() if kept is None else kept
     figures = UnitFigures(folder, unit, rows.num_rows + kept.num_rows)
     counts: Counter[str] = Counter()
+    waiting: set[str] = set()  # hosts of rows that may be fetched later
     parts = for_now = 0
     for start in range(0, kept.num_rows, ROWS_PER_CALL):
         some = kept.slice(start, ROWS_PER_CALL).combine_chunks()
@@ -495,15 +506,32 @@ def download(
         if not was_there:
             _download_part(plan, folder, unit, parts, rows.slice(start, ROWS_PER_CALL), again=again, watch=figures)
         storage.remove(folder.file(unit, "pieces", parts))
-        for batch in storage.read_batches(path, ["status", "retryable"]):
+        for batch in storage.read_batches(path, ["status", "retryable", "url"]):
             for_now += pc.sum(batch["retryable"]).as_py() or 0
+            waiting.update(map(host_of, batch["url"].filter(batch["retryable"]).to_pylist()))
             for item in pc.value_counts(batch["status"]).to_pylist():
                 counts[item["values"]] += item["counts"]
                 if was_there:
                     figures.add(item["values"], item["counts"])
         parts += 1
+    write_sites(folder, unit, shared_client(plan.options).site_files(waiting) if waiting else [])
     total = rows.num_rows + kept.num_rows
     return {"parts": parts, "status": counts, "rows": total, "ended": time.time() if for_now else 0.0}
+
+
+def write_sites(folder: StepFolder, unit: int, files: list[SiteFile]) -> None:
+    """Keeps what is known of sites for the next round, which another process may carry out."""
+    if files:
+        arrays = [pa.array(column, field.type) for column, field in zip(zip(*files, strict=True), SITES, strict=True)]
+        with storage.writing_batches(folder.file(unit, "sites"), SITES) as out:
+            out.write_batch(pa.RecordBatch.from_arrays(arrays, schema=SITES))
+
+
+def read_sites(folder: StepFolder, unit: int) -> list[SiteFile]:
+    """What `write_sites` kept."""
+    path = folder.file(unit, "sites")
+    batches = storage.read_batches(path) if storage.exists(path) else ()
+    return [SiteFile(**item) for batch in batches for item in batch.to_pylist()]
 
 
 def _download_part(
@@ -679,7 +707,7 @@ class Fetch(Stage):
         self._count_failures()
         for step in self.steps():
             for name in storage.names(step.path):
-                if name.endswith(".live"):
+                if name.endswith((".live", ".sites")):
                     storage.remove(os.path.join(step.path, name))
         return super().complete()
 

@@ -37,7 +37,7 @@ from pipeline.sources.base import Input
 from pipeline.stages.run import AGAIN
 
 KINDS = frozenset({"response", "resource"})
-MAX_RECORD = 4 << 20  # bytes of a block that are read; a longer record is lost, and counted
+MAX_RECORD = 16 << 20  # bytes of a block that are read; a longer record is lost, and counted
 MOST_TARGETS = 4096  # latest targets of redirects of an archive, which are answers about a host, too
 KEPT_BYTES, KEPT_ROWS = 8 << 20, 1 << 16  # of a batch of answers that are kept
 ARCHIVES_PER_BUCKET = 512  # of the index; an archive of Common Crawl has some hundred answers

@@ -17,7 +17,11 @@ from PIL import Image
 from pipeline import build, inspect_shards
 from pipeline.dataset.open_set import open_set
 from pipeline.engine import rights_ledger
+from pipeline.engine.work import StageFolder
 from pipeline.fetching import client
+from pipeline.fetching.errors import Failure
+from pipeline.fetching.options import FetchOptions
+from pipeline.stages import fetch
 from tests.archives import member, record
 from tests.webserver import WebServer, picture
 
@@ -141,6 +145,23 @@ def test_no_refused_pair_reaches_the_shards(tmp_path: Path, capsys: pytest.Captu
     assert "Content-Usage: train-ai=n" in (out / "report/index.html").read_text()
     (out / "stages").rename(tmp_path / "stages")  # a copy of the published files alone
     assert ledger(out, capsys) == whole
+
+
+def test_a_later_round_asks_no_site_again(tmp_path: Path) -> None:
+    options = FetchOptions(allow_addresses=("127.0.0.0/8",), retries=0)
+    folder = StageFolder(str(tmp_path), "fetch", "f").step("images-000")
+    (tmp_path / "stages" / "fetch" / "images-000").mkdir(parents=True)
+    with WebServer(robots="User-agent: *\nDisallow: /img/1.jpg") as server:
+        first, second = client.Client(options), client.Client(options)
+        for one in (first, second):
+            one.fetch(f"{server.base}/img/0.jpg")
+            with pytest.raises(Failure, match="line 2"):
+                one.fetch(f"{server.base}/img/1.jpg")
+            assert not one.site_files({"other.example"})
+            fetch.write_sites(folder, 7, one.site_files({"127.0.0.1"}))
+            second.remember(fetch.read_sites(folder, 7))
+        assert server.hits["/robots.txt"] == server.hits["/.well-known/tdmrep.json"] == 1
+    assert fetch.read_sites(folder, 8) == []
 
 
 def ledger(out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
