@@ -95,8 +95,8 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
         log = open_log(folder, run, stack) if rank() == 0 else None
         loader = stack.enter_context(Loader(stream, tokenizer, loader_options(plan, device)))
         evaluations = stack.enter_context(Evaluations(run, tokenizer, progress))
+        stop = stack.enter_context(stop_signals())  # which still holds while the saver waits
         saver = stack.enter_context(Saver(run, tokenizer, progress, then=evaluations.start_suite))
-        stop = stack.enter_context(stop_signals())
         report = Report(run, loader.bad, log, progress, on_step)
 
         newest, saved_at = None, time.monotonic()

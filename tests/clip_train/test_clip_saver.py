@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,18 @@ def test_another_error_waits_for_the_save_and_is_not_hidden(options, monkeypatch
     with pytest.raises(Crash):
         train(TrainOptions(**{**vars(options), "resume": True, "save_every": 5}), on_step=crash_during_the_save)
     assert "the disk is full" in capsys.readouterr().err and path.exists()
+
+
+def test_a_second_signal_does_not_end_the_last_save(options, monkeypatch):
+    """A launcher and a scheduler may both send SIGTERM."""
+    true_save, handlers = checkpoint.save, {}
+
+    def slow(folder, *, step, **rest):
+        time.sleep(0.3 if step == 7 else 0)  # the loop has ended by then
+        handlers[step] = signal.getsignal(signal.SIGTERM)
+        return true_save(folder, step=step, **rest)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    before = signal.getsignal(signal.SIGTERM)
+    train(options)
+    assert handlers[7] is handlers[3] is not before
