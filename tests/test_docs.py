@@ -179,7 +179,7 @@ def test_the_other_pages(page: str, tmp_path: Path) -> None:
 
 
 def test_the_flags_of_the_readme_exist() -> None:
-    (synopsis,) = [block for block in blocks("README.md") if block.note.startswith("a synopsis")]
+    (synopsis,) = [block for block in blocks("README.md") if block.note.startswith("a synopsis (the test")]
     flags = {flag for action in COMMAND_LINE.parser()._actions for flag in action.option_strings}
     named = set(re.findall(r"--[a-z-]+", synopsis.text))
     assert len(named) > 10 and named <= flags
