@@ -31,6 +31,7 @@ CARRIED = {
     "google": "apache-beam",  # protobuf: the types of Beam's messages
     "grpc": "apache-beam",
     "llvmlite": "numba",
+    "packaging": "apache-beam",
     "triton": "torch",
 }
 NOT_IMPORTED = {
@@ -46,7 +47,9 @@ NOT_IMPORTED = {
     "mypy": "a command",
 }
 # Optional imports of benchmarks and comparisons. They skip, or print a message, where one is not installed.
-OF_OTHERS = {"ahocorasick", "clip", "pdqhash", "open_clip", "open_clip_train", "transformers", "substr_matching"}
+OF_OTHERS = {
+    *("ahocorasick", "clip", "open_clip", "open_clip_train", "pdqhash", "spdl", "substr_matching", "transformers"),
+}
 
 
 def required(extra: str | None = None) -> set[str]:
