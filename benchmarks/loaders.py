@@ -202,9 +202,7 @@ def main() -> None:
             found = samples_of(batches, count)
             batches.close()
             reference = reference or found
-            apart = [
-                float(np.abs(image.astype(int) - reference[key][0]).mean()) for key, (image, _) in found.items()
-            ]
+            apart = [float(np.abs(image.astype(int) - reference[key][0]).mean()) for key, (image, _) in found.items()]
             assert all(np.array_equal(ids, reference[key][1]) for key, (_, ids) in found.items()), name
             notes[name] = "equal" if max(apart) == 0 else f"differ by {np.mean(apart):.2f} levels"
         CHECK = False

@@ -40,6 +40,8 @@ NOT_IMPORTED = {
     "img2dataset": "fetching/downloader.py loads its Downloader by name, without the package's __init__",
     "tensorboard": "torch.utils.tensorboard is made for it",
     "s3fs": "fsspec loads it by the name of the protocol",
+    "flask": "moto's server is made of it",
+    "flask-cors": "moto's server is made of it",
     "gcsfs": "fsspec loads it by the name of the protocol",
     "pytest-timeout": "a plug-in: `timeout` in setup.cfg",
     "pytest-xdist": "a plug-in: `-n` in the Makefile",
@@ -112,9 +114,9 @@ def test_what_is_required_is_imported() -> None:
 def test_what_tests_need_is_what_they_import() -> None:
     used = imported("tests", "benchmarks", "tools")
     both = required() | required("train") | required("wandb")
-    for name in required("test") | required("dev"):
+    for name in required("test") | required("test-s3") | required("dev"):
         assert (module(name) in used) != (name in NOT_IMPORTED), name
-    assert used <= carried(both | required("test")) | OF_OTHERS
+    assert used <= carried(both | required("test") | required("test-s3") | required("s3")) | OF_OTHERS
 
 
 def test_every_requirement_has_a_pin() -> None:

@@ -21,11 +21,12 @@ class TransferError(InputError):
 
     Attributes:
         reached: some server has sent a byte of the input.
+        changed: the input is another file now. A stream that is opened anew reads that one.
     """
 
-    def __init__(self, message: str, *, reached: bool = True) -> None:
+    def __init__(self, message: str, *, reached: bool = True, changed: bool = False) -> None:
         super().__init__(message)
-        self.reached = reached
+        self.reached, self.changed = reached, changed
 
 
 class MissingInputError(InputError):

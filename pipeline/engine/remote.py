@@ -20,13 +20,15 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import xxhash
 
 from pipeline.engine import transfers
 from pipeline.engine.input_errors import MissingInputError, RefusedInputError, TransferError, public
 from pipeline.engine.transfers import Answer, Broken, EmptyFile, Missing, Positioned, Refused
+
+T = TypeVar("T")
 
 WINDOW = 1 << 20  # bytes that the first request after a seek asks for; each request after it asks for twice as many
 SKIPPED = 256 << 10  # a seek ahead by at most so many bytes reads and drops them; a longer one is a new request
@@ -166,6 +168,12 @@ class RemoteFile(Positioned):
     # ---- a stream
 
     @property
+    def _named(self) -> str:
+        """The URL for messages, with the mirrors that were asked in its place."""
+        asked = ", ".join(public(source) for source in self._sources if source != self.url)
+        return f"{public(self.url)!r} (asked at {asked})" if asked else repr(public(self.url))
+
+    @property
     def version(self) -> str:
         """Of the file, as `source` names it; "": not known."""
         return self._version
@@ -245,7 +253,9 @@ class RemoteFile(Positioned):
         self._drop()
         self._pace.wait()
         self.source = self._source()
-        self._answer = answer = transfers.ask(self.source, place, window, version, known=self._known)
+        self._answer = answer = transfers.ask(
+            self.source, place, window, version, known=self._known, pace=self._pace.wait
+        )
         self._place = answer.start
         return answer
 
@@ -330,8 +340,8 @@ class RemoteFile(Positioned):
             if len(self._gone) < len(set(self._sources)):
                 return
             if isinstance(error, Missing):
-                raise MissingInputError(f"{public(self.url)!r} is not there ({error})") from None
-            raise RefusedInputError(f"{public(self.url)!r} cannot be read: {error}") from None
+                raise MissingInputError(f"{self._named} is not there ({error})") from None
+            raise RefusedInputError(f"{self._named} cannot be read: {error}") from None
         if not self._tries:
             self._since = time.monotonic()
         self._tries += 1
@@ -348,15 +358,42 @@ class RemoteFile(Positioned):
     def _given_up(self, cause: object, waited: float) -> TransferError:
         tries = f" ({self._tries} tries in {waited:.0f} s)" if self._tries > 1 else ""
         if not self._known:
-            return TransferError(f"{public(self.url)!r} cannot be reached: {cause}{tries}", reached=False)
+            return TransferError(f"{self._named} cannot be reached: {cause}{tries}", reached=False)
         of = "" if self.size is None else f" of {self.size:,}"
-        return TransferError(f"{public(self.url)!r} broke off after {self.position:,}{of} bytes: {cause}{tries}")
+        return TransferError(f"{self._named} broke off after {self.position:,}{of} bytes: {cause}{tries}")
 
     def _changed(self, how: str) -> TransferError:
         self._drop()
         of = "" if self.size is None else f" of {self.size:,}"
-        where = f"{public(self.url)!r} broke off after {self.position:,}{of} bytes"
-        return TransferError(f"{where}: it has changed ({how})")
+        where = f"{self._named} broke off after {self.position:,}{of} bytes"
+        return TransferError(f"{where}: it has changed ({how})", changed=True)
+
+
+def patiently(url: str, work: Callable[[Any, str], T]) -> T:
+    """Calls `work` with the file system of a store and a path, again after a failure that may pass.
+
+    Raises:
+        MissingInputError, RefusedInputError, TransferError: as `RemoteFile`.
+    """
+    start, tries = time.monotonic(), 0
+    while True:
+        Pace(_settings.pace, _settings.rate).wait()
+        try:
+            return work(*transfers.store(url))
+        except Exception as error:
+            failure = transfers.store_failure(error, known=False)
+        if isinstance(failure, Missing):
+            raise MissingInputError(f"{public(url)!r} is not there ({failure})") from None
+        if isinstance(failure, Refused):
+            raise RefusedInputError(f"{public(url)!r} cannot be listed: {failure}") from None
+        tries += 1
+        pause = random.uniform(0.5, 1.0) * min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(tries, 20))
+        waited = time.monotonic() - start
+        if waited + pause > _settings.patience or tries >= MOST_TRIES:
+            raise TransferError(f"{public(url)!r} cannot be listed: {failure}", reached=False)
+        if _on_wait and (tries == 1 or pause >= REPORTED_PAUSE):
+            _on_wait(url, f"{public(url)}: {failure}; it is asked again for up to {_settings.patience - waited:.0f} s")
+        time.sleep(pause)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import re
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from pipeline.engine.input_errors import is_http, one_line
@@ -23,6 +24,10 @@ TIMEOUT = 60  # seconds without a byte from a web server
 SLOW_S, SLOW_BYTES = 60.0, 10_000  # after so many seconds of waiting, fewer bytes a second count as a break
 PASSING = (408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524, 525, 526, 527, 529, 530)
 MISSING = (404, 410)
+STORE_BLOCK = 8 << 20  # bytes that a client of a store asks for at a time, about
+_S3 = ("s3", "s3a")
+# Errors of the clients of stores that stay until the user does something.
+_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound")
 MAX_ERROR_BODY = 64 << 10  # bytes of an error page that are looked at
 # What the error pages of CDNs that throttle say. S3 itself answers AccessDenied for a key that is not there.
 _THROTTLED = re.compile(rb"request blocked|rate.?limit|too many requests|slow ?down|throttl|request could not be", re.I)
@@ -69,7 +74,9 @@ class Answer(Protocol):
     def close(self) -> None: ...
 
 
-def ask(url: str, place: int, window: int, version: str, *, known: bool) -> Answer:
+def ask(
+    url: str, place: int, window: int, version: str, *, known: bool, pace: Callable[[], None] = lambda: None
+) -> Answer:
     """Asks for a file from a place on.
 
     Args:
@@ -78,11 +85,14 @@ def ask(url: str, place: int, window: int, version: str, *, known: bool) -> Answ
         window: bytes to ask for; 0: all that follow.
         version: of an earlier answer. A server whose file has another version should send the whole file.
         known: the file was readable before, so a missing or refused file is a passing state of the server.
+        pace: waits until a further request may be sent, where one answer needs several. The caller paced the first.
 
     Raises:
         Missing, Refused, Broken: see above.
     """
-    return HttpAnswer(url, place, window, version, known=known) if is_http(url) else StoreAnswer(url, place)
+    if is_http(url):
+        return HttpAnswer(url, place, window, version, known=known)
+    return StoreAnswer(url, place, known=known, pace=pace)
 
 
 class HttpAnswer:
@@ -176,23 +186,21 @@ def _retry_after(value: str) -> float:
 class StoreAnswer:
     """A file of an fsspec store. Stores raise errors of many classes, so all are caught."""
 
-    def __init__(self, url: str, place: int) -> None:
-        import fsspec
-
+    def __init__(self, url: str, place: int, *, known: bool, pace: Callable[[], None]) -> None:
+        self._pace, self._paid = pace, place
         try:
-            self._file: Any = fsspec.open(url, "rb").open()
-        except FileNotFoundError as error:
-            raise Missing(one_line(error)) from error
-        except (PermissionError, ValueError, ImportError) as error:
-            raise Refused(one_line(error)) from error
+            system, path = store(url)
+            if known:
+                system.invalidate_cache()  # a listing may be older than the file
+            self._file: Any = system.open(path, "rb", block_size=STORE_BLOCK)
         except Exception as error:
-            raise Broken(error) from error
+            raise store_failure(error, known=known) from error
         size = getattr(self._file, "size", None)
         self.size = self.end = size if isinstance(size, int) else None
         try:
             self.ranges = self.size is not None and bool(self._file.seekable())  # without a size it may be wrong
             self.start, self.version = (place if self.ranges else 0), self._version()
-            self._place = self.start
+            self._place = self._paid = self.start
         except Exception as error:
             self.close()
             raise Broken(error) from error
@@ -202,6 +210,9 @@ class StoreAnswer:
         return str(details.get("ETag") or details.get("etag") or "") if isinstance(details, dict) else ""
 
     def read(self, most: int) -> bytes:
+        if self._place >= self._paid:  # the client asks for a block
+            self._pace()
+            self._paid = self._place + STORE_BLOCK
         try:
             if self.ranges and self._file.tell() != self._place:  # readers of memory:// share one position
                 self._file.seek(self._place)
@@ -216,6 +227,30 @@ class StoreAnswer:
             self._file.close()
         except Exception:
             return  # nothing was written
+
+
+def store_failure(error: Exception, *, known: bool) -> Exception:
+    """What an error means that a store raised. `known`: the file was readable before."""
+    if isinstance(error, (ValueError, ImportError)) or type(error).__name__ in _CREDENTIALS:
+        return Refused(one_line(error))
+    if known:
+        return Broken(error)
+    if isinstance(error, FileNotFoundError):
+        return Missing(one_line(error))
+    return Refused(one_line(error)) if isinstance(error, PermissionError) else Broken(error)
+
+
+def store(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it. Its client makes one try: `remote` asks again, at its own pace."""
+    import fsspec
+
+    protocol = url.partition("://")[0].lower()
+    if protocol not in _S3:
+        return fsspec.core.url_to_fs(url)
+    given = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
+    system, path = fsspec.core.url_to_fs(url, config_kwargs={**given, "retries": {"total_max_attempts": 1}})
+    system.retries = 1
+    return system, path
 
 
 class Positioned(io.RawIOBase):

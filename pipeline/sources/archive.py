@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import functools
 import mmap
 import re
 import threading
@@ -25,10 +24,12 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from pipeline.engine.input_errors import UnreadableInputError, is_remote
+from pipeline.engine import remote
+from pipeline.engine.input_errors import TransferError, UnreadableInputError, is_remote
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.opening import Opened, of_file, open_copy, open_input, open_seekable
 from pipeline.engine.read_ahead import ReadAhead
+from pipeline.engine.remote import RemoteSettings
 from pipeline.sources import frames, libdeflate
 
 _zlib: Any = zlib
@@ -38,6 +39,8 @@ with contextlib.suppress(ImportError):  # twice as fast as the standard library'
 MAX_RECORD = 16 << 20  # bytes of a record's block, inflated
 MAX_HEADER = 64 << 10  # bytes of a record's header
 FAST_MEMBER = 4 << 20  # bytes of an inflated member, at most, that libdeflate reads; zlib reads longer ones
+MOST_STREAMS = 16  # remote archives that stay open for their images
+TRIES = 6  # streams that are opened for one record, if each finds another version of its archive
 MAX_SKIPPED = 4 << 30  # bytes of an oversized member that are inflated only to find its end
 CHUNK = 256 << 10
 KEPT = 16 << 20  # bytes of a long member that are kept: the search for the next member begins in them after damage
@@ -323,7 +326,7 @@ def _opened_at(path: str, place: int) -> Iterator[_Mapped | _Streamed]:
             yield data
         return
     with _distant_lock:  # all threads share one stream
-        opened = _distant(path)
+        opened = _distant(path, remote.settings())
         if opened.local:
             data = _bytes_of(opened)
             known = _is_packed(data)
@@ -338,14 +341,30 @@ def _opened_at(path: str, place: int) -> Iterator[_Mapped | _Streamed]:
                 opened.stream.seek(0)  # closes the connection: an idle one would be closed by the server
 
 
-@functools.lru_cache(maxsize=16)
-def _distant(path: str) -> Opened:
-    """A remote archive that stays open for its images. A zstd or lz4 file is copied: each image needs all before it."""
-    opened = open_seekable(path)
-    if opened.local or _is_packed(_bytes_of(opened)) is None:
-        return opened
-    opened.stream.close()
-    return open_copy(path)
+_streams: dict[tuple[str, RemoteSettings], Opened] = {}  # remote archives that are open, the oldest first
+
+
+def _distant(path: str, how: RemoteSettings) -> Opened:
+    """A remote archive that stays open for its images. A zstd or lz4 file is copied: each image needs all before it.
+
+    The caller holds the lock.
+    """
+    if (path, how) not in _streams:
+        while len(_streams) >= MOST_STREAMS:
+            _streams.pop(next(iter(_streams))).stream.close()
+        opened = open_seekable(path)
+        if not opened.local and _is_packed(_bytes_of(opened)) is not None:
+            opened.stream.close()
+            opened = open_copy(path)
+        _streams[path, how] = opened
+    return _streams[path, how]
+
+
+def close_distant() -> None:
+    """Closes the remote archives that are open for their images. They are opened again when they are needed."""
+    with _distant_lock:
+        while _streams:
+            _streams.popitem()[1].stream.close()
 
 
 # ------------------------------------------------------------------------------------------------------ the records
@@ -390,7 +409,22 @@ def understands(path: str) -> bool:
 
 
 def read_at(path: str, offset: int, *, max_record: int = MAX_RECORD) -> Record | None:
-    """The record that `read_records` found at `offset`, or None if it is no longer there."""
+    """The record that `read_records` found at `offset`, or None if it is no longer there.
+
+    Raises:
+        InputError: a remote archive cannot be read now.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            return _read_at(path, offset, max_record)
+        except TransferError as error:
+            close_distant()  # a stream that broke is not used again
+            if not (error.changed and left):  # servers behind one name may give one file different ETags
+                raise
+    return None
+
+
+def _read_at(path: str, offset: int, max_record: int) -> Record | None:
     place = offset & ((1 << PLACE) - 1)
     with _opened_at(path, place) as data:
         reader = _Reader(data, Ledger(), max_record)

@@ -21,13 +21,14 @@ import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
+from typing import Any
 
+from pipeline.engine import remote
 from pipeline.engine.input_errors import (
     UNAVAILABLE,
     InputError,
     is_http,
     is_remote,
-    one_line,
     public,
 )
 from pipeline.sources import READERS
@@ -353,8 +354,9 @@ def _expand_crawl(spec: str, base: str) -> list[Found]:
     try:
         paths = [line.strip() for line in _read_lines(_join(base, listing), spec) if line.strip()]
     except InputError as error:
+        asked = ", ".join(map(repr, remote.settings().sources(base)))
         raise InputError(
-            f"{error}. Is {match['crawl']!r} a crawl of commoncrawl.org, and can {base!r} be reached?"
+            f"{error}. Is {match['crawl']!r} a crawl of commoncrawl.org, and can {asked} be reached?"
         ) from error
     first = int(match["first"]) if match["first"] else 0
     last = int(match["last"]) if match["last"] else len(paths)
@@ -388,11 +390,11 @@ def _expand_remote(url: str, *, any_name: bool) -> list[Found]:
         raise InputError(f"{public(url)!r} cannot be opened: {error}") from error
     if not (_GLOB.search(url) or url.endswith("/")):
         return [Found(public(url), url, "", None)]
-    try:
-        system, path = fsspec.core.url_to_fs(url)
-        listing = system.glob(path, detail=True) if _GLOB.search(url) else system.find(path, detail=True)
-    except (OSError, ImportError, ValueError) as error:
-        raise InputError(f"{public(url)!r} cannot be listed: {one_line(error)}") from error
+
+    def listed(system: Any, path: str) -> tuple[Any, dict[str, Any]]:
+        return system, system.glob(path, detail=True) if _GLOB.search(url) else system.find(path, detail=True)
+
+    system, listing = remote.patiently(url, listed)
     files = {name: info for name, info in listing.items() if info.get("type") == "file"}
     any_name = any_name or (not url.endswith("/") and _names_a_suffix(url))
     names = [name for name in sorted(files) if any_name or _named(name)]

@@ -216,7 +216,7 @@ def fresh_caches() -> Iterator[None]:
 
 
 def forget() -> None:
-    archive._distant.cache_clear()
+    archive.close_distant()
     while opening._copies:
         opening._copies.popitem()[1].close()
 
@@ -358,7 +358,7 @@ def test_an_image_costs_a_window_of_the_archive(server: FileServer) -> None:
     server.files["wide.warc"] = filler + image_record(1) + filler
     url = server.url("ranges", "wide.warc")
     assert read_image(url, len(filler), max_bytes=1 << 20) == picture(1)
-    assert archive._distant(url).stream.raw._answer is None  # type: ignore[attr-defined]  # no connection stays open
+    assert archive._distant(url, remote.settings()).stream.raw._answer is None  # type: ignore[attr-defined]  # no connection stays open
     last = len(filler) + remote.WINDOW - 1
     assert server.asked["/ranges/wide.warc"] == ["bytes=0-", f"bytes={len(filler)}-{last}"]
 

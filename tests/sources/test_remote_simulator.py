@@ -5,13 +5,15 @@ More seeds: python -m tests.sources.test_remote_simulator 1000
 
 from __future__ import annotations
 
+import bisect
 import gzip
 import json
 import multiprocessing
 import random
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -260,35 +262,51 @@ def test_a_store_that_breaks_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> 
         RemoteFile("memory://sim/none.bin", PATIENT)
 
 
-def test_whole_builds_over_a_crawl(tmp_path: Path) -> None:
+def whole_builds(folder: Path, seeds: Sequence[int | None], *, rate: float) -> list[float]:
+    """Builds of one crawl, by a server that misbehaves by each seed; all have one digest. Returns the requests/s."""
     names = [f"crawl-data/CC-TEST/{number}.warc.wat.gz" for number in range(3)]
     files = {name: wat(40, 40 * number) for number, name in enumerate(names)}
     files["crawl-data/CC-TEST/wat.paths.gz"] = gzip.compress("\n".join([*names, "crawl-data/none.wat.gz"]).encode())
-    (tmp_path / "queries.txt").write_text("picture\n")
-    digests = set()
-    for seed in (None, 1, 2):
+    (folder / "queries.txt").write_text("picture\n")
+    digests, rates = set(), []
+    for seed in seeds:
         with crawl(files, seed) as server:
-            out = tmp_path / f"out-{seed}"
-            given = ["--input", "cc:CC-TEST[0:3]", "--output", str(out), "--cc-mirrors", server.base]
-            given += ["--queries", str(tmp_path / "queries.txt"), "--stages", "gather..balance", "--workers", "1"]
-            assert build.main([*given, "--input-rate", "0"]) == build.DONE
+            out = folder / f"out-{seed}"
+            given = ["--input", "cc:CC-TEST[0:3]", "--output", str(out), "--cc-host", server.base]
+            given += ["--queries", str(folder / "queries.txt"), "--stages", "gather..balance", "--workers", "1"]
+            assert build.main([*given, "--input-rate", str(rate)]) == build.DONE
             info = (out / "stages" / "balance" / "info.json").read_text()
             assert json.loads(info)["rows_out"] == 120
             digests.add(json.loads(info)["digest"])
+            rates.append(most_in_a_second(server.times))
     assert len(digests) == 1
+    return rates
 
 
-def main(seeds: int) -> None:
-    """More seeds by hand."""
+def most_in_a_second(times: list[float]) -> float:
+    """The most requests that came in any second."""
+    ordered = sorted(times)
+    return float(max(bisect.bisect_left(ordered, start + 1.0) - at for at, start in enumerate(ordered)))
+
+
+def test_whole_builds_over_a_crawl(tmp_path: Path) -> None:
+    rates = whole_builds(tmp_path, (None, 1), rate=40.0)
+    assert max(rates) <= 40 + 4  # a second may begin with requests that waited for the lock
+
+
+def main(seeds: int, builds: int) -> None:
+    """More seeds and builds by hand."""
     remote.FIRST_PAUSE, remote.LONGEST_PAUSE = 0.0005, 0.002
-    archive = wat(150)
-    path = Path("/dev/shm/openwit-simulator.wat.gz")
-    path.write_bytes(archive)
-    expected, start = rows_of(str(path)), time.monotonic()
-    requests = sum(check_seed(seed, archive, expected) for seed in range(seeds))
-    path.unlink()
-    print(f"{seeds} seeds, {requests} requests, all equal, {time.monotonic() - start:.0f} s")
+    with tempfile.TemporaryDirectory() as folder:
+        archive, path = wat(150), Path(folder) / "a.wat.gz"
+        path.write_bytes(archive)
+        expected, start = rows_of(str(path)), time.monotonic()
+        requests = sum(check_seed(seed, archive, expected) for seed in range(seeds))
+        print(f"{seeds} seeds, {requests} requests, all equal, {time.monotonic() - start:.0f} s", flush=True)
+        if builds:
+            rates = whole_builds(Path(folder), (None, *range(builds)), rate=40.0)
+            print(f"{builds} whole builds, one digest, at most {max(rates):.1f} requests/s with a limit of 40")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else SEEDS)
+    main(*([int(word) for word in sys.argv[1:]] or [SEEDS, 2]))

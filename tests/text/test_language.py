@@ -108,8 +108,7 @@ def test_the_kernel_of_scripts_knows_the_kinds_of_all_characters(tail):
     characters = pa.array([chr(code) + tail for code in range(1, 0x10000) if not 0xD800 <= code < 0xE000])
     kinds = scripts._kinds(kernel.LATIN, kernel.OTHER, kernel.SYLLABLE_LETTER)
     assert (
-        (kernel.look(characters, kinds, scripts.SYLLABLE) == kernel.OTHER_TEXT)
-        == scripts.Scripts._mostly(characters)
+        (kernel.look(characters, kinds, scripts.SYLLABLE) == kernel.OTHER_TEXT) == scripts.Scripts._mostly(characters)
     ).all()
 
 
