@@ -26,6 +26,8 @@ def add(ledger: dict[str, Any], other: Mapping[str, Any]) -> None:
         for name in NUMBERS:
             if name in mine or name in counted:
                 mine[name] = mine.get(name, 0) + counted.get(name, 0)
+        if counted.get("hosts_estimated"):
+            mine["hosts_estimated"] = True
         if "host_hashes" in counted:
             mine["host_hashes"] = smallest([*mine.get("host_hashes", ()), *counted["host_hashes"]])
         ordered = sorted([*mine["examples"], *counted["examples"]], key=lambda item: (item["hash"], item["url"]))
@@ -54,22 +56,24 @@ def of_stages(stages: Iterable[Mapping[str, Any]], options: Mapping[str, Any] | 
 
     Args:
         stages: rows of a manifest's ledger, or info.json of the stages.
-        options: of the run; None: those that info.json holds.
+        options: of the run; None: those in info.json of the last stage that has any. An earlier stage may be older.
 
     Returns:
         {"pages": the ledger of gather, "images": the ledger of the fetch, "ignored": the protocols that the user
         ignored, "robots_archives": what `--robots-archive` held, if it was given}
     """
     found: dict[str, Any] = {"pages": {}, "images": {}, "ignored": []}
+    recorded: Mapping[str, Any] = {}
     for stage in stages:
-        options = options or stage.get("options")
+        recorded = stage.get("options") or recorded
         part = {PAGES: "pages", IMAGES: "images"}.get(stage.get("stage", ""))
         if part is not None:
             add(found[part], stage.get("rights") or {})
         if "robots_archives" in stage:
             found["robots_archives"] = stage["robots_archives"]
-    found["ignored"] = list((options or {}).get("ignore_rights") or [])
-    if (options or {}).get("respect_opt_out") is False:
+    options = recorded if options is None else options
+    found["ignored"] = list(options.get("ignore_rights") or [])
+    if options.get("respect_opt_out") is False:
         found["ignored"].append("all statements of pages (--ignore-opt-out)")
     return found
 

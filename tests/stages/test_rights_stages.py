@@ -164,6 +164,40 @@ def test_a_later_round_asks_no_site_again(tmp_path: Path) -> None:
     assert fetch.read_sites(folder, 8) == []
 
 
+def test_the_ledger_names_what_the_last_stage_ignored() -> None:
+    counted = {"seen": 2, "allowed": 0, "pairs": 1, "hosts": 1, "spared": 1, "examples": []}
+    stages: list[dict[str, Any]] = [
+        {
+            "stage": "gather",
+            "options": {"ignore_rights": []},
+            "rights": {"tdmrep": {**counted, "hosts_estimated": True}},
+        },
+        {
+            "stage": "fetch",
+            "options": {"ignore_rights": ["robots"], "respect_opt_out": False},
+            "rights": {"rsl": counted},
+        },
+    ]
+    said = rights_ledger.lines(rights_ledger.of_stages(stages), examples=False)
+    assert said[0] == "not honoured, by option: robots, all statements of pages (--ignore-opt-out)"
+    assert said[3].split() == ["tdmrep", "2", "1", "~1"] and said[-1].split() == ["rsl", "2", "0", "1", "1", "1"]
+    assert rights_ledger.of_stages(stages, {})["ignored"] == []
+
+
+def test_hosts_of_pages_are_counted_exactly_while_they_are_few() -> None:
+    def units(count: int) -> dict[str, Any]:
+        hashes = [number * 2**64 // count for number in range(count)]
+        merged: dict[str, Any] = {}
+        for part in range(3):  # of three units, each with a half of the hosts of the next one
+            some = rights_ledger.smallest(hashes[part * count // 4 : (part + 2) * count // 4])
+            rights_ledger.add(merged, {"tdmrep": {"pairs": 1, "host_hashes": some, "examples": []}})
+        return rights_ledger.settle(merged)["tdmrep"]
+
+    assert units(1000) == {"pairs": 3, "hosts": 1000, "examples": []}
+    found = units(50_000)
+    assert found["hosts_estimated"] and abs(found["hosts"] - 50_000) < 100
+
+
 def ledger(out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     capsys.readouterr()
     assert inspect_shards.main(["rights", str(out), "--json"]) == 0
