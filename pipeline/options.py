@@ -60,11 +60,12 @@ def options_of_set(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: OUT holds no set.
     """
-    if not given.get("extend") and (given.get("input") or not given.get("drop_input")):
+    changes = given.get("extend") or (given.get("drop_input") and not given.get("input"))
+    if not changes or "output" not in given:
         return {}
-    path = os.path.join(given.get("output", ""), RECIPE)
+    path = os.path.join(given["output"], RECIPE)
     if not os.path.isfile(path):
-        raise UsageError(f"--extend: {given.get('output', 'the output folder')} holds no set: build one first")
+        raise UsageError(f"--extend: {given['output']} holds no set: build one first")
     return {**recipe.read(path, Options, without=INPUTS), "extend": True}
 
 

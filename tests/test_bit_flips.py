@@ -131,7 +131,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "arrow": lambda path: list(storage.read_batches(path)),
     "parquet": storage.read_table,
     "overlay": lambda path: list(storage.read_batches(path)),
-    **dict.fromkeys(("sample", "earlier", "duplicates", "dropped"), storage.read_table),
+    **dict.fromkeys(("sample", "earlier", "duplicates", "dropped", "contaminated"), storage.read_table),
     "images": storage.read_table,
     "rejected": storage.read_table,
     "mask": storage.read_bytes,

@@ -18,7 +18,7 @@ import re
 import stat
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any
@@ -92,7 +92,7 @@ def expand(
         found += more if without is None else _outside(without, spec, more)
     files = _known_files(known)
     found = _new_files(_distinct_paths(found), files)
-    every = _left([*files, *found], drop, dropped)
+    every = _left({**_names(files), **{file: {file.name} for file in found}}, drop, dropped)
     named = dict(zip(every, _distinct_names(every), strict=True))
 
     def finish(file: Found) -> list[Input]:
@@ -152,19 +152,24 @@ def _new_files(found: Iterable[Found], files: dict[Found, list[Input]]) -> list[
     return new
 
 
-def _left(found: list[Found], drop: Sequence[str], dropped: Sequence[str]) -> list[Found]:
-    """The files that no value of `drop` fits.
+def _names(files: Mapping[Found, list[Input]]) -> dict[Found, set[str]]:
+    """The names of known files: as they were found, and the longer ones that their inputs have."""
+    names = {file: {item.name for item in inputs} for file, inputs in files.items()}
+    return {file: {file.name, *(given if len(given) == 1 else ())} for file, given in names.items()}
+
+
+def _left(found: Mapping[Found, set[str]], drop: Sequence[str], dropped: Sequence[str]) -> list[Found]:
+    """The files, given with their names, that no value of `drop` fits.
 
     Raises:
         InputError: a value fits no file, or nothing is left.
     """
-    left = found
+    left = list(found)
     for value in drop:
-        gone = {item for item in found if _fits(item, value)}
-        before = (Found(value if path.endswith(f"/{value}") else path, path) for path in dropped)
-        if not gone and not any(_fits(item, value) for item in before):
-            names = sorted({item.name for item in found})
-            near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+        gone = {item for item, names in found.items() if _fits(item, value, names)}
+        if not gone and not any(_fits(Found(path, path), value, _ends(path)) for path in dropped):
+            known = sorted({name for names in found.values() for name in names})
+            near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise InputError(f"--drop-input {value!r}: must be the name or path of an input of the set{hint}")
         left = [item for item in left if item not in gone]
@@ -173,16 +178,24 @@ def _left(found: list[Found], drop: Sequence[str], dropped: Sequence[str]) -> li
     return left
 
 
-def _fits(item: Found, value: str) -> bool:
-    """True if the value is the name of a file, its path, a folder above it, or a glob of either."""
-    if value in (item.name, item.path, public(item.path)):
+def _ends(path: str) -> set[str]:
+    """a/b/c -> {a/b/c, b/c, c}: the names that a file with this path may have had."""
+    parts = path.split("/")
+    return {"/".join(parts[first:]) for first in range(len(parts))}
+
+
+def _fits(item: Found, value: str, names: set[str]) -> bool:
+    """True if the value is a name of a file, its path, a folder above it, or a glob of either."""
+    if value in (*names, item.path, public(item.path)):
         return True
     if is_remote(value) or is_remote(item.path):
         return bool(_GLOB.search(value)) and fnmatch.fnmatchcase(item.path, value)
     path = os.path.abspath(os.path.expanduser(value))
     if item.path == path or item.path.startswith(os.path.join(path, "")) or _real(item.path) == _real(path):
         return True
-    return bool(_GLOB.search(value)) and (fnmatch.fnmatchcase(item.name, value) or fnmatch.fnmatchcase(item.path, path))
+    if not _GLOB.search(value):
+        return False
+    return fnmatch.fnmatchcase(item.path, path) or any(fnmatch.fnmatchcase(name, value) for name in names)
 
 
 def places_of(inputs: Iterable[Input]) -> list[str]:

@@ -6,6 +6,7 @@ import http.server
 import os
 import threading
 import zipfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -370,3 +371,61 @@ def test_an_error_of_a_store_is_one_line():
 
     assert one_line(OSError("\nUnable to load libjvm\ndlopen(a) failed\ndlopen(b) failed")) == "Unable to load libjvm"
     assert one_line(OSError()) == "OSError"
+
+
+def csv_files(folder: Path, *names: str, rows: int = 1) -> list[str]:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("url,text\n" + "https://a.example/x.jpg,a red dog\n" * rows)
+    return [str(folder / name) for name in names]
+
+
+def names_of(inputs: list[Input]) -> list[str]:
+    return [item.name for item in inputs]
+
+
+def test_known_inputs_are_not_opened_and_may_be_named_again(tmp_path: Path) -> None:
+    first, more = csv_files(tmp_path, "a/one.csv", "b/two.csv")
+    known = expand([first])
+    assert expand([first, more], known=known) == expand([first, more])
+    os.unlink(first)
+    both = expand([more], known=known)
+    assert names_of(both) == ["one.csv", "two.csv"] and both[0] is known[0]
+    assert names_of(expand([], known=known)) == ["one.csv"]
+    csv_files(tmp_path, "a/one.csv", rows=2)
+    with pytest.raises(InputError, match="one.csv' has changed: it had 43 bytes when the set read it, and has 77"):
+        expand([first], known=known)
+
+
+def test_a_known_input_that_was_moved_keeps_its_name(tmp_path: Path) -> None:
+    (first,) = csv_files(tmp_path, "a/one.csv")
+    known = expand([first])
+    (tmp_path / "c").mkdir()
+    os.rename(first, tmp_path / "c/one.csv")
+    (moved,) = expand([str(tmp_path / "c")], known=known)
+    assert moved == Input("one.csv", str(tmp_path / "c/one.csv"), "table", known[0].bytes)
+
+
+def test_a_new_input_with_a_known_name_lengthens_both(tmp_path: Path) -> None:
+    first, more = csv_files(tmp_path, "a/one.csv", "b/one.csv")
+    found = expand([more], known=expand([first]))
+    assert found == expand([first, more]) and names_of(found) == ["a/one.csv", "b/one.csv"]
+    assert names_of(expand([], known=found, drop=["a/one.csv"])) == ["one.csv"]  # as if it alone was ever named
+
+
+@pytest.mark.parametrize("value", ["two.csv", "b/two.csv", "{}/b/two.csv", "{}/b", "t*.csv", "{}/b/*"])
+def test_inputs_are_dropped_by_name_path_folder_or_glob(value: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = csv_files(tmp_path, "a/one.csv", "b/two.csv")
+    assert names_of(expand(given, drop=[value.format(tmp_path)])) == ["one.csv"]
+    assert names_of(expand([], known=expand(given[:1]), drop=[value.format(tmp_path)], dropped=given[1:])) == [
+        "one.csv"
+    ]
+
+
+def test_what_cannot_be_dropped_is_named(tmp_path: Path) -> None:
+    given = csv_files(tmp_path, "a/one.csv", "b/two.csv")
+    with pytest.raises(InputError, match="--drop-input 'tow.csv': must be the name or path .* mean 'two.csv'?"):
+        expand(given, drop=["tow.csv"])
+    with pytest.raises(InputError, match="no input is left"):
+        expand(given, drop=["*.csv"])
