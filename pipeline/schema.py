@@ -104,7 +104,7 @@ DUPLICATES = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),  # uid of the dropped row, hexadecimal
         pa.field("keeper", pa.string(), nullable=False),  # uid of the row that stayed in its place
-        pa.field("kind", pa.string(), nullable=False),  # the reason of the drop: same_pair, same_image, near_duplicate
+        pa.field("kind", pa.string(), nullable=False),  # same_pair, same_image, near_duplicate, near_embedding
         pa.field("distance", pa.uint8(), nullable=False),  # bits in which the perceptual hashes differ
     ]
 )

@@ -240,6 +240,7 @@ TABLES = {
     "ROBOTS_PLACES": (robots_archive.ROBOTS_PLACES, pa.schema([])),
     "ROBOTS_ANSWERS": (robots_archive.ROBOTS_ANSWERS, pa.schema([])),
     "HASHES": (near_exchange.HASHES, pa.schema([])),
+    "VECTORS": (near_exchange.VECTORS, pa.schema([])),
     "SIMILAR": (near_exchange.SIMILAR, pa.schema([])),
     "REPLACED": (near_exchange.REPLACED, pa.schema([])),
     "REJECTED": (schema.REJECTED, pa.schema([])),

@@ -368,7 +368,7 @@ def test_what_the_card_shows_are_options_that_decide() -> None:
     from pipeline.stages.run import published_options
 
     made = options.Options(input=("x",), output="out")
-    hidden = {"input", "drop_input", "queries", "robots_archive", "scores", "blocklist", "decontaminate"}
+    hidden = {"input", "drop_input", "queries", "robots_archive", "scores", "embeddings", "blocklist", "decontaminate"}
     assert set(published_options(made)) == set(deciding(made)) - hidden
 
 

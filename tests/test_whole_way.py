@@ -269,6 +269,17 @@ def test_near_duplicates_are_dropped_and_come_back_without_a_new_fetch(tmp_path:
     assert build.main([*again, "--workers", "1", "--phash-distance", "none"]) == build.DONE
     assert manifest(out)["rows"] == 5 and list(verify(str(out))) == []
 
+    pytest.importorskip("faiss")
+    given, vectors = [keys["another dog"], keys["a red surface"], "0" * 32], [[1.0, 0.0], [2.0, 0.1], [1.0, 0.0]]
+    pq.write_table(pa.table({"key": given, "embedding": vectors}), tmp_path / "embeddings.parquet")
+    more = ["--embeddings", str(tmp_path / "embeddings.parquet"), "--embedding-threshold", "0.99"]
+    assert build.main([*again, *more, "--workers", "2", "--exchange", "shuffle"]) == build.DONE
+    kinds = pq.read_table(out / "duplicates.parquet")["kind"].to_pylist()
+    assert sorted(kinds) == ["near_duplicate", "near_embedding", "same_image"]
+    assert manifest(out)["rows"] == 3 and list(verify(str(out))) == []
+    said = json.loads((out / "stages" / "dedup-images" / "info.json").read_text())["embeddings"]
+    assert said == {"rows": 2, "without": 4, "other_keys": 1}
+
 
 def encoded(image: Image.Image, form: str) -> bytes:
     out = io.BytesIO()

@@ -28,7 +28,7 @@ from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_task
 from pipeline.engine.work import Json, StepFolder, digest_of
 from pipeline.schema import CONTAMINATION_FILE, DUPLICATES_FILE, FETCHED
-from pipeline.stages import evaluation_images, near_exchange
+from pipeline.stages import embeddings, evaluation_images, near_exchange
 from pipeline.stages.attempts import Attempts
 from pipeline.stages.base import Job, Outputs
 from pipeline.stages.contamination import FOUND, Contamination, merge_found
@@ -84,6 +84,16 @@ class DedupImagesSettings:
         metavar="N|none",
         parse=parse_distance,
         within=f"[0, {MOST_DISTANCE}]",
+    )
+    embeddings: tuple[str, ...] = option(
+        (),
+        help="Parquet tables of a column key and a column embedding; images are near-duplicates by them too",
+        default_text="none",
+        metavar="TABLE",
+        check=checks.readable_file,
+    )
+    embedding_threshold: float = option(
+        0.95, help="the least cosine of the embeddings of near-duplicates", metavar="T", within="[0.5, 1]"
     )
     scores: tuple[str, ...] = option(
         (),
@@ -191,6 +201,8 @@ class DedupImages(DedupStage):
     distance: int | None
     score_tables: tuple[str, ...]
     evaluation: tuple[str, ...]
+    embedding_tables: tuple[str, ...]
+    cosine: float | None
 
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
@@ -205,9 +217,13 @@ class DedupImages(DedupStage):
             Contamination(hashes, o.decontaminate_distance) if o.decontaminate else None,
         )
         distance = o.phash_distance
-        return cls(folder, run.keep_rejected, run.exchange, attempts, rules, distance, o.scores, o.decontaminate)
+        tables, cosine = o.embeddings, o.embedding_threshold if o.embeddings else None
+        given = o.scores, o.decontaminate, tables, cosine
+        return cls(folder, run.keep_rejected, run.exchange, attempts, rules, distance, *given)
 
     def check(self, run: Run) -> None:
+        if self.embedding_tables:
+            embeddings.check(self.embedding_tables)
         if self.score_tables:
             columns = read_scores(self.score_tables).columns
             self._check_rule(dict(zip(columns.column_names, columns.schema.types, strict=True)))
@@ -226,6 +242,8 @@ class DedupImages(DedupStage):
         storage.remove(os.path.dirname(scores_of(self.folder)))
         if self.score_tables:
             read_scores(self.score_tables).write(scores_of(self.folder))
+        if self.embedding_tables:
+            embeddings.write(self.embedding_tables, self.near.embeddings)
 
     def count(self, *, counted: Sequence[StepFolder] | None = None) -> dict[str, Any]:
         info = super().count(counted=counted)
@@ -235,6 +253,12 @@ class DedupImages(DedupStage):
                 f"no pair is left after {self.name}: of {info['rows_in']:,}, {unscored:,} have no score that --keep "
                 f"asks for, and for {bad:,} it is false. The set is not published. Check --keep, and that --scores has "
                 "the keys of this set."
+            )
+        known = self._embedded()
+        if known and not known["rows"] and info["rows_out"]:
+            raise BelowThreshold(
+                f"--embeddings: none of the {known['other_keys']:,} keys is the key of a fetched pair. The set is not "
+                "published. Check that the table was made of this set."
             )
         for name, found in self._evaluated().items():
             if not found["images"]:
@@ -250,9 +274,18 @@ class DedupImages(DedupStage):
             return {}
         return evaluation_images.counts(self.rules.contamination.hashes, evaluation_images.find(self.evaluation).sets)
 
+    def _embedded(self) -> dict[str, int]:
+        """The rows with and without an embedding, and the keys of other sets; empty: there are no embeddings."""
+        if self.cosine is None:
+            return {}
+        step = self.near.vectors
+        rows, known = int(step.total("rows")), int(step.total("known"))
+        others = embeddings.check(self.embedding_tables).rows - known
+        return {"rows": known, "without": rows - known, "other_keys": others}
+
     def facts(self) -> dict[str, Json]:
-        found = self._evaluated()
-        return {"evaluation": found} if found else {}
+        found, embedded = self._evaluated(), self._embedded()
+        return {**({"evaluation": found} if found else {}), **({"embeddings": embedded} if embedded else {})}
 
     @property
     def duplicates(self) -> DedupPlan:
@@ -265,8 +298,9 @@ class DedupImages(DedupStage):
     @property
     def near(self) -> NearPlan:
         """The exchange that finds near-duplicates, and the one of equal images before it."""
-        bits = near_exchange.bucket_bits(self._fetched(), self.distance)
-        return NearPlan(self.duplicates, self.distance, bits)
+        fetched = self._fetched()
+        bits = near_exchange.bucket_bits(fetched, self.distance)
+        return NearPlan(self.duplicates, self.distance, bits, self.cosine, near_exchange.cell_buckets(fetched))
 
     def _fetched(self) -> int:
         return self.attempts.folder.done()["rows_out"]
@@ -278,6 +312,8 @@ class DedupImages(DedupStage):
             "min_image_side": o.min_image_side,
             "max_aspect": o.max_aspect,
             "phash_distance": o.phash_distance,
+            **({"embeddings": digest_of_files(o.embeddings)} if o.embeddings else {}),
+            **({"embedding_threshold": o.embedding_threshold} if o.embeddings else {}),
             **({"scores": digest_of_files(o.scores)} if o.scores else {}),  # else as it was without the option
             **({"keep": o.keep} if o.keep else {}),
             **(evaluation_identity(o) if o.decontaminate else {}),

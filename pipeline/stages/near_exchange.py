@@ -3,12 +3,15 @@
     parts/*.keys --by image--> FindSameImages: drops, and a table of the duplicates
     drops --by unit--> CutHashes: the hashes of the rows that are left, once for each block of their hash
     hashes --by block and its bits--> FindSimilar: the groups within each bucket
-    similar --all--> FormClusters: one row of each cluster stays; drops, and a table of the duplicates
+    drops --by unit--> CutVectors: the rows that have an embedding, by their cells
+    vectors --by cell--> FindNearVectors: the groups within each cell (`near_vectors`)
+    similar and near-vectors --all--> FormClusters: one row of each cluster stays; drops, and a table of the duplicates
     drops --by unit--> MarkDropped: masks/00007-000.mask
 
-A cluster is what pairs of alike pictures connect (union-find over the pairs of all buckets). So the rows decide it,
-never a bucket or a worker. Its *keeper* is the row with the largest original; of these, that with the most words; of
-these, that with the smallest uid. Rows with equal bytes belong to the cluster of the row that stays of them.
+A cluster is what pairs of alike pictures and of near embeddings connect (union-find over the pairs of all buckets). So
+the rows decide it, never a bucket or a worker. Its *keeper* is the row with the largest original; of these, that with
+the most words; of these, that with the smallest uid. Rows with equal bytes belong to the cluster of the row that stays
+of them.
 
 Only rows that are alike to another row come to FormClusters. It holds them all: about 130 bytes a row and block.
 """
@@ -16,6 +19,7 @@ Only rows that are alike to another row come to FormClusters. It holds them all:
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +34,7 @@ from pipeline.engine.steps import run_exchange
 from pipeline.engine.tasks import Reading
 from pipeline.engine.work import StepFolder
 from pipeline.schema import COLOUR_BYTES, DUPLICATES, SHADE_BYTES
-from pipeline.stages import similar
+from pipeline.stages import embeddings, near_vectors, similar
 from pipeline.stages.dedup_exchange import (
     DROPS,
     DedupPlan,
@@ -50,6 +54,9 @@ if TYPE_CHECKING:
 # Codes of a drop. The first three are those of `selection.DUPLICATE_REASONS`.
 REASONS = ("", "same_pair", "same_image", "near_duplicate")
 NEAR_DUPLICATE = 3
+NEAR_EMBEDDING = 4  # the kind of a near-duplicate that no pairs of hashes connect to its keeper
+KINDS = (*REASONS, "near_embedding")
+CELLS_PER_BUCKET = 16
 
 # What decides the keeper of a cluster, and the place of the row: 45 bytes.
 MEMBER = (
@@ -62,10 +69,20 @@ MEMBER = (
     pa.field("row", pa.int32(), False),
 )
 LOOKS = pa.field("colours", pa.binary(COLOUR_BYTES), False), pa.field("shades", pa.binary(SHADE_BYTES), False)
+LOOK_NAMES = tuple(field.name for field in LOOKS)
 HASHES = pa.schema([pa.field("block", pa.uint8(), False), *LOOKS, *MEMBER])
 HASH_BYTES = 1 + COLOUR_BYTES + SHADE_BYTES + 45
 # `root` is the place (`_place`) of one row of the group in the bucket, the same for all of them.
 SIMILAR = pa.schema([pa.field("root", pa.int64(), False), *MEMBER])
+# A row under a cell of embeddings. `place` is the row of its vector.
+VECTORS = pa.schema(
+    [
+        pa.field("cell", pa.int32(), False),
+        pa.field("member", pa.bool_(), False),
+        pa.field("place", pa.int64(), False),
+        *MEMBER,
+    ]
+)
 
 # A dropped row and the row that stays in its place. `distance` counts the bits in which their hashes differ.
 REPLACED = pa.schema(
@@ -88,11 +105,35 @@ class NearPlan:
         same: the exchange of equal images, which comes first.
         distance: hashes of alike pictures differ in at most so many bits; None: near-duplicates stay.
         bucket_bits: the hashes are cut into 2 ** bucket_bits buckets.
+        cosine: embeddings of alike pictures have at least this cosine; None: there are no embeddings.
+        cell_buckets: the cells of embeddings are cut into so many buckets.
     """
 
     same: DedupPlan
     distance: int | None
     bucket_bits: int
+    cosine: float | None = None
+    cell_buckets: int = 1
+
+    @property
+    def embeddings(self) -> StepFolder:
+        """The arrays of `embeddings.write`."""
+        return self.same.folder.step("embeddings")
+
+    @property
+    def vectors(self) -> StepFolder:
+        """The rows that have an embedding, by cell."""
+        return self.same.folder.step("vectors")
+
+    @property
+    def near_vectors(self) -> StepFolder:
+        """The groups of near embeddings in each cell."""
+        return self.same.folder.step("near-vectors")
+
+    @property
+    def earlier(self) -> StepFolder | None:
+        """The step that holds the drops of equal images; None: nothing follows them."""
+        return self.hashes if self.distance is not None else self.vectors if self.cosine is not None else None
 
     @property
     def hashes(self) -> StepFolder:
@@ -111,21 +152,28 @@ class NearPlan:
 
     def steps(self) -> tuple[StepFolder, ...]:
         """All steps."""
-        near = () if self.distance is None else (self.hashes, self.similar, self.clusters)
-        return self.same.drops, *near, self.same.masks
+        near = () if self.distance is None else (self.hashes, self.similar)
+        vectors = () if self.cosine is None else (self.vectors, self.near_vectors)
+        return self.same.drops, *near, *vectors, *((self.clusters,) if self.earlier else ()), self.same.masks
 
     def watched(self) -> list[Watched]:
         """The steps that the progress shows."""
         name = self.same.folder.name
         drops, masks = self.same.watched()
         near = [] if self.distance is None else [Watched(f"{name} near-duplicates", self.similar)]
-        return [drops, *near, masks]
+        vectors = [] if self.cosine is None else [Watched(f"{name} embeddings", self.near_vectors)]
+        return [drops, *near, *vectors, masks]
 
 
 def bucket_bits(rows: int, distance: int | None) -> int:
     """The bits of the number of buckets for the hashes of so many rows: about 64 MiB a bucket."""
     blocks = 0 if distance is None else distance + 1
     return min(12, (HASH_BYTES * blocks * rows >> 26).bit_length())
+
+
+def cell_buckets(rows: int) -> int:
+    """The number of buckets for the cells of so many rows."""
+    return min(4096, max(1, near_vectors.cells_for(rows) // CELLS_PER_BUCKET))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,16 +260,99 @@ class FindSimilar:
         table = shuffle_files.table(messages, HASHES)
         looks = (bytes_of(hashing.as_array(table[field.name])) for field in LOOKS)
         hashes = Hashes(table["block"].to_numpy(), table["phash"].to_numpy(), *looks)
-        group = similar.groups(hashes, self.plan.distance or 0)
-        grouped = np.flatnonzero(np.bincount(group, minlength=len(group))[group] > 1)
-        place = _place(table["part"].to_numpy(), table["row"].to_numpy())
-        members = table.select([field.name for field in MEMBER]).take(pa.array(grouped)).combine_chunks()
-        columns = [pa.array(place[group[grouped]]), *(hashing.as_array(column) for column in members.columns)]
+        return write_groups(self.folder, unit, table, similar.groups(hashes, self.plan.distance or 0))
+
+
+def write_groups(folder: StepFolder, unit: int, table: pa.Table, group: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Writes SIMILAR of the rows that share their group with another row. `group` has one row of each group."""
+    grouped = np.flatnonzero(np.bincount(group, minlength=len(group))[group] > 1)
+    place = _place(table["part"].to_numpy(), table["row"].to_numpy())
+    members = table.select([field.name for field in MEMBER]).take(pa.array(grouped)).combine_chunks()
+    columns = [pa.array(place[group[grouped]]), *(hashing.as_array(column) for column in members.columns)]
+    message = pa.RecordBatch.from_arrays(columns, schema=SIMILAR).serialize() if len(grouped) else None
+    shuffle_files.write(folder.file(unit, "similar", 0), [message])
+    return {"parts": 1, "rows": len(group), "similar": len(grouped)}
+
+
+@dataclasses.dataclass(frozen=True)
+class CutVectors:
+    """One unit for each group: the rows that have an embedding and no equal image, cut by cell."""
+
+    plan: NearPlan
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.plan.vectors
+
+    @property
+    def reads(self) -> Reading:
+        return Reading(self.plan.same.drops, "drops")
+
+    def units(self) -> int:
+        return self.plan.same.rows.groups
+
+    def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
+        drops = shuffle_files.table(messages, DROPS)
+        storage.write_table(self.folder.file(unit, "earlier"), drops)
+        rows, parts, read, known = self.plan.same.rows, 0, 0, 0
+        for source, part, mask in masks_of_group(rows, unit, drops):
+            path = rows.parts.file(source, "arrow", part)
+            known += self._cut(path, (unit, parts), source * PARTS_OF_UNIT + part, mask)
+            parts, read = parts + 1, read + len(mask)
+        return {"parts": parts, "rows": read, "known": known}
+
+    def _cut(self, path: str, target: tuple[int, int], part: int, mask: np.ndarray) -> int:
+        """Writes the rows of a part; returns how many of them have an embedding."""
+        found = embeddings.load(self.plan.embeddings)
+        buckets, batches, bucket_of_row, first, known = self.plan.cell_buckets, [], [], 0, 0
+        for batch in storage.read_batches(path, [name for name in PART_COLUMNS if name not in LOOK_NAMES]):
+            place = found.places_of(batch["uid"])
+            number = np.arange(first, first + batch.num_rows, dtype=np.int32)
+            first, known = first + batch.num_rows, known + int((place >= 0).sum())
+            kept = np.flatnonzero((mask[number] == 0) & (place >= 0))
+            members = _members(batch.take(pa.array(kept)), part, number[kept])
+            sieve = found.sieve[place[kept]].astype(np.float32)
+            row, cell, member = near_vectors.cells_of(sieve, found.centres, self.plan.cosine or 1.0)
+            bucket = cell * buckets // len(found.centres)
+            order = np.argsort(bucket, kind="stable")
+            columns = cell.astype(np.int32), member, place[kept][row], *(column[row] for column in members.values())
+            batches.append(pa.RecordBatch.from_arrays([pa.array(column[order]) for column in columns], schema=VECTORS))
+            bucket_of_row.append(bucket[order])
         shuffle_files.write(
-            self.folder.file(unit, "similar", 0),
-            [pa.RecordBatch.from_arrays(columns, schema=SIMILAR).serialize() if len(grouped) else None],
+            self.folder.file(target[0], "vectors", target[1]), shuffle_files.join(batches, bucket_of_row, buckets)
         )
-        return {"parts": 1, "hashes": len(group), "similar": len(grouped)}
+        return known
+
+
+@dataclasses.dataclass(frozen=True)
+class FindNearVectors:
+    """One unit for each bucket of cells: the groups of near embeddings within each cell."""
+
+    plan: NearPlan
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.plan.near_vectors
+
+    @property
+    def reads(self) -> Reading:
+        return Reading(self.plan.vectors, "vectors")
+
+    def units(self) -> int:
+        return self.plan.cell_buckets
+
+    def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
+        found, table = embeddings.load(self.plan.embeddings), shuffle_files.table(messages, VECTORS)
+        cell, member, place = (table[name].to_numpy() for name in VECTORS.names[:3])
+        order = np.lexsort((place, ~member, cell))
+        starts = np.flatnonzero(np.diff(cell[order], prepend=-1))
+        group = np.arange(len(order))
+        for start, end in itertools.pairwise([*starts.tolist(), len(order)]):
+            some = order[start:end]
+            members = int(member[some].sum())
+            root = near_vectors.groups(found.vectors, found.sieve, place[some], members, self.plan.cosine or 1.0)
+            group[some] = some[root]
+        return write_groups(self.folder, unit, table, group)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,18 +367,24 @@ class FormClusters:
 
     @property
     def reads(self) -> Reading:
-        return Reading(self.plan.similar, "similar")
+        return Reading(self.plan.near_vectors if self.plan.distance is None else self.plan.similar, "similar")
 
     def units(self) -> int:
         return 1
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
-        table = shuffle_files.table(messages, SIMILAR)
+        tables = [shuffle_files.table(messages, SIMILAR)]
+        by_hashes = tables[0].num_rows if self.plan.distance is not None else 0
+        if self.plan.distance is not None and self.plan.cosine is not None:
+            tables.append(shuffle_files.table(Reading(self.plan.near_vectors, "similar").bucket(0), SIMILAR))
+        table = pa.concat_tables(tables).combine_chunks()
         m = {name: table[name].to_numpy() for name in table.column_names}
         node, root = _place(m["part"], m["row"]), m.pop("root")
         nodes, first, number = np.unique(node, return_index=True, return_inverse=True)
         m = {name: column[first] for name, column in m.items()}
-        cluster = similar.connect(len(nodes), number, np.searchsorted(nodes, root))
+        others = np.searchsorted(nodes, root)
+        cluster = similar.connect(len(nodes), number, others)
+        alike = similar.connect(len(nodes), number[:by_hashes], others[:by_hashes])
         keeper = keepers(cluster, m)
         dropped = np.flatnonzero(keeper != np.arange(len(nodes)))
         keeper = keeper[dropped]
@@ -256,7 +393,8 @@ class FormClusters:
         write_drops(self.folder, unit, drops_of(m["part"], m["row"], codes), self.plan.same.rows)
         words = m["pair_high"], m["pair_low"]
         distance = np.bitwise_count(m["phash"][dropped] ^ m["phash"][keeper])
-        table = replaced_by(_uids(*words, dropped), _uids(*words, keeper), codes[dropped], distance)
+        kind = np.where(alike[dropped] == alike[keeper], NEAR_DUPLICATE, NEAR_EMBEDDING)
+        table = replaced_by(_uids(*words, dropped), _uids(*words, keeper), kind, distance)
         clusters = int((np.bincount(cluster, minlength=1) > 0).sum())
         return {"parts": 1, "clusters": clusters, **_write_replaced(self.folder, unit, table)}
 
@@ -292,7 +430,7 @@ def merge_duplicates(plan: NearPlan) -> pa.Table:
     of them all.
     """
     same = _read_replaced(plan.same.drops)
-    if plan.distance is not None:
+    if plan.earlier is not None:
         near = _read_replaced(plan.clusters)
         found = pc.index_in(same["keeper"], value_set=hashing.as_array(near["uid"]))
         keeper, distance = (
@@ -302,7 +440,7 @@ def merge_duplicates(plan: NearPlan) -> pa.Table:
         moved = pa.Table.from_arrays([same["uid"], keeper, same["reason"], distance], schema=REPLACED)
         same = pa.concat_tables([moved, near])
     same = same.take(pc.sort_indices(same["uid"]))
-    kind = pa.array(REASONS).take(hashing.as_array(same["reason"]))
+    kind = pa.array(KINDS).take(hashing.as_array(same["reason"]))
     return pa.Table.from_arrays(
         [*(hex_strings(same[name]) for name in ("uid", "keeper")), kind, same["distance"]], schema=DUPLICATES
     )
@@ -312,12 +450,16 @@ def drop_duplicates(done: Any, plan: NearPlan, *, exchange: str) -> beam.PCollec
     """Appends to `done` the steps that write a mask beside each part."""
     same = plan.same
     done = run_exchange(done, FindSameImages(same), buckets=1 << same.key_bits, exchange=exchange)
-    if plan.distance is None:
+    if plan.distance is not None:
+        done = run_exchange(done, CutHashes(plan), buckets=same.rows.groups, exchange=exchange)
+        done = run_exchange(done, FindSimilar(plan), buckets=1 << plan.bucket_bits, exchange=exchange)
+    if plan.cosine is not None:
+        done = run_exchange(done, CutVectors(plan), buckets=same.rows.groups, exchange=exchange)
+        done = run_exchange(done, FindNearVectors(plan), buckets=plan.cell_buckets, exchange=exchange)
+    if plan.earlier is None:
         return run_exchange(done, MarkDropped(same), buckets=same.rows.groups, exchange=exchange)
-    done = run_exchange(done, CutHashes(plan), buckets=same.rows.groups, exchange=exchange)
-    done = run_exchange(done, FindSimilar(plan), buckets=1 << plan.bucket_bits, exchange=exchange)
     done = run_exchange(done, FormClusters(plan), buckets=1, exchange=exchange)
-    mark = MarkDropped(same, last=plan.clusters, earlier=plan.hashes)
+    mark = MarkDropped(same, last=plan.clusters, earlier=plan.earlier)
     return run_exchange(done, mark, buckets=same.rows.groups, exchange=exchange)
 
 

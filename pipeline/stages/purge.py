@@ -49,7 +49,14 @@ LOST_REASON = {"balance": "over_cap", "publish": "over_cap"}
 EMPTIED = (
     *("dedup/cut-texts", "dedup/drops", "dedup/taken", "balance/selected", "balance/band", "fetch/hosts"),
     *("dedup-images/cut-texts", "dedup-images/drops", "dedup-images/hashes", "dedup-images/similar"),
-    *("dedup-images/clusters", "publish/selected", "publish/band"),
+    *(
+        "dedup-images/clusters",
+        "dedup-images/vectors",
+        "dedup-images/near-vectors",
+        "dedup-images/embeddings",
+        "publish/selected",
+        "publish/band",
+    ),
 )
 SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
 

@@ -8,15 +8,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.engine import hashing, storage
 from pipeline.engine.rows import Rows
 from pipeline.engine.work import StageFolder, StepFolder, run_unit
 from pipeline.schema import COLOUR_BYTES, DUPLICATES, FETCHED, SHADE_BYTES
-from pipeline.stages import dedup_images, near_exchange, similar
+from pipeline.stages import dedup_images, embeddings, near_exchange, near_vectors, similar
 from pipeline.stages.dedup_exchange import DedupPlan, MarkDropped
-from pipeline.stages.near_exchange import CutHashes, FindSameImages, FindSimilar, FormClusters, NearPlan
+from pipeline.stages.near_exchange import (
+    CutHashes,
+    CutVectors,
+    FindNearVectors,
+    FindSameImages,
+    FindSimilar,
+    FormClusters,
+    NearPlan,
+)
 from pipeline.stages.picture_hashes import Hashes
 from pipeline.stages.row_pass import FETCHED_OK, Keyed, PartWriter
 
@@ -82,14 +91,27 @@ def write_parts(folder: StepFolder, rows: list[dict[str, Any]], units: int, key_
         folder.write_manifest(unit, {"parts": writer.parts, "rows": writer.rows})
 
 
-def run_all(root: Path, rows: list[dict[str, Any]], *, distance: int | None, units: int, bits: int) -> NearPlan:
+def run_all(
+    root: Path,
+    rows: list[dict[str, Any]],
+    *,
+    distance: int | None,
+    units: int,
+    bits: int,
+    table: str | None = None,
+    cosine: float = 0.9,
+) -> NearPlan:
     stage = StageFolder(str(root), "dedup-images")
     parts = Rows(stage.step("parts"), groups=min(units, 3))
     same = DedupPlan(stage, parts, bits, near_exchange.REASONS, keep_rejected="all")
-    plan = NearPlan(same, distance, bits)
+    plan = NearPlan(same, distance, bits, *((cosine, 1 << bits) if table else ()))
     write_parts(parts.parts, rows, units, bits)
-    near = [CutHashes(plan), FindSimilar(plan), FormClusters(plan)] if distance is not None else []
-    earlier = {"last": plan.clusters, "earlier": plan.hashes} if near else {}
+    near: list[Any] = [CutHashes(plan), FindSimilar(plan)] if distance is not None else []
+    if table:
+        embeddings.write([table], plan.embeddings)
+        near += [CutVectors(plan), FindNearVectors(plan)]
+    near += [FormClusters(plan)] if near else []
+    earlier = {"last": plan.clusters, "earlier": plan.earlier} if near else {}
     for task in [FindSameImages(same), *near, MarkDropped(same, **earlier)]:
         for unit in range(task.units()):
             run_unit(task.folder, unit, lambda unit, task=task: task.run(unit, task.reads.bucket(unit)))
@@ -178,6 +200,41 @@ def test_plain_pictures_merge_by_equal_bytes_alone(tmp_path: Path) -> None:
     table = near_exchange.merge_duplicates(run_all(tmp_path, rows, distance=2, units=1, bits=0))
     assert set(table["kind"].to_pylist()) <= {"same_pair", "same_image"}
     assert table.num_rows == len(rows) - len({row["image"] for row in rows})
+
+
+@pytest.mark.parametrize("distance", [None, 2])
+def test_embeddings_join_what_the_hashes_do_not(
+    tmp_path: Path, distance: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss")
+    rows = draw_rows(4, 120)
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((len(rows), 16)).astype(np.float32)
+    for number in range(0, len(rows) - 5, 5):  # every fifth picture shows what the next one shows
+        vectors[number + 1] = vectors[number] * 3 + np.float32(0.1)
+    known = [number for number in range(len(rows)) if number % 7]
+    keys = [rows[number]["uid"].hex() for number in known] + [f"{number:032x}" for number in range(3)]
+    lists = [*vectors[known].tolist(), *vectors[:3].tolist()]
+    table = str(tmp_path / "table.parquet")
+    pq.write_table(pa.table({"key": keys, "embedding": pa.array(lists, pa.list_(pa.float32()))}), table)
+    found = []
+    for units, bits, cell in [(1, 0, 512), (5, 3, 16)]:
+        monkeypatch.setattr(near_vectors, "ROWS_PER_CELL", cell)
+        plan = run_all(tmp_path / str(units), rows, distance=distance, units=units, bits=bits, table=table)
+        found.append(near_exchange.merge_duplicates(plan))
+        assert plan.vectors.total("known") == len(known) and plan.vectors.total("rows") == len(rows)
+    assert found[0].equals(found[1])
+    of = dict(zip(found[0]["key"].to_pylist(), found[0].to_pylist(), strict=True))
+    kinds = [row["kind"] for row in of.values()]
+    assert kinds.count("near_embedding") > 10 and ("near_duplicate" in kinds) is (distance is not None)
+    uids, compared = [row["uid"].hex() for row in rows], 0
+    for a in (a for a in range(0, len(rows) - 5, 5) if a % 7 and (a + 1) % 7):
+        pair = uids[a : a + 2]
+        if not {"same_image", "same_pair"} & {of.get(uid, {}).get("kind") for uid in pair}:
+            compared += 1
+            assert len({of[uid]["keeper"] if uid in of else uid for uid in pair}) == 1
+    assert compared > 5
+    assert not set(of) & {row["keeper"] for row in of.values()}
 
 
 def test_nothing_was_fetched(tmp_path: Path) -> None:

@@ -1,0 +1,246 @@
+"""Embeddings of pairs from tables of the user: --embeddings. dedup-images finds near-duplicates by them.
+
+A table is Parquet. Its column `key` (or `uid`) has the keys of samples. Its column `embedding` has lists of floats, all
+of one width: what `clip_train embed` writes, or any model. All are read twice: to check them before a run, and to write
+the arrays that the workers map:
+
+    embeddings/00000.keys      (n,) the keys, sorted
+    embeddings/00000.place     (n,) the row of each key in the next two
+    embeddings/00000.vectors   (n, width) int16, see `near_vectors`
+    embeddings/00000.sieve     (n, 128 or less) int16, the projected vectors
+    embeddings/00000.centres   (cells, 128 or less) float32
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.engine import hashing, storage
+from pipeline.engine.cli import UsageError
+from pipeline.engine.options import show
+from pipeline.engine.work import StepFolder
+from pipeline.stages import near_vectors
+
+KEY_COLUMNS = ("key", "uid")
+COLUMN = "embedding"
+ROWS = 8192  # of a batch
+
+Keys = npt.NDArray[np.bytes_]  # of 16 bytes
+Batch = tuple[Keys, npt.NDArray[Any]]  # keys, and (n, width) floats
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The size of all tables together."""
+
+    rows: int
+    width: int
+
+
+def check(paths: Sequence[str]) -> Shape:
+    """Reads all tables.
+
+    Raises:
+        UsageError: a table cannot be read, a key is bad or comes twice, an embedding has another width than the others,
+            is zero, or has a number that is not finite.
+    """
+    return _check(tuple(paths), tuple(_state(path) for path in paths))
+
+
+@functools.lru_cache(maxsize=1)
+def _check(paths: tuple[str, ...], states: tuple[tuple[int, int], ...]) -> Shape:
+    del states
+    found, width, first = [np.zeros(0, "S16")], 0, ""
+    for path in paths:
+        for keys, vectors in _batches(path):
+            if width and vectors.shape[1] != width:
+                raise _refusal(path, f"has embeddings of {vectors.shape[1]:,} numbers, and {show(first)} of {width:,}")
+            width, first = vectors.shape[1], first or path
+            _check_numbers(path, keys, vectors)
+            found.append(keys)
+    keys = np.sort(np.concatenate(found))
+    twice = np.flatnonzero(keys[1:] == keys[:-1])
+    if len(twice):
+        raise _refusal(", ".join(map(show, paths)), f"the key {_hex(keys[twice[0]])} comes twice")
+    if not len(keys):
+        raise _refusal(", ".join(map(show, paths)), "has no rows")
+    return Shape(len(keys), width)
+
+
+def _check_numbers(path: str, keys: Keys, vectors: npt.NDArray[Any]) -> None:
+    infinite, zero = ~np.isfinite(vectors).all(axis=1), ~vectors.any(axis=1)
+    for bad, what in ((infinite, "has a number that is not finite"), (zero, "is zero")):
+        if bad.any():
+            raise _refusal(path, f"the embedding of the key {_hex(keys[np.flatnonzero(bad)[0]])} {what}")
+
+
+def write(paths: Sequence[str], folder: StepFolder) -> None:
+    """Writes the arrays that `load` maps. A batch is in memory at a time, the sample for the cells, and the keys."""
+    shape = check(paths)
+    cells, narrow = near_vectors.cells_for(shape.rows), min(shape.width, near_vectors.SIEVE)
+    share = min(2**64 - 1, 2**64 * near_vectors.SAMPLE_PER_CELL * cells // shape.rows)
+    found, sample = [np.zeros(0, "S16")], [np.zeros((0, narrow), np.float32)]
+    with _rows(folder.file(0, "vectors"), shape.width) as vectors, _rows(folder.file(0, "sieve"), narrow) as sieves:
+        for keys, floats in (batch for path in paths for batch in _batches(path)):
+            whole = near_vectors.rounded(floats)
+            sieve = near_vectors.projected(whole)
+            vectors.append(whole)
+            sieves.append(sieve.astype(np.int16))
+            sample.append(sieve[_words(keys) <= np.uint64(share)])
+            found.append(keys)
+    keys = np.concatenate(found)
+    order = np.argsort(keys)
+    chosen = keys[_words(keys) <= np.uint64(share)]
+    centres = near_vectors.centroids(np.concatenate(sample)[np.argsort(_words(chosen), kind="stable")], cells)
+    storage.save_array(folder.file(0, "keys"), keys[order])
+    storage.save_array(folder.file(0, "place"), order.astype(np.int64))
+    storage.save_array(folder.file(0, "centres"), centres)
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """The arrays of `write`, mapped."""
+
+    keys: Keys
+    place: npt.NDArray[np.int64]
+    vectors: near_vectors.Vectors
+    sieve: near_vectors.Vectors
+    centres: near_vectors.Floats
+
+    def places_of(self, uids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
+        """The row of each uid in `vectors`; -1: it has no embedding."""
+        wanted = np.frombuffer(hashing.as_array(uids).buffers()[1] or b"", "S16")
+        wanted = wanted[hashing.as_array(uids).offset :][: len(uids)]
+        at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
+        return np.where(self.keys[at] == wanted, self.place[at], -1)
+
+
+@functools.lru_cache(maxsize=2)
+def load(folder: StepFolder) -> Embeddings:
+    """Maps the arrays, once for each worker."""
+    names = [field.name for field in dataclasses.fields(Embeddings)]
+    return Embeddings(*(storage.map_array(folder.file(0, name)) for name in names))
+
+
+class _Rows:
+    """The rows of an array while they are written."""
+
+    def __init__(self, file: Any, width: int) -> None:
+        self._file, self._width, self._count = file, width, 0
+        self._head()
+
+    def append(self, rows: npt.NDArray[np.int16]) -> None:
+        """Writes rows."""
+        self._file.write(np.ascontiguousarray(rows).tobytes())
+        self._count += len(rows)
+
+    def finish(self) -> None:
+        """Writes the head, now that the number of rows is known. numpy leaves room for it."""
+        self._file.seek(0)
+        self._head()
+
+    def _head(self) -> None:
+        said = {"descr": "<i2", "fortran_order": False, "shape": (self._count, self._width)}
+        np.lib.format.write_array_header_1_0(self._file, said)
+
+
+@contextlib.contextmanager
+def _rows(path: str, width: int) -> Iterator[_Rows]:
+    """A file of `storage.map_array` whose rows are appended."""
+    with storage.sealing(path) as name, open(name, "wb") as file:
+        rows = _Rows(file, width)
+        yield rows
+        rows.finish()
+
+
+def _words(keys: Keys) -> npt.NDArray[np.uint64]:
+    """A hash of each key."""
+    low: npt.NDArray[np.uint64] = np.frombuffer(keys.tobytes(), "<u8")[1::2]
+    return hashing.mix(low, np.uint64(1))
+
+
+def _hex(key: np.bytes_) -> str:
+    return bytes(key).ljust(16, b"\0").hex()
+
+
+def _state(path: str) -> tuple[int, int]:
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise _refusal(path, f"cannot be read ({error.strerror})") from None
+    return found.st_size, found.st_mtime_ns
+
+
+def _refusal(path: str, message: str) -> UsageError:
+    return UsageError(f"--embeddings {show(path)}: {message}")
+
+
+def _batches(path: str) -> Iterator[Batch]:
+    """Yields the keys and embeddings of a table."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            names = file.schema_arrow.names
+            key = next((name for name in KEY_COLUMNS if name in names), None)
+            if key is None or COLUMN not in names:
+                some = ", ".join(map(show, names[:8]))
+                raise _refusal(path, f"needs the columns 'key' and 'embedding' (columns: {some})")
+            for batch in file.iter_batches(ROWS, columns=[key, COLUMN], use_threads=False):
+                if batch.num_rows:
+                    keys = _parse_keys(path, batch[key])
+                    yield keys, _floats(path, keys, batch[COLUMN])
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise _refusal(path, f"is no Parquet table ({reason})") from None
+
+
+def _floats(path: str, keys: Keys, column: pa.Array) -> npt.NDArray[Any]:
+    """(n, width) floats.
+
+    Raises:
+        UsageError: the column has no lists of floats, or lists of different widths.
+    """
+    kind = column.type
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not lists or not pa.types.is_floating(kind.value_type):
+        raise _refusal(path, f"'embedding' is of type {kind}: must be lists of floats")
+    flat, lengths = column.flatten(), pc.list_value_length(column).fill_null(0).to_numpy()
+    other = np.flatnonzero(lengths != lengths[0])
+    if len(other):
+        row = other[0]
+        raise _refusal(
+            path, f"the embedding of the key {_hex(keys[row])} has {lengths[row]:,} numbers, and others {lengths[0]:,}"
+        )
+    if not 0 < lengths[0] <= near_vectors.MOST_WIDTH:
+        raise _refusal(path, f"has embeddings of {lengths[0]:,} numbers: must be 1 to {near_vectors.MOST_WIDTH:,}")
+    if flat.null_count:
+        raise _refusal(path, "has empty cells within embeddings")
+    return flat.to_numpy(zero_copy_only=False).reshape(len(column), -1)
+
+
+def _parse_keys(path: str, column: pa.Array) -> Keys:
+    """The keys as uids.
+
+    Raises:
+        UsageError: one is no key of a set.
+    """
+    if pa.types.is_fixed_size_binary(column.type) and column.type.byte_width == 16 and not column.null_count:
+        return np.array(column.to_pylist(), "S16")
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    texts = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    good = pc.match_substring_regex(column, r"^[0-9a-fA-F]{32}$").fill_null(False) if texts else pa.array([False])
+    if not pc.all(good).as_py():
+        bad = column[good.index(pa.scalar(False)).as_py()].as_py()
+        raise _refusal(path, f"the key {show(str(bad))!r} is no key of a set: must be 32 hexadecimal digits")
+    return np.frombuffer(bytes.fromhex("".join(column.to_pylist())), "S16")
