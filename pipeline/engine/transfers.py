@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from pipeline.engine import display
 from pipeline.engine.input_errors import is_http, one_line
 
 TIMEOUT = 60  # seconds without a byte from a web server
@@ -46,7 +47,7 @@ class Broken(Exception):
     """The try failed; another one may succeed. `wait` is the time in seconds that the server asks for."""
 
     def __init__(self, cause: object, wait: float = 0.0) -> None:
-        super().__init__(one_line(cause) if isinstance(cause, Exception) else str(cause))
+        super().__init__(display.sanitize(one_line(cause) if isinstance(cause, Exception) else cause))
         self.wait = wait
 
 
@@ -113,6 +114,10 @@ class HttpAnswer:
                 raise Broken(f"the server answered {self._answer.status} with another range than the one requested")
             self.start, self.end, self.ranges = place, int(found[2]) + 1, True
             self.size = None if found[3] == "*" else int(found[3])
+            sent = self._answer.length
+            if (sent is not None and sent != self.end - place) or (self.size is not None and self.end > self.size):
+                self.close()
+                raise Broken("the server's Content-Range does not fit its answer")
 
     def read(self, most: int) -> bytes:
         start = time.monotonic()
@@ -133,7 +138,7 @@ class HttpAnswer:
 def _request(url: str, headers: dict[str, str], *, known: bool) -> http.client.HTTPResponse:
     try:
         asked = urllib.request.Request(url, headers={"User-Agent": "OpenWIT (archive reader)", **headers})
-        return urllib.request.urlopen(asked, timeout=TIMEOUT)
+        return urllib.request.build_opener(_Redirects).open(asked, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         with error:
             raise _failure(error, known=known) from None
@@ -143,9 +148,18 @@ def _request(url: str, headers: dict[str, str], *, known: bool) -> http.client.H
         raise Refused(str(error)) from error
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a server to other web servers, and nowhere else."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not is_http(newurl):
+            raise urllib.error.HTTPError(req.full_url, code, "and leads to no web server", headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _failure(error: urllib.error.HTTPError, *, known: bool) -> Exception:
     """What an error of a server means."""
-    wait, said = _retry_after(error.headers.get("Retry-After", "")), f"HTTP {error.code} {error.reason}"
+    wait, said = _retry_after(error.headers.get("Retry-After", "")), f"HTTP {error.code} {_reason(error)}"
     if error.code in PASSING:
         return Broken(said, wait)
     if error.code == 403 and (wait or known or _of_a_cdn(error)):
@@ -155,6 +169,12 @@ def _failure(error: urllib.error.HTTPError, *, known: bool) -> Exception:
     if error.code in MISSING:
         return Broken(said, wait) if known else Missing(f"HTTP {error.code}")
     return Refused(said)
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    """The words of a server, or of urllib, on one line."""
+    said = str(error.reason)
+    return "and redirects without end" if "infinite loop" in said else display.sanitize(said)
 
 
 class EmptyFile(Exception):

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import bisect
 import gzip
+import http.client
 import json
 import multiprocessing
 import random
 import sys
 import tempfile
 import time
+import urllib.error
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from pipeline.sources import READERS
 from pipeline.sources.base import Input, ReadSettings
 from pipeline.sources.inputs import CC_BASE
 from tests.archives import member, wat_record
-from tests.sources.crawl_simulator import FAULTS, Crawl, crawl
+from tests.sources.crawl_simulator import CDN_PAGE, DENIED, FAULTS, Crawl, crawl
 
 SEEDS = 50
 CONTENT = random.Random(1).randbytes(700_000)
@@ -149,6 +151,40 @@ def test_the_patience_ends(fault: str, message: str, monkeypatch: pytest.MonkeyP
         assert server.asked["a.bin"] > 3
 
 
+ODD: dict[str, tuple[int, bytes, dict[str, str], str]] = {
+    "loop": (302, b"", {"Location": "/loop"}, "HTTP 302 and redirects without end"),
+    "ftp": (302, b"", {"Location": "ftp://127.0.0.1/x"}, "HTTP 302 and leads to no web server"),
+    "file": (302, b"", {"Location": "file:///etc/passwd"}, "cannot be read: HTTP 302"),
+    "nowhere": (302, b"", {}, "cannot be read: HTTP 302"),
+    "short": (206, CONTENT[:99], {"Content-Range": "bytes 0-9/10"}, "Content-Range does not fit"),
+    "beyond": (206, CONTENT[:99], {"Content-Range": "bytes 0-98/90"}, "Content-Range does not fit"),
+    "no range": (206, CONTENT[:99], {"Content-Range": "all"}, "another range than the one requested"),
+    "refused": (403, DENIED, {"Server": "CloudFront"}, "cannot be read: HTTP 403"),
+    "plain 403": (403, b"no", {"Server": "nginx"}, "cannot be read: HTTP 403"),
+    "throttled": (403, CDN_PAGE, {"Server": "CloudFront"}, r"HTTP 403 Forbidden \(throttled\?\)"),
+    "law": (451, b"<h1>blocked</h1>", {}, "cannot be read: HTTP 451"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_odd_answer_is_one_line(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    status, body, headers, says = ODD[kind]
+
+    def answer(handler: Any) -> None:
+        handler._say(status, body, **{name.replace("-", "_"): value for name, value in headers.items()})
+
+    monkeypatch.setattr("tests.sources.crawl_simulator._Handler.do_GET", answer)
+    with crawl({}) as server, pytest.raises(InputError, match=says) as failed:
+        RemoteFile(f"{server.base}a.bin", RemoteSettings(patience=0.02))
+    assert len(str(failed.value).splitlines()) == 1 and str(failed.value).isprintable()
+
+
+def test_the_words_of_a_server_are_shown_without_control_characters() -> None:
+    error = urllib.error.HTTPError("http://h/", 418, "\x1b[31mred\x07", http.client.HTTPMessage(), None)
+    assert str(transfers._failure(error, known=False)).isprintable()
+    assert str(transfers.Broken(OSError("\x00\x1b"))).isprintable()
+
+
 def test_a_failure_is_told_at_once_and_then_sparingly(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     slept: list[int] = []
@@ -183,7 +219,7 @@ def test_a_mirror_takes_over_at_the_byte(monkeypatch: pytest.MonkeyPatch) -> Non
             monkeypatch.setattr(first, "fault", lambda path: "reset")
             assert read_all(RemoteFile(url, settings)) == CONTENT
             assert second.asked["crawl-data/a.bin"]
-    with crawl({}) as empty, pytest.raises(InputError, match=r"data.commoncrawl.org/crawl-data/a.bin' cannot be read"):
+    with crawl({}) as empty, pytest.raises(InputError, match=r"crawl-data/a.bin' \(asked at .*cannot be read"):
         RemoteFile(url, RemoteSettings(patience=30.0, base=CC_BASE, mirrors=(empty.base, empty.base)))
 
 
