@@ -127,6 +127,7 @@ def test_words_at_the_end_of_the_buffer_and_beside_control_characters(model):
         rows = model._rows_of(text.encode())
         assert counts.tolist() == [len(rows)]
         assert (sums[0] == model.vectors[rows].sum(axis=0, dtype=np.int64)).all(), text
+    assert kernel._read_word(np.frombuffer(b"the\x01the c" + b" z" * 9, np.uint8), 0, 20)[0] == 7
 
 
 @pytest.mark.skipif(not jit.available(), reason="no kernels")
