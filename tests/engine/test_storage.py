@@ -276,6 +276,16 @@ FILES_OF_RUNS = [
 ]
 ALLOWED = {
     ("pipeline/stages/caps.py", "open"): "the list of stop queries is the user's",
+    ("pipeline/stages/embeddings.py", "open"): "writes under the name that storage.sealing gives",
+    ("pipeline/stages/embeddings.py", "pq.ParquetFile"): "the tables of --embeddings are the user's",
+    ("pipeline/stages/evaluation_images.py", "pq.ParquetFile"): "evaluation images are the user's",
+    ("pipeline/stages/evaluation_images.py", "pq.read_metadata"): "the same",
+    ("pipeline/stages/evaluation_images.py", "pq.read_schema"): "the same",
+    ("pipeline/stages/robots_archive.py", "pa.memory_map"): "one row of a file that storage.check has checked",
+    ("pipeline/stages/robots_archive.py", "pa.ipc.open_file"): "the same",
+    ("pipeline/stages/scores.py", "pa.input_stream"): "the tables of --scores are the user's",
+    ("pipeline/stages/scores.py", "pq.read_schema"): "the same",
+    ("pipeline/stages/scores.py", "pq.read_table"): "the same, with page checksums",
     ("pipeline/stages/fetch_progress.py", "open"): "live figures, written in place each second; no row depends on them",
     ("pipeline/stages/fetch_progress.py", "json.load"): "the same: half a file is read again a second later",
     ("pipeline/stages/run.py", "os.listdir"): "looks at a folder before it is known to be a run's",
