@@ -279,6 +279,7 @@ def test_near_duplicates_are_dropped_and_come_back_without_a_new_fetch(tmp_path:
     assert manifest(out)["rows"] == 3 and list(verify(str(out))) == []
     said = json.loads((out / "stages" / "dedup-images" / "info.json").read_text())["embeddings"]
     assert said == {"rows": 2, "without": 4, "other_keys": 1}
+    assert not (out / "stages" / "dedup-images" / "embeddings").exists()
 
 
 def encoded(image: Image.Image, form: str) -> bytes:

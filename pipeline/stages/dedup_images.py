@@ -348,4 +348,7 @@ class DedupImages(DedupStage):
         if self.rules.contamination is not None:
             found = merge_found(self.duplicates.rows.parts)
             storage.write_table(os.path.join(self.folder.path, CONTAMINATION_FILE), found)
-        return super().complete()
+        info = super().complete()
+        if self.cosine is not None:  # the workers are done with the arrays, and no `forget` need know them
+            storage.remove(os.path.dirname(self.near.embeddings.file(0, "keys")))
+        return info

@@ -53,7 +53,6 @@ EMPTIED = (
         "dedup-images/clusters",
         "dedup-images/vectors",
         "dedup-images/near-vectors",
-        "dedup-images/embeddings",
         "publish/selected",
         "publish/band",
     ),
