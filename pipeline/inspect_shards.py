@@ -297,7 +297,7 @@ def find(args: argparse.Namespace) -> int:
     for kind, value in gone:
         print(f"forgotten: {kind} {sanitize(value)}")
     if rule is not None:
-        print(f"gather drops this text: {rule}" if rule else "gather keeps this text; match asks for a query in it")
+        print(f"gather drops this text: {rule}" if rule else "gather would keep this text; match needs a query in it")
     elif not pairs and not gone:
         print("nothing is known of it: it was in no input, or gather or match dropped it and the row was not kept. "
               "Build with --keep-rejected all, or ask with --text TEXT")  # fmt: skip
@@ -338,6 +338,8 @@ def sample(args: argparse.Namespace) -> int:
     if args.json:
         return print_json(rows)
     print_samples(rows)
+    if not rows:
+        print("no sample of the set is such a one")
     return DONE
 
 

@@ -63,7 +63,9 @@ class Result:
     @property
     def warnings(self) -> list[str]:
         """What the user should look at."""
-        return [sentence for sentence in (self.target, *self.misfits) if sentence]
+        empty = [row["stage"] for row in self.ledger[-1:] if row["rows_out"] == 0]
+        nothing = [f"no pair is left after {stage}: the ledger says where they fell" for stage in empty]
+        return [sentence for sentence in (self.target, *self.misfits, *nothing) if sentence]
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -136,7 +138,10 @@ def sentences_on_fit(info: dict[str, Any]) -> list[str]:
 
 
 def sentence_on_target(info: dict[str, Any]) -> str:
-    """The number of pairs that can be had, where they are fewer than --target-pairs asks for; else ""."""
+    """The number of pairs that can be had, where they are fewer or more than --target-pairs asks for; else ""."""
+    if "least_pairs" in info:
+        least = f"each query that a text contains picks one pair at least, {info['least_pairs']:,} pairs in all"
+        return f"--target-pairs {info['target_pairs']} cannot be reached: {least}"
     if "reachable_pairs" not in info:
         return ""
     target, reachable = info["target_pairs"], info["reachable_pairs"]

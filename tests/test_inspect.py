@@ -245,7 +245,7 @@ def test_find_in_a_run_that_has_reached_balance(run: Any, selected: Path) -> Non
     found = [(pair["stage"], pair["reason"]) for pair in json.loads(text)["pairs"]]
     assert code == DONE and {*found} == {("balance", ""), ("balance", "over_cap")} and len(found) == 8
     code, text, _ = run("find", selected, "--url", "http://a.example/5.jpg", "--text", "a dog")
-    assert code == DONE and "  balance\n" in text and "gather keeps this text" in text
+    assert code == DONE and "  balance\n" in text and "gather would keep this text" in text
     code, text, _ = run("find", selected, "--url", "http://a.example/99.jpg")
     assert code == FAULT and "--keep-rejected all" in text
     assert run("find", selected)[0] == run("find", selected, "--url", "x")[0] == USAGE

@@ -293,6 +293,7 @@ def test_a_target_out_of_reach_is_said(tmp_path: Path, server: WebServer, capsys
     select = [*given, "--stages", "gather..balance", "--target-pairs"]
     for target, more, said in (
         ("44", [], ""),
+        ("1", [], "--target-pairs 1 cannot be reached: each query that a text contains picks one pair at least, "),
         ("45", [], "--target-pairs 45 cannot be reached: queries can pick 44 pairs\n"),
         ("40", ["--expected-yield", "0.8"], "queries can pick 44 pairs, and --expected-yield asks for 50\n"),
     ):

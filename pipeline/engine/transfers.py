@@ -142,6 +142,8 @@ def _request(url: str, headers: dict[str, str], *, known: bool) -> http.client.H
     except urllib.error.HTTPError as error:
         with error:
             raise _failure(error, known=known) from None
+    except http.client.InvalidURL as error:  # such as a port that is no number
+        raise Refused(error) from error
     except (OSError, http.client.HTTPException) as error:
         raise Broken(getattr(error, "reason", None) or error) from error
     except ValueError as error:

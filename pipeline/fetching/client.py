@@ -405,7 +405,7 @@ class Client:
         """The site's tdmrep.json and the licences that its robots.txt names, a request for each."""
         at = dataclasses.replace(target, path=TDMREP)
         found: list[SiteTerms] = []
-        forbidden = rules is not None and self.options.respects("robots") and not rules.allow(at.url)
+        forbidden = rules is not None and rules.refusal(at.url, self.options.ignore_rights) is not None
         if self.options.respects("tdmrep") and not forbidden:
             try:
                 body = self._kept_file(at)

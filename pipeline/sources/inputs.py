@@ -139,7 +139,8 @@ def _new_files(found: Iterable[Found], files: dict[Found, list[Input]]) -> list[
             if None not in (there.size, item.size) and there.size != item.size:
                 raise InputError(
                     f"{public(item.path)!r} has changed: it had {there.size:,} bytes when the set read it, and has "
-                    f"{item.size:,}. Leave it out, or read all inputs anew with --redo gather"
+                    f"{item.size:,}. Leave it out; or take it out of the set by --drop-input and add it again by "
+                    "--extend; or read all inputs anew with --redo gather"
                 )
         elif (item.name, item.size) in gone:
             moved = gone.pop((item.name, item.size))

@@ -208,7 +208,9 @@ class Balance(Stage):
         limits = self.caps.step("limits")
         numbers = {name: limits.total(name) for name in ("cap", "head_queries", "stop_queries", "matches")}
         ledger, _ = sum_of_ledgers(self.counted(), self.name)
-        numbers |= caps.shortfall(self.caps, self.caps.policy.target_pairs, ledger.rows_out)
+        target = self.caps.policy.target_pairs
+        numbers |= caps.shortfall(self.caps, target, ledger.rows_out)
+        numbers |= caps.surplus(self.caps, target, ledger.rows_out)
         numbers |= caps.caps_of_languages(self.caps)
         return {**numbers, "band_tuples": self.caps.step("band").total("tuples")}
 

@@ -495,12 +495,28 @@ def shortfall(plan: CapPlan, target: int | None, rows_out: int) -> dict[str, int
     """
     if not target:
         return {}
-    limits, wanted = plan.step("limits"), math.ceil(target / Fraction(str(plan.policy.expected_yield)))
+    limits, wanted = plan.step("limits"), _wanted(plan, target)
     if limits.total("stop_queries"):  # rows of stop queries alone cannot be picked
         reachable = rows_out if not limits.total("head_queries") else wanted
     else:
         reachable = int(limits.total("rows"))
     return {"target_pairs": target, "wanted_pairs": wanted, "reachable_pairs": reachable} if reachable < wanted else {}
+
+
+def surplus(plan: CapPlan, target: int | None, rows_out: int) -> dict[str, int]:
+    """The entries of info.json on a target that is too small: each query picks one pair at least. Else none.
+
+    Args:
+        plan, target, rows_out: as `shortfall`.
+    """
+    if not target or plan.cap() > 1 or rows_out <= _wanted(plan, target):
+        return {}
+    return {"target_pairs": target, "wanted_pairs": _wanted(plan, target), "least_pairs": rows_out}
+
+
+def _wanted(plan: CapPlan, target: int) -> int:
+    """The pairs to pick before the losses of the fetch."""
+    return math.ceil(target / Fraction(str(plan.policy.expected_yield)))
 
 
 def candidates(plan: CapPlan) -> int:

@@ -640,7 +640,8 @@ class Fetch(Stage):
         if self.fetching.options.pdq and importlib.util.find_spec("pdqhash") is None:
             raise UsageError("--blocklist: PDQ hashes need the package pdqhash: pip install 'openwit[pdq]'")
         try:
-            READERS["warc"].check(run.robots_archives, ReadSettings())
+            for name, reader in READERS.items():
+                reader.check([item for item in run.robots_archives if item.format == name], ReadSettings())
         except (InputError, OSError) as error:
             raise MissingInput(f"--robots-archive: {error}") from error
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.dataset.tombstones import Tombstones
 from pipeline.engine import checks, hashing, remote, rights_ledger, storage
-from pipeline.engine.cli import MissingInput, UsageError
+from pipeline.engine.cli import BelowThreshold, MissingInput, UsageError
 from pipeline.engine.input_errors import UNAVAILABLE, InputError, ReaderError, TransferError, UnreadableInputError
 from pipeline.engine.ledger import Ledger, damaged_inputs
 from pipeline.engine.options import option
@@ -498,14 +498,18 @@ def check_inputs(inputs: tuple[Input, ...], settings: ReadSettings, *, skip_bad:
     Raises:
         UsageError: the options do not fit an input.
         MissingInput: an input cannot be read.
+        BelowThreshold: its server is away.
     """
     try:
         for name, reader in READERS.items():
             try:
                 reader.check([item for item in inputs if item.format == name], settings)
             except UNAVAILABLE as error:
-                if not skip_bad:
-                    raise MissingInput(f"{error}. {TRY_LATER if isinstance(error, TransferError) else SKIP}") from error
+                if skip_bad:
+                    continue
+                if isinstance(error, TransferError):
+                    raise BelowThreshold(f"{error}. {TRY_LATER}") from error
+                raise MissingInput(f"{error}. {SKIP}") from error
     except SettingsError as error:
         raise UsageError(str(error)) from error
     except (InputError, OSError) as error:

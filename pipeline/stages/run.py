@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pipeline.engine import checks, remote, runners
-from pipeline.engine.cli import MissingInput, UsageError
+from pipeline.engine.cli import BelowThreshold, MissingInput, UsageError
 from pipeline.engine.fork_server import Preload
 from pipeline.engine.input_errors import RefusedInputError, TransferError, UnreadableInputError, is_remote
 from pipeline.engine.options import REQUIRED, deciding, nearest, option
@@ -39,7 +39,8 @@ PACKAGES = ("openwit", "apache-beam", "img2dataset", "numpy", "pillow", "pyarrow
 
 AGAIN = "Run the same command again to continue."  # ends a message about an input that may be read later
 SKIP = "Replace the input, or add --skip-bad-inputs to go on without it"  # ends a message about an unreadable input
-TRY_LATER = "Check the address and the network, or try again later"  # ends a message about an input out of reach
+# Ends a message about an input out of reach.
+TRY_LATER = "Check the address and the network, or try again later; --skip-bad-inputs goes on without it"
 PLANNING_PATIENCE_S = 60.0  # for remote inputs that are looked up before a run: somebody waits for an answer
 DEFAULT_CACHE_GB = 50.0
 KERNEL_ROWS = 50_000  # with more expected rows, workers load the kernels before they begin
@@ -565,6 +566,7 @@ def look_up_inputs(
     Raises:
         UsageError: a spec names robots.txt archives.
         MissingInput: an input does not exist or cannot be read.
+        BelowThreshold: the server of an input is away.
     """
     if robots := next((spec for spec in options.input if re.match(r"cc:[^:]*:robotstxt\b", spec)), None):
         raise UsageError(f"--input {robots}: must be its WAT or WARC files; --robots-archive takes its robots.txt")
@@ -587,7 +589,7 @@ def look_up_inputs(
     except (RefusedInputError, UnreadableInputError) as error:
         raise MissingInput(f"{error}. {SKIP}") from error
     except TransferError as error:
-        raise MissingInput(f"{error}. {TRY_LATER}") from error
+        raise BelowThreshold(f"{error}. {TRY_LATER}") from error
     except sources.InputError as error:
         raise MissingInput(str(error)) from error
     if known:

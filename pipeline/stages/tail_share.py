@@ -33,9 +33,12 @@ def caps_of_lists(
     mine = {item.language: counted[item.first : item.last] for item in lists}
     largest = max(mine, key=lambda code: (mine[code].sum(), code))
     reference = mine.get(REFERENCE, mine[largest])
-    share = reference[reference < cap].sum() / max(1, reference.sum())
+    if cap >= reference.max(initial=0):  # no query of the reference is cut, so none of another language is
+        share = 1.0
+    else:
+        share = float(reference[reference < cap].sum() / max(1, reference.sum()))
     chosen = REFERENCE if REFERENCE in mine else largest
-    return {code: cap if code == chosen else _cap_at(some, float(share)) for code, some in mine.items()}
+    return {code: cap if code == chosen else _cap_at(some, share) for code, some in mine.items()}
 
 
 def caps_of_queries(caps: dict[str, int], lists: Sequence[ListOfLanguage]) -> Counts:

@@ -211,6 +211,13 @@ def test_tdmrep_is_asked_for_once_and_spares_requests() -> None:
         assert asked(server, "/img/1.jpg", ignore_rights=("tdmrep",)) == ["ok"]
 
 
+@pytest.mark.parametrize("group", ["CCBot\nDisallow: /", "*\nDisallow: /", "*\nContent-Usage: train-ai=n"])
+def test_tdmrep_is_not_asked_for_where_robots_txt_refuses_it(group: str) -> None:
+    with WebServer(robots=f"User-agent: {group}") as server:
+        assert asked(server, "/img/0.jpg")[0].split()[0] in ("robots", "opt_out")
+        assert list(server.hits) == ["/robots.txt"]
+
+
 def test_a_licence_in_robots_txt() -> None:
     with WebServer() as server:
         server.robots = f"License: {server.base}/rsl.xml\nUser-agent: *\nDisallow: /no"

@@ -23,6 +23,7 @@ def test_the_share_of_the_tail_is_that_of_english():
     assert caps_of_lists(COUNTS, LISTS, 95) == {"de": 1, "en": 95, "zh": 1}
     assert caps_of_lists(COUNTS, LISTS, 10_000) == {"de": 7, "en": 10_000, "zh": 1}
     assert caps_of_lists(COUNTS, LISTS, 1)["de"] == 1
+    assert caps_of_lists(COUNTS, LISTS, 900) == {"de": 7, "en": 900, "zh": 1}  # no query is cut
     stop = np.arange(10) == 7  # without the query of 900 matches, 6 of 100 are under 4
     assert caps_of_lists(COUNTS, LISTS, 4, stop=stop)["de"] == 1
     assert caps_of_lists(COUNTS, LISTS, 95, stop=stop)["de"] == 7
