@@ -99,6 +99,11 @@ def test_evaluation_images_that_cannot_be_decoded(
     assert keys(out) == keys(made / "out")  # the set that was there stays
 
 
+def test_a_set_without_a_pair_is_not_published(made: Path, out: Path, capsys: pytest.CaptureFixture) -> None:
+    assert redo(made, out, "--min-image-side", "5000") == build.BELOW
+    assert "no pair is left after dedup-images: of 12 fell 12 too_small. The set is not pub" in capsys.readouterr().err
+
+
 def test_listed_content_never_enters_the_set(tmp_path: Path) -> None:
     pictures = {f"{name}.jpg": picture(n) for n, name in enumerate("url page md5 sha1 sha256 phash moved good".split())}
     phash = images.decode(pictures["phash.jpg"], FetchOptions()).phash

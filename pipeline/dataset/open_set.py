@@ -36,6 +36,7 @@ NO_QUERIES = pa.schema(
     ]
 )
 SHOWN = 5  # keys that a message names
+LEDGER = ("stage", "rows_in", "rows_out", "dropped")
 METADATA_NAME = re.compile(r"metadata/(\d{5,9})\.parquet")
 
 
@@ -119,7 +120,7 @@ class OpenSet:
     @property
     def ledger(self) -> list[dict[str, Any]]:
         """`stage`, `rows_in`, `rows_out` and `dropped` (rows by reason) of each stage, in order."""
-        return self.manifest["ledger"]
+        return [{name: row[name] for name in LEDGER} for row in self.manifest["ledger"]]
 
     @property
     def queries(self) -> pa.Table:

@@ -254,6 +254,13 @@ class DedupImages(DedupStage):
                 f"asks for, and for {bad:,} it is false. The set is not published. Check --keep, and that --scores has "
                 "the keys of this set."
             )
+        if info["rows_in"] and not info["rows_out"]:
+            worst = sorted(info["dropped"].items(), key=lambda item: -item[1])
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in worst)
+            raise BelowThreshold(
+                f"no pair is left after {self.name}: of {info['rows_in']:,} fell {reasons}. The set is not published. "
+                "Check the options that these reasons name."
+            )
         known = self._embedded()
         if known and not known["rows"] and info["rows_out"]:
             raise BelowThreshold(

@@ -170,8 +170,9 @@ def _equal(a, b):
 
 
 @njit
-def _groups(phash, colours, shades, order, ends, distance, parent):
+def _groups(hashes, order, ends, distance, parent):
     """Joins the alike entries of each run. Of neighbours with equal hashes only the first is compared."""
+    phash, colours, shades = hashes
     chosen = np.empty(len(ends), np.int64)
     start = 0
     while start < len(ends):
@@ -208,7 +209,7 @@ def groups(hashes: Hashes, order: Places, ends: Places, distance: int) -> Places
     """`similar._groups(hashes.take(order), ends, distance)`, without the copy."""
     parent = np.arange(len(ends), dtype=np.int64)
     columns = frozen(hashes.phash, np.uint64), frozen(hashes.colours, np.uint8), frozen(hashes.shades, np.uint8)
-    _groups(*columns, frozen(order, np.int64), frozen(ends, np.int64), np.uint64(distance), parent)
+    _groups(columns, frozen(order, np.int64), frozen(ends, np.int64), np.uint64(distance), parent)
     return parent
 
 

@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import build
@@ -36,6 +38,8 @@ def run(tmp_path: Path) -> Run:
     (tmp_path / "evaluation" / "1.jpg").write_bytes(b"only its name and size are read")
     given: dict[str, Any] = {"scores": (str(tmp_path / "scores.csv"),), "keep": "score > 1"}
     given |= {"decontaminate": (str(tmp_path / "evaluation"),)}
+    pq.write_table(pa.table({"key": ["0" * 32], "embedding": [[1.0, 0.0]]}), tmp_path / "embeddings.parquet")
+    given |= {"embeddings": (str(tmp_path / "embeddings.parquet"),)}
     return look_up(tmp_path, **given, blocklist=(str(tmp_path / "blocklist.txt"),))
 
 
