@@ -7,6 +7,7 @@ stages keep all of them in one Arrow file, sorted by key. A worker maps this fil
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import functools
 import os
@@ -208,8 +209,10 @@ def _head(path: str) -> list[str]:
         else:
             with _open_csv(path) as file:
                 line = file.read(1 << 16).split(b"\n")[0]
-            options = pa.csv.ParseOptions(delimiter=_delimiter(line))
-            names = pa.csv.read_csv(pa.BufferReader(line + b"\n"), parse_options=options).column_names
+            # not by Arrow: one of its threads may free the line while a refusal ends the process, which aborts it
+            names = next(csv.reader([line.decode("utf-8-sig").rstrip("\r")], delimiter=_delimiter(line)), [])
+            if not names:
+                raise ValueError("its first line is empty")
     if not set(KEY_COLUMNS) & set(names):
         some = ", ".join(map(show, names[:8]))
         raise _refusal(path, f"has no column 'key' or 'uid' (columns: {some})")
