@@ -46,7 +46,8 @@ def command(tmp: Path, urls: list[str], *more: str) -> list[str]:
     pq.write_table(pa.table({"url": urls, "text": texts}), tmp / "pairs.parquet")
     return [
         *("--input", str(tmp / "pairs.parquet"), "--output", str(tmp / "out"), "--queries", str(tmp / "queries.txt")),
-        *("--allow-address", "127.0.0.0/8", "--workers", "1", "--language-model", "none", "--balance", "none", *more),
+        *("--allow-address", "127.0.0.0/8", "--workers", "1", "--language-model", "none", "--balance", "none"),
+        *("--min-image-side", "16", *more),
     ]
 
 
