@@ -30,14 +30,15 @@ import xxhash
 
 from pipeline.dataset.tombstones import domains_of, hosts
 from pipeline.engine import checks, hashing, storage
-from pipeline.engine.cli import UsageError
 from pipeline.engine.options import option, show
 from pipeline.engine.work import StageFolder, StepFolder
 from pipeline.fetching.picture import Picture
 from pipeline.schema import COLOUR_BYTES
 from pipeline.stages.similar import has_contrast
+from pipeline.stages.user_files import UserFiles
 from pipeline.text import clean
 
+LISTS = UserFiles("--blocklist")
 BLOCKED = "blocklisted"  # the reason of a drop in gather and in fetch
 ADDRESSES = ("url", "domain")  # kinds that gather asks for
 FILES = {"md5": 32, "sha1": 40, "sha256": 64}  # kinds of files -> hexadecimal digits
@@ -105,7 +106,7 @@ class Blocklist:
         Raises:
             UsageError: a list cannot be read, has no entry, or has a line that is none.
         """
-        return _read(tuple(paths), tuple(_state(path) for path in paths))
+        return _read(tuple(paths), LISTS.states(paths))
 
     def digest(self, *kinds: str) -> str | None:
         """A digest of the entries of some kinds; None: there are none."""
@@ -226,18 +227,6 @@ def _load(folder: StepFolder, changed: int | None) -> Blocklist | None:
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
-def _state(path: str) -> tuple[int, int]:
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        raise _refusal(path, f"cannot be read ({error.strerror})") from None
-    return found.st_size, found.st_mtime_ns
-
-
-def _refusal(path: str, message: str) -> UsageError:
-    return UsageError(f"--blocklist {show(path)}: {message}")
-
-
 @functools.lru_cache(maxsize=1)
 def _read(paths: tuple[str, ...], states: tuple[tuple[int, int], ...]) -> Blocklist:
     del states
@@ -249,7 +238,7 @@ def _read(paths: tuple[str, ...], states: tuple[tuple[int, int], ...]) -> Blockl
                 found[kind].append(words)
                 count += len(words)
         if not count:
-            raise _refusal(path, "holds no entry")
+            raise LISTS.refusal(path, "holds no entry")
     return Blocklist({kind: _distinct(np.concatenate(parts)) for kind, parts in found.items()})
 
 
@@ -275,11 +264,11 @@ def _pieces(path: str) -> Iterator[tuple[int, pa.Array]]:
                     yield number, pa.array(lines, pa.string())
                     number += len(lines)
                 if len(rest) > PIECE:
-                    raise _refusal(path, f"line {number:,} is longer than {PIECE >> 20} MiB")
+                    raise LISTS.refusal(path, f"line {number:,} is longer than {PIECE >> 20} MiB")
         if rest:
             yield number, pa.array([rest.decode("utf-8", "replace")], pa.string())
     except (OSError, EOFError) as error:
-        raise _refusal(path, f"cannot be read ({error})") from None
+        raise LISTS.refusal(path, f"cannot be read ({error})") from None
 
 
 def parse(lines: pa.Array, *, path: str = "", first: int = 1) -> dict[str, Words]:
@@ -312,7 +301,7 @@ def parse(lines: pa.Array, *, path: str = "", first: int = 1) -> dict[str, Words
         places = np.flatnonzero(bad)
         some = ", ".join(f"line {first + numbers[at]:,} ({show(text[at].as_py())})" for at in places[:SHOWN].tolist())
         more = " and more" if len(places) > SHOWN else ""
-        raise _refusal(path, f"{some}{more}: must be a URL, a domain, md5, sha1, sha256 or a perceptual hash")
+        raise LISTS.refusal(path, f"{some}{more}: must be a URL, a domain, md5, sha1, sha256 or a perceptual hash")
     return {kind: _distinct(np.concatenate([_none(kind), *parts])) for kind, parts in found.items()}
 
 

@@ -40,7 +40,8 @@ from pipeline.stages.near_exchange import NearPlan
 from pipeline.stages.picture_hashes import MOST_DISTANCE
 from pipeline.stages.row_pass import FETCHED_OK, KEY_BYTES, Keyed, PartWriter
 from pipeline.stages.run import Run
-from pipeline.stages.scores import OWN, column_names, digest_of_files, read_scores, scores_of
+from pipeline.stages.scores import OWN, column_names, read_scores, scores_of
+from pipeline.stages.scores import TABLES as SCORE_TABLES
 from pipeline.stages.tally import Rejects, Tally, unit_body
 from pipeline.text.words import count_words
 
@@ -319,9 +320,9 @@ class DedupImages(DedupStage):
             "min_image_side": o.min_image_side,
             "max_aspect": o.max_aspect,
             "phash_distance": o.phash_distance,
-            **({"embeddings": digest_of_files(o.embeddings)} if o.embeddings else {}),
+            **({"embeddings": embeddings.TABLES.digest(o.embeddings)} if o.embeddings else {}),
             **({"embedding_threshold": o.embedding_threshold} if o.embeddings else {}),
-            **({"scores": digest_of_files(o.scores)} if o.scores else {}),  # else as it was without the option
+            **({"scores": SCORE_TABLES.digest(o.scores)} if o.scores else {}),  # else as it was without the option
             **({"keep": o.keep} if o.keep else {}),
             **(evaluation_identity(o) if o.decontaminate else {}),
         }

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,16 +26,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.engine import hashing, storage
-from pipeline.engine.cli import UsageError
 from pipeline.engine.options import show
 from pipeline.engine.work import StepFolder
 from pipeline.stages import near_vectors
+from pipeline.stages.user_files import UserFiles
 
 KEY_COLUMNS = ("key", "uid")
 COLUMN = "embedding"
 ROWS = 8192  # of a batch
 
 Keys = npt.NDArray[np.bytes_]  # of 16 bytes
+TABLES = UserFiles("--embeddings")
 Batch = tuple[Keys, npt.NDArray[Any]]  # keys, and (n, width) floats
 
 
@@ -55,7 +55,7 @@ def check(paths: Sequence[str]) -> Shape:
         UsageError: a table cannot be read, a key is bad or comes twice, an embedding has another width than the others,
             is zero, or has a number that is not finite.
     """
-    return _check(tuple(paths), tuple(_state(path) for path in paths))
+    return _check(tuple(paths), TABLES.states(paths))
 
 
 @functools.lru_cache(maxsize=1)
@@ -65,16 +65,18 @@ def _check(paths: tuple[str, ...], states: tuple[tuple[int, int], ...]) -> Shape
     for path in paths:
         for keys, vectors in _batches(path):
             if width and vectors.shape[1] != width:
-                raise _refusal(path, f"has embeddings of {vectors.shape[1]:,} numbers, and {show(first)} of {width:,}")
+                raise TABLES.refusal(
+                    path, f"has embeddings of {vectors.shape[1]:,} numbers, and {show(first)} of {width:,}"
+                )
             width, first = vectors.shape[1], first or path
             _check_numbers(path, keys, vectors)
             found.append(keys)
     keys = np.sort(np.concatenate(found))
     twice = np.flatnonzero(keys[1:] == keys[:-1])
     if len(twice):
-        raise _refusal(", ".join(map(show, paths)), f"the key {_hex(keys[twice[0]])} comes twice")
+        raise TABLES.refusal(", ".join(map(show, paths)), f"the key {_hex(keys[twice[0]])} comes twice")
     if not len(keys):
-        raise _refusal(", ".join(map(show, paths)), "has no rows")
+        raise TABLES.refusal(", ".join(map(show, paths)), "has no rows")
     return Shape(len(keys), width)
 
 
@@ -82,7 +84,7 @@ def _check_numbers(path: str, keys: Keys, vectors: npt.NDArray[Any]) -> None:
     infinite, zero = ~np.isfinite(vectors).all(axis=1), ~vectors.any(axis=1)
     for bad, what in ((infinite, "has a number that is not finite"), (zero, "is zero")):
         if bad.any():
-            raise _refusal(path, f"the embedding of the key {_hex(keys[np.flatnonzero(bad)[0]])} {what}")
+            raise TABLES.refusal(path, f"the embedding of the key {_hex(keys[np.flatnonzero(bad)[0]])} {what}")
 
 
 def write(paths: Sequence[str], folder: StepFolder) -> None:
@@ -174,18 +176,6 @@ def _hex(key: np.bytes_) -> str:
     return bytes(key).ljust(16, b"\0").hex()
 
 
-def _state(path: str) -> tuple[int, int]:
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        raise _refusal(path, f"cannot be read ({error.strerror})") from None
-    return found.st_size, found.st_mtime_ns
-
-
-def _refusal(path: str, message: str) -> UsageError:
-    return UsageError(f"--embeddings {show(path)}: {message}")
-
-
 def _batches(path: str) -> Iterator[Batch]:
     """Yields the keys and embeddings of a table."""
     try:
@@ -194,14 +184,14 @@ def _batches(path: str) -> Iterator[Batch]:
             key = next((name for name in KEY_COLUMNS if name in names), None)
             if key is None or COLUMN not in names:
                 some = ", ".join(map(show, names[:8]))
-                raise _refusal(path, f"needs the columns 'key' and 'embedding' (columns: {some})")
+                raise TABLES.refusal(path, f"needs the columns 'key' and 'embedding' (columns: {some})")
             for batch in file.iter_batches(ROWS, columns=[key, COLUMN], use_threads=False):
                 if batch.num_rows:
                     keys = _parse_keys(path, batch[key])
                     yield keys, _floats(path, keys, batch[COLUMN])
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise _refusal(path, f"is no Parquet table ({reason})") from None
+        raise TABLES.refusal(path, f"is no Parquet table ({reason})") from None
 
 
 def _floats(path: str, keys: Keys, column: pa.Array) -> npt.NDArray[Any]:
@@ -213,18 +203,20 @@ def _floats(path: str, keys: Keys, column: pa.Array) -> npt.NDArray[Any]:
     kind = column.type
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     if not lists or not pa.types.is_floating(kind.value_type):
-        raise _refusal(path, f"'embedding' is of type {kind}: must be lists of floats")
+        raise TABLES.refusal(path, f"'embedding' is of type {kind}: must be lists of floats")
     flat, lengths = column.flatten(), pc.list_value_length(column).fill_null(0).to_numpy()
     other = np.flatnonzero(lengths != lengths[0])
     if len(other):
         row = other[0]
-        raise _refusal(
+        raise TABLES.refusal(
             path, f"the embedding of the key {_hex(keys[row])} has {lengths[row]:,} numbers, and others {lengths[0]:,}"
         )
     if not 0 < lengths[0] <= near_vectors.MOST_WIDTH:
-        raise _refusal(path, f"has embeddings of {lengths[0]:,} numbers: must be 1 to {near_vectors.MOST_WIDTH:,}")
+        raise TABLES.refusal(
+            path, f"has embeddings of {lengths[0]:,} numbers: must be 1 to {near_vectors.MOST_WIDTH:,}"
+        )
     if flat.null_count:
-        raise _refusal(path, "has empty cells within embeddings")
+        raise TABLES.refusal(path, "has empty cells within embeddings")
     return flat.to_numpy(zero_copy_only=False).reshape(len(column), -1)
 
 
@@ -242,5 +234,5 @@ def _parse_keys(path: str, column: pa.Array) -> Keys:
     good = pc.match_substring_regex(column, r"^[0-9a-fA-F]{32}$").fill_null(False) if texts else pa.array([False])
     if not pc.all(good).as_py():
         bad = column[good.index(pa.scalar(False)).as_py()].as_py()
-        raise _refusal(path, f"the key {show(str(bad))!r} is no key of a set: must be 32 hexadecimal digits")
+        raise TABLES.refusal(path, f"the key {show(str(bad))!r} is no key of a set: must be 32 hexadecimal digits")
     return np.frombuffer(bytes.fromhex("".join(column.to_pylist())), "S16")

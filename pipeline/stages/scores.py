@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,14 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
-import xxhash
 
 from pipeline.dataset.shards import JSON_KEYS, METADATA
 from pipeline.engine import hashing, storage
 from pipeline.engine.cli import UsageError
 from pipeline.engine.options import show
 from pipeline.engine.work import StageFolder
+from pipeline.stages.user_files import UserFiles
 
+TABLES = UserFiles("--scores")
 KEY_COLUMNS = ("key", "uid")
 KEY = pa.field("uid", pa.binary(16), False)
 PARQUET = b"PAR1"
@@ -92,37 +92,6 @@ def _as_keys(uids: pa.Array) -> Keys:
     return data[uids.offset : uids.offset + len(uids)]
 
 
-def digest_of_files(paths: Sequence[str]) -> str | None:
-    """A digest of the content of some files, in no order; None: there are no files.
-
-    Raises:
-        UsageError: a file cannot be read.
-    """
-    return xxhash.xxh3_128_hexdigest(b"".join(sorted(_digest(path, _state(path)) for path in paths))) if paths else None
-
-
-def _state(path: str) -> tuple[int, int]:
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        raise _refusal(path, f"cannot be read ({error.strerror})") from None
-    return found.st_size, found.st_mtime_ns
-
-
-def _refusal(path: str, message: str) -> UsageError:
-    return UsageError(f"--scores {show(path)}: {message}")
-
-
-@functools.lru_cache(maxsize=256)
-def _digest(path: str, state: tuple[int, int]) -> bytes:
-    del state
-    digest = xxhash.xxh3_128()
-    with storage.reading(path) as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.digest()
-
-
 # ------------------------------------------------------------------------------------------------- tables of the user
 
 
@@ -142,7 +111,7 @@ def read_scores(paths: Sequence[str]) -> Scores:
     Raises:
         UsageError: a table cannot be read, a key is bad or comes twice, or a score is not a finite number.
     """
-    return _joined(tuple(paths), tuple(_state(path) for path in paths))
+    return _joined(tuple(paths), TABLES.states(paths))
 
 
 @functools.lru_cache(maxsize=1)
@@ -173,9 +142,9 @@ class _Column:
             twice = np.intersect1d(places, place)
             if len(twice):
                 key = uids[twice[0]].ljust(16, b"\0").hex()
-                raise _refusal(path, f"the key {key} has a {show(self.name)} in {show(other)} too")
+                raise TABLES.refusal(path, f"the key {key} has a {show(self.name)} in {show(other)} too")
             if pa.types.is_boolean(earlier.type) != pa.types.is_boolean(values.type):
-                raise _refusal(path, f"{show(self.name)} has other types of values in {show(other)}")
+                raise TABLES.refusal(path, f"{show(self.name)} has other types of values in {show(other)}")
         self.parts.append((path, place, values))
 
     def joined(self, rows: int) -> pa.Array:
@@ -194,7 +163,7 @@ def _check_distinct(path: str, keys: Keys, place: npt.NDArray[np.int64]) -> None
     if len(twice):
         rows = np.flatnonzero(place == twice[0])[:2] + 1
         key = keys[rows[0] - 1].ljust(16, b"\0").hex()
-        raise _refusal(path, f"the key {key} comes twice (rows {rows[0]:,} and {rows[1]:,})")
+        raise TABLES.refusal(path, f"the key {key} comes twice (rows {rows[0]:,} and {rows[1]:,})")
 
 
 def _head(path: str) -> list[str]:
@@ -215,7 +184,7 @@ def _head(path: str) -> list[str]:
                 raise ValueError("its first line is empty")
     if not set(KEY_COLUMNS) & set(names):
         some = ", ".join(map(show, names[:8]))
-        raise _refusal(path, f"has no column 'key' or 'uid' (columns: {some})")
+        raise TABLES.refusal(path, f"has no column 'key' or 'uid' (columns: {some})")
     return names
 
 
@@ -227,7 +196,7 @@ def _read(path: str) -> tuple[Keys, pa.Table]:
         table = _read_parquet(path, key) if _is_parquet(path) else _read_csv(path, key)
     keys = _parse_keys(path, hashing.as_array(table[key]))
     if not any(_is_score(table.schema.field(name).type) for name in table.column_names if name not in TAKEN):
-        raise _refusal(path, "has no column of numbers beside the keys and the columns of the set")
+        raise TABLES.refusal(path, "has no column of numbers beside the keys and the columns of the set")
     scores = {
         name: _checked(path, name, hashing.as_array(table[name]), keys)
         for name in table.column_names
@@ -253,7 +222,7 @@ def _checked(path: str, name: str, values: pa.Array, keys: Keys) -> pa.Array:
             row = bad.index(pa.scalar(True)).as_py()
             found = values[row].as_py()
             key = keys[row].ljust(16, b"\0").hex()
-            raise _refusal(
+            raise TABLES.refusal(
                 path,
                 f"{show(name)} of the key {key} is {found}: must be finite; leave the cell empty, "
                 "or the row out, where there is no score",
@@ -311,7 +280,7 @@ class _Readable:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if isinstance(error, (pa.ArrowException, OSError, ValueError)) and not isinstance(error, UsageError):
             reason = " ".join(str(error).split())[:200]
-            raise _refusal(self._path, f"is no Parquet or CSV table ({reason})") from None
+            raise TABLES.refusal(self._path, f"is no Parquet or CSV table ({reason})") from None
 
 
 def _parse_keys(path: str, column: pa.Array) -> Keys:
@@ -325,11 +294,11 @@ def _parse_keys(path: str, column: pa.Array) -> Keys:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        raise _refusal(path, f"the keys are of type {column.type}: must be texts of 32 hexadecimal digits")
+        raise TABLES.refusal(path, f"the keys are of type {column.type}: must be texts of 32 hexadecimal digits")
     good = pc.match_substring_regex(column, r"^[0-9a-fA-F]{32}$").fill_null(False)
     if pc.any(pc.invert(good)).as_py():
         row = good.index(pa.scalar(False)).as_py()
-        raise _refusal(
+        raise TABLES.refusal(
             path,
             f"the key {show(column[row].as_py())!r} (row {row + 1:,}) is no key of a set: must be "
             "32 hexadecimal digits",

@@ -51,6 +51,11 @@ def test_bad_tables_are_refused_with_one_line(tmp_path: Path, columns: dict[str,
     assert "\n" not in str(error.value)
 
 
+def test_a_digest_of_a_missing_table_names_its_option(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="^--embeddings .*gone.parquet: cannot be read"):
+        embeddings.TABLES.digest([str(tmp_path / "gone.parquet")])
+
+
 def test_tables_of_two_widths_and_other_files_are_refused(tmp_path: Path) -> None:
     first = table(tmp_path / "a.parquet", {"key": KEYS[:1], "embedding": [[1.0, 2.0]]})
     second = table(tmp_path / "b.parquet", {"key": KEYS[1:2], "embedding": [[1.0]]})

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.engine.cli import UsageError
-from pipeline.stages.scores import OWN, Scores, column_names, digest_of_files, read_scores
+from pipeline.stages.scores import OWN, TABLES, Scores, column_names, read_scores
 
 KEYS = [f"{number:02x}" * 15 + "00" for number in (7, 3, 255, 16)]  # the last byte is zero
 UIDS = pa.array([bytes.fromhex(key) for key in KEYS], pa.binary(16))
@@ -50,8 +50,8 @@ def test_no_rows_and_the_digest(tmp_path: Path) -> None:
     scores = read_scores([path])
     assert scores.of(UIDS).to_pydict() == {"clip_score": [None] * 4}
     other = parquet(tmp_path / "b.parquet", key=KEYS, clip_score=[1.0] * 4)
-    assert digest_of_files([path, other]) == digest_of_files([other, path]) != digest_of_files([path])
-    assert digest_of_files([]) is None
+    assert TABLES.digest([path, other]) == TABLES.digest([other, path]) != TABLES.digest([path])
+    assert TABLES.digest([]) is None
 
 
 def test_a_column_of_32_bits_stays_one(tmp_path: Path) -> None:

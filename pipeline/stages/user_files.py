@@ -1,0 +1,65 @@
+"""Files that the user names by an option of a stage: their state, a digest of their content, and what refuses them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+
+import xxhash
+
+from pipeline.engine import storage
+from pipeline.engine.cli import UsageError
+from pipeline.engine.options import show
+
+State = tuple[int, int]  # bytes, and nanoseconds of the last change
+
+
+@dataclasses.dataclass(frozen=True)
+class UserFiles:
+    """The files of one option.
+
+    Attributes:
+        flag: the option, such as --scores.
+    """
+
+    flag: str
+
+    def refusal(self, path: str, message: str) -> UsageError:
+        """The error that names option and file."""
+        return UsageError(f"{self.flag} {show(path)}: {message}")
+
+    def states(self, paths: Sequence[str]) -> tuple[State, ...]:
+        """The state of each file: a value that is kept for it holds as long as this is the same.
+
+        Raises:
+            UsageError: a file cannot be read.
+        """
+        return tuple(map(self._state, paths))
+
+    def digest(self, paths: Sequence[str]) -> str | None:
+        """A digest of the content of the files, in no order; None: there are no files.
+
+        Raises:
+            UsageError: a file cannot be read.
+        """
+        digests = map(_digest, paths, self.states(paths))
+        return xxhash.xxh3_128_hexdigest(b"".join(sorted(digests))) if paths else None
+
+    def _state(self, path: str) -> State:
+        try:
+            found = os.stat(path)
+        except OSError as error:
+            raise self.refusal(path, f"cannot be read ({error.strerror})") from None
+        return found.st_size, found.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=256)
+def _digest(path: str, state: State) -> bytes:
+    del state
+    digest = xxhash.xxh3_128()
+    with storage.reading(path) as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.digest()
