@@ -44,7 +44,7 @@ from typing import Any
 
 import certifi
 
-from pipeline.engine import jit
+from pipeline.engine import fetched_engines, jit
 from pipeline.engine.cli import BELOW, DONE, INTERRUPTED, USAGE, Parser, UsageError, check_flags, fail
 from pipeline.engine.display import sanitize, size
 
@@ -54,7 +54,7 @@ ARCHIVES = "https://data.commoncrawl.org/"
 BUCKET = "https://commoncrawl.s3.amazonaws.com/"
 GIB = 1 << 30
 PATIENCE_S = 10.0  # of one question to a server
-LOCAL_JOBS = "needed by --runner {} alone"
+NEEDED_BY = "needed by --runner {} alone"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,18 +160,16 @@ def torch(_: Asked) -> Finding:
 
 def engines(_: Asked) -> Iterator[Finding]:
     """What other runners than the local one need."""
-    folder = Path(os.environ.get("OPENWIT_ENGINES", ".engines")).absolute()
-    fetch = "make engines"
     found = shutil.which("java")
     done = _run([found, "-version"], seconds=30) if found else None
     first = (done.stderr.strip().splitlines() or [""])[0] if done and not done.returncode else ""
     if found and not first:
         yield Finding("java", WARNING, f"{found} does not run", "install Java 11 or 17, or leave it for --runner local")
     else:
-        yield Finding("java", OK, first or f"not found; {LOCAL_JOBS.format('flink or spark')}")
-    for name, file, runner in (("prism", "prism", "prism"), ("flink", "beam-flink-1.19.jar", "flink")):
-        here = (folder / file).exists() or shutil.which(file) is not None
-        yield Finding(name, OK, f"in {folder}" if here else f"not found; {LOCAL_JOBS.format(runner)} ({fetch})")
+        yield Finding("java", OK, first or f"not found; {NEEDED_BY.format('flink or spark')}")
+    for name, path in (("prism", fetched_engines.prism()), ("flink", fetched_engines.flink_job_server())):
+        missing = f"not found; {NEEDED_BY.format(name)} (make engines)"
+        yield Finding(name, OK, f"in {path.parent}" if path.exists() else missing)
 
 
 # ------------------------------------------------------------------------------------------------------- this machine

@@ -18,11 +18,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipeline.engine import child, clusters, forked_workers, interrupts, progress, storage, watchdog
+from pipeline.engine import child, clusters, fetched_engines, forked_workers, interrupts, progress, storage, watchdog
 from pipeline.engine.cli import BelowThreshold, MissingInput, UsageError
 from pipeline.engine.fork_server import NOTHING, Preload
 from pipeline.engine.quiet_beam import EXPECTED, hush, import_beam, quiet_readers
@@ -45,7 +44,6 @@ BEAM_RUNNERS = (
     "TestDataflowRunner",
     "TestDirectRunner",
 )
-ENGINES = "OPENWIT_ENGINES"  # names the folder that `make engines` filled, if it is not ./.engines
 # After a signal a command ends within this, whatever Beam does. A job on an engine is cancelled first.
 LOCAL_END_S, ENGINE_END_S = 1.5, 15.0
 WORKER_DEATHS = 2  # how often a job is resumed after a worker died
@@ -141,14 +139,14 @@ def make_options(
 
 def engine_defaults(name: str, given: Sequence[str]) -> list[str]:
     """Flags for an engine that `make engines` fetched, except those that the user gave: no download, no Docker."""
-    folder = Path(os.environ.get(ENGINES, ".engines")).absolute()
     flags = {word.split("=")[0] for word in given}
     short = name.lower().removesuffix("runner")
     wanted: list[str] = []
-    if short == "prism" and (folder / "prism").exists():
-        wanted = [f"--prism_location={folder / 'prism'}"]
-    if short == "flink" and (folder / "beam-flink-1.19.jar").exists() and _flink_version(given) in ("", "1.19"):
-        wanted = [f"--flink_job_server_jar={folder / 'beam-flink-1.19.jar'}", "--flink_version=1.19"]
+    if short == "prism" and (prism := fetched_engines.prism()).exists():
+        wanted = [f"--prism_location={prism}"]
+    jar, version = fetched_engines.flink_job_server(), fetched_engines.FLINK_VERSION
+    if short == "flink" and jar.exists() and _flink_version(given) in ("", version):
+        wanted = [f"--flink_job_server_jar={jar}", f"--flink_version={version}"]
         if "--flink_master" not in flags:
             wanted += ["--flink_master=[local]", "--environment_type=LOOPBACK", "--parallelism=2"]
     if short == "flink":
