@@ -6,6 +6,7 @@ This file does not import torch: the command line needs it for `--help`.
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -398,6 +399,10 @@ def check_together(options: TrainOptions, *, world_size: int) -> None:
         raise UsageError(f"--log-to {' '.join(options.log_to)}: none excludes the others")
     if options.patch_dropout and preset(options.model).model.is_resnet:
         raise UsageError(f"--patch-dropout {options.patch_dropout:g} needs a ViT, --model {options.model} is a ResNet")
+    if options.decode_in == "processes" and is_url(options.data):
+        raise UsageError("--decode-in processes reads shards on this machine, --data is a URL: must be threads or auto")
+    if options.decode_in == "processes" and not hasattr(os, "memfd_create"):
+        raise UsageError("--decode-in processes needs Linux: must be threads or auto")
     if options.lock_image and options.lock_text:
         raise UsageError("--lock-image and --lock-text exclude each other: nothing but the temperature would learn")
     if (options.lock_image or options.lock_text) and not options.init and not options.resume:

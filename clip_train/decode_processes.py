@@ -152,5 +152,8 @@ def serve(descriptor: int) -> None:
         except Exception as error:
             answer = error
         message = pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
-        answers.write(_HEAD.pack(len(message)) + message)
-        answers.flush()
+        try:
+            answers.write(_HEAD.pack(len(message)) + message)
+            answers.flush()
+        except BrokenPipeError:  # the process that started this one was killed
+            os._exit(0)  # without a second try to write what is left

@@ -145,6 +145,8 @@ def cases() -> Iterator[tuple[tuple[str, ...], int, str]]:
     yield (*EXPORT[:-1], "empty", "--format", "huggingface"), 2, "--output empty exists already"
     # options that exclude each other
     yield (*TRAIN, "--epochs", "2", "--steps", "3"), 2, "--epochs 2 and --steps 3 exclude each other"
+    url = ("--data", "http://host.invalid/shards", "--window", "2", "--decode-in", "processes")
+    yield (*TRAIN, *url), 2, "--decode-in processes reads shards on this machine, --data is a URL: must be threads"
     yield (*TRAIN, "--lock-image", "--lock-text"), 2, "--lock-image and --lock-text exclude each other"
     yield (*TRAIN, "--lock-text"), 2, "--lock-text needs --init"
     yield (*TRAIN, "--model", "RN50", "--patch-dropout", "0.5"), 2, "--patch-dropout 0.5 needs a ViT, --model RN50 is"
