@@ -362,6 +362,7 @@ CHECKS = (
     Check("ema", 8, steps("ema", ema=0.9)),
     Check("sigmoid", 8, steps("sigmoid", loss="sigmoid")),
     Check("resnet", 8, steps("resnet", model="RN50")),
+    Check("muon", 8, steps("muon", optimizer="muon")),
     Check("kill-and-resume", 20, kill_and_resume),
     Check("compile", 40, compiled),
     Check("speed of the loss", 5, loss_speed),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import string
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +19,13 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 settings.register_profile("suite", derandomize=True)
 settings.register_profile("fuzz")
 settings.load_profile("suite" if fuzzing.SUITE else "fuzz")
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """`argname`, for bytes that are no short text: gzip holds the time, and all workers must name a test alike."""
+    if isinstance(val, bytes) and (len(val) > 60 or not set(val) <= set(string.printable.encode())):
+        return argname
+    return None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
