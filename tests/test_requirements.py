@@ -122,6 +122,6 @@ def test_every_requirement_has_a_pin() -> None:
     """constraints.txt was compiled from setup.cfg: a requirement that was added or taken out is so there too."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = {line.split("==")[0].strip().lower() for line in lines if "==" in line}
-    extras = [required(extra) for extra in ("train", "wandb", "s3", "gcs", "segment", "pdq", "test", "dev")]
+    extras = [required(extra) for extra in ("train", "wandb", "s3", "gcs", "segment", "pdq", "test", "test-s3", "dev")]
     assert required().union(*extras) <= pins
     assert "ahocorasick-rs" not in pins
