@@ -31,7 +31,7 @@ from tests.processes import group_members
 from tools.cluster import Flink
 
 ENGINES = Path(os.environ.get("OPENWIT_ENGINES", ROOT / ".engines"))
-LIMIT = 120  # seconds a run
+LIMIT = 240  # seconds a run
 JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # Flink runs for seconds: a third less CPU than with HotSpot
 WORKER = str(Path(sys.executable).parent / "openwit-worker")
 
@@ -117,7 +117,8 @@ def run(out: Path, given: Given, *more: str) -> dict[str, Any]:
     try:
         _, said = process.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:
-        pytest.fail(f"not done after {LIMIT} s")
+        kill(process)
+        pytest.fail(f"not done after {LIMIT} s: {process.communicate()[1][-2000:]}")  # this closes the pipe, too
     finally:
         kill(process)
     assert process.returncode == 0, said

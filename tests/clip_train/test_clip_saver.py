@@ -71,7 +71,7 @@ def test_a_save_that_fails_ends_the_run(options, monkeypatch):
     monkeypatch.setattr(checkpoint, "_write", full)
     with pytest.raises(TrainError, match="cannot save .*step-00000003: .*free some space, then --resume"):
         train(options, on_step=note)
-    assert 4 <= max(seen) <= 6  # not at the end only
+    assert 3 <= max(seen) <= 6  # not at the end only; the thread may fail before the next step
     assert not list(Path(options.output, "checkpoints").iterdir())
 
 
