@@ -44,7 +44,7 @@ cluster-stop:
 	$(python) tools/cluster.py stop .cluster
 
 mutants: $(VENV)/.dev
-	$(python) tools/mutants.py --jobs $(jobs) --faults $(N) --seed $(SEED) $(if $(MODULES),--modules $(MODULES)) --to mutants.json
+	$(python) -m tools.mutants --jobs $(jobs) --faults $(N) --seed $(SEED) $(if $(MODULES),--modules $(MODULES))
 
 bench:
 	@grep -h '^    python benchmarks/' benchmarks/*.py

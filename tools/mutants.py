@@ -1,379 +1,250 @@
 """Puts single faults into the code and lists those that no test notices.
 
-    python tools/mutants.py --faults 400 --seed 7 --jobs 2 --to mutants.json
-    python tools/mutants.py --modules pipeline.stages.caps queries.rules --faults 20
+    python -m tools.mutants --faults 400 --spread 60 --seed 7 --jobs 2 --to mutants.jsonl
+    python -m tools.mutants --modules pipeline.stages.caps queries.rules --faults 20
+    python -m tools.mutants --again mutants.jsonl --to again.jsonl
 
 A fault is one small change of a source file: another operator, another constant, two swapped arguments, a condition
 turned round, a dropped statement. The sample depends on the seed and the sources alone. Each fault goes into a copy of
-the checkout, then the tests of its module run there until the first one fails. The tests of a module are the test files
-that import it, the nearest ones first. The tests of a kernel are also those of its reference.
+the checkout, then tests run there until the first one fails: of the test files that are nearest to the module, the
+tests that enter the function of the fault, the fast ones first. Which tests these are is found once by a run without
+faults, and kept in .mutants. The tests of a kernel are also those of its reference.
+
+Outcomes are appended to --to as they come. The same command goes on where it stopped. --again tries those once more
+that were not noticed. --seconds bounds the tests of one fault: more of them are tried with more seconds.
 
 A fault that was not noticed is either a gap in the tests or a change without an effect. A person decides that:
 docs/testing.md has the figures, and the reason for each fault that was left.
+
+A fault can send requests anywhere or fill a disk. Run this where it can do no harm, best without a network:
+`unshare -rn sh -c 'ip link set lo up; make mutants'`.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import functools
 import hashlib
 import json
 import os
-import random
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from queue import SimpleQueue
+
+from tools import mutant_runs
+from tools.mutant_faults import Fault, sample
+from tools.mutant_tests import Known, choose, function_of, module_files, tests_of
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("pipeline", "queries", "clip_train")
-COPIED = (*PACKAGES, "tests", "benchmarks", "tools", "setup.cfg", "ruff.toml", "README.md", "CONTRIBUTING.md", "docs")
-# Tests about the sources themselves and about installation: they notice that a file has changed, not what it does.
-NO_ORACLES = ("test_imports.py", "test_docs.py", "test_wheel.py", "test_requirements.py", "test_kernel_shape.py")
-WHOLE_WAY = ("test_build.py", "test_whole_way.py")  # for a module that no test file reaches by imports
-MAX_TEST_FILES = 6  # for one module; the nearest first
-SECONDS = 600  # for the tests of one fault
-
-_COMPARE = {
-    ast.Lt: ast.LtE,
-    ast.LtE: ast.Lt,
-    ast.Gt: ast.GtE,
-    ast.GtE: ast.Gt,
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-    ast.In: ast.NotIn,
-    ast.NotIn: ast.In,
-    ast.Is: ast.IsNot,
-    ast.IsNot: ast.Is,
-}
-_ARITHMETIC = {
-    ast.Add: ast.Sub,
-    ast.Sub: ast.Add,
-    ast.Mult: ast.Add,
-    ast.Div: ast.Mult,
-    ast.FloorDiv: ast.Mult,
-    ast.Mod: ast.FloorDiv,
-    ast.LShift: ast.RShift,
-    ast.RShift: ast.LShift,
-    ast.BitAnd: ast.BitOr,
-    ast.BitOr: ast.BitAnd,
-    ast.BitXor: ast.BitOr,
-}
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One change of a source file: the text between two offsets (in bytes) becomes another text."""
-
-    module: str
-    line: int
-    start: int
-    end: int
-    kind: str
-    before: str
-    after: str
-
-    def apply(self, source: bytes) -> bytes:
-        """The source with the fault in it."""
-        return source[: self.start] + self.after.encode() + source[self.end :]
+WORK = ROOT / ".mutants"
+NEAR = 3  # test files of one module that are tried
+FILE_SECONDS = 40  # for the run of one test file without faults; the tests that come later are not known
+SLACK = 30  # seconds that the tests of a fault may take beside four times their usual time
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a fault. `state` is seen, not_seen or timeout (a hang is seen, too)."""
+    """What became of a fault. `state` is seen, not_seen or timeout (a hang is seen, too).
+
+    `by` is the test that noticed. `tried` and `left` count the tests that were run and those that had no time.
+    """
 
     fault: Fault
     state: str
     seconds: float
-    by: str = ""
-
-
-# ---- faults
-
-
-def faults_of(module: str, source: str) -> list[Fault]:
-    """All faults that the tool knows for a source file, in the order of their places.
-
-    Docstrings, annotations, messages (f-strings and the arguments of exceptions) and `__future__` imports are left out.
-    """
-    tree = ast.parse(source)
-    starts = _line_starts(source.encode())
-    passed_over = _passed_over(tree)
-    found = []
-    for node in ast.walk(tree):
-        if id(node) in passed_over or not hasattr(node, "lineno"):
-            continue
-        for kind, after in _changes(node):
-            begin = starts[node.lineno - 1] + node.col_offset
-            end = starts[node.end_lineno - 1] + node.end_col_offset
-            before = source.encode()[begin:end].decode()
-            if after != before:
-                found.append(Fault(module, node.lineno, begin, end, kind, before, after))
-    return sorted(found, key=lambda fault: (fault.start, fault.end, fault.kind, fault.after))
-
-
-def _line_starts(source: bytes) -> list[int]:
-    """The offset in bytes of the start of each line."""
-    starts = [0]
-    for line in source.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
-    return starts
-
-
-def _passed_over(tree: ast.Module) -> set[int]:
-    """The nodes (by id) that hold no behaviour, or only the words of a message."""
-    roots: list[ast.AST] = []
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                roots.append(first)
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            roots += [*node.decorator_list, *([node.returns] if node.returns else [])]
-        elif isinstance(node, ast.arg) and node.annotation:
-            roots.append(node.annotation)
-        elif isinstance(node, ast.AnnAssign):
-            roots.append(node.annotation)
-        elif isinstance(node, (ast.JoinedStr, ast.Import, ast.ImportFrom, ast.Assert)):
-            roots.append(node)
-        elif isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'"):
-            roots.append(node)
-        elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-            roots += [*node.exc.args, *node.exc.keywords]
-    return {id(node) for root in roots for node in ast.walk(root)}
-
-
-def _changes(node: ast.AST) -> Iterator[tuple[str, str]]:
-    """(kind, new text) for each fault that can be put in the place of a node."""
-    if isinstance(node, ast.Compare) and type(node.ops[0]) in _COMPARE:
-        yield "operator", _with(node, "ops", [_COMPARE[type(node.ops[0])](), *node.ops[1:]])
-    elif isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
-        yield "operator", _with(node, "op", _ARITHMETIC[type(node.op)]())
-    elif isinstance(node, ast.BoolOp):
-        yield "operator", _with(node, "op", ast.Or() if isinstance(node.op, ast.And) else ast.And())
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        yield "condition", f"({ast.unparse(node.operand)})"
-    elif isinstance(node, ast.IfExp):
-        yield "condition", f"({ast.unparse(node.orelse)} if {ast.unparse(node.test)} else {ast.unparse(node.body)})"
-    elif isinstance(node, ast.Constant):
-        yield from _other_constants(node.value)
-    elif isinstance(node, ast.Call) and len(node.args) >= 2 and not isinstance(node.args[0], ast.Starred):
-        yield "arguments", _with(node, "args", [node.args[1], node.args[0], *node.args[2:]])
-    elif isinstance(node, (ast.AugAssign, ast.Continue, ast.Break)):
-        yield "statement", "pass"
-    elif isinstance(node, ast.Expr) and isinstance(node.value, (ast.Call, ast.Await)):
-        yield "statement", "pass"
-    elif isinstance(node, ast.Return) and node.value is not None and not isinstance(node.value, ast.Constant):
-        yield "statement", "return None"
-
-
-def _with(node: ast.expr, field: str, value: object) -> str:
-    """The text of an expression with one field replaced, in brackets."""
-    fields = {name: getattr(node, name) for name in node._fields} | {field: value}
-    return f"({ast.unparse(type(node)(**fields))})"
-
-
-def _other_constants(value: object) -> Iterator[tuple[str, str]]:
-    """(kind, text) of the constants that replace a constant."""
-    if isinstance(value, bool):
-        yield "constant", repr(not value)
-    elif isinstance(value, (int, float)):
-        yield "constant", repr(value + 1)
-    elif isinstance(value, bytes) and value:
-        yield "constant", repr(value[:-1])
-    elif isinstance(value, str) and value and " " not in value.strip():  # a text with blanks is a message
-        yield "constant", repr(value[:-1])
-
-
-# ---- the tests of a module
-
-
-def module_files(root: Path = ROOT) -> dict[str, Path]:
-    """Dotted name -> source file of each module that can get a fault."""
-    paths = [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
-    return {".".join(path.relative_to(root).with_suffix("").parts): path for path in paths if path.stem != "__init__"}
-
-
-@functools.cache
-def _imports(path: Path) -> frozenset[str]:
-    """The modules that a file imports, or names in a string (`pipeline.text.clean_kernel`)."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
-            names.add(node.value)
-    return frozenset(names)
-
-
-def tests_of(module: str, root: Path = ROOT) -> list[str]:
-    """The test files of a module, the nearest first: those named after it, then its importers, then theirs.
-
-    Returns paths relative to `root`, at most `MAX_TEST_FILES`.
-    """
-    modules = module_files(root)
-    tests = [path for path in sorted((root / "tests").rglob("test_*.py")) if path.name not in NO_ORACLES]
-    tests = [path for path in tests if path.parent.name != "tools"]
-    near = {module, module.removesuffix("_kernel")}
-    stems = [name.split(".")[-1] for name in sorted(near)]
-    found = [path for path in tests if any(stem in path.stem.removeprefix("test_") for stem in stems)]
-    for _ in range(3):
-        direct = [path for path in tests if _imports(path) & near and path not in found]
-        found += sorted(direct, key=lambda path: (path.parent == root / "tests", path.stat().st_size))
-        if len(found) >= 2:
-            break
-        near |= {name for name, path in modules.items() if _imports(path) & near}
-    found = found or [path for path in tests if path.name in WHOLE_WAY]
-    return [str(path.relative_to(root)) for path in found[:MAX_TEST_FILES]]
+    by: str
+    tried: int
+    left: int
+    text: str  # the line of the source, to find the place again
 
 
 # ---- runs
 
 
-def sample(modules: list[str], *, faults: int, seed: int, root: Path = ROOT) -> list[Fault]:
-    """Draws `faults` faults, spread evenly over the modules. The order of the modules does not matter."""
-    files = module_files(root)
-    drawn: list[Fault] = []
-    pools = {}
-    for module in sorted(modules):
-        pool = faults_of(module, files[module].read_text())
-        key = hashlib.sha256(f"{seed} {module}".encode()).digest()
-        random.Random(key).shuffle(pool)
-        pools[module] = pool
-    while len(drawn) < faults and any(pools.values()):
-        order = sorted(pools, key=lambda name: hashlib.sha256(f"{seed} {len(drawn)} {name}".encode()).digest())
-        for module in order:
-            if pools[module] and len(drawn) < faults:
-                drawn.append(pools[module].pop())
-    return drawn
+class Bench:
+    """A copy of the checkout in which one fault at a time is tried."""
+
+    def __init__(self, root: Path, work: Path, number: int, *, seconds: float, near: int) -> None:
+        self.root, self.work, self.seconds, self.near = root, work, seconds, near
+        (place := work / str(number)).mkdir(parents=True, exist_ok=True)
+        self.copy = mutant_runs.refresh(root, place)
+        mutant_runs.compile_kernels(self.copy)
+        self.number = 0
+
+    def known(self, file: str) -> Known:
+        """What a run of a test file without faults shows. It is kept until the file changes."""
+        digest = hashlib.sha256((self.root / file).read_bytes()).hexdigest()[:12]
+        kept = self.work / "known" / f"{file.replace('/', '+')}-{digest}.json"
+        if not kept.exists():
+            report = mutant_runs.run_tests(
+                self.copy, [file], chosen=None, trace=True, seconds=3 * FILE_SECONDS, stop_after=FILE_SECONDS
+            )
+            kept.parent.mkdir(exist_ok=True)
+            entered = {test: names for test, names in report.entered.items() if test in report.seconds}
+            (part := kept.with_suffix(f".{os.getpid()}")).write_text(
+                json.dumps({"seconds": report.seconds, "entered": entered, "shared": report.shared})
+            )
+            part.replace(kept)
+        return Known(**json.loads(kept.read_text()))
+
+    def tests(self, fault: Fault) -> tuple[list[str], int, float]:
+        """The tests for a fault, the number of those that are left out, and the seconds that the chosen ones take."""
+        path = module_files(self.root)[fault.module]
+        lines = function_of(fault, path.read_text()) if not fault.module.endswith("_kernel") else set()
+        known = [self.known(file) for file in tests_of(fault.module, self.root)[: self.near]]
+        file = str(path.relative_to(self.root))
+        tests, left = choose(known, file=file, lines=lines, seconds=self.seconds)
+        taken = {test: seconds for each in known for test, seconds in each.seconds.items()}
+        return tests, left, sum(taken[test] for test in tests)
+
+    def try_fault(self, fault: Fault) -> Outcome:
+        """Puts a fault into the copy, runs the tests, and takes the fault out again."""
+        tests, left, usual = self.tests(fault)
+        path = module_files(self.copy)[fault.module]
+        source = path.read_bytes()
+        files = list(dict.fromkeys(test.split("::")[0] for test in tests))
+        start = time.perf_counter()
+        self.number += 1
+        state, by = "not_seen", ""
+        if tests:
+            with mutant_runs.changed(self.copy, path, fault.apply(source), self.number):
+                limit = SLACK + 4 * usual
+                report = mutant_runs.run_tests(self.copy, files, chosen=tests, trace=False, seconds=limit)
+            by = report.failed
+            state = "timeout" if not report.ended else "seen" if by else "not_seen"
+        text = source.decode().splitlines()[fault.line - 1].strip()
+        return Outcome(fault, state, round(time.perf_counter() - start, 1), by, len(tests), left, text)
 
 
-def copy_of(root: Path, folder: Path) -> Path:
-    """Copies the parts of a checkout that the tests need. Data beside the checkout is linked."""
-    copy = folder / "checkout"
-    copy.mkdir()
-    for name in COPIED:
-        path = root / name
-        if path.is_dir():
-            shutil.copytree(path, copy / name, symlinks=True)
-        elif path.exists():
-            shutil.copy2(path, copy / name)
-    if (root.parent / "shared").exists():
-        (folder / "shared").symlink_to((root.parent / "shared").resolve())
-    return copy
+def run(
+    faults: list[Fault],
+    *,
+    jobs: int,
+    to: Path,
+    seconds: float = 15,
+    near: int = NEAR,
+    root: Path = ROOT,
+    work: Path = WORK,
+) -> list[Outcome]:
+    """Tries each fault that has no outcome in `to`, prints a line for each outcome, and appends it to `to`.
 
-
-def run_tests(checkout: Path, tests: list[str], *, seconds: float = SECONDS) -> tuple[str, str]:
-    """Runs tests until one fails. Returns (state, the first test that failed)."""
-    environment = os.environ | {"PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no", *tests]
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            command, cwd=checkout, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
-        try:
-            code = process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            process.wait()
-            return "timeout", ""
-        output.seek(0)
-        lines = output.read().decode(errors="replace").splitlines()
-    first = next((line for line in lines if line.startswith(("FAILED", "ERROR"))), "")
-    return ("not_seen" if code == 0 else "seen"), first[:160]
-
-
-def try_fault(fault: Fault, checkout: Path, tests: list[str]) -> Outcome:
-    """Puts a fault into a copy of the checkout, runs the tests, and takes the fault out again."""
-    path = module_files(checkout)[fault.module]
-    source = path.read_bytes()
-    start = time.perf_counter()
-    path.write_bytes(fault.apply(source))
-    try:
-        state, first = run_tests(checkout, tests)
-    finally:
-        path.write_bytes(source)
-    return Outcome(fault, state, time.perf_counter() - start, first)
-
-
-def run(faults: list[Fault], *, jobs: int, to: Path | None, root: Path = ROOT) -> list[Outcome]:
-    """Tries each fault. Prints a line for each, and writes the outcomes so far to `to` after each one.
-
-    Test files that fail without any fault are left out: what they say of a fault means nothing.
+    Returns all outcomes of `faults` that are in `to`. Each of the `jobs` processes has the faults of some modules.
     """
-    outcomes: list[Outcome] = []
-    sound = functools.cache(lambda test: run_tests(root, [test])[0] == "not_seen")
-    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        copies: SimpleQueue[Path] = SimpleQueue()
-        for number in range(jobs):
-            (place := Path(folder, str(number))).mkdir()
-            copies.put(copy_of(root, place))
-
-        def one(fault: Fault) -> Outcome:
-            checkout = copies.get()
+    done = {outcome.fault for outcome in outcomes_in(to)}
+    todo = [fault for fault in faults if fault not in done]
+    modules = sorted({fault.module for fault in todo})
+    pids = []
+    for number in range(min(jobs, len(modules))):
+        mine = [fault for fault in todo if modules.index(fault.module) % jobs == number]
+        pid = os.fork()
+        if not pid:
             try:
-                tests = [test for test in tests_of(fault.module, root) if sound(test)]
-                return try_fault(fault, checkout, tests)
+                bench = Bench(root, work, number, seconds=seconds, near=near)
+                for fault in mine:
+                    _append(to, bench.try_fault(fault), done=len(faults) - len(todo), total=len(faults))
+                os._exit(0)
             finally:
-                copies.put(checkout)
-
-        with ThreadPoolExecutor(jobs) as pool:
-            for outcome in pool.map(one, faults):
-                outcomes.append(outcome)
-                print(_line(outcome, len(outcomes), len(faults)), flush=True)
-                if to:
-                    to.write_text(json.dumps([asdict(each) for each in outcomes], indent=1) + "\n")
-    return outcomes
+                os._exit(1)
+        pids.append(pid)
+    failed = [pid for pid in pids if os.waitpid(pid, 0)[1]]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(pids)} processes ended early; the same command goes on")
+    wanted = set(faults)
+    return [outcome for outcome in outcomes_in(to) if outcome.fault in wanted]
 
 
-def _line(outcome: Outcome, number: int, total: int) -> str:
+def _append(to: Path, outcome: Outcome, *, done: int, total: int) -> None:
+    """Writes one outcome. Short lines in append mode do not mix."""
+    with to.open("a") as file:
+        file.write(json.dumps(asdict(outcome)) + "\n")
+    print(f"{len(outcomes_in(to))} {_line(outcome)}", flush=True)
+
+
+def outcomes_in(path: Path) -> list[Outcome]:
+    """The outcomes in a file, or none if there is no file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines]
+    return [Outcome(**row | {"fault": Fault(**row["fault"])}) for row in rows]
+
+
+def not_noticed(path: Path, root: Path = ROOT) -> list[Fault]:
+    """The faults of a file of outcomes that no test noticed, at their places in the sources of now.
+
+    Those whose line is gone are left out.
+    """
+    files = module_files(root)
+    found = []
+    for outcome in outcomes_in(path):
+        if outcome.state == "not_seen" and outcome.fault.module in files:
+            source = files[outcome.fault.module].read_text()
+            again = sample({outcome.fault.module: source}, faults=10**6, seed=0)
+            same = [
+                fault
+                for fault in again
+                if (fault.before, fault.after) == (outcome.fault.before, outcome.fault.after)
+                and source.splitlines()[fault.line - 1].strip() == outcome.text
+            ]
+            found += sorted(same, key=lambda fault: abs(fault.start - outcome.fault.start))[:1]
+    return found
+
+
+# ---- words
+
+
+def _line(outcome: Outcome) -> str:
     fault = outcome.fault
     change = f"{fault.before!r} -> {fault.after!r}"
-    return f"{number}/{total} {outcome.state:8} {outcome.seconds:5.1f} s {fault.module}:{fault.line} {change[:150]}"
+    left = f" ({outcome.tried} tests, {outcome.left} left)" if outcome.state == "not_seen" else ""
+    return f"{outcome.state:8} {outcome.seconds:5.1f} s {fault.module}:{fault.line} {change[:150]}{left}"
 
 
 def summary(outcomes: list[Outcome]) -> str:
     """A table by module, then the faults that no test noticed."""
-    rows = {}
+    rows: dict[str, tuple[int, int]] = {}
     for outcome in outcomes:
         noticed, total = rows.get(outcome.fault.module, (0, 0))
         rows[outcome.fault.module] = (noticed + (outcome.state in ("seen", "timeout")), total + 1)
     noticed = sum(row[0] for row in rows.values())
     lines = [f"{name:44} {row[0]:3} of {row[1]:3}" for name, row in sorted(rows.items())]
-    missed = [_line(each, number, len(outcomes)) for number, each in enumerate(outcomes, 1) if each.state == "not_seen"]
+    missed = [_line(each) for each in outcomes if each.state == "not_seen"]
     return "\n".join([*lines, f"{'all':44} {noticed:3} of {len(outcomes):3}", "", "not noticed:", *missed])
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def _options(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tools.mutants", description=__doc__.split("\n")[0])
     parser.add_argument("--modules", nargs="+", metavar="NAME", help="dotted names, or the start of some; default: all")
     parser.add_argument("--faults", type=int, default=40, help="number of faults (default: 40)")
+    parser.add_argument("--spread", type=int, metavar="N", help="draw N of the modules (default: all of them)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
     parser.add_argument("--jobs", type=int, default=1, help="faults at a time (default: 1)")
-    parser.add_argument("--to", type=Path, metavar="FILE", help="write the outcomes to this JSON file")
-    parser.add_argument("--list", action="store_true", help="print the faults and the tests, and run nothing")
+    parser.add_argument("--seconds", type=float, default=15, help="of tests for a fault (default: 15)")
+    parser.add_argument("--near", type=int, default=NEAR, help=f"test files for a module (default: {NEAR})")
+    parser.add_argument("--to", type=Path, default=Path("mutants.jsonl"), metavar="FILE", help="append outcomes here")
+    parser.add_argument("--again", type=Path, metavar="FILE", help="try those of FILE that were not noticed")
+    parser.add_argument("--list", action="store_true", help="print the faults and the test files, and run nothing")
     options = parser.parse_args(argv)
-    known = [name for name in module_files() if ".demo." not in name]
+    known = {name: path for name, path in module_files(ROOT).items() if ".demo." not in name}
     wanted = options.modules or ["pipeline", "queries", "clip_train"]
-    modules = [name for name in known if any(name == each or name.startswith(f"{each}.") for each in wanted)]
-    if not modules:
-        parser.error(f"--modules {' '.join(wanted)}: no such module; {len(known)} are known, the first is {known[0]}")
-    faults = sample(modules, faults=options.faults, seed=options.seed)
+    names = [name for name in known if any(name == each or name.startswith(f"{each}.") for each in wanted)]
+    if not names:
+        first = next(iter(known))
+        parser.error(f"--modules {' '.join(wanted)}: no such module; {len(known)} are known, the first is {first}")
+    options.sources = {name: known[name].read_text() for name in names}
+    return options
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = _options(argv)
+    faults = sample(options.sources, faults=options.faults, seed=options.seed, spread=options.spread)
+    if options.again:
+        faults = not_noticed(options.again)
     if options.list:
         for fault in faults:
-            tests = " ".join(tests_of(fault.module))
+            tests = " ".join(tests_of(fault.module, ROOT)[: options.near])
             print(f"{fault.module}:{fault.line} {fault.kind}: {fault.before!r} -> {fault.after!r} [{tests}]")
         return 0
-    print(summary(run(faults, jobs=options.jobs, to=options.to)))
+    mutant_runs.preload(ROOT)
+    print(summary(run(faults, jobs=options.jobs, to=options.to, seconds=options.seconds, near=options.near)))
     return 0
 
 
