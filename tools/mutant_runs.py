@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class Report:
     seconds: dict[str, float]
     entered: dict[str, list[str]]
     shared: list[str]
+    complete: bool = False  # True if every test was run
 
 
 def preload(root: Path) -> int:
@@ -123,19 +124,34 @@ def changed(checkout: Path, path: Path, source: bytes, number: int) -> Iterator[
 
 
 def run_tests(
-    checkout: Path, files: list[str], *, chosen: list[str] | None, trace: bool, seconds: float, stop_after: float = 0
+    checkout: Path,
+    files: list[str],
+    *,
+    chosen: list[str] | None,
+    seconds: float,
+    trace: bool = False,
+    stop_after: float = 0,
+    without: Collection[str] = (),
 ) -> Report:
     """Runs tests in a child: `chosen` ones in their order until one fails, or all of the files (`chosen` is None).
 
-    `trace` notes which functions each test enters. `seconds` is the limit after which the child is killed.
-    `stop_after` is the number of seconds after which no further test starts (0: no such limit).
+    Args:
+        checkout: where they run.
+        files: that hold them.
+        chosen: their ids.
+        seconds: the child is killed after so many.
+        trace: note which functions each test enters.
+        stop_after: no further test starts after so many seconds (0: no such limit).
+        without: ids of tests that are not run.
     """
     with tempfile.TemporaryDirectory(prefix="mutants-") as place:
         out = Path(place, "report.json")
         Path(place, "tmp").mkdir()
         pid = os.fork()
         if not pid:
-            _child(checkout, files, chosen=chosen, recorder=_Recorder(chosen, checkout, trace, stop_after, out))
+            _child(
+                checkout, files, chosen=chosen, recorder=_Recorder(chosen, checkout, trace, stop_after, out, without)
+            )
         ended = _wait(pid, seconds)
         log = Path(place, "log").read_text(errors="replace") if Path(place, "log").exists() else ""
         if not out.exists():
@@ -212,7 +228,17 @@ def _child(checkout: Path, files: list[str], *, chosen: list[str] | None, record
 class _Recorder:
     """A plugin of pytest: chooses and orders the tests, and writes what they did to a JSON file."""
 
-    def __init__(self, chosen: list[str] | None, checkout: Path, trace: bool, stop_after: float, out: Path) -> None:
+    def __init__(
+        self,
+        chosen: list[str] | None,
+        checkout: Path,
+        trace: bool,
+        stop_after: float,
+        out: Path,
+        without: Collection[str],
+    ) -> None:
+        self.without = frozenset(without)
+        self.complete = True
         self.order = None if chosen is None else {test: place for place, test in enumerate(chosen)}
         self.checkout, self.trace, self.out = f"{checkout}/", trace, out
         self.until = time.monotonic() + stop_after if stop_after else 0
@@ -225,6 +251,7 @@ class _Recorder:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [each for each in items if each.nodeid not in self.without]
         if self.order is not None:
             order = self.order
             items[:] = sorted((each for each in items if each.nodeid in order), key=lambda each: order[each.nodeid])
@@ -241,6 +268,7 @@ class _Recorder:
                 self.entered[item.nodeid] = self._names()
             if self.until and time.monotonic() > self.until:
                 item.session.shouldstop = "the time of this file is over"
+                self.complete = False
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[object]:
@@ -269,7 +297,7 @@ class _Recorder:
     def pytest_sessionfinish(self) -> None:
         good = {test: taken for test, taken in self.seconds.items() if test not in self.bad}
         about = {"failed": self.failed, "seconds": good, "entered": self.entered, "shared": sorted(self.shared)}
-        self.out.write_text(json.dumps(about))
+        self.out.write_text(json.dumps(about | {"complete": self.complete}))
 
     def _watch(self, on: bool) -> None:
         """Notes each function that is entered from now on, in all threads."""

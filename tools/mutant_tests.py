@@ -21,12 +21,14 @@ class Known:
     """What one run of a test file without faults has shown.
 
     Shapes: a key per test that passed. `entered` has the functions (file:line) that a test entered in its own process.
-    `shared` has those that a fixture of a module or of the session entered.
+    `shared` has those that a fixture of a module or of the session entered. `complete` is False if the time of the file
+    was over before its last test.
     """
 
     seconds: dict[str, float]
     entered: dict[str, list[str]]
     shared: list[str]
+    complete: bool = True
 
 
 def module_files(root: Path) -> dict[str, Path]:

@@ -11,7 +11,8 @@ tests that enter the function of the fault, the fast ones first. Which tests the
 faults, and kept in .mutants. The tests of a kernel are also those of its reference.
 
 Outcomes are appended to --to as they come. The same command goes on where it stopped. --again tries those once more
-that were not noticed. --seconds bounds the tests of one fault: more of them are tried with more seconds.
+that were not noticed: give it more --seconds of tests for a fault, more files (--near), and more --file-seconds for
+the first run of a file, whose later tests are not tried else.
 
 A fault that was not noticed is either a gap in the tests or a change without an effect. A person decides that:
 docs/testing.md has the figures, and the reason for each fault that was left.
@@ -37,7 +38,6 @@ from tools.mutant_tests import Known, choose, function_of, module_files, tests_o
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / ".mutants"
-NEAR = 3  # test files of one module that are tried
 FILE_SECONDS = 40  # for the run of one test file without faults; the tests that come later are not known
 SLACK = 30  # seconds that the tests of a fault may take beside four times their usual time
 
@@ -58,14 +58,23 @@ class Outcome:
     text: str  # the line of the source, to find the place again
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How much is tried: seconds of tests for a fault, test files for a module, seconds for the first run of a file."""
+
+    seconds: float = 15
+    near: int = 3
+    file_seconds: float = FILE_SECONDS
+
+
 # ---- runs
 
 
 class Bench:
     """A copy of the checkout in which one fault at a time is tried."""
 
-    def __init__(self, root: Path, work: Path, number: int, *, seconds: float, near: int) -> None:
-        self.root, self.work, self.seconds, self.near = root, work, seconds, near
+    def __init__(self, root: Path, work: Path, number: int, effort: Effort) -> None:
+        self.root, self.work, self.effort = root, work, effort
         (place := work / str(number)).mkdir(parents=True, exist_ok=True)
         self.copy = mutant_runs.refresh(root, place)
         mutant_runs.compile_kernels(self.copy)
@@ -75,25 +84,36 @@ class Bench:
         """What a run of a test file without faults shows. It is kept until the file changes."""
         digest = hashlib.sha256((self.root / file).read_bytes()).hexdigest()[:12]
         kept = self.work / "known" / f"{file.replace('/', '+')}-{digest}.json"
-        if not kept.exists():
-            report = mutant_runs.run_tests(
-                self.copy, [file], chosen=None, trace=True, seconds=3 * FILE_SECONDS, stop_after=FILE_SECONDS
-            )
-            kept.parent.mkdir(exist_ok=True)
-            entered = {test: names for test, names in report.entered.items() if test in report.seconds}
-            (part := kept.with_suffix(f".{os.getpid()}")).write_text(
-                json.dumps({"seconds": report.seconds, "entered": entered, "shared": report.shared})
-            )
-            part.replace(kept)
-        return Known(**json.loads(kept.read_text()))
+        known = Known(**json.loads(kept.read_text())) if kept.exists() else Known({}, {}, [], complete=False)
+        if kept.exists() and (known.complete or self.effort.file_seconds <= FILE_SECONDS):
+            return known
+        report = mutant_runs.run_tests(
+            self.copy,
+            [file],
+            chosen=None,
+            seconds=self.effort.file_seconds + SLACK,
+            trace=True,
+            stop_after=self.effort.file_seconds,
+            without=known.seconds,
+        )
+        known = Known(
+            known.seconds | report.seconds,
+            known.entered | {test: names for test, names in report.entered.items() if test in report.seconds},
+            sorted({*known.shared, *report.shared}),
+            complete=report.complete or self.effort.file_seconds > FILE_SECONDS,
+        )
+        kept.parent.mkdir(exist_ok=True)
+        (part := kept.with_suffix(f".{os.getpid()}")).write_text(json.dumps(asdict(known)))
+        part.replace(kept)
+        return known
 
     def tests(self, fault: Fault) -> tuple[list[str], int, float]:
         """The tests for a fault, the number of those that are left out, and the seconds that the chosen ones take."""
         path = module_files(self.root)[fault.module]
         lines = function_of(fault, path.read_text()) if not fault.module.endswith("_kernel") else set()
-        known = [self.known(file) for file in tests_of(fault.module, self.root)[: self.near]]
+        known = [self.known(file) for file in tests_of(fault.module, self.root)[: self.effort.near]]
         file = str(path.relative_to(self.root))
-        tests, left = choose(known, file=file, lines=lines, seconds=self.seconds)
+        tests, left = choose(known, file=file, lines=lines, seconds=self.effort.seconds)
         taken = {test: seconds for each in known for test, seconds in each.seconds.items()}
         return tests, left, sum(taken[test] for test in tests)
 
@@ -109,7 +129,7 @@ class Bench:
         if tests:
             with mutant_runs.changed(self.copy, path, fault.apply(source), self.number):
                 limit = SLACK + 4 * usual
-                report = mutant_runs.run_tests(self.copy, files, chosen=tests, trace=False, seconds=limit)
+                report = mutant_runs.run_tests(self.copy, files, chosen=tests, seconds=limit)
             by = report.failed
             state = "timeout" if not report.ended else "seen" if by else "not_seen"
         text = source.decode().splitlines()[fault.line - 1].strip()
@@ -117,14 +137,7 @@ class Bench:
 
 
 def run(
-    faults: list[Fault],
-    *,
-    jobs: int,
-    to: Path,
-    seconds: float = 15,
-    near: int = NEAR,
-    root: Path = ROOT,
-    work: Path = WORK,
+    faults: list[Fault], *, jobs: int, to: Path, effort: Effort | None = None, root: Path = ROOT, work: Path = WORK
 ) -> list[Outcome]:
     """Tries each fault that has no outcome in `to`, prints a line for each outcome, and appends it to `to`.
 
@@ -139,7 +152,7 @@ def run(
         pid = os.fork()
         if not pid:
             try:
-                bench = Bench(root, work, number, seconds=seconds, near=near)
+                bench = Bench(root, work, number, effort or Effort())
                 for fault in mine:
                     _append(to, bench.try_fault(fault), done=len(faults) - len(todo), total=len(faults))
                 os._exit(0)
@@ -218,7 +231,10 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
     parser.add_argument("--jobs", type=int, default=1, help="faults at a time (default: 1)")
     parser.add_argument("--seconds", type=float, default=15, help="of tests for a fault (default: 15)")
-    parser.add_argument("--near", type=int, default=NEAR, help=f"test files for a module (default: {NEAR})")
+    parser.add_argument("--near", type=int, default=3, help="test files for a module (default: 3)")
+    parser.add_argument(
+        "--file-seconds", type=float, default=FILE_SECONDS, help="for the first run of a test file (default: 40)"
+    )
     parser.add_argument("--to", type=Path, default=Path("mutants.jsonl"), metavar="FILE", help="append outcomes here")
     parser.add_argument("--again", type=Path, metavar="FILE", help="try those of FILE that were not noticed")
     parser.add_argument("--list", action="store_true", help="print the faults and the test files, and run nothing")
@@ -244,7 +260,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{fault.module}:{fault.line} {fault.kind}: {fault.before!r} -> {fault.after!r} [{tests}]")
         return 0
     mutant_runs.preload(ROOT)
-    print(summary(run(faults, jobs=options.jobs, to=options.to, seconds=options.seconds, near=options.near)))
+    effort = Effort(options.seconds, options.near, options.file_seconds)
+    print(summary(run(faults, jobs=options.jobs, to=options.to, effort=effort)))
     return 0
 
 

@@ -523,6 +523,18 @@ def test_metadata_that_points_outside_of_its_shard_is_refused(published, column,
         open_index(str(folder))
 
 
+@pytest.mark.parametrize("form", ["{}", "{}.tar", "shards/{}.tar"])
+def test_metadata_may_name_its_shard_in_place_of_its_number(published, vocabulary, form):
+    plain, named = published(samples=8, shards=2), published(samples=8, shards=2, name="named")
+    for file in (named / "metadata").iterdir():
+        table = pq.read_table(file)
+        names = pa.array([form.format(file.stem)] * len(table))
+        pq.write_table(table.set_column(table.column_names.index("shard"), "shard", names), file)
+    write_manifest(named)
+    [[one]], [[other]] = (steps(open_index(str(folder)), vocabulary, 1, batch_size=8)[0] for folder in (plain, named))
+    assert torch.equal(one.images, other.images) and torch.equal(one.text.tokens, other.text.tokens)
+
+
 def test_a_manifest_that_nests_without_end_or_climbs_out_is_refused(published):
     folder = published(samples=2, shards=1)
     (folder / "manifest.json").write_text("[" * 200_000)

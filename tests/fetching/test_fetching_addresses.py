@@ -22,6 +22,9 @@ PUBLIC = [
     "::ffff:93.184.216.34",
     "64:ff9b::5db8:d822",
     "2002:5db8:d822::1",
+    "2606:4700:4700::1111",
+    "::5db8:d822",
+    "2001:0:4136:e378:8000:63bf:a247:27dd",  # Teredo from 93.184.216.34
 ]
 PRIVATE = [
     "0.0.0.0",
@@ -48,11 +51,16 @@ PRIVATE = [
     "2002:7f00:1::1",
     "2002:a9fe:a9fe::1",
     "2001:0:4136:e378:8000:63bf:3fff:fdd2",  # Teredo
+    "2001:0:4136:e378:8000:63bf:f5ff:fffe",  # from 10.0.0.1
+    "2001:0:a00:1:8000:63bf:a247:27dd",  # by a server at 10.0.0.1
     "2001:db8::1",
     "3fff::1",
     "fc00::1",
     "fd12:3456::1",
     "fe80::1",
+    "fe80::808:808",  # the low bits are no IPv4 address here
+    "fd00::808:808",
+    "2001:db8::808:808",
     "fec0::1",
     "ff02::1",
 ]
@@ -65,7 +73,7 @@ def test_public(address: str) -> None:
 
 @pytest.mark.parametrize("address", PRIVATE)
 def test_not_public(address: str) -> None:
-    if address.startswith("2001:0:"):  # the client of this tunnel is 192.0.2.45, an address for documentation
+    if address.startswith("2001:0:"):  # a tunnel with an end that is not public
         assert ipaddress.IPv6Address(address).teredo is not None
     assert not is_public(ipaddress.ip_address(address))
 

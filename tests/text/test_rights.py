@@ -199,6 +199,7 @@ PATTERNS = [
     ("2.2.3 parts do not overlap", "/ab*ba$", "http://x.example/aba", False),
     ("2.2.3 parts in order", "/*b*a", "http://x.example/ab", False),
     ("all paths", "", "http://x.example/a", True),
+    ("half a character is one that nobody knows", "/\ud800", "http://x.example/\ud800b", True),
 ]
 
 

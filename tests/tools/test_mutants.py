@@ -177,7 +177,7 @@ def test_a_child_that_is_stopped_leaves_no_process(tmp_path: Path) -> None:
     (checkout / "tests" / "test_waits.py").write_text(WAITS)
     pid, seconds = checkout / "pid", 1.0
     while not (pid.exists() and pid.read_text()):  # the limit came before the test began
-        report = mutant_runs.run_tests(checkout, ["tests/test_waits.py"], chosen=None, trace=False, seconds=seconds)
+        report = mutant_runs.run_tests(checkout, ["tests/test_waits.py"], chosen=None, seconds=seconds)
         assert not report.ended and seconds < 77
         seconds *= 2
     assert not processes.alive(int(pid.read_text()))
