@@ -27,7 +27,10 @@ FLOORS = {
     "queries": 3,
     "pipeline.stages": 4,
     "pipeline": 5,
-    "pipeline.demo": 6,
+    "pipeline.inspector": 6,
+    "pipeline.inspect_shards": 7,
+    "pipeline.commands": 8,
+    "pipeline.demo": 8,
 }
 STAGES = {f"pipeline.stages.{name}" for name in "gather match dedup balance fetch dedup_images publish".split()}
 HEAVY = (

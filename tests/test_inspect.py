@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import build, inspect_shards
+from pipeline import build
 from pipeline.dataset import shards
 from pipeline.dataset.open_set import open_set
 from pipeline.dataset.ranges import Ranges
@@ -641,9 +641,6 @@ def test_metadata_without_a_column_is_named(run: Any, folder: Path) -> None:
     storage.write_published(str(path), pq.read_table(path).drop_columns(["sha256"]))
     republish(folder)
     assert faults(run, folder)[0]["problem"] == "has no column 'sha256'"
-    assert inspect_shards.COMMANDS.keys() == set(
-        "info ls show stats queries find sample diff verify rows rights forgotten".split()
-    )
 
 
 def test_rows_into_a_folder_are_refused(run: Any, folder: Path) -> None:

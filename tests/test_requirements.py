@@ -95,7 +95,7 @@ def carried(distributions: set[str]) -> set[str]:
 
 @pytest.mark.parametrize(
     ("packages", "extras"),
-    [(("pipeline",), ("pdq",)), (("queries",), ("segment",)), (("clip_train",), ("train", "wandb"))],
+    [(("pipeline",), ("pdq", "sql")), (("queries",), ("segment",)), (("clip_train",), ("train", "wandb"))],
     ids=["pipeline", "queries", "train"],
 )
 def test_what_is_imported_is_required(packages: tuple[str, ...], extras: tuple[str, ...]) -> None:
@@ -105,7 +105,7 @@ def test_what_is_imported_is_required(packages: tuple[str, ...], extras: tuple[s
 
 def test_what_is_required_is_imported() -> None:
     used = imported(*PACKAGES)
-    extras = [required(extra) for extra in ("train", "s3", "gcs", "wandb", "segment", "pdq")]
+    extras = [required(extra) for extra in ("train", "s3", "gcs", "wandb", "segment", "pdq", "sql")]
     for name in required().union(*extras):
         assert (module(name) in used) != (name in NOT_IMPORTED), name
 

@@ -37,8 +37,7 @@ def write_rows(out: str, stage: str, to: str) -> int:
     if info is None:
         raise NoRows(f"the stage {stage!r} is not complete in {out!r}: run the build first")
     found = _rows(out, stage, info)
-    inputs = {item["unit"]: item["name"] for item in storage.read_list(os.path.join(out, "inputs.json"))}
-    names = [inputs.get(unit, "") for unit in range(1 + max(inputs))]
+    names = input_names(out)
     schema = readable(SCHEMAS[stage].empty_table(), names).schema
     rows = 0
     with (
@@ -53,6 +52,12 @@ def write_rows(out: str, stage: str, to: str) -> int:
             writer.write_table(table)
             rows += table.num_rows
     return rows
+
+
+def input_names(out: str) -> list[str]:
+    """The name of each input of a run, by its number. The number of an input that was taken out has the name ""."""
+    inputs = {item["unit"]: item["name"] for item in storage.read_list(os.path.join(out, "inputs.json"))}
+    return [inputs.get(unit, "") for unit in range(1 + max(inputs, default=-1))]
 
 
 def _rows(out: str, stage: str, info: dict[str, Any]) -> Rows:

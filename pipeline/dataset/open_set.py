@@ -131,6 +131,22 @@ class OpenSet:
         """
         return read_queries(self.root)
 
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the metadata. Those behind the columns of docs/architecture.md are scores.
+
+        Raises:
+            Damaged: a file cannot be read.
+        """
+        if not self.shards:
+            return shards.METADATA
+        path = self.shards[0].metadata
+        try:
+            with storage.published(os.path.join(self.root, path)) as file:
+                return file.schema_arrow.remove_metadata()
+        except (pa.ArrowException, storage.DamagedError, OSError, ValueError) as error:
+            raise Damaged(f"{path} cannot be read: {error}") from error
+
     def rows(self, columns: Sequence[str] | None = None, *, shard: int | None = None) -> Iterator[pa.Table]:
         """Yields the metadata, one table for each shard, in the order of the keys. Page checksums are verified.
 

@@ -135,10 +135,9 @@ class Summary:
     )
 
     def add(self, table: pa.Table) -> None:
-        """Adds the rows of one file of metadata (at least COLUMNS)."""
+        """Adds rows. What their table has no column for (of COLUMNS) is not counted, as before the fetch the sizes."""
+        has = set(table.column_names)
         self.samples += table.num_rows
-        self.licensed += table.num_rows - table["license"].null_count
-        self.image_bytes += pc.sum(table["jpg_size"]).as_py() or 0
         columns = {
             "language": self.languages,
             "text_source": self.text_sources,
@@ -147,20 +146,35 @@ class Summary:
             "original_format": self.formats,
         }
         for name, counter in columns.items():
-            counter.update(_counts(table[name].fill_null(NO_VALUE)))
-        self.hosts.update(_counts(hosts(table["url"])))
-        self.host_count = len(self.hosts)
-        self.opt_outs.update(_counts(pc.list_flatten(pc.split_pattern(table["opt_out"].drop_null(), ","))))
-        self.matched.add(pc.list_flatten(table["query_ids"]).to_numpy())
-        self.kept_by.add(pc.list_flatten(table["kept_by"]).to_numpy())
+            if name in has:
+                counter.update(_counts(table[name].fill_null(NO_VALUE)))
+        if "license" in has:
+            self.licensed += table.num_rows - table["license"].null_count
+        if "url" in has:
+            self.hosts.update(_counts(hosts(table["url"])))
+            self.host_count = len(self.hosts)
+        if "opt_out" in has:
+            self.opt_outs.update(_counts(pc.list_flatten(pc.split_pattern(table["opt_out"].drop_null(), ","))))
+        for name, counts in (("query_ids", self.matched), ("kept_by", self.kept_by)):
+            if name in has:
+                counts.add(pc.list_flatten(table[name]).to_numpy())
         lengths = pc.utf8_length(table["text"]).to_numpy()
         self.characters += int(lengths.sum())
         self.text_length.add(lengths)
-        original = [table[f"original_{side}"].fill_null(0).to_numpy() for side in ("width", "height")]
-        self.short_side.add(np.minimum(*original))
-        self.aspect.add(table["width"].to_numpy() / np.maximum(1, table["height"].to_numpy()))
-        self.kilobytes.add(table["jpg_size"].to_numpy() / 1000)
-        self.keep_probability.add(table["keep_probability"].to_numpy())
+        if "keep_probability" in has:
+            self.keep_probability.add(table["keep_probability"].to_numpy())
+        self._add_images(table, has)
+
+    def _add_images(self, table: pa.Table, has: set[str]) -> None:
+        """Counts the sizes of the images."""
+        if {"original_width", "original_height"} <= has:
+            original = [table[f"original_{side}"].fill_null(0).to_numpy() for side in ("width", "height")]
+            self.short_side.add(np.minimum(*original))
+        if {"width", "height"} <= has:
+            self.aspect.add(table["width"].to_numpy() / np.maximum(1, table["height"].to_numpy()))
+        if "jpg_size" in has:
+            self.image_bytes += pc.sum(table["jpg_size"]).as_py() or 0
+            self.kilobytes.add(table["jpg_size"].to_numpy() / 1000)
 
 
 def hosts(urls: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -25,6 +25,32 @@ def _sanitize_character(character: str) -> str:
     return REPLACEMENT if category[0] == "C" and character not in KEPT else character
 
 
+def width(text: str) -> int:
+    """The columns of a terminal that a sanitized text takes: wide characters take two, marks that combine none."""
+    if text.isascii():
+        return len(text)
+    return sum(map(_columns, text))
+
+
+def cut(text: str, room: int) -> str:
+    """The text, or its beginning with an ellipsis, in at most `room` columns of a terminal."""
+    if width(text) <= room:
+        return text
+    taken, used = [], 1  # the ellipsis
+    for character in text:
+        used += _columns(character)
+        if used > room:
+            break
+        taken.append(character)
+    return "".join(taken) + "…"
+
+
+def _columns(character: str) -> int:
+    if unicodedata.combining(character) or character in KEPT:
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
 def size(count: float) -> str:
     """A number of bytes for people: 12 B, 3.4 kB, 25 MB."""
     units = ["TB", "GB", "MB", "kB", "B"]

@@ -1,0 +1,107 @@
+"""inspect_shards info: what a folder is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any
+
+from pipeline.dataset.errors import NotFound
+from pipeline.engine.cli import DONE
+from pipeline.engine.display import sanitize, size
+from pipeline.inspector.output import print_json
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags."""
+    del parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """What the folder is."""
+    from pipeline.dataset import open_set, shards
+
+    folder = args.folder
+    published = os.path.exists(os.path.join(folder, "manifest.json"))
+    manifest = open_set.read_manifest(folder) if published else None
+    stages = open_set.stages_of(folder)
+    if manifest is None and not stages:
+        raise NotFound(f"{folder!r} holds neither manifest.json nor stages/: is it the --output of a run?")
+    facts: dict[str, Any] = {"folder": folder, "published": manifest is not None, "stages": stages}
+    if manifest is not None:
+        entries = manifest["files"]
+        tars = [entry for entry in entries if entry["path"].endswith(".tar")]
+        facts |= {name: manifest.get(name) for name in ("digest", "queries", "ledger", "options", "versions")}
+        facts |= {name: manifest[name] for name in ("damaged_inputs",) if name in manifest}
+        facts |= {
+            "shards": len(tars),
+            "ranges": open_set.count_of_ranges(manifest),
+            "rows": sum(entry["rows"] for entry in tars),
+            "bytes": sum(entry["bytes"] for entry in entries),
+        }
+    elif os.path.exists(os.path.join(folder, "queries.parquet")):
+        queries = open_set.read_queries(folder)["query"].to_pylist()
+        facts["queries"] = {"rows": len(queries), "digest": shards.digest_of_queries(queries)}
+    if args.json:
+        return print_json(facts)
+    print_info(facts)
+    return DONE
+
+
+def print_info(facts: dict[str, Any]) -> None:
+    """Prints the facts of a folder on one screen."""
+    from pipeline.engine import rights_ledger
+    from pipeline.engine.ledger import lines_on_inputs, lines_on_records
+
+    if facts["published"]:
+        ranges = facts["ranges"]
+        empty = 0 if ranges is None else ranges - facts["shards"]
+        gaps = f" ({empty:,} of {ranges:,} ranges are empty)" if empty else ""
+        print(f"published: {facts['rows']:,} pairs in {facts['shards']:,} shards{gaps}, {size(facts['bytes'])}")
+        print(f"digest     {facts['digest']}")
+    else:
+        print("a run that is not published (yet)")
+    queries = facts.get("queries")
+    if queries:
+        print(f"queries    {queries['rows']:,}, digest {queries['digest']}")
+    rows = facts["stages"] or facts.get("ledger") or []
+    if rows:
+        print(f"\n{'stage':<14}{'rows in':>15}{'rows out':>15}   CPU s")
+    for row in rows:
+        if not row.get("completed", True):
+            print(f"{row['stage']:<14}not finished")
+            continue
+        cpu = f"{row['cpu_seconds']:8,.1f}" if "cpu_seconds" in row else ""
+        print(f"{row['stage']:<14}{row['rows_in']:>15,}{row['rows_out']:>15,}{cpu}")
+        for reason, count in sorted(row["dropped"].items(), key=lambda item: (-item[1], item[0])):
+            print(f"    {sanitize(reason):<25}{-count:>15,}")
+        for line in lines_on_records(row):
+            print(f"    {sanitize(line)}")
+    if not facts["stages"]:  # a copy of the published files alone
+        for line in lines_on_inputs(facts.get("damaged_inputs") or {}):
+            print(sanitize(line))
+    refused = rights_ledger.lines(rights_ledger.of_stages(rows, facts.get("options")), examples=False)
+    for line in ["", *refused] if refused else ():
+        print(sanitize(line))
+    if facts.get("options"):
+        print("\noptions    " + sanitize(json.dumps(facts["options"], ensure_ascii=False, sort_keys=True)))
+        print("versions   " + sanitize(json.dumps(facts["versions"], sort_keys=True)))
+
+
+def ledger_of(folder: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """The ledger of a folder: info.json of its stages, else that of its manifest; and the options of the manifest.
+
+    Raises:
+        NotFound: the folder has neither.
+        Damaged: a file cannot be read.
+    """
+    from pipeline.dataset import open_set
+
+    stages, options = open_set.stages_of(folder), None
+    if not stages and os.path.exists(os.path.join(folder, "manifest.json")):
+        manifest = open_set.read_manifest(folder)
+        stages, options = manifest.get("ledger") or [], manifest.get("options")
+    if not stages:
+        raise NotFound(f"{folder!r} holds neither manifest.json nor stages/: is it the --output of a run?")
+    return stages, options

@@ -1,0 +1,95 @@
+"""inspect_shards show: everything known of one sample."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pipeline.dataset.errors import Damaged
+from pipeline.engine.cli import DONE
+from pipeline.engine.display import sanitize
+from pipeline.inspector import picture
+from pipeline.inspector.output import print_json
+
+if TYPE_CHECKING:
+    from pipeline.dataset.open_set import OpenSet
+
+MOST_DUPLICATES = 100  # that are shown
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags."""
+    add = parser.add_argument
+    add("--image", metavar="FILE", help="save the JPEG there")
+    add("--picture", choices=("auto", *picture.KINDS), default="auto", help="how a terminal draws it (default: auto)")
+    add("--no-picture", action="store_true", help="draw no picture")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Everything known of one sample: picture, fields, queries, where it was found, and what it stands for."""
+    from pipeline.dataset.open_set import open_set
+
+    pairs = open_set(args.folder)
+    row = pairs.row(args.key)
+    queries = pairs.queries["query"].to_pylist()
+    names = {
+        column: [queries[number] if number < len(queries) else str(number) for number in row[column]]
+        for column in ("query_ids", "kept_by")
+    }
+    facts = row | {"queries": names["query_ids"], "kept_by_queries": names["kept_by"]}
+    facts["duplicates"] = duplicates(pairs, row["key"])
+    if args.image is not None:
+        from pipeline.engine import storage
+
+        storage.write_plain(args.image, pairs.sample(row["key"]).image)
+    if args.json:
+        return print_json(facts)
+    if not args.no_picture:
+        _draw(pairs, row, args.picture)
+    for name, value in facts.items():
+        if name == "phash" and value is not None:
+            value = f"{value:016x}"
+        if name == "duplicates":
+            value = [f"{item['key']} ({item['kind']}, {item['distance']} bits)" for item in value]
+        if isinstance(value, list):
+            value = ", ".join(map(str, value))
+        print(f"{name:<18}{'' if value is None else sanitize(value)}")
+    if args.image is not None:
+        print(f"{'image':<18}{sanitize(args.image)}")
+    return DONE
+
+
+def duplicates(pairs: OpenSet, key: str) -> list[dict[str, Any]]:
+    """The pairs that were dropped because this one shows the same: key, kind and distance of each."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from pipeline.engine import storage
+    from pipeline.schema import DUPLICATES_FILE
+
+    path = os.path.join(pairs.root, DUPLICATES_FILE)
+    if not storage.exists(path):
+        return []
+    try:
+        table = storage.read_published(path)
+    except (pa.ArrowException, storage.DamagedError, OSError, ValueError) as error:
+        raise Damaged(f"{DUPLICATES_FILE} cannot be read: {error}") from error
+    found = table.filter(pc.equal(table["keeper"], key)).select(["key", "kind", "distance"])
+    return found.slice(0, MOST_DUPLICATES).to_pylist()
+
+
+def _draw(pairs: OpenSet, row: dict[str, Any], kind: str) -> None:
+    """Draws the picture, where stdout can show one."""
+    way = picture.kind_of_terminal() if kind == "auto" else kind
+    if way is None:
+        return
+    room = shutil.get_terminal_size()
+    try:
+        text = picture.draw(pairs.member(row, "jpg"), way, columns=room.columns - 1, rows=max(4, room.lines - 4))
+    except ValueError as error:
+        print(f"{'picture':<18}{sanitize(error)}", file=sys.stderr)
+        return
+    sys.stdout.write(text)

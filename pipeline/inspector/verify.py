@@ -1,0 +1,42 @@
+"""inspect_shards verify: every checksum and count."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from pipeline.dataset.errors import NotFound
+from pipeline.engine.cli import BELOW, DONE
+from pipeline.engine.display import sanitize
+from pipeline.inspector.output import print_json
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags."""
+    parser.add_argument("--quick", action="store_true", help="names, sizes and counts only")
+    parser.add_argument("--stages", action="store_true", help="the files that the stages keep, too")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks everything."""
+    from pipeline.dataset import verify as verifying
+
+    try:
+        faults, notes = [], list[str]()
+        for fault in verifying.verify(args.folder, quick=args.quick, stages=args.stages, note=notes.append):
+            faults.append(fault)
+            if not args.json:
+                print(": ".join(sanitize(part) for part in (fault.path, fault.key, fault.problem) if part), flush=True)
+    except verifying.NothingThere as error:
+        raise NotFound(str(error)) from error
+    if args.json:
+        found = [dataclasses.asdict(fault) for fault in faults]
+        print_json({"ok": not faults, "quick": args.quick, "faults": found, "notes": notes})
+        return BELOW if faults else DONE
+    for line in notes:
+        print(f"note: {line}")
+    if faults:
+        print(f"{len(faults):,} {'fault' if len(faults) == 1 else 'faults'}")
+    else:
+        print("sound: names, sizes and counts agree" if args.quick else "sound: every checksum and count agrees")
+    return BELOW if faults else DONE
