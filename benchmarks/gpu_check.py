@@ -4,21 +4,27 @@
     PYTHONPATH=. python benchmarks/gpu_check.py --small                        small models, also on a CPU
 
 First come the checks of what is right, then speed and a profile. Each check is a process of its own, so one that hangs
-or spoils the GPU takes no other with it. OUTPUT/gpu_check.json and gpu_check.md are written after each check, and what
-the budget leaves no time for is listed as skipped. It needs clip_train's own packages and this repository; open_clip is
-measured where it can be imported. Exit code 1: a check is wrong or failed.
+or spoils the GPU takes no other with it. It gets four times what it needs, and no more; then the page says where it
+was. OUTPUT/gpu_check.json and gpu_check.md are written after each check, and what the budget leaves no time for is
+listed as skipped. Runs are written into memory (/dev/shm) where it has room: a checkpoint of ViT-B-32 is 1.8 GB. It
+needs clip_train's own packages and this repository; open_clip is measured where it can be imported. Exit code 1: a
+check is wrong or failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import faulthandler
 import inspect
 import json
 import math
 import multiprocessing
 import os
 import platform
+import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -30,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # every check would import it anew
 import torch.nn.functional as F
 
 from clip_train.bench import bench, write_shards
@@ -43,6 +50,9 @@ from clip_train.training import train
 
 FORK = multiprocessing.get_context("fork")  # torch is imported once; no process but a check's own touches the GPU
 STEPS = 20
+MEMORY, ROOM = Path("/dev/shm"), 12e9  # for the checkpoints of a check
+PATIENCE = 4  # times what a check needs, and at least as many seconds as
+LEAST = 20
 Numbers = dict[str, Any]
 
 
@@ -52,6 +62,10 @@ class WrongError(Exception):
 
 class AbsentError(Exception):
     """This machine has not what a check needs."""
+
+
+class EnoughError(Exception):
+    """A run has made its steps. It ends without a checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,16 +210,25 @@ def _options(setting: Setting, folder: str, **values: Any) -> TrainOptions:
     return TrainOptions(data=setting.data, output=str(Path(setting.scratch, folder)), **given)
 
 
-def _losses(options: TrainOptions, *, kill_at: int = 0) -> list[float]:
-    """The losses of the steps. The process kills itself after step `kill_at`."""
+def _losses(options: TrainOptions, *, kill_at: int = 0, save: bool = False) -> list[float]:
+    """The losses of the steps. The process kills itself after step `kill_at`, when a checkpoint is written.
+
+    Args:
+        save: the run writes its last checkpoint.
+    """
     found: list[float] = []
 
     def note(line: dict[str, Any]) -> None:
         found.append(line["loss"])
         if line["step"] == kill_at:
+            while not any(Path(options.output, "checkpoints").glob("step-*")):
+                time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
+        if line["step"] == options.steps and not save:
+            raise EnoughError
 
-    train(options, on_step=note)
+    with contextlib.suppress(EnoughError):
+        train(options, on_step=note)
     return found
 
 
@@ -239,16 +262,17 @@ def compiled(setting: Setting) -> Numbers:
 
 def kill_and_resume(setting: Setting) -> Numbers:
     """A run that SIGKILL ends and that resumes has the losses of one that was not ended."""
-    values = {"save_every": 5}
-    killed = FORK.Process(target=_losses, args=(_options(setting, "killed", **values),), kwargs={"kill_at": 12})
+    options = _options(setting, "killed", save_every=8)
+    killed = FORK.Process(target=_losses, args=(options,), kwargs={"kill_at": 12})
     killed.start()
     killed.join()
     require(killed.exitcode == -signal.SIGKILL, f"the first run ended with {killed.exitcode}")
-    resumed = _losses(dataclasses.replace(_options(setting, "killed", **values), resume=True))
-    whole = _losses(_options(setting, "whole", **values))
+    resumed = _losses(dataclasses.replace(options, resume=True, save_every=0), save=True)
+    require(Path(options.output, "checkpoints", f"step-{STEPS:08d}").is_dir(), "the last checkpoint is not there")
+    whole = _losses(_options(setting, "whole"))
     error = max(abs(a - b) for a, b in zip(resumed, whole[-len(resumed) :], strict=True))
-    require(len(resumed) <= 15 and error < 1e-2, f"{len(resumed)} steps, the losses differ by {error}")
-    return {"steps after the kill": len(resumed), "largest difference of the loss": error}
+    require(len(resumed) == STEPS - 8 and error < 1e-2, f"{len(resumed)} steps, the losses differ by {error}")
+    return {"steps after the resume": len(resumed), "largest difference of the loss": error}
 
 
 # --- fast -------------------------------------------------------------------------------------------------------------
@@ -258,9 +282,10 @@ def speed(name: str, *, batch: int, compiled: bool, measure: str) -> Callable[[S
     """A check: pairs/s, MFU and peak memory of one model."""
 
     def run(setting: Setting) -> Numbers:
-        size, seconds = (8, 0.2) if setting.small else (batch, 4.0)
+        size, seconds = (8, 0.2) if setting.small else (batch, 3.0)
+        forms = ("packed", "padded") if name == "ViT-B-32" else ("packed",)  # one model shows what packing gains
         found = bench(model=setting.model(name), data=setting.data, batch_size=size, seconds=seconds, only=(measure,),
-                      compiled=compiled)  # fmt: skip
+                      compiled=compiled, forms=forms)  # fmt: skip
         if torch.cuda.is_available():
             found["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         return found
@@ -326,8 +351,11 @@ def profile(setting: Setting) -> Numbers:
                 _synchronize()
                 begun.append(time.monotonic())
                 recorded.toggle_collection_dynamic(len(begun) == 1, list(recorded.activities))
+            if line["step"] == STEPS:
+                raise EnoughError
 
-        train(options, on_step=note)
+        with contextlib.suppress(EnoughError):
+            train(options, on_step=note)
     events = recorded.key_averages()
     busy = {event.key: getattr(event, "self_device_time_total" if gpu else "self_cpu_time_total") for event in events}
     count = {event.key: event.count for event in events}
@@ -380,7 +408,13 @@ CHECKS = (
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
-def _child(check: Check, setting: Setting, out: Connection) -> None:
+def _child(check: Check, setting: Setting, out: Connection, stack: str) -> None:
+    with open(stack, "w") as file:
+        faulthandler.register(signal.SIGUSR1, file, all_threads=False)
+        _answer(check, setting, out)
+
+
+def _answer(check: Check, setting: Setting, out: Connection) -> None:
     try:
         out.send({"status": "ok", "numbers": check.run(setting)})
     except WrongError as error:
@@ -393,25 +427,40 @@ def _child(check: Check, setting: Setting, out: Connection) -> None:
 
 
 def perform(check: Check, setting: Setting, left: float) -> dict[str, Any]:
-    """The result of one check, which gets at most `left` seconds."""
+    """The result of one check, which gets at most `left` seconds, and PATIENCE times what it needs."""
     needs = 1.0 if setting.small else check.seconds
     if left < needs:
         return {"name": check.name, "status": "skipped", "reason": f"{max(0.0, left):.0f} s left, needs {needs:.0f}"}
     began = time.monotonic()
-    mine, theirs = FORK.Pipe(duplex=False)
-    process = FORK.Process(target=_child, args=(check, setting, theirs))
-    process.start()
-    theirs.close()
-    try:
-        found = mine.recv() if mine.poll(left) else {"status": "failed", "reason": f"not done after {left:.0f} s"}
-    except EOFError:
-        process.join()
-        found = {"status": "failed", "reason": f"the process ended with {process.exitcode}"}
-    process.join(5)
-    if process.is_alive():
-        process.kill()
-        process.join()
+    limit = min(left, max(LEAST, PATIENCE * check.seconds))
+    with tempfile.TemporaryDirectory(dir=setting.scratch or None) as folder:
+        stack = str(Path(folder, "stack"))
+        mine, theirs = FORK.Pipe(duplex=False)
+        process = FORK.Process(target=_child, args=(check, dataclasses.replace(setting, scratch=folder), theirs, stack))
+        process.start()
+        theirs.close()
+        try:
+            found = mine.recv() if mine.poll(limit) else _late(process.pid, stack, limit)
+        except EOFError:
+            process.join()
+            found = {"status": "failed", "reason": f"the process ended with {process.exitcode}"}
+        process.join(1)
+        if process.is_alive():
+            process.kill()
+            process.join()
     return {"name": check.name, **found, "seconds": round(time.monotonic() - began, 1)}
+
+
+def _late(process: int | None, stack: str, limit: float) -> dict[str, Any]:
+    """The result of a check that is not done, with the places in which its process is."""
+    assert process is not None
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGUSR1)
+    time.sleep(0.2)
+    said = Path(stack).read_text() if os.path.exists(stack) else ""
+    places = re.findall(r'File ".*?([^/"]+)", line (\d+) in (\w+)', said)
+    where = " < ".join(f"{name}:{line} {function}" for name, line, function in places[:6])
+    return {"status": "failed", "reason": f"not done after {limit:.0f} s, in {where or 'an unknown place'}"}
 
 
 def page(results: list[dict[str, Any]]) -> str:
@@ -435,6 +484,11 @@ def write(folder: Path, results: list[dict[str, Any]]) -> None:
         os.replace(folder / f"{name}.partial", folder / name)
 
 
+def _roomy() -> str | None:
+    """The folder of memory, if it has room. None: that for temporary files."""
+    return str(MEMORY) if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM else None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--budget", type=float, default=480, help="seconds in all")
@@ -447,7 +501,7 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     chosen = [check for check in CHECKS if given.only is None or check.name in given.only]
     results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=_roomy()) as scratch:
         data = write_shards(Path(scratch), samples=64 if given.small else 2048, side=64 if given.small else 256)
         setting = Setting(given.small, data, scratch)
         for number, check in enumerate(chosen):

@@ -9,6 +9,7 @@ pictures (256 px, ~20 kB) and captions of a realistic length to a temporary fold
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import random
 import sys
@@ -42,17 +43,24 @@ _WORDS = (
     "a the of in on with and red blue green old new small large photo picture view house river mountain city street "
     "dog cat bird car train boat flower garden portrait woman man child sunset winter vintage wooden glass table chair"
 ).split()
+_PICTURES = 512  # of write_shards that differ
 
 
 def bench(
     *, model: str, data: str | None = None, batch_size: int = 64, seconds: float = 5.0,
     only: Sequence[str] | None = None, precision: str = "auto", compiled: bool = False,
+    forms: Sequence[str] = ("packed", "padded"),
 ) -> dict[str, Any]:  # fmt: skip
-    """Runs the measures and returns their numbers."""
+    """Runs the measures and returns their numbers.
+
+    Args:
+        forms: of the text that the towers are measured with.
+    """
     unknown = [name for name in only or () if name not in MEASURES]
     if unknown:
         raise UsageError(f"unknown measure {unknown[0]!r} (allowed: {', '.join(MEASURES)})")
     chosen = only or MEASURES
+    work: dict[str, Callable[..., dict[str, float]]] = {**_MEASURES, "model": functools.partial(_model, forms=forms)}
     with tempfile.TemporaryDirectory() as scratch:
         folder = data or write_shards(Path(scratch), samples=max(512, 2 * batch_size))
         tokenizer = _any_tokenizer()
@@ -65,7 +73,7 @@ def bench(
         results["device"] = device_name(device) or f"CPU, {cpu_count()} cores"
         for name in chosen:
             print(f"measuring: {name}", file=sys.stderr, flush=True)
-            results |= _MEASURES[name](options, tokenizer, seconds)
+            results |= work[name](options, tokenizer, seconds)
     return results
 
 
@@ -139,12 +147,14 @@ def _loss(options: TrainOptions, tokenizer: Tokenizer, seconds: float) -> dict[s
     return {f"loss_ms_at_batch_{size}": 1e3 / rate}
 
 
-def _model(options: TrainOptions, tokenizer: Tokenizer, seconds: float) -> dict[str, float]:
+def _model(
+    options: TrainOptions, tokenizer: Tokenizer, seconds: float, forms: Sequence[str] = ("packed", "padded")
+) -> dict[str, float]:
     """Forward and backward pass of both towers, with packed and with padded text, on a batch on the device."""
     results: dict[str, float] = {}
-    for text in ("packed", "padded"):
+    for text in forms:
         run, stream, chosen = _start(dataclasses.replace(options, text=text), tokenizer)
-        with Loader(stream, tokenizer, chosen) as loader:
+        with Loader(stream, tokenizer, dataclasses.replace(chosen, processes=False, prefetch=0)) as loader:  # one batch
             batch = next(loader.steps(0))[0]
         moved = dataclasses.replace(batch, images=batch.images.to(run.device), text=batch.text.to(run.device))
 
@@ -190,19 +200,22 @@ def caption(rng: random.Random) -> str:
 
 
 def write_shards(folder: Path, *, samples: int, side: int = 256, shards: int = 2) -> str:
-    """Writes plain tars of smooth synthetic pictures. Some noise makes the JPEGs as large as photographs."""
+    """Writes plain tars of smooth synthetic pictures. Some noise makes the JPEGs as large as photographs.
+
+    A large set repeats its pictures, whose making would take longer than the measures.
+    """
     folder = folder / "shards"
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(cpu_count()) as pool:
-        for shard, numbers in enumerate(np.array_split(np.arange(samples), shards)):
-            pictures = pool.map(lambda number: picture(number, side=side), numbers.tolist())
-            with tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-                for number, data in zip(numbers.tolist(), pictures, strict=True):
-                    text = caption(random.Random(number)).encode()
-                    for extension, content in (("jpg", data), ("txt", text)):
-                        info = tarfile.TarInfo(f"{number:08d}.{extension}")
-                        info.size = len(content)
-                        tar.addfile(info, io.BytesIO(content))
+        pictures = list(pool.map(lambda number: picture(number, side=side), range(min(samples, _PICTURES))))
+    for shard, numbers in enumerate(np.array_split(np.arange(samples), shards)):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for number in numbers.tolist():
+                text = caption(random.Random(number)).encode()
+                for extension, content in (("jpg", pictures[number % len(pictures)]), ("txt", text)):
+                    info = tarfile.TarInfo(f"{number:08d}.{extension}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
     return str(folder)
 
 

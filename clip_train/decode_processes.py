@@ -40,7 +40,7 @@ class DecodeProcesses:
     def __init__(
         self, paths: tuple[str, ...], tokenizer: Tokenizer, options: DecodeOptions, *, count: int, rows: int
     ) -> None:
-        """Starts the processes.
+        """Starts the processes, and does not wait until they are ready.
 
         Args:
             paths: of the shards.
@@ -63,7 +63,9 @@ class DecodeProcesses:
     def close(self) -> None:
         """Ends the processes."""
         for worker in self._workers:
-            worker.close()
+            worker.end()
+        for worker in self._workers:
+            worker.wait()
 
 
 class _Worker:
@@ -82,9 +84,13 @@ class _Worker:
             )  # fmt: skip
         finally:
             os.close(descriptor)
-        self._send(start)
+        # The vocabulary is larger than a pipe, so to send it is to wait until the process has imported its modules.
+        self._start: bytes | None = start
 
     def decode(self, task: Task, out: np.ndarray) -> Decoded:
+        if self._start is not None:
+            self._send(self._start)
+            self._start = None
         self._send(pickle.dumps(task, pickle.HIGHEST_PROTOCOL))
         found = receive(self._process.stdout)
         if found is None:
@@ -94,12 +100,17 @@ class _Worker:
         np.copyto(out, self._crops[: out.size].reshape(out.shape))
         return found
 
-    def close(self) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
+    def end(self) -> None:
+        """Tells the process to end."""
+        assert self._process.stdin is not None
         try:
             self._process.stdin.close()
         except BrokenPipeError:  # a message was on its way when the process ended
             pass
+
+    def wait(self) -> None:
+        """Waits until it has ended."""
+        assert self._process.stdout is not None
         self._process.stdout.close()
         self._process.wait()
 

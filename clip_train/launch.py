@@ -18,8 +18,10 @@ class ProcessFailed(TrainError):
         self.exit_code = exit_code
 
 
-# A process finds what this one finds. With `-m` it would look into the working directory first.
-BOOT = """import json, runpy, sys
+# A process finds what this one finds. With `-m` it would look into the working directory first. One that aborts in a
+# library says where it was.
+BOOT = """import faulthandler, json, runpy, sys
+faulthandler.enable()
 given = json.loads(sys.argv.pop(1))
 sys.path[:] = given + [path for path in sys.path if path not in given]
 runpy.run_module("clip_train", run_name="__main__", alter_sys=True)"""

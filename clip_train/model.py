@@ -21,14 +21,8 @@ from clip_train.config import ModelConfig
 from clip_train.resnet import ModifiedResNet
 from clip_train.text import PackedText
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # before torch 2.10
-    varlen_attn = None
-    _CAUSAL: dict[str, Any] = {}
-else:  # torch 2.11 replaced is_causal
-    _has_window = "window_size" in inspect.signature(varlen_attn).parameters
-    _CAUSAL = {"window_size": (-1, 0)} if _has_window else {"is_causal": True}
+varlen_attn: Any = None  # of torch, from the first model on that is made where there is a GPU
+_CAUSAL: dict[str, Any] = {}
 
 MAX_LOGIT_SCALE = math.log(100)  # paper, section 2.5: logits are never scaled by more than 100
 
@@ -75,6 +69,20 @@ def dense_attention(qkv: Tensor, *, heads: int, causal: bool) -> Tensor:
     q, k, v = qkv.view(batch, length, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)  # each (B, H, L, d/H)
     mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return mixed.transpose(1, 2).reshape(batch, length, width // 3)
+
+
+def find_varlen() -> None:
+    """Looks for torch's attention over captions of any length. Its import takes longer than that of torch itself."""
+    global varlen_attn
+    if varlen_attn is not None or not torch.cuda.is_available():
+        return
+    try:
+        from torch.nn.attention.varlen import varlen_attn as found
+    except ImportError:  # before torch 2.10
+        return
+    has_window = "window_size" in inspect.signature(found).parameters  # torch 2.11 replaced is_causal
+    _CAUSAL.update({"window_size": (-1, 0)} if has_window else {"is_causal": True})
+    varlen_attn = found
 
 
 def has_varlen(device: torch.device, kind: torch.dtype) -> bool:
@@ -209,6 +217,7 @@ class CLIP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        find_varlen()
         self.config = config
         self.image_is_locked = False
         self.visual: nn.Module = ModifiedResNet(config) if config.is_resnet else VisionTransformer(config)

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import sys
 import tarfile
 
 import pytest
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq  # noqa: E402
 from conftest import CAPTIONS, jpeg, sample_members, write_manifest, write_tar  # noqa: E402
 
 from clip_train import data as data_module  # noqa: E402
-from clip_train import decoder  # noqa: E402
+from clip_train import decode_processes, decoder  # noqa: E402
 from clip_train import reader as reader_module  # noqa: E402
 from clip_train.bpe import read_captions  # noqa: E402
 from clip_train.data import BadSamples, Loader, LoaderOptions  # noqa: E402
@@ -505,6 +506,18 @@ def test_a_decoding_process_that_is_killed_ends_the_run_with_its_reason(tars, vo
         loader.decoder._workers[0]._process.kill()
         with pytest.raises(TrainError, match="a process that decodes images has gone: signal 9 ended it"):
             next(found)
+
+
+def test_the_start_of_decoding_processes_waits_for_none_of_them(vocabulary, monkeypatch):
+    """A process that ends at once is noticed by the first task, so the start has sent it nothing."""
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    chosen = options().decode
+    pool = decode_processes.DecodeProcesses(("x" * 500_000,), load_tokenizer(vocabulary), chosen, count=2, rows=1)
+    for worker in pool._workers:
+        worker._process.wait()
+    with pytest.raises(TrainError, match="has gone: its exit code is 1"):
+        pool.decode(None, np.empty(0, np.uint8))
+    pool.close()
 
 
 @pytest.mark.parametrize(

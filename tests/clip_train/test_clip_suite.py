@@ -418,6 +418,6 @@ def test_two_processes_share_the_sets(weights, tmp_path, capfd):
     suite = tmp_path / "mine.json"
     suite.write_text(json.dumps({"sets": [{**GOOD, "name": name, "data": name} for name in ("x", "y")]}))
     given = ["evaluate", *weights, "--suite", str(suite), "--root", str(tmp_path), "--output", str(tmp_path / "e")]
-    assert main([*given, "--processes", "2"]) == 0
-    found = capfd.readouterr()
+    code, found = main([*given, "--processes", "2"]), capfd.readouterr()
+    assert code == 0, found.err
     assert found.out.count("mean of 2 of 2 sets") == 1 and "x: " in found.err and "y: " in found.err
