@@ -84,12 +84,19 @@ def function_of(fault: Fault, source: str) -> set[str]:
     return {str(node.lineno) for node in (best, *best.decorator_list)} if best else set()
 
 
-def choose(known: list[Known], *, file: str, lines: set[str], seconds: float) -> tuple[list[str], int]:
+def choose(near: list[Known], far: list[Known], *, file: str, lines: set[str], seconds: float) -> tuple[list[str], int]:
     """The tests for a fault, those that enter its function first, then the others of their files, the fast ones first.
 
-    `file` and `lines` are the place of the function; without lines, any function of the file counts. A file whose tests
-    enter no such function gives all of its tests, last: a compiled or forked function is not seen to be entered.
-    Returns the tests, at most `seconds` of them, and the number of tests that were left.
+    Args:
+        near: the nearest test files. One whose tests enter no such function gives all of its tests, last: a compiled
+            or forked function is not seen to be entered.
+        far: other test files. They give the tests that enter the function.
+        file: of the function.
+        lines: where it begins; empty: any function of the file counts.
+        seconds: the tests take at most so many.
+
+    Returns:
+        The tests, and the number of tests that were left.
     """
     places = {f"{file}:{line}" for line in lines}
 
@@ -97,12 +104,14 @@ def choose(known: list[Known], *, file: str, lines: set[str], seconds: float) ->
         return any(name in places if places else name.startswith(f"{file}:") for name in functions)
 
     ranked: list[tuple[int, float, int, float, str]] = []
-    for place, each in enumerate(known):
+    for place, each in enumerate([*near, *far]):
         direct = {test for test, functions in each.entered.items() if enters(functions)} & each.seconds.keys()
-        near = bool(direct) or enters(each.shared)
+        reached = bool(direct) or enters(each.shared)
         first = min((each.seconds[test] for test in direct), default=0.0)  # the tests of a file share fixtures
         for test, taken in each.seconds.items():
-            rank = 0 if test in direct else 1 if near else 2
+            rank = 0 if test in direct else 1 if reached else 2
+            if rank and place >= len(near):
+                continue
             ranked.append((rank, 0.0 if rank else first, place, taken, test))
     chosen: list[str] = []
     spent = 0.0

@@ -8,7 +8,8 @@ A fault is one small change of a source file: another operator, another constant
 turned round, a dropped statement. The sample depends on the seed and the sources alone. Each fault goes into a copy of
 the checkout, then tests run there until the first one fails: of the test files that are nearest to the module, the
 tests that enter the function of the fault, the fast ones first. Which tests these are is found once by a run without
-faults, and kept in .mutants. The tests of a kernel are also those of its reference.
+faults, and kept in .mutants. Other test files that were run for other modules give such tests, too. The tests of a
+kernel are also those of its reference.
 
 Outcomes are appended to --to as they come. The same command goes on where it stopped. --again tries those once more
 that were not noticed: give it more --seconds of tests for a fault, more files (--near), and more --file-seconds for
@@ -60,11 +61,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is tried: seconds of tests for a fault, test files for a module, seconds for the first run of a file."""
+    """How much is tried: seconds of tests for a fault, test files for a module, seconds for the first run of a file.
+
+    `tests` are test files that are tried first, for every module.
+    """
 
     seconds: float = 15
     near: int = 3
     file_seconds: float = FILE_SECONDS
+    tests: tuple[str, ...] = ()
 
 
 # ---- runs
@@ -79,11 +84,11 @@ class Bench:
         self.copy = mutant_runs.refresh(root, place)
         mutant_runs.compile_kernels(self.copy)
         self.number = 0
+        self._read: dict[Path, Known] = {}
 
     def known(self, file: str) -> Known:
         """What a run of a test file without faults shows. It is kept until the file changes."""
-        digest = hashlib.sha256((self.root / file).read_bytes()).hexdigest()[:12]
-        kept = self.work / "known" / f"{file.replace('/', '+')}-{digest}.json"
+        kept = self._kept(file)
         known = Known(**json.loads(kept.read_text())) if kept.exists() else Known({}, {}, [], complete=False)
         if kept.exists() and (known.complete or self.effort.file_seconds <= FILE_SECONDS):
             return known
@@ -107,14 +112,32 @@ class Bench:
         part.replace(kept)
         return known
 
+    def _all_known(self) -> dict[str, Known]:
+        """What is known of all test files that have been run without faults, as far as they have not changed."""
+        found = {}
+        for file in sorted((self.root / "tests").rglob("test_*.py")):
+            kept = self._kept(str(file.relative_to(self.root)))
+            if kept.exists():
+                if kept not in self._read:
+                    self._read[kept] = Known(**json.loads(kept.read_text()))
+                found[str(file.relative_to(self.root))] = self._read[kept]
+        return found
+
+    def _kept(self, file: str) -> Path:
+        digest = hashlib.sha256((self.root / file).read_bytes()).hexdigest()[:12]
+        return self.work / "known" / f"{file.replace('/', '+')}-{digest}.json"
+
     def tests(self, fault: Fault) -> tuple[list[str], int, float]:
         """The tests for a fault, the number of those that are left out, and the seconds that the chosen ones take."""
         path = module_files(self.root)[fault.module]
         lines = function_of(fault, path.read_text()) if not fault.module.endswith("_kernel") else set()
-        known = [self.known(file) for file in tests_of(fault.module, self.root)[: self.effort.near]]
+        files = [*self.effort.tests, *tests_of(fault.module, self.root)[: self.effort.near]]
+        files = list(dict.fromkeys(files))
+        near = [self.known(file) for file in files]
+        far = [known for file, known in self._all_known().items() if file not in files]
         file = str(path.relative_to(self.root))
-        tests, left = choose(known, file=file, lines=lines, seconds=self.effort.seconds)
-        taken = {test: seconds for each in known for test, seconds in each.seconds.items()}
+        tests, left = choose(near, far, file=file, lines=lines, seconds=self.effort.seconds)
+        taken = {test: seconds for each in [*near, *far] for test, seconds in each.seconds.items()}
         return tests, left, sum(taken[test] for test in tests)
 
     def try_fault(self, fault: Fault) -> Outcome:
@@ -235,6 +258,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--file-seconds", type=float, default=FILE_SECONDS, help="for the first run of a test file (default: 40)"
     )
+    parser.add_argument("--tests", nargs="+", default=[], metavar="FILE", help="test files for every module, too")
     parser.add_argument("--to", type=Path, default=Path("mutants.jsonl"), metavar="FILE", help="append outcomes here")
     parser.add_argument("--again", type=Path, metavar="FILE", help="try those of FILE that were not noticed")
     parser.add_argument("--list", action="store_true", help="print the faults and the test files, and run nothing")
@@ -253,14 +277,14 @@ def main(argv: list[str] | None = None) -> int:
     options = _options(argv)
     faults = sample(options.sources, faults=options.faults, seed=options.seed, spread=options.spread)
     if options.again:
-        faults = not_noticed(options.again)
+        faults = [fault for fault in not_noticed(options.again) if fault.module in options.sources]
     if options.list:
         for fault in faults:
             tests = " ".join(tests_of(fault.module, ROOT)[: options.near])
             print(f"{fault.module}:{fault.line} {fault.kind}: {fault.before!r} -> {fault.after!r} [{tests}]")
         return 0
     mutant_runs.preload(ROOT)
-    effort = Effort(options.seconds, options.near, options.file_seconds)
+    effort = Effort(options.seconds, options.near, options.file_seconds, tuple(options.tests))
     print(summary(run(faults, jobs=options.jobs, to=options.to, effort=effort)))
     return 0
 

@@ -283,6 +283,9 @@ def test_bounds_hold_before_pixels_are_decoded() -> None:
     start = time.process_time()
     assert status_of(encoded(Image.new("1", (12_000, 12_000)), "PNG")) == "too_many_pixels"
     assert status_of(encoded(Image.new("L", (3000, 3000)), "GIF"), max_pixels=1_000_000) == "too_many_pixels"
+    for format in ("PNG", "JPEG"):
+        body = encoded(Image.new("L", (30, 40)), format)
+        assert status_of(body, max_pixels=1200) == "ok" and status_of(body, max_pixels=1199) == "too_many_pixels"
     assert status_of(encoded(Image.new("L", (15, 200)))) == "too_small"
     assert status_of(encoded(Image.new("L", (20, 401)))) == "aspect"
     assert time.process_time() - start < 3
