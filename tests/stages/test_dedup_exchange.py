@@ -59,6 +59,22 @@ def test_a_part_under_a_mask(tmp_path: Path, keep: str, batch_rows: int) -> None
     assert expected.num_rows == {"sample": 1500, "all": 3500, "none": 0}[keep]
 
 
+@pytest.mark.parametrize("rows_at_a_time", [600, 70, 20])
+def test_a_sample_has_the_smallest_hashes_whatever_comes_together(rows_at_a_time: int) -> None:
+    urls = pa.array([f"http://x.example/{number}" for number in range(600)])
+    hashes = np.random.default_rng(4).permutation(600).astype(np.uint64)
+    rejects, every = Rejects("sample", limit=50), Rejects("all")
+    for first in range(0, 600, rows_at_a_time):
+        for reason, some in (("odd", slice(first, first + rows_at_a_time)), ("even", slice(first, first + 9))):
+            rejects.add("stage", reason, urls[some], urls[some], hashes[some])
+            every.add("stage", reason, urls[some], urls[some], hashes[some])
+    assert rejects.table().equals(smallest(every.table(), 50))
+    kept = [row["hash"] for row in rejects.table().to_pylist() if row["reason"] == "odd"]
+    assert kept == list(range(50))
+    (none := Rejects("none")).add("stage", "odd", urls, urls, hashes)
+    assert none.table().equals(REJECTED.empty_table())
+
+
 def test_the_rows_of_masked_parts(tmp_path: Path) -> None:
     parts, masks = (StepFolder(str(tmp_path / name), "0") for name in ("parts", "masks"))
     expected = []

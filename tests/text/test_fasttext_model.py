@@ -169,9 +169,33 @@ def test_small_models(tmp_path: Path, loss: int):
     assert found[0][1] > 0.9 and found[1][0] > 0.9 and found[2] == {} and abs(found[3].get(0, 0.5) - 0.5) < 0.1
 
 
+def run_of(*words: str) -> int:
+    """The number of a run of words as fastText computes it: hashes are signed, and widened to 64 bits."""
+    number = 0
+    for word in words:
+        signed = int.from_bytes(hash_bytes(word.encode()).to_bytes(4, "little"), "little", signed=True)
+        number = (number * 116049371 + signed) % 2**64
+    return number
+
+
 def test_runs_of_words(tmp_path: Path):
-    model = read_model(write_model(tmp_path / "m.bin", {"dog": "en", "Hund": "de"}, word_ngrams=2, bucket=10))
-    assert model.feature_sums(pa.array(["dog", "dog Hund", "dog Hund dog"]))[1].tolist() == [1, 3, 5]
+    words = {"dog": "en", "Hund": "de", "cat": "en"}  # the hash of `cat` is below 2**31, the others are not
+    model = read_model(write_model(tmp_path / "m.bin", words, word_ngrams=3, bucket=1000))
+    places = np.arange(1003)
+    model = dataclasses.replace(model, vectors=np.stack([places, places**2], axis=1).astype(model.vectors.dtype))
+    runs = [("dog", "Hund"), ("dog", "Hund", "cat"), ("Hund", "cat")]
+    rows = np.array([0, 1, 2, *(3 + run_of(*run) % 1000 for run in runs)])
+    expected = [[0, 0], [rows.sum(), (rows**2).sum()]]
+    texts = pa.array(["dog", "dog Hund cat"])
+    if jit.available():
+        from pipeline.text import fasttext_model_kernel
+
+        sums, counts = fasttext_model_kernel.feature_sums(model, texts.cast(pa.large_string()))
+        assert sums.tolist() == expected and counts.tolist() == [1, 6]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jit, "kernel", lambda *_: None)
+        sums, counts = model.feature_sums(texts)
+    assert sums.tolist() == expected and counts.tolist() == [1, 6]
 
 
 def test_damaged_files_are_refused(tmp_path: Path):
