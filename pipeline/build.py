@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline import estimate
+from pipeline import estimate, joining
 from pipeline.dataset import damage
 from pipeline.engine import cli, quiet_beam, runners, storage, work
 from pipeline.engine.callable_module import make_callable
@@ -92,13 +92,14 @@ def build(options: Options, *, quiet: bool = False) -> Result:
     check_options(options)
     run = look_up(extending.settled(options))
     stages = plan(run)
-    check = extending.check if extending.grows(run) else continuing.check
     check(stages, run)
     continuing.check_inputs(stages, run)
+    joining.forget_what_others_forgot(run, quiet=quiet)
     with work.lock_run_folder(run.root):
         storage.remove_stale_files(run.root)
         check(stages, run)  # again: another run may have changed the folder before the lock
-        extending.change_inputs(stages, run)
+        with joining.readable_sets(run) as roots:
+            extending.change_inputs(stages, run, roots)
         continuing.remove_from(stages, options.redo)
         retry_inputs(stages, run, quiet=quiet)
         continuing.reopen(stages, run)
@@ -111,6 +112,15 @@ def build(options: Options, *, quiet: bool = False) -> Result:
             run_job(list(job), run, quiet=quiet)
             continuing.check_results(stages, run)
     return Result.of(run.root, stages)
+
+
+def check(stages: list[Stage], run: Run) -> None:
+    """Refuses a folder that the run cannot go on with.
+
+    Raises:
+        UsageError: its message names the options that differ and what to type.
+    """
+    (extending.check if extending.grows(run) else continuing.check)(stages, run)
 
 
 def retry_inputs(stages: list[Stage], run: Run, *, quiet: bool = False) -> None:

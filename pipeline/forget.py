@@ -116,6 +116,25 @@ class Selection:
         return stones.add("uid", sorted(uid.hex() for uid in uids)).add("sha256", sorted(images))
 
 
+@dataclasses.dataclass(frozen=True)
+class SelectionOf(Selection):
+    """What another set has forgotten. Its list of tombstones joins that of the folder."""
+
+    stones: Tombstones = dataclasses.field(default_factory=Tombstones.new)
+
+    def __len__(self) -> int:
+        return sum(len(one.hashes) for one in self.stones.lists)
+
+    def rows(self, table: pa.Table) -> Mask:
+        return self.stones.among_rows(table)
+
+    def urls(self, column: pa.Array | pa.ChunkedArray) -> Mask:
+        return self.stones.among_urls(hashing.as_array(column))
+
+    def buried(self, stones: Tombstones, uids: Iterable[bytes], images: Iterable[str]) -> Tombstones:
+        return super().buried(stones.join(self.stones), uids, images)
+
+
 def _below(host: str, domains: frozenset[str]) -> bool:
     return not domains.isdisjoint(tombstones.domains_of(host))
 
@@ -235,29 +254,33 @@ def forget(root: str, selection: Selection, *, dry_run: bool = False) -> Forgott
         Damaged, DamagedError: a file is damaged, or another version wrote the set.
         Busy: a build runs in the folder.
     """
-    start, root = time.perf_counter(), os.path.abspath(root)
     if not len(selection):
         raise UsageError("nothing to forget: name it with " + ", ".join(f"--{flag}" for flag in (*FLAGS, "list")))
+    root = os.path.abspath(root)
     check_folder(root)
     _refuse_several_captions(root)
     with work.lock_run_folder(root):
-        storage.remove_stale_files(root)
-        published = _published(root)
-        images = set[str]()
-        found, urls = _find(root, published, selection, images)
-        uids = Uids(found)
-        covers = _covering(uids)
-        if dry_run:
-            numbers = published.numbers_of(uids.uids) if published else []
-            shards = shrink.find(published, numbers, covers) if published else {}
-            return Forgotten(len(uids.uids), sum(shards.values()), shards, 0, None, time.perf_counter() - start)
-        change = Change(root)
-        shards, digest = _prepare(change, published, selection, uids, urls)
-        selection.buried(Tombstones.load(root) or Tombstones.new(), uids.uids, images).write(
-            change.place(tombstones.FILE)
-        )
-        files = len(change.paths()) - 1
-        change.commit()
+        return _forget(root, selection, dry_run=dry_run)
+
+
+def _forget(root: str, selection: Selection, *, dry_run: bool) -> Forgotten:
+    """`forget` in a folder that is locked."""
+    start = time.perf_counter()
+    storage.remove_stale_files(root)
+    published = _published(root)
+    images = set[str]()
+    found, urls = _find(root, published, selection, images)
+    uids = Uids(found)
+    covers = _covering(uids)
+    if dry_run:
+        numbers = published.numbers_of(uids.uids) if published else []
+        shards = shrink.find(published, numbers, covers) if published else {}
+        return Forgotten(len(uids.uids), sum(shards.values()), shards, 0, None, time.perf_counter() - start)
+    change = Change(root)
+    shards, digest = _prepare(change, published, selection, uids, urls)
+    selection.buried(Tombstones.load(root) or Tombstones.new(), uids.uids, images).write(change.place(tombstones.FILE))
+    files = len(change.paths()) - 1
+    change.commit()
     pairs, seconds = len(uids.uids), time.perf_counter() - start
     return Forgotten(pairs, sum(shards.values()), shards, files, digest, seconds)
 
@@ -306,7 +329,7 @@ def _find(
 
     `images` gets the sha256, as served, of the rows that the selection covers by a sha256.
     """
-    by_hash = Selection(sha256=selection.sha256)
+    by_hash = Selection(sha256=selection.sha256)  # of a list of tombstones: none, since it names the images as served
 
     def covers(table: pa.Table) -> Mask:
         for name in ("image_sha256", "original_sha256") if selection.sha256 else ():
@@ -354,7 +377,7 @@ def _prepare(
         covers_rejected=_covering_rejected(selection, uids),
         covers_urls=lambda table: selection.rows(table) | _is_in(table["url"], urls),
         covers_images=lambda table: selection.urls(table["url"]) | _is_in(table["url"], own),
-        by_image=bool(selection.sha256),
+        by_image=bool(selection.sha256) or isinstance(selection, SelectionOf),
     )
     counts = purging.run()
     if published is None:

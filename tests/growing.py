@@ -102,11 +102,12 @@ class Changes:
         self.growing = Growing(folder, server)
         self.out = folder / "out"
         self.inputs: list[Path] = []
-        self.unused = [self._table(number) for number in range(4)]
+        self.unused = [self._table(number) for number in range(5)]
         self.cap, self.filter = self.random.choice(CAPS), FILTERS[0]
         self.captions = self.random.choice("13")
         self.log: list[str] = []
         self.forgets = False
+        self.may_kill = True  # False: the command makes two changes of the published set
 
     def _table(self, number: int) -> Path:
         rows = []
@@ -127,16 +128,17 @@ class Changes:
         self.inputs = [self.unused.pop()]
         self.growing.build(self.out, self.inputs, *self.options)
         for _ in range(steps):
-            change = self.random.choice([self.add, self.add, self.drop, self.balance, self.shape, self.forget])
-            command = change()
+            changes = [self.add, self.add, self.join, self.drop, self.exchange, self.balance, self.shape, self.forget]
+            command = self.random.choice(changes)()
             if command is None:
                 continue
             before = published(self.out)
             self.log.append(" ".join(command))
             new = self.growing.fresh(self.out, self.inputs, *self.options, like=self.out)
-            if self.random.random() < 0.5:
+            if self.random.random() < 0.5 and self.may_kill:
                 self.kill(command, before, published(new))
             assert build.main(command) == build.DONE, self.log
+            self.may_kill = True
             assert differences(self.out, new) == [], self.log
             assert self.digests(self.out) == self.digests(new), self.log
             assert list(verify(str(self.out), stages=True)) == [], self.log
@@ -169,6 +171,29 @@ class Changes:
         self.inputs = [*self.inputs, *more]
         return self.command("--extend", "--input", *map(str, [*more, *again]))
 
+    def join(self) -> list[str] | None:
+        """Another set becomes part of this one. It may have an input of this one, and it may have forgotten pairs."""
+        if not self.unused:
+            return None
+        shared = self.random.sample(self.inputs, 1) if self.random.random() < 0.3 else []
+        other, more = self.out.with_name(f"other-{len(self.log)}"), [self.unused.pop()]
+        options = ["--cap", self.random.choice(CAPS), *self.filter, "--captions", self.captions]
+        self.growing.build(other, [*more, *shared], *options)
+        if self.random.random() < 0.5:
+            self._forget_in(other)
+            self.may_kill = False
+        self.inputs = [*self.inputs, *more]
+        return self.command("--extend", "--input", str(other))
+
+    def exchange(self) -> list[str] | None:
+        """One command takes an input out and others in."""
+        if not self.unused:
+            return None
+        gone, new = self.random.choice(self.inputs), self.unused.pop()
+        self.unused.insert(0, gone)
+        self.inputs = [*(path for path in self.inputs if path != gone), new]
+        return self.command("--extend", "--drop-input", str(gone), "--input", str(new))
+
     def drop(self) -> list[str] | None:
         if len(self.inputs) < 2:
             return None
@@ -186,9 +211,15 @@ class Changes:
         return self.command("--extend", "--redo", "dedup-images", *self.filter)
 
     def forget(self) -> list[str] | None:
-        rows = open_set(self.out).table().to_pylist()
-        if len(rows) < 5:
+        if not self._forget_in(self.out):
             return None
+        return self.command("--extend") if self.random.random() < 0.5 else self.command("--extend", "--redo", "balance")
+
+    def _forget_in(self, out: Path) -> bool:
+        """A pair is forgotten, unless the set has few pairs."""
+        rows = open_set(out).table().to_pylist()
+        if len(rows) < 5:
+            return False
         row = self.random.choice(rows)
         kind = self.random.choice(["url", "uid", "sha256"])
         value = row["original_sha256"] if kind == "sha256" else row[kind]
@@ -197,11 +228,11 @@ class Changes:
             value = hashing.pair_keys(pa.array([row["url"]]), pa.array([row["texts"][1]])).uid[0].as_py().hex()
         self.log.append(f"forget {kind} {value}")
         self.forgets = True
-        assert forget.main([str(self.out), f"--{kind}", value]) == 0
-        left = open_set(self.out).table().to_pylist()
+        assert forget.main([str(out), f"--{kind}", value]) == 0
+        left = open_set(out).table().to_pylist()
         assert sum(len(row["texts"]) for row in left) < sum(len(row["texts"]) for row in rows), self.log
-        assert list(verify(str(self.out), stages=True)) == [], self.log
-        return self.command("--extend") if self.random.random() < 0.5 else self.command("--extend", "--redo", "balance")
+        assert list(verify(str(out), stages=True)) == [], self.log
+        return True
 
 
 def manifest(out: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pipeline import build, forget
 from pipeline.dataset.open_set import open_set
 from pipeline.dataset.verify import verify
 from pipeline.engine import hashing
-from tests.growing import Changes, Growing, differences, small_web, stage_digests
+from tests.growing import Changes, Growing, differences, published, small_web, stage_digests
 from tests.test_forget import all_bytes
 from tests.without_beam import run_job, without_beam  # noqa: F401
 
@@ -30,6 +30,9 @@ def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Growing]:
 
 
 pytestmark = pytest.mark.usefixtures("without_beam")
+
+
+STEERING = ("--workers", "1", "--fetch-rounds", "0", "--min-success", "0")
 
 
 def pairs(numbers: range, words: str = "a red dog number") -> list[tuple[str, str]]:
@@ -112,7 +115,56 @@ def test_a_text_that_another_pair_brought_is_forgotten(growing: Growing, tmp_pat
     assert forget.main([str(out), "--uid", row["key"]]) == 2  # a copy does not tell whose texts a sample holds
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+def test_two_sets_become_one(growing: Growing, tmp_path: Path) -> None:
+    """Inputs of both, one of them in both, the same name twice. Each has forgotten something that the other has."""
+    one = [growing.table("a/one.parquet", pairs(range(8))), growing.table("a/both.parquet", pairs(range(4, 9)))]
+    two = [one[1], growing.table("b/two.parquet", [*pairs(range(3, 14), "a blue tree"), ("status/404", "a dog")])]
+    out, other = tmp_path / "out", tmp_path / "other"
+    growing.build(out, one, "--cap", "5")
+    growing.build(other, two, "--cap", "9")
+    for path, row in ((out, "img/05.jpg"), (other, "img/03.jpg")):
+        assert forget.main([str(path), "--url", f"{growing.server.base}/{row}"]) == 0
+    before, hits = published(other), growing.hits()
+    for path in (*one, *two):
+        path.unlink(missing_ok=True)  # what they gave is copied
+    growing.extend(out, [other])
+    assert set(growing.hits()) <= {"03.jpg", "05.jpg", "404"} and hits
+    assert published(other) == before
+    growing.table("a/one.parquet", pairs(range(8))), growing.table("a/both.parquet", pairs(range(4, 9)))
+    growing.table("b/two.parquet", [*pairs(range(3, 14), "a blue tree"), ("status/404", "a dog")])
+    fresh = growing.fresh(out, [*one, two[1]], "--cap", "5", like=out)
+    assert differences(out, fresh) == []
+    assert list(verify(str(out), stages=True)) == []
+    urls = {row["url"] for row in open_set(out).table().to_pylist()}
+    assert not {f"{growing.server.base}/img/{number}.jpg" for number in ("03", "05")} & urls
+    growing.hits()
+    growing.extend(out, [other])  # named again
+    assert growing.hits() == []
+
+
+def test_a_set_that_does_not_fit_is_refused(
+    growing: Growing, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs, out, other = [growing.table("fit.parquet", pairs(range(2)))], tmp_path / "out", tmp_path / "other"
+    growing.build(out, inputs, "--stages", "gather..match")
+    more = [growing.table("fit-not.parquet", pairs(range(3)))]
+    growing.build(other, more, "--stages", "gather..match", "--match", "metaclip")
+    (published := tmp_path / "published").mkdir()
+    (published / "manifest.json").write_text('{"digest": "", "files": [], "ledger": []}')
+    extend = ["--output", str(out), "--extend", "--input"]
+    for command, code, words in (
+        ([*extend, str(other)], build.USAGE, "--match was metaclip and is wide"),
+        ([*extend, str(out / "stages")], build.USAGE, "must not be the output folder itself"),
+        ([*extend, str(published)], build.MISSING, "is a set without its stages"),
+        ([*extend, str(other), "--redo", "match"], build.USAGE, "use two commands"),
+        (["--output", str(tmp_path / "new"), "--input", str(other)], build.USAGE, "--extend takes it into the set"),
+    ):
+        capsys.readouterr()
+        assert build.main([*command, *STEERING]) == code
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", [1])
 def test_random_changes(seed: int, growing: Growing, tmp_path: Path) -> None:
     Changes(tmp_path, growing.server, seed).run(2)
 

@@ -3,6 +3,9 @@
     forgotten.parquet       kind, hash: 16 bytes of BLAKE2b of kind and value, sieve: 32 bits; sealed
     its schema's metadata   the key of the hashes: 32 random bytes, drawn once for each OUT
 
+A set that took in another set has the list of that set, too, with its own key. The file then holds several keys, and
+the column `list` says which of them a hash was made with.
+
 The file holds no URL. Whoever has it can test a guess, so it is not published: it is readable by its owner only and the
 manifest does not list it. A row is tested against the sieve first, many rows at once. Only rows that pass it are hashed
 with the key.
@@ -36,6 +39,8 @@ SCHEMA = pa.schema(
     ]
 )
 KEY = b"openwit.key"
+KEY_BYTES = 32
+LIST = pa.field("list", pa.int32(), nullable=False)  # the place of the key; only where there are several
 _HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(?P<host>\[[^\]]*\]|[^/?#:]*)"
 
 Mask = npt.NDArray[np.bool_]
@@ -48,10 +53,12 @@ class Tombstones:
     Attributes:
         key: of the hashes, 32 bytes.
         hashes: (kind, hash) -> the sieve of the value.
+        others: the lists of sets that this one took in.
     """
 
     key: bytes
     hashes: Mapping[tuple[str, bytes], int]
+    others: tuple[Tombstones, ...] = ()
 
     @classmethod
     def load(cls, root: str) -> Tombstones | None:
@@ -68,7 +75,7 @@ class Tombstones:
     @classmethod
     def new(cls) -> Tombstones:
         """An empty list with a random key."""
-        return cls(secrets.token_bytes(32), {})
+        return cls(secrets.token_bytes(KEY_BYTES), {})
 
     def add(self, kind: str, values: Iterable[str]) -> Tombstones:
         """The list with more values.
@@ -82,18 +89,48 @@ class Tombstones:
             return self
         sieves = self._sieves(kind, given)
         more = {(kind, self._hash(kind, value)): int(sieve) for value, sieve in zip(given, sieves, strict=True)}
-        return Tombstones(self.key, {**self.hashes, **more})
+        return dataclasses.replace(self, hashes={**self.hashes, **more})
+
+    @functools.cached_property
+    def lists(self) -> tuple[Tombstones, ...]:
+        """The list of this set, and those of the sets that it took in, each alone."""
+        own = dataclasses.replace(self, others=()) if self.others else self
+        return own, *(one for other in self.others for one in other.lists)
+
+    def join(self, other: Tombstones) -> Tombstones:
+        """The list with that of another set."""
+        found = {one.key: one for one in self.lists}
+        for one in (one for one in other.lists if one.hashes):
+            known = found.get(one.key)
+            found[one.key] = one if known is None else Tombstones(one.key, {**known.hashes, **one.hashes})
+        first, *others = found.values()
+        return dataclasses.replace(first, others=tuple(others))
+
+    def includes(self, other: Tombstones) -> bool:
+        """True if all that another list covers is in this one."""
+        found = {one.key: one.hashes.keys() for one in self.lists}
+        return all(one.hashes.keys() <= found.get(one.key, set()) for one in other.lists)
 
     def write(self, path: str) -> None:
         """Writes the file. Its rows are sorted by their hashes."""
-        rows = sorted((kind, digest, sieve) for (kind, digest), sieve in self.hashes.items())
-        columns = [[row[place] for row in rows] for place in range(3)]
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
-        storage.write_table(path, pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata({KEY: self.key})))
+        lists = self.lists
+        schema = SCHEMA if len(lists) == 1 else SCHEMA.append(LIST)
+        rows = sorted(
+            (kind, digest, sieve, number)
+            for number, one in enumerate(lists)
+            for (kind, digest), sieve in one.hashes.items()
+        )
+        columns = [[row[place] for row in rows] for place in range(len(schema))]
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+        keys = b"".join(one.key for one in lists)
+        storage.write_table(path, pa.Table.from_arrays(arrays, schema=schema.with_metadata({KEY: keys})))
         os.chmod(path, 0o600)
 
     def has(self, kind: str, value: str) -> bool:
         """True if the value was forgotten. A domain covers its subdomains."""
+        return self._has(kind, value) or any(other.has(kind, value) for other in self.others)
+
+    def _has(self, kind: str, value: str) -> bool:
         if kind in ("domain", "page_domain"):
             return any((kind, self._hash(kind, name)) in self.hashes for name in domains_of(value))
         return (kind, self._hash(kind, value)) in self.hashes
@@ -104,19 +141,51 @@ class Tombstones:
 
     def among_urls(self, urls: pa.Array) -> Mask:
         """True for each canonical URL that was forgotten, or whose domain was: (rows,)."""
-        found = self._passed(urls, "url", self._sieve_of_words(hashing.hash_strings(urls)[:, 0]))
-        return found | self._among_hosts(urls, "domain")
+        words = hashing.hash_strings(hashing.as_array(urls))[:, 0]
+        found = np.zeros(len(urls), np.bool_)
+        for one in self.lists:
+            found |= one._passed(urls, "url", one._sieve_of_words(words)) | one._among_hosts(urls, "domain")
+        return found
 
     def among_pages(self, urls: pa.Array) -> Mask:
         """True for each page URL whose domain was forgotten: (rows,)."""
-        return self._among_hosts(urls, "page_domain")
+        found = np.zeros(len(urls), np.bool_)
+        for one in self.lists:
+            found |= one._among_hosts(urls, "page_domain")
+        return found
 
     def among_uids(self, uids: pa.Array) -> Mask:
         """True for each uid (16 bytes) that was forgotten: (rows,)."""
-        mask = np.isin(self._sieve_of_words(hashing.uid_words(uids)[0]), self._sieves_by_kind["uid"])
-        for row in np.flatnonzero(mask).tolist():
-            mask[row] = self.has("uid", uids[row].as_py().hex())
-        return mask
+        words, found = hashing.uid_words(uids)[0], np.zeros(len(uids), np.bool_)
+        for one in self.lists:
+            for row in np.flatnonzero(np.isin(one._sieve_of_words(words), one._sieves_by_kind["uid"])).tolist():
+                found[row] |= one._has("uid", uids[row].as_py().hex())
+        return found
+
+    def among_rows(self, table: pa.Table) -> Mask:
+        """True for each row that was forgotten, by those of its columns that the table has: (rows,)."""
+        found = np.zeros(table.num_rows, np.bool_)
+        for name in ("url", "url_as_found", "final_url"):
+            if name in table.column_names:
+                found |= self.among_urls(hashing.as_array(pc.fill_null(table[name], "")))
+        if "page_url" in table.column_names:
+            found |= self.among_pages(hashing.as_array(table["page_url"]))
+        if "uid" in table.column_names or "key" in table.column_names:
+            found |= self._among_keys(table)
+        for name in ("image_sha256", "original_sha256") if self._covers_images() else ():
+            if name in table.column_names:
+                digests = (value.hex() if isinstance(value, bytes) else value for value in table[name].to_pylist())
+                found |= np.array([value is not None and self.has("sha256", value) for value in digests], np.bool_)
+        return found
+
+    def _among_keys(self, table: pa.Table) -> Mask:
+        if "uid" in table.column_names and pa.types.is_fixed_size_binary(table["uid"].type):
+            return self.among_uids(hashing.as_array(table["uid"]))
+        keys = table["key" if "key" in table.column_names else "uid"].to_pylist()
+        return self.among_uids(pa.array([bytes.fromhex(key) for key in keys], pa.binary(16)))
+
+    def _covers_images(self) -> bool:
+        return any(kind == "sha256" for one in self.lists for kind, _ in one.hashes)
 
     def among_fetched(self, digest: bytes, final_url: str | None) -> bool:
         """True if an image was forgotten.
@@ -132,13 +201,13 @@ class Tombstones:
     def _passed(self, values: pa.Array, kind: str, sieves: npt.NDArray[np.uint32]) -> Mask:
         mask = np.isin(sieves, self._sieves_by_kind[kind])
         for row in np.flatnonzero(mask).tolist():
-            mask[row] = self.has(kind, values[row].as_py())
+            mask[row] = self._has(kind, values[row].as_py())
         return mask
 
     def _among_hosts(self, urls: pa.Array, kind: str) -> Mask:
         if not len(self._sieves_by_kind[kind]):
             return np.zeros(len(urls), np.bool_)
-        return hosts_among(urls, lambda host: self.has(kind, host))
+        return hosts_among(urls, lambda host: self._has(kind, host))
 
     @functools.cached_property
     def _sieves_by_kind(self) -> dict[str, npt.NDArray[np.uint32]]:
@@ -167,11 +236,15 @@ class Tombstones:
 def _load(path: str, changed: int) -> Tombstones:
     del changed
     table = storage.read_table(path)
-    key = (table.schema.metadata or {}).get(KEY, b"")
-    if len(key) != 32 or table.column_names != SCHEMA.names:
+    keys = (table.schema.metadata or {}).get(KEY, b"")
+    names = SCHEMA.names if len(keys) == KEY_BYTES else [*SCHEMA.names, LIST.name]
+    if not keys or len(keys) % KEY_BYTES or table.column_names != names:
         raise storage.DamagedError.of(path, "it is no list of forgotten pairs of this version")
-    columns = (table[name].to_pylist() for name in SCHEMA.names)
-    return Tombstones(key, {(kind, digest): sieve for kind, digest, sieve in zip(*columns, strict=True)})
+    found: list[dict[tuple[str, bytes], int]] = [{} for _ in range(len(keys) // KEY_BYTES)]
+    for kind, digest, sieve, *number in zip(*(table[name].to_pylist() for name in names), strict=True):
+        found[number[0] if number else 0][kind, digest] = sieve
+    lists = [Tombstones(keys[at * KEY_BYTES :][:KEY_BYTES], hashes) for at, hashes in enumerate(found)]
+    return dataclasses.replace(lists[0], others=tuple(lists[1:]))
 
 
 def normalise(kind: str, value: str) -> str:

@@ -10,18 +10,23 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Mapping
 from typing import TypeVar
 
+from pipeline.dataset import tombstones
+from pipeline.dataset.tombstones import Tombstones
 from pipeline.engine import storage
 from pipeline.engine.cli import UsageError
 from pipeline.engine.journal import Change
-from pipeline.stages import continuing
+from pipeline.stages import continuing, other_sets, taking
 from pipeline.stages.base import INPUTS, Stage
 from pipeline.stages.input_list import FILE, InputList
+from pipeline.stages.left_out import Retry
 from pipeline.stages.run import Run, RunSettings
 
 OF_UNITS = ("gather", "match")  # the stages whose units are kept
 STEPS = ("gather/parts", "gather/images", "match/parts")
+ATTEMPTS = "stages/fetch/attempts.json"
 ENDS = ("COMPLETED", "info.json", "files.json", "rejected.parquet")
 T = TypeVar("T")
 FORGOTTEN = "forgotten"  # entry of dedup's info.json: rows that were forgotten since it was done
@@ -69,10 +74,42 @@ def check(stages: list[Stage], run: Run) -> None:
                 f"({differing or 'of an older version'}): --extend keeps what was read. "
                 f"Repeat those, or add --redo {stage.name}"
             )
+    check_others(stages, run)
 
 
-def change_inputs(stages: list[Stage], run: Run) -> None:
+def check_others(stages: list[Stage], run: Run) -> None:
+    """Refuses other sets that were made with other options, up to the fetch, or whose files do not fit.
+
+    Raises:
+        UsageError: its message names the set, the options that differ, and what to type.
+    """
+    for other in run.others:
+        for stage in (stage for stage in stages if stage.name in other_sets.TAKEN):
+            info = other.info(stage.name)
+            there = {**(info or {}).get("decided_by", {}), INPUTS: None}
+            differing = "" if info is None else continuing.describe(there, {**stage.decided, INPUTS: None})
+            if differing or (info is not None and storage.CHECKSUM not in info):
+                raise UsageError(
+                    f"--input {other.spec}: this set holds the stage {stage.name!r} made with other options "
+                    f"({differing or 'of an older version'}). Name its inputs, which are read and fetched again then"
+                )
+        if any(other_sets.has_units(run.root, step) for step in ("gather/parts", "match/parts")):
+            ours = other_sets.has_units(run.root, "gather/parts")
+            if ours != other.keeps_gathered():
+                which = run.root if ours else other.spec
+                raise UsageError(
+                    f"--input {other.spec}: gather kept its rows in {which} alone, since a run with --stages ended "
+                    "there. Name the inputs of this set, which are read and fetched again then"
+                )
+
+
+def change_inputs(stages: list[Stage], run: Run, roots: Mapping[str, str]) -> None:
     """Makes the folder ready for other inputs. What compares rows goes, then the list of inputs changes as a whole.
+
+    Args:
+        stages: all stages, planned.
+        run: the run.
+        roots: for the folder of another set: the folder that is read in its place.
 
     Raises:
         UsageError: another run changed the list of inputs since this one was planned.
@@ -96,4 +133,43 @@ def change_inputs(stages: list[Stage], run: Run) -> None:
     for stage in OF_UNITS:
         for name in ENDS:
             change.remove(f"stages/{stage}/{name}")
+    if run.others:
+        take_others(change, stages, run, there, roots)
     change.commit()
+
+
+def take_others(change: Change, stages: list[Stage], run: Run, there: InputList, roots: Mapping[str, str]) -> None:
+    """Copies what other sets read and fetched, and what they forgot.
+
+    Args:
+        change: of the folder.
+        stages: all stages, planned.
+        run: the run.
+        there: the inputs of the set before.
+        roots: as in `change_inputs`.
+    """
+    of_units = {stage.name: stage.folder.of_units for stage in stages}
+    fingerprints = {step: of_units[step.split("/")[0]] for step in STEPS}
+    taken = set()
+    for place in taking.places(there, run.input_list, run.others, roots):
+        taking.copy_unit(change, place, fingerprints, run.input_list.key_bits)
+        taken.add(run.input_list.units[place.number].name)
+    record = storage.read_json(os.path.join(run.root, ATTEMPTS)) or {}
+    first, earlier = record.get("first", 0), record.get("earlier", [])
+    stones = ours = Tombstones.load(run.root)
+    left_out = set(Retry.load(run.root).names)
+    for other in run.others:
+        root = roots.get(other.root, other.root)
+        if taking.gives_inputs(other, there, run.input_list):
+            first, more = taking.copy_fetch(change, root, first=first)
+            earlier = [*earlier, *more]
+        left_out |= other.left_out() & taken
+        theirs = Tombstones.load(root)
+        if theirs is not None:
+            stones = theirs if stones is None else stones.join(theirs)
+    if earlier:
+        storage.write_json(change.place(ATTEMPTS), {"first": first, "earlier": earlier})
+    if left_out:
+        Retry(tuple(sorted(left_out))).save(change.place(""))
+    if stones is not None and stones != ours:
+        stones.write(change.place(tombstones.FILE))

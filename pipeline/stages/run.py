@@ -21,8 +21,9 @@ from pipeline.schema import STAGES
 from pipeline.sources import READERS
 from pipeline.sources import inputs as sources
 from pipeline.sources.base import Input
-from pipeline.stages import left_out
+from pipeline.stages import left_out, other_sets
 from pipeline.stages.input_list import InputList, identity
+from pipeline.stages.other_sets import OtherSet
 from pipeline.text.language_names import ALL, LID, NAMES, model_code, nearest_code
 from pipeline.text.rights import PROTOCOLS
 from queries import load
@@ -406,6 +407,7 @@ class Run:
         input_list: the inputs with the numbers of their units.
         recorded: the list of the folder; None: it has none. The run changes it if it adds inputs or drops some.
         robots_archives: the robots.txt archives, sorted by name.
+        others: the sets that the user named as inputs. What they read and fetched is copied.
     """
 
     options: object
@@ -420,6 +422,7 @@ class Run:
     input_list: InputList
     recorded: InputList | None = None
     robots_archives: tuple[Input, ...] = ()
+    others: tuple[OtherSet, ...] = ()
 
     def settings(self, kind: type[T]) -> T:
         """The options, typed as those of one stage."""
@@ -475,10 +478,11 @@ class Run:
 
     @property
     def new_inputs(self) -> tuple[Input, ...]:
-        """The inputs that the set does not have yet. Those that it has need not be there any more."""
+        """The inputs that no set has read yet. Those that were read need not be there any more."""
         if not self.settings(RunSettings).extend or self.settings(HowSettings).redo == STAGES[0]:
             return self.inputs
-        known = set(map(identity, self.recorded.units.values())) if self.recorded else set()
+        lists = [*([self.recorded] if self.recorded else []), *(other.inputs for other in self.others)]
+        known = {identity(item) for there in lists for item in there.units.values()}
         return tuple(item for item in self.inputs if identity(item) not in known)
 
 
@@ -518,7 +522,8 @@ def look_up(
     recorded = InputList.read(root)
     if options.extend and recorded is None:
         raise UsageError(f"--extend: {options.output} holds no set of this version: build one without --extend first")
-    inputs, asked = look_up_inputs(options, recorded, input_format=input_format, skip_bad=skip_bad)
+    others = look_up_sets(options)
+    inputs, asked = look_up_inputs(options, recorded, others, input_format=input_format, skip_bad=skip_bad)
     robots = look_up_robots(robots_archive, output=options.output)
     rows = sum(READERS[item.format].expected_rows(item) for item in inputs)
     used = look_up_queries(queries, match=match, case=case)
@@ -545,7 +550,23 @@ def look_up(
         input_list=input_list,
         recorded=recorded,
         robots_archives=robots,
+        others=others,
     )
+
+
+def look_up_sets(options: RunSettings) -> tuple[OtherSet, ...]:
+    """The sets that the user named as inputs, each once.
+
+    Raises:
+        UsageError, MissingInput: they cannot be taken.
+    """
+    found = [other for spec in options.input if (other := other_sets.find(spec, options.output)) is not None]
+    if found and not options.extend:
+        raise UsageError(f"--input {found[0].spec}: is a set. --extend takes it into the set in --output")
+    redo = options.redo if isinstance(options, HowSettings) else None
+    if found and redo in other_sets.TAKEN:
+        raise UsageError(f"--redo {redo}: must not stand beside --input {found[0].spec}, a set: use two commands")
+    return tuple({other.root: other for other in found}.values())
 
 
 def published_options(options: Any) -> dict[str, Json]:
@@ -554,9 +575,14 @@ def published_options(options: Any) -> dict[str, Json]:
 
 
 def look_up_inputs(
-    options: RunSettings, recorded: InputList | None, *, input_format: str, skip_bad: bool
+    options: RunSettings,
+    recorded: InputList | None,
+    others: Sequence[OtherSet] = (),
+    *,
+    input_format: str,
+    skip_bad: bool,
 ) -> tuple[tuple[Input, ...], dict[str, tuple[str, ...]]]:
-    """The inputs that the user named. With --extend those of the set are among them.
+    """The inputs that the user named. With --extend those of the set are among them, and those of `others`.
 
     Files in the output folder are no inputs of its run.
 
@@ -571,13 +597,19 @@ def look_up_inputs(
     if robots := next((spec for spec in options.input if re.match(r"cc:[^:]*:robotstxt\b", spec)), None):
         raise UsageError(f"--input {robots}: must be its WAT or WARC files; --robots-archive takes its robots.txt")
     known: tuple[Input, ...] = ()
+    given = tuple(spec for spec in options.input if spec not in {other.spec for other in others})
     asked = {"specs": options.input, "drops": options.drop_input}
     if options.extend and recorded is not None:
-        known = tuple(recorded.units.values())
-        asked = {"specs": tuple(dict.fromkeys([*recorded.specs, *options.input])), "drops": recorded.drops}
+        known = other_sets.known_inputs(recorded, others)
+        lists = [recorded, *(other.inputs for other in others)]
+        specs = [spec for there in lists for spec in there.specs]
+        asked = {
+            "specs": tuple(dict.fromkeys([*specs, *given])),
+            "drops": tuple(dict.fromkeys(drop for there in lists for drop in there.drops)),
+        }
     try:
         inputs = sources.expand(
-            options.input,
+            given,
             input_format=input_format,
             skip_bad=skip_bad,
             without=options.output,

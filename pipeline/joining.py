@@ -1,0 +1,74 @@
+"""Two sets become one: what `pipeline.build --extend --input OTHER` does before it copies from the folder OTHER.
+
+What one of the sets has forgotten leaves the other one. OTHER itself is never changed: where pairs must go, they go
+from a copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from pipeline import forget
+from pipeline.dataset import tombstones
+from pipeline.dataset.tombstones import Tombstones
+from pipeline.engine import storage, work
+from pipeline.stages.other_sets import TAKEN, OtherSet
+from pipeline.stages.run import Run
+
+COPY = ".other-"  # in OUT: begins the name of a copy of another set
+
+
+def forget_what_others_forgot(run: Run, *, quiet: bool = False) -> None:
+    """Takes pairs out of the set that another set of the run has forgotten, as `pipeline.forget` does.
+
+    Raises:
+        Busy: another run holds the folder.
+        Damaged, DamagedError: a file is damaged.
+    """
+    for other in run.others:
+        theirs, ours = Tombstones.load(other.root), Tombstones.load(run.root)
+        if theirs is None or (ours is not None and ours.includes(theirs)):
+            continue
+        found = forget.forget(run.root, forget.SelectionOf(stones=theirs))
+        if found.pairs and not quiet:
+            print(f"pipeline.build: {found.pairs:,} pairs go, since {other.spec} has forgotten them", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def readable_sets(run: Run) -> Iterator[dict[str, str]]:
+    """Yields the folders to read in the place of other sets, where they are others. The sets do not change meanwhile.
+
+    Raises:
+        Busy: a build runs in another set.
+    """
+    for name in storage.names(run.root):
+        if name.startswith(COPY):
+            storage.remove(os.path.join(run.root, name))  # of a run that was killed
+    ours, roots = Tombstones.load(run.root), dict[str, str]()
+    with contextlib.ExitStack() as stack:
+        for other in run.others:
+            if os.access(other.root, os.W_OK):
+                stack.enter_context(work.lock_run_folder(other.root))
+            theirs = Tombstones.load(other.root)
+            if ours is not None and not (theirs is not None and theirs.includes(ours)):
+                roots[other.root] = tempfile.mkdtemp(prefix=COPY, dir=run.root)
+                stack.callback(storage.remove, roots[other.root])
+                _copy(other, roots[other.root])
+                forget.forget(roots[other.root], forget.SelectionOf(stones=ours))
+        yield roots
+
+
+def _copy(other: OtherSet, target: str) -> None:
+    """Copies what is taken of a set."""
+    for stage in TAKEN:
+        source = os.path.join(other.root, "stages", stage)
+        if os.path.isdir(source):
+            shutil.copytree(source, os.path.join(target, "stages", stage))
+    for name in ("inputs.json", tombstones.FILE):
+        if os.path.exists(os.path.join(other.root, name)):
+            shutil.copy(os.path.join(other.root, name), target)

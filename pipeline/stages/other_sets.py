@@ -1,0 +1,116 @@
+"""Another set as a source: `--extend --input OTHER`, where OTHER is the output folder of another build.
+
+What OTHER read of its inputs and what it fetched is copied. So the set that results is the one that a build over the
+inputs of both would make with the same answers of the servers:
+
+    OTHER/stages/gather, match   the units of its inputs, with new numbers of units and sources, and keys cut anew
+    OTHER/stages/fetch           its passes, as earlier generations of the fetch
+    OTHER/forgotten.parquet      joins the list of OUT
+
+An input that both sets have is taken once. OTHER is only read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.engine import checks, journal, storage
+from pipeline.engine.cli import MissingInput, UsageError
+from pipeline.engine.input_errors import is_remote
+from pipeline.engine.work import StageFolder
+from pipeline.schema import STAGES
+from pipeline.sources.base import Input
+from pipeline.stages.input_list import InputList
+from pipeline.stages.left_out import NAMES, Retry
+
+TAKEN = ("gather", "match", "fetch")  # the stages whose files are taken
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherSet:
+    """A set that the user named as an input.
+
+    Attributes:
+        spec: as the user named it.
+        root: its folder, absolute.
+        inputs: its inputs.
+    """
+
+    spec: str
+    root: str
+    inputs: InputList
+
+    def info(self, stage: str) -> dict[str, Any] | None:
+        """info.json of one of its stages; None if the stage is not done."""
+        return StageFolder(self.root, stage).info()
+
+    def keeps_gathered(self) -> bool:
+        """True if gather kept rows of its own; False if a pass handed them to match."""
+        return has_units(self.root, "gather/parts")
+
+    def left_out(self) -> set[str]:
+        """The names of inputs that it ever went on without."""
+        return {*Retry.load(self.root).names, *(self.info("gather") or {}).get(NAMES, ())}
+
+
+def find(spec: str, output: str) -> OtherSet | None:
+    """The set that a value of --input names: its folder, or a folder of its stages. None: it names something else.
+
+    Raises:
+        UsageError: it is the set in `output`.
+        MissingInput: it is a set, but what it read is not there.
+    """
+    if is_remote(spec) or spec.startswith(("@", "cc:", "file:")):
+        return None
+    root = re.sub(rf"/stages(/({'|'.join(STAGES)}))?$", "", os.path.abspath(os.path.expanduser(spec)))
+    if not os.path.isdir(root) or not _is_set(root):
+        return None
+    if os.path.realpath(root) == os.path.realpath(output):
+        raise UsageError(f"--input {spec}: must not be the output folder itself")
+    if journal.is_pending(root):
+        raise MissingInput(f"--input {spec}: a change of this set was interrupted: inspect_shards info {root} ends it")
+    inputs = InputList.read(root)
+    missing = "gather" if inputs is None else next((name for name in TAKEN[:2] if not _is_done(root, name)), None)
+    if missing is None and inputs is not None:
+        return OtherSet(spec, root, inputs)
+    if inputs is None or not os.path.isdir(os.path.join(root, "stages")):
+        raise MissingInput(
+            f"--input {spec}: is a set without its stages. Name {os.path.join(spec, 'metadata')} to take its pairs "
+            "alone, as a table"
+        )
+    raise MissingInput(f"--input {spec}: its stage {missing} is not done: finish the build of this set first")
+
+
+def _is_set(root: str) -> bool:
+    manifest = checks.read_object(os.path.join(root, "manifest.json"))
+    return {"digest", "files", "ledger"} <= set(manifest) or (
+        os.path.exists(os.path.join(root, "inputs.json")) and os.path.isdir(os.path.join(root, "stages"))
+    )
+
+
+def _is_done(root: str, stage: str) -> bool:
+    return StageFolder(root, stage).info() is not None
+
+
+def known_inputs(recorded: InputList, others: Sequence[OtherSet]) -> tuple[Input, ...]:
+    """The inputs of a set and of other sets. A file that several sets have counts once."""
+    known = list(recorded.units.values())
+    for other in others:
+        places = {place_of(item) for item in known}
+        known += [item for item in other.inputs.units.values() if place_of(item) not in places]
+    return tuple(known)
+
+
+def place_of(item: Input) -> tuple[str, int | None]:
+    """The real path or the URL of the file behind an input, and its size."""
+    path = item.found.path if item.found else item.path
+    return path if is_remote(path) else os.path.realpath(path), item.bytes
+
+
+def has_units(root: str, step: str) -> bool:
+    """True if a step has a committed unit. `step` is below OUT/stages."""
+    return any(re.fullmatch(r"\d+\.json", name) for name in storage.names(os.path.join(root, "stages", step)))

@@ -1,0 +1,193 @@
+"""Copies what another set read and fetched into the folder of a set (`other_sets`), as part of one change."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.engine import hashing, shuffle_files, storage
+from pipeline.engine.journal import Change
+from pipeline.stages.input_list import InputList, identity
+from pipeline.stages.other_sets import OtherSet, place_of
+from pipeline.stages.row_pass import KEYS, PARTS_OF_UNIT
+
+SOURCE, NUMBER_OF_PASS = "source", "raw_attempt"  # columns that get new numbers
+
+
+# ------------------------------------------------------------------------------------------------- units of select
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a unit comes from and where it goes.
+
+    Attributes:
+        root: the folder that it is read from.
+        unit: its number there.
+        number: its number in the new list.
+        source: the number of its input in the new list, for the column `source`.
+    """
+
+    root: str
+    unit: int
+    number: int
+    source: int
+
+
+def places(
+    recorded: InputList, wanted: InputList, others: Sequence[OtherSet], roots: Mapping[str, str]
+) -> Iterator[Place]:
+    """The units that other sets give.
+
+    Args:
+        recorded: the inputs of the set before.
+        wanted: the inputs of the set after.
+        others: the other sets.
+        roots: for the folder of a set: the folder that is read in its place.
+    """
+    there = {identity(item) for item in recorded.units.values()}
+    pairs = ((other, unit, item) for other in others for unit, item in other.inputs.units.items())
+    given = {(identity(item), item.path): (other.root, unit) for other, unit, item in reversed(list(pairs))}
+    for number, item in wanted.units.items():
+        found = given.get((identity(item), item.path))
+        if found is not None and identity(item) not in there:
+            root, unit = found
+            yield Place(roots.get(root, root), unit, number, wanted.sources[item.name])
+
+
+def gives_inputs(other: OtherSet, recorded: InputList, wanted: InputList) -> bool:
+    """True if a file comes in with another set, whether its unit is copied or the file is read again."""
+    before, after = (set(map(place_of, there.units.values())) for there in (recorded, wanted))
+    return any(place in after - before for place in map(place_of, other.inputs.units.values()))
+
+
+def copy_unit(change: Change, place: Place, fingerprints: Mapping[str, str], key_bits: int) -> None:
+    """Copies what gather and match made of one input.
+
+    Args:
+        change: of the folder.
+        place: of the unit.
+        fingerprints: step below OUT/stages -> that of its units.
+        key_bits: keys are cut into 2 ** key_bits buckets.
+    """
+    for step, fingerprint in fingerprints.items():
+        manifest = storage.read_json(_file(place.root, step, place.unit, "json"))
+        if manifest is None:
+            continue
+        for part in range(manifest.get("parts", 0)):
+            source, target = (
+                _file(place.root, step, place.unit, "arrow", part),
+                change.place(_below(step, place.number, "arrow", part)),
+            )
+            _copy_batches(source, target, place.source)
+            keys = _file(place.root, step, place.unit, "keys", part)
+            if storage.exists(keys):
+                number = place.number * PARTS_OF_UNIT + part
+                write_keys(change.place(_below(step, place.number, "keys", part)), keys, key_bits, number=number)
+        if manifest.get("rejected"):
+            table = storage.read_table(_file(place.root, step, place.unit, "rejected"))
+            storage.write_table(change.place(_below(step, place.number, "rejected")), table)
+        if step.endswith("/images"):
+            table = storage.read_table(_file(place.root, step, place.unit, "images"))
+            at = table.schema.get_field_index(SOURCE)
+            column = pa.array(np.full(table.num_rows, place.source), pa.int32())
+            table = table.set_column(at, table.schema.field(at), column)
+            storage.write_table(change.place(_below(step, place.number, "images")), table)
+        storage.write_json(
+            change.place(_below(step, place.number, "json")), {**manifest, "fingerprint": fingerprint}
+        )
+
+
+def write_keys(target: str, path: str, bits: int, *, number: int | None = None) -> None:
+    """Writes the keys of a part again, cut into 2 ** bits buckets.
+
+    `number`: the new number of the part; None: as it is.
+    """
+    messages = [message for _, message in shuffle_files.read_all(path)]
+    table = shuffle_files.table(messages, KEYS).sort_by("row").combine_chunks()
+    if number is not None:
+        column = pa.array(np.full(table.num_rows, number), pa.int32())
+        table = table.set_column(KEYS.get_field_index("part"), KEYS.field("part"), column)
+    batch = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], KEYS)
+    bucket = hashing.buckets(batch["image"].to_numpy(), bits)
+    shuffle_files.write(target, shuffle_files.cut(batch, bucket, 1 << bits))
+
+
+def _copy_batches(source: str, target: str, number: int) -> None:
+    """Copies rows. The column `source` gets another number."""
+    batches = storage.read_batches(source)
+    first = next(iter(batches))
+    with storage.writing_batches(target, first.schema) as out:
+        for batch in [first, *batches]:
+            out.write_batch(_with_column(batch, SOURCE, np.full(batch.num_rows, number)))
+
+
+def _with_column(batch: pa.RecordBatch, name: str, values: np.ndarray) -> pa.RecordBatch:
+    at = batch.schema.get_field_index(name)
+    columns = [*batch.columns[:at], pa.array(values, batch.schema.field(at).type), *batch.columns[at + 1 :]]
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+
+
+def _below(step: str, unit: int, kind: str, part: int | None = None) -> str:
+    middle = "" if part is None else f"-{part:03d}"
+    return f"stages/{step}/{unit:05d}{middle}.{kind}"
+
+
+def _file(root: str, step: str, unit: int, kind: str, part: int | None = None) -> str:
+    return os.path.join(root, _below(step, unit, kind, part))
+
+
+# ------------------------------------------------------------------------------------------------------- the fetch
+
+
+def copy_fetch(change: Change, root: str, *, first: int) -> tuple[int, list[dict[str, Any]]]:
+    """Copies the passes of the fetch of a set. Only units that were committed count.
+
+    Args:
+        change: of the folder.
+        root: of the other set.
+        first: the number that its first pass gets.
+
+    Returns:
+        The number behind that of the last pass, and the generations as attempts.json holds them.
+    """
+    folder = os.path.join(root, "stages", "fetch")
+    record = storage.read_json(os.path.join(folder, "attempts.json")) or {}
+    generations = [*record.get("earlier", ()), *([record["now"]] if record.get("now") else [])]
+    after = first
+    for name in storage.names(folder):
+        found = re.fullmatch(r"images-(\d+)", name)
+        if found is None:
+            continue
+        number = first + int(found[1])
+        after = max(after, number + 1)
+        for file in storage.names(os.path.join(folder, name)):
+            if re.fullmatch(r"\d+\.json", file):
+                _copy_pass_unit(change, os.path.join(folder, name), int(file.removesuffix(".json")), number, first)
+    return after, [{**generation, "first": first + generation["first"]} for generation in generations]
+
+
+def _copy_pass_unit(change: Change, folder: str, unit: int, number: int, first: int) -> None:
+    """Copies the rows and images of one unit of a pass."""
+    manifest = storage.read_json(os.path.join(folder, f"{unit:05d}.json"))
+    if manifest is None:
+        return
+    step = f"fetch/images-{number:03d}"
+    for part in range(manifest.get("parts", 0)):
+        batches = list(storage.read_batches(os.path.join(folder, f"{unit:05d}-{part:03d}.arrow")))
+        with storage.writing_batches(change.place(_below(step, unit, "arrow", part)), batches[0].schema) as out:
+            for batch in batches:
+                out.write_batch(_with_column(batch, NUMBER_OF_PASS, batch[NUMBER_OF_PASS].to_numpy() + first))
+        raw = os.path.join(folder, f"{unit:05d}-{part:03d}.raw")
+        if storage.exists(raw):
+            target = change.place(_below(step, unit, "raw", part))
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            shutil.copyfile(raw, target)
+    storage.write_json(change.place(_below(step, unit, "json")), manifest)
