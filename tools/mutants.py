@@ -261,6 +261,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tests", nargs="+", default=[], metavar="FILE", help="test files for every module, too")
     parser.add_argument("--to", type=Path, default=Path("mutants.jsonl"), metavar="FILE", help="append outcomes here")
     parser.add_argument("--again", type=Path, metavar="FILE", help="try those of FILE that were not noticed")
+    parser.add_argument("--work", type=Path, default=WORK, metavar="FOLDER", help="of the copies (default: .mutants)")
     parser.add_argument("--list", action="store_true", help="print the faults and the test files, and run nothing")
     options = parser.parse_args(argv)
     known = {name: path for name, path in module_files(ROOT).items() if ".demo." not in name}
@@ -285,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     mutant_runs.preload(ROOT)
     effort = Effort(options.seconds, options.near, options.file_seconds, tuple(options.tests))
-    print(summary(run(faults, jobs=options.jobs, to=options.to, effort=effort)))
+    print(summary(run(faults, jobs=options.jobs, to=options.to, effort=effort, work=options.work)))
     return 0
 
 

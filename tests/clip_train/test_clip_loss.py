@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install
 
 import torch.nn.functional as F  # noqa: E402
 
+from clip_train.cosines import exact_cosines  # noqa: E402
 from clip_train.loss import info_nce, sigmoid_loss  # noqa: E402
 
 
@@ -43,6 +44,18 @@ def test_chunks_change_nothing(count, chunk):
         assert abs(expected - loss) < 2e-6 * max(1, abs(expected.item()))
         for a, b in zip(torch.autograd.grad(expected, inputs), torch.autograd.grad(loss, inputs), strict=True):
             assert (a - b).abs().max() <= 1e-6 * max(1, a.abs().max().item())
+
+
+def test_cosines_are_exact_whatever_the_precision_of_torch_is(monkeypatch):
+    asked, change = [], torch.set_float32_matmul_precision
+    before = torch.get_float32_matmul_precision()
+    try:
+        change("medium")
+        monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda name: (asked.append(name), change(name)))
+        assert exact_cosines(torch.eye(2), torch.tensor([[1.0, 2.0], [3.0, 4.0]])).tolist() == [[1, 3], [2, 4]]
+        assert asked == ["highest", "medium"] and torch.get_float32_matmul_precision() == "medium"
+    finally:
+        change(before)
 
 
 def test_extreme_scales_stay_finite():

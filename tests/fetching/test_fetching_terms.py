@@ -226,6 +226,7 @@ def test_a_licence_in_robots_txt() -> None:
         words = f'RSL {server.base}/rsl.xml: <content url="/img/1">: <prohibits type="usage">ai-train</prohibits>'
         assert found == ["ok", *[f"opt_out rsl: robots.txt line 1: {words}"] * 2]
         assert server.hits["/rsl.xml"] == 1
+        assert asked(server, "/img/1.jpg", ignore_rights=("rsl",)) == ["ok"] and server.hits["/rsl.xml"] == 1
 
 
 @pytest.mark.parametrize("path", ["/none.xml", "/html"])

@@ -370,12 +370,13 @@ def test_size_fills_the_list_in_the_order_of_the_sources() -> None:
     ],
 )
 def test_ready_counts(tmp_path: Path, line: str, words: dict[str, int], pairs: dict[str, int], skipped: int) -> None:
-    path = tmp_path / "counts.gz"
-    path.write_bytes(gzip.compress(line.encode()))
-    found = counts.read_counts(str(path))
-    for table, wanted in ((found.words, words), (found.pairs, pairs)):
-        assert dict(zip(table["query"].to_pylist(), table["count"].to_pylist(), strict=True)) == wanted
-    assert found.skipped == skipped
+    path = tmp_path / "counts.tsv"
+    for packed in (bytes, gzip.compress, bz2.compress):
+        path.write_bytes(packed(line.encode()))
+        found = counts.read_counts(str(path))
+        for table, wanted in ((found.words, words), (found.pairs, pairs)):
+            assert dict(zip(table["query"].to_pylist(), table["count"].to_pylist(), strict=True)) == wanted
+        assert found.skipped == skipped
 
 
 def test_counts_of_wordfreq(tmp_path: Path) -> None:
