@@ -117,7 +117,11 @@ def test_the_whole_way(tars, vocabulary, tmp_path, capsys, monkeypatch):
     assert call("zero-shot", "--checkpoint", weights, "--data", data, "--bpe", str(vocabulary))["images"] == 32
     assert "no such file" in call("zero-shot", "--checkpoint", "nowhere", "--data", data, code=4)["error"]
     assert "no moving average" in call("zero-shot", *use, "--ema", code=2)["error"]
-    assert call("tokenizer", "encode", "a red square", "--bpe", str(vocabulary))["pieces"] == ["a", "red", "square"]
+    from clip_train.tokenizer import load_tokenizer
+
+    encoded = call("tokenizer", "encode", "a red square", "--bpe", str(vocabulary))
+    assert encoded["pieces"] == ["a", "red", "square"] and encoded["vocabulary"] == load_tokenizer(vocabulary).name
+    assert encoded["ids"] == load_tokenizer(vocabulary).encode("a red square")
     assert call("tokenizer", "train", "--input", data, "--output", str(tmp_path / "v.txt.gz"))["captions"] == 32
     assert main(["zero-shot", *use]) == 0 and "top1  " in capsys.readouterr().out
 

@@ -88,6 +88,7 @@ def test_exports_come_back(tmp_path, form):
     model = made()
     torch.save({"state_dict": {f"module.{n}": v for n, v in model.state_dict().items()}}, tmp_path / "given.pt")
     weights = read_weights(tmp_path / "given.pt", model="ViT-Tiny", activation="quick_gelu")
+    assert weights.kind == "open_clip"
     output = tmp_path / ("folder" if form == "huggingface" else "out")
     export(weights, str(output), form=form)
     again, read = load_model(output)

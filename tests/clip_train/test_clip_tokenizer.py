@@ -93,6 +93,13 @@ def test_a_long_caption_keeps_its_end_token(vocabulary):
     assert len(ids) == 20 and ids[-1] == tokenizer.end_id and ids[1:-1] == tokenizer.encode("red square " * 9)
 
 
+def test_a_single_text_is_one_caption(vocabulary):
+    tokenizer = load_tokenizer(vocabulary)
+    ids = tokenizer.encode_caption("a red square", context_length=9)
+    assert tokenizer("a red square", context_length=9).tolist() == [ids + [0] * (9 - len(ids))]
+    assert tokenizer(["a red square", ""], context_length=9).shape == (2, 9)
+
+
 def test_decode_gives_the_words_back(vocabulary):
     tokenizer = load_tokenizer(vocabulary)
     for text in ("a red square on the left", "purple ring", "naïve 東京 😀"):

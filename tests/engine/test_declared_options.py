@@ -211,6 +211,8 @@ def test_the_help_says_unit_range_and_default() -> None:
     assert "--name NAME of the thing (required)" in said
     assert "--mode {files,shuffle} how (default: files)" in said
     assert "--beam" not in said
+    headings = [line for line in LINE.parser().format_help().splitlines() if line.endswith(":")]
+    assert headings[-2:] == ["second:", "this command:"]
 
 
 # -------------------------------------------------------------------------------------------------------- recipe files

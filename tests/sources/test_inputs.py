@@ -373,6 +373,17 @@ def test_an_error_of_a_store_is_one_line():
     assert one_line(OSError()) == "OSError"
 
 
+@pytest.mark.parametrize(("path", "remote", "http"), [
+    ("https://x.example/a", True, True), ("HTTP://x.example/a", True, True), ("s3://bucket/a", True, False),
+    ("httpsx://a", True, False), ("s3:/bucket", False, False), ("c://a", False, False), ("/s3://bucket", False, False),
+    ("crawl/a:b", False, False), ("", False, False),
+])  # fmt: skip
+def test_what_a_url_is(path: str, remote: bool, http: bool):
+    from pipeline.engine.input_errors import is_http, is_remote
+
+    assert (is_remote(path), is_http(path)) == (remote, http)
+
+
 def csv_files(folder: Path, *names: str, rows: int = 1) -> list[str]:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
