@@ -19,7 +19,6 @@ if __name__ == "__main__":
 import argparse
 import dataclasses
 import datetime
-import email.utils
 import fcntl
 import importlib.metadata
 import importlib.util
@@ -44,7 +43,7 @@ from typing import Any
 
 import certifi
 
-from pipeline.engine import fetched_engines, jit
+from pipeline.engine import fetched_engines, http_dates, jit
 from pipeline.engine.cli import BELOW, DONE, INTERRUPTED, USAGE, Parser, UsageError, check_flags, fail
 from pipeline.engine.display import sanitize, size
 
@@ -362,8 +361,8 @@ def _server(name: str, url: str) -> Iterator[Finding]:
 
 def _against(date: str) -> Iterator[Finding]:
     try:
-        apart = abs(time.time() - email.utils.parsedate_to_datetime(date).timestamp())
-    except (TypeError, ValueError):
+        apart = abs(time.time() - http_dates.timestamp(date))
+    except (TypeError, ValueError, OverflowError):
         return
     if apart > 120:
         yield Finding("clock against a server", WARNING, f"{apart:,.0f} s apart", "set the clock: certificates need it")

@@ -7,7 +7,6 @@ A failure is one of three kinds. `Missing`: the file is not there. `Refused`: as
 
 from __future__ import annotations
 
-import email.utils
 import http.client
 import io
 import os
@@ -19,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from pipeline.engine import display
+from pipeline.engine.http_dates import retry_after
 from pipeline.engine.input_errors import is_http, one_line
 
 TIMEOUT = 60  # seconds without a byte from a web server
@@ -161,7 +161,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 def _failure(error: urllib.error.HTTPError, *, known: bool) -> Exception:
     """What an error of a server means."""
-    wait, said = _retry_after(error.headers.get("Retry-After", "")), f"HTTP {error.code} {_reason(error)}"
+    wait = retry_after(error.headers.get("Retry-After")) or 0.0
+    said = f"HTTP {error.code} {_reason(error)}"
     if error.code in PASSING:
         return Broken(said, wait)
     if error.code == 403 and (wait or known or _of_a_cdn(error)):
@@ -194,15 +195,6 @@ def _of_a_cdn(error: urllib.error.HTTPError) -> bool:
     cdn = " ".join(error.headers.get(name, "") for name in ("Server", "Via", "X-Cache")).lower()
     return _THROTTLED.search(body) is not None or "error from cloudfront" in cdn or "cloudfront" in cdn
 
-
-def _retry_after(value: str) -> float:
-    """Seconds that a Retry-After header asks for, of both forms (RFC 9110, section 10.2.3); 0.0: none."""
-    if value.strip().isdigit():
-        return float(value[:9])
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError, OverflowError):
-        return 0.0
 
 
 class StoreAnswer:

@@ -8,7 +8,6 @@ learns about hosts (addresses, robots.txt, pauses) for the next call.
 from __future__ import annotations
 
 import dataclasses
-import email.utils
 import functools
 import hashlib
 import os
@@ -17,6 +16,7 @@ import time
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
+from pipeline.engine.http_dates import retry_after
 from pipeline.fetching import robots
 from pipeline.fetching.addresses import MOST_HOSTS, Gate, Lookup, Resolver, look_up
 from pipeline.fetching.answer import Answer, Body
@@ -282,7 +282,7 @@ class Client:
         status = answer.status
         if status == 200:
             return
-        pause = _retry_after(answer.first("Retry-After")) if status in (429, 503) else None
+        pause = retry_after(answer.first("Retry-After")) if status in (429, 503) else None
         if status == 429 or pause is not None:
             self._host(target).slow_down()
         if status == 429:
@@ -518,19 +518,6 @@ def _check_terms(terms: Terms | None, url: str, protocol: str, verdict: Verdict,
         verdict.allow(protocol)
     if rule is not None and rule.said is False:
         raise Failure("opt_out", where + terms.evidence(rule), protocol=protocol)
-
-
-def _retry_after(value: str | None) -> float | None:
-    """The seconds of a Retry-After header, which holds a number or a date."""
-    if not value:
-        return None
-    value = value.strip()
-    if value.isascii() and value.isdigit():
-        return float(value[:9])
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
 
 
 @functools.lru_cache(maxsize=4)

@@ -311,6 +311,16 @@ def test_phash_is_stable_and_near_for_near_pictures() -> None:
     assert phash(Image.new("RGB", (64, 64), "black")) == 0
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_phash_has_the_waves_above_the_median(seed: int) -> None:
+    fft = pytest.importorskip("scipy.fft")
+    image = Image.open(io.BytesIO(picture(seed, (320, 200)))).convert("RGB")
+    small = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BOX), float)
+    waves = fft.dctn(small)[:8, :8].ravel()
+    bits = waves > np.median(waves[1:])
+    assert f"{phash(image):064b}" == "".join("01"[bit] for bit in bits.astype(int))
+
+
 def test_shades_are_the_brightness_of_the_cells() -> None:
     image = Image.new("RGB", (160, 80), (10, 20, 30))
     image.paste((255, 255, 255), (0, 0, 80, 80))

@@ -238,14 +238,6 @@ def test_retry_after_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slept[0] == 17.0 and slept[1] < 1
 
 
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [("12", 12.0), ("", 0.0), ("soon", 0.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("9" * 40, 999999999.0)],
-)
-def test_the_forms_of_retry_after(value: str, seconds: float) -> None:
-    assert transfers._retry_after(value) == seconds
-
-
 def wait_often(path: str, count: int) -> None:
     for _ in range(count):
         Pace(path, 100.0).wait()

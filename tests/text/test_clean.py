@@ -293,6 +293,14 @@ def test_urls_that_are_dropped(reason, found):
     assert url_of(found)[1] == reason
 
 
+def test_the_longest_urls(way):
+    found = [f"http://a.example/{'./' * 4087}x", f"http://a.example/{'./' * 4087}xy", "http://a.example/" + "x" * 2031]
+    assert [len(url) for url in found] == [8192, 8193, 2048]
+    urls, codes = clean.canonical_urls(pa.array(found))
+    assert (urls[0].as_py(), urls[2].as_py()) == ("http://a.example/x", found[2])
+    assert [URL_REASONS[code] for code in codes] == ["", "url_too_long", ""]
+
+
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
 def test_columns(way, kind):
     """Slices, types and neighbouring rows are handled correctly, with the kernel and without it."""
