@@ -289,11 +289,14 @@ def _refuse_several_captions(root: str) -> None:
     """Refuses a copy of a set whose samples hold texts of other pairs: it does not tell whose texts they are.
 
     Raises:
-        UsageError: dedup joined texts of several pairs, and its rows are not there.
+        UsageError: dedup or dedup-images joined texts of several pairs, and their rows are not there.
     """
     path = os.path.join(root, "manifest.json")
-    ledger = open_set.read_manifest(root)["ledger"] if os.path.exists(path) else []
-    joined = any(row["stage"] == "dedup" and row["dropped"].get(JOINED) for row in ledger)
+    manifest = open_set.read_manifest(root) if os.path.exists(path) else {"ledger": []}
+    dropped = {row["stage"]: row["dropped"] for row in manifest["ledger"]}
+    joined = bool(dropped.get("dedup", {}).get(JOINED))
+    if manifest.get("options", {}).get("captions", 1) > 1:
+        joined |= not {*purge.REASONS["dedup-images"]}.isdisjoint(dropped.get("dedup-images", {}))
     if joined and not any(purge.units_of(root, "match/parts")):
         raise UsageError(
             f"{root!r} was built with --captions N, and is a copy without stages/: it does not tell which texts of a "

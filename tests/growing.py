@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import build, forget
@@ -102,7 +103,8 @@ class Changes:
         self.growing = Growing(folder, server)
         self.out = folder / "out"
         self.inputs: list[Path] = []
-        self.unused = [self._table(number) for number in range(5)]
+        self.tables = [self._table(number) for number in range(5)]
+        self.unused = [*self.tables]
         self.cap, self.filter = self.random.choice(CAPS), FILTERS[0]
         self.captions = self.random.choice("13")
         self.log: list[str] = []
@@ -222,17 +224,23 @@ class Changes:
             return False
         row = self.random.choice(rows)
         kind = self.random.choice(["url", "uid", "sha256"])
-        value = row["original_sha256"] if kind == "sha256" else row[kind]
+        value = [row["original_sha256"] if kind == "sha256" else row[kind]]
         if kind == "uid" and len(row["texts"]) > 1:  # a text that another pair brought
-            row["url"] = row["url_as_found"] or row["url"]
-            value = hashing.pair_keys(pa.array([row["url"]]), pa.array([row["texts"][1]])).uid[0].as_py().hex()
-        self.log.append(f"forget {kind} {value}")
+            value = uids_of(self.tables, row["texts"][1])
+        self.log.append(f"forget {kind} {' '.join(value)}")
         self.forgets = True
-        assert forget.main([str(out), f"--{kind}", value]) == 0
+        assert forget.main([str(out), *(word for one in value for word in (f"--{kind}", one))]) == 0
         left = open_set(out).table().to_pylist()
         assert sum(len(row["texts"]) for row in left) < sum(len(row["texts"]) for row in rows), self.log
         assert list(verify(str(out), stages=True)) == [], self.log
         return True
+
+
+def uids_of(inputs: Sequence[Path], text: str) -> list[str]:
+    """The uids of the pairs of the inputs that have a text."""
+    found = pa.concat_tables([pq.read_table(path, columns=["url", "text"]) for path in inputs])
+    found = found.filter(pc.equal(found["text"], text)).combine_chunks()
+    return [uid.hex() for uid in hashing.pair_keys(found["url"], found["text"]).uid.to_pylist()]
 
 
 def manifest(out: Path) -> dict[str, Any]:

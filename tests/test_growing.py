@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import shutil
 import sys
@@ -11,14 +12,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from pipeline import build, forget
 from pipeline.dataset.open_set import open_set
 from pipeline.dataset.verify import verify
-from pipeline.engine import hashing
-from tests.growing import Changes, Growing, differences, published, small_web, stage_digests
+from tests.growing import Changes, Growing, differences, published, small_web, stage_digests, uids_of
 from tests.test_forget import all_bytes
 from tests.without_beam import run_job, without_beam  # noqa: F401
 
@@ -95,12 +94,25 @@ def test_more_inputs_equal_a_build_over_all(growing: Growing, tmp_path: Path) ->
 
 def test_a_text_that_another_pair_brought_is_forgotten(growing: Growing, tmp_path: Path) -> None:
     texts = ["a red dog number one", "the cat in words of its own", "a blue tree"]
-    rows = [*pairs(range(4)), *(("img/05.jpg", text) for text in texts)]
+    rows = [*pairs(range(5)), *(("img/05.jpg", text) for text in texts)]
+    merged = [("img/23.jpg", "a red dog with the bytes of another"), ("img/22.jpg", "a red dog that is nearly another")]
+    rows += merged
     inputs, out = [growing.table("texts.parquet", rows)], tmp_path / "out"
     growing.build(out, inputs, "--captions", "3")
+    info = json.loads((out / "stages/dedup-images/info.json").read_text())
+    assert info["joined_texts"] == 2 and info["rows_out"] == 6 and sum(info["dropped"].values()) == 2
+    for _, text in merged:
+        (keeper,) = [row for row in open_set(out).table().to_pylist() if text in row["texts"]]
+        text = keeper["texts"][1]  # of images of one size, the keeper is that with the most words
+        assert len(keeper["texts"]) == 2 and text.encode() in all_bytes(out)
+        (uid,) = uids_of(inputs, text)
+        assert forget.main([str(out), "--uid", uid]) == 0
+        assert text.encode() not in all_bytes(out)
+        (left,) = [row for row in open_set(out).table().to_pylist() if row["key"] == keeper["key"]]
+        assert left["texts"] == [keeper["text"]] and list(verify(str(out), stages=True)) == []
     (row,) = [row for row in open_set(out).table().to_pylist() if len(row["texts"]) == 3]
     gone = row["texts"][1]
-    uid = hashing.pair_keys(pa.array([row["url"]]), pa.array([gone])).uid[0].as_py().hex()
+    (uid,) = uids_of(inputs, gone)
     assert gone.encode() in all_bytes(out)
     assert forget.main([str(out), "--uid", uid]) == 0
     assert gone.encode() not in all_bytes(out)

@@ -274,11 +274,15 @@ class FindDuplicates:
         keyed = keys_of(keys, load_common_texts(plan.texts) if plan.common_text_bound else None, plan.exempt)
         codes = selection.find_duplicates(keyed, placeholder_bound=plan.placeholder_bound)
         if plan.captions:
-            links = links_of(keys, keyed, codes, plan.captions)
+            links = self.links(keys, keyed, codes)
             cut_by_group(self.folder.file(unit, "links", 0), links, links["source_part"], plan.rows.groups)
         drops = drops_of(keys["part"].to_numpy(), keys["row"].to_numpy(), codes)
         write_drops(self.folder, unit, drops, plan.rows)
         return {"parts": 1, "keys": keys.num_rows, "drops": drops.num_rows, **self.extra(unit, keys, codes)}
+
+    def links(self, keys: pa.Table, keyed: Keys, codes: np.ndarray) -> pa.RecordBatch:
+        """LINKS of the rows of a bucket."""
+        return links_of(keys, keyed, codes, self.plan.captions)
 
     def extra(self, unit: int, keys: pa.Table, codes: np.ndarray) -> dict[str, Any]:
         """Writes what else a stage wants of a bucket. Returns further entries of the manifest."""
@@ -392,22 +396,22 @@ def make_overlay(path: str, taken: pa.Table) -> pa.RecordBatch:
     columns = {
         "url": pc.replace_with_mask(own_url, pa.array(takes_url), new_url),
         "url_as_found": pc.if_else(pa.array(takes_url), own_url, pa.scalar(None, pa.string())),
-        "texts": _texts(own["text"], given["text"], owner),
-        "query_ids": _union_of_queries(own["query_ids"], given["query_ids"], owner),
-        "opt_out": _union_of_signals(own["opt_out"], given["opt_out"], owner),
+        "texts": lists_of(own["text"], given["text"], owner),
+        "query_ids": union_of_queries(own["query_ids"], given["query_ids"], owner),
+        "opt_out": union_of_signals(own["opt_out"], given["opt_out"], owner),
     }
     hashes = hashing.row_hash(own["row_hash"].to_numpy(), *map(hashing.column_hash, columns.values()))
     return pa.RecordBatch.from_arrays([pa.array(rows), *columns.values(), pa.array(hashes)], schema=OVERLAY)
 
 
-def _texts(own: pa.ChunkedArray, given: pa.ChunkedArray, owner: np.ndarray) -> pa.ListArray:
+def lists_of(own: pa.ChunkedArray, given: pa.ChunkedArray, owner: np.ndarray) -> pa.ListArray:
     """For each row its own text, and then the given texts of which it is the owner."""
     order = np.argsort(np.concatenate([np.arange(len(own)), owner]), kind="stable")
     texts = pa.concat_arrays([hashing.as_array(own), hashing.as_array(given)]).take(pa.array(order))
     return pa.ListArray.from_arrays(_offsets(1 + np.bincount(owner, minlength=len(own))), texts)
 
 
-def _union_of_queries(own: pa.ChunkedArray, given: pa.ChunkedArray, owner: np.ndarray) -> pa.ListArray:
+def union_of_queries(own: pa.ChunkedArray, given: pa.ChunkedArray, owner: np.ndarray) -> pa.ListArray:
     """For each row the ids of its own text and of the given texts, ascending, each once."""
     lists = pa.concat_arrays([hashing.as_array(own), hashing.as_array(given)])
     owners = np.repeat(np.concatenate([np.arange(len(own)), owner]), pc.list_value_length(lists).to_numpy())
@@ -420,7 +424,7 @@ def _offsets(counts: np.ndarray) -> pa.Array:
     return pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
 
 
-def _union_of_signals(own: pa.ChunkedArray, given: pa.ChunkedArray, owner: np.ndarray) -> pa.StringArray:
+def union_of_signals(own: pa.ChunkedArray, given: pa.ChunkedArray, owner: np.ndarray) -> pa.StringArray:
     """For each row the signals of its own page, and then those that only the pages of given texts have."""
     signals = own.to_pylist()
     for row, more in zip(owner.tolist(), given.to_pylist(), strict=True):

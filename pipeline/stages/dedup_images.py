@@ -5,7 +5,8 @@ those of match. Then the steps of `dedup` follow, for images with equal bytes. T
 the URL. Of these rows, that with the most words stays, then that with the smallest hash of image and text.
 
 Then near-duplicates are found among the rows that are left (`near_exchange`). Which row replaces which stands in
-OUT/stages/dedup-images/duplicates.parquet. publish copies it.
+OUT/stages/dedup-images/duplicates.parquet. publish copies it. With `--captions N` the texts of the rows that are
+replaced go to the row that stays (`cluster_texts`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from pipeline.stages.attempts import Attempts
 from pipeline.stages.base import Job, Outputs
 from pipeline.stages.contamination import FOUND, Contamination, merge_found
 from pipeline.stages.dedup_exchange import DedupPlan, DedupStage
+from pipeline.stages.dedup_settings import DedupSettings
 from pipeline.stages.evaluation_images import HashImages
 from pipeline.stages.fetched_rules import DROPPED, Rules, Shapes, drop_by_rules
 from pipeline.stages.keep_rule import KeepRule
@@ -204,6 +206,7 @@ class DedupImages(DedupStage):
     evaluation: tuple[str, ...]
     embedding_tables: tuple[str, ...]
     cosine: float | None
+    captions: int
 
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
@@ -219,7 +222,8 @@ class DedupImages(DedupStage):
         )
         distance = o.phash_distance
         tables, cosine = o.embeddings, o.embedding_threshold if o.embeddings else None
-        given = o.scores, o.decontaminate, tables, cosine
+        captions = run.settings(DedupSettings).captions
+        given = o.scores, o.decontaminate, tables, cosine, captions
         return cls(folder, run.keep_rejected, run.exchange, attempts, rules, distance, *given)
 
     def check(self, run: Run) -> None:
@@ -293,7 +297,12 @@ class DedupImages(DedupStage):
 
     def facts(self) -> dict[str, Json]:
         found, embedded = self._evaluated(), self._embedded()
-        return {**({"evaluation": found} if found else {}), **({"embeddings": embedded} if embedded else {})}
+        joined = {"joined_texts": int(self.duplicates.overlays.total("texts"))} if self.captions > 1 else {}
+        return {
+            **({"evaluation": found} if found else {}),
+            **({"embeddings": embedded} if embedded else {}),
+            **joined,
+        }
 
     @property
     def duplicates(self) -> DedupPlan:
@@ -301,7 +310,10 @@ class DedupImages(DedupStage):
         fetched = self._fetched()
         rows = Rows(self.folder.step("parts"), groups=min(1024, max(1, round(fetched / ROWS_PER_GROUP))))
         bits = min(12, max(0, (KEY_BYTES * fetched >> 26).bit_length()))
-        return DedupPlan(self.folder, rows, bits, near_exchange.REASONS, keep_rejected=self.keep_rejected)
+        captions = self.captions if self.captions > 1 else 0
+        return DedupPlan(
+            self.folder, rows, bits, near_exchange.REASONS, keep_rejected=self.keep_rejected, captions=captions
+        )
 
     @property
     def near(self) -> NearPlan:
@@ -325,6 +337,7 @@ class DedupImages(DedupStage):
             **({"scores": SCORE_TABLES.digest(o.scores)} if o.scores else {}),  # else as it was without the option
             **({"keep": o.keep} if o.keep else {}),
             **(evaluation_identity(o) if o.decontaminate else {}),
+            **({"captions": captions} if (captions := run.settings(DedupSettings).captions) > 1 else {}),
         }
 
     def expand(self, done: Any) -> beam.PCollection:

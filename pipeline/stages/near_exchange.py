@@ -8,6 +8,8 @@
     similar and near-vectors --all--> FormClusters: one row of each cluster stays; drops, and a table of the duplicates
     drops --by unit--> MarkDropped: masks/00007-000.mask
 
+With `--captions N` the texts of dropped rows go to their keepers before that (`cluster_texts`).
+
 A cluster is what pairs of alike pictures and of near embeddings connect (union-find over the pairs of all buckets). So
 the rows decide it, never a bucket or a worker. Its *keeper* is the row with the largest original; of these, that with
 the most words; of these, that with the smallest uid. Rows with equal bytes belong to the cluster of the row that stays
@@ -34,9 +36,11 @@ from pipeline.engine.steps import run_exchange
 from pipeline.engine.tasks import Reading
 from pipeline.engine.work import StepFolder
 from pipeline.schema import COLOUR_BYTES, DUPLICATES, SHADE_BYTES
-from pipeline.stages import embeddings, near_vectors, similar
+from pipeline.stages import cluster_texts, embeddings, near_vectors, similar
+from pipeline.stages.cluster_texts import ChooseTexts, GiveTexts, place_of
 from pipeline.stages.dedup_exchange import (
     DROPS,
+    LINKS,
     DedupPlan,
     FindDuplicates,
     MarkDropped,
@@ -44,6 +48,7 @@ from pipeline.stages.dedup_exchange import (
     masks_of_group,
     write_drops,
 )
+from pipeline.stages.matches import Keys
 from pipeline.stages.picture_hashes import Hashes
 from pipeline.stages.row_pass import PARTS_OF_UNIT
 from pipeline.text.words import count_words
@@ -72,7 +77,7 @@ LOOKS = pa.field("colours", pa.binary(COLOUR_BYTES), False), pa.field("shades", 
 LOOK_NAMES = tuple(field.name for field in LOOKS)
 HASHES = pa.schema([pa.field("block", pa.uint8(), False), *LOOKS, *MEMBER])
 HASH_BYTES = 1 + COLOUR_BYTES + SHADE_BYTES + 45
-# `root` is the place (`_place`) of one row of the group in the bucket, the same for all of them.
+# `root` is the place (`place_of`) of one row of the group in the bucket, the same for all of them.
 SIMILAR = pa.schema([pa.field("root", pa.int64(), False), *MEMBER])
 # A row under a cell of embeddings. `place` is the row of its vector.
 VECTORS = pa.schema(
@@ -154,15 +159,16 @@ class NearPlan:
         """All steps."""
         near = () if self.distance is None else (self.hashes, self.similar)
         vectors = () if self.cosine is None else (self.vectors, self.near_vectors)
-        return self.same.drops, *near, *vectors, *((self.clusters,) if self.earlier else ()), self.same.masks
+        texts = (self.same.taken, self.same.overlays) if self.same.captions else ()
+        return self.same.drops, *near, *vectors, *((self.clusters,) if self.earlier else ()), *texts, self.same.masks
 
     def watched(self) -> list[Watched]:
         """The steps that the progress shows."""
         name = self.same.folder.name
-        drops, masks = self.same.watched()
+        drops, *texts = self.same.watched()
         near = [] if self.distance is None else [Watched(f"{name} near-duplicates", self.similar)]
         vectors = [] if self.cosine is None else [Watched(f"{name} embeddings", self.near_vectors)]
-        return [drops, *near, *vectors, masks]
+        return [drops, *near, *vectors, *texts]
 
 
 def bucket_bits(rows: int, distance: int | None) -> int:
@@ -180,13 +186,26 @@ def cell_buckets(rows: int) -> int:
 class FindSameImages(FindDuplicates):
     """One unit for each bucket of images. It also writes which row stays in the place of each dropped one."""
 
+    def links(self, keys: pa.Table, keyed: Keys, codes: np.ndarray) -> pa.RecordBatch:
+        del keyed
+        dropped, keeper = _dropped_and_keepers(keys, codes)
+        part, row = pa.array(keys["part"].to_numpy()), pa.array(keys["row"].to_numpy())
+        places = [side.take(pa.array(rows)) for rows in (dropped, keeper) for side in (part, row)]
+        nothing = (pa.array(np.zeros(len(dropped), kind)) for kind in (np.uint8, np.bool_))
+        return pa.RecordBatch.from_arrays([*places, *nothing], schema=LINKS)
+
     def extra(self, unit: int, keys: pa.Table, codes: np.ndarray) -> dict[str, Any]:
-        high, low, image = (keys[name].to_numpy() for name in ("pair_high", "pair_low", "image"))
-        dropped, kept = np.flatnonzero(codes), np.flatnonzero(codes == 0)  # one row of each image is kept
-        kept = kept[np.argsort(image[kept])]
-        keeper = kept[np.searchsorted(image[kept], image[dropped])]
+        high, low = (keys[name].to_numpy() for name in ("pair_high", "pair_low"))
+        dropped, keeper = _dropped_and_keepers(keys, codes)
         table = replaced_by(_uids(high, low, dropped), _uids(high, low, keeper), codes[dropped], 0)
         return _write_replaced(self.folder, unit, table)
+
+
+def _dropped_and_keepers(keys: pa.Table, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places of the dropped rows of a bucket, and of the row of the same image that is kept. Each image has one."""
+    dropped, kept, image = np.flatnonzero(codes), np.flatnonzero(codes == 0), keys["image"].to_numpy()
+    kept = kept[np.argsort(image[kept])]
+    return dropped, kept[np.searchsorted(image[kept], image[dropped])]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,7 +285,7 @@ class FindSimilar:
 def write_groups(folder: StepFolder, unit: int, table: pa.Table, group: npt.NDArray[np.int64]) -> dict[str, Any]:
     """Writes SIMILAR of the rows that share their group with another row. `group` has one row of each group."""
     grouped = np.flatnonzero(np.bincount(group, minlength=len(group))[group] > 1)
-    place = _place(table["part"].to_numpy(), table["row"].to_numpy())
+    place = place_of(table["part"].to_numpy(), table["row"].to_numpy())
     members = table.select([field.name for field in MEMBER]).take(pa.array(grouped)).combine_chunks()
     columns = [pa.array(place[group[grouped]]), *(hashing.as_array(column) for column in members.columns)]
     message = pa.RecordBatch.from_arrays(columns, schema=SIMILAR).serialize() if len(grouped) else None
@@ -379,7 +398,7 @@ class FormClusters:
             tables.append(shuffle_files.table(Reading(self.plan.near_vectors, "similar").bucket(0), SIMILAR))
         table = pa.concat_tables(tables).combine_chunks()
         m = {name: table[name].to_numpy() for name in table.column_names}
-        node, root = _place(m["part"], m["row"]), m.pop("root")
+        node, root = place_of(m["part"], m["row"]), m.pop("root")
         nodes, first, number = np.unique(node, return_index=True, return_inverse=True)
         m = {name: column[first] for name, column in m.items()}
         others = np.searchsorted(nodes, root)
@@ -391,6 +410,8 @@ class FormClusters:
         codes = np.zeros(len(nodes), np.uint8)
         codes[dropped] = NEAR_DUPLICATE
         write_drops(self.folder, unit, drops_of(m["part"], m["row"], codes), self.plan.same.rows)
+        if self.plan.same.captions:
+            cluster_texts.save_keepers(self.folder, nodes[dropped], nodes[keeper])
         words = m["pair_high"], m["pair_low"]
         distance = np.bitwise_count(m["phash"][dropped] ^ m["phash"][keeper])
         kind = np.where(alike[dropped] == alike[keeper], NEAR_DUPLICATE, NEAR_EMBEDDING)
@@ -456,16 +477,13 @@ def drop_duplicates(done: Any, plan: NearPlan, *, exchange: str) -> beam.PCollec
     if plan.cosine is not None:
         done = run_exchange(done, CutVectors(plan), buckets=same.rows.groups, exchange=exchange)
         done = run_exchange(done, FindNearVectors(plan), buckets=plan.cell_buckets, exchange=exchange)
-    if plan.earlier is None:
-        return run_exchange(done, MarkDropped(same), buckets=same.rows.groups, exchange=exchange)
-    done = run_exchange(done, FormClusters(plan), buckets=1, exchange=exchange)
-    mark = MarkDropped(same, last=plan.clusters, earlier=plan.earlier)
+    clusters = None if plan.earlier is None else plan.clusters
+    if clusters is not None:
+        done = run_exchange(done, FormClusters(plan), buckets=1, exchange=exchange)
+    for task in (GiveTexts(same, clusters), ChooseTexts(same)) if same.captions else ():
+        done = run_exchange(done, task, buckets=same.rows.groups, exchange=exchange)
+    mark = MarkDropped(same, last=clusters, earlier=plan.earlier)
     return run_exchange(done, mark, buckets=same.rows.groups, exchange=exchange)
-
-
-def _place(part: np.ndarray, row: np.ndarray) -> npt.NDArray[np.int64]:
-    """The place of a row as one number."""
-    return part.astype(np.int64) << 32 | row
 
 
 def _uids(high: np.ndarray, low: np.ndarray, rows: np.ndarray) -> pa.Array:

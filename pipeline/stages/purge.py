@@ -53,6 +53,7 @@ EMPTIED = (
         "dedup-images/clusters",
         "dedup-images/vectors",
         "dedup-images/near-vectors",
+        "dedup-images/taken",
         "publish/selected",
         "publish/band",
     ),
@@ -186,19 +187,24 @@ def number_of_pass(folder: str) -> int:
     return int(folder.rpartition("-")[2])
 
 
-OVERLAYS = "dedup/overlays"  # new values for rows of the parts of match, by their place
+def overlay_file(stage: str, unit: int, part: int) -> str:
+    """The file with what a stage of MASKS puts over rows of a part, by their place. It need not be there."""
+    return file_of(f"{stage}/overlays", unit, "overlay", part)
 
 
-def overlay_of(root: str, unit: int, part: int) -> Overlay | None:
-    """What dedup puts over a part of match; None if it puts nothing there."""
-    path = os.path.join(root, file_of(OVERLAYS, unit, "overlay", part))
+def overlay_of(root: str, stage: str, unit: int, part: int) -> Overlay | None:
+    """What a stage of MASKS puts over a part; None if it puts nothing there."""
+    path = os.path.join(root, overlay_file(stage, unit, part))
     return Overlay.read(path) if os.path.exists(path) else None
 
 
-def read_dedup(root: str, unit: int, part: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The batches of a part of match, with what dedup puts over them. Absent columns are left out."""
-    overlay, first = overlay_of(root, unit, part), 0
-    for batch in storage.read_batches(os.path.join(root, file_of("match/parts", unit, "arrow", part)), columns):
+def read_overlaid(
+    root: str, stage: str, unit: int, part: int, columns: list[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The batches of a part under a stage of MASKS, with what this puts over them. Absent columns are left out."""
+    overlay, first = overlay_of(root, stage, unit, part), 0
+    path = os.path.join(root, file_of(f"{MASKS[stage]}/parts", unit, "arrow", part))
+    for batch in storage.read_batches(path, columns):
         yield batch if overlay is None else overlay.over(batch, first, columns)
         first += batch.num_rows
 
@@ -220,7 +226,7 @@ def find(root: str, covers: Covers) -> tuple[set[bytes], set[str]]:
     if is_done(root, "dedup"):
         for unit, found in units_of(root, "match/parts"):
             for part in range(found.get("parts", 0)):
-                for batch in read_dedup(root, unit, part) if _is_overlaid(root, unit, part) else ():
+                for batch in read_overlaid(root, "dedup", unit, part) if _is_overlaid(root, unit, part) else ():
                     _collect(pa.Table.from_batches([batch]), covers, uids, urls)
     if not any(True for _ in wide_files(root)):
         for unit, _ in units_of(root, "balance/rows"):
@@ -232,7 +238,7 @@ def find(root: str, covers: Covers) -> tuple[set[bytes], set[str]]:
 
 def _is_overlaid(root: str, unit: int, part: int) -> bool:
     """True if dedup puts new values over a row of a part of match. Few parts have such rows."""
-    path = os.path.join(root, file_of(OVERLAYS, unit, "overlay", part))
+    path = os.path.join(root, overlay_file("dedup", unit, part))
     return os.path.exists(path) and any(batch.num_rows for batch in storage.read_batches(path, ["row"]))
 
 
@@ -248,16 +254,24 @@ def _collect(table: pa.Table, covers: Covers, uids: set[bytes], urls: set[str]) 
 
 
 class JoinedTexts:
-    """The texts of pairs that go, where `--captions N` joined them to the row of another pair of the same image."""
+    """The texts of pairs that go, where `--captions N` joined them to the row of another pair.
 
-    def __init__(self, found: set[tuple[int, str]]) -> None:
-        """`found`: the hash of the image (all variants of a URL have one), and the text."""
-        self._found = found
+    dedup joins the texts of the variants of a URL, dedup-images those of images that show the same.
+    """
+
+    def __init__(self, found: set[tuple[int, str]], merged: set[tuple[bytes, str]]) -> None:
+        """Takes the texts that go.
+
+        Args:
+            found: the hash of the image (all variants of a URL have one), and the text.
+            merged: the uid of the row that has the text, and the text.
+        """
+        self._found, self._merged = found, merged
         self.uids = set[bytes]()  # of the rows that `without` changed
 
     @classmethod
     def of(cls, root: str, uids: Uids) -> JoinedTexts:
-        """Those of a folder. Nothing is read if dedup joined no text."""
+        """Those of a folder. Nothing is read if no text was joined."""
         found = set[tuple[int, str]]()
         if has_joined_texts(root):
             for unit, manifest in units_of(root, "match/parts"):
@@ -267,10 +281,10 @@ class JoinedTexts:
                         rows = batch.filter(pa.array(uids.mask(batch["uid"])))
                         images, _ = image_variants.variants(rows["url"])
                         found.update(zip(images.tolist(), rows["text"].to_pylist(), strict=True))
-        return cls(found)
+        return cls(found, _merged_texts(root, uids, found) if has_merged_texts(root) else set())
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._found) + len(self._merged)
 
     def without(self, table: pa.Table) -> pa.Table | None:
         """The rows without these texts; None if they have none. A row keeps its own text, which is the first one.
@@ -280,23 +294,66 @@ class JoinedTexts:
         """
         lengths = hashing.as_array(pc.list_value_length(table["texts"])).fill_null(0).to_numpy(zero_copy_only=False)
         several = np.flatnonzero(lengths > 1)
-        if not len(several) or not self._found:
+        if not len(several) or not len(self):
             return None
-        images, _ = image_variants.variants(hashing.as_array(table["url"].take(pa.array(several))))
+        some = table.take(pa.array(several))
+        images, _ = image_variants.variants(hashing.as_array(some["url"]))
+        uids = _uids_of(some)
         texts, changed = table["texts"].to_pylist(), list[int]()
-        for row, image in zip(several.tolist(), images.tolist(), strict=True):
+        for row, image, uid in zip(several.tolist(), images.tolist(), uids, strict=True):
             first, *others = texts[row]
-            kept = [text for text in others if (image, text) not in self._found]
+            kept = [text for text in others if (image, text) not in self._found and (uid, text) not in self._merged]
             if len(kept) < len(others):
                 texts[row] = [first, *kept]
                 changed.append(row)
         if not changed:
             return None
-        for name in {"uid", "key"} & set(table.column_names):
-            values = table[name].take(pa.array(changed)).to_pylist()
-            self.uids.update(bytes.fromhex(value) if isinstance(value, str) else value for value in values)
+        self.uids.update(uid for uid in _uids_of(table.take(pa.array(changed))) if uid is not None)
         at = table.schema.get_field_index("texts")
         return table.set_column(at, table.schema.field(at), pa.array(texts, table.schema.field(at).type))
+
+
+def _uids_of(table: pa.Table) -> list[bytes | None]:
+    """The uids of rows. Rows that dedup puts over a part of match do not name theirs: None."""
+    for name in ("uid", "key"):
+        if name in table.column_names:
+            values = table[name].to_pylist()
+            return [bytes.fromhex(value) if isinstance(value, str) else value for value in values]
+    return [None] * table.num_rows
+
+
+def _merged_texts(root: str, uids: Uids, found: set[tuple[int, str]]) -> set[tuple[bytes, str]]:
+    """(uid of the row that stays, text) of each text that only pairs that go gave to this row.
+
+    Args:
+        root: of the run.
+        uids: of the pairs that go.
+        found: see JoinedTexts.
+    """
+    table = storage.read_table(os.path.join(root, "stages/dedup-images/duplicates.parquet"), ["key", "keeper"])
+    pairs = zip(table["key"].to_pylist(), table["keeper"].to_pylist(), strict=True)
+    keepers = {bytes.fromhex(key): bytes.fromhex(keeper) for key, keeper in pairs}
+    keepers |= {keeper: keeper for keeper in keepers.values()}
+    gone, stay = set[tuple[bytes, str]](), set[tuple[bytes, str]]()
+    for unit, manifest in units_of(root, "dedup-images/parts"):
+        for part in range(manifest.get("parts", 0)):
+            path = os.path.join(root, file_of("dedup-images/parts", unit, "arrow", part))
+            for batch in storage.read_batches(path, ["uid", "url", "texts"]):
+                images, _ = image_variants.variants(batch["url"])
+                rows = zip(batch["uid"].to_pylist(), images.tolist(), batch["texts"].to_pylist(), strict=True)
+                for uid, image, texts in rows:
+                    for number, text in enumerate(texts if uid in keepers else ()):
+                        goes = uid in uids.uids or (number > 0 and (image, text) in found)
+                        (gone if goes else stay).add((keepers[uid], text))
+    return gone - stay
+
+
+def has_merged_texts(root: str) -> bool:
+    """True if dedup-images joined texts of several pairs in one row."""
+    if not is_done(root, "dedup-images"):
+        return False
+    info = storage.read_json(os.path.join(root, "stages", "dedup-images", "info.json"), sealed=False) or {}
+    return bool(info.get("joined_texts"))
 
 
 def has_joined_texts(root: str) -> bool:
@@ -540,17 +597,15 @@ class Purge:
                 path = file_of(f"{stage}/masks", unit, "mask", part)
                 codes = np.frombuffer(storage.read_bytes(os.path.join(self._root, path)), np.uint8)
                 storage.write_bytes(self._change.place(path), codes[~mask].tobytes())
-                if stage == "dedup":
-                    self._overlay(unit, part, mask)
+                self._overlay(overlay_file(stage, unit, part), mask)
                 group = unit % len(groups)
                 groups[group] = self._mask_counts(stage, folder, (unit, part), codes, mask, groups[group])
                 changed.add(group)
         for group in changed:
             self._manifest(f"{stage}/masks", group, groups[group])
 
-    def _overlay(self, unit: int, part: int, gone: Mask) -> None:
-        """Writes what dedup puts over a part without the rows. The other rows get their new numbers."""
-        path = file_of(OVERLAYS, unit, "overlay", part)
+    def _overlay(self, path: str, gone: Mask) -> None:
+        """Writes what a stage puts over a part without the rows. The other rows get their new numbers."""
         full = os.path.join(self._root, path)
         if not os.path.exists(full):
             return
@@ -567,12 +622,7 @@ class Purge:
         self, stage: str, folder: str, place: tuple[int, int], codes: np.ndarray, gone: Mask, manifest: dict[str, Any]
     ) -> dict[str, Any]:
         """Counts the rows of a part that are taken out. Returns the manifest of the group without them."""
-        full = os.path.join(self._root, file_of(folder, place[0], "arrow", place[1]))
-        columns = ["uid", "row_hash"]
-        if stage == "dedup":
-            batches = list(read_dedup(self._root, *place, columns))
-        else:
-            batches = list(storage.read_batches(full, columns))
+        batches = list(read_overlaid(self._root, stage, *place, ["uid", "row_hash"]))
         hashes, kept = _hashes(batches), gone & (codes == 0)
         if stage == "dedup-images":
             uids = np.concatenate([np.array(batch["uid"].to_pylist(), object) for batch in batches])
@@ -699,9 +749,10 @@ class Purge:
             for unit, found in units_of(self._root, folder):
                 for part in range(found.get("parts", 0)):
                     self._joined_texts_of(file_of(folder, unit, "arrow", part))
-        for path in storage.walk(os.path.join(self._root, "stages", OVERLAYS)):
-            if path.endswith(".overlay"):
-                self._joined_texts_of(os.path.relpath(path, self._root))
+        for stage in MASKS:
+            for path in storage.walk(os.path.join(self._root, "stages", stage, "overlays")):
+                if path.endswith(".overlay"):
+                    self._joined_texts_of(os.path.relpath(path, self._root))
 
     def _joined_texts_of(self, path: str) -> None:
         """Takes the texts out of an Arrow file, unless the file goes."""

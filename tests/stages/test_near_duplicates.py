@@ -16,6 +16,7 @@ from pipeline.engine.rows import Rows
 from pipeline.engine.work import StageFolder, StepFolder, run_unit
 from pipeline.schema import COLOUR_BYTES, DUPLICATES, FETCHED, SHADE_BYTES
 from pipeline.stages import dedup_images, embeddings, near_exchange, near_vectors, similar
+from pipeline.stages.cluster_texts import ChooseTexts, GiveTexts
 from pipeline.stages.dedup_exchange import DedupPlan, MarkDropped
 from pipeline.stages.near_exchange import (
     CutHashes,
@@ -78,6 +79,7 @@ def write_parts(folder: StepFolder, rows: list[dict[str, Any]], units: int, key_
                 "colours": [row["colours"] for row in mine],
                 "shades": [row["shades"] for row in mine],
                 "row_hash": list(range(len(mine))),
+                **{name: [row.get(name) for row in mine] for name in ("texts", "query_ids", "opt_out")},
             }
             arrays = [
                 pa.array(columns[field.name], field.type) if field.name in columns else pa.nulls(len(mine), field.type)
@@ -100,18 +102,20 @@ def run_all(
     bits: int,
     table: str | None = None,
     cosine: float = 0.9,
+    captions: int = 0,
 ) -> NearPlan:
     stage = StageFolder(str(root), "dedup-images")
     parts = Rows(stage.step("parts"), groups=min(units, 3))
-    same = DedupPlan(stage, parts, bits, near_exchange.REASONS, keep_rejected="all")
+    same = DedupPlan(stage, parts, bits, near_exchange.REASONS, keep_rejected="all", captions=captions)
     plan = NearPlan(same, distance, bits, *((cosine, 1 << bits) if table else ()))
     write_parts(parts.parts, rows, units, bits)
     near: list[Any] = [CutHashes(plan), FindSimilar(plan)] if distance is not None else []
     if table:
         embeddings.write([table], plan.embeddings)
         near += [CutVectors(plan), FindNearVectors(plan)]
-    near += [FormClusters(plan)] if near else []
-    earlier = {"last": plan.clusters, "earlier": plan.earlier} if near else {}
+    near += [FormClusters(plan)] if plan.earlier else []
+    near += [GiveTexts(same, plan.clusters if plan.earlier else None), ChooseTexts(same)] if captions else []
+    earlier = {"last": plan.clusters, "earlier": plan.earlier} if plan.earlier else {}
     for task in [FindSameImages(same), *near, MarkDropped(same, **earlier)]:
         for unit in range(task.units()):
             run_unit(task.folder, unit, lambda unit, task=task: task.run(unit, task.reads.bucket(unit)))
@@ -200,6 +204,66 @@ def test_plain_pictures_merge_by_equal_bytes_alone(tmp_path: Path) -> None:
     table = near_exchange.merge_duplicates(run_all(tmp_path, rows, distance=2, units=1, bits=0))
     assert set(table["kind"].to_pylist()) <= {"same_pair", "same_image"}
     assert table.num_rows == len(rows) - len({row["image"] for row in rows})
+
+
+def add_texts(rows: list[dict[str, Any]], captions: int) -> None:
+    """Gives each row up to `captions` texts, some of which others have too, some queries, and a signal."""
+    random = np.random.default_rng(len(rows))
+    texts = [" ".join([*WORDS[:words], str(number)]) for words in range(2, 7) for number in range(3)]
+    for number, row in enumerate(rows):
+        more = random.choice(texts, random.integers(captions)).tolist()
+        row["texts"] = [row["text"], *sorted({*more} - {row["text"]}, key=richness)]
+        row["query_ids"] = sorted({number % 5, number % 7 + 10})
+        row["opt_out"] = [None, "noai", "noindex"][number % 3]
+
+
+def richness(text: str) -> tuple[int, int]:
+    """The richest text has the smallest."""
+    return -len(text.split()), int(hashing.hash_strings(pa.array([text]))[0, 0])
+
+
+def naive_samples(rows: list[dict[str, Any]], distance: int | None, captions: int) -> dict[str, dict[str, Any]]:
+    """What stays of each cluster: uid -> texts, query_ids and the signals."""
+    keepers = {row["key"]: row["keeper"] for row in naive(rows, distance)}
+    found = {}
+    for keeper in (row for row in rows if row["uid"].hex() not in keepers):
+        offered = dict.fromkeys(keeper["texts"], keeper)
+        for row in sorted(rows, key=lambda row: row["uid"]):
+            if keepers.get(row["uid"].hex()) == keeper["uid"].hex():
+                offered = {**dict.fromkeys(row["texts"], row), **offered}
+        first = keeper["text"]
+        texts = [first, *sorted(offered.keys() - {first}, key=richness)[: captions - 1]]
+        givers = [keeper, *(offered[text] for text in texts)]
+        found[keeper["uid"].hex()] = {
+            "texts": texts,
+            "query_ids": sorted({query for row in givers for query in row["query_ids"]}),
+            "opt_out": {row["opt_out"] for row in givers} - {None},
+        }
+    return found
+
+
+@pytest.mark.parametrize("distance", [None, 2])
+@pytest.mark.parametrize(("units", "bits", "captions"), [(1, 0, 2), (5, 3, 3)])
+def test_the_texts_of_a_cluster_go_to_its_keeper(
+    tmp_path: Path, distance: int | None, units: int, bits: int, captions: int
+) -> None:
+    rows = draw_rows(3, 120)
+    add_texts(rows, captions)
+    digests = set()
+    for name, shown in [("one", rows), ("other", rows[::-1])]:
+        plan = run_all(tmp_path / name, shown, distance=distance, units=units, bits=bits, captions=captions)
+        found = {
+            row["uid"].hex(): {**row, "opt_out": set(row["opt_out"].split(",")) if row["opt_out"] else set()}
+            for part in plan.same.remaining().tables(["uid", "texts", "query_ids", "opt_out"])
+            for row in part.to_pylist()
+        }
+        for row in found.values():
+            del row["uid"]
+        assert found == naive_samples(rows, distance, captions)
+        taken = [row for row in rows if found.get(row["uid"].hex(), row)["texts"] != row["texts"]]
+        assert len(taken) > 10 and any(len(row["texts"]) == captions for row in found.values())
+        digests.add(str(sorted((uid, row["texts"]) for uid, row in found.items())))
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize("distance", [None, 2])
