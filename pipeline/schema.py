@@ -116,8 +116,9 @@ CONTAMINATION = pa.schema(
         pa.field("key", pa.string(), nullable=False),  # uid of the dropped row, hexadecimal
         pa.field("set", pa.string(), nullable=False),  # name of the evaluation set
         pa.field("image", pa.string(), nullable=False),  # of the evaluation image in its folder, tar or table
-        pa.field("kind", pa.string(), nullable=False),  # bytes: the same file; picture: both hashes agree
-        pa.field("distance", pa.uint8(), nullable=False),  # bits in which the perceptual hashes differ
+        pa.field("kind", pa.string(), nullable=False),  # bytes: the same file; picture: both hashes agree; embedding
+        pa.field("distance", pa.uint8()),  # bits in which the perceptual hashes differ; null: kind embedding
+        pa.field("cosine", pa.float32()),  # of the embeddings; null: another kind
     ]
 )
 

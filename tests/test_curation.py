@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -87,6 +88,38 @@ def test_evaluation_images_leave_the_set(made: Path, out: Path, tmp_path: Path) 
     assert ledger(out)["dropped"] == {"no_score": 1, "score": 1} and list(verify(str(out), stages=True)) == []
     overlap = json.loads((out / "manifest.json").read_text())["contamination"]
     assert (overlap["flowers"]["overlap"], overlap["o"]["overlap"]) == (1, 0)
+
+
+def test_evaluation_images_leave_the_set_by_their_embeddings(
+    made: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("faiss")
+    (tmp_path / "flowers").mkdir()
+    (tmp_path / "flowers" / "3.jpg").write_bytes(picture(3))
+    before = {row["text"][-2:]: row["key"] for row in open_set(out).table(["key", "text"]).to_pylist()}
+    own, shown = np.eye(12, dtype=np.float32), {"3.jpg": 3, "mirrored.jpg": 7, "other.jpg": 0}
+    vectors = {"own": (list(before.values()), own[[int(number) for number in before]])}
+    near = own[list(shown.values())] + np.float32(0.05)
+    vectors["shown"] = [*shown], np.where([[1], [1], [0]], near, -near)
+    for name, (names, rows) in vectors.items():
+        lists = pa.array(rows.tolist(), pa.list_(pa.float32()))
+        pq.write_table(pa.table({"key": names, "embedding": lists}), tmp_path / f"{name}.parquet")
+    given = ("--decontaminate", str(tmp_path / "flowers"), "--embeddings", str(tmp_path / "own.parquet"))
+    more = ("--decontaminate-embeddings", f"flowers={tmp_path / 'shown.parquet'}", "--workers", "2")
+    assert redo(made, out, *given, *more) == build.DONE
+    assert ledger(out)["dropped"] == {"contaminated": 2}
+    rows = pq.read_table(out / "contamination.parquet").sort_by("image").to_pylist()
+    assert [(row["key"], row["set"], row["image"], row["kind"]) for row in rows] == [
+        (before["03"], "flowers", "3.jpg", "bytes"),
+        (before["07"], "flowers", "mirrored.jpg", "embedding"),
+    ]
+    assert rows[0]["cosine"] is None and rows[1]["distance"] is None and 0.95 <= rows[1]["cosine"] < 1
+    counted = {"images": 1, "unreadable": 0, "overlap": 2, "pairs": 2}
+    assert json.loads((out / "manifest.json").read_text())["contamination"] == {"flowers": {**counted, "images": 3}}
+    assert not list((out / "stages" / "dedup-images").glob("*embeddings*"))
+    assert list(verify(str(out), stages=True)) == []
+    assert redo(made, out, *more) == build.USAGE
+    assert "shown.parquet: needs --embeddings TABLE, the embeddings of the set by" in capsys.readouterr().err
 
 
 def test_evaluation_images_that_cannot_be_decoded(

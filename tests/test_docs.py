@@ -258,6 +258,8 @@ INSIDE = {
     "PASSED": "a batch on its way within one pass; it is never written",
     "HASHED": "the hashes of evaluation images",
     "FOUND": "CONTAMINATION with uid in the place of key, of one unit",
+    "NAMES": "of evaluation images, beside their embeddings",
+    "EVALUATED": "the cells of the embeddings of evaluation images",
     "DROPPED": "what `forget` reads of the rows that dedup-images dropped before it compared them",
 }
 OTHERS = {"The JSON of a sample", "manifest.json"}

@@ -369,6 +369,7 @@ def test_what_the_card_shows_are_options_that_decide() -> None:
 
     made = options.Options(input=("x",), output="out")
     hidden = {"input", "drop_input", "queries", "robots_archive", "scores", "embeddings", "blocklist", "decontaminate"}
+    hidden |= {"decontaminate_embeddings"}
     assert set(published_options(made)) == set(deciding(made)) - hidden
 
 

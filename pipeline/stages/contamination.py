@@ -1,4 +1,5 @@
 """Which pairs show an evaluation image: by the bytes of the file, or by both hashes of near-duplicates (`similar`).
+`evaluation_embeddings` finds more of them.
 
 The hashes of all evaluation images are an index that each worker holds: about 300 bytes an image. All pairs of a
 picture of the set and an evaluation image within the distance are found, by blocks of the hash as in `similar`.
@@ -25,7 +26,7 @@ from pipeline.stages.evaluation_images import as_words, read_hashes
 from pipeline.stages.picture_hashes import Colours, Places
 
 MOST_IMAGES = 16  # evaluation images that are noted for a pair, the nearest ones
-BYTES, PICTURE = "bytes", "picture"  # how a pair was found
+BYTES, PICTURE, EMBEDDING = "bytes", "picture", "embedding"  # how a pair was found
 PAIRS_AT_ONCE = 1 << 20  # candidates that are compared together
 FOUND = pa.schema([pa.field("uid", pa.binary(16), False), *(field for field in CONTAMINATION if field.name != "key")])
 
@@ -96,7 +97,8 @@ class Index:
         known = self.images.take(pa.array(image))
         kinds = pc.if_else(pa.array(distance < 0), BYTES, PICTURE)
         bits = np.bitwise_count(rows["phash"].to_numpy()[row] ^ known["phash"].to_numpy()).astype(np.uint8)
-        columns = [rows["uid"].take(pa.array(row)), known["set"], known["image"], kinds, pa.array(bits)]
+        cosine = pa.nulls(len(row), pa.float32())
+        columns = [rows["uid"].take(pa.array(row)), known["set"], known["image"], kinds, pa.array(bits), cosine]
         return pa.Table.from_arrays(columns, schema=FOUND)
 
     def _by_bytes(self, rows: pa.Table) -> tuple[Places, Places, npt.NDArray[np.int64]]:
@@ -154,6 +156,15 @@ def _colours(column: pa.ChunkedArray) -> Colours:
 def load_index(hashes: StepFolder, distance: int) -> Index:
     """The index, once for each worker."""
     return Index.of(read_hashes(hashes), distance)
+
+
+def first_of_each(found: pa.Table) -> pa.Table:
+    """FOUND with the first of the rows that name the same pair and image."""
+    if not found.num_rows:
+        return found
+    numbered = found.select(["uid", "set", "image"]).append_column("row", pa.array(np.arange(found.num_rows)))
+    first = numbered.group_by(["uid", "set", "image"]).aggregate([("row", "min")])["row_min"]
+    return found.take(pa.array(np.sort(first.to_numpy())))
 
 
 def merge_found(parts: StepFolder) -> pa.Table:

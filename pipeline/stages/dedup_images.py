@@ -29,12 +29,13 @@ from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_task
 from pipeline.engine.work import Json, StepFolder, digest_of
 from pipeline.schema import CONTAMINATION_FILE, DUPLICATES_FILE, FETCHED
-from pipeline.stages import embeddings, evaluation_images, near_exchange
+from pipeline.stages import embeddings, evaluation_embeddings, evaluation_images, near_exchange
 from pipeline.stages.attempts import Attempts
 from pipeline.stages.base import Job, Outputs
 from pipeline.stages.contamination import FOUND, Contamination, merge_found
 from pipeline.stages.dedup_exchange import DedupPlan, DedupStage
 from pipeline.stages.dedup_settings import DedupSettings
+from pipeline.stages.evaluation_embeddings import Evaluated
 from pipeline.stages.evaluation_images import HashImages
 from pipeline.stages.fetched_rules import DROPPED, Rules, Shapes, drop_by_rules
 from pipeline.stages.keep_rule import KeepRule
@@ -128,10 +129,26 @@ class DedupImagesSettings:
         metavar="N",
         within=f"[0, {MOST_DISTANCE}]",
     )
+    decontaminate_embeddings: tuple[str, ...] = option(
+        (),
+        help="Parquet tables of a column key (names of evaluation images) and a column embedding; pairs are dropped "
+        "whose --embeddings are near one",
+        default_text="none",
+        metavar="[NAME=]TABLE",
+        check=evaluation_embeddings.check_source,
+    )
+    decontaminate_threshold: float = option(
+        0.95, help="the least cosine of a pair and an evaluation image that it shows", metavar="T", within="[0.5, 1]"
+    )
 
     @staticmethod
     def check_together(o: Any) -> None:
-        """Refuses an expression that names a column that no table has."""
+        """Refuses an expression that names a column that no table has, and evaluation images without what they need."""
+        if o.decontaminate_embeddings and not o.embeddings:
+            raise UsageError(
+                f"--decontaminate-embeddings {show(o.decontaminate_embeddings[0])}: needs --embeddings TABLE, the "
+                "embeddings of the set by the same model"
+            )
         known = column_names(o.scores)
         for name in KeepRule.parse(o.keep).names() if o.keep else ():
             if name not in known:
@@ -145,6 +162,12 @@ def evaluation_identity(o: DedupImagesSettings) -> dict[str, Json]:
     """What stands for the evaluation images in the fingerprint: the names and sizes of their files."""
     identity = digest_of([list(item) for item in evaluation_images.find(o.decontaminate).identity])
     return {"decontaminate": identity, "decontaminate_distance": o.decontaminate_distance}
+
+
+def evaluation_tables(o: DedupImagesSettings) -> dict[str, Json]:
+    """What stands for the embeddings of evaluation images in the fingerprint."""
+    tables = evaluation_embeddings.digest(o.decontaminate_embeddings)
+    return {"decontaminate_embeddings": tables, "decontaminate_threshold": o.decontaminate_threshold}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +230,7 @@ class DedupImages(DedupStage):
     embedding_tables: tuple[str, ...]
     cosine: float | None
     captions: int
+    evaluation_tables: tuple[str, ...]
 
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
@@ -219,16 +243,21 @@ class DedupImages(DedupStage):
             keep,
             scores_of(folder) if o.scores else None,
             Contamination(hashes, o.decontaminate_distance) if o.decontaminate else None,
+            Evaluated(folder.step("evaluation-embeddings"), folder.step("embeddings"), o.decontaminate_threshold)
+            if o.decontaminate_embeddings
+            else None,
         )
         distance = o.phash_distance
         tables, cosine = o.embeddings, o.embedding_threshold if o.embeddings else None
         captions = run.settings(DedupSettings).captions
-        given = o.scores, o.decontaminate, tables, cosine, captions
+        given = o.scores, o.decontaminate, tables, cosine, captions, o.decontaminate_embeddings
         return cls(folder, run.keep_rejected, run.exchange, attempts, rules, distance, *given)
 
     def check(self, run: Run) -> None:
         if self.embedding_tables:
-            embeddings.check(self.embedding_tables)
+            width = embeddings.check(self.embedding_tables).width
+            if self.evaluation_tables:
+                evaluation_embeddings.check_widths(self.evaluation_tables, width)
         if self.score_tables:
             columns = read_scores(self.score_tables).columns
             self._check_rule(dict(zip(columns.column_names, columns.schema.types, strict=True)))
@@ -249,6 +278,9 @@ class DedupImages(DedupStage):
             read_scores(self.score_tables).write(scores_of(self.folder))
         if self.embedding_tables:
             embeddings.write(self.embedding_tables, self.near.embeddings)
+        if self.rules.evaluated is not None:
+            evaluated = self.rules.evaluated
+            evaluation_embeddings.write(self.evaluation_tables, evaluated.folder, evaluated.cosine)
 
     def count(self, *, counted: Sequence[StepFolder] | None = None) -> dict[str, Any]:
         info = super().count(counted=counted)
@@ -281,10 +313,17 @@ class DedupImages(DedupStage):
         return info
 
     def _evaluated(self) -> dict[str, dict[str, Json]]:
-        """The counts of each evaluation set."""
-        if self.rules.contamination is None:
-            return {}
-        return evaluation_images.counts(self.rules.contamination.hashes, evaluation_images.find(self.evaluation).sets)
+        """The counts of each evaluation set. Of a set with files and embeddings, the larger number counts."""
+        found: dict[str, dict[str, int]] = {}
+        if self.evaluation_tables:
+            images = evaluation_embeddings.check(self.evaluation_tables).images
+            found = {name: {"images": count, "unreadable": 0} for name, count in images.items()}
+        if self.rules.contamination is not None:
+            hashes, sets = self.rules.contamination.hashes, evaluation_images.find(self.evaluation).sets
+            for name, counted in evaluation_images.counts(hashes, sets).items():
+                embedded = found.get(name, counted)["images"]
+                found[name] = {**counted, "images": max(embedded, counted["images"])}  # most are in both
+        return {name: {**counted} for name, counted in found.items()}
 
     def _embedded(self) -> dict[str, int]:
         """The rows with and without an embedding, and the keys of other sets; empty: there are no embeddings."""
@@ -337,6 +376,7 @@ class DedupImages(DedupStage):
             **({"scores": SCORE_TABLES.digest(o.scores)} if o.scores else {}),  # else as it was without the option
             **({"keep": o.keep} if o.keep else {}),
             **(evaluation_identity(o) if o.decontaminate else {}),
+            **(evaluation_tables(o) if o.decontaminate_embeddings else {}),
             **({"captions": captions} if (captions := run.settings(DedupSettings).captions) > 1 else {}),
         }
 
@@ -366,10 +406,12 @@ class DedupImages(DedupStage):
     def complete(self) -> dict[str, Any]:
         table = near_exchange.merge_duplicates(self.near)
         storage.write_table(os.path.join(self.folder.path, DUPLICATES_FILE), table)
-        if self.rules.contamination is not None:
+        if self.rules.contamination is not None or self.rules.evaluated is not None:
             found = merge_found(self.duplicates.rows.parts)
             storage.write_table(os.path.join(self.folder.path, CONTAMINATION_FILE), found)
-        info = super().complete()
-        if self.cosine is not None:  # the workers are done with the arrays, and no `forget` need know them
+        # The workers are done with the arrays of embeddings, and no `forget` need know them.
+        if self.cosine is not None:
             storage.remove(os.path.dirname(self.near.embeddings.file(0, "keys")))
-        return info
+        if self.rules.evaluated is not None:
+            storage.remove(os.path.dirname(self.rules.evaluated.folder.file(0, "names")))
+        return super().complete()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,98 @@ ROWS = 8192  # of a batch
 
 Keys = npt.NDArray[np.bytes_]  # of 16 bytes
 TABLES = UserFiles("--embeddings")
-Batch = tuple[Keys, npt.NDArray[Any]]  # keys, and (n, width) floats
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """How the tables of an option are read.
+
+    Attributes:
+        files: of the option.
+        key_columns: the names that the column of keys may have.
+        parse: (path, column) -> the keys. It raises UsageError for a bad one.
+        describe: (keys, row) -> a key for a message.
+    """
+
+    files: UserFiles
+    key_columns: tuple[str, ...]
+    parse: Callable[[str, pa.Array], Any]
+    describe: Callable[[Any, Any], str]
+
+    def batches(self, path: str) -> Iterator[tuple[Any, npt.NDArray[Any]]]:
+        """Yields the keys and the (n, width) embeddings of a table.
+
+        Raises:
+            UsageError: it cannot be read, or it is no table of embeddings.
+        """
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                names = file.schema_arrow.names
+                key = next((name for name in self.key_columns if name in names), None)
+                if key is None or COLUMN not in names:
+                    some = ", ".join(map(show, names[:8]))
+                    raise self.files.refusal(path, f"needs the columns 'key' and 'embedding' (columns: {some})")
+                for batch in file.iter_batches(ROWS, columns=[key, COLUMN], use_threads=False):
+                    if batch.num_rows:
+                        keys = self.parse(path, batch[key])
+                        yield keys, self._floats(path, keys, batch[COLUMN])
+        except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise self.files.refusal(path, f"is no Parquet table ({reason})") from None
+
+    def checked(self, paths: Sequence[str]) -> Iterator[tuple[Any, int]]:
+        """Reads all tables. Yields the keys of a batch, and the width of its embeddings.
+
+        Raises:
+            UsageError: a table has no rows, or an embedding has another width than the others, is zero, or has a number
+                that is not finite.
+        """
+        width, first = 0, ""
+        for path in paths:
+            for keys, vectors in self.batches(path):
+                if width and vectors.shape[1] != width:
+                    raise self.files.refusal(
+                        path, f"has embeddings of {vectors.shape[1]:,} numbers, and {show(first)} of {width:,}"
+                    )
+                width, first = vectors.shape[1], first or path
+                self._check_numbers(path, keys, vectors)
+                yield keys, width
+        if not width:
+            raise self.files.refusal(", ".join(map(show, paths)), "has no rows")
+
+    def _check_numbers(self, path: str, keys: Any, vectors: npt.NDArray[Any]) -> None:
+        infinite, zero = ~np.isfinite(vectors).all(axis=1), ~vectors.any(axis=1)
+        for bad, what in ((infinite, "has a number that is not finite"), (zero, "is zero")):
+            if bad.any():
+                key = self.describe(keys, np.flatnonzero(bad)[0])
+                raise self.files.refusal(path, f"the embedding of the key {key} {what}")
+
+
+    def _floats(self, path: str, keys: Any, column: pa.Array) -> npt.NDArray[Any]:
+        """(n, width) floats.
+
+        Raises:
+            UsageError: the column has no lists of floats, or lists of different widths.
+        """
+        kind = column.type
+        lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        if not lists or not pa.types.is_floating(kind.value_type):
+            raise self.files.refusal(path, f"'embedding' is of type {kind}: must be lists of floats")
+        flat, lengths = column.flatten(), pc.list_value_length(column).fill_null(0).to_numpy()
+        other = np.flatnonzero(lengths != lengths[0])
+        if len(other):
+            row = other[0]
+            key = self.describe(keys, row)
+            raise self.files.refusal(
+                path, f"the embedding of the key {key} has {lengths[row]:,} numbers, and others {lengths[0]:,}"
+            )
+        if not 0 < lengths[0] <= near_vectors.MOST_WIDTH:
+            raise self.files.refusal(
+                path, f"has embeddings of {lengths[0]:,} numbers: must be 1 to {near_vectors.MOST_WIDTH:,}"
+            )
+        if flat.null_count:
+            raise self.files.refusal(path, "has empty cells within embeddings")
+        return flat.to_numpy(zero_copy_only=False).reshape(len(column), -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,30 +152,13 @@ def check(paths: Sequence[str]) -> Shape:
 @functools.lru_cache(maxsize=1)
 def _check(paths: tuple[str, ...], states: tuple[tuple[int, int], ...]) -> Shape:
     del states
-    found, width, first = [np.zeros(0, "S16")], 0, ""
-    for path in paths:
-        for keys, vectors in _batches(path):
-            if width and vectors.shape[1] != width:
-                raise TABLES.refusal(
-                    path, f"has embeddings of {vectors.shape[1]:,} numbers, and {show(first)} of {width:,}"
-                )
-            width, first = vectors.shape[1], first or path
-            _check_numbers(path, keys, vectors)
-            found.append(keys)
+    batches = list(READ.checked(paths))
+    found, width = [keys for keys, _ in batches], batches[0][1]
     keys = np.sort(np.concatenate(found))
     twice = np.flatnonzero(keys[1:] == keys[:-1])
     if len(twice):
         raise TABLES.refusal(", ".join(map(show, paths)), f"the key {_hex(keys[twice[0]])} comes twice")
-    if not len(keys):
-        raise TABLES.refusal(", ".join(map(show, paths)), "has no rows")
     return Shape(len(keys), width)
-
-
-def _check_numbers(path: str, keys: Keys, vectors: npt.NDArray[Any]) -> None:
-    infinite, zero = ~np.isfinite(vectors).all(axis=1), ~vectors.any(axis=1)
-    for bad, what in ((infinite, "has a number that is not finite"), (zero, "is zero")):
-        if bad.any():
-            raise TABLES.refusal(path, f"the embedding of the key {_hex(keys[np.flatnonzero(bad)[0]])} {what}")
 
 
 def write(paths: Sequence[str], folder: StepFolder) -> None:
@@ -94,7 +168,7 @@ def write(paths: Sequence[str], folder: StepFolder) -> None:
     share = min(2**64 - 1, 2**64 * near_vectors.SAMPLE_PER_CELL * cells // shape.rows)
     found, sample = [np.zeros(0, "S16")], [np.zeros((0, narrow), np.float32)]
     with _rows(folder.file(0, "vectors"), shape.width) as vectors, _rows(folder.file(0, "sieve"), narrow) as sieves:
-        for keys, floats in (batch for path in paths for batch in _batches(path)):
+        for keys, floats in (batch for path in paths for batch in READ.batches(path)):
             whole = near_vectors.rounded(floats)
             sieve = near_vectors.projected(whole)
             vectors.append(whole)
@@ -176,50 +250,6 @@ def _hex(key: np.bytes_) -> str:
     return bytes(key).ljust(16, b"\0").hex()
 
 
-def _batches(path: str) -> Iterator[Batch]:
-    """Yields the keys and embeddings of a table."""
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            names = file.schema_arrow.names
-            key = next((name for name in KEY_COLUMNS if name in names), None)
-            if key is None or COLUMN not in names:
-                some = ", ".join(map(show, names[:8]))
-                raise TABLES.refusal(path, f"needs the columns 'key' and 'embedding' (columns: {some})")
-            for batch in file.iter_batches(ROWS, columns=[key, COLUMN], use_threads=False):
-                if batch.num_rows:
-                    keys = _parse_keys(path, batch[key])
-                    yield keys, _floats(path, keys, batch[COLUMN])
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise TABLES.refusal(path, f"is no Parquet table ({reason})") from None
-
-
-def _floats(path: str, keys: Keys, column: pa.Array) -> npt.NDArray[Any]:
-    """(n, width) floats.
-
-    Raises:
-        UsageError: the column has no lists of floats, or lists of different widths.
-    """
-    kind = column.type
-    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    if not lists or not pa.types.is_floating(kind.value_type):
-        raise TABLES.refusal(path, f"'embedding' is of type {kind}: must be lists of floats")
-    flat, lengths = column.flatten(), pc.list_value_length(column).fill_null(0).to_numpy()
-    other = np.flatnonzero(lengths != lengths[0])
-    if len(other):
-        row = other[0]
-        raise TABLES.refusal(
-            path, f"the embedding of the key {_hex(keys[row])} has {lengths[row]:,} numbers, and others {lengths[0]:,}"
-        )
-    if not 0 < lengths[0] <= near_vectors.MOST_WIDTH:
-        raise TABLES.refusal(
-            path, f"has embeddings of {lengths[0]:,} numbers: must be 1 to {near_vectors.MOST_WIDTH:,}"
-        )
-    if flat.null_count:
-        raise TABLES.refusal(path, "has empty cells within embeddings")
-    return flat.to_numpy(zero_copy_only=False).reshape(len(column), -1)
-
-
 def _parse_keys(path: str, column: pa.Array) -> Keys:
     """The keys as uids.
 
@@ -236,3 +266,6 @@ def _parse_keys(path: str, column: pa.Array) -> Keys:
         bad = column[good.index(pa.scalar(False)).as_py()].as_py()
         raise TABLES.refusal(path, f"the key {show(str(bad))!r} is no key of a set: must be 32 hexadecimal digits")
     return np.frombuffer(bytes.fromhex("".join(column.to_pylist())), "S16")
+
+
+READ = Tables(TABLES, KEY_COLUMNS, _parse_keys, lambda keys, row: _hex(keys[row]))

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from pipeline.engine import storage
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.options import show
-from pipeline.engine.work import Json, StepFolder
+from pipeline.engine.work import StepFolder
 from pipeline.fetching import images
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import FetchOptions
@@ -275,9 +275,9 @@ def read_hashes(folder: StepFolder) -> pa.Table:
     return table.sort_by([("set", "ascending"), ("image", "ascending"), ("sha256", "ascending")]).combine_chunks()
 
 
-def counts(folder: StepFolder, sets: Sequence[str]) -> dict[str, dict[str, Json]]:
+def counts(folder: StepFolder, sets: Sequence[str]) -> dict[str, dict[str, int]]:
     """Set -> the number of its images, and of those that cannot be decoded."""
-    found: dict[str, dict[str, Any]] = {name: {"images": 0, "unreadable": 0} for name in sets}
+    found: dict[str, dict[str, int]] = {name: {"images": 0, "unreadable": 0} for name in sets}
     for _, manifest in folder.manifests():
         for name in ("images", "unreadable"):
             found[manifest["set"]][name] += manifest[name]

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine import hashing
-from pipeline.stages.contamination import FOUND, Contamination
+from pipeline.stages.contamination import FOUND, Contamination, first_of_each
+from pipeline.stages.evaluation_embeddings import Evaluated
 from pipeline.stages.keep_rule import KeepRule
 from pipeline.stages.scores import OWN, load_scores
 from pipeline.stages.tally import Tally
@@ -51,12 +52,14 @@ class Rules:
         keep: must be true for the row; None: no such rule.
         scores: path of the scores that `keep` may name (`scores.Scores.write`); None: there are none.
         contamination: the evaluation images that must not be shown; None: there are none.
+        evaluated: the embeddings of evaluation images that must not be shown; None: there are none.
     """
 
     shapes: Shapes
     keep: KeepRule | None = None
     scores: str | None = None
     contamination: Contamination | None = None
+    evaluated: Evaluated | None = None
 
     def apply(self, rows: pa.Table) -> tuple[Codes, pa.Table]:
         """A code for each row of FETCHED, and `contamination.FOUND` of the rows that show an evaluation image.
@@ -64,10 +67,11 @@ class Rules:
         Rows that `keep` drops are looked at, too: a table of scores may come from a set without the contaminated pairs.
         """
         codes = self._codes(rows)
-        if self.contamination is None:
+        if self.contamination is None and self.evaluated is None:
             return codes, FOUND.empty_table()
-        left = np.flatnonzero(~np.isin(codes, SHAPES))
-        found = self.contamination.find(rows.take(pa.array(left)))
+        left = rows.take(pa.array(np.flatnonzero(~np.isin(codes, SHAPES))))
+        finders = [finder for finder in (self.contamination, self.evaluated) if finder is not None]
+        found = first_of_each(pa.concat_tables([finder.find(left) for finder in finders]))
         shows = pc.is_in(rows["uid"], value_set=hashing.as_array(found["uid"])).to_numpy()
         codes[shows & (codes == 0)] = CONTAMINATED
         return codes, found

@@ -138,7 +138,7 @@ def groups(vectors: Vectors, sieve: Vectors, places: Places, members: int, cosin
     if len(inside):
         floats = narrow.astype(np.float32)
         index = _index(floats[inside])
-        bound = _sieve_bound(cosine, sieve.shape[1], vectors.shape[1]) * SCALE**2
+        bound = sieve_bound(cosine, sieve.shape[1], vectors.shape[1]) * SCALE**2
         rows = max(1, COMPARED // len(inside))
         for start in range(0, len(entries), rows):
             block = entries[start : start + rows]
@@ -184,7 +184,7 @@ def cosines(some: Vectors, others: Vectors) -> npt.NDArray[np.float64]:
     return found
 
 
-def _sieve_bound(cosine: float, sieve: int, width: int) -> float:
+def sieve_bound(cosine: float, sieve: int, width: int) -> float:
     """The least cosine of the projections of a pair: its error has a deviation of (1 - cosine^2) / sqrt(sieve)."""
     error = 0.0 if width <= sieve else SIEVE_SLACK * (1 - cosine * cosine) / np.sqrt(sieve)
     return float(cosine - error - 0.005)  # and what rounding does

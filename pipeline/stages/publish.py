@@ -482,9 +482,15 @@ def copy_tables(stage: StageFolder, top: str) -> None:
     for name, schema in TABLES_BESIDE.items():
         path, target = os.path.join(stage.path, name), os.path.join(top, name)
         if storage.exists(path):
-            storage.write_published(target, storage.read_table(path).cast(schema))
+            storage.write_published(target, widened(storage.read_table(path), schema))
         else:
             storage.remove(target)
+
+
+def widened(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with the columns of the schema. A column that an older version did not write is null."""
+    columns = [table[name] if name in table.column_names else pa.nulls(table.num_rows) for name in schema.names]
+    return pa.table(columns, names=schema.names).cast(schema)
 
 
 def copy_rejected(stages: tuple[StageFolder, ...], top: str) -> None:

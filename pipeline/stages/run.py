@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 
 RESULT = 4  # raised whenever equal input and options give other rows; then an older folder cannot be continued
 # Paths: info.json holds digests of their content instead.
-HIDDEN = ("input", "drop_input", "queries", "robots_archive", "scores", "embeddings", "blocklist", "decontaminate")
+HIDDEN = (
+    *("input", "drop_input", "queries", "robots_archive", "scores", "embeddings", "blocklist", "decontaminate"),
+    "decontaminate_embeddings",
+)
 PACKAGES = ("openwit", "apache-beam", "img2dataset", "numpy", "pillow", "pyarrow")  # the manifest holds their versions
 
 AGAIN = "Run the same command again to continue."  # ends a message about an input that may be read later

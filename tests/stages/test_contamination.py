@@ -157,6 +157,7 @@ def test_rows_are_those_of_all_pairs(distance: int, monkeypatch: pytest.MonkeyPa
                 "image": f"{image:02}",
                 "kind": "bytes" if rank < 0 else "picture",
                 "distance": bits,
+                "cosine": None,
             }
             for rank, image, bits in sorted(found)[:MOST_IMAGES]
         ]

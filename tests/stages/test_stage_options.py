@@ -39,7 +39,7 @@ def run(tmp_path: Path) -> Run:
     given: dict[str, Any] = {"scores": (str(tmp_path / "scores.csv"),), "keep": "score > 1"}
     given |= {"decontaminate": (str(tmp_path / "evaluation"),)}
     pq.write_table(pa.table({"key": ["0" * 32], "embedding": [[1.0, 0.0]]}), tmp_path / "embeddings.parquet")
-    given |= {"embeddings": (str(tmp_path / "embeddings.parquet"),)}
+    given |= {name: (str(tmp_path / "embeddings.parquet"),) for name in ("embeddings", "decontaminate_embeddings")}
     return look_up(tmp_path, **given, blocklist=(str(tmp_path / "blocklist.txt"),))
 
 
