@@ -18,6 +18,7 @@ from clip_train.errors import InputMissing, TrainError
 from clip_train.tokenizer import (
     OWN_VOCABULARY,
     Tokenizer,
+    byte_symbols,
     find_vocabulary,
     load_tokenizer,
     merge_long,
@@ -91,6 +92,12 @@ def test_a_long_caption_keeps_its_end_token(vocabulary):
     tokenizer = load_tokenizer(vocabulary)
     ids = tokenizer.encode_caption("red square " * 100, context_length=20)
     assert len(ids) == 20 and ids[-1] == tokenizer.end_id and ids[1:-1] == tokenizer.encode("red square " * 9)
+
+
+def test_the_symbols_of_bytes_are_those_of_gpt_2():
+    symbols = byte_symbols()
+    shown = {0: "Ā", 10: "Ċ", 32: "Ġ", 33: "!", 126: "~", 127: "ġ", 160: "ł", 161: "¡", 172: "¬", 173: "Ń", 255: "ÿ"}
+    assert {byte: symbols[byte] for byte in shown} == shown and len(set(symbols)) == 256
 
 
 def test_a_single_text_is_one_caption(vocabulary):

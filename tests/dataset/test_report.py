@@ -225,6 +225,14 @@ def test_rejected_rows_are_the_first_of_each_reason(tmp_path: Path) -> None:
 
 
 def test_histogram_counts_every_value() -> None:
+    edges = {name: getattr(summary.Summary(), name).edges for name in summary.HISTOGRAMS}
+    assert edges == {
+        "text_length": (5, 10, 20, 40, 80, 160, 320, 640, 1280),
+        "short_side": (64, 128, 256, 512, 768, 1024, 1536, 2048, 4096),
+        "aspect": (0.25, 0.5, 0.67, 0.8, 1, 1.25, 1.5, 2, 4),
+        "kilobytes": (2, 4, 8, 16, 32, 64, 128, 256),
+        "keep_probability": (0.001, 0.01, 0.1, 0.2, 0.4, 0.6, 0.8, 0.999),
+    }
     histogram = summary.Histogram((1, 2, 4))
     histogram.add(np.array([0.5, 1, 1.5, 4, 9]))
     histogram.add(np.array([], np.float64))

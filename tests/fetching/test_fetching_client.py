@@ -52,6 +52,7 @@ def test_good_in_every_form(server: WebServer, path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "status", "retryable"),
     [
+        ("/status/400", "http_4xx", False),
         ("/status/404", "http_4xx", False),
         ("/status/410", "http_4xx", False),
         ("/status/408", "http_4xx", True),
@@ -59,6 +60,7 @@ def test_good_in_every_form(server: WebServer, path: str) -> None:
         ("/status/503", "http_5xx", True),
         ("/status/522", "http_5xx", True),
         ("/status/501", "http_5xx", False),
+        ("/status/599", "http_5xx", False),
         ("/status/429", "rate_limited", True),
         ("/status/206", "http_other", False),
         ("/status/204", "http_other", False),
