@@ -105,7 +105,7 @@ def parser_of() -> tuple[Parser, dict[str, Parser]]:
         parsers[name] = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         if name == "show":
             parsers[name].add_argument("key", metavar="KEY", help="a key, or enough of its beginning")
-        parsers[name].add_argument("folder", metavar="OUT", help="folder of a run")
+        parsers[name].add_argument("folder", metavar="OUT", help="folder of a run or of another tool, or a tar")
         parsers[name].add_argument("--json", action="store_true", help="print one JSON document")
         module.arguments(parsers[name])
     return parser, parsers
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     codes = {UsageError: USAGE, Ambiguous: USAGE, NotFound: MISSING, Damaged: FAULT}
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
-        if not os.path.isdir(args.folder):
+        if not os.path.exists(args.folder):
             raise NotFound(f"there is no folder {args.folder!r}")
         settle(args.folder)
         code = COMMANDS[args.command].run(args)

@@ -263,7 +263,7 @@ def test_queries_of_a_copy_of_the_published_files(run: Any, original: Path, tmp_
     code, _, said = run("queries", original, "--language", "en")
     assert code == MISSING and "has no languages" in said
     code, _, said = run("queries", tmp_path)
-    assert code == MISSING and "has no queries yet" in said
+    assert code == MISSING and "holds neither manifest.json nor stages/" in said
 
 
 def test_samples_are_drawn_by_the_seed(run: Any, original: Path) -> None:

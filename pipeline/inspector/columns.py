@@ -55,7 +55,7 @@ def _schemas(folder: str) -> dict[str, pa.Schema]:
     """The schema of each table. That of the pairs is the folder's own."""
     from pipeline import schema
     from pipeline.dataset.open_set import NO_QUERIES
-    from pipeline.inspector.pairs import open_pairs
+    from pipeline.inspector.opening import open_pairs
 
     pairs = open_pairs(folder)
     rejected = schema.REJECTED.remove(schema.REJECTED.get_field_index("hash"))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.inspector.formats import Writer
     from pipeline.inspector.pairs import Pairs
 
-KINDS = ("folder", "hf", "csv", "coco")
+KINDS = ("folder", "hf", "webdataset", "coco", "csv")
 # Columns that say where a sample lies in the tars: they are not true of a copy.
 PLACES = {"shard", *(f"{member}_{what}" for member in ("jpg", "json", "txt") for what in ("offset", "size"))}
 ROWS_AT_ONCE = 1024
@@ -36,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         required=True,
         choices=KINDS,
-        help="folder: images and metadata.jsonl; hf: Parquet with images; coco: captions as JSON; csv: without images",
+        help="folder: images and metadata.jsonl; hf: Parquet with images; coco: captions as JSON; csv: no images",
     )
     choice.arguments(parser)
     choice.random_arguments(parser, default=None)
@@ -45,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes pairs, or some of them, in another format."""
     from pipeline.inspector.formats import FORMATS
-    from pipeline.inspector.pairs import open_pairs
+    from pipeline.inspector.opening import open_pairs
 
     pairs = open_pairs(args.folder)
     some = choice.Choice.of(args, pairs)
@@ -93,7 +93,8 @@ def _write(writer: Writer, pairs: Pairs, some: choice.Choice, args: argparse.Nam
         image = pairs.image(row) if writer.images else b""
         if writer.images and row.get("sha256") and hashlib.sha256(image).hexdigest() != row["sha256"]:
             raise Damaged(f"the image of {row['key']} has another sha256 than the metadata says")
-        writer.add({name: value for name, value in row.items() if name not in PLACES}, image)
+        hidden = PLACES.union(pairs.image_columns) - {"key"}
+        writer.add({name: value for name, value in row.items() if name not in hidden}, image)
         count += 1
     writer.finish()
     return count
@@ -101,7 +102,9 @@ def _write(writer: Writer, pairs: Pairs, some: choice.Choice, args: argparse.Nam
 
 def _rows(pairs: Pairs, some: choice.Choice, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     names = pairs.queries["query"].to_pylist() if pairs.has("query_ids") else []
-    for table in choice.chosen(pairs, some, pairs.schema.names, number=args.count, seed=args.seed):
+    images = pairs.image_columns if args.format != "csv" else ()
+    columns = list(dict.fromkeys([*pairs.schema.names, *images]))
+    for table in choice.chosen(pairs, some, columns, number=args.count, seed=args.seed):
         for start in range(0, table.num_rows, ROWS_AT_ONCE):
             for row in table.slice(start, ROWS_AT_ONCE).to_pylist():
                 if pairs.has("query_ids"):

@@ -1,4 +1,4 @@
-"""Writers of the formats of `inspect_shards export`: image folder, Parquet with images, COCO's captions, csv.
+"""Writers of the formats of `inspect_shards export`: image folder, Parquet with images, WebDataset, COCO, csv.
 
     with contextlib.closing(FORMATS["folder"](path, schema)) as writer:
         writer.add(row, image)
@@ -19,8 +19,11 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.dataset.tars import TarWriter, header, padding
+
 PLAIN_KEY = re.compile(r"[0-9A-Za-z_-]{1,120}")  # a key that may be a file name everywhere
 GROUP_ROWS = 100  # of a row group with images, as the Hugging Face Hub recommends
+TAR_ROWS = 10_000  # pairs of a tar
 FILE_BYTES = 500 * 1000 * 1000  # of the images in a Parquet file, about
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 SUFFIXES = ((b"\xff\xd8", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"), (b"GIF8", "gif"), (b"BM", "bmp"))
@@ -183,6 +186,48 @@ class CocoWriter(Writer):
             part.close()
 
 
+class WebDatasetWriter(Writer):
+    """WebDataset tars, as clip_train and open_clip read them: KEY.jpg, KEY.json and KEY.txt of each pair."""
+
+    def __init__(self, path: str, schema: pa.Schema) -> None:
+        os.makedirs(path)
+        self._path, self._count = path, 0
+        self._file: IO[bytes] | None = None
+        self._tar: TarWriter | None = None
+        self._sizes: dict[str, int] = {}
+
+    def add(self, row: dict[str, Any], image: bytes) -> None:
+        if self._count % TAR_ROWS == 0:
+            self._end()
+            self._begin(f"{self._count // TAR_ROWS:05d}.tar")
+        key = row["key"] if len(row["key"]) < 90 and PLAIN_KEY.fullmatch(row["key"]) else f"{self._count:012d}"
+        text = json.dumps(row, ensure_ascii=False).encode()
+        for kind, data in ((suffix_of(image), image), ("json", text), ("txt", (row["text"] or "").encode())):
+            assert self._tar is not None
+            self._tar.append(b"".join((header(f"{key}.{kind}".encode(), len(data)), data, padding(len(data)))))
+        self._count += 1
+        self._sizes[f"{(self._count - 1) // TAR_ROWS:05d}.tar"] = (self._count - 1) % TAR_ROWS + 1
+
+    def _begin(self, name: str) -> None:
+        self._file = open(os.path.join(self._path, name), "wb", buffering=0)  # noqa: SIM115
+        self._tar = TarWriter(self._file)
+
+    def _end(self) -> None:
+        if self._tar is not None:
+            self._tar.close()
+        self.close()
+
+    def finish(self) -> None:
+        self._end()
+        with open(os.path.join(self._path, "sizes.json"), "w") as file:
+            json.dump(self._sizes, file)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = self._tar = None
+
+
 class CsvWriter(Writer):
     """One csv file (RFC 4180, UTF-8) without images. Lists are written as JSON; a null is an empty cell."""
 
@@ -208,6 +253,7 @@ class CsvWriter(Writer):
 FORMATS: dict[str, type[Writer]] = {
     "folder": FolderWriter,
     "hf": HuggingFaceWriter,
-    "csv": CsvWriter,
+    "webdataset": WebDatasetWriter,
     "coco": CocoWriter,
+    "csv": CsvWriter,
 }

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from pipeline.inspector.pairs import open_pairs
+    from pipeline.inspector.opening import open_pairs
 
     pairs = open_pairs(args.folder)
     fields = pairs.has(*(FIELDS if args.field == "all" else (args.field,)))

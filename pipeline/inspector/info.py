@@ -7,9 +7,9 @@ import json
 import os
 from typing import Any
 
-from pipeline.dataset.errors import NotFound
 from pipeline.engine.cli import DONE
 from pipeline.engine.display import sanitize, size
+from pipeline.inspector.opening import is_ours
 from pipeline.inspector.output import print_json
 
 
@@ -23,11 +23,11 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.dataset import open_set, shards
 
     folder = args.folder
+    if not is_ours(folder):
+        return info_foreign(args)
     published = os.path.exists(os.path.join(folder, "manifest.json"))
     manifest = open_set.read_manifest(folder) if published else None
     stages = open_set.stages_of(folder)
-    if manifest is None and not stages:
-        raise NotFound(f"{folder!r} holds neither manifest.json nor stages/: is it the --output of a run?")
     facts: dict[str, Any] = {"folder": folder, "published": manifest is not None, "stages": stages}
     if manifest is not None:
         entries = manifest["files"]
@@ -46,6 +46,22 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         return print_json(facts)
     print_info(facts)
+    return DONE
+
+
+def info_foreign(args: argparse.Namespace) -> int:
+    """What files of another tool are. Images are not decoded: `verify` does that."""
+    from pipeline.inspector import foreign_check
+    from pipeline.inspector.foreign import open_foreign
+
+    pairs = open_foreign(args.folder)
+    found = foreign_check.check(pairs, quick=True)
+    fits, why = foreign_check.verdict(pairs, found)
+    if args.json:
+        facts = {"folder": args.folder, "published": False, "kind": pairs.name, "files": len(pairs.paths)}
+        return print_json(facts | {"clip_train": {"takes": fits, "why": why}} | found.to_json())
+    print(f"{len(pairs.paths):,} files, {size(sum(os.path.getsize(path) for path in pairs.paths))}")
+    foreign_check.print_checked(pairs.name, found, fits, why)
     return DONE
 
 
@@ -87,21 +103,3 @@ def print_info(facts: dict[str, Any]) -> None:
     if facts.get("options"):
         print("\noptions    " + sanitize(json.dumps(facts["options"], ensure_ascii=False, sort_keys=True)))
         print("versions   " + sanitize(json.dumps(facts["versions"], sort_keys=True)))
-
-
-def ledger_of(folder: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """The ledger of a folder: info.json of its stages, else that of its manifest; and the options of the manifest.
-
-    Raises:
-        NotFound: the folder has neither.
-        Damaged: a file cannot be read.
-    """
-    from pipeline.dataset import open_set
-
-    stages, options = open_set.stages_of(folder), None
-    if not stages and os.path.exists(os.path.join(folder, "manifest.json")):
-        manifest = open_set.read_manifest(folder)
-        stages, options = manifest.get("ledger") or [], manifest.get("options")
-    if not stages:
-        raise NotFound(f"{folder!r} holds neither manifest.json nor stages/: is it the --output of a run?")
-    return stages, options

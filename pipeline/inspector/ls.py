@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     """Samples, a line each."""
     import pyarrow.compute as pc
 
-    from pipeline.inspector.pairs import open_pairs
+    from pipeline.inspector.opening import open_pairs
 
     pairs = open_pairs(args.folder)
     columns = pairs.has("key", "shard", "text", "url", "width", "height", "jpg_size")

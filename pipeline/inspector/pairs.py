@@ -1,29 +1,25 @@
-"""Pairs of an image and its text, wherever they lie: in a published set, or in a run that is not published yet.
+"""Pairs of an image and its text, wherever they lie: in a published set, in a run, or in files of another tool.
 
-    pairs = open_pairs("OUT")
-    for table in pairs.tables(["key", "text"]): ...
-
-A run that has not reached publish shows the rows of its last stage that is complete and whose rows were kept.
+`opening.open_pairs` opens a folder. The tables come file by file, so that a set of any size can be looked at.
 """
 
 from __future__ import annotations
 
 import abc
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.dataset import open_set as sets
-from pipeline.dataset.errors import Damaged, NotFound
+from pipeline.dataset.errors import Ambiguous, Damaged, NotFound
 from pipeline.dataset.exports import SCHEMAS, input_names
 from pipeline.dataset.open_set import OpenSet
 from pipeline.dataset.sample_json import hex_strings
 from pipeline.engine import storage
 from pipeline.engine.hashing import as_array
 from pipeline.engine.rows import Rows
-from pipeline.engine.work import StageFolder
 from pipeline.schema import fill_texts, readable
 
 KEY = pa.field("key", pa.string(), nullable=False)
@@ -65,6 +61,24 @@ class Pairs(abc.ABC):
         """
         raise NotImplementedError
 
+    def row(self, key: str) -> dict[str, Any]:
+        """The row whose key begins with `key`, with `image_columns`. All keys are read.
+
+        Raises:
+            NotFound: no key begins with it.
+            Ambiguous: several keys begin with it.
+        """
+        found: list[dict[str, Any]] = []
+        columns = list(dict.fromkeys([*self.schema.names, *self.image_columns]))
+        for table in self.tables(columns):
+            found += table.filter(pc.starts_with(table["key"], key)).slice(0, 3).to_pylist()
+        exact = [row for row in found if row["key"] == key]
+        if not found:
+            raise NotFound(f"no sample has a key that begins with {key!r}")
+        if len(found) > 1 and not exact:
+            raise Ambiguous(f"several keys begin with {key!r}: {', '.join(row['key'] for row in found[:3])} ...")
+        return (exact or found)[0]
+
     def has(self, *columns: str) -> list[str]:
         """Those of the columns that there are."""
         return [name for name in columns if name in self.schema.names]
@@ -86,6 +100,9 @@ class Published(Pairs):
 
     def image(self, row: Mapping[str, Any]) -> bytes:
         return self.opened.member(row, "jpg")
+
+    def row(self, key: str) -> dict[str, Any]:
+        return self.opened.row(key)
 
 
 class StageRows(Pairs):
@@ -117,23 +134,3 @@ class StageRows(Pairs):
             table = table.set_column(table.column_names.index("texts"), "texts", texts)
         table = readable(table, self._inputs)
         return table.append_column(KEY, hex_strings(table["uid"])) if "uid" in table.column_names else table
-
-
-def open_pairs(folder: str) -> Pairs:
-    """The pairs of a folder: those of the published set, else those of the last stage that kept its rows.
-
-    Raises:
-        NotFound: there is nothing to show.
-        Damaged: a file cannot be read.
-    """
-    if os.path.exists(os.path.join(folder, "manifest.json")):
-        return Published(sets.open_set(folder))
-    root = os.path.abspath(folder)
-    if not os.path.isdir(os.path.join(root, "stages")):
-        raise NotFound(f"{folder!r} holds neither manifest.json nor stages/: is it the --output of a run?")
-    for stage in reversed(SCHEMAS):
-        info = StageFolder(root, stage).info()
-        rows = Rows.from_json(root, info["rows"]) if info is not None and "rows" in info else None
-        if rows is not None and rows.parts.manifests():
-            return StageRows(root, stage, rows)
-    raise NotFound(f"no stage of {folder!r} is complete yet: `info` says how far the run is")

@@ -6,7 +6,7 @@ import argparse
 
 from pipeline.engine.cli import DONE
 from pipeline.engine.display import sanitize
-from pipeline.inspector.info import ledger_of
+from pipeline.inspector.opening import ledger_of
 from pipeline.inspector.output import print_json
 
 

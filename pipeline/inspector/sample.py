@@ -17,7 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Random samples. The same seed shows the same ones."""
-    from pipeline.inspector.pairs import open_pairs
+    from pipeline.inspector.opening import open_pairs
 
     pairs = open_pairs(args.folder)
     columns = pairs.has("key", "shard", "text", "url", "width", "height", "jpg_size", "language", "query_ids")

@@ -8,7 +8,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pipeline.dataset.errors import Damaged
+from pipeline.dataset.errors import Damaged, NotFound
 from pipeline.engine.cli import DONE
 from pipeline.engine.display import sanitize
 from pipeline.inspector import picture
@@ -16,6 +16,7 @@ from pipeline.inspector.output import print_json
 
 if TYPE_CHECKING:
     from pipeline.dataset.open_set import OpenSet
+    from pipeline.inspector.pairs import Pairs
 
 MOST_DUPLICATES = 100  # that are shown
 
@@ -30,21 +31,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Everything known of one sample: picture, fields, queries, where it was found, and what it stands for."""
-    from pipeline.dataset.open_set import open_set
+    from pipeline.inspector.opening import open_pairs
 
-    pairs = open_set(args.folder)
+    pairs = open_pairs(args.folder)
     row = pairs.row(args.key)
-    queries = pairs.queries["query"].to_pylist()
-    names = {
-        column: [queries[number] if number < len(queries) else str(number) for number in row[column]]
-        for column in ("query_ids", "kept_by")
-    }
-    facts = row | {"queries": names["query_ids"], "kept_by_queries": names["kept_by"]}
-    facts["duplicates"] = duplicates(pairs, row["key"])
+    facts = facts_of(pairs, row)
     if args.image is not None:
-        from pipeline.engine import storage
-
-        storage.write_plain(args.image, pairs.sample(row["key"]).image)
+        _save(pairs, row, args.image)
     if args.json:
         return print_json(facts)
     if not args.no_picture:
@@ -60,6 +53,33 @@ def run(args: argparse.Namespace) -> int:
     if args.image is not None:
         print(f"{'image':<18}{sanitize(args.image)}")
     return DONE
+
+
+def facts_of(pairs: Pairs, row: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a row, its queries by name, and the pairs that it stands for."""
+    from pipeline.inspector.pairs import Published
+
+    facts = {
+        name: value.hex() if isinstance(value, bytes) else value for name, value in row.items() if name != "_image"
+    }
+    queries = pairs.queries["query"].to_pylist()
+    for column, name in (("query_ids", "queries"), ("kept_by", "kept_by_queries")):
+        if column in row:
+            facts[name] = [queries[number] if number < len(queries) else str(number) for number in row[column]]
+    if isinstance(pairs, Published):
+        facts["duplicates"] = duplicates(pairs.opened, row["key"])
+    return facts
+
+
+def _save(pairs: Pairs, row: dict[str, Any], path: str) -> None:
+    """Saves the image; that of a published set is checked."""
+    from pipeline.engine import storage
+    from pipeline.inspector.pairs import Published
+
+    if not pairs.image_columns:
+        raise NotFound(f"a {pairs.name} has no images")
+    image = pairs.opened.sample(row["key"]).image if isinstance(pairs, Published) else pairs.image(row)
+    storage.write_plain(path, image)
 
 
 def duplicates(pairs: OpenSet, key: str) -> list[dict[str, Any]]:
@@ -81,14 +101,14 @@ def duplicates(pairs: OpenSet, key: str) -> list[dict[str, Any]]:
     return found.slice(0, MOST_DUPLICATES).to_pylist()
 
 
-def _draw(pairs: OpenSet, row: dict[str, Any], kind: str) -> None:
+def _draw(pairs: Pairs, row: dict[str, Any], kind: str) -> None:
     """Draws the picture, where stdout can show one."""
     way = picture.kind_of_terminal() if kind == "auto" else kind
-    if way is None:
+    if way is None or not pairs.image_columns:
         return
     room = shutil.get_terminal_size()
     try:
-        text = picture.draw(pairs.member(row, "jpg"), way, columns=room.columns - 1, rows=max(4, room.lines - 4))
+        text = picture.draw(pairs.image(row), way, columns=room.columns - 1, rows=max(4, room.lines - 4))
     except ValueError as error:
         print(f"{'picture':<18}{sanitize(error)}", file=sys.stderr)
         return

@@ -120,8 +120,7 @@ def _tables(folder: str, files: dict[str, list[str]]) -> dict[str, pa.Table]:
 
     from pipeline import schema
     from pipeline.dataset import open_set
-    from pipeline.inspector.info import ledger_of
-    from pipeline.inspector.pairs import open_pairs
+    from pipeline.inspector.opening import is_ours, ledger_of, open_pairs
 
     rejected = schema.REJECTED.remove(schema.REJECTED.get_field_index("hash"))
     empty = {"rejected": rejected, "duplicates": schema.DUPLICATES, "contamination": schema.CONTAMINATION}
@@ -130,7 +129,7 @@ def _tables(folder: str, files: dict[str, list[str]]) -> dict[str, pa.Table]:
         pairs = open_pairs(folder)
         found["pairs"] = pa.concat_tables([pairs.schema.empty_table(), *pairs.tables(pairs.schema.names)])
     found["queries"] = open_set.read_queries(folder)
-    ledger, options = ledger_of(folder)
+    ledger, options = ledger_of(folder) if is_ours(folder) else ([], None)
     found |= {"stages": _stages(ledger), "rights": _rights(ledger, options)}
     return {name: table for name, table in found.items() if name not in files}
 

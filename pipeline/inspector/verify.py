@@ -20,7 +20,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Checks everything."""
     from pipeline.dataset import verify as verifying
+    from pipeline.inspector.opening import is_ours
 
+    if not is_ours(args.folder):
+        return verify_foreign(args)
     try:
         faults, notes = [], list[str]()
         for fault in verifying.verify(args.folder, quick=args.quick, stages=args.stages, note=notes.append):
@@ -40,3 +43,18 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("sound: names, sizes and counts agree" if args.quick else "sound: every checksum and count agrees")
     return BELOW if faults else DONE
+
+
+def verify_foreign(args: argparse.Namespace) -> int:
+    """Checks what another tool has written."""
+    from pipeline.inspector import foreign_check
+    from pipeline.inspector.foreign import open_foreign
+
+    pairs = open_foreign(args.folder)
+    found = foreign_check.check(pairs, quick=args.quick)
+    fits, why = foreign_check.verdict(pairs, found)
+    if args.json:
+        print_json({"ok": not found.faults, "clip_train": {"takes": fits, "why": why}} | found.to_json())
+        return BELOW if found.faults else DONE
+    foreign_check.print_checked(pairs.name, found, fits, why)
+    return BELOW if found.faults else DONE

@@ -1,0 +1,67 @@
+"""Opens what a command is given: a published set, a run that is not published (yet), or files of another tool.
+
+A run that has not reached publish shows the rows of its last stage that is complete and whose rows were kept.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from pipeline.dataset.errors import NotFound
+
+if TYPE_CHECKING:
+    from pipeline.inspector.pairs import Pairs
+
+
+def is_ours(folder: str) -> bool:
+    """True for a published set, or the folder of a run."""
+    return any(os.path.exists(os.path.join(folder, name)) for name in ("manifest.json", "stages"))
+
+
+def open_pairs(folder: str) -> Pairs:
+    """The pairs of a folder: those of the published set, else those of the last stage that kept its rows.
+
+    A path without a set or a run may be what another tool has written: tars or Parquet with images.
+
+    Raises:
+        NotFound: there is nothing to show.
+        Damaged: a file cannot be read.
+    """
+    from pipeline.dataset import open_set as sets
+    from pipeline.dataset.exports import SCHEMAS
+    from pipeline.engine.rows import Rows
+    from pipeline.engine.work import StageFolder
+    from pipeline.inspector.pairs import Published, StageRows
+
+    if os.path.exists(os.path.join(folder, "manifest.json")):
+        return Published(sets.open_set(folder))
+    root = os.path.abspath(folder)
+    if not os.path.isdir(os.path.join(root, "stages")):
+        from pipeline.inspector.foreign import open_foreign
+
+        return open_foreign(folder)
+    for stage in reversed(SCHEMAS):
+        info = StageFolder(root, stage).info()
+        rows = Rows.from_json(root, info["rows"]) if info is not None and "rows" in info else None
+        if rows is not None and rows.parts.manifests():
+            return StageRows(root, stage, rows)
+    raise NotFound(f"no stage of {folder!r} is complete yet: `info` says how far the run is")
+
+
+def ledger_of(folder: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """The ledger of a folder: info.json of its stages, else that of its manifest; and the options of the manifest.
+
+    Raises:
+        NotFound: the folder has neither.
+        Damaged: a file cannot be read.
+    """
+    from pipeline.dataset import open_set as sets
+
+    stages, options = sets.stages_of(folder), None
+    if not stages and os.path.exists(os.path.join(folder, "manifest.json")):
+        manifest = sets.read_manifest(folder)
+        stages, options = manifest.get("ledger") or [], manifest.get("options")
+    if not stages:
+        raise NotFound(f"{folder!r} holds neither manifest.json nor stages/: is it the --output of a run?")
+    return stages, options
