@@ -23,7 +23,7 @@ from typing import Any
 
 from pipeline import estimate, joining
 from pipeline.dataset import damage
-from pipeline.engine import cli, quiet_beam, runners, storage, work
+from pipeline.engine import cli, engine_checks, quiet_beam, runners, storage, work
 from pipeline.engine.callable_module import make_callable
 from pipeline.engine.cli import (
     BELOW,
@@ -94,6 +94,8 @@ def build(options: Options, *, quiet: bool = False) -> Result:
     stages = plan(run)
     check(stages, run)
     continuing.check_inputs(stages, run)
+    runner, _, flags = run.runner
+    engine_checks.check_answers(runner, flags)
     joining.forget_what_others_forgot(run, quiet=quiet)
     with work.lock_run_folder(run.root):
         storage.remove_stale_files(run.root)

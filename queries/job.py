@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import hashing, quiet_beam, runners, shuffle_files, storage
+from pipeline.engine import engine_checks, hashing, quiet_beam, runners, shuffle_files, storage
 from pipeline.engine.progress import Watched
 from pipeline.engine.steps import run_exchange, run_task
 from pipeline.engine.tasks import Reading
@@ -314,6 +314,7 @@ class Job:
         self.ledger: dict[str, dict[str, int]] = {}
         self.warnings: list[str] = []
         runners.make_options(options.runner, options.workers, list(options.beam))  # checked before a write
+        engine_checks.check_answers(options.runner, options.beam)
         self.listed = list_units(options, self.ledger, self.warnings)
         for line in [] if quiet else self.warnings:
             print(f"queries.build: {line}", file=sys.stderr)

@@ -10,7 +10,7 @@ import re
 from typing import Any, ClassVar
 
 from pipeline import __version__
-from pipeline.engine import checks, recipe, runners
+from pipeline.engine import checks, engine_checks, recipe, runners
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.options import REQUIRED, option
 from pipeline.text.language_names import NAMES, nearest_code
@@ -178,6 +178,11 @@ class HowSettings:
         steers=True,
     )
     beam: tuple[str, ...] = option((), flag=(), help="Beam's own flags", steers=True)
+
+    @staticmethod
+    def check_together(o: Any) -> None:
+        """Refuses an engine without its parts."""
+        engine_checks.check_flags(o.runner, o.beam)
 
 
 @dataclasses.dataclass(frozen=True)

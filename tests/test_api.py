@@ -58,7 +58,7 @@ def test_public_names() -> None:
     assert [field.name for field in dataclasses.fields(pipeline.Sample)] == ["key", "image", "text", "json", "row"]
     assert [field.name for field in dataclasses.fields(queries.Result)] == ["root", "info"]
     properties = {name for name, value in vars(pipeline.OpenSet).items() if isinstance(value, property)}
-    assert properties == {"digest", "ledger", "queries"}
+    assert properties == {"digest", "ledger", "queries", "schema"}
 
 
 ORDERS = [

@@ -122,7 +122,7 @@ def cluster_of(runner: str, arguments: Sequence[str]) -> Cluster:
         runner: as the user names it.
         arguments: Beam's flags, `--job_name=NAME` among them.
     """
-    flags = _values(arguments)
+    flags = values(arguments)
     kind = runner.lower().removesuffix("runner")
     address = {"flink": flags.get("flink_master", ""), "spark": flags.get("spark_master_url", "")}.get(kind, "")
     address = re.sub(r"^\w+://", "", address).split("/")[0]
@@ -131,7 +131,7 @@ def cluster_of(runner: str, arguments: Sequence[str]) -> Cluster:
     return (Flink if kind == "flink" else Cluster)(address, flags.get("job_name", ""))
 
 
-def _values(arguments: Sequence[str]) -> dict[str, str]:
+def values(arguments: Sequence[str]) -> dict[str, str]:
     """Flag name -> value, of --name=value and of --name value."""
     found: dict[str, str] = {}
     for place, word in enumerate(arguments):

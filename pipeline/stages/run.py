@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from pipeline.engine import checks, remote, runners
+from pipeline.engine import checks, engine_checks, remote, runners
 from pipeline.engine.cli import BelowThreshold, MissingInput, UsageError
 from pipeline.engine.fork_server import Preload
 from pipeline.engine.input_errors import RefusedInputError, TransferError, UnreadableInputError, is_remote
@@ -279,7 +279,8 @@ class HowSettings:
 
     @staticmethod
     def check_together(o: Any) -> None:
-        """Refuses to remove stages that the run then does not do, and to retry what it does not do."""
+        """Refuses an engine without its parts, a redo of stages that the run does not do, and such a retry."""
+        engine_checks.check_flags(o.runner, o.beam, output=o.output)
         if o.cc_host and o.cc_mirrors != HowSettings.cc_mirrors:
             raise UsageError(f"--cc-host {o.cc_host}: must not stand beside --cc-mirrors; name it there")
         if o.input_cache_gb is not None and not o.input_cache:
