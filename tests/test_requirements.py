@@ -125,3 +125,8 @@ def test_every_requirement_has_a_pin() -> None:
     extras = [required(extra) for extra in ("train", "wandb", "s3", "gcs", "segment", "pdq", "test", "test-s3", "dev")]
     assert required().union(*extras) <= pins
     assert "ahocorasick-rs" not in pins
+
+
+def test_the_image_of_workers_has_the_pinned_version_of_beam() -> None:
+    image = re.search(r"^FROM apache/beam_python3\.11_sdk:(\S+)$", (ROOT / "tools/worker.Dockerfile").read_text(), re.M)
+    assert image and f"apache-beam=={image[1]}" in (ROOT / "constraints.txt").read_text().splitlines()
