@@ -311,7 +311,8 @@ class _Recorder:
 
     def _names(self) -> list[str]:
         """The functions of the checkout that were entered, as `file:line`. A decorated one begins at its decorator."""
-        ours = [code for code in self.codes if code.co_filename.startswith(self.checkout)]
+        codes = self.codes.copy()  # a thread may still add to it
+        ours = [code for code in codes if code.co_filename.startswith(self.checkout)]
         return sorted({f"{code.co_filename.removeprefix(self.checkout)}:{code.co_firstlineno}" for code in ours})
 
 

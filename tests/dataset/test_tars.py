@@ -53,6 +53,12 @@ def test_it_is_what_python_writes_as_ustar() -> None:
     assert len(ours) % BLOCK == 0 and out.getvalue().startswith(ours)  # Python's file has zeros up to 10 KiB at its end
 
 
+def test_the_longest_name_and_the_largest_member() -> None:
+    assert header(b"n" * 99, 1)[:100] == b"n" * 99 + b"\0"
+    assert header(b"n", 8**11 - 1)[124:136] == b"7" * 11 + b"\0"
+    assert headers(np.full((1, 99), 97, np.uint8), np.array([8**11 - 1])).tobytes() == header(b"a" * 99, 8**11 - 1)
+
+
 def test_offsets_lead_to_the_data() -> None:
     out = io.BytesIO()
     writer = TarWriter(out)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.fetching import client as client_module
 from pipeline.fetching import hosts
 from pipeline.fetching.client import Client, Fetched, _Site
 from pipeline.fetching.errors import RETRYABLE, Failure, printable
@@ -40,6 +41,23 @@ def outcome(one: Client, url: str) -> Fetched | Failure:
 def server() -> Iterator[WebServer]:
     with WebServer() as running:
         yield running
+
+
+def test_names_and_files_of_the_site_get_no_more_time_than_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    with WebServer() as server:
+        server.robots = f"License: {server.base}/none.xml"
+        one = client(deadline_s=3.0)
+        given: list[float] = []
+        look_up, clock = one._resolver.addresses, client_module._Clock
+
+        def addresses(host: str, port: int, seconds: float) -> list[str]:
+            given.append(seconds)
+            return look_up(host, port, seconds)
+
+        monkeypatch.setattr(one._resolver, "addresses", addresses)
+        monkeypatch.setattr(client_module, "_Clock", lambda seconds: (given.append(seconds), clock(seconds))[1])
+        assert isinstance(outcome(one, f"{server.base}/img/1.jpg"), Failure)  # there is no such licence
+        assert len(given) > 5 and all(0 < seconds <= 3.0 for seconds in given)
 
 
 @pytest.mark.parametrize("path", ["img", "chunked", "gzip", "close", "redirect/3", "slow/0.1"])

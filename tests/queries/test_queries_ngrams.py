@@ -117,6 +117,21 @@ def test_metaclip1_keeps_pairs_by_pmi_however_rare() -> None:
     assert found["query"].to_pylist() == ["aleksander meksi"]
 
 
+@pytest.mark.parametrize(
+    ("profile", "words", "kept"),
+    [
+        ("wit", {"a": 8, "b": 4, "c": 5, "z": 1007}, ["a b"]),  # PMI 5 and less than 5
+        ("metaclip1", {"a": 1, "b": 1, "c": 2, "z": 2**30 - 4}, ["a b"]),  # PMI 30 and 29
+    ],
+)
+def test_the_least_score_is_kept(profile: str, words: dict[str, int], kept: list[str]) -> None:
+    vocabulary = Vocabulary.of(counted(words), min_count=1)
+    pairs = bigrams.code(counted({"a b": 1, "a c": 1}), vocabulary)
+    rows = bigrams.score(*pairs, vocabulary, min_count=1, profile=profile)
+    assert rows["query"].to_pylist() == kept
+    assert len(bigrams.score(*pairs, vocabulary, min_count=2, profile="wit")) == 0
+
+
 def test_scripts_without_blanks_are_written_without() -> None:
     texts = ["自行车 在 街上", "自行车 New York"] * 5
     tokens = ngrams.tokenize(pa.array(texts, pa.large_string()))
@@ -183,6 +198,13 @@ def test_titles_by_views() -> None:
     found = titles.title_queries(titles.resolve(views, redirects), min_count=70, max_titles=3).to_pylist()
     assert [tuple(row.values()) for row in found] == [("Cat", 1520), ("Mercury", 90), ("Alien: Covenant", 77)]
     assert titles.read_views(VIEWS, "fr")[0].num_rows == 0
+
+
+def test_the_fewest_views() -> None:
+    hours = b"en Bird 50 0\nen Bird 50 0\nen Emu 49 0\nen Emu 49 0"
+    found = titles.read_views(hours, "en", "metaclip1")[0].to_pylist()
+    assert [tuple(row.values()) for row in found] == [("Bird", 100)]
+    assert (titles.LEAST_VIEWS, titles.LEAST_LINKS) == (70, 20)  # docs/queries.md
 
 
 def test_titles_by_metaclip1() -> None:

@@ -6,6 +6,7 @@ The seeds are fixed and the bounds of the statistics are wide (p > 1e-4). So a f
 from __future__ import annotations
 
 from collections.abc import Set
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from scipy import stats
 
 from pipeline.engine import hashing, jit
-from pipeline.stages import selection
+from pipeline.stages import caps, selection
 from pipeline.stages.matches import Keys, Matches, Picks, Thresholds
 from pipeline.stages.selection import HIGHEST, BandError
 from tests.rows import zipf_matches
@@ -367,6 +368,13 @@ def test_no_rows_and_rows_without_queries(way):
         picks = selection.pick(matches, keys, cap_thresholds(data, 1))
         assert picks.selected.tolist() == [False] * rows and len(picks.kept_by()) == 0
         assert selection.keep_probability(*data.lists, data.counts, 1).tolist() == [0.0] * rows
+
+
+def test_a_query_in_more_than_a_share_of_the_texts_picks_nothing():
+    limits = SimpleNamespace(plan=SimpleNamespace(policy=caps.Policy(stop_share=0.5)))
+    assert caps.CapWindows._stop(limits, np.array([5, 4, 6, 0]), 10).tolist() == [False, False, True, False]
+    limits.plan.policy = caps.Policy()
+    assert caps.CapWindows._stop(limits, np.array([10]), 10).tolist() == [False]
 
 
 def test_matches_from_arrow(way):
