@@ -22,12 +22,31 @@ from pipeline import schema
 from pipeline.fetching import downloader, memory, pieces
 from pipeline.fetching.client import shared_client
 from pipeline.fetching.downloader import fetch_rows, load_downloader
-from pipeline.fetching.errors import STATUSES
+from pipeline.fetching.errors import STATUSES, Failure
 from pipeline.fetching.options import FetchOptions
+from pipeline.fetching.outcome import Outcome
 from tests.places import ROOT
 from tests.webserver import WebServer, picture
 
 OPTIONS = FetchOptions(allow_addresses=("127.0.0.0/8",), deadline_s=2.0, backoff_s=0.01)
+
+
+def test_a_failure_keeps_what_the_answers_before_it_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.fetching.outcome.time.time", lambda: 1000.5)
+    row = Outcome()
+    first = Failure("rate_limited", "the server answered 429", http_status=429, retry_after=1e12)
+    first.final_url = "https://x.example/2"
+    row.fail(first)
+    assert (row.status, row.http_status, row.retry_at, row.final_url) == (
+        "rate_limited",
+        429,
+        31_537_001,
+        first.final_url,
+    )
+    row.fail(Failure("decode", "it is damaged", retryable=False))
+    assert (row.status, row.http_status, row.final_url, row.retryable) == ("decode", 429, first.final_url, False)
+    row.fail(Failure("http_4xx", "the server answered 404", http_status=404))
+    assert row.http_status == 404
 
 
 def selected(urls: list[str]) -> pa.RecordBatch:
