@@ -133,7 +133,9 @@ def run_tests(
     stop_after: float = 0,
     without: Collection[str] = (),
 ) -> Report:
-    """Runs tests in a child: `chosen` ones in their order until one fails, or all of the files (`chosen` is None).
+    """Runs tests in a child: `chosen` ones in their order, or all of the files (`chosen` is None).
+
+    It stops at the first test that fails, unless it traces.
 
     Args:
         checkout: where they run.
@@ -215,7 +217,7 @@ def _child(checkout: Path, files: list[str], *, chosen: list[str] | None, record
             del sys.modules[name]
         sys.modules["__main__"] = types.ModuleType("__main__")
         options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--tb=line", "-m", "not engines"]
-        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning", *(["-x"] if chosen else [])]
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning", *(["-x"] if chosen or not recorder.trace else [])]
         code = int(pytest.main([*options, *files], plugins=[recorder]))
     except BaseException as error:
         print(repr(error), file=sys.stderr)

@@ -90,8 +90,9 @@ def test_exports_come_back(tmp_path, form):
     weights = read_weights(tmp_path / "given.pt", model="ViT-Tiny", activation="quick_gelu")
     assert weights.kind == "open_clip"
     output = tmp_path / ("folder" if form == "huggingface" else "out")
-    export(weights, str(output), form=form)
+    export(dataclasses.replace(weights, vocabulary="of its tokenizer"), str(output), form=form)
     again, read = load_model(output)
+    assert read.vocabulary == (None if form == "huggingface" else "of its tokenizer")
     assert read.config == model.config
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name

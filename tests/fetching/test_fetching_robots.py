@@ -136,6 +136,8 @@ TAGS = [
     ("a date before a robot", "unavailable_after: 25 Jun 2050 15:00:00 PST, otherbot: noai", None),
     ("a value that is a word of ours", "max-image-preview: none, max-snippet: 20", None),
     ("a value, then a rule", "max-image-preview:large, noindex", "noindex"),
+    ("a number, then a rule", "max-video-preview: 0, noai", "noai"),
+    ("a number, then a rule", "max-snippet: 0, noai", "noai"),
     ("another robot", "otherbot: noai, noindex", None),
     ("another robot with a version", "otherbot/2.0: noai", None),
     ("our name", "openwit: noimageai", "noimageai"),

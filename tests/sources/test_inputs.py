@@ -379,8 +379,9 @@ def test_an_error_of_a_store_is_one_line():
     ("crawl/a:b", False, False), ("", False, False),
 ])  # fmt: skip
 def test_what_a_url_is(path: str, remote: bool, http: bool):
-    from pipeline.engine.input_errors import is_http, is_remote
+    from pipeline.engine.input_errors import TransferError, is_http, is_remote
 
+    assert TransferError("it broke").reached and not TransferError("it broke").changed
     assert (is_remote(path), is_http(path)) == (remote, http)
 
 

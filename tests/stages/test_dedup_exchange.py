@@ -63,7 +63,7 @@ def test_a_part_under_a_mask(tmp_path: Path, keep: str, batch_rows: int) -> None
 def test_a_sample_has_the_smallest_hashes_whatever_comes_together(rows_at_a_time: int) -> None:
     urls = pa.array([f"http://x.example/{number}" for number in range(600)])
     hashes = np.random.default_rng(4).permutation(600).astype(np.uint64)
-    rejects, every = Rejects("sample", limit=50), Rejects("all")
+    rejects, every = Rejects(limit=50), Rejects("all")
     for first in range(0, 600, rows_at_a_time):
         for reason, some in (("odd", slice(first, first + rows_at_a_time)), ("even", slice(first, first + 9))):
             rejects.add("stage", reason, urls[some], urls[some], hashes[some])
@@ -73,6 +73,12 @@ def test_a_sample_has_the_smallest_hashes_whatever_comes_together(rows_at_a_time
     assert kept == list(range(50))
     (none := Rejects("none")).add("stage", "odd", urls, urls, hashes)
     assert none.table().equals(REJECTED.empty_table())
+    tally = Tally("stage", Rejects("all"))
+    tally.drop("odd", urls[:2], urls[:2])
+    assert tally.ledger.dropped == {"odd": 2}
+    assert tally.rejects.table()["hash"].to_pylist() == [
+        int(high) for high in hashing.uid_words(hashing.pair_keys(urls[:2], urls[:2]).uid)[0]
+    ]
 
 
 def test_the_rows_of_masked_parts(tmp_path: Path) -> None:
