@@ -111,6 +111,20 @@ def test_what_the_format_cannot_hold_is_refused(name: bytes, size: int) -> None:
         header(name, size)
 
 
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        (3 * BLOCK, "the member 'a' is cut"),
+        (3 * BLOCK + 88, "the member 'a' is cut"),
+        (4 * BLOCK, "the file ends without the end of the archive"),
+        (4 * BLOCK + 100, "the file ends without the end of the archive"),
+    ],
+)
+def test_a_cut_is_named(size: int, reason: str) -> None:
+    with pytest.raises(TarFault, match=reason):
+        list(walk(tar([(b"a", b"x" * 1100)])[:size]))
+
+
 def test_every_cut_is_noticed() -> None:
     data = tar()
     for length in range(0, len(data), 64):

@@ -204,7 +204,12 @@ def test_the_fewest_views() -> None:
     hours = b"en Bird 50 0\nen Bird 50 0\nen Emu 49 0\nen Emu 49 0"
     found = titles.read_views(hours, "en", "metaclip1")[0].to_pylist()
     assert [tuple(row.values()) for row in found] == [("Bird", 100)]
-    assert (titles.LEAST_VIEWS, titles.LEAST_LINKS) == (70, 20)  # docs/queries.md
+    assert (titles.LEAST_VIEWS, titles.LEAST_LINKS) == (70, 20)
+
+
+@pytest.mark.parametrize("block", [b"en Cat 60 0", b"de Katze 60 0\nen Cat 60 0", b"en Cat 60 0\nfr Chat 60 0"])
+def test_lines_of_a_project_wherever_they_stand(block: bytes) -> None:
+    assert titles.read_views(block, "en")[0].to_pylist() == [{"query": "Cat", "count": 60}]
 
 
 def test_titles_by_metaclip1() -> None:
