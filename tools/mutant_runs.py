@@ -217,7 +217,8 @@ def _child(checkout: Path, files: list[str], *, chosen: list[str] | None, record
             del sys.modules[name]
         sys.modules["__main__"] = types.ModuleType("__main__")
         options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--tb=line", "-m", "not engines"]
-        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning", *(["-x"] if chosen or not recorder.trace else [])]
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        options += [] if recorder.trace else ["-x"]
         code = int(pytest.main([*options, *files], plugins=[recorder]))
     except BaseException as error:
         print(repr(error), file=sys.stderr)
