@@ -23,6 +23,7 @@ The way of a run, one file a role:
     image.py  tokenizer.py  ragged.py     bytes -> pixels; texts -> ids
     model.py  resnet.py  text.py          the two towers, with the names and the numerics of OpenAI's code
     loss.py  loss_triton.py  cosines.py   symmetric InfoNCE in chunks, exact over ranks and accumulation
+    distill.py                            the loss that a teacher's embeddings give, and their mapped file
     optim.py  distributed.py  checkpoint.py
     training.py                           the loop and its step
     run.py  start.py  report.py           the state of a run, its beginning, the numbers of its steps

@@ -243,6 +243,9 @@ class TrainOptions:
     lock_text: bool = option(False, "train the image tower only; needs --init")
     # loss
     loss: str = option("infonce", "infonce (as in the paper) or sigmoid", choices=("infonce", "sigmoid"))
+    distill: str | None = option(None, "table of a teacher's embeddings of --data, written by embed --texts: the "
+                                 "towers learn its ranking too", files=places.readable_file)  # fmt: skip
+    distill_weight: float = option(0.5, "share of the loss that the teacher has, with --distill", within="(0, 1]")
     loss_chunk: int = option(1024, "rows of the logits in memory at a time, with all columns", within="[1, inf)")
     # memory and speed
     accumulate: int = option(1, "micro-batches per step; the gradient is that of the whole batch", within="[1, inf)")
@@ -403,6 +406,8 @@ def check_together(options: TrainOptions, *, world_size: int) -> None:
         raise UsageError("--decode-in processes reads shards on this machine, --data is a URL: must be threads or auto")
     if options.decode_in == "processes" and not hasattr(os, "memfd_create"):
         raise UsageError("--decode-in processes needs Linux: must be threads or auto")
+    if options.distill and options.loss != "infonce":
+        raise UsageError(f"--distill takes the place of pairs in --loss infonce, not in --loss {options.loss}")
     if options.lock_image and options.lock_text:
         raise UsageError("--lock-image and --lock-text exclude each other: nothing but the temperature would learn")
     if (options.lock_image or options.lock_text) and not options.init and not options.resume:

@@ -19,6 +19,7 @@ import torch
 from clip_train import keyed
 from clip_train.decode_processes import DecodeProcesses
 from clip_train.decoder import Decoded, DecodeOptions, Decoder, Task
+from clip_train.distill import Teacher
 from clip_train.errors import BelowThreshold, UsageError
 from clip_train.index import Rows, key_of
 from clip_train.order import Stream
@@ -75,6 +76,12 @@ class Batch:
     epochs: np.ndarray  # (b,) int64
     good: torch.Tensor | None  # usable rows, int64; None: all of them
     tokens: int  # up to the ends of the captions
+    teacher: torch.Tensor | None = None  # (b, 2, F) float16 unit vectors of image and text, with --distill
+
+    def teacher_rows(self) -> torch.Tensor:
+        """The vectors of the usable pairs, on the CPU."""
+        assert self.teacher is not None
+        return self.teacher if self.good is None else self.teacher[self.good]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,10 +118,16 @@ class Loader:
 
     It owns threads, files and maybe processes: use it as a context manager. With shards from a URL it never starts
     processes.
+
+    Args:
+        stream: the order of the samples.
+        teacher: whose vectors the batches have; a sample without one counts as bad.
     """
 
-    def __init__(self, stream: Stream, tokenizer: Tokenizer, options: LoaderOptions) -> None:
-        self.stream, self.tokenizer, self.options = stream, tokenizer, options
+    def __init__(
+        self, stream: Stream, tokenizer: Tokenizer, options: LoaderOptions, teacher: Teacher | None = None
+    ) -> None:
+        self.stream, self.tokenizer, self.options, self.teacher = stream, tokenizer, options, teacher
         self.bad = BadSamples(limit=options.max_bad, samples=len(stream.index))
         if stream.index.remote is not None and not stream.window:
             raise UsageError("shards from a URL are downloaded window by window: give --window, in shards")
@@ -202,6 +215,8 @@ class _Pending:
         self._pixels = self.images.numpy()
         self._parts: dict[int, Decoded] = {}  # by the first row
         self._text: PackedText | torch.Tensor | None = None
+        self._teacher: torch.Tensor | None = None
+        self._untaught = np.zeros(0, np.int64)  # rows without a vector of the teacher
         self._tokens = 0
         starts = range(0, len(samples), SAMPLES_A_TASK)
         self._left, self._lock = len(starts), threading.Lock()
@@ -216,6 +231,9 @@ class _Pending:
             last = self._left == 0
         if last:
             self._pack(loader.options)
+            if loader.teacher is not None:
+                vectors, self._untaught = loader.teacher.rows(self.samples)
+                self._teacher = torch.from_numpy(vectors)
 
     def _pack(self, options: LoaderOptions) -> None:
         parts = [self._parts[at] for at in sorted(self._parts)]
@@ -230,7 +248,8 @@ class _Pending:
         for future in self._futures:
             future.result()
         assert self._text is not None
-        bad = {at + row: reason for at, part in self._parts.items() for row, reason in part.bad.items()}
+        bad = {int(row): "teacher_missing" for row in self._untaught}
+        bad |= {at + row: reason for at, part in self._parts.items() for row, reason in part.bad.items()}
         for row, reason in sorted(bad.items()):
             loader.bad.add(reason, key_of(loader.stream.index, int(self.samples[row])))
         good = [row for row in range(len(self.samples)) if row not in bad] if bad else None
@@ -241,4 +260,5 @@ class _Pending:
             epochs=self.epochs,
             good=None if good is None else torch.tensor(good, dtype=torch.int64, pin_memory=loader.options.pin),
             tokens=self._tokens,
+            teacher=self._teacher,
         )

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from clip_train import metrics
 from clip_train.devices import cpu_count
+from clip_train.distill import SCALE
 from clip_train.distributed import gather, rank, share, together, world_size
 from clip_train.errors import TrainError
 from clip_train.image import BadImage, evaluation_transform, normalize
@@ -343,9 +344,9 @@ def embed(
     fields = [pa.field("key", pa.string()), pa.field("embedding", pa.list_(pa.float32(), width))]
     if texts:
         fields.append(pa.field("text_embedding", pa.list_(pa.float32(), width)))
-    rows = 0
+    rows, scale = 0, f"{model.logit_scale.exp().item():.6g}".encode()
     try:
-        with _writing(output, pa.schema(fields)) as write:
+        with _writing(output, pa.schema(fields, {SCALE: scale})) as write:
             read_image = functools.partial(read_member, reader, index, "image")
             for numbers, features in embed_images(model, read_image, len(index), batch_size=batch_size):
                 columns = [pa.array(index.keys_of(numbers), pa.string()), _vectors(features)]

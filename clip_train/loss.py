@@ -56,7 +56,7 @@ class _InfoNCE(torch.autograd.Function):
     def forward(ctx: Any, images: Tensor, texts: Tensor, scale: Tensor, chunk: int) -> Tensor:
         all_texts, sizes = gather_rows(texts)
         start, total = sum(sizes[: rank()]), sum(sizes)
-        log_sums, _ = _kernels(images)
+        log_sums, _ = kernels(images)
         rows, columns = log_sums(images, all_texts, scale, chunk)  # (b,), (B,)
         columns = log_sum_exp_over_ranks(columns)
         own = columns[start : start + len(images)]
@@ -68,14 +68,14 @@ class _InfoNCE(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
         images, all_texts, scale, rows, columns = ctx.saved_tensors
-        _, gradients = _kernels(images)
+        _, gradients = kernels(images)
         d_images, d_texts, d_scale = gradients(images, all_texts, scale, rows, columns, ctx.start, ctx.chunk)
         factor = upstream / (2 * len(all_texts))
         return d_images * (scale * factor), scatter_sum(d_texts, ctx.sizes) * (scale * factor), d_scale * factor, None
 
 
-def _kernels(rows: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The two passes over the logits: in Triton on a GPU, else the reference below."""
+def kernels(rows: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`log_sums` and `gradients`, the two passes over the logits: in Triton on a GPU, else the reference below."""
     if rows.is_cuda:
         try:
             from clip_train import loss_triton

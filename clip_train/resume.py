@@ -60,6 +60,10 @@ def restore_run(run: Run, path: Path) -> None:
             f"{path} was trained on another set than --data {public(plan.options.data)}, of the same size: name that "
             f"set, or start a new run with --init {path}"
         )
+    chosen_now = any(entry["option"] == "distill" and entry["step"] is None for entry in plan.history)
+    teacher = run.teacher.digest if run.teacher else None
+    if info.get("teacher") != teacher and not chosen_now:
+        raise UsageError(f"{path} was trained with another table than --distill {plan.options.distill}")
     differing = unexplained(info.get("recipe", {}), plan.options, plan.history)
     if differing:
         raise UsageError(f"{path} was trained with another recipe: {'; '.join(differing)}. Say it with --change")

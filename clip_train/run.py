@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clip_train.config import Plan
+from clip_train.distill import Teacher
 from clip_train.model import CLIP
 from clip_train.optim import MovingAverage
 from clip_train.parallel import Towers
@@ -26,6 +27,7 @@ class Run:
     average: MovingAverage | None
     compiled: bool = False  # torch.compile the towers
     data: str = ""  # the digest of the set
+    teacher: Teacher | None = None
     step: int = 0
     samples_seen: int = 0
 

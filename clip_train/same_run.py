@@ -22,7 +22,7 @@ from clip_train.places import is_run_config
 RECIPE = (
     "batch_size", "epochs", "steps", "lr", "warmup", "weight_decay", "beta1", "beta2", "eps", "clip_norm", "ema",
     "precision", "patch_dropout", "crop_scale", "verify", "optimizer", "lock_image",
-    "lock_text",
+    "lock_text", "distill", "distill_weight",
 )  # fmt: skip
 # Options that a run keeps for good; what stands in its checkpoints refuses another value (resume.py).
 _KEPT = ("data", "model", "seed", "loss", "activation", "window", "online_balance", "batch_concepts", "super_batch")

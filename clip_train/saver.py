@@ -120,6 +120,7 @@ def checkpoint_info(run: Run, tokenizer: Tokenizer) -> dict[str, Any]:
         "vocabulary": tokenizer.fingerprint,
         "samples": run.plan.samples,
         "set": run.data,
+        "teacher": run.teacher.digest if run.teacher else None,
         "recipe": recipe_of(options),
         "seed": options.seed,
         "order": order_of(options),

@@ -56,16 +56,16 @@ def open_index(data: str, *, cache: str | None = None, cache_gb: float = remote.
     if is_url(data):
         index = _open_remote(data, remote.cache_folder(cache), int(cache_gb * 1e9))
     elif (Path(data) / "manifest.json").exists():
-        index = open_published(Path(data), _folders(Path(data), cache))
+        index = open_published(Path(data), cache_folders(Path(data), cache))
     else:
         paths = expand(data)
-        index = _open_tars(paths, _folders(Path(paths[0]).parent, cache))
+        index = _open_tars(paths, cache_folders(Path(paths[0]).parent, cache))
     if not len(index):
         raise InputMissing(f"{remote.public(data)}: the shards have no sample with an image")
     return index
 
 
-def _folders(data: Path, cache: str | None) -> list[Path]:
+def cache_folders(data: Path, cache: str | None) -> list[Path]:
     """Where an index may be kept: beside the data, or in the folder for downloads."""
     try:
         return [data / ".clip_train", remote.cache_folder(cache)]

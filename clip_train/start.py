@@ -12,6 +12,7 @@ from clip_train.concepts import ConceptStream, open_concepts
 from clip_train.config import Plan, TrainOptions
 from clip_train.data import LoaderOptions
 from clip_train.devices import cpu_count
+from clip_train.distill import Teacher, open_teacher
 from clip_train.distributed import rank, world_size
 from clip_train.errors import UsageError
 from clip_train.index import Index
@@ -26,11 +27,12 @@ from clip_train.tokenizer import VOCABULARY
 from clip_train.weights import fit_to, read_weights
 
 
-def start_run(plan: Plan, device: torch.device, *, data: str = "") -> Run:
+def start_run(plan: Plan, device: torch.device, *, data: str = "", teacher: Teacher | None = None) -> Run:
     """A run at its first step, or at the step of its newest valid checkpoint.
 
     Args:
         data: the digest of the set, which a checkpoint must have been trained on.
+        teacher: of --distill.
     """
     options = plan.options
     if options.precision == "auto":
@@ -69,6 +71,7 @@ def start_run(plan: Plan, device: torch.device, *, data: str = "") -> Run:
         average=MovingAverage(model, decay=options.ema) if options.ema else None,
         compiled=compiled,
         data=data,
+        teacher=teacher,
     )
     if resumed is not None:
         restore_run(run, resumed)
@@ -112,6 +115,13 @@ def open_stream(index: Index, options: TrainOptions) -> Stream:
         index, concepts=open_concepts(index), mode=options.batch_concepts, ratio=options.super_batch,
         seed=options.seed, window=options.window, online_balance=options.online_balance,
     )  # fmt: skip
+
+
+def find_teacher(index: Index, options: TrainOptions) -> Teacher | None:
+    """The teacher of --distill, if there is one. UsageError where its table does not fit the set."""
+    if not options.distill:
+        return None
+    return open_teacher(options.distill, index, cache=options.cache, max_bad=options.max_bad)
 
 
 def loader_options(plan: Plan, device: torch.device) -> LoaderOptions:

@@ -25,6 +25,7 @@ from clip_train import checkpoint, keyed
 from clip_train.at_checkpoint import Evaluations, check_evaluations
 from clip_train.config import ModelConfig, TrainOptions, check_run, resolve
 from clip_train.data import Batch, Loader
+from clip_train.distill import toward_teacher
 from clip_train.distributed import agree, pick_device, process_group, rank, world_size
 from clip_train.errors import Interrupted
 from clip_train.image import normalize
@@ -41,7 +42,7 @@ from clip_train.same_run import continued
 from clip_train.saver import Saver
 from clip_train.sharded import whole
 from clip_train.shards import open_index
-from clip_train.start import loader_options, open_stream, start_run
+from clip_train.start import find_teacher, loader_options, open_stream, start_run
 from clip_train.tokenizer import load_tokenizer
 from clip_train.transfer import to_device, upload
 
@@ -82,7 +83,8 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
         check_evaluations(options)
         if rank() == 0:
             stack.enter_context(hold(folder))
-        run = start_run(plan, device, data=digest_of(index))
+        teacher = find_teacher(index, plan.options)
+        run = start_run(plan, device, data=digest_of(index), teacher=teacher)
         progress = Progress(steps=plan.steps, first_step=run.step, show=rank() == 0)
         for note in plan.notes if run.step == 0 else ():
             progress.say(note)
@@ -93,7 +95,7 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
         if run.step >= plan.steps:
             progress.say(f"nothing left to do: the run has all of its {plan.steps} steps; --change steps=N goes on")
         log = open_log(folder, run, stack) if rank() == 0 else None
-        loader = stack.enter_context(Loader(stream, tokenizer, loader_options(plan, device)))
+        loader = stack.enter_context(Loader(stream, tokenizer, loader_options(plan, device), teacher))
         evaluations = stack.enter_context(Evaluations(run, tokenizer, progress))
         stop = stack.enter_context(stop_signals())  # which still holds while the saver waits
         saver = stack.enter_context(Saver(run, tokenizer, progress, then=evaluations.start_suite))
@@ -192,13 +194,13 @@ def forward_backward(run: Run, batches: list[Batch]) -> Tensor:
     """Adds the gradient of the whole batch to the parameters, before the average over ranks. Returns the loss."""
     if len(batches) == 1:
         images, texts = encode(run, batches[0])
-        return backward(run, pair_loss(run, images, texts))
+        return backward(run, pair_loss(run, images, texts, batches))
 
     with torch.no_grad(), frozen_statistics(run.model):
         parts = [encode(run, batch) for batch in batches]
     images = torch.cat([image for image, _ in parts]).requires_grad_()
     texts = torch.cat([text for _, text in parts]).requires_grad_()
-    loss = backward(run, pair_loss(run, images, texts))
+    loss = backward(run, pair_loss(run, images, texts, batches))
     assert images.grad is not None and texts.grad is not None
     sizes = [len(image) for image, _ in parts]
     gradients = zip(batches, images.grad.split(sizes), texts.grad.split(sizes), strict=True)
@@ -221,12 +223,17 @@ def encode(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
     return (images, texts) if batch.good is None else (images[batch.good], texts[batch.good])
 
 
-def pair_loss(run: Run, images: Tensor, texts: Tensor) -> Tensor:
+def pair_loss(run: Run, images: Tensor, texts: Tensor, batches: list[Batch]) -> Tensor:
     """The loss over the pairs of all ranks."""
     scale, chunk = run.model.logit_scale.exp(), run.plan.options.loss_chunk
     if run.model.logit_bias is not None:
         return sigmoid_loss(images, texts, scale, run.model.logit_bias, chunk=chunk)
-    return info_nce(images, texts, scale, chunk=chunk)
+    loss = info_nce(images, texts, scale, chunk=chunk)
+    if run.teacher is None:
+        return loss
+    teacher = upload(torch.cat([batch.teacher_rows() for batch in batches]), run.device)
+    share = run.plan.options.distill_weight
+    return loss + share * toward_teacher(images, texts, scale, teacher, run.teacher.scale, chunk=chunk)
 
 
 def backward(run: Run, loss: Tensor) -> Tensor:

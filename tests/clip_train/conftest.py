@@ -76,6 +76,19 @@ def sample_members(number: int, *, labelled: bool = False) -> list[tuple[str, by
     return members + ([(f"{key}.cls", str(number % 3).encode())] if labelled else [])
 
 
+def write_teacher(path: Path, keys: Sequence[str], *, width: int = 12, seed: int = 0) -> None:
+    """A table in the form of `embed --texts`, with random vectors."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng, columns = np.random.default_rng(seed), {"key": pa.array(keys, pa.string())}
+    for name in ("embedding", "text_embedding"):
+        numbers = rng.normal(size=len(keys) * width).astype(np.float32)
+        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(numbers), width)
+    pq.write_table(pa.table(columns), path)
+
+
 @pytest.fixture
 def tars(tmp_path: Path) -> Callable[..., Path]:
     """Makes a folder of plain tars: tars(samples=48, shards=3)."""

@@ -34,7 +34,7 @@ from clip_train.order import Stream  # noqa: E402
 from clip_train.run import Run  # noqa: E402
 from clip_train.sharded import whole  # noqa: E402
 from clip_train.shards import open_index  # noqa: E402
-from clip_train.start import loader_options, start_run  # noqa: E402
+from clip_train.start import find_teacher, loader_options, start_run  # noqa: E402
 from clip_train.suite import Suite, SuiteSet  # noqa: E402
 from clip_train.suite_run import Evaluator, run_suite  # noqa: E402
 from clip_train.tokenizer import load_tokenizer, read_merges, write_merges  # noqa: E402
@@ -57,8 +57,9 @@ def first_step(options: TrainOptions) -> tuple[Run, list[Batch]]:
     """A run before its first step, and the batches of that step."""
     index, tokenizer = open_index(options.data), load_tokenizer(options.bpe)
     plan = resolve(options, samples=len(index), world_size=world_size(), vocab_size=tokenizer.vocab_size, has_gpu=False)
-    run = start_run(plan, torch.device("cpu"))
-    with Loader(Stream(index, seed=options.seed), tokenizer, loader_options(run.plan, run.device)) as loader:
+    teacher = find_teacher(index, options)
+    run = start_run(plan, torch.device("cpu"), teacher=teacher)
+    with Loader(Stream(index, seed=options.seed), tokenizer, loader_options(run.plan, run.device), teacher) as loader:
         return run, next(loader.steps(0))
 
 
@@ -94,8 +95,17 @@ CASES = [
     for loss, accumulate, chunk in (
         *(("infonce", accumulate, chunk) for accumulate in (1, 2, 4) for chunk in (1024, 3)),
         ("sigmoid", 2, 3),
+        ("distill", 1, 1024),
+        ("distill", 2, 3),
     )
 ]
+
+
+def loss_of(options: TrainOptions, name: str) -> TrainOptions:
+    """The options with one of the losses."""
+    if name == "distill":
+        return dataclasses.replace(options, distill=str(Path(options.output).parent / "teacher.parquet"))
+    return dataclasses.replace(options, loss=name)
 
 
 def as_one_of_two(rank: int, options: TrainOptions, port: int, output: str) -> None:
@@ -107,8 +117,8 @@ def as_one_of_two(rank: int, options: TrainOptions, port: int, output: str) -> N
     found = {}
     with process_group(torch.device("cpu")):
         for parallel, loss, accumulate, chunk in CASES:
-            changes = {"parallel": parallel, "loss": loss, "accumulate": accumulate, "loss_chunk": chunk}
-            value, grads, _ = gradients(dataclasses.replace(options, **changes))
+            changes = {"parallel": parallel, "accumulate": accumulate, "loss_chunk": chunk}
+            value, grads, _ = gradients(dataclasses.replace(loss_of(options, loss), **changes))
             found[parallel, loss, accumulate, chunk] = {"": torch.tensor(value), **grads}
         found["evaluation"] = evaluation(Path(output).parent)
         with pytest.raises(InputMissing, match="of rank 1"):
@@ -178,13 +188,16 @@ def test_two_ranks_give_the_gradient_of_one_process(options, tmp_path, tars):
     Two ranks also evaluate as one does. One start of two processes serves both.
     """
     (tars(labelled=True, name="labelled") / "classnames.txt").write_text("red\ngreen\nblue\n")
+    from conftest import write_teacher
+
+    write_teacher(tmp_path / "teacher.parquet", [f"{number:06d}" for number in range(48)])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     torch.multiprocessing.spawn(as_one_of_two, (options, port, str(tmp_path / "found.pt")), nprocs=2)
     found, largest = torch.load(tmp_path / "found.pt"), 0.0
-    for loss in ("infonce", "sigmoid"):
-        value, grads, _ = gradients(dataclasses.replace(options, loss=loss))
+    for loss in ("infonce", "sigmoid", "distill"):
+        value, grads, _ = gradients(loss_of(options, loss))
         expected = {"": torch.tensor(value), **grads}
         for case in (case for case in CASES if case[1] == loss):
             assert set(found[case]) == set(expected)
@@ -452,7 +465,7 @@ def test_a_step_that_is_not_finite_leaves_muon_as_it_was(options, monkeypatch):
     before = {name: whole(value).clone() for name, value in optimizer_state(run.model, run.optimizer).items()}
     before |= {name: value.detach().clone() for name, value in run.model.named_parameters()}
     assert any(name.startswith("momentum.") for name in before)
-    monkeypatch.setattr(train_module, "pair_loss", lambda run, images, texts: (images * texts).sum() * float("inf"))
+    monkeypatch.setattr(train_module, "pair_loss", lambda run, images, texts, _: (images * texts).sum() * float("inf"))
     training_step(run, batches)
     after = {**optimizer_state(run.model, run.optimizer), **dict(run.model.named_parameters())}
     assert all(torch.equal(after[name], value) for name, value in before.items())
@@ -462,9 +475,9 @@ def test_a_step_that_is_not_finite_leaves_muon_as_it_was(options, monkeypatch):
 def test_a_step_that_is_not_finite_is_skipped_and_three_stop_the_run(options, monkeypatch):
     true_loss, calls = train_module.pair_loss, []
 
-    def poisoned(run, images, texts):
+    def poisoned(run, *given):
         calls.append(run.step)
-        return true_loss(run, images, texts) * (float("nan") if run.step in (1, 3, 4, 5) else 1.0)
+        return true_loss(run, *given) * (float("nan") if run.step in (1, 3, 4, 5) else 1.0)
 
     monkeypatch.setattr(train_module, "pair_loss", poisoned)
     with pytest.raises(TrainError, match="not finite in 3 steps in a row"):
