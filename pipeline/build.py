@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ from pipeline.result import Result
 from pipeline.stages import STAGES, continuing, extending
 from pipeline.stages.base import Outputs, Stage
 from pipeline.stages.row_pass import fuse_row_stages
-from pipeline.stages.run import Run
+from pipeline.stages.run import READ_BY_USERS, Run
 from pipeline.stages.run import look_up as look_up_run
 
 
@@ -143,8 +144,9 @@ def settle(stages: list[Stage], run: Run) -> None:
     for stage in stages:
         stage.settle(run)
     recipe = recipe_text(run.settings(Options), inputs=run.input_list.specs, drops=run.input_list.drops)
-    storage.write_plain(f"{run.root}/recipe.yaml", recipe.encode())
-    storage.list_checksums(run.root, ("queries.parquet", "recipe.yaml"))
+    folder = run.shown if continuing.to_do(stages, run) else run.root
+    storage.write_plain(os.path.join(folder, "recipe.yaml"), recipe.encode())
+    storage.list_checksums(folder, READ_BY_USERS)
 
 
 def run_job(stages: list[Stage], run: Run, *, quiet: bool = False) -> None:

@@ -112,14 +112,16 @@ class Changes:
         self.may_kill = True  # False: the command makes two changes of the published set
 
     def _table(self, number: int) -> Path:
+        return self.growing.table(f"{self.random.choice('abc')}/{number}.parquet", self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
         rows = []
         for _ in range(self.random.randint(4, 10)):
             picture_number, host = self.random.randrange(PICTURES), self.random.choice(["127.0.0.1", "localhost"])
             base = self.growing.server.base.replace("127.0.0.1", host)
             text = f"{self.random.choice(TEXTS)} {self.random.randrange(4)}"
             rows.append((f"{base}/img/{picture_number:02}.jpg", text))
-        rows.append(("status/404", "a dog that is gone"))
-        return self.growing.table(f"{self.random.choice('abc')}/{number}.parquet", rows)
+        return [*rows, ("status/404", "a dog that is gone")]
 
     @property
     def options(self) -> list[str]:
@@ -188,10 +190,12 @@ class Changes:
         return self.command("--extend", "--input", str(other))
 
     def exchange(self) -> list[str] | None:
-        """One command takes an input out and others in."""
-        if not self.unused:
-            return None
-        gone, new = self.random.choice(self.inputs), self.unused.pop()
+        """One command takes an input out and another one in, or the same one with other rows."""
+        gone = self.random.choice(self.inputs)
+        if not self.unused or self.random.random() < 0.5:
+            self.growing.table(str(gone.relative_to(self.growing.folder)), self._rows())
+            return self.command("--extend", "--drop-input", str(gone), "--input", str(gone))
+        new = self.unused.pop()
         self.unused.insert(0, gone)
         self.inputs = [*(path for path in self.inputs if path != gone), new]
         return self.command("--extend", "--drop-input", str(gone), "--input", str(new))

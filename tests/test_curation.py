@@ -226,6 +226,29 @@ def test_scores_drop_rows_and_stay_in_the_metadata(made: Path, out: Path, tmp_pa
     assert open_set(out).table(["key", "clip_score", "odd"]).equals(published.slice(0, published.num_rows - 1))
 
 
+def test_nothing_is_left_of_a_forgotten_pair_with_an_embedding_and_a_score(
+    made: Path, out: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("faiss")
+    before, vectors = keys(out), np.eye(12, dtype=np.float32)
+    vectors[4] = vectors[7]  # one of the two goes as a near-duplicate of the other
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 12)
+    pq.write_table(pa.table({"key": before, "embedding": lists}), tmp_path / "embeddings.parquet")
+    pq.write_table(pa.table({"key": before, "score": range(12)}), tmp_path / "scores.parquet")
+    given = ("--embeddings", str(tmp_path / "embeddings.parquet"), "--scores", str(tmp_path / "scores.parquet"))
+    assert redo(made, out, *given) == build.DONE
+    assert list(verify(str(out), stages=True)) == []
+    replaced = pq.read_table(out / "duplicates.parquet").to_pylist()
+    assert {(row["key"], row["keeper"]) for row in replaced} <= {(before[4], before[7]), (before[7], before[4])}
+    gone = [replaced[0]["key"], before[1]]
+    assert forget.main([str(out), "--uid", gone[0], "--uid", gone[1]]) == 0
+    left = all_bytes(out)
+    assert not [key for key in gone if bytes.fromhex(key) in left or key.encode() in left]
+    assert list(verify(str(out), stages=True)) == []
+    expected = [(key, number) for number, key in enumerate(before) if key not in gone]
+    assert [tuple(row.values()) for row in open_set(out).table(["key", "score"]).to_pylist()] == expected
+
+
 def test_scores_of_another_set(made: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "scores.csv").write_text(f"key,s\n{'0' * 32},1\n")
     given = ("--scores", str(tmp_path / "scores.csv"), "--keep", "s > 0.5")

@@ -17,7 +17,9 @@ import pytest
 from pipeline import build, forget
 from pipeline.dataset.open_set import open_set
 from pipeline.dataset.verify import verify
-from tests.growing import Changes, Growing, differences, published, small_web, stage_digests, uids_of
+from pipeline.stages.input_list import InputList
+from pipeline.stages.run import Sizes
+from tests.growing import SHARDS, Changes, Growing, differences, published, small_web, stage_digests, uids_of
 from tests.test_forget import all_bytes
 from tests.without_beam import run_job, without_beam  # noqa: F401
 
@@ -49,7 +51,14 @@ def test_another_cap_fetches_only_what_is_missing(growing: Growing, tmp_path: Pa
     inputs, out = [growing.table("caps.parquet", [*pairs(range(10)), ("status/404", "a red cat")])], tmp_path / "out"
     growing.build(out, inputs, "--cap", "3")
     first = growing.hits()
-    growing.build(out, inputs, "--cap", "6", "--redo", "balance")
+    recipe, other = (out / "recipe.yaml").read_text(), growing.folder / "other.txt"
+    other.write_text("zebra")
+    refused = ["--input", str(inputs[0]), "--output", str(out), *growing.options("--redo", "gather")[2:]]
+    assert build.main([*refused, "--queries", str(other)]) == build.BELOW
+    assert list(verify(str(out), stages=True)) == []  # the set is the one before
+    assert (out / "recipe.yaml").read_text() == recipe
+    growing.build(out, inputs, "--cap", "6", "--redo", "gather")
+    assert "cap: 6" in (out / "recipe.yaml").read_text()
     second = growing.hits()
     assert first and second and not set(first) & set(second)
     assert same(out, growing.fresh(out, inputs, "--cap", "6"))
@@ -132,19 +141,19 @@ def test_two_sets_become_one(growing: Growing, tmp_path: Path) -> None:
     one = [growing.table("a/one.parquet", pairs(range(8))), growing.table("a/both.parquet", pairs(range(4, 9)))]
     two = [one[1], growing.table("b/two.parquet", [*pairs(range(3, 14), "a blue tree"), ("status/404", "a dog")])]
     out, other = tmp_path / "out", tmp_path / "other"
-    growing.build(out, one, "--cap", "5")
-    growing.build(other, two, "--cap", "9")
+    growing.build(out, one)
+    growing.build(other, two)
     for path, row in ((out, "img/05.jpg"), (other, "img/03.jpg")):
         assert forget.main([str(path), "--url", f"{growing.server.base}/{row}"]) == 0
     before, hits = published(other), growing.hits()
     for path in (*one, *two):
         path.unlink(missing_ok=True)  # what they gave is copied
     growing.extend(out, [other])
-    assert set(growing.hits()) <= {"03.jpg", "05.jpg", "404"} and hits
+    assert set(growing.hits()) <= {"03.jpg", "05.jpg"} and hits
     assert published(other) == before
     growing.table("a/one.parquet", pairs(range(8))), growing.table("a/both.parquet", pairs(range(4, 9)))
     growing.table("b/two.parquet", [*pairs(range(3, 14), "a blue tree"), ("status/404", "a dog")])
-    fresh = growing.fresh(out, [*one, two[1]], "--cap", "5", like=out)
+    fresh = growing.fresh(out, [*one, two[1]], like=out)
     assert differences(out, fresh) == []
     assert list(verify(str(out), stages=True)) == []
     urls = {row["url"] for row in open_set(out).table().to_pylist()}
@@ -152,6 +161,60 @@ def test_two_sets_become_one(growing: Growing, tmp_path: Path) -> None:
     growing.hits()
     growing.extend(out, [other])  # named again
     assert growing.hits() == []
+
+
+def test_a_set_that_grows_many_times_gets_more_buckets(
+    growing: Growing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, more = (growing.table(f"{name}.parquet", pairs(range(name, name + 3))) for name in (0, 2))
+    out, small = tmp_path / "out", Sizes(key_bits=1, groups=1, max_parts=8)
+    with monkeypatch.context() as patch:
+        patch.setattr(Sizes, "of", lambda rows: small)
+        growing.build(out, [first])
+    growing.build(out, [first])  # goes on with the buckets that it has
+    assert InputList.read(str(out)).key_bits == 1  # type: ignore[union-attr]
+    growing.extend(out, [more])
+    assert InputList.read(str(out)).key_bits == 4  # type: ignore[union-attr]
+    growing.table("0.parquet", pairs(range(7, 9)))  # another file under the same name
+    growing.extend(out, [first], "--drop-input", "0.parquet")
+    assert same(out, growing.fresh(out, [first, more]))
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["gather kept its rows", "one pass"])
+def test_forgotten_rows_without_a_query(kept: bool, growing: Growing, tmp_path: Path) -> None:
+    """Where gather and match were one pass, no file tells of them: they stay `no_query` in the counts."""
+    rows = [*pairs(range(3)), ("img/02.jpg", "other words")]
+    first, more = growing.table("words.parquet", rows), growing.table("words-2.parquet", pairs(range(1)))
+    out = tmp_path / "out"
+    for stages in (["--stages", "gather"], []) if kept else ([],):
+        growing.build(out, [first], *stages)
+    assert forget.main([str(out), "--url", f"{growing.server.base}/img/02.jpg"]) == 0
+    growing.extend(out, [more])
+    fresh = growing.fresh(out, [first, more], like=out)
+    counts = [path for path in differences(out, fresh) if not path.startswith(("shards/", "metadata/"))]
+    assert differences(out, fresh) == counts == ([] if kept else ["README.md", "manifest.json", "report/index.html"])
+    assert list(verify(str(out), stages=True)) == []
+
+
+def test_an_interrupted_fetch_keeps_its_images(
+    growing: Growing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, more = (growing.table(f"pieces-{name}.parquet", pairs(range(name, name + 4))) for name in (0, 3))
+    out = tmp_path / "out"
+    growing.hits()
+
+    def interrupted(*_: object) -> None:
+        raise RuntimeError("interrupted before the part is whole")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.stages.fetch.write_part", interrupted)
+        given = ["--input", str(first), "--output", str(out), "--shards", SHARDS, *growing.options()]
+        assert build.main(given) == build.CRASHED
+    assert growing.hits() == [f"{number:02}.jpg" for number in range(4)]
+    growing.extend(out, [more])
+    assert growing.hits() == [f"{number:02}.jpg" for number in range(4, 7)]
+    assert not list(out.rglob("*.pieces")) and not list(out.rglob("*.asked"))
+    assert same(out, growing.fresh(out, [first, more]))
 
 
 def test_a_set_that_does_not_fit_is_refused(

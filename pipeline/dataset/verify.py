@@ -76,7 +76,7 @@ def verify(
             yield from _publication(folder, manifest, quick=quick)
     elif any(os.path.isdir(os.path.join(folder, name)) for name in ("shards", "metadata")):
         yield Fault("manifest.json", "missing, though there are shards: the publication was not finished")
-    yield from _stages(folder, ledger)
+    yield from _stages(folder, ledger, note)
     yield from _seals_of_stages(folder, note)
     if stages:
         yield from (Fault(path, problem) for path, problem in damage.check_stages(folder))
@@ -356,8 +356,18 @@ def _samples(shard: _Shard, data: mmap.mmap, rows: pa.Table) -> Iterator[Fault]:
 # ------------------------------------------------------------------------------------------------------ the stages
 
 
-def _stages(folder: str, published: list[dict[str, Any]] | None) -> Iterator[Fault]:
-    """Checks the ledger of each stage, and the rows that pass from one stage to the next."""
+def _stages(folder: str, published: list[dict[str, Any]] | None, note: Callable[[str], None]) -> Iterator[Fault]:
+    """Checks the ledger of each stage, and the rows that pass from one stage to the next.
+
+    A build that goes on from a published set first removes the stage publish. If it does not come to its end, the set
+    is still the one before. Its stages are then compared with each other only.
+    """
+    stages = os.path.join(folder, "stages")
+    if published is not None and os.path.isdir(stages) and not os.path.exists(f"{stages}/{STAGES[-1]}/info.json"):
+        note("stages: of a later build that has published nothing; the published set is the one before it")
+        under_way, published = True, None
+    else:
+        under_way = False
     listed = {row["stage"]: row for row in published or []}
     before: tuple[int, dict[str, Any]] | None = None
     for at, stage in enumerate(STAGES):
@@ -365,7 +375,8 @@ def _stages(folder: str, published: list[dict[str, Any]] | None) -> Iterator[Fau
         if not os.path.isdir(os.path.join(folder, path)):
             continue
         if not os.path.exists(os.path.join(folder, path, "COMPLETED")):
-            yield Fault(path, "COMPLETED is missing: the stage was not finished")
+            if not under_way:
+                yield Fault(path, "COMPLETED is missing: the stage was not finished")
             continue
         info, path = _json(folder, f"{path}/info.json"), f"{path}/info.json"
         try:

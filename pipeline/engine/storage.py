@@ -331,11 +331,19 @@ def read_list(path: str) -> list[Any]:
 # --------------------------------------------------------------------------------------------------- listed beside
 
 
-def list_checksums(folder: str, listed: Iterable[str]) -> None:
-    """Writes checksums.json for files in the folder that cannot hold a checksum, since users read them."""
-    write_json(
-        os.path.join(folder, CHECKSUMS), {"xxh3_64": {name: _hex(os.path.join(folder, name)) for name in listed}}
-    )
+def list_checksums(folder: str, listed: Iterable[str], *, coming: str = "", into: str | None = None) -> None:
+    """Writes checksums.json for files in the folder that cannot hold a checksum, since users read them.
+
+    Args:
+        folder: of the files.
+        listed: their names. Those that are missing are left out.
+        coming: a folder whose files will replace those of the same name.
+        into: the path of the list; None: in the folder.
+    """
+    there = {name: os.path.join(folder, name) for name in listed}
+    there |= {name: path for name in listed if coming and os.path.exists(path := os.path.join(coming, name))}
+    found = {name: _hex(path) for name, path in there.items() if os.path.exists(path)}
+    write_json(into or os.path.join(folder, CHECKSUMS), {"xxh3_64": found})
 
 
 def check_listed(path: str) -> None:

@@ -305,7 +305,7 @@ def fetch_rows(
         NetworkError: the network went away and did not come back.
         RuntimeError: the Downloader lost rows.
     """
-    rows = rows.take(pc.sort_indices(rows, sort_keys=[("uid", "ascending"), ("url", "ascending")]))
+    rows = _in_order(rows)
     client = shared_client(options)
     client.begin(again=again, captures=captures)
     urls = rows["url"].to_pylist()
@@ -323,6 +323,32 @@ def fetch_rows(
         done = pieces.found | shard.outcomes
         outcomes = [done[row] for row in range(len(urls))]
         offsets = _store(outcomes, pieces, raw_path)
+    return _with_outcomes(rows, outcomes, offsets)
+
+
+def read_pieces(rows: pa.RecordBatch, *, options: FetchOptions, raw_path: str, pieces_path: str) -> pa.RecordBatch:
+    """The rows that an interrupted `fetch_rows` had finished, as it would have returned them. It asks no server.
+
+    Args:
+        rows: of that call.
+        options: as in `fetch_rows`. With another form of images no row counts.
+        raw_path: gets the images, as in `fetch_rows`.
+        pieces_path: the file that the call left behind.
+    """
+    rows = _in_order(rows)
+    with opened(pieces_path) as file:
+        pieces = Pieces(file, asked=_description(rows, options), options=repr(options).encode())
+        done = sorted(pieces.found)
+        outcomes = [pieces.found[row] for row in done]
+        offsets = _store(outcomes, pieces, raw_path)
+    return _with_outcomes(rows.take(pa.array(done, pa.int64())), outcomes, offsets)
+
+
+def _in_order(rows: pa.RecordBatch) -> pa.RecordBatch:
+    return rows.take(pc.sort_indices(rows, sort_keys=[("uid", "ascending"), ("url", "ascending")]))
+
+
+def _with_outcomes(rows: pa.RecordBatch, outcomes: list[Outcome], offsets: list[int | None]) -> pa.RecordBatch:
     made = columns(outcomes, offsets)
     return pa.RecordBatch.from_arrays([*rows.columns, *made], schema=pa.schema([*rows.schema, *FIELDS]))
 

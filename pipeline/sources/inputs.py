@@ -73,7 +73,8 @@ def expand(
         without: a folder that the run writes. Folders and globs skip the files in it.
         known: inputs of the set that grows. They are not opened, unless a file with the same name comes in beside one:
             then both get longer names, as if they were named together.
-        drop: names, paths, folders and globs of inputs that are left out.
+        drop: names, paths, folders and globs of inputs that are left out. A known file that a spec names by its own
+            path too comes in anew (`exchanged`).
         dropped: paths of inputs that were left out before. A value of `drop` may name one of them again.
 
     Raises:
@@ -90,9 +91,12 @@ def expand(
     for spec in specs:
         more = _expand_spec(spec, base=base, any_name=input_format != AUTO)
         found += more if without is None else _outside(without, spec, more)
-    files = _known_files(known)
+    again = exchanged(specs, known, drop)
+    files = {file: made for file, made in _known_files(known).items() if file.path not in again}
     found = _new_files(_distinct_paths(found), files)
-    every = _left({**_names(files), **{file: {file.name} for file in found}}, drop, dropped)
+    anew = [file for file in found if file.path in again]
+    names = {**_names(files), **{file: {file.name} for file in found if file not in anew}}
+    every = [*_left(names, drop, (*dropped, *again), may_be_empty=bool(anew)), *anew]
     named = dict(zip(every, _distinct_names(every), strict=True))
 
     def finish(file: Found) -> list[Input]:
@@ -105,6 +109,14 @@ def expand(
     with ThreadPoolExecutor(8) as pool:  # opening files waits for disks and servers
         groups = list(pool.map(finish, every))
     return sorted((item for group in groups for item in group), key=lambda item: (item.name, item.part or (0, 0)))
+
+
+def exchanged(specs: Sequence[str], known: Sequence[Input], drop: Sequence[str]) -> frozenset[str]:
+    """The paths of known files that one command takes out and names again, each by its own path: they are read anew."""
+    named = {spec if is_remote(spec) else _real(os.path.abspath(os.path.expanduser(spec))) for spec in specs}
+    files = _names(_known_files(known)).items() if drop else ()
+    gone = (file for file, names in files if any(_fits(file, value, names) for value in drop))
+    return frozenset(file.path for file in gone if _real(file.path) in named)
 
 
 def _known_files(known: Iterable[Input]) -> dict[Found, list[Input]]:
@@ -139,8 +151,8 @@ def _new_files(found: Iterable[Found], files: dict[Found, list[Input]]) -> list[
             if None not in (there.size, item.size) and there.size != item.size:
                 raise InputError(
                     f"{public(item.path)!r} has changed: it had {there.size:,} bytes when the set read it, and has "
-                    f"{item.size:,}. Leave it out; or take it out of the set by --drop-input and add it again by "
-                    "--extend; or read all inputs anew with --redo gather"
+                    f"{item.size:,}. Leave it out; or add --drop-input {public(item.path)} to the command, which then "
+                    "reads it anew; or read all inputs anew with --redo gather"
                 )
         elif (item.name, item.size) in gone:
             moved = gone.pop((item.name, item.size))
@@ -159,11 +171,13 @@ def _names(files: Mapping[Found, list[Input]]) -> dict[Found, set[str]]:
     return {file: {file.name, *(given if len(given) == 1 else ())} for file, given in names.items()}
 
 
-def _left(found: Mapping[Found, set[str]], drop: Sequence[str], dropped: Sequence[str]) -> list[Found]:
+def _left(
+    found: Mapping[Found, set[str]], drop: Sequence[str], dropped: Sequence[str], *, may_be_empty: bool
+) -> list[Found]:
     """The files, given with their names, that no value of `drop` fits.
 
     Raises:
-        InputError: a value fits no file, or nothing is left.
+        InputError: a value fits no file, or nothing is left and `may_be_empty` is not set.
     """
     left = list(found)
     for value in drop:
@@ -174,7 +188,7 @@ def _left(found: Mapping[Found, set[str]], drop: Sequence[str], dropped: Sequenc
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise InputError(f"--drop-input {value!r}: must be the name or path of an input of the set{hint}")
         left = [item for item in left if item not in gone]
-    if not left:
+    if not left and not may_be_empty:
         raise InputError("no input is left: --drop-input covers all of them")
     return left
 

@@ -127,6 +127,11 @@ class Attempts:
         found = [Generation(**values) for values in record.get("earlier", ())]
         return [generation for generation in reversed(found) if generation.form == form]
 
+    def earlier_passes(self) -> list[StepFolder]:
+        """The folders of the passes of all earlier generations."""
+        found = (re.fullmatch(r"images-(\d+)", name) for name in storage.names(self.folder.path))
+        return [self.images(int(name[1])) for name in found if name and int(name[1]) < self.first()]
+
     def rows(self, unit: int) -> Iterator[tuple[int, int, pa.Table]]:
         """(pass, part, rows) of a unit: the newest outcome of each row."""
         return fetched_rows(self, unit, before=self.passes().stop)
@@ -207,7 +212,7 @@ def _parts(folder: StepFolder, unit_modulo: int, modulo: int) -> Iterator[str]:
 
 
 def _commit(folder: StepFolder) -> None:
-    """Commits the finished parts of the units of a pass that were interrupted, and removes what is left of others."""
+    """Commits the finished parts of the units of a pass that were interrupted. The pieces of other parts stay."""
     parts: dict[int, set[int]] = {}
     for name in storage.names(folder.path):
         found = re.match(r"(\d+)(?:-(\d+))?\.(\w+)", name)
@@ -216,7 +221,7 @@ def _commit(folder: StepFolder) -> None:
         unit, part = int(found[1]), int(found[2] or 0)
         if found[3] == "arrow" and storage.is_sound(os.path.join(folder.path, name)):
             parts.setdefault(unit, set()).add(part)
-        elif found[3] in ("pieces", "live"):
+        elif found[3] == "live":
             storage.remove(os.path.join(folder.path, name))
     for unit, sound in parts.items():
         whole = next(number for number in range(len(sound) + 1) if number not in sound)

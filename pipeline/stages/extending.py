@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import TypeVar
 
 from pipeline.dataset import tombstones
@@ -44,7 +44,7 @@ def grows(run: Run) -> bool:
     """True if the run adds inputs to the set in its folder, drops some, or fills the places of forgotten pairs."""
     if not run.settings(RunSettings).extend or run.recorded is None:
         return False
-    return not run.recorded.has_inputs(run.inputs) or bool(forgotten_since(run.root))
+    return not run.recorded.has_units(run.input_list) or bool(forgotten_since(run.root))
 
 
 def forgotten_since(root: str) -> int:
@@ -120,7 +120,7 @@ def change_inputs(stages: list[Stage], run: Run, roots: Mapping[str, str]) -> No
     if not grows(run) or there is None:
         return
     continuing.remove_from(stages, "dedup")
-    if there.has_inputs(run.inputs):
+    if there.has_units(run.input_list):
         return
     change = Change(run.root)
     run.input_list.write(change.place(FILE))
@@ -133,9 +133,38 @@ def change_inputs(stages: list[Stage], run: Run, roots: Mapping[str, str]) -> No
     for stage in OF_UNITS:
         for name in ENDS:
             change.remove(f"stages/{stage}/{name}")
+    if run.input_list.key_bits != there.key_bits:
+        cut_anew(change, stages, run, without=gone)
     if run.others:
         take_others(change, stages, run, there, roots)
     change.commit()
+
+
+def fingerprints_of(stages: list[Stage]) -> dict[str, str]:
+    """Each of STEPS -> the fingerprint of its units."""
+    of_units = {stage.name: stage.folder.of_units for stage in stages}
+    return {step: of_units[step.split("/")[0]] for step in STEPS}
+
+
+def cut_anew(change: Change, stages: list[Stage], run: Run, *, without: Container[int]) -> None:
+    """Cuts the keys of all units into the number of buckets that the set needs now: it has grown many times.
+
+    Args:
+        change: of the folder.
+        stages: all stages, planned.
+        run: the run.
+        without: the units that go.
+    """
+    for step, fingerprint in fingerprints_of(stages).items():
+        for name in storage.names(os.path.join(run.root, "stages", step)):
+            path, below = os.path.join(run.root, "stages", step, name), f"stages/{step}/{name}"
+            unit = re.match(r"\d+", name)
+            if unit is None or int(unit[0]) in without:
+                continue
+            if name.endswith(".keys"):
+                taking.write_keys(change.place(below), path, run.input_list.key_bits)
+            elif name.endswith(".json") and (manifest := storage.read_json(path)) is not None:
+                storage.write_json(change.place(below), {**manifest, "fingerprint": fingerprint})
 
 
 def take_others(change: Change, stages: list[Stage], run: Run, there: InputList, roots: Mapping[str, str]) -> None:
@@ -148,9 +177,7 @@ def take_others(change: Change, stages: list[Stage], run: Run, there: InputList,
         there: the inputs of the set before.
         roots: as in `change_inputs`.
     """
-    of_units = {stage.name: stage.folder.of_units for stage in stages}
-    fingerprints = {step: of_units[step.split("/")[0]] for step in STEPS}
-    taken = set()
+    fingerprints, taken = fingerprints_of(stages), set()
     for place in taking.places(there, run.input_list, run.others, roots):
         taking.copy_unit(change, place, fingerprints, run.input_list.key_bits)
         taken.add(run.input_list.units[place.number].name)

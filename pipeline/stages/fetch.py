@@ -38,7 +38,7 @@ from pipeline.engine.steps import run_exchange, run_task, units_at_start
 from pipeline.engine.tasks import Reading
 from pipeline.engine.work import Json, StageFolder, StepFolder, digest_of
 from pipeline.fetching.client import SiteFile, shared_client
-from pipeline.fetching.downloader import FetchOptions, fetch_rows
+from pipeline.fetching.downloader import FetchOptions, fetch_rows, read_pieces
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import PROJECT_URL
 from pipeline.fetching.targets import host_of
@@ -79,6 +79,7 @@ if TYPE_CHECKING:
 FETCHED_COLUMNS = 6  # raised whenever the columns of the fetched rows change
 ROWS_PER_CALL = 5_000  # rows of a part; an interrupted part goes on where it was (fetching/pieces.py)
 SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
+ASKED = "asked"  # beside the pieces of a part that is under way: its rows
 ARCHIVE_PATIENCE_S = 30.0  # for the archive of an image
 SLOW_FAILURES = ("dns", "timeout")  # they use up the time of the URL
 # Failures that --min-success counts, where they may pass: an outage, not link rot and not a refusal.
@@ -505,7 +506,8 @@ def download(
         was_there = storage.is_sound(path)
         if not was_there:
             _download_part(plan, folder, unit, parts, rows.slice(start, ROWS_PER_CALL), again=again, watch=figures)
-        storage.remove(folder.file(unit, "pieces", parts))
+        for kind in ("pieces", ASKED):
+            storage.remove(folder.file(unit, kind, parts))
         for batch in storage.read_batches(path, ["status", "retryable", "url"]):
             for_now += pc.sum(batch["retryable"]).as_py() or 0
             waiting.update(map(host_of, batch["url"].filter(batch["retryable"]).to_pylist()))
@@ -545,7 +547,9 @@ def _download_part(
         ArchivedImages(index, plan.inputs, plan.options.max_bytes, plan.remote) if index.total("images") else None
     )
     stones = Tombstones.load(folder.root)
-    os.makedirs(folder.path, exist_ok=True)
+    if not storage.is_sound(folder.file(unit, ASKED, part)):
+        with storage.writing_batches(folder.file(unit, ASKED, part), SELECTED_PART) as out:
+            out.write_batch(batch)
     fetched = fetch_rows(
         batch.select(SELECTED.names),
         options=plan.options,
@@ -560,13 +564,48 @@ def _download_part(
     )
     if not fetched["uid"].equals(batch["uid"]):
         raise RuntimeError(f"the downloader returned other rows than it was given (unit {unit}, part {part})")
+    write_part(folder.file(unit, "arrow", part), _as_part(fetched, batch["row_hash"].to_numpy(), folder, unit, part))
+
+
+def _as_part(
+    fetched: pa.RecordBatch, row_hash: np.ndarray, folder: StepFolder, unit: int, part: int
+) -> pa.RecordBatch:
+    """FETCHED_PART of rows that were fetched. `row_hash` is that of balance."""
     found = dict(zip(fetched.schema.names, fetched.columns, strict=True))
     number = int(os.path.basename(folder.path).removeprefix("images-"))
     places = zip(RAW, (number, unit, part), strict=True)
     found |= {field.name: pa.array(np.full(fetched.num_rows, value), field.type) for field, value in places}
-    found["row_hash"] = pa.array(hash_outcomes(batch["row_hash"].to_numpy(), found))
+    found["row_hash"] = pa.array(hash_outcomes(row_hash, found))
     columns = [found[name] for name in FETCHED_PART.names]
-    write_part(folder.file(unit, "arrow", part), pa.RecordBatch.from_arrays(columns, schema=FETCHED_PART))
+    return pa.RecordBatch.from_arrays(columns, schema=FETCHED_PART)
+
+
+def keep_pieces(attempts: Attempts, options: FetchOptions) -> None:
+    """Makes parts of what interrupted parts of earlier generations had finished, so that it is not fetched again."""
+    for folder in attempts.earlier_passes():
+        for name in storage.names(folder.path):
+            if found := re.fullmatch(r"(\d+)-(\d+)\.pieces", name):
+                _keep_pieces(folder, int(found[1]), int(found[2]), options)
+
+
+def _keep_pieces(folder: StepFolder, unit: int, part: int, options: FetchOptions) -> None:
+    """Appends a part to a unit of a pass that has ended. A crash loses nothing: the pieces go last."""
+    pieces, asked = folder.file(unit, "pieces", part), folder.file(unit, ASKED, part)
+    manifest = storage.read_json(folder.file(unit, "json")) or {"parts": 0, "status": {}, "rows": 0, "ended": 0.0}
+    if storage.is_sound(asked) and manifest["parts"] <= part:
+        (rows,) = storage.read_batches(asked)
+        new = manifest["parts"]
+        raw = folder.file(unit, "raw", new)
+        fetched = read_pieces(rows.select(SELECTED.names), options=options, raw_path=raw, pieces_path=pieces)
+        if fetched.num_rows:
+            at = pc.index_in(fetched["uid"], value_set=rows["uid"]).to_numpy()
+            made = _as_part(fetched, rows["row_hash"].to_numpy()[at], folder, unit, new)
+            write_part(folder.file(unit, "arrow", new), made)
+            status = Counter(manifest["status"]) + Counter(made["status"].to_pylist())
+            counts = {"parts": new + 1, "status": status, "rows": manifest["rows"] + made.num_rows}
+            folder.write_manifest(unit, {**manifest, **counts})
+    for path in (pieces, asked):
+        storage.remove(path)
 
 
 def hash_outcomes(row_hash: np.ndarray, columns: Mapping[str, Any]) -> np.ndarray:
@@ -662,6 +701,7 @@ class Fetch(Stage):
         listed = Blocklist.read(lists).digest(*UNKNOWN_LATER) if lists else None
         form = {name: value for name, value in self.decided.items() if name != "blocklist"}
         self.fetching.attempts.begin(digest_of(form, listed) if listed else digest_of(form), digest_of(repr(options)))
+        keep_pieces(self.fetching.attempts, self.fetching.options)
 
     def begin_anew(self) -> None:
         """Keeps the images: the next run fetches those that no earlier one fetched."""

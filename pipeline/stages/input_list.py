@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from pipeline.engine import storage
@@ -44,12 +44,14 @@ class InputList:
         units = dict(enumerate(inputs))
         return cls(units, digest_of(identities(inputs)), len(units), key_bits, tuple(specs), tuple(drops))
 
-    def changed(self, inputs: Sequence[Input], *, specs: Sequence[str], drops: Sequence[str]) -> InputList:
-        """The list with other inputs. Those that stay keep their numbers."""
+    def changed(
+        self, inputs: Sequence[Input], *, specs: Sequence[str], drops: Sequence[str], anew: Container[str] = ()
+    ) -> InputList:
+        """The list with other inputs. Those that stay keep their numbers, but for those with a path of `anew`."""
         known = {identity(item): unit for unit, item in self.units.items()}
         units, unused = {}, self.unused
         for item in inputs:
-            unit = known.get(identity(item))
+            unit = None if path_of(item) in anew else known.get(identity(item))
             if unit is None:
                 unit, unused = unused, unused + 1
             units[unit] = item
@@ -58,6 +60,10 @@ class InputList:
     def has_inputs(self, inputs: Sequence[Input]) -> bool:
         """True if these are the inputs, in whatever place they lie."""
         return {identity(item) for item in self.units.values()} == {identity(item) for item in inputs}
+
+    def has_units(self, other: InputList) -> bool:
+        """True if the other list has the same units."""
+        return self.units.keys() == other.units.keys() and not self.without(other)
 
     def without(self, other: InputList) -> dict[int, Input]:
         """The units that another list lacks, or holds another input for."""
@@ -104,6 +110,11 @@ class InputList:
 def identity(item: Input) -> tuple[Any, ...]:
     """What tells an input from another one. Its place does not count."""
     return item.name, item.format, item.bytes, item.part
+
+
+def path_of(item: Input) -> str:
+    """The path of the file behind an input."""
+    return item.found.path if item.found else item.path
 
 
 def identities(inputs: Sequence[Input]) -> list[list[Any]]:

@@ -27,7 +27,7 @@ from pipeline.engine.steps import run_task
 from pipeline.engine.work import Json, StepFolder
 from pipeline.stages.base import TABLES, Job, Outputs
 from pipeline.stages.row_pass import EVIDENCE, MATCHED_PART, PROVENANCE, Keyed, Parts, ReadParts, RowStage
-from pipeline.stages.run import Run, WantedLanguages
+from pipeline.stages.run import READ_BY_USERS, Run, WantedLanguages
 from pipeline.stages.tally import Tally
 from pipeline.text import image_variants
 from pipeline.text.language import Choice, LanguageModel
@@ -282,8 +282,11 @@ class Match(RowStage):
 
     def settle(self, run: Run) -> None:
         """Writes the query list for users, unless that of a done stage is whole: merging the lists takes long."""
-        if not (self.is_done() and storage.is_listed(run.queries_file)):
-            storage.write_published(run.queries_file, self.used.table)
+        name = READ_BY_USERS[0]
+        places = [os.path.join(folder, name) for folder in (run.shown, run.root)]
+        newest = next((path for path in places if os.path.exists(path)), "")
+        if not (self.is_done() and newest and storage.is_listed(newest)):
+            storage.write_published(places[0], self.used.table)
 
     def begin(self, run: Run) -> None:
         save_lists(self.tables, [ListOfLanguage(*found) for found in self.used.lists()])

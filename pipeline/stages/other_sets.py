@@ -24,7 +24,7 @@ from pipeline.engine.input_errors import is_remote
 from pipeline.engine.work import StageFolder
 from pipeline.schema import STAGES
 from pipeline.sources.base import Input
-from pipeline.stages.input_list import InputList
+from pipeline.stages.input_list import InputList, path_of
 from pipeline.stages.left_out import NAMES, Retry
 
 TAKEN = ("gather", "match", "fetch")  # the stages whose files are taken
@@ -107,7 +107,7 @@ def known_inputs(recorded: InputList, others: Sequence[OtherSet]) -> tuple[Input
 
 def place_of(item: Input) -> tuple[str, int | None]:
     """The real path or the URL of the file behind an input, and its size."""
-    path = item.found.path if item.found else item.path
+    path = path_of(item)
     return path if is_remote(path) else os.path.realpath(path), item.bytes
 
 

@@ -41,7 +41,7 @@ from pipeline.stages.attempts import Attempts
 from pipeline.stages.base import TABLES, Job, Outputs, Stage, sum_of_ledgers
 from pipeline.stages.caps import CAP_STEPS, CapPlan, MatchedRows
 from pipeline.stages.row_pass import FETCHED_OK
-from pipeline.stages.run import About, Run
+from pipeline.stages.run import NEXT, READ_BY_USERS, About, Run
 from pipeline.stages.scores import load_scores, scores_of
 from pipeline.stages.tally import Rejects, Tally, unit_body
 
@@ -430,7 +430,8 @@ class Publish(Stage):
         pick = summary.Pick(report.PICTURES)
         counted = summary.merge([step.file(unit, "summary") for unit in written], plan.name_buckets(), pick)
         made = [shards.ShardInfo.from_json(found) for some in written.values() for found in some]
-        link(self.folder.root, top, ["queries.parquet", *(info.files[0].path for info in made)])
+        link(os.path.join(self.folder.root, NEXT), top, READ_BY_USERS[:1])
+        link(self.folder.root, top, [*READ_BY_USERS[:1], *(info.files[0].path for info in made)])
         manifest = report.finish(
             top,
             made,
@@ -455,8 +456,14 @@ class Publish(Stage):
                 change.rename(f"{STAGED}/{path}", path)
         listed = {entry["path"] for entry in manifest["files"]}
         beside = [name for name in TABLES_BESIDE if name not in listed]
-        for path in [*shards.unlisted_files(self.folder.root, manifest), *beside, STAGED]:
+        for path in [*shards.unlisted_files(self.folder.root, manifest), *beside, STAGED, NEXT]:
             change.remove(path)
+        coming = os.path.join(self.folder.root, NEXT)
+        for path in READ_BY_USERS if os.path.isdir(coming) else ():
+            if os.path.exists(os.path.join(coming, path)):
+                change.rename(f"{NEXT}/{path}", path)
+        listed_beside = change.place(storage.CHECKSUMS)
+        storage.list_checksums(self.folder.root, READ_BY_USERS, coming=coming, into=listed_beside)
         if self.settings.shards is not None or plan.fixed is None:
             record = Record(plan.ranges().count, self.settings.rows_per_shard)
             storage.write_json(change.place(RECORD), dataclasses.asdict(record))

@@ -163,7 +163,7 @@ def is_done(root: str, stage: str) -> bool:
 def units_of(root: str, folder: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(unit, manifest) of the committed units of a step. `folder` is below OUT/stages."""
     path = os.path.join(root, "stages", folder)
-    for name in storage.names(path):
+    for name in storage.names(path) if os.path.isdir(path) else ():
         if re.fullmatch(r"\d+\.json", name):
             found = storage.read_json(os.path.join(path, name))
             if found is not None:
@@ -392,6 +392,7 @@ class Purge:
         self._covers_rejected, self._covers_urls, self._covers_images = covers_rejected, covers_urls, covers_images
         self._images = by_image
         self.counts = Counts()
+        self._gathered: dict[int, int] = {}  # unit -> its rows that go, where gather kept rows of its own
         self.joined = JoinedTexts.of(change.root, uids)
 
     def run(self) -> Counts:
@@ -476,7 +477,9 @@ class Purge:
             gone[unit] = [self._part(folder, unit, part, counted) for part in range(found["parts"])]
             left = self._dropped_by_rules(folder, unit, found) if stage == "dedup-images" else found
             left = self._without_page_examples(left)
-            if any(mask.any() for mask in gone[unit]):
+            if stage == "gather":
+                self._gathered[unit] = sum(int(mask.sum()) for mask in gone[unit])
+            if any(mask.any() for mask in gone[unit]) or (stage == "match" and self._gathered.get(unit)):
                 self._count_unit(folder, unit, left, gone[unit], stage)
             elif left != found:
                 self._manifest(folder, unit, left)
@@ -538,8 +541,10 @@ class Purge:
                     "dropped": dict(sorted(dropped.items())),
                 }
             elif name == "match":
-                numbers = {key: ledger[key] - out for key in ("rows_in", "rows_out")}
-                ledgers[name] = {**ledger, **numbers}
+                came, dropped = self._gathered.get(unit, out), Counter(ledger["dropped"])
+                _take(dropped, came - out, {}, None)
+                numbers = {"rows_in": ledger["rows_in"] - came, "rows_out": ledger["rows_out"] - out}
+                ledgers[name] = {**ledger, **numbers, "dropped": _sorted(dropped)}
             if name == stage and stage in ("gather", "match"):
                 ledgers[name]["digest"] = (ledgers[name]["digest"] - digest) % 2**64
         self._manifest(folder, unit, {**found, "rows": rows, "ledgers": ledgers})
@@ -685,9 +690,17 @@ class Purge:
         self._erase_images(gone)
         for folder in passes_of(self._root):
             self._drop_uncommitted(folder, lambda unit: self._images or unit in touched)
+            if number_of_pass(folder) < first:
+                self._drop_pieces(folder)
         for unit, found in units_of(self._root, "fetch/failed"):
             if found.get("rights"):
                 self._manifest("fetch/failed", unit, self.without_examples(found))
+
+    def _drop_pieces(self, folder: str) -> None:
+        """Removes what parts of an earlier generation had finished when they were interrupted."""
+        for name in storage.names(os.path.join(self._root, "stages", folder)):
+            if name.endswith((".pieces", ".asked")):
+                self._change.remove(f"stages/{folder}/{name}")
 
     def _fetched(
         self, folder: str, unit: int, part: int, seen: set[bytes] | None, gone_places: set[Place]
@@ -817,6 +830,21 @@ class Purge:
                 gone = functools.reduce(pc.or_, (pc.is_in(table[name], keys) for name in columns))
                 if pc.any(gone).as_py():
                     write(self._change.place(path), table.filter(pc.invert(gone)))
+        if is_done(self._root, "dedup-images"):
+            for folder in storage.names(os.path.join(self._root, "stages/dedup-images")):
+                self._duplicates_of_units(f"dedup-images/{folder}")
+
+    def _duplicates_of_units(self, folder: str) -> None:
+        """The tables of duplicates that units of a step of dedup-images found."""
+        for unit, found in units_of(self._root, folder):
+            path = file_of(folder, unit, "duplicates")
+            if not os.path.exists(os.path.join(self._root, path)):
+                continue
+            table = storage.read_table(os.path.join(self._root, path))
+            gone = self._uids.mask(table["uid"]) | self._uids.mask(table["keeper"])
+            if gone.any():
+                storage.write_table(self._change.place(path), table.filter(pa.array(~gone)))
+                self._manifest(folder, unit, {**found, "duplicates": int((~gone).sum())})
 
     def _rejected_table(self, path: str, read: Callable[..., pa.Table], write: Callable[..., None]) -> None:
         table = read(path)

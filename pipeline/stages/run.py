@@ -22,7 +22,7 @@ from pipeline.sources import READERS
 from pipeline.sources import inputs as sources
 from pipeline.sources.base import Input
 from pipeline.stages import left_out, other_sets
-from pipeline.stages.input_list import InputList, identity
+from pipeline.stages.input_list import InputList, identity, path_of
 from pipeline.stages.other_sets import OtherSet
 from pipeline.text.language_names import ALL, LID, NAMES, model_code, nearest_code
 from pipeline.text.rights import PROTOCOLS
@@ -47,6 +47,9 @@ SKIP = "Replace the input, or add --skip-bad-inputs to go on without it"  # ends
 TRY_LATER = "Check the address and the network, or try again later; --skip-bad-inputs goes on without it"
 PLANNING_PATIENCE_S = 60.0  # for remote inputs that are looked up before a run: somebody waits for an answer
 DEFAULT_CACHE_GB = 50.0
+NEXT = ".next"  # in OUT: what the next publication shows to users beside its shards
+READ_BY_USERS = ("queries.parquet", "recipe.yaml")
+GROWN_BITS = 1  # buckets of keys that are more than 2 ** GROWN_BITS times too large are cut anew
 KERNEL_ROWS = 50_000  # with more expected rows, workers load the kernels before they begin
 # The kernels of select. A worker loads the kernel of a source when it meets such a source.
 KERNELS = (
@@ -412,6 +415,7 @@ class Run:
         recorded: the list of the folder; None: it has none. The run changes it if it adds inputs or drops some.
         robots_archives: the robots.txt archives, sorted by name.
         others: the sets that the user named as inputs. What they read and fetched is copied.
+        anew: the paths of inputs of the set that are taken out and read anew.
     """
 
     options: object
@@ -427,6 +431,7 @@ class Run:
     recorded: InputList | None = None
     robots_archives: tuple[Input, ...] = ()
     others: tuple[OtherSet, ...] = ()
+    anew: frozenset[str] = frozenset()
 
     def settings(self, kind: type[T]) -> T:
         """The options, typed as those of one stage."""
@@ -471,9 +476,13 @@ class Run:
         return os.path.join(self.root, "robots.json")
 
     @property
-    def queries_file(self) -> str:
-        """Path of the query list in the published folder."""
-        return os.path.join(self.root, "queries.parquet")
+    def shown(self) -> str:
+        """The folder for the files of READ_BY_USERS: OUT, or OUT/.next while OUT holds a published set.
+
+        publish moves them with the set. So a run that does not reach it leaves the published set as it is.
+        """
+        published = os.path.exists(os.path.join(self.root, "manifest.json"))
+        return os.path.join(self.root, NEXT) if published else self.root
 
     @property
     def source_names(self) -> tuple[str, ...]:
@@ -487,7 +496,7 @@ class Run:
             return self.inputs
         lists = [*([self.recorded] if self.recorded else []), *(other.inputs for other in self.others)]
         known = {identity(item) for there in lists for item in there.units.values()}
-        return tuple(item for item in self.inputs if identity(item) not in known)
+        return tuple(item for item in self.inputs if identity(item) not in known or path_of(item) in self.anew)
 
 
 def look_up(
@@ -536,9 +545,14 @@ def look_up(
         from_pages = any(READERS[item.format].knows_pages for item in inputs)
         language_model = LID if wanted.codes or from_pages else "none"
     sizes = Sizes.of(rows)
+    anew = frozenset[str]()
     if recorded is not None and (options.extend or recorded.has_inputs(inputs)):
-        input_list = recorded.changed(inputs, **asked)
-        sizes = dataclasses.replace(sizes, key_bits=recorded.key_bits)
+        if options.extend:
+            anew = sources.exchanged(options.input, tuple(recorded.units.values()), options.drop_input)
+        input_list = recorded.changed(inputs, **asked, anew=anew)
+        if recorded.has_inputs(inputs) or sizes.key_bits <= recorded.key_bits + GROWN_BITS:
+            sizes = dataclasses.replace(sizes, key_bits=recorded.key_bits)
+        input_list = dataclasses.replace(input_list, key_bits=sizes.key_bits)
     else:
         input_list = InputList.new(inputs, key_bits=sizes.key_bits, **asked)
     return Run(
@@ -555,6 +569,7 @@ def look_up(
         recorded=recorded,
         robots_archives=robots,
         others=others,
+        anew=anew,
     )
 
 
