@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import build, options
-from pipeline.engine import runners
+from pipeline.engine import runners, storage
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.options import deciding, declared, validate
 from pipeline.text.language_names import nearest_code
@@ -344,6 +345,38 @@ def test_the_runners_are_those_of_beam() -> None:
 )
 def test_known_runners_are_taken(name: str) -> None:
     runners.check_name(name)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UsageError("--cap 0: must be 1"), build.USAGE, "--cap 0: must be 1"),
+        (MissingInput("--input a: no such file"), build.MISSING, "--input a: no such file"),
+        (
+            storage.DamagedError.of("out/stages/match/00000.arrow"),
+            build.CRASHED,
+            "damaged (its checksum does not fit): run",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device", "out"), build.CRASHED, "No space left on device"),
+        (runners.JobFailed("the job failed"), build.CRASHED, "the job failed"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_an_error_is_a_line_and_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int, said: str
+) -> None:
+    def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(build, "build", fails)
+    argv = ["--input", "pairs.parquet", "--output", "out"]
+    assert build.main(argv) == code
+    line = capsys.readouterr().err
+    assert line.startswith("pipeline.build: ") and said in line and len(line.splitlines()) == 1
+    unknown = OSError(errno.EBADF, "Bad file descriptor")
+    error = unknown
+    with pytest.raises(OSError, match="Bad file descriptor"):  # nobody has expected it: the stack says where it was
+        build.main(argv)
 
 
 # -------------------------------------------------------------------------------------------------------------- recipes
