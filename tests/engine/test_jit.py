@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,12 @@ def test_every_kernel_that_is_called_on_its_own_has_a_plain_twin():
     assert "pipeline.text.matcher_kernel" in warmed and "pipeline.sources.wat_kernel" in warmed
     for name in warmed:
         assert importlib.util.find_spec(name.removesuffix("_kernel")) is not None, name
+
+
+def test_the_names_of_kernels_in_the_sources_are_those_of_files():
+    paths = [path for package in jit.PACKAGES for path in (ROOT / package).rglob("*.py")]
+    named = {name for path in paths for name in re.findall(r'jit\.kernel\(\s*"([^"]*)"', path.read_text())}
+    assert len(named) > 9 and named <= set(jit.kernel_modules())
 
 
 def test_kernels_are_off_by_a_variable():

@@ -30,6 +30,7 @@ def test_a_bucket_comes_back_from_the_file(tmp_path):
 @pytest.mark.parametrize(("wanted", "found"), [(0, 2), (2, 2), (2.1, 4), (4, 4), (5, 8), (8, 8), (1e9, 8)])
 def test_powers_of_two(wanted, found):
     assert shuffle_files.power_of_two(wanted, min_count=2, max_count=8) == found
+    assert shuffle_files.power_of_two(wanted / 1e9) == 1
 
 
 def test_batches_that_are_cut_already_are_joined():

@@ -297,6 +297,16 @@ def test_a_cut_file_is_not_a_picture() -> None:
         assert status_of(body[: len(body) * 2 // 3]) == "decode", format
 
 
+def test_the_memory_of_the_pixels() -> None:
+    """libjpeg keeps 2 bytes of each wave of a progressive JPEG, whatever the size of the result."""
+    picture, area = Image.new("RGB", (64, 48)), 64 * 48
+    cases = [("PNG", {}, 64, area * images.BYTES_PER_PIXEL), ("JPEG", {}, 64, area * 8), ("JPEG", {}, 32, area * 2)]
+    cases += [("JPEG", {"progressive": True}, 64, area * 14), ("JPEG", {"progressive": True}, 32, area * 8)]
+    for name, form, width, expected in cases:
+        opened = Image.open(io.BytesIO(encoded(picture, name, **form)))
+        assert images._prepare(opened, name, (width, width * 3 // 4)) == expected
+
+
 def test_phash_is_stable_and_near_for_near_pictures() -> None:
     image = Image.open(io.BytesIO(picture(5, (600, 400))))
     first = decode(encoded(image), OPTIONS).phash

@@ -140,6 +140,7 @@ def test_what_is_refused(tmp_path: Path, lines: list[str], message: str) -> None
     with pytest.raises(UsageError) as caught:
         listed(tmp_path, *lines)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"--blocklist {tmp_path}")
 
 
 def test_a_large_packed_list_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

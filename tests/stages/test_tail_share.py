@@ -27,6 +27,8 @@ def test_the_share_of_the_tail_is_that_of_english():
     stop = np.arange(10) == 7  # without the query of 900 matches, 6 of 100 are under 4
     assert caps_of_lists(COUNTS, LISTS, 4, stop=stop)["de"] == 1
     assert caps_of_lists(COUNTS, LISTS, 95, stop=stop)["de"] == 7
+    lists, counts = [ListOfLanguage("en", 0, 2), ListOfLanguage("de", 2, 5)], np.array([40, 60, 1, 2, 7])
+    assert caps_of_lists(counts, lists, 50, stop=np.arange(5) == 4) == {"en": 50, "de": 2}
     assert caps_of_queries({"de": 1, "en": 5, "zh": 2}, LISTS).tolist() == [1] * 3 + [5] * 5 + [2] * 2
 
 
