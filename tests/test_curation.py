@@ -73,7 +73,7 @@ def test_evaluation_images_leave_the_set(made: Path, out: Path, tmp_path: Path) 
         "o": {"images": 1, "unreadable": 0, "overlap": 1, "pairs": 1},
     }
     page = (out / "report/index.html").read_text()
-    assert "<bdi>flowers</bdi></td><td>4</td>" in page and "<td>50.00 %</td>" in page
+    assert '<bdi>flowers</bdi></td><td class="n">4</td>' in page and '<td class="n">50.00 %</td>' in page
     assert list(verify(str(out), stages=True)) == []
 
     scores = ("--scores", str(tmp_path / "scores.parquet"), "--keep", "s > 0")

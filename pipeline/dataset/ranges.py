@@ -43,6 +43,10 @@ class Ranges:
             carry = (digit * np.uint64(self.count) + carry) >> np.uint64(32)
         return carry.astype(np.int64)
 
+    def of_key(self, key: str) -> int:
+        """The range of a key in hexadecimal."""
+        return int(key, 16) * self.count >> UID_BITS
+
     def first_key(self, number: int) -> str:
         """The smallest key in a range. For `number` = `count`, a string that is above all keys."""
         first = -(-(number << UID_BITS) // self.count)

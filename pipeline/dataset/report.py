@@ -1,25 +1,25 @@
 """The pages of a published folder (dataset card, croissant.json, report/index.html), and `finish`, its last step.
 
 The pages depend only on the published rows, the ledger and the options. They contain no time, no host and no version.
-So they can be part of the digest of the manifest. The page has no script and loads nothing. Text from the data is
-escaped, and its control and bidirectional characters are removed.
+So they can be part of the digest of the manifest. The page loads nothing, and its policy allows one script: the filter
+of the gallery. Text from the data is escaped, and its control and bidirectional characters are removed.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import re
 import types
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.dataset import shards
+from pipeline.dataset import query_curve, report_facts, shards
 from pipeline.dataset.ranges import Ranges
 from pipeline.dataset.shards import METADATA, FileEntry, ShardInfo
 from pipeline.dataset.summary import Pick, Summary, charts, hosts, top
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     import jinja2
 
 NAME = "OpenWIT image-text pairs"
-PICTURES = 40
-REJECTED_A_REASON = 4
+PICTURES = 200  # of the gallery, as far as `report_facts.MOST_PICTURES` allows
 # Options that the card shows. The manifest has all options, paths included.
 CARD_OPTIONS = ("match case languages placeholder_bound common_text_bound balance cap target_pairs seed keep").split()
 
@@ -51,6 +50,8 @@ def finish(
     damaged: Mapping[str, Any] = types.MappingProxyType({}),
     evaluation: Mapping[str, Mapping[str, int]] = types.MappingProxyType({}),
     more: Sequence[pa.Field] = (),
+    balancing: Mapping[str, Any] | None = None,
+    pictures: Mapping[str, bytes] = types.MappingProxyType({}),
 ) -> dict[str, Any]:
     """Finishes a publication: writes sizes.json, then the pages, then manifest.json.
 
@@ -65,6 +66,8 @@ def finish(
         damaged: the inputs that lost records, as `engine.ledger.damaged_inputs` names them.
         evaluation: set of evaluation images -> images, unreadable.
         more: the columns of the metadata behind those of METADATA.
+        balancing: `cap` (None: there was none) and `before` (`query_curve.thin` of the pairs before balancing).
+        pictures: key -> JPEG of pairs that were dropped as duplicates, as far as the report may show them.
 
     Returns:
         The manifest.
@@ -87,9 +90,12 @@ def finish(
             facts,
             ledger=ledger,
             queries=queries,
-            gallery=_gallery(folder, pick, ranges),
-            rejected=_rejected(folder),
+            gallery=_gallery(folder, pick, ranges, queries),
+            rejected=report_facts.rejected(folder),
             options=options,
+            failures=report_facts.failures(folder, ledger),
+            groups=_groups(folder, infos, ranges, pictures),
+            balancing=balancing,
         ),
         "croissant.json": _croissant_text(entries, pa.schema([*METADATA, *more])),
     }
@@ -106,6 +112,7 @@ def finish(
         shards={"ranges": ranges.count},
         **({"damaged_inputs": dict(damaged)} if damaged else {}),
         **({"contamination": overlap} if overlap else {}),
+        **({"balancing": dict(balancing)} if balancing else {}),
     )
 
 
@@ -131,16 +138,11 @@ def overlaps(folder: str, evaluation: Mapping[str, Mapping[str, int]]) -> dict[s
 
 def _tables_beside(folder: str) -> list[FileEntry]:
     entries = []
-    for path in [*_rejected_tables(folder), CONTAMINATION_FILE, DUPLICATES_FILE, "queries.parquet"]:
+    for path in [*report_facts.rejected_tables(folder), CONTAMINATION_FILE, DUPLICATES_FILE, "queries.parquet"]:
         if storage.exists(os.path.join(folder, path)):
             with storage.published(os.path.join(folder, path)) as file:
                 entries.append(shards.entry_of(folder, path, rows=file.metadata.num_rows))
     return entries
-
-
-def _rejected_tables(folder: str) -> list[str]:
-    names = storage.names(os.path.join(folder, "rejected"))
-    return [f"rejected/{name}" for name in names if name.endswith(".parquet")]
 
 
 def _queries(folder: str) -> list[str]:
@@ -149,31 +151,56 @@ def _queries(folder: str) -> list[str]:
     return storage.read_published(path, ["query"])["query"].to_pylist() if storage.exists(path) else []
 
 
-def _gallery(folder: str, pick: Pick, ranges: Ranges) -> list[dict[str, Any]]:
-    table = pick.table()
+def _gallery(folder: str, pick: Pick, ranges: Ranges, queries: Sequence[str]) -> list[dict[str, Any]]:
+    """The picked rows with their pictures, as many as the page has room for."""
+    table, room = pick.table(), report_facts.MOST_PICTURES
     if table is None:
         return []
-    rows = table.append_column("host", hosts(table["url"])).to_pylist()
-    for row in rows:
+    shown = []
+    for row in table.append_column("host", hosts(table["url"])).to_pylist():
+        if row["jpg_size"] > report_facts.MOST_PICTURE:
+            continue
+        room -= row["jpg_size"]
+        if room < 0:
+            break
         path = os.path.join(folder, shards.tar_path(row["shard"], ranges.digits))
-        image = storage.read_range(path, row["jpg_offset"], row["jpg_size"])
-        row["data"] = base64.b64encode(image).decode()
-    return rows
+        data = report_facts.encoded(storage.read_range(path, row["jpg_offset"], row["jpg_size"]))
+        named = [queries[number] for number in row["query_ids"] if number < len(queries)]
+        shown.append(row | {"data": data, "queries": named})
+    return shown
 
 
-def _rejected(folder: str) -> list[dict[str, str]]:
-    """The first rows of each reason. A sampled table is already sorted by hash."""
-    taken: Counter[str] = Counter()
-    rows = []
-    for path in _rejected_tables(folder):
-        with storage.published(os.path.join(folder, path)) as file:
-            for batch in file.iter_batches(columns=["url", "text", "stage", "reason"], use_threads=False):
-                why = pc.binary_join_element_wise(batch["stage"], batch["reason"], " ")
-                for one in why.unique().to_pylist():
-                    places = pc.indices_nonzero(pc.equal(why, one)).slice(0, REJECTED_A_REASON - taken[one])
-                    taken[one] += len(places)
-                    rows += batch.take(places).to_pylist()
-    return sorted(rows, key=lambda row: (row["stage"], row["reason"]))
+def _groups(
+    folder: str, infos: Sequence[ShardInfo], ranges: Ranges, pictures: Mapping[str, bytes]
+) -> list[list[dict[str, Any]]]:
+    """Groups of duplicates: the pair that stayed, if it is in the set, and those that were dropped for it."""
+    groups = []
+    metadata = {info.number: info.files[1].path for info in infos}
+    for keeper, dropped in report_facts.duplicate_keys(folder):
+        row = _published_row(folder, metadata, ranges, keeper)
+        if row is None:
+            continue
+        path = os.path.join(folder, shards.tar_path(row["shard"], ranges.digits))
+        data = report_facts.encoded(storage.read_range(path, row["jpg_offset"], row["jpg_size"]))
+        group = [{"key": keeper, "text": row["text"], "what": "stayed", "data": data}]
+        for one in dropped:
+            what = f"{one['kind'].replace('_', ' ')}, {one['distance']} bits"
+            data = report_facts.encoded(pictures.get(one["key"], b""))
+            group.append({"key": one["key"], "text": "", "what": what, "data": data})
+        groups.append(group)
+    return groups
+
+
+def _published_row(folder: str, metadata: Mapping[int, str], ranges: Ranges, key: str) -> dict[str, Any] | None:
+    """What the metadata says of a key; None: it is not in the set."""
+    number = ranges.of_key(key)
+    if number not in metadata:
+        return None
+    table = storage.read_published(
+        os.path.join(folder, metadata[number]), ["key", "text", "shard", "jpg_offset", "jpg_size"]
+    )
+    found = table.filter(pc.equal(table["key"], key)).to_pylist()
+    return found[0] if found else None
 
 
 # ------------------------------------------------------------------------------------------------------- the pages
@@ -187,27 +214,51 @@ def page(
     gallery: list[dict[str, Any]],
     rejected: list[dict[str, str]],
     options: Mapping[str, Any],
+    failures: list[dict[str, Any]],
+    groups: list[list[dict[str, Any]]],
+    balancing: Mapping[str, Any] | None,
 ) -> str:
     """report/index.html."""
     s: Summary = facts["s"]
+    before = balancing or {"cap": None, "before": []}
+    curves = {"before": before["before"], "after": query_curve.thin(s.matched.counts, queries)}
+    drawn = [(title, rows) for title, rows in charts(s) if rows]
+    script = _script()
     picked = top(s.kept_by or s.matched, 30)
     return _template("report.html.j2").render(
         **facts,
         funnel=funnel(ledger),
-        drops=[
-            (f"{row['stage']}: {reason}", count, "")
-            for row in ledger
-            for reason, count in sorted(row["dropped"].items(), key=lambda item: (-item[1], item[0]))
-        ],
-        charts=[(title, [(*row, "") for row in rows]) for title, rows in charts(s)],
+        drops=report_facts.drops(ledger, rejected),
+        failures=failures,
+        groups=groups,
+        curve=query_curve.draw(curves, before["cap"]),
+        titles={"before": "before balancing", "after": "in the set"},
+        charts=[(title, [(*row, "") for row in rows]) for title, rows in drawn if len(rows) > 1],
+        single=[(title, rows[0][0]) for title, rows in drawn if len(rows) == 1],
+        choices=_choices(gallery),
+        script=script,
+        script_digest=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
         top_queries=[
             (queries[number] if number < len(queries) else f"query {number}", s.matched[number], s.kept_by[number])
             for number, _ in picked
         ],
         gallery=gallery,
-        rejected=rejected,
         rights=rights_ledger.lines(rights_ledger.of_stages(ledger, options), examples=True),
     )
+
+
+def _script() -> str:
+    """The filter of the gallery. It is the same for all sets."""
+    return storage.read(os.path.join(os.path.dirname(__file__), "templates", "report.js")).decode()
+
+
+def _choices(gallery: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """What the filters of the gallery offer, sorted."""
+    return {
+        "languages": sorted({row["language"] for row in gallery if row["language"]}),
+        "domains": sorted({row["host"] for row in gallery}),
+        "queries": sorted({query for row in gallery for query in row["queries"]}),
+    }
 
 
 def funnel(ledger: list[dict[str, Any]]) -> list[tuple[str, int, str]]:

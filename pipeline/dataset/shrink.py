@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.dataset import report, shards, summary
+from pipeline.dataset import report, report_facts, shards, summary
 from pipeline.dataset.errors import Damaged
 from pipeline.dataset.ranges import Ranges, recorded
 from pipeline.dataset.shards import FileEntry, ShardInfo
@@ -182,6 +182,8 @@ def publish(change: Change, published: Published, shrunk: Shrunk, ledger: list[d
     _link(change, [published.infos[number].files[0].path for number in sorted(shown)])
     tables = ["queries.parquet", "contamination.parquet", "duplicates.parquet", storage.CHECKSUMS]
     _link(change, [*tables, *_rejected(change)])
+    keepers = {published.ranges.of_key(key) for key, _ in report_facts.duplicate_keys(top)}
+    _link(change, [file.path for number in sorted(keepers & set(shrunk.infos)) for file in shrunk.infos[number].files])
     return report.finish(
         top,
         list(shrunk.infos.values()),
@@ -194,6 +196,7 @@ def publish(change: Change, published: Published, shrunk: Shrunk, ledger: list[d
         damaged=old.get("damaged_inputs", {}),
         evaluation=old.get("contamination", {}),
         more=published.more(),
+        balancing=old.get("balancing"),
     )
 
 

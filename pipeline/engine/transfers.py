@@ -196,7 +196,6 @@ def _of_a_cdn(error: urllib.error.HTTPError) -> bool:
     return _THROTTLED.search(body) is not None or "error from cloudfront" in cdn or "cloudfront" in cdn
 
 
-
 class StoreAnswer:
     """A file of an fsspec store. Stores raise errors of many classes, so all are caught."""
 

@@ -103,7 +103,6 @@ class Tables:
                 key = self.describe(keys, np.flatnonzero(bad)[0])
                 raise self.files.refusal(path, f"the embedding of the key {key} {what}")
 
-
     def _floats(self, path: str, keys: Any, column: pa.Array) -> npt.NDArray[Any]:
         """(n, width) floats.
 

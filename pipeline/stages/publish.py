@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.dataset import ranges, report, shards, summary
+from pipeline.dataset import query_curve, ranges, report, report_facts, shards, summary
 from pipeline.dataset.errors import Damaged
 from pipeline.dataset.ranges import Ranges
 from pipeline.dataset.shrink import Published
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     import apache_beam as beam
 
 ROWS_PER_SHARD = 10_000
+MOST_LOOKED_THROUGH = 1_000_000  # fetched rows, for the pictures of duplicates in the report
 NEARLY = 0.95  # of --target-pairs: so many are as good as all, since balance meets the number only about
 STAGED = "stages/publish/set"  # below OUT: the files that will replace the published set
 RECORD = "shards.json"  # in OUT: the number of ranges, and the --rows-per-shard behind it (null: option not set)
@@ -444,9 +446,20 @@ class Publish(Stage):
             damaged=next((row["damaged_inputs"] for row in infos if row and "damaged_inputs" in row), {}),
             evaluation=next((row["evaluation"] for row in infos if row and "evaluation" in row), {}),
             more=() if plan.scores is None else load_scores(plan.scores).columns.schema,
+            balancing=self._balancing(os.path.join(top, "queries.parquet")),
+            pictures=duplicate_pictures(plan, top),
         )
         self._replace(manifest, info)
         return info
+
+    def _balancing(self, queries: str) -> dict[str, Any] | None:
+        """The cap, and how many pairs held the queries before balancing."""
+        before = self.before.part("balance", CapPlan)
+        if not storage.exists(queries):
+            return None
+        names = storage.read_published(queries, ["query"])["query"].to_pylist()
+        cap = None if before.policy.kind == "none" else self.publishing.caps.cap()
+        return {"cap": cap, "before": query_curve.thin(np.asarray(caps.load_limits(before)["count"]), names)}
 
     def _replace(self, manifest: dict[str, Any], info: dict[str, Any]) -> None:
         """Puts the new set in the place of the published one, and completes the stage, as one change."""
@@ -479,6 +492,29 @@ def link(root: str, top: str, paths: Iterable[str]) -> None:
             os.makedirs(os.path.dirname(name), exist_ok=True)
             storage.remove(name)
             os.symlink(os.path.abspath(target), name)
+
+
+def duplicate_pictures(plan: PublishPlan, top: str) -> dict[str, bytes]:
+    """The pictures of some pairs that were dropped as duplicates, for the report.
+
+    All fetched rows are looked through, so a large set shows none.
+    """
+    wanted = [row["key"] for _, rows in report_facts.duplicate_keys(top) for row in rows]
+    if not wanted or plan.rows.count() > MOST_LOOKED_THROUGH:
+        return {}
+    columns = ["uid", "raw_attempt", "raw_unit", "raw_part", "image_offset", "image_bytes"]
+    uids, found = pa.array([bytes.fromhex(key) for key in wanted], pa.binary(16)), dict[str, bytes]()
+    for group in range(plan.rows.groups):
+        for part in plan.rows.masked(group, columns):
+            for batch, _ in part:
+                some = pa.Table.from_batches([batch.filter(pc.is_in(batch["uid"], uids))])
+                images = RawImages(plan.attempts.images, some)
+                for number, (uid, size) in enumerate(zip(some["uid"], some["image_bytes"], strict=True)):
+                    image = bytearray(size.as_py() or 0)
+                    if 0 < len(image) <= report_facts.MOST_PICTURE:
+                        images(number, memoryview(image))
+                        found[uid.as_py().hex()] = bytes(image)
+    return found
 
 
 TABLES_BESIDE = {DUPLICATES_FILE: DUPLICATES, CONTAMINATION_FILE: CONTAMINATION}

@@ -100,9 +100,7 @@ def copy_unit(change: Change, place: Place, fingerprints: Mapping[str, str], key
             column = pa.array(np.full(table.num_rows, place.source), pa.int32())
             table = table.set_column(at, table.schema.field(at), column)
             storage.write_table(change.place(_below(step, place.number, "images")), table)
-        storage.write_json(
-            change.place(_below(step, place.number, "json")), {**manifest, "fingerprint": fingerprint}
-        )
+        storage.write_json(change.place(_below(step, place.number, "json")), {**manifest, "fingerprint": fingerprint})
 
 
 def write_keys(target: str, path: str, bits: int, *, number: int | None = None) -> None:

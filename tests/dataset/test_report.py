@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html.parser
 import importlib
 import json
@@ -16,9 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.dataset import report, shards, summary
+from pipeline.dataset import query_curve, report, report_facts, shards, summary
 from pipeline.engine import shuffle_files, storage
 from pipeline.engine.display import sanitize, size
+from pipeline.schema import DUPLICATES
 from tests import samples
 
 HOSTILE = {
@@ -29,9 +31,11 @@ HOSTILE = {
     4: "--- | ` <!-- ",
 }
 ALLOWED = set(
-    "html head meta title style body h1 h2 p div b table tr th td bdi section svg g text rect figure img figcaption "
-    "br small".split()
+    "html head meta title style body h1 h2 h3 p div b a i nav table caption thead tr th td bdi section svg g text line "
+    "polyline circle details summary ul li pre span figure img figcaption br small form label input select option "
+    "button datalist script".split()
 )
+VOID = ("meta", "img", "br", "input", "option")
 
 
 class Page(html.parser.HTMLParser):
@@ -48,14 +52,15 @@ class Page(html.parser.HTMLParser):
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         self.tags.append(tag)
         self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in ("meta", "img", "br", "rect"):
+        if tag not in VOID:
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+        assert tag == "option" or self.open.pop() == tag
 
     def handle_startendtag(self, tag: str, attrs: Any) -> None:
         self.handle_starttag(tag, attrs)
+        self.open.pop()
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -72,10 +77,13 @@ def test_the_page_holds_only_elements_of_the_template(folder: Path) -> None:
     text = (folder / "report/index.html").read_text()
     page = Page(text)
     assert set(page.tags) <= ALLOWED and page.open == []
-    assert {name for _, name, _ in page.attributes} <= set(
-        "lang charset http-equiv content name class width height role viewbox transform x y".split()
-        + "text-anchor alt loading src".split()
+    known = (
+        "lang charset http-equiv content name class role viewbox x y x1 x2 y1 y2 cx cy r points style id href hidden "
+        "alt text-anchor loading src aria-label scope tabindex autocomplete type list value data-l data-h data-q"
     )
+    assert {name for _, name, _ in page.attributes} <= set(known.split())
+    links = [value for _, name, value in page.attributes if name == "href"]
+    assert page.tags.count("script") == 1 and all(value.startswith("#") for value in links)
     assert all(value.startswith("data:image/jpeg;base64,") for _, name, value in page.attributes if name == "src")
     assert "default-src 'none'; img-src data:" in text
     assert '"><img src=x onerror=alert(1)>' in page.text  # of a rejected row, shown as text
@@ -85,16 +93,16 @@ def test_the_page_holds_only_elements_of_the_template(folder: Path) -> None:
 
 def test_the_page_tells_the_numbers(folder: Path) -> None:
     text = Page((folder / "report/index.html").read_text()).text
-    assert "60 image-text pairs" in text and "fetch: dns" in text and "gather: empty_text" in text
+    assert "60 image-text pairs" in text and "fetch: dns 5" in text and "gather: empty_text 30" in text
     assert "bilder.example.de" in text and "harbour" in text and "of 8 queries met" in text
 
 
 def test_the_gallery_shows_stored_pictures_chosen_by_hash(folder: Path) -> None:
     page = Page((folder / "report/index.html").read_text())
     shown = [base64.b64decode(value.split(",")[1]) for _, name, value in page.attributes if name == "src"]
-    assert len(shown) == report.PICTURES
+    assert len(shown) == 60 < report.PICTURES
     keys = [uid.hex() for uid in samples.fetched(60)["uid"].to_pylist()]
-    chosen = sorted(range(60), key=lambda number: keys[number][16:])[: report.PICTURES]
+    chosen = sorted(range(60), key=lambda number: keys[number][16:])
     assert shown == [samples.jpeg(number) for number in chosen]
 
 
@@ -217,11 +225,11 @@ def test_rejected_rows_are_the_first_of_each_reason(tmp_path: Path) -> None:
     table = pa.table(dict(zip(("url", "text", "stage", "reason"), zip(*rows, strict=True), strict=True)))
     storage.write_published(str(tmp_path / "rejected/a.parquet"), table.slice(0, 40))
     storage.write_published(str(tmp_path / "rejected/b.parquet"), table.slice(40))
-    found = report._rejected(str(tmp_path))
+    found = report_facts.rejected(str(tmp_path))
     for why in {row[2:] for row in rows}:
-        first = [row[0] for row in rows if row[2:] == why][: report.REJECTED_A_REASON]
+        first = [row[0] for row in rows if row[2:] == why][: report_facts.EXAMPLES]
         assert [row["url"] for row in found if (row["stage"], row["reason"]) == why] == first
-    assert len(found) == 6 * report.REJECTED_A_REASON
+    assert len(found) == 6 * report_facts.EXAMPLES
 
 
 def test_histogram_counts_every_value() -> None:
@@ -281,3 +289,115 @@ def test_damaged_inputs_are_named_on_the_page_and_in_the_manifest(tmp_path: Path
     assert "alert(1)</script>: bad_gzip 1,234 lost, it ends too early" in page.text and "and 11 more" in page.text
     assert manifest["damaged_inputs"] == found
     assert "damaged_inputs" not in made["sound"][0] and "amaged" not in made["sound"][1]
+
+
+# ------------------------------------------------------------------------------------------------ what the page shows
+
+
+def page_of(folder: Path, **more: Any) -> tuple[dict[str, Any], str]:
+    """The manifest and the page of thirty pairs."""
+    infos = [samples.write_shard(folder, list(range(start, start + 10)), ranges=samples.ranges_of(10))
+             for start in (0, 10, 20)]  # fmt: skip
+    queries = "a boat cat dog harbour lake map sea".split()
+    table = pa.table({"id": pa.array(range(8), pa.int32()), "query": queries})
+    storage.write_published(str(folder / "queries.parquet"), table)
+    more = {"ranges": samples.ranges_of(10), "ledger": samples.ledger(30), "options": {}, "versions": {}} | more
+    return samples.finish(folder, infos, **more), (folder / "report/index.html").read_text()
+
+
+def test_the_policy_allows_the_script_and_nothing_else(folder: Path) -> None:
+    text = (folder / "report/index.html").read_text()
+    (script,) = re.findall("<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}';" in text
+    assert not re.search(r"https?:|fetch|eval|innerHTML", script)
+
+
+def test_the_curve_has_both_lines_the_cap_and_the_names(tmp_path: Path) -> None:
+    before = query_curve.thin(np.array([900, 5, 40, 0, 70]), ["a", "boat", "<b>cat", "dog", "harbour"])
+    assert before == [[1, 900, "a"], [2, 70, "harbour"], [3, 40, "<b>cat"], [4, 5, "boat"]]
+    manifest, text = page_of(tmp_path, balancing={"cap": 20, "before": before})
+    assert manifest["balancing"] == {"cap": 20, "before": before}
+    page = Page(text)
+    assert page.tags.count("polyline") == 2 and "cap 20" in page.text and "<b>cat: 40 pairs, rank 3" in page.text
+    assert "lake: 10 pairs" in page.text and page.open == [] and set(page.tags) <= ALLOWED
+    _, text = page_of(tmp_path / "b", balancing=None)
+    assert Page(text).tags.count("polyline") == 1 and "before balancing" not in text
+
+
+def test_the_curve_is_logarithmic() -> None:
+    counts = (1e6 / np.arange(1, 10_001)).astype(np.int64)
+    drawing = query_curve.draw({"after": query_curve.thin(counts, [])}, 1000)
+    assert drawing is not None and len(drawing.lines[0][2]) <= query_curve.POINTS
+    places = [(x, y) for x, y, *_ in drawing.lines[0][2]]
+    slopes = [(y - places[0][1]) / (x - places[0][0]) for x, y in places[5:]]
+    assert max(slopes) - min(slopes) < 0.02  # Zipf is a straight line
+    assert [label for _, label in drawing.across] == ["1", "10", "100", "1k", "10k"] and len(drawing.up) == 7
+    assert drawing.cap is not None and drawing.cap[1] == "cap 1,000" and drawing.up[3][0] == drawing.cap[0]
+    assert query_curve.draw({"after": [[1, 5, "a"], [2, 5, "b"]]}, 3) is None
+    assert query_curve.draw({"after": query_curve.thin(counts, [])}, 10**7).cap is None  # type: ignore[union-attr]
+
+
+def test_failures_are_told_by_class_and_host(tmp_path: Path) -> None:
+    rows = [(f"http://h{n % 2}.example/{n}.jpg", "t", "fetch", "dns") for n in range(3)]
+    rows += [("http://listed.example/x", "t", "fetch", "blocklisted")]
+    table = pa.table(dict(zip(("url", "text", "stage", "reason"), zip(*rows, strict=True), strict=True)))
+    storage.write_published(str(tmp_path / "rejected/fetch.parquet"), table)
+    ledger = [{"stage": "fetch", "rows_in": 9, "rows_out": 3, "dropped": {"dns": 4, "blocklisted": 2}}]
+    found = report_facts.failures(str(tmp_path), ledger)
+    assert found[0] == {"reason": "dns", "count": 4, "kept": 3, "hosts": [("h0.example", 2), ("h1.example", 1)]}
+    assert found[1] == {"reason": "blocklisted", "count": 2, "kept": 0, "hosts": []}
+    _, text = page_of(tmp_path, ledger=ledger)
+    assert "h0.example 2, h1.example 1 (among 3 rows that were kept)" in " ".join(Page(text).text.split())
+    assert "listed.example" not in text
+
+
+def test_duplicates_stand_side_by_side(tmp_path: Path) -> None:
+    kinds = [
+        (50, 3, "near_duplicate", 2),
+        (51, 3, "same_image", 0),
+        (52, 3, "same_pair", 0),
+        (53, 700, "same_image", 0),
+    ]
+    rows = [{"key": samples.uid(a).hex(), "keeper": samples.uid(b).hex(), "kind": kind, "distance": bits}
+            for a, b, kind, bits in kinds]  # fmt: skip
+    storage.write_published(str(tmp_path / "duplicates.parquet"), pa.Table.from_pylist(rows, DUPLICATES))
+    _, text = page_of(tmp_path, pictures={samples.uid(50).hex(): samples.jpeg(50), "other": samples.jpeg(77)})
+    part = text.split('id="duplicates"')[1].split("<h2")[0]
+    pictures = [base64.b64decode(found) for found in re.findall('base64,([^"]+)', part)]
+    assert pictures == [samples.jpeg(3), samples.jpeg(50)]  # that of 51 is not known, the keeper of 53 is not published
+    assert "near duplicate, 2 bits" in part and "same image, 0 bits" in part and "no picture here" in part
+    assert part.count('class="group"') == 1 and samples.uid(52).hex()[:16] not in part
+
+
+def test_examples_of_what_must_not_be_shown_are_left_out() -> None:
+    ledger = [{"stage": "gather", "dropped": {"personal": 3, "too_short": 1}}]
+    rows = [{"stage": "gather", "reason": reason, "url": "u", "text": "t"} for reason in ("personal", "too_short")]
+    assert [(row["reason"], len(row["examples"])) for row in report_facts.drops(ledger, rows)] == [
+        ("personal", 0), ("too_short", 1)
+    ]  # fmt: skip
+
+
+def test_a_chart_of_one_bar_is_a_sentence(folder: Path) -> None:
+    text = (folder / "report/index.html").read_text()
+    assert "<h3>Width / height</h3>" not in text and "Width / height: <bdi>1.25 - 1.5</bdi>" in text
+    assert "<h3>Hosts of the images</h3>" in text
+
+
+def test_the_page_stays_below_eight_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert report_facts.MOST_PICTURES * 4 / 3 < 7_000_000
+    monkeypatch.setattr(report_facts, "MOST_PICTURES", 5 * len(samples.jpeg(1)) + 500)
+    _, text = page_of(tmp_path)
+    assert 4 <= text.count("data:image/jpeg") <= 6
+    monkeypatch.setattr(report_facts, "MOST_PICTURE", 10)
+    assert "data:image/jpeg" not in page_of(tmp_path / "b")[1]
+
+
+def test_figures_say_what_the_filter_asks(folder: Path) -> None:
+    text = (folder / "report/index.html").read_text()
+    row = samples.fetched(60).to_pylist()[7]
+    (found,) = re.findall(
+        rf'<figure data-l="([^"]*)" data-h="([^"]*)" data-q="([^"]*)">(?:(?!<figure).)*{row["uid"].hex()[:16]}', text
+    )
+    assert found == ("en", "bilder.example.de", "dog|map")
+    assert '<option value="lake">' in text and "<option>en</option>" not in text  # one language is no choice
