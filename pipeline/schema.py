@@ -1,12 +1,13 @@
 """The schemas of all tables between the stages, in the order of the stages.
 
-This module imports only Arrow. So the inspector and the tests read a schema without the cost of Beam or numba. Columns
-with few different values hold int8 codes, one byte a row. `readable` turns the codes into names when a table leaves the
-pipeline, such as those of `TEXT_SOURCES`.
+This module imports only Arrow and numpy. So the inspector and the tests read a schema without the cost of Beam or
+numba. Columns with few different values hold int8 codes, one byte a row. `readable` turns the codes into names when a
+table leaves the pipeline, such as those of `TEXT_SOURCES`.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -138,7 +139,7 @@ def fill_texts(text: pa.StringArray, texts: pa.ListArray) -> pa.ListArray:
     """The column `texts` without nulls: a row that took no other text has `text` alone."""
     if not texts.null_count:
         return texts
-    alone = pa.ListArray.from_arrays(pa.array(range(len(text) + 1), pa.int32()), text)
+    alone = pa.ListArray.from_arrays(pa.array(np.arange(len(text) + 1, dtype=np.int32)), text)
     return alone if texts.null_count == len(texts) else pc.if_else(texts.is_valid(), texts, alone)
 
 

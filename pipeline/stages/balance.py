@@ -23,7 +23,7 @@ from pipeline.engine.rows import PARQUET, Rows
 from pipeline.engine.steps import run_exchange, run_task
 from pipeline.engine.tasks import Reading
 from pipeline.engine.work import Json, StepFolder
-from pipeline.schema import SELECTED
+from pipeline.schema import SELECTED, fill_texts
 from pipeline.stages import caps
 from pipeline.stages.base import TABLES, Job, Outputs, Stage, sum_of_ledgers
 from pipeline.stages.caps import CapPlan, MatchedRows, Policy
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 SELECTED_ROWS = "rows"  # the step that leaves the stage's rows
 SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
+# Between the steps `texts` is null where it is `text` alone: it need not be written twice.
+UNFILLED_PART = pa.schema([field.with_nullable(True) if field.name == "texts" else field for field in SELECTED_PART])
 
 
 CAP = 20_000  # of a query (Radford et al. 2021, section 2.2)
@@ -117,7 +119,7 @@ class SelectRows:
         rejects = Rejects(self.keep_rejected)
         tally = Tally("balance", rejects)
         bits, parts = out_bits(self.plan), 0
-        decide = caps.decider(self.plan, tally, SELECTED_PART, bits=bits)
+        decide = caps.decider(self.plan, tally, UNFILLED_PART, bits=bits)
         for part in self.rows.masked(unit):
             self._write(unit, parts, [decide(batch, keep) for batch, keep in part], bits)
             parts += 1
@@ -154,7 +156,9 @@ class SortRows:
         return 1 << out_bits(self.plan)
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
-        table = caps.sort_by_uid(shuffle_files.table(messages, SELECTED_PART))
+        table = caps.sort_by_uid(shuffle_files.table(messages, UNFILLED_PART))
+        texts = fill_texts(hashing.as_array(table["text"]), hashing.as_array(table["texts"]))
+        table = table.set_column(SELECTED_PART.names.index("texts"), SELECTED_PART.field("texts"), texts)
         storage.write_table(self.folder.file(unit, "parquet"), table)
         return {"rows": table.num_rows}
 

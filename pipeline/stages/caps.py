@@ -25,7 +25,6 @@ from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_exchange, run_task
 from pipeline.engine.tasks import Reading
 from pipeline.engine.work import StageFolder, StepFolder
-from pipeline.schema import fill_texts
 from pipeline.stages import selection, tail_share
 from pipeline.stages.matches import Matches, Thresholds
 from pipeline.stages.tally import Tally
@@ -447,7 +446,7 @@ def decide(
     """The rows that at least one query picks, with keep_probability and kept_by.
 
     Args:
-        rows: with at least uid, url, text, texts, query_ids and row_hash.
+        rows: with at least uid, url, text, query_ids and row_hash.
         keep: mask of the rows that are still in.
         tally: the stage's ledger and rejects.
         schema: of the result: the columns of `rows` and the two new ones, in the order of the result.
@@ -460,8 +459,7 @@ def decide(
     tally.ledger.rows_in += int(keep.sum())
     missed = keep & ~picks.selected
     if missed.any():
-        url, text = (rows[name].filter(pa.array(missed)) for name in ("url", "text"))
-        tally.drop("over_cap", url, text, matches.pair_high[missed])
+        tally.drop_some("over_cap", (rows["url"], rows["text"]), np.flatnonzero(missed), matches.pair_high[missed])
     order, _ = hashing.partition(hashing.buckets(matches.pair_high[picks.selected], bits), 1 << bits)
     picked = rows.take(pa.array(np.flatnonzero(picks.selected)[order]))
     kept_by = picks.kept_by().take(pa.array(order))
@@ -471,7 +469,6 @@ def decide(
     tally.passed(row_hash)
     columns = dict(zip(picked.schema.names, picked.columns, strict=True))
     columns |= {"keep_probability": pa.array(chance), "kept_by": kept_by, "row_hash": pa.array(row_hash)}
-    columns["texts"] = fill_texts(columns["text"], columns["texts"])
     return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 

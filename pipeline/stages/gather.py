@@ -194,13 +194,8 @@ def clean_batch(
     if rules.opt_outs:
         refused = codes == reasons.index("opt_out") if "opt_out" in reasons else np.zeros(len(codes), np.bool_)
         note_refusals(candidates, url, text, refused, tally, rules=rules, name=name)
-    found = pa.table({"url": candidates["url"], "text": candidates["text"]})
-    for code in np.unique(codes[codes > 0]).tolist():
-        if reasons[code] in UNNAMED:
-            tally.ledger.drop(reasons[code], int((codes == code).sum()))
-            continue
-        dropped = found.filter(pa.array(codes == code)).combine_chunks()
-        tally.drop(reasons[code], _column(dropped, "url"), _column(dropped, "text"))
+    _drop(candidates, codes, reasons, tally)
+    candidates = _with_texts_as_found(candidates, text)
     if not stays.all():
         keep = pa.array(stays)
         candidates, text, url = candidates.filter(keep), text.filter(keep), url.filter(keep)
@@ -210,6 +205,25 @@ def clean_batch(
         candidates, text, url = candidates.filter(keep), text.filter(keep), url.filter(keep)
         languages = Languages(*(column.filter(keep) for column in languages))
     return _pairs(candidates, text, url, languages, tally, source, name_hash)
+
+
+def _drop(candidates: pa.RecordBatch, codes: np.ndarray, reasons: Sequence[str], tally: Tally) -> None:
+    """Drops the rows with a code over 0."""
+    at = np.flatnonzero(codes)
+    dropped, codes = candidates.select(["url", "text"]).take(pa.array(at)), codes[at]
+    for code in np.unique(codes).tolist():
+        if reasons[code] in UNNAMED:
+            tally.ledger.drop(reasons[code], int((codes == code).sum()))
+            continue
+        some = dropped.filter(pa.array(codes == code))
+        tally.drop(reasons[code], some["url"], some["text"])
+
+
+def _with_texts_as_found(candidates: pa.RecordBatch, text: pa.Array) -> pa.RecordBatch:
+    """The candidates with `text_as_found` in place of their URLs and texts: null where equal to `text`."""
+    as_found = pc.if_else(pc.equal(candidates["text"], text), None, candidates["text"])
+    others = {name: candidates[name] for name in candidates.schema.names if name not in ("url", "text")}
+    return pa.RecordBatch.from_pydict({**others, "text_as_found": as_found})
 
 
 # The words that say what a signal was on the page.
@@ -314,11 +328,11 @@ def _pairs(
     """The cleaned rows with their keys and hashes."""
     rows = len(text)
     keys = hashing.pair_keys(url, text)
-    as_found = pc.if_else(pc.equal(candidates["text"], text), None, candidates["text"])
     codes = [candidates[name].to_numpy() for name in ("text_source", "url_source")]
     names = np.full(rows, name_hash, np.uint64)
     provenance = hashing.provenance_hash(candidates["page_url"], names, candidates["offset"].to_numpy(), *codes)
     high, low = hashing.uid_words(keys.uid)
+    as_found = candidates["text_as_found"]
     more = [hashing.column_hash(column) for column in (as_found, *languages[:2], candidates["opt_out"])]
     row_hash = hashing.row_hash(high, low, provenance, *more, hashing.column_hash(candidates["license"]))
     tally.passed(row_hash)
@@ -611,7 +625,3 @@ class Gather(RowStage):
 
     def watched(self) -> list[Watched]:
         return [Watched("gather parts", self.parts().folder, len(self.inputs.names))]
-
-
-def _column(table: pa.Table, name: str) -> pa.Array:
-    return hashing.as_array(table[name])

@@ -162,8 +162,9 @@ def match_batch(
     lacks[stays] = ~found
     _drop(pairs, lacks, "no_query", tally)
     stays &= ~lacks
+    pairs = pairs.select([name for name in pairs.schema.names if name in PASSED.names])
     if not stays.all():
-        pairs, ids = pairs.filter(pa.array(stays)), ids.filter(pa.array(found))
+        pairs, ids = pairs.filter(pa.array(stays)), ids if found.all() else ids.filter(pa.array(found))
     if len(wanted.codes) > 1:
         pairs = _name_language(pairs, pa.array(wanted.names, pa.string()).take(pa.array(place[stays])))
     row_hash = hashing.mix(pairs["row_hash"].to_numpy(), hashing.sums_of_lists(matchers.query_hash, ids))
@@ -199,8 +200,8 @@ def _note_lists(tally: Tally, languages: list[str], chosen: np.ndarray, found: n
 def _drop(pairs: pa.RecordBatch, rows: npt.NDArray[np.bool_], reason: str, tally: Tally) -> None:
     """Drops the rows where `rows` is True."""
     if rows.any():
-        dropped = pairs.select(["url", "text", "uid"]).filter(pa.array(rows))
-        tally.drop(reason, dropped["url"], dropped["text"], hashing.uid_words(dropped["uid"])[0])
+        hashes = hashing.uid_words(pairs["uid"])[0]
+        tally.drop_some(reason, (pairs["url"], pairs["text"]), np.flatnonzero(rows), hashes[rows])
 
 
 @dataclasses.dataclass(frozen=True)

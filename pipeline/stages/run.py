@@ -56,6 +56,7 @@ KERNELS = (
     "pipeline.engine.hashing_kernel",
     "pipeline.text.clean_kernel",
     "pipeline.text.fasttext_model_kernel",
+    "pipeline.text.image_variants_kernel",
     "pipeline.text.language_kernel",
     "pipeline.text.matcher_kernel",
     "pipeline.text.scripts_kernel",

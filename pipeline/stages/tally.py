@@ -30,16 +30,32 @@ class Rejects:
             return
         if hashes is None:
             hashes = hashing.uid_words(hashing.pair_keys(urls, texts).uid)[0]
+        self.add_some(stage, reason, (urls, texts), np.arange(len(urls)), hashes)
+
+    def add_some(
+        self, stage: str, reason: str, columns: tuple[pa.Array, pa.Array], rows: np.ndarray, hashes: np.ndarray
+    ) -> None:
+        """`add` for the dropped rows among others: only those that are kept are copied.
+
+        Args:
+            stage, reason: of the drop.
+            columns: URLs and texts, of all rows.
+            rows: the numbers of the dropped rows.
+            hashes: of the dropped rows.
+        """
+        if self.keep == "none" or len(rows) == 0:
+            return
         bound = self._bounds.get((stage, reason))
         if self.keep == "sample" and bound is not None:
             low = np.flatnonzero(hashes < np.uint64(bound))
-            urls, texts, hashes = urls.take(pa.array(low)), texts.take(pa.array(low)), hashes[low]
+            rows, hashes = rows[low], hashes[low]
         if self.keep == "sample" and len(hashes) > self.limit:
             low = np.argpartition(hashes, self.limit - 1)[: self.limit]
             self._bounds[stage, reason] = int(hashes[low].max())
-            urls, texts, hashes = urls.take(pa.array(low)), texts.take(pa.array(low)), hashes[low]
-        columns = [urls, texts, _repeated(stage, len(urls)), _repeated(reason, len(urls)), pa.array(hashes)]
-        self._tables.append(pa.Table.from_arrays(columns, schema=REJECTED))
+            rows, hashes = rows[low], hashes[low]
+        urls, texts = (column.take(pa.array(rows)) for column in columns)
+        kept = [urls, texts, _repeated(stage, len(urls)), _repeated(reason, len(urls)), pa.array(hashes)]
+        self._tables.append(pa.Table.from_arrays(kept, schema=REJECTED))
 
     def table(self) -> pa.Table:
         """The rows that are kept."""
@@ -61,6 +77,11 @@ class Tally:
         """Counts dropped rows and offers them to the rejects."""
         self.ledger.drop(reason, len(urls))
         self.rejects.add(self.stage, reason, urls, texts, hashes)
+
+    def drop_some(self, reason: str, columns: tuple[pa.Array, pa.Array], rows: np.ndarray, hashes: np.ndarray) -> None:
+        """`drop` for the dropped rows among others; see `Rejects.add_some`."""
+        self.ledger.drop(reason, len(rows))
+        self.rejects.add_some(self.stage, reason, columns, rows, hashes)
 
     def passed(self, row_hashes: np.ndarray) -> None:
         """Counts rows that leave the stage."""

@@ -8,6 +8,8 @@ import unicodedata
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.text import folding
 
@@ -124,3 +126,17 @@ def _unsettled() -> set[int]:
         if parts and parts[0] != "<":
             joining.update(int(part, 16) for part in parts.split()[1:])
     return joining
+
+
+def matched_by(pattern: str) -> npt.NDArray[np.bool_]:
+    """True for each character of the Basic Multilingual Plane that the pattern of RE2 matches: (0x10000,).
+
+    NUL and surrogates are False.
+    """
+    codes = np.concatenate([np.arange(1, 0xD800, dtype="<u4"), np.arange(0xE000, 0x10000, dtype="<u4")])
+    characters = pa.array([codes.tobytes().decode("utf-32-le")])
+    others = pc.replace_substring_regex(characters, pattern=f"(?:{pattern})+", replacement="")[0].as_py()
+    found = np.zeros(0x10000, np.bool_)
+    found[codes] = True
+    found[np.frombuffer(others.encode("utf-32-le"), "<u4")] = False
+    return found

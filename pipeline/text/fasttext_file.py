@@ -28,6 +28,7 @@ ONE = 1 << 20  # of fixed point: a vector's entry is a multiple of 1 / ONE
 MAX_TEXT = 10_000  # bytes of a text that are looked at; cleaning drops longer texts anyway
 LEAST_SHARE = 0.01  # smaller probabilities are no evidence
 PER_LABEL = 1_024  # entries of the evidence are label * PER_LABEL + thousandths
+CERTAIN = 1_000  # thousandths
 EVIDENCE = pa.list_(pa.int32())
 
 Ints = npt.NDArray[np.int64]

@@ -28,7 +28,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import hashing
+from pipeline.engine import hashing, jit
 
 TRACKING = frozenset(
     "fbclid gclid dclid gbraid wbraid msclkid yclid igshid mc_cid mc_eid _ga _gl _hsenc _hsmi mkt_tok".split()
@@ -89,7 +89,7 @@ def variants(urls: pa.Array) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uin
     if pc.any(insecure).as_py():
         keys = pc.replace_with_mask(urls, insecure, pc.binary_replace_slice(urls.filter(insecure), 0, 4, "https"))
     sizes = np.full(len(urls), FULL, np.uint32)
-    few = np.flatnonzero(pc.match_substring_regex(urls, _worth_a_look()).to_numpy(zero_copy_only=False))
+    few = _few(urls)
     if len(few):
         found = [variant_of(url) for url in urls.take(pa.array(few)).to_pylist()]
         flags = np.zeros(len(urls), np.bool_)
@@ -97,6 +97,15 @@ def variants(urls: pa.Array) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uin
         keys = pc.replace_with_mask(keys, pa.array(flags), pa.array([key for key, _ in found], keys.type))
         sizes[few] = [size for _, size in found]
     return hashing.hash_strings(keys)[:, 0].copy(), 2 * sizes + secure.to_numpy(zero_copy_only=False)
+
+
+def _few(urls: pa.Array) -> npt.NDArray[np.int64]:
+    """The rows of the URLs that `_worth_a_look` finds. The kernel is a cheap test that they all pass."""
+    kernel = jit.kernel("pipeline.text.image_variants_kernel", len(urls))
+    if not kernel:
+        return np.flatnonzero(pc.match_substring_regex(urls, _worth_a_look()))
+    some = np.flatnonzero(kernel.worth_a_look(urls, kernel.table_of(_hosts())))
+    return some[np.flatnonzero(pc.match_substring_regex(urls.take(pa.array(some)), _worth_a_look()))]
 
 
 def _size(match: re.Match[str], words: dict[str, int]) -> int:
@@ -139,6 +148,11 @@ def _rules() -> dict[str, list[Rule]]:
     return found
 
 
+def _hosts() -> list[str]:
+    """The hosts of the rules. Some stand for all of their subdomains, too."""
+    return [name.removeprefix(".") for name in sorted(_rules())]
+
+
 @functools.lru_cache(maxsize=4096)
 def _rules_of(host: str) -> list[Rule]:
     """The rules of a host: of its own name, else of the longest domain that it belongs to."""
@@ -151,7 +165,7 @@ def _rules_of(host: str) -> list[Rule]:
 @functools.lru_cache(maxsize=1)
 def _worth_a_look() -> str:
     """A pattern of RE2 that finds every URL whose key is more than the URL without its scheme."""
-    hosts = "|".join(re.escape(name.removeprefix(".")) for name in sorted(_rules()))
+    hosts = "|".join(map(re.escape, _hosts()))
     tracking = "|".join(sorted(map(re.escape, TRACKING)))
     return (
         rf"^https?://(?:[^/?]*\.)?(?:{hosts})/"

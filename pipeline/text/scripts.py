@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine import jit
-from pipeline.text.fasttext_file import EVIDENCE, PER_LABEL
+from pipeline.text.characters import matched_by
+from pipeline.text.fasttext_file import CERTAIN, EVIDENCE, PER_LABEL
 
 # Unicode scripts beside Latin, and the languages that are written in them, the most frequent one first (CLDR 46,
 # supplementalData/languageData). Names as RE2 knows them.
@@ -57,7 +59,6 @@ _SYLLABLES = "|".join(rf"[^\P{{L}}\P{{{name}}}]" for name in ("Han", "Hiragana",
 # Latin letters that say as much as a letter of Han or kana. English titles of Bing's picture of the day have 2.9 times
 # as many letters as Chinese ones, both without the credits (`bing_wallpaper` of the test data).
 SYLLABLE = 3
-CERTAIN = 1000  # thousandths
 ROW_COST = 5  # a text without the kernel costs as much as so many rows of another kernel
 
 
@@ -82,22 +83,34 @@ class Scripts:
             page: the language of each text's page, nulls where it is not known; None: of none.
         """
         kernel = jit.kernel("pipeline.text.scripts_kernel", len(texts) * ROW_COST)
-        other = self._in_other_scripts(texts, kernel)
-        entries = pa.array(self._of_other_scripts(texts, evidence, page, other), EVIDENCE)
-        if kernel:
-            return kernel.merge(evidence, self._never_latin, other, entries)
-        return _replaced(self._latin(evidence), other, entries)
-
-    def _in_other_scripts(self, texts: pa.Array, kernel: Any) -> np.ndarray:
-        """The rows of the texts whose letters are mostly not Latin."""
         if not kernel:
-            other = np.flatnonzero(~np.asarray(pc.string_is_ascii(texts)))
-            return other[self._mostly(texts.take(pa.array(other)))] if len(other) else other
-        found = kernel.look(texts, _kinds(kernel.LATIN, kernel.OTHER, kernel.SYLLABLE_LETTER), SYLLABLE)
-        unsure = np.flatnonzero(found == kernel.UNSURE)
-        if len(unsure):
-            found[unsure] = np.where(self._mostly(texts.take(pa.array(unsure))), kernel.OTHER_TEXT, kernel.LATIN_TEXT)
-        return np.flatnonzero(found == kernel.OTHER_TEXT)
+            return self._correct(texts, evidence, page)
+        found = kernel.look(texts, _characters(), SYLLABLE)
+        unsure = pa.array(np.flatnonzero(found == kernel.UNSURE))
+        pages = None if page is None else page.take(unsure)
+        unsure = self._correct(texts.take(unsure), evidence.take(unsure), pages)
+        if page is not None and page.null_count < len(page):
+            found[(found == kernel.HAN) & np.asarray(pc.equal(page, JAPANESE).fill_null(False))] = kernel.KANA
+        return kernel.merge(evidence, found, self._rule, unsure)
+
+    @functools.cached_property
+    def _rule(self) -> Any:
+        """What the kernel knows of each script."""
+        from pipeline.text import scripts_kernel as kernel
+
+        labels: list[list[int]] = [[] for _ in range(kernel.HAN + 1)]
+        labels[1 : len(self._of_script) + 1] = [numbers for _, numbers in self._of_script]
+        for script, code in ((kernel.KANA, JAPANESE), (kernel.HAN, CHINESE)):
+            labels[script] = [self._number[code]] if code in self._number else []
+        starts = np.cumsum([0, *map(len, labels)])
+        return kernel.Rule(starts, np.array([0, *sum(labels, [])][1:], np.int64), self._never_latin)
+
+    def _correct(self, texts: pa.Array, evidence: pa.ListArray, page: pa.StringArray | None) -> pa.ListArray:
+        """`correct` without the kernel."""
+        other = np.flatnonzero(~np.asarray(pc.string_is_ascii(texts)))
+        other = other[self._mostly(texts.take(pa.array(other)))]
+        entries = pa.array(self._of_other_scripts(texts, evidence, page, other), EVIDENCE)
+        return _replaced(self._latin(evidence), other, entries)
 
     def _of_other_scripts(
         self, texts: pa.Array, evidence: pa.ListArray, page: pa.StringArray | None, other: np.ndarray
@@ -152,15 +165,17 @@ def _replaced(evidence: pa.ListArray, rows: np.ndarray, entries: pa.ListArray) -
 
 
 @functools.lru_cache(maxsize=1)
-def _kinds(latin: int, other: int, syllable: int) -> np.ndarray:
-    """The kind of each character of the Basic Multilingual Plane, as RE2 sees it: uint8, 0 for those without one."""
-    kinds = np.zeros(0x10000, np.uint8)
-    characters = pa.array(["".join(chr(code) for code in range(1, 0x10000) if not 0xD800 <= code < 0xE000)])
-    for kind, pattern in ((latin, _LATIN), (other, _OTHER_LETTERS), (syllable, _SYLLABLES)):
-        others = pc.replace_substring_regex(characters, pattern=pattern, replacement="")[0].as_py()
-        found = set(characters[0].as_py()) - set(others)
-        kinds[[ord(char) for char in found]] = kind
-    return kinds
+def _characters() -> npt.NDArray[np.uint8]:
+    """What the kernel knows of each character of the Basic Multilingual Plane, as RE2 sees it."""
+    from pipeline.text import scripts_kernel as kernel
+
+    characters = np.zeros(0x10000, np.uint8)
+    known: list[tuple[Any, str]] = [(number, rf"\p{{{name}}}") for number, name in enumerate(SCRIPTS, 1)]
+    known += [(kernel.KANA, KANA), (kernel.HAN, HAN), (kernel.LATIN, _LATIN)]
+    known += [(kernel.OTHER, _OTHER_LETTERS), (kernel.SYLLABLE_LETTER, _SYLLABLES)]
+    for bits, pattern in known:
+        characters[matched_by(pattern)] |= np.uint8(bits)
+    return characters
 
 
 def _count(texts: pa.Array, pattern: str) -> np.ndarray:

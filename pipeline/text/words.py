@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine import jit
+from pipeline.text.characters import matched_by
 
 MOST_WORDS = 32  # that count when the texts of an image are compared; a longer text is not richer
 _WORD_SCRIPTS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"  # without blanks
@@ -34,8 +35,4 @@ def count_words(texts: pa.Array) -> npt.NDArray[np.uint8]:
 @functools.lru_cache(maxsize=1)
 def _letters_that_are_words() -> npt.NDArray[np.uint8]:
     """1 for each character of the Basic Multilingual Plane that RE2 finds in _WORD_SCRIPTS."""
-    characters = "".join(chr(code) for code in range(1, 0x10000) if not 0xD800 <= code < 0xE000)
-    others = pc.replace_substring_regex(pa.array([characters]), pattern=_WORD_SCRIPTS, replacement="")[0].as_py()
-    found = np.zeros(0x10000, np.uint8)
-    found[[ord(char) for char in set(characters) - set(others)]] = 1
-    return found
+    return matched_by(_WORD_SCRIPTS).astype(np.uint8)

@@ -9,10 +9,9 @@ import pyarrow as pa
 from pipeline.engine.hashing import string_buffers
 from pipeline.engine.hashing_kernel import frozen
 from pipeline.engine.jit import njit
+from pipeline.text.utf8_kernel import ASCII_END, LEAD_4, character_at
 
 _BLANK = 0x20
-_ASCII_END, _LEAD_3, _LEAD_4 = 0x80, 0xE0, 0xF0  # UTF-8: the first lead bytes of two, three and four bytes
-_TAIL_BITS, _BITS_OF_LEAD_2, _BITS_OF_LEAD_3 = 0x3F, 0x1F, 0x0F
 UNSURE = -1  # the text has a character of another plane
 
 
@@ -21,14 +20,7 @@ def _letters_that_are_words(data, start, end, is_word):
     """How many characters of a text with bytes of up to three a character are words of their own."""
     found, place = 0, start
     while place < end:
-        code = np.int64(data[place])
-        place += 1
-        if code >= _LEAD_3:
-            code = (code & _BITS_OF_LEAD_3) << 12 | (data[place] & _TAIL_BITS) << 6 | data[place + 1] & _TAIL_BITS
-            place += 2
-        elif code >= _ASCII_END:
-            code = (code & _BITS_OF_LEAD_2) << 6 | data[place] & _TAIL_BITS
-            place += 1
+        code, place = character_at(data, place)
         found += is_word[code]
     return found
 
@@ -41,9 +33,9 @@ def _count(data, offsets, is_word, found):
         for place in range(start, end):
             blanks += data[place] == _BLANK
             high = max(high, data[place])
-        if high >= _LEAD_4:
+        if high >= LEAD_4:
             found[row] = UNSURE
-        elif high >= _ASCII_END:
+        elif high >= ASCII_END:
             found[row] = blanks + 1 + _letters_that_are_words(data, start, end, is_word)
         else:
             found[row] = blanks + 1

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import time
+from types import ModuleType, SimpleNamespace
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.engine import hashing
+from pipeline.engine import hashing, jit
 from pipeline.text import clean_rules, image_variants
 from pipeline.text.image_variants import FULL, variant_of
 
@@ -97,7 +99,10 @@ def test_a_url_without_a_size_names_the_image_itself() -> None:
 
 
 PIECES = [*"ab12/.-_&=?x%", ".jpg", "-300x200.jpg", "-scaled", "utm_a=1", "fbclid", "w=300", "_b.jpg", "/thumb/a/ab/"]
-HOSTS = ["a.example", "i1.wp.com", "i.wp.com", "x.imgix.net", "upload.wikimedia.org", "live.staticflickr.com"]
+HOSTS = [
+    *("a.example", "i1.wp.com", "i.wp.com", "x.imgix.net", "upload.wikimedia.org", "live.staticflickr.com"),
+    *(*image_variants._hosts(), "xi.pinimg.com", "i.pinimg.com:8080"),
+]
 
 
 @settings(max_examples=300, deadline=None)
@@ -106,7 +111,19 @@ def test_a_column_gives_what_one_url_after_the_other_gives(found: list[tuple[str
     urls = [f"http{'s' * (len(pieces) % 2)}://{host}/{''.join(pieces)}" for host, pieces in found]
     urls = [clean_rules.canonical_url(url.encode())[0] for url in urls]
     expected = [variant_of(url) for url in urls]
-    hashes, ranks = image_variants.variants(pa.array(urls, pa.string()))
+    for kernel in _kernels():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(image_variants, "jit", SimpleNamespace(kernel=lambda *_, kernel=kernel: kernel))
+            _check_column(urls, expected)
+
+
+def _kernels() -> list[ModuleType | None]:
+    """None, and the compiled kernel where there is one."""
+    return [None, importlib.import_module("pipeline.text.image_variants_kernel")] if jit.available() else [None]
+
+
+def _check_column(urls: list[str], expected: list[tuple[str, int]]) -> None:
+    hashes, ranks = image_variants.variants(pa.array(["", *urls], pa.string()).slice(1))
     assert hashes.tolist() == hashing.hash_strings(pa.array([key for key, _ in expected], pa.string()))[:, 0].tolist()
     sizes = [2 * size + url.startswith("https:") for url, (_, size) in zip(urls, expected, strict=True)]
     assert ranks.tolist() == sizes

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 
 from pipeline.engine import jit
-from pipeline.text import language, scripts
+from pipeline.text import language
 from pipeline.text.fasttext_file import EVIDENCE, PER_LABEL, packaged_model
 from pipeline.text.language import Choice, LanguageModel
 from pipeline.text.language_names import ALIASES, NAMES, model_code
@@ -88,28 +88,25 @@ LETTERS = "aZß éŁªµⅣ1 -ж犬のー개สΩ𐌰𝐀😀"
 @settings(deadline=None)  # the first call loads compiled code
 @given(st.lists(st.text(LETTERS, max_size=8) | st.text(max_size=8), max_size=6), st.integers(0, 2))
 def test_the_kernel_of_scripts_equals_the_reference(texts, skipped):
-    kernel = pytest.importorskip("pipeline.text.scripts_kernel") if jit.available() else pytest.skip("no kernels")
+    if not jit.available():
+        pytest.skip("no kernels")
     model = LanguageModel.load()
     array = pa.array(texts, pa.string()).slice(skipped)
     evidence = model._model.evidence(*model._model.feature_sums(pa.array(texts, pa.string()))).slice(skipped)
-    rules = model._scripts
-    other = rules._in_other_scripts(array, kernel)
-    assert other.tolist() == rules._in_other_scripts(array, None).tolist()
-    entries = pa.array(rules._of_other_scripts(array, evidence, None, other), evidence.type)
-    expected = scripts._replaced(rules._latin(evidence), other, entries)
-    assert kernel.merge(evidence, rules._never_latin, other, entries).to_pylist() == expected.to_pylist()
+    page = pa.array([("ja", "en", None)[number % 3] for number in range(len(texts))], pa.string()).slice(skipped)
+    for known in (None, page):
+        expected = model._scripts._correct(array, evidence, known)
+        assert model._scripts.correct(array, evidence, known).to_pylist() == expected.to_pylist()
 
 
 @pytest.mark.skipif(not jit.available(), reason="no kernels")
-@pytest.mark.parametrize("tail", ["", "ab", "abc"])
-def test_the_kernel_of_scripts_knows_the_kinds_of_all_characters(tail):
-    from pipeline.text import scripts_kernel as kernel
-
-    characters = pa.array([chr(code) + tail for code in range(1, 0x10000) if not 0xD800 <= code < 0xE000])
-    kinds = scripts._kinds(kernel.LATIN, kernel.OTHER, kernel.SYLLABLE_LETTER)
-    assert (
-        (kernel.look(characters, kinds, scripts.SYLLABLE) == kernel.OTHER_TEXT) == scripts.Scripts._mostly(characters)
-    ).all()
+@pytest.mark.parametrize("tail", ["", "abc", "abcd"])
+def test_the_kernel_of_scripts_knows_all_characters(model, tail):
+    texts = pa.array([chr(code) + tail for code in range(1, 0x10000) if not 0xD800 <= code < 0xE000])
+    some = list(range(0, 176 * 1024, 1024))  # one entry of each label
+    evidence = pa.array([some] * len(texts), pa.list_(pa.int32()))
+    rules = model._scripts
+    assert rules.correct(texts, evidence).equals(rules._correct(texts, evidence, None))
 
 
 def test_the_context_is_the_other_distinct_texts_of_the_page(model):
