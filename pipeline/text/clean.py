@@ -6,8 +6,7 @@ cleaning and the reasons for a drop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -31,12 +30,11 @@ def clean_text(texts: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, Codes]:
         return _apply(array, clean_one_text, np.ones(len(array), np.bool_))
     work = kernel.text_work(array)
     rows = np.flatnonzero(work == kernel.TIDY)
-    known: dict[int, str] = {}
-    if len(rows):
-        tidied = tidy(array.take(pa.array(rows)))
-        fine = kernel.text_work(tidied) == kernel.FINE
-        known = dict(zip(rows[fine].tolist(), tidied.filter(pa.array(fine)).to_pylist(), strict=True))
-    return _apply(array, clean_one_text, work != kernel.FINE, known)
+    if not len(rows):
+        return _apply(array, clean_one_text, work != kernel.FINE)
+    tidied = tidy(array.take(pa.array(rows)))
+    fine = kernel.text_work(tidied) == kernel.FINE
+    return _apply(array, clean_one_text, work != kernel.FINE, (rows[fine], tidied.filter(pa.array(fine))))
 
 
 def canonical_urls(urls: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, Codes]:
@@ -53,18 +51,21 @@ def _apply(
     array: pa.Array,
     function: Callable[[bytes], tuple[str, int]],
     flags: npt.NDArray[np.bool_],
-    known: Mapping[int, str] = MappingProxyType({}),
+    known: tuple[npt.NDArray[np.int64], pa.Array] | None = None,
 ) -> tuple[pa.Array, Codes]:
-    """Runs `function` on the flagged rows. `known` holds the new form of flagged rows that are already clean."""
+    """Runs `function` on the flagged rows. `known` holds flagged rows that are already clean, and their new forms."""
     codes = np.zeros(len(array), np.uint8)
-    rows = np.flatnonzero(flags)
-    if len(rows) == 0:
+    todo = flags.copy()
+    if known is not None:
+        todo[known[0]] = False
+    rows = np.flatnonzero(todo)
+    if len(rows) == 0 and known is None:
         return array, codes
     raw_type = pa.large_binary() if pa.types.is_large_string(array.type) else pa.binary()
-    found = array.view(raw_type).take(pa.array(rows)).to_pylist()
-    results = [
-        (known[row], 0) if row in known else function(value) for row, value in zip(rows.tolist(), found, strict=True)
-    ]
+    results = [function(value) for value in array.view(raw_type).take(pa.array(rows)).to_pylist()]
     codes[rows] = [code for _, code in results]
     values = pa.array([value for value, _ in results], array.type)
-    return (values if len(rows) == len(array) else pc.replace_with_mask(array, pa.array(flags), values)), codes
+    if known is not None:
+        order = np.argsort(np.concatenate([known[0], rows]), kind="stable")
+        values = pa.concat_arrays([known[1].cast(array.type), values]).take(pa.array(order))
+    return (values if len(values) == len(array) else pc.replace_with_mask(array, pa.array(flags), values)), codes

@@ -53,6 +53,7 @@ does whole columns: `clean_kernel` finds the rows that need no work (most of the
 
 from __future__ import annotations
 
+import functools
 import html
 import ipaddress
 import re
@@ -88,6 +89,7 @@ MAX_RAW_TEXT = 8_000  # characters as found
 MAX_URL = 2_048  # bytes in canonical form
 MAX_RAW_URL = 8_192  # bytes as found
 LONGEST_NAME = 80  # longer texts are no camera's name
+_LONGEST_REMEMBERED = 200  # bytes: 8,192 texts take 6 MiB at most
 _ROUNDS = 8  # rounds of cleaning until nothing changes; ordinary text takes two
 
 _EXTENSION = r"\.(?:jpe?g|jfif|png|gif|webp|bmp|tiff?|svg|ico|avif|heic|psd|eps|pdf|mp4|webm|mov|cr2|nef|dng|raw)"
@@ -192,7 +194,16 @@ def tidy(texts: pa.Array) -> pa.Array:
 
 
 def clean_one_text(found: bytes) -> tuple[str, int]:
-    """Cleans one text. Returns its clean form and its code."""
+    """Cleans one text. Returns its clean form and its code. Short texts are remembered: on the web many come again."""
+    return _remembered(found) if len(found) <= _LONGEST_REMEMBERED else _clean_one_text(found)
+
+
+@functools.lru_cache(maxsize=8192)
+def _remembered(found: bytes) -> tuple[str, int]:
+    return _clean_one_text(found)
+
+
+def _clean_one_text(found: bytes) -> tuple[str, int]:
     text = found.decode("utf-8", "replace")
     if len(text) > MAX_RAW_TEXT:
         return text, TEXT_REASONS.index("too_long")

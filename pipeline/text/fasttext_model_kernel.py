@@ -52,6 +52,12 @@ _MOST_VECTORS, _COUNT_AT, _BYTES = 255, U(56), U((1 << 56) - 1)  # of a remember
 _NO_BLANK, _HIGH_BITS = U(0x2121212121212121), U(0x8080808080808080)  # the least byte that is no blank; top bits
 _NEAR = 64  # nodes of a tree near its root; 96 of 100 visits to inner nodes of lid.176 are to these
 _LEAST, _MOST = -(1 << 31), (1 << 31) - 1
+# Numbers of `_near_sigmoids`. The parts of ln(2) are those of fdlibm (e_exp.c).
+_MOST_EXPONENT, _PER_LN_2, _TO_BITS = 700.0, 1 / math.log(2), 1.5 * 2.0**52
+_LN_2_HIGH, _LN_2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
+_MANTISSA, _ONE_AS_BITS = 52, 1023 << 52
+_LAST_TERM, _TERMS = 1 / math.factorial(12), tuple(1 / math.factorial(n) for n in range(11, -1, -1))
+_ERROR = 1e-9  # of a share, and of thousandths: far more than it is
 
 
 class _Memo(NamedTuple):
@@ -446,7 +452,9 @@ class _Scratch(NamedTuple):
     """Room for the shares of one text."""
 
     hidden: npt.NDArray[np.float64]
-    near: npt.NDArray[np.float64]  # products of `hidden` with `_Output.near`
+    near: npt.NDArray[np.float64]  # for each node near the root the share of its right branch
+    powers: npt.NDArray[np.float64]  # (2, _NEAR): whole powers of two
+    bits: npt.NDArray[np.int64]  # the bits of `powers`
     nodes: npt.NDArray[np.int64]  # that are to be visited
     weights: npt.NDArray[np.float64]  # their shares
 
@@ -475,17 +483,54 @@ def _near_products(near, scratch):  # noqa: ANN001, ANN202
             scratch.near[node] += near[place, node] * weight
 
 
+# No check of the divisor: it would stop the vectorisation.
+@functools.partial(_uncounted, error_model="numpy")
+def _near_sigmoids(scratch):  # noqa: ANN001, ANN202
+    """Turns the products of `_near_products` into `_sigmoid` of them, but for an error of at most 1e-13.
+
+    exp(x) is 2**n * exp(r), where r is at most ln(2) / 2: the series of exp(r) needs few terms. Adding _TO_BITS rounds
+    a number, and puts the whole number into the lowest bits. Each loop is a few instructions for many nodes.
+    """
+    values, powers, bits = scratch.near, scratch.powers, scratch.bits
+    for node in range(_NEAR):
+        values[node] = min(max(-values[node], -_MOST_EXPONENT), _MOST_EXPONENT)
+        powers[0, node] = values[node] * _PER_LN_2 + _TO_BITS
+    for node in range(_NEAR):
+        bits[1, node] = (bits[0, node] << _MANTISSA) + _ONE_AS_BITS
+    for node in range(_NEAR):
+        n = powers[0, node] - _TO_BITS
+        r = values[node] - n * _LN_2_HIGH - n * _LN_2_LOW
+        series = _LAST_TERM
+        for term in _TERMS:
+            series = series * r + term
+        values[node] = 1.0 / (1.0 + series * powers[1, node])
+
+
 @_uncounted
 def _down_the_tree(model, scratch, entries, found):  # noqa: ANN001, ANN202
-    """Appends the entries of the leaves by label; returns the new count. A branch below LEAST_SHARE is not followed."""
-    inner, nodes, weights = len(model.tree) + 1, scratch.nodes, scratch.weights
-    first, near_from = found, 2 * inner - 1 - _NEAR
+    """Appends the entries of the leaves by label; returns the new count. A branch below LEAST_SHARE is not followed.
+
+    The shares near the root have a small error first. If it could matter, all is computed again without it.
+    """
     _near_products(model.near, scratch)
+    _near_sigmoids(scratch)
+    new = _visit(model, scratch, entries, found, True)
+    return new if new >= 0 else _visit(model, scratch, entries, found, False)
+
+
+@_uncounted
+def _visit(model, scratch, entries, found, is_fast):  # noqa: ANN001, ANN202
+    """`_down_the_tree` with the shares of the nodes near the root, if `is_fast`; -1 if their error may matter."""
+    inner, nodes, weights = len(model.tree) + 1, scratch.nodes, scratch.weights
+    first, near_from = found, 2 * inner - 1 - _NEAR if is_fast else 2 * inner - 1
     nodes[0], weights[0], size = 2 * inner - 2, 1.0, 1
+    may_matter = False
     while size:
         size -= 1
         node, share = nodes[size], weights[size]
         if node < inner:
+            rounded = share * 1000 + 0.5
+            may_matter |= abs(rounded - np.floor(rounded + 0.5)) < _ERROR
             entry, place = np.int32(_entry(node, share)), found
             while place > first and entries[place - 1] > entry:
                 entries[place] = entries[place - 1]
@@ -493,12 +538,15 @@ def _down_the_tree(model, scratch, entries, found):  # noqa: ANN001, ANN202
             entries[place] = entry
             found += 1
             continue
-        near = node - near_from
-        right = _sigmoid(scratch.near[near] if near >= 0 else _dot(model.output, node - inner, scratch.hidden))
+        if node >= near_from:
+            right = scratch.near[node - 2 * inner + 1 + _NEAR]
+        else:
+            right = _sigmoid(_dot(model.output, node - inner, scratch.hidden))
         for side, part in enumerate((share * (1.0 - right), share * right)):
             nodes[size], weights[size] = model.tree[node - inner, side], part
             size += part >= LEAST_SHARE
-    return found
+            may_matter |= abs(part - LEAST_SHARE) < _ERROR
+    return -1 if is_fast and may_matter else found
 
 
 @_uncounted
@@ -558,7 +606,15 @@ def evidence(model: Weights, sums: npt.NDArray[np.int64], counts: npt.NDArray[np
         near[:, _NEAR - len(last) :] = last.T
     tables = _Output(end, model.output, model.tree, near, model.loss == SOFTMAX)
     nodes = 2 * n_labels + 2
-    scratch = _Scratch(np.empty(model.parameters.dim), np.empty(_NEAR), np.empty(nodes, np.int64), np.empty(nodes))
+    powers = np.empty((2, _NEAR))
+    scratch = _Scratch(
+        hidden=np.empty(model.parameters.dim),
+        near=np.empty(_NEAR),
+        powers=powers,
+        bits=powers.view(np.int64),
+        nodes=np.empty(nodes, np.int64),
+        weights=np.empty(nodes),
+    )
     found = _evidence((sums, counts), tables, scratch, sizes[1:], entries)
     offsets = np.cumsum(sizes, dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(entries[:found].copy()))

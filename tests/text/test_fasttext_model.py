@@ -85,6 +85,24 @@ def test_the_kernel_equals_the_reference(texts):
 
 
 @pytest.mark.skipif(not jit.available(), reason="no kernels")
+def test_the_kernel_rounds_as_the_reference(model):
+    """Sums of 0 have shares of exact powers of two, some of which lie where they are rounded the other way.
+
+    Large sums have shares that are 0 or 1.
+    """
+    if not jit.available():
+        pytest.skip("no kernels")
+    from pipeline.text import fasttext_model_kernel as kernel
+
+    end = model.vectors[model.end].astype(np.int64) if model.end >= 0 else np.zeros(model.parameters.dim, np.int64)
+    draw = np.random.default_rng(0)
+    sums = np.concatenate([-end[None], draw.normal(0, 1, (400, 16)) * 2.0 ** draw.integers(20, 50, (400, 1))])
+    sums, counts = sums.astype(np.int64), np.ones(len(sums), np.int64)
+    expected = [model._entries(total, count) for total, count in zip(sums.tolist(), counts.tolist(), strict=True)]
+    assert kernel.evidence(model, sums, counts).to_pylist() == expected
+    assert 63 in {entry % PER_LABEL for entry in expected[0]}  # 62.5, rounded up
+
+
 def test_remembered_words_change_no_sum(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Words that take each other's slots, words at the length that is remembered, and two models in turn."""
     from pipeline.text import fasttext_model_kernel as kernel
