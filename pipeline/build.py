@@ -97,6 +97,7 @@ def build(options: Options, *, quiet: bool = False) -> Result:
     continuing.check_inputs(stages, run)
     runner, _, flags = run.runner
     engine_checks.check_answers(runner, flags)
+    extending.check_named_again(stages, run)
     joining.forget_what_others_forgot(run, quiet=quiet)
     with work.lock_run_folder(run.root):
         storage.remove_stale_files(run.root)

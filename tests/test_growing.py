@@ -217,6 +217,26 @@ def test_an_interrupted_fetch_keeps_its_images(
     assert same(out, growing.fresh(out, [first, more]))
 
 
+def test_a_url_that_has_changed_is_refused_or_read_anew(
+    growing: Growing, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, url, pages = tmp_path / "out", f"{growing.server.base}/img/pairs.csv", growing.server.images
+    rows = ["url,text", *(f"{growing.server.base}/{path},{text}" for path, text in pairs(range(5)))]
+    pages["pairs.csv"] = "\n".join(rows).encode()
+    given = ["--input", url, "--output", str(out), "--stages", "gather..match", *growing.options()]
+    assert build.main(given) == build.DONE
+    again = ["--output", str(out), "--extend", "--input", url, "--stages", "gather..match", *STEERING]
+    assert build.main(again) == build.DONE
+    pages["pairs.csv"] = "\n".join(rows[:3]).encode()
+    capsys.readouterr()
+    assert build.main(again) == build.USAGE
+    assert f"--input {url}: has changed since the set read it (it had " in capsys.readouterr().err
+    assert build.main([*again, "--drop-input", url]) == build.DONE
+    assert stage_digests(out)["gather"][1] == 2
+    del pages["pairs.csv"]
+    assert build.main(again) == build.DONE  # an input of the set need not exist
+
+
 def test_a_set_that_does_not_fit_is_refused(
     growing: Growing, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -141,6 +141,36 @@ class Pace:
         return max(now, free if free < now + 3600 else 0.0)
 
 
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What a server said of a file.
+
+    Attributes:
+        source: which server.
+        bytes: its size; None: not said.
+        version: its ETag, or the time of its last change; "": not said.
+    """
+
+    source: str
+    bytes: int | None
+    version: str
+
+    def is_other_than(self, before: State) -> bool:
+        """True if the file has changed. Versions of different servers are not compared."""
+        sizes = self.bytes, before.bytes
+        versions = self.version, before.version
+        known = self.source == before.source and "" not in versions
+        return (None not in sizes and len(set(sizes)) == 2) or (known and len(set(versions)) == 2)
+
+
+_seen: dict[str, State] = {}
+
+
+def seen(url: str) -> State | None:
+    """What the newest answer to this process said of a file; None: it was not asked for."""
+    return _seen.get(url)
+
+
 class RemoteFile(Positioned):
     """A remote file as a stream. It can seek if its server has ranges.
 
@@ -245,6 +275,7 @@ class RemoteFile(Positioned):
             self._other = True
         self.size, self._ranges, self._version = answer.size, answer.ranges or self._ranges, answer.version
         self._known = True
+        _seen[self.url] = State(self.source, self.size, self._version)
         if self._place < self.position:
             self._read_again()
         self._other = False

@@ -31,6 +31,7 @@ T = TypeVar("T")
 Job: TypeAlias = Literal["select", "fetch", "publish"]
 
 INPUTS = "inputs"  # entry of gather's fingerprint: digest of the list of inputs
+STATES = "states"  # step of gather: what servers said of the inputs
 TABLES = "tables"  # folder in the stage match: the compiled list, and the hash of each query
 REJECTED_ROWS = 1000  # rows that a sample keeps for each reason
 

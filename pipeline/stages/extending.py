@@ -15,17 +15,20 @@ from typing import TypeVar
 
 from pipeline.dataset import tombstones
 from pipeline.dataset.tombstones import Tombstones
-from pipeline.engine import storage
+from pipeline.engine import remote, storage
 from pipeline.engine.cli import UsageError
+from pipeline.engine.input_errors import InputError, is_remote, public
 from pipeline.engine.journal import Change
 from pipeline.stages import continuing, other_sets, taking
-from pipeline.stages.base import INPUTS, Stage
-from pipeline.stages.input_list import FILE, InputList
+from pipeline.stages.base import INPUTS, STATES, Stage
+from pipeline.stages.input_list import FILE, InputList, path_of
 from pipeline.stages.left_out import Retry
 from pipeline.stages.run import Run, RunSettings
 
 OF_UNITS = ("gather", "match")  # the stages whose units are kept
-STEPS = ("gather/parts", "gather/images", "match/parts")
+STEPS = ("gather/parts", "gather/images", f"gather/{STATES}", "match/parts")
+MOST_ASKED = 16  # remote inputs that are compared with what the set read, at most
+PATIENCE_S = 5.0  # for their servers: an input of the set need not exist any more
 ATTEMPTS = "stages/fetch/attempts.json"
 ENDS = ("COMPLETED", "info.json", "files.json", "rejected.parquet")
 T = TypeVar("T")
@@ -75,6 +78,37 @@ def check(stages: list[Stage], run: Run) -> None:
                 f"Repeat those, or add --redo {stage.name}"
             )
     check_others(stages, run)
+
+
+def check_named_again(stages: list[Stage], run: Run) -> None:
+    """Refuses URLs of the set that are named again, if their files have changed since. The first ones are asked.
+
+    Raises:
+        UsageError: its message names the URL and what to type.
+    """
+    named = {spec for spec in run.settings(RunSettings).input if is_remote(spec)} - run.anew
+    if run.recorded is None or not run.settings(RunSettings).extend or not named:
+        return
+    states = stages[0].folder.units(STATES)
+    again = [(unit, item) for unit, item in run.recorded.units.items() if path_of(item) in named]
+    for unit, item in again[:MOST_ASKED]:
+        before = storage.read_json(states.file(unit, "json"))
+        if before is None:
+            continue
+        then = remote.State(before["source"], before["bytes"], before["version"])
+        try:
+            remote.RemoteFile(item.path, dataclasses.replace(run.remote, patience=PATIENCE_S)).close()
+        except InputError:
+            continue
+        now = remote.seen(item.path)
+        if now is not None and now.is_other_than(then):
+            had, has = then.bytes or 0, now.bytes or 0
+            sizes = "" if had == has else f" (it had {had:,} bytes, and has {has:,})"
+            url = public(item.path)
+            raise UsageError(
+                f"--input {url}: has changed since the set read it{sizes}. Leave it out, or add --drop-input {url} to "
+                "the command, which then reads it anew"
+            )
 
 
 def check_others(stages: list[Stage], run: Run) -> None:

@@ -30,7 +30,7 @@ from pipeline.sources import READERS
 from pipeline.sources.base import Input, ReadSettings, SettingsError
 from pipeline.sources.inputs import AUTO
 from pipeline.stages import left_out
-from pipeline.stages.base import INPUTS, Job, Outputs
+from pipeline.stages.base import INPUTS, STATES, Job, Outputs
 from pipeline.stages.blocklist import ADDRESSES, BLOCKED, Blocklist, BlocklistSettings, blocklist_of
 from pipeline.stages.input_list import InputList, identities
 from pipeline.stages.row_pass import EVIDENCE, GATHERED_PART, LeftOut, Parts, RowStage
@@ -403,6 +403,7 @@ class ReadInputs:
     settings: ReadSettings
     skip_bad: bool
     images: StepFolder
+    states: StepFolder
     remote: RemoteSettings
 
     def units(self) -> int:
@@ -433,6 +434,8 @@ class ReadInputs:
             ledger.records_in += 1  # the reasons for which all of its records were lost stay
             ledger.lose(left_out.UNREADABLE)
             return
+        if (state := remote.seen(source.path)) is not None:
+            self.states.write_manifest(unit, dataclasses.asdict(state))
         if not ledger.rows_in and source.bytes != 0:
             ledger.notes["input_without_pairs"] += 1  # its layout may be another one than the reader expects
         if sum(batch.num_rows for batch in images):
@@ -592,7 +595,7 @@ class Gather(RowStage):
             Blocklist.read(self.lists).write(blocklist_of(self.folder))
 
     def source(self) -> ReadInputs:
-        return ReadInputs(self.inputs_file, self.settings, self.skip_bad, self.images, self.remote)
+        return ReadInputs(self.inputs_file, self.settings, self.skip_bad, self.images, self.states, self.remote)
 
     def count(self, *, counted: Sequence[StepFolder] | None = None) -> dict[str, Any]:
         info = super().count(counted=counted)
@@ -613,6 +616,11 @@ class Gather(RowStage):
 
     def parts(self) -> Parts:
         return Parts(self.folder.units("parts"), GATHERED_PART)
+
+    @property
+    def states(self) -> StepFolder:
+        """Where the units note what a server said of their input (`remote.State`)."""
+        return self.folder.units(STATES)
 
     @property
     def images(self) -> StepFolder:
