@@ -129,7 +129,17 @@ def test_queries_of_one_form_all_match(path, mode):
     wide = [[1, 3, 6], [2, 4, 7]]
     assert match(queries, ["St Louis", "a a"], mode=mode) == (wide if mode == "wide" else [[3], [2, 4, 7]])
     folded = match(queries, ["ST. LOUIS"], mode=mode, case="fold")
-    assert folded == [[1, 3, 5, 6]] if mode == "wide" else [[]]
+    assert folded == ([[1, 3, 5, 6]] if mode == "wide" else [[]])
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("mode", MODES)
+def test_letters_beyond_ascii_are_folded(path, mode):
+    queries = ["\u00e9cole", "STRASSE", "dog", "\u00c9COLE"]
+    texts = ["une \u00c9cole ici", "die Stra\u00dfe dort", "\u00e9COLE DOG", "Dog"]
+    assert match(queries, texts, mode=mode, case="fold") == [[0, 3], [1], [0, 2, 3], [2]]
+    assert match(queries, ["a DOG"], mode=mode, case="fold") == [[2]]
+    assert match(queries, texts[:1], mode=mode, case="exact") == [[]]
 
 
 @given(queries=st.lists(QUERIES, max_size=12))
