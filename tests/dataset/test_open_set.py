@@ -18,6 +18,7 @@ from pipeline.dataset import open_set as opening
 from pipeline.dataset import shards
 from pipeline.dataset.errors import Ambiguous, Damaged, NotFound
 from pipeline.dataset.open_set import OpenSet, open_set
+from pipeline.dataset.verify import verify
 from pipeline.engine import storage
 from tests import samples
 from tests.places import ROOT
@@ -65,6 +66,22 @@ def test_the_rows_are_those_of_the_files_shard_by_shard(original: Path) -> None:
     assert pairs.table(["text", "key"]).column_names == ["text", "key"]
     assert [table.num_rows for table in pairs.rows(["key"], shard=2)] == [6]
     assert list(pairs.keys()) == [row["key"] for table in tables for row in table.to_pylist()]
+
+
+def test_samples_are_not_compared_with_a_damaged_table(folder: Path) -> None:
+    path = folder / "metadata" / "00001.parquet"
+    table = pq.read_table(path)
+    at = table.column_names.index("text")
+    pq.write_table(table.set_column(at, table.field(at), pa.array(["another text"] * len(table))), path)
+    assert {(fault.path, fault.key) for fault in open_set(str(folder)).verify()} == {("metadata/00001.parquet", "")}
+    republish(folder)
+    assert "shards/00001.tar" in {fault.path for fault in open_set(str(folder)).verify()}
+
+
+def test_a_manifest_that_cannot_be_parsed_is_a_fault(folder: Path) -> None:
+    (folder / "manifest.json").write_text("{")
+    (fault,) = verify(str(folder))
+    assert fault.path == "manifest.json" and fault.problem.startswith("cannot be read: ")
 
 
 def test_what_the_set_is(original: Path) -> None:
