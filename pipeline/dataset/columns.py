@@ -113,8 +113,13 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("key", "uid of the dropped row, in hexadecimal"),
         Column("set", "name of the evaluation set"),
         Column("image", "name of the evaluation image in its folder, tar or table"),
-        Column("kind", "bytes: the served file is the evaluation image's file; picture: both hashes agree"),
-        Column("distance", "in which the perceptual hashes differ", unit="bits"),
+        Column(
+            "kind",
+            "bytes: the served file is the evaluation image's file; picture: both hashes agree; "
+            "embedding: the embeddings are near",
+        ),
+        Column("distance", "in which the perceptual hashes differ", unit="bits", null="kind embedding"),
+        Column("cosine", "of the two embeddings", unit="-1 to 1", null="another kind"),
     ),
     "rejected": (
         Column("url", "of the dropped row"),

@@ -45,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes pairs, or some of them, in another format."""
     from pipeline.inspector.formats import FORMATS
-    from pipeline.inspector.opening import open_pairs
+    from pipeline.inspector.opening import is_ours, open_pairs
 
     pairs = open_pairs(args.folder)
     some = choice.Choice.of(args, pairs)
@@ -55,6 +55,9 @@ def run(args: argparse.Namespace) -> int:
     path = os.path.abspath(args.to)
     if os.path.isfile(path) or os.path.isdir(path) and os.listdir(path):
         raise UsageError(f"--to {args.to}: must not exist, or must be an empty folder")
+    source = os.path.abspath(args.folder)
+    if is_ours(source) and os.path.commonpath([path, source]) == source:
+        raise UsageError(f"--to {args.to}: must not lie within {args.folder}")
     os.makedirs(os.path.dirname(path), exist_ok=True)
     unfinished = f"{path}.tmp{os.getpid()}"
     try:

@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
 
     from pipeline.inspector.opening import open_pairs
 
+    if not args.pattern.strip():
+        raise UsageError("WORDS: must hold a character that is no blank")
     pairs = open_pairs(args.folder)
     fields = pairs.has(*(FIELDS if args.field == "all" else (args.field,)))
     if not fields:

@@ -14,6 +14,7 @@ from pipeline.engine.display import cut, sanitize, size, width
 
 BAR, LEAST_BAR = 40, 8  # characters of the longest bar, and of the narrowest terminal's longest bar
 LABEL = 36  # characters of the label of a bar
+LEAST = 8  # columns of the terminal that a column of a table needs
 GAP = 2  # blanks between two columns
 
 
@@ -56,6 +57,8 @@ def print_bars(title: str, rows: Sequence[tuple[str, int]]) -> None:
 def print_table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Prints a table that fits the terminal: the widest columns of text are cut. Numbers stand on the right.
 
+    Where there are too many columns, each row is printed as lines of a name and a value.
+
     Args:
         names: of the columns.
         rows: a value for each column; None is shown as a dash.
@@ -66,7 +69,9 @@ def print_table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     ]
     widths = [max(width(line[at]) for line in [list(names), *shown]) for at in range(len(names))]
     room = columns() - GAP * (len(names) - 1) - 1
-    while sum(widths) > room and max(widths) > 8:
+    if sum(min(most, LEAST) for most in widths) > room:
+        return _print_records(names, shown)
+    while sum(widths) > room and max(widths) > LEAST:
         widths[widths.index(max(widths))] -= 1
     for line in [list(names), *shown]:
         cells = []
@@ -75,6 +80,14 @@ def print_table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
             blanks = " " * (most - width(text))
             cells.append(blanks + text if numbers else text + blanks)
         print((" " * GAP).join(cells).rstrip())
+
+
+def _print_records(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    label = max(map(width, names))
+    for number, row in enumerate(rows):
+        print("" if number == 0 else "\n", end="")
+        for name, text in zip(names, row, strict=True):
+            print(f"{name}{' ' * (label - width(name))}  {cut(text, max(LEAST, columns() - label - GAP - 1))}".rstrip())
 
 
 def _cell(value: Any) -> str:

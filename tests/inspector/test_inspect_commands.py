@@ -58,6 +58,7 @@ def test_grep_prints_the_place_and_no_escapes(run: Any, published: Path, monkeyp
     code, _, said = run("grep", published, "(", "--regex")
     assert code == USAGE and "--regex '('" in said
     assert run("grep", published, "(", "--total")[1] == "0\n"
+    assert run("grep", published, " ")[0] == USAGE
 
 
 @pytest.mark.parametrize("words", ["a.b", "[x]", "\\d", "a|b", "é+", "日本 語", "\\Q.\\E", "{", "$", "^"])
@@ -198,3 +199,13 @@ def test_a_table_fits_the_terminal(capsys: pytest.CaptureFixture[str], monkeypat
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["name", "n"] and lines[1].endswith("…   1,000") and lines[2].endswith("…      -")
     assert "\x1b" not in "".join(lines) and all(len(line) < 40 for line in lines)
+
+
+def test_a_table_of_too_many_columns_is_printed_as_records(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    names = [f"column-{number}" for number in range(9)]
+    print_table(names, [["x" * 99, *range(8)], [None] * 9])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["column-0  " + "x" * 18 + "…", "column-1  0"] and lines[9] == "" and len(lines) == 19

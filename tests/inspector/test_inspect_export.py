@@ -75,6 +75,8 @@ def test_what_cannot_be_exported(run: Any, published: Path, tmp_path: Path) -> N
     for path in ("full", "full/x"):
         code, _, said = run("export", published, "--to", tmp_path / path, "--format", "folder")
         assert code == USAGE and "must not exist" in said
+    code, _, said = run("export", published, "--to", published / "x", "--format", "csv")
+    assert code == USAGE and "must not lie within" in said and not (published / "x").exists()
     shutil.copytree(published, tmp_path / "damaged")
     tar = tmp_path / "damaged/shards/00000.tar"
     row = open_set(published).row(samples.uid(0).hex())
