@@ -109,7 +109,7 @@ class Changes:
         self.captions = self.random.choice("13")
         self.log: list[str] = []
         self.forgets = False
-        self.may_kill = True  # False: the command makes two changes of the published set
+        self.may_kill = True  # False: another set has forgotten pairs, which makes two changes of the published set
 
     def _table(self, number: int) -> Path:
         return self.growing.table(f"{self.random.choice('abc')}/{number}.parquet", self._rows())
@@ -138,6 +138,8 @@ class Changes:
                 continue
             before = published(self.out)
             self.log.append(" ".join(command))
+            if not self.may_kill:  # only now OUT has the list of what the other set forgot
+                assert build.main(command) == build.DONE, self.log
             new = self.growing.fresh(self.out, self.inputs, *self.options, like=self.out)
             if self.random.random() < 0.5 and self.may_kill:
                 self.kill(command, before, published(new))
