@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 
 from pipeline.engine.cli import BELOW, DONE, UsageError
 from pipeline.engine.display import sanitize
 from pipeline.inspector import forgotten
+from pipeline.inspector.choice import Choice, query_id
+from pipeline.inspector.opening import open_earliest
 from pipeline.inspector.output import count, print_json
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags."""
     forgotten.arguments(parser)
+    parser.add_argument("--page", action="append", default=[], metavar="URL", help="of the page; may be repeated")
+    parser.add_argument("--query", metavar="QUERY", help="whose text holds this query of the run's list")
     parser.add_argument("--text", metavar="TEXT", help="what gather makes of this text")
     parser.add_argument("--limit", type=count, default=20, metavar="N", help="pairs; 0: all (default: %(default)s)")
 
@@ -25,13 +30,19 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.forget import Selection
 
     given = [(kind, value) for kind in KINDS for value in getattr(args, kind)]
-    if not given and args.text is None:
-        raise UsageError("find needs one of --text, " + ", ".join("--" + kind.replace("_", "-") for kind in KINDS))
+    if not given and args.text is None and not args.page and args.query is None:
+        raise UsageError(
+            "find needs one of --text, --page, --query, " + ", ".join("--" + kind.replace("_", "-") for kind in KINDS)
+        )
     try:
         selection = Selection.of(given)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    pairs = finding.find(args.folder, selection, limit=args.limit or sys.maxsize) if given else []
+    limit = args.limit or sys.maxsize
+    if args.page or args.query is not None:
+        uids = keys_of(args.folder, args.page, args.query, limit)
+        selection = dataclasses.replace(selection, uid=selection.uid | uids)
+    pairs = finding.find(args.folder, selection, limit=limit) if selection.uid or given else []
     gone = finding.forgotten(args.folder, selection)
     rule = None if args.text is None else finding.text_reason(args.text)
     if args.json:
@@ -50,3 +61,24 @@ def run(args: argparse.Namespace) -> int:
         print("nothing is known of it: it was in no input, or gather or match dropped it and the row was not kept. "
               "Build with --keep-rejected all, or ask with --text TEXT")  # fmt: skip
     return DONE if pairs or gone or rule is not None else BELOW
+
+
+def keys_of(folder: str, pages: list[str], query: str | None, limit: int) -> set[str]:
+    """The first keys of pairs that were found on one of the pages, or whose text holds the query.
+
+    Raises:
+        NotFound: the list has no such query.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    pairs = open_earliest(folder)
+    number = None if query is None else query_id(pairs, query)
+    keys: list[str] = []
+    for table in pairs.tables(["key", "page_url", *(["query_ids"] if number is not None else [])]):
+        keys += table["key"].filter(pc.is_in(table["page_url"], pa.array(pages, pa.string()))).to_pylist()
+        if number is not None:
+            keys += Choice(query=number)(table)["key"].to_pylist()
+        if len(keys) >= limit:
+            break
+    return set(keys[:limit])

@@ -6,12 +6,13 @@ A run that has not reached publish shows the rows of its last stage that is comp
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dataset.errors import NotFound
 
 if TYPE_CHECKING:
-    from pipeline.inspector.pairs import Pairs
+    from pipeline.inspector.pairs import Pairs, StageRows
 
 
 def is_ours(folder: str) -> bool:
@@ -30,9 +31,7 @@ def open_pairs(folder: str) -> Pairs:
     """
     from pipeline.dataset import open_set as sets
     from pipeline.dataset.exports import SCHEMAS
-    from pipeline.engine.rows import Rows
-    from pipeline.engine.work import StageFolder
-    from pipeline.inspector.pairs import Published, StageRows
+    from pipeline.inspector.pairs import Published
 
     if os.path.exists(os.path.join(folder, "manifest.json")):
         return Published(sets.open_set(folder))
@@ -41,12 +40,30 @@ def open_pairs(folder: str) -> Pairs:
         from pipeline.inspector.foreign import open_foreign
 
         return open_foreign(folder)
-    for stage in reversed(SCHEMAS):
+    pairs = next(_kept(root, reversed(SCHEMAS)), None)
+    if pairs is None:
+        raise NotFound(f"no stage of {folder!r} is complete yet: `info` says how far the run is")
+    return pairs
+
+
+def open_earliest(folder: str) -> Pairs:
+    """The pairs of the first stage that kept its rows, which has those that later stages dropped; else `open_pairs`."""
+    from pipeline.dataset.exports import SCHEMAS
+
+    return next(_kept(os.path.abspath(folder), iter(SCHEMAS)), None) or open_pairs(folder)
+
+
+def _kept(root: str, stages: Iterator[str]) -> Iterator[StageRows]:
+    """The rows of each stage that kept them."""
+    from pipeline.engine.rows import Rows
+    from pipeline.engine.work import StageFolder
+    from pipeline.inspector.pairs import StageRows
+
+    for stage in stages:
         info = StageFolder(root, stage).info()
         rows = Rows.from_json(root, info["rows"]) if info is not None and "rows" in info else None
         if rows is not None and rows.parts.manifests():
-            return StageRows(root, stage, rows)
-    raise NotFound(f"no stage of {folder!r} is complete yet: `info` says how far the run is")
+            yield StageRows(root, stage, rows)
 
 
 def ledger_of(folder: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.dataset.columns import TABLES
 from pipeline.dataset.open_set import open_set
-from pipeline.engine.cli import DONE, MISSING, USAGE
+from pipeline.engine.cli import BELOW, DONE, MISSING, USAGE
 from pipeline.inspector.grep import expression
 from pipeline.inspector.output import print_table
 from tests import samples
@@ -209,3 +209,15 @@ def test_a_table_of_too_many_columns_is_printed_as_records(
     print_table(names, [["x" * 99, *range(8)], [None] * 9])
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["column-0  " + "x" * 18 + "…", "column-1  0"] and lines[9] == "" and len(lines) == 19
+
+
+def test_find_by_page_and_by_query(run: Any, published: Path, selected: Path) -> None:
+    code, text, _ = run("find", selected, "--query", "DOG", "--json")
+    found = [(pair["stage"], pair["reason"]) for pair in json.loads(text)["pairs"]]
+    assert code == DONE and len(found) == 6 and {*found} == {("balance", ""), ("balance", "over_cap")}
+    page = open_set(published).row(samples.uid(6).hex())["page_url"]
+    pairs = json.loads(run("find", published, "--page", page, "--page", "http://none.example", "--json")[1])["pairs"]
+    assert [pair["uid"] for pair in pairs] == [samples.uid(6).hex()]
+    assert run("find", published, "--page", "http://none.example")[0] == BELOW
+    code, _, said = run("find", selected, "--query", "zebra")
+    assert code == MISSING and "no query of this set is 'zebra'" in said
