@@ -29,7 +29,7 @@ _NUMBER = r"(?P<count>[0-9]+(?:\.[0-9]+)?(?:[eE]-?[0-9]+)?)"
 _COLUMNS = rf"^(?P<query>[^\t]*[^\t ][^\t]*(?:\t[^\t]*[^\t0-9][^\t]*)?)\t{_NUMBER}\s*(?:\t.*)?$"
 _BLANKS = rf"^(?P<query>[^\t]*[^\t ]) +{_NUMBER}\s*$"
 _FIRST = r"^(?P<count>[0-9]+)\t(?P<query>.*[^\t0-9.].*\S|[^\t0-9])\s*$"
-_NO_PIECE = r"<[^>]*>"  # a mark for the edge of a sentence, as in "<S> and"
+_NO_PIECE = r"^\s*$|<[^>]*>"  # nothing, or a mark for the edge of a sentence, as in "<S> and"
 
 
 class CountsError(ValueError):

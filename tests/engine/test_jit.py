@@ -35,7 +35,7 @@ def test_every_kernel_that_is_called_on_its_own_has_a_plain_twin():
 
 def test_the_names_of_kernels_in_the_sources_are_those_of_files():
     paths = [path for package in jit.PACKAGES for path in (ROOT / package).rglob("*.py")]
-    named = {name for path in paths for name in re.findall(r'jit\.kernel\(\s*"([^"]*)"', path.read_text())}
+    named = {name for path in paths for name in re.findall(r"jit\.kernel\(\s*[\"']([^\"']*)", path.read_text())}
     assert len(named) > 9 and named <= set(jit.kernel_modules())
 
 

@@ -146,6 +146,7 @@ TAGS = [
     ("two robots", "openwit: noarchive, otherbot: noai", None),
     ("every robot", "*: none", "none"),
     ("a robot, then a value", "openwit: max-snippet: 5, noai", "noai"),
+    ("a robot, then a value that is a word of ours", "openwit: max-image-preview: none", None),
 ]
 
 

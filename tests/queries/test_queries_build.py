@@ -379,6 +379,14 @@ def test_ready_counts(tmp_path: Path, line: str, words: dict[str, int], pairs: d
         assert found.skipped == skipped
 
 
+def test_counts_in_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "counts"
+    pq.write_table(pa.table({"count": [5, 7, None, 3], "query": ["the", "new york", "of", None]}), path)
+    found = counts.read_counts(str(path))
+    assert found.words.to_pylist() == [{"query": "the", "count": 5}]
+    assert found.pairs.to_pylist() == [{"query": "new york", "count": 7}] and found.skipped == 2
+
+
 def test_counts_of_wordfreq(tmp_path: Path) -> None:
     path = tmp_path / "tiny.msgpack.gz"
     path.write_bytes(

@@ -384,6 +384,8 @@ def test_matches_from_arrow(way):
         matches = Matches.from_arrow(uid.slice(1), lists.cast(kind).slice(1))
         assert selection.count_queries(matches.offsets, matches.ids, matches.keep, 3).tolist() == [1, 1, 1]
         assert matches.pair_high.tolist() == [2, 4, 6] and matches.pair_low.tolist() == [3, 5, 7]
+    nothing = Matches.from_arrow(uid[:2], pa.array([[], []], pa.list_(pa.int32())))
+    assert nothing.ids.tolist() == [] and nothing.offsets.tolist() == [0, 0, 0]
     wrong = [([[9], None], pa.int32()), ([[9], [None]], pa.int32()), ([[9], [1]], pa.int64())]
     for rows, kind in wrong:
         with pytest.raises(TypeError, match="expected lists of int32 without nulls"):
