@@ -62,10 +62,10 @@ def facts_of(pairs: Pairs, row: dict[str, Any]) -> dict[str, Any]:
     facts = {
         name: value.hex() if isinstance(value, bytes) else value for name, value in row.items() if name != "_image"
     }
-    queries = pairs.queries["query"].to_pylist()
+    queries = pairs.queries["query"]
     for column, name in (("query_ids", "queries"), ("kept_by", "kept_by_queries")):
         if column in row:
-            facts[name] = [queries[number] if number < len(queries) else str(number) for number in row[column]]
+            facts[name] = [queries[one].as_py() if one < len(queries) else str(one) for one in row[column]]
     if isinstance(pairs, Published):
         facts["duplicates"] = duplicates(pairs.opened, row["key"])
     return facts
