@@ -1,7 +1,7 @@
 """Near-duplicates: pictures that merge by distance, variants that are found, and the CPU time of the pairs.
 
     python benchmarks/near_duplicates.py pictures FOLDER ...     (of distinct pictures: what merges, by distance)
-    python benchmarks/near_duplicates.py variants FOLDER ...     (12 variants of some pictures: what is found)
+    python benchmarks/near_duplicates.py variants FOLDER ...     (13 variants of some pictures: what is found)
     python benchmarks/near_duplicates.py speed                   (1M hashes within 2 bits; 100k within 0 to 8)
 
 A folder is read with all folders in it. Files with equal bytes count once. docs/benchmarks/near_duplicates.md shows the
@@ -29,6 +29,7 @@ from pipeline.stages import similar
 from pipeline.stages.picture_hashes import Hashes
 
 OPTIONS = FetchOptions(min_side=16, max_aspect=1e9)
+HALVES = ("choosing", "measuring", "all")
 DISTANCES = (0, 1, 2, 3, 4, 6, 8)
 
 
@@ -38,20 +39,24 @@ def main() -> None:
     parser.add_argument("what", choices=("pictures", "variants", "speed"))
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--some", type=int, default=400, help="pictures of a folder for `variants`")
+    parser.add_argument("--half", choices=HALVES, default="all", help="which pictures; a hash of the name decides")
     given = parser.parse_args()
     if given.what == "speed":
         speed()
     elif given.what == "pictures":
-        pictures(given.folders)
+        pictures(given.folders, given.half)
     else:
-        variants(given.folders, given.some)
+        variants(given.folders, given.some, given.half)
 
 
-def read(folder: Path) -> Iterator[bytes]:
-    """The distinct files of a folder that decode as pictures."""
+def read(folder: Path, half: str = "all") -> Iterator[bytes]:
+    """The distinct files of a folder with the names of pictures, or those of one half of the names."""
     seen = set()
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix in (".jpg", ".jpeg", ".png", ".gif", ".webp", ".avif", ".tif", ".bmp"):
+            name = hashlib.sha256(str(path.relative_to(folder)).encode()).digest()
+            if half not in ("all", HALVES[name[0] >> 7]):
+                continue
             body = path.read_bytes()
             digest = hashlib.sha256(body).digest()
             if digest not in seen:
@@ -71,7 +76,8 @@ def arrays(found: list[Picture]) -> Hashes:
     """The hashes of pictures."""
     looks = (b"".join(getattr(one, name) for one in found) for name in ("colours", "shades"))
     columns = (np.frombuffer(look, np.uint8).reshape(len(found), -1) for look in looks)
-    return Hashes(np.zeros(len(found), np.uint8), np.array([one.phash for one in found], np.uint64), *columns)
+    grain = np.array([one.grain for one in found], np.uint8)
+    return Hashes(np.zeros(len(found), np.uint8), np.array([one.phash for one in found], np.uint64), *columns, grain)
 
 
 def clusters(hashes: Hashes, distance: int) -> np.ndarray:
@@ -88,13 +94,13 @@ def merged(label: np.ndarray) -> int:
     return int((label != np.arange(len(label))).sum())
 
 
-def pictures(folders: list[Path]) -> None:
+def pictures(folders: list[Path], half: str) -> None:
     """For each folder and distance: the pictures that go by the DCT hash alone, and those that go by all hashes."""
     print("| folder | pictures | rule |", " | ".join(map(str, DISTANCES)), "|")
     print("|---|---|---|" + "---|" * len(DISTANCES))
     for folder in folders:
-        hashes = arrays([one for one in map(hashed, read(folder)) if one is not None])
-        same = (look.repeat(len(hashes.phash), axis=0) for look in _noise(1))
+        hashes = arrays([one for one in map(hashed, read(folder, half)) if one is not None])
+        same = [*(look.repeat(len(hashes.phash), axis=0) for look in _noise(1)), np.zeros_like(hashes.grain)]
         for rule, used in (("hash alone", Hashes(*hashes[:2], *same)), ("all hashes", hashes)):
             counts = [str(merged(clusters(used, distance))) for distance in DISTANCES]
             print(f"| {folder.name} | {len(hashes.phash):,} | {rule} | {' | '.join(counts)} |", flush=True)
@@ -140,13 +146,13 @@ VARIANTS: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
-def variants(folders: list[Path], some: int) -> None:
+def variants(folders: list[Path], some: int, half: str) -> None:
     """For each variant: the share that merges with its original, by distance."""
     names = (2, 4, 6)
     print("| folder | variant |", " | ".join(f"{distance} bits" for distance in names), "|")
     print("|---|---|" + "---|" * len(names))
     for folder in folders:
-        bodies = list(read(folder))
+        bodies = list(read(folder, half))
         chosen = np.random.default_rng(0).permutation(len(bodies))[:some]
         decoded = [(bodies[at], hashed(bodies[at])) for at in sorted(chosen.tolist())]
         base = [(Image.open(io.BytesIO(body)).convert("RGB"), one) for body, one in decoded if one is not None]
@@ -184,7 +190,7 @@ def speed() -> None:
         phash[:copies] = phash[-copies:] ^ np.uint64(1) << random.integers(0, 64, copies).astype(np.uint64)
         for look in looks:
             look[:copies] = look[-copies:]
-        hashes = Hashes(np.zeros(count, np.uint8), phash, *looks)
+        hashes = Hashes(np.zeros(count, np.uint8), phash, *looks, np.zeros(count, np.uint8))
         clusters(hashes.take(np.arange(1)), distance)  # loads the kernel
         start = time.process_time()
         found = merged(clusters(hashes, distance))

@@ -75,12 +75,14 @@ def measure(table: Path, folder: Path, cosine: float, queries: int) -> None:
         row, cell, member = near_vectors.cells_of(
             found.sieve[start : start + 65_536].astype(np.float32), found.centres, cosine
         )
-        pieces.append((row + start, cell, member))
-    row, cell, member = (np.concatenate(column) for column in zip(*pieces, strict=True))
+        pieces.append(((row + start).astype(np.int32), cell.astype(np.int32), member))
+    row, cell, member = (np.concatenate([piece[at] for piece in pieces]) for at in range(3))
+    del pieces
     seconds.append(time.process_time())
     order = np.lexsort((row, ~member, cell))
     row, member = row[order], member[order]
     bounds = np.searchsorted(cell[order], np.arange(len(found.centres) + 1)).tolist()
+    del order, cell
     root = np.empty(len(row), np.int64)
     for start, end in zip(bounds[:-1], bounds[1:], strict=True):
         places, members = row[start:end], int(member[start:end].sum())

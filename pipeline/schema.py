@@ -89,6 +89,7 @@ FETCHED = pa.schema(
         pa.field("phash", pa.uint64()),  # 64-bit DCT hash of the stored pixels
         pa.field("colours", pa.binary(COLOUR_BYTES)),  # mean colours of 8 x 8 cells of the stored pixels
         pa.field("shades", pa.binary(SHADE_BYTES)),  # brightness of 16 x 16 cells of the stored pixels
+        pa.field("grain", pa.uint8()),  # share of neighbouring stored pixels that differ a little, of 255
         pa.field("final_url", pa.string()),  # after redirects; null where it equals url
         pa.field("rights", pa.string()),  # allowed, unstated, refused; null: a failure of another kind
         pa.field("rights_protocol", pa.string()),  # the protocols behind `rights`, comma separated; null: unstated

@@ -118,6 +118,7 @@ def fetched_of(numbers: Sequence[int], *, texts: dict[int, str] | None = None) -
                 "rights_consulted": "robots,content-usage" if some else None,
                 "colours": bytes([number % 256]) * COLOUR_BYTES,
                 "shades": bytes([number % 256]) * SHADE_BYTES,
+                "grain": number % 256,
                 "final_url": None if some else f"https://{host}/moved/{number}.jpg",
             }
         )

@@ -60,6 +60,7 @@ KEPT_WAVES = 8
 PDQ_SIDE = 512
 LEAST_PDQ_QUALITY = 50  # of 100: the bound of ThreatExchange's documentation
 COLOUR_CELLS = 8  # a side of the grid of mean colours
+MOST_GRAIN = 32  # of 255: a larger step between pixels is an edge
 SHADE_CELLS = 16  # a side of the grid of brightness
 
 
@@ -266,6 +267,7 @@ def _picture(source: _Source, original: tuple[int, int], size: tuple[int, int], 
         phash(pixels),
         colours(pixels),
         shades(pixels),
+        grain(pixels),
         pdq=pdq(pixels, (width, height)) if options.pdq else None,
     )
 
@@ -392,6 +394,20 @@ def shades(image: Image.Image) -> bytes:
     """
     quarters = image.resize((2 * SHADE_CELLS, 2 * SHADE_CELLS), Image.Resampling.BILINEAR).convert("L")
     return quarters.reduce(2).tobytes()
+
+
+def grain(image: Image.Image) -> int:
+    """The share of neighbouring pixels of an RGB picture whose brightness differs by 1 to MOST_GRAIN, of 255.
+
+    It tells photographs from drawings and screens, whose pixels are mostly equal to the next ones.
+    """
+    gray = np.asarray(image.convert("L"))
+    count = total = 0
+    for some, others in ((gray[:, 1:], gray[:, :-1]), (gray[1:], gray[:-1])):
+        apart = np.maximum(some, others) - np.minimum(some, others)
+        count += int(np.count_nonzero(apart - np.uint8(1) < MOST_GRAIN))  # 0 becomes 255
+        total += apart.size
+    return 255 * count // max(1, total)
 
 
 def pdq(image: Image.Image, original: tuple[int, int]) -> str | None:

@@ -18,7 +18,10 @@ from pipeline.fetching.verdict import REFUSED, Verdict
 FIELDS = (*(field for field in schema.FETCHED if field.name not in schema.SELECTED.names), schema.RETRY_AT)
 ROW = pa.field("row", pa.int32(), nullable=False)
 OUTCOMES = pa.schema([ROW, *FIELDS])
-PICTURE = ("width", "height", "original_width", "original_height", "original_format", "phash", "colours", "shades")
+PICTURE = (
+    *("width", "height", "original_width", "original_height", "original_format"),
+    *("phash", "colours", "shades", "grain"),
+)
 
 LONGEST_PAUSE_S = 365 * 24 * 3600.0  # of a Retry-After: a longer one counts as this
 

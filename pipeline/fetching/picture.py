@@ -19,7 +19,7 @@ class NeedsMemory(Exception):
 class Picture:
     """A decoded, shrunk and encoded image. The original's sizes are those of the upright picture.
 
-    `phash`, `colours` and `shades` are of the stored pixels before they are encoded (see `images`).
+    `phash`, `colours`, `shades` and `grain` are of the stored pixels before they are encoded (see `images`).
     """
 
     jpeg: bytes
@@ -31,5 +31,6 @@ class Picture:
     phash: int
     colours: bytes
     shades: bytes
+    grain: int
     pdq: str | None = None  # 64 hexadecimal digits; None: not asked for, or the picture has too little detail
     allowed_by: str | None = None  # the protocols inside the image that allow AI training

@@ -75,8 +75,8 @@ MEMBER = (
 )
 LOOKS = pa.field("colours", pa.binary(COLOUR_BYTES), False), pa.field("shades", pa.binary(SHADE_BYTES), False)
 LOOK_NAMES = tuple(field.name for field in LOOKS)
-HASHES = pa.schema([pa.field("block", pa.uint8(), False), *LOOKS, *MEMBER])
-HASH_BYTES = 1 + COLOUR_BYTES + SHADE_BYTES + 45
+HASHES = pa.schema([pa.field("block", pa.uint8(), False), *LOOKS, pa.field("grain", pa.uint8(), False), *MEMBER])
+HASH_BYTES = 2 + COLOUR_BYTES + SHADE_BYTES + 45
 # `root` is the place (`place_of`) of one row of the group in the bucket, the same for all of them.
 SIMILAR = pa.schema([pa.field("root", pa.int64(), False), *MEMBER])
 # A row under a cell of embeddings. `place` is the row of its vector.
@@ -240,7 +240,7 @@ class CutHashes:
         for batch in storage.read_batches(path, PART_COLUMNS):
             place = np.arange(first, first + batch.num_rows, dtype=np.int32)
             first += batch.num_rows
-            colours, shades = bytes_of(batch["colours"]), bytes_of(batch["shades"])
+            colours, shades, grain = *map(bytes_of, (batch["colours"], batch["shades"])), batch["grain"].to_numpy()
             found = np.flatnonzero((mask[place] == 0) & similar.has_contrast(colours))
             members = _members(batch.take(pa.array(found)), part, place[found])
             for block in range(distance + 1):
@@ -248,14 +248,15 @@ class CutHashes:
                 value = similar.block_values(members["phash"], number, distance)
                 bucket = hashing.buckets(hashing.mix(value, number), bits)
                 order = np.argsort(bucket, kind="stable")
-                batches.append(_hashes(number, (colours[found], shades[found]), members).take(pa.array(order)))
+                looks = colours[found], shades[found]
+                batches.append(_hashes(number, looks, grain[found], members).take(pa.array(order)))
                 buckets.append(bucket[order])
         shuffle_files.write(
             self.folder.file(target[0], "hashes", target[1]), shuffle_files.join(batches, buckets, 1 << bits)
         )
 
 
-PART_COLUMNS = ["uid", "text", "phash", "colours", "shades", "original_width", "original_height"]
+PART_COLUMNS = ["uid", "text", "phash", "colours", "shades", "grain", "original_width", "original_height"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,8 +278,9 @@ class FindSimilar:
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
         table = shuffle_files.table(messages, HASHES)
-        looks = (bytes_of(hashing.as_array(table[field.name])) for field in LOOKS)
-        hashes = Hashes(table["block"].to_numpy(), table["phash"].to_numpy(), *looks)
+        colours, shades = (bytes_of(hashing.as_array(table[name])) for name in LOOK_NAMES)
+        block, phash, grain = (table[name].to_numpy() for name in ("block", "phash", "grain"))
+        hashes = Hashes(block, phash, colours, shades, grain)
         return write_groups(self.folder, unit, table, similar.groups(hashes, self.plan.distance or 0))
 
 
@@ -499,12 +501,15 @@ def _members(rows: pa.RecordBatch, part: int, place: np.ndarray) -> Members:
     return dict(zip((field.name for field in MEMBER), values, strict=True))
 
 
-def _hashes(block: np.ndarray, looks: tuple[np.ndarray, ...], members: Members) -> pa.RecordBatch:
+def _hashes(
+    block: np.ndarray, looks: tuple[np.ndarray, ...], grain: np.ndarray, members: Members
+) -> pa.RecordBatch:
     columns = [
         pa.FixedSizeBinaryArray.from_buffers(field.type, len(block), [None, pa.py_buffer(data.tobytes())])
         for field, data in zip(LOOKS, looks, strict=True)
     ]
-    return pa.RecordBatch.from_arrays([pa.array(block), *columns, *map(pa.array, members.values())], schema=HASHES)
+    plain = map(pa.array, (grain, *members.values()))
+    return pa.RecordBatch.from_arrays([pa.array(block), *columns, *plain], schema=HASHES)
 
 
 def _write_replaced(folder: StepFolder, unit: int, table: pa.Table) -> dict[str, Any]:

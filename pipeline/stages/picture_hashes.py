@@ -24,6 +24,10 @@ DRAWN_DIFFERENCE = 12  # of a mean colour of a drawing, of 255
 MOST_CHROMA = 2  # the mean colours of a grey picture differ by no more between R, G and B
 LEAST_DEVIATION = 12  # standard deviation of the brightness of the cells, of 255: below it a picture is nearly plain
 LEAST_SPREAD = (CELLS * LEAST_DEVIATION) ** 2
+LEAST_GRAIN = 153  # of 255: pictures with so much grain are photographs
+MOST_GRAIN_DIFFERENCE = 40  # of a mean colour of a photograph with grain, of 255
+MOST_OTHER_CELLS = 2  # cells of a photograph with grain that may differ by more: a watermark
+GRAIN_ALIKE = 0.95  # the least correlation of the shades of photographs with grain
 RED, GREEN, BLUE = 77, 150, 29  # of 256: the weights of ITU-R BT.601
 ALIKE_OF, ALIKE = 100, 96  # the squared correlation of the brightness is at least ALIKE / ALIKE_OF
 
@@ -39,7 +43,9 @@ class Hashes(NamedTuple):
     phash: Words
     colours: Colours
     shades: Shades
+    grain: npt.NDArray[np.uint8]
 
     def take(self, order: Places) -> Hashes:
         """The pictures at these places."""
-        return Hashes(self.block[order], self.phash[order], self.colours[order], self.shades[order])
+        looks = self.colours[order], self.shades[order], self.grain[order]
+        return Hashes(self.block[order], self.phash[order], *looks)

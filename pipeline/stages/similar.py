@@ -9,9 +9,12 @@ Two pictures are *alike* if
   to the next cells. A photograph has few, and there is no bound. Drawings, screens and signs have many. They differ in
   small parts, such as words and hands of clocks, so their shades and their mean colours must agree closely.
 
+Two pictures with *grain* are photographs: in both of them most pixels differ a little from the next ones. They are
+alike, too, if the correlation of their shades is at least .95, and all but two of the 64 cells differ by at most 40 in
+each mean colour (a grey copy: in brightness). So brighter, cropped and watermarked copies are found.
+
 Only pictures with contrast take part (`has_contrast`): the hash of a plain picture is noise, so plain pictures have
-equal hashes. The bounds were chosen on 24,415 pictures
-(docs/benchmarks/near_duplicates.md).
+equal hashes. docs/benchmarks/near_duplicates.md says on which pictures the bounds were chosen and measured.
 
 **Exactness.** The 64 bits are cut into distance + 1 blocks. Two hashes that differ in at most `distance` bits are equal
 in at least one block. So all pairs are found among the pictures that share the bits of a block.
@@ -37,11 +40,15 @@ from pipeline.stages.picture_hashes import (
     DRAWN_FLAT,
     DRAWN_SHARE,
     FLAT_STEP,
+    GRAIN_ALIKE,
     GREEN,
     HASH_BITS,
+    LEAST_GRAIN,
     LEAST_SPREAD,
     MOST_CHROMA,
     MOST_DIFFERENCE,
+    MOST_GRAIN_DIFFERENCE,
+    MOST_OTHER_CELLS,
     RED,
     SHADE_SIDE,
     SHADES,
@@ -89,7 +96,22 @@ def looks_agree(some: Hashes, others: Hashes) -> Mask:
     a, b = _brightness(some.colours), _brightness(others.colours)
     grey = (_is_grey(some.colours) | _is_grey(others.colours)) & (_farthest(a, b) <= MOST_DIFFERENCE)
     near = np.where(flat >= DRAWN_FLAT, most <= DRAWN_DIFFERENCE, (most <= MOST_DIFFERENCE) | grey)
-    return near & _correlate(a, b) & _shades_agree(some.shades, others.shades, flat)
+    closely = near & _correlate(a, b) & _shades_agree(some.shades, others.shades, flat)
+    return closely | _photographs_agree(some, others)
+
+
+def _photographs_agree(some: Hashes, others: Hashes) -> Mask:
+    """True for each pair of pictures with grain of which all cells but a few agree roughly."""
+    cells, other_cells = (one.colours.reshape(-1, CELLS, 3).astype(np.int16) for one in (some, others))
+    apart = np.abs(cells - other_cells).max(axis=2, initial=0)
+    grey = _is_grey(some.colours) | _is_grey(others.colours)
+    apart = np.where(grey[:, None], np.abs(_brightness(some.colours) - _brightness(others.colours)), apart)
+    near = (apart > MOST_GRAIN_DIFFERENCE).sum(axis=1) <= MOST_OTHER_CELLS
+    a, b = some.shades.astype(np.int64), others.shades.astype(np.int64)
+    common = SHADES * (a * b).sum(axis=1) - a.sum(axis=1) * b.sum(axis=1)
+    root_a, root_b = (np.sqrt((SHADES * (x * x).sum(axis=1) - x.sum(axis=1) ** 2).astype(np.float64)) for x in (a, b))
+    grained = np.minimum(some.grain, others.grain) >= LEAST_GRAIN
+    return grained & near & (common > 0) & (common >= GRAIN_ALIKE * (root_a * root_b))
 
 
 def _farthest(some: npt.NDArray[Any], others: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -16,10 +16,14 @@ from pipeline.stages.picture_hashes import (
     DRAWN_FLAT,
     DRAWN_SHARE,
     FLAT_STEP,
+    GRAIN_ALIKE,
     GREEN,
+    LEAST_GRAIN,
     LEAST_SPREAD,
     MOST_CHROMA,
     MOST_DIFFERENCE,
+    MOST_GRAIN_DIFFERENCE,
+    MOST_OTHER_CELLS,
     RED,
     SHADE_SIDE,
     SHADES,
@@ -155,8 +159,33 @@ def _shades_agree(a, b, flat):
 
 
 @njit
-def _looks_agree(colours_a, colours_b, shades_a, shades_b):
-    """`similar.looks_agree` of one pair."""
+def _photographs_agree(a, b, shades_a, shades_b):
+    """`similar._photographs_agree` of one pair of pictures with grain."""
+    grey, others = _is_grey(a) or _is_grey(b), 0
+    for at in range(0, _VALUES, 3):
+        if grey:
+            apart = abs(_brightness(a, at) - _brightness(b, at))
+        else:
+            apart = _farthest(a[at : at + 3], b[at : at + 3])
+        others += apart > MOST_GRAIN_DIFFERENCE
+    if others > MOST_OTHER_CELLS:
+        return False
+    sum_a = sum_b = square_a = square_b = product = np.int64(0)
+    for at in range(SHADES):
+        x, y = np.int64(shades_a[at]), np.int64(shades_b[at])
+        sum_a, sum_b, product = sum_a + x, sum_b + y, product + x * y
+        square_a, square_b = square_a + x * x, square_b + y * y
+    common = SHADES * product - sum_a * sum_b
+    root_a = np.sqrt(np.float64(SHADES * square_a - sum_a * sum_a))
+    root_b = np.sqrt(np.float64(SHADES * square_b - sum_b * sum_b))
+    return common > 0 and np.float64(common) >= GRAIN_ALIKE * (root_a * root_b)
+
+
+@njit
+def _looks_agree(colours_a, colours_b, shades_a, shades_b, grain):
+    """`similar.looks_agree` of one pair. `grain` is the smaller one of the two."""
+    if grain >= LEAST_GRAIN and _photographs_agree(colours_a, colours_b, shades_a, shades_b):
+        return True
     flat = max(_flat_cells(shades_a), _flat_cells(shades_b))
     return _colours_agree(colours_a, colours_b, flat) and _shades_agree(shades_a, shades_b, flat)
 
@@ -172,7 +201,7 @@ def _equal(a, b):
 @njit
 def _groups(hashes, order, ends, distance, parent):
     """Joins the alike entries of each run. Of neighbours with equal hashes only the first is compared."""
-    phash, colours, shades = hashes
+    phash, colours, shades, grain = hashes
     chosen = np.empty(len(ends), np.int64)
     start = 0
     while start < len(ends):
@@ -181,14 +210,15 @@ def _groups(hashes, order, ends, distance, parent):
             row = order[place]
             last = chosen[count - 1] if count else place
             if count and phash[row] == phash[order[last]] and _equal(colours[row], colours[order[last]]):
-                if _equal(shades[row], shades[order[last]]):
+                if grain[row] == grain[order[last]] and _equal(shades[row], shades[order[last]]):
                     parent[place] = last
                     continue
             for at in range(count):
                 other = order[chosen[at]]
                 if _bits(phash[row] ^ phash[other]) > distance or _root(parent, place) == _root(parent, chosen[at]):
                     continue
-                if _looks_agree(colours[row], colours[other], shades[row], shades[other]):
+                least = min(grain[row], grain[other])
+                if _looks_agree(colours[row], colours[other], shades[row], shades[other], least):
                     _join(parent, place, chosen[at])
             chosen[count] = place
             count += 1
@@ -208,7 +238,8 @@ def _connect(some, others, parent):
 def groups(hashes: Hashes, order: Places, ends: Places, distance: int) -> Places:
     """`similar._groups(hashes.take(order), ends, distance)`, without the copy."""
     parent = np.arange(len(ends), dtype=np.int64)
-    columns = frozen(hashes.phash, np.uint64), frozen(hashes.colours, np.uint8), frozen(hashes.shades, np.uint8)
+    looks = (frozen(look, np.uint8) for look in (hashes.colours, hashes.shades, hashes.grain))
+    columns = frozen(hashes.phash, np.uint64), *looks
     _groups(columns, frozen(order, np.int64), frozen(ends, np.int64), np.uint64(distance), parent)
     return parent
 
@@ -231,6 +262,6 @@ def warm() -> None:
     """Compiles every kernel of this module."""
     one = np.zeros(1, np.int64)
     looks = np.zeros((1, _VALUES), np.uint8), np.zeros((1, SHADES), np.uint8)
-    groups(Hashes(np.zeros(1, np.uint8), np.zeros(1, np.uint64), *looks), one, one + 1, 2)
+    groups(Hashes(np.zeros(1, np.uint8), np.zeros(1, np.uint64), *looks, np.zeros(1, np.uint8)), one, one + 1, 2)
     connect(1, one, one)
     has_contrast(np.zeros((1, _VALUES), np.uint8))

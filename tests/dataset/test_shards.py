@@ -66,7 +66,7 @@ def test_all_columns_of_the_rows_arrive(shard: Any) -> None:
     assert table["original_sha256"].to_pylist() == [digest.hex() for digest in rows["image_sha256"].to_pylist()]
     assert table["sha256"].to_pylist() == [digest.hex() for digest in rows["stored_sha256"].to_pylist()]
     hidden = {"status", "error", "retryable", "http_status", "image_offset", "image_bytes", "image_sha256"}
-    hidden |= {"stored_sha256", "stored_xxh3", "colours", "shades"}
+    hidden |= {"stored_sha256", "stored_xxh3", "colours", "shades", "grain"}
     assert set(rows.column_names) - set(table.column_names) == hidden
 
 

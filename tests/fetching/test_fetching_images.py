@@ -24,7 +24,7 @@ from PIL import Image, ImageCms, features
 from pipeline.fetching import helper, images
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.helper import Decoder
-from pipeline.fetching.images import colours, decode, phash, shades
+from pipeline.fetching.images import colours, decode, grain, phash, shades
 from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.picture import Picture
 from pipeline.schema import COLOUR_BYTES
@@ -329,6 +329,19 @@ def test_phash_has_the_waves_above_the_median(seed: int) -> None:
     waves = fft.dctn(small)[:8, :8].ravel()
     bits = waves > np.median(waves[1:])
     assert f"{phash(image):064b}" == "".join("01"[bit] for bit in bits.astype(int))
+
+
+def test_grain_is_the_share_of_small_steps_between_pixels() -> None:
+    pixels = np.full((4, 4), 100, np.uint8)
+    assert grain(Image.fromarray(pixels).convert("RGB")) == 0
+    pixels[:, 1::2] = 101  # each pair of a row, and none of a column
+    assert grain(Image.fromarray(pixels).convert("RGB")) == 127
+    pixels[:, 1::2] = 133  # an edge is no grain
+    assert grain(Image.fromarray(pixels).convert("RGB")) == 0
+    assert grain(Image.fromarray(np.array([[5, 6, 38, 71]], np.uint8)).convert("RGB")) == 170  # 1, 32 and 33
+    assert grain(Image.new("RGB", (1, 1))) == 0
+    noise = np.random.default_rng(0).integers(90, 110, (60, 60, 3)).astype(np.uint8)
+    assert grain(Image.fromarray(noise)) > 200 > 153 > grain(Image.open(io.BytesIO(picture(5))).convert("RGB"))
 
 
 def test_shades_are_the_brightness_of_the_cells() -> None:

@@ -35,7 +35,7 @@ def outcome(image: bytes | None) -> Outcome:
         http_status=200,
         final_url="http://a.example/é",
         image_sha256=b"o" * 32,
-        picture=Picture(b"", 8, 9, 80, 90, "PNG", 2**64 - 1, bytes(range(192)), bytes(range(256))),
+        picture=Picture(b"", 8, 9, 80, 90, "PNG", 2**64 - 1, bytes(range(192)), bytes(range(256)), 200),
         image_bytes=len(image),
         stored_sha256=b"j" * 32,
         stored_xxh3=2**63 + 1,

@@ -53,7 +53,7 @@ def draw_rows(seed: int, count: int) -> list[dict[str, Any]]:
         width = int(random.choice([100, 200]))
         image = random.bytes(32)
         row = {"text": text, "phash": phash, "colours": colours.tobytes(), "width": width, "image": image}
-        row["shades"] = shades.tobytes()
+        row["shades"], row["grain"] = shades.tobytes(), int(random.choice([0, 153]))
         rows.append(row)
         if random.random() < 0.2:  # the same bytes under another URL
             rows.append({**row, "text": " ".join(WORDS[: random.integers(1, 6)])})
@@ -78,6 +78,7 @@ def write_parts(folder: StepFolder, rows: list[dict[str, Any]], units: int, key_
                 "phash": [row["phash"] for row in mine],
                 "colours": [row["colours"] for row in mine],
                 "shades": [row["shades"] for row in mine],
+                "grain": [row["grain"] for row in mine],
                 "row_hash": list(range(len(mine))),
                 **{name: [row.get(name) for row in mine] for name in ("texts", "query_ids", "opt_out")},
             }
@@ -139,7 +140,8 @@ def naive(rows: list[dict[str, Any]], distance: int | None) -> list[dict[str, An
     colours = np.array([np.frombuffer(row["colours"], np.uint8) for row in images])
     contrast = similar.has_contrast(colours)
     shades = np.array([np.frombuffer(row["shades"], np.uint8) for row in images])
-    looks = Hashes(np.zeros(len(images), np.uint8), np.zeros(len(images), np.uint64), colours, shades)
+    grain = np.array([row["grain"] for row in images], np.uint8)
+    looks = Hashes(np.zeros(len(images), np.uint8), np.zeros(len(images), np.uint64), colours, shades, grain)
     for a, b in itertools.combinations(range(len(images)), 2) if distance is not None else ():
         near = (images[a]["phash"] ^ images[b]["phash"]).bit_count() <= distance and contrast[a] and contrast[b]
         if near and similar.looks_agree(looks.take(np.array([a])), looks.take(np.array([b])))[0]:
