@@ -211,8 +211,10 @@ def test_an_interrupted_fetch_keeps_its_images(
         given = ["--input", str(first), "--output", str(out), "--shards", SHARDS, *growing.options()]
         assert build.main(given) == build.CRASHED
     assert growing.hits() == [f"{number:02}.jpg" for number in range(4)]
+    assert list(out.rglob("*.live"))  # figures of the progress
     growing.extend(out, [more])
     assert growing.hits() == [f"{number:02}.jpg" for number in range(4, 7)]
+    assert not list(out.rglob("*.live"))
     assert not list(out.rglob("*.pieces")) and not list(out.rglob("*.asked"))
     assert same(out, growing.fresh(out, [first, more]))
 

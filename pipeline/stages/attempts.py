@@ -216,13 +216,14 @@ def _commit(folder: StepFolder) -> None:
     parts: dict[int, set[int]] = {}
     for name in storage.names(folder.path):
         found = re.match(r"(\d+)(?:-(\d+))?\.(\w+)", name)
+        if found is not None and found[3] in ("live", "sites"):  # of the run that was interrupted
+            storage.remove(os.path.join(folder.path, name))
+            continue
         if found is None or storage.exists(folder.file(int(found[1]), "json")):
             continue
         unit, part = int(found[1]), int(found[2] or 0)
         if found[3] == "arrow" and storage.is_sound(os.path.join(folder.path, name)):
             parts.setdefault(unit, set()).add(part)
-        elif found[3] == "live":
-            storage.remove(os.path.join(folder.path, name))
     for unit, sound in parts.items():
         whole = next(number for number in range(len(sound) + 1) if number not in sound)
         status: Counter[str] = Counter()

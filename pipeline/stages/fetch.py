@@ -506,7 +506,7 @@ def download(
         was_there = storage.is_sound(path)
         if not was_there:
             _download_part(plan, folder, unit, parts, rows.slice(start, ROWS_PER_CALL), again=again, watch=figures)
-        for kind in ("pieces", ASKED):
+        for kind in (ASKED, "pieces"):
             storage.remove(folder.file(unit, kind, parts))
         for batch in storage.read_batches(path, ["status", "retryable", "url"]):
             for_now += pc.sum(batch["retryable"]).as_py() or 0
@@ -583,9 +583,9 @@ def _as_part(
 def keep_pieces(attempts: Attempts, options: FetchOptions) -> None:
     """Makes parts of what interrupted parts of earlier generations had finished, so that it is not fetched again."""
     for folder in attempts.earlier_passes():
-        for name in storage.names(folder.path):
-            if found := re.fullmatch(r"(\d+)-(\d+)\.pieces", name):
-                _keep_pieces(folder, int(found[1]), int(found[2]), options)
+        names = (re.fullmatch(rf"(\d+)-(\d+)\.(pieces|{ASKED})", name) for name in storage.names(folder.path))
+        for unit, part in sorted({(int(found[1]), int(found[2])) for found in names if found}):
+            _keep_pieces(folder, unit, part, options)
 
 
 def _keep_pieces(folder: StepFolder, unit: int, part: int, options: FetchOptions) -> None:
@@ -604,7 +604,7 @@ def _keep_pieces(folder: StepFolder, unit: int, part: int, options: FetchOptions
             status = Counter(manifest["status"]) + Counter(made["status"].to_pylist())
             counts = {"parts": new + 1, "status": status, "rows": manifest["rows"] + made.num_rows}
             folder.write_manifest(unit, {**manifest, **counts})
-    for path in (pieces, asked):
+    for path in (asked, pieces):
         storage.remove(path)
 
 
