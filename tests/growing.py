@@ -109,7 +109,7 @@ class Changes:
         self.captions = self.random.choice("13")
         self.log: list[str] = []
         self.forgets = False
-        self.may_kill = True  # False: another set has forgotten pairs, which makes two changes of the published set
+        self.may_kill = True  # False: the lists of tombstones join, so a build from nothing needs the joined one
 
     def _table(self, number: int) -> Path:
         return self.growing.table(f"{self.random.choice('abc')}/{number}.parquet", self._rows())
@@ -138,7 +138,7 @@ class Changes:
                 continue
             before = published(self.out)
             self.log.append(" ".join(command))
-            if not self.may_kill:  # only now OUT has the list of what the other set forgot
+            if not self.may_kill:  # only now OUT has the joined list
                 assert build.main(command) == build.DONE, self.log
             new = self.growing.fresh(self.out, self.inputs, *self.options, like=self.out)
             if self.random.random() < 0.5 and self.may_kill:
@@ -187,7 +187,7 @@ class Changes:
         self.growing.build(other, [*more, *shared], *options)
         if self.random.random() < 0.5:
             self._forget_in(other)
-            self.may_kill = False
+        self.may_kill = not any((out / "forgotten.parquet").exists() for out in (self.out, other))
         self.inputs = [*self.inputs, *more]
         return self.command("--extend", "--input", str(other))
 
