@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import importlib
 import json
 import os
@@ -34,6 +35,7 @@ OWN = (*PACKAGES, "tests", "tools", "benchmarks")
 MEMORY = 8 << 30  # bytes that a faulty process may map for itself
 FILE_SIZE = 2 << 30  # bytes of a file that it may write
 KERNELS = "pipeline/engine/__pycache__/kernels-*"
+FINE = (0, 1, 5)  # exit codes of pytest: all passed, some failed (the report names them), no test
 ENDED = 3  # exit code of a child that pytest did not end
 
 
@@ -154,24 +156,29 @@ def run_tests(
             _child(
                 checkout, files, chosen=chosen, recorder=_Recorder(chosen, checkout, trace, stop_after, out, without)
             )
-        ended = _wait(pid, seconds)
+        status = _wait(pid, seconds)
+        ended = status is not None
         log = Path(place, "log").read_text(errors="replace") if Path(place, "log").exists() else ""
         if not out.exists():
             return Report(ended, "" if not ended else log[-300:] or "no report", {}, {}, [])
-        return Report(ended, **json.loads(out.read_text()))
+        report = Report(ended, **json.loads(out.read_text()))
+        if status not in (None, *FINE) and not report.failed:  # interrupted, or killed after the report
+            report = dataclasses.replace(report, failed=f"pytest ended with {status}")
+        return report
 
 
-def _wait(pid: int, seconds: float) -> bool:
-    """Waits for a child, and ends it and its group after `seconds`. Returns True if it ended by itself."""
+def _wait(pid: int, seconds: float) -> int | None:
+    """Waits for a child, and ends it and its group after `seconds`. Returns its exit code; None: it was ended."""
     until = time.monotonic() + seconds
     ended = False
     try:
         while time.monotonic() < until:
-            if os.waitpid(pid, os.WNOHANG)[0]:
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
                 ended = True
-                return True
+                return os.waitstatus_to_exitcode(status)
             time.sleep(0.02)
-        return False
+        return None
     finally:
         _end(pid, reap=not ended)
 
