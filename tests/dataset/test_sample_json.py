@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from pipeline.dataset import shards
 from pipeline.dataset.sample_json import hex_strings, reference_json, sample_json
+from pipeline.schema import fill_texts
 from tests import fuzzing, samples
 
 KEYS = ("caption", "count", "phash", "score", "text", "texts", "url", "wide")
@@ -76,3 +77,12 @@ def test_hex_strings() -> None:
     assert hex_strings(column).to_pylist() == wanted and hex_strings(column.slice(2)).to_pylist() == wanted[2:]
     assert hex_strings(pa.chunked_array([column.slice(1), column.slice(0, 1)])).to_pylist() == wanted[1:] + wanted[:1]
     assert hex_strings(column.slice(0, 0)).to_pylist() == []
+
+
+def test_a_row_without_other_texts_has_its_own() -> None:
+    kind = pa.list_(pa.string())
+    text = pa.array(["a", "b", "c"])
+    assert fill_texts(text, pa.nulls(3, kind)).to_pylist() == [["a"], ["b"], ["c"]]
+    assert fill_texts(text, pa.array([["a", "x"], None, []], kind)).to_pylist() == [["a", "x"], ["b"], []]
+    whole = pa.array([["a"], ["b"], ["c", "y"]], kind)
+    assert fill_texts(text, whole).equals(whole)

@@ -245,6 +245,9 @@ def test_readers_are_complete() -> None:
         assert all(reader.claims(f"A{suffix.upper()}") for suffix in reader.suffixes)
         assert reader.expected_rows(Input("a", "a", name, 1_000_000)) >= 1_000_000 / reader.bytes_per_pair
         assert reader.expected_rows(Input("a", "a", name)) > 0
+    assert (
+        READERS["wat"].size(Input("a", "a", "wat")) == 350 << 20 and READERS["wat"].size(Input("a", "a", "wat", 7)) == 7
+    )
 
 
 @pytest.mark.parametrize(
