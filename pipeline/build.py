@@ -44,7 +44,7 @@ from pipeline.result import Result
 from pipeline.stages import STAGES, continuing, extending
 from pipeline.stages.base import Outputs, Stage
 from pipeline.stages.row_pass import fuse_row_stages
-from pipeline.stages.run import READ_BY_USERS, Run
+from pipeline.stages.run import READ_BY_USERS, Run, store_failures
 from pipeline.stages.run import look_up as look_up_run
 
 
@@ -91,6 +91,11 @@ def build(options: Options, *, quiet: bool = False) -> Result:
         DamagedError: a file of an earlier stage is damaged or gone.
     """
     check_options(options)
+    with store_failures(options.output):
+        return _build(options, quiet=quiet)
+
+
+def _build(options: Options, *, quiet: bool) -> Result:
     run = look_up(extending.settled(options))
     stages = plan(run)
     check(stages, run)

@@ -58,7 +58,7 @@ def find(folder: str, selection: Selection, *, limit: int) -> list[Found]:
     Raises:
         Damaged: a file cannot be read.
     """
-    root = os.path.abspath(folder)
+    root = storage.absolute(folder)
     try:
         wanted = _with_uids_of_images(root, selection)
         found = _matched(root, wanted, limit)
@@ -76,7 +76,7 @@ def find(folder: str, selection: Selection, *, limit: int) -> list[Found]:
 
 def forgotten(folder: str, selection: Selection) -> list[tuple[str, str]]:
     """(kind, value) of what the selection names and the folder has forgotten."""
-    stones = Tombstones.load(os.path.abspath(folder))
+    stones = Tombstones.load(storage.absolute(folder))
     named = [(kind, value) for kind in KINDS for value in sorted(getattr(selection, kind))]
     return [] if stones is None else [(kind, value) for kind, value in named if stones.covers(kind, value)]
 
@@ -213,7 +213,7 @@ def _images(root: str, found: dict[str, Found]) -> None:
 
 def _published(root: str, found: dict[str, Found]) -> None:
     standing = _standing(found)
-    if not standing or not os.path.exists(os.path.join(root, "manifest.json")):
+    if not standing or not storage.exists(os.path.join(root, "manifest.json")):
         return
     wanted, there = pa.array(list(standing)), dict[str, int]()
     for table in open_set.open_set(root).rows(["key", "shard"]):
@@ -232,7 +232,7 @@ def _published(root: str, found: dict[str, Found]) -> None:
 def _of_set_alone(root: str, selection: Selection, limit: int) -> list[Found]:
     """Pairs of a copy of the published files."""
     found: list[Found] = []
-    if not os.path.exists(os.path.join(root, "manifest.json")):
+    if not storage.exists(os.path.join(root, "manifest.json")):
         return found
     for table in open_set.open_set(root).rows():
         some = table.filter(_mask(selection, table)).slice(0, limit - len(found))
@@ -263,7 +263,7 @@ def _rejected_files(root: str) -> Iterable[str]:
     stages = [os.path.join(root, "stages", name, "rejected.parquet") for name in STAGES[:2]]
     here = [path for path in stages if storage.exists(path)]
     folder = os.path.join(root, "rejected")
-    names = sorted(os.listdir(folder)) if not here and os.path.isdir(folder) else []
+    names = storage.names(folder) if not here else []
     return here or [os.path.join(folder, name) for name in names if name.endswith(".parquet")]
 
 

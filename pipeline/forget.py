@@ -254,6 +254,8 @@ def forget(root: str, selection: Selection, *, dry_run: bool = False) -> Forgott
         Damaged, DamagedError: a file is damaged, or another version wrote the set.
         Busy: a build runs in the folder.
     """
+    if storage.is_url(root):
+        raise UsageError(f"{root}: must be a folder of this machine; in an object store pairs cannot be forgotten yet")
     if not len(selection):
         raise UsageError("nothing to forget: name it with " + ", ".join(f"--{flag}" for flag in (*FLAGS, "list")))
     root = os.path.abspath(root)

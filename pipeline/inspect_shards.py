@@ -66,6 +66,7 @@ from pipeline.inspector import (
     stats,
     verify,
 )
+from pipeline.inspector.opening import absolute, exists, store_of
 
 FAULT = BELOW  # exit code of `verify` on a folder that is not sound
 MODULES = (
@@ -86,6 +87,7 @@ MODULES = (
     diff,
     forgotten,
 )
+LOCAL = ("sql",)  # commands that cannot read an object store
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 
@@ -113,11 +115,11 @@ def parser_of() -> tuple[Parser, dict[str, Parser]]:
 
 def settle(folder: str) -> None:
     """Finishes a change of the folder that a crash interrupted."""
-    if os.path.exists(os.path.join(folder, ".change", "journal.json")):  # so that the common case imports nothing
+    if exists(os.path.join(folder, ".change", "journal.json")):  # so that the common case imports nothing
         from pipeline.engine import work
 
         try:
-            work.settle(os.path.abspath(folder))
+            work.settle(absolute(folder))
         except work.Busy as error:
             raise NotFound(f"the files of {folder!r} are being changed: {error}") from error
 
@@ -141,10 +143,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     codes = {UsageError: USAGE, Ambiguous: USAGE, NotFound: MISSING, Damaged: FAULT}
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
-        if not os.path.exists(args.folder):
-            raise NotFound(f"there is no folder {args.folder!r}")
-        settle(args.folder)
-        code = COMMANDS[args.command].run(args)
+        with store_of(args.folder):
+            if args.command in LOCAL and "://" in args.folder:
+                raise UsageError(f"{args.command} {args.folder}: must be a folder of this machine")
+            if not exists(args.folder):
+                raise NotFound(f"there is no folder {args.folder!r}")
+            settle(args.folder)
+            code = COMMANDS[args.command].run(args)
         sys.stdout.flush()
         return code
     except tuple(codes) as error:

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pipeline import __version__
-from pipeline.engine import recipe, runners
+from pipeline.engine import checks, recipe, runners
 from pipeline.engine.cli import UsageError
 from pipeline.engine.command_line import CommandLine
 from pipeline.engine.options import declared, option, show, validate
 from pipeline.stages import STAGES
-from pipeline.stages.run import HowSettings, RightsSettings, RunSettings
+from pipeline.stages.run import RECIPE, HowSettings, RightsSettings, RunSettings
 
 DESCRIPTION = """Web archives or tables in, balanced image-text shards out.
 
@@ -24,7 +24,6 @@ Every stage writes a folder OUT/stages/<name>. A stage that is COMPLETED is not 
 command again to continue."""
 
 
-RECIPE = "recipe.yaml"  # in OUT: the options of the set
 INPUTS = ("input", "drop_input")  # what --extend changes
 GROUPS = (RunSettings, *(stage.options for stage in STAGES), RightsSettings, HowSettings)  # in the order of the stages
 
@@ -63,6 +62,8 @@ def options_of_set(given: Mapping[str, Any]) -> dict[str, Any]:
     changes = given.get("extend") or (given.get("drop_input") and not given.get("input"))
     if not changes or "output" not in given:
         return {}
+    if checks.URL.match(given["output"]):
+        return {}  # `validate` refuses it
     path = os.path.join(given["output"], RECIPE)
     if not os.path.isfile(path):
         raise UsageError(f"--extend: {given['output']} holds no set: build one first")

@@ -47,7 +47,7 @@ def _kept(root: str, stage: str) -> bool:
         info = storage.read_json(os.path.join(root, "stages", stage, "info.json"))
         if info is None or "rows" not in info:
             return info is not None
-        return os.path.isdir(os.path.join(root, info["rows"]["parts"]["path"]))
+        return storage.is_folder(os.path.join(root, info["rows"]["parts"]["path"]))
     except (DamagedError, KeyError, TypeError):
         return False
 
@@ -69,7 +69,7 @@ def check_lists(folder: str) -> Iterator[tuple[str, str]]:
 def _check(folder: str, paths: Iterable[str]) -> Iterator[tuple[str, str]]:
     for path in paths:
         below = os.path.relpath(path, folder).replace(os.sep, "/")
-        if os.path.islink(path):
+        if storage.is_link(path):
             yield below, "is a symbolic link"
             continue
         try:
@@ -81,13 +81,18 @@ def _check(folder: str, paths: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def _lists(folder: str) -> list[str]:
-    return [path for name in LISTED if os.path.lexists(path := os.path.join(folder, name))]
+    return [path for name in LISTED if _is_there(path := os.path.join(folder, name))]
+
+
+def _is_there(path: str) -> bool:
+    """True for a file, a folder, or a link that leads nowhere."""
+    return storage.exists(path) or storage.is_link(path)
 
 
 def _files(folder: str) -> Iterator[str]:
     yield from _lists(folder)
     stages = os.path.join(folder, "stages")
-    if os.path.islink(stages):
+    if storage.is_link(stages):
         yield stages
     yield from (path for path in storage.walk(stages) if not TEMPORARY.search(path))
 
@@ -96,19 +101,19 @@ def _gone(folder: str) -> Iterator[str]:
     """The files that a completed stage wrote and that do not exist."""
     for stage in STAGES:
         at = os.path.join(folder, "stages", stage)
-        if not os.path.exists(os.path.join(at, "COMPLETED")):
+        if not storage.exists(os.path.join(at, "COMPLETED")):
             continue
         try:
             listed = storage.read_list(os.path.join(at, FILES))
         except DamagedError:  # `check_file` names it if it is there
             listed = [FILES]
         for name in listed:
-            if not os.path.lexists(path := os.path.join(at, name)):
+            if not _is_there(path := os.path.join(at, name)):
                 yield path
     written_by = {"inputs.json": STAGES[0], storage.CHECKSUMS: STAGES[0], "shards.json": STAGES[-1]}
     for name, stage in written_by.items():  # a copy of the published files has none of them
-        done = os.path.exists(os.path.join(folder, "stages", stage, "COMPLETED"))
-        if done and not os.path.lexists(path := os.path.join(folder, name)):
+        done = storage.exists(os.path.join(folder, "stages", stage, "COMPLETED"))
+        if done and not _is_there(path := os.path.join(folder, name)):
             yield path
 
 
@@ -118,7 +123,7 @@ def check_file(path: str) -> None:
     Raises:
         DamagedError: the file is not as it was written.
     """
-    if not os.path.exists(path):
+    if not storage.exists(path):
         raise DamagedError(f"{path} is missing")
     if os.path.basename(path) == storage.CHECKSUMS:
         for name in (storage.read_json(path) or {})["xxh3_64"]:
@@ -126,7 +131,7 @@ def check_file(path: str) -> None:
     elif path.endswith(".json"):
         storage.read_json(path)
     elif os.path.basename(path) == "COMPLETED":
-        if os.path.getsize(path):
+        if storage.size(path):
             raise DamagedError.of(path, "it should be empty")
     elif path.endswith(".raw"):
         _check_images(path)
@@ -152,7 +157,7 @@ def _check_images(path: str) -> None:
             if xxhash.xxh3_64_intdigest(storage.read_range(path, offset, length)) != digest:
                 raise DamagedError.of(path)
             size = max(size, offset + length)
-    there, fetch = os.path.getsize(path), os.path.dirname(os.path.dirname(path))
+    there, fetch = storage.size(path), os.path.dirname(os.path.dirname(path))
     shared = (storage.read_json(os.path.join(fetch, "attempts.json")) or {}).get("earlier")
     if size > there or size < there and not shared:  # a row of a later fetch may have an image behind them
         raise DamagedError.of(path, f"it should end at {size} and has {there} bytes")

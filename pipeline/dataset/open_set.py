@@ -79,7 +79,7 @@ def open_set(folder: str | os.PathLike[str]) -> OpenSet:
         NotFound: there is no such folder, or the folder has no manifest.
         Damaged: the manifest cannot be read, or a newer version wrote it.
     """
-    root = os.path.abspath(folder)
+    root = storage.absolute(folder)
     manifest = read_manifest(root)
     form = manifest.get("format", shards.FORMAT)
     if not isinstance(form, int) or form > shards.FORMAT:
@@ -248,7 +248,7 @@ class OpenSet:
         offset, size = row[f"{extension}_offset"], row[f"{extension}_size"]
         try:
             with storage.opened(os.path.join(self.root, path)) as file:
-                if not 0 <= size <= os.fstat(file.fileno()).st_size - offset:  # a damaged size allocates no memory
+                if not 0 <= size <= file.seek(0, os.SEEK_END) - offset:  # a damaged size allocates no memory
                     raise Damaged(f"{path}: the {extension} of {row['key']} is cut off")
                 return storage.range_of(file, offset, size)
         except (OSError, storage.DamagedError) as error:
@@ -354,7 +354,7 @@ def read_manifest(folder: str) -> dict[str, Any]:
         NotFound: there is no such folder, or the folder has no manifest.
         Damaged: the file is not a manifest.
     """
-    if not os.path.isdir(folder):
+    if not storage.is_folder(folder):
         raise NotFound(f"there is no folder {folder!r}")
     try:
         work.settle(folder)
@@ -378,9 +378,9 @@ def stages_of(folder: str) -> list[dict[str, Any]]:
     found = []
     for stage in STAGES:
         path = f"stages/{stage}"
-        if os.path.isdir(os.path.join(folder, path)):
+        if storage.is_folder(os.path.join(folder, path)):
             info = read_json(folder, f"{path}/info.json") or {}
-            completed = os.path.exists(os.path.join(folder, path, "COMPLETED"))
+            completed = storage.exists(os.path.join(folder, path, "COMPLETED"))
             found.append({"stage": stage, "completed": completed, **info})
     return found
 
@@ -392,7 +392,7 @@ def read_queries(folder: str) -> pa.Table:
         Damaged: queries.parquet cannot be read.
     """
     path = os.path.join(folder, "queries.parquet")
-    if not os.path.exists(path):
+    if not storage.exists(path):
         return NO_QUERIES.empty_table()
     try:
         return shards.read_table(path)

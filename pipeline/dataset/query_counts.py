@@ -58,17 +58,17 @@ def table(folder: str) -> pa.Table:
 
 
 def _of_stage(folder: str, stage: str, column: str, size: int) -> Counts | None:
-    info = StageFolder(os.path.abspath(folder), stage).info()
+    info = StageFolder(storage.absolute(folder), stage).info()
     if info is None or "rows" not in info:
         return None
-    rows = Rows.from_json(os.path.abspath(folder), info["rows"])
+    rows = Rows.from_json(storage.absolute(folder), info["rows"])
     if not rows.parts.manifests():
         return None
     return _count((chunk for table in rows.tables([column]) for chunk in table[column].chunks), size)
 
 
 def _of_set(folder: str, size: int) -> Counts | None:
-    if not os.path.exists(os.path.join(folder, "manifest.json")):
+    if not storage.exists(os.path.join(folder, "manifest.json")):
         return None
     tables = open_set.open_set(folder).rows(["query_ids"])
     return _count((chunk for found in tables for chunk in found["query_ids"].chunks), size)
@@ -83,9 +83,9 @@ def _count(lists: Iterable[pa.ListArray], size: int) -> Counts:
 
 def _caps(folder: str, size: int) -> Counts | None:
     """The pairs that each query may pick: 0 for a stop query."""
-    if StageFolder(os.path.abspath(folder), "balance").info() is None:
+    if StageFolder(storage.absolute(folder), "balance").info() is None:
         return None
-    limits = StageFolder(os.path.abspath(folder), "balance").step("limits")
+    limits = StageFolder(storage.absolute(folder), "balance").step("limits")
     paths = [limits.file(0, name) for name in ("cap", "stop")]
     if not all(map(storage.exists, paths)):
         return None

@@ -68,9 +68,8 @@ class Tombstones:
             DamagedError: the file is not as it was written.
         """
         path = os.path.join(root, FILE)
-        if not os.path.exists(path):
-            return None
-        return _load(path, os.stat(path).st_mtime_ns)
+        state = storage.state(path)
+        return None if state is None else _load(path, state)
 
     @classmethod
     def new(cls) -> Tombstones:
@@ -233,8 +232,8 @@ class Tombstones:
 
 
 @functools.lru_cache(maxsize=2)
-def _load(path: str, changed: int) -> Tombstones:
-    del changed
+def _load(path: str, state: tuple[object, ...]) -> Tombstones:
+    del state
     table = storage.read_table(path)
     keys = (table.schema.metadata or {}).get(KEY, b"")
     names = SCHEMA.names if len(keys) == KEY_BYTES else [*SCHEMA.names, LIST.name]

@@ -60,8 +60,8 @@ def verify(
     Raises:
         NothingThere: there is nothing to verify.
     """
-    published = os.path.exists(os.path.join(folder, "manifest.json"))
-    if not published and not os.path.isdir(os.path.join(folder, "stages")):
+    published = storage.exists(os.path.join(folder, "manifest.json"))
+    if not published and not storage.is_folder(os.path.join(folder, "stages")):
         raise NothingThere(f"{folder!r} holds neither manifest.json nor stages/: is it the --output of a run?")
     ledger = None
     if published:
@@ -74,7 +74,7 @@ def verify(
         else:
             ledger = manifest["ledger"]
             yield from _publication(folder, manifest, quick=quick)
-    elif any(os.path.isdir(os.path.join(folder, name)) for name in ("shards", "metadata")):
+    elif any(storage.is_folder(os.path.join(folder, name)) for name in ("shards", "metadata")):
         yield Fault("manifest.json", "missing, though there are shards: the publication was not finished")
     yield from _stages(folder, ledger, note)
     yield from _seals_of_stages(folder, note)
@@ -194,13 +194,13 @@ def _links(folder: str, entries: list[FileEntry]) -> set[str]:
     """Symbolic links among the published files and their parent folders."""
     paths = {entry.path for entry in entries} | {"manifest.json"}
     parents = {path.rsplit("/", depth)[0] for path in paths for depth in range(1, path.count("/") + 1)}
-    return {path for path in paths | parents if os.path.islink(os.path.join(folder, path))}
+    return {path for path in paths | parents if storage.is_link(os.path.join(folder, path))}
 
 
 def _file(folder: str, entry: FileEntry, *, quick: bool) -> Iterator[Fault]:
     path = os.path.join(folder, entry.path)
     try:
-        size = os.stat(path).st_size
+        size = storage.size(path)
         if size != entry.bytes:
             yield Fault(entry.path, f"has {size} bytes, the manifest says {entry.bytes}")
         elif not quick and shards.entry_of(folder, entry.path).sha256 != entry.sha256:
@@ -363,7 +363,7 @@ def _stages(folder: str, published: list[dict[str, Any]] | None, note: Callable[
     is still the one before. Its stages are then compared with each other only.
     """
     stages = os.path.join(folder, "stages")
-    if published is not None and os.path.isdir(stages) and not os.path.exists(f"{stages}/{STAGES[-1]}/info.json"):
+    if published is not None and storage.is_folder(stages) and not storage.exists(f"{stages}/{STAGES[-1]}/info.json"):
         note("stages: of a later build that has published nothing; the published set is the one before it")
         under_way, published = True, None
     else:
@@ -372,9 +372,9 @@ def _stages(folder: str, published: list[dict[str, Any]] | None, note: Callable[
     before: tuple[int, dict[str, Any]] | None = None
     for at, stage in enumerate(STAGES):
         path = f"stages/{stage}"
-        if not os.path.isdir(os.path.join(folder, path)):
+        if not storage.is_folder(os.path.join(folder, path)):
             continue
-        if not os.path.exists(os.path.join(folder, path, "COMPLETED")):
+        if not storage.exists(os.path.join(folder, path, "COMPLETED")):
             if not under_way:
                 yield Fault(path, "COMPLETED is missing: the stage was not finished")
             continue

@@ -12,7 +12,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipeline.engine import malloc, shuffle_files
+from pipeline.engine import lease, malloc, shuffle_files
 from pipeline.engine.tasks import EXCHANGES, MOST_ELEMENTS, ExchangeTask, Reading, Task, elements_for
 from pipeline.engine.work import StepFolder, lock_as_worker, run_unit
 
@@ -101,9 +101,10 @@ class _Send(beam.DoFn):
 class _RunUnits(beam.DoFn):
     def __init__(self, task: Task, elements: int) -> None:
         self._task, self._elements = task, elements
+        self._token = lease.token_of(task.folder.root)
 
     def setup(self) -> None:
-        lock_as_worker(self._task.folder.root)
+        lock_as_worker(self._task.folder.root, self._token)
         malloc.retain_freed_memory()
 
     def process(self, element: int, after: Any = None) -> Iterator[int]:
@@ -115,9 +116,10 @@ class _RunUnits(beam.DoFn):
 class _RunBucket(beam.DoFn):
     def __init__(self, task: ExchangeTask) -> None:
         self._task = task
+        self._token = lease.token_of(task.folder.root)
 
     def setup(self) -> None:
-        lock_as_worker(self._task.folder.root)
+        lock_as_worker(self._task.folder.root, self._token)
         malloc.retain_freed_memory()
 
     def process(self, element: tuple[int, Iterable[tuple[int, int, bytes]]]) -> Iterator[int]:

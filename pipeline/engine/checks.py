@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.engine.cli import MissingInput, UsageError
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: path functions turn s3:// into s3:/
+STORES = ("s3",)  # schemes of object stores that can be written
 SYSTEM_FILES = frozenset((".DS_Store", "lost+found"))  # a folder with nothing else counts as empty
 
 
@@ -30,17 +31,21 @@ def readable_file(path: str) -> None:
         raise MissingInput("cannot be read (Permission denied)")
 
 
-def output_folder(path: str, *, ours: Callable[[str, list[str]], bool]) -> None:
+def output_folder(path: str, *, ours: Callable[[str, list[str]], bool], stores: bool = False) -> None:
     """Refuses a folder that cannot be created or written, and a folder with other files.
 
     Args:
         path: a folder of this machine.
         ours: takes the folder and the names in it. Returns True if an earlier run made the folder.
+        stores: the URL of an object store is allowed. What lies there is not looked at.
     """
     if not path.strip():
         raise UsageError("must be a folder, not an empty name")
     if URL.match(path):
-        raise UsageError("must be a folder of this machine; object stores are not supported as output yet")
+        if not stores:
+            raise UsageError("must be a folder of this machine; object stores are not supported as output yet")
+        _object_folder(path)
+        return
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -57,6 +62,21 @@ def output_folder(path: str, *, ours: Callable[[str, list[str]], bool]) -> None:
         raise UsageError(f"must be empty, new, or the folder of an earlier run; it holds other things ({some})")
     if not os.access(path, os.W_OK | os.X_OK):
         raise UsageError("is not writable: name another folder, or change its permissions")
+
+
+def _object_folder(url: str) -> None:
+    """Refuses a URL that cannot name a folder of objects. Nothing is asked of the store."""
+    found = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+)://([^/]*)(/.*)?", url)
+    scheme = found[1].lower() if found else ""
+    if scheme not in STORES:
+        raise UsageError("must be a folder of this machine, or s3://BUCKET/FOLDER; other stores cannot be written yet")
+    if found is None or not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", found[2]):
+        raise UsageError("must name a bucket: s3://BUCKET/FOLDER, 3 to 63 of a-z, 0-9, dots and hyphens")
+    parts = (found[3] or "").strip("/").split("/")
+    if scheme != found[1] or not all(re.fullmatch(r"[A-Za-z0-9!_.*'()-]+", part) for part in parts):
+        raise UsageError("must name a folder of the bucket: letters, digits and !_.*'()- with single slashes between")
+    if {".", ".."} & set(parts):
+        raise UsageError("must not hold . or .. as the name of a folder")
 
 
 def cache_folder(path: str) -> None:

@@ -12,10 +12,10 @@ Before the journal is written, the folder is as it was. After it, whoever locks 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pipeline.engine import storage
+from pipeline.engine import lease, storage
 
 FOLDER = ".change"
 MANIFEST = "manifest.json"
@@ -44,7 +44,7 @@ class Change:
     def current(self, path: str) -> str:
         """Where the content of a file is: its new content if there is one."""
         new = self.place(path)
-        return new if os.path.exists(new) else os.path.join(self.root, path)
+        return new if storage.exists(new) else os.path.join(self.root, path)
 
     def remove(self, path: str) -> None:
         """The file or folder tree is removed."""
@@ -80,18 +80,19 @@ class Change:
             "removed": sorted(self._removed),
             "erased": self._erased,
         }
+        lease.confirm(self.root)
         storage.write_json(os.path.join(self.root, FOLDER, JOURNAL), journal)
         finish(self.root)
 
     def _moved(self) -> list[str]:
         top = self.place("")
-        found = (path for path in storage.walk(top) if not os.path.islink(path))
+        found = (path for path in storage.walk(top) if not storage.is_link(path))
         return sorted(os.path.relpath(path, top).replace(os.sep, "/") for path in found)
 
 
 def is_pending(root: str) -> bool:
     """True if a committed change is not carried out yet."""
-    return os.path.exists(os.path.join(root, FOLDER, JOURNAL))
+    return storage.exists(os.path.join(root, FOLDER, JOURNAL))
 
 
 def finish(root: str) -> bool:
@@ -101,7 +102,7 @@ def finish(root: str) -> bool:
         True if there was a committed change.
     """
     folder = os.path.join(root, FOLDER)
-    if not os.path.isdir(folder):
+    if not storage.is_folder(folder):
         return False
     journal = storage.read_json(os.path.join(folder, JOURNAL))
     if journal is not None:
@@ -112,37 +113,37 @@ def finish(root: str) -> bool:
 
 def discard(root: str) -> None:
     """Removes what was prepared."""
-    if os.path.isdir(os.path.join(root, FOLDER)):
+    if storage.is_folder(os.path.join(root, FOLDER)):
         storage.remove(os.path.join(root, FOLDER))
 
 
 def _carry_out(root: str, journal: dict[str, Any]) -> None:
     places = {path: os.path.join(FOLDER, "new", path) for path in journal["moved"]} | journal["renamed"]
     sources = {path: os.path.join(root, place) for path, place in places.items()}
-    hidden = MANIFEST in sources and os.path.exists(sources[MANIFEST])
+    hidden = MANIFEST in sources and storage.exists(sources[MANIFEST])
     if hidden or MANIFEST in journal["removed"]:
         storage.remove(os.path.join(root, MANIFEST))
     for item in journal["erased"]:
         _erase(os.path.join(root, item["path"]), item["ranges"], item["size"])
     for path, source in sources.items():
         if path != MANIFEST:
-            _move(source, os.path.join(root, path))
-    storage.flush_folders({os.path.dirname(os.path.join(root, path)) for path in sources})
+            storage.move(source, os.path.join(root, path))
+    _flush(root, {os.path.dirname(os.path.join(root, path)) for path in sources})
     if hidden:
-        _move(sources[MANIFEST], os.path.join(root, MANIFEST))
-        storage.flush_folders([root])
+        storage.move(sources[MANIFEST], os.path.join(root, MANIFEST))
+        _flush(root, [root])
     for path in journal["removed"]:  # last: files may have been moved out of a folder that goes
         storage.remove(os.path.join(root, path))
 
 
-def _move(source: str, target: str) -> None:
-    if os.path.exists(source):
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        os.replace(source, target)
+def _flush(root: str, folders: Iterable[str]) -> None:
+    """A store has no folders."""
+    if not storage.is_url(root):
+        storage.flush_folders(folders)
 
 
 def _erase(path: str, ranges: Sequence[Sequence[int]], size: int) -> None:
-    if not os.path.exists(path):
+    if not storage.exists(path):
         return
     with open(path, "r+b", buffering=0) as file:
         file.truncate(min(size, os.fstat(file.fileno()).st_size))

@@ -18,7 +18,7 @@ from typing import IO, Any
 from pipeline.engine import display, screen, storage
 from pipeline.engine.work import StepFolder
 
-REDRAW = 0.5  # seconds between looks
+REDRAW, REDRAW_STORE = 0.5, 10.0  # seconds between looks; each look at a store costs requests
 PATIENCE = 5.0  # seconds that the end of a run waits for the last look, in case the disk does not answer
 Manifest = dict[str, Any]
 
@@ -60,7 +60,7 @@ class _Seen:
         self._changed, self._words, self._counts = 0, "", False
         self.rows: dict[str, int] = {}  # by the name of the manifest
         self._manifests: list[Manifest] = []
-        self._foreign: dict[str, int] = {}  # inodes of manifests of another run
+        self._foreign: dict[str, Any] = {}  # states of the manifests of another run
         self._live: Figures | None = None
         self._before = self._units_before = 0
         self.begun: float | None = None  # None: this run has done nothing of it yet
@@ -123,10 +123,10 @@ class _Seen:
     def _read_manifests(self, closely: bool) -> list[Manifest]:
         """The manifests of this stage that are new since the last look."""
         try:
-            changed = os.stat(self.step.folder.path).st_mtime_ns
-            if changed == self._changed and not closely:
+            changed = storage.changed(self.step.folder.path)
+            if changed is None or (changed == self._changed and not closely):
                 return []
-            names = [name for name in os.listdir(self.step.folder.path) if name.endswith(".json")]
+            names = [name for name in storage.names(self.step.folder.path) if name.endswith(".json")]
             found = [manifest for name in names if name not in self.rows for manifest in self._read(name)]
         except FileNotFoundError:
             return []
@@ -136,15 +136,15 @@ class _Seen:
     def _read(self, name: str) -> Iterator[Manifest]:
         """A manifest that was not read before. One of another run is read again only if its file was replaced."""
         path = os.path.join(self.step.folder.path, name)
-        inode = os.stat(path).st_ino
-        if self._foreign.get(name) == inode:
+        state = storage.state(path)
+        if self._foreign.get(name) == state:
             return
         try:
             found = storage.read_json(path) or {}
         except storage.DamagedError:  # whoever needs it says so
             found = {}
         if found.get("fingerprint", "") != self.step.folder.fingerprint:
-            self._foreign[name] = inode
+            self._foreign[name] = state
             return
         rows = rows_of(found)
         self.rows[name], self._counts = rows or 0, self._counts or rows is not None
@@ -201,8 +201,10 @@ def watching(steps: Sequence[Watched], stream: IO[str] | None = None, *, quiet: 
     guard, stop, shown = _guard(), threading.Event(), list[Progress]()
     guard(lambda: shown.append(Progress(steps, stream or sys.stderr)))
 
+    on_store = any(storage.is_url(step.folder.path) for step in steps)
+
     def loop() -> None:
-        while shown and not stop.wait(REDRAW):
+        while shown and not stop.wait(REDRAW_STORE if on_store else REDRAW):
             guard(shown[0].show)
 
     thread = threading.Thread(target=loop, daemon=True, name="progress")

@@ -400,15 +400,22 @@ class RemoteFile(Positioned):
         return TransferError(f"{where}: it has changed ({how})", changed=True)
 
 
-def patiently(url: str, work: Callable[[Any, str], T]) -> T:
+def patiently(url: str, work: Callable[[Any, str], T], *, what: str = "listed", paced: bool = True) -> T:
     """Calls `work` with the file system of a store and a path, again after a failure that may pass.
+
+    Args:
+        url: of the store.
+        work: see above.
+        what: is done to the URL, for messages.
+        paced: the rate of requests for inputs holds.
 
     Raises:
         MissingInputError, RefusedInputError, TransferError: as `RemoteFile`.
     """
     start, tries = time.monotonic(), 0
     while True:
-        Pace(_settings.pace, _settings.rate).wait()
+        if paced:
+            Pace(_settings.pace, _settings.rate).wait()
         try:
             return work(*transfers.store(url))
         except Exception as error:
@@ -416,12 +423,12 @@ def patiently(url: str, work: Callable[[Any, str], T]) -> T:
         if isinstance(failure, Missing):
             raise MissingInputError(f"{public(url)!r} is not there ({failure})") from None
         if isinstance(failure, Refused):
-            raise RefusedInputError(f"{public(url)!r} cannot be listed: {failure}") from None
+            raise RefusedInputError(f"{public(url)!r} cannot be {what}: {failure}") from None
         tries += 1
         pause = random.uniform(0.5, 1.0) * min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(tries, 20))
         waited = time.monotonic() - start
         if waited + pause > _settings.patience or tries >= MOST_TRIES:
-            raise TransferError(f"{public(url)!r} cannot be listed: {failure}", reached=False)
+            raise TransferError(f"{public(url)!r} cannot be {what}: {failure}", reached=False)
         if _on_wait and (tries == 1 or pause >= REPORTED_PAUSE):
             _on_wait(url, f"{public(url)}: {failure}; it is asked again for up to {_settings.patience - waited:.0f} s")
         time.sleep(pause)

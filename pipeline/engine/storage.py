@@ -12,15 +12,20 @@ Parquet or numpy gets any byte of it:
 
     seal                    8 bytes: xxh3_64 of all other bytes, little-endian; then b"OWXXH3 1"
 
-Published files have no seal: manifest.json has their sha256. Files are written atomically (see `files`). All paths are
-paths of this machine. An object store can be added behind these functions. It must read a whole file, read a range,
-write a whole file, list the names in a folder, and give a local path where a file is mapped.
+Published files have no seal: manifest.json has their sha256. Files are written atomically.
+
+A path is one of this machine (`files`), or the URL of an object (`object_store`). Each function here takes both, and
+nobody else tells them apart. What both promise: a reader sees a whole file or none, and `write_json` of a manifest
+commits what was written before it. What only a folder of this machine has: a rename that cannot be seen half done, and
+a folder that goes at once. On a store `move` copies, then deletes; `remove` deletes the commit marks of a folder first.
+A file that is mapped, or read whole by Arrow or Parquet, is a copy on this machine there (`object_cache`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import mmap
 import os
@@ -34,11 +39,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from pipeline.engine import files, parquet_footer
-from pipeline.engine.files import flush_folders, remove, remove_stale_files, temporary, writing
+from pipeline.engine import files, object_cache, object_store, parquet_footer
+from pipeline.engine.files import flush_folders
+from pipeline.engine.object_store import ObjectFile, is_url
 
-# Without a checksum: for files that are published and files of the user.
-__all__ = ["flush_folders", "remove", "remove_stale_files", "temporary", "writing"]
+__all__ = ["flush_folders", "is_url"]
 
 MARK = b"OWXXH3 1"
 SEAL = 8 + len(MARK)
@@ -60,37 +65,225 @@ class DamagedError(Exception):
         return cls(f"{path} is damaged ({why})")
 
 
+# ------------------------------------------------------------------------------------------------- files and folders
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """The absolute path, or the URL without a slash at its end."""
+    path = os.fspath(path)
+    return path.rstrip("/") if is_url(path) else os.path.abspath(path)
+
+
+def beside(path: str) -> str:
+    """Where a file lies that only this machine needs: the path itself, or a place in the scratch folder for a URL."""
+    return object_cache.beside(path) if is_url(path) else path
+
+
+def exists(path: str) -> bool:
+    """True if the file or folder exists."""
+    if is_url(path):
+        return object_store.head(path) is not None or object_store.has_objects(path)
+    return os.path.exists(path)
+
+
+def is_file(path: str) -> bool:
+    """True if the file exists. On a store it takes one request; `exists` takes two if there is nothing."""
+    return object_store.head(path) is not None if is_url(path) else os.path.isfile(path)
+
+
+def is_folder(path: str) -> bool:
+    """True if the folder exists. On a store it exists while something lies in it."""
+    return object_store.has_objects(path) if is_url(path) else os.path.isdir(path)
+
+
+def is_link(path: str) -> bool:
+    """True for a symbolic link."""
+    return not is_url(path) and os.path.islink(path)
+
+
+def size(path: str) -> int:
+    """The bytes of a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not is_url(path):
+        return os.stat(path).st_size
+    found = object_store.head(path)
+    if found is None:
+        raise FileNotFoundError(path)
+    return found.size
+
+
+def state(path: str) -> tuple[Any, ...] | None:
+    """Differs after the file was replaced; None: there is no file."""
+    if is_url(path):
+        entry = object_store.head(path)
+        return None if entry is None else (entry.tag,)
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_ino
+
+
+def changed(folder: str) -> int | None:
+    """A number that changes when files are added to the folder or removed; None if the folder is missing."""
+    if is_url(folder):
+        found = object_store.within(folder)
+        return xxhash.xxh3_64_intdigest(json.dumps(found, sort_keys=True).encode()) if found else None
+    try:
+        return os.stat(folder).st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def names(folder: str) -> list[str]:
+    """The sorted names in a folder; an empty list if it is missing."""
+    if is_url(folder):
+        return sorted(object_store.within(folder))
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+
+
+def walk(folder: str) -> Iterator[str]:
+    """Yields the paths of all files and symbolic links below a folder."""
+    if is_url(folder):
+        yield from (entry.url for entry in object_store.below(folder))
+        return
+    for parent, folders, found in os.walk(folder):
+        folders.sort()
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        for name in sorted([*found, *links]):
+            yield os.path.join(parent, name)
+
+
+def make_folder(folder: str) -> None:
+    """Makes a folder. A store needs none."""
+    if not is_url(folder):
+        os.makedirs(folder, exist_ok=True)
+
+
+def remove(path: str) -> None:
+    """Removes a file or a folder tree, if it exists.
+
+    On this machine it is renamed first, so that a crash leaves no half of a tree. On a store the marks that commit
+    something go first, so that a crash leaves nothing that counts.
+    """
+    if not is_url(path):
+        files.remove(path)
+        return
+    found = [entry.url for entry in object_store.below(path)]
+    marks = [[url for url in found if url.endswith(end)] for end in ("/COMPLETED", "/info.json", ".json")]
+    object_store.delete([path, *dict.fromkeys([*(url for some in marks for url in some), *found])])
+    files.remove(beside(path))
+
+
+def remove_stale_files(folder: str) -> int:
+    """Removes all temporary files and folders below `folder`. Returns their number.
+
+    It also removes temporary files of processes that still run: call it when all writers have ended.
+    """
+    return files.remove_stale_files(beside(folder))
+
+
+def move(source: str, target: str) -> None:
+    """Gives a file another place, in the place of the file there. Nothing happens if there is no `source`."""
+    if is_url(source):
+        with contextlib.suppress(FileNotFoundError):
+            object_store.copy(source, target)
+            object_store.delete([source])
+    elif os.path.exists(source):
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.replace(source, target)
+
+
+def link(target: str, path: str) -> None:
+    """Makes a file readable under another path: by a symbolic link, or as a copy on a store."""
+    remove(path)
+    if is_url(target):
+        object_store.copy(target, path)
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.symlink(os.path.abspath(target), path)
+
+
 # --------------------------------------------------------------------------------------------------- unchecked bytes
+
+
+def _here(path: str) -> str:
+    """The path of a file on this machine: of a copy if it is an object.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+    """
+    return object_cache.local(path) if is_url(path) else path
+
+
+@contextlib.contextmanager
+def temporary(path: str) -> Iterator[str]:
+    """Yields a name on this machine to write to. The file appears under `path` when the block ends without an error."""
+    with object_cache.temporary(path) if is_url(path) else files.temporary(path) as name:
+        yield name
+
+
+@contextlib.contextmanager
+def writing(path: str, *, buffering: int = -1) -> Iterator[IO[bytes]]:
+    """Yields an open binary file. It appears under `path` when the block ends without an error."""
+    with temporary(path) as name, open(name, "wb", buffering=buffering) as file:
+        yield file
+
+
+def _write(path: str, data: bytes) -> None:
+    if is_url(path):
+        object_store.write(path, data)
+    else:
+        files.write_bytes(path, data)
 
 
 def read(path: str) -> bytes:
     """The bytes of a file, unchecked."""
+    if is_url(path):
+        return object_store.read(path)
     with open(path, "rb") as file:
         return file.read()
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[IO[bytes]]:
+def opened(path: str, *, whole: bool = False) -> Iterator[Any]:
     """Yields the open file, unbuffered and unchecked.
+
+    Args:
+        path: of the file.
+        whole: all of it will be read.
 
     Raises:
         DamagedError: the file is missing.
     """
     try:
-        file = open(path, "rb", buffering=0)
+        if is_url(path) and not whole:
+            file: Any = ObjectFile(path)
+        else:
+            file = open(_here(path), "rb", buffering=0)
     except FileNotFoundError:
         raise DamagedError(f"{path} is missing") from None
     with file:
         yield file
 
 
-def range_of(file: IO[bytes], start: int, size: int) -> bytes:
+def range_of(file: Any, start: int, size: int) -> bytes:
     """`size` bytes of an open file from `start` on, unchecked. Fewer if the file ends there."""
+    if isinstance(file, ObjectFile):
+        return file.range(start, size)
     return os.pread(file.fileno(), size, start)
 
 
 def read_range(path: str, start: int, size: int) -> bytes:
     """The bytes of `range_of`, for a path."""
+    if is_url(path):
+        return object_store.read_range(path, start, size)
     with open(path, "rb", buffering=0) as file:
         return range_of(file, start, size)
 
@@ -102,8 +295,13 @@ def read_into(path: str, start: int, place: memoryview) -> None:
         DamagedError: the file is missing or too short.
     """
     try:
-        found = os.stat(path)
-        size = os.preadv(_descriptor(path, found.st_ino, found.st_mtime_ns), [place], start)
+        if is_url(path):
+            data = object_store.read_range(path, start, len(place))
+            size = len(data)
+            place[:size] = data
+        else:
+            found = os.stat(path)
+            size = os.preadv(_descriptor(path, found.st_ino, found.st_mtime_ns), [place], start)
     except FileNotFoundError:
         raise DamagedError(f"{path} is missing") from None
     if size != len(place):
@@ -126,49 +324,22 @@ def _descriptor(path: str, inode: int, changed: int) -> _Descriptor:
 
 def reading(path: str) -> BufferedReader:
     """The open file, buffered and unchecked. Use it for published files."""
-    return open(path, "rb")
+    if not is_url(path):
+        return open(path, "rb")
+    here = object_cache.copy_of(path)
+    return open(here, "rb") if here else io.BufferedReader(ObjectFile(path), object_store.READ_BUFFER)
 
 
 @contextlib.contextmanager
 def mapped(path: str) -> Iterator[mmap.mmap]:
     """Yields the mapped bytes of a file, unchecked. The file must not be empty."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with open(_here(path), "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         yield data
-
-
-def exists(path: str) -> bool:
-    """True if the file or folder exists."""
-    return os.path.exists(path)
-
-
-def changed(folder: str) -> int | None:
-    """A number that changes when files are added to the folder or removed; None if the folder is missing."""
-    try:
-        return os.stat(folder).st_mtime_ns
-    except FileNotFoundError:
-        return None
-
-
-def names(folder: str) -> list[str]:
-    """The sorted names in a folder; an empty list if it is missing."""
-    try:
-        return sorted(os.listdir(folder))
-    except FileNotFoundError:
-        return []
-
-
-def walk(folder: str) -> Iterator[str]:
-    """Yields the paths of all files and symbolic links below a folder."""
-    for parent, folders, found in os.walk(folder):
-        folders.sort()
-        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
-        for name in sorted([*found, *links]):
-            yield os.path.join(parent, name)
 
 
 def write_plain(path: str, data: bytes) -> None:
     """Writes a small file without a checksum: a published file, or a file that only people read."""
-    files.write_bytes(path, data)
+    _write(path, data)
 
 
 # ----------------------------------------------------------------------------------------------------------- seals
@@ -192,19 +363,20 @@ def seal(path: str) -> None:
         file.write(_digest(file.fileno(), [(0, size)]).to_bytes(8, "little") + MARK + footer)
 
 
-def check(path: str) -> None:
+def check(path: str) -> str:
     """Checks a file against its seal. Each process checks a file once, and again only after the file was changed.
 
-    It takes 0.05 s for each GB that is in the system's cache.
+    Returns the path of the file on this machine. It takes 0.05 s for each GB that is in the system's cache.
 
     Raises:
         DamagedError: the seal does not fit, the file has no seal, or the file is missing.
     """
-    with opened(path) as file:
+    with opened(path, whole=True) as file:
         state = _state(file)
         if _sound.get(path) != state:
             _check_seal(path, file.fileno(), os.fstat(file.fileno()).st_size)
             _sound[path] = state
+        return file.name
 
 
 def is_sound(path: str) -> bool:
@@ -273,7 +445,7 @@ def write_json(path: str, data: Mapping[str, Any]) -> dict[str, Any]:
     text = (json.dumps(filled, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
     at = next(_FIELD.finditer(text)).start(1)
     digest = xxhash.xxh3_64_hexdigest(text).encode()
-    files.write_bytes(path, text[:at] + digest + text[at + 16 :])
+    _write(path, text[:at] + digest + text[at + 16 :])
     return {**data, CHECKSUM: digest.decode()}
 
 
@@ -341,8 +513,8 @@ def list_checksums(folder: str, listed: Iterable[str], *, coming: str = "", into
         into: the path of the list; None: in the folder.
     """
     there = {name: os.path.join(folder, name) for name in listed}
-    there |= {name: path for name in listed if coming and os.path.exists(path := os.path.join(coming, name))}
-    found = {name: _hex(path) for name, path in there.items() if os.path.exists(path)}
+    there |= {name: path for name in listed if coming and exists(path := os.path.join(coming, name))}
+    found = {name: _hex(path) for name, path in there.items() if exists(path)}
     write_json(into or os.path.join(folder, CHECKSUMS), {"xxh3_64": found})
 
 
@@ -362,11 +534,11 @@ def is_listed(path: str) -> bool:
     """True if checksums.json in the same folder lists the file as it is."""
     folder, name = os.path.split(path)
     listed = (read_json(os.path.join(folder, CHECKSUMS)) or {}).get("xxh3_64", {})
-    return name in listed and os.path.exists(path) and _hex(path) == listed[name]
+    return name in listed and exists(path) and _hex(path) == listed[name]
 
 
 def _hex(path: str) -> str:
-    with opened(path) as file:
+    with opened(path, whole=True) as file:
         return f"{_digest(file.fileno(), [(0, os.fstat(file.fileno()).st_size)]):016x}"
 
 
@@ -375,7 +547,7 @@ def _hex(path: str) -> str:
 
 def write_bytes(path: str, data: bytes) -> None:
     """Writes bytes with a seal, atomically."""
-    files.write_bytes(path, b"".join((data, xxhash.xxh3_64_intdigest(data).to_bytes(8, "little"), MARK)))
+    _write(path, b"".join((data, xxhash.xxh3_64_intdigest(data).to_bytes(8, "little"), MARK)))
 
 
 def read_bytes(path: str) -> memoryview:
@@ -384,8 +556,7 @@ def read_bytes(path: str) -> memoryview:
     Raises:
         DamagedError: the file is not as it was written.
     """
-    check(path)
-    return memoryview(read(path))[:-SEAL]
+    return memoryview(read(check(path)))[:-SEAL]
 
 
 def save_array(path: str, array: np.ndarray) -> None:
@@ -400,11 +571,11 @@ def map_array(path: str) -> np.ndarray:
     Raises:
         DamagedError: the file is not as it was written.
     """
-    check(path)
+    here = check(path)
     try:
-        return np.load(path, mmap_mode="r").view(np.ndarray)
+        return np.load(here, mmap_mode="r").view(np.ndarray)
     except ValueError:  # an empty array cannot be mapped
-        return np.load(path)
+        return np.load(here)
 
 
 # ------------------------------------------------------------------------------------------------------------ tables
@@ -422,8 +593,7 @@ def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
     Raises:
         DamagedError: the file is not as it was written.
     """
-    check(path)
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with pq.ParquetFile(check(path), page_checksum_verification=True) as file:
         return _read(file, columns)
 
 
@@ -447,7 +617,7 @@ def read_published(path: str, columns: Sequence[str] | None = None) -> pa.Table:
 def published(path: str) -> Iterator[pq.ParquetFile]:
     """Yields a published table to be read in pieces. The checks are those of `read_published`."""
     check_listed(path)
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with pq.ParquetFile(_here(path), page_checksum_verification=True) as file:
         yield file
 
 
@@ -489,8 +659,7 @@ def read_batches(path: str, columns: list[str] | None = None) -> Iterator[pa.Rec
     Raises:
         DamagedError: the file is not as it was written.
     """
-    check(path)
-    with pa.memory_map(path) as source:
+    with pa.memory_map(check(path)) as source:
         schema = pa.ipc.open_file(source).schema
         fields = [] if columns is None else sorted(schema.get_field_index(name) for name in columns)
         options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)

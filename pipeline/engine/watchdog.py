@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.engine import display
+from pipeline.engine import display, storage
 from pipeline.engine.clusters import Cluster
 from pipeline.engine.progress import Watched
 
@@ -62,6 +62,9 @@ def changes(steps: Sequence[Watched]) -> tuple[int, ...]:
     """A state of the steps' folders that is another one after each file that is made in them or one level below."""
     found = []
     for step in steps:
+        if storage.is_url(step.folder.path):
+            found.append(storage.changed(step.folder.path) or 0)
+            continue
         with contextlib.suppress(OSError):
             found.append(os.stat(step.folder.path).st_mtime_ns)
             with os.scandir(step.folder.path) as entries:

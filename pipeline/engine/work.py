@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from pipeline.engine import clusters, journal, storage
+from pipeline.engine import clusters, journal, lease, storage
 from pipeline.engine.cli import UsageError
 
 FILES = "files.json"
@@ -43,6 +43,13 @@ class JobLeft(Busy):
 
     def __init__(self, root: str, left: str) -> None:
         RuntimeError.__init__(self, f"another run may hold the output folder {root}: {left}")
+
+
+class LeaseLost(Busy):
+    """Another run has taken the folder over while this one gave no sign."""
+
+    def __init__(self, message: str) -> None:
+        RuntimeError.__init__(self, message)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +94,7 @@ class StepFolder:
 
     def write_manifest(self, unit: int, body: dict[str, Any]) -> dict[str, Any]:
         """Commits a unit, after its files were written. Returns the manifest."""
+        lease.confirm(self.root)
         found = {**body, "fingerprint": self.fingerprint}
         storage.write_json(self.file(unit, "json"), found)
         return found
@@ -136,7 +144,7 @@ class StageFolder:
 
     def info(self) -> dict[str, Any] | None:
         """info.json of the stage if it is completed, else None. One of an older version has no checksum in it."""
-        if not storage.exists(os.path.join(self.path, "COMPLETED")):
+        if not storage.is_file(os.path.join(self.path, "COMPLETED")):
             return None
         return storage.read_json(os.path.join(self.path, "info.json"), sealed=False)
 
@@ -206,8 +214,9 @@ def lock_run_folder(root: str, *, patience: float = 10.0) -> Iterator[None]:
         Busy: another run holds the folder, or the workers or the job of a dead run do not end.
         UsageError: the folder cannot be made or written.
     """
-    _make(root)
-    with open(os.path.join(root, ".lock"), "a+") as run, open(os.path.join(root, ".workers"), "a+") as workers:
+    here = storage.beside(root)
+    _make(here)
+    with open(os.path.join(here, ".lock"), "a+") as run, open(os.path.join(here, ".workers"), "a+") as workers:
         try:
             fcntl.flock(run, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -218,16 +227,36 @@ def lock_run_folder(root: str, *, patience: float = 10.0) -> Iterator[None]:
         run.write(f"process {os.getpid()}")
         run.flush()
         try:
-            clusters.cancel_leftover(root)
+            clusters.cancel_leftover(here)
         except RuntimeError as error:
             raise JobLeft(root, str(error)) from error
         _wait_for(root, workers, patience)
-        journal.finish(root)
-        _running.add(root)
-        try:
+        with _lease(root):
+            journal.finish(root)
+            _running.add(root)
+            try:
+                yield
+            finally:
+                _running.discard(root)
+
+
+@contextlib.contextmanager
+def _lease(root: str) -> Iterator[None]:
+    """On a store, holds the lease of the folder while the block runs.
+
+    Raises:
+        Busy: another run holds it, or has taken it over.
+    """
+    if not storage.is_url(root):
+        yield
+        return
+    try:
+        with lease.held(root):
             yield
-        finally:
-            _running.discard(root)
+    except lease.Held as error:
+        raise Busy(root, str(error)) from None
+    except lease.LeaseError as error:
+        raise LeaseLost(str(error)) from None
 
 
 def settle(root: str) -> None:
@@ -272,8 +301,14 @@ _running: set[str] = set()
 _held: dict[str, Any] = {}
 
 
-def lock_as_worker(root: str) -> None:
-    """Holds the shared lock until this process ends. Every process that writes below `root` calls it."""
+def lock_as_worker(root: str, token: str = "") -> None:
+    """Holds the shared lock until this process ends. Every process that writes below `root` calls it.
+
+    On a store, `token` is that of the lease that the run holds.
+    """
+    lease.join(root, token)
     if root not in _running and root not in _held:
-        _held[root] = open(os.path.join(root, ".workers"), "a+")
+        here = storage.beside(root)
+        os.makedirs(here, exist_ok=True)
+        _held[root] = open(os.path.join(here, ".workers"), "a+")
         fcntl.flock(_held[root], fcntl.LOCK_SH)

@@ -7,9 +7,10 @@ import json
 import os
 from typing import Any
 
+from pipeline.dataset.errors import NotFound
 from pipeline.engine.cli import DONE
 from pipeline.engine.display import sanitize, size
-from pipeline.inspector.opening import is_ours
+from pipeline.inspector.opening import exists, is_ours
 from pipeline.inspector.output import print_json
 
 
@@ -24,8 +25,10 @@ def run(args: argparse.Namespace) -> int:
 
     folder = args.folder
     if not is_ours(folder):
+        if "://" in folder:
+            raise NotFound(f"{folder!r} holds neither manifest.json nor stages/: is it the --output of a run?")
         return info_foreign(args)
-    published = os.path.exists(os.path.join(folder, "manifest.json"))
+    published = exists(os.path.join(folder, "manifest.json"))
     manifest = open_set.read_manifest(folder) if published else None
     stages = open_set.stages_of(folder)
     facts: dict[str, Any] = {"folder": folder, "published": manifest is not None, "stages": stages}
@@ -40,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
             "rows": sum(entry["rows"] for entry in tars),
             "bytes": sum(entry["bytes"] for entry in entries),
         }
-    elif os.path.exists(os.path.join(folder, "queries.parquet")):
+    elif exists(os.path.join(folder, "queries.parquet")):
         queries = open_set.read_queries(folder)["query"].to_pylist()
         facts["queries"] = {"rows": len(queries), "digest": shards.digest_of_queries(queries)}
     if args.json:

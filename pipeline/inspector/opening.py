@@ -5,6 +5,7 @@ A run that has not reached publish shows the rows of its last stage that is comp
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,43 @@ if TYPE_CHECKING:
     from pipeline.inspector.pairs import Pairs, StageRows
 
 
+def exists(path: str) -> bool:
+    """True if there is such a file or folder, on this machine or on a store."""
+    if "://" not in path:
+        return os.path.exists(path)
+    from pipeline.engine import storage  # here, since most folders are of this machine: these need no storage
+
+    return storage.exists(path)
+
+
+def absolute(path: str) -> str:
+    """The absolute path, or the URL without a slash at its end."""
+    return path.rstrip("/") if "://" in path else os.path.abspath(path)
+
+
+@contextlib.contextmanager
+def store_of(folder: str) -> Iterator[None]:
+    """Failures of an object store that holds the folder, as those of a missing folder. It is asked for a minute.
+
+    Raises:
+        NotFound: the store is away, refuses, or has no such bucket.
+    """
+    if "://" not in folder:
+        yield
+        return
+    from pipeline.engine import remote
+    from pipeline.engine.input_errors import InputError
+
+    try:
+        with remote.configured(remote.RemoteSettings(patience=60.0)):
+            yield
+    except (FileNotFoundError, InputError) as error:
+        raise NotFound(str(error)) from error
+
+
 def is_ours(folder: str) -> bool:
     """True for a published set, or the folder of a run."""
-    return any(os.path.exists(os.path.join(folder, name)) for name in ("manifest.json", "stages"))
+    return any(exists(os.path.join(folder, name)) for name in ("manifest.json", "stages"))
 
 
 def open_pairs(folder: str) -> Pairs:
@@ -33,10 +68,12 @@ def open_pairs(folder: str) -> Pairs:
     from pipeline.dataset.exports import SCHEMAS
     from pipeline.inspector.pairs import Published
 
-    if os.path.exists(os.path.join(folder, "manifest.json")):
+    if exists(os.path.join(folder, "manifest.json")):
         return Published(sets.open_set(folder))
-    root = os.path.abspath(folder)
-    if not os.path.isdir(os.path.join(root, "stages")):
+    root = absolute(folder)
+    if not exists(os.path.join(root, "stages")):
+        if "://" in root:
+            raise NotFound(f"{folder!r} holds neither manifest.json nor stages/: is it the --output of a run?")
         from pipeline.inspector.foreign import open_foreign
 
         return open_foreign(folder)
@@ -76,7 +113,7 @@ def ledger_of(folder: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]
     from pipeline.dataset import open_set as sets
 
     stages, options = sets.stages_of(folder), None
-    if not stages and os.path.exists(os.path.join(folder, "manifest.json")):
+    if not stages and exists(os.path.join(folder, "manifest.json")):
         manifest = sets.read_manifest(folder)
         stages, options = manifest.get("ledger") or [], manifest.get("options")
     if not stages:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.dataset.errors import NotFound
 from pipeline.engine.cli import DONE, UsageError
 from pipeline.engine.display import sanitize
-from pipeline.inspector.opening import is_ours
+from pipeline.inspector.opening import exists, is_ours
 from pipeline.inspector.output import count, print_json, print_table
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ def run(args: argparse.Namespace) -> int:
 
 def is_before_dedup(folder: str) -> bool:
     """True for a run whose dedup is not complete, and that is not published."""
-    if os.path.exists(os.path.join(folder, "manifest.json")):
+    if exists(os.path.join(folder, "manifest.json")):
         return False
-    return not os.path.exists(os.path.join(folder, "stages", "dedup", "COMPLETED"))
+    return not exists(os.path.join(folder, "stages", "dedup", "COMPLETED"))
 
 
 def matched_now(folder: str, specs: list[str]) -> tuple[pa.Table, str]:

@@ -238,8 +238,15 @@ def _expand_spec(spec: str, *, base: str, any_name: bool, in_list: bool = False)
 
 def _outside(folder: str, spec: str, found: list[Found]) -> list[Found]:
     """The files of a spec that do not lie in `folder`. Else a run that goes on would read what it wrote itself."""
-    inside = os.path.join(os.path.realpath(folder), "")
-    kept = [item for item in found if is_remote(item.path) or not os.path.realpath(item.path).startswith(inside)]
+    on_store = is_remote(folder)
+    inside = folder.rstrip("/") + "/" if on_store else os.path.join(os.path.realpath(folder), "")
+
+    def is_inside(path: str) -> bool:
+        if is_remote(path):
+            return on_store and path.startswith(inside)
+        return os.path.realpath(path).startswith(inside)
+
+    kept = [item for item in found if not is_inside(item.path)]
     if len(kept) < len(found) and (not kept or spec.startswith("@")):
         raise InputError(f"{spec!r} names files in the output folder {folder!r}: name another output folder")
     return kept

@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import gzip
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
@@ -125,7 +124,6 @@ class Blocklist:
         if (folder.manifest(0) or {}).get("digest") == digest:
             return
         storage.remove(folder.path)
-        os.makedirs(folder.path, exist_ok=True)
         for kind, words in self.entries.items():
             storage.save_array(folder.file(0, kind), words)
         folder.write_manifest(0, {"digest": digest, **{kind: len(words) for kind, words in self.entries.items()}})

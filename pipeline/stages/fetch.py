@@ -321,7 +321,7 @@ class ArchivedImages:
         at = int(np.searchsorted(words[:, 0], high))
         if at >= len(words) or words[at, 0] != high or words[at, 1] != low:
             return None
-        form, path = archives(self.inputs, os.stat(self.inputs).st_mtime_ns)[int(sources[at])]
+        form, path = archives(self.inputs, storage.state(self.inputs))[int(sources[at])]
         remote.configure(self.remote)
         try:
             return READERS[form].read_image(path, int(offsets[at]), max_bytes=self.max_bytes)
@@ -336,9 +336,9 @@ def _archived(folder: StepFolder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @functools.lru_cache(maxsize=1)
-def archives(inputs: str, changed: int) -> dict[int, tuple[str, str]]:
-    """Source number -> the format and the path behind it. `changed` tells the states of the list apart."""
-    del changed
+def archives(inputs: str, state: tuple[Any, ...] | None) -> dict[int, tuple[str, str]]:
+    """Source number -> the format and the path behind it. `state` tells those of the list apart."""
+    del state
     found = InputList.read(os.path.dirname(inputs))
     if found is None:
         raise storage.DamagedError(f"{inputs} is missing")
@@ -506,8 +506,8 @@ def download(
         was_there = storage.is_sound(path)
         if not was_there:
             _download_part(plan, folder, unit, parts, rows.slice(start, ROWS_PER_CALL), again=again, watch=figures)
-        for kind in (ASKED, "pieces"):
-            storage.remove(folder.file(unit, kind, parts))
+        storage.remove(folder.file(unit, ASKED, parts))
+        storage.remove(storage.beside(folder.file(unit, "pieces", parts)))
         for batch in storage.read_batches(path, ["status", "retryable", "url"]):
             for_now += pc.sum(batch["retryable"]).as_py() or 0
             waiting.update(map(host_of, batch["url"].filter(batch["retryable"]).to_pylist()))
@@ -550,11 +550,13 @@ def _download_part(
     if not storage.is_sound(folder.file(unit, ASKED, part)):
         with storage.writing_batches(folder.file(unit, ASKED, part), SELECTED_PART) as out:
             out.write_batch(batch)
+    pieces = storage.beside(folder.file(unit, "pieces", part))
+    storage.make_folder(os.path.dirname(pieces))
     fetched = fetch_rows(
         batch.select(SELECTED.names),
         options=plan.options,
         raw_path=folder.file(unit, "raw", part),
-        pieces_path=folder.file(unit, "pieces", part),
+        pieces_path=pieces,
         archived=archived,
         again=again,
         watch=watch,

@@ -26,8 +26,8 @@ class UnitFigures:
     """The counts of a unit under way, for the progress. Threads may share it."""
 
     def __init__(self, folder: StepFolder, unit: int, rows: int) -> None:
-        os.makedirs(folder.path, exist_ok=True)
-        self._path, self._fingerprint, self._rows = folder.file(unit, "live"), folder.fingerprint, rows
+        self._path, self._fingerprint, self._rows = storage.beside(folder.file(unit, "live")), folder.fingerprint, rows
+        storage.make_folder(os.path.dirname(self._path))
         self._status: collections.Counter[str] = collections.Counter()
         self._state = self._notice = ""
         self._written = 0.0

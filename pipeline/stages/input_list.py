@@ -103,7 +103,6 @@ class InputList:
         """Writes the file for the workers and for later runs."""
         items = [{**dataclasses.asdict(item), "unit": unit} for unit, item in self.units.items()]
         rest = {name: getattr(self, name) for name in ("lineage", "unused", "key_bits", "specs", "drops")}
-        os.makedirs(os.path.dirname(path), exist_ok=True)
         storage.write_json(path, {"items": items, **rest})
 
 

@@ -285,7 +285,7 @@ class Match(RowStage):
         """Writes the query list for users, unless that of a done stage is whole: merging the lists takes long."""
         name = READ_BY_USERS[0]
         places = [os.path.join(folder, name) for folder in (run.shown, run.root)]
-        newest = next((path for path in places if os.path.exists(path)), "")
+        newest = next((path for path in places if storage.exists(path)), "")
         if not (self.is_done() and newest and storage.is_listed(newest)):
             storage.write_published(places[0], self.used.table)
 

@@ -285,12 +285,13 @@ class WriteShards:
 def load_published(root: str) -> Published | None:
     """The set that OUT holds already; None: none that this version can keep files of."""
     path = os.path.join(root, "manifest.json")
-    return _load_published(root, os.stat(path).st_mtime_ns) if os.path.exists(path) else None
+    state = storage.state(path)
+    return None if state is None else _load_published(root, state)
 
 
 @functools.lru_cache(maxsize=1)
-def _load_published(root: str, changed: int) -> Published | None:
-    del changed
+def _load_published(root: str, state: tuple[Any, ...]) -> Published | None:
+    del state
     try:
         return Published.of(root, storage.read_json(os.path.join(root, "manifest.json"), sealed=False) or {})
     except (Damaged, storage.DamagedError, KeyError, TypeError, ValueError):
@@ -395,9 +396,11 @@ class Publish(Stage):
             return os.path.join(root, "manifest.json")
         for entry in manifest["files"]:
             path = os.path.join(root, entry["path"])
-            if not os.path.exists(path):
+            try:
+                size = storage.size(path)
+            except FileNotFoundError:
                 return path
-            if entry["path"].startswith(("shards/", "metadata/")) and os.path.getsize(path) != entry["bytes"]:
+            if entry["path"].startswith(("shards/", "metadata/")) and size != entry["bytes"]:
                 return path
         return None
 
@@ -465,15 +468,15 @@ class Publish(Stage):
         """Puts the new set in the place of the published one, and completes the stage, as one change."""
         plan, change = self.publishing, Change(self.folder.root)
         for path in [*(entry["path"] for entry in manifest["files"]), "manifest.json"]:
-            if not os.path.islink(os.path.join(self.folder.root, STAGED, path)):
+            if not storage.is_link(os.path.join(self.folder.root, STAGED, path)):
                 change.rename(f"{STAGED}/{path}", path)
         listed = {entry["path"] for entry in manifest["files"]}
         beside = [name for name in TABLES_BESIDE if name not in listed]
         for path in [*shards.unlisted_files(self.folder.root, manifest), *beside, STAGED, NEXT]:
             change.remove(path)
         coming = os.path.join(self.folder.root, NEXT)
-        for path in READ_BY_USERS if os.path.isdir(coming) else ():
-            if os.path.exists(os.path.join(coming, path)):
+        for path in READ_BY_USERS if storage.is_folder(coming) else ():
+            if storage.exists(os.path.join(coming, path)):
                 change.rename(f"{NEXT}/{path}", path)
         listed_beside = change.place(storage.CHECKSUMS)
         storage.list_checksums(self.folder.root, READ_BY_USERS, coming=coming, into=listed_beside)
@@ -488,10 +491,8 @@ def link(root: str, top: str, paths: Iterable[str]) -> None:
     """Makes published files that do not change readable among the new ones."""
     for path in paths:
         target, name = os.path.join(root, path), os.path.join(top, path)
-        if os.path.exists(target) and not os.path.exists(name):
-            os.makedirs(os.path.dirname(name), exist_ok=True)
-            storage.remove(name)
-            os.symlink(os.path.abspath(target), name)
+        if storage.exists(target) and not storage.exists(name):
+            storage.link(target, name)
 
 
 def duplicate_pictures(plan: PublishPlan, top: str) -> dict[str, bytes]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import datetime
 import functools
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -191,7 +190,6 @@ def load_archives(path: str) -> list[Input]:
 
 def save_archives(path: str, archives: tuple[Input, ...]) -> None:
     """Writes the list of archives for the workers."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     storage.write_list(path, [asdict(item) for item in archives])
     load_archives.cache_clear()
 
@@ -380,8 +378,7 @@ def _mapped(index: StepFolder, bucket: int) -> tuple[np.ndarray, ...]:
 
 def _kept_answer(path: str, place: int) -> Answer:
     number, row = divmod(place, KEPT_ROWS)
-    storage.check(path)
-    with pa.memory_map(path) as source:
+    with pa.memory_map(storage.check(path)) as source:
         item = pa.ipc.open_file(source).get_batch(number).slice(row, 1).to_pylist()[0]
     return Answer(**item)
 

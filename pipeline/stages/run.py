@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib.util
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from pipeline.engine import checks, engine_checks, remote, runners
+from pipeline.engine import checks, engine_checks, lease, remote, runners, storage
 from pipeline.engine.cli import BelowThreshold, MissingInput, UsageError
 from pipeline.engine.fork_server import Preload
 from pipeline.engine.input_errors import RefusedInputError, TransferError, UnreadableInputError, is_remote
@@ -64,6 +66,8 @@ KERNELS = (
     "pipeline.stages.selection_kernel",
 )
 
+RECIPE = "recipe.yaml"  # in OUT: the options of the set
+
 T = TypeVar("T")
 
 
@@ -95,7 +99,7 @@ def _listed(folder: str) -> list[str]:
 
 
 def _check_output(path: str) -> None:
-    checks.output_folder(path, ours=_ours)
+    checks.output_folder(path, ours=_ours, stores=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,6 +206,69 @@ def remote_settings(o: HowSettings, *, pace: str = "") -> RemoteSettings:
     return RemoteSettings(o.input_patience, o.input_rate, pace, sources.CC_BASE, bases, cache, int(most * 1e9))
 
 
+# Options that were not tried with OUT on an object store.
+NOT_ON_STORES = {
+    **dict.fromkeys(("extend", "retry_failed"), "its set cannot be changed yet"),
+    **dict.fromkeys(
+        ("robots_archive", "scores", "embeddings", "decontaminate_embeddings", "blocklist", "decontaminate"),
+        "it was not tried yet",
+    ),
+}
+
+
+def _check_on_store(o: Any) -> None:
+    """Refuses what does not work, or was not tried, with OUT on an object store."""
+    for name, why in NOT_ON_STORES.items():
+        if getattr(o, name, None):
+            raise UsageError(f"--{name.replace('_', '-')}: must not stand beside --output {o.output}: {why}")
+    if o.runner.lower() not in runners.LOCAL:
+        raise UsageError(f"--runner {o.runner}: must be local with --output {o.output}: it was not tried yet")
+    if o.exchange != "files":
+        raise UsageError(f"--exchange {o.exchange}: must be files with --output {o.output}: it was not tried yet")
+
+
+def reach(root: str) -> None:
+    """Looks at OUT on an object store: it can be read, and is empty or the folder of a run.
+
+    Raises:
+        UsageError: it holds other things.
+        MissingInput: there is no such bucket, or the store refuses.
+        BelowThreshold: the store is away.
+    """
+    if not storage.is_url(root):
+        return
+    if importlib.util.find_spec("s3fs") is None:
+        raise MissingInput(f"--output {root}: needs the package s3fs: pip install 'openwit[s3]'")
+    with store_failures(root):
+        names = set(storage.names(root))
+        known = {"stages", "inputs.json", lease.NAME, "manifest.json", RECIPE}
+        if names and not names & known:
+            some = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")
+            what = f"it holds other things ({some})"
+            raise UsageError(f"--output {root}: must be empty, new, or the folder of an earlier run; {what}")
+
+
+@contextlib.contextmanager
+def store_failures(root: str) -> Iterator[None]:
+    """Failures of the store that holds OUT, as the failures of a command.
+
+    Raises:
+        MissingInput: there is no such bucket, or the store refuses.
+        BelowThreshold: the store is away.
+    """
+    if not storage.is_url(root):
+        yield
+        return
+    try:
+        yield
+    except RefusedInputError as error:
+        raise MissingInput(f"--output: {error}. Check the credentials and the endpoint") from error
+    except FileNotFoundError as error:
+        raise MissingInput(f"--output: {error}. Make the bucket, or check its name") from error
+    except TransferError as error:
+        raise BelowThreshold(f"--output: {error}. Check the endpoint and the network, or try again later") from error
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HowSettings:
     """The options that say where and how a run is carried out. None of them decides a row."""
@@ -289,9 +356,17 @@ class HowSettings:
             raise UsageError(f"--cc-host {o.cc_host}: must not stand beside --cc-mirrors; name it there")
         if o.input_cache_gb is not None and not o.input_cache:
             raise UsageError(f"--input-cache-gb {o.input_cache_gb:g}: needs --input-cache DIR")
+        if storage.is_url(o.output):
+            _check_on_store(o)
+            HowSettings._check_stages(o)
+            return
         out = os.path.join(os.path.realpath(o.output), "")
         if o.input_cache and os.path.join(os.path.realpath(o.input_cache), "").startswith(out):
             raise UsageError(f"--input-cache {o.input_cache}: must not lie in --output {o.output}")
+        HowSettings._check_stages(o)
+
+    @staticmethod
+    def _check_stages(o: Any) -> None:
         if o.retry_failed and not {"gather", "fetch"} & set(o.stages):
             raise UsageError(
                 f"--retry-failed: needs the stage gather or fetch, and --stages is {o.stages[0]}..{o.stages[-1]}"
@@ -443,7 +518,7 @@ class Run:
     @property
     def remote(self) -> RemoteSettings:
         """How the workers read remote inputs, all at one rate."""
-        return remote_settings(self.settings(HowSettings), pace=os.path.join(self.root, ".pace"))
+        return remote_settings(self.settings(HowSettings), pace=storage.beside(f"{self.root}/.pace"))
 
     @property
     def runner(self) -> tuple[str, int | None, tuple[str, ...]]:
@@ -532,7 +607,8 @@ def look_up(
         settings = dataclasses.replace(remote_settings(options), patience=patience)
         say = remote.sparingly(lambda line: print(f"pipeline.build: {line}", file=sys.stderr, flush=True))
         remote.configure(settings, on_wait=say)
-    root = os.path.abspath(options.output)
+    root = storage.absolute(options.output)
+    reach(root)
     recorded = InputList.read(root)
     if options.extend and recorded is None:
         raise UsageError(f"--extend: {options.output} holds no set of this version: build one without --extend first")

@@ -21,7 +21,6 @@ import functools
 import os
 import unicodedata
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -142,14 +141,13 @@ class Matcher:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the matcher into `folder`, for `load`. The json file is written last and marks it as complete."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = os.fspath(folder)
         data, offsets = _buffers(self._forms)
         arrays: dict[str, npt.NDArray] = {"forms": data, "form_offsets": offsets, "dead": np.array(self.dead, np.int32)}
         if self._tables:
             arrays |= self._tables._asdict()
         for name, array in arrays.items():
-            storage.save_array(str(folder / f"{name}.npy"), array)
+            storage.save_array(os.path.join(folder, f"{name}.npy"), array)
         tables = list(self._tables._asdict()) if self._tables else []
         about = {
             "version": VERSION,
@@ -159,13 +157,13 @@ class Matcher:
             "queries": len(self),
             "tables": tables,
         }
-        storage.write_json(str(folder / "matcher.json"), about)
+        storage.write_json(os.path.join(folder, "matcher.json"), about)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Matcher:
         """The matcher that `save` wrote to `folder`. Its tables are checked and then mapped."""
-        folder = Path(folder)
-        about = storage.read_json(str(folder / "matcher.json"))
+        folder = os.fspath(folder)
+        about = storage.read_json(os.path.join(folder, "matcher.json"))
         if about is None:
             raise FileNotFoundError(f"there is no matcher in {folder}")
         if about["version"] != VERSION:
@@ -312,5 +310,5 @@ def _buffers(forms: pa.LargeStringArray) -> tuple[npt.NDArray[np.uint8], npt.NDA
     return data[offsets[0] : offsets[-1]], offsets - offsets[0]
 
 
-def _map(folder: Path, name: str) -> npt.NDArray:
-    return storage.map_array(str(folder / f"{name}.npy"))
+def _map(folder: str, name: str) -> npt.NDArray:
+    return storage.map_array(os.path.join(folder, f"{name}.npy"))

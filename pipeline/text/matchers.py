@@ -35,7 +35,6 @@ class ListOfLanguage:
 
 def save_lists(folder: str, lists: list[ListOfLanguage]) -> None:
     """Writes which ids belong to which language."""
-    os.makedirs(folder, exist_ok=True)
     storage.write_list(os.path.join(folder, LISTS), [dataclasses.asdict(item) for item in lists])
 
 
@@ -105,14 +104,16 @@ def _moved(ids: pa.ListArray, first: int) -> pa.ListArray:
     return pa.ListArray.from_arrays(ids.offsets, pa.array(values.astype(np.int32)))
 
 
-def stamp(folder: str) -> tuple[int, int]:
+def stamp(folder: str) -> tuple[Any, ...]:
     """Tells the lists of a folder from those that an earlier run of this process wrote there."""
-    found = os.stat(os.path.join(folder, HASHES))
-    return found.st_mtime_ns, found.st_ino
+    found = storage.state(os.path.join(folder, HASHES))
+    if found is None:
+        raise storage.DamagedError(f"{os.path.join(folder, HASHES)} is missing")
+    return found
 
 
 @functools.lru_cache(maxsize=1)
-def _load(folder: str, _: tuple[int, int]) -> Any:
+def _load(folder: str, _: tuple[Any, ...]) -> Any:
     lists = load_lists(folder)
     matchers = [Matcher.load(os.path.join(folder, str(number))) for number in range(len(lists))]
     return Matchers(lists, matchers, storage.map_array(os.path.join(folder, HASHES)))

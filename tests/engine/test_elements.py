@@ -13,6 +13,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline import Options, build
 from pipeline.engine import beam_steps
 from pipeline.engine.tasks import MOST_ELEMENTS, elements_for
+from pipeline.engine.work import StepFolder
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,8 @@ def test_the_elements_follow_the_workers() -> None:
 
 class Units:
     """A task whose units are known now."""
+
+    folder = StepFolder("/out/stages/stage/step", "")
 
     def units(self) -> int:
         return 90_000

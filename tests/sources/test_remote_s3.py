@@ -26,18 +26,12 @@ from pipeline.engine.remote import RemoteFile, RemoteSettings
 from pipeline.sources.inputs import expand
 from tests.sources.crawl_simulator import Crawl, _Handler, crawl
 from tests.sources.test_remote_simulator import CONTENT, read_all, rows_of, wat
+from tests.store import BUCKET, KEYS, forget, put, running
 from tests.without_beam import without_beam  # noqa: F401
 
-s3fs = pytest.importorskip("s3fs", reason="the extra s3 is not installed")
-moto_server = pytest.importorskip("moto.server", reason="the extra test-s3 (moto) is not installed")
-
-SEEDS = 3
+SEEDS = 1
 FAULTS = ("slow_503", "busy_429", "cut", "drip", "reset", "silent")
 PATIENT = RemoteSettings(patience=60.0)
-BUCKET = "commoncrawl"
-# moto tells the service by the scope of the credential, and checks no signature.
-SIGNED = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
-KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 class Front(Crawl):
@@ -93,25 +87,8 @@ class _Front(_Handler):
 
 @pytest.fixture(scope="module")
 def moto() -> Iterator[tuple[str, int]]:
-    """A server of moto with a bucket."""
-    server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    yield server.get_host_and_port()
-    server.stop()
-
-
-def put(moto: tuple[str, int], files: dict[str, bytes]) -> None:
-    """Objects of the bucket."""
-    for key in ("", *files):
-        connection = http.client.HTTPConnection(*moto, timeout=60)
-        with contextlib.closing(connection):
-            connection.request("PUT", f"/{BUCKET}/{key}".rstrip("/"), files.get(key, b""), {"Authorization": SIGNED})
-            assert connection.getresponse().status == 200
-
-
-def forget() -> None:
-    """As another process: clients are cached, with their endpoint."""
-    s3fs.S3FileSystem.clear_instance_cache()
+    with running() as address:
+        yield address
 
 
 @pytest.fixture(autouse=True)
@@ -239,13 +216,10 @@ def main(seeds: int) -> None:
 
     os.environ.update(KEYS)
     remote.FIRST_PAUSE, remote.LONGEST_PAUSE, transfers.STORE_BLOCK = 0.0005, 0.002, 120_000
-    server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    with tempfile.TemporaryDirectory() as folder:
-        expected, start = prepared(server.get_host_and_port(), Path(folder)), time.monotonic()
-        requests = sum(check_seed(server.get_host_and_port(), seed, expected) for seed in range(seeds))
+    with running() as address, tempfile.TemporaryDirectory() as folder:
+        expected, start = prepared(address, Path(folder)), time.monotonic()
+        requests = sum(check_seed(address, seed, expected) for seed in range(seeds))
     print(f"{seeds} seeds, {requests} requests, all equal, {time.monotonic() - start:.0f} s")
-    server.stop()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,146 @@
+"""The files of this machine that stand for objects of a store: whole copies, files that are being written, locks.
+
+    SCRATCH/objects/ab/ab12.../<tag>     a copy of one version of an object; its name is a hash of the URL
+    SCRATCH/local/s3/BUCKET/KEY          what only this machine needs: files before the upload, pieces of a fetch, locks
+
+SCRATCH is $OPENWIT_SCRATCH, else a folder of the user in the system's folder for temporary files. Copies that were not
+used for the longest time go when all of them have more than OPENWIT_SCRATCH_GB. A copy that was used in the last
+minute stays, so the bound holds but for the files in use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+
+from pipeline.engine import object_store
+from pipeline.engine.cli import UsageError
+
+SCRATCH, MOST_GB = "OPENWIT_SCRATCH", "OPENWIT_SCRATCH_GB"
+DEFAULT_GB = 20.0
+IN_USE_S = 60.0
+EVERY_BYTES = 256 << 20  # new bytes of a process after which it looks for copies to remove
+_numbers = itertools.count()
+_new_bytes = EVERY_BYTES  # a process looks once when it begins
+
+
+def scratch() -> str:
+    """The folder for all of it. It is made, for this user alone.
+
+    Raises:
+        UsageError: it cannot be made or written, or is another user's.
+    """
+    path = os.environ.get(SCRATCH) or os.path.join(tempfile.gettempdir(), f"openwit-{os.getuid()}")
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{SCRATCH}={path}: cannot be made ({error.strerror}): name another folder") from None
+    if os.stat(path).st_uid != os.getuid() or not os.access(path, os.W_OK | os.X_OK):
+        raise UsageError(f"{SCRATCH}={path}: must be a folder of this user that is writable")
+    return path
+
+
+def beside(url: str) -> str:
+    """Where a file lies that only this machine needs."""
+    scheme, _, rest = url.partition("://")
+    return os.path.join(scratch(), "local", scheme, *(part for part in rest.split("/") if part not in ("", ".", "..")))
+
+
+def local(url: str) -> str:
+    """The path of a copy of the object as it is now. It costs one request, and the bytes if they are not here.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+    """
+    folder = _folder(url)
+    tags = _tags(folder)
+    known = tags[-1] if tags else ""
+    name = f"{folder}.tmp{os.getpid()}-{next(_numbers)}"
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    try:
+        tag = object_store.download(url, name, other_than=f'"{known}"' if known else "")
+        if tag is None:
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(path := os.path.join(folder, known))
+                return path
+            tag = object_store.download(url, name)  # another process has removed the copy
+        return _keep(folder, name, str(tag))
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def copy_of(url: str) -> str | None:
+    """The path of a copy of the object as it is now; None: this machine has none."""
+    tags = _tags(_folder(url))
+    found = object_store.head(url) if tags else None
+    return local(url) if found is not None and found.tag.strip('"') in tags else None
+
+
+@contextlib.contextmanager
+def temporary(url: str) -> Iterator[str]:
+    """Yields a name on this machine. When the block ends, the file becomes the object, whole; its bytes stay here."""
+    path = beside(url)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    name = f"{path}.tmp{os.getpid()}-{next(_numbers)}"
+    try:
+        yield name
+        _keep(_folder(url), name, object_store.upload(name, url))
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def _folder(url: str) -> str:
+    name = hashlib.sha256(url.encode()).hexdigest()[:40]
+    return os.path.join(scratch(), "objects", name[:2], name)
+
+
+def _tags(folder: str) -> list[str]:
+    """The versions of an object that are here, the newest last."""
+    try:
+        with os.scandir(folder) as entries:
+            return [name for _, name in sorted((entry.stat().st_mtime_ns, entry.name) for entry in entries)]
+    except FileNotFoundError:
+        return []
+
+
+def _keep(folder: str, name: str, tag: str) -> str:
+    """Moves a file among the copies. Returns its path."""
+    global _new_bytes
+    path = os.path.join(folder, tag.strip('"').replace("/", "_"))
+    _new_bytes += os.path.getsize(name)
+    os.makedirs(folder, exist_ok=True)
+    os.replace(name, path)
+    os.utime(path)
+    for other in _tags(folder)[:-1]:
+        if other != os.path.basename(path):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, other))
+    if _new_bytes > EVERY_BYTES:
+        _new_bytes = 0
+        remove_old(os.path.join(scratch(), "objects"), float(os.environ.get(MOST_GB) or DEFAULT_GB) * 1e9)
+    return path
+
+
+def remove_old(folder: str, most: float) -> None:
+    """Removes the copies that were not used for the longest time, until all have at most so many bytes."""
+    found, now = [], time.time()
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                state = os.stat(path := os.path.join(parent, name))
+                found.append((state.st_mtime, state.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for used, size, path in sorted(found):
+        if total <= most or used > now - IN_USE_S:
+            return
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+            os.rmdir(os.path.dirname(path))
+        total -= size

@@ -1,0 +1,378 @@
+"""OUT on an object store (moto 5.2 on loopback). Each function of `storage` gives the same there as on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import build, inspect_shards
+from pipeline.dataset import shards
+from pipeline.engine import lease, object_cache, object_store, remote, storage, work
+from pipeline.engine.object_store import Conflict
+from pipeline.engine.storage import DamagedError
+from tests.engine.test_storage import FORMS
+from tests.store import BUCKET, endpoint, put, running
+from tests.webserver import WebServer, picture
+from tests.without_beam import run_job
+
+TOP = f"s3://{BUCKET}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    """A store with a bucket, and a scratch folder."""
+    with running() as address, endpoint(address), pytest.MonkeyPatch.context() as patch:
+        put(address, {})
+        patch.setenv("OPENWIT_SCRATCH", str(tmp_path_factory.mktemp("scratch")))
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield address
+
+
+@pytest.fixture(params=["here", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder of this machine, and one of the store."""
+    return str(tmp_path / "set") if request.param == "here" else f"{TOP}/{request.node.name}"
+
+
+# ------------------------------------------------------------------------------------------------ both kinds of folder
+
+
+def test_each_form_comes_back_and_a_flip_or_a_missing_file_is_noticed(folder: str) -> None:
+    for number, (name, form) in enumerate(FORMS.items()):
+        path = f"{folder}/{name}"
+        form.write(path)
+        assert form.read(path) == form.content
+        assert form.read(path) == form.content  # now from a copy
+        data = bytearray(storage.read(path))
+        data[(7 * number) % len(data)] ^= 4
+        storage.write_plain(path, bytes(data))
+        storage.forget()
+        with pytest.raises(DamagedError, match=f"/{name} is damaged"):
+            form.read(path)
+        if form.read is not storage.read_json:
+            with pytest.raises(DamagedError, match="nowhere is missing"):
+                form.read(f"{folder}/nowhere")
+    assert storage.read_json(f"{folder}/nowhere") is None
+
+
+def test_names_sizes_and_states(folder: str) -> None:
+    assert storage.names(folder) == [] and not storage.exists(folder) and storage.changed(folder) is None
+    for name in ("b.json", "a/x", "a/y/z", "ab"):
+        storage.write_plain(f"{folder}/{name}", name.encode())
+    assert storage.names(folder) == ["a", "ab", "b.json"]
+    assert sorted(path.removeprefix(folder) for path in storage.walk(folder)) == ["/a/x", "/a/y/z", "/ab", "/b.json"]
+    assert storage.is_folder(f"{folder}/a") and storage.exists(f"{folder}/a") and storage.is_file(f"{folder}/ab")
+    assert (
+        not storage.is_folder(f"{folder}/ab")
+        and not storage.is_file(f"{folder}/a/y")
+        and storage.size(folder + "/ab") == 2
+    )
+    state, changed = storage.state(f"{folder}/ab"), storage.changed(folder)
+    assert storage.changed(folder) == changed and storage.state(f"{folder}/none") is None
+    storage.write_plain(f"{folder}/ab", b"other")
+    storage.write_plain(f"{folder}/c", b"")
+    assert storage.state(f"{folder}/ab") != state and storage.changed(folder) != changed
+    with pytest.raises(FileNotFoundError):
+        storage.size(f"{folder}/none")
+    with pytest.raises(FileNotFoundError):
+        storage.read(f"{folder}/none")
+
+
+def test_files_move_are_linked_and_removed(folder: str) -> None:
+    for name in ("a/x", "a/y/z", "ab"):
+        storage.write_plain(f"{folder}/{name}", name.encode())
+    storage.move(f"{folder}/a/x", f"{folder}/new/x")
+    storage.move(f"{folder}/a/x", f"{folder}/new/x")  # a second time: as after a crash
+    storage.link(f"{folder}/ab", f"{folder}/new/ab")
+    assert storage.read(f"{folder}/new/x") == b"a/x" and storage.read(f"{folder}/new/ab") == b"ab"
+    storage.remove(f"{folder}/a")
+    storage.remove(f"{folder}/a")
+    assert storage.names(folder) == ["ab", "new"] and storage.names(f"{folder}/new") == ["ab", "x"]
+    storage.remove(f"{folder}/new")
+    assert storage.names(folder) == ["ab"]
+
+
+def test_ranges_and_streams(folder: str) -> None:
+    path, data = f"{folder}/data", bytes(range(256)) * 1000
+    with storage.writing(path) as file:
+        file.write(data)
+    assert storage.read_range(path, 70_000, 300) == data[70_000:70_300]
+    assert storage.read_range(path, 255_900, 300) == data[255_900:] and storage.read_range(path, 10**9, 5) == b""
+    place = bytearray(1000)
+    storage.read_into(path, 9, memoryview(place))
+    assert place == data[9:1009]
+    for at in (255_500, 10**9):
+        with pytest.raises(DamagedError, match="it is cut"):
+            storage.read_into(path, at, memoryview(place))
+    with pytest.raises(DamagedError, match="missing"):
+        storage.read_into(f"{folder}/none", 0, memoryview(place))
+    with storage.opened(path) as file:
+        assert storage.range_of(file, 100, 200_000) == data[100:200_100] and file.seek(0, 2) == len(data)
+    for _ in range(2):
+        with storage.reading(path) as file:
+            assert file.seek(200_000) == 200_000 and file.read(5) == data[200_000:200_005] and file.seek(0) == 0
+            assert file.read() == data
+    with storage.mapped(path) as mapped:
+        assert mapped[:] == data
+
+
+def test_a_file_whose_writer_fails_does_not_appear(folder: str) -> None:
+    storage.write_plain(f"{folder}/old", b"old")
+    for name in ("old", "new"):
+        with pytest.raises(ZeroDivisionError), storage.writing(f"{folder}/{name}") as file:
+            file.write(b"half")
+            raise ZeroDivisionError
+    assert storage.read(f"{folder}/old") == b"old" and storage.names(folder) == ["old"]
+    assert not [path for path in storage.walk(storage.beside(folder)) if "new" in path]
+
+
+# -------------------------------------------------------------------------------------------------- the store alone
+
+
+def test_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"{TOP}/conditions/x"
+    first = object_store.write(url, b"1", absent=True)
+    with pytest.raises(Conflict):
+        object_store.write(url, b"2", absent=True)
+    second = object_store.write(url, b"2", tag=first)
+    with pytest.raises(Conflict):
+        object_store.write(url, b"3", tag=first)
+    assert object_store.read(url) == b"2" and second != first
+    with object_store.ObjectFile(url) as file:
+        assert file.range(0, 9) == b"2"
+        object_store.write(url, b"4" * 100_000)
+        file.size = 100_000  # as if the first piece had not been all of it
+        with pytest.raises(Conflict):
+            file.range(50_000, 10)
+
+
+def test_large_files_go_in_pieces_and_long_lists_in_pages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(object_store, "PIECE", 5 << 20)
+    monkeypatch.setattr(object_store, "LARGEST_COPY", 6 << 20)
+    monkeypatch.setattr(object_store, "LISTED", 3)
+    data = os.urandom(11 << 20)
+    (tmp_path / "data").write_bytes(data)
+    tag = object_store.upload(str(tmp_path / "data"), f"{TOP}/large/data")
+    assert tag.strip('"').endswith("-3") and object_store.read(f"{TOP}/large/data") == data
+    object_store.copy(f"{TOP}/large/data", f"{TOP}/large/copy")
+    assert object_store.read(f"{TOP}/large/copy") == data
+    for number in range(8):
+        object_store.write(f"{TOP}/large/many/{number}", b"x")
+    assert storage.names(f"{TOP}/large/many") == [str(number) for number in range(8)]
+    storage.remove(f"{TOP}/large")
+    assert not storage.exists(f"{TOP}/large")
+
+
+def test_copies_are_bounded_and_of_the_present_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OPENWIT_SCRATCH", str(tmp_path))
+    asked: list[str] = []
+    download = object_store.download
+    monkeypatch.setattr(
+        object_store, "download", lambda *args, **more: (asked.append(found := download(*args, **more)), found)[1]
+    )
+    url = f"{TOP}/copies/x"
+    for content in (b"one", b"two"):
+        object_store.write(url, content)
+        assert [Path(object_cache.local(url)).read_bytes() for _ in range(3)] == [content] * 3
+    assert [tag is None for tag in asked] == [False, True, True] * 2
+    for number in range(4):
+        object_store.write(f"{TOP}/copies/{number}", bytes(1000))
+        os.utime(object_cache.local(f"{TOP}/copies/{number}"), (number, number))
+    object_cache.remove_old(str(tmp_path / "objects"), 2003)
+    left = [path for path in (tmp_path / "objects").rglob("*") if path.is_file()]
+    assert sorted(int(path.stat().st_mtime) for path in left)[:2] == [2, 3] and len(left) == 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENWIT_SCRATCH", "/proc/none")
+        with pytest.raises(build.UsageError, match="OPENWIT_SCRATCH=/proc/none: cannot be made"):
+            object_cache.scratch()
+
+
+# ------------------------------------------------------------------------------------------------------- the lease
+
+
+def another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From now on this process has the scratch folder of another machine."""
+    monkeypatch.setenv("OPENWIT_SCRATCH", str(tmp_path / "machine"))
+
+
+def test_one_of_two_machines_gets_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    root = f"{TOP}/held"
+    with work.lock_run_folder(root):
+        with pytest.raises(work.Busy, match=rf"process {os.getpid()}"), work.lock_run_folder(root):
+            pass
+        another_machine(monkeypatch, tmp_path)
+        with (
+            pytest.raises(work.Busy, match=rf"process {os.getpid()} on .*last sign \d s ago"),
+            work.lock_run_folder(root),
+        ):
+            pass
+    assert storage.names(root) == []
+    with work.lock_run_folder(root):
+        pass
+
+
+def test_a_lease_without_a_sign_is_taken_over_and_its_holder_stops(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root = f"{TOP}/lost"
+    step = work.StepFolder(f"{root}/stages/match/parts", "f")
+    monkeypatch.setattr(lease, "EXPIRES_S", 0.0)  # no sign counts
+    with pytest.raises(work.LeaseLost, match=f"lost the output {root} to another one"), work.lock_run_folder(root):
+        step.write_manifest(0, {})
+        with pytest.MonkeyPatch.context() as patch:
+            another_machine(patch, tmp_path)
+            token = lease.token_of(root)
+            with lease.held(root):
+                pass
+            lease.join(root, token)
+            with pytest.raises(lease.LeaseError, match="it has ended"):
+                step.write_manifest(1, {})
+            object_store.write(f"{root}/.lease", json.dumps({"token": "t", "holder": "H", "machine": "M"}).encode())
+        step.write_manifest(2, {})
+    assert storage.names(step.path) == ["00000.json"]
+
+
+def test_a_holder_that_lost_its_lease_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = f"{TOP}/interrupted"
+    monkeypatch.setattr(lease, "BEAT_S", 0.02)
+    with pytest.raises(work.LeaseLost, match=r"\(H\)"), work.lock_run_folder(root):
+        time.sleep(0.2)  # it goes on
+        object_store.write(f"{root}/.lease", json.dumps({"token": "t", "holder": "H", "machine": "M"}).encode())
+        time.sleep(30)
+    assert json.loads(object_store.read(f"{root}/.lease"))["holder"] == "H"
+
+
+def test_a_dead_run_of_this_machine_is_followed_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    root = f"{TOP}/dead"
+    with monkeypatch.context() as patch:
+        patch.setattr(lease, "_release", lambda *_: None)  # killed
+        with work.lock_run_folder(root):
+            pass
+    with monkeypatch.context() as patch:
+        another_machine(patch, tmp_path)
+        with pytest.raises(work.Busy, match="a dead run's lease ends in 1[0-9][0-9] s"), work.lock_run_folder(root):
+            pass
+    with work.lock_run_folder(root):
+        pass
+
+
+# -------------------------------------------------------------------------------------------------------- whole runs
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+class Killer:
+    """Ends a run at its nth change of the store; after that nothing is written any more."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.left = -1
+        send = object_store._send
+
+        def counted(method: str, given: dict, system: object) -> object:
+            if method not in ("get_object", "head_object", "list_objects_v2"):
+                if self.left == 0:
+                    raise Killed
+                self.left -= 1
+            return send(method, given, system)
+
+        patch.setattr(object_store, "_send", counted)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The same set on this machine, and on the store by a run that was killed and resumed again and again."""
+    tmp = tmp_path_factory.mktemp("built")
+    server = WebServer({f"{number}.jpg": picture(number) for number in range(8)})
+    lines = [f"{server.base}/img/{number}.jpg\ta red dog number {number}" for number in range(9)]
+    (tmp / "queries.txt").write_text("red\ndog\n")
+    (tmp / "pairs.tsv").write_text("\n".join(["url\ttext", *lines]) + "\n")
+    given = ["--input", str(tmp / "pairs.tsv"), "--queries", str(tmp / "queries.txt"), "--output", str(tmp / "out")]
+    given += ["--allow-address", "127.0.0.0/8", "--rows-per-shard", "5"]
+    with server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.build.runners.run_job", run_job)
+        assert build.main(given) == build.DONE
+        killer, url = Killer(patch), f"{TOP}/deep/set"
+        given[given.index("--output") + 1] = url
+        for place in (12, 70, 9):
+            killer.left = place
+            with pytest.raises(Killed):
+                build.main(given)
+        killer.left = -1
+        another_machine(patch, tmp)  # with the lease of a dead run there, and no copy here
+        assert build.main(given) == build.CRASHED
+        object_store.delete([f"{url}/.lease"])
+        assert build.main(given) == build.DONE
+    return tmp / "out", url
+
+
+def test_the_set_is_the_same_byte_for_byte(built: tuple[Path, str]) -> None:
+    here, url = built
+    manifest = json.loads((here / "manifest.json").read_text())
+    assert json.loads(object_store.read(f"{url}/manifest.json")) == manifest
+    listed = {entry["path"] for entry in manifest["files"]}
+    assert all(object_store.read(f"{url}/{path}") == (here / path).read_bytes() for path in listed)
+    files = {str(path.relative_to(here)) for path in here.rglob("*") if path.is_file()}
+    assert {path.removeprefix(f"{url}/") for path in storage.walk(url)} == files - {".lock", ".workers"}
+    assert not shards.unlisted_files(url, manifest)
+
+
+def test_it_can_be_inspected(built: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    here, url = built
+
+    def said(command: str, folder: object, *more: str) -> str:
+        assert inspect_shards.main([command, *more, str(folder)]) == 0
+        return capsys.readouterr().out
+
+    key = said("ls", url).split()[0]
+    assert said("ls", url) == said("ls", here)
+    assert said("show", url, key) == said("show", here, key)
+    assert "published: 8 pairs" in said("info", url)
+    assert "every checksum and count agrees" in said("verify", url, "--stages")
+    tar = f"{url}/shards/00000.tar"
+    good = object_store.read(tar)
+    object_store.write(tar, good[:600] + b"#" + good[601:])
+    assert inspect_shards.main(["verify", url]) == inspect_shards.FAULT
+    assert "shards/00000.tar" in capsys.readouterr().out
+    object_store.write(tar, good)
+
+
+# --------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.fixture
+def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.0005)
+    (tmp_path / "pairs.tsv").write_text("http://a.org/1.jpg\ta dog\n")
+    return ["--input", str(tmp_path / "pairs.tsv"), "--stages", "gather..match", "--output"]
+
+
+@pytest.mark.parametrize(
+    ("output", "more", "code", "said"),
+    [
+        ("s3://Bucket/x", (), build.USAGE, "must name a bucket"),
+        ("s3://bucket/a//b", (), build.USAGE, "must name a folder of the bucket"),
+        ("s3://bucket/a/../b", (), build.USAGE, "must not hold . or .."),
+        ("gs://bucket/x", (), build.USAGE, "other stores cannot be written yet"),
+        (f"{TOP}/x", ("--extend",), build.USAGE, "--extend: must not stand beside --output"),
+        (f"{TOP}/x", ("--retry-failed",), build.USAGE, "--retry-failed: must not stand beside --output"),
+        (f"{TOP}/x", ("--runner", "prism"), build.USAGE, "--runner prism: must be local"),
+        (f"{TOP}/x", ("--exchange", "shuffle"), build.USAGE, "--exchange shuffle: must be files"),
+        (f"{TOP}/other", (), build.USAGE, "it holds other things (data)"),
+        ("s3://no-such-bucket/x", (), build.MISSING, "Make the bucket, or check its name"),
+    ],
+)
+def test_what_is_refused(
+    output: str, more: tuple[str, ...], code: int, said: str, pairs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    object_store.write(f"{TOP}/other/data", b"x")
+    assert build.main([*pairs, output, *more]) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and said in lines[0], lines
+    assert not storage.exists(f"{TOP}/x")
