@@ -147,6 +147,9 @@ def test_it_equals_a_fresh_build_with_the_same_tombstones(made: Path, out: Path,
     first = manifest(out)
     ledger = {row["stage"]: row["dropped"] for row in first["ledger"]}
     assert ledger["gather"]["forgotten"] == 4 and ledger["fetch"] == {"not_an_image": 1}
+    units = [json.loads(path.read_text()) for path in (out / "stages/match").rglob("*.json")]
+    counted = [row for unit in units for row in unit.get("ledgers", {}).values()]
+    assert counted and all(row["rows_in"] == row["rows_out"] + sum(row["dropped"].values()) for row in counted)
     for stage in ("publish", "dedup-images"):  # the stages' folders fit
         assert build.main(command(made, out, "--redo", stage)) == build.DONE
         assert list(verify(str(out), stages=True)) == []

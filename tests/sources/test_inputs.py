@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.sources import inputs, tables
+from pipeline.sources import base, inputs, tables
 from pipeline.sources.base import open_bytes
 from pipeline.sources.inputs import Input, InputError, expand
 
@@ -441,3 +441,12 @@ def test_what_cannot_be_dropped_is_named(tmp_path: Path) -> None:
         expand(given, drop=["tow.csv"])
     with pytest.raises(InputError, match="no input is left"):
         expand(given, drop=["*.csv"])
+
+
+def test_a_format_is_told_from_the_first_64_kib(tmp_path: Path) -> None:
+    """A first line may be long. gzip is undone."""
+    data = bytes(range(256)) * 400
+    (tmp_path / "plain").write_bytes(data)
+    (tmp_path / "packed").write_bytes(gzip.compress(data[:40_000]) + gzip.compress(data[40_000:], mtime=0))
+    assert base.read_head(str(tmp_path / "plain")) == data[: 64 << 10]
+    assert base.read_head(str(tmp_path / "packed"))[: 64 << 10] == data[: 64 << 10]
