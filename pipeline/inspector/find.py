@@ -10,7 +10,7 @@ from pipeline.engine.cli import BELOW, DONE, UsageError
 from pipeline.engine.display import sanitize
 from pipeline.inspector import forgotten
 from pipeline.inspector.choice import Choice, query_id
-from pipeline.inspector.opening import open_earliest
+from pipeline.inspector.opening import exists, is_ours, open_earliest
 from pipeline.inspector.output import count, print_json
 
 
@@ -29,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.dataset.tombstones import KINDS
     from pipeline.forget import Selection
 
+    if exists(args.folder) and not is_ours(args.folder):
+        raise UsageError(f"{args.folder}: find needs the folder of a build. Other files: use grep, show or ls")
     given = [(kind, value) for kind in KINDS for value in getattr(args, kind)]
     if not given and args.text is None and not args.page and args.query is None:
         raise UsageError(

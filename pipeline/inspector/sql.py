@@ -127,7 +127,10 @@ def _tables(folder: str, files: dict[str, list[str]]) -> dict[str, pa.Table]:
     found = {name: one.empty_table() for name, one in empty.items()}
     if "pairs" not in files:
         pairs = open_pairs(folder)
-        found["pairs"] = pa.concat_tables([pairs.schema.empty_table(), *pairs.tables(pairs.schema.names)])
+        found["pairs"] = pa.concat_tables(
+            [pairs.schema.empty_table(), *pairs.tables(pairs.schema.names)],
+            promote_options="default",  # other tools say that a column may be null
+        )
     found["queries"] = open_set.read_queries(folder)
     ledger, options = ledger_of(folder) if is_ours(folder) else ([], None)
     found |= {"stages": _stages(ledger), "rights": _rights(ledger, options)}

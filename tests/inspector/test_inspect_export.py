@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import importlib.util
 import io
 import json
 from pathlib import Path
@@ -42,6 +43,9 @@ def test_parquet_as_hugging_face_has_it(run: Any, published: Path, tmp_path: Pat
     assert table.select(["key", "text", "sha256"]).to_pydict() == wanted.to_pydict()
     image = table["image"][0].as_py()
     assert image["path"].endswith(".jpg") and Image.open(io.BytesIO(image["bytes"])).size == (40, 32)
+    if importlib.util.find_spec("duckdb"):
+        code, text, _ = run("sql", tmp_path / "to", "select count(*) as n from pairs", "--json")
+        assert code == DONE and "30" in text
 
 
 def test_captions_as_coco_has_them(run: Any, published: Path, tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ def test_sound_tars(run: Any, tmp_path: Path) -> None:
     assert run("show", "00000", tmp_path)[0] == USAGE and run("show", "9", tmp_path)[0] == MISSING
     code, text, _ = run("export", tmp_path, "--to", tmp_path / "to", "--format", "hf", "--keep", "shard == 1")
     assert code == DONE and checked(run, tmp_path / "to")[1]["pairs"] == 2
+    code, _, said = run("find", tmp_path / "to", "--url", "http://a.example/3.jpg")
+    assert code == USAGE and "find needs the folder of a build" in said
 
 
 def test_queries_of_a_list(run: Any, tmp_path: Path) -> None:
