@@ -69,6 +69,14 @@ def test_workers_are_started_counted_and_killed(server: forked_workers.ForkServe
     assert not alive(second) and not server.workers()
 
 
+def test_no_worker_is_left_of_a_job(server: forked_workers.ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forked_workers, "_current", [server])
+    worker = server.spawn({})
+    assert forked_workers.workers() == [worker]
+    forked_workers.end_workers()
+    assert server.wait(worker, HELP_S) and not alive(worker) and server.usable()
+
+
 def test_a_worker_that_ends_is_known_to_have_ended(server: forked_workers.ForkServer) -> None:
     pid = server.spawn({})
     os.kill(pid, signal.SIGKILL)  # nobody has waited for it, so the id is still its own
