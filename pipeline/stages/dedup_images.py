@@ -167,7 +167,32 @@ def evaluation_identity(o: DedupImagesSettings) -> dict[str, Json]:
 def evaluation_tables(o: DedupImagesSettings) -> dict[str, Json]:
     """What stands for the embeddings of evaluation images in the fingerprint."""
     tables = evaluation_embeddings.digest(o.decontaminate_embeddings)
-    return {"decontaminate_embeddings": tables, "decontaminate_threshold": o.decontaminate_threshold}
+    bounds = {"decontaminate_threshold": o.decontaminate_threshold, "decontaminate_distance": o.decontaminate_distance}
+    return {"decontaminate_embeddings": tables, **bounds}
+
+
+@dataclasses.dataclass(frozen=True)
+class FindEvaluated:
+    """One unit for each unit of the fetch: good rows whose embedding shows an evaluation image, and their hashes."""
+
+    attempts: Attempts
+    evaluated: Evaluated
+    shapes: Shapes
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.evaluated.found
+
+    def units(self) -> int:
+        return self.attempts.hosts
+
+    def run(self, unit: int) -> dict[str, Any]:
+        pieces = [FETCHED.empty_table()]
+        for _, _, table in self.attempts.rows(unit):
+            good = table.filter(pc.equal(table["status"], "ok"))
+            shaped = self.shapes.codes(*(good[name].to_numpy() for name in ("original_width", "original_height"))) == 0
+            pieces.append(good.select(FETCHED.names).filter(pa.array(shaped)))
+        return {"found": self.evaluated.write(unit, pa.concat_tables(pieces).combine_chunks())}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +268,13 @@ class DedupImages(DedupStage):
             keep,
             scores_of(folder) if o.scores else None,
             Contamination(hashes, o.decontaminate_distance) if o.decontaminate else None,
-            Evaluated(folder.step("evaluation-embeddings"), folder.step("embeddings"), o.decontaminate_threshold)
+            Evaluated(
+                folder.step("evaluation-embeddings"),
+                folder.step("embeddings"),
+                o.decontaminate_threshold,
+                folder.step("evaluated"),
+                o.decontaminate_distance,
+            )
             if o.decontaminate_embeddings
             else None,
         )
@@ -385,6 +416,9 @@ class DedupImages(DedupStage):
         if self.rules.contamination is not None:
             hash_images = HashImages(self.rules.contamination.hashes, evaluation_images.find(self.evaluation).pieces)
             done = run_task(done, hash_images, max_units=hash_images.units())
+        if self.rules.evaluated is not None:
+            find = FindEvaluated(self.attempts, self.rules.evaluated, self.rules.shapes)
+            done = run_task(done, find, max_units=find.units())
         done = run_task(done, keep, max_units=keep.units())
         return near_exchange.drop_duplicates(done, self.near, exchange=self.exchange)
 
@@ -413,5 +447,6 @@ class DedupImages(DedupStage):
         if self.cosine is not None:
             storage.remove(os.path.dirname(self.near.embeddings.file(0, "keys")))
         if self.rules.evaluated is not None:
-            storage.remove(os.path.dirname(self.rules.evaluated.folder.file(0, "names")))
+            for step in (self.rules.evaluated.folder, self.rules.evaluated.found):
+                storage.remove(os.path.dirname(step.file(0, "names")))
         return super().complete()

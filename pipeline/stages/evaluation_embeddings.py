@@ -1,12 +1,15 @@
 """Evaluation images by their embeddings: --decontaminate-embeddings. It finds crops and mirrored copies, too.
 
 A table is as those of --embeddings, by the same model. Its column key (or uid, id, file_name, filename, path) has the
-names of the images in their set. KeepFetched compares each pair that has an embedding with the images whose embeddings
-share a cell with it (`near_vectors`), and drops those with a cosine of at least --decontaminate-threshold.
+names of the images in their set. FindEvaluated compares each pair that has an embedding with the images whose
+embeddings share a cell with it (`near_vectors`): those with a cosine of at least --decontaminate-threshold show them.
+KeepFetched drops these pairs and all that look like them by their hashes. Without the latter a duplicate, which has no
+embedding where the table was made of a published set, would take the place of the pair that fell.
 
     evaluation-embeddings/00000.names      set and image of each vector
     evaluation-embeddings/00000.vectors, .sieve, .centres     as those of `embeddings`
     evaluation-embeddings/00000.cells      EVALUATED: the vectors under each of their cells, by cell
+    evaluated/UNIT.found, UNIT.hashes      FOUND of a unit of the fetch, and HASHED: the pictures of these pairs
 """
 
 from __future__ import annotations
@@ -19,16 +22,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.engine import checks, storage
+from pipeline.engine import checks, hashing, storage
 from pipeline.engine.cli import UsageError
 from pipeline.engine.options import show
 from pipeline.engine.work import StepFolder, digest_of
 from pipeline.schema import CONTAMINATION
 from pipeline.stages import embeddings, near_vectors
 from pipeline.stages.contamination import EMBEDDING, FOUND, MOST_IMAGES
+from pipeline.stages.contamination import Index as Pictures
 from pipeline.stages.embeddings import Tables
-from pipeline.stages.evaluation_images import NAME_COLUMNS, split_name
+from pipeline.stages.evaluation_images import HASHED, NAME_COLUMNS, read_hashes, split_name
 from pipeline.stages.near_vectors import Floats, Vectors
 from pipeline.stages.picture_hashes import Places
 from pipeline.stages.user_files import UserFiles
@@ -140,19 +145,38 @@ def write(values: Sequence[str], folder: StepFolder, cosine: float) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-    """What KeepFetched needs to look for evaluation images by embeddings.
+    """What is needed to look for evaluation images by embeddings.
 
     Attributes:
         folder: where `write` put the arrays of the evaluation images.
         embeddings: those of the set.
         cosine: the least cosine of a pair and an image that it shows.
+        found: where FindEvaluated puts what it finds.
+        distance: hashes of pictures that look alike differ in at most so many bits.
     """
 
     folder: StepFolder
     embeddings: StepFolder
     cosine: float
+    found: StepFolder
+    distance: int
 
     def find(self, rows: pa.Table) -> pa.Table:
+        """FOUND: the rows of FETCHED that FindEvaluated found, and those that look like one that it found."""
+        found, alike = _load_found(self.found, self.distance)
+        own = found.filter(pc.is_in(found["uid"], value_set=hashing.as_array(rows["uid"])))
+        return pa.concat_tables([own, alike.find(rows)])
+
+    def write(self, unit: int, rows: pa.Table) -> int:
+        """Writes what `search` finds among some rows of FETCHED, and their hashes. Returns the number of rows."""
+        found = self.search(rows)
+        shown = rows.take(pc.index_in(found["uid"], value_set=hashing.as_array(rows["uid"])))
+        columns = [found["set"], found["image"], *(shown[name] for name in ("image_sha256", "phash", "colours"))]
+        storage.write_table(self.found.file(unit, "found"), found)
+        storage.write_table(self.found.file(unit, "hashes"), pa.Table.from_arrays(columns, schema=HASHED))
+        return found.num_rows
+
+    def search(self, rows: pa.Table) -> pa.Table:
         """FOUND: the rows of FETCHED that show an evaluation image, with at most MOST_IMAGES images each."""
         own, known = embeddings.load(self.embeddings), load(self.folder)
         place = own.places_of(rows["uid"])
@@ -169,6 +193,13 @@ class Evaluated:
             columns = [rows["uid"].take(pa.array(row)), *named.columns, *same, pa.array(cosine.astype(np.float32))]
             pieces.append(pa.Table.from_arrays(columns, schema=FOUND))
         return pa.concat_tables(pieces)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_found(folder: StepFolder, distance: int) -> tuple[pa.Table, Pictures]:
+    """What all units of FindEvaluated found, once for each worker."""
+    tables = [storage.read_table(folder.file(unit, "found")).cast(FOUND) for unit, _ in folder.manifests()]
+    return pa.concat_tables([FOUND.empty_table(), *tables]).combine_chunks(), Pictures.of(read_hashes(folder), distance)
 
 
 @dataclasses.dataclass(frozen=True)

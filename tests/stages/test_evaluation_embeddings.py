@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.engine.cli import UsageError
 from pipeline.engine.work import StageFolder
+from pipeline.schema import COLOUR_BYTES
 from pipeline.stages import embeddings, evaluation_embeddings, near_vectors
 from pipeline.stages.contamination import FOUND, first_of_each
 from pipeline.stages.evaluation_embeddings import Evaluated
@@ -48,7 +49,7 @@ def test_pairs_are_those_of_brute_force(tmp_path: Path, monkeypatch: pytest.Monk
         evaluation_embeddings.write(given, theirs, cosine)
         evaluation_embeddings.load.cache_clear()
         rows = pa.table({"uid": pa.array([bytes.fromhex(key) for key in keys], pa.binary(16))})
-        found.append(Evaluated(theirs, ours, cosine).find(rows))
+        found.append(Evaluated(theirs, ours, cosine, stage.step("evaluated"), 4).search(rows))
         assert evaluation_embeddings.check(given).images == {"a": 200, "b": 100} and number < 2
     assert found[0].equals(found[1]) and found[0].schema.equals(FOUND)
     unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (own[:-5], shown)]
@@ -61,6 +62,31 @@ def test_pairs_are_those_of_brute_force(tmp_path: Path, monkeypatch: pytest.Monk
         pair = int(row["uid"].hex(), 16), int(row["image"].split(".")[0])
         assert abs(row["cosine"] - exact[pair]) < 1e-3 and row["set"] == ("b" if pair[1] < 100 else "a")
         assert (row["kind"], row["distance"]) == ("embedding", None)
+
+
+def test_copies_without_an_embedding_fall_too(tmp_path: Path) -> None:
+    """A table that was made of a published set has no duplicates. One of them would take the place of the pair."""
+    pytest.importorskip("faiss")
+    stage, keys = StageFolder(str(tmp_path), "dedup-images"), [f"{number:032x}" for number in range(5)]
+    steps = [stage.step(name) for name in ("evaluation-embeddings", "embeddings", "evaluated")]
+    embeddings.write([table(tmp_path / "own.parquet", [keys[0], keys[4]], VECTORS)], steps[1])
+    evaluation_embeddings.write([f"a={table(tmp_path / 'shown.parquet', ['x.jpg'], VECTORS[:1])}"], steps[0], 0.9)
+    colours = bytes(5 * number % 256 for number in range(COLOUR_BYTES))
+    pictures = [colours] * 3 + [colours[::-1]] * 2
+    rows = {
+        "uid": pa.array([bytes.fromhex(key) for key in keys], pa.binary(16)),
+        "image_sha256": pa.array([bytes([number]) * 32 for number in (1, 1, 2, 3, 4)], pa.binary(32)),
+        "phash": pa.array([7, 7, 5, 0xF0F0F0F0, 0xFF00], pa.uint64()),  # the third differs in one bit
+        "colours": pa.array(pictures, pa.binary(COLOUR_BYTES)),
+    }
+    evaluated = Evaluated(steps[0], steps[1], 0.9, steps[2], 4)
+    steps[2].write_manifest(0, {"found": evaluated.write(0, pa.table(rows))})
+    found = first_of_each(evaluated.find(pa.table(rows))).to_pylist()
+    assert [(row["uid"].hex(), row["image"], row["kind"], row["distance"]) for row in found] == [
+        (keys[0], "x.jpg", "embedding", None),
+        (keys[1], "x.jpg", "bytes", 0),
+        (keys[2], "x.jpg", "picture", 1),
+    ]
 
 
 @pytest.mark.parametrize(
