@@ -347,6 +347,11 @@ def job_servers(runner: Any) -> Iterator[None]:
 def explain_failure(error: BaseException) -> JobFailed:
     """The failure in one sentence: the message of the worker's exception."""
     text = str(error)
+    if missing := re.search(r"Unable to fetch remote (job server jar|prism binary) at (\S+?):? ", text + " "):
+        return JobFailed(
+            f"Beam could not download {missing[2]}. `make engines` fetches engines. Or give --flink_job_server_jar, "
+            "--spark_job_server_jar or --prism_location the path of your own"
+        )
     if isinstance(error, forked_workers.StartFailed):
         return JobFailed(text)
     died = ("Channel closed prematurely", "Worker subprocess exited", "Socket closed", "UNAVAILABLE")

@@ -11,7 +11,6 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
 
-from conftest import CAPTIONS, fill, formula, jpeg  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from clip_train.architecture import of_open_clip  # noqa: E402
@@ -24,6 +23,7 @@ from clip_train.text import pack, pad  # noqa: E402
 from clip_train.tokenizer import load_tokenizer  # noqa: E402
 from clip_train.use import load  # noqa: E402
 from clip_train.weights import OPENAI_VOCABULARY, Weights, load_model, read_weights  # noqa: E402
+from tests.clip_train.conftest import CAPTIONS, fill, formula, jpeg  # noqa: E402
 
 # head widths that are not 64, another activation, another epsilon, an MLP that is not four times the width
 ODD = ModelConfig(

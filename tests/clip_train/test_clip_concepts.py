@@ -12,7 +12,6 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
 
-from conftest import write_manifest  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
@@ -23,6 +22,7 @@ from clip_train.errors import TrainError, UsageError  # noqa: E402
 from clip_train.order import Stream  # noqa: E402
 from clip_train.shards import open_index  # noqa: E402
 from clip_train.tokenizer import load_tokenizer  # noqa: E402
+from tests.clip_train.conftest import write_manifest  # noqa: E402
 
 
 def queries_of(number: int) -> list[int]:

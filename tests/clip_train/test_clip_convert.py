@@ -10,8 +10,6 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
 
-from conftest import fill  # noqa: E402
-
 from clip_train.architecture import UNDECIDED, read_shapes  # noqa: E402
 from clip_train.checkpoint import restore_model  # noqa: E402
 from clip_train.config import PRESETS  # noqa: E402
@@ -21,6 +19,7 @@ from clip_train.huggingface import from_huggingface, to_huggingface  # noqa: E40
 from clip_train.model import CLIP  # noqa: E402
 from clip_train.torchscript import read_torchscript  # noqa: E402
 from clip_train.weights import Weights, fit_to, load_model, read_weights  # noqa: E402
+from tests.clip_train.conftest import fill  # noqa: E402
 
 
 def made(name: str = "ViT-Tiny", **changes) -> CLIP:

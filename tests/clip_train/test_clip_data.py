@@ -18,7 +18,6 @@ torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install
 import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
-from conftest import CAPTIONS, jpeg, sample_members, write_manifest, write_tar  # noqa: E402
 
 from clip_train import data as data_module  # noqa: E402
 from clip_train import decode_processes, decoder  # noqa: E402
@@ -31,6 +30,7 @@ from clip_train.places import expand  # noqa: E402
 from clip_train.shards import open_index  # noqa: E402
 from clip_train.tar_scan import scan_tar  # noqa: E402
 from clip_train.tokenizer import load_tokenizer  # noqa: E402
+from tests.clip_train.conftest import CAPTIONS, jpeg, sample_members, write_manifest, write_tar  # noqa: E402
 
 
 def options(**changes) -> LoaderOptions:

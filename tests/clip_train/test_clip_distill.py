@@ -14,7 +14,6 @@ import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from conftest import jpeg, write_tar, write_teacher  # noqa: E402
 
 from clip_train.checkpoint import path_of  # noqa: E402
 from clip_train.config import TrainOptions, check_run  # noqa: E402
@@ -25,6 +24,7 @@ from clip_train.loss import info_nce  # noqa: E402
 from clip_train.shards import open_index  # noqa: E402
 from clip_train.training import train  # noqa: E402
 from clip_train.use import load  # noqa: E402
+from tests.clip_train.conftest import jpeg, write_tar, write_teacher  # noqa: E402
 
 KEYS = [f"{number:06d}" for number in range(48)]
 

@@ -11,7 +11,6 @@ torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install
 import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
-from conftest import CAPTIONS, fill, jpeg, write_tar  # noqa: E402
 
 from clip_train import evaluate, overlap, probe  # noqa: E402
 from clip_train.config import PRESETS  # noqa: E402
@@ -22,6 +21,7 @@ from clip_train.model import CLIP  # noqa: E402
 from clip_train.prompts import fill as fill_template  # noqa: E402
 from clip_train.prompts import read_classes, read_templates  # noqa: E402
 from clip_train.tokenizer import load_tokenizer  # noqa: E402
+from tests.clip_train.conftest import CAPTIONS, fill, jpeg, write_tar  # noqa: E402
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import pytest
 torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
 
 import torch.nn.functional as F  # noqa: E402
-from conftest import fill  # noqa: E402
 from shapes import CONFIG, PAIRS, PROMPTS, encode, render  # noqa: E402
 
 from clip_train.config import Recipe  # noqa: E402
@@ -16,6 +15,7 @@ from clip_train.loss import info_nce  # noqa: E402
 from clip_train.model import CLIP  # noqa: E402
 from clip_train.optim import learning_rate, make_optimizer, set_learning_rate  # noqa: E402
 from clip_train.text import pack  # noqa: E402
+from tests.clip_train.conftest import fill  # noqa: E402
 
 RECIPE = Recipe(lr=2e-3, batch_size=128, warmup=50)
 # open_clip 89fb801 (quick GELU, its ClipLoss, torch's AdamW with the paper's settings): weights of conftest.fill, the

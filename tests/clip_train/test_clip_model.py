@@ -8,12 +8,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
 
-from conftest import fill, formula  # noqa: E402
-
 from clip_train.config import PRESETS, ModelConfig, preset  # noqa: E402
 from clip_train.errors import UsageError  # noqa: E402
 from clip_train.model import CLIP, count_flops  # noqa: E402
 from clip_train.text import pack, pad  # noqa: E402
+from tests.clip_train.conftest import fill, formula  # noqa: E402
 
 CAPTIONS = [[598, 5, 17, 599], [598, *range(20, 60), 599], [598, *range(100, 175), 599]]
 TEXT_FEATURES = [[-0.152645, -0.159277, 1.082384], [-1.103546, -2.540113, -0.252244], [-0.273813, -1.271397, -0.986363]]

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import write_manifest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from clip_train.index import Index, digest_of, key_of
 from clip_train.index_file import KEEP_UNIT, Table, Writer
 from clip_train.order import Stream
 from clip_train.shards import open_index
+from tests.clip_train.conftest import write_manifest
 
 
 def index_of(counts: list[int], keep: np.ndarray | None = None) -> Index:

@@ -14,14 +14,13 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
 
-from conftest import fill, formula  # noqa: E402
-
 from clip_train.config import PRESETS  # noqa: E402
 from clip_train.export import export  # noqa: E402
 from clip_train.huggingface import to_huggingface  # noqa: E402
 from clip_train.model import CLIP  # noqa: E402
 from clip_train.text import pack, pad  # noqa: E402
 from clip_train.weights import Weights, load_model  # noqa: E402
+from tests.clip_train.conftest import fill, formula  # noqa: E402
 from tests.places import DATA  # noqa: E402
 
 NAMES = ("RN50", "ViT-B-32", "ViT-B-16")

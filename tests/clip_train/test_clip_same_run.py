@@ -10,8 +10,6 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
 
-from conftest import write_tar  # noqa: E402
-
 from clip_train.__main__ import main  # noqa: E402
 from clip_train.checkpoint import all_steps  # noqa: E402
 from clip_train.config import TrainOptions  # noqa: E402
@@ -20,6 +18,7 @@ from clip_train.index import digest_of  # noqa: E402
 from clip_train.same_run import continued  # noqa: E402
 from clip_train.shards import open_index  # noqa: E402
 from clip_train.training import train  # noqa: E402
+from tests.clip_train.conftest import write_tar  # noqa: E402
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import pytest
 torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
 
 import numpy as np  # noqa: E402
-from conftest import fill, jpeg, write_tar  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
@@ -29,6 +28,7 @@ from clip_train.suite_data import open_set  # noqa: E402
 from clip_train.suite_report import table  # noqa: E402
 from clip_train.suite_run import Evaluator, run_suite  # noqa: E402
 from clip_train.tokenizer import load_tokenizer  # noqa: E402
+from tests.clip_train.conftest import fill, jpeg, write_tar  # noqa: E402
 
 NAMES = ("ball", "cube", "star fish")
 TEMPLATES = ("a photo of a {}.", "the {c}")

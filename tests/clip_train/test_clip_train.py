@@ -188,7 +188,7 @@ def test_two_ranks_give_the_gradient_of_one_process(options, tmp_path, tars):
     Two ranks also evaluate as one does. One start of two processes serves both.
     """
     (tars(labelled=True, name="labelled") / "classnames.txt").write_text("red\ngreen\nblue\n")
-    from conftest import write_teacher
+    from tests.clip_train.conftest import write_teacher
 
     write_teacher(tmp_path / "teacher.parquet", [f"{number:06d}" for number in range(48)])
     with socket.socket() as probe:
@@ -413,7 +413,7 @@ def test_a_suite_is_evaluated_beside_the_run(options, tmp_path, capsys):
     with pytest.raises(InputMissing, match="--suite-root .*none of the sets of clip is there"):
         train(dataclasses.replace(options, suite="clip", suite_root=str(tmp_path)))
     assert not Path(options.output).exists()
-    from conftest import jpeg
+    from tests.clip_train.conftest import jpeg
 
     (tmp_path / "x" / "red").mkdir(parents=True)
     (tmp_path / "x" / "red" / "1.jpg").write_bytes(jpeg(1))
@@ -609,7 +609,7 @@ def test_two_processes_train_as_one(options, tmp_path, parallel):
 
     In the mix one process is killed, two continue, and one goes to the end.
     """
-    from conftest import jpeg  # here, because processes of another test would find another conftest
+    from tests.clip_train.conftest import jpeg
 
     for name in ("red", "blue"):
         (tmp_path / "labelled" / name).mkdir(parents=True)

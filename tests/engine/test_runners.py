@@ -233,6 +233,11 @@ def test_what_a_stopped_worker_says_of_its_last_bundle_is_not_told(
             "pipeline.engine.opening.ReaderError: 'a' failed: KeyError: 'b' [while running 'x']",
             "'a' failed: KeyError: 'b'",
         ),
+        (
+            "Unable to fetch remote job server jar at https://repo.example/a.jar: HTTP Error 404: Not Found. Use ...",
+            "Beam could not download https://repo.example/a.jar. `make engines` fetches engines. Or give "
+            "--flink_job_server_jar, --spark_job_server_jar or --prism_location the path of your own",
+        ),
     ],
 )
 def test_a_message_is_whole_where_beam_put_the_step_into_it(text: str, expected: str) -> None:
