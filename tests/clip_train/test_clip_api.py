@@ -123,7 +123,7 @@ def test_the_config_of_a_run_gives_the_same_run(part, tars, vocabulary, tmp_path
     assert written["options"]["lr"] == 2e-3 and written["options"]["precision"] != "auto"  # all are resolved
     assert {name for name, value in written["options"].items() if value is None} == {
         "init", "steps", "clip_norm", "cache", "zero_shot", "activation", "change", "compile", "suite",
-        "batch_concepts",
+        "batch_concepts", "distill",
     }  # fmt: skip
     if part:
         import yaml
