@@ -179,6 +179,18 @@ def test_the_fork_server_and_its_workers_end_with_the_channel(
     assert until(lambda: not server.workers() and not alive(worker))
 
 
+def sockets(pid: int) -> set[str]:
+    opened = (os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd"))
+    return {target for target in opened if target.startswith("socket:")}
+
+
+def test_a_worker_does_not_hold_the_channel(server: forked_workers.ForkServer, tmp_path: Path) -> None:
+    """Else nobody would notice the end of the fork server while a worker lives."""
+    worker = server.spawn({"READY": str(tmp_path / "ready")})
+    assert until((tmp_path / "ready").exists)
+    assert sockets(server._process.pid) and not sockets(server._process.pid) & sockets(worker)
+
+
 def test_another_search_path_makes_another_fork_server(
     server: forked_workers.ForkServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
