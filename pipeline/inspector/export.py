@@ -62,14 +62,16 @@ def run(args: argparse.Namespace) -> int:
     unfinished = f"{path}.tmp{os.getpid()}"
     try:
         with contextlib.closing(kind(unfinished, _schema(pairs))) as writer:
-            count = _write(writer, pairs, some, args)
+            count, left_out = _write(writer, pairs, some, args)
         os.replace(unfinished, path)  # an empty folder may be replaced
     except BaseException:
         _remove(unfinished)
         raise
     if args.json:
-        return print_json({"pairs": count, "format": args.format, "path": args.to})
+        return print_json({"pairs": count, "without_image": left_out, "format": args.format, "path": args.to})
     print(f"{count:,} pairs as {args.format}: {sanitize(args.to)}")
+    if left_out:
+        print(f"{left_out:,} pairs whose image is missing or is no image were left out")
     return DONE
 
 
@@ -90,17 +92,23 @@ def _schema(pairs: Pairs) -> pa.Schema:
     return pa.schema(fields)
 
 
-def _write(writer: Writer, pairs: Pairs, some: choice.Choice, args: argparse.Namespace) -> int:
-    count = 0
+def _write(writer: Writer, pairs: Pairs, some: choice.Choice, args: argparse.Namespace) -> tuple[int, int]:
+    """Returns the number of pairs that were written, and of those without an image, which were not."""
+    from pipeline.inspector.formats import is_image
+
+    count = left_out = 0
     for row in _rows(pairs, some, args):
         image = pairs.image(row) if writer.images else b""
         if writer.images and row.get("sha256") and hashlib.sha256(image).hexdigest() != row["sha256"]:
             raise Damaged(f"the image of {row['key']} has another sha256 than the metadata says")
+        if writer.images and not is_image(image):
+            left_out += 1
+            continue
         hidden = PLACES.union(pairs.image_columns) - {"key"}
         writer.add({name: value for name, value in row.items() if name not in hidden}, image)
         count += 1
     writer.finish()
-    return count
+    return count, left_out
 
 
 def _rows(pairs: Pairs, some: choice.Choice, args: argparse.Namespace) -> Iterator[dict[str, Any]]:

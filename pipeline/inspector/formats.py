@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import abc
 import csv
+import io
 import json
 import os
 import re
+import warnings
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from pipeline.dataset.tars import TarWriter, header, padding
 
@@ -58,6 +61,19 @@ class Writer(abc.ABC):
 def suffix_of(image: bytes) -> str:
     """The ending of a file name for an image, by its first bytes."""
     return next((name for mark, name in SUFFIXES if image.startswith(mark)), "img")
+
+
+def is_image(image: bytes) -> bool:
+    """True if the bytes begin as those of an image. They need not be sound."""
+    if suffix_of(image) != "img":
+        return True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(io.BytesIO(image)).close()
+    except Exception:  # Pillow raises many kinds for bytes that are no image
+        return False
+    return True
 
 
 class _Images:

@@ -70,6 +70,16 @@ def test_sound_tars(run: Any, tmp_path: Path) -> None:
     assert code == USAGE and "find needs the folder of a build" in said
 
 
+def test_what_is_no_image_is_not_exported(run: Any, tmp_path: Path) -> None:
+    path = tar(tmp_path / "x.tar", pairs(0, 1, 2) | {"000001.jpg": b"<html>", "000002.jpg": b""})
+    for kind in ("folder", "hf", "webdataset"):
+        code, text, _ = run("export", path, "--to", tmp_path / kind, "--format", kind, "--json")
+        found = json.loads(text)
+        assert (code, found["pairs"], found["without_image"]) == (DONE, 1, 2)
+        assert checked(run, tmp_path / kind)[1]["pairs"] == 1 if kind != "folder" else True
+    assert "2 pairs whose image is missing" in run("export", path, "--to", tmp_path / "c", "--format", "coco")[1]
+
+
 def test_queries_of_a_list(run: Any, tmp_path: Path) -> None:
     path = tar(tmp_path / "x.tar", pairs(0, 1))
     (tmp_path / "list.txt").write_text("RED boat\nboat\nowl\n")
