@@ -1,6 +1,6 @@
-# A worker of Flink, Spark or Dataflow: Beam's own image, of the version that constraints.txt pins, and this package.
+# A worker of Flink or Spark: Beam's own image, of the version that constraints.txt pins, and this package.
 #     docker build -f tools/worker.Dockerfile -t REGISTRY/openwit-worker .
-# Then --environment_type=DOCKER --environment_config=REGISTRY/openwit-worker, or for Dataflow --sdk_container_image.
+# Then --environment_type=DOCKER --environment_config=REGISTRY/openwit-worker.
 FROM apache/beam_python3.11_sdk:2.77.0
 WORKDIR /opt/openwit
 COPY setup.cfg pyproject.toml constraints.txt README.md LICENSE ./
