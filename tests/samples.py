@@ -31,6 +31,7 @@ HOSTS = ("images.example.org", "static.example.com", "photos.example.co.uk", "bi
 SOURCES = ("crawl/a.warc.gz", "crawl/b.warc.gz")
 OPTIONS = {"match": "wide", "case": "exact", "balance": "cap", "cap": 20_000, "seed": 0, "image_size": 256}
 VERSIONS = {"openwit": "0.1.0"}
+ESCAPE = "\x1b]0;owned\x07 \u202etxt"  # a text that would write to a terminal
 SLOTS = 1200  # the uids of numbers below it are spread evenly: `ranges_of(12)` puts 0 to 11 into the range 0
 
 

@@ -241,11 +241,13 @@ def test_a_lease_without_a_sign_is_taken_over_and_its_holder_stops(
 def test_a_holder_that_lost_its_lease_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     root, before = f"{TOP}/interrupted", signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored
     monkeypatch.setattr(lease, "BEAT_S", 0.02)
-    with pytest.raises(work.LeaseLost, match=r"\(H\)"), work.lock_run_folder(root):
-        time.sleep(0.2)  # it goes on
-        object_store.write(f"{root}/.lease", json.dumps({"token": "t", "holder": "H", "machine": "M"}).encode())
-        time.sleep(30)
-    signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(work.LeaseLost, match=r"\(H\)"), work.lock_run_folder(root):
+            time.sleep(0.2)  # it goes on
+            object_store.write(f"{root}/.lease", json.dumps({"token": "t", "holder": "H", "machine": "M"}).encode())
+            time.sleep(30)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert json.loads(object_store.read(f"{root}/.lease"))["holder"] == "H"
 
 

@@ -16,8 +16,6 @@ from pipeline.inspect_shards import main
 from pipeline.schema import DUPLICATES, DUPLICATES_FILE
 from tests import samples
 
-ESCAPE = "\x1b]0;owned\x07 \u202etxt"
-
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -25,7 +23,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published")
     twin = {"key": samples.uid(500).hex(), "keeper": samples.uid(13).hex(), "kind": "near_duplicate", "distance": 2}
     storage.write_published(str(folder / DUPLICATES_FILE), pa.Table.from_pylist([twin], DUPLICATES))
-    samples.publish(folder, count=30, per_shard=12, texts={4: ESCAPE})
+    samples.publish(folder, count=30, per_shard=12, texts={4: samples.ESCAPE})
     return folder
 
 
@@ -36,8 +34,9 @@ def selected(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [*(f"a dog number {n}" for n in range(5)), "a cat", "one more cat", "a cat and a dog"]
     table = pa.table({"url": [f"http://a.example/{n}.jpg" for n in range(8)], "text": texts})
     pq.write_table(table, folder / "pairs.parquet")
-    (folder / "list.txt").write_text("cat\ndog\nowl\n")
-    words = ["--input", folder / "pairs.parquet", "--queries", folder / "list.txt", "--output", folder / "out"]
+    lines = ("query source count language", "cat test 7 en", "dog test 9 en", "owl test 1 de")
+    (folder / "list.tsv").write_text("".join(line.replace(" ", "\t") + "\n" for line in lines))
+    words = ["--input", folder / "pairs.parquet", "--queries", folder / "list.tsv", "--output", folder / "out"]
     words += ["--cap", 3, "--languages", "all", "--stages", "gather..balance", "--workers", 1]
     assert build.main([str(word) for word in words]) == DONE
     return folder / "out"

@@ -17,22 +17,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import build
 from pipeline.dataset import shards
 from pipeline.dataset.open_set import open_set
 from pipeline.dataset.ranges import Ranges
 from pipeline.engine import storage
-from pipeline.inspect_shards import DONE, FAULT, MISSING, USAGE, main
+from pipeline.inspect_shards import DONE, FAULT, MISSING, USAGE
 from tests import samples
 from tests.places import ROOT
-
-ESCAPE = "\x1b]0;owned\x07 \u202etxt"
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("original")
-    samples.publish(folder, count=30, per_shard=12, texts={4: ESCAPE})
+    samples.publish(folder, count=30, per_shard=12, texts={4: samples.ESCAPE})
     return folder
 
 
@@ -41,15 +38,6 @@ def folder(original: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
     shutil.copytree(original, tmp_path / "out")
     return tmp_path / "out"
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*argv: object) -> tuple[int, str, str]:
-        code = main([str(word) for word in argv])
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def key(number: int) -> str:
@@ -201,21 +189,6 @@ def test_a_reader_that_goes_away_is_no_crash(original: Path) -> None:
     )
     out = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
     assert out.stderr == "" and out.stdout.startswith(key(0)) and out.returncode in (DONE, 120)
-
-
-@pytest.fixture(scope="module")
-def selected(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run up to balance: five dogs of which the query may pick three, two cats, one of both."""
-    folder = tmp_path_factory.mktemp("selected")
-    texts = [*(f"a dog number {n}" for n in range(5)), "a cat", "one more cat", "a cat and a dog"]
-    table = pa.table({"url": [f"http://a.example/{n}.jpg" for n in range(8)], "text": texts})
-    pq.write_table(table, folder / "pairs.parquet")
-    lines = ("query source count language", "cat test 7 en", "dog test 9 en", "owl test 1 de")
-    (folder / "list.tsv").write_text("".join(line.replace(" ", "\t") + "\n" for line in lines))
-    words = ["--input", folder / "pairs.parquet", "--queries", folder / "list.tsv", "--output", folder / "out"]
-    words += ["--cap", 3, "--languages", "all", "--stages", "gather..balance", "--workers", 1]
-    assert build.main([str(word) for word in words]) == DONE
-    return folder / "out"
 
 
 def test_queries_before_and_after_the_cap(run: Any, selected: Path) -> None:
