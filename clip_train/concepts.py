@@ -16,10 +16,7 @@ The concepts are in a mapped file beside that of the index, which all processes 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import mmap
-import os
 from collections.abc import Callable, Iterator
 from typing import IO
 
@@ -28,7 +25,7 @@ import numpy as np
 from clip_train import keyed
 from clip_train.errors import TrainError, UsageError
 from clip_train.index import Index
-from clip_train.index_file import PREFIX, kept_file, open_footer
+from clip_train.index_file import PREFIX, kept_file, open_footer, write_footer
 from clip_train.order import Stream
 
 _MAGIC = b"clip_train conce"
@@ -98,11 +95,7 @@ def _write(file: IO[bytes], index: Index, read: Callable[[], Iterator[tuple[np.n
     file.write(offsets.astype("<i8").tobytes())
     footer["counts"] = file.tell()
     file.write(counts.astype("<i8").tobytes())
-    data, at = json.dumps(footer).encode(), file.tell()
-    file.write(data)
-    file.seek(0, os.SEEK_SET)
-    file.write(PREFIX.pack(_MAGIC, at, len(data), hashlib.sha256(data).digest()))
-    file.flush()
+    write_footer(file, _MAGIC, footer)
 
 
 class ConceptStream(Stream):

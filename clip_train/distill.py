@@ -21,7 +21,6 @@ The vectors are in a mapped file, in the order of the index, which all processes
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import os
 from collections.abc import Iterator
@@ -39,7 +38,7 @@ from clip_train.cosines import exact_cosines
 from clip_train.distributed import gather_rows, log_sum_exp_over_ranks, rank, scatter_sum, sum_over_ranks
 from clip_train.errors import UsageError
 from clip_train.index import Index, digest_of
-from clip_train.index_file import PREFIX, kept_file, open_footer
+from clip_train.index_file import PREFIX, kept_file, open_footer, write_footer
 from clip_train.loss import kernels
 from clip_train.shards import cache_folders
 
@@ -211,12 +210,8 @@ def _write(file: IO[bytes], table: pq.ParquetFile, index: Index, path: str, *, w
         "digest": digest, "samples": len(index), "width": width, "scale": scale, "missing": len(lacking),
         "first_missing": index.keys_of(lacking[:1].tolist())[0][:100] if len(lacking) else "",
     }  # fmt: skip
-    data = json.dumps(footer).encode()
     file.seek(end)
-    file.write(data)
-    file.seek(0)
-    file.write(PREFIX.pack(_MAGIC, end, len(data), hashlib.sha256(data).digest()))
-    file.flush()
+    write_footer(file, _MAGIC, footer)
 
 
 def _batches(table: pq.ParquetFile, path: str) -> Iterator[pa.RecordBatch]:

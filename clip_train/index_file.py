@@ -63,6 +63,15 @@ def open_footer(file: IO[bytes], magic: bytes) -> dict[str, Any]:
     return json.loads(footer)
 
 
+def write_footer(file: IO[bytes], magic: bytes, footer: Mapping[str, Any]) -> None:
+    """Writes the footer at the place of the file, and the prefix, which was left free, at its start."""
+    data, at = json.dumps(footer).encode(), file.tell()
+    file.write(data)
+    file.seek(0)
+    file.write(PREFIX.pack(magic, at, len(data), hashlib.sha256(data).digest()))
+    file.flush()
+
+
 class Table:
     """A mapped file of an index.
 
@@ -248,17 +257,13 @@ class Writer:
             self._section(sections, "runs", np.concatenate([*self._runs, np.zeros(0, np.int64)]))
         digest = hashlib.sha256(json.dumps([[os.path.basename(name) for name in names], self._sizes]).encode())
         digest.update(self._digest.digest())
-        footer = json.dumps({
+        footer = {
             "format": FORMAT, "samples": self.samples, "columns": [*self._columns, "check"], "names": list(names),
             "bounds": self._bounds, "sizes": self._sizes, "damaged": list(damaged), "labelled": self._labelled,
             "digest": listed or digest.hexdigest(), "total": self._total, "metadata": self._metadata,
             "sections": sections,
-        }).encode()  # fmt: skip
-        at = self._file.tell()
-        self._file.write(footer)
-        self._file.seek(0)
-        self._file.write(PREFIX.pack(_MAGIC, at, len(footer), hashlib.sha256(footer).digest()))
-        self._file.flush()
+        }  # fmt: skip
+        write_footer(self._file, _MAGIC, footer)
 
     def _section(self, sections: dict[str, tuple[int, int]], name: str, values: np.ndarray) -> None:
         self._file.write(bytes(-self._file.tell() % 8))

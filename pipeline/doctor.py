@@ -159,7 +159,7 @@ def torch(_: Asked) -> Finding:
 
 def engines(_: Asked) -> Iterator[Finding]:
     """What other runners than the local one need."""
-    found = shutil.which("java")
+    found = fetched_engines.java()
     done = _run([found, "-version"], seconds=30) if found else None
     first = (done.stderr.strip().splitlines() or [""])[0] if done and not done.returncode else ""
     if found and not first:

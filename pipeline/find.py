@@ -21,7 +21,7 @@ from pipeline.dataset.errors import Damaged
 from pipeline.dataset.tombstones import KINDS, Tombstones
 from pipeline.engine import storage
 from pipeline.engine.rows import Rows
-from pipeline.engine.work import StageFolder
+from pipeline.engine.work import StageFolder, is_done
 from pipeline.forget import Selection
 from pipeline.schema import DUPLICATES_FILE, STAGES
 from pipeline.stages.attempts import Attempts
@@ -97,10 +97,6 @@ def _rows(root: str, stage: str) -> Rows | None:
     return rows if rows is not None and rows.parts.manifests() else None
 
 
-def _is_done(root: str, stage: str) -> bool:
-    return StageFolder(root, stage).info() is not None
-
-
 def _with_uids_of_images(root: str, selection: Selection) -> Selection:
     """The selection with the uids of the pairs whose images or redirects it names."""
     if not (selection.sha256 or selection.url or selection.domain):
@@ -154,7 +150,7 @@ def _drop_masked(root: str, stage: str, standing: dict[str, Found]) -> None:
 
 
 def _deduplicated(root: str, found: dict[str, Found]) -> None:
-    if _is_done(root, "dedup"):
+    if is_done(root, "dedup"):
         _drop_masked(root, "dedup", _standing(found))
 
 
@@ -181,7 +177,7 @@ def _fetched_rows(root: str) -> Iterator[pa.Table]:
 
 
 def _fetched(root: str, found: dict[str, Found]) -> None:
-    if not _is_done(root, "fetch") or not _standing(found):
+    if not is_done(root, "fetch") or not _standing(found):
         return
     for table in _fetched_rows(root):
         for row in table.select(["uid", "status", "error"]).to_pylist():
@@ -194,7 +190,7 @@ def _fetched(root: str, found: dict[str, Found]) -> None:
 
 def _images(root: str, found: dict[str, Found]) -> None:
     stage = "dedup-images"
-    if not _is_done(root, stage) or not _standing(found):
+    if not is_done(root, stage) or not _standing(found):
         return
     rows = _rows(root, stage)
     for unit, _ in rows.parts.manifests() if rows else ():
@@ -222,7 +218,7 @@ def _published(root: str, found: dict[str, Found]) -> None:
     for uid, pair in standing.items():
         if uid in there:
             pair.stage, pair.detail = PUBLISHED, f"shard {there[uid]}"
-        elif _is_done(root, "publish"):
+        elif is_done(root, "publish"):
             pair.stage, pair.reason = "publish", "over_cap"
 
 

@@ -525,6 +525,6 @@ def _read(folder: Any, schema: pa.Schema) -> pa.Table:
 
 def _write_buckets(path: str, table: pa.Table, keys: pa.ChunkedArray, count: int) -> None:
     """Writes each row to the bucket that the hash of its key selects."""
-    batch = (table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], table.schema)])[0]
+    batch = hashing.as_batch(table)
     bucket = hashing.hash_strings(keys)[:, 0] % np.uint64(count)
     shuffle_files.write(path, shuffle_files.cut(batch, bucket.astype(np.int64), count))

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 
-from pipeline.engine import clusters
+from pipeline.engine import clusters, fetched_engines
 from pipeline.engine.cli import MissingInput, UsageError
 
 JOB_SERVERS = ("flink", "spark")  # Beam starts a JVM for them
@@ -58,10 +57,8 @@ def check_answers(runner: str, given: Sequence[str]) -> None:
 
 def _check_java(runner: str, flags: Mapping[str, str]) -> None:
     """A job server runs on this host, unless Flink gets the jar itself."""
-    home = os.environ.get("JAVA_HOME", "")
-    found = shutil.which("java") or (home and shutil.which("java", path=os.path.join(home, "bin")))
-    if not found and "flink_submit_uber_jar" not in flags and "spark_submit_uber_jar" not in flags:
-        raise UsageError(f"--runner {runner}: needs java on the PATH (11 or 17) for Beam's job server")
+    if not fetched_engines.java() and "flink_submit_uber_jar" not in flags and "spark_submit_uber_jar" not in flags:
+        raise UsageError(f"--runner {runner}: needs java (11 or 17) of JAVA_HOME or on the PATH, for Beam's job server")
 
 
 def _check_environment(runner: str, flags: Mapping[str, str], given: Sequence[str]) -> None:

@@ -1,8 +1,9 @@
-"""The engines that `make engines` fetched."""
+"""What engines need of this machine: what `make engines` fetched, and Java."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 ENGINES = "OPENWIT_ENGINES"  # names the folder if it is not ./.engines
@@ -22,3 +23,9 @@ def prism() -> Path:
 def flink_job_server() -> Path:
     """The job server with Flink inside."""
     return folder() / f"beam-flink-{FLINK_VERSION}.jar"
+
+
+def java() -> str:
+    """The java that Beam starts: that of JAVA_HOME if it is set, else the one on the PATH. "": it is not there."""
+    home = os.environ.get("JAVA_HOME")
+    return shutil.which(os.path.join(home, "bin", "java") if home else "java") or ""

@@ -49,6 +49,11 @@ def as_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return column
 
 
+def as_batch(table: pa.Table) -> pa.RecordBatch:
+    """The table as one record batch, which may be empty."""
+    return (table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], table.schema)])[0]
+
+
 def string_buffers(column: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """The bytes of a string or binary column and the n + 1 offsets into them, without a copy of the bytes.
 

@@ -260,20 +260,12 @@ def upload(path: str, url: str) -> str:
     with open(path, "rb", buffering=0) as file:
         if size <= PIECE:
             return write(url, file.read())
-        upload_id = _ask(url, "create_multipart_upload")["UploadId"]
-        try:
-            parts = []
-            piece = max(PIECE, -(-size // 9_999))
-            for number, start in enumerate(range(0, size, piece), 1):
-                data = os.pread(file.fileno(), piece, start)
-                sent = _ask(url, "upload_part", PartNumber=number, UploadId=upload_id, Body=data)
-                parts.append({"PartNumber": number, "ETag": sent["ETag"]})
-            done = _ask(url, "complete_multipart_upload", UploadId=upload_id, MultipartUpload={"Parts": parts})
-            return str(done["ETag"])
-        except BaseException:
-            with contextlib.suppress(Exception):
-                _ask(url, "abort_multipart_upload", UploadId=upload_id)
-            raise
+
+        def send(start: int, end: int, **given: Any) -> str:
+            data = os.pread(file.fileno(), end - start, start)
+            return str(_ask(url, "upload_part", Body=data, **given)["ETag"])
+
+        return _in_pieces(url, size, max(PIECE, -(-size // 9_999)), send)
 
 
 def copy(source: str, target: str) -> None:
@@ -285,19 +277,40 @@ def copy(source: str, target: str) -> None:
     found = head(source)
     if found is None:
         raise FileNotFoundError(source)
-    given = dict(zip(("Bucket", "Key"), split(source), strict=True))
+    origin = dict(zip(("Bucket", "Key"), split(source), strict=True))
     if found.size <= LARGEST_COPY:
-        _ask(target, "copy_object", CopySource=given)
+        _ask(target, "copy_object", CopySource=origin)
         return
-    upload_id = _ask(target, "create_multipart_upload")["UploadId"]
-    parts = []
-    for number, start in enumerate(range(0, found.size, 1 << 30), 1):
-        span = f"bytes={start}-{min(found.size, start + (1 << 30)) - 1}"
-        sent = _ask(
-            target, "upload_part_copy", PartNumber=number, UploadId=upload_id, CopySource=given, CopySourceRange=span
-        )
-        parts.append({"PartNumber": number, "ETag": sent["CopyPartResult"]["ETag"]})
-    _ask(target, "complete_multipart_upload", UploadId=upload_id, MultipartUpload={"Parts": parts})
+
+    def send(start: int, end: int, **given: Any) -> str:
+        span = f"bytes={start}-{end - 1}"
+        sent = _ask(target, "upload_part_copy", CopySource=origin, CopySourceRange=span, **given)
+        return str(sent["CopyPartResult"]["ETag"])
+
+    _in_pieces(target, found.size, 1 << 30, send)
+
+
+def _in_pieces(url: str, size: int, piece: int, send: Callable[..., str]) -> str:
+    """Makes one object of pieces. Returns its tag. What was sent goes if it fails.
+
+    Args:
+        url: of the object.
+        size: of the object.
+        piece: bytes of a piece.
+        send: sends the bytes from `start` to `end`, with what the request must name. Returns the tag of the piece.
+    """
+    upload_id = _ask(url, "create_multipart_upload")["UploadId"]
+    try:
+        parts = []
+        for number, start in enumerate(range(0, size, piece), 1):
+            tag = send(start, min(size, start + piece), PartNumber=number, UploadId=upload_id)
+            parts.append({"PartNumber": number, "ETag": tag})
+        done = _ask(url, "complete_multipart_upload", UploadId=upload_id, MultipartUpload={"Parts": parts})
+        return str(done["ETag"])
+    except BaseException:
+        with contextlib.suppress(Exception):
+            _ask(url, "abort_multipart_upload", UploadId=upload_id)
+        raise
 
 
 def delete(urls: list[str]) -> None:

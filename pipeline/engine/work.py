@@ -52,6 +52,21 @@ class LeaseLost(Busy):
         RuntimeError.__init__(self, message)
 
 
+def _name(unit: int, kind: str, part: int | None) -> str:
+    middle = "" if part is None else f"-{part:03d}"
+    return f"{unit:05d}{middle}.{kind}"
+
+
+def file_of(folder: str, unit: int, kind: str, part: int | None = None) -> str:
+    """The path below OUT of the file of a unit. `folder` is below OUT/stages. See `StepFolder.file`."""
+    return f"stages/{folder}/{_name(unit, kind, part)}"
+
+
+def is_done(root: str, stage: str) -> bool:
+    """True if the folder OUT holds the stage, complete."""
+    return StageFolder(root, stage).info() is not None
+
+
 @dataclasses.dataclass(frozen=True)
 class StepFolder:
     """Where the units of one step leave their files."""
@@ -66,8 +81,7 @@ class StepFolder:
 
     def file(self, unit: int, kind: str, part: int | None = None) -> str:
         """The path of a unit's file: 00007.<kind>, or 00007-002.<kind> for its third part."""
-        middle = "" if part is None else f"-{part:03d}"
-        return os.path.join(self.path, f"{unit:05d}{middle}.{kind}")
+        return os.path.join(self.path, _name(unit, kind, part))
 
     def manifest(self, unit: int) -> dict[str, Any] | None:
         """What the unit did, or None if it is not done under this fingerprint."""

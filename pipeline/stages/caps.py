@@ -330,12 +330,11 @@ class CollectBand:
             candidates += int(band.may_be_picked.sum())
             columns = [pa.array(column) for column in (band.query, band.hash, band.tie)]
             batches.append(pa.RecordBatch.from_arrays(columns, schema=BAND))
-        table = pa.Table.from_batches(batches, BAND).combine_chunks()
-        batch = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], BAND)
+        batch = hashing.as_batch(pa.Table.from_batches(batches, BAND))
         bucket = batch["query"].to_numpy().astype(np.int64) % QUERY_BUCKETS
         shuffle_files.write(self.folder.file(unit, "band", 0), shuffle_files.cut(batch, bucket, QUERY_BUCKETS))
         write_vector(self.folder.file(unit, "below"), below)
-        return {"parts": 1, "tuples": table.num_rows, "candidates": candidates}
+        return {"parts": 1, "tuples": batch.num_rows, "candidates": candidates}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -101,8 +101,7 @@ class GiveTexts:
                 path = self.plan.rows.parts.file(source, "arrow", part)
                 given = rows_of_part(path, some["source_row"].to_numpy(), list(GIVEN))
                 found.append(offers(given, some["part"].to_numpy(), some["row"].to_numpy()))
-        table = richest(pa.concat_tables(found), self.plan.captions)
-        batch = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], OFFERED)
+        batch = hashing.as_batch(richest(pa.concat_tables(found), self.plan.captions))
         cut_by_group(self.folder.file(unit, "taken", 0), batch, batch["part"], self.plan.rows.groups)
         return {"parts": 1, "taken": batch.num_rows}
 

@@ -165,7 +165,7 @@ class CutTexts:
             for _, message in shuffle_files.read_all(parts.file(source, "keys", part))
         ]
         found = shuffle_files.table(messages, KEYS).select(TEXTS.names)
-        batch = found.to_batches()[0] if found.num_rows else pa.RecordBatch.from_pylist([], TEXTS)
+        batch = hashing.as_batch(found)
         bucket = hashing.buckets(batch["text"].to_numpy(), self.plan.key_bits)
         path = self.folder.file(unit, "texts", 0)
         shuffle_files.write(path, shuffle_files.cut(batch, bucket, 1 << self.plan.key_bits))
@@ -320,8 +320,7 @@ class ReadTaken:
                 path = self.plan.rows.parts.file(place[0], "arrow", place[1])
                 given = rows_of_part(path, some["source_row"].to_numpy(), list(GIVEN))
                 found.append(pa.table([*some.select(LINKS.names[2:]).columns, *given.columns], schema=TAKEN))
-        table = pa.concat_tables(found).combine_chunks()
-        batch = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], TAKEN)
+        batch = hashing.as_batch(pa.concat_tables(found))
         cut_by_group(self.folder.file(unit, "taken", 0), batch, batch["part"], self.plan.rows.groups)
         return {"parts": 1, "taken": batch.num_rows}
 

@@ -254,8 +254,7 @@ class ByHost:
         return len(self.plan.selected.manifests())
 
     def run(self, unit: int) -> dict[str, Any]:
-        table = storage.read_table(self.plan.selected.file(unit, "parquet")).cast(SELECTED_PART).combine_chunks()
-        batch = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], SELECTED_PART)
+        batch = hashing.as_batch(storage.read_table(self.plan.selected.file(unit, "parquet")).cast(SELECTED_PART))
         hosts = self.plan.attempts.hosts
         bucket = (host_hashes(batch["url"]) % np.uint64(hosts)).astype(np.int64)
         shuffle_files.write(self.folder.file(unit, "rows", 0), shuffle_files.cut(batch, bucket, hosts))

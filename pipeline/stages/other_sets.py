@@ -21,7 +21,7 @@ from typing import Any
 from pipeline.engine import checks, journal, storage
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.input_errors import is_remote
-from pipeline.engine.work import StageFolder
+from pipeline.engine.work import StageFolder, is_done
 from pipeline.schema import STAGES
 from pipeline.sources.base import Input
 from pipeline.stages.input_list import InputList, path_of
@@ -74,7 +74,7 @@ def find(spec: str, output: str) -> OtherSet | None:
     if journal.is_pending(root):
         raise MissingInput(f"--input {spec}: a change of this set was interrupted: inspect_shards info {root} ends it")
     inputs = InputList.read(root)
-    missing = "gather" if inputs is None else next((name for name in TAKEN[:2] if not _is_done(root, name)), None)
+    missing = "gather" if inputs is None else next((name for name in TAKEN[:2] if not is_done(root, name)), None)
     if missing is None and inputs is not None:
         return OtherSet(spec, root, inputs)
     if inputs is None or not os.path.isdir(os.path.join(root, "stages")):
@@ -90,10 +90,6 @@ def _is_set(root: str) -> bool:
     return {"digest", "files", "ledger"} <= set(manifest) or (
         os.path.exists(os.path.join(root, "inputs.json")) and os.path.isdir(os.path.join(root, "stages"))
     )
-
-
-def _is_done(root: str, stage: str) -> bool:
-    return StageFolder(root, stage).info() is not None
 
 
 def known_inputs(recorded: InputList, others: Sequence[OtherSet]) -> tuple[Input, ...]:

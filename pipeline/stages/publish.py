@@ -206,9 +206,7 @@ class CutByShard:
         return {**unit_body(self.folder, unit, [tally], rejects), "parts": parts}
 
     def _write(self, unit: int, part: int, selected: list[pa.RecordBatch]) -> None:
-        schema = FETCHED_OK
-        table = pa.Table.from_batches(selected, schema).combine_chunks()
-        batch = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], schema)
+        batch = hashing.as_batch(pa.Table.from_batches(selected, FETCHED_OK))
         taker = self.plan.ranges().of(*hashing.uid_words(batch["uid"])) // self.plan.ranges_per_unit()
         shuffle_files.write(self.folder.file(unit, "rows", part), shuffle_files.cut(batch, taker, self.plan.units()))
 

@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 from pipeline.engine import hashing, shuffle_files, storage
 from pipeline.engine.journal import Change
 from pipeline.engine.rows import Overlay
+from pipeline.engine.work import file_of
 from pipeline.schema import SELECTED, STAGES
 from pipeline.stages import fetched_rules
 from pipeline.stages.row_pass import KEYS, ROW_HASH
@@ -168,12 +169,6 @@ def units_of(root: str, folder: str) -> Iterator[tuple[int, dict[str, Any]]]:
             found = storage.read_json(os.path.join(path, name))
             if found is not None:
                 yield int(name.removesuffix(".json")), found
-
-
-def file_of(folder: str, unit: int, kind: str, part: int | None = None) -> str:
-    """The path of a unit's file below OUT."""
-    middle = "" if part is None else f"-{part:03d}"
-    return f"stages/{folder}/{unit:05d}{middle}.{kind}"
 
 
 def passes_of(root: str) -> list[str]:

@@ -7,16 +7,19 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.engine import hashing, shuffle_files, storage
 from pipeline.engine.journal import Change
+from pipeline.engine.work import file_of
 from pipeline.stages.input_list import InputList, identity
 from pipeline.stages.other_sets import OtherSet, place_of
 from pipeline.stages.row_pass import KEYS, PARTS_OF_UNIT
+
+Columns = TypeVar("Columns", pa.Table, pa.RecordBatch)
 
 SOURCE, NUMBER_OF_PASS = "source", "raw_attempt"  # columns that get new numbers
 
@@ -84,23 +87,21 @@ def copy_unit(change: Change, place: Place, fingerprints: Mapping[str, str], key
         for part in range(manifest.get("parts", 0)):
             source, target = (
                 _file(place.root, step, place.unit, "arrow", part),
-                change.place(_below(step, place.number, "arrow", part)),
+                change.place(file_of(step, place.number, "arrow", part)),
             )
             _copy_batches(source, target, place.source)
             keys = _file(place.root, step, place.unit, "keys", part)
             if storage.exists(keys):
                 number = place.number * PARTS_OF_UNIT + part
-                write_keys(change.place(_below(step, place.number, "keys", part)), keys, key_bits, number=number)
+                write_keys(change.place(file_of(step, place.number, "keys", part)), keys, key_bits, number=number)
         if manifest.get("rejected"):
             table = storage.read_table(_file(place.root, step, place.unit, "rejected"))
-            storage.write_table(change.place(_below(step, place.number, "rejected")), table)
+            storage.write_table(change.place(file_of(step, place.number, "rejected")), table)
         if step.endswith("/images"):
             table = storage.read_table(_file(place.root, step, place.unit, "images"))
-            at = table.schema.get_field_index(SOURCE)
-            column = pa.array(np.full(table.num_rows, place.source), pa.int32())
-            table = table.set_column(at, table.schema.field(at), column)
-            storage.write_table(change.place(_below(step, place.number, "images")), table)
-        storage.write_json(change.place(_below(step, place.number, "json")), {**manifest, "fingerprint": fingerprint})
+            table = _with_column(table, SOURCE, np.full(table.num_rows, place.source))
+            storage.write_table(change.place(file_of(step, place.number, "images")), table)
+        storage.write_json(change.place(file_of(step, place.number, "json")), {**manifest, "fingerprint": fingerprint})
 
 
 def write_keys(target: str, path: str, bits: int, *, number: int | None = None) -> None:
@@ -109,11 +110,10 @@ def write_keys(target: str, path: str, bits: int, *, number: int | None = None) 
     `number`: the new number of the part; None: as it is.
     """
     messages = [message for _, message in shuffle_files.read_all(path)]
-    table = shuffle_files.table(messages, KEYS).sort_by("row").combine_chunks()
+    table = shuffle_files.table(messages, KEYS).sort_by("row")
     if number is not None:
-        column = pa.array(np.full(table.num_rows, number), pa.int32())
-        table = table.set_column(KEYS.get_field_index("part"), KEYS.field("part"), column)
-    batch = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], KEYS)
+        table = _with_column(table, "part", np.full(table.num_rows, number))
+    batch = hashing.as_batch(table)
     bucket = hashing.buckets(batch["image"].to_numpy(), bits)
     shuffle_files.write(target, shuffle_files.cut(batch, bucket, 1 << bits))
 
@@ -127,19 +127,14 @@ def _copy_batches(source: str, target: str, number: int) -> None:
             out.write_batch(_with_column(batch, SOURCE, np.full(batch.num_rows, number)))
 
 
-def _with_column(batch: pa.RecordBatch, name: str, values: np.ndarray) -> pa.RecordBatch:
-    at = batch.schema.get_field_index(name)
-    columns = [*batch.columns[:at], pa.array(values, batch.schema.field(at).type), *batch.columns[at + 1 :]]
-    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
-
-
-def _below(step: str, unit: int, kind: str, part: int | None = None) -> str:
-    middle = "" if part is None else f"-{part:03d}"
-    return f"stages/{step}/{unit:05d}{middle}.{kind}"
+def _with_column(rows: Columns, name: str, values: np.ndarray) -> Columns:
+    at = rows.schema.get_field_index(name)
+    field = rows.schema.field(at)
+    return rows.set_column(at, field, pa.array(values, field.type))
 
 
 def _file(root: str, step: str, unit: int, kind: str, part: int | None = None) -> str:
-    return os.path.join(root, _below(step, unit, kind, part))
+    return os.path.join(root, file_of(step, unit, kind, part))
 
 
 # ------------------------------------------------------------------------------------------------------- the fetch
@@ -180,12 +175,12 @@ def _copy_pass_unit(change: Change, folder: str, unit: int, number: int, first: 
     step = f"fetch/images-{number:03d}"
     for part in range(manifest.get("parts", 0)):
         batches = list(storage.read_batches(os.path.join(folder, f"{unit:05d}-{part:03d}.arrow")))
-        with storage.writing_batches(change.place(_below(step, unit, "arrow", part)), batches[0].schema) as out:
+        with storage.writing_batches(change.place(file_of(step, unit, "arrow", part)), batches[0].schema) as out:
             for batch in batches:
                 out.write_batch(_with_column(batch, NUMBER_OF_PASS, batch[NUMBER_OF_PASS].to_numpy() + first))
         raw = os.path.join(folder, f"{unit:05d}-{part:03d}.raw")
         if storage.exists(raw):
-            target = change.place(_below(step, unit, "raw", part))
+            target = change.place(file_of(step, unit, "raw", part))
             os.makedirs(os.path.dirname(target), exist_ok=True)
             shutil.copyfile(raw, target)
-    storage.write_json(change.place(_below(step, unit, "json")), manifest)
+    storage.write_json(change.place(file_of(step, unit, "json")), manifest)
