@@ -70,6 +70,16 @@ def test_what_can_work_is_not_refused(runner: str, given: list[str]) -> None:
     engine_checks.check_flags(runner, given, output="gs://b/out")
 
 
+def test_java_is_that_of_java_home_if_it_is_set(java: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beam looks there first, and then does not look on the PATH."""
+    monkeypatch.setenv("JAVA_HOME", "/none")
+    with pytest.raises(UsageError, match="--runner flink: needs java"):
+        engine_checks.check_flags("flink", [])
+    monkeypatch.setenv("JAVA_HOME", str(java.parents[1]))
+    monkeypatch.setenv("PATH", "")
+    engine_checks.check_flags("flink", [])
+
+
 def test_java_and_jars_must_be_there(java: Path, tmp_path: Path) -> None:
     jar = tmp_path / "server.jar"
     for name in ("flink_job_server_jar", "spark_job_server_jar", "prism_location"):

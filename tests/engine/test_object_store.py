@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -150,6 +151,30 @@ def test_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
         file.size = 100_000  # as if the first piece had not been all of it
         with pytest.raises(Conflict):
             file.range(50_000, 10)
+
+
+@pytest.mark.parametrize("method", ["upload_part", "upload_part_copy"])
+def test_what_was_sent_goes_if_a_piece_fails(method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(object_store, "PIECE", 5 << 20)
+    monkeypatch.setattr(object_store, "LARGEST_COPY", 1)
+    (tmp_path / "data").write_bytes(bytes(6 << 20))
+    object_store.write(f"{TOP}/pieces/data", b"data")
+    ask, sent = object_store._ask, list[str]()
+
+    def fail(url: str, name: str, **given: Any) -> Any:
+        sent.append(name)
+        if name == method:
+            raise OSError("the store is full")
+        return ask(url, name, **given)
+
+    monkeypatch.setattr(object_store, "_ask", fail)
+    with pytest.raises(OSError, match="the store is full"):
+        if method == "upload_part":
+            object_store.upload(str(tmp_path / "data"), f"{TOP}/pieces/made")
+        else:
+            object_store.copy(f"{TOP}/pieces/data", f"{TOP}/pieces/made")
+    assert sent[-3:] == ["create_multipart_upload", method, "abort_multipart_upload"]
+    assert object_store.head(f"{TOP}/pieces/made") is None
 
 
 def test_large_files_go_in_pieces_and_long_lists_in_pages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
