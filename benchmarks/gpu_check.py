@@ -35,16 +35,22 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import torch._dynamo  # every check would import it anew
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from clip_train.bench import bench, write_shards
 from clip_train.config import PRESETS, TrainOptions
 from clip_train.devices import device_name, peak_flops
+from clip_train.distill import COLUMNS, SCALE
 from clip_train.distributed import pick_device
 from clip_train.loss import info_nce
 from clip_train.model import CLIP, count_flops
+from clip_train.parallel import shard_blocks
+from clip_train.start import compile_towers
 from clip_train.text import pack
 from clip_train.training import train
 
@@ -75,6 +81,11 @@ class Setting:
     small: bool
     data: str
     scratch: str
+
+    @property
+    def samples(self) -> int:
+        """Pairs of the set."""
+        return 64 if self.small else 2048
 
     @property
     def batch_size(self) -> int:
@@ -275,6 +286,59 @@ def kill_and_resume(setting: Setting) -> Numbers:
     return {"steps after the resume": len(resumed), "largest difference of the loss": error}
 
 
+def distill(setting: Setting) -> Numbers:
+    """Twenty steps toward a teacher whose vectors are wider than the student's, and drawn at random."""
+    keys = [f"{number:08d}" for number in range(setting.samples)]
+    rows = F.normalize(torch.randn(2, len(keys), 768, generator=torch.Generator().manual_seed(3)), dim=2).numpy()
+    vectors = [pa.FixedSizeListArray.from_arrays(side.ravel(), 768) for side in rows]
+    table = pa.table([pa.array(keys), *vectors], ["key", *COLUMNS]).replace_schema_metadata({SCALE: b"100"})
+    path = str(Path(setting.scratch, "teacher.parquet"))
+    pq.write_table(table, path)
+    return steps("distill", distill=path, precision="auto")(setting)
+
+
+def sharded(setting: Setting) -> Numbers:
+    """Ten steps of FSDP2 on one rank, with compiled blocks, have the losses of the model alone."""
+    device = pick_device()
+    gpu = device.type == "cuda"
+    alone = _ten_steps(setting, device, lambda model: None)
+    backend = "cuda:nccl,cpu:gloo" if gpu else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=device if gpu else None)
+
+    def shard(model: CLIP) -> None:
+        scalars = {value for value in model.parameters() if value.ndim == 0}
+        shard_blocks(model, scalars, device, "bf16" if gpu else "fp32")
+        compile_towers(model, text=gpu)
+
+    began = time.monotonic()
+    ours = _ten_steps(setting, device, shard)
+    elapsed = time.monotonic() - began
+    dist.destroy_process_group()
+    error = max(abs(a - b) for a, b in zip(alone, ours, strict=True))
+    require(error < 0.05, f"the losses differ by {error}: {alone} and {ours}")
+    return {"first loss": ours[0], "last loss": ours[-1], "largest difference of the loss": error, "s": elapsed}
+
+
+def _ten_steps(setting: Setting, device: torch.device, prepare: Callable[[CLIP], None]) -> list[float]:
+    """The losses of ten steps of AdamW on one batch, of a model that `prepare` changes."""
+    model = _model(setting).to(device)
+    prepare(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    size = model.config.image_size
+    images = torch.randn(setting.batch_size, 3, size, size, generator=torch.Generator().manual_seed(2)).to(device)
+    text = pack(_texts(model, setting.batch_size)).to(device)
+    found = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            made = model(images, text, None)
+        loss = info_nce(*made, model.logit_scale.exp())
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
 # --- fast -------------------------------------------------------------------------------------------------------------
 
 
@@ -392,7 +456,9 @@ CHECKS = (
     Check("resnet", 8, steps("resnet", model="RN50")),
     Check("muon", 8, steps("muon", optimizer="muon")),
     Check("kill-and-resume", 20, kill_and_resume),
+    Check("distill", 8, distill),
     Check("compile", 40, compiled),
+    Check("fsdp, one rank, compiled", 40, sharded),
     Check("speed of the loss", 5, loss_speed),
     *(Check(f"speed {name}, model, eager", 15, speed(name, batch=batch, compiled=False, measure="model"))
       for name, batch in MODELS),
@@ -502,8 +568,8 @@ def main() -> int:
     chosen = [check for check in CHECKS if given.only is None or check.name in given.only]
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=_roomy()) as scratch:
-        data = write_shards(Path(scratch), samples=64 if given.small else 2048, side=64 if given.small else 256)
-        setting = Setting(given.small, data, scratch)
+        setting = Setting(given.small, str(Path(scratch, "shards")), scratch)
+        write_shards(Path(scratch), samples=setting.samples, side=64 if given.small else 256)
         for number, check in enumerate(chosen):
             results.append(perform(check, setting, end - time.monotonic()))
             names = [each.name for each in chosen[number + 1 :]]

@@ -49,7 +49,7 @@ class Towers:
                 model, device_ids=[device] if device.type == "cuda" else None, **options
             )
         elif self.parallel == "fsdp":
-            _shard(model, set(self._scalars), device, precision)
+            shard_blocks(model, set(self._scalars), device, precision)
 
     def __call__(self, images: Tensor, text: Tensor | PackedText, kept: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._call(images, text, kept)
@@ -76,7 +76,7 @@ class Towers:
                     sum_over_ranks(value.grad).div_(world_size())
 
 
-def _shard(model: CLIP, ignored: set[nn.Parameter], device: torch.device, precision: str) -> None:
+def shard_blocks(model: CLIP, ignored: set[nn.Parameter], device: torch.device, precision: str) -> None:
     """FSDP2: each block is a unit, and the rest of the model is one more.
 
     With half precision the blocks are gathered in it, which is half of the traffic; autocast would compute their
