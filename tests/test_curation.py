@@ -15,9 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 from PIL import Image
 
 from pipeline import build, forget
+from pipeline.dataset.compare import compare
 from pipeline.dataset.open_set import open_set
 from pipeline.dataset.verify import verify
 from pipeline.fetching import images
@@ -116,6 +118,10 @@ def test_evaluation_images_leave_the_set_by_their_embeddings(
     assert rows[0]["cosine"] is None and rows[1]["distance"] is None and 0.95 <= rows[1]["cosine"] < 1
     counted = {"images": 1, "unreadable": 0, "overlap": 2, "pairs": 2}
     assert json.loads((out / "manifest.json").read_text())["contamination"] == {"flowers": {**counted, "images": 3}}
+    shown = json.loads((out / "manifest.json").read_text())["options"]
+    named = [shown[name] for name in ("decontaminate", "decontaminate_embeddings", "embeddings")]
+    assert [item["name"] for items in named for item in items] == ["flowers", "flowers", "own.parquet"]
+    assert len({item["digest"] for items in named for item in items}) == 3 and str(tmp_path) not in str(shown)
     assert not list((out / "stages" / "dedup-images").glob("*embeddings*"))
     assert list(verify(str(out), stages=True)) == []
     assert redo(made, out, *more) == build.USAGE
@@ -130,6 +136,15 @@ def test_evaluation_images_that_cannot_be_decoded(
     assert redo(made, out, "--decontaminate", str(tmp_path / "flowers")) == build.BELOW
     assert "none of the 1 images of the set flowers can be decoded. The set is not published" in capsys.readouterr().err
     assert keys(out) == keys(made / "out")  # the set that was there stays
+    staged = out / "stages" / "publish" / "set" / "metadata"
+    assert list(staged.iterdir()) and list(verify(str(out), stages=True)) == []
+    table = min(staged.iterdir())
+    table.write_bytes(table.read_bytes()[:-9] + b"x" + table.read_bytes()[-8:])
+    faults = [(fault.path, fault.problem) for fault in verify(str(out), stages=True)]
+    remedy = "run the same command again with --redo dedup-images"
+    assert faults == [
+        (str(table.relative_to(out)), f"is damaged (its checksum does not fit): {remedy}"),
+    ]
 
 
 def test_a_set_without_a_pair_is_not_published(made: Path, out: Path, capsys: pytest.CaptureFixture) -> None:
@@ -158,6 +173,9 @@ def test_listed_content_never_enters_the_set(tmp_path: Path) -> None:
             "blocklisted": 5
         }
         assert open_set(out).table(["text"]).to_pylist() == [{"text": "red dog good"}]
+        assert [item["name"] for item in json.loads((out / "manifest.json").read_text())["options"]["blocklist"]] == [
+            "list.txt"
+        ]
         assert list(verify(str(out), stages=True)) == []
         left = all_bytes(out)
         assert not [name for name, body in pictures.items() if name != "good.jpg" and body[-120:-60] in left]
@@ -211,8 +229,10 @@ def test_scores_drop_rows_and_stay_in_the_metadata(made: Path, out: Path, tmp_pa
     types = {field["name"]: field["dataType"] for field in croissant["recordSet"][1]["field"]}
     assert (types["clip_score"], types["odd"]) == ("sc:Float", "sc:Integer")
     assert list(verify(str(out), stages=True)) == []
-    options = json.loads((out / "manifest.json").read_text())["options"]
-    assert options["keep"] == given[-1] and "scores" not in options
+    changed = compare(open_set(made / "out"), open_set(out))["options"]
+    digest = xxhash.xxh3_128_hexdigest(xxhash.xxh3_128_digest((tmp_path / "scores.parquet").read_bytes()))
+    scores_shown = [{"name": "scores.parquet", "digest": digest}]
+    assert changed == {"keep": [None, given[-1]], "scores": [None, scores_shown]}
 
     rejected = pq.read_table(out / "rejected" / "dedup-images.parquet")
     assert sorted(rejected["reason"].to_pylist()) == ["no_score", "score", "score", "score"]

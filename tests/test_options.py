@@ -411,6 +411,29 @@ def test_what_the_card_shows_are_options_that_decide() -> None:
     assert set(published_options(made)) == set(deciding(made)) - hidden
 
 
+def test_the_manifest_shows_files_of_the_user_by_name_and_content(tmp_path: Path) -> None:
+    from pipeline.stages.run import HIDDEN, published_options
+
+    shown = []
+    for folder in ("one", "two"):  # the same files elsewhere
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "7.jpg").write_bytes(b"x")
+        path = tmp_path / folder / "list.txt"
+        path.write_text("red")
+        lists = dict.fromkeys(("blocklist", "scores", "embeddings"), (str(path),))
+        lists |= {"decontaminate_embeddings": (f"a={path}",), "decontaminate": (f"a={tmp_path / folder}",)}
+        one = {"stop_queries": str(path), "language_model": str(path), "robots_archive": (f"{path}", "cc:X")}
+        made = options.Options(input=("x",), output="out", **lists, **one)
+        shown.append(published_options(made))
+        assert {name for name in deciding(made) if name not in shown[-1]} == set(HIDDEN)
+    assert shown[0] == shown[1] and str(tmp_path) not in str(shown)
+    assert shown[0]["stop_queries"] == shown[0]["scores"][0] and shown[0]["scores"][0]["name"] == "list.txt"
+    (tmp_path / "two" / "list.txt").write_text("blue")
+    assert {name for name, value in published_options(made).items() if value != shown[0][name]} == {
+        *("blocklist", "scores", "embeddings", "decontaminate_embeddings", "stop_queries", "language_model")
+    }
+
+
 def test_a_recipe_may_steer_and_beams_flags_are_checked(told, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("input: [pairs.parquet]\nworkers: 2\nbeam: [--flink_mastr=x]\n")
     code, said = told("--config", "r.yaml")

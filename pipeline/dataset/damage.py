@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import xxhash
 
+from pipeline.dataset import shards
 from pipeline.engine import shuffle_files, storage
 from pipeline.engine.files import TEMPORARY
 from pipeline.engine.storage import DamagedError
@@ -15,6 +17,7 @@ from pipeline.engine.work import FILES
 from pipeline.schema import STAGES
 
 LISTED = ("inputs.json", "robots.json", "shards.json", storage.CHECKSUMS)  # files of a run beside its stages
+STAGED = "stages/publish/set"  # below OUT: a set that is not yet published
 IMAGES = ("status", "image_offset", "image_bytes", "stored_xxh3")
 _PATH = re.compile(r"(.*) is (damaged \(.*\)|missing)", re.DOTALL)
 
@@ -59,6 +62,7 @@ def check_stages(folder: str) -> Iterator[tuple[str, str]]:
         folder: the OUT of a run.
     """
     yield from _check(folder, [*_files(folder), *_gone(folder)])
+    yield from _check_staged(folder)
 
 
 def check_lists(folder: str) -> Iterator[tuple[str, str]]:
@@ -94,7 +98,40 @@ def _files(folder: str) -> Iterator[str]:
     stages = os.path.join(folder, "stages")
     if storage.is_link(stages):
         yield stages
-    yield from (path for path in storage.walk(stages) if not TEMPORARY.search(path))
+    staged = os.path.join(folder, STAGED, "")
+    paths = (path for path in storage.walk(stages) if not path.startswith(staged))
+    yield from (path for path in paths if not TEMPORARY.search(path))
+
+
+def _check_staged(folder: str) -> Iterator[tuple[str, str]]:
+    """Checks a publication that did not come to its end. The next run takes the shards of its committed units.
+
+    Published files have no checksum within. The manifest of the unit has it. A tar that stays is only in its published
+    place. All other files are written anew.
+    """
+    staged, units = os.path.join(folder, STAGED), os.path.join(folder, os.path.dirname(STAGED), "shards")
+    if not storage.is_folder(staged):
+        return
+    for name in storage.names(units):
+        for entry in _entries(os.path.join(units, name)) if name.endswith(".json") else ():
+            path = f"{STAGED}/{entry['path']}"
+            root = staged if _is_there(os.path.join(folder, path)) else folder
+            try:
+                is_sound = shards.entry_of(root, entry["path"], rows=entry["rows"]) == shards.FileEntry(**entry)
+            except OSError:
+                is_sound = False
+            if not is_sound:
+                full = os.path.join(folder, path)
+                yield path, with_remedy(DamagedError.of(full)).removeprefix(full).strip()
+
+
+def _entries(path: str) -> list[dict[str, Any]]:
+    """The files of the shards of a committed unit; none if its manifest is damaged, which is a fault of its own."""
+    try:
+        found = storage.read_json(path) or {}
+    except DamagedError:
+        return []
+    return [entry for shard in found.get("shards", ()) for entry in shard["files"]]
 
 
 def _gone(folder: str) -> Iterator[str]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 NAME = "OpenWIT image-text pairs"
 PICTURES = 200  # of the gallery, as far as `report_facts.MOST_PICTURES` allows
-# Options that the card shows. The manifest has all options, paths included.
+# Options that the card shows. The manifest has all options.
 CARD_OPTIONS = ("match case languages placeholder_bound common_text_bound balance cap target_pairs seed keep").split()
 
 

@@ -55,6 +55,7 @@ class Option:
     check: Callable[[Any], None] | None
     steers: bool
     repeats: bool
+    published: Callable[[Any], Any] | None
 
     @property
     def shown(self) -> str:
@@ -76,6 +77,7 @@ def option(
     check: Callable[[Any], None] | None = None,
     steers: bool = False,
     repeats: bool = False,
+    published: Callable[[Any], Any] | None = None,
 ) -> Any:
     """A dataclass field that declares an option. Its annotation is int, float, bool, str or tuple[str, ...].
 
@@ -92,6 +94,7 @@ def option(
         check: checks a value (each text of a list), against the file system too; raises UsageError or MissingInput.
             The message says what is allowed, such as "must be a folder". `validate` puts flag and value in front.
         repeats: the flag of a list takes several values and may be given again, although `parse` takes one text.
+        published: makes what the manifest shows, such as name and digest of a file, where the value is a path.
         steers: the option only steers a run. It never enters a fingerprint, the dataset card or a recipe.
     """
     declaration = {
@@ -106,6 +109,7 @@ def option(
         "check": check,
         "steers": steers,
         "repeats": repeats,
+        "published": published,
     }
     return dataclasses.field(default=default, metadata={"option": declaration})
 

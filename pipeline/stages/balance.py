@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeGuard
 
 import pyarrow as pa
 
@@ -30,6 +30,7 @@ from pipeline.stages.caps import CapPlan, MatchedRows, Policy
 from pipeline.stages.row_pass import ROW_HASH
 from pipeline.stages.run import Run, RunSettings
 from pipeline.stages.tally import Rejects, Tally, unit_body
+from pipeline.stages.user_files import UserFiles, content_of
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -40,11 +41,20 @@ SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
 UNFILLED_PART = pa.schema([field.with_nullable(True) if field.name == "texts" else field for field in SELECTED_PART])
 
 
+STOP_LIST = UserFiles("--stop-queries")
 CAP = 20_000  # of a query (Radford et al. 2021, section 2.2)
 
 
+def _is_file(stop_queries: str | None) -> TypeGuard[str]:
+    return stop_queries is not None and not stop_queries.endswith("%")
+
+
+def _described(value: str) -> Json:
+    return STOP_LIST.described([value])[0] if _is_file(value) else value
+
+
 def _check_stop_queries(value: str) -> None:
-    if not value.endswith("%"):
+    if _is_file(value):
         checks.readable_file(value)
         return
     try:
@@ -80,6 +90,7 @@ class BalanceSettings:
         help="queries that never pick a pair alone: a list, or those in more than a share of the texts",
         metavar="FILE|5%",
         check=_check_stop_queries,
+        published=_described,
     )
 
     @staticmethod
@@ -95,7 +106,7 @@ def policy(run: Run) -> Policy:
     """The rules by which the queries share the pairs."""
     o, seed = run.settings(BalanceSettings), run.settings(RunSettings).seed
     share, stop = None, o.stop_queries
-    if stop and stop.endswith("%"):
+    if stop and not _is_file(stop):
         share, stop = float(stop[:-1]) / 100, None
     return Policy(o.balance, o.cap, o.target_pairs, seed, stop, share, o.expected_yield)
 
@@ -191,6 +202,8 @@ class Balance(Stage):
     def fingerprint(cls, run: Run) -> dict[str, Json]:
         o = run.settings(BalanceSettings)
         decided = {item.name: getattr(o, item.name) for item in dataclasses.fields(BalanceSettings)}
+        if _is_file(o.stop_queries):
+            decided["stop_queries"] = content_of(STOP_LIST.flag, o.stop_queries)
         return {**decided, "seed": run.settings(RunSettings).seed}
 
     def expand(self, done: Any) -> beam.PCollection:

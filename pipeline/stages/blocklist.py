@@ -84,6 +84,7 @@ class BlocklistSettings:
         default_text="none",
         metavar="FILE",
         check=checks.readable_file,
+        published=LISTS.described,
     )
 
 

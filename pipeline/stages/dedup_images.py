@@ -27,7 +27,7 @@ from pipeline.engine.options import nearest, option, show
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_task
-from pipeline.engine.work import Json, StepFolder, digest_of
+from pipeline.engine.work import Json, StepFolder
 from pipeline.schema import CONTAMINATION_FILE, DUPLICATES_FILE, FETCHED
 from pipeline.stages import embeddings, evaluation_embeddings, evaluation_images, near_exchange
 from pipeline.stages.attempts import Attempts
@@ -95,6 +95,7 @@ class DedupImagesSettings:
         default_text="none",
         metavar="TABLE",
         check=checks.readable_file,
+        published=embeddings.TABLES.described,
     )
     embedding_threshold: float = option(
         0.95, help="the least cosine of the embeddings of near-duplicates", metavar="T", within="[0.5, 1]"
@@ -105,6 +106,7 @@ class DedupImagesSettings:
         default_text="none",
         metavar="TABLE",
         check=checks.readable_file,
+        published=SCORE_TABLES.described,
     )
     keep: str | None = option(
         None,
@@ -120,6 +122,7 @@ class DedupImagesSettings:
         default_text="none",
         metavar="[NAME=]PATH",
         check=evaluation_images.check_source,
+        published=evaluation_images.described,
     )
     decontaminate_distance: int = option(
         4,
@@ -136,6 +139,7 @@ class DedupImagesSettings:
         default_text="none",
         metavar="[NAME=]TABLE",
         check=evaluation_embeddings.check_source,
+        published=evaluation_embeddings.described,
     )
     decontaminate_threshold: float = option(
         0.95, help="the least cosine of a pair and an evaluation image that it shows", metavar="T", within="[0.5, 1]"
@@ -160,7 +164,7 @@ class DedupImagesSettings:
 
 def evaluation_identity(o: DedupImagesSettings) -> dict[str, Json]:
     """What stands for the evaluation images in the fingerprint: the names and sizes of their files."""
-    identity = digest_of([list(item) for item in evaluation_images.find(o.decontaminate).identity])
+    identity = evaluation_images.find(o.decontaminate).digest()
     return {"decontaminate": identity, "decontaminate_distance": o.decontaminate_distance}
 
 

@@ -263,6 +263,12 @@ def load(folder: StepFolder) -> Index:
     return Index(storage.read_table(folder.file(0, "names")).cast(NAMES), *arrays, *places)
 
 
+def described(values: Sequence[str]) -> list[dict[str, str]]:
+    """The tables as the manifest of a set shows them: the names of their sets, and digests of their content."""
+    names, paths = zip(*map(split_name, values), strict=True)
+    return TABLES.files.described(paths, names)
+
+
 def digest(values: Sequence[str]) -> str:
     """Stands for the tables in a fingerprint: their names and contents, in no order."""
     named = sorted([split_name(value)[0], str(TABLES.files.digest([split_name(value)[1]]))] for value in values)

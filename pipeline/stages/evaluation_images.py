@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from pipeline.engine import storage
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.options import show
-from pipeline.engine.work import StepFolder
+from pipeline.engine.work import StepFolder, digest_of
 from pipeline.fetching import images
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import FetchOptions
@@ -103,6 +103,10 @@ class Found:
         """The names of the sets, in the order of the option."""
         return list(dict.fromkeys(piece.set for piece in self.pieces))
 
+    def digest(self, *sets: str) -> str:
+        """Stands for the images of some sets, or of all, in a fingerprint and in a manifest."""
+        return digest_of([list(item) for item in self.identity if not sets or item[0] in sets])
+
 
 def split_name(value: str) -> tuple[str, str]:
     """[NAME=]PATH -> (name, path). Without a name it is the last part of the path, without its ending."""
@@ -155,6 +159,12 @@ def find(values: tuple[str, ...]) -> Found:
         pieces += found
         identity += [(name, *size) for size in sizes]
     return Found(tuple(pieces), tuple(sorted(identity)))
+
+
+def described(values: Sequence[str]) -> list[dict[str, str]]:
+    """The evaluation images as the manifest of a set shows them: their sets, and digests of names and sizes."""
+    found = find(tuple(values))
+    return [{"name": name, "digest": found.digest(name)} for name, _ in map(split_name, values)]
 
 
 def _of_path(name: str, path: str) -> tuple[list[Piece], list[tuple[str, int]]]:

@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 from pipeline.dataset.tombstones import Tombstones
 from pipeline.engine import checks, hashing, remote, rights_ledger, shuffle_files, storage
 from pipeline.engine.cli import BelowThreshold, MissingInput, UsageError
-from pipeline.engine.input_errors import InputError
+from pipeline.engine.input_errors import InputError, public
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.remote import RemoteSettings
@@ -156,6 +156,7 @@ class FetchSettings:
         default_text="none",
         metavar="WHAT",
         check=checks.not_empty,
+        published=lambda specs: [spec if spec.startswith("cc:") else os.path.basename(public(spec)) for spec in specs],
     )
     robots_agents: tuple[str, ...] = option(
         ("CCBot",),

@@ -36,6 +36,7 @@ from pipeline.stages.input_list import InputList, identities
 from pipeline.stages.row_pass import EVIDENCE, GATHERED_PART, LeftOut, Parts, RowStage
 from pipeline.stages.run import AGAIN, RESULT, SKIP, TRY_LATER, RightsSettings, Run
 from pipeline.stages.tally import Tally
+from pipeline.stages.user_files import UserFiles, content_of
 from pipeline.text import clean, rights
 from pipeline.text.language_names import LID
 
@@ -75,8 +76,16 @@ def column_names(given: str | tuple[str, ...]) -> tuple[str, ...]:
 FASTTEXT = (793712314).to_bytes(4, "little")  # the first bytes of a model (fastText's FASTTEXT_FILEFORMAT_MAGIC_INT32)
 
 
+MODELS = ("auto", LID, "none")  # all other values of --language-model are paths
+MODEL = UserFiles("--language-model")
+
+
+def _described_model(value: str) -> Json:
+    return value if value in MODELS else MODEL.described([value])[0]
+
+
 def _check_model(value: str) -> None:
-    if value in ("auto", LID, "none"):
+    if value in MODELS:
         return
     checks.readable_file(value)
     if not checks.begins_with(value, FASTTEXT):
@@ -113,6 +122,7 @@ class GatherSettings(BlocklistSettings):
         default_text="auto: lid.176 for archives, and where texts are chosen by language",
         metavar="M",
         check=_check_model,
+        published=_described_model,
     )
     respect_opt_out: bool = option(
         True,
@@ -571,13 +581,14 @@ class Gather(RowStage):
     def fingerprint(cls, run: Run) -> dict[str, Json]:
         o = run.settings(GatherSettings)
         listed = Blocklist.read(o.blocklist).digest(*ADDRESSES) if o.blocklist else None
+        model = run.language_model
         return {
             "result": RESULT,
             INPUTS: digest_of(identities(run.inputs)),
             "url_column": o.url_column,
             "text_column": o.text_column,
             "columns": o.columns,
-            "language_model": run.language_model,
+            "language_model": model if model in (LID, "none") else content_of(MODEL.flag, model),
             "respect_opt_out": o.respect_opt_out,
             "keep_personal": o.keep_personal,
             "keep_rejected": run.keep_rejected,

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.dataset import query_curve, ranges, report, report_facts, shards, summary
+from pipeline.dataset.damage import STAGED
 from pipeline.dataset.errors import Damaged
 from pipeline.dataset.ranges import Ranges
 from pipeline.dataset.shrink import Published
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
 ROWS_PER_SHARD = 10_000
 MOST_LOOKED_THROUGH = 1_000_000  # fetched rows, for the pictures of duplicates in the report
 NEARLY = 0.95  # of --target-pairs: so many are as good as all, since balance meets the number only about
-STAGED = "stages/publish/set"  # below OUT: the files that will replace the published set
 RECORD = "shards.json"  # in OUT: the number of ranges, and the --rows-per-shard behind it (null: option not set)
 
 

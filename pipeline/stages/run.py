@@ -16,9 +16,9 @@ from pipeline.engine import checks, engine_checks, lease, remote, runners, stora
 from pipeline.engine.cli import BelowThreshold, MissingInput, UsageError
 from pipeline.engine.fork_server import Preload
 from pipeline.engine.input_errors import RefusedInputError, TransferError, UnreadableInputError, is_remote
-from pipeline.engine.options import REQUIRED, deciding, nearest, option
+from pipeline.engine.options import REQUIRED, declared, nearest, option
 from pipeline.engine.remote import RemoteSettings
-from pipeline.engine.work import Json
+from pipeline.engine.work import Json, digest_of
 from pipeline.schema import STAGES
 from pipeline.sources import READERS
 from pipeline.sources import inputs as sources
@@ -36,11 +36,7 @@ if TYPE_CHECKING:
     from queries.identity import UsedQueries
 
 RESULT = 4  # raised whenever equal input and options give other rows; then an older folder cannot be continued
-# Paths: info.json holds digests of their content instead.
-HIDDEN = (
-    *("input", "drop_input", "queries", "robots_archive", "scores", "embeddings", "blocklist", "decontaminate"),
-    "decontaminate_embeddings",
-)
+HIDDEN = ("input", "drop_input", "queries")  # paths that other entries of the manifest and its tables stand for
 PACKAGES = ("openwit", "apache-beam", "img2dataset", "numpy", "pillow", "pyarrow")  # the manifest holds their versions
 
 AGAIN = "Run the same command again to continue."  # ends a message about an input that may be read later
@@ -640,7 +636,7 @@ def look_up(
         languages=wanted,
         language_model=language_model,
         sizes=sizes,
-        about=About(published_options(options), code_versions()),
+        about=About(published_options(options, robots=robots), code_versions()),
         expected_rows=rows,
         input_list=input_list,
         recorded=recorded,
@@ -665,9 +661,28 @@ def look_up_sets(options: RunSettings) -> tuple[OtherSet, ...]:
     return tuple({other.root: other for other in found}.values())
 
 
-def published_options(options: Any) -> dict[str, Json]:
-    """The options that decide the set, as the manifest shows them, without paths of this machine."""
-    return {name: value for name, value in deciding(options).items() if name not in HIDDEN}
+def published_options(options: Any, *, robots: Sequence[Input] = ()) -> dict[str, Json]:
+    """The options that decide the set, as the manifest shows them, without paths of this machine.
+
+    A file of the user is shown by its name and its content. An option of files that is not given has no entry.
+
+    Args:
+        options: of the user.
+        robots: the files that --robots-archive names. Their names and sizes stand for them.
+    """
+    found: dict[str, Json] = {}
+    for item in declared(type(options)):
+        value = getattr(options, item.name)
+        if item.steers or item.name in HIDDEN:
+            continue
+        if item.published is None or value is None:
+            found[item.name] = value
+        elif value:
+            found[item.name] = item.published(value)
+    if robots:
+        digest = digest_of([[item.name, item.bytes] for item in robots])
+        found |= {"robots_archive": {"names": found["robots_archive"], "digest": digest}}
+    return found
 
 
 def look_up_inputs(

@@ -47,12 +47,34 @@ class UserFiles:
         digests = map(_digest, paths, self.states(paths))
         return xxhash.xxh3_128_hexdigest(b"".join(sorted(digests))) if paths else None
 
+    def described(self, paths: Sequence[str], names: Sequence[str] = ()) -> list[dict[str, str]]:
+        """The files as the manifest of a set shows them: the name of each, and the digest of its content.
+
+        Args:
+            paths: of the files.
+            names: what stands for each file; by default the last part of its path.
+
+        Raises:
+            UsageError: a file cannot be read.
+        """
+        shown = names or list(map(os.path.basename, paths))
+        return [{"name": name, "digest": str(self.digest([path]))} for name, path in zip(shown, paths, strict=True)]
+
     def _state(self, path: str) -> State:
         try:
             found = os.stat(path)
         except OSError as error:
             raise self.refusal(path, f"cannot be read ({error.strerror})") from None
         return found.st_size, found.st_mtime_ns
+
+
+def content_of(flag: str, path: str) -> str:
+    """What stands for a file in a fingerprint: its content, wherever it lies.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    return f"a file with the digest {UserFiles(flag).digest([path])}"
 
 
 @functools.lru_cache(maxsize=256)

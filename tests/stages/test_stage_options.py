@@ -84,6 +84,18 @@ def test_ignored_protocols_concern_the_stages_that_ask_them(
         assert [stage.fingerprint(again) for stage in STAGES] == [stage.fingerprint(other) for stage in STAGES]
 
 
+def test_a_file_decides_by_its_content_wherever_it_lies(tmp_path: Path) -> None:
+    found = {}
+    for name, text in (("one.txt", "red"), ("moved.txt", "red"), ("other.txt", "blue")):
+        (tmp_path / name).write_text(text)
+        run = look_up(tmp_path, stop_queries=str(tmp_path / name))
+        run = dataclasses.replace(run, language_model=str(tmp_path / name))
+        found[name] = [stage.fingerprint(run) for stage in STAGES]
+    assert found["one.txt"] == found["moved.txt"]
+    changed = [one != other for one, other in zip(found["one.txt"], found["other.txt"], strict=True)]
+    assert [stage.name for stage, differs in zip(STAGES, changed, strict=True) if differs] == ["gather", "balance"]
+
+
 def test_an_unknown_protocol_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--ignore-rights tdmrp: must be of robots, .*; did you mean tdmrep\\?"):
         look_up(tmp_path, ignore_rights=("tdmrp",))
