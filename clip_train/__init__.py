@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from clip_train.training import train
     from clip_train.use import load
 
+__version__ = "0.2.0"  # that of `pipeline`: one package holds both
+
 _PUBLIC = {
     "TrainOptions": "config",
     "train": "training",

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from clip_train import __version__
 from clip_train.commands import COMMANDS, GROUPS, Call, Command, prepare
 from clip_train.config import PRESETS, TrainOptions
 from clip_train.errors import UsageError
@@ -38,6 +39,7 @@ def make_parser() -> Parser:
         description="Train CLIP from image-text shards, and use what was trained.",
         epilog=f"models:\n{models}\n\n{EXIT_CODES}",
     )
+    parser.add_argument("--version", action="version", version=f"openwit {__version__}")
     # what has the commands of each group, by the name of the group; "" for the others
     lists = {"": parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)}
     for command in COMMANDS.values():

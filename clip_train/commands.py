@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -362,7 +363,8 @@ def _train(call: Call) -> dict[str, Any] | str | None:
     if not first_process():
         return None
     if not call[PrintOptions].json:
-        result["next"] = f"python -m clip_train zero-shot --checkpoint {options.output} --data FOLDER_OF_CLASSES"
+        folder = shlex.quote(options.output)
+        result["next"] = f"python -m clip_train zero-shot --checkpoint {folder} --data FOLDER_OF_CLASSES"
     return result
 
 

@@ -43,6 +43,7 @@ from typing import Any
 
 import certifi
 
+from pipeline import __version__
 from pipeline.engine import fetched_engines, http_dates, jit
 from pipeline.engine.cli import BELOW, DONE, INTERRUPTED, USAGE, Parser, UsageError, check_flags, fail
 from pipeline.engine.display import sanitize, size
@@ -411,6 +412,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("folder", nargs="?", default=".", metavar="OUT", help="the folder of a run (default: this one)")
     parser.add_argument("--offline", action="store_true", help="ask no server")
     parser.add_argument("--json", action="store_true", help="print a JSON list of name, level, found and advice")
+    parser.add_argument("--version", action="version", version=f"openwit {__version__}")
     check_flags(argv, parser)
     return parser.parse_args(argv)
 
@@ -422,7 +424,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return fail("pipeline.doctor", error, USAGE)
     asked = Asked(args.folder, *(("", "") if args.offline else ()))
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     findings: list[Finding] = []
     try:
         for finding in examine(asked):

@@ -33,6 +33,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import __version__
 from pipeline.dataset import damage, open_set, shrink, tombstones
 from pipeline.dataset.errors import Damaged, NotFound
 from pipeline.dataset.tombstones import KINDS, Tombstones, hosts_among, normalise, normalise_all
@@ -453,6 +454,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Selection]:
     parser.add_argument("--list", metavar="FILE", action="append", default=[], help="one a line; # begins a comment")
     parser.add_argument("--dry-run", action="store_true", help="say what would go, and change nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--version", action="version", version=f"openwit {__version__}")
     cli.check_flags(argv, parser)
     args = parser.parse_args(argv)
     given = [pair for path in args.list for pair in read_list(path)]

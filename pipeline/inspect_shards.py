@@ -29,6 +29,7 @@ if __name__ == "__main__":
     interrupts.install("pipeline.inspect_shards")  # before the imports, which take a second
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -124,6 +125,20 @@ def settle(folder: str) -> None:
             raise NotFound(f"the files of {folder!r} are being changed: {error}") from error
 
 
+def explain(error: OSError) -> str:
+    """The message of a failure to read or write, and what to do about it."""
+    remedy = {
+        errno.EROFS: "choose a place that can be written to",
+        errno.EACCES: "choose another place, or change its permissions",
+        errno.EPERM: "choose another place, or change its permissions",
+        errno.ENOSPC: "free some space, or choose another disk",
+        errno.EDQUOT: "free some space, or choose another disk",
+        errno.ENOENT: "choose a place that exists",
+    }.get(error.errno or 0)
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror}: {remedy}" if remedy else str(error)
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The parsed command line. A misspelt command or flag is refused with a suggestion."""
     parser, parsers = parser_of()
@@ -160,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return DONE
     except OSError as error:  # a full disk behind stdout or --to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"pipeline.inspect_shards: {sanitize(error)}", file=sys.stderr)
+        print(f"pipeline.inspect_shards: {sanitize(explain(error))}", file=sys.stderr)
         return CRASHED
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ class Result:
                 lines.append(f"    {reason:<26}{count:>14,}")
             lines += [f"    {line}" for line in lines_on_records(self.records.get(row["stage"], {}))]
         lines += [sentence for sentence in (self.queries, *self.warnings) if sentence]
-        return "\n".join([*lines, f"next: python -m pipeline.inspect_shards info {self.root}"])
+        return "\n".join([*lines, f"next: python -m pipeline.inspect_shards info {shlex.quote(self.root)}"])
 
     def open(self) -> OpenSet:
         """The published set.

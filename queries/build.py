@@ -19,6 +19,7 @@ if __name__ == "__main__":
 import dataclasses
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -164,7 +165,7 @@ def summary(options: Options, info: dict[str, Any]) -> str:
             f"{row['over']:>11,}{row['kept']:>10,}"
         )
     lines += [f"warning: {warning}" for warning in info["warnings"]]
-    lines.append(f"next: python -m queries.show {options.output}")
+    lines.append(f"next: python -m queries.show {shlex.quote(options.output)}")
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from pipeline import __version__
 from pipeline.engine import checks, engine_checks, recipe, runners
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.options import REQUIRED, option
-from pipeline.text.language_names import NAMES, nearest_code
+from pipeline.text.language_names import NAMES, code_hint
 from queries import segment
 from queries.wordnet import PARTS
 
@@ -46,7 +46,7 @@ def _check_language(code: str) -> None:
     """Checks the form of the code alone, since Wikipedia has more languages than the model. Refuses English names."""
     names = {name.lower() for name in NAMES.values()}
     if code.lower() in names or not re.fullmatch(r"[a-z]{2,3}(-[a-z]+)*|[a-z]{4,}", code):
-        raise UsageError(f"must be Wikipedia's code, such as en, simple or zh-yue; did you mean {nearest_code(code)}?")
+        raise UsageError(f"must be Wikipedia's code, such as en, simple or zh-yue{code_hint(code)}")
 
 
 def files_of(pattern: str) -> list[str]:

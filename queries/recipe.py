@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline import __version__
 from pipeline.engine import storage
-from pipeline.text.language_names import LID, NAMES, model_code, nearest_code
+from pipeline.text.language_names import LID, NAMES, code_hint, model_code
 from pipeline.text.matcher import Matcher
 from queries import assemble, bigrams, flags, job, load, rules, segment, titles, wordnet
 from queries.bigrams import Vocabulary
@@ -67,7 +67,7 @@ def collect(options: Options, *, quiet: bool = False) -> Sources:
     if model_code(_code(options), NAMES) is None:
         warnings.append(
             f"--language {options.language}: the language model {LID} does not know it, so pipeline.build takes this "
-            f"list only with --languages all; did you mean {nearest_code(options.language)}?"
+            f"list only with --languages all{code_hint(options.language)}"
         )
     pairs = _ready_pairs(options, ready, ledger, warnings)
     if not (options.wikipedia or options.text or options.pageviews):

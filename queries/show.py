@@ -15,6 +15,7 @@ import dataclasses
 import glob
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -62,7 +63,9 @@ def find_list(path: str | None) -> str:
         return load.default_list()
     file = os.path.join(path, "queries.parquet") if os.path.isdir(path) else path
     if not os.path.exists(file):
-        raise MissingInput(f"{file}: no such file; make a list with `python -m queries.build --output {path} ...`")
+        raise MissingInput(
+            f"{file}: no such file; make a list with `python -m queries.build --output {shlex.quote(path)} ...`"
+        )
     return file
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import inspect
 import pickle
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +96,25 @@ def test_build_is_a_function_and_a_module_in_any_order(package: str, tmp_path: P
     for name in (f"{package}.build", f"{package}.build --version"):
         out = subprocess.run([sys.executable, "-m", *name.split()], capture_output=True, text=True, cwd=ROOT)
         assert out.returncode == (2 if name.endswith("build") else 0) and "Traceback" not in out.stderr
+
+
+def test_every_command_has_a_version(capsys: pytest.CaptureFixture[str]) -> None:
+    import clip_train
+    from clip_train.__main__ import main as train
+    from pipeline import doctor, forget, inspect_shards
+    from pipeline.demo.__main__ import main as demo
+    from queries import show
+
+    assert clip_train.__version__ == pipeline.__version__
+    for main in (doctor.main, forget.main, inspect_shards.main, demo, show.main, train):
+        with contextlib.suppress(SystemExit):
+            main(["--version"])
+        assert capsys.readouterr().out == f"openwit {pipeline.__version__}\n", main
+
+
+def test_what_is_next_can_be_pasted() -> None:
+    said = pipeline.Result("/tmp/w 23 ä", (), {}, None).summary()
+    assert shlex.split(said.rpartition("info ")[2]) == ["/tmp/w 23 ä"]
 
 
 def test_the_module_is_still_a_module() -> None:

@@ -229,6 +229,7 @@ def chosen(*argv: str) -> options.Options:
         ("germn", "de"),
         ("vietnam", "vi"),
         ("deu", "de"),
+        ("klingon", ""),
     ],
 )
 def test_the_nearest_code(word: str, code: str) -> None:

@@ -11,10 +11,13 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import shlex
 import shutil
 import sys
 import time
 from collections.abc import Sequence
+
+from pipeline import __version__
 
 MARK = ".made-by-the-demo"
 
@@ -30,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--port", type=int, default=0, help="of the small web; the same port gives the same set (default: a free one)"
     )
+    parser.add_argument("--version", action="version", version=f"openwit {__version__}")
     options = parser.parse_args(argv)
     folder = os.path.abspath(options.folder)
     if os.path.exists(folder) and not os.path.exists(os.path.join(folder, MARK)):
@@ -62,18 +66,18 @@ def _run(folder: str, pages: int, workers: int | None, port: int) -> int:
         print(f"a small web: {pages} pages, {len(web.pictures)} pictures, {records} archive records in {archives}")
         command = ["--input", archives, "--output", out, "--allow-address", "127.0.0.0/8"]
         command += ["--workers", str(workers)] if workers else []
-        print("$ python -m pipeline.build " + " ".join(command), flush=True)
+        print("$ python -m pipeline.build " + shlex.join(command), flush=True)
         code = build(command)
     if code:
         return code
-    print("$ python -m pipeline.inspect_shards verify " + out, flush=True)
+    print("$ python -m pipeline.inspect_shards verify " + shlex.quote(out), flush=True)
     code = inspect_shards.main(["verify", out])
     print(f"\nfrom archives to shards in {time.perf_counter() - start:.0f} s. Next:")
-    print(f"  open {out}/report/index.html           the pictures, the funnel, what was dropped and why")
-    print(f"  python -m pipeline.inspect_shards ls {out}")
+    print(f"  open {shlex.quote(out)}/report/index.html           the pictures, the funnel, what was dropped and why")
+    print(f"  python -m pipeline.inspect_shards ls {shlex.quote(out)}")
     print("  python -m pipeline.build --input YOUR.warc.gz --output YOUR-SET")
     print("  sh tools/setup.sh train")
-    print(f"  python -m clip_train train --data {out} --model ViT-Tiny --output RUN --steps 100")
+    print(f"  python -m clip_train train --data {shlex.quote(out)} --model ViT-Tiny --output RUN --steps 100")
     return code
 
 

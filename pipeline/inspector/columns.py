@@ -10,12 +10,28 @@ from typing import TYPE_CHECKING, Any
 from pipeline.engine.cli import DONE, UsageError, suggestion
 from pipeline.engine.display import sanitize
 from pipeline.inspector import output
+from pipeline.inspector.opening import is_ours
 from pipeline.inspector.output import print_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 SCORE = "a score of the user (--scores)"
+OTHERS = "a column of the other tool"
+# Of files of other tools: what differs from the published tables.
+FOREIGN = {
+    "key": "name of the sample: of its members in the tar, or number of the file and row",
+    "text": "the caption",
+    "caption_from": "the member that holds the caption: txt or json",
+    "url": "of the image, as the tool wrote it",
+    "width": "as the tool wrote it",
+    "height": "as the tool wrote it",
+    "original_width": "as the tool wrote it",
+    "original_height": "as the tool wrote it",
+    "shard": "number of the tar, in the order of the paths",
+    "jpg_offset": "where the image lies in the tar",
+    "jpg_size": "of the image",
+}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +45,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.table is not None and args.table not in TABLES:
         raise UsageError(f"--table {args.table}: must be one of {', '.join(TABLES)}{suggestion(args.table, TABLES)}")
+    ours = is_ours(args.folder)
     described = {
-        table: list(_described(table, schema))
+        table: list(_described(table, schema, ours=ours))
         for table, schema in _schemas(args.folder).items()
-        if args.table in (None, table)
+        if args.table in (None, table) and (ours or table == "pairs")
     }
     if args.json:
         return print_json(described)
@@ -63,13 +80,17 @@ def _schemas(folder: str) -> dict[str, pa.Schema]:
     return {"pairs": pairs.schema, "queries": NO_QUERIES, **others}
 
 
-def _described(table: str, schema: pa.Schema) -> Iterator[dict[str, Any]]:
+def _described(table: str, schema: pa.Schema, *, ours: bool) -> Iterator[dict[str, Any]]:
     from pipeline.dataset.columns import TABLES
 
     known = {column.name: column for column in TABLES[table]}
     for field in schema:
         column = known.get(field.name)
         facts = {"meaning": SCORE, "unit": "", "null": "the sample has none"}
-        if column is not None:
+        if not ours:
+            unit = column.unit if column is not None and field.name in FOREIGN else ""
+            null = "the sample has none" if field.nullable else ""
+            facts = {"meaning": FOREIGN.get(field.name, OTHERS), "unit": unit, "null": null}
+        elif column is not None:
             facts = {"meaning": column.meaning, "unit": column.unit, "null": column.null}
         yield {"name": field.name, "type": str(field.type), **facts}

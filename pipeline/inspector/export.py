@@ -63,6 +63,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         with contextlib.closing(kind(unfinished, _schema(pairs))) as writer:
             count, left_out = _write(writer, pairs, some, args)
+        if not count:
+            without = f" with an image ({left_out:,} have none)" if left_out else ""
+            raise NotFound(f"no pair is such a one{without}: nothing was written")
         os.replace(unfinished, path)  # an empty folder may be replaced
     except BaseException:
         _remove(unfinished)

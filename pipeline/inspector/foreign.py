@@ -54,6 +54,7 @@ class Sample:
     text: str | None
     source: str | None  # of the text: txt or json
     facts: dict[str, Any]  # of the JSON
+    bad_json: str  # why the JSON cannot be used; "": it can, or there is none
 
     @property
     def image(self) -> Place | None:
@@ -80,12 +81,12 @@ class TarPairs(Pairs):
         """The samples of a tar, those without an image included."""
         with _mapped(self.paths[number]) as data:
             for key, members in self.contents(number).samples.items():
-                facts = _json(data, members.get("json"))
+                facts, bad = _json(data, members.get("json"))
                 text, source = _text(data, members.get("txt")), "txt"
                 if text is None and "txt" not in members:
                     text = next((facts[name] for name in TEXTS if isinstance(facts.get(name), str)), None)
                     source = "json"
-                yield Sample(key, members, text, source if text is not None else None, facts)
+                yield Sample(key, members, text, source if text is not None else None, facts, bad)
 
     def tables(self, columns: Sequence[str], *, shard: int | None = None) -> Iterator[pa.Table]:
         if shard is not None and not 0 <= shard < len(self.paths):
@@ -119,15 +120,17 @@ def _text(data: Any, place: Place | None) -> str | None:
         return None
 
 
-def _json(data: Any, place: Place | None) -> dict[str, Any]:
-    """The JSON of a sample; {} where there is none, or where it cannot be read."""
-    if place is None or place[1] > LARGEST_JSON:
-        return {}
+def _json(data: Any, place: Place | None) -> tuple[dict[str, Any], str]:
+    """(the JSON of a sample, why it cannot be used); {} where there is none, or where it cannot be used."""
+    if place is None:
+        return {}, ""
+    if place[1] > LARGEST_JSON:
+        return {}, f"a .json of more than {LARGEST_JSON >> 20} MiB"
     try:
         found = json.loads(data[place[0] : place[0] + place[1]])
     except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return {}, "a .json that is not JSON"
+    return (found, "") if isinstance(found, dict) else ({}, "a .json that is no object")
 
 
 class _mapped:

@@ -47,6 +47,13 @@ class Checked:
         count, examples = self.faults.get(problem, (0, []))
         self.faults[problem] = count + 1, examples if count >= EXAMPLES else [*examples, where]
 
+    def describe_duplicates(self) -> str:
+        """What is repeated, in words."""
+        repeated = ", ".join(f"{kind} {count:,}" for kind, count in self.duplicates.items() if count)
+        unseen = "; images were not compared, `verify` does" if self.quick else ""
+        found = f"repeated: {repeated}" if repeated else f"no {'text' if self.quick else 'text or image'} is repeated"
+        return found + unseen
+
     def to_json(self) -> dict[str, Any]:
         """The result as JSON."""
         faults = [{"problem": name, "count": count, "examples": some} for name, (count, some) in self.faults.items()]
@@ -81,14 +88,14 @@ def check(pairs: TarPairs | ParquetPairs, *, quick: bool) -> Checked:
             found.fault("a caption without an image", where)
             continue
         found.pairs += 1
-        problem = _text_problem(text)
+        problems = [_text_problem(text)]
         if data is not None:
             images.add(data)
-            problem = problem or image_problem(data)
+            problems.append(image_problem(data))
         if text and text.strip():
             texts.add(text.encode("utf-8", "replace"))
-        if problem:
-            found.unusable += 1
+        found.unusable += any(problems)
+        for problem in filter(None, problems):
             found.fault(problem, where)
     found.duplicates = {"texts": texts.repeats} | ({} if quick else {"images": images.repeats})
     if isinstance(pairs, TarPairs):
@@ -114,6 +121,10 @@ def _samples(
             found.fault("a sample whose members are not neighbours: WebDataset cuts it in two", f"{path}: {key}")
         for sample in pairs.samples(number):
             where = f"{path}: {sample.key}"
+            if sample.key.startswith("/") or ".." in sample.key.split("/"):
+                found.fault("a name that leads out of the folder into which a tar is unpacked", where)
+            if sample.bad_json:
+                found.fault(sample.bad_json, where)
             if sample.image is None and not {"txt", "json"} & set(sample.members):
                 others = ", ".join(sorted(sample.members))
                 found.fault(f"a sample without an image of the kinds {', '.join(IMAGES)}", f"{where} ({others})")
@@ -185,8 +196,7 @@ def print_checked(name: str, found: Checked, fits: bool, why: str) -> None:
     print(f"{sanitize(name)}: {found.pairs:,} pairs")
     for status, count in sorted(found.statuses.items(), key=lambda item: (-item[1], item[0])):
         print(f"  img2dataset: {sanitize(status):<50}{count:>11,}")
-    repeated = ", ".join(f"{kind} {count:,}" for kind, count in found.duplicates.items() if count)
-    print(f"  repeated: {repeated}" if repeated else "  nothing is repeated")
+    print(f"  {found.describe_duplicates()}")
     for problem, (count, examples) in sorted(found.faults.items(), key=lambda item: -item[1][0]):
         print(f"  {count:>9,}  {sanitize(problem)}")
         for example in examples:

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from pipeline.dataset.errors import NotFound
-from pipeline.engine.cli import DONE, UsageError
+from pipeline.engine.cli import BELOW, DONE, UsageError
 from pipeline.engine.display import cut, sanitize, width
 from pipeline.inspector import choice
 from pipeline.inspector.output import columns, count, print_json
@@ -33,7 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Samples whose text (or URL, or page) holds words or matches a regular expression."""
+    """Samples whose text (or URL, or page) holds words or matches a regular expression. Exit code 3 if none does."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -59,15 +59,17 @@ def run(args: argparse.Namespace) -> int:
     except pa.ArrowInvalid as error:
         raise UsageError(f"--regex {args.pattern!r}: must be a regular expression of RE2 ({error})") from None
     if args.json:
-        return print_json({"total": total, "rows": rows})
+        print_json({"total": total, "rows": rows})
+        return DONE if total else BELOW
     if args.total:
         print(f"{total:,}")
         return DONE
     for row in rows:
         print_match(row, fields, pattern)
-    if not rows:
+    if not total:
         print("no sample holds this")
-    elif len(rows) == left:
+        return BELOW
+    if len(rows) == left:
         print("... there may be more: --limit 0 shows all, --total counts them")
     return DONE
 

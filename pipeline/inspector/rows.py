@@ -9,6 +9,9 @@ from pipeline.dataset.errors import Damaged, NotFound
 from pipeline.engine.cli import DONE, UsageError
 from pipeline.inspector.output import print_json
 
+OTHERS = (".csv", ".tsv", ".json", ".jsonl", ".arrow", ".feather", ".txt", ".gz", ".zst")  # names of other formats
+MAGIC = b"PAR1"  # begins a Parquet file
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags."""
@@ -21,8 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.dataset import damage, exports
     from pipeline.engine import storage
 
-    if os.path.isdir(args.to):
-        raise UsageError(f"--to {args.to}: must be a file; it is a folder")
+    replaces = check_target(args.to)
     try:
         count = exports.write_rows(args.folder, args.stage, args.to)
     except exports.NoRows as error:
@@ -30,6 +32,24 @@ def run(args: argparse.Namespace) -> int:
     except storage.DamagedError as error:
         raise Damaged(damage.with_remedy(error)) from error
     if args.json:
-        return print_json({"stage": args.stage, "rows": count, "path": args.to})
-    print(f"{count:,} rows after {args.stage!r}: {args.to}")
+        return print_json({"stage": args.stage, "rows": count, "path": args.to, "replaced": replaces})
+    print(f"{count:,} rows after {args.stage!r}: {args.to}" + (" (it replaces an older file)" if replaces else ""))
     return DONE
+
+
+def check_target(path: str) -> bool:
+    """True if the file will replace an older Parquet file.
+
+    Raises:
+        UsageError: it is a folder, is named as another format, or would replace a file that is not Parquet.
+    """
+    if path.lower().endswith(OTHERS):
+        raise UsageError(f"--to {path}: must end with .parquet, since Parquet is written")
+    if os.path.isdir(path):
+        raise UsageError(f"--to {path}: must be a file; it is a folder")
+    if not os.path.exists(path) or not os.path.getsize(path):
+        return False
+    with open(path, "rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise UsageError(f"--to {path}: must not exist, or be a Parquet file, which is replaced")
+    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.engine.cli import DONE
+from pipeline.engine.cli import BELOW, DONE
 from pipeline.inspector import choice
 from pipeline.inspector.output import print_json, print_samples
 
@@ -16,15 +16,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Random samples. The same seed shows the same ones."""
+    """Random samples. The same seed shows the same ones. Exit code 3 if there is none."""
     from pipeline.inspector.opening import open_pairs
 
     pairs = open_pairs(args.folder)
     columns = pairs.has("key", "shard", "text", "url", "width", "height", "jpg_size", "language", "query_ids")
     rows = choice.random_rows(pairs, choice.Choice.of(args, pairs), columns, args.count, args.seed)
     if args.json:
-        return print_json(rows)
+        print_json(rows)
+        return DONE if rows or not args.count else BELOW
     print_samples(rows)
-    if not rows:
-        print("no sample of the set is such a one")
+    if not rows and args.count:
+        print("no sample is such a one: `stats` shows the languages and hosts, `queries` the queries")
+        return BELOW
     return DONE

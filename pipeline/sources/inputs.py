@@ -184,7 +184,7 @@ def _left(
         gone = {item for item, names in found.items() if _fits(item, value, names)}
         if not gone and not any(_fits(Found(path, path), value, _ends(path)) for path in dropped):
             known = sorted({name for names in found.values() for name in names})
-            near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
+            near = _near(value, known)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise InputError(f"--drop-input {value!r}: must be the name or path of an input of the set{hint}")
         left = [item for item in left if item not in gone]
@@ -315,13 +315,21 @@ def _local(path: str, root: str) -> Found:
     return Found(name, path, root.replace(os.sep, "/"), about.st_size)
 
 
+def _near(name: str, others: Sequence[str]) -> list[str]:
+    """The name that is probably meant, or none. Equal suffixes alone make no two names near."""
+    stem = os.path.basename(name).split(".")[0]
+    found = difflib.get_close_matches(name, others, n=3, cutoff=0.5)
+    near = (one for one in found if difflib.get_close_matches(stem, [os.path.basename(one).split(".")[0]], cutoff=0.5))
+    return list(near)[:1]
+
+
 def _suggestion(path: str) -> str:
     """The hint of a message about a missing path: a similar name beside it, or the first folder that is missing."""
     parent = os.path.dirname(path)
     while not os.path.isdir(parent):
         path, parent = parent, os.path.dirname(parent)
     try:
-        near = difflib.get_close_matches(os.path.basename(path), os.listdir(parent), n=1, cutoff=0.5)
+        near = _near(os.path.basename(path), os.listdir(parent))
     except OSError:
         near = []
     if near:

@@ -31,7 +31,7 @@ from pipeline.stages.run import READ_BY_USERS, Run, WantedLanguages
 from pipeline.stages.tally import Tally
 from pipeline.text import image_variants
 from pipeline.text.language import Choice, LanguageModel
-from pipeline.text.language_names import ALL, LID, NAMES, model_code, nearest_code
+from pipeline.text.language_names import ALL, LID, NAMES, code_hint, model_code
 from pipeline.text.matcher import default_case
 from pipeline.text.matchers import HASHES, ListOfLanguage, Matchers, build, load_lists, save_lists
 from pipeline.text.words import count_words
@@ -49,8 +49,8 @@ def query_lists(given: str | tuple[str, ...]) -> tuple[str, ...]:
 def _check_queries(spec: str) -> None:
     language, path = parse_name(spec)
     if language and model_code(language, NAMES) is None and len(language) < 8:
-        hint = nearest_code(language)
-        raise UsageError(f"must name a language by its code; did you mean {hint}=...? (a file of this name: ./...)")
+        hint = code_hint(language, after="=...")
+        raise UsageError(f"must name a language by its code{hint} (a file of this name: ./...)")
     if not checks.URL.match(path) and not os.path.isdir(path):
         checks.readable_file(path)
 
@@ -111,8 +111,8 @@ class MatchSettings:
             raise UsageError("--languages all: must stand alone, or must not stand beside codes")
         for code in o.languages if o.language_model in ("auto", LID) and o.languages != (ALL,) else ():
             if code != code.lower() or model_code(code, NAMES) is None:
-                hint = nearest_code(code)
-                raise UsageError(f"--languages {code}: must be codes that the model {LID} knows; did you mean {hint}?")
+                hint = code_hint(code)
+                raise UsageError(f"--languages {code}: must be codes that the model {LID} knows{hint}")
 
 
 IDENTITY = "identity"  # column of the query list that `BuildTables` reads

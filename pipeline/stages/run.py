@@ -26,7 +26,7 @@ from pipeline.sources.base import Input
 from pipeline.stages import left_out, other_sets
 from pipeline.stages.input_list import InputList, identity, path_of
 from pipeline.stages.other_sets import OtherSet
-from pipeline.text.language_names import ALL, LID, NAMES, model_code, nearest_code
+from pipeline.text.language_names import ALL, LID, NAMES, code_hint, model_code
 from pipeline.text.rights import PROTOCOLS
 from queries import load
 from queries.load import QueryError
@@ -452,7 +452,7 @@ def _model_codes(wanted: Sequence[str], model: str, by: str) -> list[str]:
     codes = [model_code(code, known) for code in wanted]
     for code, found in zip(wanted, codes, strict=True):
         if found is None:
-            hint = f"; did you mean {nearest_code(code)}?" if packaged else nearest(code, known)
+            hint = code_hint(code) if packaged else nearest(code, known)
             who = LID if packaged else model
             remedy = "--languages all: drop no text"
             raise UsageError(f"{by} {code}: the language model {who} does not know it{hint} ({remedy})")

@@ -47,7 +47,7 @@ NAMES = {
 
 
 def nearest_code(word: str) -> str:
-    """The code that the user probably meant: "english", "eng", "en-GB" and "em" give "en"."""
+    """The code that the user probably meant: "english", "eng", "en-GB" and "em" give "en"; "": no name is near."""
     word = word.lower().replace("_", "-")
     codes = {name.lower(): code for code, name in NAMES.items()}
     if word.partition("-")[0] in NAMES:
@@ -57,7 +57,15 @@ def nearest_code(word: str) -> str:
         names = [name for name in codes if name.startswith(word)]
     if names:
         return codes[names[0]]
-    return word[:2] if word[:2] in NAMES else difflib.get_close_matches(word, NAMES, n=1, cutoff=0.0)[0]
+    if word[:2] in NAMES:
+        return word[:2]
+    return difflib.get_close_matches(word, NAMES, n=1, cutoff=0.0)[0] if len(word) <= 3 else ""
+
+
+def code_hint(word: str, *, after: str = "") -> str:
+    """`; did you mean en?` or nothing."""
+    code = nearest_code(word)
+    return f"; did you mean {code}{after}?" if code else ""
 
 
 def model_code(code: str, known: Collection[str]) -> str | None:

@@ -132,7 +132,14 @@ def test_rows_are_written_by_the_exports(
     assert (
         code == DONE and text.startswith("7 rows") and calls == [(str(original), "match", str(tmp_path / "r.parquet"))]
     )
-    assert json.loads(run("rows", original, "--stage", "match", "--to", "x", "--json")[1])["rows"] == 7
+    words = ["rows", original, "--stage", "match", "--to"]
+    assert json.loads(run(*words, tmp_path / "x", "--json")[1])["rows"] == 7
+    (tmp_path / "r.parquet").write_bytes(b"PAR1 and so on")
+    assert "it replaces an older file" in run(*words, tmp_path / "r.parquet")[1]
+    (tmp_path / "notes").write_text("mine")
+    for name in ("notes", "r.csv", "R.JSONL"):
+        code, text, said = run(*words, tmp_path / name)
+        assert code == USAGE and not text and f"--to {tmp_path / name}: must " in said and len(calls) == 3
     monkeypatch.undo()
     assert run("rows", original, "--stage", "fetch", "--to", tmp_path / "r.parquet")[0] == MISSING
 

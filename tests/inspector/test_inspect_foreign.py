@@ -80,6 +80,18 @@ def test_what_is_no_image_is_not_exported(run: Any, tmp_path: Path) -> None:
     assert "2 pairs whose image is missing" in run("export", path, "--to", tmp_path / "c", "--format", "coco")[1]
 
 
+def test_what_is_said_of_files_of_others(run: Any, tmp_path: Path) -> None:
+    path = tar(tmp_path / "x.tar", pairs(0, 1, text="a") | {"000001.txt": b"a 0"})
+    assert "repeated: texts 1; images were not compared, `verify` does" in run("info", path)[1]
+    assert "no text is repeated; images" in run("info", tar(tmp_path / "y.tar", pairs(0)))[1]
+    described = json.loads(run("columns", path, "--json")[1])
+    meanings = {column["name"]: column["meaning"] for column in described.pop("pairs")}
+    assert not described and "txt or json" in meanings["caption_from"] and "uid" not in meanings["key"]
+    code, _, said = run("export", path, "--to", tmp_path / "to", "--format", "csv", "--keep", "width < 0")
+    assert code == MISSING and "nothing was written" in said and not (tmp_path / "to").exists()
+    assert run("grep", path, "zebra")[0] == BELOW
+
+
 def test_queries_of_a_list(run: Any, tmp_path: Path) -> None:
     path = tar(tmp_path / "x.tar", pairs(0, 1))
     (tmp_path / "list.txt").write_text("RED boat\nboat\nowl\n")
@@ -99,6 +111,8 @@ def test_every_fault_of_a_sample(run: Any, tmp_path: Path) -> None:
         *pairs(0).items(),
         *(("only.txt", b"no image"), ("mute.jpg", jpeg), ("void.jpg", jpeg), ("void.txt", b" ")),
         *(("latin.jpg", jpeg), ("latin.txt", b"caf\xe9"), ("cut.jpg", jpeg[:300]), ("cut.txt", b"cut")),
+        *(("wide.jpg", jpeg), ("wide.txt", b"x"), ("wide.json", b"{no")),
+        *(("list.jpg", b"<html>"), ("list.json", b"[1]"), ("../evil.jpg", jpeg), ("../evil.txt", b"e")),
         *(("movie.mp4", b"no"), ("split.jpg", jpeg), ("other.jpg", jpeg), ("other.txt", b"o"), ("split.txt", b"s")),
     ]
     tar(tmp_path / "0.tar", members)
@@ -106,15 +120,18 @@ def test_every_fault_of_a_sample(run: Any, tmp_path: Path) -> None:
     faults, found = checked(run, tmp_path)
     assert faults == {
         "a caption without an image": 1,
-        "an image without a caption (no .txt in UTF-8)": 2,
+        "an image without a caption (no .txt in UTF-8)": 3,
+        "a .json that is not JSON": 1,
+        "a .json that is no object": 1,
+        "a name that leads out of the folder into which a tar is unpacked": 1,
         "an empty caption": 1,
-        "an image that cannot be decoded": 1,
+        "an image that cannot be decoded": 2,
         "a sample without an image of the kinds jpg, jpeg, png, webp": 1,
         "a sample whose members are not neighbours: WebDataset cuts it in two": 1,
         "a key that another tar has, too": 1,
     }
-    assert (found["pairs"], found["unusable"]) == (8, 4) and found["duplicates"] == {"texts": 1, "images": 5}
-    assert not found["clip_train"]["takes"] and "4 of 8 samples (50.0%)" in found["clip_train"]["why"]
+    assert (found["pairs"], found["unusable"]) == (11, 5) and found["duplicates"] == {"texts": 1, "images": 7}
+    assert not found["clip_train"]["takes"] and "5 of 11 samples (45.5%)" in found["clip_train"]["why"]
     assert "an image that cannot be decoded" not in checked(run, tmp_path, "--quick")[0]
 
 
@@ -207,7 +224,8 @@ def test_parquet_with_images(run: Any, tmp_path: Path) -> None:
     columns = {"image": image, "caption": ["a cat", "lost", None], "score": [0.5, 1, 2], "tags": [["x"], [], []]}
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
     faults, found = checked(run, tmp_path)
-    assert faults == {"a caption without an image": 1, "an empty caption": 1} and found["pairs"] == 2
+    wanted = {"a caption without an image": 1, "an empty caption": 1, "an image that cannot be decoded": 1}
+    assert faults == wanted and found["pairs"] == 2 and found["unusable"] == 1
     assert "clip_train reads tars" in found["clip_train"]["why"]
     rows = json.loads(run("ls", tmp_path, "--json")[1])
     assert [row["text"] for row in rows] == ["a cat", ""] and rows[0]["jpg_size"] == len(samples.jpeg(1))

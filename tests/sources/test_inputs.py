@@ -293,6 +293,7 @@ def test_a_store_that_can_list(folder):
     ("spec", "message"),
     [
         ("{root}/a.wrac", "did you mean .*a.warc"),
+        ("{root}/nosuch.parquet", "'nosuch.parquet' is not in"),
         ("{root}/nowhere/at/all.warc", "'nowhere' is not in"),
         ("{root}/*.zip", "no file to read matches"),
         ("{root}/nope/*.warc", "does not exist"),
