@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from clip_train.commandline import parse
 from clip_train.commands import PrintOptions
 from clip_train.errors import CRASH, DONE, INTERRUPTED, TrainError
+from clip_train.leaving import leave
 
 EXTRA = ("torch", "numpy", "pyarrow", "safetensors", "cv2", "PIL")  # packages of openwit[train]
 
@@ -45,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return DONE
 
 
+def command() -> NoReturn:
+    """`main` as a process."""
+    leave(main())
+
+
 def _fail(message: str, code: int) -> int:
     print(f"clip_train: {message}", file=sys.stderr)
     return code
@@ -60,4 +66,4 @@ def show(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

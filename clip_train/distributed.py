@@ -46,6 +46,10 @@ def process_group(device: torch.device, *, timeout_minutes: float = 30) -> Itera
         yield
         return
     _end_with_launcher()
+    # Functions of this module have the group as a default argument. If it were imported later, they would keep the
+    # group after its end, and its threads would meet the end of the interpreter, which aborts the process.
+    import torch.distributed.nn
+
     timeout = timedelta(minutes=timeout_minutes)
     if device.type == "cuda":
         torch.cuda.set_device(device)

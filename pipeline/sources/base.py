@@ -97,6 +97,7 @@ class Reader(abc.ABC):
         name: its key in `READERS`, and a value of --input-format.
         suffixes: the ends of file names in lower case, with those of compressed files.
         name_is_vague: files of other formats may have these names, so the first bytes of local files decide.
+        vague_suffixes: ends of names that tell little. Of such a file in a folder, `holds_pairs` decides.
         is_general: more special formats begin in the same way, so its `sniff` is asked last.
         knows_pages: the pairs come from pages of any language, so gather names their language by default.
         bytes_per_pair: bytes of input for each pair before any drop, for estimates.
@@ -109,6 +110,7 @@ class Reader(abc.ABC):
     bytes_per_pair: ClassVar[float]
     bytes_per_core_second: ClassVar[float]
     name_is_vague: ClassVar[bool] = False
+    vague_suffixes: ClassVar[tuple[str, ...]] = ()
     is_general: ClassVar[bool] = False
     knows_pages: ClassVar[bool] = False
     unknown_bytes: ClassVar[int] = 350 << 20  # of a WAT file of Common Crawl
@@ -120,6 +122,10 @@ class Reader(abc.ABC):
     @abc.abstractmethod
     def sniff(self, head: bytes) -> bool:
         """True if a file of this format may begin with `head`: up to SNIFF_BYTES bytes, gzip undone."""
+
+    def holds_pairs(self, head: bytes) -> bool:
+        """True if a local file with one of `vague_suffixes` that begins with `head` holds pairs, for sure."""
+        return False
 
     def expand(self, found: Found) -> list[Input]:
         """The inputs of a file: one, or the parts of a large file, or the members of a pack.

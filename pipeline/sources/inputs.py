@@ -8,6 +8,7 @@ format by the name, or by the first bytes where the name does not tell.
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import difflib
 import fnmatch
@@ -49,6 +50,7 @@ _WET = re.compile(r"\.wet(\.gz)?$", re.IGNORECASE)
 _CRAWL = re.compile(
     r"^cc:(?P<crawl>[A-Za-z0-9-]+)(?::(?P<kind>wat|warc|robotstxt))?(?:\[(?P<first>\d*):(?P<last>\d*)\])?$"
 )
+_ADDRESS = re.compile(rb"https?://\S+", re.IGNORECASE)
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -297,8 +299,15 @@ def _walk(folder: str, root: str, *, any_name: bool) -> Iterator[Found]:
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith((".", "_"))]
         for name in files:
-            if not name.startswith((".", "_")) and (any_name or _named(name)):
-                yield _local(os.path.join(parent, name), root)
+            path = os.path.join(parent, name)
+            if not name.startswith((".", "_")) and (any_name or _named(name) or _holds_pairs(path)):
+                yield _local(path, root)
+
+
+def _holds_pairs(path: str) -> bool:
+    """True for a file whose name tells little and whose first bytes are rows. Others describe the folder: they stay."""
+    vague = [reader for reader in READERS.values() if path.lower().endswith(reader.vague_suffixes)]
+    return bool(vague) and os.path.isfile(path) and any(reader.holds_pairs(read_head(path)) for reader in vague)
 
 
 def _local(path: str, root: str) -> Found:
@@ -524,10 +533,21 @@ def _reader_of(item: Found) -> Reader:
     reader = _sniff(item.path) or named
     if reader is None:
         where = public(item.path)
+        if _lists_addresses(read_head(item.path)):
+            raise InputError(
+                f"{where!r} lists addresses without texts, and queries are found in texts. If they are addresses of "
+                f"inputs, name the list as @{where}"
+            )
         raise InputError(
             f"{where!r} has an unknown format, by name and by first bytes: expected {readable()}; or set --input-format"
         )
     return reader
+
+
+def _lists_addresses(head: bytes) -> bool:
+    """True if the first lines are web addresses, and nothing else stands in them."""
+    lines = [line.strip() for line in head.removeprefix(codecs.BOM_UTF8).split(b"\n")[:10] if line.strip()]
+    return bool(lines) and all(map(_ADDRESS.fullmatch, lines))
 
 
 def _sniff(path: str) -> Reader | None:

@@ -49,6 +49,7 @@ DELIMITERS = {"csv": b",", "tsv": b"\t"}  # by kind, if the first line holds the
 MOST_NAMES = 40  # columns that a message lists
 
 _JSON = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:\[\s*)?\{\s*["}]')  # an object, or an array of objects
+_KEY = re.compile(rb'"([A-Za-z_]{1,40})"\s*:')  # of an object
 _NAME = re.compile(r"\.(parquet|csv|tsv|jsonl|ndjson)(\.gz|\.zst)?$")
 
 # Other names that datasets use. They are tried in this order if the default name is missing.
@@ -66,12 +67,17 @@ class Table(Reader):
 
     name: ClassVar[str] = "table"
     suffixes: ClassVar[tuple[str, ...]] = (".parquet", *packed(*TEXT_TABLES, by=(".gz", ".zst")))
+    vague_suffixes: ClassVar[tuple[str, ...]] = packed(".json", by=(".gz", ".zst"))
     bytes_per_pair: ClassVar[float] = 100
     is_general: ClassVar[bool] = True
     bytes_per_core_second: ClassVar[float] = 300e6
 
     def sniff(self, head: bytes) -> bool:
-        return head.startswith(PARQUET) or _JSON.match(head) is not None or _names_columns(head)
+        return head.startswith(PARQUET) or _JSON.match(head) is not None or _names_columns(head) or _begins_row(head)
+
+    def holds_pairs(self, head: bytes) -> bool:
+        keys = {key.decode().lower() for key in _KEY.findall(head)}
+        return _JSON.match(head) is not None and not (keys.isdisjoint(URL_NAMES) or keys.isdisjoint(TEXT_NAMES))
 
     def expand(self, found: Found) -> list[Input]:
         return _parquet_parts(found) if self._is_parquet(found) else super().expand(found)
@@ -104,6 +110,16 @@ def _names_columns(head: bytes) -> bool:
     line = head.removeprefix(codecs.BOM_UTF8).split(b"\n", 1)[0].decode("utf-8", "replace").lower()
     names = {cell.strip('" \r') for cell in re.split("[,;|\t]", line)}
     return not names.isdisjoint(URL_NAMES) and not names.isdisjoint(TEXT_NAMES)
+
+
+def _begins_row(head: bytes) -> bool:
+    """True if the first line is a row of a table without names: one cell is a web address, and another one is not."""
+    line = head.removeprefix(codecs.BOM_UTF8).split(b"\n", 1)[0]
+    return any(0 < sum(map(_is_address, cells)) < len(cells) for cells in (line.split(sign) for sign in (b"\t", b",")))
+
+
+def _is_address(cell: bytes) -> bool:
+    return cell.strip(b'" \r').lower().startswith((b"http://", b"https://"))
 
 
 def read_table(
@@ -301,6 +317,11 @@ def _as_strings(column: pa.Array, name: str, source_name: str, ledger: Ledger) -
 def _check_strings(kind: pa.DataType, name: str, source_name: str) -> None:
     """Raises ColumnError for a column that cannot be converted to strings."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_struct(kind) and "bytes" in {field.name for field in kind}:
+        raise ColumnError(
+            f"the column {name!r} of {source_name!r} holds images, not their URLs: name a column of URLs with "
+            "--url-column"
+        )
     numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     if not (_is_text(kind) or numbers or pa.types.is_null(kind)):
         raise ColumnError(f"the column {name!r} of {source_name!r} holds {kind}, not strings: name another column")

@@ -142,3 +142,27 @@ def test_bench_prints_numbers(capsys):
     assert main(["bench", "--model", "ViT-Tiny", "--batch-size", "8", "--seconds", "0.05", *only, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["step_pairs_per_s"] > 0 and found["loader_cpu_ms_per_sample"] > 0
+
+
+LEAVES = """
+import atexit, os, sys
+from clip_train.leaving import leave
+class Thing:
+    def __del__(self):
+        os.write(2, b"the interpreter ended")
+thing = Thing()
+atexit.register(print, "registered")
+print("buffered")
+leave(int(sys.argv[1]))
+"""
+
+
+def test_a_command_leaves_without_the_end_of_the_interpreter():
+    done = subprocess.run([sys.executable, "-c", LEAVES, "3"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "buffered\nregistered\n", "")
+    with open("/dev/full", "w") as full:
+        for code, expected in ((0, 120), (3, 3)):
+            words = [sys.executable, "-c", LEAVES.replace("atexit.register", "# "), str(code)]
+            buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+            left = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, timeout=60, env=buffered)
+            assert (left.returncode, left.stderr) == (expected, b"")

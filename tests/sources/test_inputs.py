@@ -359,12 +359,25 @@ def test_no_input_at_all():
 
 def test_a_glob_that_names_a_suffix_takes_files_by_their_first_bytes(tmp_path):
     (tmp_path / "a.json").write_text('[{"url": "http://x/1", "text": "a"}]')
-    assert [made.format for made in expand([str(tmp_path / "*.json")])] == ["table"]
-    with pytest.raises(InputError, match="no file to read"):
-        expand([str(tmp_path)])  # in a folder, JSON files are often no tables
-    (tmp_path / "b.json").write_text("[1]")
-    with pytest.raises(InputError, match="b.json' has an unknown format"):
-        expand([str(tmp_path / "*.json")])
+    (tmp_path / "c.json").write_text('{"image_url": "http://x/1", "Caption": "a"}')
+    (tmp_path / "dataset_infos.json").write_text('{"default": {"features": {"url": {}, "license": ""}}}')
+    (tmp_path / "list.json").write_text("[1]")
+    assert [made.name for made in expand([str(tmp_path)])] == ["a.json", "c.json"]  # others describe the folder
+    assert [made.format for made in expand([str(tmp_path / "a*.json")])] == ["table"]
+    with pytest.raises(InputError, match="list.json' has an unknown format"):
+        expand([str(tmp_path / "*t.json")])
+
+
+def test_a_list_of_addresses_or_a_table_without_names_is_known(tmp_path):
+    (tmp_path / "urls.txt").write_text("http://x/1.jpg\nHTTPS://x/2.jpg\n\n")
+    with pytest.raises(InputError, match="lists addresses without texts.* name the list as @.*urls.txt"):
+        expand([str(tmp_path / "urls.txt")])
+    for text in ("http://x/1.jpg\ta cat\n", '"a cat","http://x/1.jpg"\n'):
+        (tmp_path / "pairs.txt").write_text(text)
+        assert [made.format for made in expand([str(tmp_path / "pairs.txt")])] == ["table"]
+    (tmp_path / "notes.txt").write_text("see http://x/1.jpg, and more\n")
+    with pytest.raises(InputError, match="unknown format"):
+        expand([str(tmp_path / "notes.txt")])
 
 
 def test_an_error_of_a_store_is_one_line():

@@ -143,6 +143,9 @@ def test_other_string_types_are_strings_and_lists_are_refused(tmp_path):
     pq.write_table(pa.table({"url": url, "text": [["t"]] * 3}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match="holds list"):
         read(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"image": [{"bytes": b"x", "path": "a"}], "text": ["t"]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="'image' .* holds images, not their URLs: .*--url-column"):
+        read(tmp_path / "a.parquet")
     pq.write_table(pa.table({"url": url, "text": pa.nulls(3)}), tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet")[1].dropped == {"null_text": 3}
 
