@@ -215,4 +215,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 make_callable(__name__)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interrupts.ending(main()))

@@ -10,7 +10,7 @@ def build() -> int:
     interrupts.install("pipeline.build")
     from pipeline.build import main
 
-    return main()
+    return interrupts.ending(main())
 
 
 def doctor() -> int:
@@ -18,7 +18,7 @@ def doctor() -> int:
     interrupts.install("pipeline.doctor")
     from pipeline.doctor import main
 
-    return main()
+    return interrupts.ending(main())
 
 
 def inspect() -> int:
@@ -26,4 +26,4 @@ def inspect() -> int:
     interrupts.install("pipeline.inspect_shards")
     from pipeline.inspect_shards import main
 
-    return main()
+    return interrupts.ending(main())

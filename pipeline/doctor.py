@@ -454,4 +454,4 @@ def summary(findings: Sequence[Finding]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interrupts.ending(main()))

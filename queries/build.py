@@ -172,4 +172,4 @@ def summary(options: Options, info: dict[str, Any]) -> str:
 make_callable(__name__)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interrupts.ending(main()))

@@ -4,12 +4,18 @@ A command installs the handler before it imports anything heavy. The handler end
 cleaned up then: a run can be killed at any moment, its files appear whole or not at all, and its children end with it.
 Only a job on an engine is cancelled first (`runners`). As process 1 of a container, a process without a handler would
 ignore SIGTERM.
+
+A command that comes to its end ends at once, too (`ending`), once everything that is registered with `atexit` is done.
+Python would take itself apart first. A thread of Arrow or a daemon thread that asks for Python meanwhile is ended in
+its C++ code, and C++ then aborts the process: SIGABRT in place of the exit code.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
+import sys
 import threading
 import time
 from types import FrameType
@@ -19,15 +25,38 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _command: tuple[str, int] | None = None  # the program whose handler is installed, and its process
 _reported = False
+_ending: tuple[int, int] | None = None  # the exit code, and the process
 
 
 def install(program: str) -> None:
-    """Lets SIGINT and SIGTERM end this process. For commands only: a library leaves the signals to its caller."""
+    """Lets SIGINT and SIGTERM end this process. For commands only: a library leaves the signals to its caller.
+
+    It is called before anything else registers with `atexit`, so that `_leave` is the last to run.
+    """
+    atexit.register(_leave)
     global _command
     if threading.current_thread() is threading.main_thread():
         _command = program, os.getpid()
         for number in SIGNALS:
             signal.signal(number, _end)
+
+
+def ending(code: int) -> int:
+    """Notes the exit code with which a command of `install` ends. Returns it."""
+    global _ending
+    _ending = code, os.getpid()
+    return code
+
+
+def _leave() -> None:
+    if _ending is None or _ending[1] != os.getpid():
+        return
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return  # nobody reads it: Python reports that
+    os._exit(_ending[0])
 
 
 def report(program: str) -> int:

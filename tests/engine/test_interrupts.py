@@ -12,8 +12,34 @@ import pytest
 
 from tests.places import ROOT
 
+# A thread of Arrow reads from a Python object. It asks for Python while the process ends.
+SLOW_READER = """
+from pipeline.engine import interrupts
+interrupts.install("pipeline.build")
+import atexit, io, sys, time
+import pyarrow as pa
+from pyarrow import csv
+class Slow(io.RawIOBase):
+    calls = 0
+    def readable(self):
+        return True
+    def read(self, size=-1):
+        Slow.calls += 1
+        time.sleep(0.2 if Slow.calls > 2 else 0)
+        return b"key,s\\n" + b"0,1\\n" * 20_000
+reader = csv.open_csv(pa.PythonFile(Slow(), "r"), csv.ReadOptions(block_size=1 << 16))
+reader.read_next_batch()
+atexit.register(print, "registered")
+print("printed")
+sys.exit(interrupts.ending(2))
+"""
 SLOW_PACKAGE = "import sys, time\nsys.stdout.write('importing')\nsys.stdout.flush()\ntime.sleep(60)\n"
 BUILD = "import pipeline.commands; sys.exit(pipeline.commands.build())"
+
+
+def test_a_thread_that_needs_python_does_not_abort_a_command_that_ends() -> None:
+    found = subprocess.run([sys.executable, "-c", SLOW_READER], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (found.returncode, found.stdout, found.stderr) == (2, "printed\nregistered\n", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
