@@ -7,14 +7,15 @@ near-duplicates. Its `text` stays the first one, so its uid stays. Behind it com
 those with the most words, and of these those with the smallest hash. Of rows with equal texts, the one with the
 smallest uid gives it. The rows decide all this, never a bucket or a worker.
 
-The keeper takes the queries and the signals of each row that gives it a text. A row has the queries of all its texts
-together, so the keeper takes them together.
+A row that comes in has the queries of all its texts together. The keeper has those of the texts that it holds in the
+end: each is matched again. It takes the signals of each row that gives it a text, and keeps its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,12 +31,13 @@ from pipeline.stages.dedup_exchange import (
     DedupPlan,
     cut_by_group,
     lists_of,
+    offsets_of,
     parts_with_rows,
     rows_of_part,
-    union_of_queries,
     union_of_signals,
 )
 from pipeline.stages.row_pass import PARTS_OF_UNIT, ROW_HASH
+from pipeline.text.matchers import Matchers
 from pipeline.text.words import count_words
 
 GIVEN = ("uid", "texts", "query_ids", "opt_out")  # columns of FETCHED that a dropped row gives
@@ -57,6 +59,7 @@ CLUSTER_OVERLAY = pa.schema(
 )
 
 Places = npt.NDArray[np.int64]
+Match: TypeAlias = Callable[[pa.Array], pa.ListArray]
 
 
 def save_keepers(folder: StepFolder, places: Places, keepers: Places) -> None:
@@ -144,12 +147,18 @@ class ChooseTexts:
         offered, rows, texts = shuffle_files.table(messages, OFFERED).sort_by(order).combine_chunks(), 0, 0
         for (source, part), some in parts_with_rows(self.plan.rows, unit, offered, "part"):
             overlay, taken = make_overlay(
-                self.plan.rows.parts.file(source, "arrow", part), some, captions=self.plan.captions
+                self.plan.rows.parts.file(source, "arrow", part),
+                some,
+                captions=self.plan.captions,
+                match=self._match,
             )
             with storage.writing_batches(self.folder.file(source, "overlay", part), CLUSTER_OVERLAY) as out:
                 out.write_batch(overlay)
             rows, texts = rows + overlay.num_rows, texts + taken
         return {"rows": rows, "texts": texts}
+
+    def _match(self, texts: pa.Array) -> pa.ListArray:
+        return Matchers.load(self.plan.tables).match_all(texts)
 
 
 def offers(rows: pa.Table, part: np.ndarray, row: np.ndarray, *, first: int = 0) -> pa.Table:
@@ -187,13 +196,14 @@ def richest(offered: pa.Table, count: int) -> pa.Table:
     return offered.take(pa.array(order[rank < count])).combine_chunks()
 
 
-def make_overlay(path: str, offered: pa.Table, *, captions: int) -> tuple[pa.RecordBatch, int]:
+def make_overlay(path: str, offered: pa.Table, *, captions: int, match: Match) -> tuple[pa.RecordBatch, int]:
     """CLUSTER_OVERLAY of the keepers of a part that take a text of another row, and the number of these texts.
 
     Args:
         path: of the part.
         offered: OFFERED to rows of this part, in any order.
         captions: the most texts of a sample.
+        match: list<int32>, the queries that each of some texts contains.
     """
     if not offered.num_rows:
         return pa.RecordBatch.from_pylist([], CLUSTER_OVERLAY), 0
@@ -209,7 +219,7 @@ def make_overlay(path: str, offered: pa.Table, *, captions: int) -> tuple[pa.Rec
     given = chosen.filter(pa.array(is_taken)), owner[is_taken]
     columns = {
         "texts": lists_of(pc.list_element(own["texts"], 0), chosen["text"], owner),
-        "query_ids": union_of_queries(own["query_ids"], given[0]["query_ids"], given[1]),
+        "query_ids": queries_of_texts(own, chosen, owner, match),
         "opt_out": union_of_signals(own["opt_out"], given[0]["opt_out"], given[1]),
     }
     hashes = hashing.row_hash(own["row_hash"].to_numpy(), *map(hashing.column_hash, columns.values()))
@@ -217,6 +227,35 @@ def make_overlay(path: str, offered: pa.Table, *, captions: int) -> tuple[pa.Rec
     values = [pa.array(rows.astype(np.int32)), *same, *columns.values(), pa.array(hashes)]
     overlay = pa.RecordBatch.from_arrays(values, schema=CLUSTER_OVERLAY).filter(pa.array(takes))
     return overlay, int(is_taken.sum())
+
+
+def queries_of_texts(own: pa.Table, chosen: pa.Table, owner: np.ndarray, match: Match) -> pa.ListArray:
+    """The queries of the texts that each keeper holds in the end.
+
+    A text is looked for with the list of its language. So of what `match` finds in it, only those queries count that
+    the row had that gave it.
+
+    Args:
+        own: rows with the columns GIVEN: the keepers. Each holds its first text.
+        chosen: OFFERED: the texts that they hold beside it.
+        owner: the place of the keeper of each of these in `own`.
+        match: as in `make_overlay`.
+    """
+    first = pc.list_element(own["texts"], 0)
+    texts = pa.concat_arrays([hashing.as_array(first), hashing.as_array(chosen["text"])])
+    had = pa.concat_arrays([hashing.as_array(own["query_ids"]), hashing.as_array(chosen["query_ids"])])
+    found = np.intersect1d(_ids_with_rows(match(texts)), _ids_with_rows(had))
+    owners = np.concatenate([np.arange(own.num_rows), owner])[found >> 32]
+    pairs = np.unique(owners << 32 | found & 0xFFFFFFFF)
+    return pa.ListArray.from_arrays(
+        offsets_of(np.bincount(pairs >> 32, minlength=own.num_rows)), pa.array((pairs & 0xFFFFFFFF).astype(np.int32))
+    )
+
+
+def _ids_with_rows(lists: pa.ListArray) -> npt.NDArray[np.int64]:
+    """One number for each row and each id in its list."""
+    rows = np.repeat(np.arange(len(lists)), pc.list_value_length(lists).fill_null(0).to_numpy())
+    return rows << 32 | lists.flatten().to_numpy().astype(np.int64)
 
 
 def _texts_of_rows(offered: pa.Table) -> npt.NDArray[np.uint64]:

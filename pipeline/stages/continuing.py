@@ -26,6 +26,7 @@ BEHIND = {
     "format": "another format of the shards",
     "scores": "other --scores",
     "blocklist": "another --blocklist",
+    "queries_of_texts": "an older rule for the queries of joined texts",
     "decontaminate": "other images for --decontaminate",
 }
 

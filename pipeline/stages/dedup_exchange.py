@@ -82,6 +82,7 @@ class DedupPlan:
         exempt: the units whose rows this bound neither counts nor drops.
         keep_rejected: sample, all or none.
         captions: the most texts of an image that stay, in one row; 0: a row that stays takes nothing from the others.
+        tables: the folder of the compiled lists, if texts are matched again.
     """
 
     folder: StageFolder
@@ -93,6 +94,7 @@ class DedupPlan:
     exempt: tuple[int, ...] = ()
     keep_rejected: str = "sample"
     captions: int = 0
+    tables: str = ""
 
     @property
     def cut_texts(self) -> StepFolder:
@@ -407,7 +409,7 @@ def lists_of(own: pa.ChunkedArray, given: pa.ChunkedArray, owner: np.ndarray) ->
     """For each row its own text, and then the given texts of which it is the owner."""
     order = np.argsort(np.concatenate([np.arange(len(own)), owner]), kind="stable")
     texts = pa.concat_arrays([hashing.as_array(own), hashing.as_array(given)]).take(pa.array(order))
-    return pa.ListArray.from_arrays(_offsets(1 + np.bincount(owner, minlength=len(own))), texts)
+    return pa.ListArray.from_arrays(offsets_of(1 + np.bincount(owner, minlength=len(own))), texts)
 
 
 def union_of_queries(own: pa.ChunkedArray, given: pa.ChunkedArray, owner: np.ndarray) -> pa.ListArray:
@@ -416,10 +418,11 @@ def union_of_queries(own: pa.ChunkedArray, given: pa.ChunkedArray, owner: np.nda
     owners = np.repeat(np.concatenate([np.arange(len(own)), owner]), pc.list_value_length(lists).to_numpy())
     pairs = np.unique(owners << 32 | lists.flatten().to_numpy().astype(np.int64))
     counts = np.bincount(pairs >> 32, minlength=len(own))
-    return pa.ListArray.from_arrays(_offsets(counts), pa.array((pairs & 0xFFFFFFFF).astype(np.int32)))
+    return pa.ListArray.from_arrays(offsets_of(counts), pa.array((pairs & 0xFFFFFFFF).astype(np.int32)))
 
 
-def _offsets(counts: np.ndarray) -> pa.Array:
+def offsets_of(counts: np.ndarray) -> pa.Array:
+    """The offsets of a ListArray whose lists have so many values."""
     return pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
 
 

@@ -31,7 +31,7 @@ from pipeline.engine.work import Json, StepFolder
 from pipeline.schema import CONTAMINATION_FILE, DUPLICATES_FILE, FETCHED
 from pipeline.stages import embeddings, evaluation_embeddings, evaluation_images, near_exchange
 from pipeline.stages.attempts import Attempts
-from pipeline.stages.base import Job, Outputs
+from pipeline.stages.base import TABLES, Job, Outputs
 from pipeline.stages.contamination import FOUND, Contamination, merge_found
 from pipeline.stages.dedup_exchange import DedupPlan, DedupStage
 from pipeline.stages.dedup_settings import DedupSettings
@@ -260,6 +260,7 @@ class DedupImages(DedupStage):
     cosine: float | None
     captions: int
     evaluation_tables: tuple[str, ...]
+    tables: str
 
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
@@ -285,7 +286,8 @@ class DedupImages(DedupStage):
         distance = o.phash_distance
         tables, cosine = o.embeddings, o.embedding_threshold if o.embeddings else None
         captions = run.settings(DedupSettings).captions
-        given = o.scores, o.decontaminate, tables, cosine, captions, o.decontaminate_embeddings
+        lists = os.path.join(before.folder("match").path, TABLES)
+        given = o.scores, o.decontaminate, tables, cosine, captions, o.decontaminate_embeddings, lists
         return cls(folder, run.keep_rejected, run.exchange, attempts, rules, distance, *given)
 
     def check(self, run: Run) -> None:
@@ -386,7 +388,13 @@ class DedupImages(DedupStage):
         bits = min(12, max(0, (KEY_BYTES * fetched >> 26).bit_length()))
         captions = self.captions if self.captions > 1 else 0
         return DedupPlan(
-            self.folder, rows, bits, near_exchange.REASONS, keep_rejected=self.keep_rejected, captions=captions
+            self.folder,
+            rows,
+            bits,
+            near_exchange.REASONS,
+            keep_rejected=self.keep_rejected,
+            captions=captions,
+            tables=self.tables,
         )
 
     @property
@@ -413,6 +421,7 @@ class DedupImages(DedupStage):
             **(evaluation_identity(o) if o.decontaminate else {}),
             **(evaluation_tables(o) if o.decontaminate_embeddings else {}),
             **({"captions": captions} if (captions := run.settings(DedupSettings).captions) > 1 else {}),
+            **({"queries_of_texts": "each text"} if captions > 1 else {}),
         }
 
     def expand(self, done: Any) -> beam.PCollection:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.engine import storage
 from pipeline.text import folding
@@ -92,6 +93,21 @@ class Matchers:
         place = np.empty(len(texts), np.int64)
         place[np.concatenate(rows)] = np.arange(len(texts))
         return pa.concat_arrays(parts).take(pa.array(place))
+
+    def match_all(self, texts: pa.Array) -> pa.ListArray:
+        """list<int32>: the ids of the queries of all lists that each text contains, ascending.
+
+        Args:
+            texts: without nulls.
+        """
+        if len(self.lists) == 1:
+            return self.match(texts, np.zeros(0, np.int8))
+        found = [self.match(texts, np.full(len(texts), number, np.int8)) for number in range(len(self.lists))]
+        counts = np.stack([pc.list_value_length(ids).to_numpy() for ids in found])
+        rows = np.concatenate([np.repeat(np.arange(len(texts)), count) for count in counts])
+        values = pa.concat_arrays([ids.flatten() for ids in found]).take(pa.array(np.argsort(rows, kind="stable")))
+        offsets = np.concatenate([[0], np.cumsum(counts.sum(axis=0))]).astype(np.int32)
+        return pa.ListArray.from_arrays(pa.array(offsets), values)
 
     def among(self, queries: list[str]) -> npt.NDArray[np.bool_]:
         """For each query of all lists: True if one of `queries` is equal to it in its own language."""

@@ -29,7 +29,11 @@ from pipeline.stages.near_exchange import (
 )
 from pipeline.stages.picture_hashes import Hashes
 from pipeline.stages.row_pass import FETCHED_OK, Keyed, PartWriter
+from pipeline.text import matchers
+from pipeline.text.matchers import ListOfLanguage
 
+QUERIES = ["three", "four", "five", "six", "0", "1", "five", "2", "three", "one"]
+LISTS = (ListOfLanguage("en", 0, 6), ListOfLanguage("de", 6, 10))
 WORDS = "one two three four five six".split()
 
 
@@ -107,7 +111,9 @@ def run_all(
 ) -> NearPlan:
     stage = StageFolder(str(root), "dedup-images")
     parts = Rows(stage.step("parts"), groups=min(units, 3))
-    same = DedupPlan(stage, parts, bits, near_exchange.REASONS, keep_rejected="all", captions=captions)
+    tables = write_lists(root / "tables") if captions else ""
+    kept = {"keep_rejected": "all", "captions": captions, "tables": tables}
+    same = DedupPlan(stage, parts, bits, near_exchange.REASONS, **kept)  # type: ignore[arg-type]
     plan = NearPlan(same, distance, bits, *((cosine, 1 << bits) if table else ()))
     write_parts(parts.parts, rows, units, bits)
     near: list[Any] = [CutHashes(plan), FindSimilar(plan)] if distance is not None else []
@@ -215,8 +221,24 @@ def add_texts(rows: list[dict[str, Any]], captions: int) -> None:
     for number, row in enumerate(rows):
         more = random.choice(texts, random.integers(captions)).tolist()
         row["texts"] = [row["text"], *sorted({*more} - {row["text"]}, key=richness)]
-        row["query_ids"] = sorted({number % 5, number % 7 + 10})
+        row["list"] = LISTS[number % 2]
+        row["query_ids"] = queries_of(row["texts"], row["list"])
         row["opt_out"] = [None, "noai", "noindex"][number % 3]
+
+
+def queries_of(texts: list[str], of_list: ListOfLanguage) -> list[int]:
+    """The ids of the queries of a list that some texts hold."""
+    words = {word for text in texts for word in text.split()}
+    return [number for number in range(of_list.first, of_list.last) if QUERIES[number] in words]
+
+
+def write_lists(folder: Path) -> str:
+    """The compiled lists."""
+    matchers.save_lists(str(folder), list(LISTS))
+    for number in range(len(LISTS)):
+        matchers.build(str(folder), number, pa.array(QUERIES), mode="wide", case="fold")
+    storage.save_array(str(folder / matchers.HASHES), np.zeros(len(QUERIES), np.uint64))
+    return str(folder)
 
 
 def richness(text: str) -> tuple[int, int]:
@@ -236,9 +258,10 @@ def naive_samples(rows: list[dict[str, Any]], distance: int | None, captions: in
         first = keeper["text"]
         texts = [first, *sorted(offered.keys() - {first}, key=richness)[: captions - 1]]
         givers = [keeper, *(offered[text] for text in texts)]
+        held = [queries_of([text], offered[text]["list"]) for text in texts]
         found[keeper["uid"].hex()] = {
             "texts": texts,
-            "query_ids": sorted({query for row in givers for query in row["query_ids"]}),
+            "query_ids": sorted({query for some in held for query in some}),
             "opt_out": {row["opt_out"] for row in givers} - {None},
         }
     return found
