@@ -10,6 +10,7 @@ The selected rows are cut by uid, sorted and written. No other rows are copied.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeGuard
 
@@ -41,6 +42,7 @@ SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
 UNFILLED_PART = pa.schema([field.with_nullable(True) if field.name == "texts" else field for field in SELECTED_PART])
 
 
+ROWS_PER_FILE = 250_000  # selected rows, about, that are cut by uid at once
 STOP_LIST = UserFiles("--stop-queries")
 CAP = 20_000  # of a query (Radford et al. 2021, section 2.2)
 
@@ -131,8 +133,14 @@ class SelectRows:
         tally = Tally("balance", rejects)
         bits, parts = out_bits(self.plan), 0
         decide = caps.decider(self.plan, tally, UNFILLED_PART, bits=bits)
-        for part in self.rows.masked(unit):
-            self._write(unit, parts, [decide(batch, keep) for batch, keep in part], bits)
+        pending: list[pa.RecordBatch] = []
+        for batch, keep in itertools.chain.from_iterable(self.rows.masked(unit)):
+            pending.append(decide(batch, keep))
+            if sum(rows.num_rows for rows in pending) >= ROWS_PER_FILE:
+                self._write(unit, parts, pending, bits)
+                pending, parts = [], parts + 1
+        if pending:
+            self._write(unit, parts, pending, bits)
             parts += 1
         return {**unit_body(self.folder, unit, [tally], rejects), "parts": parts}
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gzip
+import itertools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.engine import hashing, shuffle_files, storage
-from pipeline.engine.rows import Rows
+from pipeline.engine.rows import Masked, Rows
 from pipeline.engine.steps import run_exchange, run_task
 from pipeline.engine.tasks import Reading
 from pipeline.engine.work import StageFolder, StepFolder
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 QUERY_BUCKETS = 8
 CAP_STEPS = ("counts", "limits", "band", "thresholds")
 SAMPLE_ROWS = 200_000  # rows from which --target-pairs solves for the cap
+LOT_ROWS = 65_536  # rows that the balancer takes at once
 ROWS_PER_PART = 98_304  # selected rows of an output part, about
 
 BAND = pa.schema(
@@ -107,9 +109,23 @@ class MatchedRows:
         return self.rows.count()
 
     def matches(self, group: int) -> Iterator[Matches]:
-        for part in self.rows.masked(group, ["uid", "query_ids"]):
-            for batch, keep in part:
-                yield Matches.from_arrow(batch["uid"], batch["query_ids"], keep)
+        batches = itertools.chain.from_iterable(self.rows.masked(group, ["uid", "query_ids"]))
+        for lot in _lots(batches):
+            columns = ([batch[name] for batch, _ in lot] for name in ("uid", "query_ids"))
+            uids, lists = (pa.concat_arrays([hashing.as_array(column) for column in some]) for some in columns)
+            yield Matches.from_arrow(uids, lists, np.concatenate([keep for _, keep in lot]))
+
+
+def _lots(batches: Iterable[Masked]) -> Iterator[list[Masked]]:
+    """The batches in lots of about LOT_ROWS rows. Each call of the balancer goes over all queries, too."""
+    lot: list[Masked] = []
+    for batch in batches:
+        lot.append(batch)
+        if sum(rows.num_rows for rows, _ in lot) >= LOT_ROWS:
+            yield lot
+            lot = []
+    if lot:
+        yield lot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -420,13 +436,14 @@ def decider(
     plan: CapPlan, tally: Tally, schema: pa.Schema, *, bits: int = 0
 ) -> Callable[[pa.RecordBatch, np.ndarray], pa.RecordBatch]:
     """`decide` with the thresholds on disk: a function (rows, mask of the rows that are still in) -> picked rows."""
+    limits = load_limits(plan)
     return functools.partial(
         decide,
         tally=tally,
         schema=schema,
         keys=plan.keys(),
         tau=load_thresholds(plan),
-        limits=load_limits(plan),
+        miss=selection.misses(*(limits[name] for name in ("count", "cap")), stop=limits["stop"]),
         bits=bits,
     )
 
@@ -439,7 +456,7 @@ def decide(
     schema: pa.Schema,
     keys: np.ndarray,
     tau: Thresholds,
-    limits: dict[str, np.ndarray],
+    miss: np.ndarray,
     bits: int = 0,
 ) -> pa.RecordBatch:
     """The rows that at least one query picks, with keep_probability and kept_by.
@@ -450,7 +467,7 @@ def decide(
         tally: the stage's ledger and rejects.
         schema: of the result: the columns of `rows` and the two new ones, in the order of the result.
         keys, tau: key and threshold of each query.
-        limits: the arrays of `CapWindows`.
+        miss: for each query the probability that it does not pick a match of its own.
         bits: the result is sorted by the first `bits` bits of the uid; 0: the order of `rows` is kept.
     """
     matches = Matches.from_arrow(rows["uid"], rows["query_ids"], keep)
@@ -463,7 +480,7 @@ def decide(
     picked = rows.take(pa.array(np.flatnonzero(picks.selected)[order]))
     kept_by = picks.kept_by().take(pa.array(order))
     ids = Matches.from_arrow(picked["uid"], picked["query_ids"])
-    chance = selection.keep_probability(ids.offsets, ids.ids, limits["count"], limits["cap"], stop=limits["stop"])
+    chance = selection.kept_with(ids.offsets, ids.ids, miss)
     row_hash = hashing.mix(picked["row_hash"].to_numpy(), hashing.column_hash(kept_by))
     tally.passed(row_hash)
     columns = dict(zip(picked.schema.names, picked.columns, strict=True))

@@ -278,7 +278,22 @@ def keep_probability(
     stop: Mask | None = None,
 ) -> npt.NDArray[np.float32]:
     """P(a row is kept) = 1 - product over its queries of (1 - min(1, cap / count)); 0 for a row without queries."""
-    return (1.0 - _survival(offsets, ids, counts, cap, stop)).astype(np.float32)
+    return kept_with(offsets, ids, misses(counts, cap, stop=stop))
+
+
+def misses(counts: Counts, cap: Cap, *, stop: Mask | None = None) -> npt.NDArray[np.float64]:
+    """For each query the probability that it does not pick a match of its own."""
+    _check_cap(cap)
+    miss = 1.0 - np.minimum(1.0, cap / np.maximum(counts, 1))
+    miss[_stop(stop, len(counts))] = 1.0
+    return miss
+
+
+def kept_with(
+    offsets: npt.NDArray[np.integer], ids: npt.NDArray[np.int32], miss: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float32]:
+    """`keep_probability` for many batches: `miss` is what `misses` gave."""
+    return (1.0 - _survival(offsets, ids, miss)).astype(np.float32)
 
 
 def expected_pairs(
@@ -290,7 +305,8 @@ def expected_pairs(
     stop: Mask | None = None,
 ) -> float:
     """The expected number of kept rows, the sum of their keep probabilities. Integers make it independent of order."""
-    return int(np.rint((1.0 - _survival(offsets, ids, counts, cap, stop)) * 2.0**32).astype(np.int64).sum()) / 2.0**32
+    kept = 1.0 - _survival(offsets, ids, misses(counts, cap, stop=stop))
+    return int(np.rint(kept * 2.0**32).astype(np.int64).sum()) / 2.0**32
 
 
 def solve_cap(
@@ -416,12 +432,9 @@ def _kept_matches(matches: Matches) -> tuple[npt.NDArray[np.int64], npt.NDArray[
 
 
 def _survival(
-    offsets: npt.NDArray[np.integer], ids: npt.NDArray[np.int32], counts: Counts, cap: Cap, stop: Mask | None
+    offsets: npt.NDArray[np.integer], ids: npt.NDArray[np.int32], miss: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
     """For each row the probability that no query picks it. The factors are multiplied in the order of the ids."""
-    _check_cap(cap)
-    miss = 1.0 - np.minimum(1.0, cap / np.maximum(counts, 1))
-    miss[_stop(stop, len(counts))] = 1.0
     kernel = _kernel(len(offsets) - 1)
     if kernel:
         return kernel.survival(offsets, ids, miss)
