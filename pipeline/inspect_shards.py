@@ -15,6 +15,7 @@
     python -m pipeline.inspect_shards verify OUT             every checksum and count; exit code 3 if there is a fault
     python -m pipeline.inspect_shards verify OUT --stages    the files that the stages keep, too
     python -m pipeline.inspect_shards rights OUT             who refused AI training: protocols, hosts, evidence
+    python -m pipeline.inspect_shards summary OUT          the summary of training content for the EU's AI Act
     python -m pipeline.inspect_shards rows OUT --stage match --to rows.parquet
     python -m pipeline.inspect_shards forgotten OUT --url U  was it forgotten? exit code 3 if not
 
@@ -65,6 +66,7 @@ from pipeline.inspector import (
     show,
     sql,
     stats,
+    summary,
     verify,
 )
 from pipeline.inspector.opening import absolute, exists, store_of
@@ -79,6 +81,7 @@ MODULES = (
     columns,
     verify,
     rights,
+    summary,
     rows,
     queries,
     find,

@@ -197,6 +197,7 @@ def publish(change: Change, published: Published, shrunk: Shrunk, ledger: list[d
         evaluation=old.get("contamination", {}),
         more=published.more(),
         balancing=old.get("balancing"),
+        crawled=old.get("crawled"),
     )
 
 

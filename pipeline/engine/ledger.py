@@ -24,6 +24,7 @@ class Ledger:
     records_in: int = 0
     records_dropped: Counter[str] = dataclasses.field(default_factory=Counter)
     notes: Counter[str] = dataclasses.field(default_factory=Counter)  # worth reporting, but nothing was dropped
+    crawled: Counter[str] = dataclasses.field(default_factory=Counter)  # day -> archives that begin on it
 
     def drop(self, reason: str, rows: int = 1) -> None:
         """Counts `rows` rows as dropped for `reason` (a negative or zero count does nothing)."""
@@ -50,11 +51,12 @@ class Ledger:
 
     def to_json(self) -> dict:
         """Plain dict with sorted reasons, as info.json and the manifests hold it."""
-        return {
+        found = {
             field.name: dict(sorted(value.items())) if isinstance(value, Counter) else value
             for field in dataclasses.fields(self)
             for value in [getattr(self, field.name)]
         }
+        return {name: value for name, value in found.items() if name != "crawled" or value}
 
     @classmethod
     def from_json(cls, data: dict) -> Ledger:

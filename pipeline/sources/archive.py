@@ -31,6 +31,7 @@ from pipeline.engine.opening import Opened, of_file, open_copy, open_input, open
 from pipeline.engine.read_ahead import ReadAhead
 from pipeline.engine.remote import RemoteSettings
 from pipeline.sources import frames, libdeflate
+from pipeline.sources.crawl_day import HEAD, first_day
 
 _zlib: Any = zlib
 with contextlib.suppress(ImportError):  # twice as fast as the standard library's
@@ -388,6 +389,7 @@ def read_records(
         expected_bytes: size of the file, if a listing gave it. A shorter file is noted as cut.
     """
     with _opened(source, ahead=True) as data:
+        _note_day(data, ledger)
         reader = _Reader(data, ledger, max_record)
         for record in reader.records():
             if record.kind in kinds:
@@ -395,6 +397,13 @@ def read_records(
                 yield record
         if expected_bytes is not None and data.raw and reader.position < expected_bytes:
             reader.cut()
+
+
+def _note_day(data: _Mapped | _Streamed, ledger: Ledger) -> None:
+    """Counts the day on which an archive was crawled, if it is told."""
+    day = first_day(data.at(0, HEAD))
+    if day:
+        ledger.crawled[day] += 1
 
 
 def understands(path: str) -> bool:
@@ -742,6 +751,7 @@ def reading(source: str | BinaryIO, ledger: Ledger) -> Iterator[KernelReader]:
         InputError: a remote input is empty, or its transfer breaks.
     """
     with _opened(source, ahead=True) as data:
+        _note_day(data, ledger)
         yield KernelReader(data, ledger)
 
 

@@ -12,7 +12,9 @@ a folder fixes the number of ranges and records it in OUT/shards.json. So a set 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
 import functools
 import itertools
 import os
@@ -23,13 +25,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.dataset import query_curve, ranges, report, report_facts, shards, summary
+from pipeline.dataset import croissant, query_curve, ranges, report, report_facts, shards, summary
 from pipeline.dataset.damage import STAGED
 from pipeline.dataset.errors import Damaged
 from pipeline.dataset.ranges import Ranges
 from pipeline.dataset.shrink import Published
 from pipeline.engine import checks, hashing, shuffle_files, storage
 from pipeline.engine.cli import UsageError
+from pipeline.engine.display import sanitize
 from pipeline.engine.journal import Change
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
@@ -52,8 +55,21 @@ if TYPE_CHECKING:
 
 ROWS_PER_SHARD = 10_000
 MOST_LOOKED_THROUGH = 1_000_000  # fetched rows, for the pictures of duplicates in the report
+LONGEST_NAME = 200  # characters of --creator
 NEARLY = 0.95  # of --target-pairs: so many are as good as all, since balance meets the number only about
 RECORD = "shards.json"  # in OUT: the number of ranges, and the --rows-per-shard behind it (null: option not set)
+
+
+def _check_day(value: str) -> None:
+    with contextlib.suppress(ValueError):
+        if datetime.date.fromisoformat(value).isoformat() == value:
+            return
+    raise UsageError("must be a day such as 2026-01-31")
+
+
+def _check_name(value: str) -> None:
+    if not sanitize(value).strip() or len(value) > LONGEST_NAME:
+        raise UsageError(f"must be a name of 1 to {LONGEST_NAME} characters")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +90,21 @@ class PublishSettings:
         unit="pairs",
         default_text=f"{ROWS_PER_SHARD:,}",
         within="[1, 1e6]",
+    )
+
+    date: str | None = option(
+        None,
+        help="of publication, as YYYY-MM-DD, for the card and croissant.json",
+        default_text="the newest day on which an archive of the inputs was crawled",
+        metavar="DAY",
+        check=_check_day,
+    )
+    creator: str | None = option(
+        None,
+        help="person or organization that makes the set, for the card and croissant.json",
+        default_text="not named",
+        metavar="NAME",
+        check=_check_name,
     )
 
     @staticmethod
@@ -368,7 +399,8 @@ class Publish(Stage):
     @classmethod
     def fingerprint(cls, run: Run) -> dict[str, Json]:
         said = run.settings(PublishSettings)
-        return {"shards": said.shards, "rows_per_shard": said.rows_per_shard, "format": shards.FORMAT}
+        of_pages = {name: getattr(said, name) for name in ("date", "creator") if getattr(said, name) is not None}
+        return {"shards": said.shards, "rows_per_shard": said.rows_per_shard, "format": shards.FORMAT, **of_pages}
 
     def check(self, run: Run) -> None:
         fixed_ranges(run.root, self.settings)
@@ -449,6 +481,7 @@ class Publish(Stage):
             more=() if plan.scores is None else load_scores(plan.scores).columns.schema,
             balancing=self._balancing(os.path.join(top, "queries.parquet")),
             pictures=duplicate_pictures(plan, top),
+            crawled=croissant.crawl_days(next((row["crawled"] for row in infos if row and "crawled" in row), {})),
         )
         self._replace(manifest, info)
         return info

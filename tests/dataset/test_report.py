@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html.parser
-import importlib
-import json
 import re
 import sys
 from collections import Counter
@@ -17,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.dataset import query_curve, report, report_facts, shards, summary
+from pipeline.dataset import card, croissant, query_curve, report, report_facts, shards, summary
 from pipeline.engine import shuffle_files, storage
 from pipeline.engine.display import sanitize, size
 from pipeline.schema import DUPLICATES
@@ -120,7 +118,8 @@ def test_the_card_has_a_head_that_the_hub_can_read(folder: Path) -> None:
 
 def test_the_card_claims_only_what_was_done(folder: Path) -> None:
     facts = {"s": summary.Summary(), "shards": ["shards/00000.tar"], "ranges": 1, "queries": 0}
-    text = report.card(facts, ledger=[], options={"balance": "none", "respect_opt_out": False})
+    about = croissant.About.of([], {}, None, languages=[], sources="web archives")
+    text = card.card(facts, about=about, ledger=[], options={"balance": "none", "respect_opt_out": False})
     assert "balanced over" not in text and "undoes the balancing" not in text and "NOT left out" in text
     assert "balanced over" in (folder / "README.md").read_text()
 
@@ -130,31 +129,6 @@ def test_the_pages_show_no_facts_about_this_machine(folder: Path) -> None:
         text = (folder / path).read_text()
         assert str(folder) not in text and sys.version.split()[0] not in text
         assert not re.search(r"\b20\d\d-\d\d-\d\d\b", text)
-
-
-def test_croissant_names_every_shard_and_column(folder: Path) -> None:
-    data = json.loads((folder / "croissant.json").read_text())
-    manifest = json.loads((folder / "manifest.json").read_text())
-    said = {item["contentUrl"]: item["sha256"] for item in data["distribution"] if "sha256" in item}
-    assert said == {e["path"]: e["sha256"] for e in manifest["files"] if e["path"].endswith((".tar", ".parquet"))
-                    and e["path"].startswith(("shards", "metadata"))}  # fmt: skip
-    fields = {field["name"] for field in data["recordSet"][1]["field"]}
-    assert fields == set(storage.read_published(str(folder / "metadata/00000.parquet")).column_names)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_mlcroissant_reads_it(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    mlcroissant = pytest.importorskip("mlcroissant", reason="mlcroissant is not installed")
-    extract = importlib.import_module("mlcroissant._src.operation_graph.operations.extract")
-    # It caches extracted files by the name "shards/00000.tar" only: it would use an earlier set instead of this one.
-    monkeypatch.setattr(extract, "EXTRACT_PATH", type(extract.EXTRACT_PATH)(tmp_path))
-    monkeypatch.chdir(folder)
-    dataset = mlcroissant.Dataset(jsonld="croissant.json")
-    rows = list(dataset.records("samples"))
-    assert len(rows) == 60 and rows[5]["samples/text"].decode() == samples.fetched(6)["text"][5].as_py()
-    pictures = list(dataset.records("pictures"))
-    assert {row["pictures/key"] for row in pictures} == {row["samples/key"] for row in rows}
-    assert pictures[0]["pictures/image"].size == (40, 32)
 
 
 def test_files_add_up_to_the_same_summary_however_they_are_cut() -> None:
@@ -270,7 +244,7 @@ def test_size() -> None:
 
 
 def test_size_category() -> None:
-    assert [report.size_category(n) for n in (0, 999, 1000, 99_999, 10**6, 10**13)] == [
+    assert [card.size_category(n) for n in (0, 999, 1000, 99_999, 10**6, 10**13)] == [
         "n<1K", "n<1K", "1K<n<10K", "10K<n<100K", "1M<n<10M", "n>1T"
     ]  # fmt: skip
 
