@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 import itertools
 import json
+import logging
 import os
 import sys
 import time
@@ -24,7 +25,7 @@ from typing import Any
 
 from pipeline import estimate, joining
 from pipeline.dataset import damage
-from pipeline.engine import cli, engine_checks, quiet_beam, runners, storage, work
+from pipeline.engine import cli, engine_checks, log_file, log_options, quiet_beam, runners, storage, work
 from pipeline.engine.callable_module import make_callable
 from pipeline.engine.cli import (
     BELOW,
@@ -39,7 +40,7 @@ from pipeline.engine.cli import (
 )
 from pipeline.engine.options import validate
 from pipeline.engine.work import Busy
-from pipeline.options import Options, check_options, parse, recipe_text
+from pipeline.options import Options, ShowSettings, check_options, parse, recipe_text
 from pipeline.result import Result
 from pipeline.stages import STAGES, continuing, extending
 from pipeline.stages.base import Outputs, Stage
@@ -113,8 +114,7 @@ def _build(options: Options, *, quiet: bool) -> Result:
         retry_inputs(stages, run, quiet=quiet)
         continuing.reopen(stages, run)
         for line in continuing.remove_lost(stages, run):
-            if not quiet:
-                print(line, file=sys.stderr)
+            log_file.say(line, quiet=quiet)
         settle(stages, run)
         continuing.check_results(stages, run)
         for _, job in itertools.groupby(continuing.to_do(stages, run), key=lambda stage: stage.job):
@@ -135,14 +135,14 @@ def check(stages: list[Stage], run: Run) -> None:
 def retry_inputs(stages: list[Stage], run: Run, *, quiet: bool = False) -> None:
     """Reads inputs again that were left out, if the user asks for it. The later stages go only if the rows change."""
     again, line = continuing.reopen_inputs(stages, run)
-    if line and not quiet:
-        print(f"pipeline.build: {line}", file=sys.stderr)
+    if line:
+        log_file.say(f"pipeline.build: {line}", quiet=quiet)
     if again:
         settle(stages, run)
         run_job(again, run, quiet=quiet)
     line = continuing.finish_retry(stages, run)
-    if line and not quiet:
-        print(f"pipeline.build: {line}", file=sys.stderr)
+    if line:
+        log_file.say(f"pipeline.build: {line}", quiet=quiet)
 
 
 def settle(stages: list[Stage], run: Run) -> None:
@@ -160,6 +160,8 @@ def run_job(stages: list[Stage], run: Run, *, quiet: bool = False) -> None:
     for stage in stages:
         stage.begin(run)
     passes = fuse_row_stages(stages)
+    names = [stage.name for stage in stages]
+    log_file.note(f"the job {stages[0].job} begins", stages=names, runner=run.runner[0])
 
     def construct(root: Any) -> None:
         for part in passes:
@@ -176,12 +178,36 @@ def run_job(stages: list[Stage], run: Run, *, quiet: bool = False) -> None:
     )
     for part in passes:
         part.complete()
+    for stage in stages:
+        log_stage(stage)
+
+
+def log_stage(stage: Stage) -> None:
+    """Logs the counts of a stage that is done."""
+    info = stage.folder.info() or {}
+    names = ("rows_in", "rows_out", "dropped", "seconds", "cpu_seconds", "digest")
+    counts: dict[str, Any] = {name: info.get(name) for name in names}
+    log_file.note(f"{stage.name} is done", stage=stage.name, **counts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 1 crash, 2 usage, 3 below a threshold, 4 input missing."""
+    words = sys.argv[1:] if argv is None else argv
     try:
-        options, how = parse(sys.argv[1:] if argv is None else argv)
+        options, how = parse(words)
+        with log_options.logging_for(how, "pipeline.build", words, output=options.output) as ended:
+            return ended(carry_out(options, how))
+    except UsageError as error:
+        return fail("pipeline.build", error, USAGE)
+    except MissingInput as error:
+        return fail("pipeline.build", error, MISSING)
+    except KeyboardInterrupt:
+        return interrupts.report("pipeline.build")
+
+
+def carry_out(options: Options, how: ShowSettings) -> int:
+    """Does what the command line asks for; returns the exit code."""
+    try:
         if how.print_config:
             print(recipe_text(options), end="")
             return DONE
@@ -190,9 +216,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             estimate.print_plan(run, plan(run), options, as_json=how.json)
             return DONE
         start = time.perf_counter()
-        result = build(options)
-        print(f"done in {time.perf_counter() - start:.1f} s: {result.root}", file=sys.stderr)
-        print(json.dumps(result.to_json(), indent=1) if how.json else result.summary())
+        result = build(options, quiet=how.quiet)
+        log_file.say(f"done in {time.perf_counter() - start:.1f} s: {result.root}")
+        for sentence in result.warnings:
+            log_file.note(sentence, level=logging.WARNING)
+        if how.json:
+            print(json.dumps(result.to_json(), indent=1))
+        elif how.quiet:
+            print(*result.warnings, sep="\n", end="\n" * bool(result.warnings), file=sys.stderr)
+        else:
+            print(result.summary())
         return DONE
     except UsageError as error:
         return fail("pipeline.build", error, USAGE)

@@ -14,7 +14,7 @@ builds, retries and --redo in this folder do not bring it back. `--dry-run` only
 
 from __future__ import annotations
 
-from pipeline.engine import interrupts
+from pipeline.engine import interrupts, log_file, log_options
 
 if __name__ == "__main__":
     interrupts.install("pipeline.forget")  # before the imports, which take a second
@@ -454,6 +454,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Selection]:
     parser.add_argument("--list", metavar="FILE", action="append", default=[], help="one a line; # begins a comment")
     parser.add_argument("--dry-run", action="store_true", help="say what would go, and change nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    log_options.add_arguments(parser)
     parser.add_argument("--version", action="version", version=f"openwit {__version__}")
     cli.check_flags(argv, parser)
     args = parser.parse_args(argv)
@@ -487,10 +488,30 @@ def report(found: Forgotten, *, dry_run: bool) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 1 busy or crash, 2 usage, 3 damaged, 4 nothing there."""
+    words = sys.argv[1:] if argv is None else argv
     try:
-        args, selection = parse(sys.argv[1:] if argv is None else argv)
+        args, selection = parse(words)
+        settings = log_options.settings_of(args)
+        # The words are not logged: they name what is to be forgotten.
+        with log_options.logging_for(settings, PROGRAM, (), output=args.folder) as ended:
+            return ended(carry_out(args, selection))
+    except UsageError as error:
+        return fail(PROGRAM, error, USAGE)
+    except MissingInput as error:
+        return fail(PROGRAM, error, MISSING)
+    except KeyboardInterrupt:
+        return interrupts.report(PROGRAM)
+
+
+def carry_out(args: argparse.Namespace, selection: Selection) -> int:
+    """Does what the command line asks for; returns the exit code."""
+    try:
         found = forget(args.folder, selection, dry_run=args.dry_run)
-        print(json.dumps(found.to_json(), indent=1) if args.json else report(found, dry_run=args.dry_run))
+        log_file.note("done", dry_run=args.dry_run, pairs=found.pairs, published=found.published, files=found.files)
+        if args.json:
+            print(json.dumps(found.to_json(), indent=1))
+        elif not args.quiet or args.dry_run:
+            print(report(found, dry_run=args.dry_run))
         return DONE
     except UsageError as error:
         return fail(PROGRAM, error, USAGE)

@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 
 from pipeline import forget
 from pipeline.dataset import tombstones
 from pipeline.dataset.tombstones import Tombstones
-from pipeline.engine import storage, work
+from pipeline.engine import log_file, storage, work
 from pipeline.stages.other_sets import TAKEN, OtherSet
 from pipeline.stages.run import Run
 
@@ -35,8 +34,9 @@ def forget_what_others_forgot(run: Run, *, quiet: bool = False) -> None:
         if theirs is None or (ours is not None and ours.includes(theirs)):
             continue
         found = forget.forget(run.root, forget.SelectionOf(stones=theirs))
-        if found.pairs and not quiet:
-            print(f"pipeline.build: {found.pairs:,} pairs go, since {other.spec} has forgotten them", file=sys.stderr)
+        if found.pairs:
+            said = f"pipeline.build: {found.pairs:,} pairs go, since {other.spec} has forgotten them"
+            log_file.say(said, quiet=quiet, pairs=found.pairs)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from pipeline import __version__
 from pipeline.engine import checks, recipe, runners
 from pipeline.engine.cli import UsageError
 from pipeline.engine.command_line import CommandLine
+from pipeline.engine.log_options import LogSettings
 from pipeline.engine.options import declared, option, show, validate
 from pipeline.stages import STAGES
 from pipeline.stages.run import RECIPE, HowSettings, RightsSettings, RunSettings
@@ -34,7 +35,7 @@ class Options(*reversed(GROUPS)):  # type: ignore[misc]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ShowSettings:
+class ShowSettings(LogSettings):
     """The options that concern one command alone, not the run."""
 
     title: ClassVar[str] = "this command"

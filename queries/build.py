@@ -11,13 +11,14 @@ explicit English terms are left out. The same inputs give the same list with any
 
 from __future__ import annotations
 
-from pipeline.engine import interrupts
+from pipeline.engine import interrupts, log_file
 
 if __name__ == "__main__":
     interrupts.install("queries.build")  # before the imports, which take a second
 
 import dataclasses
 import json
+import logging
 import os
 import shlex
 import sys
@@ -38,6 +39,7 @@ from pipeline.engine.cli import (
     with_next_step,
 )
 from pipeline.engine.command_line import CommandLine
+from pipeline.engine.log_options import logging_for
 from pipeline.engine.options import validate
 from pipeline.engine.runners import JobFailed, beam_flags
 from pipeline.engine.storage import DamagedError
@@ -129,13 +131,33 @@ def parse(argv: Sequence[str]) -> tuple[Options, ShowSettings]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line. Exit code: 0 done, 1 crash, 2 usage, 4 input missing or empty, 130 interrupted."""
+    words = sys.argv[1:] if argv is None else argv
     try:
-        options, how = parse(sys.argv[1:] if argv is None else argv)
+        options, how = parse(words)
+        with logging_for(how, "queries.build", words, output=options.output) as ended:
+            return ended(carry_out(options, how))
+    except UsageError as error:
+        return fail("queries.build", error, USAGE)
+    except MissingInput as error:
+        return fail("queries.build", error, MISSING)
+    except KeyboardInterrupt:
+        return interrupts.report("queries.build")
+
+
+def carry_out(options: Options, how: ShowSettings) -> int:
+    """Does what the command line asks for; returns the exit code."""
+    try:
         if how.print_config:
             print(recipe_text(options), end="")
             return DONE
-        info = build(options).info
-        print(json.dumps(info, indent=1, ensure_ascii=False) if how.json else summary(options, info))
+        info = build(options, quiet=how.quiet).info
+        log_file.note("the list is made", queries=info["queries"], digest=info["digest"])
+        for warning in info["warnings"]:
+            log_file.note(warning, level=logging.WARNING)
+        if how.json:
+            print(json.dumps(info, indent=1, ensure_ascii=False))
+        elif not how.quiet:
+            print(summary(options, info))
         return DONE
     except UsageError as error:
         return fail("queries.build", error, USAGE)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import engine_checks, hashing, quiet_beam, runners, shuffle_files, storage
+from pipeline.engine import engine_checks, hashing, log_file, quiet_beam, runners, shuffle_files, storage
 from pipeline.engine.progress import Watched
 from pipeline.engine.steps import run_exchange, run_task
 from pipeline.engine.tasks import Reading
@@ -316,8 +315,8 @@ class Job:
         runners.make_options(options.runner, options.workers, list(options.beam))  # checked before a write
         engine_checks.check_answers(options.runner, options.beam)
         self.listed = list_units(options, self.ledger, self.warnings)
-        for line in [] if quiet else self.warnings:
-            print(f"queries.build: {line}", file=sys.stderr)
+        for line in self.warnings:
+            log_file.say(f"queries.build: {line}", quiet=quiet)
         metaclip = options.profile == "metaclip1"  # its pairs may have any words
         self.rules = Rules(
             options.language,

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from pipeline import __version__
 from pipeline.engine import checks, engine_checks, recipe, runners
 from pipeline.engine.cli import MissingInput, UsageError
+from pipeline.engine.log_options import LogSettings
 from pipeline.engine.options import REQUIRED, option
 from pipeline.text.language_names import NAMES, code_hint
 from queries import segment
@@ -210,7 +211,7 @@ GROUPS = tuple(reversed(Options.__bases__))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ShowSettings:
+class ShowSettings(LogSettings):
     """Options of one call of the command line. No recipe holds them."""
 
     title: ClassVar[str] = "this command"

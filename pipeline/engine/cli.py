@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
+
+from pipeline.engine import log_file
 
 DONE, CRASHED, USAGE, BELOW, MISSING, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -66,8 +69,9 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def fail(program: str, message: object, code: int) -> int:
-    """Prints the message on stderr; returns the exit code."""
+    """Prints the message on stderr and logs it; returns the exit code."""
     print(f"{program}: {message}", file=sys.stderr)
+    log_file.note(str(message), level=logging.ERROR, exit_code=code)
     return code
 
 

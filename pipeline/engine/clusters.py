@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -22,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pipeline.engine import storage
+from pipeline.engine import log_file, storage
 
 ANSWER_S = 10.0  # for one question to a cluster
 CANCEL_S = 60.0  # until a cancelled job must be gone: Flink itself gives up after 180 s and kills the task manager
@@ -156,6 +157,7 @@ def noted(root: str, cluster: Cluster) -> Iterator[None]:
         left = cluster.cancel()
         if left:
             print(f"{left}.", file=sys.stderr)
+            log_file.note(left, level=logging.WARNING)
             raise
         _forget(note)
         raise

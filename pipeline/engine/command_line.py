@@ -50,8 +50,7 @@ class CommandLine(Generic[T, H]):
         )
         for group in (*self.groups, self.how):
             target = parser.add_argument_group(group.title) if group.title else parser  # type: ignore[attr-defined]
-            for item in filter(lambda item: item.flags, declared(group)):
-                target.add_argument(*item.flags, **_argument(item))
+            add_options(target, group)
         parser.add_argument("--version", action="version", version=self.version, help="print the version and exit")
         return parser
 
@@ -93,6 +92,12 @@ class CommandLine(Generic[T, H]):
         """The values of the recipe file, without those that the command line gives."""
         path = getattr(how, "config", None)
         return recipe.read(path, self.options, without=given) if path is not None else {}
+
+
+def add_options(target: Any, group: type) -> None:
+    """Adds the flags of a group of declared options to a parser of argparse, or to a group of its arguments."""
+    for item in filter(lambda item: item.flags, declared(group)):
+        target.add_argument(*item.flags, **_argument(item))
 
 
 def from_text(item: Option, given: Any) -> Any:

@@ -70,6 +70,10 @@ def report(program: str) -> int:
             os.write(2, before + line.encode())
         except OSError:
             pass  # nobody reads it
+        # Not imported here, which would take time. It may be half imported.
+        note = getattr(sys.modules.get("pipeline.engine.log_file"), "note", None)
+        if note is not None:
+            note("interrupted", exit_code=CODE)
     return CODE
 
 

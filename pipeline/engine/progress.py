@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
-from pipeline.engine import display, screen, storage
+from pipeline.engine import display, log_file, screen, storage
 from pipeline.engine.work import StepFolder
 
 REDRAW, REDRAW_STORE = 0.5, 10.0  # seconds between looks; each look at a store costs requests
@@ -178,13 +178,17 @@ class Progress:
             if not seen.ended and seen.complete(last or number < reached):
                 seen.ended = True
                 if seen.begun is not None and (seen.done() or not seen.step.optional):
-                    self._screen.say(f"{seen.step.label}: {seen.text(now, ended=True)}")
+                    text = f"{seen.step.label}: {seen.text(now, ended=True)}"
+                    self._screen.say(text)
+                    log_file.note(text, stage=seen.step.label.split()[0], step=seen.step.label, done=seen.done())
         left = [seen for seen in self._seen[reached:] if not seen.ended]  # a skipped step may have no units
         if left and not last:
             current, (done, total, _) = left[0], left[0].share()
             if current.notice() != self._notice:
                 self._notice = current.notice()
-                self._screen.say(f"{current.step.label}: {self._notice or 'it goes on'}")
+                text = f"{current.step.label}: {self._notice or 'it goes on'}"
+                self._screen.say(text)
+                log_file.note(text, level=logging.WARNING, stage=current.step.label.split()[0])
             self._screen.draw(screen.Line(current.step.label, current.text(now), done, total), now)
 
     def close(self) -> None:
@@ -195,7 +199,7 @@ class Progress:
 @contextlib.contextmanager
 def watching(steps: Sequence[Watched], stream: IO[str] | None = None, *, quiet: bool = False) -> Iterator[None]:
     """Shows progress on stderr while the block runs. An error in progress is logged once and does not stop the run."""
-    if quiet or os.environ.get("OPENWIT_PROGRESS", "").lower() in ("0", "off", "no", "false"):
+    if quiet or log_file.is_quiet() or os.environ.get("OPENWIT_PROGRESS", "").lower() in ("0", "off", "no", "false"):
         yield
         return
     guard, stop, shown = _guard(), threading.Event(), list[Progress]()

@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.engine import log_file
+
 # Loggers of Beam that report its internals at WARNING.
 CHATTY = (
     "apache_beam.options.pipeline_options",
@@ -50,7 +52,8 @@ READERS = ("beam_control_read", "read_grpc_client_inputs", "read_state")
 def quiet() -> Iterator[None]:
     """Hides warnings while the block runs: at import Beam warns about optional packages that are not installed."""
     before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
+    if not log_file.is_active():
+        logging.disable(max(before, logging.WARNING))
     try:
         yield
     finally:
@@ -80,13 +83,8 @@ def import_beam() -> Any:
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     _unhush()
-    for name in CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for name in SILENT:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    logging.getLogger().addFilter(no_waiting)
-    for name in TRACING:
-        logging.getLogger(name).addFilter(no_expected_trace)
+    if not log_file.is_active():  # a log file takes all of it, and its screen shows none of it
+        _quiet_loggers()
     gc.disable()  # it would scan all modules again and again, and find no garbage
     try:
         with quiet():
@@ -95,6 +93,16 @@ def import_beam() -> Any:
         gc.freeze()
         gc.enable()
     return apache_beam
+
+
+def _quiet_loggers() -> None:
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in SILENT:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger().addFilter(no_waiting)
+    for name in TRACING:
+        logging.getLogger(name).addFilter(no_expected_trace)
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import logging
 import os
 import re
 import signal
@@ -21,7 +22,17 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
-from pipeline.engine import child, clusters, fetched_engines, forked_workers, interrupts, progress, storage, watchdog
+from pipeline.engine import (
+    child,
+    clusters,
+    fetched_engines,
+    forked_workers,
+    interrupts,
+    log_file,
+    progress,
+    storage,
+    watchdog,
+)
 from pipeline.engine.cli import BelowThreshold, MissingInput, UsageError
 from pipeline.engine.fork_server import NOTHING, Preload
 from pipeline.engine.quiet_beam import EXPECTED, hush, import_beam, quiet_readers
@@ -123,12 +134,9 @@ def make_options(
 
     if name.lower() in LOCAL:
         if name.lower() not in ("local", "localrunner"):
-            print(
-                "pipeline: DirectRunner would download an engine; using the local runner instead",
-                file=sys.stderr,
-            )
+            log_file.say("pipeline: DirectRunner would download an engine; using the local runner instead")
         count = max(1, workers if workers is not None else len(os.sched_getaffinity(0)))
-        quiet_workers = ["--default_sdk_harness_log_level=WARNING"]
+        quiet_workers = [f"--default_sdk_harness_log_level={log_file.level_of_workers()}"]
         return local_runner(count, load), PipelineOptions([*quiet_workers, *beam_args, f"--direct_num_workers={count}"])
     arguments = [f"--runner={name}", *beam_args, *engine_defaults(name, beam_args)]
     try:
@@ -223,6 +231,7 @@ def run_job(
             if not left:
                 raise
             print(f"{program}: {error}. The run is going on.", file=sys.stderr)
+            log_file.note(f"{error}. The run is going on.", level=logging.WARNING)
         finally:
             storage.remove_stale_files(root)
 

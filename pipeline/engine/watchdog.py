@@ -7,6 +7,7 @@ the folders of the steps, where each unit leaves its files.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.engine import display, storage
+from pipeline.engine import display, log_file, storage
 from pipeline.engine.clusters import Cluster
 from pipeline.engine.progress import Watched
 
@@ -92,6 +93,7 @@ def watching(
             stalled.reason = watch.look(clock())
             if watch.said:
                 print(f"{program}: {watch.said}", file=sys.stderr)
+                log_file.note(watch.said, level=logging.WARNING)
             if stalled.reason and not stop.is_set():
                 os.kill(os.getpid(), signal.SIGINT)
                 return

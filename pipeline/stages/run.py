@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from pipeline.engine import checks, engine_checks, lease, remote, runners, storage
+from pipeline.engine import checks, engine_checks, lease, log_file, remote, runners, storage
 from pipeline.engine.cli import BelowThreshold, MissingInput, UsageError
 from pipeline.engine.fork_server import Preload
 from pipeline.engine.input_errors import RefusedInputError, TransferError, UnreadableInputError, is_remote
@@ -601,7 +601,7 @@ def look_up(
     if isinstance(options, HowSettings):
         patience = min(options.input_patience, PLANNING_PATIENCE_S)
         settings = dataclasses.replace(remote_settings(options), patience=patience)
-        say = remote.sparingly(lambda line: print(f"pipeline.build: {line}", file=sys.stderr, flush=True))
+        say = remote.sparingly(lambda line: log_file.say(f"pipeline.build: {line}"))
         remote.configure(settings, on_wait=say)
     root = storage.absolute(options.output)
     reach(root)
