@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from clip_train import __version__
+from clip_train import __version__, completion
 from clip_train.commands import COMMANDS, GROUPS, Call, Command, prepare
 from clip_train.config import PRESETS, TrainOptions
 from clip_train.errors import UsageError
@@ -40,6 +40,7 @@ def make_parser() -> Parser:
         epilog=f"models:\n{models}\n\n{EXIT_CODES}",
     )
     parser.add_argument("--version", action="version", version=f"openwit {__version__}")
+    completion.add_flag(parser)
     # what has the commands of each group, by the name of the group; "" for the others
     lists = {"": parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)}
     for command in COMMANDS.values():
@@ -98,6 +99,8 @@ def parse(argv: Sequence[str] | None) -> Call:
     """
     given = list(sys.argv[1:] if argv is None else argv)
     parser = make_parser()
+    if given[:1] == [completion.FLAG]:
+        parser.parse_args(given)  # prints, and exits
     words = _join_negative_numbers(given)
     _refuse_unknown_words(parser, words)  # before argparse misses, say, the --output behind a misspelt flag
     found = vars(parser.parse_args(words))

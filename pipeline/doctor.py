@@ -44,7 +44,7 @@ from typing import Any
 import certifi
 
 from pipeline import __version__
-from pipeline.engine import fetched_engines, http_dates, jit
+from pipeline.engine import completion, fetched_engines, http_dates, jit
 from pipeline.engine.cli import BELOW, DONE, INTERRUPTED, USAGE, Parser, UsageError, check_flags, fail
 from pipeline.engine.display import sanitize, size
 
@@ -413,6 +413,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--offline", action="store_true", help="ask no server")
     parser.add_argument("--json", action="store_true", help="print a JSON list of name, level, found and advice")
     parser.add_argument("--version", action="version", version=f"openwit {__version__}")
+    completion.add_flag(parser, "openwit-doctor")
     check_flags(argv, parser)
     return parser.parse_args(argv)
 

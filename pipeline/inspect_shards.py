@@ -37,6 +37,7 @@ from collections.abc import Sequence
 
 from pipeline import __version__
 from pipeline.dataset.errors import Ambiguous, Damaged, NotFound
+from pipeline.engine import completion
 from pipeline.engine.cli import (
     BELOW,
     CRASHED,
@@ -104,6 +105,7 @@ def parser_of() -> tuple[Parser, dict[str, Parser]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"openwit {__version__}")
+    completion.add_flag(parser, "openwit-inspect")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     parsers = {}
     for name, module in COMMANDS.items():
@@ -145,6 +147,8 @@ def explain(error: OSError) -> str:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The parsed command line. A misspelt command or flag is refused with a suggestion."""
     parser, parsers = parser_of()
+    if argv[:1] == [completion.FLAG]:
+        return parser.parse_args(argv)  # prints, and exits
     word = next((word for word in argv if not word.startswith("-")), None)
     if word is not None and word not in parsers:
         raise UsageError(f"no command {word!r}{suggestion(word, parsers)} ({', '.join(parsers)})")

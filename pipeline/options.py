@@ -93,6 +93,7 @@ def check_options(options: Options) -> None:
 
 COMMAND_LINE = CommandLine(
     program="python -m pipeline.build",
+    script="openwit-build",
     description=DESCRIPTION,
     version=f"openwit {__version__}",
     options=Options,

@@ -111,6 +111,7 @@ def build(options: Options, *, quiet: bool = False) -> Result:
 
 COMMAND_LINE: CommandLine[Options, ShowSettings] = CommandLine(
     program="python -m queries.build",
+    script="openwit-queries",
     description=str(__doc__),
     version=f"openwit {__version__}",
     options=Options,

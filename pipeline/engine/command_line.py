@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from pipeline.engine import recipe
+from pipeline.engine import completion, recipe
 from pipeline.engine.cli import Parser, UsageError, check_flags
 from pipeline.engine.options import REQUIRED, Option, declared, refusal, rule, validate, words
 
@@ -21,6 +21,7 @@ class CommandLine(Generic[T, H]):
 
     Attributes:
         program: as in `python -m pipeline.build`.
+        script: the name of the console script.
         description: what stands above the flags in the help.
         version: what --version prints.
         options: the dataclass of all options; the field `beam` takes the flags that are not ours.
@@ -31,6 +32,7 @@ class CommandLine(Generic[T, H]):
     """
 
     program: str
+    script: str
     description: str
     version: str
     options: type[T]
@@ -52,6 +54,7 @@ class CommandLine(Generic[T, H]):
             target = parser.add_argument_group(group.title) if group.title else parser  # type: ignore[attr-defined]
             add_options(target, group)
         parser.add_argument("--version", action="version", version=self.version, help="print the version and exit")
+        completion.add_flag(parser, self.script)
         return parser
 
     def parse(self, argv: Sequence[str]) -> tuple[T, H]:

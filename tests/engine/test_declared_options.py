@@ -62,6 +62,7 @@ class Show:
 
 LINE = CommandLine(
     program="toy",
+    script="toy",
     description="A toy.",
     version="1",
     options=Both,
