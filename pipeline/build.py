@@ -216,7 +216,7 @@ def carry_out(options: Options, how: ShowSettings) -> int:
             estimate.print_plan(run, plan(run), options, as_json=how.json)
             return DONE
         start = time.perf_counter()
-        result = build(options, quiet=how.quiet)
+        result = build(options)  # it is quiet where the command is (log_file.is_quiet)
         log_file.say(f"done in {time.perf_counter() - start:.1f} s: {result.root}")
         for sentence in result.warnings:
             log_file.note(sentence, level=logging.WARNING)

@@ -151,7 +151,7 @@ def carry_out(options: Options, how: ShowSettings) -> int:
         if how.print_config:
             print(recipe_text(options), end="")
             return DONE
-        info = build(options, quiet=how.quiet).info
+        info = build(options).info
         log_file.note("the list is made", queries=info["queries"], digest=info["digest"])
         for warning in info["warnings"]:
             log_file.note(warning, level=logging.WARNING)

@@ -37,7 +37,7 @@ def run(tmp_path: Path) -> Run:
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "1.jpg").write_bytes(b"only its name and size are read")
     given: dict[str, Any] = {"scores": (str(tmp_path / "scores.csv"),), "keep": "score > 1"}
-    given |= {"decontaminate": (str(tmp_path / "evaluation"),)}
+    given |= {"decontaminate": (str(tmp_path / "evaluation"),), "date": "2026-01-31", "creator": "Nobody"}
     pq.write_table(pa.table({"key": ["0" * 32], "embedding": [[1.0, 0.0]]}), tmp_path / "embeddings.parquet")
     given |= {name: (str(tmp_path / "embeddings.parquet"),) for name in ("embeddings", "decontaminate_embeddings")}
     return look_up(tmp_path, **given, blocklist=(str(tmp_path / "blocklist.txt"),))
