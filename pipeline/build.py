@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline import estimate, joining
+from pipeline import joining
 from pipeline.dataset import damage
 from pipeline.engine import cli, engine_checks, log_file, log_options, quiet_beam, runners, storage, work
 from pipeline.engine.callable_module import make_callable
@@ -41,6 +41,7 @@ from pipeline.engine.cli import (
 from pipeline.engine.options import validate
 from pipeline.engine.work import Busy
 from pipeline.options import Options, ShowSettings, check_options, parse, recipe_text
+from pipeline.planning import plan as planning
 from pipeline.result import Result
 from pipeline.stages import STAGES, continuing, extending
 from pipeline.stages.base import Outputs, Stage
@@ -99,11 +100,7 @@ def build(options: Options, *, quiet: bool = False) -> Result:
 def _build(options: Options, *, quiet: bool) -> Result:
     run = look_up(extending.settled(options))
     stages = plan(run)
-    check(stages, run)
-    continuing.check_inputs(stages, run)
-    runner, _, flags = run.runner
-    engine_checks.check_answers(runner, flags)
-    extending.check_named_again(stages, run)
+    check_before(stages, run)
     joining.forget_what_others_forgot(run, quiet=quiet)
     with work.lock_run_folder(run.root):
         storage.remove_stale_files(run.root)
@@ -121,6 +118,40 @@ def _build(options: Options, *, quiet: bool) -> Result:
             run_job(list(job), run, quiet=quiet)
             continuing.check_results(stages, run)
     return Result.of(run.root, stages)
+
+
+def check_before(stages: list[Stage], run: Run) -> None:
+    """The checks of a run before it writes. --plan makes the same.
+
+    Raises:
+        UsageError, MissingInput, BelowThreshold: the run cannot be done.
+    """
+    check(stages, run)
+    continuing.check_inputs(stages, run)
+    runner, _, flags = run.runner
+    engine_checks.check_answers(runner, flags)
+    extending.check_named_again(stages, run)
+
+
+def print_plan(options: Options, *, as_json: bool) -> None:
+    """Prints what a run would do and take, from a sample of the inputs. Nothing is written below OUT.
+
+    Raises:
+        UsageError, MissingInput, BelowThreshold: the run would be refused, with the same words.
+    """
+    started = time.monotonic()
+    with store_failures(options.output):
+        run = look_up(extending.settled(options))
+        stages = plan(run)
+        try:
+            check_before(stages, run)
+            if not options.redo:
+                continuing.check_results(stages, run)
+        except UsageError as error:
+            if as_json:
+                print(json.dumps(continuing.refused(stages, run, str(error)), indent=1))
+            raise
+        planning.dump(planning.make(run, stages, plan, started=started), as_json=as_json)
 
 
 def check(stages: list[Stage], run: Run) -> None:
@@ -212,8 +243,7 @@ def carry_out(options: Options, how: ShowSettings) -> int:
             print(recipe_text(options), end="")
             return DONE
         if how.plan:
-            run = look_up(options)
-            estimate.print_plan(run, plan(run), options, as_json=how.json)
+            print_plan(options, as_json=how.json)
             return DONE
         start = time.perf_counter()
         result = build(options)  # it is quiet where the command is (log_file.is_quiet)

@@ -26,11 +26,12 @@ FLOORS = {
     "pipeline.dataset": 3,
     "queries": 3,
     "pipeline.stages": 4,
-    "pipeline": 5,
-    "pipeline.inspector": 6,
-    "pipeline.inspect_shards": 7,
-    "pipeline.commands": 8,
-    "pipeline.demo": 8,
+    "pipeline.planning": 5,
+    "pipeline": 6,
+    "pipeline.inspector": 7,
+    "pipeline.inspect_shards": 8,
+    "pipeline.commands": 9,
+    "pipeline.demo": 9,
 }
 STAGES = {f"pipeline.stages.{name}" for name in "gather match dedup balance fetch dedup_images publish".split()}
 HEAVY = (

@@ -17,6 +17,17 @@ from typing import IO
 
 TEMPORARY = re.compile(r"\.tmp\d+-\d+$")
 _numbers = itertools.count()
+_flushes = [True]
+
+
+@contextlib.contextmanager
+def unflushed() -> Iterator[None]:
+    """The files of the block are not flushed to the disk: files that nobody needs after a power cut."""
+    _flushes[0] = False
+    try:
+        yield
+    finally:
+        _flushes[0] = True
 
 
 @contextlib.contextmanager
@@ -30,17 +41,15 @@ def temporary(path: str) -> Iterator[str]:
     name = f"{path}.tmp{os.getpid()}-{next(_numbers)}"
     try:
         yield name
-        descriptor = os.open(name, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        if _flushes[0]:
+            _flush(name)
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
-    _flush_folder(os.path.dirname(path) or ".")
+    if _flushes[0]:
+        _flush_folder(os.path.dirname(path) or ".")
 
 
 @contextlib.contextmanager
@@ -94,8 +103,12 @@ def _delete(path: str) -> None:
 
 def _flush_folder(folder: str) -> None:
     with contextlib.suppress(OSError):  # some network file systems cannot
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _flush(folder)
+
+
+def _flush(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -27,6 +27,7 @@ from pipeline.engine.input_errors import InputError, UnreadableInputError, is_re
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.opening import open_input
 from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
+from pipeline.sources.pieces import Piece
 
 BATCH_ROWS = 65_536
 MOST_OPENED = 16  # remote inputs of a format that a check opens, at most: a crawl has 90,000
@@ -101,19 +102,21 @@ class Reader(abc.ABC):
         is_general: more special formats begin in the same way, so its `sniff` is asked last.
         knows_pages: the pairs come from pages of any language, so gather names their language by default.
         bytes_per_pair: bytes of input for each pair before any drop, for estimates.
-        bytes_per_core_second: bytes of input that one core reads and cleans in a second, for estimates.
         unknown_bytes: the size that is assumed for an input without a known size.
+        kernels: modules that `read` loads where enough is read.
+        piece_bytes: of a piece of an input for a sample, about.
     """
 
     name: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]]
     bytes_per_pair: ClassVar[float]
-    bytes_per_core_second: ClassVar[float]
     name_is_vague: ClassVar[bool] = False
     vague_suffixes: ClassVar[tuple[str, ...]] = ()
     is_general: ClassVar[bool] = False
     knows_pages: ClassVar[bool] = False
     unknown_bytes: ClassVar[int] = 350 << 20  # of a WAT file of Common Crawl
+    kernels: ClassVar[tuple[str, ...]] = ()
+    piece_bytes: ClassVar[int] = 2 << 20
 
     def claims(self, name: str) -> bool:
         """True if the name is that of a file of this format."""
@@ -181,6 +184,37 @@ class Reader(abc.ABC):
     def size(self, item: Input) -> int:
         """Bytes of the whole file, or an assumed number where the size is not known."""
         return self.unknown_bytes if item.bytes is None else item.bytes
+
+    def unit(self, item: Input) -> str:
+        """What `amount` and the pieces of an input count: "bytes", or "rows" where the file tells their number."""
+        return "bytes"
+
+    def amount(self, item: Input) -> float | None:
+        """How much there is of an input, in its `unit`; None: it is not known without a request.
+
+        Raises:
+            InputError, OSError: a local file cannot be read.
+        """
+        return item.bytes
+
+    def slots(self, item: Input, size: int) -> int:
+        """The number of pieces of about `size` bytes; 0: the reader takes whole inputs only, so there are none."""
+        return 0
+
+    def cut(self, item: Input, slot: int, size: int, target: str, settings: ReadSettings) -> Piece:
+        """Writes a slot of an input to the file `target`, which `read` takes. See `sources.pieces`.
+
+        Args:
+            item: an input that `expand` made.
+            slot: number of the piece; if the input turns out to have fewer, it counts on from the first one.
+            size: of a piece in bytes, about.
+            target: path of the file. It is not written if nothing begins in the slot.
+            settings: the options of the user.
+
+        Raises:
+            InputError, OSError: the input cannot be read.
+        """
+        raise NotImplementedError
 
     def expected_rows(self, item: Input) -> float:
         """A rough number of pairs in an input. It sizes the exchanges. The result does not depend on it."""

@@ -39,11 +39,13 @@ from pipeline.sources.base import (
     packed,
     read_head,
 )
+from pipeline.sources.pieces import Piece, cut_text
 from pipeline.sources.text_stream import describe_head, open_text
 
 ROWS_PER_PART = 1_000_000  # a Parquet file with more rows is read in parts, by row groups
 DENSE_PAIR = 60  # bytes for each pair, where texts are short
 PARQUET = b"PAR1"  # begins a Parquet file
+SLICES = 8  # of a row group in a piece of a sample
 TEXT_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 DELIMITERS = {"csv": b",", "tsv": b"\t"}  # by kind, if the first line holds them
 MOST_NAMES = 40  # columns that a message lists
@@ -70,7 +72,7 @@ class Table(Reader):
     vague_suffixes: ClassVar[tuple[str, ...]] = packed(".json", by=(".gz", ".zst"))
     bytes_per_pair: ClassVar[float] = 100
     is_general: ClassVar[bool] = True
-    bytes_per_core_second: ClassVar[float] = 300e6
+    piece_bytes: ClassVar[int] = 1 << 20
 
     def sniff(self, head: bytes) -> bool:
         return head.startswith(PARQUET) or _JSON.match(head) is not None or _names_columns(head) or _begins_row(head)
@@ -101,8 +103,31 @@ class Table(Reader):
         columns = {"url_column": settings.url_column, "text_column": settings.text_column}
         return read_table(source, ledger=ledger, given=settings.columns, **columns)
 
+    def unit(self, item: Input) -> str:
+        return "rows" if self._is_parquet(_found(item)) else "bytes"
+
+    def amount(self, item: Input) -> float | None:
+        if self.unit(item) == "bytes":
+            return item.bytes
+        if is_remote(item.path):
+            return None
+        with _parquet(item) as file:
+            return sum(sizes_of_groups(file.metadata, item.part))
+
+    def slots(self, item: Input, size: int) -> int:
+        return -(-self.size(item) // size)
+
+    def cut(self, item: Input, slot: int, size: int, target: str, settings: ReadSettings) -> Piece:
+        if self.unit(item) == "bytes":
+            return cut_text(item.path, slot, size, target, has_names=not settings.columns)
+        return _cut_parquet(item, slot, size, target, (settings.url_column, settings.text_column, None))
+
     def expected_rows(self, item: Input) -> float:
         return ROWS_PER_PART if item.part is not None else self.size(item) / DENSE_PAIR
+
+
+def _found(item: Input) -> Found:
+    return item.found or Found(item.name, item.path, "", item.bytes)
 
 
 def _names_columns(head: bytes) -> bool:
@@ -362,6 +387,47 @@ def _parquet_parts(found: Found) -> list[Input]:
     return [dataclasses.replace(whole, part=part) for part in parts]
 
 
+def sizes_of_groups(metadata: pq.FileMetaData, part: tuple[int, int] | None) -> list[int]:
+    """The rows of each row group of a file, or of a part of it."""
+    first, last = part or (0, metadata.num_row_groups)
+    return [metadata.row_group(group).num_rows for group in range(first, last)]
+
+
+def _cut_parquet(item: Input, slot: int, size: int, target: str, wanted: tuple[str, str, str | None]) -> Piece:
+    """Cuts rows out of a row group: a few slices that lie evenly in it, so that one piece shows the whole group."""
+    with _parquet(item) as file:
+        sizes = sizes_of_groups(file.metadata, item.part)
+        total, first = sum(sizes), (item.part or (0, 0))[0]
+        if not total:
+            return Piece(0, 0)
+        rows = max(1, round(size * file.metadata.num_rows / max(1, item.bytes or size)))
+        slots = [(group, place) for group, count in enumerate(sizes) for place in range(-(-count // rows))]
+        slot %= len(slots)
+        group, place = slots[slot]
+        columns = choose_columns(file.schema_arrow.names, wanted, item.name)
+        taken = _slices(file, first + group, sizes[group], rows, place, [*dict.fromkeys(filter(None, columns))])
+        if taken.num_rows:
+            pq.write_table(taken, target)
+        return Piece(taken.num_rows, total, slot)
+
+
+def _slices(file: pq.ParquetFile, group: int, count: int, rows: int, place: int, columns: list[str]) -> pa.Table:
+    """Slice `place` of each of SLICES equal ranges of a row group; all its slices together are all its rows."""
+    parts = -(-count // rows)
+    bounds = [count * number // (SLICES * parts) for number in range(SLICES * parts + 1)]
+    wanted = [(bounds[piece * parts + place], bounds[piece * parts + place + 1]) for piece in range(SLICES)]
+    taken, at = [], 0
+    for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
+        for low, high in wanted:
+            low, high = max(low - at, 0), min(high - at, batch.num_rows)
+            if high > low:
+                taken.append(batch.slice(low, high - low))
+        at += batch.num_rows
+        if at >= wanted[-1][1]:
+            break
+    return pa.Table.from_batches(taken, None if taken else file.schema_arrow.empty_table().select(columns).schema)
+
+
 def _unreadable(path: str, name: str, error: Exception) -> InputError:
     if isinstance(error, OSError) and error.errno is not None:
         return InputError(f"{name!r} cannot be read: {error}")  # of the system: the file itself may be good
@@ -392,7 +458,7 @@ def _read_parquet(
         read = list(dict.fromkeys(name for name in columns if name))
         metadata = file.metadata
         first, last = source.part or (0, metadata.num_row_groups)
-        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        sizes = sizes_of_groups(metadata, None)
         runs = list(_runs(sizes, first, last))[::-1]
         at = sum(sizes[:first])
         while runs:

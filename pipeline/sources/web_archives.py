@@ -27,6 +27,7 @@ from pipeline.sources.base import (
     packed,
     read_head,
 )
+from pipeline.sources.pieces import Piece, cut_archive
 from pipeline.sources.text_stream import describe_head
 
 COMPRESSIONS = (".gz", ".lz4", ".zst")
@@ -45,7 +46,6 @@ class ArchiveReader(Reader):
     """Archives of web pages. A WACZ gives the WARC files inside it."""
 
     knows_pages: ClassVar[bool] = True
-    bytes_per_core_second: ClassVar[float] = 60e6
 
     def expand(self, found: Found) -> list[Input]:
         return _members(found) if file_name(found.path).lower().endswith(WACZ) else super().expand(found)
@@ -75,6 +75,12 @@ class ArchiveReader(Reader):
     def expected_rows(self, item: Input) -> float:
         return self.size(item) / DENSE_PAIR
 
+    def slots(self, item: Input, size: int) -> int:
+        return -(-self.size(item) // size)
+
+    def cut(self, item: Input, slot: int, size: int, target: str, settings: ReadSettings) -> Piece:
+        return cut_archive(item.path, slot, size, target)
+
 
 class Wat(ArchiveReader):
     """WAT files. Some have names of WARC files with a part "wat" anywhere in the name: a.wat.0001.warc.gz."""
@@ -82,6 +88,7 @@ class Wat(ArchiveReader):
     name: ClassVar[str] = "wat"
     suffixes: ClassVar[tuple[str, ...]] = packed(".wat", by=COMPRESSIONS)
     bytes_per_pair: ClassVar[float] = 780  # compressed
+    kernels: ClassVar[tuple[str, ...]] = ("pipeline.sources.wat_kernel",)
 
     def claims(self, name: str) -> bool:
         name = name.lower()
@@ -105,6 +112,8 @@ class Warc(ArchiveReader):
     suffixes: ClassVar[tuple[str, ...]] = (*packed(".warc", ".arc", by=COMPRESSIONS), WACZ)
     name_is_vague: ClassVar[bool] = True
     bytes_per_pair: ClassVar[float] = 25_000  # compressed
+    kernels: ClassVar[tuple[str, ...]] = ("pipeline.sources.html_kernel",)
+    piece_bytes: ClassVar[int] = 8 << 20  # a page and its images lie near each other
 
     def sniff(self, head: bytes) -> bool:
         return head.startswith((RECORD, _ARC, _LZ4))

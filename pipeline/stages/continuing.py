@@ -56,13 +56,14 @@ def check(stages: list[Stage], run: Run) -> None:
     check_rows_are_there(stages, kept, asked)
 
 
-def refusal(stages: list[Stage], run: Run) -> str | None:
-    """The reason for which `check` refuses the run; None if it does not."""
-    try:
-        check(stages, run)
-    except UsageError as error:
-        return str(error)
-    return None
+def refused(stages: list[Stage], run: Run, why: str) -> dict[str, Any]:
+    """What a plan says of a run that would be refused: the state of each stage that is asked for, and why."""
+    kept, asked, left = kept_of(stages, run), run.settings(RunSettings).stages, to_do(stages, run)
+    states = {}
+    for stage in (stage for stage in stages if stage.name in asked):
+        other = stage in kept and difference(stage) is not None
+        states[stage.name] = "refused" if other else "to do" if stage in left else "done"
+    return {"stages": states, "refused": why}
 
 
 def kept_of(stages: list[Stage], run: Run) -> list[Stage]:

@@ -23,7 +23,6 @@ from pipeline.engine.cli import UsageError
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
-from pipeline.engine.steps import run_task
 from pipeline.engine.work import Json, StepFolder
 from pipeline.stages.base import TABLES, Job, Outputs
 from pipeline.stages.row_pass import EVIDENCE, MATCHED_PART, PROVENANCE, Keyed, Parts, ReadParts, RowStage
@@ -297,10 +296,9 @@ class Match(RowStage):
     def facts(self) -> dict[str, Json]:
         return dict(self.used.counts())
 
-    def prepare(self, done: Any) -> Any:
+    def preparations(self) -> tuple[BuildTables]:
         step = self.folder.units("list")
-        task = BuildTables(step, self.list_file, self.tables, self.used.mode, self.used.case)
-        return run_task(done, task, max_units=len(self.used.languages))
+        return (BuildTables(step, self.list_file, self.tables, self.used.mode, self.used.case),)
 
     def source(self) -> ReadParts:
         return ReadParts(self.gathered)

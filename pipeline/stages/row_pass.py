@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -20,6 +20,7 @@ import pyarrow as pa
 from pipeline.engine import hashing, shuffle_files, storage
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.steps import run_task, units_at_start
+from pipeline.engine.tasks import Task
 from pipeline.engine.work import StepFolder
 from pipeline.schema import FETCHED, MATCHED, PAIRS
 from pipeline.stages.base import Stage
@@ -216,9 +217,9 @@ class RowStage(Stage):
     def parts(self) -> Parts:
         """What a pass writes if this stage is its last."""
 
-    def prepare(self, done: Any) -> Any:
-        """Appends to `done` the steps that must end before the pass; by default none."""
-        return done
+    def preparations(self) -> Sequence[Task]:
+        """What must run before the pass. It is asked after `begin`. By default there is nothing."""
+        return ()
 
     def expand(self, done: Any) -> beam.PCollection:
         return RowPass((self,)).expand(done)
@@ -284,14 +285,22 @@ class RowPass:
 
     def expand(self, done: Any) -> beam.PCollection:
         """Appends the pass to `done`."""
+        task = self.task()
+        max_units = units_at_start(done, task)
+        for before in self.preparations():
+            done = run_task(done, before, max_units=before.units())
+        return run_task(done, task, max_units=max_units)
+
+    def preparations(self) -> list[Task]:
+        """What must run before `task`."""
+        return [before for stage in self.stages for before in stage.preparations()]
+
+    def task(self) -> PassTask:
+        """The work of the pass."""
         names = tuple(stage.name for stage in self.stages)
         functions = tuple(stage.function() for stage in self.stages)
         first, last = self.stages[0], self.stages[-1]
-        task = PassTask(names, first.source(), functions, last.parts(), last.keep_rejected)
-        max_units = units_at_start(done, task)
-        for stage in self.stages:
-            done = stage.prepare(done)
-        return run_task(done, task, max_units=max_units)
+        return PassTask(names, first.source(), functions, last.parts(), last.keep_rejected)
 
     def complete(self) -> None:
         """Completes each stage. The manifests of the pass hold the counts of all of them."""

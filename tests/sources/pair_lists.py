@@ -19,7 +19,6 @@ class Pairs(Reader):
     name = "pairs"
     suffixes = base.packed(".pairs.json", by=[".gz"])
     bytes_per_pair = 120.0
-    bytes_per_core_second = 50e6
 
     def sniff(self, head):
         return begins(head) and b'"image"' in head
