@@ -20,6 +20,7 @@ from pipeline.stages.caps import Policy, read_lines
 from pipeline.stages.dedup_exchange import DedupPlan, among, keys_of
 from pipeline.text.matchers import Matchers, load_lists
 
+MEASURED = 0.1  # of a unit's CPU seconds, at least, are work on its rows
 Mask = npt.NDArray[np.bool_]
 
 
@@ -33,7 +34,7 @@ class Selected:
         policy: of balancing.
         stop: queries that pick nothing.
         caps_of: the caps of all queries that follow from a cap, with several languages; None: all have the same.
-        gather_cpu: CPU seconds of gather and match on this machine.
+        gather_cpu: CPU seconds of gather and match on this machine, without what each unit costs.
         parts_bytes: of the matched parts and their keys.
         archived: the share of the pairs whose image lies in an archive.
         hosts: different hosts among the images.
@@ -72,7 +73,9 @@ class Selected:
         return self.caps.cap_for(wanted / self.policy.expected_yield, stop=self.stop, caps_of=self.caps_of)
 
 
-def select(sample: Sample, dedup: DedupPlan, policy: Policy, *, exempt: Sequence[bool], times: float = 1.0) -> Selected:
+def select(
+    sample: Sample, dedup: DedupPlan, policy: Policy, *, exempt: Sequence[bool], of_unit: float, times: float = 1.0
+) -> Selected:
     """What a sample tells of gather, match, dedup and balance over the whole.
 
     Args:
@@ -80,9 +83,11 @@ def select(sample: Sample, dedup: DedupPlan, policy: Policy, *, exempt: Sequence
         dedup: the rules of dedup.
         policy: the rules of balance.
         exempt: for each stratum: its texts may stand at many images.
+        of_unit: CPU seconds on this machine that a unit takes beside its rows.
         times: the pairs of the whole set, by those of the inputs that were sampled: more than 1 with --extend.
     """
-    found = [_of_stratum(sample, number, dedup, exempt=exempt[number]) for number in range(len(sample.strata))]
+    numbers = range(len(sample.strata))
+    found = [_of_stratum(sample, number, dedup, exempt=exempt[number], of_unit=of_unit) for number in numbers]
     totals = {name: _sum(getattr(one, name) for one in found) for name in ("read", "gather", "match", "dedup")}
     stays = np.zeros(sample.keys.num_rows, np.bool_)
     weights = np.zeros(sample.keys.num_rows)
@@ -131,7 +136,7 @@ class _Part(NamedTuple):
     weight: float
 
 
-def _of_stratum(sample: Sample, number: int, plan: DedupPlan, *, exempt: bool) -> _Part:
+def _of_stratum(sample: Sample, number: int, plan: DedupPlan, *, exempt: bool, of_unit: float) -> _Part:
     stratum = sample.strata[number]
     units = [unit for unit in sample.units if unit.stratum == number]
     amounts = np.array([unit.amount for unit in units], np.float64)
@@ -151,7 +156,7 @@ def _of_stratum(sample: Sample, number: int, plan: DedupPlan, *, exempt: bool) -
         whole([unit.gathered["rows_out"] for unit in units]),
         match,
         dedup,
-        whole([unit.cpu_seconds for unit in units]),
+        whole([max(MEASURED * unit.cpu_seconds, unit.cpu_seconds - of_unit) for unit in units]),
         whole([float(unit.disk_bytes) for unit in units]),
         rows,
         stays,

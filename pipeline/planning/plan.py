@@ -86,7 +86,7 @@ def make(run: Run, stages: Sequence[Stage], plan: Planner, *, started: float) ->
             seconds = max(LEAST_SECONDS, SECONDS - RESERVED_SECONDS - (time.monotonic() - started))
             over = dataclasses.replace(run, inputs=tuple(new))
             drawn = sample.draw(over, plan, folder, seconds=seconds, pictures=pictures)
-            selected = _select(run, stages, drawn, grows=grows)
+            selected = _select(run, stages, drawn, grows=grows, of_unit=costs.COSTS.input * speed)
             cap = selected.cap()
         notes += _notes(run, drawn, grows=grows)
     rows, images = _rows(selected, pictures, cap, stages, states)
@@ -112,14 +112,14 @@ def _pictures(run: Run) -> Pictures:
     return Pictures(FetchOptions(image_size=size), side, aspect)
 
 
-def _select(run: Run, stages: Sequence[Stage], drawn: sample.Sample, *, grows: bool) -> Selected:
+def _select(run: Run, stages: Sequence[Stage], drawn: sample.Sample, *, grows: bool, of_unit: float) -> Selected:
     dedup = next(stage for stage in stages if stage.name == "dedup")
     balance = next(stage for stage in stages if stage.name == "balance")
     assert isinstance(dedup, DedupStage)
     policy = next(value.policy for value in vars(balance).values() if isinstance(value, CapPlan))
     exempt = [bool(dedup.duplicates.exempt) and not READERS[one.format].knows_pages for one in drawn.strata]
     known = [stage.folder.info() or {} for stage in stages[:3]] if grows else []
-    found = select(drawn, dedup.duplicates, policy, exempt=exempt)
+    found = select(drawn, dedup.duplicates, policy, exempt=exempt, of_unit=of_unit)
     if not any(known) or not found.dedup.value:
         return found
     # The set grows: its own pairs are counted, and are taken to be like those of the new inputs.
@@ -128,7 +128,7 @@ def _select(run: Run, stages: Sequence[Stage], drawn: sample.Sample, *, grows: b
     more = [Interval(*3 * (float(count),)) for count in counts]
     whole = found.dedup.plus(more[2])
     times = whole.value / found.dedup.value
-    found = select(drawn, dedup.duplicates, policy, exempt=exempt, times=times)
+    found = select(drawn, dedup.duplicates, policy, exempt=exempt, of_unit=of_unit, times=times)
     return dataclasses.replace(
         found,
         read=found.read.plus(read),

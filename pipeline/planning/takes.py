@@ -66,7 +66,7 @@ class Images:
             return cls(archived, DECODED, GOOD_SHAPE, alive, of_web, None)
         decoded, shaped = pictures.decoded / tried, pictures.shaped / max(1, pictures.decoded)
         size = archived * pictures.jpeg_bytes / max(1, pictures.decoded) + (1.0 - archived) * of_web
-        taken = pictures.cpu_seconds / tried if pictures.cpu_seconds else None
+        taken = pictures.cpu_seconds / tried
         return cls(archived, _share(decoded, tried), _share(shaped, tried), alive, size, taken)
 
     @property

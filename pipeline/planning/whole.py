@@ -79,7 +79,8 @@ def ratio(amounts: Shares, rows: Shares, total: float) -> Interval:
     if count < 3:
         return Interval(value * (1 - 0.5 * left), value, value * (1 + left))
     residues = rows - rows.sum() / covered * amounts
-    error = WIDE * math.sqrt(left * count * residues.var(ddof=1)) * total / covered
+    wide = WIDE * (1.0 + 1.5 / (count - 1))  # about Student's t
+    error = wide * math.sqrt(left * count * residues.var(ddof=1)) * total / covered
     return Interval(max(float(rows.sum()), value - error), value, value + error)
 
 
