@@ -42,7 +42,7 @@ from pipeline.engine import jit
 from pipeline.engine.ledger import Ledger
 from pipeline.sources import READERS, html
 from pipeline.sources.base import Input, ReadSettings
-from pipeline.stages.gather import Cleaning, clean_batch
+from pipeline.stages.gather import Cleaning, Origin, clean_batch
 from pipeline.stages.tally import Rejects, Tally
 form, with_rights, *paths = sys.argv[1:]
 rules = Cleaning()
@@ -56,7 +56,7 @@ for name in ("wat_kernel", "html_kernel"):
 def read(path):
     tally = Tally("gather", Rejects("none"))
     for batch in READERS[form].read(Input(path, path, form), ledger=tally.ledger, images=[], settings=ReadSettings()):
-        clean_batch(batch, tally, source=0, name_hash=0, rules=rules, name=path)
+        clean_batch(batch, tally, origin=Origin.of([path], [0]), rules=rules)
     return tally
 for path in paths[:1]:
     read(path)

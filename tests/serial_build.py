@@ -12,23 +12,24 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.engine import quiet_beam, steps
+from pipeline.engine.tasks import units_of_element
 from pipeline.engine.work import run_unit
 
 CHANGES = ("replace", "rename", "unlink", "rmdir")  # of os
 
 
-def _run(task: Any, units: int, run: Callable[[int], dict[str, Any]]) -> str:
-    for unit in range(units):
+def _run(task: Any, run: Callable[[int], dict[str, Any]]) -> str:
+    for unit in units_of_element(task, 0, 1):
         run_unit(task.folder, unit, run)
     return "done"
 
 
 def _run_task(after: Any, task: Any, **_: Any) -> str:
-    return _run(task, task.units(), task.run)
+    return _run(task, task.run)
 
 
 def _run_exchange(done: Any, task: Any, **_: Any) -> str:
-    return _run(task, task.units(), lambda unit: task.run(unit, task.reads.bucket(unit)))
+    return _run(task, lambda unit: task.run(unit, task.reads.bucket(unit)))
 
 
 def die_at(count: int) -> None:

@@ -17,6 +17,7 @@ import pytest
 from pipeline import build, forget
 from pipeline.dataset.open_set import open_set
 from pipeline.dataset.verify import verify
+from pipeline.stages import grouping
 from pipeline.stages.input_list import InputList
 from pipeline.stages.run import Sizes
 from tests.growing import SHARDS, Changes, Growing, differences, published, small_web, stage_digests, uids_of
@@ -262,7 +263,10 @@ def test_a_set_that_does_not_fit_is_refused(
 
 
 @pytest.mark.parametrize("seed", [1])
-def test_random_changes(seed: int, growing: Growing, tmp_path: Path) -> None:
+def test_random_changes(seed: int, growing: Growing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs that come in together share units of three."""
+    monkeypatch.setattr(grouping, "FROM_INPUTS", 2)
+    monkeypatch.setattr(grouping, "MOST_INPUTS", 3)
     Changes(tmp_path, growing.server, seed).run(2)
 
 

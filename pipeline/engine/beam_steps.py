@@ -13,7 +13,7 @@ from typing import Any
 import apache_beam as beam
 
 from pipeline.engine import lease, malloc, shuffle_files
-from pipeline.engine.tasks import EXCHANGES, MOST_ELEMENTS, ExchangeTask, Reading, Task, elements_for
+from pipeline.engine.tasks import EXCHANGES, MOST_ELEMENTS, ExchangeTask, Reading, Task, elements_for, units_of_element
 from pipeline.engine.work import StepFolder, lock_as_worker, run_unit
 
 
@@ -108,7 +108,7 @@ class _RunUnits(beam.DoFn):
         malloc.retain_freed_memory()
 
     def process(self, element: int, after: Any = None) -> Iterator[int]:
-        for unit in range(element, self._task.units(), self._elements):
+        for unit in units_of_element(self._task, element, self._elements):
             run_unit(self._task.folder, unit, self._task.run)
         yield element
 

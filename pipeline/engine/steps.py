@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.engine.tasks import MOST_ELEMENTS, ExchangeTask, Task
+from pipeline.engine.tasks import MOST_ELEMENTS, ExchangeTask, Task, units_of_element
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -24,7 +24,7 @@ def units_at_start(after: Any, task: Task) -> int:
     """An upper bound on the units of a task: their number if no step of this job runs before it."""
     from apache_beam import PCollection
 
-    return MOST_ELEMENTS if isinstance(after, PCollection) else max(1, task.units())
+    return MOST_ELEMENTS if isinstance(after, PCollection) else max(1, len(units_of_element(task, 0, 1)))
 
 
 def run_task(after: Any, task: Task, *, max_units: int = MOST_ELEMENTS) -> beam.PCollection:

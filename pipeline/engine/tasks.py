@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from pipeline.engine import shuffle_files
 from pipeline.engine.work import StepFolder
 
-# A step gives so many elements to Beam, at least and at most. Element e stands for the units e, e + elements, ...
-FEWEST_ELEMENTS, MOST_ELEMENTS = 64, 4096
+# A step gives so many elements to Beam, at least and at most. Element e stands for every elements-th unit from e on.
+FEWEST_ELEMENTS, MOST_ELEMENTS = 64, 1 << 17
+UNKNOWN_WORKERS = 1024  # is assumed where the engine decides alone
 ELEMENTS_PER_WORKER = 4  # so that a slow element does not hold up the others for long
 EXCHANGES = ("files", "shuffle")
 
 
 def elements_for(workers: int | None) -> int:
     """How many elements a step gives to an engine with so many workers (None: not known). No row depends on it."""
-    wanted = MOST_ELEMENTS if workers is None else workers * ELEMENTS_PER_WORKER
+    wanted = (UNKNOWN_WORKERS if workers is None else workers) * ELEMENTS_PER_WORKER
     return min(max(wanted, FEWEST_ELEMENTS), MOST_ELEMENTS)
 
 
+def units_of_element(task: Task, element: int, elements: int) -> Sequence[int]:
+    """The units of one of so many elements, in the order in which they run.
+
+    They are dealt out in the order of `task.numbers()`: so each element gets large and small units, the large ones
+    first, and no element is late for a large unit at its end.
+    """
+    numbers = getattr(task, "numbers", None)
+    return (range(task.units()) if numbers is None else numbers())[element::elements]
+
+
 class Task(Protocol):
-    """The units of one step."""
+    """The units of one step.
+
+    A task may have a method `numbers`, too: its units, those first that take longest. Else they are 0, 1, ...
+    """
 
     @property
     def folder(self) -> StepFolder: ...

@@ -20,7 +20,6 @@ import stat
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -33,7 +32,7 @@ from pipeline.engine.input_errors import (
     public,
 )
 from pipeline.sources import READERS
-from pipeline.sources.base import Found, Input, Reader, file_name, read_head, read_whole
+from pipeline.sources.base import Found, Input, Reader, file_name, read_head, read_whole, several_at_once
 
 AUTO = "auto"  # value of --input-format: the format of each file is detected
 
@@ -108,9 +107,8 @@ def expand(
         finished = _finish(named[file], input_format, skip_bad)
         return [dataclasses.replace(item, found=file) for item in finished]
 
-    with ThreadPoolExecutor(8) as pool:  # opening files waits for disks and servers
-        groups = list(pool.map(finish, every))
-    return sorted((item for group in groups for item in group), key=lambda item: (item.name, item.part or (0, 0)))
+    inputs = [item for some in several_at_once(finish, every) for item in some]
+    return sorted(inputs, key=lambda item: (item.name, item.part or (0, 0)))
 
 
 def exchanged(specs: Sequence[str], known: Sequence[Input], drop: Sequence[str]) -> frozenset[str]:
@@ -148,7 +146,7 @@ def _new_files(found: Iterable[Found], files: dict[Found, list[Input]]) -> list[
     gone = {(file.name, file.size): file for file in files if not (is_remote(file.path) or os.path.exists(file.path))}
     new = []
     for item in found:
-        there = places.get(_real(item.path))
+        there = places.get(_real(item.path)) if places else None
         if there is not None:
             if None not in (there.size, item.size) and there.size != item.size:
                 raise InputError(
@@ -246,8 +244,9 @@ def _outside(folder: str, spec: str, found: list[Found]) -> list[Found]:
     def is_inside(path: str) -> bool:
         if is_remote(path):
             return on_store and path.startswith(inside)
-        return os.path.realpath(path).startswith(inside)
+        return real(path).startswith(inside)
 
+    real = _RealPaths()
     kept = [item for item in found if not is_inside(item.path)]
     if len(kept) < len(found) and (not kept or spec.startswith("@")):
         raise InputError(f"{spec!r} names files in the output folder {folder!r}: name another output folder")
@@ -468,14 +467,29 @@ def public_spec(spec: str) -> str:
     return f"@{public(spec[1:])}" if spec.startswith("@") else public(spec)
 
 
+class _RealPaths:
+    """os.path.realpath for many files of few folders, which are looked up once."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+
+    def __call__(self, path: str) -> str:
+        folder, name = os.path.split(path)
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        real = os.path.join(self._folders[folder], name)
+        return os.path.realpath(real) if os.path.islink(real) or name in ("", ".", "..") else real
+
+
 def _distinct_paths(found: Iterable[Found]) -> list[Found]:
     """Each file once, even if several specs name it. The smallest name stays, so the order of specs has no effect."""
     by_path: dict[str, Found] = {}
+    real = _RealPaths()
     for item in found:
-        real = item.path if is_remote(item.path) else os.path.realpath(item.path)
-        kept = by_path.get(real)
+        path = item.path if is_remote(item.path) else real(item.path)
+        kept = by_path.get(path)
         if kept is None or (item.name, item.root) < (kept.name, kept.root):
-            by_path[real] = item
+            by_path[path] = item
     return list(by_path.values())
 
 

@@ -227,8 +227,8 @@ def reopen_inputs(stages: list[Stage], run: Run) -> tuple[list[Stage], str]:
         retry = dataclasses.replace(retry, begun=True).save(root)
     if all(stage.is_done() for stage in head):
         return [], ""
-    many = f"{len(retry.units):,} {'input' if len(retry.units) == 1 else 'inputs'}"
-    return list(head), f"{many} that {'was' if len(retry.units) == 1 else 'were'} left out: read again"
+    many = f"{retry.inputs:,} {'input' if retry.inputs == 1 else 'inputs'}"
+    return list(head), f"{many} that {'was' if retry.inputs == 1 else 'were'} left out: read again"
 
 
 def _plan_retry(stages: list[Stage], run: Run, old: left_out.Retry) -> left_out.Retry:
@@ -239,14 +239,15 @@ def _plan_retry(stages: list[Stage], run: Run, old: left_out.Retry) -> left_out.
     if not units:
         return old
     infos = [stage.folder.info() for stage in head]
-    names = tuple(sorted({*old.names, *(run.input_list.units[unit].name for unit in units)}))
+    numbers = left_out.inputs(folder, run.input_list)
+    names = tuple(sorted({*old.names, *(run.input_list.units[number].name for number in numbers)}))
     if not all(infos):  # the pass has not ended, so no later stage has begun
         for unit in units:
             folder.remove_files(unit)
         return left_out.Retry(names).save(run.root)
     stages_of = tuple(stage.name for stage in head)
     before = tuple(left_out.counted(info) for info in infos)
-    return left_out.Retry(names, stages_of, tuple(units), False, before).save(run.root)
+    return left_out.Retry(names, stages_of, tuple(units), len(numbers), False, before).save(run.root)
 
 
 def finish_retry(stages: list[Stage], run: Run) -> str:
@@ -259,12 +260,11 @@ def finish_retry(stages: list[Stage], run: Run) -> str:
     if changed:
         remove_from(stages, stages[len(head)].name)
     left_out.Retry(retry.names).save(run.root)
-    still = len(left_out.units(_parts_of(head)))
-    got = len(retry.units) - still
+    got = retry.inputs - len(left_out.inputs(_parts_of(head), run.input_list))
     if not changed:
         return "no input that was left out could be read now: the later stages stay as they are"
     begins = f"the stages from {stages[len(head)].name} on begin anew"
-    return f"{got:,} of {len(retry.units):,} inputs that were left out could be read now: {begins}"
+    return f"{got:,} of {retry.inputs:,} inputs that were left out could be read now: {begins}"
 
 
 def _parts_of(head: list[Stage]) -> StepFolder:

@@ -34,8 +34,8 @@ def exempt_units(run: Run) -> tuple[int, ...]:
     """The tables, whose texts the default bound does not count, where archives are read beside them."""
     if run.settings(DedupSettings).common_text_bound is not None or not common_text_bound(run):
         return ()
-    units = run.input_list.units.items()
-    return tuple(unit for unit, item in units if not READERS[item.format].knows_pages)
+    first = {unit: run.input_list.units[members[0]] for unit, members in run.input_list.members.items()}
+    return tuple(unit for unit, item in first.items() if not READERS[item.format].knows_pages)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -214,7 +214,7 @@ def take_others(change: Change, stages: list[Stage], run: Run, there: InputList,
     fingerprints, taken = fingerprints_of(stages), set()
     for place in taking.places(there, run.input_list, run.others, roots):
         taking.copy_unit(change, place, fingerprints, run.input_list.key_bits)
-        taken.add(run.input_list.units[place.number].name)
+        taken |= {run.input_list.units[number].name for number in place.inputs.values()}
     record = storage.read_json(os.path.join(run.root, ATTEMPTS)) or {}
     first, earlier = record.get("first", 0), record.get("earlier", [])
     stones = ours = Tombstones.load(run.root)

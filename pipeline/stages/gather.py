@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,7 +20,7 @@ from pipeline.dataset.tombstones import Tombstones
 from pipeline.engine import checks, hashing, remote, rights_ledger, storage
 from pipeline.engine.cli import BelowThreshold, MissingInput, UsageError
 from pipeline.engine.input_errors import UNAVAILABLE, InputError, ReaderError, TransferError, UnreadableInputError
-from pipeline.engine.ledger import Ledger, damaged_inputs
+from pipeline.engine.ledger import CUT, Ledger, damaged_inputs
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.remote import RemoteSettings
@@ -27,7 +28,7 @@ from pipeline.engine.rows import Rows
 from pipeline.engine.work import Json, StepFolder, digest_of
 from pipeline.schema import PAIRS
 from pipeline.sources import READERS
-from pipeline.sources.base import Input, ReadSettings, SettingsError
+from pipeline.sources.base import BATCH_ROWS, Input, ReadSettings, SettingsError
 from pipeline.sources.inputs import AUTO
 from pipeline.stages import left_out
 from pipeline.stages.base import INPUTS, STATES, Job, Outputs
@@ -48,6 +49,43 @@ IMAGES = pa.schema(
         pa.field("length", pa.int32(), False),
     ]
 )
+
+
+INPUT = pa.field("input", pa.int32(), False)  # beside CANDIDATES of several inputs: the place of each row's input
+
+
+class Origin(NamedTuple):
+    """The inputs that a batch comes from: several where its rows have the column INPUT, else one.
+
+    Attributes:
+        sources: the number of each, for the column `source`.
+        name_hashes: hashes of their names. The digest of the rows uses them, since numbers change with the inputs.
+        names: for the evidence of refusals.
+    """
+
+    sources: npt.NDArray[np.int32]
+    name_hashes: npt.NDArray[np.uint64]
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, names: Sequence[str], sources: Sequence[int]) -> Origin:
+        """The origin with these inputs."""
+        return cls(np.array(sources, np.int32), hashing.hash_strings(pa.array(names))[:, 0], tuple(names))
+
+
+def _places(candidates: pa.RecordBatch) -> npt.NDArray[np.int32]:
+    """For each row the place of its input in the `Origin`."""
+    if INPUT.name not in candidates.schema.names:
+        return np.zeros(candidates.num_rows, np.int32)
+    return candidates[INPUT.name].to_numpy()
+
+
+def _pages(candidates: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """A number for each row. The rows of a page have the same one: a page is a record of an archive."""
+    offsets = candidates["offset"].to_numpy()
+    if INPUT.name not in candidates.schema.names:
+        return offsets
+    return np.unique(offsets, return_inverse=True)[1] + _places(candidates).astype(np.int64) * len(offsets)
 
 
 def page_signals(ignored: Sequence[str]) -> tuple[str, ...]:
@@ -163,24 +201,20 @@ def clean_batch(
     candidates: pa.RecordBatch,
     tally: Tally,
     *,
-    source: int,
-    name_hash: int,
+    origin: Origin,
     rules: Cleaning,
     forgotten: Tombstones | None = None,
     blocked: Blocklist | None = None,
-    name: str = "",
 ) -> pa.RecordBatch:
     """CANDIDATES -> PAIRS with the hashes of GATHERED_PART. The order stays. `tally` counts every dropped row.
 
     Args:
         candidates: as a source yields them.
         tally: the stage's ledger and rejects.
-        source: number of the input.
-        name_hash: hash of the input's name. The digest of the rows uses it, since numbers change with the inputs.
+        origin: the inputs that they come from.
         rules: which pairs stay.
         forgotten: what was forgotten; None: nothing. Such a row is counted, but is never among the rejected rows.
         blocked: what is listed; None: nothing. The same holds for such a row.
-        name: of the input, for the evidence of refusals.
     """
     text, text_codes = clean.clean_text(candidates["text"])
     if rules.keep_personal:
@@ -203,7 +237,7 @@ def clean_batch(
         reasons.append(FORGOTTEN)
     if rules.opt_outs:
         refused = codes == reasons.index("opt_out") if "opt_out" in reasons else np.zeros(len(codes), np.bool_)
-        note_refusals(candidates, url, text, refused, tally, rules=rules, name=name)
+        note_refusals(candidates, url, text, refused, tally, rules=rules, names=origin.names)
     _drop(candidates, codes, reasons, tally)
     candidates = _with_texts_as_found(candidates, text)
     if not stays.all():
@@ -214,7 +248,7 @@ def clean_batch(
         keep = pa.array(left)
         candidates, text, url = candidates.filter(keep), text.filter(keep), url.filter(keep)
         languages = Languages(*(column.filter(keep) for column in languages))
-    return _pairs(candidates, text, url, languages, tally, source, name_hash)
+    return _pairs(candidates, text, url, languages, tally, origin)
 
 
 def _drop(candidates: pa.RecordBatch, codes: np.ndarray, reasons: Sequence[str], tally: Tally) -> None:
@@ -254,7 +288,7 @@ def note_refusals(
     tally: Tally,
     *,
     rules: Cleaning,
-    name: str,
+    names: Sequence[str],
 ) -> None:
     """Adds the refusals of a batch to the ledger of rights. A pair counts in each protocol that refuses it.
 
@@ -264,7 +298,7 @@ def note_refusals(
         refused: True for each row that is dropped for it: (rows,).
         tally: of the stage.
         rules: which signals count.
-        name: of the input.
+        names: of the inputs.
     """
     seen = pc.sum(pc.not_equal(candidates["page_url"], "")).as_py() or 0
     if not seen:
@@ -277,11 +311,13 @@ def note_refusals(
         mask = pa.array(refused)
         rows = candidates.filter(mask)
         hashes = hashing.uid_words(hashing.pair_keys(url.filter(mask), text.filter(mask)).uid)[0]
-        _add_refusals(found, rows, hashes, rules, name)
+        _add_refusals(found, rows, hashes, rules, names)
     rights_ledger.add(tally.refusals, found)
 
 
-def _add_refusals(found: dict[str, Any], rows: pa.RecordBatch, hashes: np.ndarray, rules: Cleaning, name: str) -> None:
+def _add_refusals(
+    found: dict[str, Any], rows: pa.RecordBatch, hashes: np.ndarray, rules: Cleaning, names: Sequence[str]
+) -> None:
     """Adds refused rows with their hashes to the counts of each protocol."""
     hosts = hashing.hash_strings(host_names(rows["page_url"]))[:, 0]
     encoded = rows["opt_out"].dictionary_encode()
@@ -294,14 +330,15 @@ def _add_refusals(found: dict[str, Any], rows: pa.RecordBatch, hashes: np.ndarra
         counted["host_hashes"] = rights_ledger.smallest(np.unique(hosts[at]).tolist())
         for row in at[np.argsort(hashes[at], kind="stable")[: rights_ledger.EXAMPLES]].tolist():
             item = rows.slice(row, 1).to_pylist()[0]
-            counted["examples"].append(_example(item, int(hashes[row]), words[of_row[row]], name))
+            counted["examples"].append(_example(item, int(hashes[row]), words[of_row[row]], names))
 
 
-def _example(item: dict[str, Any], number: int, words: list[str], name: str) -> dict[str, str]:
+def _example(item: dict[str, Any], number: int, words: list[str], names: Sequence[str]) -> dict[str, str]:
     byte, place = item["offset"] & ((1 << 40) - 1), item["offset"] >> 40  # as sources.archive counts records
     record = f"record at byte {byte}" + (f" (number {place} there)" if place else "")
     page = item["page_url"][:LONGEST_PAGE]
-    evidence = f"{', '.join(SAID[word] for word in words)} (page {page}, {record}, archive {name})"
+    archive = names[item.get(INPUT.name, 0)]
+    evidence = f"{', '.join(SAID[word] for word in words)} (page {page}, {record}, archive {archive})"
     return {"hash": f"{number:016x}", "url": item["url"], "page": item["page_url"], "evidence": evidence}
 
 
@@ -332,15 +369,14 @@ def _pairs(
     url: pa.Array,
     languages: Languages,
     tally: Tally,
-    source: int,
-    name_hash: int,
+    origin: Origin,
 ) -> pa.RecordBatch:
     """The cleaned rows with their keys and hashes."""
-    rows = len(text)
+    places = _places(candidates)
     keys = hashing.pair_keys(url, text)
     codes = [candidates[name].to_numpy() for name in ("text_source", "url_source")]
-    names = np.full(rows, name_hash, np.uint64)
-    provenance = hashing.provenance_hash(candidates["page_url"], names, candidates["offset"].to_numpy(), *codes)
+    name_hashes = origin.name_hashes[places]
+    provenance = hashing.provenance_hash(candidates["page_url"], name_hashes, candidates["offset"].to_numpy(), *codes)
     high, low = hashing.uid_words(keys.uid)
     as_found = candidates["text_as_found"]
     more = [hashing.column_hash(column) for column in (as_found, *languages[:2], candidates["opt_out"])]
@@ -352,7 +388,7 @@ def _pairs(
         text,
         as_found,
         candidates["page_url"],
-        pa.array(np.full(rows, source, np.int32)),
+        pa.array(origin.sources[places]),
         candidates["offset"],
         candidates["text_source"],
         candidates["url_source"],
@@ -379,13 +415,13 @@ def _languages(text: pa.Array, candidates: pa.RecordBatch, rules: Cleaning) -> L
     from pipeline.text.language import LanguageModel, likeliest
 
     model = LanguageModel.load(rules.language_model)
-    evidence, page_language, page_score = model.with_pages(text, candidates["offset"].to_numpy())
+    evidence, page_language, page_score = model.with_pages(text, _pages(candidates))
     return Languages(*likeliest(evidence, model.labels), evidence, page_language, page_score)
 
 
 @dataclasses.dataclass(frozen=True)
 class CleanRows:
-    """`clean_batch` as a function of a pass: one unit for each input."""
+    """`clean_batch` as a function of a pass. Its units are those of `ReadInputs`."""
 
     inputs: str  # path of the JSON list of inputs
     rules: Cleaning
@@ -393,21 +429,19 @@ class CleanRows:
 
     def open(self, unit: int) -> Callable[[pa.RecordBatch, Tally], pa.RecordBatch]:
         inputs = load_inputs(self.inputs)
-        name = inputs.units[unit].name
+        names = [inputs.units[number].name for number in inputs.members[unit]]
         return functools.partial(
             clean_batch,
-            source=inputs.sources[name],
-            name_hash=int(hashing.hash_strings(pa.array([name]))[0, 0]),
+            origin=Origin.of(names, [inputs.sources[name] for name in names]),
             rules=self.rules,
             forgotten=Tombstones.load(os.path.dirname(self.inputs)),
             blocked=None if self.blocked is None else Blocklist.load(self.blocked),
-            name=name,
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadInputs:
-    """The inputs as the source of a pass: one unit for each input. It also lists the images inside the inputs."""
+    """The inputs as the source of a pass: a unit reads one, or several small ones. It also lists the images in them."""
 
     inputs: str  # path of the JSON list of inputs
     settings: ReadSettings
@@ -419,40 +453,79 @@ class ReadInputs:
     def units(self) -> int:
         return len(load_inputs(self.inputs).names)
 
-    def has(self, unit: int) -> bool:
-        return unit in load_inputs(self.inputs).units
+    def numbers(self) -> Sequence[int]:
+        return load_inputs(self.inputs).largest_first
 
-    def read(self, unit: int, ledger: Ledger) -> Iterator[pa.RecordBatch]:
-        """The batches of an input.
+    def read(self, unit: int, ledger: Ledger, more: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+        """The batches of a unit. `more` gets the losses of its inputs, if there are several (`left_out.LOSSES`).
 
         Raises:
-            LeftOut: with `skip_bad`, the input cannot be read to its end.
+            LeftOut: with `skip_bad`, the only input of the unit cannot be read to its end.
             MissingInputError, RefusedInputError, UnreadableInputError, TransferError: without it.
         """
         remote.configure(self.remote)
-        images: list[pa.RecordBatch] = []
-        source = left_out.as_it_is(os.path.dirname(self.inputs), load_inputs(self.inputs).units[unit])
+        members = load_inputs(self.inputs).members[unit]
+        images: list[pa.Table] = []
         try:
-            yield from self._batches(source, ledger, images)
+            if len(members) == 1:
+                yield from self._read(members[0], ledger, images)
+            else:
+                yield from self._read_several(members, ledger, images, more)
+        except LeftOut:
+            self.images.remove_files(unit)
+            raise
+        if sum(map(len, images)):
+            storage.write_table(self.images.file(unit, "images"), pa.concat_tables(images))
+            self.images.write_manifest(unit, {"images": sum(map(len, images))})
+
+    def _read_several(
+        self, members: Sequence[int], ledger: Ledger, images: list[pa.Table], more: dict[str, Any]
+    ) -> Iterator[pa.RecordBatch]:
+        """The batches of small inputs, joined. Each input is read to its end before any of its rows count."""
+        losses: dict[str, Any] = {}
+        waiting, rows = list[pa.RecordBatch](), 0
+        for place, number in enumerate(members):
+            counted, found = Ledger(), list[pa.Table]()
+            try:
+                batches = list(self._read(number, counted, found))
+            except LeftOut as error:
+                counted, batches, found = Ledger(records_in=1), [], []
+                counted.lose(error.reason)
+            ledger.add(counted)
+            images += found
+            if counted.records_dropped or counted.notes[CUT]:
+                losses[str(number)] = counted.to_json()
+            for batch in batches:
+                if rows + batch.num_rows > BATCH_ROWS:
+                    yield pa.concat_batches(waiting)
+                    waiting, rows = [], 0
+                waiting.append(batch.append_column(INPUT, pa.array(np.full(batch.num_rows, place, np.int32))))
+                rows += batch.num_rows
+        if waiting:
+            yield pa.concat_batches(waiting)
+        if losses:
+            more[left_out.LOSSES] = losses
+
+    def _read(self, number: int, ledger: Ledger, images: list[pa.Table]) -> Iterator[pa.RecordBatch]:
+        """The batches of one input. `images` gets IMAGES."""
+        inputs, found = load_inputs(self.inputs), list[pa.RecordBatch]()
+        source = left_out.as_it_is(os.path.dirname(self.inputs), inputs.units[number])
+        try:
+            yield from self._batches(source, ledger, found)
         except UNAVAILABLE as error:
             broken = isinstance(error, TransferError)
             if not self.skip_bad:
                 raise type(error)(f"{error}. {AGAIN if broken else SKIP}") from error
-            self.images.remove_files(unit)
             if ledger.rows_in or not isinstance(error, UnreadableInputError):
                 raise LeftOut(left_out.BROKEN if broken else left_out.UNREADABLE) from error
             ledger.records_in += 1  # the reasons for which all of its records were lost stay
             ledger.lose(left_out.UNREADABLE)
             return
         if (state := remote.seen(source.path)) is not None:
-            self.states.write_manifest(unit, dataclasses.asdict(state))
+            self.states.write_manifest(number, dataclasses.asdict(state))
         if not ledger.rows_in and source.bytes != 0:
             ledger.notes["input_without_pairs"] += 1  # its layout may be another one than the reader expects
-        if sum(batch.num_rows for batch in images):
-            number = load_inputs(self.inputs).sources[source.name]
-            tables = [list_images(batch, number) for batch in images]
-            storage.write_table(self.images.file(unit, "images"), pa.concat_tables(tables))
-            self.images.write_manifest(unit, {"images": sum(map(len, tables))})
+        images += [list_images(batch, inputs.sources[source.name]) for batch in found if batch.num_rows]
 
     def _batches(self, source: Input, ledger: Ledger, images: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """The batches of a reader.
@@ -611,14 +684,14 @@ class Gather(RowStage):
     def count(self, *, counted: Sequence[StepFolder] | None = None) -> dict[str, Any]:
         info = super().count(counted=counted)
         steps = self.counted() if counted is None else counted
-        names = {unit: item.name for unit, item in self.inputs.units.items()}
-        found = ((unit, row) for step in steps for unit, row in step.manifests() if unit in names)
-        units = [(unit, row["ledgers"][self.name]) for unit, row in found]
-        damaged = damaged_inputs((names[unit], Ledger.from_json(row)) for unit, row in units)
-        without = [names[unit] for step in steps for unit in left_out.units(step)]
+        units = [row for step in steps for row in step.manifests()]
+        names = {number: item.name for number, item in self.inputs.units.items()}
+        counts = left_out.counts_of_inputs(units, self.inputs)
+        damaged = damaged_inputs((names[number], counted) for number, counted in counts)
+        without = [names[number] for step in steps for number in left_out.inputs(step, self.inputs)]
         refusals: dict[str, Any] = {}
         for _, row in units:
-            rights_ledger.add(refusals, row.get("rights") or {})
+            rights_ledger.add(refusals, row["ledgers"][self.name].get("rights") or {})
         more = {"damaged_inputs": damaged, left_out.NAMES: without, "rights": rights_ledger.settle(refusals)}
         return {**info, **{name: value for name, value in more.items() if value}}
 
@@ -643,4 +716,4 @@ class Gather(RowStage):
         return Rows(self.parts().folder)
 
     def watched(self) -> list[Watched]:
-        return [Watched("gather parts", self.parts().folder, len(self.inputs.names))]
+        return [Watched("gather parts", self.parts().folder, len(self.inputs.members))]

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pipeline.engine import storage
 from pipeline.engine.input_errors import is_remote
+from pipeline.engine.ledger import Ledger
 from pipeline.engine.work import StepFolder
 from pipeline.sources.base import Input
 from pipeline.stages.input_list import InputList
 
 BROKEN, UNREADABLE = "broken_transfer", "unreadable_input"  # lost records: the reasons of inputs that were left out
+LOSSES = "losses"  # in the manifest of a unit with several inputs: number of an input that lost records -> its ledger
 NAMES = "left_out"  # in info.json of gather: the names of these inputs
 STAGE = "gather"
 FILE = "retry.json"
@@ -26,13 +28,30 @@ NOT_COUNTED = ("seconds", "cpu_seconds", "options", "versions")  # of info.json:
 
 
 def units(step: StepFolder) -> list[int]:
-    """The units of a pass whose inputs were left out."""
-    found = []
-    for unit, manifest in step.manifests():
-        ledger = manifest["ledgers"].get(STAGE)
-        if ledger and {BROKEN, UNREADABLE} & ledger["records_dropped"].keys():
-            found.append(unit)
-    return found
+    """The units of a pass of which inputs were left out."""
+    return [unit for unit, manifest in step.manifests() if _is_left_out(manifest["ledgers"].get(STAGE))]
+
+
+def inputs(step: StepFolder, listed: InputList) -> list[int]:
+    """The numbers of the inputs that a pass left out."""
+    counted = counts_of_inputs(step.manifests(), listed)
+    return sorted(number for number, ledger in counted if _is_left_out(ledger.to_json()))
+
+
+def counts_of_inputs(
+    manifests: Iterable[tuple[int, dict[str, Any]]], listed: InputList
+) -> Iterator[tuple[int, Ledger]]:
+    """(number, counts of its records) of each input. One of several inputs of a unit has counts if it lost records."""
+    for unit, manifest in manifests:
+        members = listed.members.get(unit, ())
+        losses = manifest.get(LOSSES, {})
+        for number in members:
+            alone = manifest["ledgers"].get(STAGE, {})
+            yield number, Ledger.from_json(alone if len(members) == 1 else losses.get(str(number), {}))
+
+
+def _is_left_out(ledger: dict[str, Any] | None) -> bool:
+    return bool(ledger and {BROKEN, UNREADABLE} & ledger["records_dropped"].keys())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +62,7 @@ class Retry:
         names: of all inputs that were ever left out. The folder keeps them as they were listed then.
         stages: those whose pass reads the inputs; (): no retry is under way.
         units: of the pass that are done again.
+        inputs: how many of their inputs were left out.
         begun: their manifests are gone.
         before: info.json of the stages before the retry.
     """
@@ -50,6 +70,7 @@ class Retry:
     names: tuple[str, ...]
     stages: tuple[str, ...] = ()
     units: tuple[int, ...] = ()
+    inputs: int = 0
     begun: bool = False
     before: tuple[dict[str, Any], ...] = ()
 
@@ -63,6 +84,7 @@ class Retry:
             tuple(found["names"]),
             tuple(found["stages"]),
             tuple(found["units"]),
+            found.get("inputs", len(found["units"])),
             found["begun"],
             tuple(found["before"]),
         )
@@ -97,8 +119,8 @@ def as_listed(root: str, found: Sequence[Input]) -> list[Input]:
     names = {*Retry.load(root).names, *info.get(NAMES, ())}
     if not names:
         return list(found)
-    inputs = InputList.read(root)
-    listed = list(inputs.units.values()) if inputs else []
+    there = InputList.read(root)
+    listed = list(there.units.values()) if there else []
     kept = {item.name: [other for other in listed if other.name == item.name] for item in found if item.name in names}
     paths = {item.name: item.path for item in found}
     same = {name: items for name, items in kept.items() if items and all(it.path == paths[name] for it in items)}

@@ -262,7 +262,7 @@ class Match(RowStage):
             rules=Rules(run.language_model, run.languages),
             key_bits=run.sizes.key_bits,
             groups=run.sizes.groups,
-            units=len(run.input_list.names),
+            units=len(run.input_list.members),
         )
 
     @classmethod

@@ -166,14 +166,15 @@ class LeftOut(Exception):
 class RowSource(Protocol):
     """Where the batches of a unit come from. `read` raises `LeftOut` for a unit that the run goes on without.
 
-    There may be numbers without a unit, of inputs that were dropped.
+    `numbers` are those of the units that exist, in the order in which they should run. All are below `units`. What
+    `read` puts into `more` stands in the manifest of the unit.
     """
 
     def units(self) -> int: ...
 
-    def has(self, unit: int) -> bool: ...
+    def numbers(self) -> Sequence[int]: ...
 
-    def read(self, unit: int, ledger: Ledger) -> Iterator[pa.RecordBatch]: ...
+    def read(self, unit: int, ledger: Ledger, more: dict[str, Any]) -> Iterator[pa.RecordBatch]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,10 +186,11 @@ class ReadParts:
     def units(self) -> int:
         return 1 + max((unit for unit, _ in self.folder.manifests()), default=-1)
 
-    def has(self, unit: int) -> bool:
-        return self.folder.manifest(unit) is not None
+    def numbers(self) -> Sequence[int]:
+        rows = {unit: sum(manifest["rows"]) for unit, manifest in self.folder.manifests()}
+        return sorted(rows, key=lambda unit: (-rows[unit], unit))
 
-    def read(self, unit: int, ledger: Ledger) -> Iterator[pa.RecordBatch]:
+    def read(self, unit: int, ledger: Ledger, more: dict[str, Any]) -> Iterator[pa.RecordBatch]:
         yield from read_parts(self.folder, unit)
 
 
@@ -248,6 +250,9 @@ class PassTask:
     def units(self) -> int:
         return self.source.units()
 
+    def numbers(self) -> Sequence[int]:
+        return self.source.numbers()
+
     def run(self, unit: int) -> dict[str, Any]:
         try:
             return self._run(unit)
@@ -263,18 +268,17 @@ class PassTask:
     def _run(self, unit: int) -> dict[str, Any]:
         rejects = Rejects(self.keep_rejected)
         tallies = [Tally(name, rejects) for name in self.names]
-        if not self.source.has(unit):
-            return {**unit_body(self.folder, unit, tallies, rejects), "parts": 0, "rows": []}
+        more: dict[str, Any] = {}
         functions = [function.open(unit) for function in self.functions]
         with PartWriter(self.folder, unit, self.parts.schema, self.parts.keyed) as writer:
-            for batch in self.source.read(unit, tallies[0].ledger):
+            for batch in self.source.read(unit, tallies[0].ledger, more):
                 for tally, function in zip(tallies, functions, strict=True):
                     batch = function(batch, tally)
                     if batch.num_rows == 0:
                         break
                 else:
                     writer.write(batch)
-        return {**unit_body(self.folder, unit, tallies, rejects), "parts": writer.parts, "rows": writer.rows}
+        return {**unit_body(self.folder, unit, tallies, rejects), "parts": writer.parts, "rows": writer.rows, **more}
 
 
 @dataclasses.dataclass(frozen=True)

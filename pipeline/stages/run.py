@@ -622,7 +622,7 @@ def look_up(
     if recorded is not None and (options.extend or recorded.has_inputs(inputs)):
         if options.extend:
             anew = sources.exchanged(options.input, tuple(recorded.units.values()), options.drop_input)
-        input_list = recorded.changed(inputs, **asked, anew=anew)
+        input_list = recorded.changed(inputs, **asked, anew=anew, others=[other.inputs for other in others])
         if recorded.has_inputs(inputs) or sizes.key_bits <= recorded.key_bits + GROWN_BITS:
             sizes = dataclasses.replace(sizes, key_bits=recorded.key_bits)
         input_list = dataclasses.replace(input_list, key_bits=sizes.key_bits)

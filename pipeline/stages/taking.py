@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +15,9 @@ import pyarrow as pa
 from pipeline.engine import hashing, shuffle_files, storage
 from pipeline.engine.journal import Change
 from pipeline.engine.work import file_of
+from pipeline.stages.base import STATES
 from pipeline.stages.input_list import InputList, identity
+from pipeline.stages.left_out import LOSSES
 from pipeline.stages.other_sets import OtherSet, place_of
 from pipeline.stages.row_pass import KEYS, PARTS_OF_UNIT
 
@@ -35,13 +37,15 @@ class Place:
         root: the folder that it is read from.
         unit: its number there.
         number: its number in the new list.
-        source: the number of its input in the new list, for the column `source`.
+        inputs: number of each of its inputs there -> in the new list.
+        sources: the same of the numbers in the column `source`.
     """
 
     root: str
     unit: int
     number: int
-    source: int
+    inputs: Mapping[int, int]
+    sources: Mapping[int, int]
 
 
 def places(
@@ -56,13 +60,25 @@ def places(
         roots: for the folder of a set: the folder that is read in its place.
     """
     there = {identity(item) for item in recorded.units.values()}
-    pairs = ((other, unit, item) for other in others for unit, item in other.inputs.units.items())
-    given = {(identity(item), item.path): (other.root, unit) for other, unit, item in reversed(list(pairs))}
-    for number, item in wanted.units.items():
-        found = given.get((identity(item), item.path))
-        if found is not None and identity(item) not in there:
-            root, unit = found
-            yield Place(roots.get(root, root), unit, number, wanted.sources[item.name])
+    given: dict[Any, tuple[OtherSet, int]] = {}
+    for other in reversed(others):
+        for unit, members in other.inputs.members.items():
+            given[_inputs_of(other.inputs, members)] = other, unit
+    for number, members in wanted.members.items():
+        found = given.get(_inputs_of(wanted, members))
+        if found is None or any(identity(wanted.units[one]) in there for one in members):
+            continue
+        other, unit = found
+        by_identity = {identity(wanted.units[one]): one for one in members}
+        theirs = {one: other.inputs.units[one] for one in other.inputs.members[unit]}
+        inputs = {one: by_identity[identity(item)] for one, item in theirs.items()}
+        sources = {other.inputs.sources[item.name]: wanted.sources[item.name] for item in theirs.values()}
+        yield Place(roots.get(other.root, other.root), unit, number, inputs, sources)
+
+
+def _inputs_of(listed: InputList, numbers: Iterable[int]) -> frozenset[Any]:
+    """What tells the inputs of a unit, and their places."""
+    return frozenset((identity(listed.units[one]), listed.units[one].path) for one in numbers)
 
 
 def gives_inputs(other: OtherSet, recorded: InputList, wanted: InputList) -> bool:
@@ -72,7 +88,7 @@ def gives_inputs(other: OtherSet, recorded: InputList, wanted: InputList) -> boo
 
 
 def copy_unit(change: Change, place: Place, fingerprints: Mapping[str, str], key_bits: int) -> None:
-    """Copies what gather and match made of one input.
+    """Copies what gather and match made of the inputs of one unit.
 
     Args:
         change: of the folder.
@@ -81,15 +97,21 @@ def copy_unit(change: Change, place: Place, fingerprints: Mapping[str, str], key
         key_bits: keys are cut into 2 ** key_bits buckets.
     """
     for step, fingerprint in fingerprints.items():
+        if step.endswith(f"/{STATES}"):
+            _copy_states(change, place, step, fingerprint)
+            continue
         manifest = storage.read_json(_file(place.root, step, place.unit, "json"))
         if manifest is None:
             continue
+        if LOSSES in manifest:
+            losses = {str(place.inputs[int(one)]): ledger for one, ledger in manifest[LOSSES].items()}
+            manifest = {**manifest, LOSSES: losses}
         for part in range(manifest.get("parts", 0)):
             source, target = (
                 _file(place.root, step, place.unit, "arrow", part),
                 change.place(file_of(step, place.number, "arrow", part)),
             )
-            _copy_batches(source, target, place.source)
+            _copy_batches(source, target, place.sources)
             keys = _file(place.root, step, place.unit, "keys", part)
             if storage.exists(keys):
                 number = place.number * PARTS_OF_UNIT + part
@@ -99,9 +121,17 @@ def copy_unit(change: Change, place: Place, fingerprints: Mapping[str, str], key
             storage.write_table(change.place(file_of(step, place.number, "rejected")), table)
         if step.endswith("/images"):
             table = storage.read_table(_file(place.root, step, place.unit, "images"))
-            table = _with_column(table, SOURCE, np.full(table.num_rows, place.source))
+            table = _with_column(table, SOURCE, _renumbered(table[SOURCE], place.sources))
             storage.write_table(change.place(file_of(step, place.number, "images")), table)
         storage.write_json(change.place(file_of(step, place.number, "json")), {**manifest, "fingerprint": fingerprint})
+
+
+def _copy_states(change: Change, place: Place, step: str, fingerprint: str) -> None:
+    """Copies what servers said of the inputs of a unit."""
+    for there, here in place.inputs.items():
+        manifest = storage.read_json(_file(place.root, step, there, "json"))
+        if manifest is not None:
+            storage.write_json(change.place(file_of(step, here, "json")), {**manifest, "fingerprint": fingerprint})
 
 
 def write_keys(target: str, path: str, bits: int, *, number: int | None = None) -> None:
@@ -118,13 +148,19 @@ def write_keys(target: str, path: str, bits: int, *, number: int | None = None) 
     shuffle_files.write(target, shuffle_files.cut(batch, bucket, 1 << bits))
 
 
-def _copy_batches(source: str, target: str, number: int) -> None:
-    """Copies rows. The column `source` gets another number."""
+def _copy_batches(source: str, target: str, sources: Mapping[int, int]) -> None:
+    """Copies rows. The column `source` gets other numbers."""
     batches = storage.read_batches(source)
     first = next(iter(batches))
     with storage.writing_batches(target, first.schema) as out:
         for batch in [first, *batches]:
-            out.write_batch(_with_column(batch, SOURCE, np.full(batch.num_rows, number)))
+            out.write_batch(_with_column(batch, SOURCE, _renumbered(batch[SOURCE], sources)))
+
+
+def _renumbered(numbers: pa.Array | pa.ChunkedArray, sources: Mapping[int, int]) -> np.ndarray:
+    """The numbers that `sources` gives for others."""
+    there, place = np.unique(numbers.to_numpy(), return_inverse=True)
+    return np.array([sources[number] for number in there.tolist()], np.int32)[place]
 
 
 def _with_column(rows: Columns, name: str, values: np.ndarray) -> Columns:

@@ -9,11 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import Options, build
 from pipeline.engine import beam_steps
-from pipeline.engine.tasks import MOST_ELEMENTS, elements_for
+from pipeline.engine.tasks import MOST_ELEMENTS, elements_for, units_of_element
 from pipeline.engine.work import StepFolder
+from pipeline.stages import grouping
 
 
 @pytest.mark.parametrize(
@@ -32,8 +35,8 @@ def test_the_workers_that_the_options_name(flags: list[str], workers: int | None
 
 
 def test_the_elements_follow_the_workers() -> None:
-    assert [elements_for(workers) for workers in (1, 16, 17, 1000)] == [64, 64, 68, 4000]
-    assert elements_for(10_000) == elements_for(None) == MOST_ELEMENTS
+    assert [elements_for(workers) for workers in (1, 16, 17, 1000, 10_000)] == [64, 64, 68, 4000, 40_000]
+    assert elements_for(1_000_000) == MOST_ELEMENTS and elements_for(None) == 4096
 
 
 class Units:
@@ -55,7 +58,26 @@ def test_a_large_cluster_gets_more_elements_than_64() -> None:
     assert run.transform.fn._elements == 4000
 
 
-def test_no_row_depends_on_the_number_of_elements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@given(st.integers(0, 40), st.integers(1, 50))
+def test_each_unit_is_in_one_element_and_the_large_ones_come_first(units: int, elements: int) -> None:
+    class Largest(Units):
+        def units(self) -> int:
+            return units
+
+        def numbers(self) -> list[int]:
+            return [*reversed(range(units))]
+
+    for task in (Largest(), type("Plain", (Units,), {"units": lambda self: units})()):
+        dealt = [list(units_of_element(task, element, elements)) for element in range(elements)]
+        assert sorted(unit for some in dealt for unit in some) == list(range(units))
+        order = list(units_of_element(task, 0, 1))
+        assert all(some == sorted(some, key=order.index) for some in dealt)
+        assert [some[0] for some in dealt if some] == order[: min(units, elements)]
+
+
+def test_no_row_depends_on_the_number_of_elements_or_on_what_a_unit_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     queries = tmp_path / "queries.txt"
     queries.write_text("red\nblue\nred dog\n")
     for part in range(9):
@@ -63,7 +85,9 @@ def test_no_row_depends_on_the_number_of_elements(tmp_path: Path, monkeypatch: p
         texts = [("a red dog", "blue sky", "red sun", "no such thing")[(part * row) % 4] for row in range(40)]
         pq.write_table(pa.table({"url": urls, "text": texts}), tmp_path / f"in-{part}.parquet")
     found = set()
-    for elements in (1, 7, 64, 500):
+    for elements, together in ((1, 9), (7, 1), (64, 2), (500, 4)):
+        monkeypatch.setattr(grouping, "FROM_INPUTS", 1)
+        monkeypatch.setattr(grouping, "MOST_INPUTS", together)
         monkeypatch.setattr(beam_steps, "elements_for", lambda workers, number=elements: number)
         options = Options(
             input=(str(tmp_path / "in-*.parquet"),),
