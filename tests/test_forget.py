@@ -21,7 +21,7 @@ from pipeline import build, forget, inspect_shards
 from pipeline.dataset.open_set import open_set
 from pipeline.dataset.tombstones import Tombstones
 from pipeline.dataset.verify import verify
-from pipeline.engine import storage, work
+from pipeline.engine import merging, storage, work
 from pipeline.engine.journal import Change
 from pipeline.forget import Selection
 from pipeline.stages import purge
@@ -55,7 +55,10 @@ def made(server: WebServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     urls.append(f"{server.base}/img/never-matched.jpg")
     texts.append("xyzzy plugh")
     pq.write_table(pa.table({"url": urls, "text": texts}), tmp / "pairs.parquet")
-    assert build.main(command(tmp, tmp / "out")) == build.DONE
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(merging, "MOST_READS", 3)  # so that exchanges merge: their files hold the pairs, too
+        assert build.main(command(tmp, tmp / "out")) == build.DONE
+    assert len(list((tmp / "out/stages").glob("*/merged-*"))) >= 2
     return tmp
 
 

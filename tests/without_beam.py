@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.engine.beam_steps import ExchangeStep, Step, _ByFiles
+from pipeline.engine.beam_steps import ExchangeStep, Step
 from pipeline.engine.runners import JobFailed, explain_failure
 from pipeline.engine.tasks import units_of_element
 from pipeline.engine.work import run_unit
@@ -18,7 +18,7 @@ class Root:
     """Stands for a pipeline, and for the output of each step."""
 
     def __or__(self, step: Step | ExchangeStep) -> Root:
-        task = _ByFiles(step._task) if isinstance(step, ExchangeStep) else step._task
+        task = step.by_files() if isinstance(step, ExchangeStep) else step._task
         for unit in units_of_element(task, 0, 1):
             run_unit(task.folder, unit, task.run)
         return self

@@ -13,6 +13,7 @@ from typing import Any
 import apache_beam as beam
 
 from pipeline.engine import lease, malloc, shuffle_files
+from pipeline.engine.merging import Merge
 from pipeline.engine.tasks import EXCHANGES, MOST_ELEMENTS, ExchangeTask, Reading, Task, elements_for, units_of_element
 from pipeline.engine.work import StepFolder, lock_as_worker, run_unit
 
@@ -34,23 +35,30 @@ class Step(beam.PTransform):
 class ExchangeStep(beam.PTransform):
     """`done | ExchangeStep(task, ...)` gives bucket b to unit b of the task; see `steps.run_exchange`."""
 
-    def __init__(self, task: ExchangeTask, *, buckets: int, exchange: str = "files") -> None:
+    def __init__(
+        self, task: ExchangeTask, *, buckets: int, exchange: str = "files", merge: Merge | None = None
+    ) -> None:
         super().__init__(_label(task))
         if exchange not in EXCHANGES:
             raise ValueError(f"unknown exchange {exchange!r}: use {' or '.join(EXCHANGES)}")
-        self._task, self._buckets, self._exchange = task, buckets, exchange
+        self._task, self._buckets, self._exchange, self._merge = task, buckets, exchange, merge
+
+    def by_files(self) -> Task:
+        """The step as a task that reads its buckets from files."""
+        return _ByFiles(self._task, self._merge)
 
     def expand(self, done: beam.PCollection) -> beam.PCollection:
         if self._exchange == "files":
-            return done | "Read" >> Step(_ByFiles(self._task), max_units=self._buckets)
+            return done | "Read" >> Step(self.by_files(), max_units=self._buckets)
         return done | "Shuffle" >> _ByShuffle(self._task, self._buckets)
 
 
 @dataclasses.dataclass(frozen=True)
 class _ByFiles:
-    """An ExchangeTask as a Task: it reads its bucket from the files themselves."""
+    """An ExchangeTask as a Task: it reads its bucket from the files themselves, or from those of a merge."""
 
     task: ExchangeTask
+    merge: Merge | None = None
 
     @property
     def folder(self) -> StepFolder:
@@ -60,7 +68,7 @@ class _ByFiles:
         return self.task.units()
 
     def run(self, unit: int) -> dict[str, Any]:
-        return self.task.run(unit, self.task.reads.bucket(unit))
+        return self.task.run(unit, (self.merge or self.task.reads).bucket(unit))
 
 
 class _ByShuffle(beam.PTransform):

@@ -64,6 +64,7 @@ class Rows:
         masks: the step that wrote a mask for each part (0: the row stays); None: all rows stay.
         groups: the number of groups of units for the steps that follow.
         overlays: the step that wrote an `Overlay` for each part; None: the parts hold all values.
+        units: of the parts, about, as far as the plan knows; 0: it does not.
     """
 
     parts: StepFolder
@@ -71,6 +72,7 @@ class Rows:
     masks: StepFolder | None = None
     groups: int = 1
     overlays: StepFolder | None = None
+    units: int = 0
 
     def count(self) -> int:
         """The number of rows that stay."""

@@ -3,9 +3,10 @@
     8 bytes   magic
     8 bytes   number of buckets B                          little-endian, like what follows
     24 B      for each bucket: its start, its end, and its checksum
-    ...       for each bucket one Arrow IPC record batch message (no bytes if the bucket is empty)
+    ...       for each bucket one Arrow IPC record batch message (no bytes if the bucket is empty); in a merged file
+              (`merging`) several, one behind the other
 
-The checksum of a bucket is the xxh3_64 of its message. Its seed is the xxh3_64 of B, the bucket's number, its start and
+The checksum of a bucket is the xxh3_64 of its bytes. Its seed is the xxh3_64 of B, the bucket's number, its start and
 its end. So a reader of one bucket checks all bytes that it reads, and reads no others. The schema is not in the file:
 writer and reader know it. The engine's own shuffle carries the same messages, so both exchanges move the same bytes.
 """
@@ -13,7 +14,7 @@ writer and reader know it. The engine's own shuffle carries the same messages, s
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from pipeline.engine import storage
 from pipeline.engine.hashing import partition
 
 MAGIC = b"OWBUCK02"
+PIECE_BYTES = 64 << 20  # of rows that a unit gathers for a bucket file
 HEAD = struct.Struct("<8sq")
 ENTRY = struct.Struct("<qqQ")
 _PLACE = struct.Struct("<qqqq")
@@ -40,6 +42,22 @@ def cut(batch: pa.RecordBatch, bucket_of_row: npt.NDArray[np.int64], count: int)
     ]
 
 
+def in_pieces(batches: Iterable[pa.RecordBatch], *, max_bytes: int = PIECE_BYTES) -> Iterator[list[pa.RecordBatch]]:
+    """Batches in lists of about `max_bytes`, so that a unit writes few bucket files. Empty ones are left out."""
+    some: list[pa.RecordBatch] = []
+    size = 0
+    for batch in batches:
+        if batch.num_rows == 0:
+            continue
+        some.append(batch)
+        size += batch.nbytes
+        if size >= max_bytes:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
 def join(
     batches: list[pa.RecordBatch], bucket_of_rows: list[npt.NDArray[np.int64]], count: int
 ) -> list[pa.Buffer | None]:
@@ -53,7 +71,7 @@ def join(
     return messages
 
 
-def write(path: str, messages: list[pa.Buffer | None]) -> int:
+def write(path: str, messages: Sequence[pa.Buffer | bytes | None]) -> int:
     """Writes a bucket file atomically. Returns its size in bytes."""
     count, at = len(messages), HEAD.size + ENTRY.size * len(messages)
     head = [HEAD.pack(MAGIC, count)]
@@ -88,6 +106,33 @@ def read(path: str, bucket: int) -> bytes:
     if _checksum(data, count, bucket, start, end) != checksum:
         raise storage.DamagedError.of(path)
     return data
+
+
+def read_range(path: str, first: int, last: int) -> list[bytes]:
+    """The messages of neighbouring buckets, in three reads.
+
+    Raises:
+        DamagedError: the bytes that were read are not as they were written.
+    """
+    with storage.opened(path) as file:
+        magic, count = _unpack(path, HEAD, storage.range_of(file, 0, HEAD.size))
+        if magic != MAGIC or not 0 <= first < last <= count:
+            raise storage.DamagedError.of(path, "it is no bucket file of this version")
+        head = storage.range_of(file, HEAD.size + ENTRY.size * first, ENTRY.size * (last - first))
+        if len(head) != ENTRY.size * (last - first):
+            raise storage.DamagedError.of(path, "it is cut")
+        entries = list(ENTRY.iter_unpack(head))
+        begin, at = entries[0][0], entries[0][0]
+        data = storage.range_of(file, begin, max(0, entries[-1][1] - begin))
+    found = []
+    for bucket, (start, end, checksum) in enumerate(entries, first):
+        if start != at or not start <= end <= begin + len(data):
+            raise storage.DamagedError.of(path, f"bucket {bucket} should lie at {start} to {end}")
+        found.append(data[start - begin : end - begin])
+        at = end
+        if _checksum(found[-1], count, bucket, start, end) != checksum:
+            raise storage.DamagedError.of(path)
+    return found
 
 
 def read_all(path: str) -> Iterator[tuple[int, bytes]]:
@@ -126,9 +171,16 @@ def _checksum(data: bytes | memoryview, *place: int) -> int:
 
 
 def table(messages: list[bytes], schema: pa.Schema) -> pa.Table:
-    """The rows of several messages, in their order."""
-    batches = [pa.ipc.read_record_batch(pa.py_buffer(message), schema) for message in messages if message]
+    """The rows of several buckets, in their order."""
+    batches = [batch for message in messages for batch in _batches(message, schema)]
     return pa.Table.from_batches(batches, schema).combine_chunks()
+
+
+def _batches(message: bytes, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The rows of a bucket: of one IPC message, or of several, one behind the other."""
+    source = pa.BufferReader(message)
+    while source.tell() < len(message):
+        yield pa.ipc.read_record_batch(pa.ipc.read_message(source), schema)
 
 
 def power_of_two(wanted: float, *, min_count: int = 1, max_count: int = 4096) -> int:

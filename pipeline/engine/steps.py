@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipeline.engine.merging import Merge, may_merge
 from pipeline.engine.tasks import MOST_ELEMENTS, ExchangeTask, Task, units_of_element
 
 if TYPE_CHECKING:
@@ -40,15 +41,22 @@ def run_task(after: Any, task: Task, *, max_units: int = MOST_ELEMENTS) -> beam.
     return after | Step(task, max_units=max_units)
 
 
-def run_exchange(done: beam.PCollection, task: ExchangeTask, *, buckets: int, exchange: str) -> beam.PCollection:
+def run_exchange(
+    done: beam.PCollection, task: ExchangeTask, *, buckets: int, exchange: str, producers: int = 0
+) -> beam.PCollection:
     """Runs a task when `done` has ended. Its unit b gets bucket b of all units that `task.reads` names.
 
     Args:
         done: the output of the step before.
         task: what to run.
-        buckets: how many there are.
+        buckets: how many there are, at most.
         exchange: "files" or "shuffle".
+        producers: how many units `task.reads` names, about. Where they are many, files are merged first (`merging`).
     """
     from pipeline.engine.beam_steps import ExchangeStep
 
+    if exchange == "files" and may_merge(producers, buckets):
+        merge = Merge(task)
+        done = run_task(done, merge)
+        return done | ExchangeStep(task, buckets=buckets, exchange=exchange, merge=merge)
     return done | ExchangeStep(task, buckets=buckets, exchange=exchange)

@@ -10,7 +10,6 @@ The selected rows are cut by uid, sorted and written. No other rows are copied.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeGuard
 
@@ -21,6 +20,7 @@ from pipeline.engine.cli import UsageError
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import PARQUET, Rows
+from pipeline.engine.shuffle_files import in_pieces
 from pipeline.engine.steps import run_exchange, run_task
 from pipeline.engine.tasks import Reading
 from pipeline.engine.work import Json, StepFolder
@@ -42,7 +42,6 @@ SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
 UNFILLED_PART = pa.schema([field.with_nullable(True) if field.name == "texts" else field for field in SELECTED_PART])
 
 
-ROWS_PER_FILE = 250_000  # selected rows, about, that are cut by uid at once
 STOP_LIST = UserFiles("--stop-queries")
 CAP = 20_000  # of a query (Radford et al. 2021, section 2.2)
 
@@ -131,24 +130,15 @@ class SelectRows:
     def run(self, unit: int) -> dict[str, Any]:
         rejects = Rejects(self.keep_rejected)
         tally = Tally("balance", rejects)
-        bits, parts = out_bits(self.plan), 0
+        bits = out_bits(self.plan)
         decide = caps.decider(self.plan, tally, UNFILLED_PART, bits=bits)
-        pending: list[pa.RecordBatch] = []
-        for batch, keep in itertools.chain.from_iterable(self.rows.masked(unit)):
-            pending.append(decide(batch, keep))
-            if sum(rows.num_rows for rows in pending) >= ROWS_PER_FILE:
-                self._write(unit, parts, pending, bits)
-                pending, parts = [], parts + 1
-        if pending:
-            self._write(unit, parts, pending, bits)
-            parts += 1
+        selected = (decide(batch, keep) for part in self.rows.masked(unit) for batch, keep in part)
+        parts = 0
+        for parts, some in enumerate(in_pieces(selected), 1):
+            bucket_of_rows = [hashing.buckets(hashing.uid_words(batch["uid"])[0], bits) for batch in some]
+            path = self.folder.file(unit, "rows", parts - 1)
+            shuffle_files.write(path, shuffle_files.join(some, bucket_of_rows, 1 << bits))
         return {**unit_body(self.folder, unit, [tally], rejects), "parts": parts}
-
-    def _write(self, unit: int, part: int, selected: list[pa.RecordBatch], bits: int) -> None:
-        bucket_of_rows = [hashing.buckets(hashing.uid_words(batch["uid"])[0], bits) for batch in selected]
-        shuffle_files.write(
-            self.folder.file(unit, "rows", part), shuffle_files.join(selected, bucket_of_rows, 1 << bits)
-        )
 
 
 def out_bits(plan: CapPlan) -> int:
@@ -217,7 +207,8 @@ class Balance(Stage):
     def expand(self, done: Any) -> beam.PCollection:
         done = caps.find_caps(done, self.caps, exchange=self.exchange)
         done = run_task(done, SelectRows(self.caps, self.rows, self.keep_rejected), max_units=self.rows.groups)
-        return run_exchange(done, SortRows(self.caps), buckets=self.caps.max_parts, exchange=self.exchange)
+        buckets, groups = self.caps.max_parts, self.rows.groups
+        return run_exchange(done, SortRows(self.caps), buckets=buckets, exchange=self.exchange, producers=groups)
 
     @property
     def output(self) -> Rows:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, TypeV
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import hashing, storage
+from pipeline.engine import hashing, merging, storage
 from pipeline.engine.ledger import Ledger, smallest
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
@@ -219,7 +219,7 @@ class Stage(abc.ABC):
         Raises:
             DamagedError: fewer or more rows came in than left the stage before, so some of its files are gone.
         """
-        steps = self.steps() if counted is None else counted
+        steps = (*self.steps(), *merging.steps_of(self.folder)) if counted is None else counted
         counted = self.counted() if counted is None else counted
         ledger, digest = sum_of_ledgers(counted, self.name)
         self._check_rows_in(ledger.rows_in)

@@ -523,13 +523,16 @@ def _reject(path: str, rows: np.ndarray, reason: str, tally: Tally) -> None:
 
 def drop_duplicates(done: Any, plan: DedupPlan, *, exchange: str) -> beam.PCollection:
     """Appends to `done` the steps that write a mask beside each part."""
+    buckets, groups = 1 << plan.key_bits, plan.rows.groups
     if plan.common_text_bound:
-        done = run_task(done, CutTexts(plan), max_units=plan.rows.groups)
-        done = run_exchange(done, FindCommonTexts(plan), buckets=1 << plan.key_bits, exchange=exchange)
-    done = run_exchange(done, FindDuplicates(plan), buckets=1 << plan.key_bits, exchange=exchange)
-    for task in (ReadTaken(plan), WriteOverlays(plan)) if plan.captions else ():
-        done = run_exchange(done, task, buckets=plan.rows.groups, exchange=exchange)
-    return run_exchange(done, MarkDropped(plan), buckets=plan.rows.groups, exchange=exchange)
+        done = run_task(done, CutTexts(plan), max_units=groups)
+        find = FindCommonTexts(plan)
+        done = run_exchange(done, find, buckets=buckets, exchange=exchange, producers=groups)
+    done = run_exchange(done, FindDuplicates(plan), buckets=buckets, exchange=exchange, producers=plan.rows.units)
+    if plan.captions:
+        done = run_exchange(done, ReadTaken(plan), buckets=groups, exchange=exchange, producers=buckets)
+        done = run_exchange(done, WriteOverlays(plan), buckets=groups, exchange=exchange, producers=groups)
+    return run_exchange(done, MarkDropped(plan), buckets=groups, exchange=exchange, producers=buckets)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -496,7 +496,7 @@ class ReadInputs:
             if counted.records_dropped or counted.notes[CUT]:
                 losses[str(number)] = counted.to_json()
             for batch in batches:
-                if rows + batch.num_rows > BATCH_ROWS:
+                if waiting and rows + batch.num_rows > BATCH_ROWS:
                     yield pa.concat_batches(waiting)
                     waiting, rows = [], 0
                 waiting.append(batch.append_column(INPUT, pa.array(np.full(batch.num_rows, place, np.int32))))
@@ -566,23 +566,29 @@ def list_images(found: pa.RecordBatch, source: int) -> pa.Table:
     return pa.table(columns, schema=IMAGES).filter(pa.array(codes == 0))
 
 
-@functools.lru_cache(maxsize=2)
+_lists: dict[str, InputList] = {}  # path -> the list, of one run: that of a crawl takes 100 MB
+
+
 def load_inputs(path: str) -> InputList:
     """The inputs of the run.
 
     Raises:
         DamagedError: the file is damaged, or it is missing.
     """
-    found = InputList.read(os.path.dirname(path))
-    if found is None:
-        raise storage.DamagedError(f"{path} is missing")
-    return found
+    if path not in _lists:
+        found = InputList.read(os.path.dirname(path))
+        if found is None:
+            raise storage.DamagedError(f"{path} is missing")
+        _lists.clear()
+        _lists[path] = found
+    return _lists[path]
 
 
 def save_inputs(path: str, inputs: InputList) -> None:
     """Writes the list of inputs for the workers and for later runs."""
     inputs.write(path)
-    load_inputs.cache_clear()
+    _lists.clear()
+    _lists[path] = inputs
 
 
 def read_settings(o: GatherSettings) -> ReadSettings:

@@ -16,13 +16,14 @@ FROM_INPUTS = 256  # fewer new inputs have a unit each
 MOST_INPUTS = 256  # of a unit: --drop-input of one of them reads the others again
 UNIT_S = 1.0  # CPU seconds of a unit, about
 INPUT_S = 1e-3  # of an input, beside its bytes and pairs
+BYTE_S = 1.6e-8  # of a byte: archives, the slowest
 PAIR_S = 4.5e-6  # of a pair
 
 
 def seconds(item: Input) -> float:
     """A rough CPU time to read an input."""
     reader = READERS[item.format]
-    return INPUT_S + reader.size(item) / reader.bytes_per_core_second + reader.expected_rows(item) * PAIR_S
+    return INPUT_S + reader.size(item) * BYTE_S + reader.expected_rows(item) * PAIR_S
 
 
 def groups(items: Sequence[tuple[int, Input]]) -> list[list[int]]:

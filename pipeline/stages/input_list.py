@@ -193,9 +193,9 @@ def identities(inputs: Sequence[Input]) -> list[list[Any]]:
 
 def _json(item: Input) -> dict[str, Any]:
     """An input as JSON. Of the file behind it, only what differs: a list of 90,000 inputs is long."""
-    found = item.found and {name: getattr(item.found, name) for name in _FOUND}
-    same = _found_of(item.name, item.path, item.bytes)
-    differs = None if found is None else {name: value for name, value in found.items() if same.get(name) != value}
+    found, same = item.found, _found_of(item.name, item.path, item.bytes)
+    both = [] if found is None else [(name, getattr(found, name)) for name in _FOUND]
+    differs = None if found is None else {name: value for name, value in both if same.get(name) != value}
     return {**{name: getattr(item, name) for name in _PLAIN}, "part": item.part, "found": differs}
 
 

@@ -311,7 +311,7 @@ class Match(RowStage):
 
     @property
     def output(self) -> Rows:
-        return Rows(self.parts().folder, groups=self.groups)
+        return Rows(self.parts().folder, groups=self.groups, units=self.units)
 
     def watched(self) -> list[Watched]:
         return [Watched("match parts", self.parts().folder, self.units)]

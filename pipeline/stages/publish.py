@@ -230,10 +230,10 @@ class CutByShard:
         rejects = Rejects(plan.keep_rejected)
         tally = Tally("publish", rejects)
         decide = caps.decider(plan.caps, tally, FETCHED_OK)
+        selected = (decide(batch, keep) for part in plan.rows.masked(unit) for batch, keep in part)
         parts = 0
-        for part in plan.rows.masked(unit):
-            self._write(unit, parts, [decide(batch, keep) for batch, keep in part])
-            parts += 1
+        for parts, some in enumerate(shuffle_files.in_pieces(selected), 1):
+            self._write(unit, parts - 1, some)
         return {**unit_body(self.folder, unit, [tally], rejects), "parts": parts}
 
     def _write(self, unit: int, part: int, selected: list[pa.RecordBatch]) -> None:
@@ -416,7 +416,8 @@ class Publish(Stage):
         max_units = min(plan.fixed or ranges_for(selected, plan.rows_per_shard), max(1, selected))
         done = caps.find_caps(done, plan.caps, exchange=self.exchange)
         done = run_task(done, CutByShard(plan), max_units=plan.rows.groups)
-        return run_exchange(done, WriteShards(plan), buckets=max_units, exchange=self.exchange)
+        write, producers = WriteShards(plan), plan.rows.groups
+        return run_exchange(done, write, buckets=max_units, exchange=self.exchange, producers=producers)
 
     def lost(self) -> str | None:
         """A published file that is gone, or a shard that has another size than the manifest says."""

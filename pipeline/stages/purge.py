@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 
 from pipeline.engine import hashing, shuffle_files, storage
 from pipeline.engine.journal import Change
+from pipeline.engine.merging import MERGED
 from pipeline.engine.rows import Overlay
 from pipeline.engine.work import file_of
 from pipeline.schema import SELECTED, STAGES
@@ -175,6 +176,13 @@ def passes_of(root: str) -> list[str]:
     """The folders of the passes of the fetch below OUT/stages, the newest first."""
     names = storage.names(os.path.join(root, "stages", "fetch"))
     return [f"fetch/{name}" for name in sorted(names, reverse=True) if re.fullmatch(r"images-\d+", name)]
+
+
+def merged_steps(root: str) -> list[str]:
+    """The folders below OUT/stages with merged bucket files."""
+    stages = os.path.join(root, "stages")
+    names = ((stage, name) for stage in STAGES for name in storage.names(os.path.join(stages, stage)))
+    return [f"{stage}/{name}" for stage, name in names if name.startswith(MERGED)]
 
 
 def number_of_pass(folder: str) -> int:
@@ -403,7 +411,7 @@ class Purge:
         self._duplicates()
         self._scores()
         self._images_of_archives()
-        for folder in EMPTIED:
+        for folder in [*EMPTIED, *merged_steps(self._root)]:
             if is_done(self._root, folder.split("/")[0]):
                 self._empty(folder)
         return self.counts

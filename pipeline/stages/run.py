@@ -390,7 +390,7 @@ class Sizes:
         """Sizes for about so many rows: at most 64 MiB a bucket of keys, about half a million rows a group."""
         return cls(
             key_bits=min(12, max(4, (int(57 * rows) >> 26).bit_length())),
-            groups=min(1024, max(1, round(rows / 500_000))),
+            groups=min(4096, max(1, round(rows / 500_000))),
             max_parts=1 << min(16, max(3, int(rows / 50_000).bit_length())),
         )
 

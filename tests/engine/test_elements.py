@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import Options, build
-from pipeline.engine import beam_steps
+from pipeline.engine import beam_steps, merging
 from pipeline.engine.tasks import MOST_ELEMENTS, elements_for, units_of_element
 from pipeline.engine.work import StepFolder
 from pipeline.stages import grouping
@@ -85,7 +85,8 @@ def test_no_row_depends_on_the_number_of_elements_or_on_what_a_unit_reads(
         texts = [("a red dog", "blue sky", "red sun", "no such thing")[(part * row) % 4] for row in range(40)]
         pq.write_table(pa.table({"url": urls, "text": texts}), tmp_path / f"in-{part}.parquet")
     found = set()
-    for elements, together in ((1, 9), (7, 1), (64, 2), (500, 4)):
+    for elements, together, reads in ((1, 9, 10**6), (7, 1, 0), (64, 2, 10**6), (500, 4, 10**6)):
+        monkeypatch.setattr(merging, "MOST_READS", reads)
         monkeypatch.setattr(grouping, "FROM_INPUTS", 1)
         monkeypatch.setattr(grouping, "MOST_INPUTS", together)
         monkeypatch.setattr(beam_steps, "elements_for", lambda workers, number=elements: number)
