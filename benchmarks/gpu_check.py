@@ -400,6 +400,7 @@ def against_open_clip(name: str, *, batch: int) -> Callable[[Setting], Numbers]:
 
 def profile(setting: Setting) -> Numbers:
     """Five steps from tar under the profiler: kernel time against wall time, waits, copies, longest kernels."""
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
@@ -420,9 +421,12 @@ def profile(setting: Setting) -> Numbers:
 
     with contextlib.suppress(EnoughError):
         train(options, on_step=note)
-    events = recorded.key_averages()
+    averages = recorded.key_averages()
+    events = [
+        event for event in averages if not gpu or event.device_type == DeviceType.CUDA
+    ]  # not their calls
     busy = {event.key: getattr(event, "self_device_time_total" if gpu else "self_cpu_time_total") for event in events}
-    count = {event.key: event.count for event in events}
+    count = {event.key: event.count for event in averages}
     top = sorted(busy, key=lambda key: -busy[key])[:12]
     return {
         "wall_s": begun[1] - begun[0],
