@@ -65,7 +65,7 @@ def print_crawl(args: argparse.Namespace) -> None:
     read = pages * args.pairs_per_page
     matched, distinct = read * args.matched, read * args.matched * args.distinct
     selected = min(args.selected, distinct)
-    gather = read * WAT_ROW + args.wats * (args.wat_mb * 1e6 * WAT_BYTE + COSTS.input)
+    gather = read * WAT_ROW + args.wats * (args.wat_mb * 1e6 * WAT_BYTE + COSTS.input + COSTS.unit)
     seconds = select_seconds(read, matched, distinct, selected, read=gather)
     hosts = args.hosts
     alive = selected * COSTS.alive[1]

@@ -26,7 +26,8 @@ class Costs:
         workers: more, where several workers are forked.
         kernels: more, where the workers load the compiled code before they begin.
         job: each job after the first one.
-        input: of a unit of gather and match, beside its rows.
+        input: of an input, listed, checked and opened.
+        unit: of a unit of gather and match, beside its inputs and rows.
         dedup_row: of a matched row in dedup.
         balance_row: of a row that dedup leaves, in balance: counts, thresholds, the choice.
         selected_row: of a row that balance keeps: bucketed, sorted, written.
@@ -51,7 +52,8 @@ class Costs:
     workers: float = 2.3
     kernels: float = 0.7
     job: float = 0.8
-    input: float = 0.004
+    input: float = 0.0004
+    unit: float = 0.0036
     dedup_row: float = 0.35e-6
     balance_row: float = 0.9e-6
     selected_row: float = 2.3e-6

@@ -22,7 +22,7 @@ from pipeline.planning.takes import Images, Rows, Setting, Takes, rows_of, takes
 from pipeline.planning.whole import Interval
 from pipeline.sources import READERS
 from pipeline.sources.base import Input
-from pipeline.stages import continuing, extending
+from pipeline.stages import continuing, extending, grouping
 from pipeline.stages.base import Stage
 from pipeline.stages.caps import CapPlan
 from pipeline.stages.dedup_exchange import DedupStage
@@ -86,7 +86,7 @@ def make(run: Run, stages: Sequence[Stage], plan: Planner, *, started: float) ->
             seconds = max(LEAST_SECONDS, SECONDS - RESERVED_SECONDS - (time.monotonic() - started))
             over = dataclasses.replace(run, inputs=tuple(new))
             drawn = sample.draw(over, plan, folder, seconds=seconds, pictures=pictures)
-            selected = _select(run, stages, drawn, grows=grows, of_unit=costs.COSTS.input * speed)
+            selected = _select(run, stages, drawn, grows=grows, of_unit=(costs.COSTS.input + costs.COSTS.unit) * speed)
             cap = selected.cap()
         notes += _notes(run, drawn, grows=grows)
     rows, images = _rows(selected, pictures, cap, stages, states)
@@ -180,6 +180,7 @@ def _setting(run: Run, inputs: Sequence[Input], left: Sequence[str], speed: floa
     return Setting(
         queries=len(run.queries.table),
         inputs=len(inputs),
+        units=len(grouping.groups(list(enumerate(inputs)))),
         remote_inputs=len(remote),
         input_bytes=float(sum(files.values())),
         remote_bytes=float(sum(remote.values())),

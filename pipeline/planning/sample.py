@@ -202,7 +202,7 @@ class _Drawing:
     def _with_inputs(self, inputs: Sequence[Input]) -> Run:
         """The run over the pieces."""
         rows = sum(READERS[item.format].expected_rows(item) for item in inputs)
-        listed = InputList.new(inputs, key_bits=4, specs=(), drops=())
+        listed = dataclasses.replace(InputList.new(inputs, key_bits=4, specs=(), drops=()), shared={})  # a unit a piece
         return dataclasses.replace(self._run, inputs=tuple(inputs), input_list=listed, sizes=Sizes.of(rows))
 
     # ---- pieces

@@ -112,8 +112,9 @@ class Setting:
 
     Attributes:
         queries: of all lists.
-        inputs: units of gather and match.
-        remote_inputs: of them, those on servers.
+        inputs: of the run.
+        units: of gather and match. Many small inputs share one.
+        remote_inputs: of the inputs, those on servers.
         input_bytes: of all inputs; remote_bytes: of those on servers.
         workers: of the local runner; None: an engine has them.
         loads_kernels: the workers load the compiled code before they begin.
@@ -123,6 +124,7 @@ class Setting:
 
     queries: int
     inputs: int
+    units: int
     remote_inputs: int
     input_bytes: float
     remote_bytes: float
@@ -218,7 +220,7 @@ def _cpu(
     of_archive = costs.image * speed if images.archived_cpu is None else images.archived_cpu
     return {
         "start": start * speed,
-        "match": gather_cpu + costs.input * speed * setting.inputs,
+        "match": gather_cpu + speed * (costs.input * setting.inputs + costs.unit * setting.units),
         "dedup": speed * costs.dedup_row * value["match"],
         "balance": speed
         * (costs.balance_row * value["dedup"] + costs.selected_row * value["balance"] + costs.query * setting.queries),

@@ -16,6 +16,7 @@ import pytest
 from pipeline import build
 from pipeline.planning import sample
 from pipeline.sources import READERS
+from pipeline.stages import grouping
 from tests.archives import html_record, member
 from tests.places import ROOT
 from tests.without_beam import without_beam  # noqa: F401
@@ -95,6 +96,16 @@ def test_small_inputs(rows: int, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert plan["rows"]["read"]["value"] == rows and plan["rows"]["balance"]["high"] == 0
     assert plan["notes"] == ["no pair of the sample is left after match"] and plan["sample"]["whole"]
     assert build.main(arguments(tmp_path, "--plan")) == build.DONE
+
+
+def test_inputs_that_share_a_unit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grouping, "FROM_INPUTS", 2)
+    for number in range(3):
+        write_table(tmp_path / "in" / f"{number}.parquet", 30)
+    plan = plan_of(tmp_path, capsys)
+    assert plan["rows"]["read"]["value"] == 90 and plan["sample"]["whole"] and plan["sample"]["pieces"] == 3
 
 
 def test_a_damaged_archive_in_the_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,7 +72,7 @@ def test_the_rows_of_the_whole_and_their_interval() -> None:
 def test_only_what_is_to_do_is_counted() -> None:
     rows = Rows(*(Interval(count, count, count) for count in (100.0, 90.0, 80.0, 70.0, 60.0, 50.0, 40.0, 40.0)))
     images = Images(0.5, Interval(1, 1, 1), Interval(1, 1, 1), Interval(1, 1, 1), 1_000.0, 0.01)
-    setting = Setting(10, 1, 1, 5.0, 5.0, 2, False, ("fetch", "dedup-images", "publish"), 1.0)
+    setting = Setting(10, 1, 1, 1, 5.0, 5.0, 2, False, ("fetch", "dedup-images", "publish"), 1.0)
     more = {"gather_cpu": 1.0, "parts_bytes": 800.0, "hosts": 10.0, "costs": COSTS, "sizes": SIZES}
     found = takes(rows, images, setting=setting, **more)  # type: ignore[arg-type]
     assert set(found.cpu) == {"start", "fetch", "publish"} and set(found.stages_bytes) == {"fetch", "publish"}
@@ -80,4 +80,5 @@ def test_only_what_is_to_do_is_counted() -> None:
     assert found.wall is not None and found.wall > 0 and found.published_bytes > 40_000
     every = dataclasses.replace(setting, stages=("gather", "match", *setting.stages), workers=None)
     found = takes(rows, images, setting=every, **more)  # type: ignore[arg-type]
-    assert found.cpu["match"] == 1.0 + COSTS.input and found.wall is None and found.requests["inputs"] == 2.0
+    assert found.cpu["match"] == 1.0 + COSTS.input + COSTS.unit
+    assert found.wall is None and found.requests["inputs"] == 2.0
