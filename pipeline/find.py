@@ -74,6 +74,44 @@ def find(folder: str, selection: Selection, *, limit: int) -> list[Found]:
         raise Damaged(f"another version of OpenWIT may have written the stages of {folder}: {first}") from error
 
 
+def like(folder: str, phash: int, *, distance: int, limit: int) -> dict[str, int]:
+    """Pairs whose images have a perceptual hash near one: uid -> bits in which they differ, the nearest first.
+
+    The fetched pairs are looked through, also those that later stages dropped; of a copy, the published ones.
+
+    Args:
+        folder: of a run, or a copy of the published files.
+        phash: the 64-bit DCT hash.
+        distance: the most bits.
+        limit: pairs, at most.
+
+    Raises:
+        Damaged: a file cannot be read.
+    """
+    root, near = storage.absolute(folder), dict[str, int]()
+    try:
+        for table in _hashed(root):
+            table = table.filter(table["phash"].is_valid())
+            bits = np.bitwise_count(table["phash"].to_numpy() ^ np.uint64(phash))
+            some = np.flatnonzero(bits <= distance)
+            near |= dict(zip(table["uid"].take(some).to_pylist(), bits[some].tolist(), strict=True))
+            near = dict(sorted(near.items(), key=lambda item: (item[1], item[0]))[:limit])
+    except storage.DamagedError as error:
+        raise Damaged(str(error)) from error
+    return near
+
+
+def _hashed(root: str) -> Iterator[pa.Table]:
+    """Tables with uid (hexadecimal) and phash."""
+    if is_done(root, "fetch"):
+        for table in _fetched_rows(root):
+            uids = pa.array([uid.hex() for uid in table["uid"].to_pylist()], pa.string())
+            yield pa.table({"uid": uids, "phash": table["phash"]})
+    elif storage.exists(os.path.join(root, "manifest.json")):
+        for table in open_set.open_set(root).rows(["uid", "phash"]):
+            yield table
+
+
 def forgotten(folder: str, selection: Selection) -> list[tuple[str, str]]:
     """(kind, value) of what the selection names and the folder has forgotten."""
     stones = Tombstones.load(storage.absolute(folder))

@@ -10,7 +10,7 @@
     python -m pipeline.inspect_shards find OUT --url U       where a pair is, or at which stage it fell, and why
     python -m pipeline.inspect_shards sample OUT             random samples, of a query or a language; --seed
     python -m pipeline.inspect_shards sql OUT "select ..."   DuckDB over pairs, queries, rejected, duplicates, rights
-    python -m pipeline.inspect_shards export OUT --to PATH --format folder|hf|csv|coco
+    python -m pipeline.inspect_shards export OUT --to PATH --format folder|hf|lance|csv|coco
     python -m pipeline.inspect_shards diff OUT OTHER         options, counts, queries and pairs of two sets
     python -m pipeline.inspect_shards verify OUT             every checksum and count; exit code 3 if there is a fault
     python -m pipeline.inspect_shards verify OUT --stages    the files that the stages keep, too

@@ -20,6 +20,7 @@ MODULES = {
     "faiss-cpu": "faiss",
     "opencv-python-headless": "cv2",
     "pillow": "PIL",
+    "pylance": "lance",
     "scikit-learn": "sklearn",
     "zlib-ng": "zlib_ng",
     "pytest-timeout": "pytest_timeout",
@@ -95,7 +96,7 @@ def carried(distributions: set[str]) -> set[str]:
 
 @pytest.mark.parametrize(
     ("packages", "extras"),
-    [(("pipeline",), ("pdq", "sql")), (("queries",), ("segment",)), (("clip_train",), ("train", "wandb"))],
+    [(("pipeline",), ("pdq", "sql", "lance")), (("queries",), ("segment",)), (("clip_train",), ("train", "wandb"))],
     ids=["pipeline", "queries", "train"],
 )
 def test_what_is_imported_is_required(packages: tuple[str, ...], extras: tuple[str, ...]) -> None:
@@ -105,7 +106,7 @@ def test_what_is_imported_is_required(packages: tuple[str, ...], extras: tuple[s
 
 def test_what_is_required_is_imported() -> None:
     used = imported(*PACKAGES)
-    extras = [required(extra) for extra in ("train", "s3", "gcs", "wandb", "segment", "pdq", "sql")]
+    extras = [required(extra) for extra in ("train", "s3", "gcs", "wandb", "segment", "pdq", "sql", "lance")]
     for name in required().union(*extras):
         assert (module(name) in used) != (name in NOT_IMPORTED), name
 

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import build
+from pipeline import build, forget
 from pipeline.dataset.verify import verify
+from pipeline.inspect_shards import main as inspect
 from pipeline.schema import STAGES
 from tests.webserver import WebServer, picture
 
@@ -194,7 +195,9 @@ def test_the_cap_is_met_after_expected_losses(tmp_path: Path, server: WebServer)
     assert stages["publish"]["dropped"].get("over_cap", 0) == left - metadata.num_rows
 
 
-def test_images_of_a_poor_shape_are_dropped_without_a_new_fetch(tmp_path: Path) -> None:
+def test_images_of_a_poor_shape_are_dropped_without_a_new_fetch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sizes = {"icon": (63, 63), "small": (300, 63), "fine": (64, 64), "banner": (600, 199), "wide": (600, 200)}
     shapes = {f"{name}.png": picture(1, size, "PNG") for name, size in sizes.items()}
     with WebServer(shapes) as server:
@@ -219,6 +222,21 @@ def test_images_of_a_poor_shape_are_dropped_without_a_new_fetch(tmp_path: Path) 
         ("a red small", "too_small"),
         ("a red banner", "aspect"),
     }
+    page = (out / "report/index.html").read_text()
+    assert page.count('<span class="shape"><img') == 3 and "a red banner" in page
+    (tmp_path / "like.png").write_bytes(picture(1, (320, 320), "PNG"))
+    capsys.readouterr()
+    words = ["find", str(out), "--like", str(tmp_path / "like.png"), "--distance", "64", "--json"]
+    assert inspect(words) == build.DONE
+    near = json.loads(capsys.readouterr().out)["pairs"]
+    assert {(pair["text"], pair["reason"]) for pair in near} >= {("a red icon", "too_small"), ("a red fine", "")}
+    bits = [int(pair["detail"].split(" bit")[0]) for pair in near]
+    assert len(near) == 5 and bits == sorted(bits) and bits[0] < 8
+    assert inspect([*words[:3], str(tmp_path / "pairs.parquet")]) == build.USAGE
+    copy = shutil.copytree(out, tmp_path / "copy")
+    assert forget.main([str(copy), "--url", urls[0], "--quiet"]) == build.DONE
+    page = (copy / "report/index.html").read_text()  # what is forgotten is not shown, and the pictures are gone
+    assert '<span class="shape"><img' not in page and "a red icon" not in page
     other = [*given, "--redo", "dedup-images", "--min-image-side", "16", "--max-aspect", "20"]
     assert build.main(other) == build.DONE  # the server is gone
     assert manifest(out)["rows"] == 5 and list(verify(str(out))) == []

@@ -60,7 +60,8 @@ def finish(
         evaluation: set of evaluation images -> images, unreadable.
         more: the columns of the metadata behind those of METADATA.
         balancing: `cap` (None: there was none) and `before` (`query_curve.thin` of the pairs before balancing).
-        pictures: key -> JPEG of pairs that were dropped as duplicates, as far as the report may show them.
+        pictures: key -> JPEG of pairs that were dropped as duplicates or for their shape, as far as the report may
+            show them.
         crawled: `croissant.crawl_days` of the inputs; None or {}: no archive told it.
 
     Returns:
@@ -92,6 +93,7 @@ def finish(
             options=options,
             failures=report_facts.failures(folder, ledger),
             groups=_groups(folder, infos, ranges, pictures),
+            pictures=pictures,
             balancing=balancing,
         ),
         "croissant.json": croissant.text(about, entries, pa.schema([*METADATA, *more])),
@@ -214,6 +216,7 @@ def page(
     options: Mapping[str, Any],
     failures: list[dict[str, Any]],
     groups: list[list[dict[str, Any]]],
+    pictures: Mapping[str, bytes],
     balancing: Mapping[str, Any] | None,
 ) -> str:
     """report/index.html."""
@@ -226,7 +229,7 @@ def page(
     return template("report.html.j2").render(
         **facts,
         funnel=funnel(ledger),
-        drops=report_facts.drops(ledger, rejected),
+        drops=report_facts.drops(ledger, rejected, pictures),
         failures=failures,
         groups=groups,
         curve=query_curve.draw(curves, before["cap"]),

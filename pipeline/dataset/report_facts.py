@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import types
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.dataset.summary import hosts, top
-from pipeline.engine import storage
+from pipeline.engine import hashing, storage
 from pipeline.schema import DUPLICATES_FILE
 
 EXAMPLES = 4  # of each reason of a drop
@@ -22,6 +23,7 @@ MOST_PICTURE = 150_000  # bytes of a picture on the page
 MOST_PICTURES = 5_200_000  # bytes of all pictures of the gallery: base64 makes a third more of them, and a page 8 MB
 # Reasons whose examples are shown as text. Of the others, the text or the address may be what must not be shown.
 HIDDEN = {"forgotten", "blocklisted", "personal"}
+SHAPES = {"too_small", "aspect"}  # reasons of dedup-images whose pictures are shown
 
 
 def rejected_tables(folder: str) -> list[str]:
@@ -49,12 +51,37 @@ def _rejected_batches(folder: str) -> Iterator[pa.RecordBatch]:
             yield from file.iter_batches(columns=["url", "text", "stage", "reason"], use_threads=False)
 
 
-def drops(ledger: Sequence[Mapping[str, Any]], examples: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """stage, reason, count, examples of each reason of a drop, in the order of the stages, the most frequent first."""
+def shape_keys(folder: str) -> list[str]:
+    """The keys of the examples that were dropped for the size or the aspect of their images."""
+    return [key_of(row) for row in rejected(folder) if _is_of_shape(row)]
+
+
+def _is_of_shape(row: Mapping[str, str]) -> bool:
+    return row["stage"] == "dedup-images" and row["reason"] in SHAPES
+
+
+def key_of(row: Mapping[str, str]) -> str:
+    """The key of a rejected row, from its URL and its text."""
+    uid = hashing.pair_keys(pa.array([row["url"]]), pa.array([row["text"]])).uid
+    return uid[0].as_py().hex()
+
+
+def drops(
+    ledger: Sequence[Mapping[str, Any]],
+    examples: Sequence[Mapping[str, str]],
+    pictures: Mapping[str, bytes] = types.MappingProxyType({}),
+) -> list[dict[str, Any]]:
+    """stage, reason, count, examples of each reason of a drop, in the order of the stages, the most frequent first.
+
+    An example has `data`, its encoded picture, if it was dropped for its shape and is among the pictures (by key).
+    """
     found = []
     for row in ledger:
         for reason, count in sorted(row["dropped"].items(), key=lambda item: (-item[1], item[0])):
-            some = [one for one in examples if (one["stage"], one["reason"]) == (row["stage"], reason)]
+            some = [{**one, "data": ""} for one in examples if (one["stage"], one["reason"]) == (row["stage"], reason)]
+            for one in some:
+                if pictures and _is_of_shape(one):
+                    one["data"] = encoded(pictures.get(key_of(one), b""))
             some = [] if reason in HIDDEN else some
             found.append({"stage": row["stage"], "reason": reason, "count": count, "examples": some})
     return found

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.inspector.formats import Writer
     from pipeline.inspector.pairs import Pairs
 
-KINDS = ("folder", "hf", "webdataset", "coco", "csv")
+KINDS = ("folder", "hf", "lance", "webdataset", "coco", "csv")
 # Columns that say where a sample lies in the tars: they are not true of a copy.
 PLACES = {"shard", *(f"{member}_{what}" for member in ("jpg", "json", "txt") for what in ("offset", "size"))}
 ROWS_AT_ONCE = 1024
@@ -36,7 +36,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         required=True,
         choices=KINDS,
-        help="folder: images and metadata.jsonl; hf: Parquet with images; coco: captions as JSON; csv: no images",
+        help="folder: images and metadata.jsonl; hf: Parquet with images; lance: a Lance dataset; coco: captions as "
+        "JSON; csv: no images",
     )
     choice.arguments(parser)
     choice.random_arguments(parser, default=None)

@@ -7,11 +7,14 @@ import dataclasses
 import sys
 
 from pipeline.engine.cli import BELOW, DONE, UsageError
-from pipeline.engine.display import sanitize
+from pipeline.engine.display import amount, sanitize
 from pipeline.inspector import forgotten
 from pipeline.inspector.choice import Choice, query_id
 from pipeline.inspector.opening import exists, is_ours, open_earliest
 from pipeline.inspector.output import count, print_json
+
+NEAR = 8  # bits: of small changes of a picture (size, quality) nearly all are nearer, of others hardly any
+LARGEST = 256 << 20  # bytes of a picture
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +23,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--page", action="append", default=[], metavar="URL", help="of the page; may be repeated")
     parser.add_argument("--query", metavar="QUERY", help="whose text holds this query of the run's list")
     parser.add_argument("--text", metavar="TEXT", help="what gather makes of this text")
+    parser.add_argument("--like", metavar="PICTURE", help="whose image looks like that of this file")
+    parser.add_argument(
+        "--distance",
+        type=count,
+        default=NEAR,
+        metavar="BITS",
+        help="of 64 in which the hashes may differ, for --like (default: %(default)s)",
+    )
     parser.add_argument("--limit", type=count, default=20, metavar="N", help="pairs; 0: all (default: %(default)s)")
 
 
@@ -32,10 +43,9 @@ def run(args: argparse.Namespace) -> int:
     if exists(args.folder) and not is_ours(args.folder):
         raise UsageError(f"{args.folder}: find needs the folder of a build. Other files: use grep, show or ls")
     given = [(kind, value) for kind in KINDS for value in getattr(args, kind)]
-    if not given and args.text is None and not args.page and args.query is None:
-        raise UsageError(
-            "find needs one of --text, --page, --query, " + ", ".join("--" + kind.replace("_", "-") for kind in KINDS)
-        )
+    if not given and args.text is None and not args.page and args.query is None and args.like is None:
+        flags = ("--" + kind.replace("_", "-") for kind in KINDS)
+        raise UsageError(f"find needs one of --text, --page, --query, --like, {', '.join(flags)}")
     try:
         selection = Selection.of(given)
     except ValueError as error:
@@ -44,7 +54,16 @@ def run(args: argparse.Namespace) -> int:
     if args.page or args.query is not None:
         uids = keys_of(args.folder, args.page, args.query, limit)
         selection = dataclasses.replace(selection, uid=selection.uid | uids)
+    bits = {} if args.like is None else finding.like(
+        args.folder, phash_of(args.like), distance=args.distance, limit=limit
+    )  # fmt: skip
+    selection = dataclasses.replace(selection, uid=selection.uid | bits.keys())
     pairs = finding.find(args.folder, selection, limit=limit) if selection.uid or given else []
+    for pair in pairs:
+        if pair.uid in bits:
+            away = f"{amount(bits[pair.uid], None, 'bits')} from the picture"
+            pair.detail = "; ".join(filter(None, [away, pair.detail]))
+    pairs.sort(key=lambda pair: bits.get(pair.uid, -1))  # the order stays where nothing was asked for
     gone = finding.forgotten(args.folder, selection)
     rule = None if args.text is None else finding.text_reason(args.text)
     if args.json:
@@ -59,10 +78,35 @@ def run(args: argparse.Namespace) -> int:
         print(f"forgotten: {kind} {sanitize(value)}")
     if rule is not None:
         print(f"gather drops this text: {rule}" if rule else "gather would keep this text; match needs a query in it")
+    elif not pairs and not gone and args.like is not None:
+        print(f"no image that was fetched is within {args.distance} bits of the picture (--distance)")
     elif not pairs and not gone:
         print("nothing is known of it: it was in no input, or gather or match dropped it and the row was not kept. "
               "Build with --keep-rejected all, or ask with --text TEXT")  # fmt: skip
     return DONE if pairs or gone or rule is not None else BELOW
+
+
+def phash_of(path: str) -> int:
+    """The perceptual hash of a picture, taken as the fetch takes it.
+
+    Raises:
+        UsageError: the file cannot be read, or is no image.
+    """
+    from pipeline.fetching.errors import Failure
+    from pipeline.fetching.images import decode
+    from pipeline.fetching.options import FetchOptions
+    from pipeline.text.rights import PROTOCOLS
+
+    try:
+        with open(path, "rb") as file:
+            body = file.read(LARGEST + 1)
+        if len(body) > LARGEST:
+            raise UsageError(f"--like {path}: must be an image of at most {LARGEST >> 20} MiB")
+        return decode(body, FetchOptions(min_side=1, max_aspect=1e6, ignore_rights=PROTOCOLS)).phash
+    except OSError as error:
+        raise UsageError(f"--like {path}: must be a picture ({error.strerror})") from None
+    except Failure as error:
+        raise UsageError(f"--like {path}: must be a picture ({error})") from None
 
 
 def keys_of(folder: str, pages: list[str], query: str | None, limit: int) -> set[str]:

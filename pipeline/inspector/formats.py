@@ -23,8 +23,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.dataset.tars import TarWriter, header, padding
+from pipeline.engine.cli import UsageError
 
 PLAIN_KEY = re.compile(r"[0-9A-Za-z_-]{1,120}")  # a key that may be a file name everywhere
+LANCE_BYTES = 64 << 20  # of the images that are written at once
 GROUP_ROWS = 100  # of a row group with images, as the Hugging Face Hub recommends
 TAR_ROWS = 10_000  # pairs of a tar
 FILE_BYTES = 500 * 1000 * 1000  # of the images in a Parquet file, about
@@ -92,6 +94,38 @@ class _Images:
         with open(os.path.join(self._root, path), "xb") as file:
             file.write(image)
         return path
+
+
+class LanceWriter(Writer):
+    """A Lance dataset whose column `image` holds the bytes. It needs the package pylance."""
+
+    def __init__(self, path: str, schema: pa.Schema) -> None:
+        try:
+            import lance
+        except ImportError:
+            raise UsageError("--format lance needs the package pylance: pip install 'openwit[lance]'") from None
+        self._lance, self._path = lance, path
+        self._schema = pa.schema([pa.field("image", pa.large_binary()), *schema])
+        self._rows: list[dict[str, Any]] = []
+        self._bytes, self._mode = 0, "create"
+
+    def add(self, row: dict[str, Any], image: bytes) -> None:
+        self._rows.append({"image": image} | row)
+        self._bytes += len(image)
+        if self._bytes >= LANCE_BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        table = pa.Table.from_pylist(self._rows, self._schema)
+        self._lance.write_dataset(table, self._path, mode=self._mode)
+        self._rows, self._bytes, self._mode = [], 0, "append"
+
+    def finish(self) -> None:
+        if self._rows:
+            self._write()
+
+    def close(self) -> None:
+        """Nothing is open: each write is whole."""
 
 
 class FolderWriter(Writer):
@@ -269,6 +303,7 @@ class CsvWriter(Writer):
 FORMATS: dict[str, type[Writer]] = {
     "folder": FolderWriter,
     "hf": HuggingFaceWriter,
+    "lance": LanceWriter,
     "webdataset": WebDatasetWriter,
     "coco": CocoWriter,
     "csv": CsvWriter,

@@ -481,7 +481,7 @@ class Publish(Stage):
             evaluation=next((row["evaluation"] for row in infos if row and "evaluation" in row), {}),
             more=() if plan.scores is None else load_scores(plan.scores).columns.schema,
             balancing=self._balancing(os.path.join(top, "queries.parquet")),
-            pictures=duplicate_pictures(plan, top),
+            pictures=dropped_pictures(plan, top, shapes=not self.about.options.get("keep")),
             crawled=croissant.crawl_days(next((row["crawled"] for row in infos if row and "crawled" in row), {})),
         )
         self._replace(manifest, info)
@@ -527,16 +527,24 @@ def link(root: str, top: str, paths: Iterable[str]) -> None:
             storage.link(target, name)
 
 
-def duplicate_pictures(plan: PublishPlan, top: str) -> dict[str, bytes]:
-    """The pictures of some pairs that were dropped as duplicates, for the report.
+def dropped_pictures(plan: PublishPlan, top: str, *, shapes: bool) -> dict[str, bytes]:
+    """The pictures of some pairs that were dropped as duplicates, or for the shape of their images, for the report.
 
     All fetched rows are looked through, so a large set shows none.
+
+    Args:
+        plan: of the stage.
+        top: the folder with the tables of dropped rows.
+        shapes: show those that were dropped for their shape. False where `--keep` might have refused them, too.
     """
-    wanted = [row["key"] for _, rows in report_facts.duplicate_keys(top) for row in rows]
-    if not wanted or plan.rows.count() > MOST_LOOKED_THROUGH:
+    if plan.attempts.selected.done()["rows_out"] > MOST_LOOKED_THROUGH:
         return {}
+    found = _pictures_of_shapes(plan, report_facts.shape_keys(top)) if shapes else {}
+    wanted = [row["key"] for _, rows in report_facts.duplicate_keys(top) for row in rows]
+    if not wanted:
+        return found
     columns = ["uid", "raw_attempt", "raw_unit", "raw_part", "image_offset", "image_bytes"]
-    uids, found = pa.array([bytes.fromhex(key) for key in wanted], pa.binary(16)), dict[str, bytes]()
+    uids = pa.array([bytes.fromhex(key) for key in wanted], pa.binary(16))
     for group in range(plan.rows.groups):
         for part in plan.rows.masked(group, columns):
             for batch, _ in part:
@@ -547,6 +555,24 @@ def duplicate_pictures(plan: PublishPlan, top: str) -> dict[str, bytes]:
                     if 0 < len(image) <= report_facts.MOST_PICTURE:
                         images(number, memoryview(image))
                         found[uid.as_py().hex()] = bytes(image)
+    return found
+
+
+def _pictures_of_shapes(plan: PublishPlan, keys: list[str]) -> dict[str, bytes]:
+    """The pictures of pairs that dedup-images drops at once. Its rows do not have them, those of the fetch do."""
+    found: dict[str, bytes] = {}
+    if not keys:
+        return found
+    uids = pa.array([bytes.fromhex(key) for key in keys], pa.binary(16))
+    for unit, _ in plan.attempts.images(plan.attempts.first()).manifests():
+        for number, part, table in plan.attempts.rows(unit):
+            rows = table.filter(pc.is_in(table["uid"], uids)).select(["uid", "image_offset", "image_bytes"]).to_pylist()
+            for row in rows:
+                image = bytearray(row["image_bytes"] or 0)
+                if 0 < len(image) <= report_facts.MOST_PICTURE:
+                    path = plan.attempts.images(number).file(unit, "raw", part)
+                    storage.read_into(path, row["image_offset"], memoryview(image))
+                    found[row["uid"].hex()] = bytes(image)
     return found
 
 

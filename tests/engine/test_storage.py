@@ -295,6 +295,7 @@ ALLOWED = {
     ("pipeline/fetching/downloader.py", "pa.ipc.new_file"): "img2dataset reads it in memory",
     ("pipeline/inspect_shards.py", "os.open"): "/dev/null in the place of a closed pipe",
     ("pipeline/inspector/export.py", "os.listdir"): "asks if the user's folder is empty",
+    ("pipeline/inspector/find.py", "open"): "the user's picture of --like",
     ("pipeline/inspector/rows.py", "open"): "the first bytes of the user's own file, which it would replace",
     ("pipeline/inspector/summary.py", "open"): "writes the user's file, which must be new",
     ("pipeline/dataset/training_summary.py", "os.walk"): "the times of the files of the fetch, on this machine alone",

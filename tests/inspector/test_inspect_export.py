@@ -16,6 +16,7 @@ from PIL import Image
 
 from pipeline.dataset.open_set import open_set
 from pipeline.engine.cli import BELOW, DONE, MISSING, USAGE
+from pipeline.inspector import formats
 from pipeline.inspector.formats import FolderWriter
 from tests import samples
 
@@ -101,3 +102,17 @@ def test_a_key_never_becomes_a_path(tmp_path: Path, key: str) -> None:
     writer.close()
     (path,) = (tmp_path / "to/images").rglob("*.jpg")
     assert path.name == "000000000000.jpg"
+
+
+def test_lance_holds_the_images(run: Any, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "LANCE_BYTES", 5 * len(samples.jpeg(1)))  # several writes
+    code, text, said = run("export", published, "--to", tmp_path / "set.lance", "--format", "lance")
+    if importlib.util.find_spec("lance") is None:
+        assert code == USAGE and "pip install 'openwit[lance]'" in said and not list(tmp_path.iterdir())
+        pytest.skip("pylance is not installed")
+    assert code == DONE and text.startswith("30 pairs as lance")
+    lance = importlib.import_module("lance")
+    table = lance.dataset(str(tmp_path / "set.lance")).to_table()
+    rows = {row["key"]: row for row in table.to_pylist()}
+    key = samples.uid(7).hex()
+    assert len(rows) == 30 and rows[key]["image"] == samples.jpeg(7) and rows[key]["queries"]
