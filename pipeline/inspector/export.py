@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.dataset.errors import Damaged, NotFound
 from pipeline.engine.cli import DONE, UsageError
-from pipeline.engine.display import sanitize
+from pipeline.engine.display import amount, sanitize
 from pipeline.inspector import choice
 from pipeline.inspector.output import print_json
 
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         raise
     if args.json:
         return print_json({"pairs": count, "without_image": left_out, "format": args.format, "path": args.to})
-    print(f"{count:,} pairs as {args.format}: {sanitize(args.to)}")
+    print(f"{amount(count, None, 'pairs')} as {args.format}: {sanitize(args.to)}")
     if left_out:
         print(f"{left_out:,} pairs whose image is missing or is no image were left out")
     return DONE

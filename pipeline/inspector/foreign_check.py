@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.engine.display import sanitize
+from pipeline.engine.display import amount, sanitize
 from pipeline.inspector.foreign import IMAGES, ParquetPairs, TarPairs
 
 LARGEST_IMAGE = 1 << 28  # bytes: clip_train skips a larger one
@@ -188,12 +188,12 @@ def verdict(pairs: TarPairs | ParquetPairs, found: Checked) -> tuple[bool, str]:
     is_damaged = any("header" in name or "cut off" in name for name in found.faults)
     damaged = " from what is whole of the tars" if is_damaged else ""
     undecoded = " (its images were not decoded)" if found.quick else ""
-    return True, f"{found.pairs:,} pairs{damaged}{skipped}{undecoded}"
+    return True, f"{amount(found.pairs, None, 'pairs')}{damaged}{skipped}{undecoded}"
 
 
 def print_checked(name: str, found: Checked, fits: bool, why: str) -> None:
     """Prints what was found in files of another tool."""
-    print(f"{sanitize(name)}: {found.pairs:,} pairs")
+    print(f"{sanitize(name)}: {amount(found.pairs, None, 'pairs')}")
     for status, count in sorted(found.statuses.items(), key=lambda item: (-item[1], item[0])):
         print(f"  img2dataset: {sanitize(status):<50}{count:>11,}")
     print(f"  {found.describe_duplicates()}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.dataset.errors import NotFound
 from pipeline.engine.cli import DONE
-from pipeline.engine.display import sanitize, size
+from pipeline.engine.display import amount, sanitize, size
 from pipeline.inspector.opening import exists, is_ours
 from pipeline.inspector.output import print_json
 
@@ -63,7 +63,7 @@ def info_foreign(args: argparse.Namespace) -> int:
     if args.json:
         facts = {"folder": args.folder, "published": False, "kind": pairs.name, "files": len(pairs.paths)}
         return print_json(facts | {"clip_train": {"takes": fits, "why": why}} | found.to_json())
-    print(f"{len(pairs.paths):,} files, {size(sum(os.path.getsize(path) for path in pairs.paths))}")
+    print(f"{amount(len(pairs.paths), None, 'files')}, {size(sum(os.path.getsize(path) for path in pairs.paths))}")
     foreign_check.print_checked(pairs.name, found, fits, why)
     return DONE
 
@@ -77,7 +77,8 @@ def print_info(facts: dict[str, Any]) -> None:
         ranges = facts["ranges"]
         empty = 0 if ranges is None else ranges - facts["shards"]
         gaps = f" ({empty:,} of {ranges:,} ranges are empty)" if empty else ""
-        print(f"published: {facts['rows']:,} pairs in {facts['shards']:,} shards{gaps}, {size(facts['bytes'])}")
+        counted = f"{amount(facts['rows'], None, 'pairs')} in {amount(facts['shards'], None, 'shards')}"
+        print(f"published: {counted}{gaps}, {size(facts['bytes'])}")
         print(f"digest     {facts['digest']}")
     else:
         print("a run that is not published (yet)")

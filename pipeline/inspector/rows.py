@@ -7,6 +7,7 @@ import os
 
 from pipeline.dataset.errors import Damaged, NotFound
 from pipeline.engine.cli import DONE, UsageError
+from pipeline.engine.display import amount
 from pipeline.inspector.output import print_json
 
 OTHERS = (".csv", ".tsv", ".json", ".jsonl", ".arrow", ".feather", ".txt", ".gz", ".zst")  # names of other formats
@@ -33,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
         raise Damaged(damage.with_remedy(error)) from error
     if args.json:
         return print_json({"stage": args.stage, "rows": count, "path": args.to, "replaced": replaces})
-    print(f"{count:,} rows after {args.stage!r}: {args.to}" + (" (it replaces an older file)" if replaces else ""))
+    more = " (it replaces an older file)" if replaces else ""
+    print(f"{amount(count, None, 'rows')} after {args.stage!r}: {args.to}{more}")
     return DONE
 
 
