@@ -55,7 +55,7 @@ FAX_AND_OLD_JPEG = ("tiff_ccitt", "group3", "group4", "tiff_jpeg")  # their deco
 M_PERTURB = -6  # glibc's malloc.h: new memory is filled with this byte
 BYTES_PER_PIXEL = 12  # that decoding takes at most, in every format but JPEG (measured: WebP, PNG with a colour key)
 
-HASH_SIDE = 32  # the picture is shrunk to this before the cosine transform
+HASH_SIDE = 32  # a side of the shrunk picture that is hashed
 KEPT_WAVES = 8
 PDQ_SIDE = 512
 LEAST_PDQ_QUALITY = 50  # of 100: the bound of ThreatExchange's documentation
@@ -258,15 +258,16 @@ def _picture(source: _Source, original: tuple[int, int], size: tuple[int, int], 
     if turn in TURNS:
         pixels = pixels.transpose(TURNS[turn])
     width, height = reversed(original) if turn in SIDEWAYS else original
+    small = shrink(pixels)
     return Picture(
         _jpeg(pixels, options.quality),
         *pixels.size,
         width,
         height,
         name,
-        phash(pixels),
-        colours(pixels),
-        shades(pixels),
+        phash(small),
+        colours(small),
+        shades(small),
         grain(pixels),
         pdq=pdq(pixels, (width, height)) if options.pdq else None,
     )
@@ -358,42 +359,55 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
     return out.getvalue()
 
 
+def shrink(image: Image.Image) -> Image.Image:
+    """The RGB picture as HASH_SIDE x HASH_SIDE pixels, from which three hashes of near-duplicates are made.
+
+    The filter is a triangle: a box of Pillow takes whole pixels, and gives other values for other sizes of a small
+    picture. Pillow's filters work with integers, so equal pixels give equal bytes.
+    """
+    return image.resize((HASH_SIDE, HASH_SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0)
+
+
 @functools.lru_cache(maxsize=1)
 def _waves() -> np.ndarray:
-    """Cosines as integers: sums of integers are the same on every machine, sums of floats are not."""
-    wave, at = np.arange(KEPT_WAVES)[:, None], np.arange(HASH_SIDE)[None]
-    return np.rint(4096 * np.cos(np.pi * wave * (2 * at + 1) / (2 * HASH_SIDE))).astype(np.int64)
+    """Cosines that fade towards the edges (half a period of a sine), so that a crop, a frame or a mark changes less.
 
-
-def phash(image: Image.Image) -> int:
-    """64-bit DCT hash: a bit for each of the 8 x 8 lowest waves, 1 if the wave is above the median.
-
-    The median is that of all waves but the constant one.
+    All but the first, constant one have the sum 0: brightness alone gives no strength. They are integers: sums of
+    integers are the same on every machine, sums of floats are not.
     """
-    gray = np.asarray(image.convert("L").resize((HASH_SIDE, HASH_SIDE), Image.Resampling.BOX)).astype(np.int64)
+    at = np.pi * (np.arange(HASH_SIDE) + 0.5) / HASH_SIDE
+    fade = np.sin(at)
+    waves = fade * np.cos(np.arange(KEPT_WAVES)[:, None] * at)
+    waves[1:] -= fade * (waves[1:].sum(axis=1, keepdims=True) / fade.sum())
+    return np.rint(4096 * waves).astype(np.int64)
+
+
+def phash(small: Image.Image) -> int:
+    """64-bit hash of a shrunk picture: a bit for each of 8 x 8 waves of its brightness, 1 if it is above the median.
+
+    The waves are the lowest ones of the cosine transform, weighted by `_waves`. The median is that of all but the
+    constant one.
+    """
     waves = _waves()
-    strength = (waves @ gray @ waves.T).ravel()
+    strength = (waves @ np.asarray(small.convert("L")).astype(np.int64) @ waves.T).ravel()
     above = strength > np.sort(strength[1:])[31]
     return int.from_bytes(np.packbits(above).tobytes(), "big")
 
 
-def colours(image: Image.Image) -> bytes:
-    """The mean colours of 8 x 8 cells, row by row: 192 bytes R, G, B, R, ... of an RGB picture.
+def colours(small: Image.Image) -> bytes:
+    """The mean colours of 8 x 8 cells of a shrunk picture, row by row: 192 bytes R, G, B, R, ...
 
-    It is the second hash of near-duplicates. Pillow's box filter works with integers, so equal pixels give equal bytes.
+    It is the second hash of near-duplicates.
     """
-    return image.resize((COLOUR_CELLS, COLOUR_CELLS), Image.Resampling.BOX).tobytes()
+    return small.reduce(HASH_SIDE // COLOUR_CELLS).tobytes()
 
 
-def shades(image: Image.Image) -> bytes:
-    """The brightness of 16 x 16 cells, row by row: 256 bytes of an RGB picture.
+def shades(small: Image.Image) -> bytes:
+    """The brightness of 16 x 16 cells of a shrunk picture, row by row: 256 bytes.
 
-    It is the third hash of near-duplicates. It holds what the others do not: words, small signs and thin lines. The
-    filter is a triangle over quarters of the cells, since a box gives other values for other sizes of a small picture.
-    Pillow's filters work with integers, so equal pixels give equal bytes.
+    It is the third hash of near-duplicates. It holds what the others do not: words, small signs and thin lines.
     """
-    quarters = image.resize((2 * SHADE_CELLS, 2 * SHADE_CELLS), Image.Resampling.BILINEAR).convert("L")
-    return quarters.reduce(2).tobytes()
+    return small.convert("L").reduce(HASH_SIDE // SHADE_CELLS).tobytes()
 
 
 def grain(image: Image.Image) -> int:

@@ -76,7 +76,7 @@ from pipeline.text.rights import PROTOCOLS
 if TYPE_CHECKING:
     import apache_beam as beam
 
-FETCHED_COLUMNS = 7  # raised whenever the columns of the fetched rows change
+FETCHED_COLUMNS = 8  # raised whenever the columns of the fetched rows change, or what they hold
 ROWS_PER_CALL = 5_000  # rows of a part; an interrupted part goes on where it was (fetching/pieces.py)
 SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
 ASKED = "asked"  # beside the pieces of a part that is under way: its rows

@@ -57,7 +57,7 @@ def draw_rows(seed: int, count: int) -> list[dict[str, Any]]:
         width = int(random.choice([100, 200]))
         image = random.bytes(32)
         row = {"text": text, "phash": phash, "colours": colours.tobytes(), "width": width, "image": image}
-        row["shades"], row["grain"] = shades.tobytes(), int(random.choice([0, 153]))
+        row["shades"], row["grain"] = shades.tobytes(), int(random.choice([0, 178]))
         rows.append(row)
         if random.random() < 0.2:  # the same bytes under another URL
             rows.append({**row, "text": " ".join(WORDS[: random.integers(1, 6)])})
