@@ -50,18 +50,23 @@ def main() -> None:
 
 
 def read(folder: Path, half: str = "all") -> Iterator[bytes]:
-    """The distinct files of a folder with the names of pictures, or those of one half of the names."""
+    """The bytes of `read_named`."""
+    return (body for _, body in read_named(folder, half))
+
+
+def read_named(folder: Path, half: str = "all") -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of the distinct files of a folder with the names of pictures, or those of one half of the names."""
     seen = set()
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix in (".jpg", ".jpeg", ".png", ".gif", ".webp", ".avif", ".tif", ".bmp"):
-            name = hashlib.sha256(str(path.relative_to(folder)).encode()).digest()
-            if half not in ("all", HALVES[name[0] >> 7]):
+            name = str(path.relative_to(folder))
+            if half not in ("all", HALVES[hashlib.sha256(name.encode()).digest()[0] >> 7]):
                 continue
             body = path.read_bytes()
             digest = hashlib.sha256(body).digest()
             if digest not in seen:
                 seen.add(digest)
-                yield body
+                yield name, body
 
 
 def hashed(body: bytes) -> Picture | None:
@@ -158,7 +163,7 @@ def variants(folders: list[Path], some: int, half: str) -> None:
         base = [(Image.open(io.BytesIO(body)).convert("RGB"), one) for body, one in decoded if one is not None]
         totals = np.zeros(len(names))
         for name, change in VARIANTS.items():
-            pairs = [(one, hashed(_png(change(image)))) for image, one in base]
+            pairs = [(one, hashed(png(change(image)))) for image, one in base]
             found = [arrays([one, other]) for one, other in pairs if other is not None]
             shares = np.array([np.mean([merged(clusters(pair, distance)) for pair in found]) for distance in names])
             totals += shares / len(VARIANTS)
@@ -166,7 +171,8 @@ def variants(folders: list[Path], some: int, half: str) -> None:
         print(f"| {folder.name} | all |", " | ".join(f"{share:.2f}" for share in totals), "|", flush=True)
 
 
-def _png(image: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
+    """The picture as PNG: nothing is lost."""
     out = io.BytesIO()
     image.save(out, "PNG", compress_level=1)
     return out.getvalue()
