@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline import Options, build
-from pipeline.schema import COLOUR_BYTES, FETCHED
+from pipeline.schema import COLOUR_BYTES, FETCHED, SHADE_BYTES
 from pipeline.stages.contamination import Index
 from pipeline.stages.evaluation_images import HASHED
 from tests.webserver import WebServer
@@ -149,6 +149,12 @@ def speed(rows: int, count: int) -> None:
         sha256 = pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(phash), [None, pa.py_buffer(digests)])
         uids = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(phash), [None, pa.py_buffer(digests)])
         found = {"uid": uids, "image_sha256": sha256, "sha256": sha256, "phash": pa.array(phash), "colours": data}
+        shades = pa.array([bytes(SHADE_BYTES)] * len(phash), pa.binary(SHADE_BYTES))
+        found |= {
+            "shades": shades,
+            "grain": pa.array(np.zeros(len(phash), np.uint8)),
+            "mirrored": pa.array(phash[::-1]),
+        }
         found |= {"set": pa.array(["set"] * len(phash)), "image": pa.array([f"{n}" for n in range(len(phash))])}
         return pa.table({name: found[name] for name in names}, schema=pa.schema([schema.field(name) for name in names]))
 
@@ -158,7 +164,7 @@ def speed(rows: int, count: int) -> None:
     planted_rows = np.arange(0, rows, 100)
     chosen = random.integers(0, count, len(planted_rows))
     phash[planted_rows], colours[planted_rows] = known[0][chosen], known[1][chosen]
-    asked = table(phash, colours, ["uid", "image_sha256", "phash", "colours"], FETCHED)
+    asked = table(phash, colours, ["uid", "image_sha256", "phash", "colours", "shades", "grain"], FETCHED)
     print("| distance | rows | evaluation images | found | index, CPU s | rows, CPU s |")
     print("|---|---|---|---|---|---|")
     for distance in (0, 2, 4, 6, 8):

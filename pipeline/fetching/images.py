@@ -394,6 +394,12 @@ def phash(small: Image.Image) -> int:
     return int.from_bytes(np.packbits(above).tobytes(), "big")
 
 
+def mirrored_phash(jpeg: bytes) -> int:
+    """`phash` of the mirror image of a stored JPEG."""
+    with Image.open(io.BytesIO(jpeg)) as image:
+        return phash(shrink(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)))
+
+
 def colours(small: Image.Image) -> bytes:
     """The mean colours of 8 x 8 cells of a shrunk picture, row by row: 192 bytes R, G, B, R, ...
 

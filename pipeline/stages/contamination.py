@@ -1,7 +1,10 @@
-"""Which pairs show an evaluation image: by the bytes of the file, or by both hashes of near-duplicates (`similar`).
+"""Which pairs show an evaluation image: by the bytes of the file, or by the hashes of near-duplicates (`similar`).
 `evaluation_embeddings` finds more of them.
 
-The hashes of all evaluation images are an index that each worker holds: about 300 bytes an image. All pairs of a
+A picture shows an evaluation image, or its mirror image, if the perceptual hashes are within the distance and either
+the mean colours or all looks agree. So grey, brighter and slightly cropped copies of photographs are found, too.
+
+The hashes of all evaluation images are an index that each worker holds: about 700 bytes an image. All pairs of a
 picture of the set and an evaluation image within the distance are found, by blocks of the hash as in `similar`.
 """
 
@@ -20,10 +23,10 @@ from pipeline.dataset.sample_json import hex_strings
 from pipeline.engine import hashing, storage
 from pipeline.engine.hashing import Words
 from pipeline.engine.work import StepFolder
-from pipeline.schema import COLOUR_BYTES, CONTAMINATION
+from pipeline.schema import CONTAMINATION
 from pipeline.stages import similar
 from pipeline.stages.evaluation_images import as_words, read_hashes
-from pipeline.stages.picture_hashes import Colours, Places
+from pipeline.stages.picture_hashes import COLOUR_SIDE, SHADE_SIDE, Hashes, Places
 
 MOST_IMAGES = 16  # evaluation images that are noted for a pair, the nearest ones
 BYTES, PICTURE, EMBEDDING = "bytes", "picture", "embedding"  # how a pair was found
@@ -54,14 +57,16 @@ class Index:
 
     Attributes:
         images: HASHED.
-        colours: of all images.
+        looks: of all images, and then of the mirror images of those that have one.
+        image: the place in `images` of each of the looks.
         distance: see Contamination.
-        blocks: for each block: the values, ascending, and the place of the image of each.
+        blocks: for each block: the values, ascending, and the place in `looks` of each.
         files: the words of the sha256, ascending, and the place of the image of each.
     """
 
     images: pa.Table
-    colours: Colours
+    looks: Hashes
+    image: Places
     distance: int
     blocks: tuple[tuple[Words, Places], ...]
     files: tuple[Words, Places]
@@ -69,16 +74,22 @@ class Index:
     @classmethod
     def of(cls, images: pa.Table, distance: int) -> Index:
         """The index of HASHED rows."""
-        phash, colours = images["phash"].to_numpy(), _colours(images["colours"])
-        contrast = np.flatnonzero(similar.has_contrast(colours))
+        looks, mirrored = _looks(images), np.flatnonzero(images["mirrored"].is_valid().to_numpy())
+        image = np.concatenate([np.arange(images.num_rows), mirrored])
+        looks = looks.take(image)
+        looks.phash[images.num_rows :] = images["mirrored"].drop_null().to_numpy()
+        for cells, side, numbers in ((looks.colours, COLOUR_SIDE, 3), (looks.shades, SHADE_SIDE, 1)):
+            rows = cells[images.num_rows :].reshape(len(mirrored), side, side, numbers)
+            rows[:] = rows[:, :, ::-1].copy()
+        contrast = np.flatnonzero(similar.has_contrast(looks.colours))
         blocks = []
         for block in range(distance + 1):
-            values = _block_values(phash[contrast], block, distance)
+            values = _block_values(looks.phash[contrast], block, distance)
             order = np.argsort(values, kind="stable")
             blocks.append((values[order], contrast[order]))
         words = as_words(hashing.as_array(images["sha256"]))
         order = np.argsort(words, kind="stable")
-        return cls(images, colours, distance, tuple(blocks), (words[order], order))
+        return cls(images, looks, image, distance, tuple(blocks), (words[order], order))
 
     def find(self, rows: pa.Table) -> pa.Table:
         """See Contamination.find."""
@@ -96,7 +107,8 @@ class Index:
         row, image, distance = row[near], image[near], distance[near]
         known = self.images.take(pa.array(image))
         kinds = pc.if_else(pa.array(distance < 0), BYTES, PICTURE)
-        bits = np.bitwise_count(rows["phash"].to_numpy()[row] ^ known["phash"].to_numpy()).astype(np.uint8)
+        straight = np.bitwise_count(rows["phash"].to_numpy()[row] ^ known["phash"].to_numpy())
+        bits = np.where(distance < 0, straight, distance).astype(np.uint8)
         cosine = pa.nulls(len(row), pa.float32())
         columns = [rows["uid"].take(pa.array(row)), known["set"], known["image"], kinds, pa.array(bits), cosine]
         return pa.Table.from_arrays(columns, schema=FOUND)
@@ -111,17 +123,17 @@ class Index:
 
     def _by_picture(self, rows: pa.Table) -> Iterator[tuple[Places, Places, npt.NDArray[np.int64]]]:
         """Places of rows and images that are alike, and the distance of each pair. A pair may come several times."""
-        phash, colours = rows["phash"].to_numpy(), _colours(rows["colours"])
-        known = self.images["phash"].to_numpy()
-        contrast = np.flatnonzero(similar.has_contrast(colours))
+        looks = _looks(rows)
+        contrast = np.flatnonzero(similar.has_contrast(looks.colours))
         for block, (values, places) in enumerate(self.blocks):
-            asked = _block_values(phash[contrast], block, self.distance)
-            for place, image in _expand(values, places, asked, most=PAIRS_AT_ONCE):
+            asked = _block_values(looks.phash[contrast], block, self.distance)
+            for place, known in _expand(values, places, asked, most=PAIRS_AT_ONCE):
                 row = contrast[place]
-                distance = np.bitwise_count(phash[row] ^ known[image])
+                distance = np.bitwise_count(looks.phash[row] ^ self.looks.phash[known])
                 near = np.flatnonzero(distance <= self.distance)
-                near = near[similar.colours_agree(colours[row[near]], self.colours[image[near]])]
-                yield row[near], image[near], distance[near].astype(np.int64)
+                some, others = looks.take(row[near]), self.looks.take(known[near])
+                near = near[similar.colours_agree(some.colours, others.colours) | similar.looks_agree(some, others)]
+                yield row[near], self.image[known[near]], distance[near].astype(np.int64)
 
 
 def _expand(values: Words, places: Places, asked: Words, *, most: int | None) -> Iterator[tuple[Places, Places]]:
@@ -146,9 +158,16 @@ def _block_values(phash: Words, block: int, distance: int) -> Words:
     return similar.block_values(phash, np.full(len(phash), block, np.uint8), distance)
 
 
-def _colours(column: pa.ChunkedArray) -> Colours:
+def _looks(table: pa.Table) -> Hashes:
+    """The hashes of FETCHED or HASHED rows, under one block."""
+    colours, shades = _cells(table["colours"]), _cells(table["shades"])
+    phash, grain = (table[name].to_numpy() for name in ("phash", "grain"))
+    return Hashes(np.zeros(len(table), np.uint8), phash, colours, shades, grain)
+
+
+def _cells(column: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
     array = hashing.as_array(column)
-    data = np.frombuffer(array.buffers()[1] or b"", np.uint8).reshape(-1, COLOUR_BYTES)
+    data = np.frombuffer(array.buffers()[1] or b"", np.uint8).reshape(-1, array.type.byte_width)
     return data[array.offset : array.offset + len(array)]
 
 

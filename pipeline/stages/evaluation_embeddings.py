@@ -171,7 +171,8 @@ class Evaluated:
         """Writes what `search` finds among some rows of FETCHED, and their hashes. Returns the number of rows."""
         found = self.search(rows)
         shown = rows.take(pc.index_in(found["uid"], value_set=hashing.as_array(rows["uid"])))
-        columns = [found["set"], found["image"], *(shown[name] for name in ("image_sha256", "phash", "colours"))]
+        looks = (shown[name] for name in ("image_sha256", "phash", "colours", "shades", "grain"))
+        columns = [found["set"], found["image"], *looks, pa.nulls(found.num_rows, pa.uint64())]
         storage.write_table(self.found.file(unit, "found"), found)
         storage.write_table(self.found.file(unit, "hashes"), pa.Table.from_arrays(columns, schema=HASHED))
         return found.num_rows

@@ -6,7 +6,7 @@
     a table      Parquet with a column of images (bytes, or Hugging Face's struct of bytes and path); the name is
                  the path in the struct, or the value of a column key, uid, id or file_name, or the row's number
 
-HashImages: evaluation/00007.hashes     set, image, sha256 of the file, both hashes of the picture
+HashImages: evaluation/00007.hashes     set, image, sha256 of the file, hashes of the picture and its mirror image
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipeline.engine.work import StepFolder, digest_of
 from pipeline.fetching import images
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import FetchOptions
-from pipeline.schema import COLOUR_BYTES
+from pipeline.schema import FETCHED
 from pipeline.text import rights
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
@@ -49,7 +49,8 @@ HASHED = pa.schema(
         pa.field("image", pa.string(), False),
         pa.field("sha256", pa.binary(32), False),  # of the file
         pa.field("phash", pa.uint64(), False),
-        pa.field("colours", pa.binary(COLOUR_BYTES), False),
+        *(FETCHED.field(name).with_nullable(False) for name in ("colours", "shades", "grain")),
+        pa.field("mirrored", pa.uint64()),  # phash of the mirror image; null: not looked for
     ]
 )
 
@@ -271,7 +272,8 @@ class HashImages:
             except Failure:
                 unreadable += 1
                 continue
-            rows.append((piece.set, name, hashlib.sha256(body).digest(), picture.phash, picture.colours))
+            looks = picture.phash, picture.colours, picture.shades, picture.grain
+            rows.append((piece.set, name, hashlib.sha256(body).digest(), *looks, images.mirrored_phash(picture.jpeg)))
         columns = list(zip(*rows, strict=True)) or [()] * len(HASHED)
         arrays = [pa.array(column, field.type) for column, field in zip(columns, HASHED, strict=True)]
         storage.write_table(self.folder.file(unit, "hashes"), pa.Table.from_arrays(arrays, schema=HASHED))

@@ -11,6 +11,7 @@ from pipeline.engine.hashing import Words
 
 HASH_BITS = 64
 CELLS = 64
+COLOUR_SIDE = 8
 MOST_DISTANCE = 8  # with more blocks than this, a block has so few bits that most pictures share it
 MOST_DIFFERENCE = 24  # of a mean colour, of 255
 SHADES = 256  # cells of brightness, 16 x 16

@@ -15,10 +15,12 @@ from PIL import Image
 
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.work import StageFolder, run_unit
-from pipeline.schema import COLOUR_BYTES, FETCHED
+from pipeline.fetching.images import phash, shrink
+from pipeline.schema import COLOUR_BYTES, FETCHED, SHADE_BYTES
 from pipeline.stages import similar
 from pipeline.stages.contamination import FOUND, MOST_IMAGES, Index, _expand
 from pipeline.stages.evaluation_images import HASHED, HashImages, check_source, counts, find, read_hashes, split_name
+from pipeline.stages.picture_hashes import Hashes
 
 
 def mosaic(seed: int, size: tuple[int, int] = (96, 96), form: str = "PNG") -> bytes:
@@ -69,6 +71,8 @@ def test_where_images_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         {"set": "keyed", "image": "nine"},
         {"set": "packed", "image": "6.png"},
     ]
+    turned = Image.open(folder / "a/2.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    assert (table["mirrored"][2].as_py() ^ phash(shrink(turned))).bit_count() <= 2  # it is made of the stored JPEG
     assert counts(task.folder, found.sets)["f"] == {"images": 5, "unreadable": 1}
     assert counts(task.folder, found.sets)["hub"] == {"images": 2, "unreadable": 0}
     assert ("f", "a/2.png", (folder / "a/2.png").stat().st_size) in found.identity
@@ -114,42 +118,66 @@ def test_what_is_refused(tmp_path: Path) -> None:
         check_source(str(tmp_path / "x.txt"))
 
 
-def draw(random: np.random.Generator, count: int, kinds: np.ndarray, hashes: np.ndarray) -> dict[str, Any]:
-    """Pictures near some kinds: a few bits and colours differ. Some are plain, some have equal bytes."""
-    kind = random.integers(len(kinds), size=count)
-    phash, colours = hashes[kind].copy(), kinds[kind].copy()
+def draw(random: np.random.Generator, count: int, kinds: Hashes) -> dict[str, Any]:
+    """Pictures near some kinds: a few bits and colours differ. Some are plain, grey, mirrored or have equal bytes."""
+    looks = kinds.take(random.integers(len(kinds.phash), size=count))
     for row in range(count):
         for bit in random.integers(0, 64, random.integers(0, 4)).tolist():
-            phash[row] ^= np.uint64(1) << np.uint64(bit)
-        colours[row, 7] += np.uint8(random.choice([0, 10, 24, 25]))
-    sha256 = [bytes([number]) * 32 for number in random.integers(0, 40, count).tolist()]
-    return {"phash": phash, "colours": [row.tobytes() for row in colours], "sha256": sha256, "array": colours}
+            looks.phash[row] ^= np.uint64(1) << np.uint64(bit)
+        looks.colours[row, 7] += np.uint8(random.choice([0, 10, 24, 25]))
+        if random.integers(4) == 0:
+            cells = looks.colours[row].reshape(64, 3)
+            cells[:] = (cells @ np.array([77, 150, 29]) >> 8)[:, None]
+        if random.integers(4) == 0:
+            looks.colours[row] = looks.colours[row].reshape(8, 8, 3)[:, ::-1].ravel()
+            looks.shades[row] = looks.shades[row].reshape(16, 16)[:, ::-1].ravel()
+    digits = [bytes([number]) * 32 for number in random.integers(0, 40, count).tolist()]
+    cells = {name: [row.tobytes() for row in getattr(looks, name)] for name in ("colours", "shades")}
+    return {"sha256": digits, "phash": looks.phash, **cells, "grain": looks.grain, "looks": looks}
+
+
+def mirror(looks: Hashes, phash: np.ndarray) -> Hashes:
+    colours, shades = looks.colours.reshape(-1, 8, 8, 3), looks.shades.reshape(-1, 16, 16)
+    turned = (cells[:, :, ::-1].reshape(len(phash), -1) for cells in (colours, shades))
+    return Hashes(looks.block, phash, *turned, looks.grain)
 
 
 @pytest.mark.parametrize("distance", [0, 2, 5])
 def test_rows_are_those_of_all_pairs(distance: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.stages.contamination.PAIRS_AT_ONCE", 7)
     random = np.random.default_rng(distance)
-    kinds = random.integers(20, 230, (12, COLOUR_BYTES), np.uint8)
-    kinds[0] = 90
-    hashes = random.integers(0, 2**64, len(kinds), np.uint64)
-    known, asked = draw(random, 50, kinds, hashes), draw(random, 60, kinds, hashes)
-    columns = [pa.array(["s"] * 50), pa.array([f"{n:02}" for n in range(50)]), known["sha256"], known["phash"]]
-    evaluation = pa.table([*columns, known["colours"]], schema=HASHED)
+    colours, shades = (random.integers(20, 230, (12, width), np.uint8) for width in (COLOUR_BYTES, SHADE_BYTES))
+    colours[0] = 90
+    grain = random.choice(np.array([0, 255], np.uint8), 12)
+    kinds = Hashes(np.zeros(12, np.uint8), random.integers(0, 2**64, 12, np.uint64), colours, shades, grain)
+    known, asked = draw(random, 50, kinds), draw(random, 60, kinds)
+    mirrored = [None if n % 3 else int(known["phash"][n]) ^ 1 for n in range(50)]
+    columns = [pa.array(["s"] * 50), pa.array([f"{n:02}" for n in range(50)])]
+    hashed = [known[name] for name in HASHED.names[2:-1]]
+    evaluation = pa.table([*columns, *hashed, mirrored], schema=HASHED)
+    turned = mirror(known["looks"], np.array([one or 0 for one in mirrored], np.uint64))
     uids = [number.to_bytes(16, "big") for number in range(60)]
-    given = {"uid": uids, "image_sha256": asked["sha256"], "phash": asked["phash"], "colours": asked["colours"]}
+    given = {"uid": uids, "image_sha256": asked["sha256"], **{name: asked[name] for name in HASHED.names[3:-1]}}
     rows = pa.table({name: pa.array(column, FETCHED.field(name).type) for name, column in given.items()})
-    expected = []
-    contrast = [similar.has_contrast(side["array"]) for side in (asked, known)]
+    expected, by_mirror = [], 0
     for row in range(60):
         found = []
         for image in range(50):
+            one = asked["looks"].take(np.array([row]))
             bits = int(asked["phash"][row] ^ known["phash"][image]).bit_count()
-            same = asked["sha256"][row] == known["sha256"][image]
-            one, other = asked["array"][row : row + 1], known["array"][image : image + 1]
-            alike = bits <= distance and contrast[0][row] and contrast[1][image]
-            if same or (alike and similar.colours_agree(one, other)[0]):
-                found.append((-1 if same else bits, image, bits))
+            alike = []
+            for side in (known["looks"], turned)[: 1 if mirrored[image] is None else 2]:
+                other = side.take(np.array([image]))
+                apart = int(one.phash[0] ^ other.phash[0]).bit_count()
+                contrast = similar.has_contrast(one.colours)[0] and similar.has_contrast(other.colours)[0]
+                agree = similar.colours_agree(one.colours, other.colours) | similar.looks_agree(one, other)
+                if apart <= distance and contrast and agree[0]:
+                    alike.append(apart)
+                    by_mirror += side is turned
+            if asked["sha256"][row] == known["sha256"][image]:
+                found.append((-1, image, bits))
+            elif alike:
+                found.append((min(alike), image, min(alike)))
         expected += [
             {
                 "uid": uids[row],
@@ -166,6 +194,7 @@ def test_rows_are_those_of_all_pairs(distance: int, monkeypatch: pytest.MonkeyPa
         found.to_pylist() == expected
         and found.schema.equals(FOUND)
         and {"bytes", "picture"} <= {row["kind"] for row in expected}
+        and (by_mirror or not distance)
     )
     assert Index.of(evaluation, distance).find(rows.slice(0, 0)).num_rows == 0
     assert Index.of(evaluation.slice(0, 0), distance).find(rows).num_rows == 0
@@ -175,8 +204,11 @@ def test_a_pair_names_the_nearest_images() -> None:
     picture = np.random.default_rng(0).integers(0, 255, (1, COLOUR_BYTES), np.uint8).tobytes()
     columns = [["s"] * 30, [f"{n:02}" for n in range(30)], [bytes([n]) * 32 for n in range(30)]]
     hashes = [(1 << n % 3) - 1 for n in range(30)]
-    evaluation = pa.table([*columns, pa.array(hashes, pa.uint64()), [picture] * 30], schema=HASHED)
-    given = {"uid": [b"u" * 16], "image_sha256": [b"\x07" * 32], "phash": [0], "colours": [picture]}
+    shades = b"\x00\xff" * (SHADE_BYTES // 2)
+    looks = [pa.array(hashes, pa.uint64()), [picture] * 30, [shades] * 30, [0] * 30, [None] * 30]
+    evaluation = pa.table([*columns, *looks], schema=HASHED)
+    given = {"uid": [b"u" * 16], "image_sha256": [b"\x07" * 32], "phash": [0]}
+    given |= {"colours": [picture], "shades": [shades], "grain": [0]}
     rows = pa.table({name: pa.array(column, FETCHED.field(name).type) for name, column in given.items()})
     found = Index.of(evaluation, 2).find(rows)
     assert found.num_rows == MOST_IMAGES and found["image"].to_pylist()[:3] == ["07", "00", "03"]

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.engine.cli import UsageError
 from pipeline.engine.work import StageFolder
-from pipeline.schema import COLOUR_BYTES
+from pipeline.schema import COLOUR_BYTES, SHADE_BYTES
 from pipeline.stages import embeddings, evaluation_embeddings, near_vectors
 from pipeline.stages.contamination import FOUND, first_of_each
 from pipeline.stages.evaluation_embeddings import Evaluated
@@ -78,6 +78,8 @@ def test_copies_without_an_embedding_fall_too(tmp_path: Path) -> None:
         "image_sha256": pa.array([bytes([number]) * 32 for number in (1, 1, 2, 3, 4)], pa.binary(32)),
         "phash": pa.array([7, 7, 5, 0xF0F0F0F0, 0xFF00], pa.uint64()),  # the third differs in one bit
         "colours": pa.array(pictures, pa.binary(COLOUR_BYTES)),
+        "shades": pa.array([bytes(SHADE_BYTES)] * 5, pa.binary(SHADE_BYTES)),
+        "grain": pa.array([0] * 5, pa.uint8()),
     }
     evaluated = Evaluated(steps[0], steps[1], 0.9, steps[2], 4)
     steps[2].write_manifest(0, {"found": evaluated.write(0, pa.table(rows))})
