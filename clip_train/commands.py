@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from clip_train import places
+from clip_train import messages, places
 from clip_train.config import (
     ACTIVATIONS,
     MEASURES,
@@ -43,6 +43,22 @@ class PrintOptions:
     """What every command has."""
 
     json: bool = option(False, "print the result as JSON")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogOptions:
+    """the log (the numbers of all steps are in RUN/log.jsonl)"""
+
+    log_file: str | None = option(None, "file to whose end messages are added as JSON lines", metavar="PATH")
+    quiet: bool = option(False, "show no progress and no result on the screen; errors stay")
+
+    def check(self) -> None:
+        """UsageError where the file cannot be written."""
+        if self.log_file is None:
+            return
+        folder = os.path.dirname(os.path.abspath(self.log_file))
+        if os.path.isdir(self.log_file) or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+            raise UsageError(f"--log-file {self.log_file} must be a file in a folder that can be written to")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -339,6 +355,7 @@ _RECIPE_PARTS = (TrainOptions, LaunchOptions)
 
 def _check_train(call: Call, labels: dict[str, str]) -> None:
     _check_part(call[LaunchOptions])
+    _check_part(call[LogOptions])
     said = {name for name in kinds(TrainOptions) if name in call.given or name in labels}
     call.parts[TrainOptions], _ = continued(call[TrainOptions], said)
     check_together(call[TrainOptions], world_size=call[LaunchOptions].ranks)
@@ -359,8 +376,11 @@ def _train(call: Call) -> dict[str, Any] | str | None:
     from clip_train.distributed import first_process
     from clip_train.training import train
 
-    result = train(options)
-    if not first_process():
+    logs = call[LogOptions]
+    with messages.logging_to(logs.log_file if first_process() else None, quiet=logs.quiet):
+        result = train(options)
+        messages.note("the run is done", **result)
+    if not first_process() or (logs.quiet and not call[PrintOptions].json):
         return None
     if not call[PrintOptions].json:
         folder = shlex.quote(options.output)
@@ -549,7 +569,7 @@ _RECIPES = "recipes of the paper, by the model:\n" + "\n".join(
     for name, r in ((name, preset.recipe) for name, preset in PRESETS.items())
 )
 _ALL = (
-    Command("train", "train a model", (TrainOptions, LaunchOptions, RecipeOptions), _train, _RECIPES),
+    Command("train", "train a model", (TrainOptions, LaunchOptions, LogOptions, RecipeOptions), _train, _RECIPES),
     Command("zero-shot", "classify labelled images by prompts", (ZeroShotOptions, LaunchOptions), _zero_shot),
     Command("evaluate", "many test sets: a suite of zero-shot, retrieval and probe", (EvaluateOptions, LaunchOptions),
             _evaluate),

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from clip_train import messages
 from clip_train.errors import TrainError
 
 
@@ -195,8 +196,11 @@ class Progress:
         self._first = first_step
 
     def say(self, text: str) -> None:
-        """Prints a message."""
-        if self._show:
+        """Prints and logs a message."""
+        if not self._show:
+            return
+        messages.note(text)
+        if not messages.is_quiet():
             print(text, file=sys.stderr, flush=True)
 
     def step(self, line: dict[str, Any]) -> None:
@@ -206,6 +210,9 @@ class Progress:
             return
         self._last = now
         left = (now - self._started) / max(1, done - self._first) * (self._steps - done)
+        messages.note(f"step {done}/{self._steps}", **line)
+        if messages.is_quiet():
+            return
         mfu = f"  MFU {line['mfu']:.0%}" if line.get("mfu") else ""
         print(
             f"step {done}/{self._steps}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  "

@@ -98,7 +98,16 @@ def test_the_whole_way(tars, vocabulary, tmp_path, capsys, monkeypatch):
     found = call("train", *common, "--batch-size", "8", "--steps", "3", "--zero-shot", data)
     assert found["steps"] == 3 and (tmp_path / "run" / "zero_shot.jsonl").exists()
     assert "holds a run" in call("train", *common, code=2)["error"]
-    assert call("train", *common, "--batch-size", "8", "--change", "steps=4", "--resume")["steps"] == 4
+    logs = ("--log-file", str(tmp_path / "log.jsonl"), "--quiet")
+    assert call("train", *common, "--batch-size", "8", "--change", "steps=4", "--resume", *logs)["steps"] == 4
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[0]["message"] == "train begins" and [line["message"] for line in lines[-3:]] == [
+        "step 4/4", "the run is done", "train ends"
+    ]  # fmt: skip
+    assert lines[-3]["fields"]["loss"] > 0 and set(lines[0]) == {
+        "time", "level", "logger", "stage", "message", "fields"
+    }  # fmt: skip
+    assert "--log-file" in call("train", *common, "--log-file", str(tmp_path), code=2)["error"]
     use = ("--checkpoint", run, "--data", data)
     assert call("zero-shot", *use)["images"] == 32
     assert "below --min-top1" in call("zero-shot", *use, "--min-top1", "1", code=3)["error"]
