@@ -21,6 +21,14 @@ def doctor() -> int:
     return interrupts.ending(main())
 
 
+def explore() -> int:
+    """`openwit-explore`: `python -m pipeline.explore`."""
+    interrupts.install("pipeline.explore")
+    from pipeline.explore import main
+
+    return interrupts.ending(main())
+
+
 def inspect() -> int:
     """`openwit-inspect`: `python -m pipeline.inspect_shards`."""
     interrupts.install("pipeline.inspect_shards")

@@ -30,8 +30,10 @@ FLOORS = {
     "pipeline": 6,
     "pipeline.inspector": 7,
     "pipeline.inspect_shards": 8,
-    "pipeline.commands": 9,
-    "pipeline.demo": 9,
+    "pipeline.explorer": 8,
+    "pipeline.explore": 9,
+    "pipeline.commands": 10,
+    "pipeline.demo": 10,
 }
 STAGES = {f"pipeline.stages.{name}" for name in "gather match dedup balance fetch dedup_images publish".split()}
 HEAVY = (
@@ -143,7 +145,12 @@ def test_only_two_files_of_the_engine_import_beam_at_once() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["import pipeline.inspect_shards", "import pipeline.build", "from pipeline.build import main; main(['--version'])"],
+    [
+        "import pipeline.inspect_shards",
+        "import pipeline.explore",
+        "import pipeline.build",
+        "from pipeline.build import main; main(['--version'])",
+    ],
 )
 def test_light_commands_stay_light(command: str) -> None:
     program = f"import sys\ntry:\n    {command}\nexcept SystemExit:\n    pass\nprint(*sys.modules)"

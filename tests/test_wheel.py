@@ -30,7 +30,7 @@ from tests.processes import AS_ANYBODY
 from tests.webserver import picture
 
 PACKAGED = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "pipeline", "queries", "clip_train")
-COMMANDS = tuple(f"openwit-{name}" for name in ("build", "doctor", "inspect", "queries", "train", "worker"))
+COMMANDS = tuple(f"openwit-{name}" for name in ("build", "doctor", "explore", "inspect", "queries", "train", "worker"))
 NO_INDEX = re.compile(r"dns error|error sending request|Failed to fetch|Could not connect|timed out|No route to host")
 PICTURES = 24
 HAS_TORCH = importlib.util.find_spec("torch") is not None

@@ -59,6 +59,14 @@ def facts_of(pairs: Pairs, row: dict[str, Any]) -> dict[str, Any]:
     """The fields of a row, its queries by name, and the pairs that it stands for."""
     from pipeline.inspector.pairs import Published
 
+    facts = named(pairs, row)
+    if isinstance(pairs, Published):
+        facts["duplicates"] = duplicates(pairs.opened, row["key"])
+    return facts
+
+
+def named(pairs: Pairs, row: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a row, and its queries by name."""
     facts = {
         name: value.hex() if isinstance(value, bytes) else value for name, value in row.items() if name != "_image"
     }
@@ -66,8 +74,6 @@ def facts_of(pairs: Pairs, row: dict[str, Any]) -> dict[str, Any]:
     for column, name in (("query_ids", "queries"), ("kept_by", "kept_by_queries")):
         if column in row:
             facts[name] = [queries[one].as_py() if one < len(queries) else str(one) for one in row[column]]
-    if isinstance(pairs, Published):
-        facts["duplicates"] = duplicates(pairs.opened, row["key"])
     return facts
 
 

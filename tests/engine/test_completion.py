@@ -14,13 +14,14 @@ import pytest
 
 from clip_train.__main__ import main as train
 from clip_train.errors import DONE
-from pipeline import build, doctor, inspect_shards
+from pipeline import build, doctor, explore, inspect_shards
 from pipeline.engine import completion
 from queries import build as queries
 
 MAINS: dict[str, Callable[..., Any]] = {
     "openwit-build": build.main,
     "openwit-doctor": doctor.main,
+    "openwit-explore": explore.main,
     "openwit-inspect": inspect_shards.main,
     "openwit-queries": queries.main,
     "openwit-train": train,
