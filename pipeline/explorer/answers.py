@@ -26,6 +26,7 @@ from pipeline.explorer.building import FACETS, Source
 from pipeline.explorer.index import Index, Rows, facets_of
 from pipeline.explorer.neighbours import Neighbours
 from pipeline.explorer.words import BadSearch, parse
+from pipeline.inspector.find import hash_of
 from pipeline.inspector.foreign import TarPairs
 from pipeline.inspector.pairs import Published
 from pipeline.inspector.show import MOST_DUPLICATES, named
@@ -34,7 +35,8 @@ PAGE = 60  # pairs of an answer
 VALUES = 10  # of a facet
 SUGGESTED = 12
 DISTANCE, MOST_DISTANCE = 8, 24  # bits in which the hashes of similar pictures differ
-LARGEST_PICTURE = 32 << 20  # bytes that are served
+LARGEST_PICTURE = 32 << 20  # bytes that are served, or taken
+PICTURE_MEMORY = 512 << 20  # bytes that the pixels of a picture of the user may take
 FIRST_ORDERED = 12  # 2 ** 12 pairs are put in order at first, then twice as many, and so on
 KEPT_BYTES = 128 << 20  # of the rows of earlier searches
 MOST_VALUES = 50  # of a facet in one search
@@ -414,16 +416,13 @@ class Explorer:
         Raises:
             BadSearch: it is not a picture that can be decoded.
         """
-        from pipeline.fetching import images
         from pipeline.fetching.errors import Failure
-        from pipeline.fetching.options import FetchOptions
         from pipeline.fetching.picture import NeedsMemory
 
         pairs = self.source.pairs
         options = pairs.opened.manifest.get("options", {}) if isinstance(pairs, Published) else {}
-        form = FetchOptions(min_side=1, max_aspect=1000.0, image_size=int(options.get("image_size") or 256),
-                            max_bytes=LARGEST_PICTURE)  # fmt: skip
+        size = int(options.get("image_size") or 256)
         try:
-            return f"{images.decode(body, form, memory=512 << 20).phash:016x}"
+            return f"{hash_of(body, image_size=size, memory=PICTURE_MEMORY):016x}"
         except (Failure, NeedsMemory) as error:
             raise BadSearch(f"this picture cannot be used: {error}") from None

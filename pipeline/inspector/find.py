@@ -93,20 +93,38 @@ def phash_of(path: str) -> int:
         UsageError: the file cannot be read, or is no image.
     """
     from pipeline.fetching.errors import Failure
-    from pipeline.fetching.images import decode
-    from pipeline.fetching.options import FetchOptions
-    from pipeline.text.rights import PROTOCOLS
 
     try:
         with open(path, "rb") as file:
             body = file.read(LARGEST + 1)
         if len(body) > LARGEST:
             raise UsageError(f"--like {path}: must be an image of at most {LARGEST >> 20} MiB")
-        return decode(body, FetchOptions(min_side=1, max_aspect=1e6, ignore_rights=PROTOCOLS)).phash
+        return hash_of(body)
     except OSError as error:
         raise UsageError(f"--like {path}: must be a picture ({error.strerror})") from None
     except Failure as error:
         raise UsageError(f"--like {path}: must be a picture ({error})") from None
+
+
+def hash_of(body: bytes, *, image_size: int = 256, memory: int | None = None) -> int:
+    """The perceptual hash of an image, taken as the fetch takes it. What the image says of its rights does not matter.
+
+    Args:
+        body: of the image.
+        image_size: short side of the images of the set.
+        memory: bytes that the pixels may take; None: no bound.
+
+    Raises:
+        Failure: it is no image, or is damaged.
+        NeedsMemory: the pixels take more than `memory`.
+    """
+    from pipeline.fetching.images import decode
+    from pipeline.fetching.options import FetchOptions
+    from pipeline.fetching.picture import MOST_MEMORY
+    from pipeline.text.rights import PROTOCOLS
+
+    options = FetchOptions(min_side=1, max_aspect=1e6, ignore_rights=PROTOCOLS, image_size=image_size)
+    return decode(body, options, MOST_MEMORY if memory is None else memory).phash
 
 
 def keys_of(folder: str, pages: list[str], query: str | None, limit: int) -> set[str]:
