@@ -98,7 +98,7 @@ class DedupImagesSettings:
         published=embeddings.TABLES.described,
     )
     embedding_threshold: float = option(
-        0.95, help="the least cosine of the embeddings of near-duplicates", metavar="T", within="[0.5, 1]"
+        0.99, help="the least cosine of the embeddings of near-duplicates", metavar="T", within="[0.5, 1]"
     )
     scores: tuple[str, ...] = option(
         (),
@@ -127,7 +127,7 @@ class DedupImagesSettings:
     decontaminate_distance: int = option(
         4,
         help="a pair shows an evaluation image if their perceptual hashes differ in at most so many bits, and their "
-        "colours agree",
+        "colours or all their looks agree; mirror images count, too",
         unit="bits",
         metavar="N",
         within=f"[0, {MOST_DISTANCE}]",
@@ -142,7 +142,7 @@ class DedupImagesSettings:
         published=evaluation_embeddings.described,
     )
     decontaminate_threshold: float = option(
-        0.95, help="the least cosine of a pair and an evaluation image that it shows", metavar="T", within="[0.5, 1]"
+        0.99, help="the least cosine of a pair and an evaluation image that it shows", metavar="T", within="[0.5, 1]"
     )
 
     @staticmethod
