@@ -148,9 +148,14 @@ def compiled() -> tuple[Path | None, int, int]:
     Files without a function `warm` are not counted: they are compiled with others.
     """
     names = [name for name in kernel_modules() if "\ndef warm(" in _file_of(name).read_text(encoding="utf-8")]
+    there = [name for name in names if is_compiled(name)]
+    return _cache_root(), len(there), len(names)
+
+
+def is_compiled(name: str) -> bool:
+    """True if the compiled code of a kernel module is in the cache, so that loading it takes no minute."""
     root = _cache_root()
-    there = [name for name in names if root and any((root / f"kernels-{_state(name)}").rglob("*.nbi"))]
-    return root, len(there), len(names)
+    return root is not None and any((root / f"kernels-{_state(name)}").rglob("*.nbi"))
 
 
 def kernel(name: str, rows: int) -> Any:

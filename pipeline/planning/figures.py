@@ -86,14 +86,17 @@ def select(
         of_unit: CPU seconds on this machine that a unit takes beside its rows.
         times: the pairs of the whole set, by those of the inputs that were sampled: more than 1 with --extend.
     """
-    numbers = range(len(sample.strata))
-    found = [_of_stratum(sample, number, dedup, exempt=exempt[number], of_unit=of_unit) for number in numbers]
-    totals = {name: _sum(getattr(one, name) for one in found) for name in ("read", "gather", "match", "dedup")}
-    stays = np.zeros(sample.keys.num_rows, np.bool_)
-    weights = np.zeros(sample.keys.num_rows)
-    for one in found:
-        stays[one.rows] = one.stays
-        weights[one.rows] = one.weight * times
+    found = [_of_stratum(sample, number, of_unit=of_unit) for number in range(len(sample.strata))]
+    totals = {name: _sum(getattr(one, name) for one in found) for name in ("read", "gather", "match")}
+    weights = np.ones(sample.keys.num_rows)
+    is_exempt = np.zeros(sample.keys.num_rows, np.bool_)
+    for number, one in enumerate(found):
+        weights[one.rows] = max(1.0, one.match.value / max(1, len(one.rows)))
+        is_exempt[one.rows] = exempt[number]
+    share, stays = _dedup(sample, dedup, totals["match"].value / max(1, len(weights)), is_exempt)
+    totals["dedup"] = totals["match"].of(share)
+    weights *= times * totals["dedup"].value / max(1.0, weights[stays].sum())
+    weights = np.maximum(1.0, weights)
     lists = sample.query_ids.filter(pa.array(stays))
     tables = sample.tables
     several = load_lists(tables)
@@ -123,66 +126,59 @@ def select(
 
 
 class _Part(NamedTuple):
-    """What a stratum tells: rows of the sample, which of them dedup leaves, and what one of these stands for."""
+    """What a stratum tells, and its rows in the sample."""
 
     read: Interval
     gather: Interval
     match: Interval
-    dedup: Interval
     cpu: Interval
     disk: Interval
     rows: npt.NDArray[np.int64]
-    stays: Mask
-    weight: float
 
 
-def _of_stratum(sample: Sample, number: int, plan: DedupPlan, *, exempt: bool, of_unit: float) -> _Part:
-    stratum = sample.strata[number]
+def _of_stratum(sample: Sample, number: int, *, of_unit: float) -> _Part:
     units = [unit for unit in sample.units if unit.stratum == number]
     amounts = np.array([unit.amount for unit in units], np.float64)
 
     def whole(values: Sequence[float]) -> Interval:
-        return ratio(amounts, np.array(values, np.float64), stratum.total)
+        return ratio(amounts, np.array(values, np.float64), sample.strata[number].total)
 
-    match = whole([unit.matched["rows_out"] for unit in units])
     mine = np.array([unit.stratum == number for unit in sample.units], np.bool_)
-    rows = np.flatnonzero(mine[sample.unit]) if len(mine) else np.zeros(0, np.int64)
-    times = match.value / len(rows) if len(rows) else 1.0
-    share, stays = _dedup(sample, rows, plan, times, exempt=exempt)
-    dedup = match.of(share)
-    weight = max(1.0, dedup.value / max(1, int(stays.sum())))
     return _Part(
         whole([unit.gathered["rows_in"] for unit in units]),
         whole([unit.gathered["rows_out"] for unit in units]),
-        match,
-        dedup,
+        whole([unit.matched["rows_out"] for unit in units]),
         whole([max(MEASURED * unit.cpu_seconds, unit.cpu_seconds - of_unit) for unit in units]),
         whole([float(unit.disk_bytes) for unit in units]),
-        rows,
-        stays,
-        weight,
+        np.flatnonzero(mine[sample.unit]) if len(mine) else np.zeros(0, np.int64),
     )
 
 
-def _dedup(
-    sample: Sample, rows: npt.NDArray[np.int64], plan: DedupPlan, times: float, *, exempt: bool
-) -> tuple[Interval, Mask]:
+def _dedup(sample: Sample, plan: DedupPlan, times: float, is_exempt: Mask) -> tuple[Interval, Mask]:
     """The share of the rows that dedup leaves of the whole, and the rows of the sample that it leaves.
 
     The bounds on the texts of an image, and on the images of a text, hold for the whole. Of a sample they are smaller
     in proportion. A bound below 1 cannot be counted, so the sample is extrapolated to the size at which it is 1.
+
+    Args:
+        sample: of all inputs: a pair of one format may be a copy of one of another format.
+        plan: the rules.
+        times: the matched rows of the whole, by those of the sample.
+        is_exempt: rows whose texts may stand at many images: (rows,).
     """
-    if not len(rows):
+    table, blocks, times = sample.keys, sample.block, max(1.0, times)
+    if not len(blocks):
         return Interval(1.0, 1.0, 1.0), np.zeros(0, np.bool_)
-    table, blocks = sample.keys.take(pa.array(rows)), sample.block[rows]
     text, image = table["text"].to_numpy(), table["image"].to_numpy()
-    bound = 0.0 if exempt else plan.common_text_bound / times
-    stays, share = np.ones(len(rows), np.bool_), Interval(1.0, 1.0, 1.0)
+    bound = plan.common_text_bound / times
+    stays, share = np.ones(len(blocks), np.bool_), Interval(1.0, 1.0, 1.0)
     if bound:
         bound_here = max(1, round(bound))
 
         def is_rare(mask: Mask) -> Mask:
-            return ~among(text[mask], selection.find_common_texts(text[mask], image[mask], bound_here))
+            counted = mask & ~is_exempt
+            common = selection.find_common_texts(text[counted], image[counted], bound_here)
+            return is_exempt[mask] | ~among(text[mask], common)
 
         stays = is_rare(stays)
         share = Growth.measure(blocks, lambda mask: int(is_rare(mask).sum())).at(1.0 / min(1.0, bound))

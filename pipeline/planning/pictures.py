@@ -42,6 +42,7 @@ class Pictures:
     jpeg_bytes: int = 0
     cpu_seconds: float = 0.0
     _seconds: float = 0.0
+    _decoder: Decoder | None = None
 
     @property
     def are_wanted(self) -> bool:
@@ -56,23 +57,29 @@ class Pictures:
             path: of the archive.
             offsets: of the images.
         """
-        start, cpu, decoder = time.monotonic(), _cpu(), Decoder(self.options)
+        start, own = time.monotonic(), _cpu(resource.RUSAGE_SELF)
         some = np.random.default_rng(0).permutation(len(offsets))[:MOST_OF_PIECE]
-        try:
-            for offset in offsets.take(pa.array(some)).to_pylist():
-                if not self.are_wanted:
-                    break
-                body = reader.read_image(path, offset, max_bytes=self.options.max_bytes)
-                if body is not None:
-                    self._decode(decoder, body)
-        finally:
-            decoder.close()
-            self._seconds += time.monotonic() - start
-            self.cpu_seconds += max(0.0, _cpu() - cpu - CHILD_SECONDS)
+        for offset in offsets.take(pa.array(some)).to_pylist():
+            if not self.are_wanted:
+                break
+            body = reader.read_image(path, offset, max_bytes=self.options.max_bytes)
+            if body is not None:
+                self._decode(body)
+        self._seconds += time.monotonic() - start
+        self.cpu_seconds += _cpu(resource.RUSAGE_SELF) - own
 
-    def _decode(self, decoder: Decoder, body: bytes) -> None:
+    def close(self) -> None:
+        """Ends the decoding process, and counts its CPU seconds."""
+        if self._decoder is not None:
+            before = _cpu(resource.RUSAGE_CHILDREN)
+            self._decoder.close()
+            self._decoder = None
+            self.cpu_seconds += max(0.0, _cpu(resource.RUSAGE_CHILDREN) - before - CHILD_SECONDS)
+
+    def _decode(self, body: bytes) -> None:
+        self._decoder = self._decoder or Decoder(self.options)
         try:
-            picture = decoder.decode(body)
+            picture = self._decoder.decode(body)
         except (Failure, NeedsMemory):
             self.failed += 1
             return
@@ -82,6 +89,6 @@ class Pictures:
         self.shaped += short >= self.min_side and long <= self.max_aspect * short
 
 
-def _cpu() -> float:
-    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+def _cpu(who: int) -> float:
+    usage = resource.getrusage(who)
+    return usage.ru_utime + usage.ru_stime

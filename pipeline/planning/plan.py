@@ -29,7 +29,6 @@ from pipeline.stages.dedup_exchange import DedupStage
 from pipeline.stages.run import KERNEL_ROWS, Run, RunSettings
 
 SECONDS = 20.0  # of a plan, the looks at the inputs among them
-LEAST_SECONDS = 3.0  # of the sample, however long the looks took
 RESERVED_SECONDS = 3.0  # for what follows the sample
 CAPS = (1_000, 5_000, 20_000, 100_000)  # whose sets are shown beside that of the run
 SELECT = ("gather", "match", "dedup", "balance")
@@ -83,7 +82,7 @@ def make(run: Run, stages: Sequence[Stage], plan: Planner, *, started: float) ->
     pictures = _pictures(run)
     if set(SELECT) & set(left) and new:
         with tempfile.TemporaryDirectory(prefix="openwit-plan-") as folder:
-            seconds = max(LEAST_SECONDS, SECONDS - RESERVED_SECONDS - (time.monotonic() - started))
+            seconds = SECONDS - RESERVED_SECONDS - (time.monotonic() - started)
             over = dataclasses.replace(run, inputs=tuple(new))
             drawn = sample.draw(over, plan, folder, seconds=seconds, pictures=pictures)
             selected = _select(run, stages, drawn, grows=grows, of_unit=(costs.COSTS.input + costs.COSTS.unit) * speed)

@@ -6,11 +6,11 @@ large one, pieces are taken in a random order that depends on nothing but the li
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import itertools
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +37,7 @@ WHOLE_BYTES = 12 << 20  # inputs with no more bytes than this in all are read as
 SHARE = 0.001  # of the inputs, that is read at least, as long as the time allows
 ENOUGH_ROWS, ENOUGH_SECONDS = 150_000, 5.0  # a sample goes on until it has so many rows or took so long
 ROUND = 8  # pieces that are cut at a time
+LEAST_SECONDS = 3.0  # of reading, however long the preparations took
 MOST_FAILURES = 24  # pieces in a row that cannot be read
 FOOTER_SECONDS = 2.0  # for the footers of tables that are not in the sample
 BLOCK_ROWS = 256  # rows that lie together count as one draw of the sample
@@ -142,7 +143,7 @@ def draw(run: Run, plan: Callable[[Run], list[Stage]], folder: str, *, seconds: 
         seconds: the sample ends after so long, about.
         pictures: looks at images of the archives.
     """
-    with files.unflushed():
+    with files.unflushed(), contextlib.closing(pictures):
         return _Drawing(run, plan, folder, seconds, pictures).sample()
 
 
@@ -179,6 +180,7 @@ class _Drawing:
             for unit in range(task.units()):
                 run_unit(task.folder, unit, task.run)
         fixed = time.process_time() - self._cpu
+        self._seconds = max(self._seconds, time.monotonic() - self._start + LEAST_SECONDS)
         self._settings = first.source().settings  # type: ignore[attr-defined]
         task, units = row_pass.task(), []
         for made in self._rounds():
@@ -436,6 +438,5 @@ def _load_kernels(run: Run) -> None:
     for form, size in sizes.items():
         names += READERS[form].kernels if size > WHOLE_BYTES else ()
     for name in names if jit.available() else ():
-        module = importlib.import_module(name)
-        if re.search(r"_kernel$", name) and hasattr(module, "warm"):
-            module.warm()
+        if jit.is_compiled(name):
+            importlib.import_module(name).warm()

@@ -15,6 +15,7 @@ GOOD_SHAPE = Interval(0.8, 0.92, 1.0)  # of the images of the web that dedup-ima
 DISTINCT = Interval(0.85, 0.97, 1.0)  # of the images that show what no other shows
 DECODED = Interval(0.8, 0.95, 1.0)  # of the images in archives that can be stored, where none was tried
 PARALLEL = 0.85  # share of the workers that has work, on average
+SERIAL = 0.8  # share of the CPU time of the start for which everything else waits
 EXACTLY = Interval(1.0, 1.0, 1.0)
 
 
@@ -235,7 +236,7 @@ def _wall(cpu: dict[str, float], web: float, setting: Setting, costs: Costs) -> 
     if setting.workers is None:
         return None
     work = sum(seconds for name, seconds in cpu.items() if name not in ("start", "fetch"))
-    wall = cpu["start"] / 2 + work / (PARALLEL * setting.workers)
+    wall = SERIAL * cpu["start"] + work / (PARALLEL * setting.workers)
     if "fetch" in setting.stages:
         on_wire = web * costs.tries * costs.seconds_on_wire / (setting.workers * costs.threads)
         wall += max(cpu["fetch"] / (PARALLEL * setting.workers), on_wire) + (costs.pauses if web >= 1.0 else 0.0)

@@ -108,6 +108,15 @@ def test_inputs_that_share_a_unit(
     assert plan["rows"]["read"]["value"] == 90 and plan["sample"]["whole"] and plan["sample"]["pieces"] == 3
 
 
+def test_copies_in_files_of_another_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(tmp_path / "in" / "a.parquet", 60)
+    table = pq.read_table(tmp_path / "in" / "a.parquet").to_pylist()
+    lines = [f"{row['url']},{row['text']}" for row in table]
+    (tmp_path / "in" / "b.csv").write_text("\n".join(["url,text", *lines, ""]))
+    rows = plan_of(tmp_path, capsys)["rows"]
+    assert [rows[name]["value"] for name in ("read", "match", "dedup")] == [120, 80, 30]
+
+
 def test_a_damaged_archive_in_the_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in").mkdir()
     for number in range(3):
