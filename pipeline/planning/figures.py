@@ -20,6 +20,7 @@ from pipeline.stages.caps import Policy, read_lines
 from pipeline.stages.dedup_exchange import DedupPlan, among, keys_of
 from pipeline.text.matchers import Matchers, load_lists
 
+FEW_ROWS = 20  # a unit with fewer rows shows what a unit costs, not what rows cost
 MEASURED = 0.1  # of a unit's CPU seconds, at least, are work on its rows
 Mask = npt.NDArray[np.bool_]
 
@@ -144,6 +145,8 @@ def _of_stratum(sample: Sample, number: int, *, of_unit: float) -> _Part:
         return ratio(amounts, np.array(values, np.float64), sample.strata[number].total)
 
     mine = np.array([unit.stratum == number for unit in sample.units], np.bool_)
+    if units and np.median([unit.gathered["rows_in"] for unit in units]) < FEW_ROWS:
+        of_unit = max(of_unit, float(np.median([unit.cpu_seconds for unit in units])))
     return _Part(
         whole([unit.gathered["rows_in"] for unit in units]),
         whole([unit.gathered["rows_out"] for unit in units]),
