@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import build
+from pipeline.engine import storage
 from pipeline.sources.base import Found, Input
 from pipeline.stages import grouping, left_out
 from pipeline.stages.input_list import InputList
@@ -141,6 +142,15 @@ def counts(out: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in left_out.counted(info).items() if name != "fingerprint"} for info in infos]
 
 
+def matched(out: Path) -> list[tuple[Any, ...]]:
+    """The rows of match, with the names of their inputs."""
+    names = InputList.read(str(out)).names  # type: ignore[union-attr]
+    parts = sorted((out / "stages/match/parts").glob("*.arrow"))
+    rows = [row for part in parts for batch in storage.read_batches(str(part)) for row in batch.to_pylist()]
+    columns = ("url", "text", "source", "source_offset", "language")
+    return sorted(tuple(names[row[one]] if one == "source" else row[one] for one in columns) for row in rows)
+
+
 @pytest.mark.usefixtures("without_beam")
 def test_no_row_and_no_count_depends_on_what_shares_a_unit(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -162,7 +172,7 @@ def test_no_row_and_no_count_depends_on_what_shares_a_unit(
         capsys.readouterr()
         assert run(out, inputs, "--retry-failed") == build.DONE
         assert "1 of 1 inputs that were left out could be read now" in capsys.readouterr().err
-        found[-1].append(counts(out))
+        found[-1] += [counts(out), matched(out)]
         (inputs / "0.parquet").rename(tmp_path / f"gone-{most}")
         assert run(out, inputs, "--extend", "--drop-input", "0.parquet") == build.DONE
         found[-1].append(counts(out))
