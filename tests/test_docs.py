@@ -62,6 +62,7 @@ PAGES = [
     "CONTRIBUTING.md",
     *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))),
 ]
+WITH_THE_README = ("README.md", "docs/inspecting.md", "docs/growing.md")
 REASONS = ("network", "cluster", "GPU", "long", "a synopsis")
 COMMAND = re.compile(r"(\$ )?(\S*python3?|make|sh|bash|openwit-\w+|pip|uv) \S")
 
@@ -165,15 +166,16 @@ def put_on_path(folder: Path, name: str) -> None:
 
 
 def test_the_readme(tmp_path: Path) -> None:
-    """Its commands, in its order, on an archive of the small web."""
+    """Its commands, in its order, on an archive of the small web; then those of the pages that use its set."""
     smallweb.write_warc(smallweb.draw("http://127.0.0.1:9", pages=4), str(tmp_path / "crawl.warc.gz"), pictures=200)
     for name in (".venv/bin/python", "bin/python"):
         put_on_path(tmp_path, name)
-    run_blocks("README.md", tmp_path, PYTHONPATH=str(ROOT), PATH=f"{tmp_path}/bin:{os.environ['PATH']}")
+    for page in WITH_THE_README:
+        run_blocks(page, tmp_path, PYTHONPATH=str(ROOT), PATH=f"{tmp_path}/bin:{os.environ['PATH']}")
     assert (tmp_path / "my-set" / "manifest.json").exists() and (tmp_path / "rows.parquet").exists()
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in ("README.md", "CONTRIBUTING.md")])
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in (*WITH_THE_README, "CONTRIBUTING.md")])
 def test_the_other_pages(page: str, tmp_path: Path) -> None:
     put_on_path(tmp_path, "bin/python")
     run_blocks(page, tmp_path, PYTHONPATH=str(ROOT), PATH=f"{tmp_path}/bin:{os.environ['PATH']}")
