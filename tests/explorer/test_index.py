@@ -69,7 +69,7 @@ def listed(found) -> list[int] | None:  # noqa: ANN001
     return None if found is None else found.tolist()
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(rows=st.lists(ROW, min_size=1, max_size=9), search=TERMS, bits=st.integers(0, 64))
 def test_the_index_finds_what_a_plain_reading_finds(
     rows: list[tuple], search: str, bits: int, tmp_path_factory: pytest.TempPathFactory
@@ -102,6 +102,7 @@ def test_the_index_finds_what_a_plain_reading_finds(
 ROWS = st.lists(st.integers(0, 299), unique=True).map(lambda rows: np.array(sorted(rows), np.uint32))
 
 
+@settings(max_examples=40)
 @given(some=ROWS, others=ROWS)
 def test_sets_of_rows(some: np.ndarray, others: np.ndarray) -> None:
     a, b = set(some.tolist()), set(others.tolist())
@@ -111,6 +112,7 @@ def test_sets_of_rows(some: np.ndarray, others: np.ndarray) -> None:
     assert index.without(None, others, 300).tolist() == sorted(set(range(300)) - b)
 
 
+@settings(max_examples=40)
 @given(lists=st.lists(st.lists(st.integers(0, 5), max_size=4), max_size=7), at_once=st.integers(1, 8))
 def test_lists_of_rows_by_code(lists: list[list[int]], at_once: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = str(tmp_path_factory.mktemp("lists"))
@@ -155,6 +157,7 @@ def test_facets_of_many_rows_are_estimates(explorer: Explorer, monkeypatch: pyte
     assert explorer.index.counts("domain", None, 2)[1] is False
 
 
+@settings(max_examples=40)
 @given(batches=st.lists(st.lists(st.sampled_from(WORDS), max_size=6), max_size=8), least=st.integers(0, 6))
 def test_strings_as_codes(batches: list[list[str]], least: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = str(tmp_path_factory.mktemp("codes"))
@@ -211,6 +214,7 @@ def test_a_picture_finds_itself_first(explorer: Explorer) -> None:
         explorer.hash_of(b"<svg/>")
 
 
+@settings(max_examples=40)
 @given(numbers=st.lists(st.integers(0, 9) | st.just(65535), max_size=30), most=st.integers(1, 20))
 def test_the_smallest_numbers(numbers: list[int], most: int) -> None:
     places = smallest(np.array(numbers, np.uint16), most).tolist()
