@@ -47,8 +47,9 @@ class Plan:
         cap: of the run; None: no sample was drawn.
         takes: CPU, bytes, requests.
         drawn: the sample; None: the stages that read the inputs are done.
-        needs_sample_of: "" or a note on the part of the inputs that was sampled.
+        notes: for the user.
         speed: CPU seconds here for one on the machine of the costs.
+        input_bytes: format -> bytes of its files.
     """
 
     run: Run
@@ -60,6 +61,7 @@ class Plan:
     drawn: sample.Sample | None
     notes: tuple[str, ...]
     speed: float
+    input_bytes: dict[str, float]
 
 
 def make(run: Run, stages: Sequence[Stage], plan: Planner, *, started: float) -> Plan:
@@ -89,7 +91,8 @@ def make(run: Run, stages: Sequence[Stage], plan: Planner, *, started: float) ->
             cap = selected.cap()
         notes += _notes(run, drawn, grows=grows)
     rows, images = _rows(selected, pictures, cap, stages, states)
-    setting = _setting(run, new, [name for name, state in states.items() if state == "to do"], speed)
+    sizes = _sizes(new, drawn)
+    setting = _setting(run, new, sizes, [name for name, state in states.items() if state == "to do"], speed)
     found = takes(
         rows,
         images,
@@ -103,7 +106,10 @@ def make(run: Run, stages: Sequence[Stage], plan: Planner, *, started: float) ->
     caps = {}
     if selected is not None and cap is not None and "balance" in states:
         caps = {one: selected.kept(one) for one in sorted({*CAPS, cap})} if selected.policy.kind != "none" else {}
-    return Plan(run, states, rows, caps, cap, found, drawn, tuple(notes), speed)
+    bytes_of = dict.fromkeys((item.format for item in run.inputs), 0.0)
+    for item in {item.path: item for item in run.inputs}.values():
+        bytes_of[item.format] += sizes.get(item.path, READERS[item.format].size(item))
+    return Plan(run, states, rows, caps, cap, found, drawn, tuple(notes), speed, bytes_of)
 
 
 def _pictures(run: Run) -> Pictures:
@@ -155,7 +161,8 @@ def _rows(
     fetch = infos.get("fetch")
     archived = selected.archived if selected else 0.0
     if selected is None and first is not None:
-        archived = 0.0
+        listed = next(stage for stage in stages if stage.name == "gather").images.total("images")  # type: ignore[attr-defined]
+        archived = min(1.0, listed / max(1.0, counted["dedup"].value if "dedup" in counted else listed))
     images = Images.of(archived, pictures, costs.COSTS, expected_yield=expected_yield)
     if selected is not None and cap is not None:
         rows = rows_of(selected, images, cap)
@@ -170,8 +177,22 @@ def _rows(
     return rows._replace(**counted), images
 
 
-def _setting(run: Run, inputs: Sequence[Input], left: Sequence[str], speed: float) -> Setting:
-    files = {item.path: READERS[item.format].size(item) for item in inputs}
+def _sizes(inputs: Sequence[Input], drawn: sample.Sample | None) -> dict[str, float]:
+    """The bytes of each file. Of files whose size no listing told, the mean of those that were opened."""
+    unknown: dict[str, float] = {}
+    for one in drawn.strata if drawn is not None else ():
+        lacking = [item for item in one.items if item.bytes is None]
+        if lacking and one.taken and READERS[one.format].unit(lacking[0]) == "bytes":
+            known = sum(item.bytes or 0 for item in one.items)
+            unknown[one.format] = max(0.0, one.total - known) / len(lacking)
+    return {
+        item.path: float(READERS[item.format].size(item) if item.bytes is not None else unknown.get(item.format, 0))
+        or READERS[item.format].size(item)
+        for item in inputs
+    }
+
+
+def _setting(run: Run, inputs: Sequence[Input], files: dict[str, float], left: Sequence[str], speed: float) -> Setting:
     remote = {path: size for path, size in files.items() if is_remote(path.rpartition("::")[2])}
     name, workers, _ = run.runner
     if name.lower() in runners.LOCAL:
@@ -214,9 +235,6 @@ def _notes(run: Run, drawn: sample.Sample, *, grows: bool) -> list[str]:
 def to_json(plan: Plan) -> dict[str, Any]:
     """The plan as JSON. Times are in hours, sizes in bytes."""
     rows, found = plan.rows, plan.takes
-    sizes: dict[str, int] = {}
-    for item in {item.path: item for item in plan.run.inputs}.values():
-        sizes[item.format] = sizes.get(item.format, 0) + READERS[item.format].size(item)
     stages_bytes = sum(found.stages_bytes.values())
     estimate = {
         "pairs": round(rows.read.value),
@@ -229,7 +247,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
     }
     return {
         "inputs": len(plan.run.inputs),
-        "bytes": sizes,
+        "bytes": {form: round(size) for form, size in plan.input_bytes.items()},
         "robots_archives": len(plan.run.robots_archives),
         "queries": len(plan.run.queries.table),
         "sample": _sample_json(plan.drawn),
