@@ -60,6 +60,8 @@ class Selected:
         """The pairs that balancing keeps with a cap."""
         if self.policy.kind == "none":
             return self.dedup
+        if not len(self.caps.weights):  # only the pairs of a set that grows: their queries were not looked at
+            return Interval(0.0, self.dedup.value, self.dedup.high)
         found = self.caps.kept(self.caps_of(math.ceil(cap)) if self.caps_of else cap, self.stop)
         if not self.dedup.value:
             return NOTHING

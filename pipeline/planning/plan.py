@@ -125,14 +125,14 @@ def _select(run: Run, stages: Sequence[Stage], drawn: sample.Sample, *, grows: b
     exempt = [bool(dedup.duplicates.exempt) and not READERS[one.format].knows_pages for one in drawn.strata]
     known = [stage.folder.info() or {} for stage in stages[:3]] if grows else []
     found = select(drawn, dedup.duplicates, policy, exempt=exempt, of_unit=of_unit)
-    if not any(known) or not found.dedup.value:
+    if not any(known):
         return found
     # The set grows: its own pairs are counted, and are taken to be like those of the new inputs.
     counts = [info.get("rows_out", 0) for info in known]
     read = Interval(*3 * (float(known[0].get("rows_in", 0)),))
     more = [Interval(*3 * (float(count),)) for count in counts]
     whole = found.dedup.plus(more[2])
-    times = whole.value / found.dedup.value
+    times = max(1.0, whole.value / max(1.0, found.dedup.value))
     found = select(drawn, dedup.duplicates, policy, exempt=exempt, of_unit=of_unit, times=times)
     return dataclasses.replace(
         found,
