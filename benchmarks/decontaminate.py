@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline import Options, build
+from pipeline.dataset.exports import write_rows
 from pipeline.schema import COLOUR_BYTES, FETCHED, SHADE_BYTES
 from pipeline.stages.contamination import Index
 from pipeline.stages.evaluation_images import HASHED
@@ -129,11 +130,9 @@ def row(work: Path, sets: list[str], distance: int, served: int, *, redo: str | 
 
 def rows_of(out: Path) -> list[tuple[bytes, str]]:
     """(uid, url) of the selected rows."""
-    found = []
-    for path in sorted((out / "stages/balance/rows").glob("*.parquet")):
-        table = pq.read_table(path, columns=["uid", "url"])
-        found += zip(table["uid"].to_pylist(), table["url"].to_pylist(), strict=True)
-    return found
+    write_rows(str(out), "balance", str(out / "selected.parquet"))
+    table = pq.read_table(out / "selected.parquet", columns=["uid", "url"]).sort_by("uid")
+    return list(zip(table["uid"].to_pylist(), table["url"].to_pylist(), strict=True))
 
 
 def speed(rows: int, count: int) -> None:

@@ -205,7 +205,7 @@ READ_BY = [
     ("stages/match/parts/00000.json", "dedup", "match", "2"),
     ("stages/match/tables/query_hash.npy", "balance", "match", "1"),
     ("stages/dedup/masks/00000-000.mask", "balance", "dedup", "1"),
-    ("stages/balance/rows/00000.parquet", "fetch", "balance", "1"),
+    ("stages/balance/overlays/00000-000.overlay", "fetch", "balance", "1"),
     ("stages/balance/info.json", "fetch", "balance", "1"),
     ("stages/fetch/images-000/00000-000.arrow", "dedup-images", "fetch", "2"),
     ("stages/fetch/images-000/00000-000.raw", "publish", "fetch", "1"),
@@ -312,9 +312,9 @@ def test_stages_of_an_older_version_are_not_continued(copy: Path, capfd: pytest.
 
 
 def test_rows_of_a_damaged_stage_are_not_written(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    flip(str(copy / "stages/balance/rows/00000.parquet"), 8 * 100)
+    flip(str(copy / "stages/balance/masks/00000-000.mask"), 8)
     assert inspect(["rows", str(copy), "--stage", "balance", "--to", str(copy / "rows.parquet")]) == 3
-    assert "00000.parquet is damaged (its checksum does not fit): run the same" in capfd.readouterr().err
+    assert "00000-000.mask is damaged (its checksum does not fit): run the same" in capfd.readouterr().err
     assert not (copy / "rows.parquet").exists()
 
 

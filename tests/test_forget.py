@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import build, forget, inspect_shards
+from pipeline.dataset.exports import write_rows
 from pipeline.dataset.open_set import open_set
 from pipeline.dataset.tombstones import Tombstones
 from pipeline.dataset.verify import verify
-from pipeline.engine import merging, storage, work
+from pipeline.engine import merging, work
 from pipeline.engine.journal import Change
 from pipeline.forget import Selection
 from pipeline.stages import purge
@@ -438,8 +439,8 @@ def build_variants(tmp: Path, *more: str) -> list[tuple[str, str, str | None]]:
     given = ["--input", str(tmp / "pairs.parquet"), "--output", str(tmp / "out"), "--queries", str(tmp / "queries.txt")]
     given += ["--stages", "gather..balance", "--workers", "1", "--language-model", "none"]
     assert build.main([*given, *more]) == 0
-    (part,) = (tmp / "out/stages/balance/rows").glob("*.parquet")
-    table = storage.read_table(str(part))
+    write_rows(str(tmp / "out"), "balance", str(tmp / "rows.parquet"))
+    table = pq.read_table(tmp / "rows.parquet")
     return sorted((row["uid"].hex(), row["url"], row["url_as_found"]) for row in table.to_pylist())
 
 

@@ -168,7 +168,7 @@ def test_a_set_that_grows_many_times_gets_more_buckets(
     growing: Growing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, more = (growing.table(f"{name}.parquet", pairs(range(name, name + 3))) for name in (0, 2))
-    out, small = tmp_path / "out", Sizes(key_bits=1, groups=1, max_parts=8)
+    out, small = tmp_path / "out", Sizes(key_bits=1, groups=1)
     with monkeypatch.context() as patch:
         patch.setattr(Sizes, "of", lambda rows: small)
         growing.build(out, [first])

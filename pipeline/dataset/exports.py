@@ -45,7 +45,7 @@ def write_rows(out: str, stage: str, to: str) -> int:
         pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False, write_page_checksum=True) as writer,
     ):
         for table in found.tables():
-            if stage == "dedup":
+            if stage in ("dedup", "balance"):
                 texts = fill_texts(*(as_array(table[name]) for name in ("text", "texts")))
                 table = table.set_column(table.column_names.index("texts"), "texts", texts)
             table = readable(table.select(SCHEMAS[stage].names), names).cast(schema)

@@ -65,6 +65,7 @@ class Rows:
         groups: the number of groups of units for the steps that follow.
         overlays: the step that wrote an `Overlay` for each part; None: the parts hold all values.
         units: of the parts, about, as far as the plan knows; 0: it does not.
+        above: the step that wrote another `Overlay` for each part, over the first one; None: there is none.
     """
 
     parts: StepFolder
@@ -73,6 +74,7 @@ class Rows:
     groups: int = 1
     overlays: StepFolder | None = None
     units: int = 0
+    above: StepFolder | None = None
 
     def count(self) -> int:
         """The number of rows that stay."""
@@ -113,11 +115,14 @@ class Rows:
 
     def _batches(self, unit: int, part: int, rows: int, columns: list[str] | None = None) -> Iterator[Masked]:
         keep, first = self._mask(unit, part, rows), 0
-        overlay = None if self.overlays is None else Overlay.read(self.overlays.file(unit, "overlay", part))
-        for batch in storage.read_batches(self.parts.file(unit, ARROW, part), columns):
+        path, folders = self.parts.file(unit, ARROW, part), (self.overlays, self.above)
+        overlays = [Overlay.read(folder.file(unit, "overlay", part)) for folder in folders if folder is not None]
+        for batch in storage.read_batches(path, _columns_of(path, columns) if overlays else columns):
             inside = keep[first : first + batch.num_rows]
-            yield batch if overlay is None else overlay.over(batch, first, columns), inside
-            first += batch.num_rows
+            for overlay in overlays:
+                batch = overlay.over(batch, first, columns)
+            yield batch if columns is None else batch.select(columns), inside
+            first += len(inside)
 
     def _mask(self, unit: int, part: int, rows: int) -> npt.NDArray[np.bool_]:
         if self.masks is None:
@@ -126,7 +131,7 @@ class Rows:
 
     def to_json(self) -> dict[str, Any]:
         """The entry for info.json. With it a reader of the folder finds the rows without the plan of the run."""
-        folders = {"parts": self.parts, "masks": self.masks, "overlays": self.overlays}
+        folders = {"parts": self.parts, "masks": self.masks, "overlays": self.overlays, "above": self.above}
         placed = {
             name: {"path": os.path.relpath(folder.path, folder.root), "fingerprint": folder.fingerprint}
             for name, folder in folders.items()
@@ -137,12 +142,20 @@ class Rows:
     @classmethod
     def from_json(cls, root: str, data: dict[str, Any]) -> Rows:
         """The inverse of `to_json` in the folder `root`."""
-        folders = {
+        folders: dict[str, Any] = {
             name: StepFolder(os.path.join(root, data[name]["path"]), data[name]["fingerprint"])
-            for name in ("parts", "masks", "overlays")
+            for name in ("parts", "masks", "overlays", "above")
             if name in data
         }
-        return cls(folders["parts"], data["kind"], folders.get("masks"), overlays=folders.get("overlays"))
+        return cls(folders.pop("parts"), data["kind"], **folders)
+
+
+def _columns_of(path: str, columns: list[str] | None) -> list[str] | None:
+    """Those of some columns that a part has itself. It is at least one, so that its number of rows is known."""
+    if columns is None:
+        return None
+    names = storage.batch_names(path)
+    return [name for name in columns if name in names] or names[:1]
 
 
 def _rows_of_parts(manifest: dict[str, Any]) -> list[int]:

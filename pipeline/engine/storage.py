@@ -653,6 +653,12 @@ def writing_batches(
         yield out
 
 
+def batch_names(path: str) -> list[str]:
+    """The names of the columns of an Arrow IPC file."""
+    with pa.memory_map(check(path)) as source:
+        return list(pa.ipc.open_file(source).schema.names)
+
+
 def read_batches(path: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """Checks an Arrow IPC file, maps it, and yields its record batches with the named columns only.
 

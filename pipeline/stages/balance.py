@@ -2,9 +2,10 @@
 
 Source: Radford et al. 2021, section 2.2, "we approximately class balance the results by including up to 20,000
 (image, text) pairs per query". `caps` finds the counts and thresholds. Each row is then decided by these alone.
-The selected rows are cut by uid, sorted and written. No other rows are copied.
+No row is copied. A mask lies beside each part of match, and a file with the new columns of its picked rows. So a set
+that grows by a few rows writes few bytes anew.
 
-    matched parts + masks --FindCaps--> thresholds --SelectRows--> by uid --SortRows--> part-00000.parquet
+    matched parts + masks --FindCaps--> thresholds --SelectRows--> masks/00007-000.mask, overlays/00007-000.overlay
 """
 
 from __future__ import annotations
@@ -13,21 +14,20 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeGuard
 
+import numpy as np
 import pyarrow as pa
 
-from pipeline.engine import checks, hashing, shuffle_files, storage
+from pipeline.engine import checks, hashing, storage
 from pipeline.engine.cli import UsageError
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
-from pipeline.engine.rows import PARQUET, Rows
-from pipeline.engine.shuffle_files import in_pieces
-from pipeline.engine.steps import run_exchange, run_task
-from pipeline.engine.tasks import Reading
+from pipeline.engine.rows import Masked, Rows
+from pipeline.engine.steps import run_task
 from pipeline.engine.work import Json, StepFolder
-from pipeline.schema import SELECTED, fill_texts
+from pipeline.schema import SELECTED
 from pipeline.stages import caps
 from pipeline.stages.base import TABLES, Job, Outputs, Stage, sum_of_ledgers
-from pipeline.stages.caps import CapPlan, MatchedRows, Policy
+from pipeline.stages.caps import CapPlan, Decider, MatchedRows, Policy
 from pipeline.stages.row_pass import ROW_HASH
 from pipeline.stages.run import Run, RunSettings
 from pipeline.stages.tally import Rejects, Tally, unit_body
@@ -36,12 +36,12 @@ from pipeline.stages.user_files import UserFiles, content_of
 if TYPE_CHECKING:
     import apache_beam as beam
 
-SELECTED_ROWS = "rows"  # the step that leaves the stage's rows
-SELECTED_PART = pa.schema([*SELECTED, ROW_HASH])
-# Between the steps `texts` is null where it is `text` alone: it need not be written twice.
-UNFILLED_PART = pa.schema([field.with_nullable(True) if field.name == "texts" else field for field in SELECTED_PART])
-
-
+MASKS, OVERLAYS = "masks", "overlays"  # the steps that leave the stage's rows
+EARLIER, OVER_CAP = 1, 2  # codes of a mask: the row did not come in; no query picked it
+# What is new of the picked rows of a part. All other columns are as dedup left them.
+PICKED = pa.schema(
+    [pa.field("row", pa.int32(), False), *(SELECTED.field(name) for name in ("keep_probability", "kept_by")), ROW_HASH]
+)
 STOP_LIST = UserFiles("--stop-queries")
 CAP = 20_000  # of a query (Radford et al. 2021, section 2.2)
 
@@ -114,7 +114,7 @@ def policy(run: Run) -> Policy:
 
 @dataclasses.dataclass(frozen=True)
 class SelectRows:
-    """One unit for each group: writes the selected rows, cut by the first bits of their uid."""
+    """One unit for each group: writes a mask (0: stays) beside each part, and the new values of its picked rows."""
 
     plan: CapPlan
     rows: Rows
@@ -122,7 +122,7 @@ class SelectRows:
 
     @property
     def folder(self) -> StepFolder:
-        return self.plan.step("selected")
+        return self.plan.step(MASKS)
 
     def units(self) -> int:
         return self.rows.groups
@@ -130,46 +130,25 @@ class SelectRows:
     def run(self, unit: int) -> dict[str, Any]:
         rejects = Rejects(self.keep_rejected)
         tally = Tally("balance", rejects)
-        bits = out_bits(self.plan)
-        decide = caps.decider(self.plan, tally, UNFILLED_PART, bits=bits)
-        selected = (decide(batch, keep) for part in self.rows.masked(unit) for batch, keep in part)
-        parts = 0
-        for parts, some in enumerate(in_pieces(selected), 1):
-            bucket_of_rows = [hashing.buckets(hashing.uid_words(batch["uid"])[0], bits) for batch in some]
-            path = self.folder.file(unit, "rows", parts - 1)
-            shuffle_files.write(path, shuffle_files.join(some, bucket_of_rows, 1 << bits))
-        return {**unit_body(self.folder, unit, [tally], rejects), "parts": parts}
+        decider = Decider.load(self.plan, tally)
+        parts = self.rows.masked(unit, ["uid", "url", "text", "query_ids", "row_hash"])
+        for (source, part, _), batches in zip(self.rows.parts_of_group(unit), parts, strict=True):
+            self._write(source, part, list(batches), decider)
+        return unit_body(self.folder, unit, [tally], rejects)
 
-
-def out_bits(plan: CapPlan) -> int:
-    """The bits of the uid that number the output parts. They depend on the rows, not on workers or inputs."""
-    parts = shuffle_files.power_of_two(caps.candidates(plan) / caps.ROWS_PER_PART, max_count=plan.max_parts)
-    return parts.bit_length() - 1
-
-
-@dataclasses.dataclass(frozen=True)
-class SortRows:
-    """One unit for each output part: its rows from all groups, sorted by uid."""
-
-    plan: CapPlan
-
-    @property
-    def folder(self) -> StepFolder:
-        return self.plan.step(SELECTED_ROWS)
-
-    @property
-    def reads(self) -> Reading:
-        return Reading(self.plan.step("selected"), "rows")
-
-    def units(self) -> int:
-        return 1 << out_bits(self.plan)
-
-    def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
-        table = caps.sort_by_uid(shuffle_files.table(messages, UNFILLED_PART))
-        texts = fill_texts(hashing.as_array(table["text"]), hashing.as_array(table["texts"]))
-        table = table.set_column(SELECTED_PART.names.index("texts"), SELECTED_PART.field("texts"), texts)
-        storage.write_table(self.folder.file(unit, "parquet"), table)
-        return {"rows": table.num_rows}
+    def _write(self, source: int, part: int, batches: list[Masked], decider: Decider) -> None:
+        codes, picked, first = [np.zeros(0, np.uint8)], [], 0
+        for batch, keep in batches:
+            choice = decider.choose(batch, keep)
+            code = np.where(keep, OVER_CAP, EARLIER).astype(np.uint8)
+            code[choice.rows] = 0
+            codes.append(code)
+            columns = {"row": pa.array((choice.rows + first).astype(np.int32)), **choice.columns}
+            picked.append(pa.RecordBatch.from_arrays([columns[name] for name in PICKED.names], schema=PICKED))
+            first += batch.num_rows
+        storage.write_bytes(self.folder.file(source, "mask", part), np.concatenate(codes).tobytes())
+        with storage.writing_batches(self.plan.step(OVERLAYS).file(source, "overlay", part), PICKED) as out:
+            out.write_batch(hashing.as_batch(pa.Table.from_batches(picked, PICKED)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +171,6 @@ class Balance(Stage):
             MatchedRows(rows),
             policy(run),
             os.path.join(before.folder("match").path, TABLES),
-            run.sizes.max_parts,
         )
         return cls(folder, run.keep_rejected, plan, rows, run.exchange)
 
@@ -202,23 +180,22 @@ class Balance(Stage):
         decided = {item.name: getattr(o, item.name) for item in dataclasses.fields(BalanceSettings)}
         if _is_file(o.stop_queries):
             decided["stop_queries"] = content_of(STOP_LIST.flag, o.stop_queries)
-        return {**decided, "seed": run.settings(RunSettings).seed}
+        return {**decided, "seed": run.settings(RunSettings).seed, "rows_as": "masks"}
 
     def expand(self, done: Any) -> beam.PCollection:
         done = caps.find_caps(done, self.caps, exchange=self.exchange)
-        done = run_task(done, SelectRows(self.caps, self.rows, self.keep_rejected), max_units=self.rows.groups)
-        buckets, groups = self.caps.max_parts, self.rows.groups
-        return run_exchange(done, SortRows(self.caps), buckets=buckets, exchange=self.exchange, producers=groups)
+        return run_task(done, SelectRows(self.caps, self.rows, self.keep_rejected), max_units=self.rows.groups)
 
     @property
     def output(self) -> Rows:
-        return Rows(self.folder.step(SELECTED_ROWS), PARQUET)
+        masks, above = self.folder.step(MASKS), self.folder.step(OVERLAYS)
+        return dataclasses.replace(self.rows, masks=masks, above=above)
 
     def steps(self) -> tuple[StepFolder, ...]:
-        return (*self.caps.steps(), self.folder.step("selected"), self.folder.step(SELECTED_ROWS))
+        return (*self.caps.steps(), self.folder.step(MASKS))
 
     def counted(self) -> tuple[StepFolder, ...]:
-        return (self.folder.step("selected"),)
+        return (self.folder.step(MASKS),)
 
     def facts(self) -> dict[str, Json]:
         limits = self.caps.step("limits")
@@ -231,6 +208,4 @@ class Balance(Stage):
         return {**numbers, "band_tuples": self.caps.step("band").total("tuples")}
 
     def watched(self) -> list[Watched]:
-        return [
-            Watched(f"balance {name}", self.folder.step(name)) for name in ("counts", "band", "selected", SELECTED_ROWS)
-        ]
+        return [Watched(f"balance {name}", self.folder.step(name)) for name in ("counts", "band", MASKS)]

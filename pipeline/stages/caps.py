@@ -14,7 +14,7 @@ import gzip
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,7 +38,6 @@ QUERY_BUCKETS = 8
 CAP_STEPS = ("counts", "limits", "band", "thresholds")
 SAMPLE_ROWS = 200_000  # rows from which --target-pairs solves for the cap
 LOT_ROWS = 65_536  # rows that the balancer takes at once
-ROWS_PER_PART = 98_304  # selected rows of an output part, about
 
 BAND = pa.schema(
     [
@@ -137,7 +136,6 @@ class CapPlan:
         rows: what is balanced.
         policy: how the queries share the pairs.
         tables: folder of the compiled list, with query_hash.npy.
-        max_parts: upper bound of output parts, a power of two.
         before: the earlier balancing of these rows, where they are balanced again; None: this is the first.
     """
 
@@ -145,7 +143,6 @@ class CapPlan:
     rows: Matched
     policy: Policy
     tables: str
-    max_parts: int = 4096
     before: CapPlan | None = None
 
     def step(self, name: str) -> StepFolder:
@@ -432,60 +429,69 @@ def load_limits(plan: CapPlan) -> dict[str, np.ndarray]:
     return {name: storage.map_array(folder.file(0, name)) for name in ("count", "stop", "low", "high", "cap")}
 
 
-def decider(
-    plan: CapPlan, tally: Tally, schema: pa.Schema, *, bits: int = 0
-) -> Callable[[pa.RecordBatch, np.ndarray], pa.RecordBatch]:
-    """`decide` with the thresholds on disk: a function (rows, mask of the rows that are still in) -> picked rows."""
-    limits = load_limits(plan)
-    return functools.partial(
-        decide,
-        tally=tally,
-        schema=schema,
-        keys=plan.keys(),
-        tau=load_thresholds(plan),
-        miss=selection.misses(*(limits[name] for name in ("count", "cap")), stop=limits["stop"]),
-        bits=bits,
-    )
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The rows of a batch that at least one query picks.
+
+    Attributes:
+        rows: their places in the batch, ascending.
+        columns: keep_probability, kept_by and the new row_hash of these rows.
+    """
+
+    rows: np.ndarray
+    columns: dict[str, pa.Array]
 
 
-def decide(
-    rows: pa.RecordBatch,
-    keep: np.ndarray,
-    *,
-    tally: Tally,
-    schema: pa.Schema,
-    keys: np.ndarray,
-    tau: Thresholds,
-    miss: np.ndarray,
-    bits: int = 0,
-) -> pa.RecordBatch:
-    """The rows that at least one query picks, with keep_probability and kept_by.
+@dataclasses.dataclass(frozen=True)
+class Decider:
+    """Decides each row alone, with the thresholds on disk.
 
-    Args:
-        rows: with at least uid, url, text, query_ids and row_hash.
-        keep: mask of the rows that are still in.
-        tally: the stage's ledger and rejects.
-        schema: of the result: the columns of `rows` and the two new ones, in the order of the result.
+    Attributes:
         keys, tau: key and threshold of each query.
         miss: for each query the probability that it does not pick a match of its own.
-        bits: the result is sorted by the first `bits` bits of the uid; 0: the order of `rows` is kept.
+        tally: the ledger and rejects of the stage.
     """
-    matches = Matches.from_arrow(rows["uid"], rows["query_ids"], keep)
-    picks = selection.pick(matches, keys, tau)
-    tally.ledger.rows_in += int(keep.sum())
-    missed = keep & ~picks.selected
-    if missed.any():
-        tally.drop_some("over_cap", (rows["url"], rows["text"]), np.flatnonzero(missed), matches.pair_high[missed])
-    order, _ = hashing.partition(hashing.buckets(matches.pair_high[picks.selected], bits), 1 << bits)
-    picked = rows.take(pa.array(np.flatnonzero(picks.selected)[order]))
-    kept_by = picks.kept_by().take(pa.array(order))
-    ids = Matches.from_arrow(picked["uid"], picked["query_ids"])
-    chance = selection.kept_with(ids.offsets, ids.ids, miss)
-    row_hash = hashing.mix(picked["row_hash"].to_numpy(), hashing.column_hash(kept_by))
-    tally.passed(row_hash)
-    columns = dict(zip(picked.schema.names, picked.columns, strict=True))
-    columns |= {"keep_probability": pa.array(chance), "kept_by": kept_by, "row_hash": pa.array(row_hash)}
-    return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+    keys: np.ndarray
+    tau: Thresholds
+    miss: np.ndarray
+    tally: Tally
+
+    @classmethod
+    def load(cls, plan: CapPlan, tally: Tally) -> Decider:
+        """With the thresholds that the steps of a plan left."""
+        limits = load_limits(plan)
+        miss = selection.misses(limits["count"], limits["cap"], stop=limits["stop"])
+        return cls(plan.keys(), load_thresholds(plan), miss, tally)
+
+    def choose(self, rows: pa.RecordBatch, keep: np.ndarray) -> Choice:
+        """Counts the rows and picks.
+
+        Args:
+            rows: with at least uid, url, text, query_ids and row_hash.
+            keep: mask of the rows that are still in.
+        """
+        matches = Matches.from_arrow(rows["uid"], rows["query_ids"], keep)
+        picks = selection.pick(matches, self.keys, self.tau)
+        self.tally.ledger.rows_in += int(keep.sum())
+        missed = keep & ~picks.selected
+        if missed.any():
+            texts = rows["url"], rows["text"]
+            self.tally.drop_some("over_cap", texts, np.flatnonzero(missed), matches.pair_high[missed])
+        places, kept_by = np.flatnonzero(picks.selected), picks.kept_by()
+        lists = rows["query_ids"].take(pa.array(places))
+        chance = selection.kept_with(np.asarray(lists.offsets), np.asarray(lists.values), self.miss)
+        row_hash = hashing.mix(rows["row_hash"].to_numpy()[places], hashing.column_hash(kept_by))
+        self.tally.passed(row_hash)
+        columns = {"keep_probability": pa.array(chance), "kept_by": kept_by, "row_hash": pa.array(row_hash)}
+        return Choice(places, columns)
+
+    def pick(self, rows: pa.RecordBatch, keep: np.ndarray, schema: pa.Schema) -> pa.RecordBatch:
+        """The rows of `choose`, with the columns of a schema."""
+        choice = self.choose(rows, keep)
+        picked = rows.take(pa.array(choice.rows))
+        columns = {**dict(zip(picked.schema.names, picked.columns, strict=True)), **choice.columns}
+        return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
 def sort_by_uid(table: pa.Table) -> pa.Table:

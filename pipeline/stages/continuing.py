@@ -24,6 +24,7 @@ BEHIND = {
     "queries": "another --queries",
     "robots_archive": "another --robots-archive",
     "format": "another format of the shards",
+    "rows_as": "another form of the rows, by an older version",
     "scores": "other --scores",
     "blocklist": "another --blocklist",
     "queries_of_texts": "an older rule for the queries of joined texts",

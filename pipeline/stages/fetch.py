@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import importlib.util
 import ipaddress
+import itertools
 import os
 import re
 import time
@@ -43,7 +44,7 @@ from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import PROJECT_URL
 from pipeline.fetching.targets import host_of
 from pipeline.fetching.verdict import REFUSED
-from pipeline.schema import FETCHED, SELECTED, STAGES
+from pipeline.schema import FETCHED, SELECTED, STAGES, fill_texts
 from pipeline.sources import READERS
 from pipeline.sources.base import Input, ReadSettings
 from pipeline.stages.attempts import FETCHED_PART, PASSES, ROUND_PAUSES_S, Attempts, fetched_rows, keys_of_images
@@ -212,7 +213,7 @@ class FetchPlan:
 
     Attributes:
         attempts: where the fetched rows and images go.
-        selected: balance's rows, one Parquet file for each unit.
+        selected: balance's rows.
         images: the lists of the images that lie in the archives.
         hosts: the step that cuts the rows by host.
         archived: the step that indexes the images of the archives.
@@ -225,7 +226,7 @@ class FetchPlan:
     """
 
     attempts: Attempts
-    selected: StepFolder
+    selected: Rows
     images: StepFolder
     hosts: StepFolder
     archived: StepFolder
@@ -243,7 +244,7 @@ class FetchPlan:
 
 @dataclasses.dataclass(frozen=True)
 class ByHost:
-    """One unit for each part of balance: its rows, cut by host."""
+    """One unit for each group of balance's rows: the rows, cut by host."""
 
     plan: FetchPlan
 
@@ -252,14 +253,30 @@ class ByHost:
         return self.plan.hosts
 
     def units(self) -> int:
-        return len(self.plan.selected.manifests())
+        return self.plan.selected.groups
 
     def run(self, unit: int) -> dict[str, Any]:
-        batch = hashing.as_batch(storage.read_table(self.plan.selected.file(unit, "parquet")).cast(SELECTED_PART))
+        batches = itertools.chain.from_iterable(self.plan.selected.masked(unit))
+        selected = (as_selected(batch.filter(pa.array(keep))) for batch, keep in batches)
+        parts = rows = 0
+        for parts, some in enumerate(shuffle_files.in_pieces(selected), 1):
+            self._write(unit, parts - 1, some)
+            rows += sum(batch.num_rows for batch in some)
+        return {"parts": parts, "rows": rows}
+
+    def _write(self, unit: int, part: int, some: list[pa.RecordBatch]) -> None:
+        batch = hashing.as_batch(pa.Table.from_batches(some, SELECTED_PART))
         hosts = self.plan.attempts.hosts
         bucket = (host_hashes(batch["url"]) % np.uint64(hosts)).astype(np.int64)
-        shuffle_files.write(self.folder.file(unit, "rows", 0), shuffle_files.cut(batch, bucket, hosts))
-        return {"parts": 1, "rows": batch.num_rows}
+        shuffle_files.write(self.folder.file(unit, "rows", part), shuffle_files.cut(batch, bucket, hosts))
+
+
+def as_selected(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """SELECTED_PART of rows that balance leaves."""
+    columns = dict(zip(rows.schema.names, rows.columns, strict=True))
+    columns["texts"] = fill_texts(columns["text"], columns["texts"])
+    arrays = [columns[field.name].cast(field.type) for field in SELECTED_PART]
+    return pa.RecordBatch.from_arrays(arrays, schema=SELECTED_PART)
 
 
 def host_hashes(urls: pa.Array) -> np.ndarray:
@@ -363,7 +380,9 @@ class DownloadHosts:
         return self.plan.attempts.hosts
 
     def run(self, unit: int, messages: list[bytes]) -> dict[str, Any]:
-        rows, attempts = shuffle_files.table(messages, SELECTED_PART), self.plan.attempts
+        rows = shuffle_files.table(messages, SELECTED_PART)
+        rows = rows.take(pa.array(_by_uid(rows)))  # so that a call has rows of many pages and hosts
+        attempts = self.plan.attempts
         kept = FETCHED_PART.empty_table()
         if attempts.earlier():
             kept = find_kept(rows, refuse_listed(attempts.outcomes(unit), self.plan.load_blocked()))
@@ -386,6 +405,11 @@ def refuse_listed(outcomes: pa.Table, blocked: Blocklist | None) -> pa.Table:
     return outcomes
 
 
+def _by_uid(rows: pa.Table) -> np.ndarray:
+    high, low = hashing.uid_words(rows["uid"])
+    return np.lexsort((low, high))
+
+
 def find_kept(rows: pa.Table, outcomes: pa.Table) -> pa.Table:
     """FETCHED_PART: the rows whose image has an outcome already, with this outcome, sorted by uid.
 
@@ -394,8 +418,7 @@ def find_kept(rows: pa.Table, outcomes: pa.Table) -> pa.Table:
         outcomes: OUTCOMES, each key once.
     """
     at = pc.index_in(keys_of_images(rows), value_set=hashing.as_array(outcomes["key"]))
-    high, low = hashing.uid_words(rows["uid"])
-    order = np.lexsort((low, high))
+    order = _by_uid(rows)
     order = order[at.is_valid().to_numpy(zero_copy_only=False)[order]]
     table, places = rows.take(pa.array(order)), at.take(pa.array(order))
     given = {name: table[name] for name in SELECTED.names}
@@ -636,7 +659,7 @@ class Fetch(Stage):
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
         folder = before.plan(run, cls)
-        selected = before.rows("balance").parts
+        selected = before.rows("balance")
         # A thread waits for an archive as long as for a server. The rounds of the fetch ask again.
         patient = dataclasses.replace(run.remote, patience=min(run.remote.patience, ARCHIVE_PATIENCE_S))
         robots = None

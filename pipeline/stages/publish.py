@@ -229,8 +229,8 @@ class CutByShard:
         plan = self.plan
         rejects = Rejects(plan.keep_rejected)
         tally = Tally("publish", rejects)
-        decide = caps.decider(plan.caps, tally, FETCHED_OK)
-        selected = (decide(batch, keep) for part in plan.rows.masked(unit) for batch, keep in part)
+        decider = caps.Decider.load(plan.caps, tally)
+        selected = (decider.pick(batch, keep, FETCHED_OK) for part in plan.rows.masked(unit) for batch, keep in part)
         parts = 0
         for parts, some in enumerate(shuffle_files.in_pieces(selected), 1):
             self._write(unit, parts - 1, some)

@@ -1,7 +1,8 @@
 """Takes pairs out of the folders of the stages, as if gather had dropped them. `pipeline.forget` uses it.
 
-    parts, keys, masks of gather, match, dedup, dedup-images     rewritten without the rows
-    rows of balance, rows of the fetch, rejected rows            rewritten without the rows
+    parts and keys of gather, match, dedup-images                rewritten without the rows
+    masks and new values of dedup, balance, dedup-images         rewritten without the rows
+    rows of the fetch, rejected rows                             rewritten without the rows
     raw images of the fetch                                      the bytes become zeros in place
     buckets that a done stage no longer needs                    emptied: they hold copies of the rows
     a stage that was interrupted                                 removed; of the fetch only the touched units
@@ -43,13 +44,20 @@ PARTS = {
     "match": "match",
     "dedup-images": "dedup-images",
 }  # stage with parts -> whose rows they are
-MASKS = {"dedup": "match", "dedup-images": "dedup-images"}  # stage with masks -> the stage with the parts
+# Stage with masks -> the stage with the parts.
+MASKS = {"dedup": "match", "balance": "match", "dedup-images": "dedup-images"}
+JOINS = ("dedup", "dedup-images")  # those that put texts of other pairs over rows
 # The reason behind each code of a mask. Whoever adds a reason to a mask adds it here.
-REASONS = {"dedup": DUPLICATE_REASONS, "dedup-images": ("", "same_pair", "same_image", "near_duplicate")}
+EARLIER = 1  # in a mask of balance: the row did not come in
+REASONS = {
+    "dedup": DUPLICATE_REASONS,
+    "balance": ("", "", "over_cap"),
+    "dedup-images": ("", "same_pair", "same_image", "near_duplicate"),
+}
 LOST_REASON = {"balance": "over_cap", "publish": "over_cap"}
 # Bucket files that only later steps of the same stage read.
 EMPTIED = (
-    *("dedup/cut-texts", "dedup/drops", "dedup/taken", "balance/selected", "balance/band", "fetch/hosts"),
+    *("dedup/cut-texts", "dedup/drops", "dedup/taken", "balance/band", "fetch/hosts"),
     *("dedup-images/cut-texts", "dedup-images/drops", "dedup-images/hashes", "dedup-images/similar"),
     *(
         "dedup-images/clusters",
@@ -221,7 +229,7 @@ def wide_files(root: str) -> Iterator[str]:
 
 
 def find(root: str, covers: Covers) -> tuple[set[bytes], set[str]]:
-    """The uids and the URLs of the rows that a selection covers, in the files of `wide_files` and in balance's rows."""
+    """The uids and URLs of the rows that a selection covers, in the files of `wide_files` and over those of match."""
     uids, urls = set[bytes](), set[str]()
     for path in wide_files(root):
         for batch in storage.read_batches(path):
@@ -231,11 +239,6 @@ def find(root: str, covers: Covers) -> tuple[set[bytes], set[str]]:
             for part in range(found.get("parts", 0)):
                 for batch in read_overlaid(root, "dedup", unit, part) if _is_overlaid(root, unit, part) else ():
                     _collect(pa.Table.from_batches([batch]), covers, uids, urls)
-    if not any(True for _ in wide_files(root)):
-        for unit, _ in units_of(root, "balance/rows"):
-            _collect(
-                storage.read_table(os.path.join(root, file_of("balance/rows", unit, "parquet"))), covers, uids, urls
-            )
     return uids, urls
 
 
@@ -403,7 +406,6 @@ class Purge:
         self._drop_interrupted()
         for stage in PARTS:
             self._parts(stage)
-        self._balance()
         self._fetch()
         if len(self.joined):
             self._joined_texts()
@@ -465,14 +467,13 @@ class Purge:
 
     def _parts(self, stage: str) -> None:
         """The parts of a stage, the keys beside them, and the masks over them."""
-        folder, masked = f"{stage}/parts", next((name for name, parts in MASKS.items() if parts == stage), None)
+        folder, masked = f"{stage}/parts", [name for name, parts in MASKS.items() if parts == stage]
         if not os.path.isdir(os.path.join(self._root, "stages", folder)):
             return
-        if masked is not None and not is_done(self._root, masked):
-            masked = None
-        if stage == "dedup-images" and masked is None:
+        masked = [name for name in masked if is_done(self._root, name)]
+        if stage == "dedup-images" and not masked:
             return  # it is removed
-        counted = stage if masked is None or stage != masked else None
+        counted = stage if stage not in masked else None
         gone: dict[int, list[Mask]] = {}
         if counted:
             self.counts.add(counted, np.zeros(0, np.uint64), {})
@@ -486,8 +487,8 @@ class Purge:
                 self._count_unit(folder, unit, left, gone[unit], stage)
             elif left != found:
                 self._manifest(folder, unit, left)
-        if masked is not None:
-            self._masks(masked, folder, gone)
+        for name in masked:
+            self._masks(name, folder, gone)
 
     def _without_page_examples(self, found: dict[str, Any]) -> dict[str, Any]:
         """The manifest of a unit whose ledger of gather names no URL and no page that goes."""
@@ -631,6 +632,8 @@ class Purge:
     ) -> dict[str, Any]:
         """Counts the rows of a part that are taken out. Returns the manifest of the group without them."""
         batches = list(read_overlaid(self._root, stage, *place, ["uid", "row_hash"]))
+        if stage == "balance":
+            gone = gone & (codes != EARLIER)
         hashes, kept = _hashes(batches), gone & (codes == 0)
         if stage == "dedup-images":
             uids = np.concatenate([np.array(batch["uid"].to_pylist(), object) for batch in batches])
@@ -654,22 +657,7 @@ class Purge:
             },
         }
 
-    # ----------------------------------------------------------------------------------------- balance and the fetch
-
-    def _balance(self) -> None:
-        """The selected rows."""
-        if not is_done(self._root, "balance"):
-            return
-        self.counts.add("balance", np.zeros(0, np.uint64), {})
-        for unit, found in units_of(self._root, "balance/rows"):
-            path = file_of("balance/rows", unit, "parquet")
-            table = storage.read_table(os.path.join(self._root, path))
-            gone = self._uids.mask(table["uid"])
-            if gone.any():
-                self.counts.add("balance", table["row_hash"].to_numpy()[gone], {})
-                kept = table.filter(pa.array(~gone))
-                storage.write_table(self._change.place(path), kept)
-                self._manifest("balance/rows", unit, {**found, "rows": kept.num_rows})
+    # ------------------------------------------------------------------------------------------------------- the fetch
 
     def _fetch(self) -> None:
         """The rows of all passes with their images. The newest outcome of a row counts."""
@@ -756,16 +744,11 @@ class Purge:
 
     def _joined_texts(self) -> None:
         """Takes the texts out of rows that stay. Their hashes and queries stay, too, until dedup is done again."""
-        for unit, _ in units_of(self._root, "balance/rows"):
-            path = file_of("balance/rows", unit, "parquet")
-            table = self.joined.without(storage.read_table(self._change.current(path)))
-            if table is not None:
-                storage.write_table(self._change.place(path), table)
         for folder in (*passes_of(self._root), "dedup-images/parts"):
             for unit, found in units_of(self._root, folder):
                 for part in range(found.get("parts", 0)):
                     self._joined_texts_of(file_of(folder, unit, "arrow", part))
-        for stage in MASKS:
+        for stage in JOINS:
             for path in storage.walk(os.path.join(self._root, "stages", stage, "overlays")):
                 if path.endswith(".overlay"):
                     self._joined_texts_of(os.path.relpath(path, self._root))

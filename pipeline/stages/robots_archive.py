@@ -25,6 +25,7 @@ from pipeline.engine import remote, shuffle_files, storage
 from pipeline.engine.input_errors import InputError, TransferError
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.remote import RemoteSettings
+from pipeline.engine.rows import Rows
 from pipeline.engine.tasks import Reading
 from pipeline.engine.work import StepFolder
 from pipeline.fetching.archived import PATH, REDIRECTS, Capture
@@ -159,7 +160,7 @@ class RobotsPlan:
     """What the steps share.
 
     Attributes:
-        selected: balance's rows, one Parquet file for each unit.
+        selected: balance's rows.
         wanted, answers, index: where the three steps write.
         archives: path of the list of archives.
         remote: how archives on servers are read, as a whole.
@@ -167,7 +168,7 @@ class RobotsPlan:
         count: of the archives.
     """
 
-    selected: StepFolder
+    selected: Rows
     wanted: StepFolder
     answers: StepFolder
     index: StepFolder
@@ -209,8 +210,8 @@ class WantedRobots:
 
     def run(self, unit: int) -> dict[str, Any]:
         selected, wanted = self.plan.selected, set[int]()
-        for part, _ in selected.manifests():
-            urls = storage.read_table(selected.file(part, "parquet"), ["url"])["url"]
+        for table in selected.tables(["url"]):
+            urls = table["url"]
             origins = pc.struct_field(pc.extract_regex(urls, r"^(?P<origin>[a-z]+://[^/?#]+)"), "origin")
             for origin in pc.unique(origins.drop_null()).to_pylist():
                 wanted.update(map(hash_of, _robots_urls(origin)))

@@ -378,12 +378,10 @@ class Sizes:
     Attributes:
         key_bits: dedup cuts its keys into 2 ** key_bits buckets.
         groups: the number of groups of parts in the steps after match.
-        max_parts: upper bound of the parts that balance writes, a power of two.
     """
 
     key_bits: int
     groups: int
-    max_parts: int
 
     @classmethod
     def of(cls, rows: float) -> Sizes:
@@ -391,7 +389,6 @@ class Sizes:
         return cls(
             key_bits=min(12, max(4, (int(57 * rows) >> 26).bit_length())),
             groups=min(4096, max(1, round(rows / 500_000))),
-            max_parts=1 << min(16, max(3, int(rows / 50_000).bit_length())),
         )
 
 

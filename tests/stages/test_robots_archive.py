@@ -22,6 +22,7 @@ from pipeline.engine import storage
 from pipeline.engine.input_errors import InputError
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.remote import RemoteSettings
+from pipeline.engine.rows import PARQUET, Rows
 from pipeline.engine.work import StageFolder
 from pipeline.fetching import client
 from pipeline.fetching.archived import ArchivedRules, Capture
@@ -310,11 +311,16 @@ def small_plan(tmp_path: Path, *records: bytes) -> robots_archive.RobotsPlan:
     for name in ("wanted", "answers", "index"):
         (tmp_path / "run" / "stages" / "fetch" / name).mkdir(parents=True)
     storage.write_table(selected.file(0, "parquet"), pa.table({"url": [IMAGE]}))
-    selected.write_manifest(0, {})
+    selected.write_manifest(0, {"rows": 1})
     listed = str(tmp_path / "run" / "robots.json")
     robots_archive.save_archives(listed, (Input("a.warc.gz", str(tmp_path / "a.warc.gz"), "warc"),))
     plan = robots_archive.RobotsPlan(
-        selected, step("wanted"), step("answers"), step("index"), listed, RemoteSettings(), RemoteSettings(), 1
+        Rows(selected, PARQUET),
+        *map(step, ("wanted", "answers", "index")),
+        listed,
+        RemoteSettings(),
+        RemoteSettings(),
+        1,
     )
     wanted, read, index = (
         kind(plan) for kind in (robots_archive.WantedRobots, robots_archive.ReadRobots, robots_archive.IndexRobots)
