@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+from typing import TYPE_CHECKING
 
 from clip_train.devices import cpu_count
 from clip_train.errors import CRASH, INTERRUPTED, TrainError, UsageError
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 
 class ProcessFailed(TrainError):
@@ -40,6 +45,12 @@ def processes_to_start(asked: int | None, *, nnodes: int) -> int:
     return count if count > 1 or nnodes > 1 else 0
 
 
+def _cause(error: ChildFailedError) -> tuple[int, ProcessFailure]:
+    """The process whose end ended the run. One that was killed goes before those that met its broken connection."""
+    lost = [each for each in error.failures.items() if each[1].exitcode < 0 and each[1].exitcode != -signal.SIGTERM]
+    return min(lost) if lost else error.get_first_failure()
+
+
 def launch(argv: list[str], *, processes: int, nnodes: int, node_rank: int, endpoint: str | None) -> None:
     """Runs clip_train with these arguments in every process, and waits for all of them."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -62,7 +73,7 @@ def launch(argv: list[str], *, processes: int, nnodes: int, node_rank: int, endp
         search_path = json.dumps([os.path.abspath(os.fspath(entry)) for entry in sys.path])
         elastic_launch(config, sys.executable)("-P", "-c", BOOT, search_path, *argv)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        rank, failure = _cause(error)
         if failure.exitcode > 0:
             raise ProcessFailed(f"process {rank} stopped (its message is above)", failure.exitcode) from None
         raise ProcessFailed(

@@ -182,6 +182,8 @@ def new_file(said: str, value: str) -> None:
     path = Path(value)
     if path.is_dir():
         raise UsageError(f"{said} {value}: this is a folder, the name of a file is expected")
+    if path.exists() and not path.is_file():  # its place would be taken by a file
+        raise UsageError(f"{said} {value}: this is a device or a pipe, the name of a file is expected")
     _writable(said, path.parent)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.dataset import open_set
-from pipeline.dataset.errors import Damaged
+from pipeline.dataset.errors import Damaged, NotFound
 from pipeline.dataset.tombstones import KINDS, Tombstones
 from pipeline.engine import storage
 from pipeline.engine.rows import Rows
@@ -31,6 +32,8 @@ from pipeline.text import clean
 
 PUBLISHED = "published"
 COLUMNS = ("uid", "url", "text", "page_url")
+LOOKED_AT = ("key", "url", "url_as_found", "final_url", "page_url", "sha256", "original_sha256")  # of a published set
+FEW = 100  # uids that are looked up one by one
 
 
 @dataclasses.dataclass
@@ -60,6 +63,8 @@ def find(folder: str, selection: Selection, *, limit: int) -> list[Found]:
     """
     root = storage.absolute(folder)
     try:
+        if there := _all_published(root, selection, limit):
+            return there
         wanted = _with_uids_of_images(root, selection)
         found = _matched(root, wanted, limit)
         for follow in (_deduplicated, _balanced, _fetched, _images, _published):
@@ -155,9 +160,14 @@ def _matched(root: str, selection: Selection, limit: int) -> dict[str, Found]:
     found: dict[str, Found] = {}
     rows = _rows(root, stage) if stage else None
     for table in rows.tables(list(COLUMNS)) if rows else ():
-        for row in table.filter(_mask(selection, table)).slice(0, limit - len(found)).to_pylist():
+        some = table.filter(_mask(selection, table))
+        known = pa.array([bytes.fromhex(uid) for uid in found], pa.binary(16))
+        some = some.filter(pc.invert(pc.is_in(some["uid"], known)))
+        first = pc.index_in(some["uid"], pc.unique(some["uid"])).to_numpy()  # a pair may stand in several rows
+        places = np.unique(first, return_index=True)[1][: limit - len(found)]
+        for row in some.take(places).to_pylist():
             uid = row["uid"].hex()
-            found.setdefault(uid, Found(uid, row["url"], row["text"], str(stage)))
+            found[uid] = Found(uid, row["url"], row["text"], str(stage))
         if len(found) >= limit:
             break
     return found
@@ -263,15 +273,47 @@ def _published(root: str, found: dict[str, Found]) -> None:
 # -------------------------------------------------------------------------------------------- what the stages lack
 
 
+def _all_published(root: str, selection: Selection, limit: int) -> list[Found]:
+    """The pairs of a selection of uids, if each is in the published set. A few small reads find them; else []."""
+    kinds = {kind for kind in KINDS if getattr(selection, kind)}
+    few = 0 < len(selection.uid) <= min(limit, FEW) and all(len(uid) == 32 for uid in selection.uid)
+    if kinds != {"uid"} or not few or not _is_published(root):
+        return []
+    opened = open_set.open_set(root)
+    try:
+        return [_in_set(opened.row(uid)) for uid in sorted(selection.uid)]
+    except NotFound:
+        return []
+
+
+def _is_published(root: str) -> bool:
+    """True if the published files are those of the stages, or if there are no stages."""
+    there = storage.exists(os.path.join(root, "manifest.json"))
+    return there and (is_done(root, "publish") or not storage.exists(os.path.join(root, "stages")))
+
+
+def _in_set(row: Mapping[str, Any]) -> Found:
+    return Found(row["key"], row["url"], row["text"], PUBLISHED, "", f"shard {row['shard']}")
+
+
 def _of_set_alone(root: str, selection: Selection, limit: int) -> list[Found]:
     """Pairs of a copy of the published files."""
-    found: list[Found] = []
     if not storage.exists(os.path.join(root, "manifest.json")):
-        return found
-    for table in open_set.open_set(root).rows():
-        some = table.filter(_mask(selection, table)).slice(0, limit - len(found))
-        for row in some.select(["key", "url", "text", "shard"]).to_pylist():
-            found.append(Found(row["key"], row["url"], row["text"], PUBLISHED, "", f"shard {row['shard']}"))
+        return []
+    opened = open_set.open_set(root)
+    names = [name for name in opened.schema.names if name in LOOKED_AT]
+
+    def look(number: int) -> list[int]:
+        (table,) = opened.rows(names, shard=number)
+        return np.flatnonzero(selection.rows(table)).tolist()
+
+    found: list[Found] = []
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        numbers = [shard.number for shard in opened.shards]
+        for number, places in zip(numbers, pool.map(look, numbers), strict=True):
+            if places and len(found) < limit:
+                (table,) = opened.rows(["key", "url", "text", "shard"], shard=number)
+                found += map(_in_set, table.take(places[: limit - len(found)]).to_pylist())
     return found
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import build, forget
+from pipeline import build, find, forget
 from pipeline.dataset.open_set import open_set
 from pipeline.dataset.verify import verify
+from pipeline.forget import Selection
 from pipeline.stages import grouping
 from pipeline.stages.input_list import InputList
 from pipeline.stages.run import Sizes
@@ -73,29 +74,32 @@ def test_another_cap_fetches_only_what_is_missing(growing: Growing, tmp_path: Pa
 
 
 def test_more_inputs_equal_a_build_over_all(growing: Growing, tmp_path: Path) -> None:
-    first = [growing.table("a/one.parquet", pairs(range(6))), growing.table("a/two.parquet", pairs(range(4, 9)))]
+    shown = [*pairs(range(6)), *pairs(range(18, 22))]  # the last ones are too small: the report shows them
+    first = [growing.table("a/one.parquet", shown), growing.table("a/two.parquet", pairs(range(4, 9)))]
     more = [
         growing.table("b/zero.parquet", pairs(range(3, 12), "a blue tree and dog")),
         growing.table("0.parquet", pairs(range(20, 24))),
     ]
-    out = tmp_path / "out"
-    growing.build(out, first, "--cap", "5")
+    out, options = tmp_path / "out", ("--cap", "5", "--min-image-side", "170")
+    growing.build(out, first, *options)
     before = growing.hits()
+    here = Selection(domain=frozenset({"127.0.0.1"}))
+    assert len({pair.uid for pair in find.find(str(out), here, limit=12)}) == 12  # of 13: some stand in both inputs
     tars = {path.name: path.read_bytes() for path in (out / "shards").glob("*.tar")}
     for path in first:
         path.unlink()  # what they gave is not read again
     growing.extend(out, more)
     after = growing.hits()
     assert after and not set(before) & set(after)
-    growing.table("a/one.parquet", pairs(range(6))), growing.table("a/two.parquet", pairs(range(4, 9)))
-    assert same(out, growing.fresh(out, [*first, *more], "--cap", "5"))
+    growing.table("a/one.parquet", shown), growing.table("a/two.parquet", pairs(range(4, 9)))
+    assert same(out, growing.fresh(out, [*first, *more], *options))
     growing.hits()
     growing.extend(out, [first[0], *more])  # named again
-    growing.build(out, [*first, *more], "--cap", "5")
+    growing.build(out, [*first, *more], *options)
     assert growing.hits() == []
     assert build.main(["--output", str(out), "--drop-input", "zero.parquet", "0.parquet", "--workers", "1"]) == 0
     assert growing.hits() == []
-    assert same(out, growing.fresh(out, first, "--cap", "5"))
+    assert same(out, growing.fresh(out, first, *options))
     assert {path.name: path.read_bytes() for path in (out / "shards").glob("*.tar")} == tars
     recipe = ["--config", str(out / "recipe.yaml"), "--output", str(tmp_path / "again"), "--shards", "5"]
     assert build.main([*recipe, "--workers", "1"]) == 0
@@ -149,6 +153,7 @@ def test_two_sets_become_one(growing: Growing, tmp_path: Path) -> None:
     before, hits = published(other), growing.hits()
     for path in (*one, *two):
         path.unlink(missing_ok=True)  # what they gave is copied
+    assert build.main(["--output", str(out), "--extend", "--input", str(other), "--plan"]) == build.USAGE
     growing.extend(out, [other])
     assert set(growing.hits()) <= {"03.jpg", "05.jpg"} and hits
     assert published(other) == before

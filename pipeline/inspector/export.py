@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if kind.images and not pairs.image_columns:
         raise NotFound(f"a {pairs.name} has no images: --format csv writes the rest")
     path = os.path.abspath(args.to)
-    if os.path.isfile(path) or os.path.isdir(path) and os.listdir(path):
+    if os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path)):  # a device would be replaced
         raise UsageError(f"--to {args.to}: must not exist, or must be an empty folder")
     source = os.path.abspath(args.folder)
     if is_ours(source) and os.path.commonpath([path, source]) == source:

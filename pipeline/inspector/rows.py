@@ -49,6 +49,8 @@ def check_target(path: str) -> bool:
         raise UsageError(f"--to {path}: must end with .parquet, since Parquet is written")
     if os.path.isdir(path):
         raise UsageError(f"--to {path}: must be a file; it is a folder")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UsageError(f"--to {path}: must be a file; it is a device or a pipe")
     if not os.path.exists(path) or not os.path.getsize(path):
         return False
     with open(path, "rb") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from pipeline.engine.cli import DONE
@@ -13,6 +14,8 @@ from pipeline.inspector.output import print_bars, print_json
 if TYPE_CHECKING:
     import pyarrow as pa
 
+PLACES = ("key", "shard", "jpg_offset")  # columns for pictures, which are not counted
+ROWS_TOGETHER = 100_000
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags."""
@@ -25,7 +28,8 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.inspector.opening import open_pairs
 
     pairs = open_pairs(args.folder)
-    s = summary.summarise(with_languages(pairs.tables(pairs.has(*summary.COLUMNS))))
+    columns = pairs.has(*(name for name in summary.COLUMNS if name not in PLACES))
+    s = summary.summarise(together(with_languages(ahead(pairs.tables(columns)))))
     queries = pairs.queries["query"].to_pylist()
     picked = [
         (queries[number] if number < len(queries) else str(number), count)
@@ -43,6 +47,29 @@ def run(args: argparse.Namespace) -> int:
         if rows:
             print_bars(title, rows)
     return DONE
+
+
+def ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The tables. The next one is read while one is counted."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, tables, None)
+        while (table := coming.result()) is not None:
+            coming = pool.submit(next, tables, None)
+            yield table
+
+
+def together(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Small tables of one schema as larger ones, which are counted faster."""
+    import pyarrow as pa
+
+    held: list[pa.Table] = []
+    for table in tables:
+        if held and (sum(map(len, held)) >= ROWS_TOGETHER or held[0].schema != table.schema):
+            yield pa.concat_tables(held)
+            held = []
+        held.append(table)
+    if held:
+        yield pa.concat_tables(held)
 
 
 def with_languages(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

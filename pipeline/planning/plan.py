@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline.engine import display, runners, storage
+from pipeline.engine.cli import UsageError
 from pipeline.engine.input_errors import is_remote
 from pipeline.fetching.options import FetchOptions
 from pipeline.planning import costs, sample
@@ -72,7 +73,13 @@ def make(run: Run, stages: Sequence[Stage], plan: Planner, *, started: float) ->
         stages: all stages, planned.
         plan: makes the stages of a run.
         started: when the command began, as `time.monotonic` tells it.
+
+    Raises:
+        UsageError: another set is an input.
     """
+    if run.others:
+        named = " ".join(other.spec for other in run.others)
+        raise UsageError(f"--plan with --input {named}: what another set brings is not counted; plan with inputs alone")
     asked = run.settings(RunSettings).stages
     left = [stage.name for stage in continuing.to_do(list(stages), run)]
     states = {name: "to do" if name in left else "done" for name in asked}

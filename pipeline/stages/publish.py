@@ -548,13 +548,7 @@ def dropped_pictures(plan: PublishPlan, top: str, *, shapes: bool) -> dict[str, 
     for group in range(plan.rows.groups):
         for part in plan.rows.masked(group, columns):
             for batch, _ in part:
-                some = pa.Table.from_batches([batch.filter(pc.is_in(batch["uid"], uids))])
-                images = RawImages(plan.attempts.images, some)
-                for number, (uid, size) in enumerate(zip(some["uid"], some["image_bytes"], strict=True)):
-                    image = bytearray(size.as_py() or 0)
-                    if 0 < len(image) <= report_facts.MOST_PICTURE:
-                        images(number, memoryview(image))
-                        found[uid.as_py().hex()] = bytes(image)
+                found |= _pictures(plan, pa.Table.from_batches([batch.filter(pc.is_in(batch["uid"], uids))]))
     return found
 
 
@@ -565,14 +559,20 @@ def _pictures_of_shapes(plan: PublishPlan, keys: list[str]) -> dict[str, bytes]:
         return found
     uids = pa.array([bytes.fromhex(key) for key in keys], pa.binary(16))
     for unit, _ in plan.attempts.images(plan.attempts.first()).manifests():
-        for number, part, table in plan.attempts.rows(unit):
-            rows = table.filter(pc.is_in(table["uid"], uids)).select(["uid", "image_offset", "image_bytes"]).to_pylist()
-            for row in rows:
-                image = bytearray(row["image_bytes"] or 0)
-                if 0 < len(image) <= report_facts.MOST_PICTURE:
-                    path = plan.attempts.images(number).file(unit, "raw", part)
-                    storage.read_into(path, row["image_offset"], memoryview(image))
-                    found[row["uid"].hex()] = bytes(image)
+        for _, _, table in plan.attempts.rows(unit):
+            found |= _pictures(plan, table.filter(pc.is_in(table["uid"], uids)))
+    return found
+
+
+def _pictures(plan: PublishPlan, rows: pa.Table) -> dict[str, bytes]:
+    """The pictures of fetched rows by key. Those that are too large for the report, or not there, are left out."""
+    found, images = dict[str, bytes](), RawImages(plan.attempts.images, rows)
+    for number, (uid, size) in enumerate(zip(rows["uid"].to_pylist(), rows["image_bytes"].to_pylist(), strict=True)):
+        image = bytearray(size or 0)
+        if 0 < len(image) <= report_facts.MOST_PICTURE:
+            with contextlib.suppress(storage.DamagedError):
+                images(number, memoryview(image))
+                found[uid.hex()] = bytes(image)
     return found
 
 

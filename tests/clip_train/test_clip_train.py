@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,6 +27,7 @@ from clip_train.config import PRESETS, TrainOptions, resolve  # noqa: E402
 from clip_train.data import Batch, Loader  # noqa: E402
 from clip_train.distributed import process_group, rank, together, world_size  # noqa: E402
 from clip_train.errors import BelowThreshold, InputMissing, TrainError, UsageError  # noqa: E402
+from clip_train.launch import _cause  # noqa: E402
 from clip_train.log import StepLog  # noqa: E402
 from clip_train.model import CLIP  # noqa: E402
 from clip_train.muon import matrices_of_blocks  # noqa: E402
@@ -672,6 +674,13 @@ def children_of(pid: int) -> list[int]:
 
 
 @pytest.mark.timeout(600)
+def test_a_process_that_was_killed_ended_the_run():
+    for codes, first in (((1, -9), 1), ((-15, -6), 1), ((3, -15), 0), ((2, 1), 0)):
+        failures = {number: SimpleNamespace(exitcode=code) for number, code in enumerate(codes)}
+        error = SimpleNamespace(failures=failures, get_first_failure=lambda found=failures: (0, found[0]))
+        assert _cause(error)[0] == first
+
+
 def test_a_lost_process_ends_the_run(options):
     options = dataclasses.replace(options, steps=5000)
     process = subprocess.Popen(

@@ -140,6 +140,10 @@ def test_rows_are_written_by_the_exports(
     for name in ("notes", "r.csv", "R.JSONL"):
         code, text, said = run(*words, tmp_path / name)
         assert code == USAGE and not text and f"--to {tmp_path / name}: must " in said and len(calls) == 3
+    os.mkfifo(tmp_path / "pipe")
+    for more in (["rows", original, "--stage", "match"], ["export", original, "--format", "csv"]):
+        code, _, said = run(*more, "--to", tmp_path / "pipe")
+        assert code == USAGE and "must" in said and (tmp_path / "pipe").is_fifo()
     monkeypatch.undo()
     assert run("rows", original, "--stage", "fetch", "--to", tmp_path / "r.parquet")[0] == MISSING
 
