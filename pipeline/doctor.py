@@ -45,7 +45,7 @@ import certifi
 
 from pipeline import __version__
 from pipeline.engine import completion, fetched_engines, http_dates, jit
-from pipeline.engine.cli import BELOW, DONE, INTERRUPTED, USAGE, Parser, UsageError, check_flags, fail
+from pipeline.engine.cli import BELOW, CRASHED, DONE, INTERRUPTED, USAGE, Parser, UsageError, check_flags, fail
 from pipeline.engine.display import sanitize, size
 
 OK, WARNING, FAULT = "ok", "warning", "fault"
@@ -439,6 +439,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk
+        return fail("pipeline.doctor", error, CRASHED)
     except KeyboardInterrupt:
         return INTERRUPTED
     return BELOW if any(finding.level == FAULT for finding in findings) else DONE

@@ -106,6 +106,12 @@ def like(folder: str, phash: int, *, distance: int, limit: int) -> dict[str, int
     return near
 
 
+def has_images(folder: str) -> bool:
+    """True if the images of a run were fetched, or if the folder is a copy of the published files."""
+    root = storage.absolute(folder)
+    return is_done(root, "fetch") or storage.exists(os.path.join(root, "manifest.json"))
+
+
 def _hashed(root: str) -> Iterator[pa.Table]:
     """Tables with uid (hexadecimal) and phash."""
     if is_done(root, "fetch"):

@@ -81,8 +81,9 @@ def check_options(options: Options) -> None:
     if not options.extend or options.redo or not os.path.isfile(path):
         return
     there = validate(Options(**recipe.read(path, Options, without=INPUTS), output=options.output, extend=True))
+    here = validate(options)  # the caller of `build` may leave open what follows from other options
     for item in declared(Options):
-        old, new = getattr(there, item.name), getattr(options, item.name)
+        old, new = getattr(there, item.name), getattr(here, item.name)
         if not item.steers and item.name not in INPUTS and old != new:
             was = "not given" if old is None else show(old)
             raise UsageError(

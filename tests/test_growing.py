@@ -18,6 +18,7 @@ from pipeline import build, find, forget
 from pipeline.dataset.open_set import open_set
 from pipeline.dataset.verify import verify
 from pipeline.forget import Selection
+from pipeline.options import Options, check_options
 from pipeline.stages import grouping
 from pipeline.stages.input_list import InputList
 from pipeline.stages.run import Sizes
@@ -89,6 +90,10 @@ def test_more_inputs_equal_a_build_over_all(growing: Growing, tmp_path: Path) ->
     for path in first:
         path.unlink()  # what they gave is not read again
     growing.extend(out, more)
+    named = Options(input=tuple(map(str, more)), output=str(out), extend=True, allow_address=("127.0.0.0/8",), cap=5,
+                    queries=(str(growing.folder / "queries.txt"),), min_image_side=170, fetch_rounds=0, min_success=0.0,
+                    shards=int(SHARDS))  # fmt: skip
+    check_options(named)  # from Python, with `case` left open
     after = growing.hits()
     assert after and not set(before) & set(after)
     growing.table("a/one.parquet", shown), growing.table("a/two.parquet", pairs(range(4, 9)))

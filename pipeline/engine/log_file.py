@@ -39,6 +39,7 @@ class _JsonLines(logging.Handler):
     def __init__(self, path: str, level: int) -> None:
         super().__init__(level)
         self.addFilter(self._is_wanted)
+        self._path, self._failed = path, False
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def _is_wanted(self, record: logging.LogRecord) -> bool:
@@ -46,8 +47,13 @@ class _JsonLines(logging.Handler):
         return self.level <= logging.DEBUG or record.levelno >= logging.WARNING or _is_ours(record)
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):  # a full disk ends the run elsewhere
+        try:
             os.write(self._descriptor, (json.dumps(_line(record), default=str) + "\n").encode())
+        except OSError as error:
+            if not self._failed:
+                self._failed = True
+                with contextlib.suppress(OSError):
+                    os.write(2, f"--log-file {self._path}: cannot be written: {error.strerror}\n".encode())
 
     def close(self) -> None:
         super().close()

@@ -79,7 +79,10 @@ def run(args: argparse.Namespace) -> int:
     if rule is not None:
         print(f"gather drops this text: {rule}" if rule else "gather would keep this text; match needs a query in it")
     elif not pairs and not gone and args.like is not None:
-        print(f"no image that was fetched is within {args.distance} bits of the picture (--distance)")
+        if finding.has_images(args.folder):
+            print(f"no image that was fetched is within {args.distance} bits of the picture (--distance)")
+        else:
+            print("no image is there yet: the fetch of this run is not done")
     elif not pairs and not gone:
         print("nothing is known of it: it was in no input, or gather or match dropped it and the row was not kept. "
               "Build with --keep-rejected all, or ask with --text TEXT")  # fmt: skip

@@ -106,3 +106,11 @@ def test_a_file_that_cannot_be(main: Any, tmp_path: Path, capsys: pytest.Capture
     out.mkdir()
     assert main([*words, "--log-file", str(out / "x")]) == USAGE and "must not lie in" in capsys.readouterr().err
     assert main([*words, "--log-level", "loud"]) == USAGE and not list(out.iterdir())
+
+
+def test_a_file_that_cannot_be_written_is_said_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with logging_to("/dev/full", program="p", argv=[]) as ended:
+        note("counted")
+        note("counted")
+        assert ended(0) == 0
+    assert capfd.readouterr().err.count("--log-file /dev/full: cannot be written: No space left") == 1
