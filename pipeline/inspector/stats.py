@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
     pairs = open_pairs(args.folder)
     columns = pairs.has(*(name for name in summary.COLUMNS if name not in PLACES))
-    s = summary.summarise(together(with_languages(ahead(pairs.tables(columns)))))
+    s = summary.summarise(ahead(together(with_languages(pairs.tables(columns)))))
     queries = pairs.queries["query"].to_pylist()
     picked = [
         (queries[number] if number < len(queries) else str(number), count)
