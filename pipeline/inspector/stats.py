@@ -62,12 +62,13 @@ def together(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     """Small tables of one schema as larger ones, which are counted faster."""
     import pyarrow as pa
 
-    held: list[pa.Table] = []
+    held, rows = list[pa.Table](), 0
     for table in tables:
-        if held and (sum(map(len, held)) >= ROWS_TOGETHER or held[0].schema != table.schema):
+        if held and (rows >= ROWS_TOGETHER or held[0].schema != table.schema):
             yield pa.concat_tables(held)
-            held = []
+            held, rows = [], 0
         held.append(table)
+        rows += table.num_rows
     if held:
         yield pa.concat_tables(held)
 

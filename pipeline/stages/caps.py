@@ -117,12 +117,13 @@ class MatchedRows:
 
 def _lots(batches: Iterable[Masked]) -> Iterator[list[Masked]]:
     """The batches in lots of about LOT_ROWS rows. Each call of the balancer goes over all queries, too."""
-    lot: list[Masked] = []
+    lot, rows = list[Masked](), 0
     for batch in batches:
         lot.append(batch)
-        if sum(rows.num_rows for rows, _ in lot) >= LOT_ROWS:
+        rows += batch[0].num_rows
+        if rows >= LOT_ROWS:
             yield lot
-            lot = []
+            lot, rows = [], 0
     if lot:
         yield lot
 
