@@ -2,7 +2,7 @@
 # make test      sets up, then everything that CI runs: linter, types, import floors, tests
 # make fuzz      runs the fuzzing tests with a random seed, ten times as long
 # make setup     the set-up alone; make setup-train adds the trainer (torch: 3 GB)
-# make engines   fetches exact versions of Prism and an embedded Flink, for the tests of other engines (1 GB)
+# make engines   fetches exact versions of Prism, Flink and Spark, for the tests of other engines (1.1 GB)
 # make mutants   puts N faults (SEED=0) into MODULES (default: all), and lists those that no test notices (docs/testing.md)
 # make cluster   starts a Flink cluster of several processes in .cluster; make cluster-stop ends it (needs make engines)
 # make bench     lists the benchmarks

@@ -167,7 +167,12 @@ def engines(_: Asked) -> Iterator[Finding]:
         yield Finding("java", WARNING, f"{found} does not run", "install Java 11 or 17, or leave it for --runner local")
     else:
         yield Finding("java", OK, first or f"not found; {NEEDED_BY.format('flink or spark')}")
-    for name, path in (("prism", fetched_engines.prism()), ("flink", fetched_engines.flink_job_server())):
+    places = {
+        "prism": fetched_engines.prism(),
+        "flink": fetched_engines.flink_job_server(),
+        "spark": fetched_engines.spark_job_server(),
+    }
+    for name, path in places.items():
         missing = f"not found; {NEEDED_BY.format(name)} (make engines)"
         yield Finding(name, OK, f"in {path.parent}" if path.exists() else missing)
 

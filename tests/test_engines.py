@@ -1,8 +1,8 @@
-"""The same data set on every engine: the local runner, Beam's portable API, Prism and Flink.
+"""The same data set on every engine: the local runner, Beam's portable API, Prism, Flink and Spark.
 
 All stages run on a small web: a WARC with images inside, a WAT, tables, and the pictures on loopback. Each run is a
 process of its own with a time limit, since engines hang more often than they fail. At the limit its whole process group
-is killed. Prism and Flink come from `make engines`. Without it their tests skip.
+is killed. Prism, Flink and Spark come from `make engines`. Without it their tests skip.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tools.cluster import Flink
 
 ENGINES = Path(os.environ.get("OPENWIT_ENGINES", ROOT / ".engines"))
 LIMIT = 240  # seconds a run
-JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # Flink runs for seconds: a third less CPU than with HotSpot
+JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # it runs for seconds: a third less CPU than with HotSpot
 WORKER = str(Path(sys.executable).parent / "openwit-worker")
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(LIMIT + 60)]
@@ -50,7 +50,7 @@ RUNS = {
         f"--environment_option=process_command={WORKER}",
     ],
     "flink": ["--runner", "FlinkRunner", "--parallelism=2"],
-    "flink, one worker": ["--runner", "FlinkRunner", "--parallelism=1"],
+    "spark": ["--runner", "spark"],
 }
 
 
@@ -76,11 +76,12 @@ def need(engine: str) -> None:
     """Skips the test if the engine is not installed."""
     if engine.startswith("prism") and not (ENGINES / "prism").exists():
         pytest.skip("prism is not here: run `make engines`")
-    if engine.startswith("flink"):
-        if not (ENGINES / "beam-flink-1.19.jar").exists():
-            pytest.skip("the Flink job server is not here: run `make engines`")
+    jars = {"flink": "beam-flink-1.19.jar", "spark": "beam-spark-3.jar"}
+    if jar := jars.get(engine.split(",")[0]):
+        if not (ENGINES / jar).exists():
+            pytest.skip(f"{jar} is not here: run `make engines`")
         if shutil.which("java") is None:
-            pytest.skip("Flink needs java")
+            pytest.skip(f"{jar} needs java")
 
 
 def start(out: Path, given: Given, *more: str) -> subprocess.Popen[str]:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 ENGINES = "OPENWIT_ENGINES"  # names the folder if it is not ./.engines
-FLINK_VERSION = "1.19"
+FLINK_VERSION, SPARK_VERSION = "1.19", "3"
 
 
 def folder() -> Path:
@@ -23,6 +23,11 @@ def prism() -> Path:
 def flink_job_server() -> Path:
     """The job server with Flink inside."""
     return folder() / f"beam-flink-{FLINK_VERSION}.jar"
+
+
+def spark_job_server() -> Path:
+    """The job server with Spark inside."""
+    return folder() / f"beam-spark-{SPARK_VERSION}.jar"
 
 
 def java() -> str:

@@ -46,6 +46,7 @@ EXPECTED = re.compile(
 TRACING = ("", "apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker")  # "": messages of workers
 # Beam's threads that end with an exception when the other side is gone.
 READERS = ("beam_control_read", "read_grpc_client_inputs", "read_state")
+LOOPBACK = "run_worker_"  # its threads for workers in this process: Spark cuts their streams off at the end of a stage
 
 
 @contextlib.contextmanager
@@ -107,9 +108,16 @@ def _quiet_loggers() -> None:
 
 @functools.cache
 def quiet_readers() -> None:
-    """Hides the exceptions of READERS. Their streams break when the other side ends; the job itself reports that."""
+    """Hides that a stream broke, in READERS and in workers of this process: the job itself reports why it did."""
     report = threading.excepthook
-    threading.excepthook = lambda args: None if args.thread and args.thread.name in READERS else report(args)
+
+    def report_others(args: threading.ExceptHookArgs) -> None:
+        name = args.thread.name if args.thread else ""
+        cut_off = name.startswith(LOOPBACK) and args.exc_type.__module__.startswith("grpc.")
+        if name not in READERS and not cut_off:
+            report(args)
+
+    threading.excepthook = report_others
 
 
 NOISY = ("apache_beam", "grpc", *CHATTY, *SILENT, *filter(None, TRACING))

@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -138,6 +139,7 @@ def make_options(
         count = max(1, workers if workers is not None else len(os.sched_getaffinity(0)))
         quiet_workers = [f"--default_sdk_harness_log_level={log_file.level_of_workers()}"]
         return local_runner(count, load), PipelineOptions([*quiet_workers, *beam_args, f"--direct_num_workers={count}"])
+    quiet_readers()
     arguments = [f"--runner={name}", *beam_args, *engine_defaults(name, beam_args)]
     try:
         return beam.runners.create_runner(name), PipelineOptions(arguments)
@@ -147,28 +149,25 @@ def make_options(
 
 def engine_defaults(name: str, given: Sequence[str]) -> list[str]:
     """Flags for an engine that `make engines` fetched, except those that the user gave: no download, no Docker."""
-    flags = {word.split("=")[0] for word in given}
+    flags = clusters.values(given)
     short = name.lower().removesuffix("runner")
     wanted: list[str] = []
     if short == "prism" and (prism := fetched_engines.prism()).exists():
         wanted = [f"--prism_location={prism}"]
-    jar, version = fetched_engines.flink_job_server(), fetched_engines.FLINK_VERSION
-    if short == "flink" and jar.exists() and _flink_version(given) in ("", version):
-        wanted = [f"--flink_job_server_jar={jar}", f"--flink_version={version}"]
-        if "--flink_master" not in flags:
+    servers = {
+        "flink": (fetched_engines.flink_job_server(), fetched_engines.FLINK_VERSION),
+        "spark": (fetched_engines.spark_job_server(), fetched_engines.SPARK_VERSION),
+    }
+    jar, version = servers.get(short, (Path(), ""))
+    if short in servers and jar.exists() and flags.get(f"{short}_version", version) == version:
+        wanted = [f"--{short}_job_server_jar={jar}", f"--{short}_version={version}"]
+        if short == "flink" and "flink_master" not in flags:
             wanted += ["--flink_master=[local]", "--environment_type=LOOPBACK", "--parallelism=2"]
-    if short == "flink":
+        if short == "spark" and "spark_master_url" not in flags:
+            wanted += ["--spark_master_url=local[2]", "--environment_type=LOOPBACK"]
+    if short in servers:
         wanted.append(f"--job_name={clusters.job_name()}")  # so that the job can be found on its cluster
-    return [flag for flag in wanted if flag.split("=")[0] not in flags]
-
-
-def _flink_version(given: Sequence[str]) -> str:
-    """The value of --flink_version, in either form; "" if it is not given."""
-    for place, word in enumerate(given):
-        name, joined, value = word.partition("=")
-        if name == "--flink_version":
-            return value if joined else "".join(given[place + 1 : place + 2])
-    return ""
+    return [flag for flag in wanted if flag[2:].split("=")[0] not in flags]
 
 
 def local_runner(workers: int, load: Preload = NOTHING) -> Any:

@@ -179,6 +179,43 @@ def test_other_names_go_through_to_beam(name: str) -> None:
     assert type(runner).__name__.lower().removesuffix("runner") == name.lower().removesuffix("runner")
 
 
+def test_an_engine_that_was_fetched_needs_no_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a cluster it runs in this process. What the user gives stays, in either form of a flag."""
+    monkeypatch.setenv("OPENWIT_ENGINES", str(tmp_path))
+    assert [flag.split("=")[0] for flag in runners.engine_defaults("spark", [])] == ["--job_name"]
+    for name in ("prism", "beam-flink-1.19.jar", "beam-spark-3.jar"):
+        (tmp_path / name).touch()
+    assert runners.engine_defaults("Prism", []) == [f"--prism_location={tmp_path / 'prism'}"]
+    assert runners.engine_defaults("SparkRunner", [])[:-1] == [
+        f"--spark_job_server_jar={tmp_path / 'beam-spark-3.jar'}",
+        *["--spark_version=3", "--spark_master_url=local[2]", "--environment_type=LOOPBACK"],
+    ]
+    on_cluster = ["--spark_master_url", "spark://h:7077", "--spark_version=3", "--job_name=mine"]
+    assert runners.engine_defaults("spark", on_cluster) == [f"--spark_job_server_jar={tmp_path / 'beam-spark-3.jar'}"]
+    assert "--flink_master=[local]" in runners.engine_defaults("flink", ["--parallelism=5"])
+    assert "--parallelism=2" not in runners.engine_defaults("flink", ["--parallelism=5"])
+    other = runners.engine_defaults("flink", ["--flink_version", "2.2", "--job_name=mine"])
+    assert other == []  # the jar that was fetched is for another version
+
+
+@pytest.mark.parametrize(
+    ("thread", "error", "told"),
+    [
+        ("read_state", RuntimeError, False),
+        ("run_worker_7-1", type("Cut", (Exception,), {"__module__": "grpc._channel"}), False),
+        ("run_worker_7-1", RuntimeError, True),
+    ],
+)
+def test_a_worker_of_this_process_whose_stream_was_cut_off_is_silent(
+    thread: str, error: type[Exception], told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", seen.append)
+    quiet_beam.quiet_readers.__wrapped__()
+    threading.excepthook(threading.ExceptHookArgs((error, error(), None, threading.Thread(name=thread))))
+    assert bool(seen) == told
+
+
 def test_an_unknown_runner_is_refused() -> None:
     with pytest.raises(UsageError, match="no runner 'flonk'"):
         runners.make_options("flonk", None)
