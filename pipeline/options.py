@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pipeline import __version__
-from pipeline.engine import checks, recipe, runners
-from pipeline.engine.cli import UsageError
+from pipeline.engine import checks, recipe, runners, storage
+from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.command_line import CommandLine
 from pipeline.engine.log_options import LogSettings
 from pipeline.engine.options import declared, option, show, validate
@@ -63,11 +63,13 @@ def options_of_set(given: Mapping[str, Any]) -> dict[str, Any]:
     changes = given.get("extend") or (given.get("drop_input") and not given.get("input"))
     if not changes or "output" not in given:
         return {}
-    if checks.URL.match(given["output"]):
-        return {}  # `validate` refuses it
     path = os.path.join(given["output"], RECIPE)
-    if not os.path.isfile(path):
-        raise UsageError(f"--extend: {given['output']} holds no set: build one first")
+    try:
+        checks.readable_file(path)
+    except (UsageError, MissingInput):
+        if checks.URL.match(given["output"]):
+            return {}  # `validate` refuses it, or the run does
+        raise UsageError(f"--extend: {given['output']} holds no set: build one first") from None
     return {**recipe.read(path, Options, without=INPUTS), "extend": True}
 
 
@@ -78,7 +80,7 @@ def check_options(options: Options) -> None:
         UsageError: its message names the option, both values, and what to type.
     """
     path = os.path.join(options.output, RECIPE)
-    if not options.extend or options.redo or not os.path.isfile(path):
+    if not options.extend or options.redo or not storage.is_file(path):
         return
     there = validate(Options(**recipe.read(path, Options, without=INPUTS), output=options.output, extend=True))
     here = validate(options)  # the caller of `build` may leave open what follows from other options

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.engine import storage
+from pipeline.engine.input_errors import is_remote
 from queries import load
 from queries.load import QueryError, QueryList
 
@@ -35,13 +37,21 @@ def files_of(spec: str) -> list[tuple[str, str]]:
         QueryError: a folder without a list, or with a list whose name is no language.
     """
     language, path = parse_name(spec)
-    if not os.path.isdir(path):
+    if not _is_folder(path):
         return [(language, path)]
-    names = sorted(name for name in os.listdir(path) if name.lower().removesuffix(".gz").endswith(SUFFIXES))
+    names = sorted(name for name in storage.names(path) if name.lower().removesuffix(".gz").endswith(SUFFIXES))
     if language or not names:
         cause = "is a folder" if language else "is a folder without a query list"
         raise QueryError(path, cause, "Name a file, or a folder with files such as en.txt and de.txt.")
     return [(name.partition(".")[0].lower(), os.path.join(path, name)) for name in names]
+
+
+def _is_folder(path: str) -> bool:
+    """True for a folder of lists, of this machine or on S3."""
+    if not is_remote(path):
+        return os.path.isdir(path)
+    is_list = path.lower().removesuffix(".gz").endswith(SUFFIXES)
+    return path.startswith("s3://") and not is_list and storage.is_folder(path)
 
 
 def load_lists(specs: Sequence[str]) -> QueryList:

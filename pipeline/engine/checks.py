@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import importlib.util
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline.engine.cli import MissingInput, UsageError
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: path functions turn s3:// into s3:/
 STORES = ("s3",)  # schemes of object stores that can be written
+STORE_PATIENCE_S = 60.0  # for a store that holds what an option names: somebody waits for an answer
 SYSTEM_FILES = frozenset((".DS_Store", "lost+found"))  # a folder with nothing else counts as empty
 
 
@@ -21,8 +25,50 @@ def not_empty(value: str) -> None:
         raise UsageError("must not be empty")
 
 
+def is_object(path: str) -> bool:
+    """True if the user names something on an object store.
+
+    Raises:
+        UsageError: the store is of another kind than those that this version reads, or its package is missing.
+    """
+    if not URL.match(path):
+        return False
+    found = re.match(r"([a-z0-9+.-]+)://[^/]+/[^/]", path)
+    if found is None or found[1] not in STORES:
+        raise UsageError("must be of this machine, or s3://BUCKET/NAME")
+    if importlib.util.find_spec("s3fs") is None:
+        raise UsageError("needs the package s3fs: pip install 'openwit[s3]'")
+    return True
+
+
+@contextlib.contextmanager
+def store_failures() -> Iterator[None]:
+    """Failures of a store that holds what an option names, as those of a missing file. It is asked for a minute.
+
+    Raises:
+        MissingInput: the store is away, refuses, or has no such bucket.
+    """
+    from pipeline.engine import remote  # here, since most options name files of this machine
+    from pipeline.engine.input_errors import InputError
+
+    try:
+        with remote.configured(dataclasses.replace(remote.settings(), patience=STORE_PATIENCE_S)):
+            yield
+    except (FileNotFoundError, InputError) as error:
+        raise MissingInput(f"cannot be read ({error})") from None
+
+
 def readable_file(path: str) -> None:
-    """Refuses a path that is not a file, and a file that this process may not read."""
+    """Refuses a path that is not a file, and a file that this process may not read. It may be an object of a store."""
+    if is_object(path):
+        from pipeline.engine import storage
+
+        with store_failures():
+            if not storage.is_file(path):
+                if storage.is_folder(path):
+                    raise UsageError("must be a file")
+                raise MissingInput("no such file")
+        return
     if not os.path.exists(path):
         raise MissingInput("no such file")
     if not os.path.isfile(path):
@@ -103,9 +149,10 @@ def _check_parent(path: str) -> None:
 
 def read_object(path: str) -> dict[str, Any]:
     """The object in a JSON file; an empty one if the file is missing or holds no object."""
+    from pipeline.engine import storage
+
     try:
-        with open(path, "rb") as file:
-            found = json.load(file)
+        found = json.loads(storage.read(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -113,5 +160,7 @@ def read_object(path: str) -> dict[str, Any]:
 
 def begins_with(path: str, head: bytes) -> bool:
     """True if these are the first bytes of the file."""
-    with open(path, "rb") as file:
+    from pipeline.engine import storage
+
+    with open(storage.here(path), "rb") as file:
         return file.read(len(head)) == head

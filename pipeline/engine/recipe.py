@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from pipeline.engine import checks
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.options import Option, checked, deciding, declared, nearest, show
 
@@ -104,13 +105,13 @@ def _parsed(path: str) -> dict[str, Any]:
 
 
 def _text(path: str) -> str:
-    if not os.path.exists(path):
-        raise MissingInput(f"--config {show(path)}: no such file")
-    if not os.path.isfile(path):
-        raise UsageError(f"--config {show(path)}: must be a file")
+    from pipeline.engine import storage
+
     try:
-        with open(path, "rb") as file:
-            data = file.read(LARGEST + 1)
+        checks.readable_file(path)
+        data = storage.read_range(path, 0, LARGEST + 1)
+    except (UsageError, MissingInput) as error:
+        raise type(error)(f"--config {show(path)}: {error}") from None
     except OSError as error:
         raise MissingInput(f"--config {show(path)}: cannot be read ({error.strerror})") from None
     if len(data) > LARGEST:

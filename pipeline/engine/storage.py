@@ -160,6 +160,16 @@ def walk(folder: str) -> Iterator[str]:
             yield os.path.join(parent, name)
 
 
+def sizes(folder: str) -> Iterator[tuple[str, int]]:
+    """Yields the path and the bytes of each file below a folder, in the order of `walk`. Broken links are left out."""
+    if is_url(folder):
+        yield from ((entry.url, entry.size) for entry in object_store.below(folder))
+        return
+    for path in walk(folder):
+        if os.path.isfile(path):
+            yield path, os.path.getsize(path)
+
+
 def make_folder(folder: str) -> None:
     """Makes a folder. A store needs none."""
     if not is_url(folder):
@@ -213,8 +223,8 @@ def link(target: str, path: str) -> None:
 # --------------------------------------------------------------------------------------------------- unchecked bytes
 
 
-def _here(path: str) -> str:
-    """The path of a file on this machine: of a copy if it is an object.
+def here(path: str) -> str:
+    """The path of a file on this machine, unchecked: of a copy if it is an object.
 
     Raises:
         FileNotFoundError: there is no such object.
@@ -266,7 +276,7 @@ def opened(path: str, *, whole: bool = False) -> Iterator[Any]:
         if is_url(path) and not whole:
             file: Any = ObjectFile(path)
         else:
-            file = open(_here(path), "rb", buffering=0)
+            file = open(here(path), "rb", buffering=0)
     except FileNotFoundError:
         raise DamagedError(f"{path} is missing") from None
     with file:
@@ -333,7 +343,7 @@ def reading(path: str) -> BufferedReader:
 @contextlib.contextmanager
 def mapped(path: str) -> Iterator[mmap.mmap]:
     """Yields the mapped bytes of a file, unchecked. The file must not be empty."""
-    with open(_here(path), "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with open(here(path), "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         yield data
 
 
@@ -617,7 +627,7 @@ def read_published(path: str, columns: Sequence[str] | None = None) -> pa.Table:
 def published(path: str) -> Iterator[pq.ParquetFile]:
     """Yields a published table to be read in pieces. The checks are those of `read_published`."""
     check_listed(path)
-    with pq.ParquetFile(_here(path), page_checksum_verification=True) as file:
+    with pq.ParquetFile(here(path), page_checksum_verification=True) as file:
         yield file
 
 

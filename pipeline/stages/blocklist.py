@@ -34,7 +34,7 @@ from pipeline.engine.work import StageFolder, StepFolder
 from pipeline.fetching.picture import Picture
 from pipeline.schema import COLOUR_BYTES
 from pipeline.stages.similar import has_contrast
-from pipeline.stages.user_files import UserFiles
+from pipeline.stages.user_files import State, UserFiles
 from pipeline.text import clean
 
 LISTS = UserFiles("--blocklist")
@@ -227,7 +227,7 @@ def _load(folder: StepFolder, changed: int | None) -> Blocklist | None:
 
 
 @functools.lru_cache(maxsize=1)
-def _read(paths: tuple[str, ...], states: tuple[tuple[int, int], ...]) -> Blocklist:
+def _read(paths: tuple[str, ...], states: tuple[State, ...]) -> Blocklist:
     del states
     found: dict[str, list[Words]] = {kind: [_none(kind)] for kind in KINDS}
     for path in paths:
@@ -255,7 +255,7 @@ def _pieces(path: str) -> Iterator[tuple[int, pa.Array]]:
     number, rest = 1, b""
     try:
         packed = checks.begins_with(path, b"\x1f\x8b")
-        with gzip.open(path, "rb") if packed else storage.reading(path) as file:
+        with gzip.open(storage.here(path), "rb") if packed else storage.reading(path) as file:
             while data := file.read(PIECE):
                 whole, _, rest = (rest + data).rpartition(b"\n")
                 if whole:

@@ -560,9 +560,9 @@ def read_vector(path: str) -> np.ndarray:
 
 def read_lines(path: str) -> list[str]:
     """The non-empty lines of a text file, uncompressed or gzip."""
-    if not os.path.exists(path):
+    if not storage.is_file(path):
         raise BalanceError(f"there is no list of stop queries {path!r}: check --stop-queries")
-    with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
+    with (gzip.open if path.endswith(".gz") else open)(storage.here(path), "rb") as file:
         return [line.strip() for line in file.read().decode().splitlines() if line.strip()]
 
 

@@ -29,7 +29,7 @@ from pipeline.engine import hashing, storage
 from pipeline.engine.options import show
 from pipeline.engine.work import StepFolder
 from pipeline.stages import near_vectors
-from pipeline.stages.user_files import UserFiles
+from pipeline.stages.user_files import State, UserFiles
 
 KEY_COLUMNS = ("key", "uid")
 COLUMN = "embedding"
@@ -62,7 +62,7 @@ class Tables:
             UsageError: it cannot be read, or it is no table of embeddings.
         """
         try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            with pq.ParquetFile(storage.here(path), page_checksum_verification=True) as file:
                 names = file.schema_arrow.names
                 key = next((name for name in self.key_columns if name in names), None)
                 if key is None or COLUMN not in names:
@@ -149,7 +149,7 @@ def check(paths: Sequence[str]) -> Shape:
 
 
 @functools.lru_cache(maxsize=1)
-def _check(paths: tuple[str, ...], states: tuple[tuple[int, int], ...]) -> Shape:
+def _check(paths: tuple[str, ...], states: tuple[State, ...]) -> Shape:
     del states
     batches = list(READ.checked(paths))
     found, width = [keys for keys, _ in batches], batches[0][1]

@@ -11,6 +11,7 @@ HashImages: evaluation/00007.hashes     set, image, sha256 of the file, hashes o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -24,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.engine import storage
+from pipeline.engine import checks, storage
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.options import show
 from pipeline.engine.work import StepFolder, digest_of
@@ -114,7 +115,7 @@ def split_name(value: str) -> tuple[str, str]:
     name, equals, path = value.partition("=")
     if equals and name and "/" not in name and not os.path.exists(value):
         return name, path
-    last = os.path.basename(os.path.abspath(value))
+    last = os.path.basename(storage.absolute(value))
     ending = next((one for one in (*TARS, *TABLES) if last.lower().endswith(one)), "")
     return (last[: -len(ending)] if ending else last) or "root", value
 
@@ -126,9 +127,12 @@ def check_source(value: str) -> None:
         UsageError, MissingInput: the message says what is allowed.
     """
     _, path = split_name(value)
-    if not os.path.exists(path):
-        raise MissingInput("no such file or folder")
-    if not os.path.isdir(path) and not path.lower().endswith((*TARS, *TABLES)):
+    failures = checks.store_failures() if checks.is_object(path) else contextlib.nullcontext()
+    with failures:
+        if not storage.exists(path):
+            raise MissingInput("no such file or folder")
+        is_folder = storage.is_folder(path)
+    if not is_folder and not path.lower().endswith((*TARS, *TABLES)):
         raise UsageError("must be a folder, a .tar or a .parquet file, or NAME=PATH")
 
 
@@ -151,11 +155,11 @@ def find(values: tuple[str, ...]) -> Found:
             )
         known[name] = value
         try:
-            found, sizes = _of_path(name, os.path.abspath(path))
+            found, sizes = _of_path(name, storage.absolute(path))
         except (tarfile.TarError, pa.ArrowException, OSError, EOFError) as error:
             raise UsageError(f"--decontaminate {show(value)}: cannot be read ({show(str(error))})") from None
         if not found:
-            what = "image, tar or table of images" if os.path.isdir(path) else "image"
+            what = "image, tar or table of images" if storage.is_folder(path) else "image"
             raise UsageError(f"--decontaminate {show(value)}: holds no {what} ({', '.join(SUFFIXES)})")
         pieces += found
         identity += [(name, *size) for size in sizes]
@@ -169,12 +173,12 @@ def described(values: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _of_path(name: str, path: str) -> tuple[list[Piece], list[tuple[str, int]]]:
-    if not os.path.isdir(path):
-        return _of_file(name, path, explicit=True), [(os.path.basename(path), os.path.getsize(path))]
+    if not storage.is_folder(path):
+        return _of_file(name, path, explicit=True), [(os.path.basename(path), storage.size(path))]
     files, pieces, sizes = [], [], []
-    for full in storage.walk(path):
+    for full, size in storage.sizes(path):
         relative, ending = os.path.relpath(full, path).replace(os.sep, "/"), full.lower()
-        if not ending.endswith((*SUFFIXES, *TARS, *TABLES)) or not os.path.isfile(full):
+        if not ending.endswith((*SUFFIXES, *TARS, *TABLES)):
             continue
         found = [] if ending.endswith(SUFFIXES) else _of_file(name, full, explicit=False)
         if ending.endswith(SUFFIXES):
@@ -182,7 +186,7 @@ def _of_path(name: str, path: str) -> tuple[list[Piece], list[tuple[str, int]]]:
         elif not found:
             continue
         pieces += found
-        sizes.append((relative, os.path.getsize(full)))
+        sizes.append((relative, size))
     for start in range(0, len(files), FILES_A_UNIT):
         names, paths = zip(*files[start : start + FILES_A_UNIT], strict=True)
         pieces.append(Piece(name, "files", paths, names))
@@ -192,22 +196,22 @@ def _of_path(name: str, path: str) -> tuple[list[Piece], list[tuple[str, int]]]:
 def _of_file(name: str, path: str, *, explicit: bool) -> list[Piece]:
     """The pieces of a tar or a table; none if it has no image."""
     if path.lower().endswith(TABLES):
-        if image_column(pq.read_schema(path)) is None:
+        if image_column(pq.read_schema(storage.here(path))) is None:
             if explicit:
                 known = ", ".join(IMAGE_COLUMNS)
                 raise UsageError(f"--decontaminate {show(path)}: has no column of images ({known})")
             return []
-        shares = max(1, -(-os.path.getsize(path) // BYTES_A_UNIT)) if pq.read_metadata(path).num_rows else 0
+        shares = max(1, -(-storage.size(path) // BYTES_A_UNIT)) if pq.read_metadata(storage.here(path)).num_rows else 0
         return [Piece(name, "table", (path,), share=share, shares=shares) for share in range(shares)]
     if next(members(path), None) is None:
         return []
-    shares = max(1, -(-os.path.getsize(path) // BYTES_A_UNIT)) if path.lower().endswith(".tar") else 1
+    shares = max(1, -(-storage.size(path) // BYTES_A_UNIT)) if path.lower().endswith(".tar") else 1
     return [Piece(name, "tar", (path,), share=share, shares=shares) for share in range(shares)]
 
 
 def members(path: str) -> Iterator[tuple[str, Any]]:
     """(name, a function that reads it) of each image in a tar."""
-    with tarfile.open(path, "r:*") as tar:
+    with tarfile.open(storage.here(path), "r:*") as tar:
         for member in tar:
             if member.isfile() and member.name.lower().endswith(SUFFIXES):
                 yield member.name.removeprefix("./"), functools.partial(_member, tar, member)
@@ -232,7 +236,7 @@ def image_column(schema: pa.Schema) -> str | None:
 
 def _cells(path: str) -> Iterator[tuple[str, Any]]:
     """(name, a function that reads it) of each row of a table."""
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(storage.here(path)) as file:
         column = image_column(file.schema_arrow)
         named = [name for name in NAME_COLUMNS if name in file.schema_arrow.names]
         row = 0

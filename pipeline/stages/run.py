@@ -205,10 +205,6 @@ def remote_settings(o: HowSettings, *, pace: str = "") -> RemoteSettings:
 # Options that were not tried with OUT on an object store.
 NOT_ON_STORES = {
     **dict.fromkeys(("extend", "retry_failed"), "its set cannot be changed yet"),
-    **dict.fromkeys(
-        ("robots_archive", "scores", "embeddings", "decontaminate_embeddings", "blocklist", "decontaminate"),
-        "it was not tried yet",
-    ),
 }
 
 
@@ -550,7 +546,7 @@ class Run:
 
         publish moves them with the set. So a run that does not reach it leaves the published set as it is.
         """
-        published = os.path.exists(os.path.join(self.root, "manifest.json"))
+        published = storage.is_file(os.path.join(self.root, "manifest.json"))
         return os.path.join(self.root, NEXT) if published else self.root
 
     @property

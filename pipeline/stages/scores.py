@@ -25,7 +25,7 @@ from pipeline.engine import hashing, storage
 from pipeline.engine.cli import UsageError
 from pipeline.engine.options import show
 from pipeline.engine.work import StageFolder
-from pipeline.stages.user_files import UserFiles
+from pipeline.stages.user_files import State, UserFiles
 
 TABLES = UserFiles("--scores")
 KEY_COLUMNS = ("key", "uid")
@@ -115,7 +115,7 @@ def read_scores(paths: Sequence[str]) -> Scores:
 
 
 @functools.lru_cache(maxsize=1)
-def _joined(paths: tuple[str, ...], states: tuple[tuple[int, int], ...]) -> Scores:
+def _joined(paths: tuple[str, ...], states: tuple[State, ...]) -> Scores:
     del states
     tables = [(path, *_read(path)) for path in paths]
     uids: Keys = np.unique(np.concatenate([np.zeros(0, "S16"), *(keys for _, keys, _ in tables)]))
@@ -174,7 +174,7 @@ def _head(path: str) -> list[str]:
     """
     with _Readable(path):
         if _is_parquet(path):
-            names = pq.read_schema(path).names
+            names = pq.read_schema(storage.here(path)).names
         else:
             with _open_csv(path) as file:
                 line = file.read(1 << 16).split(b"\n")[0]
@@ -233,9 +233,9 @@ def _checked(path: str, name: str, values: pa.Array, keys: Keys) -> pa.Array:
 
 
 def _read_parquet(path: str, key: str) -> pa.Table:
-    schema = pq.read_schema(path)
+    schema = pq.read_schema(storage.here(path))
     wanted = [field.name for field in schema if field.name == key or _is_score(field.type)]
-    return pq.read_table(path, columns=wanted, page_checksum_verification=True, use_threads=False)
+    return pq.read_table(storage.here(path), columns=wanted, page_checksum_verification=True, use_threads=False)
 
 
 def _read_csv(path: str, key: str) -> pa.Table:
@@ -257,7 +257,7 @@ def _delimiter(line: bytes) -> str:
 
 
 def _open_csv(path: str) -> Any:
-    return pa.input_stream(path, compression="gzip" if _begins(path, b"\x1f\x8b") else None)
+    return pa.input_stream(storage.here(path), compression="gzip" if _begins(path, b"\x1f\x8b") else None)
 
 
 def _begins(path: str, head: bytes) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import xxhash
 
@@ -13,7 +15,7 @@ from pipeline.engine import storage
 from pipeline.engine.cli import UsageError
 from pipeline.engine.options import show
 
-State = tuple[int, int]  # bytes, and nanoseconds of the last change
+State = tuple[Any, ...]  # as `storage.state`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +64,12 @@ class UserFiles:
 
     def _state(self, path: str) -> State:
         try:
-            found = os.stat(path)
+            found = storage.state(path)
         except OSError as error:
             raise self.refusal(path, f"cannot be read ({error.strerror})") from None
-        return found.st_size, found.st_mtime_ns
+        if found is None:
+            raise self.refusal(path, f"cannot be read ({os.strerror(errno.ENOENT)})")
+        return found
 
 
 def content_of(flag: str, path: str) -> str:

@@ -27,7 +27,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import jit
+from pipeline.engine import jit, storage
 from pipeline.engine.hashing import as_array
 from pipeline.text import scripts
 from pipeline.text.fasttext_file import PER_LABEL, Ints, packaged_model
@@ -241,6 +241,6 @@ def _page_score(share: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 @functools.lru_cache(maxsize=4)
 def _load(path: str) -> LanguageModel:
-    if not Path(path).is_file():
+    if not storage.is_file(path):
         raise FileNotFoundError(f"no language model at {path}")
-    return LanguageModel(read_model(path))
+    return LanguageModel(read_model(storage.here(path)))

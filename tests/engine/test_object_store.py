@@ -394,6 +394,11 @@ def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (f"{TOP}/x", ("--runner", "prism"), build.USAGE, "--runner prism: must be local"),
         (f"{TOP}/x", ("--exchange", "shuffle"), build.USAGE, "--exchange shuffle: must be files"),
         (f"{TOP}/other", (), build.USAGE, "it holds other things (data)"),
+        (f"{TOP}/x", ("--blocklist", f"{TOP}/none"), build.MISSING, f"--blocklist {TOP}/none: no such file"),
+        (f"{TOP}/x", ("--scores", f"{TOP}/other"), build.USAGE, f"--scores {TOP}/other: must be a file"),
+        (f"{TOP}/x", ("--embeddings", "gs://b/x"), build.USAGE, "must be of this machine, or s3://BUCKET/NAME"),
+        (f"{TOP}/x", ("--stop-queries", "s3://no-such-bucket/x"), build.MISSING, "bucket does not exist"),
+        (f"{TOP}/x", ("--decontaminate", f"faces={TOP}/none"), build.MISSING, "no such file or folder"),
         ("s3://no-such-bucket/x", (), build.MISSING, "Make the bucket, or check its name"),
     ],
 )
