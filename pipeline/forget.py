@@ -1,10 +1,10 @@
 """Takes pairs out of a set, for good: the published files, the stages' folders, and every later build of the folder.
 
-    python -m pipeline.forget OUT --url https://example.org/a.jpg     pairs with this image URL, or redirected to it
+    python -m pipeline.forget OUT --url https://example.org/a.jpg     an image with all its texts and all its URLs
     python -m pipeline.forget OUT --domain example.org                images of this host and of the hosts below it
     python -m pipeline.forget OUT --page-domain example.org           pairs that were found on pages of these hosts
-    python -m pipeline.forget OUT --uid 0d5c...                       one pair, by its key
-    python -m pipeline.forget OUT --sha256 9f86...                    an image, by the bytes as served or as stored
+    python -m pipeline.forget OUT --uid 0d5c...                       one pair, by its key; other texts stay
+    python -m pipeline.forget OUT --sha256 9f86...                    an image, by its bytes as served or as stored
     python -m pipeline.forget OUT --list FILE                         many of them, one a line: `domain example.org`
 
 Only the shards with such pairs are written again. The set is then the set before less these pairs: no other pair moves
@@ -21,22 +21,24 @@ if __name__ == "__main__":
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import __version__
 from pipeline.dataset import damage, open_set, shrink, tombstones
 from pipeline.dataset.errors import Damaged, NotFound
-from pipeline.dataset.tombstones import KINDS, Tombstones, hosts_among, normalise, normalise_all
+from pipeline.dataset.tombstones import KINDS, Tombstones, address, addresses, hosts_among, normalise, normalise_all
 from pipeline.engine import cli, hashing, storage, work
 from pipeline.engine.cli import BELOW, CRASHED, DONE, MISSING, USAGE, MissingInput, Parser, UsageError, fail
 from pipeline.engine.display import sanitize
@@ -45,7 +47,7 @@ from pipeline.schema import STAGES
 from pipeline.stages import purge
 from pipeline.stages.purge import Mask, Uids
 from pipeline.stages.selection import JOINED
-from pipeline.text import clean
+from pipeline.text import clean, image_variants
 
 PROGRAM = "pipeline.forget"
 FLAGS = tuple(kind.replace("_", "-") for kind in KINDS)
@@ -89,26 +91,48 @@ class Selection:
 
     def rows(self, table: pa.Table) -> Mask:
         """True for each row that the selection covers, by those of its columns that the table has."""
-        mask = np.zeros(table.num_rows, np.bool_)
-        for name in ("url", "url_as_found", "final_url"):
-            if name in table.column_names:
-                mask |= self.urls(table[name])
+        mask = self.images(table)
         if self.page_domain and "page_url" in table.column_names:
             mask |= hosts_among(table["page_url"], lambda host: _below(host, self.page_domain))
         for name, values in {"uid": self.uid, "key": self.uid}.items():
             mask |= _digests(table, name, values)
+        return mask
+
+    def images(self, table: pa.Table) -> Mask:
+        """True for each row that the selection covers by its image: all texts of such an image go."""
+        mask = np.zeros(table.num_rows, np.bool_)
+        for name in addresses(table):
+            mask |= self.urls(address(table, name))
         for name in ("image_sha256", "stored_sha256", "original_sha256", "sha256"):
             mask |= _digests(table, name, self.sha256)
         return mask
 
     def urls(self, column: pa.Array | pa.ChunkedArray) -> Mask:
-        """True for each canonical URL that the selection covers by URL or domain."""
+        """True for each canonical URL that the selection covers by URL, with its variants, or by domain."""
+        mask = self._named(column)
+        if self.url:
+            mask |= np.isin(_variants(column), self._variants)
+        return mask
+
+    def with_addresses(self, found: set[str]) -> tuple[Self, bool]:
+        """The selection with other URLs of its images, and whether rows may have them that it did not cover."""
+        urls = pa.array(sorted(found), pa.string())
+        more = urls.filter(pa.array(~self._named(urls)))
+        uncovered = not self.urls(more).all()
+        return dataclasses.replace(self, url=self.url.union(more.to_pylist())), uncovered
+
+    def _named(self, column: pa.Array | pa.ChunkedArray) -> Mask:
+        """True for each URL that stands in the list of tombstones which `buried` makes, alone or by its domain."""
         mask = np.zeros(len(column), np.bool_)
         if self.url:
             mask |= _is_in(column, self.url)
         if self.domain:
             mask |= hosts_among(column, lambda host: _below(host, self.domain))
         return mask
+
+    @functools.cached_property
+    def _variants(self) -> npt.NDArray[np.uint64]:
+        return np.unique(_variants(pa.array(sorted(self.url), pa.string())))
 
     def buried(self, stones: Tombstones, uids: Iterable[bytes], images: Iterable[str]) -> Tombstones:
         """The list of tombstones with this selection, the pairs that it covers, and their images as served."""
@@ -127,13 +151,21 @@ class SelectionOf(Selection):
         return sum(len(one.hashes) for one in self.stones.lists)
 
     def rows(self, table: pa.Table) -> Mask:
-        return self.stones.among_rows(table)
+        return super().rows(table) | self.stones.among_rows(table)
+
+    def images(self, table: pa.Table) -> Mask:
+        return super().images(table) | self.stones.among_images(table)
 
     def urls(self, column: pa.Array | pa.ChunkedArray) -> Mask:
-        return self.stones.among_urls(hashing.as_array(column))
+        return super().urls(column) | self.stones.among_urls(hashing.as_array(column))
 
     def buried(self, stones: Tombstones, uids: Iterable[bytes], images: Iterable[str]) -> Tombstones:
         return super().buried(stones.join(self.stones), uids, images)
+
+
+def _variants(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+    """The hash of the image of each URL: dedup takes the URLs with one hash as one image."""
+    return image_variants.variants(hashing.as_array(pc.fill_null(column, "")))[0]
 
 
 def _below(host: str, domains: frozenset[str]) -> bool:
@@ -272,7 +304,7 @@ def _forget(root: str, selection: Selection, *, dry_run: bool) -> Forgotten:
     storage.remove_stale_files(root)
     published = _published(root)
     images = set[str]()
-    found, urls = _find(root, published, selection, images)
+    found, urls, selection = _find_all(root, published, selection, images)
     uids = Uids(found)
     covers = _covering(uids)
     if dry_run:
@@ -328,12 +360,29 @@ def _published(root: str) -> shrink.Published | None:
     return shrink.Published.of(root, open_set.read_manifest(root))
 
 
-def _find(
+def _find_all(
     root: str, published: shrink.Published | None, selection: Selection, images: set[str]
+) -> tuple[set[bytes], set[str], Selection]:
+    """The uids and URLs of all rows that the selection covers, and the selection with all URLs of its images.
+
+    An image goes with each URL that led to it: those of its variants, and those that were redirected to it. Only the
+    rows that were fetched tell them. The rows with other texts were dropped before the fetch.
+    """
+    uncovered = True
+    while uncovered:  # twice, as a rule; a further round needs URLs that the last one has found
+        found = set[str]()
+        uids, urls = _find(root, published, selection, images, found)
+        selection, uncovered = selection.with_addresses(found)
+    return uids, urls, selection
+
+
+def _find(
+    root: str, published: shrink.Published | None, selection: Selection, images: set[str], found_urls: set[str]
 ) -> tuple[set[bytes], set[str]]:
     """The uids and URLs of all rows that the selection covers, in the stages' folders and in the published metadata.
 
-    `images` gets the sha256, as served, of the rows that the selection covers by a sha256.
+    `images` gets the sha256, as served, of the rows that the selection covers by a sha256. `found_urls` gets the URLs
+    of the rows that it covers by their image.
     """
     by_hash = Selection(sha256=selection.sha256)  # of a list of tombstones: none, since it names the images as served
 
@@ -342,6 +391,15 @@ def _find(
             if name in table.column_names:
                 found = table[name].filter(pa.array(by_hash.rows(table))).drop_null().to_pylist()
                 images.update(value if isinstance(value, str) else value.hex() for value in found)
+        by_image = selection.images(table)
+        if by_image.any():
+            some = table.select(addresses(table)).filter(pa.array(by_image))
+            for name in some.column_names:
+                values = address(some, name)
+                if name == "final_url":  # the row may be covered by the URL that it was redirected from
+                    values = values.filter(pa.array(selection.urls(values)))
+                found_urls.update(values.to_pylist())
+            found_urls.discard("")
         return selection.rows(table)
 
     uids, urls = purge.find(root, covers)
@@ -383,7 +441,7 @@ def _prepare(
         covers_rejected=_covering_rejected(selection, uids),
         covers_urls=lambda table: selection.rows(table) | _is_in(table["url"], urls),
         covers_images=lambda table: selection.urls(table["url"]) | _is_in(table["url"], own),
-        by_image=bool(selection.sha256) or isinstance(selection, SelectionOf),
+        by_image=selection != Selection(page_domain=selection.page_domain, uid=selection.uid),
     )
     counts = purging.run()
     if published is None:

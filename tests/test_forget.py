@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,14 @@ from tests.webserver import WebServer, picture
 
 QUERIES = ["red", "dog", "a", "number", "common"]
 NUMBERS = range(30)
+MOVED = ("", "", "?utm_source=a", "?utm_source=b")  # of URLs of one image that is redirected, each with another text
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[WebServer]:
     images = {f"picture-{number:02}.jpg": picture(number) for number in NUMBERS}
     images["again.jpg"] = images["picture-03.jpg"]
+    images |= {f"moved.jpg{query}": picture(len(NUMBERS)) for query in MOVED}
     with WebServer(images) as running:
         yield running
 
@@ -53,6 +56,8 @@ def made(server: WebServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     more = {"img/again.jpg": "a dog again, in other words", "status/404": "a missing dog", "html": "a red page"}
     urls += [f"{server.base}/{path}" for path in more]
     texts += list(more.values())
+    urls += [f"{server.base}/redirect/1/moved.jpg{query}" for query in MOVED]
+    texts += [f"a red dog that moved {' on' * number}" for number in range(len(MOVED))]
     urls.append(f"{server.base}/img/never-matched.jpg")
     texts.append("xyzzy plugh")
     pq.write_table(pa.table({"url": urls, "text": texts}), tmp / "pairs.parquet")
@@ -210,6 +215,24 @@ def test_an_image_does_not_come_back_under_another_url(made: Path, out: Path, se
     assert b"dog elsewhere" not in (out / "rejected/fetch.parquet").read_bytes()
 
 
+@pytest.mark.parametrize("kind", ["url", "sha256"])
+def test_all_urls_and_texts_of_a_redirected_image_go(made: Path, server: WebServer, out: Path, kind: str) -> None:
+    """The pairs of the other URLs and texts were dropped before the fetch, so only their URLs tie them to the image."""
+    row, image = row_of(out, "that moved")
+    value = f"{server.base}/img/moved.jpg" if kind == "url" else row["original_sha256"]
+    assert b"moved.jpg" in (out / "rejected/dedup.parquet").read_bytes() and "/img/moved.jpg?" in row["final_url"]
+    assert forget.main([str(out), f"--{kind}", value]) == 0
+    traces_left = [name for name, trace in traces(row, image).items() if trace in all_bytes(out)]
+    assert traces_left == [] and b"moved" not in all_bytes(out) and list(verify(str(out), stages=True)) == []
+    first, asked = manifest(out), Counter(server.hits)
+    if kind == "url":
+        assert build.main(command(made, out, "--redo", "gather")) == build.DONE
+        pages = ("README.md", "report/index.html")  # they count who was asked for rights, and the forgotten were
+        files = [[file for file in of["files"] if file["path"] not in pages] for of in (manifest(out), first)]
+        assert files[0] == files[1] and b"moved" not in all_bytes(out)
+        assert not [path for path in server.hits - asked if "moved" in path]
+
+
 def test_inside_an_interrupted_fetch(made: Path, server: WebServer, out: Path) -> None:
     """An attempt of the fetch was interrupted. The shards of the publication before it are still there."""
     for path in ("stages/dedup-images", "stages/publish"):
@@ -225,7 +248,7 @@ def test_inside_an_interrupted_fetch(made: Path, server: WebServer, out: Path) -
     assert b"number 28" not in all_bytes(out) and b"picture-28" not in all_bytes(out)
     assert build.main(command(made, out)) == build.DONE
     assert list(verify(str(out), stages=True)) == []
-    assert b"number 28" not in all_bytes(out) and manifest(out)["rows"] == len(NUMBERS) - 1
+    assert b"number 28" not in all_bytes(out) and manifest(out)["rows"] == len(NUMBERS)
 
 
 def test_a_copy_of_the_published_files(tmp_path: Path) -> None:
@@ -445,7 +468,7 @@ def build_variants(tmp: Path, *more: str) -> list[tuple[str, str, str | None]]:
 
 
 @pytest.mark.parametrize("kind", ["as_found", "larger"])
-def test_larger_variants_stay_with_their_rows(tmp_path: Path, kind: str) -> None:
+def test_the_variants_of_an_image_go_together(tmp_path: Path, kind: str) -> None:
     before = build_variants(tmp_path)
     gone = next(row for row in before if row[2] is not None)
     assert sum(row[2] is not None for row in before) == 15
@@ -453,5 +476,5 @@ def test_larger_variants_stay_with_their_rows(tmp_path: Path, kind: str) -> None
     assert forget.main([out, "--url", gone[2] if kind == "as_found" else gone[1]]) == 0
     assert build_variants(tmp_path, "--redo", "balance") == [row for row in before if row != gone]
     left = all_bytes(tmp_path / "out")
-    assert gone[2].encode() not in left
-    assert (gone[1].encode() in left) == (kind == "as_found")  # another pair, which was dropped, has this URL
+    assert gone[2].encode() not in left and gone[1].encode() not in left  # a pair that was dropped had this URL, too
+    assert Tombstones.load(out).has("url", gone[1]) and Tombstones.load(out).has("url", gone[2])

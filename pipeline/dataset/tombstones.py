@@ -163,14 +163,18 @@ class Tombstones:
 
     def among_rows(self, table: pa.Table) -> Mask:
         """True for each row that was forgotten, by those of its columns that the table has: (rows,)."""
-        found = np.zeros(table.num_rows, np.bool_)
-        for name in ("url", "url_as_found", "final_url"):
-            if name in table.column_names:
-                found |= self.among_urls(hashing.as_array(pc.fill_null(table[name], "")))
+        found = self.among_images(table)
         if "page_url" in table.column_names:
             found |= self.among_pages(hashing.as_array(table["page_url"]))
         if "uid" in table.column_names or "key" in table.column_names:
             found |= self._among_keys(table)
+        return found
+
+    def among_images(self, table: pa.Table) -> Mask:
+        """True for each row whose image was forgotten, by a URL or by its bytes: (rows,)."""
+        found = np.zeros(table.num_rows, np.bool_)
+        for name in addresses(table):
+            found |= self.among_urls(address(table, name))
         for name in ("image_sha256", "original_sha256") if self._covers_images() else ():
             if name in table.column_names:
                 digests = (value.hex() if isinstance(value, bytes) else value for value in table[name].to_pylist())
@@ -244,6 +248,20 @@ def _load(path: str, state: tuple[object, ...]) -> Tombstones:
         found[number[0] if number else 0][kind, digest] = sieve
     lists = [Tombstones(keys[at * KEY_BYTES :][:KEY_BYTES], hashes) for at, hashes in enumerate(found)]
     return dataclasses.replace(lists[0], others=tuple(lists[1:]))
+
+
+def addresses(table: pa.Table) -> list[str]:
+    """The columns of a table with URLs of its images."""
+    return [name for name in ("url", "url_as_found", "final_url") if name in table.column_names]
+
+
+def address(table: pa.Table, name: str) -> pa.Array:
+    """A column of `addresses` as canonical URLs; "" where there is none."""
+    column = hashing.as_array(pc.fill_null(table[name], ""))
+    if name != "final_url" or table[name].null_count == len(table):
+        return column
+    urls, codes = clean.canonical_urls(column)
+    return pc.if_else(pa.array(codes == 0), urls, "")  # a server may send any Location
 
 
 def normalise(kind: str, value: str) -> str:
