@@ -12,10 +12,10 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipeline.engine import lease, malloc, shuffle_files
+from pipeline.engine import malloc, shuffle_files
 from pipeline.engine.merging import Merge
 from pipeline.engine.tasks import EXCHANGES, MOST_ELEMENTS, ExchangeTask, Reading, Task, elements_for, units_of_element
-from pipeline.engine.work import StepFolder, lock_as_worker, run_unit
+from pipeline.engine.work import StepFolder, check_token, lock_as_worker, run_unit, token_of
 
 
 class Step(beam.PTransform):
@@ -109,7 +109,7 @@ class _Send(beam.DoFn):
 class _RunUnits(beam.DoFn):
     def __init__(self, task: Task, elements: int) -> None:
         self._task, self._elements = task, elements
-        self._token = lease.token_of(task.folder.root)
+        self._token = token_of(task.folder.root)
 
     def setup(self) -> None:
         lock_as_worker(self._task.folder.root, self._token)
@@ -117,6 +117,7 @@ class _RunUnits(beam.DoFn):
 
     def process(self, element: int, after: Any = None) -> Iterator[int]:
         for unit in units_of_element(self._task, element, self._elements):
+            check_token(self._task.folder.root, self._token)
             run_unit(self._task.folder, unit, self._task.run)
         yield element
 
@@ -124,7 +125,7 @@ class _RunUnits(beam.DoFn):
 class _RunBucket(beam.DoFn):
     def __init__(self, task: ExchangeTask) -> None:
         self._task = task
-        self._token = lease.token_of(task.folder.root)
+        self._token = token_of(task.folder.root)
 
     def setup(self) -> None:
         lock_as_worker(self._task.folder.root, self._token)
@@ -133,6 +134,7 @@ class _RunBucket(beam.DoFn):
     def process(self, element: tuple[int, Iterable[tuple[int, int, bytes]]]) -> Iterator[int]:
         bucket, sent = element
         messages = [message for _, _, message in sorted(sent)]  # in the order of the files: the engine's order varies
+        check_token(self._task.folder.root, self._token)
         if bucket < self._task.units():
             run_unit(self._task.folder, bucket, lambda unit: self._task.run(unit, messages))
         yield bucket

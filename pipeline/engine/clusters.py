@@ -3,7 +3,8 @@
 Beam's job server forgets a job that it has given to a Flink cluster: `cancel` ends the job server, and the job goes on.
 So jobs on Flink carry a name of ours, and are cancelled through Flink's REST interface
 (https://nightlies.apache.org/flink/flink-docs-release-1.19/docs/ops/rest_api/, `PATCH /jobs/:jobid?mode=cancel`).
-`OUT/.job` names the job while it runs. So the next run on the same folder can end a job that a killed client left.
+`OUT/.job` names the job from before it is submitted until it ends. So the next run on the same folder can end a job
+that a killed client left. The job server ends with its client, so a job that is not there after `LATE_S` never comes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pipeline.engine import log_file, storage
 ANSWER_S = 10.0  # for one question to a cluster
 CANCEL_S = 60.0  # until a cancelled job must be gone: Flink itself gives up after 180 s and kills the task manager
 SILENT_S = 15.0  # until a cluster that does not answer is given up
+LATE_S = 5.0  # until a job that the cluster does not know is taken for one that was not submitted
 POLL_S = 0.5
 ENDED = ("FINISHED", "CANCELED", "FAILED", "SUSPENDED")
 NOTE = ".job"  # the file in OUT that names the job under way
@@ -54,6 +56,10 @@ class Cluster:
 
     def cancel(self) -> str:
         """Ends the job on the cluster and waits until it is gone. Returns what is left to do; "" if nothing."""
+        return ""
+
+    def page(self) -> str:
+        """The address of the job's page in the web interface of the engine; "": none is known, or not yet."""
         return ""
 
 
@@ -84,8 +90,9 @@ class Flink(Cluster):
         while True:
             error, patience = "", CANCEL_S
             try:
-                running = [job for job in self._jobs() if job["state"] not in ENDED]
-                if not running:
+                jobs = self._jobs()
+                running = [job for job in jobs if job["state"] not in ENDED]
+                if not running and (jobs or time.monotonic() > start + LATE_S):
                     return ""
                 for job in running:
                     self._cancel(job)
@@ -94,6 +101,14 @@ class Flink(Cluster):
             if time.monotonic() > start + patience:
                 return f"the job {self.job} may still run on Flink at {self.address}{error}: cancel it there"
             time.sleep(POLL_S)
+
+    def page(self) -> str:
+        """As `Cluster.page`."""
+        try:
+            jobs = self._jobs()
+        except (OSError, ValueError, KeyError):
+            return ""
+        return f"http://{self.address}/#/job/running/{jobs[-1]['jid']}/overview" if jobs else ""
 
     def _cancel(self, job: dict[str, Any]) -> None:
         if job["state"] != "CANCELLING":
@@ -111,9 +126,9 @@ class Flink(Cluster):
             return json.loads(answer.read() or b"{}")
 
 
-def job_name() -> str:
-    """A name for a job that no other job has."""
-    return f"openwit-{os.getpid()}-{secrets.token_hex(4)}"
+def job_name(given: str = "") -> str:
+    """A name for a job that no other job has. It begins with the name that the user gave."""
+    return f"{given or f'openwit-{os.getpid()}'}-{secrets.token_hex(4)}"
 
 
 def cluster_of(runner: str, arguments: Sequence[str]) -> Cluster:

@@ -2,21 +2,23 @@
 
 A reader never sees half a file, whichever process is killed. Temporary names carry the process id. So a worker that
 outlives its parent for a second cannot write into a successor's file. `remove_stale_files` removes what such workers
-leave behind.
+leave behind. Below the folder of a run, temporary files lie behind its `fence`: a worker whose run has ended cannot
+rename them any more.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
+import errno
 import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
 from typing import IO
 
+from pipeline.engine import fence
+
 TEMPORARY = re.compile(r"\.tmp\d+-\d+$")
-_numbers = itertools.count()
 _flushes = [True]
 
 
@@ -37,19 +39,24 @@ def temporary(path: str) -> Iterator[str]:
     The file is flushed to the disk before the rename, and its folder after it. So after a power cut the whole file
     exists, or no file.
     """
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    name = f"{path}.tmp{os.getpid()}-{next(_numbers)}"
+    name = fence.temporary_name(path)
+    folder = os.path.dirname(path) or "."
+    if fence.folder_for(path) is None:
+        os.makedirs(folder, exist_ok=True)
     try:
-        yield name
-        if _flushes[0]:
-            _flush(name)
-        os.replace(name, path)
+        with fence.explaining(path):
+            yield name
+            if _flushes[0]:
+                _flush(name)
+            fence.confirm(path)  # before a folder is made
+            os.makedirs(folder, exist_ok=True)
+            _rename(name, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.unlink(name)
         raise
     if _flushes[0]:
-        _flush_folder(os.path.dirname(path) or ".")
+        _flush_folder(folder)
 
 
 @contextlib.contextmanager
@@ -81,11 +88,36 @@ def remove_stale_files(folder: str) -> int:
 
 
 def remove(path: str) -> None:
-    """Removes a file or a folder tree, if it exists. It is renamed first, so that a crash leaves no half of a tree."""
-    with contextlib.suppress(FileNotFoundError):
-        name = f"{path}.tmp{os.getpid()}-{next(_numbers)}"
-        os.rename(path, name)
+    """Removes a file or a folder tree, if it exists. It is renamed first, so that a crash leaves no half of a tree.
+
+    Raises:
+        FenceError: the run of this process no longer holds the folder.
+    """
+    with contextlib.suppress(FileNotFoundError), fence.explaining(path):
+        name = fence.temporary_name(path)
+        try:
+            os.rename(path, name)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            name = f"{path}{os.path.splitext(name)[1]}"  # another file system is mounted there
+            os.rename(path, name)
         _delete(name)
+
+
+def _rename(name: str, path: str) -> None:
+    """Renames a temporary file. Where another file system is mounted below OUT, it is copied there first."""
+    try:
+        os.replace(name, path)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        beside = f"{path}{os.path.splitext(name)[1]}"
+        shutil.copyfile(name, beside)
+        _flush(beside)
+        fence.confirm(path)
+        os.replace(beside, path)
+        os.unlink(name)
 
 
 def flush_folders(folders: Iterable[str]) -> None:

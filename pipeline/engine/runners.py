@@ -26,6 +26,7 @@ from typing import Any
 from pipeline.engine import (
     child,
     clusters,
+    fence,
     fetched_engines,
     forked_workers,
     interrupts,
@@ -165,9 +166,14 @@ def engine_defaults(name: str, given: Sequence[str]) -> list[str]:
             wanted += ["--flink_master=[local]", "--environment_type=LOOPBACK", "--parallelism=2"]
         if short == "spark" and "spark_master_url" not in flags:
             wanted += ["--spark_master_url=local[2]", "--environment_type=LOOPBACK"]
-    if short in servers:
-        wanted.append(f"--job_name={clusters.job_name()}")  # so that the job can be found on its cluster
     return [flag for flag in wanted if flag[2:].split("=")[0] not in flags]
+
+
+def _own_name(name: str, given: Sequence[str]) -> list[str]:
+    """The flag that gives a job a name that no other job on its cluster has. The last flag counts."""
+    if name.lower().removesuffix("runner") not in ("flink", "spark"):
+        return []
+    return [f"--job_name={clusters.job_name(clusters.values(given).get('job_name', ''))}"]
 
 
 def local_runner(workers: int, load: Preload = NOTHING) -> Any:
@@ -216,7 +222,8 @@ def run_job(
     """
     name, workers, given = asked
     for left in range(WORKER_DEATHS, -1, -1):
-        flags = [*given, *engine_defaults(name, given)]
+        flags = [*given, *engine_defaults(name, given), *_own_name(name, given)]
+        fence.next_job(root)
         runner, options = make_options(name, workers, flags, load=load)
         cluster = clusters.cluster_of(name, flags)
         try:
@@ -255,7 +262,8 @@ def run_pipeline(
     result = None
     patience = LOCAL_END_S if type(runner).__name__ == "LocalRunner" else ENGINE_END_S + cluster.cancel_s
     noted = clusters.noted(root, cluster)
-    with interruptible(patience) as interrupt, variables_for_engines(), job_servers(runner), noted:
+    # The job server ends before the job is looked for on its cluster: it may be about to submit it.
+    with interruptible(patience) as interrupt, variables_for_engines(), noted, job_servers(runner):
         try:
             result = pipeline.run()
             interrupt.catch()
@@ -263,6 +271,8 @@ def run_pipeline(
         except (KeyboardInterrupt, Exception) as error:
             if not interrupt.arrived:
                 raise explain_failure(error) from error
+            with contextlib.suppress(OSError):
+                fence.next_job(root)  # from here on no worker changes the folder, whatever becomes of the job
             with contextlib.suppress(Exception):
                 if result is not None:
                     result.cancel()
@@ -334,12 +344,16 @@ def interruptible(patience: float) -> Iterator[Interrupt]:
 
 @contextlib.contextmanager
 def job_servers(runner: Any) -> Iterator[None]:
-    """Ends the job servers (a JVM, Prism) that the runner starts here; Beam would keep each until this process ends."""
+    """Ends the job servers (a JVM, Prism) that the runner starts here; Beam would keep each until this process ends.
+
+    A job server ends with this process, too, however it ends: it may hold a job that it is about to submit.
+    """
     start: Any = getattr(runner, "default_job_server", None)
     started: list[Any] = []
 
     def remember(options: Any) -> Any:
         started.append(start(options))
+        _tie(started[-1])
         return started[-1]
 
     if start is not None:
@@ -350,6 +364,30 @@ def job_servers(runner: Any) -> Iterator[None]:
         for server in started:
             with contextlib.suppress(Exception):
                 server.stop()
+
+
+# Becomes the command in its arguments, which the kernel ends with the thread that started it (PR_SET_PDEATHSIG).
+TIED = """import ctypes, os, signal, sys
+try:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+except (OSError, AttributeError):
+    pass
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])"""
+
+
+def _tie(server: Any) -> None:
+    """Lets the process of a job server end with this one."""
+    inner = getattr(server, "_job_server", server)
+    command = getattr(inner, "subprocess_cmd_and_endpoint", None)
+    if command is None:  # it is no process of ours
+        return
+
+    def tied() -> tuple[list[Any], str]:
+        words, endpoint = command()
+        return [sys.executable, "-I", "-S", "-c", TIED, str(os.getpid()), *words], endpoint
+
+    inner.subprocess_cmd_and_endpoint = tied
 
 
 def explain_failure(error: BaseException) -> JobFailed:
@@ -379,6 +417,9 @@ def explain_failure(error: BaseException) -> JobFailed:
     of_file = re.match(r"(?:[\w.]+\.)?DamagedError: ", last)
     if of_file:
         return FileDamaged(last[of_file.end() :])
+    of_fence = re.match(r"(?:[\w.]+\.)?(Fence|Lease)Error: ", last)
+    if of_fence:
+        return JobFailed(last[of_fence.end() :])
     of_network = re.match(r"(?:[\w.]+\.)?NetworkError: ", last)
     if of_network:
         return NetworkAway(last[of_network.end() :])

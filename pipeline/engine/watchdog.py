@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.engine import display, log_file, storage
+from pipeline.engine import display, fence, log_file, storage
 from pipeline.engine.clusters import Cluster
 from pipeline.engine.progress import Watched
 
 PATIENCE = "OPENWIT_STALL_SECONDS"  # names the seconds without progress after which the cluster is asked
 DEFAULT_S = 300.0
+POLL_S, PAGE_S = 0.5, 60.0  # a job is looked for so often, so long at first
 ASKS = 3  # the cluster must be unwell so many times in a row, a fifth of the patience apart
 
 
@@ -60,17 +61,26 @@ class Watch:
 
 
 def changes(steps: Sequence[Watched]) -> tuple[int, ...]:
-    """A state of the steps' folders that is another one after each file that is made in them or one level below."""
+    """A state of the steps' folders: another one after each file that is begun, or made in them or one level below."""
     found = []
     for step in steps:
         if storage.is_url(step.folder.path):
             found.append(storage.changed(step.folder.path) or 0)
             continue
         with contextlib.suppress(OSError):
+            found.append(os.stat(fence.folder_for(step.folder.path) or step.folder.path).st_mtime_ns)
             found.append(os.stat(step.folder.path).st_mtime_ns)
             with os.scandir(step.folder.path) as entries:
                 found += [entry.stat().st_mtime_ns for entry in entries if entry.is_dir(follow_symlinks=False)]
     return tuple(found)
+
+
+def tell_page(cluster: Cluster, program: str) -> bool:
+    """Prints the address of the job's page. False: it is not known yet."""
+    page = cluster.page()
+    if page:
+        log_file.say(f"{program}: the job on its engine: {page}")
+    return bool(page)
 
 
 @contextlib.contextmanager
@@ -89,7 +99,9 @@ def watching(
     watch = Watch(steps, cluster, patience, clock())
 
     def loop() -> None:
-        while not stop.wait(min(5.0, patience / 5)):
+        began, told = clock(), False
+        while not stop.wait(min(5.0, patience / 5) if told or clock() > began + PAGE_S else POLL_S):
+            told = told or tell_page(cluster, program)
             stalled.reason = watch.look(clock())
             if watch.said:
                 print(f"{program}: {watch.said}", file=sys.stderr)

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from pipeline.engine import clusters, journal, lease, storage
+from pipeline.engine import clusters, fence, journal, lease, log_file, storage
 from pipeline.engine.cli import UsageError
 
 FILES = "files.json"
@@ -46,7 +46,7 @@ class JobLeft(Busy):
 
 
 class LeaseLost(Busy):
-    """Another run has taken the folder over while this one gave no sign."""
+    """Another run has taken the folder over while this one gave no sign, or while its lock could not be seen."""
 
     def __init__(self, message: str) -> None:
         RuntimeError.__init__(self, message)
@@ -220,12 +220,13 @@ def hex_digest(value: int) -> str:
 def lock_run_folder(root: str, *, patience: float = 10.0) -> Iterator[None]:
     """Locks the folder for one run. The kernel releases the lock when the process ends, however it ends.
 
-    Workers hold a shared lock of their own (`lock_as_worker`). A new run waits at most `patience` seconds for the
-    workers of a dead run to end. It cancels a job that a dead run left on a cluster, and carries out a change of the
+    A new run cancels a job that a dead run left on a cluster. Then it raises the `fence`: workers of a dead run cannot
+    write any more, on whatever host they are. They hold a shared lock (`lock_as_worker`). The new run waits at most
+    `patience` seconds for those of this host to end, so that they do not use its cores. It carries out a change of the
     folder that was committed (`journal`).
 
     Raises:
-        Busy: another run holds the folder, or the workers or the job of a dead run do not end.
+        Busy: another run holds the folder, or takes it over, or the job of a dead run does not end.
         UsageError: the folder cannot be made or written.
     """
     here = storage.beside(root)
@@ -244,8 +245,8 @@ def lock_run_folder(root: str, *, patience: float = 10.0) -> Iterator[None]:
             clusters.cancel_leftover(here)
         except RuntimeError as error:
             raise JobLeft(root, str(error)) from error
-        _wait_for(root, workers, patience)
-        with _lease(root):
+        with _held_alone(root):
+            _wait_for(root, workers, patience)
             journal.finish(root)
             _running.add(root)
             try:
@@ -255,21 +256,18 @@ def lock_run_folder(root: str, *, patience: float = 10.0) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _lease(root: str) -> Iterator[None]:
-    """On a store, holds the lease of the folder while the block runs.
+def _held_alone(root: str) -> Iterator[None]:
+    """While the block runs, no other run writes in the folder: by a lease on a store, by the fence elsewhere.
 
     Raises:
         Busy: another run holds it, or has taken it over.
     """
-    if not storage.is_url(root):
-        yield
-        return
     try:
-        with lease.held(root):
+        with lease.held(root) if storage.is_url(root) else fence.raised(root):
             yield
     except lease.Held as error:
         raise Busy(root, str(error)) from None
-    except lease.LeaseError as error:
+    except (lease.LeaseError, fence.FenceError) as error:
         raise LeaseLost(str(error)) from None
 
 
@@ -298,7 +296,7 @@ def _make(root: str) -> None:
 
 
 def _wait_for(root: str, workers: Any, patience: float) -> None:
-    """Waits until no worker of an earlier run is alive."""
+    """Waits until no worker of an earlier run is alive, and goes on with a word if one does not end."""
     end = time.monotonic() + patience
     while True:
         try:
@@ -306,8 +304,10 @@ def _wait_for(root: str, workers: Any, patience: float) -> None:
             fcntl.flock(workers, fcntl.LOCK_UN)
             return
         except BlockingIOError:
-            if time.monotonic() > end:
+            if storage.is_url(root) and time.monotonic() > end:
                 raise Busy(root, "workers of an earlier run that are still ending") from None
+            if time.monotonic() > end:
+                return log_file.say(f"workers of an earlier run on {root} do not end; they cannot write there any more")
             time.sleep(0.1)
 
 
@@ -315,14 +315,41 @@ _running: set[str] = set()
 _held: dict[str, Any] = {}
 
 
+def token_of(root: str) -> str:
+    """What shows that a process works for the run that this process belongs to: of the lease or the fence; "": none."""
+    return lease.token_of(root) or fence.token_of(root)
+
+
 def lock_as_worker(root: str, token: str = "") -> None:
     """Holds the shared lock until this process ends. Every process that writes below `root` calls it.
 
-    On a store, `token` is that of the lease that the run holds.
+    Args:
+        root: OUT.
+        token: `token_of` in the process that made the job.
+
+    Raises:
+        FenceError: the job no longer holds the folder.
     """
-    lease.join(root, token)
-    if root not in _running and root not in _held:
+    if storage.is_url(root):
+        lease.join(root, token)
+    if root in _running:
+        return
+    if not storage.is_url(root):
+        fence.enter(root, token)
+    if root not in _held:
         here = storage.beside(root)
         os.makedirs(here, exist_ok=True)
         _held[root] = open(os.path.join(here, ".workers"), "a+")
         fcntl.flock(_held[root], fcntl.LOCK_SH)
+
+
+def check_token(root: str, token: str) -> None:
+    """Checks that the job with a token still holds the folder. A worker calls it before each unit.
+
+    Raises:
+        FenceError: it does not.
+    """
+    if token and not storage.is_url(root):
+        if fence.token_of(root) != token:  # a thread of an earlier job in the process of a later one
+            raise fence.FenceError(root)
+        fence.confirm(root)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import io
@@ -30,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from pipeline.engine import storage
+from pipeline.engine import fence, storage
 from pipeline.fetching.answer import Body
 from pipeline.fetching.archived import Captures
 from pipeline.fetching.client import Client, shared_client
@@ -235,7 +236,7 @@ class _Shard:
             outcome.stored_xxh3 = xxhash.xxh3_64_intdigest(jpeg)
         try:
             self.pieces.add(row, outcome, jpeg)
-        except OSError as error:
+        except (OSError, fence.FenceError) as error:
             self.problem = error  # the Downloader prints what a writer raises, and goes on
             raise
         self.written.add(row)
@@ -251,7 +252,12 @@ class _Shard:
         return self._backlog
 
     def look(self) -> None:
-        """Keeps rows that have waited, and shows whether the call waits for the network."""
+        """Keeps rows that have waited, and shows whether the call waits for the network.
+
+        Raises:
+            FenceError: the run has ended, so no site is asked any more.
+        """
+        self.pieces.confirm()
         self.pieces.write_old()
         if self._watch is not None:
             self._watch.set_notice(self._client.network.state())
@@ -310,7 +316,8 @@ def fetch_rows(
     client.begin(again=again, captures=captures)
     urls = rows["url"].to_pylist()
     with opened(pieces_path) as file, _decoder(options) as decoder:
-        pieces = Pieces(file, asked=_description(rows, options), options=repr(options).encode())
+        confirm = functools.partial(fence.confirm, raw_path)
+        pieces = Pieces(file, asked=_description(rows, options), options=repr(options).encode(), confirm=confirm)
         order = [row for row in _spread(urls) if row not in pieces.found]
         for row in [row for row, outcome in pieces.found.items() if outcome.status == OK][:WITNESSES]:
             client.network.remember(parse(urls[row]))

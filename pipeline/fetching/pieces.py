@@ -8,22 +8,26 @@
     ...         the images; then an Arrow IPC record batch message with the outcomes (schema OUTCOMES)
 
 A killed process loses the rows that no piece holds yet: at most ROWS of them, and what was on the wire. The next call
-reads the pieces, cuts off a damaged end, and asks for the other rows only.
+reads the pieces, cuts off a damaged end, and asks for the other rows only. If the process of an ended run still holds
+the file, the next call goes on in a copy.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import shutil
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
 import pyarrow as pa
 import xxhash
 
+from pipeline.engine import files
 from pipeline.fetching.errors import OK
 from pipeline.fetching.outcome import OUTCOMES, Outcome, batch_of, outcomes_of
 
@@ -42,17 +46,21 @@ class Pieces:
 
     Attributes:
         found: the outcomes that an interrupted call left behind, by row.
+        confirm: raises an error if the file belongs to another run by now. Each piece is written after it.
     """
 
-    def __init__(self, file: IO[bytes], *, asked: bytes, options: bytes) -> None:
+    def __init__(
+        self, file: IO[bytes], *, asked: bytes, options: bytes, confirm: Callable[[], None] = lambda: None
+    ) -> None:
         """Reads the pieces in a file that is open for reading and writing. Other content is cut off.
 
         Args:
             file: unbuffered.
             asked: describes the rows and the form of the image. A file with another description begins anew.
             options: describes all options. Failures under other options are not read, images are.
+            confirm: see `confirm`.
         """
-        self._file = file
+        self._file, self.confirm = file, confirm
         self._options = xxhash.xxh3_128_digest(options)
         self._lock = threading.Lock()
         self._outcomes: dict[int, Outcome] = {}
@@ -104,6 +112,7 @@ class Pieces:
         checksum = _checksum(self._options, images, table)
         piece = memoryview(b"".join((PIECE.pack(self._options, len(images), len(table), checksum), images, table)))
         written = 0
+        self.confirm()
         while written < len(piece):
             written += os.pwrite(self._file.fileno(), piece[written:], self._end + written)
         self._end += len(piece)
@@ -158,5 +167,27 @@ def opened(path: str | None) -> Iterator[IO[bytes]]:
         with tempfile.TemporaryFile(buffering=0) as temporary:
             yield temporary
         return
-    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0) as file:
+    file = _open(path)
+    if _held(file):
+        file.close()
+        with files.temporary(path) as name:
+            shutil.copyfile(path, name)
+        file = _open(path)
+        _held(file)
+    with file:
         yield file
+
+
+def _open(path: str) -> IO[bytes]:
+    return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
+
+
+def _held(file: IO[bytes]) -> bool:
+    """True if another open file holds the lock. Else this one holds it until it is closed."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # this file system has no locks
+    return False

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipeline.engine import storage
+from pipeline.engine import fence, storage
 from pipeline.engine.progress import Figures
 from pipeline.engine.work import StepFolder
 from pipeline.fetching.errors import OK
@@ -61,10 +61,11 @@ class UnitFigures:
         facts = {"rows": self._rows, "status": self._status, "state": self._state, "notice": self._notice}
         facts["fingerprint"] = self._fingerprint
         try:
+            fence.confirm(self._path)
             with open(self._path, "w", encoding="utf-8") as file:
                 file.write(json.dumps(facts))
-        except OSError:
-            pass  # a full disk: the images themselves report it
+        except (OSError, fence.FenceError):
+            pass  # a full disk, or a run that has ended: the images themselves report it
 
 
 class PassFigures:

@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,10 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine import clusters, watchdog
+from pipeline.engine import clusters, runners, watchdog
 from pipeline.engine.clusters import Cluster, Flink
 from pipeline.engine.progress import Watched
 from pipeline.engine.work import Busy, StepFolder, lock_run_folder
+from tests.places import ROOT
+from tests.processes import alive
 
 
 class Rest(ThreadingHTTPServer):
@@ -32,6 +36,7 @@ class Rest(ThreadingHTTPServer):
         self.task_managers = 2
         self.cancelled: list[str] = []
         self.deaf = False  # accepts a cancel and goes on
+        self.hidden = 0  # so many questions are answered without any job
 
     @property
     def address(self) -> str:
@@ -44,6 +49,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/overview":
             return self._answer({"taskmanagers": self.server.task_managers})
+        self.server.hidden -= 1
+        if self.server.hidden >= 0:
+            return self._answer({"jobs": []})
         jobs = [
             {"jid": jid, "name": self.server.names[jid], "state": state, "start-time": place}
             for place, (jid, state) in enumerate(self.server.states.items())
@@ -74,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def rest() -> Iterator[Rest]:
     server = Rest()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
@@ -83,8 +91,10 @@ def rest() -> Iterator[Rest]:
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clusters, "POLL_S", 0.01)
-    monkeypatch.setattr(clusters, "CANCEL_S", 3.0)
+    monkeypatch.setattr(clusters, "CANCEL_S", 1.0)
+    monkeypatch.setattr(clusters, "LATE_S", 0.2)
     monkeypatch.setattr(clusters, "SILENT_S", 0.1)
+    monkeypatch.setattr(watchdog, "POLL_S", 0.01)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +161,82 @@ def test_the_next_run_ends_the_job_of_a_killed_client(rest: Rest, tmp_path: Path
     (tmp_path / ".job").write_text(json.dumps({"flink": rest.address, "job": "mine"}))
     with lock_run_folder(str(tmp_path)):
         assert rest.states["a1"] == "CANCELED" and not (tmp_path / ".job").exists()
+
+
+def test_a_job_that_a_killed_client_had_just_submitted_is_found(rest: Rest, tmp_path: Path) -> None:
+    """The note is written before the job is submitted. The cluster may know the job a moment after its client died."""
+    rest.hidden = 3
+    (tmp_path / ".job").write_text(json.dumps({"flink": rest.address, "job": "mine"}))
+    with lock_run_folder(str(tmp_path)):
+        assert rest.states["a1"] == "CANCELED" and not (tmp_path / ".job").exists()
+
+
+def test_a_job_that_was_never_submitted_is_not_waited_for_long(rest: Rest, tmp_path: Path) -> None:
+    (tmp_path / ".job").write_text(json.dumps({"flink": rest.address, "job": "never"}))
+    start = time.monotonic()
+    clusters.cancel_leftover(str(tmp_path))
+    assert 0.2 <= time.monotonic() - start < 2 and not rest.cancelled and not (tmp_path / ".job").exists()
+
+
+def test_the_page_of_a_job_is_told_once_it_is_there(
+    rest: Rest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rest.hidden, page = 2, f"http://{rest.address}/#/job/running/c3/overview"
+    with watchdog.watching(watched(tmp_path), Flink(rest.address, "mine"), "p"):
+        said, deadline = "", time.monotonic() + 20
+        while page not in said and time.monotonic() < deadline:
+            time.sleep(0.01)
+            said += capsys.readouterr().err
+    assert said == f"p: the job on its engine: {page}\n"
+    assert Flink(rest.address, "other").page() and not Flink(rest.address, "never").page() and not Cluster("h:1").page()
+
+
+@pytest.mark.parametrize("given", [[], ["--job_name=ours"], ["--job_name", "ours"]])
+def test_two_jobs_never_have_one_name(given: list[str]) -> None:
+    """A name that the user gives may be that of another job on the cluster, which must not be cancelled."""
+    names = {clusters.values([*given, *runners._own_name("FlinkRunner", given)])["job_name"] for _ in range(2)}
+    assert len(names) == 2 and all(name.startswith("ours-" if given else f"openwit-{os.getpid()}-") for name in names)
+    assert not runners._own_name("prism", given)
+
+
+class Server:
+    """A job server of Beam, as the runners know it."""
+
+    def __init__(self, note: str) -> None:
+        program = f"import os, time; open({note!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+        self._words = [sys.executable, "-c", program]
+
+    def subprocess_cmd_and_endpoint(self) -> tuple[list[str], str]:
+        return self._words, "localhost:1"
+
+
+TIED = """import subprocess, sys, time
+sys.path.insert(0, {root!r})
+from pipeline.engine import runners
+from tests.engine.test_clusters import Server
+server = Server({note!r})
+runners._tie(server)
+subprocess.Popen(server.subprocess_cmd_and_endpoint()[0])
+time.sleep(60)
+"""
+
+
+def test_a_job_server_ends_with_its_client(tmp_path: Path) -> None:
+    """Else it would submit the job of a killed client beside the next run."""
+    note = tmp_path / "note"
+    client = subprocess.Popen([sys.executable, "-c", TIED.format(root=str(ROOT), note=str(note))], cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 60
+        while not (note.exists() and note.read_text()):
+            assert client.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        assert alive(int(note.read_text()))
+    finally:
+        client.kill()
+        client.wait()
+    while alive(int(note.read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_left_job_that_cannot_be_ended_keeps_the_folder(rest: Rest, tmp_path: Path) -> None:

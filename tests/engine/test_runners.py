@@ -182,11 +182,11 @@ def test_other_names_go_through_to_beam(name: str) -> None:
 def test_an_engine_that_was_fetched_needs_no_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without a cluster it runs in this process. What the user gives stays, in either form of a flag."""
     monkeypatch.setenv("OPENWIT_ENGINES", str(tmp_path))
-    assert [flag.split("=")[0] for flag in runners.engine_defaults("spark", [])] == ["--job_name"]
+    assert runners.engine_defaults("spark", []) == []
     for name in ("prism", "beam-flink-1.19.jar", "beam-spark-3.jar"):
         (tmp_path / name).touch()
     assert runners.engine_defaults("Prism", []) == [f"--prism_location={tmp_path / 'prism'}"]
-    assert runners.engine_defaults("SparkRunner", [])[:-1] == [
+    assert runners.engine_defaults("SparkRunner", []) == [
         f"--spark_job_server_jar={tmp_path / 'beam-spark-3.jar'}",
         *["--spark_version=3", "--spark_master_url=local[2]", "--environment_type=LOOPBACK"],
     ]

@@ -125,6 +125,34 @@ def test_rows_wait_for_their_piece_by_number_bytes_and_time(tmp_path: Path, monk
     assert add(b"small", 1) == 1
 
 
+def test_a_process_that_was_left_over_cannot_write_into_the_pieces_of_the_next_call(tmp_path: Path) -> None:
+    path = tmp_path / "pieces"
+    outcomes = keep(path)
+    with opened(str(path)) as old:  # its process is stopped here
+        left = Pieces(old, asked=b"asked", options=b"options")
+        with opened(str(path)) as new:
+            kept = Pieces(new, asked=b"asked", options=b"options")
+            assert kept.found == outcomes
+            kept.add(6, outcome(b"new"), b"new")
+            kept.write()
+            left.add(7, outcome(b"late"), b"late")
+            left.write()
+    with opened(str(path)) as file:
+        assert set(Pieces(file, asked=b"asked", options=b"options").found) == {*outcomes, 6}
+
+
+def test_a_piece_of_a_run_that_has_ended_is_not_written(tmp_path: Path) -> None:
+    def confirm() -> None:
+        raise RuntimeError("ended")
+
+    with opened(str(tmp_path / "pieces")) as file:
+        kept = Pieces(file, asked=b"", options=b"", confirm=confirm)
+        kept.add(0, outcome(b"late"), b"late")
+        with pytest.raises(RuntimeError, match="ended"):
+            kept.write()
+    assert found(tmp_path / "pieces", asked=b"") == {}
+
+
 KILLED = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a command in the background inherits it as ignored
