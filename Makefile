@@ -4,7 +4,7 @@
 # make setup     the set-up alone; make setup-train adds the trainer (torch: 3 GB)
 # make engines   fetches exact versions of Prism, Flink and Spark, for the tests of other engines (1.1 GB)
 # make mutants   puts N faults (SEED=0) into MODULES (default: all), and lists those that no test notices (docs/testing.md)
-# make cluster   starts a Flink cluster of several processes in .cluster; make cluster-stop ends it (needs make engines)
+# make cluster   starts a cluster of several processes in .cluster (ENGINE=flink or spark); make cluster-stop ends it (needs make engines)
 # make bench     lists the benchmarks
 VENV ?= .venv
 export VENV
@@ -14,6 +14,7 @@ needs = setup.cfg pyproject.toml constraints.txt tools/setup.sh
 jobs ?= 2
 N ?= 40
 SEED ?= 0
+ENGINE ?= flink
 
 demo: $(VENV)/.base
 	$(python) -m pipeline.demo
@@ -39,7 +40,7 @@ engines: $(VENV)/.dev
 	sh tools/engines.sh .engines $(python)
 
 cluster: $(VENV)/.dev
-	$(python) tools/cluster.py start .cluster
+	$(python) tools/cluster.py start .cluster --engine $(ENGINE)
 cluster-stop:
 	$(python) tools/cluster.py stop .cluster
 

@@ -221,7 +221,7 @@ def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flink]:
     if not (ENGINES / "flink" / "lib").is_dir():
         pytest.skip("Flink itself is not here: run `make engines`")
     cluster = Flink(tmp_path_factory.mktemp("flink") / "cluster", ENGINES / "flink")
-    cluster.start(task_managers=2)
+    cluster.start(2, apart=False)
     yield cluster
     cluster.stop()
 
