@@ -179,19 +179,9 @@ def noted(root: str, cluster: Cluster) -> Iterator[None]:
     _forget(note)
 
 
-def job_of(root: str) -> str:
-    """The job that OUT/.job names, such as "openwit-7-0a1b on Flink at HOST:8081"; "": none."""
-    try:
-        with open(os.path.join(root, NOTE), "rb") as file:
-            found = json.loads(file.read(4096))
-        return f"{found['job']} on Flink at {found['flink']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-
-
 def _forget(note: str) -> None:
     with contextlib.suppress(OSError):
-        os.unlink(note)
+        storage.remove(note)
 
 
 def cancel_leftover(root: str) -> None:
@@ -202,8 +192,7 @@ def cancel_leftover(root: str) -> None:
     """
     note = os.path.join(root, NOTE)
     try:
-        with open(note, "rb") as file:
-            found = json.loads(file.read(4096))
+        found = json.loads(storage.read(note))
         cluster = Flink(str(found["flink"]), str(found["job"]))
     except FileNotFoundError:
         return

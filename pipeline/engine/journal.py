@@ -125,7 +125,9 @@ def _carry_out(root: str, journal: dict[str, Any]) -> None:
         storage.remove(os.path.join(root, MANIFEST))
     for item in journal["erased"]:
         _erase(os.path.join(root, item["path"]), item["ranges"], item["size"])
-    storage.move_all([(source, os.path.join(root, path)) for path, source in sources.items() if path != MANIFEST])
+    for path, source in sources.items():
+        if path != MANIFEST:
+            storage.move(source, os.path.join(root, path))
     _flush(root, {os.path.dirname(os.path.join(root, path)) for path in sources})
     if hidden:
         storage.move(sources[MANIFEST], os.path.join(root, MANIFEST))

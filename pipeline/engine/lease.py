@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.engine import object_cache, object_store
+from pipeline.engine import object_store, scratch
 from pipeline.engine.object_store import Conflict
 
 NAME = ".lease"
@@ -31,6 +31,7 @@ BEAT_S, EXPIRES_S = 20.0, 120.0
 MARGIN_S = 20.0  # before the end of a lease its holder asks again
 
 _tokens: dict[str, str] = {}  # OUT -> the token of the run that this process belongs to
+_joined: dict[str, str] = {}  # as `_tokens`, where this process has seen the lease
 _sure: dict[str, float] = {}  # OUT -> the time until which nobody can take the lease over, by `_now`
 
 
@@ -54,22 +55,24 @@ def token_of(root: str) -> str:
 
 
 def join(root: str, token: str) -> None:
-    """This process works for the run that holds the lease with a token."""
-    if token and token_of(root) != token:
+    """This process works for the run that holds the lease with a token.
+
+    Raises:
+        LeaseError: that run does not hold it any more.
+    """
+    if token and _joined.get(root) != token:
         _tokens[root] = token
         _sure.pop(root, None)
-
-
-def holder_of(root: str) -> str:
-    """The run that holds the lease, and the seconds since its last sign; "": none does."""
-    found = _read(root)
-    return f"{found['holder']}, last sign {found['age']:.0f} s ago" if found and found["age"] < EXPIRES_S else ""
+        confirm(root)
+        _joined[root] = token
 
 
 def confirm(root: str) -> None:
     """Checks that the run of this process still holds the lease, if it has one.
 
-    It asks the store when the lease that it saw last may have ended since then.
+    A worker on the machine of the run holds a lock that the next run there waits for. So it asks the store only when
+    the lease that it saw last may have ended. A worker on another machine asks each time: the next run on the machine
+    of a dead run takes its lease over at once, and knows nothing of the workers elsewhere.
 
     Raises:
         LeaseError: it does not.
@@ -79,7 +82,8 @@ def confirm(root: str) -> None:
         found = _read(root)
         if found is None or found["token"] != token:
             raise LeaseError(root, "it has ended" if found is None else found["holder"])
-        _sure[root] = asked + EXPIRES_S - MARGIN_S - found["age"]
+        if found["machine"] == _machine(root):
+            _sure[root] = asked + EXPIRES_S - MARGIN_S - found["age"]
 
 
 @contextlib.contextmanager
@@ -96,7 +100,7 @@ def held(root: str) -> Iterator[None]:
         "machine": _machine(root),
     }
     tag, stop, lost = _acquire(root, body), threading.Event(), list[LeaseError]()
-    _tokens[root] = body["token"]
+    _tokens[root] = _joined[root] = body["token"]
     beats = threading.Thread(target=_beat, args=(root, body, tag, stop, lost), daemon=True, name="lease")
     beats.start()
     try:
@@ -109,6 +113,7 @@ def held(root: str) -> Iterator[None]:
         stop.set()
         beats.join(5.0)
         _tokens.pop(root, None)
+        _joined.pop(root, None)
         _sure.pop(root, None)
         if not lost:
             with contextlib.suppress(Exception):  # it expires
@@ -193,7 +198,7 @@ def _release(root: str, token: str) -> None:
 
 def _machine(root: str) -> str:
     """Names the place of the lock on this machine. Another machine, or another scratch folder, has another name."""
-    path = object_cache.beside(f"{root}/.machine")
+    path = scratch.beside(f"{root}/.machine")
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with contextlib.suppress(FileExistsError), open(path, "x", encoding="ascii") as file:
         file.write(secrets.token_hex(8))

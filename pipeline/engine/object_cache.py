@@ -3,9 +3,8 @@
     SCRATCH/objects/ab/ab12.../<tag>     a copy of one version of an object; its name is a hash of the URL
     SCRATCH/local/s3/BUCKET/KEY          what only this machine needs: files before the upload, pieces of a fetch, locks
 
-SCRATCH is $OPENWIT_SCRATCH, else a folder of the user in the system's folder for temporary files. Copies that were not
-used for the longest time go when all of them have more than OPENWIT_SCRATCH_GB. A copy that was used in the last
-minute stays, so the bound holds but for the files in use.
+SCRATCH is the folder of `scratch`. Copies that were not used for the longest time go when all of them have more than
+OPENWIT_SCRATCH_GB. A copy that was used in the last minute stays, so the bound holds but for the files in use.
 """
 
 from __future__ import annotations
@@ -14,42 +13,17 @@ import contextlib
 import hashlib
 import itertools
 import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from pipeline.engine import object_store
-from pipeline.engine.cli import UsageError
-from pipeline.engine.object_store import Version
+from pipeline.engine import object_store, scratch
 
-SCRATCH, MOST_GB = "OPENWIT_SCRATCH", "OPENWIT_SCRATCH_GB"
+MOST_GB = "OPENWIT_SCRATCH_GB"
 DEFAULT_GB = 20.0
 IN_USE_S = 60.0
 EVERY_BYTES = 256 << 20  # new bytes of a process after which it looks for copies to remove
 _numbers = itertools.count()
 _new_bytes = EVERY_BYTES  # a process looks once when it begins
-
-
-def scratch() -> str:
-    """The folder for all of it. It is made, for this user alone.
-
-    Raises:
-        UsageError: it cannot be made or written, or is another user's.
-    """
-    path = os.environ.get(SCRATCH) or os.path.join(tempfile.gettempdir(), f"openwit-{os.getuid()}")
-    try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{SCRATCH}={path}: cannot be made ({error.strerror}): name another folder") from None
-    if os.stat(path).st_uid != os.getuid() or not os.access(path, os.W_OK | os.X_OK):
-        raise UsageError(f"{SCRATCH}={path}: must be a folder of this user that is writable")
-    return path
-
-
-def beside(url: str) -> str:
-    """Where a file lies that only this machine needs."""
-    scheme, _, rest = url.partition("://")
-    return os.path.join(scratch(), "local", scheme, *(part for part in rest.split("/") if part not in ("", ".", "..")))
 
 
 def local(url: str) -> str:
@@ -76,59 +50,22 @@ def local(url: str) -> str:
             os.unlink(name)
 
 
-def of_version(url: str, tag: str) -> str:
-    """The path of a copy of the object that is known to have a tag. It costs a request if no copy is here.
-
-    Raises:
-        FileNotFoundError: there is no such object.
-    """
-    return here(url, tag) or local(url)
-
-
-def here(url: str, tag: str) -> str | None:
-    """The path of a copy of one version; None: this machine has none."""
-    path = os.path.join(_folder(url), _name(tag))
-    with contextlib.suppress(FileNotFoundError):
-        os.utime(path)
-        return path
-    return None
-
-
-def keep(url: str, tag: str, data: bytes) -> None:
-    """Keeps the bytes of an object that this process has written."""
-    with _new(url) as name:
-        with open(name, "wb") as file:
-            file.write(data)
-        _keep(_folder(url), name, tag)
-
-
 def copy_of(url: str) -> str | None:
     """The path of a copy of the object as it is now; None: this machine has none."""
-    found = object_store.head(url) if _tags(_folder(url)) else None
-    return here(url, found.tag) if found is not None else None
+    tags = _tags(_folder(url))
+    found = object_store.head(url) if tags else None
+    return local(url) if found is not None and found.tag.strip('"') in tags else None
 
 
 @contextlib.contextmanager
-def temporary(url: str, made: Callable[[Version], None] = lambda version: None) -> Iterator[str]:
-    """Yields a name on this machine. When the block ends, the file becomes the object, whole; its bytes stay here.
-
-    `made` is then called with the version of the object.
-    """
-    with _new(url) as name:
-        yield name
-        size, tag = os.path.getsize(name), object_store.upload(name, url)
-        _keep(_folder(url), name, tag)
-        made(Version(size, tag))
-
-
-@contextlib.contextmanager
-def _new(url: str) -> Iterator[str]:
-    """Yields the name of a file. What is left of it when the block ends goes."""
-    path = beside(url)
+def temporary(url: str) -> Iterator[str]:
+    """Yields a name on this machine. When the block ends, the file becomes the object, whole; its bytes stay here."""
+    path = scratch.beside(url)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     name = f"{path}.tmp{os.getpid()}-{next(_numbers)}"
     try:
         yield name
+        _keep(_folder(url), name, object_store.upload(name, url))
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
@@ -136,11 +73,7 @@ def _new(url: str) -> Iterator[str]:
 
 def _folder(url: str) -> str:
     name = hashlib.sha256(url.encode()).hexdigest()[:40]
-    return os.path.join(scratch(), "objects", name[:2], name)
-
-
-def _name(tag: str) -> str:
-    return tag.strip('"').replace("/", "_")
+    return os.path.join(scratch.folder(), "objects", name[:2], name)
 
 
 def _tags(folder: str) -> list[str]:
@@ -155,7 +88,7 @@ def _tags(folder: str) -> list[str]:
 def _keep(folder: str, name: str, tag: str) -> str:
     """Moves a file among the copies. Returns its path."""
     global _new_bytes
-    path = os.path.join(folder, _name(tag))
+    path = os.path.join(folder, tag.strip('"').replace("/", "_"))
     _new_bytes += os.path.getsize(name)
     os.makedirs(folder, exist_ok=True)
     os.replace(name, path)
@@ -166,7 +99,7 @@ def _keep(folder: str, name: str, tag: str) -> str:
                 os.unlink(os.path.join(folder, other))
     if _new_bytes > EVERY_BYTES:
         _new_bytes = 0
-        remove_old(os.path.join(scratch(), "objects"), float(os.environ.get(MOST_GB) or DEFAULT_GB) * 1e9)
+        remove_old(os.path.join(scratch.folder(), "objects"), float(os.environ.get(MOST_GB) or DEFAULT_GB) * 1e9)
     return path
 
 

@@ -21,7 +21,7 @@ import functools
 import io
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.engine import remote
 from pipeline.engine.input_errors import MissingInputError, one_line
@@ -36,13 +36,6 @@ READ_BUFFER = 4 << 20  # bytes that a buffered reader asks for
 
 class Conflict(Exception):
     """Another writer was faster: the object exists, or is not that of the tag."""
-
-
-class Version(NamedTuple):
-    """A version of an object: its bytes, and what tells it from others."""
-
-    size: int
-    tag: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +180,7 @@ def download(url: str, path: str, *, other_than: str = "") -> str | None:
         return None
 
 
-def head(url: str) -> Version | None:
+def head(url: str) -> Entry | None:
     """Size and tag of an object; None: there is none."""
     if not split(url)[1]:
         return None
@@ -195,7 +188,7 @@ def head(url: str) -> Version | None:
         found = _ask(url, "head_object", what="read")
     except FileNotFoundError:
         return None
-    return Version(int(found["ContentLength"]), str(found["ETag"]))
+    return Entry(url, int(found["ContentLength"]), str(found["ETag"]))
 
 
 class ObjectFile(io.RawIOBase):
@@ -206,13 +199,10 @@ class ObjectFile(io.RawIOBase):
         Conflict: it was replaced after the first read.
     """
 
-    def __init__(self, url: str, known: Version | None = None) -> None:
+    def __init__(self, url: str) -> None:
         super().__init__()
-        self._url, self._at, self._start, self._held = url, 0, 0, b""
-        if known is not None:
-            self.size, self._tag = known
-        else:
-            self._held, self.size, self._tag = _range(url, 0, WINDOW)
+        self._url, self._at = url, 0
+        self._start, (self._held, self.size, self._tag) = 0, _range(url, 0, WINDOW)
 
     def range(self, start: int, size: int) -> bytes:
         """`size` bytes from `start` on; fewer if the object ends there."""
@@ -278,22 +268,26 @@ def upload(path: str, url: str) -> str:
         return _in_pieces(url, size, max(PIECE, -(-size // 9_999)), send)
 
 
-def copy(source: str, target: str, size: int) -> str:
-    """Copies an object of so many bytes within the store. Nothing comes to this machine. Returns the tag of the copy.
+def copy(source: str, target: str) -> None:
+    """Copies an object within the store. Nothing comes to this machine.
 
     Raises:
         FileNotFoundError: there is no such object.
     """
+    found = head(source)
+    if found is None:
+        raise FileNotFoundError(source)
     origin = dict(zip(("Bucket", "Key"), split(source), strict=True))
-    if size <= LARGEST_COPY:
-        return str(_ask(target, "copy_object", CopySource=origin)["CopyObjectResult"]["ETag"])
+    if found.size <= LARGEST_COPY:
+        _ask(target, "copy_object", CopySource=origin)
+        return
 
     def send(start: int, end: int, **given: Any) -> str:
         span = f"bytes={start}-{end - 1}"
         sent = _ask(target, "upload_part_copy", CopySource=origin, CopySourceRange=span, **given)
         return str(sent["CopyPartResult"]["ETag"])
 
-    return _in_pieces(target, size, 1 << 30, send)
+    _in_pieces(target, found.size, 1 << 30, send)
 
 
 def _in_pieces(url: str, size: int, piece: int, send: Callable[..., str]) -> str:
@@ -350,32 +344,27 @@ def _pages(url: str, **given: Any) -> Iterator[dict[str, Any]]:
         more = {"ContinuationToken": page["NextContinuationToken"]}
 
 
-def _base(url: str) -> str:
-    return f"{url.partition('://')[0]}://{split(url)[0]}/"
-
-
-def _entries(base: str, page: dict[str, Any]) -> Iterator[Entry]:
-    for item in page.get("Contents", ()):
-        yield Entry(base + item["Key"], int(item["Size"]), str(item["ETag"]))
-
-
 def below(folder: str) -> list[Entry]:
     """All objects below a folder, sorted by URL."""
     top = folder.rstrip("/") + "/"
-    found = [entry for page in _pages(top) for entry in _entries(_base(top), page)]
+    base = top.partition("://")[0] + "://" + split(top)[0] + "/"
+    found = [
+        Entry(base + item["Key"], int(item["Size"]), str(item["ETag"]))
+        for page in _pages(top)
+        for item in page.get("Contents", ())
+    ]
     return sorted(found, key=lambda entry: entry.url)
 
 
-def within(folder: str) -> tuple[list[Entry], list[str]]:
-    """(the objects right in a folder, the names of the folders in it)"""
+def within(folder: str) -> dict[str, str]:
+    """The names right in a folder, each with the tag of the object; "": of a folder."""
     top = folder.rstrip("/") + "/"
     at = len(split(top)[1])
-    found: list[Entry] = []
-    folders: list[str] = []
+    found: dict[str, str] = {}
     for page in _pages(top, Delimiter="/"):
-        found += (entry for entry in _entries(_base(top), page) if entry.url != top)
-        folders += (item["Prefix"][at:-1] for item in page.get("CommonPrefixes", ()))
-    return found, folders
+        found |= {item["Key"][at:]: str(item["ETag"]) for item in page.get("Contents", ()) if item["Key"][at:]}
+        found |= {item["Prefix"][at:-1]: "" for item in page.get("CommonPrefixes", ())}
+    return found
 
 
 def has_objects(folder: str) -> bool:

@@ -24,8 +24,8 @@ from typing import Any, TypeVar
 
 import xxhash
 
-from pipeline.engine import transfers
-from pipeline.engine.input_errors import MissingInputError, RefusedInputError, TransferError, public
+from pipeline.engine import scratch, transfers
+from pipeline.engine.input_errors import MissingInputError, RefusedInputError, TransferError, is_remote, public
 from pipeline.engine.transfers import Answer, Broken, EmptyFile, Missing, Positioned, Refused
 
 T = TypeVar("T")
@@ -46,7 +46,8 @@ class RemoteSettings:
     Attributes:
         patience: seconds of failed tries without a new byte after which an input is given up; 0: one try.
         rate: requests a second of the whole job; 0: no limit.
-        pace: a file that all processes of the job can lock. It holds when the next request may be sent.
+        pace: a file that all processes of the job can lock. It holds when the next request may be sent. For the URL of
+            an object each host has a file of its own, and the rate holds for each host.
         base: the beginning of URLs that have mirrors.
         mirrors: what stands in the place of `base`, in the order in which they are asked; (): `base` alone.
         cache: a folder of this machine that keeps whole inputs (`input_cache`); "": none.
@@ -125,7 +126,9 @@ class Pace:
         time.sleep(max(0.0, turn - time.time()))
 
     def _turn_in_file(self) -> float:
-        with open(self._path, "a+b") as file:
+        path = scratch.beside(self._path) if is_remote(self._path) else self._path
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             held = file.read(8)

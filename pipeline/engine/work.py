@@ -19,14 +19,17 @@ import functools
 import hashlib
 import json
 import os
+import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from pipeline.engine import clusters, fence, journal, lease, log_file, object_view, storage
+from pipeline.engine import clusters, fence, journal, lease, log_file, remote, storage
 from pipeline.engine.cli import UsageError
+from pipeline.engine.input_errors import RefusedInputError, TransferError
 
 FILES = "files.json"
+FIRST_PATIENCE_S = 60.0  # of a worker that asks the store for the first time
 
 Json: TypeAlias = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 
@@ -192,18 +195,9 @@ class StageFolder:
         storage.write_plain(os.path.join(into, "COMPLETED"), b"")
 
 
-def run_unit(
-    folder: StepFolder, unit: int, task: Callable[[int], dict[str, Any]], *, new: bool = False
-) -> dict[str, Any]:
-    """Runs a unit unless its manifest is there. The manifest is written last and commits the unit.
-
-    Args:
-        folder: of the step.
-        unit: its number.
-        task: what it does.
-        new: the caller knows that no manifest is there.
-    """
-    done = None if new else folder.manifest(unit)
+def run_unit(folder: StepFolder, unit: int, task: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+    """Runs a unit unless its manifest is there. The manifest is written last and commits the unit."""
+    done = folder.manifest(unit)
     if done is not None:
         return done
     start, cpu = time.time(), time.process_time()
@@ -213,28 +207,6 @@ def run_unit(
         "cpu_seconds": round(time.process_time() - cpu, 3),
     }
     return folder.write_manifest(unit, found)
-
-
-def is_begun(folder: StepFolder) -> bool:
-    """False: on a store, no object lies in the folder of the step. Only the process that holds the lease knows it."""
-    known = object_view.listing(folder.path)
-    return known is None or bool(known)
-
-
-def new_units(folder: StepFolder, units: Sequence[int], *, begun: bool) -> Set[int]:
-    """Those of some units that are known to be without a manifest, so that none asks a store for its own.
-
-    Args:
-        folder: of the step.
-        units: numbers.
-        begun: False: when the job began, the folder was empty. Another process may have done the units since then.
-    """
-    if not storage.is_url(folder.path) or (begun and len(units) == 1):
-        return frozenset()
-    if not begun and len(units) == 1:
-        return frozenset(units)
-    names = set(storage.names(folder.path))
-    return {unit for unit in units if _name(unit, "json", None) not in names}
 
 
 def digest_of(*parts: Any) -> str:
@@ -272,11 +244,11 @@ def lock_run_folder(root: str, *, patience: float = 10.0) -> Iterator[None]:
         run.truncate()
         run.write(f"process {os.getpid()}")
         run.flush()
-        try:
-            clusters.cancel_leftover(here)
-        except RuntimeError as error:
-            raise JobLeft(root, str(error)) from error
-        with _held_alone(root):
+        with _held_alone(root):  # first: a run on another machine may be alive, and its job with it
+            try:
+                clusters.cancel_leftover(root)
+            except RuntimeError as error:
+                raise JobLeft(root, str(error)) from error
             _wait_for(root, workers, patience)
             journal.finish(root)
             _running.add(root)
@@ -294,28 +266,12 @@ def _held_alone(root: str) -> Iterator[None]:
         Busy: another run holds it, or has taken it over.
     """
     try:
-        with lease.held(root) if storage.is_url(root) else fence.raised(root), object_view.held(root):
+        with lease.held(root) if storage.is_url(root) else fence.raised(root):
             yield
     except lease.Held as error:
         raise Busy(root, str(error)) from None
     except (lease.LeaseError, fence.FenceError) as error:
         raise LeaseLost(str(error)) from None
-
-
-def holder_of(root: str) -> str:
-    """The run that holds the folder, such as "process 7 on this machine"; "": none that can be seen from here.
-
-    It takes no lock, so it disturbs no run. On a folder it reads the kernel's list of locks, where there is one.
-    """
-    if storage.is_url(root):
-        return lease.holder_of(root)
-    try:
-        with open(os.path.join(root, ".lock"), encoding="ascii") as lock, open("/proc/locks", encoding="ascii") as all_:
-            end = f":{os.fstat(lock.fileno()).st_ino}"
-            held = any(word.endswith(end) for line in all_ for word in line.split()[5:6])
-            return f"{lock.read()} on this machine" if held else ""
-    except (OSError, ValueError):
-        return ""
 
 
 def settle(root: str) -> None:
@@ -367,6 +323,19 @@ def token_of(root: str) -> str:
     return lease.token_of(root) or fence.token_of(root)
 
 
+def _join(root: str, token: str) -> None:
+    """`lease.join`. What a worker lacks is said in words: people look for it on the host of the command."""
+    try:
+        with remote.configured(dataclasses.replace(remote.settings(), patience=FIRST_PATIENCE_S)):
+            lease.join(root, token)
+    except (RefusedInputError, TransferError) as error:
+        remedy = "Give its environment the credentials and the endpoint of the store"
+        if "s3fs" in str(error):
+            remedy = "Install there what it needs: pip install 'openwit[s3]'"
+        who = f"the worker on {socket.gethostname()} cannot use --output"
+        raise type(error)(f"{who}: {error}. {remedy} (docs/engines.md)") from error
+
+
 def lock_as_worker(root: str, token: str = "") -> None:
     """Holds the shared lock until this process ends. Every process that writes below `root` calls it.
 
@@ -375,10 +344,11 @@ def lock_as_worker(root: str, token: str = "") -> None:
         token: `token_of` in the process that made the job.
 
     Raises:
-        FenceError: the job no longer holds the folder.
+        FenceError, LeaseError: the job no longer holds the folder.
+        RefusedInputError, TransferError: this process cannot reach the store that holds the folder.
     """
     if storage.is_url(root):
-        lease.join(root, token)
+        _join(root, token)
     if root in _running:
         return
     if not storage.is_url(root):

@@ -158,7 +158,8 @@ class _Drawing:
         self._strata = strata_of(run.inputs)
         self._whole = sum(READERS[item.format].size(item) for item in _files(run.inputs)) <= WHOLE_BYTES
         self._settings: ReadSettings | None = None
-        options = dataclasses.replace(run.options, output=folder, skip_bad_inputs=True)  # type: ignore[type-var]
+        how: dict[str, Any] = {"output": folder, "skip_bad_inputs": True, "runner": "local"}
+        options = dataclasses.replace(run.options, **how)  # type: ignore[type-var]
         self._run = dataclasses.replace(run, options=options, root=os.path.join(folder, "run"), recorded=None)
         self._inputs: list[Input] = []
         self._pieces: list[tuple[int, float]] = []  # stratum and amount of each unit

@@ -23,7 +23,7 @@ from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Masked, Rows
 from pipeline.engine.steps import run_task
-from pipeline.engine.work import Json, StepFolder
+from pipeline.engine.work import Json, StageFolder, StepFolder
 from pipeline.schema import SELECTED
 from pipeline.stages import caps
 from pipeline.stages.base import TABLES, Job, Outputs, Stage, sum_of_ledgers
@@ -31,7 +31,7 @@ from pipeline.stages.caps import CapPlan, Decider, MatchedRows, Policy
 from pipeline.stages.row_pass import ROW_HASH
 from pipeline.stages.run import Run, RunSettings
 from pipeline.stages.tally import Rejects, Tally, unit_body
-from pipeline.stages.user_files import UserFiles, content_of
+from pipeline.stages.user_files import UserFiles, content_of, copy_of, write_copy
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -109,7 +109,14 @@ def policy(run: Run) -> Policy:
     share, stop = None, o.stop_queries
     if stop and not _is_file(stop):
         share, stop = float(stop[:-1]) / 100, None
-    return Policy(o.balance, o.cap, o.target_pairs, seed, stop, share, o.expected_yield)
+    numbers = o.balance, o.cap, o.target_pairs, seed
+    return Policy(*numbers, stop_list=stop, stop_share=share, expected_yield=o.expected_yield)
+
+
+def _copy_of_list(run: Run, balance: StageFolder) -> str | None:
+    """Where the list of stop queries is copied to, if workers may not see it."""
+    path = policy(run).stop_list
+    return copy_of(STOP_LIST.flag, path, balance.path) if path and run.workers_elsewhere else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +176,7 @@ class Balance(Stage):
         plan = CapPlan(
             folder,
             MatchedRows(rows),
-            policy(run),
+            dataclasses.replace(policy(run), stop_copy=_copy_of_list(run, folder)),
             os.path.join(before.folder("match").path, TABLES),
         )
         return cls(folder, run.keep_rejected, plan, rows, run.exchange)
@@ -181,6 +188,10 @@ class Balance(Stage):
         if _is_file(o.stop_queries):
             decided["stop_queries"] = content_of(STOP_LIST.flag, o.stop_queries)
         return {**decided, "seed": run.settings(RunSettings).seed, "rows_as": "masks"}
+
+    def settle(self, run: Run) -> None:
+        if (copy := self.caps.policy.stop_copy) is not None:
+            write_copy(str(self.caps.policy.stop_list), copy)
 
     def expand(self, done: Any) -> beam.PCollection:
         done = caps.find_caps(done, self.caps, exchange=self.exchange)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from pipeline.engine import hashing, shuffle_files, storage
+from pipeline.engine import checks, hashing, shuffle_files, storage
 from pipeline.engine.rows import Masked, Rows
 from pipeline.engine.steps import run_exchange, run_task
 from pipeline.engine.tasks import Reading
@@ -63,6 +63,7 @@ class Policy:
         target_pairs: solve for the cap that keeps about so many pairs; None: use `cap`.
         seed: of the hash that decides.
         stop_list: path of a list of queries that never pick a pair; None: no list.
+        stop_copy: where workers find this list, if they may not see `stop_list`; None: there.
         stop_share: queries in more than this share of the texts never pick a pair; None: no such bound.
         expected_yield: the share of the pairs that the fetch is expected to bring. Before the fetch each query picks
             cap / expected_yield pairs.
@@ -73,6 +74,7 @@ class Policy:
     target_pairs: int | None = None
     seed: int = 0
     stop_list: str | None = None
+    stop_copy: str | None = None
     stop_share: float | None = None
     expected_yield: float = 1.0
 
@@ -317,7 +319,7 @@ class CapWindows:
         if policy.stop_share is not None:
             stop |= counts > policy.stop_share * rows
         if policy.stop_list:
-            stop |= Matchers.load(self.plan.tables).among(read_lines(policy.stop_list))
+            stop |= Matchers.load(self.plan.tables).among(read_lines(policy.stop_copy or policy.stop_list))
         return stop
 
 
@@ -562,7 +564,8 @@ def read_lines(path: str) -> list[str]:
     """The non-empty lines of a text file, uncompressed or gzip."""
     if not storage.is_file(path):
         raise BalanceError(f"there is no list of stop queries {path!r}: check --stop-queries")
-    with (gzip.open if path.endswith(".gz") else open)(storage.here(path), "rb") as file:
+    found = storage.here(path)
+    with (gzip.open if checks.begins_with(found, b"\x1f\x8b") else open)(found, "rb") as file:
         return [line.strip() for line in file.read().decode().splitlines() if line.strip()]
 
 

@@ -37,7 +37,7 @@ from pipeline.stages.input_list import InputList, identities
 from pipeline.stages.row_pass import EVIDENCE, GATHERED_PART, LeftOut, Parts, RowStage
 from pipeline.stages.run import AGAIN, RESULT, SKIP, TRY_LATER, RightsSettings, Run
 from pipeline.stages.tally import Tally
-from pipeline.stages.user_files import UserFiles, content_of
+from pipeline.stages.user_files import UserFiles, content_of, write_copy
 from pipeline.text import clean, rights
 from pipeline.text.language_names import LID
 
@@ -642,7 +642,7 @@ class Gather(RowStage):
     def plan(cls, run: Run, before: Outputs) -> Self:
         o = run.settings(GatherSettings)
         opt_outs = page_signals(run.settings(RightsSettings).ignore_rights) if o.respect_opt_out else ()
-        rules = Cleaning(run.language_model, opt_outs, o.keep_personal)
+        rules = Cleaning(run.workers_model, opt_outs, o.keep_personal)
         settings = read_settings(o)
         return cls(
             before.plan(run, cls),
@@ -681,6 +681,7 @@ class Gather(RowStage):
 
     def settle(self, run: Run) -> None:
         save_inputs(self.inputs_file, self.inputs)
+        write_copy(run.language_model, run.workers_model)
         if self.lists:
             Blocklist.read(self.lists).write(blocklist_of(self.folder))
 

@@ -259,7 +259,7 @@ class Match(RowStage):
             run.keep_rejected,
             gathered=before.last_rows().parts,
             used=run.queries,
-            rules=Rules(run.language_model, run.languages),
+            rules=Rules(run.workers_model, run.languages),
             key_bits=run.sizes.key_bits,
             groups=run.sizes.groups,
             units=len(run.input_list.members),

@@ -26,6 +26,7 @@ from pipeline.sources.base import Input
 from pipeline.stages import left_out, other_sets
 from pipeline.stages.input_list import InputList, identity, path_of
 from pipeline.stages.other_sets import OtherSet
+from pipeline.stages.user_files import copy_of
 from pipeline.text.language_names import ALL, LID, NAMES, code_hint, model_code
 from pipeline.text.rights import PROTOCOLS
 from queries import load
@@ -213,10 +214,6 @@ def _check_on_store(o: Any) -> None:
     for name, why in NOT_ON_STORES.items():
         if getattr(o, name, None):
             raise UsageError(f"--{name.replace('_', '-')}: must not stand beside --output {o.output}: {why}")
-    if o.runner.lower() not in runners.LOCAL:
-        raise UsageError(f"--runner {o.runner}: must be local with --output {o.output}: it was not tried yet")
-    if o.exchange != "files":
-        raise UsageError(f"--exchange {o.exchange}: must be files with --output {o.output}: it was not tried yet")
 
 
 def reach(root: str) -> None:
@@ -507,13 +504,26 @@ class Run:
     @property
     def remote(self) -> RemoteSettings:
         """How the workers read remote inputs, all at one rate."""
-        return remote_settings(self.settings(HowSettings), pace=storage.beside(f"{self.root}/.pace"))
+        return remote_settings(self.settings(HowSettings), pace=os.path.join(self.root, ".pace"))
 
     @property
     def runner(self) -> tuple[str, int | None, tuple[str, ...]]:
         """The runner's name, its workers, and Beam's own flags."""
         how = self.settings(HowSettings)
         return how.runner, how.workers, how.beam
+
+    @property
+    def workers_elsewhere(self) -> bool:
+        """True if workers may run on other machines. They need not see what the user names by a path of this one."""
+        return self.settings(HowSettings).runner.lower() not in runners.LOCAL
+
+    @property
+    def workers_model(self) -> str:
+        """The language model as workers name it: a user's own is copied into OUT if they may not see it."""
+        path = self.language_model
+        if path in (LID, "none") or not self.workers_elsewhere:
+            return path
+        return copy_of("--language-model", path, os.path.join(self.root, "stages", STAGES[0]))
 
     @property
     def preload(self) -> Preload:

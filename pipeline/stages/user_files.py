@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import functools
 import os
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,6 +80,22 @@ def content_of(flag: str, path: str) -> str:
         UsageError: the file cannot be read.
     """
     return f"a file with the digest {UserFiles(flag).digest([path])}"
+
+
+def copy_of(flag: str, path: str, folder: str) -> str:
+    """Where the copy of a file lies for workers that do not see `path`. The name holds its content.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    return os.path.join(folder, f"{UserFiles(flag).digest([path])}.copy")
+
+
+def write_copy(path: str, copy: str) -> None:
+    """Writes the copy, unless it is there."""
+    if path != copy and not storage.is_file(copy):
+        with storage.temporary(copy) as name:
+            shutil.copyfile(storage.here(path), name)
 
 
 @functools.lru_cache(maxsize=256)

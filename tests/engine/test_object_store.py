@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gzip
 import json
 import os
+import shutil
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +20,25 @@ import pytest
 
 from pipeline import build, inspect_shards
 from pipeline.dataset import shards
-from pipeline.engine import lease, object_cache, object_store, remote, storage, work
+from pipeline.engine import (
+    clusters,
+    input_errors,
+    lease,
+    object_cache,
+    object_store,
+    remote,
+    runners,
+    scratch,
+    storage,
+    work,
+)
 from pipeline.engine.object_store import Conflict
 from pipeline.engine.storage import DamagedError
+from pipeline.stages import user_files
+from pipeline.stages.caps import read_lines
 from tests.engine.test_storage import FORMS
+from tests.language_models import write_model
+from tests.places import ROOT
 from tests.store import BUCKET, endpoint, put, running
 from tests.webserver import WebServer, picture
 from tests.without_beam import run_job
@@ -172,7 +193,7 @@ def test_what_was_sent_goes_if_a_piece_fails(method: str, monkeypatch: pytest.Mo
         if method == "upload_part":
             object_store.upload(str(tmp_path / "data"), f"{TOP}/pieces/made")
         else:
-            object_store.copy(f"{TOP}/pieces/data", f"{TOP}/pieces/made", 4)
+            object_store.copy(f"{TOP}/pieces/data", f"{TOP}/pieces/made")
     assert sent[-3:] == ["create_multipart_upload", method, "abort_multipart_upload"]
     assert object_store.head(f"{TOP}/pieces/made") is None
 
@@ -185,7 +206,7 @@ def test_large_files_go_in_pieces_and_long_lists_in_pages(monkeypatch: pytest.Mo
     (tmp_path / "data").write_bytes(data)
     tag = object_store.upload(str(tmp_path / "data"), f"{TOP}/large/data")
     assert tag.strip('"').endswith("-3") and object_store.read(f"{TOP}/large/data") == data
-    object_store.copy(f"{TOP}/large/data", f"{TOP}/large/copy", len(data))
+    object_store.copy(f"{TOP}/large/data", f"{TOP}/large/copy")
     assert object_store.read(f"{TOP}/large/copy") == data
     for number in range(8):
         object_store.write(f"{TOP}/large/many/{number}", b"x")
@@ -215,7 +236,7 @@ def test_copies_are_bounded_and_of_the_present_version(monkeypatch: pytest.Monke
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENWIT_SCRATCH", "/proc/none")
         with pytest.raises(build.UsageError, match="OPENWIT_SCRATCH=/proc/none: cannot be made"):
-            object_cache.scratch()
+            scratch.folder()
 
 
 # ------------------------------------------------------------------------------------------------------- the lease
@@ -255,7 +276,8 @@ def test_a_lease_without_a_sign_is_taken_over_and_its_holder_stops(
             token = lease.token_of(root)
             with lease.held(root):
                 pass
-            lease.join(root, token)
+            with pytest.raises(lease.LeaseError, match="it has ended"):
+                lease.join(root, token)
             with pytest.raises(lease.LeaseError, match="it has ended"):
                 step.write_manifest(1, {})
             object_store.write(f"{root}/.lease", json.dumps({"token": "t", "holder": "H", "machine": "M"}).encode())
@@ -290,6 +312,80 @@ def test_a_dead_run_of_this_machine_is_followed_at_once(monkeypatch: pytest.Monk
         pass
 
 
+def test_a_worker_elsewhere_looks_at_the_lease_each_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    root, asked = f"{TOP}/elsewhere", []
+    step, read = work.StepFolder(f"{root}/stages/match/parts", "f"), lease._read
+    monkeypatch.setattr(lease, "_read", lambda root: asked.append(root) or read(root))
+    with monkeypatch.context() as patch:
+        patch.setattr(lease, "_release", lambda *_: None)  # killed
+        with work.lock_run_folder(root):
+            token = lease.token_of(root)
+            step.write_manifest(0, {})
+            step.write_manifest(1, {})
+            assert len(asked) == 1  # the next run on this machine waits for the lock of its workers
+    with monkeypatch.context() as patch:
+        another_machine(patch, tmp_path)
+        lease.join(root, token)
+        step.write_manifest(2, {})
+        step.write_manifest(3, {})
+        assert len(asked) == 4
+    with work.lock_run_folder(root), monkeypatch.context() as patch:  # it follows the dead run at once
+        another_machine(patch, tmp_path)
+        patch.setitem(lease._tokens, root, token)
+        with pytest.raises(lease.LeaseError, match=rf"another one \(process {os.getpid()} on"):
+            step.write_manifest(4, {})
+    assert storage.names(step.path) == [f"{unit:05d}.json" for unit in range(4)]
+
+
+def test_the_job_of_a_dead_run_is_cancelled_by_who_gets_the_lease(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root, cancelled = f"{TOP}/job", []
+    monkeypatch.setattr(clusters.Flink, "cancel", lambda self: cancelled.append(self.job) or "")
+    with work.lock_run_folder(root):
+        object_store.write(f"{root}/.job", b'{"flink": "127.0.0.1:1", "job": "openwit-1"}')
+        another_machine(monkeypatch, tmp_path)
+        with pytest.raises(work.Busy), work.lock_run_folder(root):
+            pass
+        assert not cancelled
+    with work.lock_run_folder(root):
+        assert cancelled == ["openwit-1"] and storage.names(root) == [".lease"]
+
+
+@pytest.mark.parametrize(
+    ("why", "said"),
+    [
+        ("Install s3fs to access S3", "Install there what it needs: pip install 'openwit[s3]'"),
+        ("Unable to locate credentials", "Give its environment the credentials and the endpoint of the store"),
+    ],
+)
+def test_a_worker_says_what_it_lacks(why: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(root: str) -> None:
+        raise input_errors.RefusedInputError(f"'{root}/.lease' cannot be read: {why}")
+
+    monkeypatch.setattr(lease, "_read", fails)
+    with pytest.raises(input_errors.RefusedInputError) as raised:
+        work.lock_as_worker(f"{TOP}/lacking", "token")
+    failure = runners.explain_failure(RuntimeError(f"RefusedInputError: {raised.value}"))
+    assert isinstance(failure, build.MissingInput)
+    assert str(failure).startswith(f"the worker on {socket.gethostname()} cannot use --output") and said in str(failure)
+
+
+def test_a_rate_without_a_shared_folder_is_that_of_each_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    another_machine(monkeypatch, tmp_path)
+    remote.Pace(f"{TOP}/paced/.pace", 1000.0).wait()
+    assert len((tmp_path / "machine/local/s3" / BUCKET / "paced/.pace").read_bytes()) == 8
+
+
+def test_files_of_the_user_lie_in_out_for_workers_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "stop.txt.gz").write_bytes(gzip.compress(b"of\nthe\n"))
+    copy = user_files.copy_of("--stop-queries", str(tmp_path / "stop.txt.gz"), f"{TOP}/copied")
+    for _ in range(2):
+        user_files.write_copy(str(tmp_path / "stop.txt.gz"), copy)
+        assert read_lines(copy) == ["of", "the"]
+        shutil.rmtree(scratch.folder() + "/objects")  # other files took its room
+
+
 # -------------------------------------------------------------------------------------------------------- whole runs
 
 
@@ -314,35 +410,49 @@ class Killer:
         patch.setattr(object_store, "_send", counted)
 
 
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A set of this machine and of the store, and the arguments of the build but for --output."""
+
+    here: Path
+    url: str
+    given: tuple[str, ...]
+    hidden: Path  # the folder of the files that only the command sees
+
+
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     """The same set on this machine, and on the store by a run that was killed and resumed again and again."""
     tmp = tmp_path_factory.mktemp("built")
+    (mine := tmp / "mine").mkdir()
     server = WebServer({f"{number}.jpg": picture(number) for number in range(8)})
     lines = [f"{server.base}/img/{number}.jpg\ta red dog number {number}" for number in range(9)]
-    (tmp / "queries.txt").write_text("red\ndog\n")
+    (mine / "queries.txt").write_text("red\ndog\n")
+    (mine / "stop.txt").write_text("red\n")
+    write_model(mine / "model.bin", {"dog": "en", "hund": "de"})
     (tmp / "pairs.tsv").write_text("\n".join(["url\ttext", *lines]) + "\n")
-    given = ["--input", str(tmp / "pairs.tsv"), "--queries", str(tmp / "queries.txt"), "--output", str(tmp / "out")]
-    given += ["--allow-address", "127.0.0.0/8", "--rows-per-shard", "5"]
+    given = ["--input", str(tmp / "pairs.tsv"), "--queries", str(mine / "queries.txt"), "--rows-per-shard", "5"]
+    given += ["--allow-address", "127.0.0.0/8", "--stop-queries", str(mine / "stop.txt")]
+    given += ["--language-model", str(mine / "model.bin")]
     with server, pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.build.runners.run_job", run_job)
-        assert build.main(given) == build.DONE
+        assert build.main([*given, "--output", str(tmp / "out")]) == build.DONE
         killer, url = Killer(patch), f"{TOP}/deep/set"
-        given[given.index("--output") + 1] = url
+        there = [*given, "--output", url]
         for place in (12, 70, 9):
             killer.left = place
             with pytest.raises(Killed):
-                build.main(given)
+                build.main(there)
         killer.left = -1
         another_machine(patch, tmp)  # with the lease of a dead run there, and no copy here
-        assert build.main(given) == build.CRASHED
+        assert build.main(there) == build.CRASHED
         object_store.delete([f"{url}/.lease"])
-        assert build.main(given) == build.DONE
-    return tmp / "out", url
+        assert build.main(there) == build.DONE
+        yield Built(tmp / "out", url, tuple(given), mine)
 
 
-def test_the_set_is_the_same_byte_for_byte(built: tuple[Path, str]) -> None:
-    here, url = built
+def test_the_set_is_the_same_byte_for_byte(built: Built) -> None:
+    here, url = built.here, built.url
     manifest = json.loads((here / "manifest.json").read_text())
     assert json.loads(object_store.read(f"{url}/manifest.json")) == manifest
     listed = {entry["path"] for entry in manifest["files"]}
@@ -352,8 +462,37 @@ def test_the_set_is_the_same_byte_for_byte(built: tuple[Path, str]) -> None:
     assert not shards.unlisted_files(url, manifest)
 
 
-def test_it_can_be_inspected(built: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
-    here, url = built
+APART = """#!/bin/sh
+# A worker on a host of its own, but for the network and the inputs: it sees no file of the command.
+mine=$0.folder
+mkdir -p $mine && cd $mine && export HOME=$mine TMPDIR=$mine OPENWIT_SCRATCH=$mine/scratch
+if unshare -m true; then exec unshare -m sh -c 'mount -t tmpfs none HIDDEN && exec WORKER "$@"' worker "$@"; fi
+exec WORKER "$@"
+"""
+
+
+@pytest.mark.engines
+@pytest.mark.timeout(300)
+def test_workers_of_an_engine_share_no_folder_with_the_command(built: Built, tmp_path: Path) -> None:
+    prism = Path(os.environ.get("OPENWIT_ENGINES", ROOT / ".engines")) / "prism"
+    if not prism.exists():
+        pytest.skip("prism is not here: run `make engines`")
+    url, apart, scratch_folder = f"{TOP}/apart", tmp_path / "apart", built.hidden / "scratch"
+    worker = str(Path(sys.executable).parent / "openwit-worker")
+    apart.write_text(APART.replace("HIDDEN", str(built.hidden)).replace("WORKER", worker))
+    apart.chmod(0o755)
+    command = [sys.executable, "-m", "pipeline.build", *built.given, "--output", url, "--runner", "prism"]
+    command += ["--environment_type=PROCESS", f"--environment_option=process_command={apart}", "--exchange", "shuffle"]
+    env = os.environ | {"OPENWIT_ENGINES": str(prism.parent), "OPENWIT_SCRATCH": str(scratch_folder)}
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT, timeout=200)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((built.here / "manifest.json").read_text())
+    assert json.loads(object_store.read(f"{url}/manifest.json")) == manifest
+    assert not list(scratch_folder.rglob("*.pieces")) and (tmp_path / "apart.folder" / "scratch").is_dir()
+
+
+def test_it_can_be_inspected(built: Built, capsys: pytest.CaptureFixture[str]) -> None:
+    here, url = built.here, built.url
 
     def said(command: str, folder: object, *more: str) -> str:
         assert inspect_shards.main([command, *more, str(folder)]) == 0
@@ -370,27 +509,6 @@ def test_it_can_be_inspected(built: tuple[Path, str], capsys: pytest.CaptureFixt
     assert inspect_shards.main(["verify", url]) == inspect_shards.FAULT
     assert "shards/00000.tar" in capsys.readouterr().out
     object_store.write(tar, good)
-
-
-def test_requests_grow_by_few_an_input(pairs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.build.runners.run_job", run_job)
-    (tmp_path / "queries.txt").write_text("dog\n")
-    call, counts = object_store._call, list[int]()
-
-    def counted(*args: Any, **named: Any) -> Any:
-        counts[-1] += 1
-        return call(*args, **named)
-
-    monkeypatch.setattr(object_store, "_call", counted)
-    for inputs in (1, 4):
-        counts.append(0)
-        paths = [tmp_path / f"{number}.tsv" for number in range(inputs)]
-        for path in paths:
-            rows = (f"http://a.org/{path.stem}-{row}.jpg\ta dog {row}" for row in range(50))
-            path.write_text("\n".join(["url\ttext", *rows, ""]))
-        given = ["--input", *map(str, paths), "--queries", str(tmp_path / "queries.txt"), "--stages", "gather..dedup"]
-        assert build.main([*given, "--output", f"{TOP}/counted/{inputs}"]) == build.DONE
-    assert counts[0] <= 130 and (counts[1] - counts[0]) / 3 <= 6
 
 
 # --------------------------------------------------------------------------------------------------------- refusals
@@ -412,8 +530,6 @@ def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("gs://bucket/x", (), build.USAGE, "other stores cannot be written yet"),
         (f"{TOP}/x", ("--extend",), build.USAGE, "--extend: must not stand beside --output"),
         (f"{TOP}/x", ("--retry-failed",), build.USAGE, "--retry-failed: must not stand beside --output"),
-        (f"{TOP}/x", ("--runner", "prism"), build.USAGE, "--runner prism: must be local"),
-        (f"{TOP}/x", ("--exchange", "shuffle"), build.USAGE, "--exchange shuffle: must be files"),
         (f"{TOP}/other", (), build.USAGE, "it holds other things (data)"),
         (f"{TOP}/x", ("--blocklist", f"{TOP}/none"), build.MISSING, f"--blocklist {TOP}/none: no such file"),
         (f"{TOP}/x", ("--scores", f"{TOP}/other"), build.USAGE, f"--scores {TOP}/other: must be a file"),
