@@ -105,6 +105,7 @@ def _build(options: Options, *, quiet: bool) -> Result:
     with work.lock_run_folder(run.root):
         storage.remove_stale_files(run.root)
         check(stages, run)  # again: another run may have changed the folder before the lock
+        joining.begin_with_lists(run)
         with joining.readable_sets(run) as roots:
             extending.change_inputs(stages, run, roots)
         continuing.remove_from(stages, options.redo)

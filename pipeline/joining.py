@@ -16,6 +16,7 @@ from pipeline import forget
 from pipeline.dataset import tombstones
 from pipeline.dataset.tombstones import Tombstones
 from pipeline.engine import log_file, storage, work
+from pipeline.sources import published_sets
 from pipeline.stages.other_sets import TAKEN, OtherSet
 from pipeline.stages.run import Run
 
@@ -29,14 +30,41 @@ def forget_what_others_forgot(run: Run, *, quiet: bool = False) -> None:
         Busy: another run holds the folder.
         Damaged, DamagedError: a file is damaged.
     """
-    for other in run.others:
-        theirs, ours = Tombstones.load(other.root), Tombstones.load(run.root)
-        if theirs is None or (ours is not None and ours.includes(theirs)):
+    if run.recorded is None:  # `begin_with_lists`
+        return
+    for name, theirs in _lists_of_others(run):
+        ours = Tombstones.load(run.root)
+        if ours is not None and ours.includes(theirs):
             continue
         found = forget.forget(run.root, forget.SelectionOf(stones=theirs))
         if found.pairs:
-            said = f"pipeline.build: {found.pairs:,} pairs go, since {other.spec} has forgotten them"
+            said = f"pipeline.build: {found.pairs:,} pairs go, since {name} has forgotten them"
             log_file.say(said, quiet=quiet, pairs=found.pairs)
+
+
+def begin_with_lists(run: Run) -> None:
+    """Gives a new set what the sets among its inputs have forgotten. The folder must be locked.
+
+    Raises:
+        DamagedError: a list is damaged.
+    """
+    if run.recorded is not None:
+        return
+    before = joined = Tombstones.load(run.root)
+    for _, theirs in _lists_of_others(run):
+        joined = theirs if joined is None else joined.join(theirs)
+    if joined is not None and (before is None or not before.includes(joined)):
+        joined.write(os.path.join(run.root, tombstones.FILE))
+
+
+def _lists_of_others(run: Run) -> Iterator[tuple[str, Tombstones]]:
+    """What each other set of the run has forgotten, with the name of the set: for messages."""
+    named = [(other.spec, other.root) for other in run.others]
+    named += [(root, root) for root in published_sets.sets_among(run.new_inputs)]
+    for name, root in named:
+        theirs = Tombstones.load(root)
+        if theirs is not None:
+            yield name, theirs
 
 
 @contextlib.contextmanager

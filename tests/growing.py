@@ -132,7 +132,8 @@ class Changes:
         self.inputs = [self.unused.pop()]
         self.growing.build(self.out, self.inputs, *self.options)
         for _ in range(steps):
-            changes = [self.add, self.add, self.join, self.drop, self.exchange, self.balance, self.shape, self.forget]
+            changes = [self.add, self.add, self.join, self.join, self.drop, self.exchange, self.balance, self.shape]
+            changes += [self.forget, self.move]
             command = self.random.choice(changes)()
             if command is None:
                 continue
@@ -178,7 +179,10 @@ class Changes:
         return self.command("--extend", "--input", *map(str, [*more, *again]))
 
     def join(self) -> list[str] | None:
-        """Another set becomes part of this one. It may have an input of this one, and it may have forgotten pairs."""
+        """Another set becomes part of this one. It may have an input of this one, and it may have forgotten pairs.
+
+        Its stages may be gone, as in a copy of what it has published.
+        """
         if not self.unused:
             return None
         shared = self.random.sample(self.inputs, 1) if self.random.random() < 0.3 else []
@@ -188,12 +192,28 @@ class Changes:
         if self.random.random() < 0.5:
             self._forget_in(other)
         self.may_kill = not any((out / "forgotten.parquet").exists() for out in (self.out, other))
+        if self.random.random() < 0.5 and open_set(other).shards:
+            shutil.rmtree(other / "stages")
+            more = [other]
         self.inputs = [*self.inputs, *more]
         return self.command("--extend", "--input", str(other))
+
+    def move(self) -> list[str] | None:
+        """A set that was joined lies elsewhere now, under another name."""
+        sets = [path for path in self.inputs if path.is_dir()]
+        if not sets:
+            return None
+        old = self.random.choice(sets)
+        moved = old.with_name(f"moved-{len(self.log)}")
+        old.rename(moved)
+        self.inputs = [moved if path == old else path for path in self.inputs]
+        return self.command("--extend", "--input", str(moved))
 
     def exchange(self) -> list[str] | None:
         """One command takes an input out and another one in, or the same one with other rows."""
         gone = self.random.choice(self.inputs)
+        if gone.is_dir():
+            return None
         if not self.unused or self.random.random() < 0.5:
             self.growing.table(str(gone.relative_to(self.growing.folder)), self._rows())
             return self.command("--extend", "--drop-input", str(gone), "--input", str(gone))
@@ -207,7 +227,8 @@ class Changes:
             return None
         gone = self.random.choice(self.inputs)
         self.inputs.remove(gone)
-        self.unused.append(gone)
+        if gone.is_file():
+            self.unused.append(gone)
         return self.command("--drop-input", str(gone))
 
     def balance(self) -> list[str]:

@@ -174,6 +174,54 @@ def test_two_sets_become_one(growing: Growing, tmp_path: Path) -> None:
     assert growing.hits() == []
 
 
+def test_a_published_set_without_its_stages_is_a_source(growing: Growing, tmp_path: Path) -> None:
+    """Its images are not asked for again, also where they failed. What it has forgotten does not come in."""
+    out, other, alone = tmp_path / "out", tmp_path / "other", tmp_path / "alone"
+    texts = [("img/01.jpg", "a blue  tree"), ("img/02.jpg", "the cat in words of its own"), ("img/lost.jpg", "a cat")]
+    growing.server.images["lost.jpg"] = growing.server.images["17.jpg"]
+    growing.build(other, [growing.table("other.parquet", [*pairs(range(9)), *texts])], "--captions", "3", "--cap", "9")
+    del growing.server.images["lost.jpg"]
+    gone = f"{growing.server.base}/img/07.jpg"
+    assert forget.main([str(other), "--url", gone]) == 0
+    shutil.rmtree(other / "stages")
+    (other / "inputs.json").unlink()
+    rows = [*pairs(range(6, 12), "a red cat"), ("img/lost.jpg", "a red dog")]
+    inputs, before = [growing.table("mine.parquet", rows)], published(other)
+    growing.build(out, inputs, "--captions", "3")
+    growing.hits()
+    growing.extend(out, [other])
+    assert growing.hits() == [] and published(other) == before
+    found = {row["url"]: row for row in open_set(out).table().to_pylist()}
+    theirs = {row["url"]: row for row in open_set(other).table().to_pylist()}
+    assert gone not in found and theirs.keys() < found.keys()
+    assert found[f"{growing.server.base}/img/01.jpg"]["text_as_found"] is None
+    for url, row in theirs.items():
+        assert set(row["texts"]) <= set(found[url]["texts"])
+        names = ("sha256", "original_sha256", "original_width", "width", "phash", "rights_consulted", "final_url")
+        assert [row[name] for name in names] == [found[url][name] for name in names]
+    fresh = growing.fresh(out, [*inputs, other], "--captions", "3", like=out)
+    assert differences(out, fresh) == [] and list(verify(str(out), stages=True)) == []
+    growing.hits()
+    growing.build(alone, [other], "--captions", "3")  # the first input of a set
+    assert growing.hits() == []
+    of_alone = {row["key"]: row["texts"] for row in open_set(alone).table().to_pylist()}
+    assert of_alone == {row["key"]: row["texts"] for row in theirs.values()}
+    assert (alone / "forgotten.parquet").exists()
+    other = other.rename(tmp_path / "elsewhere")
+    growing.extend(out, [other])
+    assert differences(out, fresh) == []
+    uid = next(key for key, row in of_alone.items() if len(row) > 1)
+    assert forget.main([str(out), "--uid", uid]) == 0
+    growing.extend(out, [other])
+    assert differences(out, growing.fresh(out, [*inputs, other], "--captions", "3", like=out)) == []
+    shutil.rmtree(other)
+    growing.hits()
+    assert build.main(["--output", str(out), "--drop-input", str(other), *STEERING]) == build.DONE
+    assert growing.hits() == []
+    assert {row["source_file"] for row in open_set(out).table().to_pylist()} == {"mine.parquet"}
+    assert list(verify(str(out), stages=True)) == []
+
+
 def test_a_set_that_grows_many_times_gets_more_buckets(
     growing: Growing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,13 +307,17 @@ def test_a_set_that_does_not_fit_is_refused(
     growing.build(other, more, "--stages", "gather..match", "--match", "metaclip")
     (published := tmp_path / "published").mkdir()
     (published / "manifest.json").write_text('{"digest": "", "files": [], "ledger": []}')
+    newer = json.dumps({"digest": "", "files": [], "ledger": [], "format": 99})
+    (tmp_path / "newer").mkdir()
+    (tmp_path / "newer/manifest.json").write_text(newer)
     extend = ["--output", str(out), "--extend", "--input"]
     for command, code, words in (
         ([*extend, str(other)], build.USAGE, "--match was metaclip and is wide"),
         ([*extend, str(out / "stages")], build.USAGE, "must not be the output folder itself"),
-        ([*extend, str(published)], build.MISSING, "is a set without its stages"),
+        ([*extend, str(published)], build.MISSING, "manifest.json is damaged"),
+        ([*extend, str(tmp_path / "newer")], build.MISSING, "has format 99 and this version reads 5"),
         ([*extend, str(other), "--redo", "match"], build.USAGE, "use two commands"),
-        (["--output", str(tmp_path / "new"), "--input", str(other)], build.USAGE, "--extend takes it into the set"),
+        (["--output", str(tmp_path / "new"), "--input", str(other)], build.USAGE, "come in by --extend alone"),
     ):
         capsys.readouterr()
         assert build.main([*command, *STEERING]) == code

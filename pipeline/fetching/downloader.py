@@ -41,7 +41,7 @@ from pipeline.fetching.memory import SMALL, Share
 from pipeline.fetching.network import WITNESSES
 from pipeline.fetching.options import FetchOptions
 from pipeline.fetching.outcome import FIELDS, Outcome, columns
-from pipeline.fetching.picture import NeedsMemory, Picture
+from pipeline.fetching.picture import NeedsMemory, Picture, StoredImage
 from pipeline.fetching.pieces import Pieces, opened
 from pipeline.fetching.targets import host_of, parse
 from pipeline.fetching.verdict import IN_ANSWER, IN_IMAGE, Verdict
@@ -55,6 +55,7 @@ _numbers = itertools.count()
 _import_lock = threading.Lock()
 
 Archived = Callable[[str], bytes | None]
+Stored = Callable[[str], StoredImage | None]
 Forgotten = Callable[[bytes, str | None], bool]
 
 
@@ -104,6 +105,7 @@ class _Shard:
         licences: dict[int, tuple[str, str]],
         forgotten: Forgotten | None,
         blocked: Blocked | None,
+        stored: Stored | None,
     ) -> None:
         self.licences = licences  # row -> the page of an image, and the RSL licence that it names
         self.order = order  # of the downloads: position in the Downloader's file -> row
@@ -118,6 +120,7 @@ class _Shard:
         self._watch = watch
         self._forgotten = forgotten
         self._blocked = blocked
+        self._stored = stored
         self.cancelled = False
         self.problem: Exception | None = None
         self._backlog: threading.Semaphore | None = None
@@ -129,10 +132,12 @@ class _Shard:
         verdict = Verdict(self._client.options.ignore_rights)
         try:
             self._check_not_cancelled()
-            if self.order[key] in self.licences:
-                self._client.check_page(*self.licences[self.order[key]], verdict)
-            with self._client.memory.share() as share:
-                picture = self._picture(url, outcome, share, verdict)
+            picture = self._taken(url, outcome, verdict)
+            if picture is None:
+                if self.order[key] in self.licences:
+                    self._client.check_page(*self.licences[self.order[key]], verdict)
+                with self._client.memory.share() as share:
+                    picture = self._picture(url, outcome, share, verdict)
             outcome.settle(verdict)
             outcome.picture = dataclasses.replace(picture, jpeg=b"")
             return key, _Stream(picture), None
@@ -148,6 +153,38 @@ class _Shard:
     def _check_not_cancelled(self) -> None:
         if self.cancelled:
             raise Failure("internal", "the run was interrupted")
+
+    def _taken(self, url: str, outcome: Outcome, verdict: Verdict) -> Picture | None:
+        """An image that another set has stored; None: no set has. Nothing is sent to any server.
+
+        What that set knows of the image holds: its rights were asked when it was fetched.
+        """
+        if self._stored is None:
+            return None
+        with self._archive_lock:
+            found = self._stored(url)
+        if found is None:
+            return None
+        outcome.final_url = found.final_url
+        if found.image_sha256 is not None:
+            self._check_listed(found.jpeg, found.image_sha256, outcome)
+            outcome.image_sha256 = found.image_sha256
+        self._client.check_archives(parse(url), verdict)
+        verdict.consult(*found.consulted)
+        for protocol in found.allowed_by:
+            verdict.allow(protocol)
+        with self._client.memory.share() as share:
+            share.grow(len(found.jpeg))
+            share.complete()
+            try:
+                decoded = self._ask_decoder(found.jpeg, SMALL)
+            except NeedsMemory as needs:
+                share.shrink(0)
+                share.wait_for(needs.size + len(found.jpeg))
+                decoded = self._ask_decoder(found.jpeg, needs.size)
+        picture = found.picture(decoded)
+        self._check_shown(picture, outcome)
+        return picture
 
     def _body(self, url: str, outcome: Outcome, share: Share, verdict: Verdict) -> Body:
         body = self._from_archive(url, share)
@@ -173,24 +210,32 @@ class _Shard:
     def _picture(self, url: str, outcome: Outcome, share: Share, verdict: Verdict) -> Picture:
         """Fetches and decodes, and notes what the image itself says."""
         picture = self._decoded(url, outcome, share, verdict)
-        if self._blocked is not None and self._blocked.shown(picture):
-            outcome.image_sha256 = outcome.final_url = None
-            raise Failure("blocklisted", "a list of --blocklist names what this image shows")
+        self._check_shown(picture, outcome)
         verdict.consult(*IN_IMAGE)
         for protocol in picture.allowed_by.split(",") if picture.allowed_by else ():
             verdict.allow(protocol)
         return picture
 
-    def _decoded(self, url: str, outcome: Outcome, share: Share, verdict: Verdict) -> Picture:
-        """Fetches and decodes. A large picture waits until there is memory for it, with its body in a file."""
-        body = self._body(url, outcome, share, verdict)
-        digest = hashlib.sha256(body).digest()
+    def _check_listed(self, body: Body, digest: bytes, outcome: Outcome) -> None:
+        """Refuses an image that was forgotten, or that is listed. `digest`: sha256 of its bytes as served."""
         if self._forgotten is not None and self._forgotten(digest, outcome.final_url):
             outcome.final_url = None
             raise Failure("forgotten", "this image was forgotten")
         if self._blocked is not None and self._blocked.served(body, digest, outcome.final_url):
             outcome.final_url = None
             raise Failure("blocklisted", "a list of --blocklist names this image")
+
+    def _check_shown(self, picture: Picture, outcome: Outcome) -> None:
+        """Refuses an image that is listed by what it shows."""
+        if self._blocked is not None and self._blocked.shown(picture):
+            outcome.image_sha256 = outcome.final_url = None
+            raise Failure("blocklisted", "a list of --blocklist names what this image shows")
+
+    def _decoded(self, url: str, outcome: Outcome, share: Share, verdict: Verdict) -> Picture:
+        """Fetches and decodes. A large picture waits until there is memory for it, with its body in a file."""
+        body = self._body(url, outcome, share, verdict)
+        digest = hashlib.sha256(body).digest()
+        self._check_listed(body, digest, outcome)
         outcome.image_sha256 = digest
         if outcome.http_status is None:  # from a web archive
             self._client.check_archives(parse(url), verdict)
@@ -284,6 +329,7 @@ def fetch_rows(
     forgotten: Forgotten | None = None,
     blocked: Blocked | None = None,
     captures: Captures | None = None,
+    stored: Stored | None = None,
 ) -> pa.RecordBatch:
     """Fetches the images of a batch, decodes them, and writes the encoded ones to `raw_path` in the order of uid.
 
@@ -302,6 +348,7 @@ def fetch_rows(
         forgotten: (sha256 of the bytes as served, URL after redirects) -> True if the image must not be kept.
         blocked: the lists of images that must not be kept; None: there are none.
         captures: robots.txt as archives hold it. What they refuse is never requested.
+        stored: returns the image that another set has stored; None: no set has it.
 
     Returns:
         Schema FETCHED and RETRY_AT, one row an input row, sorted by uid.
@@ -321,7 +368,8 @@ def fetch_rows(
         order = [row for row in _spread(urls) if row not in pieces.found]
         for row in [row for row, outcome in pieces.found.items() if outcome.status == OK][:WITNESSES]:
             client.network.remember(parse(urls[row]))
-        shard = _Shard(order, client, decoder, archived, pieces, watch, _page_licences(rows), forgotten, blocked)
+        licences = _page_licences(rows)
+        shard = _Shard(order, client, decoder, archived, pieces, watch, licences, forgotten, blocked, stored)
         if watch is not None:
             for outcome in pieces.found.values():
                 watch.add(outcome.status)

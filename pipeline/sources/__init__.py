@@ -6,7 +6,8 @@ A new source is one file beside these and one entry here; CONTRIBUTING.md shows 
 from __future__ import annotations
 
 from pipeline.sources.base import Reader
+from pipeline.sources.set_reader import PublishedSets
 from pipeline.sources.tables import Table
 from pipeline.sources.web_archives import Warc, Wat
 
-READERS: dict[str, Reader] = {"wat": Wat(), "warc": Warc(), "table": Table()}
+READERS: dict[str, Reader] = {"wat": Wat(), "warc": Warc(), "table": Table(), "set": PublishedSets()}

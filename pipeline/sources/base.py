@@ -36,6 +36,7 @@ MOST_OPENED = 16  # remote inputs of a format that a check opens, at most: a cra
 OPENED_AT_ONCE = 8
 ITEMS_OF_CALL = 64  # of a thread, at most
 SNIFF_BYTES = 64 * 1024  # from the start of a file, that tell its format
+SET = "set"  # the format of a published set
 MAX_WHOLE = 256 << 20  # bytes of a file that is read as a whole, unpacked
 GZIP = b"\x1f\x8b"  # begins a gzip file
 
@@ -56,12 +57,17 @@ class SettingsError(InputError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Found:
-    """A file that the user named. `root` is the folder (or the base URL) that `name` is relative to."""
+    """A file that the user named.
+
+    `root` is the folder (or the base URL) that `name` is relative to. `format` is told by the place of the file, where
+    its name and its bytes do not tell.
+    """
 
     name: str
     path: str
     root: str = ""
     size: int | None = None
+    format: str | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True, order=True, slots=True)
@@ -108,6 +114,7 @@ class Reader(abc.ABC):
         unknown_bytes: the size that is assumed for an input without a known size.
         kernels: modules that `read` loads where enough is read.
         piece_bytes: of a piece of an input for a sample, about.
+        stores_images: its images are encoded as the fetch stores them (`read_stored`).
     """
 
     name: ClassVar[str]
@@ -120,6 +127,7 @@ class Reader(abc.ABC):
     unknown_bytes: ClassVar[int] = 350 << 20  # of a WAT file of Common Crawl
     kernels: ClassVar[tuple[str, ...]] = ()
     piece_bytes: ClassVar[int] = 2 << 20
+    stores_images: ClassVar[bool] = False
 
     def claims(self, name: str) -> bool:
         """True if the name is that of a file of this format."""
@@ -175,6 +183,14 @@ class Reader(abc.ABC):
             InputError: the input cannot be read now.
         """
         return None
+
+    def read_stored(self, path: str, offset: int, *, max_bytes: int) -> tuple[bytes, dict[str, Any]] | None:
+        """As `read_image`, with what the input knows of the image, for a reader with `stores_images`."""
+        return None
+
+    def result_of(self, path: str) -> str:
+        """The version of the rows behind stored images; "": not known."""
+        return ""
 
     def understands(self, source: Input) -> bool:
         """True if any byte of an input can be understood. It is asked if all records of the input are lost.

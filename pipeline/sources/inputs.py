@@ -1,9 +1,10 @@
 """Turns the values of --input into a sorted list of files to read.
 
 A spec is a file, a glob (`**` too), a folder (read recursively), `@LIST` (one spec a line), an fsspec URL (s3, gs,
-https, ...) or `cc:CRAWL` (Common Crawl's own path lists). Every input gets a `name` that becomes source_file in the
-data. The name is relative to the spec and never absolute, so moved files give the same rows. A reader recognises its
-format by the name, or by the first bytes where the name does not tell.
+https, ...) or `cc:CRAWL` (Common Crawl's own path lists). A folder with a published set gives the shards of the set.
+Every input gets a `name` that becomes source_file in the data. The name is relative to the spec and never absolute, so
+moved files give the same rows. A reader recognises its format by the name, or by the first bytes where the name does
+not tell.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from pipeline.engine.input_errors import (
     is_remote,
     public,
 )
-from pipeline.sources import READERS
-from pipeline.sources.base import Found, Input, Reader, file_name, read_head, read_whole, several_at_once
+from pipeline.sources import READERS, published_sets
+from pipeline.sources.base import SET, Found, Input, Reader, file_name, read_head, read_whole, several_at_once
 
 AUTO = "auto"  # value of --input-format: the format of each file is detected
 
@@ -90,7 +91,7 @@ def expand(
     base = cc_base or os.environ.get(CC_BASE_VARIABLE) or CC_BASE
     found: list[Found] = []
     for spec in specs:
-        more = _expand_spec(spec, base=base, any_name=input_format != AUTO)
+        more = _expand_spec(spec, base=base, any_name=input_format not in (AUTO, SET))
         found += more if without is None else _outside(without, spec, more)
     again = exchanged(specs, known, drop)
     files = {file: made for file, made in _known_files(known).items() if file.path not in again}
@@ -115,8 +116,10 @@ def exchanged(specs: Sequence[str], known: Sequence[Input], drop: Sequence[str])
     """The paths of known files that one command takes out and names again, each by its own path: they are read anew."""
     named = {spec if is_remote(spec) else _real(os.path.abspath(os.path.expanduser(spec))) for spec in specs}
     files = _names(_known_files(known)).items() if drop else ()
-    gone = (file for file, names in files if any(_fits(file, value, names) for value in drop))
-    return frozenset(file.path for file in gone if _real(file.path) in named)
+    gone = [file.path for file, names in files if any(_fits(file, value, names) for value in drop)]
+    sets = {_real(root) for root in map(published_sets.root_of, gone)} & named if drop else set[str]()
+    tars = [file.path for root in sets if published_sets.is_set(root) for file in published_sets.files_of(root)]
+    return frozenset([*(path for path in gone if _real(path) in named), *tars])
 
 
 def _known_files(known: Iterable[Input]) -> dict[Found, list[Input]]:
@@ -145,9 +148,16 @@ def _new_files(found: Iterable[Found], files: dict[Found, list[Input]]) -> list[
     places = {_real(file.path): file for file in files}
     gone = {(file.name, file.size): file for file in files if not (is_remote(file.path) or os.path.exists(file.path))}
     new = []
+    copies = {file.name for file in files}
     for item in found:
         there = places.get(_real(item.path)) if places else None
         if there is not None:
+            if item.format == SET and item.name != there.name:
+                root = published_sets.root_of(item.path)
+                raise InputError(
+                    f"the set {root} has changed since it was read: add --drop-input {root} to the command, which then "
+                    "reads it anew"
+                )
             if None not in (there.size, item.size) and there.size != item.size:
                 raise InputError(
                     f"{public(item.path)!r} has changed: it had {there.size:,} bytes when the set read it, and has "
@@ -160,8 +170,9 @@ def _new_files(found: Iterable[Found], files: dict[Found, list[Input]]) -> list[
                 dataclasses.replace(made, path=made.path.replace(moved.path, item.path), found=item)
                 for made in files.pop(moved)
             ]
-        else:
+        elif item.format != SET or item.name not in copies:  # else a copy of a set that is known
             new.append(item)
+            copies.add(item.name)
     return new
 
 
@@ -259,6 +270,8 @@ def _expand_local(spec: str, *, any_name: bool) -> list[Found]:
         return [_local(path, os.path.dirname(path))]
     if os.path.isdir(path):
         found = list(_walk(path, path, any_name=any_name))
+        if not found and os.path.basename(path) == "shards" and published_sets.is_set(os.path.dirname(path)):
+            raise InputError(f"{spec!r} are the shards of a published set: name the folder {os.path.dirname(path)!r}")
         if not found:
             raise InputError(f"the folder {spec!r} holds no file to read: expected {readable()}")
         return found
@@ -288,7 +301,10 @@ def _names_a_suffix(pattern: str) -> bool:
 
 
 def _walk(folder: str, root: str, *, any_name: bool) -> Iterator[Found]:
-    """Files of a folder, recursively. Names that begin with a dot or an underscore are skipped: they hold no data."""
+    """Files of a folder, recursively. Names that begin with a dot or an underscore are skipped: they hold no data.
+
+    Of a published set, its shards. `any_name`: it is a folder as others.
+    """
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
@@ -296,11 +312,19 @@ def _walk(folder: str, root: str, *, any_name: bool) -> Iterator[Found]:
             folders.clear()
             continue
         seen.add(real)
+        if not any_name and _may_be_set(folders, files) and published_sets.is_set(parent):
+            yield from published_sets.files_of(parent)
+            folders.clear()
+            continue
         folders[:] = [name for name in folders if not name.startswith((".", "_"))]
         for name in files:
             path = os.path.join(parent, name)
             if not name.startswith((".", "_")) and (any_name or _named(name) or _holds_pairs(path)):
                 yield _local(path, root)
+
+
+def _may_be_set(folders: Sequence[str], files: Sequence[str]) -> bool:
+    return published_sets.MANIFEST in files or "shards" in folders
 
 
 def _holds_pairs(path: str) -> bool:
@@ -375,7 +399,8 @@ def _expand_list(spec: str, *, base: str, any_name: bool) -> list[Found]:
         except InputError as error:
             raise InputError(f"in the list {spec!r}: {error}") from error
         root = common if os.path.isabs(line) else folder
-        found += [_local(item.path, root) if not _climbs(item.path, root) else item for item in inside]
+        fixed = (item.format == SET or _climbs(item.path, root) for item in inside)
+        found += [item if named else _local(item.path, root) for item, named in zip(inside, fixed, strict=True)]
     return found
 
 
@@ -518,7 +543,7 @@ def _longer(item: Found, depth: int) -> Found:
 def _finish(item: Found, input_format: str, skip_bad: bool) -> list[Input]:
     """The inputs of a file, by the reader of its format."""
     try:
-        reader = _reader_of(item) if input_format == AUTO else READERS[input_format]
+        reader = READERS[item.format or input_format] if item.format or input_format != AUTO else _reader_of(item)
         try:
             return reader.expand(item)
         except UNAVAILABLE:
@@ -547,6 +572,11 @@ def _reader_of(item: Found) -> Reader:
     reader = _sniff(item.path) or named
     if reader is None:
         where = public(item.path)
+        if item.path.endswith(".tar") and published_sets.is_set(published_sets.root_of(item.path)):
+            raise InputError(
+                f"{where!r} is a shard of a published set: name the folder of the set, "
+                f"{published_sets.root_of(item.path)!r}"
+            )
         if _lists_addresses(read_head(item.path)):
             raise InputError(
                 f"{where!r} lists addresses without texts, and queries are found in texts. If they are addresses of "

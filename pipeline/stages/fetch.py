@@ -42,10 +42,11 @@ from pipeline.fetching.client import SiteFile, shared_client
 from pipeline.fetching.downloader import FetchOptions, fetch_rows, read_pieces
 from pipeline.fetching.errors import Failure
 from pipeline.fetching.options import PROJECT_URL
+from pipeline.fetching.picture import StoredImage
 from pipeline.fetching.targets import host_of
 from pipeline.fetching.verdict import REFUSED
 from pipeline.schema import FETCHED, SELECTED, STAGES, fill_texts
-from pipeline.sources import READERS
+from pipeline.sources import READERS, published_sets
 from pipeline.sources.base import Input, ReadSettings
 from pipeline.stages.attempts import FETCHED_PART, PASSES, ROUND_PAUSES_S, Attempts, fetched_rows, keys_of_images
 from pipeline.stages.base import Job, Outputs, Stage
@@ -70,7 +71,7 @@ from pipeline.stages.robots_archive import (
     save_archives,
 )
 from pipeline.stages.row_pass import RAW, ROW_HASH
-from pipeline.stages.run import HowSettings, RightsSettings, Run
+from pipeline.stages.run import RESULT, HowSettings, RightsSettings, Run
 from pipeline.stages.tally import Rejects, Tally, unit_body
 from pipeline.text.rights import PROTOCOLS
 
@@ -237,6 +238,12 @@ class FetchPlan:
     robots: RobotsPlan | None
     blocked: StepFolder | None
 
+    def archived_images(self) -> ArchivedImages | None:
+        """The images in the inputs; None: there are none."""
+        if not self.archived.total("images"):
+            return None
+        return ArchivedImages(self.archived, self.inputs, self.options.max_bytes, self.remote)
+
     def load_blocked(self) -> Blocklist | None:
         """The lists, once for each worker."""
         return None if self.blocked is None else Blocklist.load(self.blocked)
@@ -333,17 +340,107 @@ class ArchivedImages:
         Raises:
             Failure: a remote archive cannot be read now. A later attempt may succeed.
         """
-        words, sources, offsets = _archived(self.folder)
-        high, low = hashing.hash_strings(pa.array([url]))[0]
-        at = int(np.searchsorted(words[:, 0], high))
-        if at >= len(words) or words[at, 0] != high or words[at, 1] != low:
+        found = self._place(url)
+        if found is None:
             return None
-        form, path = archives(self.inputs, storage.state(self.inputs))[int(sources[at])]
+        form, path, offset = found
         remote.configure(self.remote)
         try:
-            return READERS[form].read_image(path, int(offsets[at]), max_bytes=self.max_bytes)
+            return READERS[form].read_image(path, offset, max_bytes=self.max_bytes)
         except InputError as error:
             raise Failure("tcp", f"the archive of the image: {error}") from error
+
+    def stored(self, url: str) -> StoredImage | None:
+        """The image that another set has stored, or None if no set has (or it can no longer be read)."""
+        found = self._place(url)
+        if found is None or not READERS[found[0]].stores_images:
+            return None
+        form, path, offset = found
+        sample = READERS[form].read_stored(path, offset, max_bytes=self.max_bytes)
+        if sample is None or url not in (sample[1].get("url"), sample[1].get("url_as_found")):
+            return None
+        return stored_image(*sample, url=url, same_version=READERS[form].result_of(path) == str(RESULT))
+
+    def _place(self, url: str) -> tuple[str, str, int] | None:
+        """The format and the path of the input that holds an image, and its place there."""
+        (at,) = self.among(pa.array([url])).tolist()
+        if at < 0:
+            return None
+        _, sources, offsets = _archived(self.folder)
+        form, path = archives(self.inputs, storage.state(self.inputs))[int(sources[at])]
+        return form, path, int(offsets[at])
+
+    def among(self, urls: pa.Array) -> np.ndarray:
+        """For each URL the number of its image in the index, -1 if no archive holds it: (rows,)."""
+        words = _archived(self.folder)[0]
+        asked = hashing.hash_strings(urls)
+        at = np.searchsorted(words[:, 0], asked[:, 0])
+        found = np.minimum(at, len(words) - 1)
+        return np.where((words[found] == asked).all(axis=1), found, -1)
+
+
+def check_set(root: str, run: Run) -> None:
+    """Refuses to take the images of another set that differ in their form, or in the rights that were asked for.
+
+    Raises:
+        UsageError: its message names the option and what to type. A set that is gone by now is not refused.
+    """
+    try:
+        options = published_sets.read_set(root).options
+    except InputError:
+        return
+    o, remedy = run.settings(FetchSettings), f"Name {root}/metadata to take its pairs alone, whose images are fetched"
+    size = options.get("image_size", o.image_size)
+    if size != o.image_size:
+        raise UsageError(f"--image-size {o.image_size}: must be {size}, as of the images of {root}. {remedy}")
+    ours, theirs = set(run.settings(RightsSettings).ignore_rights), set(options.get("ignore_rights") or ())
+    if theirs - ours:
+        names = ",".join(name for name in PROTOCOLS if name in theirs | ours)
+        raise UsageError(f"--ignore-rights: must be {names}, as for the images of {root}. {remedy}")
+    agents = set(options.get("robots_agents", o.robots_agents) or ())
+    if set(o.robots_agents) - agents and "robots-agents" not in ours:
+        asked = ",".join(sorted(agents)) or "none"
+        raise UsageError(f"--robots-agents: must be {asked}, as for the images of {root}. {remedy}")
+    lists = run.settings(BlocklistSettings).blocklist
+    kinds = [kind for kind in ("md5", "sha1") if lists and len(Blocklist.read(lists).entries[kind])]
+    if kinds:
+        raise UsageError(
+            f"--blocklist: holds {' and '.join(kinds)}, which are of images as served, and {root} holds none of these. "
+            f"{remedy}"
+        )
+
+
+def stored_image(jpeg: bytes, facts: Mapping[str, Any], *, url: str, same_version: bool) -> StoredImage:
+    """The image of a sample of another set.
+
+    Args:
+        jpeg: as stored.
+        facts: the JSON of the sample. What is not known is "" or 0 there.
+        url: of the row.
+        same_version: the set comes from a version with these rules, so its perceptual hash is of the same kind.
+    """
+
+    def text(name: str) -> str:
+        value = facts.get(name)
+        return value if isinstance(value, str) else ""
+
+    def number(name: str) -> int | None:
+        value = facts.get(name)
+        return value if isinstance(value, int) and 0 < value < 1 << 31 else None
+
+    digest, phash = text("original_sha256"), text("phash")
+    came_from = text("final_url") or text("url")
+    return StoredImage(
+        jpeg,
+        bytes.fromhex(digest) if re.fullmatch(r"[0-9a-f]{64}", digest) else None,
+        number("original_width"),
+        number("original_height"),
+        text("original_format") or None,
+        int(phash, 16) if same_version and re.fullmatch(r"[0-9a-f]{16}", phash) else None,
+        came_from if came_from != url else None,
+        tuple(name for name in text("rights_protocol").split(",") if name in PROTOCOLS),
+        tuple(name for name in text("rights_consulted").split(",") if name in PROTOCOLS),
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -386,8 +483,19 @@ class DownloadHosts:
         kept = FETCHED_PART.empty_table()
         if attempts.earlier():
             kept = find_kept(rows, refuse_listed(attempts.outcomes(unit), self.plan.load_blocked()))
+            kept = self._without_found(kept)
         missing = rows.filter(pc.invert(pc.is_in(rows["uid"], kept["uid"].combine_chunks())))
         return download(self.plan, self.folder, unit, missing, kept=kept)
+
+    def _without_found(self, kept: pa.Table) -> pa.Table:
+        """Without the failures of servers whose image an archive holds by now. A refusal stays."""
+        archived = self.plan.archived_images()
+        refused = pc.fill_null(pc.equal(kept["rights"], REFUSED), False)
+        failed = pc.invert(pc.or_(pc.equal(kept["status"], "ok"), refused))
+        if archived is None or not pc.any(failed).as_py():
+            return kept
+        found = archived.among(hashing.as_array(kept["url"])) >= 0
+        return kept.filter(pc.invert(pc.and_(failed, pa.chunked_array([pa.array(found)])))).combine_chunks()
 
 
 def refuse_listed(outcomes: pa.Table, blocked: Blocklist | None) -> pa.Table:
@@ -565,10 +673,7 @@ def _download_part(
     high, low = hashing.uid_words(rows["uid"])
     rows = rows.take(pa.array(np.lexsort((low, high)))).combine_chunks()
     batch = rows.to_batches()[0]
-    index = plan.archived
-    archived = (
-        ArchivedImages(index, plan.inputs, plan.options.max_bytes, plan.remote) if index.total("images") else None
-    )
+    archived = plan.archived_images()
     stones = Tombstones.load(folder.root)
     if not storage.is_sound(folder.file(unit, ASKED, part)):
         with storage.writing_batches(folder.file(unit, ASKED, part), SELECTED_PART) as out:
@@ -581,6 +686,7 @@ def _download_part(
         raw_path=folder.file(unit, "raw", part),
         pieces_path=pieces,
         archived=archived,
+        stored=archived.stored if archived is not None else None,
         again=again,
         watch=watch,
         forgotten=stones.among_fetched if stones else None,
@@ -703,6 +809,8 @@ class Fetch(Stage):
     def check(self, run: Run) -> None:
         if self.fetching.options.pdq and importlib.util.find_spec("pdqhash") is None:
             raise UsageError("--blocklist: PDQ hashes need the package pdqhash: pip install 'openwit[pdq]'")
+        for root in published_sets.sets_among(run.inputs):
+            check_set(root, run)
         try:
             for name, reader in READERS.items():
                 reader.check([item for item in run.robots_archives if item.format == name], ReadSettings())

@@ -8,6 +8,9 @@ inputs of both would make with the same answers of the servers:
     OTHER/forgotten.parquet      joins the list of OUT
 
 An input that both sets have is taken once. OTHER is only read.
+
+A published set whose stages are gone, as one downloads it, is an input of its own kind: `sources.published_sets`. So is
+the first set that a build names.
 """
 
 from __future__ import annotations
@@ -15,14 +18,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pipeline.engine import checks, journal, storage
+from pipeline.engine import journal, storage
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.input_errors import is_remote
 from pipeline.engine.work import StageFolder, is_done
 from pipeline.schema import STAGES
+from pipeline.sources import published_sets
 from pipeline.sources.base import Input
 from pipeline.stages.input_list import InputList, path_of
 from pipeline.stages.left_out import NAMES, Retry
@@ -57,8 +61,15 @@ class OtherSet:
         return {*Retry.load(self.root).names, *(self.info("gather") or {}).get(NAMES, ())}
 
 
-def find(spec: str, output: str) -> OtherSet | None:
-    """The set that a value of --input names: its folder, or a folder of its stages. None: it names something else.
+def find(spec: str, output: str, *, known: Iterable[Input] | None) -> OtherSet | None:
+    """The set that a value of --input names: its folder, or a folder of its stages.
+
+    None: it names something else, or a published set that is read as one.
+
+    Args:
+        spec: as the user named it.
+        output: the folder of the run.
+        known: the inputs of the set that grows; None: a set begins.
 
     Raises:
         UsageError: it is the set in `output`.
@@ -66,7 +77,8 @@ def find(spec: str, output: str) -> OtherSet | None:
     """
     if is_remote(spec) or spec.startswith(("@", "cc:", "file:")):
         return None
-    root = re.sub(rf"/stages(/({'|'.join(STAGES)}))?$", "", os.path.abspath(os.path.expanduser(spec)))
+    folder = os.path.abspath(os.path.expanduser(spec))
+    root = re.sub(rf"/stages(/({'|'.join(STAGES)}))?$", "", folder)
     if not os.path.isdir(root) or not _is_set(root):
         return None
     if os.path.realpath(root) == os.path.realpath(output):
@@ -74,20 +86,26 @@ def find(spec: str, output: str) -> OtherSet | None:
     if journal.is_pending(root):
         raise MissingInput(f"--input {spec}: a change of this set was interrupted: inspect_shards info {root} ends it")
     inputs = InputList.read(root)
+    if folder == root and published_sets.is_set(root) and _is_read_as_published(root, inputs, known):
+        return None
     missing = "gather" if inputs is None else next((name for name in TAKEN[:2] if not is_done(root, name)), None)
     if missing is None and inputs is not None:
         return OtherSet(spec, root, inputs)
-    if inputs is None or not os.path.isdir(os.path.join(root, "stages")):
-        raise MissingInput(
-            f"--input {spec}: is a set without its stages. Name {os.path.join(spec, 'metadata')} to take its pairs "
-            "alone, as a table"
-        )
+    if inputs is None:
+        raise MissingInput(f"--input {spec}: is a set of an older version: build it anew, or name {root}/metadata")
     raise MissingInput(f"--input {spec}: its stage {missing} is not done: finish the build of this set first")
 
 
+def _is_read_as_published(root: str, inputs: InputList | None, known: Iterable[Input] | None) -> bool:
+    """True if only what a set has published counts: its stages are gone, or a set begins, or it was read so before."""
+    if known is None or inputs is None or not is_done(root, TAKEN[0]):
+        return True
+    read = published_sets.sets_among(list(known))
+    return os.path.realpath(root) in map(os.path.realpath, read)
+
+
 def _is_set(root: str) -> bool:
-    manifest = checks.read_object(os.path.join(root, "manifest.json"))
-    return {"digest", "files", "ledger"} <= set(manifest) or (
+    return published_sets.is_set(root) or (
         os.path.exists(os.path.join(root, "inputs.json")) and os.path.isdir(os.path.join(root, "stages"))
     )
 

@@ -107,7 +107,7 @@ class RunSettings:
 
     input: tuple[str, ...] = option(
         (),
-        help="files, folders, globs, @LIST, URLs, or cc:CC-MAIN-2026-05[0:100]",
+        help="files, folders, globs, published sets, @LIST, URLs, or cc:CC-MAIN-2026-05[0:100]",
         default_text="required, but for --extend",
         metavar="WHAT",
         check=checks.not_empty,
@@ -611,7 +611,7 @@ def look_up(
     recorded = InputList.read(root)
     if options.extend and recorded is None:
         raise UsageError(f"--extend: {options.output} holds no set of this version: build one without --extend first")
-    others = look_up_sets(options)
+    others = look_up_sets(options, recorded)
     inputs, asked = look_up_inputs(options, recorded, others, input_format=input_format, skip_bad=skip_bad)
     robots = look_up_robots(robots_archive, output=options.output)
     rows = sum(READERS[item.format].expected_rows(item) for item in inputs)
@@ -649,15 +649,20 @@ def look_up(
     )
 
 
-def look_up_sets(options: RunSettings) -> tuple[OtherSet, ...]:
-    """The sets that the user named as inputs, each once.
+def look_up_sets(options: RunSettings, recorded: InputList | None) -> tuple[OtherSet, ...]:
+    """The sets with their stages that the user named as inputs, each once.
 
     Raises:
         UsageError, MissingInput: they cannot be taken.
     """
-    found = [other for spec in options.input if (other := other_sets.find(spec, options.output)) is not None]
+    known = recorded.units.values() if recorded is not None and options.extend else None
+    given = (other_sets.find(spec, options.output, known=known) for spec in options.input)
+    found = [other for other in given if other is not None]
     if found and not options.extend:
-        raise UsageError(f"--input {found[0].spec}: is a set. --extend takes it into the set in --output")
+        raise UsageError(
+            f"--input {found[0].spec}: the stages of a set come in by --extend alone. A new set takes what another one "
+            "has published: finish its build, and name its folder"
+        )
     redo = options.redo if isinstance(options, HowSettings) else None
     if found and redo in other_sets.TAKEN:
         raise UsageError(f"--redo {redo}: must not stand beside --input {found[0].spec}, a set: use two commands")

@@ -18,7 +18,7 @@ from pipeline.engine.cli import CRASHED, DONE, MISSING
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.options import declared
 from pipeline.schema import CANDIDATES, TEXT_SOURCES
-from pipeline.sources import READERS, tables, warc, wat, web_archives
+from pipeline.sources import READERS, set_reader, tables, warc, wat, web_archives
 from pipeline.sources.base import BATCH_ROWS, Input, Reader, ReadSettings, candidates_of_pairs, read_whole
 from pipeline.sources.inputs import InputError, expand, readable
 from pipeline.stages.gather import GatherSettings
@@ -230,7 +230,7 @@ def test_what_can_be_read_is_said_from_the_readers(pairs: Reader, tmp_path: Path
     )
     with pytest.raises(InputError, match=r"holds no file to read: expected .*\*\.pairs\.json"):
         expand([str(tmp_path)])
-    with pytest.raises(InputError, match="use auto, wat, warc, table or pairs"):
+    with pytest.raises(InputError, match="use auto, wat, warc, table, set or pairs"):
         expand([str(tmp_path)], input_format="what")
 
 
@@ -241,7 +241,7 @@ def test_the_option_offers_the_readers() -> None:
 
 def test_readers_are_complete() -> None:
     for name, reader in READERS.items():
-        assert reader.name == name and reader.suffixes and reader.bytes_per_pair > 0
+        assert reader.name == name and (reader.suffixes or reader.stores_images) and reader.bytes_per_pair > 0
         assert all(reader.claims(f"A{suffix.upper()}") for suffix in reader.suffixes)
         assert reader.expected_rows(Input("a", "a", name, 1_000_000)) >= 1_000_000 / reader.bytes_per_pair
         assert reader.expected_rows(Input("a", "a", name)) > 0
@@ -352,7 +352,7 @@ def test_what_counts_as_naming_a_format(pairs: Reader, code: str, count: int) ->
 
 def test_only_the_registry_imports_the_readers() -> None:
     """Stages use `READERS`. A module that imports one reader would know its format."""
-    known = {module.__name__ for module in (wat, warc, web_archives, tables)}
+    known = {module.__name__ for module in (wat, warc, web_archives, tables, set_reader)}
     for path in (ROOT / "pipeline").rglob("*.py"):
         if path.parent.name == "sources":
             continue
