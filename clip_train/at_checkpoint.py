@@ -17,7 +17,7 @@ from clip_train.distributed import rank
 from clip_train.errors import InputMissing, TrainError
 from clip_train.evaluate import zero_shot
 from clip_train.labels import open_labelled
-from clip_train.launch import BOOT
+from clip_train.launch import boot
 from clip_train.log import Progress
 from clip_train.model import CLIP
 from clip_train.places import EVALUATION, SUITE_LOG
@@ -31,11 +31,15 @@ from clip_train.tokenizer import Tokenizer
 _LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def check_evaluations(options: TrainOptions) -> None:
-    """Refuses what --zero-shot and --suite name wrongly: a mistake must not wait for the first checkpoint."""
+def check_evaluations(options: TrainOptions, *, first: bool = True) -> None:
+    """Refuses what --zero-shot and --suite name wrongly: a mistake must not wait for the first checkpoint.
+
+    Args:
+        first: this is the first rank, which runs the suite.
+    """
     if options.zero_shot:
         open_labelled(options.zero_shot)
-    if options.suite:
+    if options.suite and first:
         sets = [each for each in read_suite(options.suite).sets if not each.skip]
         if not any(find(each, options.suite_root) for each in sets):
             raise InputMissing(f"--suite-root {options.suite_root}: none of the sets of {options.suite} is there")
@@ -96,7 +100,6 @@ class Evaluations(contextlib.AbstractContextManager["Evaluations"]):
         options = self._run.plan.options
         assert options.suite is not None
         folder = self._folder / EVALUATION
-        search_path = json.dumps([os.path.abspath(os.fspath(entry)) for entry in sys.path])
         words = ["evaluate", "--checkpoint", str(checkpoint), "--suite", options.suite, "--root", options.suite_root,
                  "--output", str(folder), "--processes", "1", "--json"]  # fmt: skip
         given = {name: value for name, value in os.environ.items() if name not in _LAUNCHER and "ELASTIC" not in name}
@@ -106,7 +109,7 @@ class Evaluations(contextlib.AbstractContextManager["Evaluations"]):
             result, log = self._paths()
             with open(result, "w", encoding="utf-8") as out, open(log, "w", encoding="utf-8") as errors:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", BOOT, search_path, *words], stdout=out, stderr=errors,
+                    [sys.executable, *boot(), *words], stdout=out, stderr=errors,
                     stdin=subprocess.DEVNULL, env=given, text=True, start_new_session=True,
                 )  # fmt: skip
         except OSError as error:

@@ -124,6 +124,17 @@ def verify(path: Path) -> dict[str, Any]:
     return body
 
 
+def mark(path: Path) -> str | None:
+    """What tells a checkpoint from others: the digest of checkpoint.json, which holds those of its files.
+
+    None: there is no such checkpoint.
+    """
+    try:
+        return hashlib.sha256((path / "checkpoint.json").read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
 def newest(folder: Path) -> Iterator[tuple[Path, str | None]]:
     """Yields checkpoints from the newest to the first that verifies, each with its fault. None: it verifies."""
     for path in all_steps(folder):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from clip_train import messages, places
+from clip_train import __version__, messages, places
 from clip_train.config import (
     ACTIVATIONS,
     MEASURES,
@@ -26,7 +26,8 @@ from clip_train.config import (
     fill_from_preset,
 )
 from clip_train.errors import BelowThreshold, TrainError, UsageError
-from clip_train.fields import check_files, check_values, kinds, nearest, option
+from clip_train.fields import check_files, check_values, flag_of, kinds, nearest, option
+from clip_train.hosts import JOIN_MINUTES
 from clip_train.recipe import label, read_recipe, recipe_file, write_recipe
 from clip_train.same_run import continued
 from clip_train.suite import check_suite, read_suite, shipped
@@ -69,6 +70,8 @@ class LaunchOptions:
     nnodes: int = option(1, "hosts", within="[1, 65536]")
     node_rank: int = option(0, "number of this host, from 0", within="[0, 65536)")
     rdzv_endpoint: str | None = option(None, "where the hosts meet, on the first of them", metavar="HOST:PORT")
+    join_minutes: float = option(JOIN_MINUTES, "how long the processes wait at the start until all are there",
+                                 within="(0, inf)")  # fmt: skip
 
     def check(self) -> None:
         """UsageError where the options exclude each other."""
@@ -85,6 +88,20 @@ class LaunchOptions:
         """Processes of the whole run, as far as they are known before torch counts the GPUs."""
         started = os.environ.get("WORLD_SIZE", "")
         return int(started) if started.isdecimal() and int(started) else (self.processes or 1) * self.nnodes
+
+    def start(self, argv: list[str], processes: int) -> None:
+        """Runs the command in several processes."""
+        from clip_train.launch import launch
+
+        launch(
+            argv, processes=processes, nnodes=self.nnodes, node_rank=self.node_rank, endpoint=self.rdzv_endpoint,
+            join_minutes=self.join_minutes,
+        )  # fmt: skip
+
+    @property
+    def first(self) -> bool:
+        """True for the first process of the run, and for what starts it."""
+        return self.node_rank == 0 and os.environ.get("RANK", "0") == "0"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -356,29 +373,33 @@ _RECIPE_PARTS = (TrainOptions, LaunchOptions)
 def _check_train(call: Call, labels: dict[str, str]) -> None:
     _check_part(call[LaunchOptions])
     _check_part(call[LogOptions])
-    said = {name for name in kinds(TrainOptions) if name in call.given or name in labels}
-    call.parts[TrainOptions], _ = continued(call[TrainOptions], said)
+    first = call[LaunchOptions].first  # the others learn from it what stands in the run's folder
+    if first:
+        said = {name for name in kinds(TrainOptions) if name in call.given or name in labels}
+        call.parts[TrainOptions], _ = continued(call[TrainOptions], said)
     check_together(call[TrainOptions], world_size=call[LaunchOptions].ranks)
     if not call[RecipeOptions].print_config:
-        check_run(call[TrainOptions], labels)
+        check_run(call[TrainOptions], labels, first=first)
 
 
 def _train(call: Call) -> dict[str, Any] | str | None:
     options, hosts = call[TrainOptions], call[LaunchOptions]
     if call[RecipeOptions].print_config:
         return _recipe_of(call)
-    from clip_train.launch import launch, processes_to_start
+    from clip_train.launch import processes_to_start
 
     count = processes_to_start(hosts.processes, nnodes=hosts.nnodes)
     if count:
-        launch(call.argv, processes=count, nnodes=hosts.nnodes, node_rank=hosts.node_rank, endpoint=hosts.rdzv_endpoint)
+        hosts.start(call.argv, count)
         return None
-    from clip_train.distributed import first_process
+    from clip_train.distributed import first_process, pick_device, process_group
     from clip_train.training import train
 
     logs = call[LogOptions]
     with messages.logging_to(logs.log_file if first_process() else None, quiet=logs.quiet):
-        result = train(options)
+        waits = {"timeout_minutes": options.timeout_minutes, "join_minutes": hosts.join_minutes}
+        with process_group(pick_device(), **waits):
+            result = train(options)
         messages.note("the run is done", **result)
     if not first_process() or (logs.quiet and not call[PrintOptions].json):
         return None
@@ -403,17 +424,28 @@ def _by_processes(call: Call, work: Callable[[], T]) -> T | None:
     Ranks wait for each other as long as it takes: a probe may take hours.
     """
     hosts = call[LaunchOptions]
-    from clip_train.launch import launch, processes_to_start
+    from clip_train.launch import processes_to_start
 
     count = processes_to_start(hosts.processes, nnodes=hosts.nnodes)
     if count:
-        launch(call.argv, processes=count, nnodes=hosts.nnodes, node_rank=hosts.node_rank, endpoint=hosts.rdzv_endpoint)
+        hosts.start(call.argv, count)
         return None
-    from clip_train.distributed import first_process, pick_device, process_group
+    from clip_train.distributed import first_process, pick_device, process_group, refuse_different
 
-    with process_group(pick_device(), timeout_minutes=7 * 24 * 60):
+    with process_group(pick_device(), timeout_minutes=7 * 24 * 60, join_minutes=hosts.join_minutes):
+        refuse_different({"the version of openwit": __version__, **_numbers_of(call)})
         result = work()
     return result if first_process() else None
+
+
+def _numbers_of(call: Call) -> dict[str, Any]:
+    """The options of an evaluation that all ranks must share: none that names a place on a host, or its speed."""
+    own = ("threads", "min_top1")
+    return {
+        flag_of(field.name): getattr(call[part], field.name)
+        for part in call.command.parts if part not in (LaunchOptions, PrintOptions)
+        for field in dataclasses.fields(part) if "files" not in field.metadata and field.name not in own
+    }  # fmt: skip
 
 
 def _zero_shot(call: Call) -> dict[str, Any] | None:
@@ -514,11 +546,15 @@ def _overlap(call: Call) -> dict[str, Any]:
 
 
 def _load(options: EvaluationOptions) -> Any:
+    from clip_train.distributed import refuse_different, together, world_size
+    from clip_train.suite_run import digest_of_model
     from clip_train.use import load
 
-    return load(
+    found = together(lambda: load(
         options.checkpoint, ema=options.ema, model=options.model, activation=options.activation, bpe=options.bpe
-    )
+    ))  # fmt: skip
+    refuse_different({"the model of --checkpoint": digest_of_model(*found[:2])[:16] if world_size() > 1 else ""})
+    return found
 
 
 def _labels(options: LabelledOptions) -> dict[str, Any]:

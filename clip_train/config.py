@@ -426,11 +426,12 @@ def _check_divides(batch_size: int, accumulate: int, world_size: int) -> None:
         )
 
 
-def check_run(options: TrainOptions, labels: dict[str, str] | None = None) -> None:
+def check_run(options: TrainOptions, labels: dict[str, str] | None = None, *, first: bool = True) -> None:
     """Refuses what the options and the file system show to be wrong, before a run touches its folder.
 
     Args:
         labels: how messages name an option that a recipe gave; the flag unless given.
+        first: the first host looks at the folder of the run, which may be absent on another one, and at the suite.
 
     Raises:
         UsageError: a value out of its range, options that exclude each other, a folder that a run may not write.
@@ -438,6 +439,6 @@ def check_run(options: TrainOptions, labels: dict[str, str] | None = None) -> No
     """
     check_values(options, labels)
     check_together(options, world_size=1)
-    check_files(options, labels)
-    if not options.resume and places.all_steps(Path(options.output) / "checkpoints"):
+    check_files(options, labels, without=() if first else ("output", "suite", "suite_root"))
+    if first and not options.resume and places.all_steps(Path(options.output) / "checkpoints"):
         raise UsageError(f"--output {options.output} holds a run: --resume continues it, or name another folder")

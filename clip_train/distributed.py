@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,11 +19,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from clip_train.errors import TrainError, UsageError
+from clip_train.hosts import JOIN_MINUTES, failure_in, first_line, interface_toward
 
 T = TypeVar("T")
 
 # messages of gloo and NCCL when the peer of a connection is gone
 _LOST = re.compile("onnection (closed|reset|refused)|[Bb]roken pipe|remote process")
+_LATE = re.compile("[Tt]imed out|[Tt]imeout")
 
 
 def world_size() -> int:
@@ -35,12 +39,15 @@ def rank() -> int:
 
 
 @contextmanager
-def process_group(device: torch.device, *, timeout_minutes: float = 30) -> Iterator[None]:
+def process_group(
+    device: torch.device, *, timeout_minutes: float = 30, join_minutes: float = JOIN_MINUTES
+) -> Iterator[None]:  # fmt: skip
     """Joins the processes that the launcher's environment names, if any, and leaves them at the end.
 
     Args:
         timeout_minutes: how long a process waits for the others before it gives up. NCCL's own default, 10 minutes, is
             shorter than a slow evaluation or a stalled file system.
+        join_minutes: how long it waits until all are there.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
@@ -50,20 +57,64 @@ def process_group(device: torch.device, *, timeout_minutes: float = 30) -> Itera
     # group after its end, and its threads would meet the end of the interpreter, which aborts the process.
     import torch.distributed.nn
 
-    timeout = timedelta(minutes=timeout_minutes)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        dist.init_process_group("cuda:nccl,cpu:gloo", device_id=device, timeout=timeout)
-    else:
-        dist.init_process_group("gloo", timeout=timeout)
+    store = _join(join_minutes)
+    joined = {"store": store, "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+    joined["timeout"] = timedelta(minutes=timeout_minutes)
     try:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            dist.init_process_group("cuda:nccl,cpu:gloo", device_id=device, **joined)
+        else:
+            dist.init_process_group("gloo", **joined)
         yield
     except RuntimeError as error:
-        if not _LOST.search(str(error)):
-            raise
-        raise TrainError(f"rank {rank()}: another process of the run has ended; see its message") from error
+        if _LOST.search(str(error)):
+            raise TrainError(f"rank {joined['rank']}: another process of the run has ended; see its message") from error
+        if _LATE.search(str(error)):
+            raise TrainError(
+                f"rank {joined['rank']}: no answer from the others within {timeout_minutes:g} minutes "
+                f"(--timeout-minutes): one of them is slow, or the network is gone"
+            ) from error
+        raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join(minutes: float) -> dist.Store:
+    """Waits until all processes are there. Returns the store through which they meet.
+
+    Raises:
+        TrainError: some did not come, or a host has ended (hosts.py).
+    """
+    from torch.distributed.rendezvous import rendezvous
+
+    number, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    master = os.environ.get("MASTER_ADDR", "")
+    if ranks > int(os.environ.get("LOCAL_WORLD_SIZE", "1")) and "GLOO_SOCKET_IFNAME" not in os.environ:
+        interface = interface_toward(master)  # torchrun's processes; those of our launcher know it
+        if interface is not None:
+            os.environ["GLOO_SOCKET_IFNAME"] = interface
+    try:
+        store, _, _ = next(rendezvous("env://", number, ranks, timeout=timedelta(minutes=minutes)))
+        whole: dist.Store = getattr(store, "underlying_store", store)
+        deadline = time.monotonic() + 60 * minutes
+        store.set(f"here/{number}", "")
+        arrived = store.add("here", 1)
+        while arrived < ranks:
+            if failure := failure_in(whole):
+                raise TrainError(f"host {failure['host']} ended: {failure['message']}")
+            if time.monotonic() > deadline:
+                missing = [str(each) for each in range(ranks) if not store.check([f"here/{each}"])]
+                raise TrainError(
+                    f"rank {number}: {len(missing)} of {ranks} processes did not come within {minutes:g} minutes: "
+                    f"{', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''} (--join-minutes)"
+                )
+            time.sleep(0.1)
+            arrived = store.add("here", 0)
+    except RuntimeError as error:
+        raise TrainError(f"rank {number}: {master} does not answer: {first_line(error)}") from error
+    return store
 
 
 def _end_with_launcher() -> None:
@@ -160,6 +211,25 @@ def gather(value: T) -> list[T]:
     return parts
 
 
+def from_first(value: T) -> T:
+    """The value of the first rank, on every rank."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def tensors_from_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the CPU, by name, of the first rank on every rank. The other ranks' own do not count."""
+    forms = from_first([(name, value.shape, value.dtype) for name, value in tensors.items()])
+    own = rank() == 0
+    found = {name: tensors[name].contiguous() if own else torch.empty(shape, dtype=kind) for name, shape, kind in forms}
+    for value in found.values():
+        dist.broadcast(value, 0)
+    return found
+
+
 def together(make: Callable[[], T]) -> T:
     """What this rank makes. A TrainError or OSError of one rank is raised on all, so that none waits in vain."""
     error: TrainError | OSError | None = None
@@ -167,10 +237,31 @@ def together(make: Callable[[], T]) -> T:
         made = make()
     except (TrainError, OSError) as caught:
         error = caught
-    for found in gather(error):
+    own = platform.node()
+    for number, (found, host) in enumerate(gather((error, own))):
+        if found is not None and host != own and isinstance(found, TrainError):
+            found.args = (f"{found} (rank {number}, on {host})",)
         if found is not None:
             raise found
     return made
+
+
+def refuse_different(values: Mapping[str, Any]) -> None:
+    """UsageError, on all ranks, that names the first of these values that differs from rank to rank."""
+    found = gather((platform.node(), dict(values)))
+    for name, value in found[0][1].items():
+        for rank, (host, other) in enumerate(found):
+            if other[name] != value:
+                raise UsageError(
+                    f"{name} is {_said(value)} on rank 0 ({found[0][0]}) and {_said(other[name])} on rank {rank} "
+                    f"({host}): it must be the same on all"
+                )
+
+
+def _said(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "given" if value else "not given"
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def share(count: int, make: Callable[[int], T]) -> list[T]:

@@ -15,7 +15,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from clip_train.errors import UsageError
@@ -142,13 +142,17 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"{hint} (allowed: {', '.join(words)})"
 
 
-def check_files(options: Any, labels: Mapping[str, str] | None = None) -> None:
-    """Refuses an option that is not given but required, and what the file system shows to be wrong."""
+def check_files(options: Any, labels: Mapping[str, str] | None = None, *, without: Collection[str] = ()) -> None:
+    """Refuses an option that is not given but required, and what the file system shows to be wrong.
+
+    Args:
+        without: fields whose paths are not looked at.
+    """
     for field in dataclasses.fields(options):
         if is_required(field) and not getattr(options, field.name) and not field.metadata["positional"]:
             raise UsageError(f"{flag_of(field.name)} is missing: {field.metadata['help']}")
     for field in dataclasses.fields(options):
         value, said = getattr(options, field.name), (labels or {}).get(field.name, flag_of(field.name))
-        if "files" in field.metadata and value:
+        if "files" in field.metadata and value and field.name not in without:
             for part in value if isinstance(value, tuple) else (value,):
                 field.metadata["files"](said, part)

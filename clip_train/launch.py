@@ -1,4 +1,7 @@
-"""Starts one process per GPU. Torch's elastic agent watches them: if one is lost, it ends the run."""
+"""Starts one process per GPU. Torch's elastic agent watches them: if one is lost, it ends the run.
+
+With several hosts, each has a launcher and an agent of its own. The launchers meet first (hosts.py).
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from clip_train import messages
 from clip_train.devices import cpu_count
 from clip_train.errors import CRASH, INTERRUPTED, TrainError, UsageError
+from clip_train.hosts import Meeting, meet
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -24,12 +29,32 @@ class ProcessFailed(TrainError):
 
 
 # A process finds what this one finds. With `-m` it would look into the working directory first. One that aborts in a
-# library says where it was.
-BOOT = """import faulthandler, json, runpy, sys
+# library says where it was. Of several hosts, it takes its place among the processes of all of them.
+_BOOT = """import faulthandler, json, os, runpy, sys
 faulthandler.enable()
 given = json.loads(sys.argv.pop(1))
-sys.path[:] = given + [path for path in sys.path if path not in given]
+sys.path[:] = given["path"] + [path for path in sys.path if path not in given["path"]]
+os.environ.update(given["environment"])
+if given["environment"]:
+    os.environ["RANK"] = str(given["first_rank"] + int(os.environ["LOCAL_RANK"]))
 runpy.run_module("clip_train", run_name="__main__", alter_sys=True)"""
+
+
+def boot(meeting: Meeting | None = None) -> list[str]:
+    """The words behind the name of the interpreter that start clip_train; its own words follow."""
+    environment: dict[str, str] = {}
+    if meeting is not None:
+        environment = {
+            "WORLD_SIZE": str(meeting.ranks), "MASTER_ADDR": meeting.address[0], "MASTER_PORT": str(meeting.address[1]),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher of host 0 serves the store
+        }  # fmt: skip
+        if meeting.interface is not None and "GLOO_SOCKET_IFNAME" not in os.environ:
+            environment["GLOO_SOCKET_IFNAME"] = meeting.interface
+    given = {
+        "path": [os.path.abspath(os.fspath(entry)) for entry in sys.path], "environment": environment,
+        "first_rank": meeting.first_rank if meeting is not None else 0,
+    }  # fmt: skip
+    return ["-P", "-c", _BOOT, json.dumps(given)]
 
 
 def processes_to_start(asked: int | None, *, nnodes: int) -> int:
@@ -51,33 +76,61 @@ def _cause(error: ChildFailedError) -> tuple[int, ProcessFailure]:
     return min(lost) if lost else error.get_first_failure()
 
 
-def launch(argv: list[str], *, processes: int, nnodes: int, node_rank: int, endpoint: str | None) -> None:
+def launch(
+    argv: list[str], *, processes: int, nnodes: int, node_rank: int, endpoint: str | None, join_minutes: float
+) -> None:
     """Runs clip_train with these arguments in every process, and waits for all of them."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // processes)))
+    if nnodes == 1:
+        return _run(argv, processes=processes, endpoint=endpoint)
+    meeting = meet(
+        endpoint or "", hosts=nnodes, host=node_rank, processes=processes, minutes=join_minutes, say=_say
+    )  # fmt: skip
+    try:
+        with meeting.watched():
+            _run(argv, processes=processes, endpoint=None, meeting=meeting)
+    except ProcessFailed as error:
+        stopped = error.exit_code == INTERRUPTED
+        lost = f"{meeting.lost}; continue with --resume" if meeting.lost is not None else None
+        cause = lost or (None if stopped else meeting.cause())
+        meeting.leave(None if stopped and lost is None else str(error))
+        if cause is not None:
+            raise ProcessFailed(cause, CRASH if stopped else error.exit_code) from None
+        raise
+    meeting.leave()
+
+
+def _say(line: str) -> None:
+    messages.note(line)
+    print(f"clip_train: {line}", file=sys.stderr, flush=True)
+
+
+def _run(argv: list[str], *, processes: int, endpoint: str | None, meeting: Meeting | None = None) -> None:
+    """Runs the processes of this host."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // processes)))
     config = LaunchConfig(
-        min_nodes=nnodes,
-        max_nodes=nnodes,
+        min_nodes=1,
+        max_nodes=1,
         nproc_per_node=processes,
-        rdzv_backend="static" if nnodes > 1 else "c10d",
+        rdzv_backend="c10d",
         rdzv_endpoint=endpoint or "localhost:0",
-        rdzv_configs={"rank": node_rank, "timeout": 900} if nnodes > 1 else {},
         run_id="clip_train",
         max_restarts=0,
         monitor_interval=0.2,
     )
+    first = meeting.first_rank if meeting is not None else 0
     try:
-        search_path = json.dumps([os.path.abspath(os.fspath(entry)) for entry in sys.path])
-        elastic_launch(config, sys.executable)("-P", "-c", BOOT, search_path, *argv)
+        elastic_launch(config, sys.executable)(*boot(meeting), *argv)
     except ChildFailedError as error:
         rank, failure = _cause(error)
         if failure.exitcode > 0:
-            raise ProcessFailed(f"process {rank} stopped (its message is above)", failure.exitcode) from None
+            raise ProcessFailed(f"process {first + rank} stopped (its message is above)", failure.exitcode) from None
         raise ProcessFailed(
-            f"process {rank} was lost ({failure.signal_name()}) and the run was stopped; continue with --resume", CRASH
-        ) from None
+            f"process {first + rank} was lost ({failure.signal_name()}) and the run was stopped; continue with "
+            f"--resume", CRASH
+        ) from None  # fmt: skip
     except SignalException as error:
         raise ProcessFailed(f"stopped by {error.sigval.name}; continue with --resume", INTERRUPTED) from None

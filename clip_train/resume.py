@@ -8,7 +8,7 @@ from typing import Any
 
 from clip_train import checkpoint
 from clip_train.config import ModelConfig, Plan, TrainOptions
-from clip_train.distributed import rank
+from clip_train.distributed import from_first, gather, rank, tensors_from_first, together
 from clip_train.errors import TrainError, UsageError
 from clip_train.log import Progress
 from clip_train.order import WINDOW_FORM
@@ -18,15 +18,21 @@ from clip_train.same_run import unexplained
 
 
 def find_checkpoint(plan: Plan) -> Path | None:
-    """The newest valid checkpoint, if the run resumes. UsageError if the folder holds a run and it does not."""
+    """The newest valid checkpoint, if the run resumes. UsageError if the folder holds a run and it does not.
+
+    The first rank looks for it; the others are told.
+    """
+    return from_first(together(lambda: _find(plan) if rank() == 0 else None))
+
+
+def _find(plan: Plan) -> Path | None:
     folder = Path(plan.options.output) / "checkpoints"
     if not plan.options.resume:
         if checkpoint.all_steps(folder):
             raise UsageError(f"{plan.options.output} holds a run: --resume continues it, or name another folder")
         return None
-    if rank() == 0:
-        checkpoint.clear_scratch(folder)
-    progress = Progress(steps=0, first_step=0, show=rank() == 0)
+    checkpoint.clear_scratch(folder)
+    progress = Progress(steps=0, first_step=0, show=True)
     faults = []
     for path, fault in checkpoint.newest(folder):
         if fault is None:
@@ -40,9 +46,22 @@ def find_checkpoint(plan: Plan) -> Path | None:
     return None
 
 
+def read_on_all(path: Path) -> checkpoint.Checkpoint:
+    """The checkpoint that the first rank has. A rank that has it as well reads it, the others get it from the first."""
+    own = checkpoint.mark(path)
+    marks = gather(own)
+    if all(mark == marks[0] for mark in marks):
+        return together(lambda: checkpoint.load(path))
+    found = together(lambda: checkpoint.load(path) if rank() == 0 else None)
+    parts = {} if found is None else {"model": found.model, "optimizer": found.optimizer, "ema": found.ema or {}}
+    sent = {name: tensors_from_first(parts.get(name, {})) for name in ("model", "optimizer", "ema")}
+    info = from_first(found.info if found else {})
+    return checkpoint.Checkpoint(sent["model"], sent["optimizer"], sent["ema"] or None, info)
+
+
 def restore_run(run: Run, path: Path) -> None:
     """Restores weights, optimizer state, average, loss scale and the place in the data."""
-    state = checkpoint.load(path)
+    state = read_on_all(path)
     info, plan = state.info, run.plan
     same_model(ModelConfig.from_json(info["model"]), plan.model, str(path))
     if plan.vocabulary and info["vocabulary"] != plan.vocabulary:

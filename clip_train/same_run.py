@@ -29,12 +29,15 @@ _KEPT = ("data", "model", "seed", "loss", "activation", "window", "online_balanc
 
 
 def continued(
-    options: TrainOptions, said: Collection[str] | None = None
+    options: TrainOptions,
+    said: Collection[str] | None = None,
+    stored: tuple[Mapping[str, Any], tuple[dict[str, Any], ...]] | None = None,
 ) -> tuple[TrainOptions, tuple[dict[str, Any], ...]]:
     """The options of a run that resumes, and the history of their changes.
 
     Args:
         said: names of the options that the caller gave; unless given, those that differ from their default.
+        stored: options and history of the run; those of RUN/config.json unless given.
 
     Returns:
         The options, and the entries of the history: option, from, to, and step (None for a change of now).
@@ -46,27 +49,27 @@ def continued(
         if options.change:
             raise UsageError(f"--change {' '.join(options.change)} needs --resume: a new run has nothing to change")
         return options, ()
-    stored, history = read_stored(Path(options.output))
+    kept, history = read_stored(Path(options.output)) if stored is None else stored
     if said is None:
         said = {field.name for field in dataclasses.fields(options) if getattr(options, field.name) != field.default}
     changes = _changes(options)
-    if not stored:
+    if not kept:
         return dataclasses.replace(options, **changes), ()
     differing = [
-        f"{flag_of(name)} {getattr(options, name)} is not the run's {stored[name]}"
+        f"{flag_of(name)} {getattr(options, name)} is not the run's {kept[name]}"
         for name in RECIPE
-        if name in said and name not in changes and getattr(options, name) != stored.get(name, getattr(options, name))
+        if name in said and name not in changes and getattr(options, name) != kept.get(name, getattr(options, name))
     ]
     if differing:
         raise UsageError(
             f"{'; '.join(differing)}. Leave it out to go on with the run's, or say --change NAME=VALUE to change it"
         )
-    filled = {name: stored[name] for name in RECIPE if name in stored}
-    filled |= {name: stored[name] for name in _KEPT if name in stored and name not in said}
+    filled = {name: kept[name] for name in RECIPE if name in kept}
+    filled |= {name: kept[name] for name in _KEPT if name in kept and name not in said}
     made = [
-        {"option": name, "from": stored.get(name), "to": value, "step": None}
+        {"option": name, "from": kept.get(name), "to": value, "step": None}
         for name, value in changes.items()
-        if stored.get(name) != value
+        if kept.get(name) != value
     ]
     return dataclasses.replace(options, **{**filled, **changes}), (*history, *made)
 

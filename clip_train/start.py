@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 
 import torch
@@ -13,7 +14,7 @@ from clip_train.config import Plan, TrainOptions
 from clip_train.data import LoaderOptions
 from clip_train.devices import cpu_count
 from clip_train.distill import Teacher, open_teacher
-from clip_train.distributed import rank, world_size
+from clip_train.distributed import rank, refuse_different, together, world_size
 from clip_train.errors import UsageError
 from clip_train.index import Index
 from clip_train.model import CLIP, has_varlen
@@ -47,7 +48,8 @@ def start_run(plan: Plan, device: torch.device, *, data: str = "", teacher: Teac
     model = CLIP(plan.model)
     resumed = find_checkpoint(plan)
     if options.init and resumed is None:
-        load_initial(model, plan)
+        together(lambda: load_initial(model, plan))
+        refuse_different({"the weights of --init": digest_of_weights(model) if world_size() > 1 else ""})
     model.to(device)
     if plan.model.is_resnet:
         model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -76,6 +78,14 @@ def start_run(plan: Plan, device: torch.device, *, data: str = "", teacher: Teac
     if resumed is not None:
         restore_run(run, resumed)
     return run
+
+
+def digest_of_weights(model: CLIP) -> str:
+    """A name for the weights of a model that is on the CPU."""
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def compile_towers(model: CLIP, *, text: bool) -> None:

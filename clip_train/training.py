@@ -23,10 +23,18 @@ from torch import Tensor
 
 from clip_train import checkpoint, keyed
 from clip_train.at_checkpoint import Evaluations, check_evaluations
-from clip_train.config import ModelConfig, TrainOptions, check_run, resolve
+from clip_train.config import ModelConfig, TrainOptions, resolve
 from clip_train.data import Batch, Loader
 from clip_train.distill import toward_teacher
-from clip_train.distributed import agree, pick_device, process_group, rank, world_size
+from clip_train.distributed import (
+    agree,
+    pick_device,
+    process_group,
+    rank,
+    refuse_different,
+    together,
+    world_size,
+)
 from clip_train.errors import Interrupted
 from clip_train.image import normalize
 from clip_train.index import digest_of
@@ -37,13 +45,12 @@ from clip_train.optim import learning_rate, set_learning_rate
 from clip_train.parallel import frozen_statistics
 from clip_train.report import Report, Timing
 from clip_train.run import Run, StepResult
-from clip_train.run_config import run_vocabulary, write_config
-from clip_train.same_run import continued
+from clip_train.run_config import write_config
+from clip_train.same_on_all import agreed_options, agreed_vocabulary
 from clip_train.saver import Saver
 from clip_train.sharded import whole
 from clip_train.shards import open_index
 from clip_train.start import find_teacher, loader_options, open_stream, start_run
-from clip_train.tokenizer import load_tokenizer
 from clip_train.transfer import to_device, upload
 
 _PATCHES = 5  # purpose of a keyed draw; data.py has 1 to 4
@@ -67,31 +74,30 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
         Interrupted: SIGTERM or SIGINT arrived; the state is saved.
         TrainError: anything else that a person can mend.
     """
-    options, history = continued(options)
-    check_run(options)
     device = pick_device()
     with process_group(device, timeout_minutes=options.timeout_minutes), contextlib.ExitStack() as stack:
-        index = open_index(options.data, cache=options.cache, cache_gb=options.cache_gb)
+        options, history = agreed_options(options)
+        index = together(lambda: open_index(options.data, cache=options.cache, cache_gb=options.cache_gb))
+        refuse_different({"the set of --data": digest_of(index)})
         folder = Path(options.output)
-        tokenizer = load_tokenizer(options.bpe or run_vocabulary(folder, resume=options.resume))
+        tokenizer = agreed_vocabulary(options)
         plan = resolve(
             options, samples=len(index), world_size=world_size(), vocab_size=tokenizer.vocab_size,
             has_gpu=device.type == "cuda", vocabulary=tokenizer.fingerprint, history=history,
         )  # fmt: skip
         stream = open_stream(index, plan.options)
         stream.epoch_of(0)  # an epoch without pairs is refused here
-        check_evaluations(options)
-        if rank() == 0:
-            stack.enter_context(hold(folder))
-        teacher = find_teacher(index, plan.options)
+        together(lambda: check_evaluations(options, first=rank() == 0))
+        together(lambda: stack.enter_context(hold(folder)) if rank() == 0 else None)
+        teacher = together(lambda: find_teacher(index, plan.options))
+        refuse_different({"the table of --distill": teacher.digest if teacher else None})
         run = start_run(plan, device, data=digest_of(index), teacher=teacher)
         progress = Progress(steps=plan.steps, first_step=run.step, show=rank() == 0)
         for note in plan.notes if run.step == 0 else ():
             progress.say(note)
         for path in index.damaged:
             progress.say(f"{path} is truncated or damaged: only its complete samples are used")
-        if rank() == 0:
-            write_config(folder, run.plan, tokenizer, step=run.step)
+        together(lambda: write_config(folder, run.plan, tokenizer, step=run.step) if rank() == 0 else None)
         if run.step >= plan.steps:
             progress.say(f"nothing left to do: the run has all of its {plan.steps} steps; --change steps=N goes on")
         log = open_log(folder, run, stack) if rank() == 0 else None

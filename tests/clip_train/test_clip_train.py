@@ -193,9 +193,7 @@ def test_two_ranks_give_the_gradient_of_one_process(options, tmp_path, tars):
     from tests.clip_train.conftest import write_teacher
 
     write_teacher(tmp_path / "teacher.parquet", [f"{number:06d}" for number in range(48)])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     torch.multiprocessing.spawn(as_one_of_two, (options, port, str(tmp_path / "found.pt")), nprocs=2)
     found, largest = torch.load(tmp_path / "found.pt"), 0.0
     for loss in ("infonce", "sigmoid", "distill"):
@@ -558,6 +556,12 @@ def command(options: TrainOptions, *extra: str) -> list[str]:
     return [sys.executable, "-m", "clip_train", "train", *flags, *extra]
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
 
@@ -605,11 +609,12 @@ def test_kill_9_at_random_steps_and_resume(options, tmp_path):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_train_as_one(options, tmp_path, parallel):
+@pytest.mark.parametrize(("parallel", "hosts"), [("ddp", 2), ("fsdp", 1)])
+def test_two_processes_train_as_one(options, tmp_path, parallel, hosts):
     """Two processes from the start give the same run as a mix of one and two.
 
-    In the mix one process is killed, two continue, and one goes to the end.
+    In the mix one process is killed, two continue, and one goes to the end. With two hosts each has a launcher, and the
+    second one a folder of its own, in which nothing is written and no checkpoint is found.
     """
     from tests.clip_train.conftest import jpeg
 
@@ -620,13 +625,20 @@ def test_two_processes_train_as_one(options, tmp_path, parallel):
     whole_run = dataclasses.replace(options, steps=12, save_every=4, output=str(tmp_path / "whole"))
     train(dataclasses.replace(whole_run, zero_shot=labelled))
 
-    def two_processes(run: TrainOptions, *extra: str) -> None:
-        flags = ("--processes", "2", "--parallel", parallel, *extra)
-        done = subprocess.run(command(run, *flags), env=environment(), capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+    def two_processes(run: TrainOptions, *extra: str) -> list[subprocess.Popen]:
+        port, started = free_port(), []
+        for host in range(hosts):
+            meet = ("--nnodes", str(hosts), "--node-rank", str(host), "--rdzv-endpoint", f"127.0.0.1:{port}")
+            flags = ("--processes", str(2 // hosts), "--parallel", parallel, *(meet if hosts > 1 else ()), *extra)
+            own = dataclasses.replace(run, output=f"{run.output}-{host}" if host else run.output)
+            started.append(subprocess.Popen(command(own, *flags), env=environment(), stderr=subprocess.PIPE, text=True))
+        return started
 
     two = dataclasses.replace(whole_run, output=str(tmp_path / "two"))
-    two_processes(two, "--zero-shot", labelled)
+    for process in two_processes(two, "--zero-shot", labelled):
+        said = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, said
+    assert not Path(f"{two.output}-1").exists()
     assert losses(two.output) == pytest.approx(losses(whole_run.output), abs=1e-6)
     results = [(tmp_path / name / "zero_shot.jsonl").read_text() for name in ("two", "whole")]
     assert results[0] == results[1] and results[0].count("\n") == 3
@@ -634,16 +646,15 @@ def test_two_processes_train_as_one(options, tmp_path, parallel):
     part = dataclasses.replace(whole_run, output=str(tmp_path / "part"))
     with pytest.raises(StopIteration):
         train(part, on_step=_stop_at(random.Random(parallel).randrange(4, 8)))
-    process = subprocess.Popen(
-        command(part, "--processes", "2", "--parallel", parallel, "--accumulate", "2", "--resume"),
-        env=environment(), stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    wait_for_lines(Path(part.output) / "log.jsonl", 9, process)
-    children = children_of(process.pid)
-    for child in [*children, process.pid]:
+    started = two_processes(part, "--accumulate", "2", "--resume")
+    wait_for_lines(Path(part.output) / "log.jsonl", 9, started[0])
+    children = children_of(started[-1].pid)
+    for child in [*children, started[-1].pid]:  # the last host is gone at once; where there is another, it ends
         os.kill(child, signal.SIGKILL)
-    process.wait()
+    said = [process.communicate(timeout=120)[1] for process in started]
     wait_for_end(children)
+    if hosts > 1:
+        assert started[0].returncode == 1 and "another process of the run has ended" in said[0], said[0]
     train(dataclasses.replace(part, resume=True))
     assert losses(part.output) == pytest.approx(losses(whole_run.output), abs=1e-6)
 
