@@ -15,7 +15,7 @@ import apache_beam as beam
 from pipeline.engine import malloc, shuffle_files
 from pipeline.engine.merging import Merge
 from pipeline.engine.tasks import EXCHANGES, MOST_ELEMENTS, ExchangeTask, Reading, Task, elements_for, units_of_element
-from pipeline.engine.work import StepFolder, check_token, lock_as_worker, run_unit, token_of
+from pipeline.engine.work import StepFolder, check_code, check_token, code, lock_as_worker, run_unit, token_of
 
 
 class Step(beam.PTransform):
@@ -109,9 +109,10 @@ class _Send(beam.DoFn):
 class _RunUnits(beam.DoFn):
     def __init__(self, task: Task, elements: int) -> None:
         self._task, self._elements = task, elements
-        self._token = token_of(task.folder.root)
+        self._token, self._code = token_of(task.folder.root), code()
 
     def setup(self) -> None:
+        check_code(self._code)
         lock_as_worker(self._task.folder.root, self._token)
         malloc.retain_freed_memory()
 
@@ -125,9 +126,10 @@ class _RunUnits(beam.DoFn):
 class _RunBucket(beam.DoFn):
     def __init__(self, task: ExchangeTask) -> None:
         self._task = task
-        self._token = token_of(task.folder.root)
+        self._token, self._code = token_of(task.folder.root), code()
 
     def setup(self) -> None:
+        check_code(self._code)
         lock_as_worker(self._task.folder.root, self._token)
         malloc.retain_freed_memory()
 

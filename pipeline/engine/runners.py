@@ -417,9 +417,9 @@ def explain_failure(error: BaseException) -> JobFailed:
     of_file = re.match(r"(?:[\w.]+\.)?DamagedError: ", last)
     if of_file:
         return FileDamaged(last[of_file.end() :])
-    of_fence = re.match(r"(?:[\w.]+\.)?(Fence|Lease)Error: ", last)
-    if of_fence:
-        return JobFailed(last[of_fence.end() :])
+    of_worker = re.match(r"(?:[\w.]+\.)?(Fence|Lease|Worker)Error: ", last)
+    if of_worker:
+        return JobFailed(last[of_worker.end() :])
     of_network = re.match(r"(?:[\w.]+\.)?NetworkError: ", last)
     if of_network:
         return NetworkAway(last[of_network.end() :])

@@ -6,12 +6,15 @@ a worker asks for it where it runs; a path of another host means nothing to it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+import time
 
 from pipeline.engine.cli import UsageError
 
 SCRATCH = "OPENWIT_SCRATCH"
+ABANDONED_S = 7 * 86400.0  # a file that nobody has written for so long is of a process that is gone
 
 
 def folder() -> str:
@@ -34,3 +37,14 @@ def beside(url: str) -> str:
     """Where a file lies that only this machine needs."""
     scheme, _, rest = url.partition("://")
     return os.path.join(folder(), "local", scheme, *(part for part in rest.split("/") if part not in ("", ".", "..")))
+
+
+def remove_abandoned(folder: str) -> None:
+    """Removes files of this machine below a folder that a killed process left long ago. Locks stay."""
+    oldest = time.time() - ABANDONED_S
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(parent, name)
+            with contextlib.suppress(OSError):
+                if not name.startswith(".") and os.stat(path).st_mtime < oldest:
+                    os.unlink(path)

@@ -22,9 +22,12 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
-from pipeline.engine import clusters, fence, journal, lease, log_file, remote, storage
+import xxhash
+
+from pipeline.engine import clusters, fence, journal, lease, log_file, remote, scratch, storage
 from pipeline.engine.cli import UsageError
 from pipeline.engine.input_errors import RefusedInputError, TransferError
 
@@ -46,6 +49,13 @@ class JobLeft(Busy):
 
     def __init__(self, root: str, left: str) -> None:
         RuntimeError.__init__(self, f"another run may hold the output folder {root}: {left}")
+
+
+class WorkerError(RuntimeError):
+    """A worker lacks what a job needs. People look for it on the host of the command, so the host is named."""
+
+    def __init__(self, lacks: str) -> None:
+        super().__init__(f"the worker on {socket.gethostname()} {lacks}")
 
 
 class LeaseLost(Busy):
@@ -336,6 +346,26 @@ def _join(root: str, token: str) -> None:
         raise type(error)(f"{who}: {error}. {remedy} (docs/engines.md)") from error
 
 
+@functools.cache
+def code() -> str:
+    """A digest of the sources of this process. A job needs the same ones on every host: it names their classes."""
+    digest, top = xxhash.xxh3_64(), Path(__file__).parents[2]
+    for path in sorted(path for name in ("pipeline", "queries") for path in (top / name).rglob("*.py")):
+        digest.update(path.relative_to(top).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def check_code(of_job: str) -> None:
+    """Refuses a worker with other sources than the job, before it fails with an error that says nothing.
+
+    Raises:
+        WorkerError: it has another version of this package.
+    """
+    if of_job != code():
+        place = Path(__file__).parents[2]
+        raise WorkerError(f"has another version of this package ({place}) than the command: install the same one")
+
+
 def lock_as_worker(root: str, token: str = "") -> None:
     """Holds the shared lock until this process ends. Every process that writes below `root` calls it.
 
@@ -345,6 +375,7 @@ def lock_as_worker(root: str, token: str = "") -> None:
 
     Raises:
         FenceError, LeaseError: the job no longer holds the folder.
+        WorkerError: this process does not see the folder.
         RefusedInputError, TransferError: this process cannot reach the store that holds the folder.
     """
     if storage.is_url(root):
@@ -352,10 +383,14 @@ def lock_as_worker(root: str, token: str = "") -> None:
     if root in _running:
         return
     if not storage.is_url(root):
+        if token and not os.path.exists(os.path.join(root, ".lock")):
+            raise WorkerError(f"does not see the folder {root}: share it with all hosts, or give --output s3://...")
         fence.enter(root, token)
     if root not in _held:
         here = storage.beside(root)
         os.makedirs(here, exist_ok=True)
+        if here != root:
+            scratch.remove_abandoned(here)
         _held[root] = open(os.path.join(here, ".workers"), "a+")
         fcntl.flock(_held[root], fcntl.LOCK_SH)
 

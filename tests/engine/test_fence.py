@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine import fence, files, storage, work
+from pipeline.engine import fence, files, runners, storage, work
 from pipeline.engine.work import StepFolder, lock_run_folder
 from tests.places import ROOT
 
@@ -66,6 +67,7 @@ def test_a_stopped_worker_of_a_killed_run_writes_nothing_into_the_next_run(
     root = str(tmp_path / "out")
     folder = StepFolder(f"{root}/stages/gather/parts", "new")
     fence.renew(root)  # a client that is killed: nothing lowers its fence
+    (tmp_path / "out/.lock").touch()
     command = [sys.executable, "-c", WORKER, root, fence.token_of(root)]
     fence._folders.clear()
     worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -119,10 +121,21 @@ def test_the_jobs_of_a_run_have_tokens_of_their_own(tmp_path: Path) -> None:
 
 
 def test_who_comes_too_late_does_not_begin(tmp_path: Path) -> None:
+    with pytest.raises(work.WorkerError, match=f"on {socket.gethostname()} does not see the folder {tmp_path}: share"):
+        work.lock_as_worker(str(tmp_path), "0123456789abcdef")
+    (tmp_path / ".lock").touch()
     with pytest.raises(fence.FenceError):
         work.lock_as_worker(str(tmp_path), "0123456789abcdef")
     fence._folders.clear()
-    assert not tree(tmp_path)
+    assert os.listdir(tmp_path) == [".lock"]
+
+
+def test_a_worker_with_other_sources_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    work.check_code(work.code())
+    with pytest.raises(work.WorkerError) as raised:
+        work.check_code("0123456789abcdef")
+    said = str(runners.explain_failure(RuntimeError(f"pipeline.engine.work.WorkerError: {raised.value}")))
+    assert said.startswith(f"the worker on {socket.gethostname()} has another version of this package ({ROOT})")
 
 
 def test_a_run_that_loses_its_folder_says_so(tmp_path: Path) -> None:

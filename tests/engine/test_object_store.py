@@ -377,6 +377,18 @@ def test_a_rate_without_a_shared_folder_is_that_of_each_host(monkeypatch: pytest
     assert len((tmp_path / "machine/local/s3" / BUCKET / "paced/.pace").read_bytes()) == 8
 
 
+def test_what_a_killed_worker_left_goes_after_a_week(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    another_machine(monkeypatch, tmp_path)
+    here = Path(scratch.beside(f"{TOP}/left"))
+    (here / "stages").mkdir(parents=True)
+    for name, age in ((".lock", 1e6), ("stages/0.pieces", 1e6), ("stages/1.pieces", 5e5), ("stages/2.tmp3-4", 1e6)):
+        (here / name).touch()
+        os.utime(here / name, (time.time() - age, time.time() - age))
+    work.lock_as_worker(f"{TOP}/left")
+    work._held.pop(f"{TOP}/left").close()
+    assert sorted(path.name for path in here.rglob("*") if path.is_file()) == [".lock", ".workers", "1.pieces"]
+
+
 def test_files_of_the_user_lie_in_out_for_workers_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "stop.txt.gz").write_bytes(gzip.compress(b"of\nthe\n"))
     copy = user_files.copy_of("--stop-queries", str(tmp_path / "stop.txt.gz"), f"{TOP}/copied")
