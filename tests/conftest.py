@@ -38,7 +38,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def shipped() -> Iterator[None]:
     """The readers that the tests of the sources know, whatever else stands in `READERS`. Their order stays."""
     before = dict(READERS)
-    for name in before.keys() - {"wat", "warc", "table", "set"}:
+    for name in before.keys() - {"wat", "warc", "table", "set", "webdataset"}:
         del READERS[name]
     yield
     READERS.clear()

@@ -103,7 +103,7 @@ REFUSED = [
     ("--columns", "url,,text", "url,,text", "must be different names with commas between them, such as url,text"),
     ("--input", "", "''", "must not be empty"),
     ("--exchange", "file", "file", "must be one of files, shuffle; did you mean files?"),
-    ("--input-format", "wet", "wet", "must be one of auto, wat, warc, table, set; did you mean wat?"),
+    ("--input-format", "wet", "wet", "must be one of auto, wat, warc, table, set, webdataset; did you mean wat?"),
     ("--keep-rejected", "some", "some", "must be one of sample, all, none"),
     ("--match", "wild", "wild", "must be one of wide, metaclip; did you mean wide?"),
     ("--case", "lower", "lower", "must be one of exact, fold"),

@@ -47,6 +47,7 @@ class StoredImage:
         phash: of the pixels before they were encoded; None: not known, or of another version.
         final_url: where it came from; None: from the URL of the row.
         allowed_by, consulted: the protocols that allow its use for training, and those that were asked.
+        keeps_form: it is encoded as stored images are. Otherwise it is encoded again.
     """
 
     jpeg: bytes
@@ -58,6 +59,7 @@ class StoredImage:
     final_url: str | None = None
     allowed_by: tuple[str, ...] = ()
     consulted: tuple[str, ...] = ()
+    keeps_form: bool = True
 
     def picture(self, decoded: Picture) -> Picture:
         """The picture, from what decoding the JPEG gave. It is not encoded again, if it has the form of stored images.
@@ -70,7 +72,7 @@ class StoredImage:
             if (value := getattr(self, name)) is not None
         }
         same = (decoded.original_width, decoded.original_height) == (decoded.width, decoded.height)
-        if not (same and is_plain(self.jpeg)):
+        if not (self.keeps_form and same and is_plain(self.jpeg)):
             given.pop("phash", None)
             return dataclasses.replace(decoded, **given)
         return dataclasses.replace(decoded, jpeg=self.jpeg, **given)

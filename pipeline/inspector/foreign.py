@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.dataset import foreign_tars
 from pipeline.dataset.errors import Damaged, NotFound
-from pipeline.dataset.foreign_tars import Contents, Place
 from pipeline.dataset.open_set import NO_QUERIES
+from pipeline.engine import foreign_tars
+from pipeline.engine.foreign_tars import Contents, Place
 from pipeline.inspector.pairs import KEY, Pairs
 
 IMAGES = ("jpg", "jpeg", "png", "webp")  # members that are images, as clip_train takes them

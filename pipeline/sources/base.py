@@ -114,7 +114,8 @@ class Reader(abc.ABC):
         unknown_bytes: the size that is assumed for an input without a known size.
         kernels: modules that `read` loads where enough is read.
         piece_bytes: of a piece of an input for a sample, about.
-        stores_images: its images are encoded as the fetch stores them (`read_stored`).
+        stores_images: its images come from another data set, which knows more of them (`read_stored`).
+        keeps_form: they are encoded as the fetch stores them.
     """
 
     name: ClassVar[str]
@@ -128,6 +129,7 @@ class Reader(abc.ABC):
     kernels: ClassVar[tuple[str, ...]] = ()
     piece_bytes: ClassVar[int] = 2 << 20
     stores_images: ClassVar[bool] = False
+    keeps_form: ClassVar[bool] = False
 
     def claims(self, name: str) -> bool:
         """True if the name is that of a file of this format."""

@@ -270,8 +270,6 @@ def _expand_local(spec: str, *, any_name: bool) -> list[Found]:
         return [_local(path, os.path.dirname(path))]
     if os.path.isdir(path):
         found = list(_walk(path, path, any_name=any_name))
-        if not found and os.path.basename(path) == "shards" and published_sets.is_set(os.path.dirname(path)):
-            raise InputError(f"{spec!r} are the shards of a published set: name the folder {os.path.dirname(path)!r}")
         if not found:
             raise InputError(f"the folder {spec!r} holds no file to read: expected {readable()}")
         return found
@@ -317,8 +315,11 @@ def _walk(folder: str, root: str, *, any_name: bool) -> Iterator[Found]:
             folders.clear()
             continue
         folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        described = {f"{name.removesuffix('.tar')}.parquet" for name in files if name.endswith(".tar")}
         for name in files:
             path = os.path.join(parent, name)
+            if name in described and _holds_pairs(f"{path.removesuffix('.parquet')}.tar"):
+                continue  # img2dataset's table of the samples of a tar
             if not name.startswith((".", "_")) and (any_name or _named(name) or _holds_pairs(path)):
                 yield _local(path, root)
 
@@ -565,6 +566,9 @@ def _reader_of(item: Found) -> Reader:
     named = _named(item.path)
     if named and not (named.name_is_vague and not is_remote(item.path)):
         return named
+    root = published_sets.root_of(item.path)
+    if item.path.endswith(".tar") and not is_remote(item.path) and published_sets.is_set(root):
+        raise InputError(f"{item.path!r} is a shard of a published set: name the folder of the set, {root!r}")
     if _WET.search(file_name(item.path)):
         raise InputError(
             f"{item.name!r} is a WET file. It holds text without images: use the WAT or WARC file of the same crawl"
@@ -572,11 +576,6 @@ def _reader_of(item: Found) -> Reader:
     reader = _sniff(item.path) or named
     if reader is None:
         where = public(item.path)
-        if item.path.endswith(".tar") and published_sets.is_set(published_sets.root_of(item.path)):
-            raise InputError(
-                f"{where!r} is a shard of a published set: name the folder of the set, "
-                f"{published_sets.root_of(item.path)!r}"
-            )
         if _lists_addresses(read_head(item.path)):
             raise InputError(
                 f"{where!r} lists addresses without texts, and queries are found in texts. If they are addresses of "

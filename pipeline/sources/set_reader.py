@@ -37,6 +37,7 @@ class PublishedSets(Reader):
     suffixes: ClassVar[tuple[str, ...]] = ()
     bytes_per_pair: ClassVar[float] = 15_000
     stores_images: ClassVar[bool] = True
+    keeps_form: ClassVar[bool] = True
 
     def sniff(self, head: bytes) -> bool:
         return False

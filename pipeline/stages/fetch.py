@@ -73,6 +73,7 @@ from pipeline.stages.robots_archive import (
 from pipeline.stages.row_pass import RAW, ROW_HASH
 from pipeline.stages.run import RESULT, HowSettings, RightsSettings, Run
 from pipeline.stages.tally import Rejects, Tally, unit_body
+from pipeline.text import clean
 from pipeline.text.rights import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -357,9 +358,10 @@ class ArchivedImages:
             return None
         form, path, offset = found
         sample = READERS[form].read_stored(path, offset, max_bytes=self.max_bytes)
-        if sample is None or url not in (sample[1].get("url"), sample[1].get("url_as_found")):
+        if sample is None or not _is_of(sample[1], url):
             return None
-        return stored_image(*sample, url=url, same_version=READERS[form].result_of(path) == str(RESULT))
+        image = stored_image(*sample, url=url, same_version=READERS[form].result_of(path) == str(RESULT))
+        return dataclasses.replace(image, keeps_form=READERS[form].keeps_form)
 
     def _place(self, url: str) -> tuple[str, str, int] | None:
         """The format and the path of the input that holds an image, and its place there."""
@@ -377,6 +379,12 @@ class ArchivedImages:
         at = np.searchsorted(words[:, 0], asked[:, 0])
         found = np.minimum(at, len(words) - 1)
         return np.where((words[found] == asked).all(axis=1), found, -1)
+
+
+def _is_of(facts: Mapping[str, Any], url: str) -> bool:
+    """True if a sample is that of a URL: the input may be another file by now."""
+    named = [value for name in ("url", "url_as_found") if isinstance(value := facts.get(name), str)]
+    return url in named or url in clean.canonical_urls(pa.array(named, pa.string()))[0].to_pylist()
 
 
 def check_set(root: str, run: Run) -> None:
@@ -429,7 +437,7 @@ def stored_image(jpeg: bytes, facts: Mapping[str, Any], *, url: str, same_versio
         return value if isinstance(value, int) and 0 < value < 1 << 31 else None
 
     digest, phash = text("original_sha256"), text("phash")
-    came_from = text("final_url") or text("url")
+    came_from = text("final_url") or clean.canonical_urls(pa.array([text("url")]))[0][0].as_py()
     return StoredImage(
         jpeg,
         bytes.fromhex(digest) if re.fullmatch(r"[0-9a-f]{64}", digest) else None,

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clip_train.tar_scan import scan_tar
-from pipeline.dataset import foreign_tars
+from pipeline.engine import foreign_tars
 from pipeline.engine.cli import BELOW, DONE, MISSING, USAGE
 from tests import samples
 

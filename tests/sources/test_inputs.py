@@ -214,7 +214,7 @@ def test_the_first_bytes_decide_where_the_name_does_not(folder, tmp_path):
 
 def test_the_user_may_say_the_format(folder):
     assert names(folder / "notes.txt", input_format="table") == [("notes.txt", "table")]
-    with pytest.raises(InputError, match="auto, wat, warc, table or set"):
+    with pytest.raises(InputError, match="auto, wat, warc, table, set or webdataset"):
         expand([str(folder)], input_format="what")
 
 

@@ -80,7 +80,8 @@ def read(root: Path) -> tuple[pa.Table, pa.Table, Ledger]:
 def test_each_text_of_a_sample_is_a_pair_and_each_image_is_found(folder: Path) -> None:
     pairs, images, ledger = read(folder)
     assert ledger.records_in == 3 and ledger.rows_in == pairs.num_rows == 5
-    assert sorted(pairs["text"].to_pylist()) == sorted(["a red dog", *TEXTS[1:], "number two", "cat & dog"])
+    texts = sorted(" ".join(text.split()) for text in pairs["text"].to_pylist())  # the first of a sample is as found
+    assert texts == sorted(["a red dog", *TEXTS[1:], "number two", "cat & dog"])
     rows = {row["url"]: row for path in (folder / "metadata").iterdir() for row in pq.read_table(path).to_pylist()}
     tars = {item.path for item in inputs.expand([str(folder)])}
     for row in images.to_pylist():

@@ -18,7 +18,7 @@ from pipeline.engine.cli import CRASHED, DONE, MISSING
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.options import declared
 from pipeline.schema import CANDIDATES, TEXT_SOURCES
-from pipeline.sources import READERS, set_reader, tables, warc, wat, web_archives
+from pipeline.sources import READERS, set_reader, tables, tar_reader, warc, wat, web_archives
 from pipeline.sources.base import BATCH_ROWS, Input, Reader, ReadSettings, candidates_of_pairs, read_whole
 from pipeline.sources.inputs import InputError, expand, readable
 from pipeline.stages.gather import GatherSettings
@@ -230,7 +230,7 @@ def test_what_can_be_read_is_said_from_the_readers(pairs: Reader, tmp_path: Path
     )
     with pytest.raises(InputError, match=r"holds no file to read: expected .*\*\.pairs\.json"):
         expand([str(tmp_path)])
-    with pytest.raises(InputError, match="use auto, wat, warc, table, set or pairs"):
+    with pytest.raises(InputError, match="use auto, wat, warc, table, set, webdataset or pairs"):
         expand([str(tmp_path)], input_format="what")
 
 
@@ -352,7 +352,7 @@ def test_what_counts_as_naming_a_format(pairs: Reader, code: str, count: int) ->
 
 def test_only_the_registry_imports_the_readers() -> None:
     """Stages use `READERS`. A module that imports one reader would know its format."""
-    known = {module.__name__ for module in (wat, warc, web_archives, tables, set_reader)}
+    known = {module.__name__ for module in (wat, warc, web_archives, tables, set_reader, tar_reader)}
     for path in (ROOT / "pipeline").rglob("*.py"):
         if path.parent.name == "sources":
             continue

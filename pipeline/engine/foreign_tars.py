@@ -1,4 +1,4 @@
-"""Finds the members of any tar by its headers, also of a damaged one. `tars.walk` reads our own tars alone.
+"""Finds the members of any tar by its headers, also of a damaged one. `dataset.tars` reads our own tars alone.
 
     scan(data).samples["00012"]["jpg"]  ->  (offset, size)
 
@@ -43,10 +43,16 @@ class Contents:
             self.faults.append((offset, problem))
 
 
-def scan(data: bytes | mmap.mmap) -> Contents:
-    """The samples and faults of a tar. After a damaged header the scan goes on at the next sound one."""
+def scan(data: bytes | mmap.mmap, *, most: int | None = None) -> Contents:
+    """The samples and faults of a tar. After a damaged header the scan goes on at the next sound one.
+
+    `most`: it ends behind so many samples; None: at the end of the tar.
+    """
     found, at, name, size, last = Contents(), 0, "", -1, ""
     while at + BLOCK <= len(data):
+        if most is not None and len(found.samples) > most:
+            found.samples.popitem()
+            return found
         header = data[at : at + BLOCK]
         if not any(header):
             return found
@@ -112,6 +118,11 @@ def _number(field: bytes) -> int:
         return int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
     digits = field.rstrip(b" \0").strip()
     return int(digits, 8) if _DIGITS.fullmatch(digits) else 0
+
+
+def size_of(header: bytes) -> int:
+    """The size of a member by its header; 0 if the header is damaged."""
+    return _number(header[124:136]) if len(header) == BLOCK and _is_sound(header) else 0
 
 
 def _short_name(header: bytes) -> str:

@@ -1,0 +1,230 @@
+"""Tars of samples in the form of WebDataset, as img2dataset writes them: 00012.jpg, 00012.json, 00012.txt.
+
+The JSON of a sample holds its URL, and a text unless a member `.txt` does. The image lies in the tar, so it is not
+downloaded. It is decoded and encoded as a downloaded one. What img2dataset noted of the image as served is kept: its
+size and its sha256.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.engine import foreign_tars
+from pipeline.engine.foreign_tars import BLOCK
+from pipeline.engine.input_errors import is_remote
+from pipeline.engine.ledger import CUT, Ledger
+from pipeline.engine.opening import open_input, open_seekable
+from pipeline.sources.base import (
+    ARCHIVED_IMAGES,
+    Input,
+    Reader,
+    ReadSettings,
+    SettingsError,
+    candidates_of_pairs,
+    for_each,
+)
+from pipeline.sources.tables import TEXT_NAMES, URL_NAMES
+
+IMAGES = {"jpg": "jpeg", "jpeg": "jpeg", "png": "png", "webp": "webp", "gif": "gif", "avif": "avif"}
+KINDS = (*IMAGES, "json", "txt")
+ROWS = 8_192  # samples of a batch
+LARGEST_JSON = 1 << 20
+MOST_CHECKED = 64  # tars that a check opens, at most
+SAMPLES_CHECKED = 8  # of a tar
+DISTANCE_BITS = 24  # of an offset: how many blocks lie between image and JSON
+MIDDLE = 1 << (DISTANCE_BITS - 1)
+CONSULTED = "iptc,c2pa"  # what the decoder looks for in every image
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class TarReader(Reader):
+    """Tars of samples."""
+
+    name: ClassVar[str] = "webdataset"
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    vague_suffixes: ClassVar[tuple[str, ...]] = (".tar",)
+    bytes_per_pair: ClassVar[float] = 30_000
+    stores_images: ClassVar[bool] = True
+
+    def sniff(self, head: bytes) -> bool:
+        return head[257:262] == b"ustar"
+
+    def holds_pairs(self, head: bytes) -> bool:
+        """True for a tar that begins with a member of a sample."""
+        if not self.sniff(head):
+            return False
+        name = head[:100].split(b"\0", 1)[0].decode("utf-8", "replace").lower()
+        return name.rpartition(".")[2] in KINDS
+
+    def check(self, inputs: Sequence[Input], settings: ReadSettings) -> None:
+        """Checks that the first local tars hold a sample with an image, a URL and a text."""
+        local = [item for item in inputs if not is_remote(item.path)][:MOST_CHECKED]
+        for_each(lambda item: _check(item, settings), local)
+        super().check(inputs, settings)
+
+    def read(
+        self, source: Input, *, ledger: Ledger, images: list[pa.RecordBatch], settings: ReadSettings
+    ) -> Iterator[pa.RecordBatch]:
+        with _mapped(source.path) as data:
+            found = foreign_tars.scan(data)
+            for _, problem in found.faults:
+                if problem.startswith("the file ends"):
+                    ledger.notes[CUT] += 1
+                else:
+                    ledger.records_in += 1
+                    ledger.lose("cut_record" if problem.startswith("a member is cut") else "damaged_member")
+            samples = [members for members in found.samples.values() if not IMAGES.keys().isdisjoint(members)]
+            ledger.records_in += len(found.samples) - len(samples)
+            ledger.lose("no_image_in_sample", len(found.samples) - len(samples))
+            for start in range(0, len(samples), ROWS):
+                some = samples[start : start + ROWS]
+                ledger.records_in += len(some)
+                places = [_image_of(members) for members in some]
+                pairs = [_pair(data, members, settings, ledger) for members in some]
+                url, text = (pa.array([pair[place] for pair in pairs], pa.string()) for place in (0, 1))
+                listed = [row for row, pair in enumerate(pairs) if pair[0] is not None]
+                columns = [
+                    url.take(pa.array(listed, pa.int64())),
+                    [_packed(places[row][1], some[row].get("json")) for row in listed],
+                    [places[row][1][1] for row in listed],
+                    [f"image/{IMAGES[places[row][0]]}" for row in listed],
+                ]
+                arrays = [pa.array(column, field.type) for column, field in zip(columns, ARCHIVED_IMAGES, strict=True)]
+                images.append(pa.RecordBatch.from_arrays(arrays, schema=ARCHIVED_IMAGES))
+                offsets = np.array([place[1][0] - BLOCK for place in places], np.int64)
+                batch = candidates_of_pairs(url, text, offsets, ledger)
+                if batch.num_rows:
+                    yield batch
+
+    def read_image(self, path: str, offset: int, *, max_bytes: int) -> bytes | None:
+        found = self.read_stored(path, offset, max_bytes=max_bytes)
+        return None if found is None else found[0]
+
+    def read_stored(self, path: str, offset: int, *, max_bytes: int) -> tuple[bytes, dict[str, Any]] | None:
+        """The image, and of its JSON the size and the sha256 of the image as served."""
+        block, distance = offset >> DISTANCE_BITS, offset & ((1 << DISTANCE_BITS) - 1)
+        try:
+            with open_seekable(path) as opened:
+                image = _member(opened.stream, block, max_bytes)
+                known = _member(opened.stream, block + distance - MIDDLE, LARGEST_JSON) if distance else b"{}"
+        except OSError:
+            return None
+        facts = _object(known or b"")
+        if image is None or facts is None:
+            return None
+        given = facts.get("original_sha256") or facts.get("sha256")
+        known_sha256 = isinstance(given, str) and _SHA256.fullmatch(given) is not None
+        kept = {name: facts.get(name) for name in ("original_width", "original_height", "url", "url_as_found")}
+        kept["original_sha256"] = given if known_sha256 else hashlib.sha256(image).hexdigest()
+        return image, {**kept, "rights_consulted": CONSULTED}
+
+
+def _check(item: Input, settings: ReadSettings) -> None:
+    """Looks at the first samples of a tar.
+
+    Raises:
+        SettingsError: none of them has an image, a URL and a text.
+    """
+    with _mapped(item.path) as data:
+        some = list(foreign_tars.scan(data, most=SAMPLES_CHECKED).samples.values())
+        good = [members for members in some if not IMAGES.keys().isdisjoint(members)]
+        if not good:
+            raise SettingsError(f"{item.name!r} is no tar of images: its first sample has {_listed(some)}")
+        pairs = [_pair(data, members, settings, Ledger()) for members in good]
+        for place, name in enumerate(("URL", "text")):
+            if not any(pair[place] for pair in pairs):
+                raise SettingsError(
+                    f"{item.name!r} has no {name} in its first samples ({_listed(good)}): a pair needs one, in the "
+                    f"JSON under the name of --{name.lower()}-column"
+                )
+
+
+def _listed(samples: Sequence[dict[str, Any]]) -> str:
+    """The kinds of members of the first sample."""
+    return ", ".join(f".{kind}" for some in samples[:1] for kind in list(some)[:8]) or "no member"
+
+
+@contextlib.contextmanager
+def _mapped(path: str) -> Iterator[mmap.mmap | bytes]:
+    """The bytes of a tar. A remote one is copied to this machine first."""
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(open_input(path))
+        file: Any = opened.stream
+        if not opened.local:
+            file = stack.enter_context(tempfile.TemporaryFile())
+            shutil.copyfileobj(opened.stream, file, 1 << 20)
+            file.flush()
+        if not os.fstat(file.fileno()).st_size:
+            yield b""
+            return
+        yield stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _image_of(members: dict[str, foreign_tars.Place]) -> tuple[str, foreign_tars.Place]:
+    return next((kind, place) for kind, place in members.items() if kind in IMAGES)
+
+
+def _pair(
+    data: mmap.mmap | bytes, members: dict[str, foreign_tars.Place], settings: ReadSettings, ledger: Ledger
+) -> tuple[str | None, str | None]:
+    """The URL and the text of a sample."""
+    facts: dict[str, Any] = {}
+    if "json" in members:
+        offset, size = members["json"]
+        found = _object(data[offset : offset + size]) if size <= LARGEST_JSON else None
+        ledger.notes["bad_sample_json"] += found is None
+        facts = found or {}
+    url = _first(facts, (settings.url_column,) if settings.url_column != "url" else URL_NAMES)
+    if "txt" in members and settings.text_column == "text":
+        offset, size = members["txt"]
+        return url, data[offset : offset + min(size, LARGEST_JSON)].decode("utf-8", "replace")
+    return url, _first(facts, (settings.text_column,) if settings.text_column != "text" else TEXT_NAMES)
+
+
+def _first(facts: dict[str, Any], names: Sequence[str]) -> str | None:
+    found = (facts.get(name) for name in names)
+    return next((value for value in found if isinstance(value, str) and value), None)
+
+
+def _object(data: bytes) -> dict[str, Any] | None:
+    """A JSON object without lone surrogates; None: it is none."""
+    try:
+        found = json.loads(data)
+        if isinstance(found, dict):
+            json.dumps(found, ensure_ascii=False).encode()
+            return found
+    except (ValueError, RecursionError):
+        pass
+    return None
+
+
+def _packed(image: foreign_tars.Place, facts: foreign_tars.Place | None) -> int:
+    """The blocks of an image and of its JSON as one number."""
+    block = image[0] // BLOCK
+    distance = 0 if facts is None else facts[0] // BLOCK - block + MIDDLE
+    return block << DISTANCE_BITS | (distance if 0 < distance < 2 * MIDDLE else 0)
+
+
+def _member(stream: Any, block: int, most: int) -> bytes | None:
+    """The content of a member that begins with a block; None: it is empty, or has more bytes than `most`."""
+    if block < 1:
+        return None
+    stream.seek((block - 1) * BLOCK)
+    size = foreign_tars.size_of(stream.read(BLOCK))
+    if not 0 < size <= most:
+        return None
+    found = stream.read(size)
+    return found if len(found) == size else None

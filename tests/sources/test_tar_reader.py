@@ -1,0 +1,145 @@
+"""Tars of samples, as img2dataset writes them, as inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import build
+from pipeline.dataset.open_set import open_set
+from pipeline.dataset.verify import verify
+from pipeline.engine.input_errors import InputError
+from pipeline.engine.ledger import Ledger
+from pipeline.schema import CANDIDATES
+from pipeline.sources import READERS, inputs, tar_reader
+from pipeline.sources.base import Input, ReadSettings
+from tests.growing import Growing, small_web
+from tests.webserver import picture
+from tests.without_beam import run_job, without_beam  # noqa: F401
+
+TARS = READERS["webdataset"]
+
+
+def write_tar(path: Path, members: Mapping[str, bytes], *, form: int = tarfile.USTAR_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=form) as out:
+        for name, data in members.items():
+            (info := tarfile.TarInfo(name)).size = len(data)
+            out.addfile(info, io.BytesIO(data))
+    return path
+
+
+def sample(key: str, url: str | None, text: str | None, *, kind: str = "jpg", **facts: object) -> dict[str, bytes]:
+    """The members of a sample, in the order of their names."""
+    about = {name: value for name, value in {"url": url, "caption": text, **facts}.items() if value is not None}
+    found = {f"{key}.{kind}": key.encode() * 300, f"{key}.json": json.dumps(about).encode()}
+    return dict(sorted({**found, **({} if text is None else {f"{key}.txt": text.encode()})}.items()))
+
+
+def read(path: Path, settings: ReadSettings | None = None) -> tuple[pa.Table, pa.Table, Ledger]:
+    ledger, images = Ledger(), list[pa.RecordBatch]()
+    source = Input(path.name, str(path), "webdataset", path.stat().st_size)
+    batches = list(TARS.read(source, ledger=ledger, images=images, settings=settings or ReadSettings()))
+    ledger.rows_out = sum(batch.num_rows for batch in batches)
+    assert ledger.balanced()
+    empty = pa.schema([("url", pa.string()), ("offset", pa.int64())]).empty_table()
+    return pa.Table.from_batches(batches, CANDIDATES), pa.Table.from_batches(images) if images else empty, ledger
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], ids=str)
+def test_pairs_and_images_of_a_tar(tmp_path: Path, form: int) -> None:
+    served = hashlib.sha256(b"as served").hexdigest()
+    long = "a/" + "folder-" * 20 + "/2"
+    members = {
+        **sample("0", "http://A.org/0.jpg", "a red dog", original_width=900, original_height=600, sha256=served),
+        **sample("1", "http://a.org/1.png", "a cat", kind="png"),
+        **(sample(long, "http://a.org/2.jpg", "a tree") if form != tarfile.USTAR_FORMAT else {}),
+        **sample("3", None, "without a URL"),
+        **sample("4", "http://a.org/4.jpg", None),
+        "5.jpg": b"x",
+        "5.json": b"{broken",
+        "6.txt": b"no image",
+        "README": b"no sample",
+    }
+    path = write_tar(tmp_path / "0.tar", members, form=form)
+    pairs, images, ledger = read(path)
+    there = 3 if form != tarfile.USTAR_FORMAT else 2
+    assert pairs["text"].to_pylist() == ["a red dog", "a cat", "a tree"][:there]
+    assert ledger.dropped == {"null_url": 2, "null_text": 1} and ledger.notes["bad_sample_json"] == 1
+    assert ledger.records_dropped == {"no_image_in_sample": 1} and ledger.records_in == there + 4
+    by_url = {row["url"]: row for row in images.to_pylist()}
+    assert len(by_url) == there + 1  # also that of a sample without a text
+    first = TARS.read_stored(str(path), by_url["http://A.org/0.jpg"]["offset"], max_bytes=10_000)
+    assert first is not None and first[0] == b"0" * 300
+    assert (first[1]["original_width"], first[1]["original_sha256"]) == (900, served)
+    second = TARS.read_stored(str(path), by_url["http://a.org/1.png"]["offset"], max_bytes=10_000)
+    assert second is not None and second[1]["original_sha256"] == hashlib.sha256(second[0]).hexdigest()
+    assert second[1]["url"] == "http://a.org/1.png" and second[1]["original_width"] is None
+    assert TARS.read_image(str(path), by_url["http://a.org/1.png"]["offset"], max_bytes=100) is None
+    assert TARS.read_image(str(path), 0, max_bytes=100) is None
+    named = ReadSettings(url_column="link", text_column="title")
+    other = write_tar(tmp_path / "1.tar", sample("0", None, "not this one", link="http://a.org/9.jpg", title="this"))
+    assert read(other, named)[0].select(["url", "text"]).to_pylist() == [{"url": "http://a.org/9.jpg", "text": "this"}]
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"a.txt": b"x"}, "is no tar of images: its first sample has .txt"),
+        ({"src/main": b"x"}, "its first sample has no member"),
+        (sample("0", None, "a"), "has no URL in its first samples"),
+        (sample("0", "http://a.org/", None), "has no text in its first samples"),
+    ],
+)
+def test_a_tar_without_pairs_is_refused(tmp_path: Path, members: dict[str, bytes], words: str) -> None:
+    path = write_tar(tmp_path / "0.tar", members)
+    with pytest.raises(InputError, match=words):
+        TARS.check(inputs.expand([str(path)]), ReadSettings())
+
+
+@given(st.data())
+def test_damage_loses_samples_and_raises_nothing(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    path = tmp_path_factory.mktemp("damage") / "0.tar"
+    write_tar(path, {name: value for key in "abc" for name, value in sample(key, f"http://a.org/{key}", key).items()})
+    blob = bytearray(path.read_bytes())
+    for place in data.draw(st.lists(st.integers(0, 6_000), max_size=8)):
+        blob[place] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(blob[: data.draw(st.integers(0, len(blob)))])
+    _, images, _ = read(path)
+    for row in images.to_pylist():
+        TARS.read_stored(str(path), row["offset"], max_bytes=10_000)
+    TARS.read_stored(str(path), data.draw(st.integers(0, 2**62)), max_bytes=10_000)
+
+
+def test_a_folder_of_img2dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables of its tars are left out, and no image is downloaded. Other tars in the folder are no inputs."""
+    monkeypatch.setattr(build.runners, "run_job", run_job)
+    with small_web() as server:
+        growing, folder = Growing(tmp_path / "in", server), tmp_path / "images"
+        members: dict[str, bytes] = {}
+        for number in range(3):
+            key, url = f"{number:09}", f"{server.base}/img/{number:02}.jpg"
+            members |= sample(key, url, "a red dog", original_width=900, original_height=700, width=300)
+            members[f"{key}.jpg"] = picture(number, (300, 260))
+        write_tar(folder / "00000.tar", members)
+        write_tar(folder / "backup.tar", {"src/main.c": b"int"})
+        pq.write_table(pa.table({"url": ["http://a.org/failed.jpg"], "caption": ["a cat"]}), folder / "00000.parquet")
+        (folder / "00000_stats.json").write_text('{"count": 4, "successes": 3}')
+        assert [item.name for item in inputs.expand([str(folder)])] == ["00000.tar"]
+        growing.build(tmp_path / "out", [folder])
+        assert growing.hits() == []
+    rows = open_set(tmp_path / "out").table().to_pylist()
+    assert [(row["height"], row["original_width"], row["rights_consulted"]) for row in rows] == [
+        (256, 900, tar_reader.CONSULTED)
+    ] * 3
+    assert list(verify(str(tmp_path / "out"), stages=True)) == []
