@@ -36,10 +36,10 @@ check: $(VENV)/.dev
 setup: $(VENV)/.base
 setup-train: $(VENV)/.train
 
-engines: $(VENV)/.dev
+engines: $(VENV)/.base
 	sh tools/engines.sh .engines $(python)
 
-cluster: $(VENV)/.dev
+cluster: $(VENV)/.base
 	$(python) tools/cluster.py start .cluster --engine $(ENGINE)
 cluster-stop:
 	$(python) tools/cluster.py stop .cluster

@@ -5,6 +5,10 @@ So jobs on Flink carry a name of ours, and are cancelled through Flink's REST in
 (https://nightlies.apache.org/flink/flink-docs-release-1.19/docs/ops/rest_api/, `PATCH /jobs/:jobid?mode=cancel`).
 `OUT/.job` names the job from before it is submitted until it ends. So the next run on the same folder can end a job
 that a killed client left. The job server ends with its client, so a job that is not there after `LATE_S` never comes.
+
+On Spark the job server is the driver, and the job ends with it. The driver's page tells of the job
+(https://spark.apache.org/docs/3.5.0/monitoring.html#rest-api). The master's page does, too, but its address cannot be
+known from that of the master.
 """
 
 from __future__ import annotations
@@ -33,26 +37,28 @@ LATE_S = 5.0  # until a job that the cluster does not know is taken for one that
 POLL_S = 0.5
 ENDED = ("FINISHED", "CANCELED", "FAILED", "SUSPENDED")
 NOTE = ".job"  # the file in OUT that names the job under way
+DRIVER_PORTS = range(4040, 4057)  # Spark's drivers on one host take the first free one for their pages
 
 
 @dataclass(frozen=True)
 class Cluster:
     """A cluster that only answers at an address, or none at all (address ""): the job dies with this process."""
 
-    address: str = ""  # HOST:PORT
+    address: str = ""  # HOST:PORT, several with commas between them where one of them is enough
     job: str = ""  # the name of our job
     cancel_s: ClassVar[float] = 0.0  # seconds that `cancel` takes, at most
 
     def problem(self) -> str:
         """What is wrong with the cluster or with the job on it; "" if nothing is known to be wrong."""
-        if not self.address:
-            return ""
-        host, _, port = self.address.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
-        except (OSError, ValueError) as error:
-            return f"{self.address} does not answer ({error})"
-        return ""
+        problem = ""
+        for address in filter(None, self.address.split(",")):
+            try:
+                socket.create_connection(_pair(address), timeout=ANSWER_S).close()
+            except (OSError, ValueError) as error:
+                problem = f"{self.address} does not answer ({error})"
+            else:
+                return ""
+        return problem
 
     def cancel(self) -> str:
         """Ends the job on the cluster and waits until it is gone. Returns what is left to do; "" if nothing."""
@@ -61,6 +67,10 @@ class Cluster:
     def page(self) -> str:
         """The address of the job's page in the web interface of the engine; "": none is known, or not yet."""
         return ""
+
+    def variables(self) -> dict[str, str]:
+        """Environment variables that the job server needs."""
+        return {}
 
 
 NONE = Cluster()
@@ -126,6 +136,71 @@ class Flink(Cluster):
             return json.loads(answer.read() or b"{}")
 
 
+@dataclass(frozen=True)
+class Spark(Cluster):
+    """A Spark master and its workers, or Spark in the job server (address "")."""
+
+    def problem(self) -> str:
+        """As `Cluster.problem`; a job that has no executor is one."""
+        if problem := super().problem():
+            return problem
+        page = self.page()
+        if not page:
+            return ""
+        try:
+            (application,) = _read(f"{page}/api/v1/applications")
+            executors = _read(f"{page}/api/v1/applications/{application['id']}/executors")
+            if any(executor["isActive"] and executor["id"] != "driver" for executor in executors):
+                return ""
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+        return f"the job has no executor on Spark at {self.address}: no worker lives, or none has cores and memory left"
+
+    def page(self) -> str:
+        """As `Cluster.page`: that of the driver on this host."""
+        host = self._own_address()
+        for port in DRIVER_PORTS:
+            page = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                if _read(f"{page}/api/v1/applications")[0]["name"].startswith(self.job):
+                    return page
+        return ""
+
+    def variables(self) -> dict[str, str]:
+        """As `Cluster.variables`: where the driver listens, the address by which this host reaches the master.
+
+        Spark itself takes the first address of the host's name: on Debian that is 127.0.1.1, which no executor reaches.
+        And its page would listen on every address of the host.
+        """
+        return {"SPARK_LOCAL_IP": self._own_address()}
+
+    def _own_address(self) -> str:
+        if given := os.environ.get("SPARK_LOCAL_IP"):
+            return given
+        for address in filter(None, self.address.split(",")):
+            with contextlib.suppress(OSError, ValueError):
+                family, kind, _, _, place = socket.getaddrinfo(*_pair(address), type=socket.SOCK_DGRAM)[0]
+                with socket.socket(family, kind) as unsent:
+                    unsent.connect(place)  # this sends nothing: it chooses the way
+                    return unsent.getsockname()[0]
+        return "127.0.0.1"
+
+
+def _pair(address: str) -> tuple[str, int]:
+    """(host, port) of HOST:PORT.
+
+    Raises:
+        ValueError: the port is no number.
+    """
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _read(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=ANSWER_S) as answer:
+        return json.load(answer)
+
+
 def job_name(given: str = "") -> str:
     """A name for a job that no other job has. It begins with the name that the user gave."""
     return f"{given or f'openwit-{os.getpid()}'}-{secrets.token_hex(4)}"
@@ -141,10 +216,12 @@ def cluster_of(runner: str, arguments: Sequence[str]) -> Cluster:
     flags = values(arguments)
     kind = runner.lower().removesuffix("runner")
     address = {"flink": flags.get("flink_master", ""), "spark": flags.get("spark_master_url", "")}.get(kind, "")
+    if kind == "spark" and address.startswith("local"):
+        return Spark(job=flags.get("job_name", ""))
     address = re.sub(r"^\w+://", "", address).split("/")[0]
-    if not re.fullmatch(r"[\w.\-\[\]:]+:\d+", address):  # [local], [auto], local[4]
+    if not re.fullmatch(r"([\w.\-\[\]:]+:\d+,?)+", address):  # [local], [auto], yarn
         return Cluster()
-    return (Flink if kind == "flink" else Cluster)(address, flags.get("job_name", ""))
+    return (Flink if kind == "flink" else Spark)(address, flags.get("job_name", ""))
 
 
 def values(arguments: Sequence[str]) -> dict[str, str]:

@@ -263,7 +263,7 @@ def run_pipeline(
     patience = LOCAL_END_S if type(runner).__name__ == "LocalRunner" else ENGINE_END_S + cluster.cancel_s
     noted = clusters.noted(root, cluster)
     # The job server ends before the job is looked for on its cluster: it may be about to submit it.
-    with interruptible(patience) as interrupt, variables_for_engines(), noted, job_servers(runner):
+    with interruptible(patience) as interrupt, variables_for_engines(cluster), noted, job_servers(runner):
         try:
             result = pipeline.run()
             interrupt.catch()
@@ -282,10 +282,14 @@ def run_pipeline(
 
 
 @contextlib.contextmanager
-def variables_for_engines() -> Iterator[None]:
-    """While a job runs, Python processes that an engine starts on this host find this package."""
-    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
-    os.environ.update(child.variables())
+def variables_for_engines(cluster: clusters.Cluster = clusters.NONE) -> Iterator[None]:
+    """While a job runs, Python processes that an engine starts on this host find this package.
+
+    The job server has what its cluster needs.
+    """
+    variables = child.variables() | cluster.variables()
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -403,10 +407,13 @@ def explain_failure(error: BaseException) -> JobFailed:
     died = ("Channel closed prematurely", "Worker subprocess exited", "Socket closed", "UNAVAILABLE")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     own = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt|Busy|Exit|NoRows)\b.*", line)]
+    causes = [cause for line in lines if (cause := re.match(r"Caused by: (?:[\w.$]+: )?(.+?)\.?$", line))]
     if any(word in text for word in died) and not own[1:]:
         return WorkerDied("a worker process died, perhaps because memory ran out: try fewer --workers")
     if not own and type(error) is not RuntimeError:  # raised in this process, with Beam's "[while running ...]"
         own = [f"{type(error).__name__}: {' '.join(lines)}"]
+    if causes and not own:  # of the job server: the last lines are frames
+        own = [": ".join(dict.fromkeys(cause[1] for cause in causes))]
     last = own[-1] if own else (lines[-1] if lines else type(error).__name__)
     last = last.removeprefix("RuntimeError: ") if EXPECTED.search(last) else last
     last = re.sub(r" \[while running '[^']*'\]", "", last)  # Beam puts it behind the first argument: text may follow

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.engine import clusters, runners, watchdog
-from pipeline.engine.clusters import Cluster, Flink
+from pipeline.engine.clusters import Cluster, Flink, Spark
 from pipeline.engine.progress import Watched
 from pipeline.engine.work import Busy, StepFolder, lock_run_folder
 from tests.places import ROOT
@@ -104,8 +104,10 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         ("flink", ["--flink_master", "http://h:8081/", "--job_name=x"], Flink("h:8081", "x")),
         ("FlinkRunner", ["--flink_master=[local]", "--job_name=x"], Cluster()),
         ("FlinkRunner", ["--job_name=x"], Cluster()),
-        ("SparkRunner", ["--spark_master_url=spark://h:7077"], Cluster("h:7077")),
-        ("SparkRunner", ["--spark_master_url=local[4]"], Cluster()),
+        ("SparkRunner", ["--spark_master_url=spark://h:7077", "--job_name=x"], Spark("h:7077", "x")),
+        ("spark", ["--spark_master_url=spark://h:7077,i:7077"], Spark("h:7077,i:7077")),
+        ("SparkRunner", ["--spark_master_url=local[4]"], Spark()),
+        ("SparkRunner", ["--spark_master_url=yarn"], Cluster()),
         ("local", [], Cluster()),
         ("PrismRunner", ["--flink_master=h:8081"], Cluster()),
     ],
@@ -133,6 +135,42 @@ def test_what_is_wrong_with_a_cluster(rest: Rest) -> None:
     assert "FAILED" in Flink(rest.address, "mine").problem()
     rest.task_managers = 0
     assert "no task manager" in Flink(rest.address, "mine").problem()
+
+
+class Driver(BaseHTTPRequestHandler):
+    """The page of a Spark driver, whose job is named by Beam: our name and a number of its own."""
+
+    name, executors = "mine_1", [("driver", True), ("0", False), ("1", True)]
+
+    def do_GET(self) -> None:
+        found = [{"id": name, "isActive": active} for name, active in self.executors]
+        body = json.dumps(found if self.path.endswith("/app-1/executors") else [{"id": "app-1", "name": self.name}])
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_what_is_wrong_with_a_job_on_spark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job is found among the drivers of this host. One without executors waits for ever."""
+    monkeypatch.delenv("SPARK_LOCAL_IP", raising=False)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Driver)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        master = Spark(f"h.invalid:1,127.0.0.1:{server.server_port}", "mine")
+        monkeypatch.setattr(clusters, "DRIVER_PORTS", range(server.server_port, server.server_port + 1))
+        assert master.variables() == {"SPARK_LOCAL_IP": "127.0.0.1"} == Spark().variables()
+        assert master.problem() == "" and master.page() == f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(Driver, "executors", [("driver", True), ("0", False)])
+        assert "no executor on Spark at h.invalid:1,127.0.0.1" in master.problem()
+        assert Spark(master.address, "other").problem() == "" == Spark(master.address, "other").page()
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert "does not answer" in master.problem()
 
 
 def test_a_cluster_that_is_gone() -> None:

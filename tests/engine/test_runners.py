@@ -275,6 +275,12 @@ def test_what_a_stopped_worker_says_of_its_last_bundle_is_not_told(
             "Beam could not download https://repo.example/a.jar. `make engines` fetches engines. Or give "
             "--flink_job_server_jar, --spark_job_server_jar or --prism_location the path of your own",
         ),
+        (
+            "Pipeline a failed in state FAILED: org.apache.flink.RestClientException: [x\n\tat a.b(C.java:1)\n"
+            "Caused by: org.apache.flink.FlinkException: Could not upload.\n\tat a.b(C.java:2)\n"
+            "Caused by: java.net.ConnectException: Connection refused\n\t... 13 more\n]",
+            "Could not upload: Connection refused",
+        ),
     ],
 )
 def test_a_message_is_whole_where_beam_put_the_step_into_it(text: str, expected: str) -> None:
