@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 
 from pipeline.engine import clusters, fetched_engines
@@ -16,6 +17,8 @@ from pipeline.engine.cli import MissingInput, UsageError
 JOB_SERVERS = ("flink", "spark")  # Beam starts a JVM for them
 WORKER = "/opt/openwit/bin/openwit-worker"  # the example of docs/engines.md
 DATAFLOW = ("project", "region", "temp_location")  # without them Dataflow refuses the job, after a minute of set-up
+POOL, HERE = r"[\w.\-\[\]:]+:\d+", ("localhost:", "127.", "[::1]:")
+START_POOL = "python -m apache_beam.runners.worker.worker_pool_main (docs/engines.md)"
 IMAGES = ("sdk_container_image", "worker_harness_container_image")  # an image that holds this package
 
 
@@ -40,19 +43,28 @@ def check_flags(runner: str, given: Sequence[str], *, output: str = "") -> None:
         _check_java(runner, flags)
         if clusters.cluster_of(runner, given).address:
             _check_environment(runner, flags, given)
+    if _on_this_machine(runner, given):
+        _check_worker(given)
     if kind == "dataflow":
         _check_dataflow(runner, flags, output)
 
 
 def check_answers(runner: str, given: Sequence[str]) -> None:
-    """Asks the cluster that the flags name, for at most 10 s.
+    """Asks the cluster and the pool of workers that the flags name, each for at most 10 s.
+
+    `localhost` is each worker's own host, so a pool there is asked only if all workers are on this machine.
 
     Raises:
-        UsageError: it does not answer.
+        UsageError: one of them does not answer.
     """
     problem = clusters.Cluster(clusters.cluster_of(runner, given).address).problem()
     if problem:
         raise UsageError(f"--runner {runner}: {problem}. Start it, or correct the address")
+    flags = clusters.values(given)
+    pool = flags.get("environment_config", "") if flags.get("environment_type", "").upper() == "EXTERNAL" else ""
+    if re.fullmatch(POOL, pool) and (_on_this_machine(runner, given) or not pool.startswith(HERE)):
+        if problem := clusters.Cluster(pool).problem():
+            raise UsageError(f"--environment_config: the worker pool at {problem}. Start it on each host: {START_POOL}")
 
 
 def _check_java(runner: str, flags: Mapping[str, str]) -> None:
@@ -70,15 +82,39 @@ def _check_environment(runner: str, flags: Mapping[str, str], given: Sequence[st
             f"--runner {runner}: on a cluster give --environment_type=PROCESS --environment_option=process_command="
             f"{WORKER}. Beam's default is a container without this package"
         )
-    command = next((found for word in given if (found := re.search(r"process_command=([^,]*)", word))), None)
-    if kind == "PROCESS" and not config and not (command and os.path.isabs(command[1])):
-        was = f" ({command[1]} is relative)" if command else ""
+    command = _worker_command(given)
+    if kind == "PROCESS" and not config and not os.path.isabs(command):
+        was = f" ({command} is relative)" if command else ""
         raise UsageError(
             f"--environment_type=PROCESS needs --environment_option=process_command=PATH, absolute and the same on "
             f"every host, such as {WORKER}{was}"
         )
     if kind == "EXTERNAL" and not config:
         raise UsageError("--environment_type=EXTERNAL needs --environment_config=HOST:PORT of the worker pool")
+
+
+def _worker_command(given: Sequence[str]) -> str:
+    """The program of a PROCESS environment; "" if it is not given so."""
+    found = next((found for word in given if (found := re.search(r"process_command=([^,]*)", word))), None)
+    return found[1] if found else ""
+
+
+def _on_this_machine(runner: str, given: Sequence[str]) -> bool:
+    """True if all workers are on this machine: those of a child of this process, or of a cluster on loopback."""
+    kind, flags = runner.lower().removesuffix("runner"), clusters.values(given)
+    if address := clusters.cluster_of(runner, given).address:
+        return address.startswith(HERE)
+    master = {"flink": flags.get("flink_master", ""), "spark": flags.get("spark_master_url", "")}.get(kind, "")
+    return kind in ("prism", *JOB_SERVERS) and (master in ("", "[local]", "[auto]") or master.startswith("local"))
+
+
+def _check_worker(given: Sequence[str]) -> None:
+    """A program that is not there is not told by every engine: the job waits for its worker for ever."""
+    command = _worker_command(given)
+    if command and not shutil.which(command):
+        raise MissingInput(
+            f"--environment_option=process_command={command}: no such program. `pip install` makes openwit-worker"
+        )
 
 
 def _check_dataflow(runner: str, flags: Mapping[str, str], output: str) -> None:

@@ -19,6 +19,7 @@ import itertools
 import os
 import secrets
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 
@@ -31,10 +32,17 @@ _HERE = f"{secrets.randbelow(10**8):08d}"  # processes on other hosts, or in oth
 
 
 class FenceError(RuntimeError):
-    """This process works for a run, or for a job of it, that no longer holds the folder."""
+    """This process works for a run, or for a job of it, that no longer holds the folder, or that it does not see."""
 
-    def __init__(self, root: str) -> None:
-        super().__init__(f"the output folder {root} belongs to another run or job by now; this process has stopped")
+
+def kept_out(root: str) -> FenceError:
+    """Why this process may not write below `root`. The file .lock stays as long as OUT."""
+    if os.path.exists(os.path.join(root, ".lock")):
+        return FenceError(f"the output folder {root} belongs to another run or job by now; this process has stopped")
+    return FenceError(
+        f"a worker on {socket.gethostname()} does not see the output folder {root}: all workers must see it, and the "
+        "inputs, under the same paths. Put it on a shared file system, or into a bucket (s3://...)"
+    )
 
 
 @contextlib.contextmanager
@@ -111,7 +119,7 @@ def confirm(path: str) -> None:
     """
     folder = folder_for(os.path.join(path, ""))
     if folder is not None and not os.path.isdir(folder):
-        raise FenceError(os.path.dirname(os.path.dirname(folder)))
+        raise kept_out(os.path.dirname(os.path.dirname(folder)))
 
 
 @contextlib.contextmanager

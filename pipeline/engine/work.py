@@ -403,5 +403,5 @@ def check_token(root: str, token: str) -> None:
     """
     if token and not storage.is_url(root):
         if fence.token_of(root) != token:  # a thread of an earlier job in the process of a later one
-            raise fence.FenceError(root)
+            raise fence.kept_out(root)
         fence.confirm(root)

@@ -70,6 +70,35 @@ def test_what_can_work_is_not_refused(runner: str, given: list[str]) -> None:
     engine_checks.check_flags(runner, given, output="gs://b/out")
 
 
+@pytest.mark.parametrize("runner", ["prism", "flink", "spark"])
+def test_a_worker_of_this_machine_must_be_there(runner: str, java: Path) -> None:
+    """Prism waits for ever for a program that it cannot start. On other hosts it cannot be known."""
+    missing = "--environment_option=process_command=/none/openwit-worker"
+    with pytest.raises(MissingInput, match="process_command=/none/openwit-worker: no such program"):
+        engine_checks.check_flags(runner, [PROCESS, missing])
+    engine_checks.check_flags(runner, [PROCESS, missing.replace("/none/openwit-worker", str(java))])
+    masters = ["--flink_master=127.0.0.1:81", "--spark_master_url=spark://localhost:77"]
+    if runner != "prism":
+        with pytest.raises(MissingInput, match="no such program"):
+            engine_checks.check_flags(runner, [*masters, PROCESS, missing])
+        elsewhere = ["--flink_master=h:81", "--spark_master_url=spark://h:77"]
+        engine_checks.check_flags(runner, [*elsewhere, PROCESS, missing])
+
+
+def test_a_pool_that_does_not_answer_is_refused() -> None:
+    """`localhost` is each worker's own host: only where the cluster is on this machine is it this one."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        here = f"127.0.0.1:{server.getsockname()[1]}"
+        external = ["--environment_type=EXTERNAL", f"--environment_config={here}"]
+        for runner in ("prism", "flink"):
+            engine_checks.check_answers(runner, external)
+        on_cluster = [f"--flink_master={here}", external[0], "--environment_config=localhost:1"]
+        with pytest.raises(UsageError, match="the worker pool at localhost:1 does not answer"):
+            engine_checks.check_answers("flink", on_cluster)
+    with pytest.raises(UsageError, match=f"the worker pool at {here} does not answer.*worker_pool_main"):
+        engine_checks.check_answers("prism", external)
+
+
 def test_java_is_that_of_java_home_if_it_is_set(java: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beam looks there first, and then does not look on the PATH."""
     monkeypatch.setenv("JAVA_HOME", "/none")

@@ -174,3 +174,13 @@ def test_another_file_system_below_the_folder(tmp_path: Path, monkeypatch: pytes
             files.remove(str(tmp_path / "disk" / "gone"))
         assert tree(tmp_path / "disk") == {"file": b"bytes"}
         assert not list((tmp_path / fence.FOLDER).rglob("*.tmp*"))
+
+
+def test_a_host_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(
+        fence.FenceError, match=r"a worker on .* does not see the output folder .*/out: all workers must"
+    ):
+        fence.enter(str(tmp_path / "out"), "0123456789abcdef")
+    fence._folders.clear()
+    again = type(fence.kept_out("/out"))(str(fence.kept_out("/out")))  # as Beam raises it once more, with its step
+    assert str(again) == str(fence.kept_out("/out"))
