@@ -157,7 +157,7 @@ class MemoryStore:
 
     def _copy_object(self, bucket: str, key: str, given: dict[str, Any]) -> dict[str, Any]:
         self.objects[bucket, key] = self._found(given["CopySource"]["Bucket"], given["CopySource"]["Key"])[0]
-        return {}
+        return {"CopyObjectResult": {"ETag": self._found(bucket, key)[1]}}
 
     def _delete_object(self, bucket: str, key: str, _: dict[str, Any]) -> dict[str, Any]:
         self.objects.pop((bucket, key), None)

@@ -6,13 +6,14 @@ there is no shared disk, Beam also carries Arrow IPC bytes. It never sees a row.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
 
-from pipeline.engine import malloc, shuffle_files
+from pipeline.engine import malloc, object_view, shuffle_files, work
 from pipeline.engine.merging import Merge
 from pipeline.engine.tasks import EXCHANGES, MOST_ELEMENTS, ExchangeTask, Reading, Task, elements_for, units_of_element
 from pipeline.engine.work import StepFolder, check_code, check_token, code, lock_as_worker, run_unit, token_of
@@ -81,10 +82,11 @@ class _ByShuffle(beam.PTransform):
     def expand(self, done: beam.PCollection) -> beam.PCollection:
         root, sides = _root_and_barrier(done)
         elements = min(max(1, self._buckets), elements_for(workers_of(_options(root))))
+        send = _Send(self._task.folder, self._task.reads, elements)
         sent = (
             root
             | "Producers" >> beam.Create(range(elements))
-            | "Send" >> beam.ParDo(_Send(self._task.reads, elements), *sides).with_output_types(tuple[int, tuple])
+            | "Send" >> beam.ParDo(send, *sides).with_output_types(tuple[int, tuple])
         )
         every = root | "Buckets" >> beam.Create([(bucket, (-1, -1, b"")) for bucket in range(self._buckets)])
         return (
@@ -95,50 +97,68 @@ class _ByShuffle(beam.PTransform):
         )
 
 
-class _Send(beam.DoFn):
-    def __init__(self, reading: Reading, elements: int) -> None:
+class _OnWorker(beam.DoFn):
+    """Runs units of a step on a worker of the run that holds OUT."""
+
+    def __init__(self, folder: StepFolder) -> None:
+        self._folder = folder
+        self._token, self._job = token_of(folder.root), object_view.job_of(folder.root)
+        self._code = code()
+
+    def setup(self) -> None:
+        check_code(self._code)
+        lock_as_worker(self._folder.root, self._token)
+        malloc.retain_freed_memory()
+
+    def in_step(self) -> contextlib.AbstractContextManager[None]:
+        """In this block the steps before have ended."""
+        return object_view.in_step(self._folder.root, self._job, self._folder.path)
+
+
+class _Send(_OnWorker):
+    def __init__(self, folder: StepFolder, reading: Reading, elements: int) -> None:
+        super().__init__(folder)
         self._reading, self._elements = reading, elements
 
     def process(self, element: int, after: Any = None) -> Iterator[tuple[int, tuple[int, int, bytes]]]:
-        for number, ((unit, part), path) in enumerate(self._reading.paths()):
-            if number % self._elements == element:
-                for bucket, message in shuffle_files.read_all(path):
-                    yield bucket, (unit, part, message)
+        with self.in_step():
+            places = list(self._reading.paths())[element :: self._elements]
+        for (unit, part), path in places:
+            for bucket, message in shuffle_files.read_all(path):
+                yield bucket, (unit, part, message)
 
 
-class _RunUnits(beam.DoFn):
+class _RunUnits(_OnWorker):
     def __init__(self, task: Task, elements: int) -> None:
+        super().__init__(task.folder)
         self._task, self._elements = task, elements
-        self._token, self._code = token_of(task.folder.root), code()
-
-    def setup(self) -> None:
-        check_code(self._code)
-        lock_as_worker(self._task.folder.root, self._token)
-        malloc.retain_freed_memory()
+        self._begun = work.is_begun(task.folder)
 
     def process(self, element: int, after: Any = None) -> Iterator[int]:
-        for unit in units_of_element(self._task, element, self._elements):
-            check_token(self._task.folder.root, self._token)
-            run_unit(self._task.folder, unit, self._task.run)
+        self._run(element)
         yield element
 
+    def _run(self, element: int) -> None:
+        with self.in_step():
+            units = units_of_element(self._task, element, self._elements)
+            new = work.new_units(self._folder, units, begun=self._begun)
+            for unit in units:
+                check_token(self._folder.root, self._token)
+                run_unit(self._folder, unit, self._task.run, new=unit in new)
 
-class _RunBucket(beam.DoFn):
+
+class _RunBucket(_OnWorker):
     def __init__(self, task: ExchangeTask) -> None:
+        super().__init__(task.folder)
         self._task = task
-        self._token, self._code = token_of(task.folder.root), code()
-
-    def setup(self) -> None:
-        check_code(self._code)
-        lock_as_worker(self._task.folder.root, self._token)
-        malloc.retain_freed_memory()
 
     def process(self, element: tuple[int, Iterable[tuple[int, int, bytes]]]) -> Iterator[int]:
         bucket, sent = element
         messages = [message for _, _, message in sorted(sent)]  # in the order of the files: the engine's order varies
-        check_token(self._task.folder.root, self._token)
-        if bucket < self._task.units():
-            run_unit(self._task.folder, bucket, lambda unit: self._task.run(unit, messages))
+        check_token(self._folder.root, self._token)
+        with self.in_step():
+            if bucket < self._task.units():
+                run_unit(self._folder, bucket, lambda unit: self._task.run(unit, messages))
         yield bucket
 
 

@@ -125,9 +125,7 @@ def _carry_out(root: str, journal: dict[str, Any]) -> None:
         storage.remove(os.path.join(root, MANIFEST))
     for item in journal["erased"]:
         _erase(os.path.join(root, item["path"]), item["ranges"], item["size"])
-    for path, source in sources.items():
-        if path != MANIFEST:
-            storage.move(source, os.path.join(root, path))
+    storage.move_all([(source, os.path.join(root, path)) for path, source in sources.items() if path != MANIFEST])
     _flush(root, {os.path.dirname(os.path.join(root, path)) for path in sources})
     if hidden:
         storage.move(sources[MANIFEST], os.path.join(root, MANIFEST))

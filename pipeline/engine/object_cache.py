@@ -14,9 +14,10 @@ import hashlib
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pipeline.engine import object_store, scratch
+from pipeline.engine.object_store import Version
 
 MOST_GB = "OPENWIT_SCRATCH_GB"
 DEFAULT_GB = 20.0
@@ -50,22 +51,59 @@ def local(url: str) -> str:
             os.unlink(name)
 
 
+def of_version(url: str, tag: str) -> str:
+    """The path of a copy of the object that is known to have a tag. It costs a request if no copy is here.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+    """
+    return here(url, tag) or local(url)
+
+
+def here(url: str, tag: str) -> str | None:
+    """The path of a copy of one version; None: this machine has none."""
+    path = os.path.join(_folder(url), _name(tag))
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(path)
+        return path
+    return None
+
+
+def keep(url: str, tag: str, data: bytes) -> None:
+    """Keeps the bytes of an object that this process has written."""
+    with _new(url) as name:
+        with open(name, "wb") as file:
+            file.write(data)
+        _keep(_folder(url), name, tag)
+
+
 def copy_of(url: str) -> str | None:
     """The path of a copy of the object as it is now; None: this machine has none."""
-    tags = _tags(_folder(url))
-    found = object_store.head(url) if tags else None
-    return local(url) if found is not None and found.tag.strip('"') in tags else None
+    found = object_store.head(url) if _tags(_folder(url)) else None
+    return here(url, found.tag) if found is not None else None
 
 
 @contextlib.contextmanager
-def temporary(url: str) -> Iterator[str]:
-    """Yields a name on this machine. When the block ends, the file becomes the object, whole; its bytes stay here."""
+def temporary(url: str, made: Callable[[Version], None] = lambda version: None) -> Iterator[str]:
+    """Yields a name on this machine. When the block ends, the file becomes the object, whole; its bytes stay here.
+
+    `made` is then called with the version of the object.
+    """
+    with _new(url) as name:
+        yield name
+        size, tag = os.path.getsize(name), object_store.upload(name, url)
+        _keep(_folder(url), name, tag)
+        made(Version(size, tag))
+
+
+@contextlib.contextmanager
+def _new(url: str) -> Iterator[str]:
+    """Yields the name of a file. What is left of it when the block ends goes."""
     path = scratch.beside(url)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     name = f"{path}.tmp{os.getpid()}-{next(_numbers)}"
     try:
         yield name
-        _keep(_folder(url), name, object_store.upload(name, url))
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
@@ -74,6 +112,10 @@ def temporary(url: str) -> Iterator[str]:
 def _folder(url: str) -> str:
     name = hashlib.sha256(url.encode()).hexdigest()[:40]
     return os.path.join(scratch.folder(), "objects", name[:2], name)
+
+
+def _name(tag: str) -> str:
+    return tag.strip('"').replace("/", "_")
 
 
 def _tags(folder: str) -> list[str]:
@@ -88,7 +130,7 @@ def _tags(folder: str) -> list[str]:
 def _keep(folder: str, name: str, tag: str) -> str:
     """Moves a file among the copies. Returns its path."""
     global _new_bytes
-    path = os.path.join(folder, tag.strip('"').replace("/", "_"))
+    path = os.path.join(folder, _name(tag))
     _new_bytes += os.path.getsize(name)
     os.makedirs(folder, exist_ok=True)
     os.replace(name, path)

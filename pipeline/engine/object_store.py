@@ -21,7 +21,7 @@ import functools
 import io
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.engine import remote
 from pipeline.engine.input_errors import MissingInputError, one_line
@@ -36,6 +36,13 @@ READ_BUFFER = 4 << 20  # bytes that a buffered reader asks for
 
 class Conflict(Exception):
     """Another writer was faster: the object exists, or is not that of the tag."""
+
+
+class Version(NamedTuple):
+    """A version of an object: its bytes, and what tells it from others."""
+
+    size: int
+    tag: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +187,7 @@ def download(url: str, path: str, *, other_than: str = "") -> str | None:
         return None
 
 
-def head(url: str) -> Entry | None:
+def head(url: str) -> Version | None:
     """Size and tag of an object; None: there is none."""
     if not split(url)[1]:
         return None
@@ -188,7 +195,7 @@ def head(url: str) -> Entry | None:
         found = _ask(url, "head_object", what="read")
     except FileNotFoundError:
         return None
-    return Entry(url, int(found["ContentLength"]), str(found["ETag"]))
+    return Version(int(found["ContentLength"]), str(found["ETag"]))
 
 
 class ObjectFile(io.RawIOBase):
@@ -199,10 +206,13 @@ class ObjectFile(io.RawIOBase):
         Conflict: it was replaced after the first read.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, known: Version | None = None) -> None:
         super().__init__()
-        self._url, self._at = url, 0
-        self._start, (self._held, self.size, self._tag) = 0, _range(url, 0, WINDOW)
+        self._url, self._at, self._start, self._held = url, 0, 0, b""
+        if known is not None:
+            self.size, self._tag = known
+        else:
+            self._held, self.size, self._tag = _range(url, 0, WINDOW)
 
     def range(self, start: int, size: int) -> bytes:
         """`size` bytes from `start` on; fewer if the object ends there."""
@@ -268,26 +278,22 @@ def upload(path: str, url: str) -> str:
         return _in_pieces(url, size, max(PIECE, -(-size // 9_999)), send)
 
 
-def copy(source: str, target: str) -> None:
-    """Copies an object within the store. Nothing comes to this machine.
+def copy(source: str, target: str, size: int) -> str:
+    """Copies an object of so many bytes within the store. Nothing comes to this machine. Returns the tag of the copy.
 
     Raises:
         FileNotFoundError: there is no such object.
     """
-    found = head(source)
-    if found is None:
-        raise FileNotFoundError(source)
     origin = dict(zip(("Bucket", "Key"), split(source), strict=True))
-    if found.size <= LARGEST_COPY:
-        _ask(target, "copy_object", CopySource=origin)
-        return
+    if size <= LARGEST_COPY:
+        return str(_ask(target, "copy_object", CopySource=origin)["CopyObjectResult"]["ETag"])
 
     def send(start: int, end: int, **given: Any) -> str:
         span = f"bytes={start}-{end - 1}"
         sent = _ask(target, "upload_part_copy", CopySource=origin, CopySourceRange=span, **given)
         return str(sent["CopyPartResult"]["ETag"])
 
-    _in_pieces(target, found.size, 1 << 30, send)
+    return _in_pieces(target, size, 1 << 30, send)
 
 
 def _in_pieces(url: str, size: int, piece: int, send: Callable[..., str]) -> str:
@@ -344,27 +350,32 @@ def _pages(url: str, **given: Any) -> Iterator[dict[str, Any]]:
         more = {"ContinuationToken": page["NextContinuationToken"]}
 
 
+def _base(url: str) -> str:
+    return f"{url.partition('://')[0]}://{split(url)[0]}/"
+
+
+def _entries(base: str, page: dict[str, Any]) -> Iterator[Entry]:
+    for item in page.get("Contents", ()):
+        yield Entry(base + item["Key"], int(item["Size"]), str(item["ETag"]))
+
+
 def below(folder: str) -> list[Entry]:
     """All objects below a folder, sorted by URL."""
     top = folder.rstrip("/") + "/"
-    base = top.partition("://")[0] + "://" + split(top)[0] + "/"
-    found = [
-        Entry(base + item["Key"], int(item["Size"]), str(item["ETag"]))
-        for page in _pages(top)
-        for item in page.get("Contents", ())
-    ]
+    found = [entry for page in _pages(top) for entry in _entries(_base(top), page)]
     return sorted(found, key=lambda entry: entry.url)
 
 
-def within(folder: str) -> dict[str, str]:
-    """The names right in a folder, each with the tag of the object; "": of a folder."""
+def within(folder: str) -> tuple[list[Entry], list[str]]:
+    """(the objects right in a folder, the names of the folders in it)"""
     top = folder.rstrip("/") + "/"
     at = len(split(top)[1])
-    found: dict[str, str] = {}
+    found: list[Entry] = []
+    folders: list[str] = []
     for page in _pages(top, Delimiter="/"):
-        found |= {item["Key"][at:]: str(item["ETag"]) for item in page.get("Contents", ()) if item["Key"][at:]}
-        found |= {item["Prefix"][at:-1]: "" for item in page.get("CommonPrefixes", ())}
-    return found
+        found += (entry for entry in _entries(_base(top), page) if entry.url != top)
+        folders += (item["Prefix"][at:-1] for item in page.get("CommonPrefixes", ()))
+    return found, folders
 
 
 def has_objects(folder: str) -> bool:

@@ -122,12 +122,14 @@ class _Seen:
 
     def _read_manifests(self, closely: bool) -> list[Manifest]:
         """The manifests of this stage that are new since the last look."""
+        path = self.step.folder.path
         try:
-            changed = storage.changed(self.step.folder.path)
-            if changed is None or (changed == self._changed and not closely):
-                return []
-            names = [name for name in storage.names(self.step.folder.path) if name.endswith(".json")]
-            found = [manifest for name in names if name not in self.rows for manifest in self._read(name)]
+            with storage.looking_at(path):
+                changed = storage.changed(path)
+                if changed is None or (changed == self._changed and not closely):
+                    return []
+                names = [name for name in storage.names(path) if name.endswith(".json")]
+                found = [manifest for name in names if name not in self.rows for manifest in self._read(name)]
         except FileNotFoundError:
             return []
         self._changed = changed

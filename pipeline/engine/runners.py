@@ -31,6 +31,7 @@ from pipeline.engine import (
     forked_workers,
     interrupts,
     log_file,
+    object_view,
     progress,
     storage,
     watchdog,
@@ -263,7 +264,8 @@ def run_pipeline(
     patience = LOCAL_END_S if type(runner).__name__ == "LocalRunner" else ENGINE_END_S + cluster.cancel_s
     noted = clusters.noted(root, cluster)
     # The job server ends before the job is looked for on its cluster: it may be about to submit it.
-    with interruptible(patience) as interrupt, variables_for_engines(cluster), noted, job_servers(runner):
+    servers, in_job = job_servers(runner), object_view.job(root)
+    with interruptible(patience) as interrupt, variables_for_engines(cluster), noted, servers, in_job:
         try:
             result = pipeline.run()
             interrupt.catch()

@@ -39,9 +39,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from pipeline.engine import files, object_cache, object_store, parquet_footer, scratch
+from pipeline.engine import files, object_cache, object_store, object_view, parquet_footer, scratch
 from pipeline.engine.files import flush_folders
-from pipeline.engine.object_store import ObjectFile, is_url
+from pipeline.engine.object_store import ObjectFile, Version, is_url
+from pipeline.engine.object_view import Listing
 
 __all__ = ["flush_folders", "is_url"]
 
@@ -50,6 +51,7 @@ SEAL = 8 + len(MARK)
 CHECKSUM = "checksum"  # the field of a JSON object
 CHECKSUMS = "checksums.json"  # lists files that cannot hold a checksum of their own
 CHUNK = 256 << 10  # bytes that are read and hashed together: they fit into the processor's cache
+SMALL = 4 << 20  # bytes of an object that is fetched whole: they take about as long as a further request
 OPEN_FILES = 64  # image files that a worker keeps open
 _FIELD = re.compile(rb'^ "checksum": "([0-9a-f]{16})"', re.MULTILINE)  # one blank: a field of the outermost object
 _ZEROS = b"0" * 16
@@ -82,18 +84,22 @@ def beside(path: str) -> str:
 def exists(path: str) -> bool:
     """True if the file or folder exists."""
     if is_url(path):
-        return object_store.head(path) is not None or object_store.has_objects(path)
+        return is_file(path) or is_folder(path)
     return os.path.exists(path)
 
 
 def is_file(path: str) -> bool:
     """True if the file exists. On a store it takes one request; `exists` takes two if there is nothing."""
-    return object_store.head(path) is not None if is_url(path) else os.path.isfile(path)
+    return object_view.head(path) is not None if is_url(path) else os.path.isfile(path)
 
 
 def is_folder(path: str) -> bool:
     """True if the folder exists. On a store it exists while something lies in it."""
-    return object_store.has_objects(path) if is_url(path) else os.path.isdir(path)
+    if not is_url(path):
+        return os.path.isdir(path)
+    folder, name = object_view.split(path)
+    found = object_view.listing(folder)
+    return object_store.has_objects(path) if found is None else name in found.folders
 
 
 def is_link(path: str) -> bool:
@@ -109,7 +115,7 @@ def size(path: str) -> int:
     """
     if not is_url(path):
         return os.stat(path).st_size
-    found = object_store.head(path)
+    found = object_view.head(path)
     if found is None:
         raise FileNotFoundError(path)
     return found.size
@@ -118,7 +124,7 @@ def size(path: str) -> int:
 def state(path: str) -> tuple[Any, ...] | None:
     """Differs after the file was replaced; None: there is no file."""
     if is_url(path):
-        entry = object_store.head(path)
+        entry = object_view.head(path)
         return None if entry is None else (entry.tag,)
     try:
         found = os.stat(path)
@@ -130,8 +136,8 @@ def state(path: str) -> tuple[Any, ...] | None:
 def changed(folder: str) -> int | None:
     """A number that changes when files are added to the folder or removed; None if the folder is missing."""
     if is_url(folder):
-        found = object_store.within(folder)
-        return xxhash.xxh3_64_intdigest(json.dumps(found, sort_keys=True).encode()) if found else None
+        found = _listing(folder)
+        return found.number if found else None
     try:
         return os.stat(folder).st_mtime_ns
     except FileNotFoundError:
@@ -141,7 +147,7 @@ def changed(folder: str) -> int | None:
 def names(folder: str) -> list[str]:
     """The sorted names in a folder; an empty list if it is missing."""
     if is_url(folder):
-        return sorted(object_store.within(folder))
+        return _listing(folder).names()
     try:
         return sorted(os.listdir(folder))
     except FileNotFoundError:
@@ -151,7 +157,8 @@ def names(folder: str) -> list[str]:
 def walk(folder: str) -> Iterator[str]:
     """Yields the paths of all files and symbolic links below a folder."""
     if is_url(folder):
-        yield from (entry.url for entry in object_store.below(folder))
+        known = object_view.below(folder)
+        yield from (entry.url for entry in object_store.below(folder)) if known is None else known
         return
     for parent, folders, found in os.walk(folder):
         folders.sort()
@@ -170,6 +177,18 @@ def sizes(folder: str) -> Iterator[tuple[str, int]]:
             yield path, os.path.getsize(path)
 
 
+def _listing(folder: str) -> Listing:
+    found = object_view.listing(folder)
+    return object_view.list_now(folder) if found is None else found
+
+
+@contextlib.contextmanager
+def looking_at(folder: str) -> Iterator[None]:
+    """The block looks at what lies right in a folder, more than once. On a store it is listed once."""
+    with object_view.looking_at(folder) if is_url(folder) else contextlib.nullcontext():
+        yield
+
+
 def make_folder(folder: str) -> None:
     """Makes a folder. A store needs none."""
     if not is_url(folder):
@@ -185,10 +204,27 @@ def remove(path: str) -> None:
     if not is_url(path):
         files.remove(path)
         return
-    found = [entry.url for entry in object_store.below(path)]
-    marks = [[url for url in found if url.endswith(end)] for end in ("/COMPLETED", "/info.json", ".json")]
-    object_store.delete([path, *dict.fromkeys([*(url for some in marks for url in some), *found])])
+    delete([path])
     files.remove(beside(path))
+
+
+def delete(paths: Sequence[str]) -> None:
+    """Removes files and folders of a store, in few requests. What is not there is left out."""
+    found = [url for path in paths for url in _objects(path)]
+    marks = [[url for url in found if url.endswith(end)] for end in ("/COMPLETED", "/info.json", ".json")]
+    object_store.delete([*dict.fromkeys([*(url for some in marks for url in some), *found])])
+    for path in paths:
+        object_view.removed(path)
+
+
+def _objects(path: str) -> Iterator[str]:
+    """The objects that a path may stand for: of its name, and below it."""
+    folder, name = object_view.split(path)
+    known = object_view.listing(folder)
+    if known is None or name in known.files:
+        yield path
+    if known is None or name in known.folders:
+        yield from walk(path)
 
 
 def remove_stale_files(folder: str) -> int:
@@ -201,21 +237,42 @@ def remove_stale_files(folder: str) -> int:
 
 def move(source: str, target: str) -> None:
     """Gives a file another place, in the place of the file there. Nothing happens if there is no `source`."""
-    if is_url(source):
-        with contextlib.suppress(FileNotFoundError):
-            object_store.copy(source, target)
-            object_store.delete([source])
-    elif os.path.exists(source):
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        os.replace(source, target)
+    move_all([(source, target)])
+
+
+def move_all(pairs: Sequence[tuple[str, str]]) -> None:
+    """Moves several files, in their order. On a store all are copied, then their sources are deleted."""
+    copied = []
+    for source, target in pairs:
+        if not is_url(source):
+            if os.path.exists(source):
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                os.replace(source, target)
+        elif _copy(source, target):
+            copied.append(source)
+    targets = {target for _, target in pairs}
+    gone = [source for source in copied if source not in targets]
+    object_store.delete(gone)
+    for source in gone:
+        object_view.removed(source)
+
+
+def _copy(source: str, target: str) -> bool:
+    """Copies an object. False: there is none."""
+    found = object_view.head(source)
+    if found is None:
+        return False
+    object_view.wrote(target, Version(found.size, object_store.copy(source, target, found.size)))
+    return True
 
 
 def link(target: str, path: str) -> None:
     """Makes a file readable under another path: by a symbolic link, or as a copy on a store."""
-    remove(path)
     if is_url(target):
-        object_store.copy(target, path)
+        if not _copy(target, path):
+            raise FileNotFoundError(target)
         return
+    remove(path)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     os.symlink(os.path.abspath(target), path)
 
@@ -229,13 +286,33 @@ def here(path: str) -> str:
     Raises:
         FileNotFoundError: there is no such object.
     """
-    return object_cache.local(path) if is_url(path) else path
+    if not is_url(path):
+        return path
+    known = object_view.known(path)
+    return object_cache.local(path) if known is None else object_cache.of_version(path, known.tag)
+
+
+def _copy_here(path: str) -> str | None:
+    """The path of an object's copy on this machine, if it is known to be of the present version. A small one is made.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+    """
+    known = object_view.known(path)
+    if known is None:
+        return None
+    small = known.size <= SMALL
+    return object_cache.of_version(path, known.tag) if small else object_cache.here(path, known.tag)
 
 
 @contextlib.contextmanager
 def temporary(path: str) -> Iterator[str]:
     """Yields a name on this machine to write to. The file appears under `path` when the block ends without an error."""
-    with object_cache.temporary(path) if is_url(path) else files.temporary(path) as name:
+    if is_url(path):
+        with object_cache.temporary(path, functools.partial(object_view.wrote, path)) as name:
+            yield name
+        return
+    with files.temporary(path) as name:
         yield name
 
 
@@ -248,16 +325,18 @@ def writing(path: str, *, buffering: int = -1) -> Iterator[IO[bytes]]:
 
 def _write(path: str, data: bytes) -> None:
     if is_url(path):
-        object_store.write(path, data)
+        tag = object_store.write(path, data)
+        object_cache.keep(path, tag, data)
+        object_view.wrote(path, Version(len(data), tag))
     else:
         files.write_bytes(path, data)
 
 
 def read(path: str) -> bytes:
     """The bytes of a file, unchecked."""
-    if is_url(path):
+    if is_url(path) and object_view.known(path) is None:
         return object_store.read(path)
-    with open(path, "rb") as file:
+    with open(here(path), "rb") as file:
         return file.read()
 
 
@@ -273,10 +352,8 @@ def opened(path: str, *, whole: bool = False) -> Iterator[Any]:
         DamagedError: the file is missing.
     """
     try:
-        if is_url(path) and not whole:
-            file: Any = ObjectFile(path)
-        else:
-            file = open(here(path), "rb", buffering=0)
+        at = _copy_here(path) if is_url(path) and not whole else here(path)
+        file: Any = open(at, "rb", buffering=0) if at else ObjectFile(path, object_view.known(path))
     except FileNotFoundError:
         raise DamagedError(f"{path} is missing") from None
     with file:
@@ -292,9 +369,10 @@ def range_of(file: Any, start: int, size: int) -> bytes:
 
 def read_range(path: str, start: int, size: int) -> bytes:
     """The bytes of `range_of`, for a path."""
-    if is_url(path):
+    at = _copy_here(path) if is_url(path) else path
+    if at is None:
         return object_store.read_range(path, start, size)
-    with open(path, "rb", buffering=0) as file:
+    with open(at, "rb", buffering=0) as file:
         return range_of(file, start, size)
 
 
@@ -305,13 +383,14 @@ def read_into(path: str, start: int, place: memoryview) -> None:
         DamagedError: the file is missing or too short.
     """
     try:
-        if is_url(path):
+        at = _copy_here(path) if is_url(path) else path
+        if at is None:
             data = object_store.read_range(path, start, len(place))
             size = len(data)
             place[:size] = data
         else:
-            found = os.stat(path)
-            size = os.preadv(_descriptor(path, found.st_ino, found.st_mtime_ns), [place], start)
+            found = os.stat(at)
+            size = os.preadv(_descriptor(at, found.st_ino, found.st_mtime_ns), [place], start)
     except FileNotFoundError:
         raise DamagedError(f"{path} is missing") from None
     if size != len(place):
@@ -336,8 +415,9 @@ def reading(path: str) -> BufferedReader:
     """The open file, buffered and unchecked. Use it for published files."""
     if not is_url(path):
         return open(path, "rb")
-    here = object_cache.copy_of(path)
-    return open(here, "rb") if here else io.BufferedReader(ObjectFile(path), object_store.READ_BUFFER)
+    known = object_view.known(path)
+    at = _copy_here(path) if known else object_cache.copy_of(path)
+    return open(at, "rb") if at else io.BufferedReader(ObjectFile(path, known), object_store.READ_BUFFER)
 
 
 @contextlib.contextmanager

@@ -21,13 +21,13 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import xxhash
 
-from pipeline.engine import clusters, fence, journal, lease, log_file, remote, scratch, storage
+from pipeline.engine import clusters, fence, journal, lease, log_file, object_view, remote, scratch, storage
 from pipeline.engine.cli import UsageError
 from pipeline.engine.input_errors import RefusedInputError, TransferError
 
@@ -205,9 +205,18 @@ class StageFolder:
         storage.write_plain(os.path.join(into, "COMPLETED"), b"")
 
 
-def run_unit(folder: StepFolder, unit: int, task: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
-    """Runs a unit unless its manifest is there. The manifest is written last and commits the unit."""
-    done = folder.manifest(unit)
+def run_unit(
+    folder: StepFolder, unit: int, task: Callable[[int], dict[str, Any]], *, new: bool = False
+) -> dict[str, Any]:
+    """Runs a unit unless its manifest is there. The manifest is written last and commits the unit.
+
+    Args:
+        folder: of the step.
+        unit: its number.
+        task: what it does.
+        new: the caller knows that no manifest is there.
+    """
+    done = None if new else folder.manifest(unit)
     if done is not None:
         return done
     start, cpu = time.time(), time.process_time()
@@ -217,6 +226,28 @@ def run_unit(folder: StepFolder, unit: int, task: Callable[[int], dict[str, Any]
         "cpu_seconds": round(time.process_time() - cpu, 3),
     }
     return folder.write_manifest(unit, found)
+
+
+def is_begun(folder: StepFolder) -> bool:
+    """False: on a store, no object lies in the folder of the step. Only the process that holds the lease knows it."""
+    known = object_view.listing(folder.path)
+    return known is None or bool(known)
+
+
+def new_units(folder: StepFolder, units: Sequence[int], *, begun: bool) -> Set[int]:
+    """Those of some units that are known to be without a manifest, so that none asks a store for its own.
+
+    Args:
+        folder: of the step.
+        units: numbers.
+        begun: False: when the job began, the folder was empty. Another process may have done the units since then.
+    """
+    if not storage.is_url(folder.path) or (begun and len(units) == 1):
+        return frozenset()
+    if not begun and len(units) == 1:
+        return frozenset(units)
+    names = set(storage.names(folder.path))
+    return {unit for unit in units if _name(unit, "json", None) not in names}
 
 
 def digest_of(*parts: Any) -> str:
@@ -276,7 +307,7 @@ def _held_alone(root: str) -> Iterator[None]:
         Busy: another run holds it, or has taken it over.
     """
     try:
-        with lease.held(root) if storage.is_url(root) else fence.raised(root):
+        with lease.held(root) if storage.is_url(root) else fence.raised(root), object_view.held(root):
             yield
     except lease.Held as error:
         raise Busy(root, str(error)) from None

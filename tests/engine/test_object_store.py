@@ -193,7 +193,7 @@ def test_what_was_sent_goes_if_a_piece_fails(method: str, monkeypatch: pytest.Mo
         if method == "upload_part":
             object_store.upload(str(tmp_path / "data"), f"{TOP}/pieces/made")
         else:
-            object_store.copy(f"{TOP}/pieces/data", f"{TOP}/pieces/made")
+            object_store.copy(f"{TOP}/pieces/data", f"{TOP}/pieces/made", 4)
     assert sent[-3:] == ["create_multipart_upload", method, "abort_multipart_upload"]
     assert object_store.head(f"{TOP}/pieces/made") is None
 
@@ -206,7 +206,7 @@ def test_large_files_go_in_pieces_and_long_lists_in_pages(monkeypatch: pytest.Mo
     (tmp_path / "data").write_bytes(data)
     tag = object_store.upload(str(tmp_path / "data"), f"{TOP}/large/data")
     assert tag.strip('"').endswith("-3") and object_store.read(f"{TOP}/large/data") == data
-    object_store.copy(f"{TOP}/large/data", f"{TOP}/large/copy")
+    object_store.copy(f"{TOP}/large/data", f"{TOP}/large/copy", len(data))
     assert object_store.read(f"{TOP}/large/copy") == data
     for number in range(8):
         object_store.write(f"{TOP}/large/many/{number}", b"x")
@@ -521,6 +521,27 @@ def test_it_can_be_inspected(built: Built, capsys: pytest.CaptureFixture[str]) -
     assert inspect_shards.main(["verify", url]) == inspect_shards.FAULT
     assert "shards/00000.tar" in capsys.readouterr().out
     object_store.write(tar, good)
+
+
+def test_requests_grow_by_few_an_input(pairs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.build.runners.run_job", run_job)
+    (tmp_path / "queries.txt").write_text("dog\n")
+    call, counts = object_store._call, list[int]()
+
+    def counted(*args: Any, **named: Any) -> Any:
+        counts[-1] += 1
+        return call(*args, **named)
+
+    monkeypatch.setattr(object_store, "_call", counted)
+    for inputs in (1, 4):
+        counts.append(0)
+        paths = [tmp_path / f"{number}.tsv" for number in range(inputs)]
+        for path in paths:
+            rows = (f"http://a.org/{path.stem}-{row}.jpg\ta dog {row}" for row in range(50))
+            path.write_text("\n".join(["url\ttext", *rows, ""]))
+        given = ["--input", *map(str, paths), "--queries", str(tmp_path / "queries.txt"), "--stages", "gather..dedup"]
+        assert build.main([*given, "--output", f"{TOP}/counted/{inputs}"]) == build.DONE
+    assert counts[0] <= 130 and (counts[1] - counts[0]) / 3 <= 6
 
 
 # --------------------------------------------------------------------------------------------------------- refusals

@@ -1,0 +1,141 @@
+"""What a run knows of OUT on a store is what the store says, at every moment (a store of a few dictionaries)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.engine import object_store, object_view, storage
+from pipeline.engine.object_store import Entry, Version
+
+ROOT = "s3://bucket/set"
+PLACES = [
+    f"{ROOT}/{path}"
+    for path in ("a", "b/c", "stages/match/x", "stages/match/parts/0", "stages/match/parts/1", "stages/match/parts/d/e")
+] + [f"{ROOT}/stages/dedup/parts/0", "s3://bucket/other/a"]
+FOLDERS = [ROOT, *(f"{ROOT}/{path}" for path in ("b", "stages", "stages/match", "stages/match/parts", "stages/dedup"))]
+FOLDERS += [f"{ROOT}/stages/match/parts/d", f"{ROOT}/stages/dedup/parts"]
+
+
+class Store:
+    """Objects by URL. It counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.asked = 0
+
+    def head(self, url: str) -> Version | None:
+        self.asked += 1
+        return self.peek(url)
+
+    def peek(self, url: str) -> Version | None:
+        data = self.objects.get(url)
+        return None if data is None else Version(len(data), f'"{data.hex()}"')
+
+    def below(self, folder: str) -> list[Entry]:
+        self.asked += 1
+        found = sorted(url for url in self.objects if url.startswith(f"{folder}/"))
+        return [Entry(url, *version) for url in found for version in [self.peek(url)] if version]
+
+    def within(self, folder: str) -> tuple[list[Entry], list[str]]:
+        found = self.below(folder)
+        names = {entry.url[len(folder) + 1 :]: entry for entry in found}
+        folders = {name.partition("/")[0] for name in names if "/" in name}
+        return [entry for name, entry in names.items() if "/" not in name], sorted(folders)
+
+    def has_objects(self, folder: str) -> bool:
+        return bool(self.below(folder))
+
+    def delete(self, urls: list[str]) -> None:
+        for url in urls:
+            self.objects.pop(url, None)
+
+    def write(self, url: str, data: bytes) -> None:
+        self.objects[url] = data
+        object_view.wrote(url, Version(len(data), f'"{data.hex()}"'))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    found = Store()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENWIT_SCRATCH", str(tmp_path_factory.mktemp("scratch")))
+        for name in ("head", "below", "within", "has_objects", "delete"):
+            patch.setattr(object_store, name, getattr(found, name))
+        yield found
+
+
+def seen() -> dict[str, object]:
+    """What `storage` says of all places."""
+    by_folder = {folder: (storage.names(folder), sorted(storage.walk(folder))) for folder in FOLDERS}
+    return {place: (storage.exists(place), storage.state(place)) for place in [*PLACES, *FOLDERS]} | by_folder
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("write"), st.sampled_from(PLACES), st.binary(max_size=2)),
+    st.tuples(st.just("remove"), st.sampled_from([*PLACES, *FOLDERS[1:]]), st.just(b"")),
+    st.tuples(st.just("look"), st.sampled_from(FOLDERS), st.just(b"")),
+    st.tuples(st.just("job"), st.sampled_from(PLACES), st.binary(max_size=2)),
+)
+
+
+@given(before=st.dictionaries(st.sampled_from(PLACES), st.binary(max_size=2)), steps=st.lists(STEPS, max_size=12))
+def test_the_holder_knows_what_the_store_says(
+    store: Store, before: dict[str, bytes], steps: list[tuple[str, str, bytes]]
+) -> None:
+    store.objects = dict(before)
+    with object_view.held(ROOT):
+        for kind, path, data in steps:
+            if kind == "write":
+                store.write(path, data)
+            elif kind == "remove":
+                storage.remove(path)
+            elif kind == "look":
+                storage.names(path)
+            else:
+                with object_view.job(ROOT):
+                    store.objects[path] = data  # by a worker
+        known = seen()
+    assert known == seen()
+
+
+def test_an_empty_folder_takes_one_list(store: Store) -> None:
+    store.objects, store.asked = {}, 0
+    with object_view.held(ROOT):
+        for number in range(5):
+            url = f"{ROOT}/stages/match/parts/{number}"
+            assert not storage.exists(url) and not storage.exists(f"{ROOT}/stages/match/COMPLETED")
+            store.write(url, b"x")
+            assert storage.exists(url) and storage.names(f"{ROOT}/stages/match/parts")[-1] == str(number)
+    assert store.asked == 1
+
+
+def test_a_step_lists_other_folders_once_and_its_own_each_time(store: Store) -> None:
+    own, other = f"{ROOT}/stages/dedup/drops", f"{ROOT}/stages/match/parts"
+    store.objects = {f"{other}/0.json": b"{}"}
+    with object_view.held(ROOT), object_view.job(ROOT):
+        job = object_view.job_of(ROOT)
+
+    def look(path: str) -> tuple[int, list[str]]:
+        store.asked = 0
+        with object_view.in_step(ROOT, job, path):
+            assert storage.state(f"{other}/0.json") and not storage.exists(f"{other}/1.json")
+            return store.asked, storage.names(own)
+
+    found: list[tuple[int, list[str]]] = []
+    assert look(own) == (1, [])
+    store.objects[f"{own}/0.json"] = b"{}"
+    object_view._of_step.cache_clear()  # as another process of this machine
+    assert look(own) == (0, ["0.json"])
+    assert look(f"{ROOT}/stages/dedup/masks") == (1, ["0.json"])
+    thread = threading.Thread(target=lambda: found.append((object_view.listing(other) is None, [])))
+    with object_view.in_step(ROOT, job, own):
+        thread.start()
+        thread.join()
+    assert found == [(True, [])]  # nothing is known there
+    with object_view.in_step(ROOT, "", own):
+        assert object_view.listing(other) is None
