@@ -205,6 +205,9 @@ def test_an_interrupted_run_leaves_nothing_running(
         while group_members(process.pid) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not group_members(process.pid)
+        before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+        time.sleep(0.5)
+        assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before  # tools/ends.py waits longer
     finally:
         kill(process)
     selected = {stage: expected[stage] for stage in STAGES[:4]}

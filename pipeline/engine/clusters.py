@@ -256,6 +256,16 @@ def noted(root: str, cluster: Cluster) -> Iterator[None]:
     _forget(note)
 
 
+def job_of(root: str) -> str:
+    """The job that OUT/.job names, such as "openwit-7-0a1b on Flink at HOST:8081"; "": none."""
+    try:
+        with open(os.path.join(root, NOTE), "rb") as file:
+            found = json.loads(file.read(4096))
+        return f"{found['job']} on Flink at {found['flink']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 def _forget(note: str) -> None:
     with contextlib.suppress(OSError):
         storage.remove(note)

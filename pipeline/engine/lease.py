@@ -67,6 +67,12 @@ def join(root: str, token: str) -> None:
         _joined[root] = token
 
 
+def holder_of(root: str) -> str:
+    """The run that holds the lease, and the seconds since its last sign; "": none does."""
+    found = _read(root)
+    return f"{found['holder']}, last sign {found['age']:.0f} s ago" if found and found["age"] < EXPIRES_S else ""
+
+
 def confirm(root: str) -> None:
     """Checks that the run of this process still holds the lease, if it has one.
 

@@ -315,6 +315,22 @@ def _held_alone(root: str) -> Iterator[None]:
         raise LeaseLost(str(error)) from None
 
 
+def holder_of(root: str) -> str:
+    """The run that holds the folder, such as "process 7 on this machine"; "": none that can be seen from here.
+
+    It takes no lock, so it disturbs no run. On a folder it reads the kernel's list of locks, where there is one.
+    """
+    if storage.is_url(root):
+        return lease.holder_of(root)
+    try:
+        with open(os.path.join(root, ".lock"), encoding="ascii") as lock, open("/proc/locks", encoding="ascii") as all_:
+            end = f":{os.fstat(lock.fileno()).st_ino}"
+            held = any(word.endswith(end) for line in all_ for word in line.split()[5:6])
+            return f"{lock.read()} on this machine" if held else ""
+    except (OSError, ValueError):
+        return ""
+
+
 def settle(root: str) -> None:
     """Carries out a change of the folder that a crash interrupted (`journal`). Readers call it.
 

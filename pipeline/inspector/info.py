@@ -46,10 +46,25 @@ def run(args: argparse.Namespace) -> int:
     elif exists(os.path.join(folder, "queries.parquet")):
         queries = open_set.read_queries(folder)["query"].to_pylist()
         facts["queries"] = {"rows": len(queries), "digest": shards.digest_of_queries(queries)}
+    facts |= under_way(folder, stages)
     if args.json:
         return print_json(facts)
     print_info(facts)
     return DONE
+
+
+def under_way(folder: str, stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is known of a run on the folder: who holds it, its job on a cluster, and the units that are done."""
+    from pipeline.engine import clusters, storage, work
+
+    found: dict[str, Any] = {"holder": work.holder_of(folder), "job": clusters.job_of(folder)}
+    units: dict[str, dict[str, int]] = {}
+    for name in [stage["stage"] for stage in stages if not stage["completed"]]:
+        top = os.path.join(folder, "stages", name)
+        steps = [step for step in storage.names(top) if "." not in step]
+        done = {step: sum(file.endswith(".json") for file in storage.names(os.path.join(top, step))) for step in steps}
+        units |= {name: made} if (made := {step: count for step, count in done.items() if count}) else {}
+    return {"run": {name: value for name, value in {**found, "units": units}.items() if value}}
 
 
 def info_foreign(args: argparse.Namespace) -> int:
@@ -82,6 +97,9 @@ def print_info(facts: dict[str, Any]) -> None:
         print(f"digest     {facts['digest']}")
     else:
         print("a run that is not published (yet)")
+    for name, what in (("holder", "built by"), ("job", "job")):
+        if name in facts["run"]:
+            print(f"{what:<10} {sanitize(facts['run'][name])}")
     queries = facts.get("queries")
     if queries:
         print(f"queries    {queries['rows']:,}, digest {queries['digest']}")
@@ -90,7 +108,9 @@ def print_info(facts: dict[str, Any]) -> None:
         print(f"\n{'stage':<14}{'rows in':>15}{'rows out':>15}   CPU s")
     for row in rows:
         if not row.get("completed", True):
-            print(f"{row['stage']:<14}not finished")
+            steps = facts["run"].get("units", {}).get(row["stage"], {})
+            done = ", ".join(f"{step} {amount(count, None, 'units')}" for step, count in steps.items())
+            print(f"{row['stage']:<14}not finished{f': {done}' if done else ''}")
             continue
         cpu = f"{row['cpu_seconds']:8,.1f}" if "cpu_seconds" in row else ""
         print(f"{row['stage']:<14}{row['rows_in']:>15,}{row['rows_out']:>15,}{cpu}")

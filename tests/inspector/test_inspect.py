@@ -20,7 +20,7 @@ import pytest
 from pipeline.dataset import shards
 from pipeline.dataset.open_set import open_set
 from pipeline.dataset.ranges import Ranges
-from pipeline.engine import storage
+from pipeline.engine import storage, work
 from pipeline.inspect_shards import DONE, FAULT, MISSING, USAGE
 from tests import samples
 from tests.places import ROOT
@@ -66,12 +66,29 @@ def test_info_of_a_run_without_shards(run: Any, folder: Path) -> None:
         shutil.rmtree(folder / "stages" / stage)
     (folder / "manifest.json").unlink()
     (folder / "stages/balance/COMPLETED").unlink()
+    for name in ("chosen/00000.json", "chosen/00000.arrow", "rows/00000.json", "rows/00001.json"):
+        (folder / "stages/balance" / name).parent.mkdir(exist_ok=True)
+        (folder / "stages/balance" / name).touch()
     code, text, _ = run("info", folder)
     assert code == DONE and "not published" in text and "not finished" in text and "queries    8" in text
     facts = json.loads(run("info", folder, "--json")[1])
     assert [stage["completed"] for stage in facts["stages"]] == [True, True, True, False]
     manifest = json.loads((Path(str(folder)).parent / "out" / "stages/gather/info.json").read_text())
     assert facts["stages"][0]["rows_in"] == manifest["rows_in"]
+    assert facts["run"] == {"units": {"balance": {"chosen": 1, "rows": 2}}}
+    assert "balance       not finished: chosen 1 unit, rows 2 units\n" in text
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="the kernel lists no locks")
+def test_info_of_a_folder_that_a_run_holds(run: Any, folder: Path) -> None:
+    note = {"flink": "h:8081", "job": "openwit-7-0a"}
+    with work.lock_run_folder(str(folder)):
+        (folder / ".job").write_text(json.dumps(note))
+        code, text, _ = run("info", folder)
+    (folder / ".job").write_text("no JSON")
+    assert code == DONE and f"built by   process {os.getpid()} on this machine" in text
+    assert "job        openwit-7-0a on Flink at h:8081" in text
+    assert "built by" not in run("info", folder)[1] and "job  " not in run("info", folder)[1]
 
 
 def test_ls(run: Any, original: Path) -> None:
