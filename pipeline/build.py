@@ -25,7 +25,7 @@ from typing import Any
 
 from pipeline import joining
 from pipeline.dataset import damage
-from pipeline.engine import cli, engine_checks, log_file, log_options, quiet_beam, runners, storage, work
+from pipeline.engine import cli, engine_checks, log_file, log_options, object_view, quiet_beam, runners, storage, work
 from pipeline.engine.callable_module import make_callable
 from pipeline.engine.cli import (
     BELOW,
@@ -98,9 +98,10 @@ def build(options: Options, *, quiet: bool = False) -> Result:
 
 
 def _build(options: Options, *, quiet: bool) -> Result:
-    run = look_up(extending.settled(options))
-    stages = plan(run)
-    check_before(stages, run)
+    with object_view.glance(storage.absolute(options.output)):
+        run = look_up(extending.settled(options))
+        stages = plan(run)
+        check_before(stages, run)
     joining.forget_what_others_forgot(run, quiet=quiet)
     with work.lock_run_folder(run.root):
         storage.remove_stale_files(run.root)

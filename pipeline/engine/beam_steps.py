@@ -15,6 +15,7 @@ import apache_beam as beam
 
 from pipeline.engine import malloc, object_view, shuffle_files, work
 from pipeline.engine.merging import Merge
+from pipeline.engine.object_store import is_url
 from pipeline.engine.tasks import EXCHANGES, MOST_ELEMENTS, ExchangeTask, Reading, Task, elements_for, units_of_element
 from pipeline.engine.work import StepFolder, check_code, check_token, code, lock_as_worker, run_unit, token_of
 
@@ -30,7 +31,9 @@ class Step(beam.PTransform):
         root, sides = _root_and_barrier(after)
         elements = min(self._max_units, elements_for(workers_of(_options(root))))
         numbers = root | "Elements" >> beam.Create(range(elements))
-        return numbers | "Run" >> beam.ParDo(_RunUnits(self._task, elements), *sides)
+        indexed = _is_indexed(root, self._task.folder)
+        done = numbers | "Run" >> beam.ParDo(_RunUnits(self._task, elements, indexed=indexed), *sides)
+        return done | "Index" >> _WriteIndex(self._task.folder) if indexed else done
 
 
 class ExchangeStep(beam.PTransform):
@@ -82,26 +85,40 @@ class _ByShuffle(beam.PTransform):
     def expand(self, done: beam.PCollection) -> beam.PCollection:
         root, sides = _root_and_barrier(done)
         elements = min(max(1, self._buckets), elements_for(workers_of(_options(root))))
-        send = _Send(self._task.folder, self._task.reads, elements)
+        indexed = _is_indexed(root, self._task.folder)
+        send = _Send(self._task.folder, self._task.reads, elements, indexed=indexed)
         sent = (
             root
             | "Producers" >> beam.Create(range(elements))
             | "Send" >> beam.ParDo(send, *sides).with_output_types(tuple[int, tuple])
         )
         every = root | "Buckets" >> beam.Create([(bucket, (-1, -1, b"")) for bucket in range(self._buckets)])
-        return (
+        run = (
             (sent, every)
             | "Join" >> beam.Flatten()
             | "Group" >> beam.GroupByKey()
-            | "Run" >> beam.ParDo(_RunBucket(self._task))
+            | "Run" >> beam.ParDo(_RunBucket(self._task, indexed=indexed))
         )
+        return run | "Index" >> _WriteIndex(self._task.folder) if indexed else run
+
+
+class _WriteIndex(beam.PTransform):
+    """Writes the index of a step when its units have ended. The output is the next barrier."""
+
+    def __init__(self, folder: StepFolder) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def expand(self, done: beam.PCollection) -> beam.PCollection:
+        root, sides = _root_and_barrier(done)
+        return root | "One" >> beam.Create([0]) | "Write" >> beam.ParDo(_Index(self._folder, indexed=True), *sides)
 
 
 class _OnWorker(beam.DoFn):
-    """Runs units of a step on a worker of the run that holds OUT."""
+    """Runs units of a step on a worker of the run that holds OUT. `indexed`: the steps of the job have indexes."""
 
-    def __init__(self, folder: StepFolder) -> None:
-        self._folder = folder
+    def __init__(self, folder: StepFolder, *, indexed: bool) -> None:
+        self._folder, self._indexed = folder, indexed
         self._token, self._job = token_of(folder.root), object_view.job_of(folder.root)
         self._code = code()
 
@@ -112,12 +129,18 @@ class _OnWorker(beam.DoFn):
 
     def in_step(self) -> contextlib.AbstractContextManager[None]:
         """In this block the steps before have ended."""
-        return object_view.in_step(self._folder.root, self._job, self._folder.path)
+        return object_view.in_step(self._folder.root, self._job, self._folder.path, indexed=self._indexed)
+
+
+class _Index(_OnWorker):
+    def process(self, element: int, after: Any = None) -> Iterator[int]:
+        object_view.write_index(self._folder.root, self._job, self._folder.path)
+        yield element
 
 
 class _Send(_OnWorker):
-    def __init__(self, folder: StepFolder, reading: Reading, elements: int) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: StepFolder, reading: Reading, elements: int, *, indexed: bool) -> None:
+        super().__init__(folder, indexed=indexed)
         self._reading, self._elements = reading, elements
 
     def process(self, element: int, after: Any = None) -> Iterator[tuple[int, tuple[int, int, bytes]]]:
@@ -129,8 +152,8 @@ class _Send(_OnWorker):
 
 
 class _RunUnits(_OnWorker):
-    def __init__(self, task: Task, elements: int) -> None:
-        super().__init__(task.folder)
+    def __init__(self, task: Task, elements: int, *, indexed: bool) -> None:
+        super().__init__(task.folder, indexed=indexed)
         self._task, self._elements = task, elements
         self._begun = work.is_begun(task.folder)
 
@@ -148,8 +171,8 @@ class _RunUnits(_OnWorker):
 
 
 class _RunBucket(_OnWorker):
-    def __init__(self, task: ExchangeTask) -> None:
-        super().__init__(task.folder)
+    def __init__(self, task: ExchangeTask, *, indexed: bool) -> None:
+        super().__init__(task.folder, indexed=indexed)
         self._task = task
 
     def process(self, element: tuple[int, Iterable[tuple[int, int, bytes]]]) -> Iterator[int]:
@@ -186,6 +209,11 @@ def workers_of(options: Any) -> int | None:
 def _in_process(given: dict[str, Any]) -> bool:
     """True for a runner that lives in this process: the options name no runner."""
     return not given.get("runner")
+
+
+def _is_indexed(root: Any, folder: StepFolder) -> bool:
+    """True for an engine whose workers may share nothing but OUT on a store."""
+    return is_url(folder.root) and not _in_process(_options(root).get_all_options())
 
 
 def _label(task: Task | ExchangeTask) -> str:

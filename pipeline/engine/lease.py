@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.engine import object_store, scratch
+from pipeline.engine.cli import UsageError
 from pipeline.engine.object_store import Conflict
 
 NAME = ".lease"
@@ -98,6 +99,7 @@ def held(root: str) -> Iterator[None]:
 
     Raises:
         Held: another run holds it.
+        UsageError: the store does not heed the conditions of a write.
         LeaseError: another run has taken it over while the block ran. The main thread is interrupted.
     """
     body = {
@@ -106,6 +108,7 @@ def held(root: str) -> Iterator[None]:
         "machine": _machine(root),
     }
     tag, stop, lost = _acquire(root, body), threading.Event(), list[LeaseError]()
+    _check_conditions(root, body)
     _tokens[root] = _joined[root] = body["token"]
     beats = threading.Thread(target=_beat, args=(root, body, tag, stop, lost), daemon=True, name="lease")
     beats.start()
@@ -157,6 +160,21 @@ def _acquire(root: str, body: dict[str, Any]) -> str:
         if found["token"] == body["token"]:
             return found["tag"]
         raise Held(found["holder"]) from None
+
+
+def _check_conditions(root: str, body: dict[str, Any]) -> None:
+    """Refuses a store where two runs could get the lease: one that writes whatever the condition is.
+
+    Raises:
+        UsageError: it does.
+    """
+    for header, condition in (("If-None-Match", {"absent": True}), ("If-Match", {"tag": '"0"'})):
+        with contextlib.suppress(Conflict):
+            _write(root, body, 0, **condition)
+            object_store.delete([_url(root)])
+            raise UsageError(
+                f"--output {root}: its store ignores {header}, so two runs could write there at once: use another store"
+            )
 
 
 def _beat(root: str, body: dict[str, Any], tag: str, stop: threading.Event, lost: list[LeaseError]) -> None:

@@ -7,12 +7,18 @@ Only the run that holds the lease writes OUT. So a list of a folder stays true i
                 into its own folder. So the lists of other folders stay true while the step runs. They lie in the
                 scratch folder, too: all processes of a machine ask the store once.
 
+The workers of an engine may share no machine. There the last thing that a step does is its index (`write_index`): one
+object below OUT/.index with the list of its folder and all manifests. A worker of a later step of the job reads it in
+place of a list and a request for each manifest. The process that holds the lease takes those manifests from it whose
+tags stand in its own list. Indexes go when the run ends.
+
 A list has the tag of each object. With it a copy on this machine is known to be of the present version, or an object to
 be missing, without a request. Elsewhere, and for other folders, nothing is known: `storage` asks the store.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import contextvars
 import dataclasses
@@ -28,10 +34,12 @@ from collections.abc import Iterator
 
 import xxhash
 
-from pipeline.engine import object_store, scratch
+from pipeline.engine import object_cache, object_store, scratch
 from pipeline.engine.object_store import Version
 
 LISTS = 64  # of steps that a process remembers
+INDEXES = ".index"  # a folder of OUT
+READERS = 16  # requests at a time
 _FOLDER = ".view"  # in the scratch folder of OUT
 _numbers = itertools.count(1)
 
@@ -157,11 +165,13 @@ class _Step:
         root: OUT.
         job: its name.
         path: the folder of the step.
+        indexed: the steps of the job have indexes.
     """
 
     root: str
     job: str
     path: str
+    indexed: bool
 
 
 _held: dict[str, _Held] = {}
@@ -180,8 +190,21 @@ def held(root: str) -> Iterator[None]:
     try:
         yield
     finally:
-        del _held[root]
+        _remove_indexes(_held.pop(root))
         _sweep(root)
+
+
+@contextlib.contextmanager
+def glance(root: str) -> Iterator[None]:
+    """The block sees OUT on a store as it was at the first look. It must not rely on it: another run may write."""
+    if not object_store.is_url(root) or root in _held:
+        yield
+        return
+    _held[root] = _Held(root)
+    try:
+        yield
+    finally:
+        del _held[root]
 
 
 @contextlib.contextmanager
@@ -207,9 +230,16 @@ def job_of(root: str) -> str:
 
 
 @contextlib.contextmanager
-def in_step(root: str, job: str, path: str) -> Iterator[None]:
-    """The block runs units of a step of a job. Without the name of a job nothing is known in it."""
-    token = _step.set(_Step(root, job, path) if job else None)
+def in_step(root: str, job: str, path: str, *, indexed: bool = False) -> Iterator[None]:
+    """The block runs units of a step. Without the name of its job nothing is known in it.
+
+    Args:
+        root: OUT.
+        job: `job_of` in the process that made the job.
+        path: the folder of the step.
+        indexed: the steps of the job have indexes.
+    """
+    token = _step.set(_Step(root, job, path, indexed) if job else None)
     try:
         yield
     finally:
@@ -305,6 +335,73 @@ def _holder(path: str) -> _Held | None:
     return next((found for root, found in _held.items() if not found.paused and within(root, path)), None)
 
 
+# ---------------------------------------------------------------------------------------------------------- indexes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Index:
+    """What an index says of the folder of a step."""
+
+    job: str
+    listing: Listing
+    bodies: dict[str, str]
+
+
+def write_index(root: str, job: str, folder: str) -> None:
+    """Writes the index of a step whose units have ended."""
+    found = list_now(folder)
+
+    def body(name: str) -> tuple[str, str]:
+        with open(object_cache.of_version(f"{folder}/{name}", found.files[name].tag), encoding="utf-8") as file:
+            return name, file.read()
+
+    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+        bodies = dict(pool.map(body, (name for name in found.files if name.endswith(".json"))))
+    said = {"job": job, "files": found.files, "folders": sorted(found.folders), "bodies": bodies}
+    object_store.write(_index_url(root, folder), json.dumps(said, ensure_ascii=False).encode())
+
+
+def manifest(url: str, tag: str) -> bytes | None:
+    """The bytes of a version of a manifest, if an index has them."""
+    folder, name = split(url)
+    step, holder = _step.get(), _holder(url)
+    root = step.root if step is not None else holder.root if holder else ""
+    if not name.endswith(".json") or not root or not folder.startswith(f"{root}/stages/"):
+        return None
+    if step is not None:
+        found = _index(root, folder, step.job) if step.indexed else None
+    else:
+        at, of = split(_index_url(root, folder))
+        there = listing(at)
+        found = _index(root, folder, there.files[of].tag) if there is not None and of in there.files else None
+    if found is None or found.listing.files.get(name, ("", ""))[1] != tag or name not in found.bodies:
+        return None
+    return found.bodies[name].encode()
+
+
+@functools.lru_cache(maxsize=LISTS)
+def _index(root: str, folder: str, version: str) -> _Index | None:
+    """The index of a step; None: there is none. `version`: another one asks again."""
+    del version
+    try:
+        said = json.loads(object_store.read(_index_url(root, folder)))
+    except FileNotFoundError:
+        return None
+    files = {name: Version(*found) for name, found in said["files"].items()}
+    return _Index(said["job"], Listing(files, set(said["folders"])), said["bodies"])
+
+
+def _index_url(root: str, folder: str) -> str:
+    return f"{root}/{INDEXES}/{folder[len(root) + 1 :].replace('/', '-')}.json"
+
+
+def _remove_indexes(held: _Held) -> None:
+    """Removes the indexes of a run that ends. What is left goes with the next run."""
+    with contextlib.suppress(Exception):
+        urls = [f"{held.root}/{INDEXES}/{name}" for name in held.listing(f"{held.root}/{INDEXES}").files]
+        object_store.delete(urls)
+
+
 # ----------------------------------------------------------------------------------------------- the lists of a step
 
 
@@ -315,7 +412,9 @@ def _of_step(step: _Step, folder: str) -> Listing:
     with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
         files, folders = json.load(file)
         return Listing({name: Version(*version) for name, version in files.items()}, set(folders))
-    found = list_now(folder)
+    of_a_step = folder.count("/") == step.root.count("/") + 3
+    index = _index(step.root, folder, step.job) if step.indexed and of_a_step else None
+    found = index.listing if index is not None and index.job == step.job else list_now(folder)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     name = f"{path}.tmp{os.getpid()}-{next(_numbers)}"
     with open(name, "w", encoding="utf-8") as file:

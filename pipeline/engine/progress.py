@@ -19,6 +19,7 @@ from pipeline.engine import display, log_file, screen, storage
 from pipeline.engine.work import StepFolder
 
 REDRAW, REDRAW_STORE = 0.5, 10.0  # seconds between looks; each look at a store costs requests
+AHEAD = 3  # steps behind the one under way that are looked at on a store: a look is a request
 PATIENCE = 5.0  # seconds that the end of a run waits for the last look, in case the disk does not answer
 Manifest = dict[str, Any]
 
@@ -162,7 +163,7 @@ class Progress:
         self._clock = clock
         self._seen = [_Seen(step, clock()) for step in steps]
         self._screen = screen.choose(stream, clock())
-        self._notice = ""
+        self._notice, self._reached = "", 0
 
     def show(self, *, last: bool = False) -> None:
         """Reports the steps that have ended since the last look, and draws the step under way.
@@ -171,11 +172,12 @@ class Progress:
             last: the run has ended, and so have all its steps.
         """
         now = self._clock()
-        for seen in self._seen:
-            if not seen.ended:
+        for number, seen in enumerate(self._seen):
+            far = number > self._reached + AHEAD and storage.is_url(seen.step.folder.path)
+            if not seen.ended and (last or not far):
                 seen.look(now, closely=last)
         begun = [number for number, seen in enumerate(self._seen) if seen.rows or seen.begun is not None]
-        reached = max(begun, default=0)
+        self._reached = reached = max(begun, default=0)
         for number, seen in enumerate(self._seen):
             if not seen.ended and seen.complete(last or number < reached):
                 seen.ended = True

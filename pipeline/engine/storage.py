@@ -334,8 +334,13 @@ def _write(path: str, data: bytes) -> None:
 
 def read(path: str) -> bytes:
     """The bytes of a file, unchecked."""
-    if is_url(path) and object_view.known(path) is None:
+    known = object_view.known(path) if is_url(path) else None
+    if is_url(path) and known is None:
         return object_store.read(path)
+    if known is not None and not object_cache.here(path, known.tag):
+        body = object_view.manifest(path, known.tag)
+        if body is not None:
+            return body
     with open(here(path), "rb") as file:
         return file.read()
 

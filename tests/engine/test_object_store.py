@@ -298,6 +298,17 @@ def test_a_holder_that_lost_its_lease_is_interrupted(monkeypatch: pytest.MonkeyP
     assert json.loads(object_store.read(f"{root}/.lease"))["holder"] == "H"
 
 
+@pytest.mark.parametrize(("ignored", "said"), [("absent", "ignores If-None-Match"), ("tag", "ignores If-Match")])
+def test_a_store_without_conditions_is_refused(ignored: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, root = object_store.write, f"{TOP}/careless"
+    monkeypatch.setattr(
+        object_store, "write", lambda *args, **named: write(*args, **{k: v for k, v in named.items() if k != ignored})
+    )
+    with pytest.raises(build.UsageError, match=said), work.lock_run_folder(root):
+        pass
+    assert storage.names(root) == []
+
+
 def test_a_dead_run_of_this_machine_is_followed_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     root = f"{TOP}/dead"
     with monkeypatch.context() as patch:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.engine import object_store, object_view, storage
+from pipeline.engine import object_store, object_view, storage, work
 from pipeline.engine.object_store import Entry, Version
+from pipeline.engine.progress import AHEAD, Progress, Watched
 
 ROOT = "s3://bucket/set"
 PLACES = [
@@ -33,8 +37,7 @@ class Store:
         return self.peek(url)
 
     def peek(self, url: str) -> Version | None:
-        data = self.objects.get(url)
-        return None if data is None else Version(len(data), f'"{data.hex()}"')
+        return Version(len(self.objects[url]), self.tag(url)) if url in self.objects else None
 
     def below(self, folder: str) -> list[Entry]:
         self.asked += 1
@@ -47,6 +50,23 @@ class Store:
         folders = {name.partition("/")[0] for name in names if "/" in name}
         return [entry for name, entry in names.items() if "/" not in name], sorted(folders)
 
+    def read(self, url: str) -> bytes:
+        self.asked += 1
+        if url not in self.objects:
+            raise FileNotFoundError(url)
+        return self.objects[url]
+
+    def download(self, url: str, path: str, *, other_than: str = "") -> str:
+        Path(path).write_bytes(self.read(url))
+        return self.tag(url)
+
+    def tag(self, url: str) -> str:
+        return f'"{hashlib.md5(self.objects[url]).hexdigest()}"'
+
+    def put(self, url: str, data: bytes) -> str:
+        self.objects[url] = data
+        return self.tag(url)
+
     def has_objects(self, folder: str) -> bool:
         return bool(self.below(folder))
 
@@ -55,8 +75,7 @@ class Store:
             self.objects.pop(url, None)
 
     def write(self, url: str, data: bytes) -> None:
-        self.objects[url] = data
-        object_view.wrote(url, Version(len(data), f'"{data.hex()}"'))
+        object_view.wrote(url, Version(len(data), self.put(url, data)))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -64,8 +83,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     found = Store()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENWIT_SCRATCH", str(tmp_path_factory.mktemp("scratch")))
-        for name in ("head", "below", "within", "has_objects", "delete"):
+        for name in ("head", "below", "within", "has_objects", "delete", "read", "download"):
             patch.setattr(object_store, name, getattr(found, name))
+        patch.setattr(object_store, "write", found.put)
         yield found
 
 
@@ -139,3 +159,41 @@ def test_a_step_lists_other_folders_once_and_its_own_each_time(store: Store) -> 
     assert found == [(True, [])]  # nothing is known there
     with object_view.in_step(ROOT, "", own):
         assert object_view.listing(other) is None
+
+
+def test_an_index_stands_for_a_list_and_all_manifests(store: Store, tmp_path: Path) -> None:
+    step = work.StepFolder(f"{ROOT}/stages/match/parts", "f")
+    later = f"{ROOT}/stages/dedup/drops"
+    store.objects = {}
+    with object_view.held(ROOT):
+        with object_view.job(ROOT):
+            job = object_view.job_of(ROOT)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("OPENWIT_SCRATCH", str(tmp_path / "first"))
+                for unit in range(20):
+                    step.write_manifest(unit, {"rows": unit})
+                object_view.write_index(ROOT, job, step.path)
+            store.asked = 0
+            with object_view.in_step(ROOT, job, later, indexed=True):  # on another machine
+                assert step.total("rows") == 190 and store.asked == 1
+            with object_view.in_step(ROOT, "a later one", later, indexed=True):
+                store.asked = 0
+                assert step.total("rows") == 190 and store.asked == 2  # a list, too
+            step.write_manifest(3, {"rows": 1000})
+        store.asked = 0
+        assert step.total("rows") == 1187 and store.asked <= 6
+        assert f"{ROOT}/.index/stages-match-parts.json" in store.objects
+    assert not [url for url in store.objects if "index" in url]
+
+
+def test_a_look_at_the_progress_lists_the_next_steps_alone(store: Store) -> None:
+    store.objects = {}
+    steps = [Watched(f"step {n}", work.StepFolder(f"{ROOT}/stages/match/{n}", "f"), units=1) for n in range(9)]
+    progress = Progress(steps, io.StringIO())
+    for unit in range(3):
+        store.asked = 0
+        progress.show()
+        assert store.asked <= 2 * AHEAD
+        steps[unit].folder.write_manifest(0, {})
+    progress.show(last=True)
+    assert progress._seen[2].rows
