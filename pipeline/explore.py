@@ -36,6 +36,7 @@ from pipeline.dataset.errors import Damaged, NotFound
 from pipeline.engine import completion
 from pipeline.engine.cli import BELOW, CRASHED, DONE, INTERRUPTED, MISSING, USAGE, Parser, UsageError, check_flags, fail
 from pipeline.engine.display import sanitize
+from pipeline.inspector.opening import exists, store_of
 
 if TYPE_CHECKING:
     from pipeline.explorer.server import Server
@@ -70,8 +71,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 0 <= args.port <= 65535:
         raise UsageError(f"--port {args.port}: must be 0 to 65535")
-    if "://" in args.folder:
-        raise UsageError(f"{args.folder}: must be a folder of this machine")
     if args.index is not None and not args.index.strip():
         raise UsageError("--index: must name a folder")
     return args
@@ -85,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     codes = {UsageError: USAGE, NotFound: MISSING, Damaged: BELOW}
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
-        return run(args)
+        with store_of(args.folder):
+            return run(args)
     except tuple(codes) as error:
         return fail(PROGRAM, sanitize(error), next(code for kind, code in codes.items() if isinstance(error, kind)))
     except BrokenPipeError:
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.explorer import watch
     from pipeline.explorer.server import Server
 
-    if not os.path.exists(args.folder):
+    if not exists(args.folder):
         raise NotFound(f"there is no folder {args.folder!r}")
     cache = os.path.abspath(args.index or watch.cache_folder())
     began = time.perf_counter()

@@ -20,6 +20,7 @@ if __name__ == "__main__":
     interrupts.install("pipeline.forget")  # before the imports, which take a second
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
@@ -39,7 +40,7 @@ from pipeline import __version__
 from pipeline.dataset import damage, open_set, shrink, tombstones
 from pipeline.dataset.errors import Damaged, NotFound
 from pipeline.dataset.tombstones import KINDS, Tombstones, address, addresses, hosts_among, normalise, normalise_all
-from pipeline.engine import cli, hashing, storage, work
+from pipeline.engine import checks, cli, hashing, object_store, storage, work
 from pipeline.engine.cli import BELOW, CRASHED, DONE, MISSING, USAGE, MissingInput, Parser, UsageError, fail
 from pipeline.engine.display import sanitize
 from pipeline.engine.journal import FOLDER, Change
@@ -52,6 +53,11 @@ from pipeline.text import clean, image_variants
 PROGRAM = "pipeline.forget"
 FLAGS = tuple(kind.replace("_", "-") for kind in KINDS)
 SHOWN = 3  # bad lines that a message names
+STORE_PATIENCE_S = 600.0  # for a store that holds the folder
+VERSIONS = (
+    "the bucket keeps older versions of objects: what was forgotten can be read there, until a lifecycle rule "
+    "(NoncurrentVersionExpiration) or you remove them"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,10 +203,12 @@ def read_list(path: str) -> list[tuple[str, str]]:
         UsageError: lines are bad, or there is none.
     """
     try:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            lines = file.read().splitlines()
+        with checks.store_failures() if checks.is_object(path) else contextlib.nullcontext():
+            lines = storage.read(path).decode("utf-8-sig", "replace").splitlines()
     except OSError as error:
         raise MissingInput(f"--list {path}: cannot be read ({error.strerror})") from None
+    except (UsageError, MissingInput) as error:
+        raise type(error)(f"--list {path}: {error}") from None
     found: dict[str, list[tuple[int, str]]] = {kind: [] for kind in KINDS}
     bad: list[tuple[int, str]] = []
     for number, line in enumerate(lines, start=1):
@@ -259,6 +267,7 @@ class Forgotten:
         files: the number of files that change.
         digest: of the new manifest; None: the folder is not published.
         seconds: that it took.
+        older_versions: the bucket keeps older versions of objects, so what was forgotten is still there.
     """
 
     pairs: int
@@ -267,6 +276,7 @@ class Forgotten:
     files: int
     digest: str | None
     seconds: float
+    older_versions: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """For --json."""
@@ -277,7 +287,7 @@ def forget(root: str, selection: Selection, *, dry_run: bool = False) -> Forgott
     """Takes the pairs of a selection out of a folder.
 
     Args:
-        root: OUT of a run, or a copy of its published files.
+        root: OUT of a run, or a copy of its published files, on this machine or a store.
         selection: what goes.
         dry_run: nothing is changed.
 
@@ -286,16 +296,18 @@ def forget(root: str, selection: Selection, *, dry_run: bool = False) -> Forgott
         NotFound: the folder is no set.
         Damaged, DamagedError: a file is damaged, or another version wrote the set.
         Busy: a build runs in the folder.
+        MissingInput: the store that holds the folder is away, or refuses.
     """
-    if storage.is_url(root):
-        raise UsageError(f"{root}: must be a folder of this machine; in an object store pairs cannot be forgotten yet")
     if not len(selection):
         raise UsageError("nothing to forget: name it with " + ", ".join(f"--{flag}" for flag in (*FLAGS, "list")))
-    root = os.path.abspath(root)
-    check_folder(root)
-    _refuse_several_captions(root)
-    with work.lock_run_folder(root):
-        return _forget(root, selection, dry_run=dry_run)
+    root = storage.absolute(root)
+    on_store = checks.is_object(root)
+    with checks.store_failures(patience=STORE_PATIENCE_S) if on_store else contextlib.nullcontext():
+        check_folder(root)
+        _refuse_several_captions(root)
+        with work.lock_run_folder(root):
+            found = _forget(root, selection, dry_run=dry_run)
+        return dataclasses.replace(found, older_versions=on_store and object_store.keeps_versions(root))
 
 
 def _forget(root: str, selection: Selection, *, dry_run: bool) -> Forgotten:
@@ -327,7 +339,7 @@ def _refuse_several_captions(root: str) -> None:
         UsageError: dedup or dedup-images joined texts of several pairs, and their rows are not there.
     """
     path = os.path.join(root, "manifest.json")
-    manifest = open_set.read_manifest(root) if os.path.exists(path) else {"ledger": []}
+    manifest = open_set.read_manifest(root) if storage.is_file(path) else {"ledger": []}
     dropped = {row["stage"]: row["dropped"] for row in manifest["ledger"]}
     joined = bool(dropped.get("dedup", {}).get(JOINED))
     if manifest.get("options", {}).get("captions", 1) > 1:
@@ -345,17 +357,17 @@ def check_folder(root: str) -> None:
     Raises:
         NotFound: its message says what is missing.
     """
-    if not os.path.isdir(root):
+    if not storage.is_folder(root):
         raise NotFound(f"there is no folder {root!r}")
     stages = os.path.join(root, "stages")
-    there = set(STAGES) & set(storage.names(stages) if os.path.isdir(stages) else [])
-    changing = os.path.isdir(os.path.join(root, FOLDER))
-    if not there and not changing and not os.path.isfile(os.path.join(root, "manifest.json")):
+    there = set(STAGES) & set(storage.names(stages))
+    changing = storage.is_folder(os.path.join(root, FOLDER))
+    if not there and not changing and not storage.is_file(os.path.join(root, "manifest.json")):
         raise NotFound(f"{root!r} holds neither manifest.json nor stages/: is it the --output of a run?")
 
 
 def _published(root: str) -> shrink.Published | None:
-    if not os.path.exists(os.path.join(root, "manifest.json")):
+    if not storage.is_file(os.path.join(root, "manifest.json")):
         return None
     return shrink.Published.of(root, open_set.read_manifest(root))
 
@@ -445,9 +457,9 @@ def _prepare(
     )
     counts = purging.run()
     if published is None:
-        if os.path.isdir(os.path.join(root, "stages")):
+        if storage.is_folder(os.path.join(root, "stages")):
             for name in ("shards", "metadata", "report", "README.md", "croissant.json"):
-                if os.path.exists(os.path.join(root, name)):
+                if storage.exists(os.path.join(root, name)):
                     change.remove(name)  # of a publication that was interrupted
         purging.correct_infos(published=0)
         return {}, None
@@ -486,7 +498,7 @@ def _covering_rejected(selection: Selection, uids: Uids) -> Callable[[pa.Table],
 
 def _shared(root: str, uids: Uids, urls: set[str]) -> set[str]:
     """Those of the URLs that pairs have which stay. They matter where archives hold images."""
-    if not os.path.isdir(os.path.join(root, "stages/gather/images")):
+    if not storage.is_folder(os.path.join(root, "stages/gather/images")):
         return set()
     return purge.find(root, lambda table: ~uids.mask(table["uid"]) & _is_in(table["url"], urls))[1]
 
@@ -506,7 +518,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Selection]:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="OUT", help="folder of a run, or a copy of its published files")
+    parser.add_argument("folder", metavar="OUT", help="folder of a run, or a copy of its published files; s3://, too")
     for flag, name in zip(FLAGS, ("URL", "HOST", "HOST", "KEY", "HEX"), strict=True):
         parser.add_argument(f"--{flag}", metavar=name, action="append", default=[], help="may be repeated")
     parser.add_argument("--list", metavar="FILE", action="append", default=[], help="one a line; # begins a comment")
@@ -541,6 +553,8 @@ def report(found: Forgotten, *, dry_run: bool) -> str:
         lines.append(f"{found.files:,} files changed in {found.seconds:.1f} s")
     if found.digest:
         lines.append(f"digest {found.digest}")
+    if found.older_versions and not dry_run:
+        lines.append(VERSIONS)
     return "\n".join(lines)
 
 

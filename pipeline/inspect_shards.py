@@ -92,7 +92,6 @@ MODULES = (
     diff,
     forgotten,
 )
-LOCAL = ("sql",)  # commands that cannot read an object store
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 
@@ -166,8 +165,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
         with store_of(args.folder):
-            if args.command in LOCAL and "://" in args.folder:
-                raise UsageError(f"{args.command} {args.folder}: must be a folder of this machine")
             if not exists(args.folder):
                 raise NotFound(f"there is no folder {args.folder!r}")
             settle(args.folder)

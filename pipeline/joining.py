@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 
@@ -16,11 +15,12 @@ from pipeline import forget
 from pipeline.dataset import tombstones
 from pipeline.dataset.tombstones import Tombstones
 from pipeline.engine import log_file, storage, work
+from pipeline.engine.input_errors import RefusedInputError
 from pipeline.sources import published_sets
 from pipeline.stages.other_sets import TAKEN, OtherSet
 from pipeline.stages.run import Run
 
-COPY = ".other-"  # in OUT: begins the name of a copy of another set
+COPY = ".other-"  # in OUT, or in the scratch folder for it: begins the name of a copy of another set
 
 
 def forget_what_others_forgot(run: Run, *, quiet: bool = False) -> None:
@@ -74,17 +74,19 @@ def readable_sets(run: Run) -> Iterator[dict[str, str]]:
     Raises:
         Busy: a build runs in another set.
     """
-    for name in storage.names(run.root):
+    here = storage.beside(run.root)
+    for name in storage.names(here):
         if name.startswith(COPY):
-            storage.remove(os.path.join(run.root, name))  # of a run that was killed
+            storage.remove(os.path.join(here, name))  # of a run that was killed
     ours, roots = Tombstones.load(run.root), dict[str, str]()
     with contextlib.ExitStack() as stack:
         for other in run.others:
-            if os.access(other.root, os.W_OK):
-                stack.enter_context(work.lock_run_folder(other.root))
+            if storage.is_url(other.root) or os.access(other.root, os.W_OK):
+                with contextlib.suppress(RefusedInputError):  # a store whose objects may only be read
+                    stack.enter_context(work.lock_run_folder(other.root))
             theirs = Tombstones.load(other.root)
             if ours is not None and not (theirs is not None and theirs.includes(ours)):
-                roots[other.root] = tempfile.mkdtemp(prefix=COPY, dir=run.root)
+                roots[other.root] = tempfile.mkdtemp(prefix=COPY, dir=here)
                 stack.callback(storage.remove, roots[other.root])
                 _copy(other, roots[other.root])
                 forget.forget(roots[other.root], forget.SelectionOf(stones=ours))
@@ -94,9 +96,8 @@ def readable_sets(run: Run) -> Iterator[dict[str, str]]:
 def _copy(other: OtherSet, target: str) -> None:
     """Copies what is taken of a set."""
     for stage in TAKEN:
-        source = os.path.join(other.root, "stages", stage)
-        if os.path.isdir(source):
-            shutil.copytree(source, os.path.join(target, "stages", stage))
+        for path in storage.walk(os.path.join(other.root, "stages", stage)):
+            storage.copy(path, os.path.join(target, os.path.relpath(path, other.root)))
     for name in ("inputs.json", tombstones.FILE):
-        if os.path.exists(os.path.join(other.root, name)):
-            shutil.copy(os.path.join(other.root, name), target)
+        if storage.is_file(os.path.join(other.root, name)):
+            storage.copy(os.path.join(other.root, name), os.path.join(target, name))

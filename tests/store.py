@@ -64,6 +64,9 @@ def endpoint(address: Address) -> Iterator[None]:
         forget()
 
 
+READING = ("get_object", "head_object", "list_objects_v2", "get_bucket_versioning")
+
+
 class Refused(Exception):
     """An answer with a code of S3."""
 
@@ -113,7 +116,7 @@ class MemoryStore:
 
     def call_s3(self, method: str, **given: Any) -> dict[str, Any]:
         """One request."""
-        if method not in ("get_object", "head_object", "list_objects_v2"):
+        if method not in READING:
             if self.left == 0:
                 raise Killed
             self.left -= 1
@@ -144,7 +147,7 @@ class MemoryStore:
 
     def _head_object(self, bucket: str, key: str, _: dict[str, Any]) -> dict[str, Any]:
         data, tag = self._found(bucket, key)
-        return {"ContentLength": len(data), "ETag": tag}
+        return {"ContentLength": len(data), "ETag": tag, "LastModified": datetime.now(UTC)}
 
     def _put_object(self, bucket: str, key: str, given: dict[str, Any]) -> dict[str, Any]:
         there = self.objects.get((bucket, key))
@@ -168,6 +171,9 @@ class MemoryStore:
             self.objects.pop((bucket, item["Key"]), None)
         return {}
 
+    def _get_bucket_versioning(self, bucket: str, _: str, given: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
     def _list_objects_v2(self, bucket: str, _: str, given: dict[str, Any]) -> dict[str, Any]:
         prefix, folders, contents = given["Prefix"], set[str](), []
         for name, key in sorted(self.objects):
@@ -177,7 +183,7 @@ class MemoryStore:
                     folders.add(prefix + head + slash)
                 else:
                     data, tag = self._found(name, key)
-                    contents.append({"Key": key, "Size": len(data), "ETag": tag})
+                    contents.append({"Key": key, "Size": len(data), "ETag": tag, "LastModified": datetime.now(UTC)})
         common = [{"Prefix": folder} for folder in sorted(folders)]
         return {"Contents": contents, "CommonPrefixes": common, "KeyCount": len(contents) + len(folders)}
 

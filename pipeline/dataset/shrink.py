@@ -207,12 +207,9 @@ def _rejected(change: Change) -> list[str]:
 
 
 def _link(change: Change, paths: Iterable[str]) -> None:
-    """Makes files that do not change readable among the new ones. A link is not part of the change."""
+    """Makes files that do not change readable among the new ones."""
     for path in paths:
-        target, name = os.path.join(change.root, path), change.place(path)
-        if os.path.exists(target) and not os.path.lexists(name):
-            os.makedirs(os.path.dirname(name), exist_ok=True)
-            os.symlink(os.path.abspath(target), name)
+        change.link(path)
 
 
 def _counts(change: Change, published: Published, shrunk: Shrunk, pick: summary.Pick) -> summary.Summary:

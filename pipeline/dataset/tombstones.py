@@ -123,7 +123,7 @@ class Tombstones:
         arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
         keys = b"".join(one.key for one in lists)
         storage.write_table(path, pa.Table.from_arrays(arrays, schema=schema.with_metadata({KEY: keys})))
-        os.chmod(path, 0o600)
+        storage.make_private(path)
 
     def has(self, kind: str, value: str) -> bool:
         """True if the value was forgotten. A domain covers its subdomains."""

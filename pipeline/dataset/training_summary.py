@@ -186,7 +186,7 @@ def _processing(ledger: Sequence[dict[str, Any]], options: Mapping[str, Any], ro
         }
         for name in sorted({*found["pages"], *found["images"]})
     }
-    stones = Tombstones.load(root) if not storage.is_url(root) else None
+    stones = Tombstones.load(root)
     return {
         "3.1_reservations_of_rights": {
             "signatory_of_the_code_of_practice": None,
@@ -225,10 +225,7 @@ def _rule(small: bool) -> str:
 def fetch_period(root: str) -> tuple[str, str] | None:
     """The first and the last day of the fetch, by the times of its files; None: a copy, without the stages."""
     folder = os.path.join(root, "stages", "fetch")
-    if storage.is_url(root) or not os.path.isdir(folder):
-        return None
-    times = [os.stat(os.path.join(at, name)).st_mtime for at, _, names in os.walk(folder) for name in names]
-    days = [time.strftime("%Y-%m-%d", time.gmtime(one)) for one in times]
+    days = [time.strftime("%Y-%m-%d", time.gmtime(one)) for one in storage.times(folder)]
     return (min(days), max(days)) if days else None
 
 

@@ -42,8 +42,10 @@ def is_object(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def store_failures() -> Iterator[None]:
-    """Failures of a store that holds what an option names, as those of a missing file. It is asked for a minute.
+def store_failures(*, patience: float = STORE_PATIENCE_S) -> Iterator[None]:
+    """Failures of a store that holds what a command names, as those of a missing file.
+
+    `patience`: seconds for which it is asked again.
 
     Raises:
         MissingInput: the store is away, refuses, or has no such bucket.
@@ -52,7 +54,7 @@ def store_failures() -> Iterator[None]:
     from pipeline.engine.input_errors import InputError
 
     try:
-        with remote.configured(dataclasses.replace(remote.settings(), patience=STORE_PATIENCE_S)):
+        with remote.configured(dataclasses.replace(remote.settings(), patience=patience)):
             yield
     except (FileNotFoundError, InputError) as error:
         raise MissingInput(f"cannot be read ({error})") from None

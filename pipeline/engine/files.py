@@ -19,6 +19,7 @@ from typing import IO
 from pipeline.engine import fence
 
 TEMPORARY = re.compile(r"\.tmp\d+-\d+$")
+_ZEROS = bytes(1 << 20)
 _flushes = [True]
 
 
@@ -118,6 +119,17 @@ def _rename(name: str, path: str) -> None:
         fence.confirm(path)
         os.replace(beside, path)
         os.unlink(name)
+
+
+def erase(path: str, ranges: Iterable[tuple[int, int]], size: int) -> None:
+    """Makes bytes of a file zeros in place, given as (start, length), and cuts it to `size` bytes."""
+    with open(path, "r+b", buffering=0) as file:
+        file.truncate(min(size, os.fstat(file.fileno()).st_size))
+        for start, length in ranges:
+            end = min(start + length, size)
+            while start < end:
+                start += os.pwrite(file.fileno(), memoryview(_ZEROS)[: end - start], start)
+        os.fsync(file.fileno())
 
 
 def flush_folders(folders: Iterable[str]) -> None:

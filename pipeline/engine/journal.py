@@ -20,7 +20,6 @@ from pipeline.engine import lease, storage
 FOLDER = ".change"
 MANIFEST = "manifest.json"
 JOURNAL = "journal.json"
-_ZEROS = bytes(1 << 20)
 
 
 class Change:
@@ -35,6 +34,7 @@ class Change:
         self._removed: set[str] = set()
         self._renamed: dict[str, str] = {}
         self._erased: list[dict[str, Any]] = []
+        self._linked: set[str] = set()
         discard(root)
 
     def place(self, path: str) -> str:
@@ -44,7 +44,17 @@ class Change:
     def current(self, path: str) -> str:
         """Where the content of a file is: its new content if there is one."""
         new = self.place(path)
-        return new if storage.exists(new) else os.path.join(self.root, path)
+        return new if storage.is_file(new) else os.path.join(self.root, path)
+
+    def link(self, path: str) -> None:
+        """Makes a file that stays readable among the new ones, unless it is one of them. This is no part of the change.
+
+        Nothing happens if there is no such file.
+        """
+        target, name = os.path.join(self.root, path), self.place(path)
+        if storage.is_file(target) and not storage.is_file(name):
+            self._linked.add(path)
+            storage.link(target, name)
 
     def remove(self, path: str) -> None:
         """The file or folder tree is removed."""
@@ -87,7 +97,8 @@ class Change:
     def _moved(self) -> list[str]:
         top = self.place("")
         found = (path for path in storage.walk(top) if not storage.is_link(path))
-        return sorted(os.path.relpath(path, top).replace(os.sep, "/") for path in found)
+        moved = {os.path.relpath(path, top).replace(os.sep, "/") for path in found}
+        return sorted(moved - self._linked)
 
 
 def is_pending(root: str) -> bool:
@@ -124,7 +135,7 @@ def _carry_out(root: str, journal: dict[str, Any]) -> None:
     if hidden or MANIFEST in journal["removed"]:
         storage.remove(os.path.join(root, MANIFEST))
     for item in journal["erased"]:
-        _erase(os.path.join(root, item["path"]), item["ranges"], item["size"])
+        storage.erase(os.path.join(root, item["path"]), item["ranges"], item["size"])
     storage.move_all([(source, os.path.join(root, path)) for path, source in sources.items() if path != MANIFEST])
     _flush(root, {os.path.dirname(os.path.join(root, path)) for path in sources})
     if hidden:
@@ -139,14 +150,3 @@ def _flush(root: str, folders: Iterable[str]) -> None:
     if not storage.is_url(root):
         storage.flush_folders(folders)
 
-
-def _erase(path: str, ranges: Sequence[Sequence[int]], size: int) -> None:
-    if not storage.exists(path):
-        return
-    with open(path, "r+b", buffering=0) as file:
-        file.truncate(min(size, os.fstat(file.fileno()).st_size))
-        for start, length in ranges:
-            end = min(start + length, size)
-            while start < end:
-                start += os.pwrite(file.fileno(), memoryview(_ZEROS)[: end - start], start)
-        os.fsync(file.fileno())

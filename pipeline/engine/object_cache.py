@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 
@@ -107,6 +108,11 @@ def _new(url: str) -> Iterator[str]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
+
+
+def drop(url: str) -> None:
+    """Removes the copies of an object from this machine."""
+    shutil.rmtree(_folder(url), ignore_errors=True)
 
 
 def _folder(url: str) -> str:

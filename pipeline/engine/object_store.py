@@ -52,6 +52,7 @@ class Entry:
     url: str
     size: int
     tag: str
+    time: float = 0.0  # when it was written, in seconds since 1970
 
 
 def is_url(path: str) -> bool:
@@ -334,6 +335,17 @@ def delete(urls: list[str]) -> None:
             raise OSError(f"{some[0]}: cannot be deleted: {answer['Errors'][0].get('Message', 'no reason given')}")
 
 
+def keeps_versions(url: str) -> bool:
+    """True if the bucket keeps older versions of its objects, or some from the time when it did.
+
+    A store that does not tell is taken as one that keeps none.
+    """
+    with contextlib.suppress(Exception):
+        given = {"Bucket": split(url)[0]}
+        return "Status" in _call(url, functools.partial(_send, "get_bucket_versioning", given), what="read")
+    return False
+
+
 # ------------------------------------------------------------------------------------------------------------ lists
 
 
@@ -356,7 +368,7 @@ def _base(url: str) -> str:
 
 def _entries(base: str, page: dict[str, Any]) -> Iterator[Entry]:
     for item in page.get("Contents", ()):
-        yield Entry(base + item["Key"], int(item["Size"]), str(item["ETag"]))
+        yield Entry(base + item["Key"], int(item["Size"]), str(item["ETag"]), item["LastModified"].timestamp())
 
 
 def below(folder: str) -> list[Entry]:

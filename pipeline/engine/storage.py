@@ -30,6 +30,7 @@ import json
 import mmap
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BufferedReader
 from typing import IO, Any
@@ -145,12 +146,12 @@ def changed(folder: str) -> int | None:
 
 
 def names(folder: str) -> list[str]:
-    """The sorted names in a folder; an empty list if it is missing."""
+    """The sorted names in a folder; an empty list if there is no such folder."""
     if is_url(folder):
         return _listing(folder).names()
     try:
         return sorted(os.listdir(folder))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
@@ -189,6 +190,14 @@ def looking_at(folder: str) -> Iterator[None]:
         yield
 
 
+def times(folder: str) -> Iterator[float]:
+    """Yields when each file below a folder was written, in seconds since 1970."""
+    if is_url(folder):
+        yield from (entry.time for entry in object_store.below(folder))
+        return
+    yield from (os.lstat(path).st_mtime for path in walk(folder))
+
+
 def make_folder(folder: str) -> None:
     """Makes a folder. A store needs none."""
     if not is_url(folder):
@@ -215,6 +224,8 @@ def delete(paths: Sequence[str]) -> None:
     object_store.delete([*dict.fromkeys([*(url for some in marks for url in some), *found])])
     for path in paths:
         object_view.removed(path)
+    for url in found:
+        object_cache.drop(url)
 
 
 def _objects(path: str) -> Iterator[str]:
@@ -250,11 +261,13 @@ def move_all(pairs: Sequence[tuple[str, str]]) -> None:
                 os.replace(source, target)
         elif _copy(source, target):
             copied.append(source)
+            object_cache.drop(target)
     targets = {target for _, target in pairs}
     gone = [source for source in copied if source not in targets]
     object_store.delete(gone)
     for source in gone:
         object_view.removed(source)
+        object_cache.drop(source)
 
 
 def _copy(source: str, target: str) -> bool:
@@ -275,6 +288,41 @@ def link(target: str, path: str) -> None:
     remove(path)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     os.symlink(os.path.abspath(target), path)
+
+
+def copy(source: str, target: str) -> None:
+    """Copies a file, between this machine and a store, too. Nothing comes here if both are objects."""
+    if is_url(source) and is_url(target):
+        link(source, target)
+        return
+    with temporary(target) as name:
+        shutil.copyfile(here(source), name)
+
+
+def make_private(path: str) -> None:
+    """Lets nobody but its owner read a file. Who reads an object is the matter of the rules of its bucket."""
+    if not is_url(path):
+        os.chmod(path, 0o600)
+
+
+def erase(path: str, ranges: Iterable[tuple[int, int]], size: int) -> None:
+    """Makes bytes of a file zeros and cuts it: in place, or in a copy that takes the place of an object.
+
+    Nothing happens if there is no such file. A second time gives the same.
+
+    Args:
+        path: of the file.
+        ranges: (start, length) of the bytes.
+        size: the new size of the file, if it is larger.
+    """
+    if not is_file(path):
+        return
+    if not is_url(path):
+        files.erase(path, ranges, size)
+        return
+    with temporary(path) as name:
+        shutil.copyfile(here(path), name)
+        files.erase(name, ranges, size)
 
 
 # --------------------------------------------------------------------------------------------------- unchecked bytes

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from pipeline.dataset.columns import TABLES
 from pipeline.dataset.errors import Damaged, NotFound
 from pipeline.engine import storage
+from pipeline.engine.input_errors import InputError
 from pipeline.explorer.building import FACETS, Source
 from pipeline.explorer.index import Index, Rows, facets_of
 from pipeline.explorer.neighbours import Neighbours
@@ -168,8 +169,8 @@ class Explorer:
         manifest = pairs.opened.manifest if isinstance(pairs, Published) else {}
         names = facets_of(self.index)
         return {
-            "name": os.path.basename(os.path.abspath(self.source.folder)) or self.source.folder,
-            "folder": os.path.abspath(self.source.folder),
+            "name": os.path.basename(storage.absolute(self.source.folder)) or self.source.folder,
+            "folder": storage.absolute(self.source.folder),
             "kind": pairs.name,
             "digest": self.index.facts["digest"],
             "pairs": len(self.index),
@@ -399,12 +400,11 @@ class Explorer:
         if not 0 < size <= LARGEST_PICTURE:
             raise Damaged(f"the picture has {size:,} bytes")
         try:
-            with storage.opened(path) as file:
-                if not 0 <= offset <= file.seek(0, os.SEEK_END) - size:
-                    raise Damaged(f"{os.path.basename(path)} is cut off before this picture ends")
-                data = storage.range_of(file, offset, size)
-        except (OSError, storage.DamagedError) as error:
+            data = storage.read_range(path, offset, size) if offset >= 0 else b""
+        except (OSError, InputError) as error:
             raise Damaged(f"{os.path.basename(path)} cannot be read: {getattr(error, 'strerror', '')}") from error
+        if len(data) < size:
+            raise Damaged(f"{os.path.basename(path)} is cut off before this picture ends")
         for magic, kind in PICTURES:
             if magic.match(data):
                 return data, kind

@@ -228,7 +228,7 @@ class _Builder:
         return {
             "form": FORM,
             "digest": self._source.digest,
-            "folder": os.path.abspath(self._source.folder),
+            "folder": storage.absolute(self._source.folder),
             "rows": self._rows,
             "facets": self._facets,
             "numbers": list(self._numbers),

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.dataset.errors import Damaged, NotFound
 from pipeline.engine import storage
+from pipeline.engine.input_errors import InputError
 from pipeline.explorer.answers import Explorer
 from pipeline.explorer.building import INDEX_FILE, Progress, Source, build, digest_of_files, open_source
 from pipeline.explorer.index import open_index
@@ -83,7 +84,7 @@ def open_explorer(
 
 def remove_stale(cache: str, source: Source) -> None:
     """Removes indexes of earlier states of a folder: they hold texts that may have been forgotten since."""
-    folder = os.path.abspath(source.folder)
+    folder = storage.absolute(source.folder)
     for name in os.listdir(cache):
         path = os.path.join(cache, name)
         try:
@@ -102,7 +103,10 @@ def state_of(source: Source) -> Any:
             return digest_of_files(source.pairs.paths)
         except OSError:
             return None
-    return storage.state(os.path.join(source.folder, "manifest.json"))
+    try:
+        return storage.state(os.path.join(source.folder, "manifest.json"))
+    except InputError:  # a store that is away: the set is opened again, and this says why it cannot be
+        return None
 
 
 class Watched:

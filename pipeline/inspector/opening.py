@@ -25,6 +25,11 @@ def exists(path: str) -> bool:
     return storage.exists(path)
 
 
+def is_url(path: str) -> bool:
+    """True for a folder of a store."""
+    return "://" in path
+
+
 def absolute(path: str) -> str:
     """The absolute path, or the URL without a slash at its end."""
     return path.rstrip("/") if "://" in path else os.path.abspath(path)

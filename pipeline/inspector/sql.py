@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dataset.errors import NotFound
 from pipeline.engine.cli import DONE, UsageError
+from pipeline.inspector.opening import absolute, exists, is_url
 from pipeline.inspector.output import count, print_json, print_table
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "allow_community_extensions": "false",
     "python_enable_replacements": "false",
 }
+OBJECTS = "openwit"  # the scheme under which DuckDB reads the objects of a store
 GLOB = set("*?[")  # characters of a path that DuckDB would expand
 
 
@@ -40,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         import duckdb
     except ImportError:
         raise NotFound("sql needs DuckDB: pip install 'openwit[sql]'") from None
-    with duckdb.connect(":memory:", config=SETTINGS) as connection:
+    with duckdb.connect(":memory:", config=SETTINGS) as connection, objects_for(connection, args.folder):
         add_views(connection, args.folder)
         try:
             statements = duckdb.extract_statements(args.statement)
@@ -71,6 +75,21 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
+@contextlib.contextmanager
+def objects_for(connection: duckdb.DuckDBPyConnection, folder: str) -> Iterator[None]:
+    """While the block runs, the connection reads the objects of a folder on a store by range, under OBJECTS."""
+    if not is_url(folder):
+        yield
+        return
+    from pipeline.inspector.objects import Objects
+
+    connection.register_filesystem(Objects(folder.partition("://")[0]))
+    try:
+        yield
+    finally:
+        connection.unregister_filesystem(OBJECTS)  # else it outlives the connection
+
+
 def add_views(connection: duckdb.DuckDBPyConnection, folder: str) -> None:
     """Adds the tables of a folder as views, and closes the connection to all other files.
 
@@ -78,7 +97,7 @@ def add_views(connection: duckdb.DuckDBPyConnection, folder: str) -> None:
         connection: with SETTINGS.
         folder: a published set, or a run.
     """
-    files = _files(os.path.abspath(folder))
+    files = _files(absolute(folder))
     for name, paths in files.items():
         listed = ", ".join(map(_quoted, paths))
         connection.execute(f'create view "{name}" as select * from read_parquet([{listed}], union_by_name = true)')
@@ -100,7 +119,7 @@ def _files(root: str) -> dict[str, list[str]]:
     from pipeline.dataset import open_set
     from pipeline.schema import CONTAMINATION_FILE, DUPLICATES_FILE
 
-    if not os.path.exists(os.path.join(root, "manifest.json")) or GLOB & set(root):
+    if not exists(os.path.join(root, "manifest.json")) or GLOB & set(root):
         return {}
     opened = open_set.open_set(root)
     listed = [entry["path"] for entry in opened.manifest["files"]]
@@ -111,7 +130,8 @@ def _files(root: str) -> dict[str, list[str]]:
         "duplicates": [path for path in listed if path == DUPLICATES_FILE],
         "contamination": [path for path in listed if path == CONTAMINATION_FILE],
     }
-    return {name: [os.path.join(root, path) for path in paths] for name, paths in found.items() if paths}
+    top = f"{OBJECTS}://{root.partition('://')[2]}" if is_url(root) else root
+    return {name: [os.path.join(top, path) for path in paths] for name, paths in found.items() if paths}
 
 
 def _tables(folder: str, files: dict[str, list[str]]) -> dict[str, pa.Table]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 PLACES = ("key", "shard", "jpg_offset")  # columns for pictures, which are not counted
 ROWS_TOGETHER = 100_000
 
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags."""
     del parser

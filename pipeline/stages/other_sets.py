@@ -15,13 +15,14 @@ the first set that a build names.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pipeline.engine import journal, storage
+from pipeline.engine import checks, journal, storage
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.input_errors import is_remote
 from pipeline.engine.work import StageFolder, is_done
@@ -32,6 +33,9 @@ from pipeline.stages.input_list import InputList, path_of
 from pipeline.stages.left_out import NAMES, Retry
 
 TAKEN = ("gather", "match", "fetch")  # the stages whose files are taken
+_STORES = tuple(f"{scheme}://" for scheme in checks.STORES)
+# A spec on a store that names a file, a glob or a folder of files: it is not asked whether it is a set.
+_NO_SET = re.compile(r"[*?\[]|\.(?:gz|warc|arc|wat|wacz|tar|parquet|tsv|csv|txt|jsonl?|zst|bz2|xz)$", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,18 +79,30 @@ def find(spec: str, output: str, *, known: Iterable[Input] | None) -> OtherSet |
         UsageError: it is the set in `output`.
         MissingInput: it is a set, but what it read is not there.
     """
-    if is_remote(spec) or spec.startswith(("@", "cc:", "file:")):
+    on_store = spec.startswith(_STORES) and not _NO_SET.search(spec)
+    if (is_remote(spec) and not on_store) or spec.startswith(("@", "cc:", "file:")):
         return None
-    folder = os.path.abspath(os.path.expanduser(spec))
+    path = storage.absolute(spec if on_store else os.path.expanduser(spec))
+    with checks.store_failures() if on_store else contextlib.nullcontext():
+        return _of_folder(spec, path, output, known)
+
+
+def _of_folder(spec: str, folder: str, output: str, known: Iterable[Input] | None) -> OtherSet | None:
+    """`find`, for a folder."""
     root = re.sub(rf"/stages(/({'|'.join(STAGES)}))?$", "", folder)
-    if not os.path.isdir(root) or not _is_set(root):
+    on_store = storage.is_url(root)
+    if not (on_store or os.path.isdir(root)) or not _is_set(root):
         return None
-    if os.path.realpath(root) == os.path.realpath(output):
+    if _real(root) == _real(storage.absolute(output)):
         raise UsageError(f"--input {spec}: must not be the output folder itself")
     if journal.is_pending(root):
         raise MissingInput(f"--input {spec}: a change of this set was interrupted: inspect_shards info {root} ends it")
     inputs = InputList.read(root)
     if folder == root and published_sets.is_set(root) and _is_read_as_published(root, inputs, known):
+        if on_store:
+            raise MissingInput(
+                f"--input {spec}: a set on a store comes in by --extend, with its stages: copy it to this machine first"
+            )
         return None
     missing = "gather" if inputs is None else next((name for name in TAKEN[:2] if not is_done(root, name)), None)
     if missing is None and inputs is not None:
@@ -101,13 +117,17 @@ def _is_read_as_published(root: str, inputs: InputList | None, known: Iterable[I
     if known is None or inputs is None or not is_done(root, TAKEN[0]):
         return True
     read = published_sets.sets_among(list(known))
-    return os.path.realpath(root) in map(os.path.realpath, read)
+    return _real(root) in map(_real, read)
 
 
 def _is_set(root: str) -> bool:
     return published_sets.is_set(root) or (
-        os.path.exists(os.path.join(root, "inputs.json")) and os.path.isdir(os.path.join(root, "stages"))
+        storage.is_file(os.path.join(root, "inputs.json")) and storage.is_folder(os.path.join(root, "stages"))
     )
+
+
+def _real(root: str) -> str:
+    return root if storage.is_url(root) else os.path.realpath(root)
 
 
 def known_inputs(recorded: InputList, others: Sequence[OtherSet]) -> tuple[Input, ...]:

@@ -167,13 +167,13 @@ def _take(
 
 def is_done(root: str, stage: str) -> bool:
     """True if the stage is complete."""
-    return os.path.exists(os.path.join(root, "stages", stage, "COMPLETED"))
+    return storage.is_file(os.path.join(root, "stages", stage, "COMPLETED"))
 
 
 def units_of(root: str, folder: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(unit, manifest) of the committed units of a step. `folder` is below OUT/stages."""
     path = os.path.join(root, "stages", folder)
-    for name in storage.names(path) if os.path.isdir(path) else ():
+    for name in storage.names(path):
         if re.fullmatch(r"\d+\.json", name):
             found = storage.read_json(os.path.join(path, name))
             if found is not None:
@@ -206,7 +206,7 @@ def overlay_file(stage: str, unit: int, part: int) -> str:
 def overlay_of(root: str, stage: str, unit: int, part: int) -> Overlay | None:
     """What a stage of MASKS puts over a part; None if it puts nothing there."""
     path = os.path.join(root, overlay_file(stage, unit, part))
-    return Overlay.read(path) if os.path.exists(path) else None
+    return Overlay.read(path) if storage.is_file(path) else None
 
 
 def read_overlaid(
@@ -245,7 +245,7 @@ def find(root: str, covers: Covers) -> tuple[set[bytes], set[str]]:
 def _is_overlaid(root: str, unit: int, part: int) -> bool:
     """True if dedup puts new values over a row of a part of match. Few parts have such rows."""
     path = os.path.join(root, overlay_file("dedup", unit, part))
-    return os.path.exists(path) and any(batch.num_rows for batch in storage.read_batches(path, ["row"]))
+    return storage.is_file(path) and any(batch.num_rows for batch in storage.read_batches(path, ["row"]))
 
 
 def _collect(table: pa.Table, covers: Covers, uids: set[bytes], urls: set[str]) -> None:
@@ -448,7 +448,7 @@ class Purge:
     def _drop_interrupted(self) -> None:
         """Removes stages that were interrupted, but for gather, match and fetch, whose units are kept."""
         for stage in ("dedup", "balance", "dedup-images", "publish"):
-            if not is_done(self._root, stage) and os.path.isdir(os.path.join(self._root, "stages", stage)):
+            if not is_done(self._root, stage) and storage.is_folder(os.path.join(self._root, "stages", stage)):
                 self._change.remove(f"stages/{stage}")
         for folder in ("gather/parts", "match/parts"):
             if not is_done(self._root, folder.split("/")[0]):
@@ -468,7 +468,7 @@ class Purge:
     def _parts(self, stage: str) -> None:
         """The parts of a stage, the keys beside them, and the masks over them."""
         folder, masked = f"{stage}/parts", [name for name, parts in MASKS.items() if parts == stage]
-        if not os.path.isdir(os.path.join(self._root, "stages", folder)):
+        if not storage.is_folder(os.path.join(self._root, "stages", folder)):
             return
         masked = [name for name in masked if is_done(self._root, name)]
         if stage == "dedup-images" and not masked:
@@ -513,7 +513,7 @@ class Purge:
                 if not mask.all():
                     out.write_batch(batch.filter(pa.array(~mask)))
         keys = file_of(folder, unit, "keys", part)
-        if os.path.exists(os.path.join(self._root, keys)):
+        if storage.is_file(os.path.join(self._root, keys)):
             self._keys(keys, gone)
         return gone
 
@@ -556,7 +556,7 @@ class Purge:
     def _dropped_by_rules(self, folder: str, unit: int, found: dict[str, Any]) -> dict[str, Any]:
         """Takes rows out of those that dedup-images dropped by its rules. Returns the manifest of the unit."""
         path = file_of(folder, unit, "dropped")
-        if not os.path.exists(os.path.join(self._root, path)):
+        if not storage.is_file(os.path.join(self._root, path)):
             return found  # an older version made the folder
         table = storage.read_table(os.path.join(self._root, path))
         gone = self._uids.mask(table["uid"])
@@ -564,7 +564,7 @@ class Purge:
             return found
         storage.write_table(self._change.place(path), table.filter(pa.array(~gone)))
         shown = file_of(folder, unit, "contaminated")
-        if os.path.exists(os.path.join(self._root, shown)):
+        if storage.is_file(os.path.join(self._root, shown)):
             images = storage.read_table(os.path.join(self._root, shown))
             storage.write_table(self._change.place(shown), images.filter(pa.array(~self._uids.mask(images["uid"]))))
         reasons = Counter(fetched_rules.REASONS[code] for code in table["reason"].to_numpy()[gone].tolist())
@@ -578,7 +578,7 @@ class Purge:
     def _scores(self) -> None:
         """The scores of pairs that dedup-images keeps."""
         path = "stages/dedup-images/scores/00000.arrow"
-        if not is_done(self._root, "dedup-images") or not os.path.exists(os.path.join(self._root, path)):
+        if not is_done(self._root, "dedup-images") or not storage.is_file(os.path.join(self._root, path)):
             return
         (batch,) = storage.read_batches(os.path.join(self._root, path))
         gone = self._uids.mask(batch["uid"])
@@ -616,7 +616,7 @@ class Purge:
     def _overlay(self, path: str, gone: Mask) -> None:
         """Writes what a stage puts over a part without the rows. The other rows get their new numbers."""
         full = os.path.join(self._root, path)
-        if not os.path.exists(full):
+        if not storage.is_file(full):
             return
         (values,) = storage.read_batches(full)
         rows, moved = values["row"].to_numpy(), np.cumsum(gone).astype(np.int32)
@@ -661,7 +661,7 @@ class Purge:
 
     def _fetch(self) -> None:
         """The rows of all passes with their images. The newest outcome of a row counts."""
-        if not os.path.isdir(os.path.join(self._root, "stages/fetch")):
+        if not storage.is_folder(os.path.join(self._root, "stages/fetch")):
             return
         touched, seen, gone = self._hosts_of_interrupted_fetch(), set[bytes](), set[Place]()
         first = (storage.read_json(os.path.join(self._root, "stages/fetch/attempts.json")) or {}).get("first", 0)
@@ -810,7 +810,7 @@ class Purge:
             ("stages/dedup-images/contamination.parquet", storage.read_table, storage.write_table),
             ("contamination.parquet", storage.read_published, storage.write_published),
         ):
-            if os.path.exists(os.path.join(self._root, path)):
+            if storage.is_file(os.path.join(self._root, path)):
                 table = read(os.path.join(self._root, path))
                 columns = [name for name in ("key", "keeper") if name in table.column_names]
                 gone = functools.reduce(pc.or_, (pc.is_in(table[name], keys) for name in columns))
@@ -824,7 +824,7 @@ class Purge:
         """The tables of duplicates that units of a step of dedup-images found."""
         for unit, found in units_of(self._root, folder):
             path = file_of(folder, unit, "duplicates")
-            if not os.path.exists(os.path.join(self._root, path)):
+            if not storage.is_file(os.path.join(self._root, path)):
                 continue
             table = storage.read_table(os.path.join(self._root, path))
             gone = self._uids.mask(table["uid"]) | self._uids.mask(table["keeper"])
@@ -880,7 +880,7 @@ class Purge:
             if storage.read_range(full, 0, len(shuffle_files.MAGIC)) != shuffle_files.MAGIC:
                 continue
             count = count_of_buckets(full)
-            if os.path.getsize(full) > shuffle_files.HEAD.size + shuffle_files.ENTRY.size * count:
+            if storage.size(full) > shuffle_files.HEAD.size + shuffle_files.ENTRY.size * count:
                 _write_buckets(self._change.place(f"stages/{folder}/{name}"), [None] * count)
 
     def _manifest(self, folder: str, unit: int, body: dict[str, Any]) -> None:

@@ -203,19 +203,6 @@ def remote_settings(o: HowSettings, *, pace: str = "") -> RemoteSettings:
     return RemoteSettings(o.input_patience, o.input_rate, pace, sources.CC_BASE, bases, cache, int(most * 1e9))
 
 
-# Options that were not tried with OUT on an object store.
-NOT_ON_STORES = {
-    **dict.fromkeys(("extend", "retry_failed"), "its set cannot be changed yet"),
-}
-
-
-def _check_on_store(o: Any) -> None:
-    """Refuses what does not work, or was not tried, with OUT on an object store."""
-    for name, why in NOT_ON_STORES.items():
-        if getattr(o, name, None):
-            raise UsageError(f"--{name.replace('_', '-')}: must not stand beside --output {o.output}: {why}")
-
-
 def reach(root: str) -> None:
     """Looks at OUT on an object store: it can be read, and is empty or the folder of a run.
 
@@ -346,7 +333,6 @@ class HowSettings:
         if o.input_cache_gb is not None and not o.input_cache:
             raise UsageError(f"--input-cache-gb {o.input_cache_gb:g}: needs --input-cache DIR")
         if storage.is_url(o.output):
-            _check_on_store(o)
             HowSettings._check_stages(o)
             return
         out = os.path.join(os.path.realpath(o.output), "")

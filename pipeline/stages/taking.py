@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -216,7 +215,5 @@ def _copy_pass_unit(change: Change, folder: str, unit: int, number: int, first: 
                 out.write_batch(_with_column(batch, NUMBER_OF_PASS, batch[NUMBER_OF_PASS].to_numpy() + first))
         raw = os.path.join(folder, f"{unit:05d}-{part:03d}.raw")
         if storage.exists(raw):
-            target = change.place(file_of(step, unit, "raw", part))
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            shutil.copyfile(raw, target)
+            storage.copy(raw, change.place(file_of(step, unit, "raw", part)))
     storage.write_json(change.place(file_of(step, unit, "json")), manifest)

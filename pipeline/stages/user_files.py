@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import functools
 import os
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,8 +93,7 @@ def copy_of(flag: str, path: str, folder: str) -> str:
 def write_copy(path: str, copy: str) -> None:
     """Writes the copy, unless it is there."""
     if path != copy and not storage.is_file(copy):
-        with storage.temporary(copy) as name:
-            shutil.copyfile(storage.here(path), name)
+        storage.copy(path, copy)
 
 
 @functools.lru_cache(maxsize=256)

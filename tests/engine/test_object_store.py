@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import importlib.util
 import json
 import os
 import shutil
@@ -462,7 +463,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
         assert build.main([*given, "--output", str(tmp / "out")]) == build.DONE
         killer, url = Killer(patch), f"{TOP}/deep/set"
         there = [*given, "--output", url]
-        for place in (12, 70, 9):
+        for place in (12, 70):
             killer.left = place
             with pytest.raises(Killed):
                 build.main(there)
@@ -525,6 +526,13 @@ def test_it_can_be_inspected(built: Built, capsys: pytest.CaptureFixture[str]) -
     assert said("ls", url) == said("ls", here)
     assert said("show", url, key) == said("show", here, key)
     assert "published: 8 pairs" in said("info", url)
+    if importlib.util.find_spec("duckdb") is not None:
+        for query in ("select key, query from pairs, queries order by all", "from stages"):
+            assert inspect_shards.main(["sql", url, query]) == 0
+            answer = capsys.readouterr().out
+            assert inspect_shards.main(["sql", str(here), query]) == 0
+            assert capsys.readouterr().out == answer
+    assert inspect_shards.main(["sql", url, f"select * from '{url}/queries.parquet'"]) == build.USAGE
     assert "every checksum and count agrees" in said("verify", url, "--stages")
     tar = f"{url}/shards/00000.tar"
     good = object_store.read(tar)
@@ -572,8 +580,7 @@ def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("s3://bucket/a//b", (), build.USAGE, "must name a folder of the bucket"),
         ("s3://bucket/a/../b", (), build.USAGE, "must not hold . or .."),
         ("gs://bucket/x", (), build.USAGE, "other stores cannot be written yet"),
-        (f"{TOP}/x", ("--extend",), build.USAGE, "--extend: must not stand beside --output"),
-        (f"{TOP}/x", ("--retry-failed",), build.USAGE, "--retry-failed: must not stand beside --output"),
+        (f"{TOP}/x", ("--extend",), build.USAGE, f"--extend: {TOP}/x holds no set"),
         (f"{TOP}/other", (), build.USAGE, "it holds other things (data)"),
         (f"{TOP}/x", ("--blocklist", f"{TOP}/none"), build.MISSING, f"--blocklist {TOP}/none: no such file"),
         (f"{TOP}/x", ("--scores", f"{TOP}/other"), build.USAGE, f"--scores {TOP}/other: must be a file"),

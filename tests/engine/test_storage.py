@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -298,7 +299,6 @@ ALLOWED = {
     ("pipeline/inspector/find.py", "open"): "the user's picture of --like",
     ("pipeline/inspector/rows.py", "open"): "the first bytes of the user's own file, which it would replace",
     ("pipeline/inspector/summary.py", "open"): "writes the user's file, which must be new",
-    ("pipeline/dataset/training_summary.py", "os.walk"): "the times of the files of the fetch, on this machine alone",
     ("pipeline/inspector/export.py", "os.replace"): "gives the user's path to what a writer has finished",
     ("pipeline/inspector/export.py", "os.unlink"): "removes what a writer has not finished",
     ("pipeline/inspector/export.py", "shutil.rmtree"): "the same",
@@ -354,3 +354,98 @@ def test_stages_use_no_form_without_a_checksum() -> None:
                 if node.attr in ("write_plain", "write_published", "writing", "temporary"):
                     found.add((str(path.relative_to(ROOT)), node.attr))
     assert found == set(plain)
+
+
+# ------------------------------------------------------------------------------- all of pipeline works on a store, too
+
+CALLS = {
+    **dict.fromkeys("stat lstat listdir scandir walk rename replace unlink remove rmdir makedirs mkdir".split(), "os"),
+    **dict.fromkeys("link symlink open truncate utime chmod".split(), "os"),
+    **dict.fromkeys("exists lexists isfile isdir islink getsize getmtime".split(), "os.path"),
+    **dict.fromkeys("copy copy2 copyfile copytree move rmtree".split(), "shutil"),
+    **dict.fromkeys("memory_map OSFile input_stream output_stream".split(), "pa"),
+    **dict.fromkeys("ParquetFile read_table read_schema read_metadata write_table".split(), "pq"),
+    **dict.fromkeys("load memmap fromfile".split(), "np"),
+    **dict.fromkeys("glob iglob".split(), "glob"),
+    "mmap": "mmap",
+}
+# The modules that open or look for files without `storage`, and which files these are. All are of this machine alone.
+LOCAL = {
+    "demo": "the folder of the demo",
+    "doctor": "tries what a folder of this machine can do",
+    "engine.checks": "options that name files of this machine; URLs are looked at before",
+    "engine.clusters": "the note of a job, beside OUT",
+    "engine.engine_checks": "jars and programs",
+    "engine.fence": "beside OUT",
+    "engine.files": "storage calls it",
+    "engine.input_cache": "--input-cache",
+    "engine.jit": "compiled kernels",
+    "engine.lease": "the name of this machine, in the scratch folder",
+    "engine.log_file": "--log-file",
+    "engine.log_options": "--log-file",
+    "engine.object_cache": "the scratch folder; storage calls it",
+    "engine.object_store": "files that are sent or written; storage calls it",
+    "engine.object_view": "lists in the scratch folder; storage calls it",
+    "engine.opening": "inputs of this machine",
+    "engine.parquet_footer": "a temporary file of storage",
+    "engine.remote": "the pace of requests, beside OUT",
+    "engine.scratch": "the scratch folder",
+    "engine.storage": "",
+    "engine.watchdog": "OUT if it is a folder of this machine",
+    "engine.work": "locks, beside OUT",
+    "explore": "/dev/null",
+    "explorer.building": "the user's cache",
+    "explorer.coding": "the user's cache",
+    "explorer.index": "the user's cache",
+    "explorer.neighbours": "the user's cache",
+    "explorer.watch": "the user's cache",
+    "fetching.answer": "memory without a file",
+    "fetching.helper": "/dev/null",
+    "fetching.pieces": "pieces of a fetch, beside OUT",
+    "inspect_shards": "/dev/null",
+    "inspector.export": "--to",
+    "inspector.find": "--image",
+    "inspector.foreign": "files of other tools",
+    "inspector.formats": "--to",
+    "inspector.info": "files of other tools",
+    "inspector.opening": "a folder of this machine; URLs go to storage",
+    "inspector.rows": "--to",
+    "inspector.summary": "--to",
+    "planning.plan": "the free space of a disk",
+    "planning.sample": "temporary files",
+    "sources.archive": "inputs of this machine",
+    "sources.inputs": "inputs of this machine",
+    "sources.pieces": "temporary files",
+    "sources.tables": "inputs of this machine",
+    "sources.published_sets": "a published set of this machine",
+    "sources.set_reader": "a published set of this machine",
+    "stages.embeddings": "a temporary file of storage",
+    "stages.evaluation_images": "a name with an equals sign in it",
+    "stages.fetch_progress": "figures, beside OUT",
+    "stages.left_out": "inputs of this machine",
+    "stages.match": "--queries, if they are of this machine",
+    "stages.other_sets": "a folder of this machine; URLs go to storage",
+    "stages.robots_archive": "a copy that storage has checked",
+    "stages.run": "OUT if it is a folder of this machine",
+    "text.fasttext_file": "a model: its copy on this machine",
+}
+
+
+_OPENS = re.compile(
+    r"(?<![\w.])(?<!def )(?:open|" + "|".join(re.escape(f"{module}.{name}") for name, module in CALLS.items()) + r")\("
+    r"(?!storage\.here\()"
+)
+
+
+def opens_files(path: Path) -> bool:
+    """True if a module opens or looks for a file by its path. It may open a copy that `storage.here` gives."""
+    return any(
+        _OPENS.search(line) for line in path.read_text().splitlines() if not line.lstrip().startswith(("#", '"'))
+    )
+
+
+def test_no_module_looks_for_files_of_a_set_by_a_path_of_this_machine() -> None:
+    top = ROOT / "pipeline"
+    names = {path: ".".join(path.relative_to(top).with_suffix("").parts) for path in top.rglob("*.py")}
+    found = {name.removesuffix(".__init__"): opens_files(path) for path, name in names.items()}
+    assert {"demo" if name.startswith("demo.") else name for name, opens in found.items() if opens} == set(LOCAL)

@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import build
-from pipeline.engine import hashing, object_store
+from pipeline import build, forget
+from pipeline.dataset.verify import verify
+from pipeline.engine import hashing, object_store, storage, work
+from pipeline.explorer import watch
 from tests.stages.test_robots_archive import answer
 from tests.store import BUCKET, Killed, MemoryStore, in_memory
 from tests.webserver import WebServer, picture
@@ -23,6 +25,7 @@ from tests.without_beam import run_job
 TOP = f"s3://{BUCKET}"
 URL = f"{TOP}/set"
 PAIRS = 12
+STEP = int(os.environ.get("STEP", "0"))
 
 
 class Twins:
@@ -31,7 +34,7 @@ class Twins:
     def __init__(self, folder: Path, server: WebServer, store: MemoryStore) -> None:
         self.folder, self.server, self.store = folder, server, store
         self.here = folder / "set"
-        folder.mkdir(exist_ok=True)
+        self.words: list[str] = []
 
     def file(self, name: str, data: bytes) -> str:
         """A file of the user, here and on the store. Returns the name that `run` replaces: {}/NAME."""
@@ -56,13 +59,17 @@ class Twins:
         there = [word.format(f"{TOP}/files").replace("OUT", URL) for word in words]
         assert main(here) == build.DONE
         for place in kills:
-            self.store.left = place
-            with pytest.raises(Killed):
-                main(there)
-            self.store.left = -1
-            object_store.delete([f"{URL}/.lease"])
+            self.kill(main, place, *there)
         assert main(there) == build.DONE
         self.compare()
+
+    def kill(self, main: Callable[[list[str]], int], place: int, *words: str) -> None:
+        """Runs a command. The process ends after so many changes of the store."""
+        self.store.left = place
+        with pytest.raises(Killed):
+            main(list(words))
+        self.store.left = -1
+        object_store.delete([f"{URL}/.lease"])
 
     def compare(self) -> dict[str, Any]:
         """Compares all that is published. Returns the manifest."""
@@ -81,7 +88,7 @@ def uids_of(urls: list[str], texts: list[str]) -> list[str]:
 def twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
     """A set with a file for each option that takes one."""
     tmp = tmp_path_factory.mktemp("twins")
-    pictures = {f"{number}.jpg": picture(number) for number in range(16)}
+    pictures = {f"{number}.jpg": picture(number) for number in range(14)}
     with in_memory(str(tmp / "scratch")) as store, WebServer(pictures) as server, pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         patch.setattr("pipeline.build.runners.run_job", run_job)
@@ -109,7 +116,8 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
             *("--allow-address", "127.0.0.0/8", "--rows-per-shard", "3", "--output", "OUT"),
             *("--fetch-rounds", "0", "--min-success", "0"),
         ]
-        twins.run(build.main, *words, kills=(9, 150))
+        twins.words = words
+        twins.run(build.main, *words, kills=(150,))
         yield twins
 
 
@@ -122,3 +130,65 @@ def test_options_name_files_of_the_store(twins: Twins) -> None:
     for name in ("pairs.tsv", "queries.txt", "robots.warc.gz"):
         recipe = recipe.replace(f"{TOP}/files/{name}", str(twins.folder / "files" / name))
     assert object_store.read(f"{URL}/recipe.yaml").decode() == recipe
+
+
+def test_pairs_are_forgotten_as_one_change(twins: Twins) -> None:
+    url, objects = f"{twins.server.base}/img/9.jpg", dict(twins.store.objects)
+    old, before = twins.compare(), twins.store.changes
+    twins.run(forget.main, "OUT", "--url", url)
+    changes, new = twins.store.changes - before, twins.compare()
+    assert sum(new["ledger"][0]["dropped"].values()) == 2
+    for place in range(2, changes, STEP or changes // 3):
+        twins.store.objects = dict(objects)
+        twins.kill(forget.main, place, URL, "--url", url)
+        work.settle(URL)
+        found = json.loads(object_store.read(f"{URL}/manifest.json"))
+        assert found in (old, new)
+        assert forget.main([URL, "--url", url]) == forget.DONE
+        assert twins.compare() == new
+    assert list(verify(URL, stages=True)) == []
+    for (_, key), data in twins.store.objects.items():
+        assert key.startswith("files/") or (url.encode() not in data and picture(9) not in data), key
+
+
+def test_inputs_are_added_and_taken_out(twins: Twins) -> None:
+    lines = [f"{twins.server.base}/img/{number}.jpg\ta blue tree number {number}\n" for number in range(11, 14)]
+    lines.append(f"{twins.server.base}/status/503\ta red dog in the snow\n")
+    more = twins.folder / "files" / "more.tsv"
+    more.write_text("".join(["url\ttext\n", *lines]))
+    steering = ("--output", "OUT", "--fetch-rounds", "0", "--min-success", "0")
+    twins.run(build.main, *steering, "--extend", "--input", str(more), kills=(40,))
+    twins.server.files["/status/503"] = picture(14)
+    twins.run(build.main, *steering, "--extend", "--retry-failed", kills=(12,))
+    twins.run(build.main, *steering, "--drop-input", str(more))
+
+
+def test_another_set_is_taken_in(twins: Twins) -> None:
+    """A set of the store comes into one of this machine, and a set of this machine into one of the store."""
+    lines = [f"{twins.server.base}/img/{number}.jpg\tthe dog number {number}\n" for number in (0, 12, 13)]
+    lines.append(f"{twins.server.base}/img/9.jpg\ta red dog number 9\n")  # it was forgotten
+    (twins.folder / "files" / "other.tsv").write_text("".join(["url\ttext\n", *lines]))
+    words = [word.format(twins.folder / "files") for word in twins.words]
+    words[words.index("--input") + 1] = str(twins.folder / "files" / "other.tsv")
+    others = [str(twins.folder / "other"), f"{TOP}/other"]
+    for other in others:
+        words[words.index("--output") + 1] = other
+        assert build.main([*words, "--stages", "gather..fetch"]) == build.DONE
+    steering = ("--extend", "--fetch-rounds", "0", "--min-success", "0", "--output")
+    asked = twins.server.hits.total()
+    assert build.main([*steering, str(twins.here), "--input", others[1]]) == build.DONE
+    objects = dict(twins.store.objects)
+    for other in others:
+        twins.store.objects = dict(objects)
+        twins.kill(build.main, 25, *steering, URL, "--input", other)
+        assert build.main([*steering, URL, "--input", other]) == build.DONE
+        twins.compare()
+    assert twins.server.hits.total() == asked
+    assert not [name for name in storage.names(storage.beside(URL)) if name.startswith(".other")]
+
+
+def test_the_explorer_opens_it(twins: Twins, tmp_path: Path) -> None:
+    here, there = (watch.open_explorer(folder, str(tmp_path)).explorer for folder in (str(twins.here), URL))
+    assert len(here.index) == len(there.index) > 3
+    assert [there.picture(row) for row in range(3)] == [here.picture(row) for row in range(3)]
+    assert there.about()["folder"] == URL
