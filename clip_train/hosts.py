@@ -22,6 +22,7 @@ import datetime
 import fcntl
 import json
 import os
+import queue
 import signal
 import socket
 import struct
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
 BEAT = 5.0  # seconds between two signs of life
 LOST_AFTER = 120.0  # seconds without a sign of life after which a host counts as lost
 GRACE = 60.0  # seconds that the processes of this host have to end by themselves, once another host has failed
-# seconds that host 0 serves the store for the others: after its work, after a failure, where the hosts do not fit
-LEAVE, LEAVE_FAILED, LEAVE_REFUSED = 60.0, 10.0, 1.0
+# seconds that host 0 serves the store for the others: after its work, after an early end, where the hosts do not fit
+LEAVE, LEAVE_EARLY, LEAVE_REFUSED = 60.0, 10.0, 1.0
 JOIN_MINUTES = 10.0
 _PATIENCE = 2.0  # seconds to wait for the others without a word
 _REQUEST = datetime.timedelta(seconds=20)
@@ -115,13 +116,17 @@ class Meeting:
                 return f"host {host} has given no sign of life for {LOST_AFTER:.0f} seconds", 0.0
         return None, 0.0
 
-    def leave(self, failure: str | None = None) -> None:
-        """The work of this host is done, or it has failed. Host 0 serves the store until the others end as well."""
+    def leave(self, failure: str | None = None, *, seconds: float = LEAVE) -> None:
+        """The work of this host is done, or it has failed. Host 0 serves the store until the others end as well.
+
+        Args:
+            seconds: how long, at most; a host that was killed does not end.
+        """
         with contextlib.suppress(Exception):  # the store may be what is gone
             if failure is not None:
                 tell_failure(self.store, self.host, failure)
             self.store.set(f"done/{self.host}", "")
-            deadline = time.monotonic() + (LEAVE if failure is None else LEAVE_FAILED)
+            deadline = time.monotonic() + seconds
             others = [f"done/{host}" for host in range(len(self.processes))]
             while self.host == 0 and time.monotonic() < deadline and not self.store.check(others):
                 time.sleep(0.1)
@@ -196,18 +201,31 @@ def _wait_for_host_0(name: str, port: int, *, minutes: float, say: Callable[[str
 
 
 def _open_store(name: str, port: int, *, serve: bool) -> TCPStore:
+    """The store that host 0 serves. A stranger behind the port may take a connection and never answer."""
     from torch.distributed import TCPStore
 
+    found: queue.SimpleQueue[TCPStore | RuntimeError] = queue.SimpleQueue()
+
+    def connect() -> None:
+        try:
+            found.put(TCPStore(name, port, is_master=serve, timeout=_REQUEST, wait_for_workers=False))
+        except RuntimeError as error:
+            found.put(error)
+
+    threading.Thread(target=connect, name="store", daemon=True).start()
     try:
-        return TCPStore(name, port, is_master=serve, timeout=_REQUEST, wait_for_workers=False)
-    except RuntimeError as error:
-        if serve:
-            raise UsageError(
-                f"--rdzv-endpoint: host 0 cannot listen on port {port} ({first_line(error)}): name another port"
-            ) from error
-        raise TrainError(
-            f"--rdzv-endpoint: what answers at {name}:{port} is not host 0 of a run ({first_line(error)})"
-        ) from error
+        store = found.get(timeout=2 * _REQUEST.total_seconds())
+    except queue.Empty:
+        store = RuntimeError("no answer")
+    if not isinstance(store, RuntimeError):
+        return store
+    if serve:
+        raise UsageError(
+            f"--rdzv-endpoint: host 0 cannot listen on port {port} ({first_line(store)}): name another port"
+        ) from store
+    raise TrainError(
+        f"--rdzv-endpoint: what answers at {name}:{port} is not host 0 of a run ({first_line(store)})"
+    ) from store
 
 
 def _hellos(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from clip_train import messages
 from clip_train.devices import cpu_count
 from clip_train.errors import CRASH, INTERRUPTED, TrainError, UsageError
-from clip_train.hosts import Meeting, meet
+from clip_train.hosts import LEAVE_EARLY, Meeting, meet
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -61,6 +61,8 @@ def processes_to_start(asked: int | None, *, nnodes: int) -> int:
     """The number of processes to start on this host. 0: this process does the work itself."""
     if "LOCAL_RANK" in os.environ:  # a launcher has started this process
         return 0
+    if nnodes > 1:  # where another host has ended, torch's store would print stacks of C++
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
 
     gpus = torch.cuda.device_count()
@@ -93,7 +95,7 @@ def launch(
         stopped = error.exit_code == INTERRUPTED
         lost = f"{meeting.lost}; continue with --resume" if meeting.lost is not None else None
         cause = lost or (None if stopped else meeting.cause())
-        meeting.leave(None if stopped and lost is None else str(error))
+        meeting.leave(None if stopped and lost is None else str(error), seconds=LEAVE_EARLY)
         if cause is not None:
             raise ProcessFailed(cause, CRASH if stopped else error.exit_code) from None
         raise

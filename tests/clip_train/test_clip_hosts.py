@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 import signal
@@ -67,13 +68,16 @@ def test_hosts_that_do_not_fit_are_refused(said, match, monkeypatch):
     assert len(errors) == len(said) - 2 * (len(said) == 3)  # a third host does not disturb the two
 
 
-def test_a_port_that_is_taken_is_named():
+def test_a_port_that_is_taken_is_named_and_a_stranger_behind_it(monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         given = {"hosts": 2, "processes": 1, "minutes": 0.01, "say": lambda line: None}
         with pytest.raises(UsageError, match="host 0 cannot listen on port .*name another port"):
             hosts.meet(f"127.0.0.1:{taken.getsockname()[1]}", host=0, **given)
+        monkeypatch.setattr(hosts, "_REQUEST", datetime.timedelta(seconds=0.2))
+        with pytest.raises(TrainError, match="what answers at 127.0.0.1:.* is not host 0 of a run"):
+            hosts.meet(f"127.0.0.1:{taken.getsockname()[1]}", host=1, **given)  # it takes connections, and says nothing
 
 
 @pytest.mark.parametrize("way", ["failed", "silent"])
