@@ -6,6 +6,7 @@ or makes a job that waits for ever (docs/engines.md).
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -125,3 +126,7 @@ def _check_dataflow(runner: str, flags: Mapping[str, str], output: str) -> None:
         raise UsageError(f"--runner {runner}: needs --sdk_container_image, an image that holds this package")
     if output and "://" not in output:
         raise UsageError(f"--output {output}: the workers of {runner} see no folder of this machine")
+    if not flags["temp_location"].startswith("gs://"):
+        raise UsageError(f"--temp_location {flags['temp_location']}: {runner} needs gs://BUCKET/FOLDER")
+    if importlib.util.find_spec("apitools") is None:  # else Beam says it when OUT is made and the job is built
+        raise UsageError(f"--runner {runner}: this machine needs Beam's client: pip install 'apache-beam[gcp]'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 from pathlib import Path
 
@@ -38,11 +39,18 @@ def java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         ("dataflow", CLOUD[:1], "needs --region, --temp_location"),
         ("dataflow", CLOUD, "an image that holds this package"),
         ("dataflow", [*CLOUD, "--sdk_container_image=i"], "--output out: the workers of dataflow see no folder"),
+        ("dataflow", [*CLOUD[:2], "--temp_location=/tmp", "--sdk_container_image=i"], "/tmp: dataflow needs gs://BUCKET"),
     ],
 )
 def test_a_missing_part_is_named(runner: str, given: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        engine_checks.check_flags(runner, given, output="out")
+        engine_checks.check_flags(runner, given, output="s3://b/out" if "/tmp" in said else "out")
+
+
+def test_dataflow_needs_beams_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'apache-beam\[gcp\]'"):
+        engine_checks.check_flags("dataflow", [*CLOUD, "--sdk_container_image=i"], output="s3://b/out")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +74,8 @@ def test_a_missing_part_is_named(runner: str, given: list[str], said: str) -> No
         ("DataflowRunner", [*CLOUD, "--sdk_container_image=i"]),
     ],
 )
-def test_what_can_work_is_not_refused(runner: str, given: list[str]) -> None:
+def test_what_can_work_is_not_refused(runner: str, given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # Beam's client of Dataflow
     engine_checks.check_flags(runner, given, output="gs://b/out")
 
 
