@@ -93,13 +93,20 @@ def read_contamination(path: str, name: str | None, data: str, images: Sequence[
     if name is not None and name not in sets:
         raise UsageError(f"--contamination-set {name!r}: {file} has the sets {', '.join(sets) or '(none)'}")
     shown = {row["image"] for row in table.to_pylist() if name in (None, row["set"])}
-    if not is_class_folder(data):  # the key of a sample is the name of its members up to the first dot
-        shown = {f"{folder}{slash}{last.split('.')[0]}" for folder, slash, last in (x.rpartition("/") for x in shown)}
-    found = np.array([image.replace(os.sep, "/") in shown for image in images], np.bool_)
+    if not is_class_folder(data):
+        shown = {_key_of(name) for name in shown}
+    names = [image.replace(os.sep, "/") for image in images]
+    found = np.array([name in shown or _key_of(name) in shown for name in names], np.bool_)  # a tar has keys
     if shown and not found.any():
         example = sorted(shown)[0]
         raise TrainError(f"none of the {len(shown)} images that {file} names is in {data}; one of them is {example!r}")
     return found
+
+
+def _key_of(name: str) -> str:
+    """The key of a sample: the name of its members up to the first dot of its last part."""
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + (last.split(".")[0] or last)
 
 
 def _sets_of(manifest: str) -> list[str]:

@@ -486,12 +486,17 @@ def _rows(shrunk: shrink.Shrunk, number: int) -> int:
 def _covering_rejected(selection: Selection, uids: Uids) -> Callable[[pa.Table], Mask]:
     """REJECTED rows with a URL of the selection, and the pairs that go. gather keeps URLs there as it found them."""
 
+    keys_among = _covering(uids)
+
     def covers(table: pa.Table) -> Mask:
         if not table.num_rows:
             return np.zeros(0, np.bool_)
         urls, _ = clean.canonical_urls(table["url"])
         pairs = hashing.pair_keys(urls, hashing.as_array(table["text"])).uid
-        return selection.urls(urls) | uids.mask(pairs)
+        found = selection.urls(urls) | uids.mask(pairs)
+        if "uid" in table.column_names:  # that of a row whose URL is now that of a larger variant is another one
+            found |= uids.mask(pc.fill_null(table["uid"], bytes(16)))
+        return found | (keys_among(table) if "key" in table.column_names else False)
 
     return covers
 

@@ -132,7 +132,13 @@ REJECTED = pa.schema(
         pa.field("stage", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
         pa.field("hash", pa.uint64(), nullable=False),  # decides which rows a sample keeps
+        pa.field("uid", pa.binary(16)),  # null: gather dropped the row, before it had one
     ]
+)
+
+# OUT/rejected/*.parquet: REJECTED as it is published. `key` is the uid, in hexadecimal.
+PUBLISHED_REJECTED = pa.schema(
+    [*(REJECTED.field(name) for name in ("url", "text", "stage", "reason")), pa.field("key", pa.string())]
 )
 
 

@@ -66,7 +66,7 @@ def test_evaluation_images_leave_the_set(made: Path, out: Path, tmp_path: Path) 
     found = [(before[row["key"]], row["set"], row["image"], row["kind"]) for row in table.to_pylist()]
     assert sorted(found) == [
         ("red dog number 03", "flowers", "a/3.jpg", "bytes"),
-        ("red dog number 03", "o", "1.jpg", "bytes"),
+        ("red dog number 03", "o", "1", "bytes"),
         ("red dog number 05", "flowers", "5.png", "picture"),
     ]
     assert len(keys(out)) == len(before) - 2 and not set(keys(out)) & set(table["key"].to_pylist())
@@ -273,12 +273,28 @@ def test_nothing_is_left_of_a_forgotten_pair_with_an_embedding_and_a_score(
     assert [tuple(row.values()) for row in open_set(out).table(["key", "score"]).to_pylist()] == expected
 
 
+def test_fewer_rejected_rows_are_shown_without_a_fetch(
+    made: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "scores.csv").write_text("".join(["key,s\n", *(f"{key},{at}\n" for at, key in enumerate(keys(out)))]))
+    given = ("--scores", str(tmp_path / "scores.csv"), "--keep", "s > 5")
+    assert redo(made, out, *given, "--keep-rejected", "all") == build.USAGE
+    assert "--keep-rejected was sample and is all" in capsys.readouterr().err
+    assert redo(made, out, *given, "--keep-rejected", "none") == build.DONE
+    assert not (out / "rejected").exists() and list(verify(str(out), stages=True)) == []
+    assert run(made, out, *given, "--redo", "publish") == build.DONE
+    assert pq.read_table(out / "rejected/dedup-images.parquet").num_rows == 6
+
+
 def test_scores_of_another_set(made: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "scores.csv").write_text(f"key,s\n{'0' * 32},1\n")
     given = ("--scores", str(tmp_path / "scores.csv"), "--keep", "s > 0.5")
     assert redo(made, out, *given) == build.BELOW
-    message = "no pair is left after dedup-images: of 12, 12 have no score that --keep asks for, and for 0 it is false"
+    message = "no pair is left after dedup-images: of 12 fell 12 no_score. The set is not published. Check that --sc"
     assert message in capsys.readouterr().err
+    assert redo(made, out, "--keep", "width > 1e6") == build.BELOW
+    said = capsys.readouterr().err
+    assert "fell 12 score. The set is not published. Check --keep." in said and "--scores" not in said
 
 
 @pytest.mark.parametrize(
@@ -286,6 +302,7 @@ def test_scores_of_another_set(made: Path, out: Path, tmp_path: Path, capsys: py
     [
         (("--keep", "s > 0.5"), "--keep s > 0.5: there is no column 's' (columns: height, language_score, "),
         (("--scores", "SCORES", "--keep", "noted > 0.5"), "there is no column 'noted'; did you mean note?"),
+        (("--scores", "SCORES", "--keep", "s > 99"), "--keep s > 99: is true for none of the "),
         (("--scores", "SCORES", "--keep", "s"), "--keep s: takes 's' as true or false, but it is a number: compare it"),
         (("--scores", "SCORES", "--keep", "note > 1"), "there is no column 'note' (columns: height"),
         (("--scores", "SCORES", "SCORES"), "has a s in"),

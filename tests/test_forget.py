@@ -187,6 +187,8 @@ def uids_of(out: Path, text: str) -> list[str]:
 def test_dropped_pairs_go_too(out: Path) -> None:
     """A pair that match dropped is only among the rejected rows; one that the fetch lost is in many files."""
     assert b"never-matched.jpg" in all_bytes(out)
+    (twin,) = pq.read_table(out / "rejected/dedup-images.parquet").to_pylist()
+    assert [twin["key"]] == pq.read_table(out / "duplicates.parquet")["key"].to_pylist()
     (url,) = {row["url"] for row in pq.read_table(out / "rejected/match.parquet").to_pylist()}
     before = manifest(out)
     assert forget.main([str(out), "--url", url, "--url", url.replace("img/never-matched.jpg", "html")]) == 0

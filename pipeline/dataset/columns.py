@@ -126,5 +126,6 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("text", "of the dropped row"),
         Column("stage", "the stage that dropped it"),
         Column("reason", "as in the ledger"),
+        Column("key", "uid of the dropped row, in hexadecimal", null="gather dropped the row"),
     ),
 }

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.dataset.summary import hosts, top
 from pipeline.engine import hashing, storage
-from pipeline.schema import DUPLICATES_FILE
+from pipeline.schema import DUPLICATES_FILE, PUBLISHED_REJECTED
 
 EXAMPLES = 4  # of each reason of a drop
 HOSTS = 5  # of each class of failures
@@ -48,7 +48,8 @@ def rejected(folder: str) -> list[dict[str, str]]:
 def _rejected_batches(folder: str) -> Iterator[pa.RecordBatch]:
     for path in rejected_tables(folder):
         with storage.published(os.path.join(folder, path)) as file:
-            yield from file.iter_batches(columns=["url", "text", "stage", "reason"], use_threads=False)
+            names = [name for name in PUBLISHED_REJECTED.names if name in file.schema_arrow.names]
+            yield from file.iter_batches(columns=names, use_threads=False)
 
 
 def shape_keys(folder: str) -> list[str]:
@@ -61,7 +62,9 @@ def _is_of_shape(row: Mapping[str, str]) -> bool:
 
 
 def key_of(row: Mapping[str, str]) -> str:
-    """The key of a rejected row, from its URL and its text."""
+    """The key of a rejected row; of a set of an earlier version, which lacks it, from its URL and its text."""
+    if row.get("key"):
+        return row["key"]
     uid = hashing.pair_keys(pa.array([row["url"]]), pa.array([row["text"]])).uid
     return uid[0].as_py().hex()
 

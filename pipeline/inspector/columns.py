@@ -75,8 +75,11 @@ def _schemas(folder: str) -> dict[str, pa.Schema]:
     from pipeline.inspector.opening import open_pairs
 
     pairs = open_pairs(folder)
-    rejected = schema.REJECTED.remove(schema.REJECTED.get_field_index("hash"))
-    others = {"rejected": rejected, "duplicates": schema.DUPLICATES, "contamination": schema.CONTAMINATION}
+    others = {
+        "rejected": schema.PUBLISHED_REJECTED,
+        "duplicates": schema.DUPLICATES,
+        "contamination": schema.CONTAMINATION,
+    }
     return {"pairs": pairs.schema, "queries": NO_QUERIES, **others}
 
 

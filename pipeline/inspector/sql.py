@@ -142,8 +142,11 @@ def _tables(folder: str, files: dict[str, list[str]]) -> dict[str, pa.Table]:
     from pipeline.dataset import open_set
     from pipeline.inspector.opening import is_ours, ledger_of, open_pairs
 
-    rejected = schema.REJECTED.remove(schema.REJECTED.get_field_index("hash"))
-    empty = {"rejected": rejected, "duplicates": schema.DUPLICATES, "contamination": schema.CONTAMINATION}
+    empty = {
+        "rejected": schema.PUBLISHED_REJECTED,
+        "duplicates": schema.DUPLICATES,
+        "contamination": schema.CONTAMINATION,
+    }
     found = {name: one.empty_table() for name, one in empty.items()}
     if "pairs" not in files:
         pairs = open_pairs(folder)

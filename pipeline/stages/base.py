@@ -264,6 +264,6 @@ def merge_rejected(stage: str, steps: Iterable[StepFolder], *, keep: str) -> pa.
             tables.append(table.filter(pc.equal(table["stage"], stage)))
             pending += table.num_rows
             if keep == "sample" and pending > 64 * REJECTED_ROWS:
-                tables, pending = [smallest(pa.concat_tables(tables), REJECTED_ROWS)], 0
-    merged = pa.concat_tables(tables)
+                tables, pending = [smallest(pa.concat_tables(tables, promote_options="default"), REJECTED_ROWS)], 0
+    merged = pa.concat_tables(tables, promote_options="default")  # units of an earlier version have no uid
     return smallest(merged, REJECTED_ROWS) if keep == "sample" else merged

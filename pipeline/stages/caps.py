@@ -479,8 +479,8 @@ class Decider:
         self.tally.ledger.rows_in += int(keep.sum())
         missed = keep & ~picks.selected
         if missed.any():
-            texts = rows["url"], rows["text"]
-            self.tally.drop_some("over_cap", texts, np.flatnonzero(missed), matches.pair_high[missed])
+            dropped = rows["url"], rows["text"], rows["uid"]
+            self.tally.drop_some("over_cap", dropped, np.flatnonzero(missed), matches.pair_high[missed])
         places, kept_by = np.flatnonzero(picks.selected), picks.kept_by()
         lists = rows["query_ids"].take(pa.array(places))
         chance = selection.kept_with(np.asarray(lists.offsets), np.asarray(lists.values), self.miss)

@@ -516,8 +516,7 @@ def _reject(path: str, rows: np.ndarray, reason: str, tally: Tally) -> None:
         inside = rows[(rows >= first) & (rows < first + batch.num_rows)] - first
         if len(inside):
             taken = batch.take(pa.array(inside))
-            hashes = hashing.uid_words(taken["uid"])[0]
-            tally.rejects.add(tally.stage, reason, taken["url"], taken["text"], hashes)
+            tally.rejects.add(tally.stage, reason, taken["url"], taken["text"], taken["uid"])
         first += batch.num_rows
 
 

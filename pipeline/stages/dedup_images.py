@@ -52,6 +52,15 @@ if TYPE_CHECKING:
     import apache_beam as beam
 
 ROWS_PER_GROUP = 250_000
+# What a user checks if all pairs fell, by reason.
+CAUSES = {
+    "too_small": "--min-image-side",
+    "aspect": "--max-aspect",
+    "score": "--keep",
+    "no_score": "that these pairs have the columns that --keep names",
+    "contaminated": "--decontaminate",
+}
+WRONG_SCORES = "that --scores has the keys of this set"
 
 
 def parse_distance(text: str) -> int | None:
@@ -296,18 +305,29 @@ class DedupImages(DedupStage):
             if self.evaluation_tables:
                 evaluation_embeddings.check_widths(self.evaluation_tables, width)
         if self.score_tables:
-            columns = read_scores(self.score_tables).columns
-            self._check_rule(dict(zip(columns.column_names, columns.schema.types, strict=True)))
-        elif self.rules.keep is not None:
-            self._check_rule({})
+            self._check_rule(read_scores(self.score_tables).columns)
+        else:
+            self._check_rule()
 
-    def _check_rule(self, scores: dict[str, pa.DataType]) -> None:
-        if self.rules.keep is None:
+    def _check_rule(self, scores: pa.Table | None = None) -> None:
+        """Refuses a rule that cannot be true with the columns that there are.
+
+        Args:
+            scores: of --scores; None: not given.
+        """
+        rule = self.rules.keep
+        if rule is None:
             return
+        types = {} if scores is None else dict(zip(scores.column_names, scores.schema.types, strict=True))
         try:
-            self.rules.keep.check({**{name: FETCHED.field(name).type for name in OWN}, **scores})
+            rule.check({**{name: FETCHED.field(name).type for name in OWN}, **types})
+            if scores is not None and types.keys() >= {*rule.names()}:
+                rows = pa.concat_tables([scores, pa.table({name: pa.nulls(1, kind) for name, kind in types.items()})])
+                columns = {name: hashing.as_array(rows[name]) for name in rule.names()}
+                if not pc.any(rule.keeps(columns, rows.num_rows)).as_py():
+                    raise UsageError(f"is true for none of the {scores.num_rows:,} rows of --scores")
         except UsageError as error:
-            raise UsageError(f"--keep {show(self.rules.keep.text)}: {error}") from None
+            raise UsageError(f"--keep {show(rule.text)}: {error}") from None
 
     def begin(self, run: Run) -> None:
         storage.remove(os.path.dirname(scores_of(self.folder)))
@@ -321,19 +341,14 @@ class DedupImages(DedupStage):
 
     def count(self, *, counted: Sequence[StepFolder] | None = None) -> dict[str, Any]:
         info = super().count(counted=counted)
-        unscored, bad = (info["dropped"].get(reason, 0) for reason in ("no_score", "score"))
-        if unscored + bad and not info["rows_out"]:
-            raise BelowThreshold(
-                f"no pair is left after {self.name}: of {info['rows_in']:,}, {unscored:,} have no score that --keep "
-                f"asks for, and for {bad:,} it is false. The set is not published. Check --keep, and that --scores has "
-                "the keys of this set."
-            )
         if info["rows_in"] and not info["rows_out"]:
             worst = sorted(info["dropped"].items(), key=lambda item: -item[1])
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in worst)
+            said = {**CAUSES, "no_score": WRONG_SCORES} if self.score_tables else CAUSES
+            causes = " and ".join(said[reason] for reason, _ in worst if reason in said)
             raise BelowThreshold(
                 f"no pair is left after {self.name}: of {info['rows_in']:,} fell {reasons}. The set is not published. "
-                "Check the options that these reasons name."
+                f"Check {causes}."
             )
         known = self._embedded()
         if known and not known["rows"] and info["rows_out"]:

@@ -214,7 +214,13 @@ def members(path: str) -> Iterator[tuple[str, Any]]:
     with tarfile.open(storage.here(path), "r:*") as tar:
         for member in tar:
             if member.isfile() and member.name.lower().endswith(SUFFIXES):
-                yield member.name.removeprefix("./"), functools.partial(_member, tar, member)
+                yield key_of(member.name), functools.partial(_member, tar, member)
+
+
+def key_of(name: str) -> str:
+    """The key of a member of a tar: its name up to the first dot of its last part, as WebDataset has it."""
+    folder, slash, last = name.removeprefix("./").rpartition("/")
+    return folder + slash + (last.split(".")[0] or last)
 
 
 def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -1013,5 +1013,5 @@ def count_outcomes(table: pa.Table, tally: Tally) -> None:
         if status in ("forgotten", BLOCKED):  # counted, but never among the rejected rows
             tally.ledger.drop(status, some.num_rows)
             continue
-        url, text = (hashing.as_array(some[name]) for name in ("url", "text"))
-        tally.drop(status, url, text, hashing.uid_words(some["uid"])[0])
+        columns = (hashing.as_array(some[name]) for name in ("url", "text", "uid"))
+        tally.drop(status, *columns)

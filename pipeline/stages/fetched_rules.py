@@ -93,9 +93,9 @@ def drop_by_rules(rows: pa.Table, codes: Codes, tally: Tally) -> tuple[pa.Table,
     """The rows of FETCHED with code 0, and the others as DROPPED. The others are counted."""
     for code in np.unique(codes[codes > 0]).tolist():
         some = rows.filter(pa.array(codes == code))
-        url, text = (hashing.as_array(some[name]) for name in ("url", "text"))
+        columns = (hashing.as_array(some[name]) for name in ("url", "text", "uid"))
         tally.ledger.rows_in += some.num_rows
-        tally.drop(REASONS[code], url, text, hashing.uid_words(some["uid"])[0])
+        tally.drop(REASONS[code], *columns)
     bad = rows["uid"].filter(pa.array(codes > 0))
     dropped = pa.Table.from_arrays([bad, pa.array(codes[codes > 0])], schema=DROPPED)
     return rows.filter(pa.array(codes == 0)) if codes.any() else rows, dropped

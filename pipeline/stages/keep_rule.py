@@ -61,7 +61,11 @@ class KeepRule:
             UsageError: it is not of the language.
         """
         rule = cls(" ".join(text.split()))
-        _check_node(rule._tree(), DEEPEST)
+        tree = rule._tree()
+        _check_node(tree, DEEPEST)
+        _check_divisors(tree)
+        if _is_never_true(tree):
+            raise UsageError("is true for no pair: must be true for some")
         return rule
 
     def names(self) -> list[str]:
@@ -109,6 +113,77 @@ class KeepRule:
             raise UsageError(f"cannot be read {near}: must be comparisons {EXAMPLE}") from None
         except (RecursionError, MemoryError, ValueError):
             raise UsageError(f"nests too deeply: must be comparisons {EXAMPLE}") from None
+
+
+def _check_divisors(tree: ast.expr) -> None:
+    """Refuses a division by the number zero."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and _constant(node.right) == 0:
+            raise UsageError(f"divides by zero in {show(_text(node))!r}")
+
+
+def _is_never_true(node: ast.expr) -> bool:
+    """True if no values of the columns make a condition true, as far as its numbers tell."""
+    if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or):
+        return all(map(_is_never_true, node.values))
+    if isinstance(node, ast.BoolOp):
+        return any(map(_is_never_true, node.values)) or _are_exclusive(_conditions(node))
+    if isinstance(node, ast.Compare) and len(node.ops) > 1:
+        return _are_exclusive(_conditions(node))
+    return _constant(node) is False
+
+
+def _conditions(node: ast.expr) -> list[ast.expr]:
+    """The conditions that all must be true for a node to be true. A chain of comparisons is several."""
+    if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
+        return [condition for part in node.values for condition in _conditions(part)]
+    if isinstance(node, ast.Compare):
+        sides = [node.left, *node.comparators]
+        pairs = zip(sides, node.ops, sides[1:], strict=False)
+        return [ast.Compare(left, [op], [right]) for left, op, right in pairs]
+    return [node]
+
+
+# An operator, and the same one read from right to left.
+_TURNED = {ast.Lt: ast.Gt, ast.LtE: ast.GtE, ast.Gt: ast.Lt, ast.GtE: ast.LtE, ast.Eq: ast.Eq}
+
+
+def _are_exclusive(conditions: list[ast.expr]) -> bool:
+    """True if a column would have to be above and below some number, or be missing and have a value."""
+    lowest: dict[str, tuple[float, int]] = {}  # column -> the bound; 1: it is left out
+    highest: dict[str, tuple[float, int]] = {}  # -1: it is left out
+    missing, present = set[str](), set[str]()
+    for node in conditions:
+        if not isinstance(node, ast.Compare):
+            continue
+        side, other, kind = node.left, node.comparators[0], type(node.ops[0])
+        if _name(side) is None:
+            side, other, kind = other, side, _TURNED.get(kind, kind)
+        name, bound = _name(side), _constant(other)
+        if name is None:
+            continue
+        (missing if kind is ast.Is else present).add(name)
+        if bound is None or isinstance(bound, bool):
+            continue
+        if kind in (ast.Gt, ast.GtE, ast.Eq):
+            lowest[name] = max(lowest.get(name, (-math.inf, 0)), (bound, int(kind is ast.Gt)))
+        if kind in (ast.Lt, ast.LtE, ast.Eq):
+            highest[name] = min(highest.get(name, (math.inf, 0)), (bound, -int(kind is ast.Lt)))
+    bounds = ((lowest[name], highest[name]) for name in lowest.keys() & highest.keys())
+    return not missing.isdisjoint(present) or any(
+        low > high or (low == high and (above, below) != (0, 0)) for (low, above), (high, below) in bounds
+    )
+
+
+def _constant(node: ast.expr) -> float | bool | None:
+    """The value of an expression without columns; None: it has some, or its types do not fit."""
+    if any(_name(part) is not None or getattr(part, "value", 0) is None for part in ast.walk(node)):
+        return None
+    try:
+        value = _evaluate(node, {})
+    except UsageError:  # `check` says it
+        return None
+    return None if isinstance(value, pa.Array) else value
 
 
 def _name(node: ast.AST) -> str | None:

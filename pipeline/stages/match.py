@@ -200,7 +200,7 @@ def _drop(pairs: pa.RecordBatch, rows: npt.NDArray[np.bool_], reason: str, tally
     """Drops the rows where `rows` is True."""
     if rows.any():
         hashes = hashing.uid_words(pairs["uid"])[0]
-        tally.drop_some(reason, (pairs["url"], pairs["text"]), np.flatnonzero(rows), hashes[rows])
+        tally.drop_some(reason, (pairs["url"], pairs["text"], pairs["uid"]), np.flatnonzero(rows), hashes[rows])
 
 
 @dataclasses.dataclass(frozen=True)

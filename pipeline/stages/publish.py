@@ -34,19 +34,28 @@ from pipeline.engine import checks, hashing, shuffle_files, storage
 from pipeline.engine.cli import UsageError
 from pipeline.engine.display import sanitize
 from pipeline.engine.journal import Change
+from pipeline.engine.ledger import smallest
 from pipeline.engine.options import option
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
 from pipeline.engine.steps import run_exchange, run_task
 from pipeline.engine.tasks import Reading
 from pipeline.engine.work import Json, StageFolder, StepFolder
-from pipeline.schema import CONTAMINATION, CONTAMINATION_FILE, DUPLICATES, DUPLICATES_FILE, FETCHED, readable
+from pipeline.schema import (
+    CONTAMINATION,
+    CONTAMINATION_FILE,
+    DUPLICATES,
+    DUPLICATES_FILE,
+    FETCHED,
+    PUBLISHED_REJECTED,
+    readable,
+)
 from pipeline.stages import caps
 from pipeline.stages.attempts import Attempts
-from pipeline.stages.base import TABLES, Job, Outputs, Stage, sum_of_ledgers
+from pipeline.stages.base import REJECTED_ROWS, TABLES, Job, Outputs, Stage, sum_of_ledgers
 from pipeline.stages.caps import CAP_STEPS, CapPlan, MatchedRows
 from pipeline.stages.row_pass import FETCHED_OK
-from pipeline.stages.run import NEXT, READ_BY_USERS, About, Run
+from pipeline.stages.run import NEXT, READ_BY_USERS, About, Run, RunSettings
 from pipeline.stages.scores import load_scores, scores_of
 from pipeline.stages.tally import Rejects, Tally, unit_body
 
@@ -363,6 +372,7 @@ class Publish(Stage):
     settings: PublishSettings
     exchange: str
     about: About
+    shown_rejected: str
 
     @classmethod
     def plan(cls, run: Run, before: Outputs) -> Self:
@@ -375,6 +385,7 @@ class Publish(Stage):
             settings=run.settings(PublishSettings),
             exchange=run.exchange,
             about=run.about,
+            shown_rejected=run.settings(RunSettings).keep_rejected,
         )
 
     @property
@@ -400,7 +411,10 @@ class Publish(Stage):
     def fingerprint(cls, run: Run) -> dict[str, Json]:
         said = run.settings(PublishSettings)
         of_pages = {name: getattr(said, name) for name in ("date", "creator") if getattr(said, name) is not None}
-        return {"shards": said.shards, "rows_per_shard": said.rows_per_shard, "format": shards.FORMAT, **of_pages}
+        asked = run.settings(RunSettings).keep_rejected
+        fewer = {} if asked == run.keep_rejected else {"keep_rejected": asked}
+        of_shards = {"shards": said.shards, "rows_per_shard": said.rows_per_shard, "format": shards.FORMAT}
+        return {**of_shards, **of_pages, **fewer}
 
     def check(self, run: Run) -> None:
         fixed_ranges(run.root, self.settings)
@@ -459,7 +473,7 @@ class Publish(Stage):
         info = self.count()
         infos = [*(folder.info() for folder in self.before.folders()), {"stage": self.name, **info}]
         top = os.path.join(self.folder.root, STAGED)
-        copy_rejected((*self.before.folders(), self.folder), top)
+        copy_rejected((*self.before.folders(), self.folder), top, keep=self.shown_rejected)
         copy_tables(self.before.folder("dedup-images"), top)
         plan, step = self.publishing, self.folder.step("shards")
         written = {unit: found["shards"] for unit, found in step.manifests() if found["rows"]}
@@ -595,16 +609,30 @@ def widened(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, names=schema.names).cast(schema)
 
 
-def copy_rejected(stages: tuple[StageFolder, ...], top: str) -> None:
-    """Copies the rejected rows that the stages kept to rejected/<stage>.parquet in a folder."""
+def copy_rejected(stages: tuple[StageFolder, ...], top: str, *, keep: str) -> None:
+    """Copies rejected rows to rejected/<stage>.parquet in a folder.
+
+    Args:
+        stages: that kept them. They may have kept more than is asked for now.
+        top: the folder.
+        keep: sample, all or none.
+    """
     target = os.path.join(top, "rejected")
     storage.remove(target)
-    for stage in stages:
+    for stage in stages if keep != "none" else ():
         path = os.path.join(stage.path, "rejected.parquet")
         if storage.exists(path):
             table = storage.read_table(path)
+            table = smallest(table, REJECTED_ROWS) if keep == "sample" else table
             if table.num_rows:
-                storage.write_published(os.path.join(target, f"{stage.name}.parquet"), table.drop_columns(["hash"]))
+                storage.write_published(os.path.join(target, f"{stage.name}.parquet"), _published_rejected(table))
+
+
+def _published_rejected(table: pa.Table) -> pa.Table:
+    """PUBLISHED_REJECTED of REJECTED. Stages of an earlier version kept no uids."""
+    uids = table["uid"].to_pylist() if "uid" in table.column_names else [None] * len(table)
+    keys = pa.array([None if uid is None else uid.hex() for uid in uids], pa.string())
+    return table.append_column("key", keys).select(PUBLISHED_REJECTED.names)
 
 
 def _published_ledger(info: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pipeline.engine.fork_server import Preload
 from pipeline.engine.input_errors import RefusedInputError, TransferError, UnreadableInputError, is_remote
 from pipeline.engine.options import REQUIRED, declared, nearest, option
 from pipeline.engine.remote import RemoteSettings
-from pipeline.engine.work import Json, digest_of
+from pipeline.engine.work import Json, StageFolder, digest_of
 from pipeline.schema import STAGES
 from pipeline.sources import READERS
 from pipeline.sources import inputs as sources
@@ -65,6 +65,7 @@ KERNELS = (
 
 RECIPE = "recipe.yaml"  # in OUT: the options of the set
 
+AMOUNTS = ("none", "sample", "all")  # of --keep-rejected, from few to many
 T = TypeVar("T")
 
 
@@ -464,6 +465,7 @@ class Run:
         robots_archives: the robots.txt archives, sorted by name.
         others: the sets that the user named as inputs. What they read and fetched is copied.
         anew: the paths of inputs of the set that are taken out and read anew.
+        rejected_there: what gather kept of the dropped rows, if it is done and stays.
     """
 
     options: object
@@ -480,6 +482,7 @@ class Run:
     robots_archives: tuple[Input, ...] = ()
     others: tuple[OtherSet, ...] = ()
     anew: frozenset[str] = frozenset()
+    rejected_there: str = "none"
 
     def settings(self, kind: type[T]) -> T:
         """The options, typed as those of one stage."""
@@ -518,8 +521,8 @@ class Run:
 
     @property
     def keep_rejected(self) -> str:
-        """Which dropped rows are kept: sample, all or none."""
-        return self.settings(RunSettings).keep_rejected
+        """Which dropped rows the stages keep: sample, all or none. It may be more than the user asks for now."""
+        return max(self.settings(RunSettings).keep_rejected, self.rejected_there, key=AMOUNTS.index)
 
     @property
     def exchange(self) -> str:
@@ -632,7 +635,19 @@ def look_up(
         robots_archives=robots,
         others=others,
         anew=anew,
+        rejected_there=_rejected_there(root, options),
     )
+
+
+def _rejected_there(root: str, options: RunSettings) -> str:
+    """What gather kept of the dropped rows. publish can show fewer, so that no stage is done again for that."""
+    redo = options.redo if isinstance(options, HowSettings) else None
+    try:
+        info = StageFolder(root, STAGES[0]).info() if redo != STAGES[0] else None
+    except storage.DamagedError:  # whoever reads the stage says it
+        info = None
+    there = (info or {}).get("decided_by", {}).get("keep_rejected")
+    return there if there in AMOUNTS else AMOUNTS[0]
 
 
 def look_up_sets(options: RunSettings, recorded: InputList | None) -> tuple[OtherSet, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,8 @@ from pipeline.engine import hashing, storage
 from pipeline.engine.ledger import Ledger, smallest
 from pipeline.engine.work import StepFolder
 from pipeline.schema import REJECTED
+
+Columns: TypeAlias = tuple[pa.Array, pa.Array, pa.Array]  # URLs, texts and uids
 
 
 @dataclasses.dataclass
@@ -24,24 +26,24 @@ class Rejects:
     _tables: list[pa.Table] = dataclasses.field(default_factory=list)
     _bounds: dict[tuple[str, str], int] = dataclasses.field(default_factory=dict)
 
-    def add(self, stage: str, reason: str, urls: pa.Array, texts: pa.Array, hashes: np.ndarray | None = None) -> None:
-        """Takes dropped rows and keeps those that `keep` asks for. `hashes` default to the pair key's high word."""
+    def add(self, stage: str, reason: str, urls: pa.Array, texts: pa.Array, uids: pa.Array | None = None) -> None:
+        """Takes dropped rows and keeps those that `keep` asks for. None: the rows have no uids yet."""
         if self.keep == "none" or len(urls) == 0:
             return
-        if hashes is None:
-            hashes = hashing.uid_words(hashing.pair_keys(urls, texts).uid)[0]
-        self.add_some(stage, reason, (urls, texts), np.arange(len(urls)), hashes)
+        hashes = hashing.uid_words(hashing.pair_keys(urls, texts).uid if uids is None else uids)[0]
+        uids = pa.nulls(len(urls), REJECTED.field("uid").type) if uids is None else uids
+        self.add_some(stage, reason, (urls, texts, uids), np.arange(len(urls)), hashes)
 
     def add_some(
-        self, stage: str, reason: str, columns: tuple[pa.Array, pa.Array], rows: np.ndarray, hashes: np.ndarray
+        self, stage: str, reason: str, columns: Columns, rows: np.ndarray, hashes: np.ndarray
     ) -> None:
         """`add` for the dropped rows among others: only those that are kept are copied.
 
         Args:
             stage, reason: of the drop.
-            columns: URLs and texts, of all rows.
+            columns: URLs, texts and uids, of all rows.
             rows: the numbers of the dropped rows.
-            hashes: of the dropped rows.
+            hashes: the high words of the uids of the dropped rows.
         """
         if self.keep == "none" or len(rows) == 0:
             return
@@ -53,8 +55,8 @@ class Rejects:
             low = np.argpartition(hashes, self.limit - 1)[: self.limit]
             self._bounds[stage, reason] = int(hashes[low].max())
             rows, hashes = rows[low], hashes[low]
-        urls, texts = (column.take(pa.array(rows)) for column in columns)
-        kept = [urls, texts, _repeated(stage, len(urls)), _repeated(reason, len(urls)), pa.array(hashes)]
+        urls, texts, uids = (column.take(pa.array(rows)) for column in columns)
+        kept = [urls, texts, _repeated(stage, len(urls)), _repeated(reason, len(urls)), pa.array(hashes), uids]
         self._tables.append(pa.Table.from_arrays(kept, schema=REJECTED))
 
     def table(self) -> pa.Table:
@@ -73,12 +75,12 @@ class Tally:
     digest: int = 0
     refusals: dict[str, Any] = dataclasses.field(default_factory=dict)  # a ledger of rights
 
-    def drop(self, reason: str, urls: pa.Array, texts: pa.Array, hashes: np.ndarray | None = None) -> None:
+    def drop(self, reason: str, urls: pa.Array, texts: pa.Array, uids: pa.Array | None = None) -> None:
         """Counts dropped rows and offers them to the rejects."""
         self.ledger.drop(reason, len(urls))
-        self.rejects.add(self.stage, reason, urls, texts, hashes)
+        self.rejects.add(self.stage, reason, urls, texts, uids)
 
-    def drop_some(self, reason: str, columns: tuple[pa.Array, pa.Array], rows: np.ndarray, hashes: np.ndarray) -> None:
+    def drop_some(self, reason: str, columns: Columns, rows: np.ndarray, hashes: np.ndarray) -> None:
         """`drop` for the dropped rows among others; see `Rejects.add_some`."""
         self.ledger.drop(reason, len(rows))
         self.rejects.add_some(self.stage, reason, columns, rows, hashes)

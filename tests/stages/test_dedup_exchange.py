@@ -51,6 +51,7 @@ def test_a_part_under_a_mask(tmp_path: Path, keep: str, batch_rows: int) -> None
     for code in (1, 2):
         rows = np.flatnonzero(mask == code)
         chosen = {"url": table["url"].take(rows), "text": table["text"].take(rows), "hash": hashes[rows]}
+        chosen["uid"] = table["uid"].take(rows)
         named = {"stage": ["dedup"] * len(rows), "reason": [REASONS[code]] * len(rows)}
         expected = pa.concat_tables([expected, pa.table({**chosen, **named}).select(REJECTED.names).cast(REJECTED)])
     expected = {"sample": smallest(expected, 1000), "all": expected, "none": REJECTED.empty_table()}[keep]
@@ -62,16 +63,17 @@ def test_a_part_under_a_mask(tmp_path: Path, keep: str, batch_rows: int) -> None
 @pytest.mark.parametrize("rows_at_a_time", [600, 70, 20])
 def test_a_sample_has_the_smallest_hashes_whatever_comes_together(rows_at_a_time: int) -> None:
     urls = pa.array([f"http://x.example/{number}" for number in range(600)])
-    hashes = np.random.default_rng(4).permutation(600).astype(np.uint64)
+    hashes = np.random.default_rng(4).permutation(600)
+    uids = pa.array([int(number).to_bytes(8, "big") + bytes(8) for number in hashes], pa.binary(16))
     rejects, every = Rejects(limit=50), Rejects("all")
     for first in range(0, 600, rows_at_a_time):
         for reason, some in (("odd", slice(first, first + rows_at_a_time)), ("even", slice(first, first + 9))):
-            rejects.add("stage", reason, urls[some], urls[some], hashes[some])
-            every.add("stage", reason, urls[some], urls[some], hashes[some])
+            rejects.add("stage", reason, urls[some], urls[some], uids[some])
+            every.add("stage", reason, urls[some], urls[some], uids[some])
     assert rejects.table().equals(smallest(every.table(), 50))
     kept = [row["hash"] for row in rejects.table().to_pylist() if row["reason"] == "odd"]
     assert kept == list(range(50))
-    (none := Rejects("none")).add("stage", "odd", urls, urls, hashes)
+    (none := Rejects("none")).add("stage", "odd", urls, urls, uids)
     assert none.table().equals(REJECTED.empty_table())
     tally = Tally("stage", Rejects("all"))
     tally.drop("odd", urls[:2], urls[:2])
