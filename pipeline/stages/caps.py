@@ -482,8 +482,7 @@ class Decider:
             dropped = rows["url"], rows["text"], rows["uid"]
             self.tally.drop_some("over_cap", dropped, np.flatnonzero(missed), matches.pair_high[missed])
         places, kept_by = np.flatnonzero(picks.selected), picks.kept_by()
-        lists = rows["query_ids"].take(pa.array(places))
-        chance = selection.kept_with(np.asarray(lists.offsets), np.asarray(lists.values), self.miss)
+        chance = selection.kept_with(matches.offsets, matches.ids, self.miss)[places]
         row_hash = hashing.mix(rows["row_hash"].to_numpy()[places], hashing.column_hash(kept_by))
         self.tally.passed(row_hash)
         columns = {"keep_probability": pa.array(chance), "kept_by": kept_by, "row_hash": pa.array(row_hash)}

@@ -82,7 +82,10 @@ class Picks(NamedTuple):
     selected: Mask  # for each row
     offsets: npt.NDArray[np.int32]  # CSR over the *selected* rows: the queries that picked each
     ids: npt.NDArray[np.int32]  # ascending within a row
-    per_query: Counts  # for each query: the number of its picks
+
+    def per_query(self, n_queries: int) -> Counts:
+        """For each query the number of its picks."""
+        return np.bincount(self.ids, minlength=n_queries).astype(np.int64)
 
     def kept_by(self) -> pa.ListArray:
         """The queries that picked each selected row, as a list<int32> column for the filtered table."""

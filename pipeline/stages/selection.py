@@ -266,7 +266,7 @@ def pick(matches: Matches, keys: Words, tau: Thresholds) -> Picks:
     row, query = row[picked], query[picked]
     per_row = np.bincount(row, minlength=len(matches.offsets) - 1)
     offsets = np.concatenate([[0], np.cumsum(per_row[per_row > 0])]).astype(np.int32)
-    return Picks(per_row > 0, offsets, query, np.bincount(query, minlength=len(keys)).astype(np.int64))
+    return Picks(per_row > 0, offsets, query)
 
 
 def keep_probability(

@@ -48,12 +48,11 @@ class _Tuples(NamedTuple):
 
 
 class _Picked(NamedTuple):
-    """What `_pick` fills: `selected` by row, `ends` by selected row, `picked` by draw, `per_query` by query."""
+    """What `_pick` fills: `selected` by row, `ends` by selected row, `picked` by draw."""
 
     selected: npt.NDArray[np.bool_]
     ends: npt.NDArray[np.int32]
     picked: npt.NDArray[np.int32]
-    per_query: npt.NDArray[np.int64]
 
 
 @njit
@@ -190,7 +189,7 @@ def _pick(rows, keys, tau, out):
     """Fills `out`, a _Picked, by the thresholds `tau` (hash, tie); returns the number of selected rows."""
     pair_high, pair_low, offsets, ids, keep = rows
     tau_hash, tau_tie = tau
-    selected, ends, picked, per_query = out
+    selected, ends, picked = out
     n_selected = count = 0
     for row in range(len(offsets) - 1):
         selected[row] = False
@@ -203,7 +202,6 @@ def _pick(rows, keys, tau, out):
             h = _draw(mixed, keys[q])
             if h < tau_hash[q] or (h == tau_hash[q] and pair_low[row] <= tau_tie[q]):
                 picked[count] = q
-                per_query[q] += 1
                 count += 1
         if count > before:
             selected[row] = True
@@ -262,11 +260,11 @@ def pick(matches: Matches, keys: Words, tau: Thresholds) -> tuple[Any, ...]:
     rows = _rows(matches, len(keys))
     n_rows, room = len(rows.offsets) - 1, int(rows.offsets[-1] - rows.offsets[0])
     selected, ends = np.empty(n_rows, np.bool_), np.zeros(n_rows + 1, np.int32)
-    picked, per_query = np.empty(room, np.int32), np.zeros(len(keys), np.int64)
+    picked = np.empty(room, np.int32)
     thresholds = frozen(tau.hash, np.uint64), frozen(tau.tie, np.uint64)
-    count = _pick(rows, frozen(keys, np.uint64), thresholds, _Picked(selected, ends[1:], picked, per_query))
+    count = _pick(rows, frozen(keys, np.uint64), thresholds, _Picked(selected, ends[1:], picked))
     ends = ends[: count + 1].copy()
-    return selected, ends, picked[: ends[-1]].copy(), per_query
+    return selected, ends, picked[: ends[-1]].copy()
 
 
 def survival(

@@ -117,7 +117,7 @@ def test_the_cap_is_met_after_the_expected_losses(tmp_path: Path, expected: floa
     after = plan_for(tmp_path, "publish", left, Policy(cap=cap), before)
     picked = run(after)
     assert (picked == ideal(left, before.keys(), cap)).all()
-    picks = selection.pick(left, after.keys(), caps.load_thresholds(after)).per_query
+    picks = selection.pick(left, after.keys(), caps.load_thresholds(after)).per_query(len(after.keys()))
     there = selection.count_queries(left.offsets, left.ids, left.keep, QUERIES)
     assert (picks == np.minimum(there, cap)).all() and (there > cap).any()
     if survive > expected:  # a fetch of all matches would pick the same pairs
@@ -148,7 +148,7 @@ def test_bernoulli_meets_the_cap_after_the_losses(tmp_path: Path) -> None:
     left = fetch(rows, before, selected, 0.6)
     after = plan_for(tmp_path, "publish", left, Policy("bernoulli", cap=cap), before)
     run(after)
-    picks = selection.pick(left, after.keys(), caps.load_thresholds(after)).per_query
+    picks = selection.pick(left, after.keys(), caps.load_thresholds(after)).per_query(len(after.keys()))
     assert picks[:10] == pytest.approx(np.full(10, cap), rel=0.2)  # 4 standard deviations
     full = selection.count_queries(rows.offsets, rows.ids, rows.keep, QUERIES)
     assert (full[:10] > 2 * cap).all()

@@ -245,9 +245,9 @@ def test_the_cap_is_the_full_bottom(way, cap):
     data = make_data(6000)
     tau = cap_thresholds(data, cap, parts=3)
     picks = selection.pick(data.matches, data.keys, tau)
-    assert np.array_equal(picks.per_query, np.minimum(data.counts, cap))
+    assert np.array_equal(picks.per_query(len(data.keys)), np.minimum(data.counts, cap))
     assert as_dict(picks) == full_sort(data, cap)
-    assert len(picks.offsets) == picks.selected.sum() + 1 and picks.per_query.sum() == len(picks.ids)
+    assert len(picks.offsets) == picks.selected.sum() + 1 and picks.per_query(len(data.keys)).sum() == len(picks.ids)
 
 
 @pytest.mark.parametrize("cap", [1, 2, 3, 5])
@@ -256,7 +256,7 @@ def test_bands_of_small_caps_hold(way, cap):
     for seed in range(20):
         data = make_data(4000, 2000, seed)
         picks = selection.pick(data.matches, data.keys, cap_thresholds(data, cap))
-        assert np.array_equal(picks.per_query, np.minimum(data.counts, cap))
+        assert np.array_equal(picks.per_query(len(data.keys)), np.minimum(data.counts, cap))
 
 
 def test_bands_are_narrow(way):
@@ -301,7 +301,7 @@ def test_equal_hashes_are_decided_by_the_low_word(way):
     data = Data(matches, hashing.query_keys(pa.array(["q"])), np.array([3]))
     for cap, expected in ((1, [False, True, False]), (2, [False, True, True]), (3, [True, True, True])):
         picks = selection.pick(matches, data.keys, cap_thresholds(data, cap))
-        assert picks.selected.tolist() == expected and picks.per_query.tolist() == [cap]
+        assert picks.selected.tolist() == expected and picks.per_query(len(data.keys)).tolist() == [cap]
 
 
 def test_a_larger_cap_keeps_what_a_smaller_one_kept(way):
@@ -352,9 +352,9 @@ def test_stop_queries_are_counted_but_pick_nothing(way):
         tau = cap_thresholds(data, cap, stop=stop)
         picks = selection.pick(data.matches, data.keys, tau)
         assert as_dict(picks) == full_sort(data, cap, stop=set(np.flatnonzero(stop).tolist()))
-        assert not picks.per_query[stop].any()
+        assert not picks.per_query(len(data.keys))[stop].any()
         bernoulli = pick_bernoulli(data, cap, stop=stop)
-        assert not bernoulli.per_query[stop].any()
+        assert not bernoulli.per_query(len(data.keys))[stop].any()
     alone = np.array([0, 1, 2], np.int32), np.array([0, 250], np.int32)
     assert selection.keep_probability(*alone, data.counts, 5, stop=stop).tolist() == [0, 0]
 

@@ -50,7 +50,7 @@ def test_a_cap_for_each_query_is_that_cap_for_the_query(way, seed, caps):
         alone = picked(matches, counts, keys, cap, way)
         assert found.hash[query] == alone.hash[query] and found.tie[query] == alone.tie[query]
     if way == "cap":
-        assert selection.pick(matches, keys, found).per_query.tolist() == np.minimum(counts, each).tolist()
+        assert selection.pick(matches, keys, found).per_query(len(keys)).tolist() == np.minimum(counts, each).tolist()
     chance = selection.keep_probability(matches.offsets, matches.ids, counts, each)
     assert np.array_equal(
         selection.keep_probability(matches.offsets, matches.ids, counts, np.full(8, 5)),
