@@ -58,6 +58,7 @@ class Meeting:
     processes: tuple[int, ...]  # of each host
     interface: str | None  # towards the others
     lost: str | None = None  # why the run has to end
+    silent: bool = False  # the store does not answer: another question would wait for minutes
 
     @property
     def ranks(self) -> int:
@@ -82,23 +83,36 @@ class Meeting:
             thread.join(_REQUEST.total_seconds())
 
     def _watch(self, stop: threading.Event) -> None:
+        """Ends this host's processes where the store says so, or does not answer."""
+        news: queue.SimpleQueue[tuple[str | None, float]] = queue.SimpleQueue()
+        threading.Thread(target=self._ask, args=(stop, news), name="ask", daemon=True).start()
+        answered, lost, grace = time.monotonic(), None, 0.0
+        while lost is None:
+            if stop.wait(BEAT):
+                return
+            while not news.empty():
+                answered, (lost, grace) = time.monotonic(), news.get()
+            if lost is None and time.monotonic() - answered > LOST_AFTER:
+                self.silent = True
+                lost = f"host 0 has given no answer for {LOST_AFTER:.0f} seconds"
+        self.lost = lost
+        if not stop.wait(grace):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _ask(self, stop: threading.Event, news: queue.SimpleQueue[tuple[str | None, float]]) -> None:
+        """Gives signs of life, and tells why the run has to end. A question may wait long where the network is gone."""
         seen: dict[int, tuple[bytes, float]] = {}  # the last sign of each host, and when it came
-        answered = time.monotonic()
         count = 0
         while not stop.wait(BEAT):
             count += 1
             try:
                 self.store.set(f"alive/{self.host}", str(count))
-                self.lost, grace = self._failed(seen)
-                answered = time.monotonic()
+                news.put(self._failed(seen))
             except Exception as error:  # the store is gone, and with it host 0
-                fault = first_line(error)
-                if time.monotonic() - answered > LOST_AFTER or is_gone(fault):
-                    self.lost, grace = f"host 0 does not answer any more ({fault})", GRACE
-            if self.lost is not None:
-                if not stop.wait(grace):
-                    os.kill(os.getpid(), signal.SIGTERM)
-                return
+                if is_gone(first_line(error)):
+                    self.silent = True
+                    news.put((f"host 0 does not answer any more ({first_line(error)})", GRACE))
+                    return
 
     def _failed(self, seen: dict[int, tuple[bytes, float]]) -> tuple[str | None, float]:
         """Why the run has to end, if so, and the seconds that this host's processes have for it."""
@@ -122,6 +136,8 @@ class Meeting:
         Args:
             seconds: how long, at most; a host that was killed does not end.
         """
+        if self.silent:
+            return
         with contextlib.suppress(Exception):  # the store may be what is gone
             if failure is not None:
                 tell_failure(self.store, self.host, failure)
@@ -133,6 +149,8 @@ class Meeting:
 
     def cause(self) -> str | None:
         """What another host has said about its end, if it has failed."""
+        if self.silent:
+            return None
         with contextlib.suppress(Exception):
             failure = failure_in(self.store)
             if failure is not None and failure["host"] != self.host:
