@@ -28,7 +28,7 @@ from pipeline.demo import smallweb
 from pipeline.schema import STAGES
 from tests.places import ROOT
 from tests.processes import group_members
-from tools.cluster import Flink
+from tools.cluster import KINDS, Flink
 
 ENGINES = Path(os.environ.get("OPENWIT_ENGINES", ROOT / ".engines"))
 LIMIT = 240  # seconds a run
@@ -108,14 +108,14 @@ def facts(out: Path) -> dict[str, Any]:
     return found
 
 
-def run(out: Path, given: Given, *more: str) -> dict[str, Any]:
+def run(out: Path, given: Given, *more: str, limit: float = LIMIT) -> dict[str, Any]:
     """Runs a build to its end. Returns its facts."""
     process = start(out, given, *more)
     try:
-        _, said = process.communicate(timeout=LIMIT)
+        _, said = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         kill(process)
-        pytest.fail(f"not done after {LIMIT} s: {process.communicate()[1][-2000:]}")  # this closes the pipe, too
+        pytest.fail(f"not done after {limit:g} s: {process.communicate()[1][-2000:]}")  # this closes the pipe, too
     finally:
         kill(process)
     assert process.returncode == 0, said
@@ -285,3 +285,22 @@ def test_a_cluster_that_dies_ends_the_run(flink: Flink, given: Given, tmp_path: 
     finally:
         kill(waiting)
     assert waiting.returncode == 1 and "does not answer" in said and "Traceback" not in said, said
+
+
+@pytest.mark.skipif(not os.environ.get("OPENWIT_TEST_CLUSTERS"), reason="minutes: set OPENWIT_TEST_CLUSTERS=1")
+@pytest.mark.timeout(6 * LIMIT)
+@pytest.mark.parametrize("name", KINDS)
+def test_the_whole_pipeline_on_a_cluster(name: str, given: Given, expected: dict[str, Any], tmp_path: Path) -> None:
+    need(name)
+    cluster = KINDS[name](tmp_path / "cluster", ENGINES / name)
+    if not (cluster.engine / cluster.runs).is_dir():
+        pytest.skip(f"{name} itself is not here: run `make engines`")
+    processes = ("--environment_type=PROCESS", f"--environment_option=process_command={WORKER}")
+    cluster.start(2, apart=False)  # the pictures are served on loopback
+    try:
+        assert run(tmp_path / "out", given, *cluster.flags(slots=2), *processes, limit=4 * LIMIT) == expected
+        if name == "spark":
+            page = cluster.get("/json/")
+            assert not page["activeapps"] and {app["state"] for app in page["completedapps"]} == {"FINISHED"}
+    finally:
+        cluster.stop()
