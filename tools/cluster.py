@@ -21,6 +21,7 @@ import sys
 import time
 import urllib.request
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -63,9 +64,9 @@ class Cluster:
     name = ""
     runs = ""  # the part of the engine's folder that must be there
 
-    def __init__(self, folder: Path, engine: Path | None = None) -> None:
+    def __init__(self, folder: Path, engine: Path | None = None, *, hide: Sequence[Path] = ()) -> None:
         self.folder, self.engine = folder.absolute(), engine or ENGINES / self.name
-        self.hosts = Hosts(folder)
+        self.hosts = Hosts(folder, hide)
 
     @property
     def address(self) -> str:
@@ -266,12 +267,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="task managers or workers (default: 2)")
     parser.add_argument("--slots", type=int, default=1, metavar="N", help="what each does at a time (default: 1)")
     parser.add_argument("--one-host", action="store_true", help="all on 127.0.0.1, also where root allows namespaces")
+    parser.add_argument(
+        "--hide", type=Path, action="append", default=[], metavar="DIR", help="workers see an empty folder there (root)"
+    )
     options = parser.parse_args(argv)
+    if any(options.folder.absolute().is_relative_to(path.absolute()) for path in options.hide):
+        parser.error(f"--hide: must not hold {options.folder}")
     if options.action == "stop":
         Hosts(options.folder).stop()
         return 0
     warnings.simplefilter("ignore", ResourceWarning)  # the processes outlive this one
-    cluster = KINDS[options.engine](options.folder)
+    cluster = KINDS[options.engine](options.folder, hide=options.hide)
     cluster.start(options.workers, slots=options.slots, apart=not options.one_host)
     flags = shlex.join(cluster.flags(options.workers * options.slots))
     on_host = f"{shlex.join(cluster.hosts.prefix(0))} " if cluster.hosts.apart else ""

@@ -2,12 +2,13 @@
 
 The bridge lies in the namespace of host 0, so neither this machine's network nor another cluster sees it: every cluster
 has the same addresses. A namespace has its loopback, its end of the bridge, and no way out. All hosts share the file
-system. FOLDER/hosts and FOLDER/pids hold what must be ended.
+system, but for the folders that `hide` names. FOLDER/hosts and FOLDER/pids hold what must be ended.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -58,8 +59,9 @@ def _groups() -> set[int]:
 class Hosts:
     """The hosts of one folder, and the processes on them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.absolute()
+    def __init__(self, folder: Path, hide: Sequence[Path] = ()) -> None:
+        """`hide`: folders in whose place each host but host 0 has an empty one of its own. It needs root."""
+        self.folder, self._hide = folder.absolute(), [str(path.absolute()) for path in hide]
         self._noted, self._pids = self.folder / "hosts", self.folder / "pids"
         self._started: list[subprocess.Popen] = []  # by this process
 
@@ -121,6 +123,11 @@ class Hosts:
         """The words in front of a command that must run on a host."""
         return ["ip", "netns", "exec", self._lines()[number][0]] if self.apart else []
 
+    def _hiding(self) -> list[str]:
+        """The words in front of a command that must not see the hidden folders."""
+        mounts = "".join(f"mount -t tmpfs none {shlex.quote(path)} && " for path in self._hide)
+        return ["unshare", "-m", "sh", "-c", f'{mounts}exec "$@"', "sh"] if self._hide else []
+
     def start(self, number: int, name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> int:
         """Starts a process on a host, in a process group of its own. Its output goes to FOLDER/log/NAME.log.
 
@@ -130,7 +137,7 @@ class Hosts:
         (self.folder / "log").mkdir(exist_ok=True)
         with open(self.folder / "log" / f"{name}.log", "ab") as log:
             process = subprocess.Popen(
-                [*self.prefix(number), *command],
+                [*self.prefix(number), *(self._hiding() if number else []), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

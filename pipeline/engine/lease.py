@@ -43,8 +43,10 @@ class Held(RuntimeError):
 class LeaseError(RuntimeError):
     """The lease of this run was taken over, so it must not write any more."""
 
-    def __init__(self, root: str, holder: str) -> None:
-        super().__init__(
+    @classmethod
+    def of(cls, root: str, holder: str) -> LeaseError:
+        """The usual message. (Beam makes the error anew, from its message.)"""
+        return cls(
             f"this run has lost the output {root} to another one ({holder}), since it gave no sign for "
             f"{EXPIRES_S:.0f} s; it has stopped"
         )
@@ -88,7 +90,7 @@ def confirm(root: str) -> None:
     if token and asked >= _sure.get(root, 0.0):
         found = _read(root)
         if found is None or found["token"] != token:
-            raise LeaseError(root, "it has ended" if found is None else found["holder"])
+            raise LeaseError.of(root, "it has ended" if found is None else found["holder"])
         if found["machine"] == _machine(root):
             _sure[root] = asked + EXPIRES_S - MARGIN_S - found["age"]
 
@@ -188,7 +190,7 @@ def _beat(root: str, body: dict[str, Any], tag: str, stop: threading.Event, lost
             if found is not None and found["token"] == body["token"]:
                 tag = found["tag"]
                 continue
-            lost.append(LeaseError(root, found["holder"] if found else "it has ended"))
+            lost.append(LeaseError.of(root, found["holder"] if found else "it has ended"))
             if not stop.is_set():
                 os.kill(os.getpid(), signal.SIGINT)
             return

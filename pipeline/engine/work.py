@@ -52,10 +52,12 @@ class JobLeft(Busy):
 
 
 class WorkerError(RuntimeError):
-    """A worker lacks what a job needs. People look for it on the host of the command, so the host is named."""
+    """A worker lacks what a job needs."""
 
-    def __init__(self, lacks: str) -> None:
-        super().__init__(f"the worker on {socket.gethostname()} {lacks}")
+    @classmethod
+    def of(cls, lacks: str) -> WorkerError:
+        """The usual message. People look for the cause on the host of the command, so the host is named."""
+        return cls(f"the worker on {socket.gethostname()} {lacks}")
 
 
 class LeaseLost(Busy):
@@ -410,7 +412,7 @@ def check_code(of_job: str) -> None:
     """
     if of_job != code():
         place = Path(__file__).parents[2]
-        raise WorkerError(f"has another version of this package ({place}) than the command: install the same one")
+        raise WorkerError.of(f"has another version of this package ({place}) than the command: install the same one")
 
 
 def lock_as_worker(root: str, token: str = "") -> None:
@@ -422,7 +424,6 @@ def lock_as_worker(root: str, token: str = "") -> None:
 
     Raises:
         FenceError, LeaseError: the job no longer holds the folder.
-        WorkerError: this process does not see the folder.
         RefusedInputError, TransferError: this process cannot reach the store that holds the folder.
     """
     if storage.is_url(root):
@@ -430,8 +431,6 @@ def lock_as_worker(root: str, token: str = "") -> None:
     if root in _running:
         return
     if not storage.is_url(root):
-        if token and not os.path.exists(os.path.join(root, ".lock")):
-            raise WorkerError(f"does not see the folder {root}: share it with all hosts, or give --output s3://...")
         fence.enter(root, token)
     if root not in _held:
         here = storage.beside(root)

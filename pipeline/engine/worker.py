@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from pipeline.engine import fork_server, quiet_beam
 
 PR_SET_PDEATHSIG = 1
+CHATTY = ("aiobotocore", "botocore")
 ENDPOINTS = ("logging_endpoint", "artifact_endpoint", "provision_endpoint", "control_endpoint")
 
 
@@ -117,6 +118,8 @@ def live_as_fork_server(parent: int, modules: Sequence[str], kernels: Sequence[s
 def run_harness() -> None:
     """Beam's SDK harness, until the job ends."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)  # Beam lets all others say what they do
     quiet_beam.import_beam()
     from apache_beam.runners.worker import sdk_worker, sdk_worker_main
 

@@ -121,7 +121,7 @@ def test_the_jobs_of_a_run_have_tokens_of_their_own(tmp_path: Path) -> None:
 
 
 def test_who_comes_too_late_does_not_begin(tmp_path: Path) -> None:
-    with pytest.raises(work.WorkerError, match=f"on {socket.gethostname()} does not see the folder {tmp_path}: share"):
+    with pytest.raises(fence.FenceError, match=f"on {socket.gethostname()} does not see the output folder {tmp_path}:"):
         work.lock_as_worker(str(tmp_path), "0123456789abcdef")
     (tmp_path / ".lock").touch()
     with pytest.raises(fence.FenceError):

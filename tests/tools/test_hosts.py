@@ -54,6 +54,22 @@ def test_a_host_reaches_the_others_and_nothing_else(made: Hosts, tmp_path: Path)
     assert not set(names) & set(left)
 
 
+@pytest.mark.skipif(not namespaces, reason="needs a mount namespace")
+def test_a_worker_does_not_see_what_is_hidden(tmp_path: Path) -> None:
+    (hidden := tmp_path / "its own").mkdir()
+    (hidden / "file").touch()
+    made = Hosts(tmp_path / "cluster", hide=[hidden])
+    made.open(2, apart=False)
+    look = f"import os; at = {str(hidden)!r}; open(at + '/' + str(os.getpid()), 'x').close(); print(os.listdir(at))"
+    try:
+        for number, seen in ((1, 1), (0, 2)):
+            made.start(number, f"look-{number}", python(look))
+            wait_for(log := tmp_path / "cluster" / "log" / f"look-{number}.log", "]\n")
+            assert log.read_text().count("'") == 2 * seen
+    finally:
+        made.stop()
+
+
 def test_hosts_are_loopback_where_they_are_not_apart(made: Hosts) -> None:
     made.open(2, apart=False)
     assert not made.apart and made.address(1) == "127.0.0.1" and made.prefix(1) == [] and made.port(8081) != 8081
