@@ -298,14 +298,13 @@ def registered(flink: Flink) -> int:
 def find(what: str, client: int, flink: Flink, pool: int, out: Path) -> int:
     """The process to kill."""
     pids = {line.split()[2]: int(line.split()[0]) for line in (flink.folder / "pids").read_text().splitlines()}
-    if what == "worker":
-        return until(lambda: holders(out), 30)[0]
-    if what in ("task-manager", "task-manager-spare"):
-        worker = until(lambda: holders(out), 30)[0]
-        return next(pid for name, pid in pids.items() if name.startswith("task") and worker in descendants(pid))
     if what == "job-server":
         return next(pid for pid in descendants(client) if Path(f"/proc/{pid}/exe").resolve().name == "java")
-    return {"pool": pool, "job-manager": pids["job-manager"], "client": client}[what]
+    if what in ("pool", "job-manager", "client"):
+        return {"pool": pool, "job-manager": pids["job-manager"], "client": client}[what]
+    worker = until(lambda: [pid for pid in holders(out) if pid != client], 30)[0]
+    managers = [pid for name, pid in pids.items() if name.startswith("task") and worker in descendants(pid)]
+    return worker if what == "worker" else managers[0]
 
 
 @contextlib.contextmanager
@@ -326,7 +325,7 @@ def worker_pool(port: int) -> Iterator[int]:
 
 def kills(made: Bench, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each part that is killed."""
-    undisturbed = 0.0
+    undisturbed = options.seconds
     for what in options.what:
         managers = 1 if what == "pool" else 3 if what == "task-manager-spare" else 2
         with contextlib.ExitStack() as stack:
@@ -395,6 +394,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = commands.add_parser("kill")
     command.set_defaults(rows=kills)
     command.add_argument("--what", nargs="+", choices=KILLS, default=list(KILLS))
+    command.add_argument("--seconds", type=float, default=0.0, help="of a run without a kill; 0: it is made first")
     options = parser.parse_args(argv)
     faults = 0
     with bench() as made:

@@ -64,6 +64,10 @@ class Cluster:
         """Ends the job on the cluster and waits until it is gone. Returns what is left to do; "" if nothing."""
         return ""
 
+    def waits_with(self) -> int:
+        """The slots of the cluster, if the job waits for more than it has; 0: it does not wait for slots."""
+        return 0
+
     def page(self) -> str:
         """The address of the job's page in the web interface of the engine; "": none is known, or not yet."""
         return ""
@@ -90,6 +94,9 @@ class Flink(Cluster):
             states = [job["state"] for job in self._jobs()]
         except (OSError, ValueError, KeyError) as error:
             return f"Flink at {self.address} does not answer ({error})"
+        slots = self.waits_with()
+        if slots:
+            return f"the job waits for slots, and Flink at {self.address} has {slots}"
         if states and states[-1] not in ("RUNNING", "CREATED", "INITIALIZING", "RECONCILING", "FINISHED"):
             return f"the job is {states[-1]} on Flink at {self.address}"
         return ""
@@ -111,6 +118,16 @@ class Flink(Cluster):
             if time.monotonic() > start + patience:
                 return f"the job {self.job} may still run on Flink at {self.address}{error}: cancel it there"
             time.sleep(POLL_S)
+
+    def waits_with(self) -> int:
+        """As `Cluster.waits_with`: tasks are scheduled, none of them runs, and no slot is free."""
+        try:
+            jobs, overview = self._jobs(), self._ask("/overview")
+            tasks = jobs[-1]["tasks"]
+            waits = tasks["scheduled"] and not sum(tasks[name] for name in ("running", "deploying", "initializing"))
+            return overview["slots-total"] if waits and not overview["slots-available"] else 0
+        except (OSError, ValueError, KeyError, IndexError):
+            return 0
 
     def page(self) -> str:
         """As `Cluster.page`."""

@@ -25,6 +25,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _command: tuple[str, int] | None = None  # the program whose handler is installed, and its process
 _reported = False
+_ends = [0]  # how often `end_within` was taken back
 _ending: tuple[int, int] | None = None  # the exit code, and the process
 
 
@@ -81,13 +82,19 @@ def end_within(seconds: float) -> bool:
     """Ends the command after so many seconds, unless it ends by itself before. False: this process is no command."""
     if _command is None or _command[1] != os.getpid():
         return False
-    threading.Thread(target=_end_after, args=(_command[0], seconds), daemon=True).start()
+    threading.Thread(target=_end_after, args=(_command[0], seconds, _ends[0]), daemon=True).start()
     return True
 
 
-def _end_after(program: str, seconds: float) -> None:
+def go_on() -> None:
+    """Takes back all that `end_within` was told: the interrupt was our own, and the command goes on."""
+    _ends[0] += 1
+
+
+def _end_after(program: str, seconds: float, known: int) -> None:
     time.sleep(seconds)
-    os._exit(report(program))
+    if _ends[0] == known:
+        os._exit(report(program))
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -207,7 +207,9 @@ def run_job(
     load: Preload = NOTHING,
     quiet: bool = False,
 ) -> None:
-    """Runs one pipeline to its end and shows its progress. If a worker dies, the job is resumed, at most twice.
+    """Runs one pipeline to its end and shows its progress.
+
+    If a worker dies, or a Flink cluster loses slots for good, the job is resumed, at most twice.
 
     Args:
         construct: builds the pipeline on a root.
@@ -231,9 +233,15 @@ def run_job(
             with progress.watching(steps, quiet=quiet), watchdog.watching(steps, cluster, program) as stalled:
                 return run_pipeline(construct, runner, options, root=root, cluster=cluster)
         except KeyboardInterrupt:
-            if stalled.reason:
+            if not stalled.reason:
+                raise
+            if not (stalled.slots and left):
                 raise JobFailed(stalled.reason) from None
-            raise
+            interrupts.go_on()
+            given = [*given, f"--parallelism={stalled.slots}"]
+            said = f"the cluster has lost slots: the run is going on with --parallelism={stalled.slots}"
+            print(f"{program}: {said}.", file=sys.stderr)
+            log_file.note(said, level=logging.WARNING)
         except WorkerDied as error:
             if not left:
                 raise

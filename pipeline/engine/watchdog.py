@@ -28,9 +28,10 @@ ASKS = 3  # the cluster must be unwell so many times in a row, a fifth of the pa
 
 @dataclass
 class Stalled:
-    """Why the job was ended; "" if it was not."""
+    """Why the job was ended; "" if it was not. `slots` are those of the cluster, if the job waited for more."""
 
     reason: str = ""
+    slots: int = 0
 
 
 class Watch:
@@ -102,7 +103,9 @@ def watching(
         began, told = clock(), False
         while not stop.wait(min(5.0, patience / 5) if told or clock() > began + PAGE_S else POLL_S):
             told = told or tell_page(cluster, program)
-            stalled.reason = watch.look(clock())
+            reason = watch.look(clock())
+            stalled.slots = cluster.waits_with() if reason else 0
+            stalled.reason = reason
             if watch.said:
                 print(f"{program}: {watch.said}", file=sys.stderr)
                 log_file.note(watch.said, level=logging.WARNING)

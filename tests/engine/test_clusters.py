@@ -36,6 +36,8 @@ class Rest(ThreadingHTTPServer):
         self.task_managers = 2
         self.cancelled: list[str] = []
         self.deaf = False  # accepts a cancel and goes on
+        self.slots = self.free = 2
+        self.tasks = {"scheduled": 0, "deploying": 0, "initializing": 0, "running": 2, "finished": 3}
         self.hidden = 0  # so many questions are answered without any job
 
     @property
@@ -48,12 +50,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/overview":
-            return self._answer({"taskmanagers": self.server.task_managers})
+            slots = {"slots-total": self.server.slots, "slots-available": self.server.free}
+            return self._answer({"taskmanagers": self.server.task_managers, **slots})
         self.server.hidden -= 1
         if self.server.hidden >= 0:
             return self._answer({"jobs": []})
+        names, tasks = self.server.names, self.server.tasks
         jobs = [
-            {"jid": jid, "name": self.server.names[jid], "state": state, "start-time": place}
+            {"jid": jid, "name": names[jid], "state": state, "start-time": place, "tasks": tasks}
             for place, (jid, state) in enumerate(self.server.states.items())
         ]
         for jid, state in self.server.states.items():
@@ -171,6 +175,45 @@ def test_what_is_wrong_with_a_job_on_spark(monkeypatch: pytest.MonkeyPatch) -> N
         server.shutdown()
         server.server_close()
     assert "does not answer" in master.problem()
+
+
+def test_a_job_that_waits_for_slots(rest: Rest) -> None:
+    """A task manager is gone for good: no task runs, and the cluster does not say that anything is wrong."""
+    flink = Flink(rest.address, "mine")
+    rest.tasks |= {"scheduled": 2}
+    rest.slots, rest.free = 1, 0
+    assert flink.waits_with() == 0 and flink.problem() == ""  # others run
+    rest.tasks |= {"running": 0}
+    assert flink.waits_with() == 1 and "waits for slots, and Flink at" in flink.problem()
+    rest.free = 1
+    assert flink.waits_with() == 0 == Flink(rest.address, "never").waits_with() == Cluster().waits_with()
+
+
+def test_a_job_that_waits_for_slots_goes_on_with_those_that_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[list[str]] = []
+
+    class Short(Sick):
+        def waits_with(self) -> int:
+            return 3 if len(asked) == 1 else 0
+
+    def run_pipeline(*_: object, **__: object) -> None:
+        time.sleep(20)
+
+    monkeypatch.setenv(watchdog.PATIENCE, "0.05")
+    monkeypatch.setattr(clusters, "cluster_of", lambda name, flags: asked.append(list(flags)) or Short("h:1"))
+    monkeypatch.setattr(runners, "make_options", lambda *_, **__: (None, None))
+    monkeypatch.setattr(runners, "run_pipeline", run_pipeline)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(runners.JobFailed, match="it is gone"):
+            given = ("flink", None, ["--parallelism=4"])
+            runners.run_job(lambda root: None, given, root=str(tmp_path), steps=watched(tmp_path), program="p")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [clusters.values(flags)["parallelism"] for flags in asked] == ["4", "3"]
+    assert "p: the cluster has lost slots: the run is going on with --parallelism=3." in capsys.readouterr().err
 
 
 def test_a_cluster_that_is_gone() -> None:
