@@ -345,7 +345,6 @@ def test_stages_use_no_form_without_a_checksum() -> None:
         ("pipeline/stages/match.py", "write_published"): "queries.parquet, listed in checksums.json",
         ("pipeline/stages/publish.py", "write_published"): "rejected/, listed in the manifest",
         ("pipeline/stages/purge.py", "write_published"): "the same, after a pair was forgotten",
-        ("pipeline/stages/user_files.py", "temporary"): "a copy of a user's file, whose digest is in its name",
     }
     found = set()
     for path in [*sorted((ROOT / "pipeline/stages").glob("*.py")), ROOT / "pipeline/build.py", ROOT / "queries/job.py"]:
