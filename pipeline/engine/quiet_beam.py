@@ -8,6 +8,7 @@ import functools
 import gc
 import logging
 import re
+import sys
 import threading
 import traceback
 from collections.abc import Iterator
@@ -41,11 +42,12 @@ ENVIRONMENT_ERRORS = frozenset(
 # The last pattern: a bundle ends while its worker is being stopped, and Beam does not know the bundle any more.
 EXPECTED = re.compile(
     rf"\[[Ee]rrno ({'|'.join(map(str, sorted(ENVIRONMENT_ERRORS)))})\]"
-    r"|\b((Missing|Unreadable)?Input|Transfer|Damaged|Network)Error: |\bKeyError: 'bundle_\d+"
+    r"|\b((Missing|Unreadable)?Input|Transfer|Damaged|Network|Fence|Lease|Worker)Error: |\bKeyError: 'bundle_\d+"
 )
 TRACING = ("", "apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker")  # "": messages of workers
 # Beam's threads that end with an exception when the other side is gone.
 READERS = ("beam_control_read", "read_grpc_client_inputs", "read_state")
+WORKER = "apache_beam.runners.worker.sdk_worker"
 LOOPBACK = "run_worker_"  # its threads for workers in this process: Spark cuts their streams off at the end of a stage
 
 
@@ -139,9 +141,18 @@ def hush() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     logging.getLogger().addFilter(not_of_beam)
     _hide_threads_of_beam()
+    if worker := sys.modules.get(WORKER):  # with LOOPBACK it runs in this process, and prints each traceback itself
+        vars(worker)["print"] = print_nothing
+
+
+def print_nothing(*text: Any, **more: Any) -> None:
+    """Replaces `print` in workers of this process after an interrupt: what they still fail at is no news."""
 
 
 def _unhush() -> None:
+    worker = vars(sys.modules[WORKER]) if WORKER in sys.modules else {}
+    if worker.get("print") is print_nothing:
+        del worker["print"]
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.NOTSET)
     logging.getLogger().removeFilter(not_of_beam)

@@ -199,7 +199,7 @@ def test_refusals(
         assert explore.main([str(folder), "--index", str(cache), *argv]) == code, argv
         found = capsys.readouterr()
         assert message in found.err and found.err.count("\n") == 1 and not found.out
-    for name, code in (("nowhere", MISSING), ("empty", MISSING), ("damaged", BELOW), ("s3://bucket/set", USAGE)):
+    for name, code in (("nowhere", MISSING), ("empty", MISSING), ("damaged", BELOW), ("gopher://bucket/set", MISSING)):
         place = name if "://" in name else str(tmp_path / name)
         assert explore.main([place, "--index", str(cache)]) == code
         assert capsys.readouterr().err.startswith("pipeline.explore: ")
