@@ -263,7 +263,9 @@ def interrupts(made: Bench, options: argparse.Namespace) -> Iterator[dict[str, A
 # ------------------------------------------------------------------------------------------------------------ kills
 
 
-def kill(made: Bench, what: str, flink: Flink, flags: Sequence[str], pool: int, undisturbed: float) -> dict[str, Any]:
+def kill(
+    made: Bench, what: str, flink: Flink, flags: Sequence[str], *, pool: int, managers: int, undisturbed: float
+) -> dict[str, Any]:
     """Kills one part of a cluster under way. What does not go on by itself is mended, and the command repeated."""
     out = made.out("fetch")
     before, began = units(out), time.monotonic()
@@ -280,12 +282,16 @@ def kill(made: Bench, what: str, flink: Flink, flags: Sequence[str], pool: int, 
     if code != 0:
         if what == "job-manager":
             flink._run(0, "job-manager", JOB_MANAGER, "JM")
-        until(lambda: registered(flink) >= 2, 90, 0.5)
+        until(lambda: registered(flink) >= managers, 90, 0.5)
         with contextlib.suppress(RuntimeError):
             row["again"] = f"{made.run(out, *flags):.0f} s"
     row["seconds lost"] = f"{time.monotonic() - began - undisturbed:.0f}"
-    fault = "" if digest(out, "fetch") == made.expected["fetch"] else f"another digest: {made.said(out)[-200:]}"
-    return {**row, "said": last, "fault": fault}
+    jobs = states(flink)
+    faults = [] if code == {"client": -9, "job-manager": 1}.get(what, 0) else [f"exit code {code}"]
+    faults += [] if {*jobs} <= {"FINISHED", "CANCELED", "FAILED"} else ["a job is left"]
+    same = digest(out, "fetch") == made.expected["fetch"]
+    faults += [] if same else [f"another digest: {made.said(out)[-200:]}"]
+    return {**row, "jobs on the cluster": " ".join(jobs), "said": last, "fault": ", ".join(faults)}
 
 
 def registered(flink: Flink) -> int:
@@ -341,7 +347,8 @@ def kills(made: Bench, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 pool = until(functools.partial(descendants, keeper), 30)[0]
                 flags = [word for word in flags if word not in PROCESSES and not word.startswith("--parallelism")]
                 flags += ["--parallelism=1", "--environment_type=EXTERNAL", f"--environment_config=localhost:{port}"]
-            yield {"killed": what, **kill(made, what, flink, flags, pool, undisturbed)}
+            row = kill(made, what, flink, flags, pool=pool, managers=managers, undisturbed=undisturbed)
+            yield {"killed": what, **row}
 
 
 # -------------------------------------------------------------------------------------------------------- left over

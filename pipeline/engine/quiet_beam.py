@@ -46,7 +46,7 @@ EXPECTED = re.compile(
 )
 TRACING = ("", "apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker")  # "": messages of workers
 # Beam's threads that end with an exception when the other side is gone.
-READERS = ("beam_control_read", "read_grpc_client_inputs", "read_state")
+READERS = ("beam_control_read", "read_grpc_client_inputs", "read_state", "wait_until_finish_read")
 WORKER = "apache_beam.runners.worker.sdk_worker"
 LOOPBACK = "run_worker_"  # its threads for workers in this process: Spark cuts their streams off at the end of a stage
 

@@ -16,8 +16,10 @@ import logging
 import os
 import re
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -60,6 +62,7 @@ BEAM_RUNNERS = (
 )
 # After a signal a command ends within this, whatever Beam does. A job on an engine is cancelled first.
 LOCAL_END_S, ENGINE_END_S = 1.5, 15.0
+GONE_S, GONE_LOOKS = 0.5, 5  # so long, and so often, a job server that may have died is looked for
 WORKER_DEATHS = 2  # how often a job is resumed after a worker died
 
 
@@ -85,6 +88,10 @@ class NetworkAway(JobFailed, BelowThreshold):
 
 class WorkerDied(JobFailed):
     """A worker process ended without a message. Most often it was killed because memory ran out."""
+
+
+class ServerDied(WorkerDied):
+    """The job server of an engine ended without a message. It is started anew with the next job."""
 
 
 def beam_flags() -> list[str]:
@@ -209,7 +216,7 @@ def run_job(
 ) -> None:
     """Runs one pipeline to its end and shows its progress.
 
-    If a worker dies, or a Flink cluster loses slots for good, the job is resumed, at most twice.
+    If a worker or the job server dies, or a Flink cluster loses slots for good, the job is resumed, at most twice.
 
     Args:
         construct: builds the pipeline on a root.
@@ -273,14 +280,14 @@ def run_pipeline(
     noted = clusters.noted(root, cluster)
     # The job server ends before the job is looked for on its cluster: it may be about to submit it.
     servers, in_job = job_servers(runner), object_view.job(root)
-    with interruptible(patience) as interrupt, variables_for_engines(cluster), noted, servers, in_job:
+    with interruptible(patience) as interrupt, variables_for_engines(cluster), noted, servers as tied, in_job:
         try:
             result = pipeline.run()
             interrupt.catch()
             result.wait_until_finish()
         except (KeyboardInterrupt, Exception) as error:
             if not interrupt.arrived:
-                raise explain_failure(error) from error
+                raise _of_server(explain_failure(error), tied, options) from error
             with contextlib.suppress(OSError):
                 fence.next_job(root)  # from here on no worker changes the folder, whatever becomes of the job
             with contextlib.suppress(Exception):
@@ -357,23 +364,25 @@ def interruptible(patience: float) -> Iterator[Interrupt]:
 
 
 @contextlib.contextmanager
-def job_servers(runner: Any) -> Iterator[None]:
+def job_servers(runner: Any) -> Iterator[list[Tied]]:
     """Ends the job servers (a JVM, Prism) that the runner starts here; Beam would keep each until this process ends.
 
-    A job server ends with this process, too, however it ends: it may hold a job that it is about to submit.
+    A job server ends with this process, too, however it ends: it may hold a job that it is about to submit. The block
+    gets a list of those that are started.
     """
     start: Any = getattr(runner, "default_job_server", None)
     started: list[Any] = []
+    tied: list[Tied] = []
 
     def remember(options: Any) -> Any:
         started.append(start(options))
-        _tie(started[-1])
+        tied.extend(_tie(started[-1]))
         return started[-1]
 
     if start is not None:
         runner.default_job_server = remember
     try:
-        yield
+        yield tied
     finally:
         for server in started:
             with contextlib.suppress(Exception):
@@ -390,18 +399,55 @@ if os.getppid() == int(sys.argv[1]):
     os.execvp(sys.argv[2], sys.argv[2:])"""
 
 
-def _tie(server: Any) -> None:
-    """Lets the process of a job server end with this one."""
+class Tied:
+    """The command of a job server, which then ends with this process. `endpoint` is its HOST:PORT once it is started.
+
+    Beam keeps one Prism for all jobs of a process, and asks for its command once.
+    """
+
+    def __init__(self, command: Callable[[], tuple[list[Any], str]]) -> None:
+        self._command, self.endpoint = command, ""
+
+    def __call__(self) -> tuple[list[Any], str]:
+        words, self.endpoint = self._command()
+        return [sys.executable, "-I", "-S", "-c", TIED, str(os.getpid()), *words], self.endpoint
+
+
+def _tie(server: Any) -> list[Tied]:
+    """Lets the process of a job server end with this one. Returns its command; []: it is no process of ours."""
     inner = getattr(server, "_job_server", server)
     command = getattr(inner, "subprocess_cmd_and_endpoint", None)
-    if command is None:  # it is no process of ours
-        return
+    if command is None:
+        return []
+    if not isinstance(command, Tied):
+        inner.subprocess_cmd_and_endpoint = command = Tied(command)
+    return [command]
 
-    def tied() -> tuple[list[Any], str]:
-        words, endpoint = command()
-        return [sys.executable, "-I", "-S", "-c", TIED, str(os.getpid()), *words], endpoint
 
-    inner.subprocess_cmd_and_endpoint = tied
+def _of_server(error: JobFailed, tied: Sequence[Tied], options: Any) -> JobFailed:
+    """A failure of the connection as what it is, if the job server has gone: one of ours, or that of --job_endpoint."""
+    from apache_beam.options.pipeline_options import PortableOptions
+
+    if not isinstance(error, WorkerDied):
+        return error
+    if any(_gone(server.endpoint) for server in tied):
+        return ServerDied("the job server of the engine died, perhaps because memory ran out")
+    given = options.view_as(PortableOptions).job_endpoint
+    if given and given != "embed" and _gone(given):
+        return JobFailed(f"the job server at {given} is gone. When it is back, the same command continues the run")
+    return error
+
+
+def _gone(endpoint: str) -> bool:
+    """Whether nothing listens at HOST:PORT. A server that was killed may still have the port for a moment."""
+    host, _, port = endpoint.rpartition(":")
+    for _ in range(GONE_LOOKS):
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+        except OSError:
+            return True
+        time.sleep(GONE_S / GONE_LOOKS)
+    return False
 
 
 def explain_failure(error: BaseException) -> JobFailed:

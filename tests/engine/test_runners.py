@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 
 import apache_beam as beam
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import build
 from pipeline.engine import forked_workers, quiet_beam, runners
@@ -120,6 +122,25 @@ def test_a_dead_worker_is_told_soon(tmp_path: Path, capfd: pytest.CaptureFixture
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_dead_job_server_is_told_from_a_dead_worker(listens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runners, "GONE_S", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"127.0.0.1:{server.getsockname()[1]}"
+        if not listens:
+            server.close()
+        died, own = runners.WorkerDied("a worker process died"), runners.Tied(lambda: (["jar"], endpoint))
+        assert own()[0][-1] == "jar"
+        nothing, given = PipelineOptions([]), PipelineOptions([f"--job_endpoint={endpoint}"])
+        found = runners._of_server(died, [own], nothing)
+        assert isinstance(found, runners.WorkerDied)  # the job is resumed
+        assert isinstance(found, runners.ServerDied) is not listens
+        assert isinstance(runners._of_server(died, [], given), runners.WorkerDied) is listens
+        assert runners._of_server(died, [], nothing) is died
+        other = runners.JobFailed("ValueError")
+        assert runners._of_server(other, [own], given) is other
+
+
 class Dies(beam.DoFn):
     """Kills its worker at number 3. It leaves a note and an unfinished file."""
 
@@ -202,6 +223,7 @@ def test_an_engine_that_was_fetched_needs_no_flags(monkeypatch: pytest.MonkeyPat
     ("thread", "error", "told"),
     [
         ("read_state", RuntimeError, False),
+        ("wait_until_finish_read", RuntimeError, False),
         ("run_worker_7-1", type("Cut", (Exception,), {"__module__": "grpc._channel"}), False),
         ("run_worker_7-1", RuntimeError, True),
     ],
