@@ -3,12 +3,16 @@
     python benchmarks/near_embeddings.py [--rows 500000] [--width 512] [--cosine 0.9] [--queries 4000]
 
 The vectors lie around 3,000 centres with a common direction. A twentieth of them are noisy copies of others, with a
-cosine of 0.83 to 1. The table is written and read as a user's. Recall compares some vectors with all (0: no recall).
+cosine of 0.83 to 1. The table is written and read as a user's. With --one-group it has one row group. Recall compares
+some vectors with all (0: no recall). The last column stands for the groups that were found.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import itertools
+import multiprocessing
 import resource
 import tempfile
 import time
@@ -19,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.engine.work import StageFolder
-from pipeline.stages import embeddings, near_vectors, similar
+from pipeline.stages import embeddings, near_exchange, near_vectors, similar
 
 BATCH = 20_000
 CENTRES, SPREAD, COPIES = 3000, 0.8, 0.05
@@ -32,21 +36,28 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--cosine", type=float, default=0.9)
     parser.add_argument("--queries", type=int, default=0)
+    parser.add_argument("--type", choices=("float16", "float32"), default="float16", help="of a number in the table")
+    parser.add_argument("--one-group", action="store_true", help="of rows: what pyarrow writes by default")
     parser.add_argument("--folder", type=Path, help="where the table is kept for the next run")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        table = (given.folder or Path(folder)) / f"{given.rows}x{given.width}.parquet"
-        if not table.exists():
-            make(table, given.rows, given.width)
+        kind = f"{given.type}{'-one' * given.one_group}"
+        table = (given.folder or Path(folder)) / f"{given.rows}x{given.width}-{kind}.parquet"
+        if not table.exists():  # in a process of its own: its memory does not count
+            made = given.rows, given.width, given.type, given.one_group
+            maker = multiprocessing.get_context("spawn").Process(target=make, args=(table, *made))
+            maker.start()
+            maker.join()
         measure(table, Path(folder), given.cosine, given.queries)
 
 
-def make(path: Path, rows: int, width: int) -> None:
+def make(path: Path, rows: int, width: int, number: str, one_group: bool) -> None:
     """Writes the table, batch by batch. A copy has its original in the same batch."""
     random = np.random.default_rng(0)
     common = random.standard_normal(width, np.float32)
     centres = common + random.standard_normal((CENTRES, width), np.float32)
-    schema = pa.schema([("key", pa.string()), ("embedding", pa.list_(pa.float16(), width))])
+    parts: list[pa.Table] = []
+    schema = pa.schema([("key", pa.string()), ("embedding", pa.list_(pa.type_for_alias(number), width))])
     with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as out:
         for start in range(0, rows, BATCH):
             count = min(BATCH, rows - start)
@@ -57,8 +68,11 @@ def make(path: Path, rows: int, width: int) -> None:
             noise = size * random.uniform(0.05, 0.45, (copies, 1)).astype(np.float32)
             vectors[:copies] = vectors[-copies:] + noise * random.standard_normal((copies, width), np.float32)
             keys = [random.bytes(16).hex() for _ in range(count)]
-            flat = pa.array(vectors.astype(np.float16).ravel())
-            out.write_table(pa.table([keys, pa.FixedSizeListArray.from_arrays(flat, width)], schema=schema))
+            flat = pa.array(vectors.astype(np.float16).astype(number).ravel())
+            parts.append(pa.table([keys, pa.FixedSizeListArray.from_arrays(flat, width)], schema=schema))
+            if not one_group or start + count == rows:
+                out.write_table(pa.concat_tables(parts), row_group_size=rows)
+                parts = []
 
 
 def measure(table: Path, folder: Path, cosine: float, queries: int) -> None:
@@ -84,18 +98,22 @@ def measure(table: Path, folder: Path, cosine: float, queries: int) -> None:
     bounds = np.searchsorted(cell[order], np.arange(len(found.centres) + 1)).tolist()
     del order, cell
     root = np.empty(len(row), np.int64)
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for number, (start, end) in enumerate(itertools.pairwise(bounds), 1):
         places, members = row[start:end], int(member[start:end].sum())
         root[start:end] = places[near_vectors.groups(found.vectors, found.sieve, places, members, cosine)]
+        if number % near_exchange.CELLS_PER_BUCKET == 0:
+            found.release()
     label = similar.connect(rows, row, root)
     seconds.append(time.process_time())
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print("| rows | width | cosine | check | write | cells | pairs | all, CPU s | GiB | replaced | recall |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("| rows | width | cosine | check | write | cells | pairs | all, CPU s | GiB | replaced | recall | groups |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     share = recall(found, label, cosine, queries) if queries else "-"
     parts = " | ".join(f"{part:.1f}" for part in (*np.diff(seconds), seconds[-1] - seconds[0]))
+    digest = hashlib.sha256(label.astype("<i8").tobytes()).hexdigest()[:8]
     replaced = int((label != np.arange(rows)).sum())
-    print(f"| {rows:,} | {found.vectors.shape[1]} | {cosine} | {parts} | {memory:.2f} | {replaced:,} | {share} |")
+    made = f"{rows:,} | {found.vectors.shape[1]} | {cosine} | {parts}"
+    print(f"| {made} | {memory:.2f} | {replaced:,} | {share} | {digest} |")
 
 
 def recall(found: embeddings.Embeddings, label: np.ndarray, cosine: float, queries: int) -> str:

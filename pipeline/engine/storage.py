@@ -721,6 +721,15 @@ def map_array(path: str) -> np.ndarray:
         return np.load(here)
 
 
+def release(array: np.ndarray) -> None:
+    """Gives back the memory of an array of `map_array`. What is used again is read again, from the system's cache."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        owner.madvise(mmap.MADV_DONTNEED)
+
+
 # ------------------------------------------------------------------------------------------------------------ tables
 
 

@@ -34,6 +34,8 @@ from pipeline.stages.user_files import State, UserFiles
 KEY_COLUMNS = ("key", "uid")
 COLUMN = "embedding"
 ROWS = 8192  # of a batch
+BATCH_NUMBERS = 1 << 22  # of embeddings in a batch, at most: a batch of wide ones has fewer rows
+BUFFER = 1 << 20  # bytes of a column of Parquet that are read at a time
 
 Keys = npt.NDArray[np.bytes_]  # of 16 bytes
 TABLES = UserFiles("--embeddings")
@@ -62,13 +64,16 @@ class Tables:
             UsageError: it cannot be read, or it is no table of embeddings.
         """
         try:
-            with pq.ParquetFile(storage.here(path), page_checksum_verification=True) as file:
+            # Without a buffer, the column of a whole row group would be in memory: often that of the whole table.
+            with pq.ParquetFile(
+                storage.here(path), pre_buffer=False, buffer_size=BUFFER, page_checksum_verification=True
+            ) as file:
                 names = file.schema_arrow.names
                 key = next((name for name in self.key_columns if name in names), None)
                 if key is None or COLUMN not in names:
                     some = ", ".join(map(show, names[:8]))
                     raise self.files.refusal(path, f"needs the columns 'key' and 'embedding' (columns: {some})")
-                for batch in file.iter_batches(ROWS, columns=[key, COLUMN], use_threads=False):
+                for batch in file.iter_batches(_rows_of_batch(file), columns=[key, COLUMN], use_threads=False):
                     if batch.num_rows:
                         keys = self.parse(path, batch[key])
                         yield keys, self._floats(path, keys, batch[COLUMN])
@@ -200,12 +205,25 @@ class Embeddings:
         at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
         return np.where(self.keys[at] == wanted, self.place[at], -1)
 
+    def release(self) -> None:
+        """Gives back the memory of the vectors that were read. Otherwise those of all cells would stay in it."""
+        storage.release(self.vectors)
+
 
 @functools.lru_cache(maxsize=2)
 def load(folder: StepFolder) -> Embeddings:
     """Maps the arrays, once for each worker."""
     names = [field.name for field in dataclasses.fields(Embeddings)]
     return Embeddings(*(storage.map_array(folder.file(0, name)) for name in names))
+
+
+def _rows_of_batch(file: pq.ParquetFile) -> int:
+    """The rows that are read at a time. The count of the numbers in the file tells their width."""
+    found = file.metadata
+    groups = [found.row_group(number) for number in range(found.num_row_groups)]
+    columns = (group.column(at) for group in groups for at in range(group.num_columns))
+    numbers = sum(column.num_values for column in columns if column.path_in_schema.split(".")[0] == COLUMN)
+    return max(1, min(ROWS, BATCH_NUMBERS * found.num_rows // max(1, numbers)))
 
 
 class _Rows:

@@ -186,6 +186,7 @@ class Evaluated:
         for start in range(0, len(asked), ROWS):
             some = asked[start : start + ROWS]
             row, image, cosine = known.near(own.vectors[place[some]], own.sieve[place[some]], self.cosine)
+            own.release()
             row = some[row]
             near = np.arange(len(row)) - np.searchsorted(row, row) < MOST_IMAGES
             row, image, cosine = row[near], image[near], cosine[near]
@@ -224,11 +225,12 @@ class Index:
             low, high = np.searchsorted(self.cell, [cell[start], cell[start] + 1])
             found += self._of_cell(sieve, row[start:end], self.vector[low:high], cosine, vectors.shape[1])
         pairs = np.unique(np.stack([np.concatenate(side) for side in zip(*found, strict=True)]), axis=1)
-        step = max(1, near_vectors.COMPARED // vectors.shape[1])
+        step = max(1, near_vectors.PIECE // vectors.shape[1])
         cosines = np.zeros(pairs.shape[1])
         for at in range(0, pairs.shape[1], step):
-            some = pairs[:, at : at + step]
-            cosines[at : at + step] = near_vectors.cosines(vectors[some[0]], self.vectors[some[1]])
+            (some, one), (others, other) = (np.unique(side[at : at + step], return_inverse=True) for side in pairs)
+            asked, known = (side.astype(np.float32) for side in (vectors[some], self.vectors[others]))
+            cosines[at : at + step] = near_vectors.cosines(asked, one, known, other)
         row, image = pairs[:, cosines >= cosine]
         cosines = cosines[cosines >= cosine]
         order = np.lexsort((image, -cosines, row))

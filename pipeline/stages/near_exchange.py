@@ -373,6 +373,7 @@ class FindNearVectors:
             members = int(member[some].sum())
             root = near_vectors.groups(found.vectors, found.sieve, place[some], members, self.plan.cosine or 1.0)
             group[some] = some[root]
+            found.release()
         return write_groups(self.folder, unit, table, group)
 
 

@@ -37,6 +37,9 @@ SIEVE_SLACK = 3.5  # standard deviations of the error of a projected cosine
 CHUNK = 512  # vectors that are rounded at a time: they fit the cache
 BITS = 18  # of the largest component while a vector is rounded
 COMPARED = 1 << 21  # products that are in memory at a time
+PIECE = 1 << 19  # numbers of whole vectors that are in memory at a time
+LOCATED = 8192  # vectors whose cells are found at a time
+MOST_APART = 2.01  # distance of two centres with a length of 1, and what rounding does
 
 Vectors = npt.NDArray[np.int16]  # (n, width) rounded
 Floats = npt.NDArray[np.float32]
@@ -92,30 +95,48 @@ def centroids(sample: Floats, cells: int) -> Floats:
     """(cells or less, width) the centres of k-means. The sample is in an order that does not depend on the input."""
     centres = sample[np.arange(min(cells, len(sample))) * len(sample) // max(1, cells)].copy()
     for _ in range(ROUNDS if len(centres) > 1 else 0):
-        cell = _nearest(sample, centres, 1)[1][:, 0]
-        order = np.argsort(cell, kind="stable")
-        used, first = np.unique(cell[order], return_index=True)
-        sums = np.add.reduceat(sample[order].astype(np.float64), first)
-        some = sums.any(axis=1)
-        centres[used[some]] = _on_sphere(sums[some])
+        index, sums = _index(centres), np.zeros(centres.shape)
+        for at in range(0, len(sample), LOCATED):
+            some = sample[at : at + LOCATED]
+            cell = _nearest(index, some, 1)[1][:, 0]
+            order = np.argsort(cell, kind="stable")
+            used, first = np.unique(cell[order], return_index=True)
+            sums[used] += np.add.reduceat(some[order].astype(np.float64), first)  # whole numbers: exact
+        moved = sums.any(axis=1)
+        centres[moved] = _on_sphere(sums[moved])
     return centres
 
 
 def cells_of(vectors: Floats, centres: Floats, cosine: float) -> tuple[Places, Places, npt.NDArray[np.bool_]]:
     """(row, cell, member) for each cell that a projected vector belongs to. False: it is a guest."""
-    count = min(MOST_CELLS_OF_ROW, len(centres))
-    score, cell = _nearest(vectors, centres, count)
-    apart = np.sqrt(np.maximum(0, 2 * (1 - (centres @ centres.T).astype(np.float64) / SCALE**2)))
+    count, index = min(MOST_CELLS_OF_ROW, len(centres)), _index(centres)
     step = MARGIN * np.sqrt(2 - 2 * cosine) / np.sqrt(vectors.shape[1])
-    near = (score[:, :1] - score) / SCALE**2 <= step * apart[cell[:, :1], cell]
-    near[:, 0] = True
-    row, place = np.nonzero(near)
-    return row, cell[row, place], place == 0
+    found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_))]
+    for at in range(0, len(vectors), LOCATED):
+        score, cell = _nearest(index, vectors[at : at + LOCATED], count)
+        further = (score[:, :1] - score) / SCALE**2
+        near = further <= step * MOST_APART
+        row, place = np.nonzero(near)
+        near[row, place] = further[row, place] <= step * _apart(centres, cell[row, 0], cell[row, place])
+        near[:, 0] = True
+        row, place = np.nonzero(near)
+        found.append((row + at, cell[row, place], place == 0))
+    rows, cells, members = (np.concatenate(column) for column in zip(*found, strict=True))
+    return rows, cells, members
 
 
-def _nearest(vectors: Floats, centres: Floats, count: int) -> tuple[npt.NDArray[np.float64], Places]:
+def _apart(centres: Floats, some: Places, others: Places) -> npt.NDArray[np.float64]:
+    """The distance of each pair of centres, if their length were 1."""
+    products, step = np.empty(len(some)), max(1, PIECE // centres.shape[1])
+    for at in range(0, len(some), step):
+        a, b = (centres[one[at : at + step]] for one in (some, others))
+        products[at : at + step] = np.einsum("ij,ij->i", a, b)
+    found: npt.NDArray[np.float64] = np.sqrt(np.maximum(0, 2 * (1 - products / SCALE**2)))
+    return found
+
+
+def _nearest(index: Any, vectors: Floats, count: int) -> tuple[npt.NDArray[np.float64], Places]:
     """The scores and numbers of the nearest centres of each vector. Of equal scores the smaller number comes first."""
-    index = _index(centres)
     score, cell = index.search(np.ascontiguousarray(vectors), count)
     order = np.lexsort((cell, -score), axis=1)
     return np.take_along_axis(score, order, 1).astype(np.float64), np.take_along_axis(cell, order, 1)
@@ -134,7 +155,7 @@ def groups(vectors: Vectors, sieve: Vectors, places: Places, members: int, cosin
     narrow = sieve[places]
     _, first, number = np.unique(_hash_rows(vectors, places, narrow), return_index=True, return_inverse=True)
     inside, entries = np.sort(first[first < members]), np.sort(first)  # equal vectors are compared once
-    some, others = [np.arange(len(places))], [first[number]]
+    label = first[number]
     if len(inside):
         floats = narrow.astype(np.float32)
         index = _index(floats[inside])
@@ -145,10 +166,22 @@ def groups(vectors: Vectors, sieve: Vectors, places: Places, members: int, cosin
             limits, _, found = index.range_search(floats[block], bound)
             a, b = np.repeat(block, np.diff(limits.astype(np.int64))), inside[found]
             keep = a > b
-            a, b = near_pairs(vectors, places, a[keep], b[keep], cosine)
-            some.append(a)
-            others.append(b)
-    return similar.connect(len(places), np.concatenate(some), np.concatenate(others))
+            a, b = a[keep], b[keep]
+            # First one pair of each vector and group. If it is near, its others say nothing new.
+            first = np.zeros(len(a), np.bool_)
+            first[np.unique(a * len(label) + label[b], return_index=True)[1]] = True
+            for some in (first, ~first):
+                some &= label[a] != label[b]
+                label = _join(label, *near_pairs(vectors, places, a[some], b[some], cosine))
+    return label
+
+
+def _join(label: Places, some: Places, others: Places) -> Places:
+    """The groups when further pairs connect them. The pairs of a block are in memory, and never those of a cell."""
+    if not len(some):
+        return label
+    every = np.arange(len(label))
+    return similar.connect(len(label), np.concatenate([every, some]), np.concatenate([label, others]))
 
 
 def _hash_rows(vectors: Vectors, places: Places, narrow: Vectors) -> npt.NDArray[np.uint64]:
@@ -159,28 +192,29 @@ def _hash_rows(vectors: Vectors, places: Places, narrow: Vectors) -> npt.NDArray
     ordered = found[order]
     same = np.flatnonzero(ordered[1:] == ordered[:-1])
     weights = hashing.mix(np.arange(vectors.shape[1], dtype=np.uint64), np.uint64(3))
-    for at in range(0, len(tied := order[np.union1d(same, same + 1)]), 1024):
-        some = tied[at : at + 1024]
+    tied, step = order[np.union1d(same, same + 1)], max(1, PIECE // vectors.shape[1])
+    for at in range(0, len(tied), step):
+        some = tied[at : at + step]
         found[some] = hashing.mix(found[some], vectors[places[some]].astype(np.int64).astype(np.uint64) @ weights)
     return found
 
 
 def near_pairs(vectors: Vectors, places: Places, a: Places, b: Places, cosine: float) -> tuple[Places, Places]:
     """Those of the pairs whose whole vectors have at least this cosine. Vector i is in the row places[i]."""
-    keep, step = np.zeros(len(a), np.bool_), max(1, COMPARED // max(1, vectors.shape[1]))
+    keep, step = np.zeros(len(a), np.bool_), max(1, PIECE // max(1, vectors.shape[1]))
     for at in range(0, len(a), step):
-        some, others = (vectors[places[one[at : at + step]]] for one in (a, b))
-        keep[at : at + step] = cosines(some, others) >= cosine
+        some, others = (one[at : at + step] for one in (a, b))
+        rows, number = np.unique(np.concatenate([some, others]), return_inverse=True)
+        whole = vectors[places[rows]].astype(np.float32)
+        keep[at : at + step] = cosines(whole, number[: len(some)], whole, number[len(some) :]) >= cosine
     return a[keep], b[keep]
 
 
-def cosines(some: Vectors, others: Vectors) -> npt.NDArray[np.float64]:
-    """The cosine of each pair of rounded vectors. The product is exact."""
-    products = np.einsum("ij,ij->i", some.astype(np.float32), others.astype(np.float32)).astype(np.float64)
-    lengths = [np.einsum("ij,ij->i", one.astype(np.float32), one.astype(np.float32)) for one in (some, others)]
-    found: npt.NDArray[np.float64] = products / np.sqrt(
-        np.maximum(lengths[0].astype(np.float64) * lengths[1].astype(np.float64), 1)
-    )
+def cosines(some: Floats, row: Places, others: Floats, other: Places) -> npt.NDArray[np.float64]:
+    """The cosine of some[row[i]] and others[other[i]] for each i, of rounded vectors. The products are exact."""
+    products = np.einsum("ij,ij->i", some[row], others[other]).astype(np.float64)
+    one, two = (np.einsum("ij,ij->i", every, every).astype(np.float64) for every in (some, others))
+    found: npt.NDArray[np.float64] = products / np.sqrt(np.maximum(one[row] * two[other], 1))
     return found
 
 

@@ -452,3 +452,21 @@ def test_no_module_looks_for_files_of_a_set_by_a_path_of_this_machine() -> None:
     names = {path: ".".join(path.relative_to(top).with_suffix("").parts) for path in top.rglob("*.py")}
     found = {name.removesuffix(".__init__"): opens_files(path) for path, name in names.items()}
     assert {"demo" if name.startswith("demo.") else name for name, opens in found.items() if opens} == set(LOCAL)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc/self/smaps")
+def test_a_released_array_takes_no_memory_until_it_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.npy"
+    storage.save_array(str(path), np.arange(1 << 19).reshape(-1, 512))
+    array = storage.map_array(str(path))
+
+    def held() -> int:
+        lines = Path("/proc/self/smaps").read_text().split(f"{path}\n")[1]
+        return int(re.search(r"Rss: +(\d+) kB", lines)[1])
+
+    total = array.sum()
+    assert held() > 4000
+    storage.release(array)
+    assert held() == 0
+    assert array.sum() == total
+    storage.release(np.zeros(3))  # not of a file: nothing happens

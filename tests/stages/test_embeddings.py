@@ -91,3 +91,13 @@ def test_arrays_hold_each_key_with_its_vector(tmp_path: Path, kind: pa.DataType,
     assert (found.vectors == near_vectors.rounded(vectors)).all() and found.vectors.dtype == np.int16
     assert (found.vectors[0] == found.vectors[1]).all() and (found.sieve == found.vectors).all()
     assert found.centres.shape == (1, 2)
+
+
+def test_a_batch_of_wide_embeddings_has_fewer_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = table(tmp_path / "a.parquet", {"embedding": ONE, "more": [[7] * 9] * 3, "key": KEYS})
+    monkeypatch.setattr(embeddings, "BATCH_NUMBERS", 5)
+    batches = list(embeddings.READ.batches(path))
+    assert [len(keys) for keys, _ in batches] == [2, 1]
+    assert np.concatenate([floats for _, floats in batches]).tolist() == ONE
+    monkeypatch.setattr(embeddings, "BATCH_NUMBERS", 1)
+    assert [len(keys) for keys, _ in embeddings.READ.batches(path)] == [1, 1, 1]

@@ -74,6 +74,37 @@ def test_cells_find_nearly_all_pairs_whatever_the_batches(monkeypatch: pytest.Mo
     assert (clusters(vectors, 0.9, 61) == found).all()
 
 
+def test_small_pieces_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_vectors, "ROWS_PER_CELL", 64)
+    vectors = draw(700, 200)
+    found = clusters(vectors, 0.9, 700)
+    for name, size in (("COMPARED", 3000), ("PIECE", 1000), ("LOCATED", 13)):
+        monkeypatch.setattr(near_vectors, name, size)
+    assert (clusters(vectors, 0.9, 700) == found).all() and (found != np.arange(700)).sum() > 100
+
+
+def test_the_pairs_of_a_dense_cell_are_never_in_memory_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    edges, compared, connect, near_pairs = [], [], similar.connect, near_vectors.near_pairs
+
+    def note(count: int, some: np.ndarray, others: np.ndarray) -> np.ndarray:
+        edges.append(len(some))
+        return connect(count, some, others)
+
+    def note_pairs(vectors: np.ndarray, places: np.ndarray, a: np.ndarray, b: np.ndarray, cosine: float) -> object:
+        compared.append(len(a))
+        return near_pairs(vectors, places, a, b, cosine)
+
+    monkeypatch.setattr(near_vectors.similar, "connect", note)
+    monkeypatch.setattr(near_vectors, "near_pairs", note_pairs)
+    monkeypatch.setattr(near_vectors, "COMPARED", 8000)
+    random = np.random.default_rng(0)
+    whole = near_vectors.rounded(random.standard_normal(200) + 0.1 * random.standard_normal((400, 200)))
+    sieve = near_vectors.projected(whole).astype(np.int16)
+    assert not near_vectors.groups(whole, sieve, np.arange(400), 400, 0.9).any()
+    assert max(edges) <= 400 + 8000
+    assert sum(compared) < 5000  # of 79,800
+
+
 def test_a_rounded_vector_keeps_its_direction_and_not_its_length() -> None:
     vectors = draw(50, 300).astype(np.float32)
     whole = near_vectors.rounded(vectors)
