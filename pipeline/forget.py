@@ -55,8 +55,8 @@ FLAGS = tuple(kind.replace("_", "-") for kind in KINDS)
 SHOWN = 3  # bad lines that a message names
 STORE_PATIENCE_S = 600.0  # for a store that holds the folder
 VERSIONS = (
-    "the bucket keeps older versions of objects: what was forgotten can be read there, until a lifecycle rule "
-    "(NoncurrentVersionExpiration) or you remove them"
+    "the bucket may keep older versions of objects, or deleted ones: what was forgotten can be had again, until a "
+    "lifecycle rule (S3: NoncurrentVersionExpiration), the end of its soft delete (Google) or you remove them"
 )
 
 
@@ -523,7 +523,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Selection]:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="OUT", help="folder of a run, or a copy of its published files; s3://, too")
+    parser.add_argument(
+        "folder", metavar="OUT", help="folder of a run, or a copy of its published files; s3:// and gs://"
+    )
     for flag, name in zip(FLAGS, ("URL", "HOST", "HOST", "KEY", "HEX"), strict=True):
         parser.add_argument(f"--{flag}", metavar=name, action="append", default=[], help="may be repeated")
     parser.add_argument("--list", metavar="FILE", action="append", default=[], help="one a line; # begins a comment")

@@ -47,11 +47,11 @@ def files_of(spec: str) -> list[tuple[str, str]]:
 
 
 def _is_folder(path: str) -> bool:
-    """True for a folder of lists, of this machine or on S3."""
+    """True for a folder of lists, of this machine or on a store."""
     if not is_remote(path):
         return os.path.isdir(path)
     is_list = path.lower().removesuffix(".gz").endswith(SUFFIXES)
-    return path.startswith("s3://") and not is_list and storage.is_folder(path)
+    return path.startswith(("s3://", "gs://")) and not is_list and storage.is_folder(path)
 
 
 def load_lists(specs: Sequence[str]) -> QueryList:

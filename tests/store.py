@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from fsspec.asyn import get_loop
 
-from pipeline.engine import object_store
+from pipeline.engine import store_api
 from pipeline.engine.input_errors import MissingInputError
 
 s3fs = pytest.importorskip("s3fs", reason="the extra s3 is not installed")
@@ -198,5 +198,5 @@ def in_memory(scratch: str) -> Iterator[MemoryStore]:
     store = MemoryStore()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENWIT_SCRATCH", scratch)
-        patch.setattr(object_store, "remote", SimpleNamespace(patiently=store.patiently))
+        patch.setattr(store_api, "remote", SimpleNamespace(patiently=store.patiently))
         yield store

@@ -27,7 +27,7 @@ from tests.webserver import WebServer, picture
 WHOLE = "must be a whole number"
 NETWORK = "must be a network such as 127.0.0.0/8 or ::1/128"
 CODES = "must be codes that the model lid.176 knows"
-STORE = "must be a folder of this machine, or s3://BUCKET/FOLDER; other stores cannot be written yet"
+STORE = "must be a folder of this machine, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER; other stores cannot be written yet"
 SHARE = "must be a file, or a share of the texts over 0% and at most 100%"
 STAGES = "gather, match, dedup, balance, fetch, dedup-images, publish"
 
@@ -73,7 +73,7 @@ REFUSED = [
         "s3://b/set",
         "must name a bucket: s3://BUCKET/FOLDER, 3 to 63 of a-z, 0-9, dots and hyphens",
     ),
-    ("--output", "gs://bucket/set", "gs://bucket/set", STORE),
+    ("--output", "az://bucket/set", "az://bucket/set", STORE),
     ("--output", "hdfs://name/set", "hdfs://name/set", STORE),
     ("--output", "file:///tmp/set", "file:///tmp/set", STORE),
     ("--output", "s3:/bucket", "s3:/bucket", STORE),

@@ -14,7 +14,11 @@ from typing import Any
 from pipeline.engine.cli import MissingInput, UsageError
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: path functions turn s3:// into s3:/
-STORES = ("s3",)  # schemes of object stores that can be written
+STORES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs")}  # schemes of object stores that can be written: package, extra
+_BUCKETS = {
+    "s3": (r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", "3 to 63 of a-z, 0-9, dots and hyphens"),
+    "gs": (r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", "3 to 222 of a-z, 0-9, dots, hyphens and underscores"),
+}
 STORE_PATIENCE_S = 60.0  # for a store that holds what an option names: somebody waits for an answer
 SYSTEM_FILES = frozenset((".DS_Store", "lost+found"))  # a folder with nothing else counts as empty
 
@@ -35,10 +39,17 @@ def is_object(path: str) -> bool:
         return False
     found = re.match(r"([a-z0-9+.-]+)://[^/]+/[^/]", path)
     if found is None or found[1] not in STORES:
-        raise UsageError("must be of this machine, or s3://BUCKET/NAME")
-    if importlib.util.find_spec("s3fs") is None:
-        raise UsageError("needs the package s3fs: pip install 'openwit[s3]'")
+        raise UsageError("must be of this machine, or s3://BUCKET/NAME, gs://BUCKET/NAME")
+    if needed := missing_package(path):
+        raise UsageError(needed)
     return True
+
+
+def missing_package(url: str) -> str:
+    """What the user must install for a store; "": nothing."""
+    package, extra = STORES.get(url.partition("://")[0], ("fsspec", ""))
+    found = importlib.util.find_spec(package) is not None
+    return "" if found else f"needs the package {package}: pip install 'openwit[{extra}]'"
 
 
 @contextlib.contextmanager
@@ -117,9 +128,11 @@ def _object_folder(url: str) -> None:
     found = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+)://([^/]*)(/.*)?", url)
     scheme = found[1].lower() if found else ""
     if scheme not in STORES:
-        raise UsageError("must be a folder of this machine, or s3://BUCKET/FOLDER; other stores cannot be written yet")
-    if found is None or not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", found[2]):
-        raise UsageError("must name a bucket: s3://BUCKET/FOLDER, 3 to 63 of a-z, 0-9, dots and hyphens")
+        known = "s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"
+        raise UsageError(f"must be a folder of this machine, {known}; other stores cannot be written yet")
+    form, said = _BUCKETS[scheme]
+    if found is None or not re.fullmatch(form, found[2]):
+        raise UsageError(f"must name a bucket: {scheme}://BUCKET/FOLDER, {said}")
     parts = (found[3] or "").strip("/").split("/")
     if scheme != found[1] or not all(re.fullmatch(r"[A-Za-z0-9!_.*'()-]+", part) for part in parts):
         raise UsageError("must name a folder of the bucket: letters, digits and !_.*'()- with single slashes between")

@@ -1,8 +1,8 @@
 """The lock of a run's folder on an object store: one object, OUT/.lease, that its holder writes again and again.
 
-The store writes it under a condition (If-None-Match, If-Match), so one of several runs gets it. A lease whose holder
-gave no sign for EXPIRES_S may be taken over. Ages come from the clock of the store alone. A lease of a dead process of
-this machine is taken over at once: the lock in the scratch folder proves that it is dead.
+The store writes it under a condition (no object, or the tag of the last sign), so one of several runs gets it. A lease
+whose holder gave no sign for EXPIRES_S may be taken over. Ages come from the clock of the store alone. A lease of a
+dead process of this machine is taken over at once: the lock in the scratch folder proves that it is dead.
 
 A holder may be paused, and wake up when another run has the lease. So its processes look at the lease before each
 commit (`confirm`), and stop when it is not theirs. Between this look and the commit a moment is left. What is then
@@ -12,7 +12,6 @@ written is what the other run writes, too: a unit's files depend on inputs and o
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import json
 import os
 import secrets
@@ -170,7 +169,9 @@ def _check_conditions(root: str, body: dict[str, Any]) -> None:
     Raises:
         UsageError: it does.
     """
-    for header, condition in (("If-None-Match", {"absent": True}), ("If-Match", {"tag": '"0"'})):
+    store = object_store.store_of(root)
+    given: tuple[dict[str, Any], ...] = ({"absent": True}, {"tag": store.no_tag})
+    for header, condition in zip(store.conditions, given, strict=True):
         with contextlib.suppress(Conflict):
             _write(root, body, 0, **condition)
             object_store.delete([_url(root)])
@@ -201,7 +202,7 @@ def _beat(root: str, body: dict[str, Any], tag: str, stop: threading.Event, lost
 def _read(root: str) -> dict[str, Any] | None:
     """The lease with its tag and its age in seconds; None: there is none."""
     try:
-        data, answer = object_store.read_with_head(_url(root))
+        data, tag, age = object_store.read_with_age(_url(root))
     except FileNotFoundError:
         return None
     try:
@@ -209,11 +210,7 @@ def _read(root: str) -> dict[str, Any] | None:
         found = {name: str(found[name]) for name in ("token", "holder", "machine")}
     except (ValueError, KeyError, TypeError):
         found = {"token": "", "holder": "unknown", "machine": ""}
-    now = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
-    age = 0.0
-    with contextlib.suppress(TypeError, ValueError):
-        age = (email.utils.parsedate_to_datetime(now) - answer["LastModified"]).total_seconds()
-    return {**found, "tag": str(answer["ETag"]), "age": age}
+    return {**found, "tag": tag, "age": age}
 
 
 def _release(root: str, token: str) -> None:

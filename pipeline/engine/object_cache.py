@@ -40,7 +40,7 @@ def local(url: str) -> str:
     name = f"{folder}.tmp{os.getpid()}-{next(_numbers)}"
     os.makedirs(os.path.dirname(folder), exist_ok=True)
     try:
-        tag = object_store.download(url, name, other_than=f'"{known}"' if known else "")
+        tag = object_store.download(url, name, other_than=known)
         if tag is None:
             with contextlib.suppress(FileNotFoundError):
                 os.utime(path := os.path.join(folder, known))
@@ -121,7 +121,7 @@ def _folder(url: str) -> str:
 
 
 def _name(tag: str) -> str:
-    return tag.strip('"').replace("/", "_")
+    return tag.replace("/", "_")
 
 
 def _tags(folder: str) -> list[str]:

@@ -53,6 +53,7 @@ CHECKSUM = "checksum"  # the field of a JSON object
 CHECKSUMS = "checksums.json"  # lists files that cannot hold a checksum of their own
 CHUNK = 256 << 10  # bytes that are read and hashed together: they fit into the processor's cache
 SMALL = 4 << 20  # bytes of an object that is fetched whole: they take about as long as a further request
+MARKS = ("/COMPLETED", "/info.json", ".json")  # ends of the names of files that commit others, the first to go first
 OPEN_FILES = 64  # image files that a worker keeps open
 _FIELD = re.compile(rb'^ "checksum": "([0-9a-f]{16})"', re.MULTILINE)  # one blank: a field of the outermost object
 _ZEROS = b"0" * 16
@@ -220,8 +221,10 @@ def remove(path: str) -> None:
 def delete(paths: Sequence[str]) -> None:
     """Removes files and folders of a store, in few requests. What is not there is left out."""
     found = [url for path in paths for url in _objects(path)]
-    marks = [[url for url in found if url.endswith(end)] for end in ("/COMPLETED", "/info.json", ".json")]
-    object_store.delete([*dict.fromkeys([*(url for some in marks for url in some), *found])])
+    groups: list[list[str]] = [[] for _ in (*MARKS, "others")]
+    for url in dict.fromkeys(found):
+        groups[next((at for at, end in enumerate(MARKS) if url.endswith(end)), len(MARKS))].append(url)
+    object_store.delete(*groups)
     for path in paths:
         object_view.removed(path)
     for url in found:
@@ -291,8 +294,8 @@ def link(target: str, path: str) -> None:
 
 
 def copy(source: str, target: str) -> None:
-    """Copies a file, between this machine and a store, too. Nothing comes here if both are objects."""
-    if is_url(source) and is_url(target):
+    """Copies a file, also between this machine and stores. Nothing comes here if both are objects of one store."""
+    if is_url(source) and is_url(target) and object_store.same_store(source, target):
         link(source, target)
         return
     with temporary(target) as name:

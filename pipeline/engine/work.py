@@ -27,7 +27,7 @@ from typing import Any, TypeAlias
 
 import xxhash
 
-from pipeline.engine import clusters, fence, journal, lease, log_file, object_view, remote, scratch, storage
+from pipeline.engine import checks, clusters, fence, journal, lease, log_file, object_view, remote, scratch, storage
 from pipeline.engine.cli import UsageError
 from pipeline.engine.input_errors import RefusedInputError, TransferError
 
@@ -389,8 +389,9 @@ def _join(root: str, token: str) -> None:
             lease.join(root, token)
     except (RefusedInputError, TransferError) as error:
         remedy = "Give its environment the credentials and the endpoint of the store"
-        if "s3fs" in str(error):
-            remedy = "Install there what it needs: pip install 'openwit[s3]'"
+        needed = [extra for package, extra in checks.STORES.values() if package in str(error)]
+        if needed:
+            remedy = f"Install there what it needs: pip install 'openwit[{needed[0]}]'"
         who = f"the worker on {socket.gethostname()} cannot use --output"
         raise type(error)(f"{who}: {error}. {remedy} (docs/engines.md)") from error
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import os
 import re
 import sys
@@ -214,8 +213,8 @@ def reach(root: str) -> None:
     """
     if not storage.is_url(root):
         return
-    if importlib.util.find_spec("s3fs") is None:
-        raise MissingInput(f"--output {root}: needs the package s3fs: pip install 'openwit[s3]'")
+    if needed := checks.missing_package(root):
+        raise MissingInput(f"--output {root}: {needed}")
     with store_failures(root):
         names = set(storage.names(root))
         known = {"stages", "inputs.json", lease.NAME, "manifest.json", RECIPE}

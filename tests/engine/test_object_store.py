@@ -29,6 +29,7 @@ from pipeline.engine import (
     object_store,
     remote,
     runners,
+    s3_store,
     scratch,
     storage,
     work,
@@ -177,11 +178,11 @@ def test_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("method", ["upload_part", "upload_part_copy"])
 def test_what_was_sent_goes_if_a_piece_fails(method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(object_store, "PIECE", 5 << 20)
-    monkeypatch.setattr(object_store, "LARGEST_COPY", 1)
+    monkeypatch.setattr(s3_store, "PIECE", 5 << 20)
+    monkeypatch.setattr(s3_store, "LARGEST_COPY", 1)
     (tmp_path / "data").write_bytes(bytes(6 << 20))
     object_store.write(f"{TOP}/pieces/data", b"data")
-    ask, sent = object_store._ask, list[str]()
+    ask, sent = s3_store._ask, list[str]()
 
     def fail(url: str, name: str, **given: Any) -> Any:
         sent.append(name)
@@ -189,7 +190,7 @@ def test_what_was_sent_goes_if_a_piece_fails(method: str, monkeypatch: pytest.Mo
             raise OSError("the store is full")
         return ask(url, name, **given)
 
-    monkeypatch.setattr(object_store, "_ask", fail)
+    monkeypatch.setattr(s3_store, "_ask", fail)
     with pytest.raises(OSError, match="the store is full"):
         if method == "upload_part":
             object_store.upload(str(tmp_path / "data"), f"{TOP}/pieces/made")
@@ -200,9 +201,9 @@ def test_what_was_sent_goes_if_a_piece_fails(method: str, monkeypatch: pytest.Mo
 
 
 def test_large_files_go_in_pieces_and_long_lists_in_pages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(object_store, "PIECE", 5 << 20)
-    monkeypatch.setattr(object_store, "LARGEST_COPY", 6 << 20)
-    monkeypatch.setattr(object_store, "LISTED", 3)
+    monkeypatch.setattr(s3_store, "PIECE", 5 << 20)
+    monkeypatch.setattr(s3_store, "LARGEST_COPY", 6 << 20)
+    monkeypatch.setattr(s3_store, "LISTED", 3)
     data = os.urandom(11 << 20)
     (tmp_path / "data").write_bytes(data)
     tag = object_store.upload(str(tmp_path / "data"), f"{TOP}/large/data")
@@ -368,6 +369,7 @@ def test_the_job_of_a_dead_run_is_cancelled_by_who_gets_the_lease(
     ("why", "said"),
     [
         ("Install s3fs to access S3", "Install there what it needs: pip install 'openwit[s3]'"),
+        ("Please install gcsfs", "Install there what it needs: pip install 'openwit[gcs]'"),
         ("Unable to locate credentials", "Give its environment the credentials and the endpoint of the store"),
     ],
 )
@@ -422,7 +424,7 @@ class Killer:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.left = -1
-        send = object_store._send
+        send = s3_store._send
 
         def counted(method: str, given: dict, system: object) -> object:
             if method not in ("get_object", "head_object", "list_objects_v2"):
@@ -431,7 +433,7 @@ class Killer:
                 self.left -= 1
             return send(method, given, system)
 
-        patch.setattr(object_store, "_send", counted)
+        patch.setattr(s3_store, "_send", counted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -545,13 +547,13 @@ def test_it_can_be_inspected(built: Built, capsys: pytest.CaptureFixture[str]) -
 def test_requests_grow_by_few_an_input(pairs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.build.runners.run_job", run_job)
     (tmp_path / "queries.txt").write_text("dog\n")
-    call, counts = object_store._call, list[int]()
+    call, counts = s3_store._call, list[int]()
 
     def counted(*args: Any, **named: Any) -> Any:
         counts[-1] += 1
         return call(*args, **named)
 
-    monkeypatch.setattr(object_store, "_call", counted)
+    monkeypatch.setattr(s3_store, "_call", counted)
     for inputs in (1, 4):
         counts.append(0)
         paths = [tmp_path / f"{number}.tsv" for number in range(inputs)]
@@ -579,12 +581,13 @@ def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("s3://Bucket/x", (), build.USAGE, "must name a bucket"),
         ("s3://bucket/a//b", (), build.USAGE, "must name a folder of the bucket"),
         ("s3://bucket/a/../b", (), build.USAGE, "must not hold . or .."),
-        ("gs://bucket/x", (), build.USAGE, "other stores cannot be written yet"),
+        ("hdfs://bucket/x", (), build.USAGE, "other stores cannot be written yet"),
+        ("gs://b/x", (), build.USAGE, "must name a bucket: gs://BUCKET/FOLDER"),
         (f"{TOP}/x", ("--extend",), build.USAGE, f"--extend: {TOP}/x holds no set"),
         (f"{TOP}/other", (), build.USAGE, "it holds other things (data)"),
         (f"{TOP}/x", ("--blocklist", f"{TOP}/none"), build.MISSING, f"--blocklist {TOP}/none: no such file"),
         (f"{TOP}/x", ("--scores", f"{TOP}/other"), build.USAGE, f"--scores {TOP}/other: must be a file"),
-        (f"{TOP}/x", ("--embeddings", "gs://b/x"), build.USAGE, "must be of this machine, or s3://BUCKET/NAME"),
+        (f"{TOP}/x", ("--embeddings", "az://b/x"), build.USAGE, "must be of this machine, or s3://BUCKET/NAME"),
         (f"{TOP}/x", ("--stop-queries", "s3://no-such-bucket/x"), build.MISSING, "bucket does not exist"),
         (f"{TOP}/x", ("--decontaminate", f"faces={TOP}/none"), build.MISSING, "no such file or folder"),
         ("s3://no-such-bucket/x", (), build.MISSING, "Make the bucket, or check its name"),

@@ -70,8 +70,8 @@ class Store:
     def has_objects(self, folder: str) -> bool:
         return bool(self.below(folder))
 
-    def delete(self, urls: list[str]) -> None:
-        for url in urls:
+    def delete(self, *groups: list[str]) -> None:
+        for url in (url for group in groups for url in group):
             self.objects.pop(url, None)
 
     def write(self, url: str, data: bytes) -> None:
