@@ -149,4 +149,3 @@ def _flush(root: str, folders: Iterable[str]) -> None:
     """A store has no folders."""
     if not storage.is_url(root):
         storage.flush_folders(folders)
-

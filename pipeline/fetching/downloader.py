@@ -166,8 +166,10 @@ class _Shard:
         if found is None:
             return None
         outcome.final_url = found.final_url
+        for digest in (found.noted_sha256, found.image_sha256):
+            if digest is not None:
+                self._check_listed(found.jpeg, digest, outcome)
         if found.image_sha256 is not None:
-            self._check_listed(found.jpeg, found.image_sha256, outcome)
             outcome.image_sha256 = found.image_sha256
         self._client.check_archives(parse(url), verdict)
         verdict.consult(*found.consulted)

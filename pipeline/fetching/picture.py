@@ -48,6 +48,7 @@ class StoredImage:
         final_url: where it came from; None: from the URL of the row.
         allowed_by, consulted: the protocols that allow its use for training, and those that were asked.
         keeps_form: it is encoded as stored images are. Otherwise it is encoded again.
+        noted_sha256: what somebody else says of `image_sha256`. Lists are asked for it, too; nothing else believes it.
     """
 
     jpeg: bytes
@@ -60,6 +61,7 @@ class StoredImage:
     allowed_by: tuple[str, ...] = ()
     consulted: tuple[str, ...] = ()
     keeps_form: bool = True
+    noted_sha256: bytes | None = None
 
     def picture(self, decoded: Picture) -> Picture:
         """The picture, from what decoding the JPEG gave. It is not encoded again, if it has the form of stored images.

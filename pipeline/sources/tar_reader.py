@@ -1,8 +1,8 @@
 """Tars of samples in the form of WebDataset, as img2dataset writes them: 00012.jpg, 00012.json, 00012.txt.
 
 The JSON of a sample holds its URL, and a text unless a member `.txt` does. The image lies in the tar, so it is not
-downloaded. It is decoded and encoded as a downloaded one. What img2dataset noted of the image as served is kept: its
-size and its sha256.
+downloaded. It is decoded and encoded as a downloaded one. The size that img2dataset noted of the image is kept.
+The sha256 that it noted is only looked up in lists: two images are the same one if the bytes in the tars are.
 """
 
 from __future__ import annotations
@@ -86,13 +86,13 @@ class TarReader(Reader):
                 else:
                     ledger.records_in += 1
                     ledger.lose("cut_record" if problem.startswith("a member is cut") else "damaged_member")
-            samples = [members for members in found.samples.values() if not IMAGES.keys().isdisjoint(members)]
+            samples = [members for members in found.samples.values() if _image_of(members) is not None]
             ledger.records_in += len(found.samples) - len(samples)
             ledger.lose("no_image_in_sample", len(found.samples) - len(samples))
             for start in range(0, len(samples), ROWS):
                 some = samples[start : start + ROWS]
                 ledger.records_in += len(some)
-                places = [_image_of(members) for members in some]
+                places = [place for members in some if (place := _image_of(members)) is not None]
                 pairs = [_pair(data, members, settings, ledger) for members in some]
                 url, text = (pa.array([pair[place] for pair in pairs], pa.string()) for place in (0, 1))
                 listed = [row for row, pair in enumerate(pairs) if pair[0] is not None]
@@ -111,10 +111,13 @@ class TarReader(Reader):
 
     def read_image(self, path: str, offset: int, *, max_bytes: int) -> bytes | None:
         found = self.read_stored(path, offset, max_bytes=max_bytes)
-        return None if found is None else found[0]
+        return (found[0] or None) if found is not None else None
 
     def read_stored(self, path: str, offset: int, *, max_bytes: int) -> tuple[bytes, dict[str, Any]] | None:
-        """The image, and of its JSON the size and the sha256 of the image as served."""
+        """The image, and of its JSON the size and the sha256 of the image as served; None: the tar is gone.
+
+        An image with more than `max_bytes` is empty here: it does not decode, and no server is asked for it.
+        """
         block, distance = offset >> DISTANCE_BITS, offset & ((1 << DISTANCE_BITS) - 1)
         try:
             with open_seekable(path) as opened:
@@ -122,13 +125,11 @@ class TarReader(Reader):
                 known = _member(opened.stream, block + distance - MIDDLE, LARGEST_JSON) if distance else b"{}"
         except OSError:
             return None
-        facts = _object(known or b"")
-        if image is None or facts is None:
-            return None
+        facts = _object(known) or {}
         given = facts.get("original_sha256") or facts.get("sha256")
-        known_sha256 = isinstance(given, str) and _SHA256.fullmatch(given) is not None
         kept = {name: facts.get(name) for name in ("original_width", "original_height", "url", "url_as_found")}
-        kept["original_sha256"] = given if known_sha256 else hashlib.sha256(image).hexdigest()
+        kept["noted_sha256"] = given if isinstance(given, str) and _SHA256.fullmatch(given) else None
+        kept["original_sha256"] = hashlib.sha256(image).hexdigest()
         return image, {**kept, "rights_consulted": CONSULTED}
 
 
@@ -173,8 +174,9 @@ def _mapped(path: str) -> Iterator[mmap.mmap | bytes]:
         yield stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _image_of(members: dict[str, foreign_tars.Place]) -> tuple[str, foreign_tars.Place]:
-    return next((kind, place) for kind, place in members.items() if kind in IMAGES)
+def _image_of(members: dict[str, foreign_tars.Place]) -> tuple[str, foreign_tars.Place] | None:
+    """(kind, place) of the first image that is not empty."""
+    return next(((kind, place) for kind, place in members.items() if kind in IMAGES and place[1]), None)
 
 
 def _pair(
@@ -218,13 +220,13 @@ def _packed(image: foreign_tars.Place, facts: foreign_tars.Place | None) -> int:
     return block << DISTANCE_BITS | (distance if 0 < distance < 2 * MIDDLE else 0)
 
 
-def _member(stream: Any, block: int, most: int) -> bytes | None:
-    """The content of a member that begins with a block; None: it is empty, or has more bytes than `most`."""
+def _member(stream: Any, block: int, most: int) -> bytes:
+    """The content of a member that begins with a block; b"": it is empty, or has more bytes than `most`, or is cut."""
     if block < 1:
-        return None
+        return b""
     stream.seek((block - 1) * BLOCK)
     size = foreign_tars.size_of(stream.read(BLOCK))
     if not 0 < size <= most:
-        return None
-    found = stream.read(size)
-    return found if len(found) == size else None
+        return b""
+    found: bytes = stream.read(size)
+    return found if len(found) == size else b""

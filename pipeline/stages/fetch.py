@@ -436,11 +436,14 @@ def stored_image(jpeg: bytes, facts: Mapping[str, Any], *, url: str, same_versio
         value = facts.get(name)
         return value if isinstance(value, int) and 0 < value < 1 << 31 else None
 
-    digest, phash = text("original_sha256"), text("phash")
+    def digest(name: str) -> bytes | None:
+        return bytes.fromhex(text(name)) if re.fullmatch(r"[0-9a-f]{64}", text(name)) else None
+
+    phash = text("phash")
     came_from = text("final_url") or clean.canonical_urls(pa.array([text("url")]))[0][0].as_py()
     return StoredImage(
         jpeg,
-        bytes.fromhex(digest) if re.fullmatch(r"[0-9a-f]{64}", digest) else None,
+        digest("original_sha256"),
         number("original_width"),
         number("original_height"),
         text("original_format") or None,
@@ -448,6 +451,7 @@ def stored_image(jpeg: bytes, facts: Mapping[str, Any], *, url: str, same_versio
         came_from if came_from != url else None,
         tuple(name for name in text("rights_protocol").split(",") if name in PROTOCOLS),
         tuple(name for name in text("rights_consulted").split(",") if name in PROTOCOLS),
+        noted_sha256=digest("noted_sha256"),
     )
 
 
@@ -706,9 +710,7 @@ def _download_part(
     write_part(folder.file(unit, "arrow", part), _as_part(fetched, batch["row_hash"].to_numpy(), folder, unit, part))
 
 
-def _as_part(
-    fetched: pa.RecordBatch, row_hash: np.ndarray, folder: StepFolder, unit: int, part: int
-) -> pa.RecordBatch:
+def _as_part(fetched: pa.RecordBatch, row_hash: np.ndarray, folder: StepFolder, unit: int, part: int) -> pa.RecordBatch:
     """FETCHED_PART of rows that were fetched. `row_hash` is that of balance."""
     found = dict(zip(fetched.schema.names, fetched.columns, strict=True))
     number = int(os.path.basename(folder.path).removeprefix("images-"))

@@ -502,9 +502,7 @@ def _members(rows: pa.RecordBatch, part: int, place: np.ndarray) -> Members:
     return dict(zip((field.name for field in MEMBER), values, strict=True))
 
 
-def _hashes(
-    block: np.ndarray, looks: tuple[np.ndarray, ...], grain: np.ndarray, members: Members
-) -> pa.RecordBatch:
+def _hashes(block: np.ndarray, looks: tuple[np.ndarray, ...], grain: np.ndarray, members: Members) -> pa.RecordBatch:
     columns = [
         pa.FixedSizeBinaryArray.from_buffers(field.type, len(block), [None, pa.py_buffer(data.tobytes())])
         for field, data in zip(LOOKS, looks, strict=True)

@@ -34,9 +34,7 @@ class Rejects:
         uids = pa.nulls(len(urls), REJECTED.field("uid").type) if uids is None else uids
         self.add_some(stage, reason, (urls, texts, uids), np.arange(len(urls)), hashes)
 
-    def add_some(
-        self, stage: str, reason: str, columns: Columns, rows: np.ndarray, hashes: np.ndarray
-    ) -> None:
+    def add_some(self, stage: str, reason: str, columns: Columns, rows: np.ndarray, hashes: np.ndarray) -> None:
         """`add` for the dropped rows among others: only those that are kept are copied.
 
         Args:

@@ -39,7 +39,11 @@ def java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         ("dataflow", CLOUD[:1], "needs --region, --temp_location"),
         ("dataflow", CLOUD, "an image that holds this package"),
         ("dataflow", [*CLOUD, "--sdk_container_image=i"], "--output out: the workers of dataflow see no folder"),
-        ("dataflow", [*CLOUD[:2], "--temp_location=/tmp", "--sdk_container_image=i"], "/tmp: dataflow needs gs://BUCKET"),
+        (
+            "dataflow",
+            [*CLOUD[:2], "--temp_location=/tmp", "--sdk_container_image=i"],
+            "/tmp: dataflow needs gs://BUCKET",
+        ),
     ],
 )
 def test_a_missing_part_is_named(runner: str, given: list[str], said: str) -> None:

@@ -69,6 +69,8 @@ def test_pairs_and_images_of_a_tar(tmp_path: Path, form: int) -> None:
         "5.jpg": b"x",
         "5.json": b"{broken",
         "6.txt": b"no image",
+        "7.jpg": b"",
+        "7.json": b'{"url": "http://a.org/7.jpg", "caption": "an empty image"}',
         "README": b"no sample",
     }
     path = write_tar(tmp_path / "0.tar", members, form=form)
@@ -76,12 +78,15 @@ def test_pairs_and_images_of_a_tar(tmp_path: Path, form: int) -> None:
     there = 3 if form != tarfile.USTAR_FORMAT else 2
     assert pairs["text"].to_pylist() == ["a red dog", "a cat", "a tree"][:there]
     assert ledger.dropped == {"null_url": 2, "null_text": 1} and ledger.notes["bad_sample_json"] == 1
-    assert ledger.records_dropped == {"no_image_in_sample": 1} and ledger.records_in == there + 4
+    assert ledger.records_dropped == {"no_image_in_sample": 2} and ledger.records_in == there + 5
     by_url = {row["url"]: row for row in images.to_pylist()}
     assert len(by_url) == there + 1  # also that of a sample without a text
     first = TARS.read_stored(str(path), by_url["http://A.org/0.jpg"]["offset"], max_bytes=10_000)
     assert first is not None and first[0] == b"0" * 300
-    assert (first[1]["original_width"], first[1]["original_sha256"]) == (900, served)
+    assert (first[1]["original_width"], first[1]["noted_sha256"]) == (900, served)
+    assert first[1]["original_sha256"] == hashlib.sha256(first[0]).hexdigest()
+    large = TARS.read_stored(str(path), by_url["http://A.org/0.jpg"]["offset"], max_bytes=100)
+    assert large is not None and large[0] == b""  # it does not decode: no server is asked
     second = TARS.read_stored(str(path), by_url["http://a.org/1.png"]["offset"], max_bytes=10_000)
     assert second is not None and second[1]["original_sha256"] == hashlib.sha256(second[0]).hexdigest()
     assert second[1]["url"] == "http://a.org/1.png" and second[1]["original_width"] is None
