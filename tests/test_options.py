@@ -76,7 +76,7 @@ REFUSED = [
     ("--output", "az://bucket/set", "az://bucket/set", STORE),
     ("--output", "hdfs://name/set", "hdfs://name/set", STORE),
     ("--output", "file:///tmp/set", "file:///tmp/set", STORE),
-    ("--output", "s3:/bucket", "s3:/bucket", STORE),
+    ("--output", "s3:/bucket", "s3:/bucket", "must have two slashes to be a URL: s3://bucket"),
     ("--output", "", "''", "must be a folder, not an empty name"),
     ("--allow-address", "127.0.0.256/8", "127.0.0.256/8", NETWORK),
     ("--allow-address", "10.0.0.1/8", "10.0.0.1/8", f"{NETWORK}; did you mean 10.0.0.0/8?"),

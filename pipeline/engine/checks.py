@@ -100,6 +100,8 @@ def output_folder(path: str, *, ours: Callable[[str, list[str]], bool], stores: 
     """
     if not path.strip():
         raise UsageError("must be a folder, not an empty name")
+    if meant := re.match(rf"({'|'.join(STORES)}):/?(?=[^/])", path, re.IGNORECASE):
+        raise UsageError(f"must have two slashes to be a URL: {meant[1].lower()}://{path[meant.end() :]}")
     if URL.match(path):
         if not stores:
             raise UsageError("must be a folder of this machine; object stores are not supported as output yet")
@@ -133,8 +135,12 @@ def _object_folder(url: str) -> None:
     form, said = _BUCKETS[scheme]
     if found is None or not re.fullmatch(form, found[2]):
         raise UsageError(f"must name a bucket: {scheme}://BUCKET/FOLDER, {said}")
+    if scheme != found[1]:
+        raise UsageError(f"must begin with {scheme}:// in small letters")
     parts = (found[3] or "").strip("/").split("/")
-    if scheme != found[1] or not all(re.fullmatch(r"[A-Za-z0-9!_.*'()-]+", part) for part in parts):
+    if parts == [""]:
+        raise UsageError(f"must name a folder of the bucket, and not its root: {scheme}://{found[2]}/FOLDER")
+    if not all(re.fullmatch(r"[A-Za-z0-9!_.*'()-]+", part) for part in parts):
         raise UsageError("must name a folder of the bucket: letters, digits and !_.*'()- with single slashes between")
     if {".", ".."} & set(parts):
         raise UsageError("must not hold . or .. as the name of a folder")

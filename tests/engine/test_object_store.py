@@ -580,6 +580,10 @@ def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     [
         ("s3://Bucket/x", (), build.USAGE, "must name a bucket"),
         ("s3://bucket/a//b", (), build.USAGE, "must name a folder of the bucket"),
+        ("s3://bucket/", (), build.USAGE, "must name a folder of the bucket, and not its root"),
+        ("S3://bucket/a", (), build.USAGE, "must begin with s3:// in small letters"),
+        ("s3:bucket/a", (), build.USAGE, "must have two slashes to be a URL: s3://bucket/a"),
+        ("gs:/bucket/a", (), build.USAGE, "must have two slashes to be a URL: gs://bucket/a"),
         ("s3://bucket/a/../b", (), build.USAGE, "must not hold . or .."),
         ("hdfs://bucket/x", (), build.USAGE, "other stores cannot be written yet"),
         ("gs://b/x", (), build.USAGE, "must name a bucket: gs://BUCKET/FOLDER"),
