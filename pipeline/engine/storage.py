@@ -817,6 +817,8 @@ def batch_names(path: str) -> list[str]:
 def read_batches(path: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """Checks an Arrow IPC file, maps it, and yields its record batches with the named columns only.
 
+    A file without batches yields an empty one, so that readers may join what they get: `forget` can take out all rows.
+
     Raises:
         DamagedError: the file is not as it was written.
     """
@@ -825,4 +827,7 @@ def read_batches(path: str, columns: list[str] | None = None) -> Iterator[pa.Rec
         reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(use_threads=False))
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
+            yield batch if columns is None else batch.select(columns)
+        if not reader.num_record_batches:
+            batch = pa.RecordBatch.from_pylist([], schema=reader.schema)
             yield batch if columns is None else batch.select(columns)

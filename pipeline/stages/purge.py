@@ -636,8 +636,7 @@ class Purge:
             gone = gone & (codes != EARLIER)
         hashes, kept = _hashes(batches), gone & (codes == 0)
         if stage == "dedup-images":
-            none = np.zeros(0, object)  # a part may have no row
-            uids = np.concatenate([none, *(np.array(batch["uid"].to_pylist(), object) for batch in batches)])
+            uids = np.concatenate([np.array(batch["uid"].to_pylist(), object) for batch in batches])
             self.counts.row_hash.update(zip(uids[kept], hashes[kept].tolist(), strict=True))
         names = REASONS[stage]
         reasons = Counter(names[code] if code < len(names) else "" for code in codes[gone & (codes > 0)].tolist())

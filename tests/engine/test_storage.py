@@ -471,3 +471,14 @@ def test_a_released_array_takes_no_memory_until_it_is_read_again(tmp_path: Path)
     assert held() == 0
     assert array.sum() == total
     storage.release(np.zeros(3))  # not of a file: nothing happens
+
+
+def test_an_arrow_file_without_batches_has_an_empty_one(tmp_path: Path) -> None:
+    """`forget` may take all rows out of a part, and readers join the batches of a part."""
+    path = str(tmp_path / "x.arrow")
+    with storage.writing_batches(path, TABLE.schema):
+        pass
+    (batch,) = storage.read_batches(path)
+    assert batch.num_rows == 0 and batch.schema == TABLE.schema
+    (batch,) = storage.read_batches(path, TABLE.column_names[:1])
+    assert batch.schema.names == TABLE.column_names[:1]
