@@ -6,14 +6,12 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import pytest
 from fsspec.asyn import get_loop
 
-from pipeline.engine import store_api
 from pipeline.engine.input_errors import MissingInputError
+from tests.any_store import answering
 
 BUCKET = "openwit-test"
 UPLOAD = "http://gcs/upload/storage/v1/b/{}/o"
@@ -162,8 +160,5 @@ class MemoryGcs:
 @contextlib.contextmanager
 def in_memory(scratch: str) -> Iterator[MemoryGcs]:
     """The store of all URLs in the block. Inputs are read as ever."""
-    store = MemoryGcs()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OPENWIT_SCRATCH", scratch)
-        patch.setattr(store_api, "remote", SimpleNamespace(patiently=store.patiently))
+    with answering(MemoryGcs(), scratch) as store:
         yield store

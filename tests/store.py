@@ -8,14 +8,13 @@ import http.client
 import io
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fsspec.asyn import get_loop
 
-from pipeline.engine import store_api
 from pipeline.engine.input_errors import MissingInputError
+from tests.any_store import answering
 
 s3fs = pytest.importorskip("s3fs", reason="the extra s3 is not installed")
 moto_server = pytest.importorskip("moto.server", reason="the extra test-s3 (moto) is not installed")
@@ -195,8 +194,5 @@ class Killed(BaseException):
 @contextlib.contextmanager
 def in_memory(scratch: str) -> Iterator[MemoryStore]:
     """The store of `object_store` in the block. Inputs are read as ever."""
-    store = MemoryStore()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OPENWIT_SCRATCH", scratch)
-        patch.setattr(store_api, "remote", SimpleNamespace(patiently=store.patiently))
+    with answering(MemoryStore(), scratch) as store:
         yield store
