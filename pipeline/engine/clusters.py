@@ -276,8 +276,7 @@ def noted(root: str, cluster: Cluster) -> Iterator[None]:
 def job_of(root: str) -> str:
     """The job that OUT/.job names, such as "openwit-7-0a1b on Flink at HOST:8081"; "": none."""
     try:
-        with open(os.path.join(root, NOTE), "rb") as file:
-            found = json.loads(file.read(4096))
+        found = json.loads(storage.read(os.path.join(root, NOTE)))
         return f"{found['job']} on Flink at {found['flink']}"
     except (OSError, ValueError, KeyError, TypeError):
         return ""

@@ -357,6 +357,7 @@ def test_the_job_of_a_dead_run_is_cancelled_by_who_gets_the_lease(
         with pytest.raises(work.Busy), work.lock_run_folder(root):
             pass
         assert not cancelled
+    assert clusters.job_of(root) == "openwit-1 on Flink at 127.0.0.1:1"
     with work.lock_run_folder(root):
         assert cancelled == ["openwit-1"] and storage.names(root) == [".lease"]
 

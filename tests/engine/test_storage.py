@@ -376,7 +376,6 @@ LOCAL = {
     "demo": "the folder of the demo",
     "doctor": "tries what a folder of this machine can do",
     "engine.checks": "options that name files of this machine; URLs are looked at before",
-    "engine.clusters": "the note of a job, beside OUT",
     "engine.engine_checks": "jars and programs",
     "engine.fence": "beside OUT",
     "engine.files": "storage calls it",
