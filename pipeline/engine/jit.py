@@ -115,7 +115,8 @@ def _imports(module: str) -> list[str]:
     names: set[str] = set()
     for package, listed in _IMPORT.findall(source):
         names |= {package, *(f"{package}.{name.split()[0]}" for name in listed.split(",") if name.split())}
-    return [name for name in names if name != __name__ and _file_of(name).is_file()]
+    # By its file: run by `python -m`, this module is called `__main__`.
+    return [name for name in names if _file_of(name).is_file() and not _file_of(name).samefile(__file__)]
 
 
 def _file_of(module: str) -> Path:

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -59,6 +60,13 @@ def test_the_state_of_a_kernel_holds_every_file_that_is_compiled_into_it(monkeyp
     changed = {"pipeline.text.folding": real("pipeline.text.clean")}
     monkeypatch.setattr(jit, "_file_of", lambda name: changed.get(name) or real(name))
     assert jit._state("pipeline.text.matcher_kernel") != before
+
+
+def test_the_command_of_the_set_up_knows_the_same_states():
+    """Else it removes all compiled kernels as old ones, and compiles them again."""
+    as_command = runpy.run_path(jit.__file__)
+    for name in jit.kernel_modules():
+        assert as_command["_state"](name) == jit._state(name)
 
 
 def test_old_states_of_the_sources_leave_the_cache_and_the_present_ones_stay(tmp_path):
