@@ -217,5 +217,5 @@ def _is_indexed(root: Any, folder: StepFolder) -> bool:
 
 
 def _label(task: Task | ExchangeTask) -> str:
-    """Beam's name of a step: its stage and step folders."""
-    return "/".join(task.folder.path.split("/")[-2:])
+    """Beam's name of a step: its stage and step folders, unless the task has a label."""
+    return getattr(task, "label", None) or "/".join(task.folder.path.split("/")[-2:])

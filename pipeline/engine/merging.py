@@ -81,6 +81,12 @@ class Merge:
         stage = os.path.dirname(after.path)
         return StepFolder(os.path.join(stage, merged_name(self.task.reads)), after.fingerprint)
 
+    @property
+    def label(self) -> str:
+        """Its name in Beam. Several tasks may read one exchange: the first of them has it merged for all."""
+        stage, name = self.folder.path.split("/")[-2:]
+        return f"{stage}/{name} for {os.path.basename(self.task.folder.path)}"
+
     def shape(self) -> Shape:
         """It is known when the producers and the steps before have ended."""
         return Shape(len(_sources(self.task.reads)), self.task.units())

@@ -42,7 +42,7 @@ def run_task(after: Any, task: Task, *, max_units: int = MOST_ELEMENTS) -> beam.
 
 
 def run_exchange(
-    done: beam.PCollection, task: ExchangeTask, *, buckets: int, exchange: str, producers: int = 0
+    done: beam.PCollection, task: ExchangeTask, *, buckets: int, exchange: str, producers: int
 ) -> beam.PCollection:
     """Runs a task when `done` has ended. Its unit b gets bucket b of all units that `task.reads` names.
 

@@ -397,7 +397,8 @@ def find_caps(done: Any, plan: CapPlan, *, exchange: str) -> beam.PCollection:
     done = run_task(done, CapWindows(plan), max_units=1)
     if plan.policy.kind == "cap":
         done = run_task(done, CollectBand(plan), max_units=plan.rows.groups)
-        done = run_exchange(done, FindThresholds(plan), buckets=QUERY_BUCKETS, exchange=exchange)
+        find, producers = FindThresholds(plan), plan.rows.groups
+        done = run_exchange(done, find, buckets=QUERY_BUCKETS, exchange=exchange, producers=producers)
     return done
 
 

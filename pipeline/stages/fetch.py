@@ -858,10 +858,12 @@ class Fetch(Stage):
         if plan.robots is not None:
             done = run_task(done, WantedRobots(plan.robots), max_units=1)
             done = run_task(done, ReadRobots(plan.robots), max_units=plan.robots.count)
-            done = run_exchange(done, IndexRobots(plan.robots), buckets=plan.robots.buckets, exchange=self.exchange)
+            index, buckets, count = IndexRobots(plan.robots), plan.robots.buckets, plan.robots.count
+            done = run_exchange(done, index, buckets=buckets, exchange=self.exchange, producers=count)
         done = run_task(done, IndexArchivedImages(plan), max_units=1)
         done = run_task(done, by_host, max_units=max_units)
-        done = run_exchange(done, DownloadHosts(plan), buckets=hosts, exchange=self.exchange)
+        groups = plan.selected.groups
+        done = run_exchange(done, DownloadHosts(plan), buckets=hosts, exchange=self.exchange, producers=groups)
         for number in plan.attempts.passes()[1:]:
             done = run_task(done, RetryHosts(plan, number), max_units=hosts)
         return done

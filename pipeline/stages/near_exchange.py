@@ -21,6 +21,7 @@ Only rows that are alike to another row come to FormClusters. It holds them all:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -473,20 +474,22 @@ def merge_duplicates(plan: NearPlan) -> pa.Table:
 def drop_duplicates(done: Any, plan: NearPlan, *, exchange: str) -> beam.PCollection:
     """Appends to `done` the steps that write a mask beside each part."""
     same = plan.same
-    done = run_exchange(done, FindSameImages(same), buckets=1 << same.key_bits, exchange=exchange)
+    keys, groups = 1 << same.key_bits, same.rows.groups
+    run = functools.partial(run_exchange, exchange=exchange)
+    done = run(done, FindSameImages(same), buckets=keys, producers=same.rows.units)
     if plan.distance is not None:
-        done = run_exchange(done, CutHashes(plan), buckets=same.rows.groups, exchange=exchange)
-        done = run_exchange(done, FindSimilar(plan), buckets=1 << plan.bucket_bits, exchange=exchange)
+        done = run(done, CutHashes(plan), buckets=groups, producers=keys)
+        done = run(done, FindSimilar(plan), buckets=1 << plan.bucket_bits, producers=groups)
     if plan.cosine is not None:
-        done = run_exchange(done, CutVectors(plan), buckets=same.rows.groups, exchange=exchange)
-        done = run_exchange(done, FindNearVectors(plan), buckets=plan.cell_buckets, exchange=exchange)
+        done = run(done, CutVectors(plan), buckets=groups, producers=keys)
+        done = run(done, FindNearVectors(plan), buckets=plan.cell_buckets, producers=groups)
     clusters = None if plan.earlier is None else plan.clusters
     if clusters is not None:
-        done = run_exchange(done, FormClusters(plan), buckets=1, exchange=exchange)
+        done = run(done, FormClusters(plan), buckets=1, producers=max(1 << plan.bucket_bits, plan.cell_buckets))
     for task in (GiveTexts(same, clusters), ChooseTexts(same)) if same.captions else ():
-        done = run_exchange(done, task, buckets=same.rows.groups, exchange=exchange)
+        done = run(done, task, buckets=groups, producers=max(keys, groups))
     mark = MarkDropped(same, last=clusters, earlier=plan.earlier)
-    return run_exchange(done, mark, buckets=same.rows.groups, exchange=exchange)
+    return run(done, mark, buckets=groups, producers=keys if clusters is None else 1)
 
 
 def _uids(high: np.ndarray, low: np.ndarray, rows: np.ndarray) -> pa.Array:

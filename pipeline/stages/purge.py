@@ -453,6 +453,9 @@ class Purge:
         for folder in ("gather/parts", "match/parts"):
             if not is_done(self._root, folder.split("/")[0]):
                 self._drop_uncommitted(folder, lambda unit: True)
+        for folder in merged_steps(self._root):  # the next run merges the rows that are left anew
+            if folder.startswith("fetch/") and not is_done(self._root, "fetch"):
+                self._change.remove(f"stages/{folder}")
 
     def _drop_uncommitted(self, folder: str, wanted: Callable[[int], bool]) -> None:
         """Removes the files of units that are not committed."""

@@ -6,12 +6,14 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.engine import hashing, storage
+from pipeline.engine import hashing, merging, storage
+from pipeline.engine.merging import Merge
 from pipeline.engine.rows import Rows
 from pipeline.engine.work import StageFolder, StepFolder, run_unit
 from pipeline.schema import COLOUR_BYTES, DUPLICATES, FETCHED, SHADE_BYTES
@@ -124,8 +126,11 @@ def run_all(
     near += [GiveTexts(same, plan.clusters if plan.earlier else None), ChooseTexts(same)] if captions else []
     earlier = {"last": plan.clusters, "earlier": plan.earlier} if plan.earlier else {}
     for task in [FindSameImages(same), *near, MarkDropped(same, **earlier)]:
+        merge = Merge(task)  # of no unit, but where a test makes exchanges of few reads merge
+        for unit in range(merge.units()):
+            run_unit(merge.folder, unit, merge.run)
         for unit in range(task.units()):
-            run_unit(task.folder, unit, lambda unit, task=task: task.run(unit, task.reads.bucket(unit)))
+            run_unit(task.folder, unit, lambda unit, task=task, merge=merge: task.run(unit, merge.bucket(unit)))
     return plan
 
 
@@ -307,8 +312,9 @@ def test_embeddings_join_what_the_hashes_do_not(
     table = str(tmp_path / "table.parquet")
     pq.write_table(pa.table({"key": keys, "embedding": pa.array(lists, pa.list_(pa.float32()))}), table)
     found = []
-    for units, bits, cell in [(1, 0, 512), (5, 3, 16)]:
+    for units, bits, cell, reads in [(1, 0, 512, 10**6), (5, 3, 16, 0)]:
         monkeypatch.setattr(near_vectors, "ROWS_PER_CELL", cell)
+        monkeypatch.setattr(merging, "MOST_READS", reads)
         plan = run_all(tmp_path / str(units), rows, distance=distance, units=units, bits=bits, table=table)
         found.append(near_exchange.merge_duplicates(plan))
         assert plan.vectors.total("known") == len(known) and plan.vectors.total("rows") == len(rows)
@@ -324,6 +330,18 @@ def test_embeddings_join_what_the_hashes_do_not(
             assert len({of[uid]["keeper"] if uid in of else uid for uid in pair}) == 1
     assert compared > 5
     assert not set(of) & {row["keeper"] for row in of.values()}
+
+
+def test_several_steps_read_one_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beam refuses two steps of one name. The drops are read by hashes, vectors and masks, and merged once."""
+    monkeypatch.setattr(merging, "MOST_READS", 0)
+    stage = StageFolder(str(tmp_path), "dedup-images")
+    same = DedupPlan(stage, Rows(stage.step("parts"), groups=3), 2, near_exchange.REASONS, captions=2)
+    same.rows.parts.write_manifest(0, {"parts": 1, "rows": 1})
+    pipeline = beam.Pipeline()
+    near_exchange.drop_duplicates(pipeline | beam.Create([0]), NearPlan(same, 2, 2, 0.9, 2), exchange="files")
+    steps = {label.split("/Read/")[0] for label in pipeline.applied_labels}
+    assert {f"dedup-images/merged-dedup-images-drops-drops for {name}" for name in ("hashes", "vectors")} <= steps
 
 
 def test_nothing_was_fetched(tmp_path: Path) -> None:
