@@ -344,8 +344,9 @@ class Job:
 
         def construct(root: Any) -> Any:
             done = run_task(root, task, max_units=len(self.listed))
-            done = run_exchange(done, words, buckets=self.buckets, exchange="files")
-            return run_exchange(done, views, buckets=self.buckets, exchange="files")
+            sizes = {"buckets": self.buckets, "producers": len(self.listed)}
+            done = run_exchange(done, words, **sizes, exchange="files")
+            return run_exchange(done, views, **sizes, exchange="files")
 
         self._run(construct, [("counting words", task.folder, len(self.listed))])
         redirects, links = self._names(task)
@@ -391,7 +392,7 @@ class Job:
 
         def construct(root: Any) -> Any:
             done = run_task(root, task, max_units=task.units())
-            return run_exchange(done, merge, buckets=self.buckets, exchange="files")
+            return run_exchange(done, merge, buckets=self.buckets, exchange="files", producers=task.units())
 
         self._run(construct, [("counting pairs", task.folder, task.units())])
         counts = self.ledger.setdefault("pairs", {"counted": 0, "kept": 0})
