@@ -283,7 +283,7 @@ def remove_unused(folder: Path) -> None:
     """Removes shards, and parts of shards, that no process holds: killed runs left them."""
     for path in [*folder.glob("*.tar"), *folder.glob("*.partial")]:
         with contextlib.suppress(OSError):
-            _remove_if_last(os.open(path, os.O_RDONLY), path)
+            _remove_if_last(os.open(path, os.O_RDWR), path)
 
 
 def _remove_if_last(descriptor: int, path: Path) -> None:
@@ -395,7 +395,7 @@ class ShardCache:
             if self._stop.is_set():
                 raise Interrupted(f"{public(file.url)}: stopped")
             with contextlib.suppress(FileNotFoundError):
-                descriptor = os.open(path, os.O_RDONLY)  # another process has downloaded it
+                descriptor = os.open(path, os.O_RDWR)  # of another process; NFS gives no LOCK_EX to one who only reads
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
                 return descriptor
             return fetch(file, path, stop=self._stop)

@@ -276,7 +276,7 @@ def _file_calls(folder: str) -> Finding:
                 os.fsync(file.fileno())
             synced = time.perf_counter() - began
             os.replace(one, two)
-            with open(two, "rb") as file:
+            with open(two, "r+b") as file:  # NFS gives no such lock to one who only reads
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if file.read() != b"x" * 4096:
                     return Finding(name, FAULT, f"{folder} does not give back what was written", remedy)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -105,7 +107,8 @@ class MemoryGcs:
     def _meta(self, name: str) -> dict[str, Any]:
         data, generation = self.objects[name]
         time = datetime(2026, 11, 28, 6, 52, 5, tzinfo=UTC).isoformat()
-        return {"name": name, "size": str(len(data)), "generation": str(generation), "updated": time}
+        found = {"name": name, "size": str(len(data)), "generation": str(generation), "updated": time}
+        return found | {"md5Hash": base64.b64encode(hashlib.md5(data).digest()).decode()}
 
     def _new(self, name: str, given: dict[str, Any]) -> tuple[int, dict[str, str], None, bytes]:
         if given["uploadType"] == "resumable":

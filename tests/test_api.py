@@ -213,7 +213,7 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (tmp_path / "held").mkdir()
     with (
         work.lock_run_folder(str(tmp_path / "held")),
-        pytest.raises(Busy, match=r"another run holds the output folder .*held \(process \d+\): wait"),
+        pytest.raises(Busy, match=r"another run holds the output folder .*held \(process \d+ on .+\): wait"),
     ):
         pipeline.build(dataclasses.replace(options, output=str(tmp_path / "held")))
     import_beam = runners.import_beam  # the last call before the job

@@ -122,7 +122,12 @@ class _OnWorker(beam.DoFn):
         self._token, self._job = token_of(folder.root), object_view.job_of(folder.root)
         self._code = code()
 
-    def setup(self) -> None:
+    def join(self) -> None:
+        """Makes this process a worker of the run. `process` calls it, and not `setup`.
+
+        A worker of Beam opens its data channel after `setup` and `start_bundle`. The job server of Flink or Spark waits
+        three minutes for this channel before it looks at an error, and then tries again.
+        """
         check_code(self._code)
         lock_as_worker(self._folder.root, self._token)
         malloc.retain_freed_memory()
@@ -134,6 +139,7 @@ class _OnWorker(beam.DoFn):
 
 class _Index(_OnWorker):
     def process(self, element: int, after: Any = None) -> Iterator[int]:
+        self.join()
         object_view.write_index(self._folder.root, self._job, self._folder.path)
         yield element
 
@@ -144,6 +150,7 @@ class _Send(_OnWorker):
         self._reading, self._elements = reading, elements
 
     def process(self, element: int, after: Any = None) -> Iterator[tuple[int, tuple[int, int, bytes]]]:
+        self.join()
         with self.in_step():
             places = list(self._reading.paths())[element :: self._elements]
         for (unit, part), path in places:
@@ -158,6 +165,7 @@ class _RunUnits(_OnWorker):
         self._begun = work.is_begun(task.folder)
 
     def process(self, element: int, after: Any = None) -> Iterator[int]:
+        self.join()
         self._run(element)
         yield element
 
@@ -176,6 +184,7 @@ class _RunBucket(_OnWorker):
         self._task = task
 
     def process(self, element: tuple[int, Iterable[tuple[int, int, bytes]]]) -> Iterator[int]:
+        self.join()
         bucket, sent = element
         messages = [message for _, _, message in sorted(sent)]  # in the order of the files: the engine's order varies
         check_token(self._folder.root, self._token)

@@ -7,8 +7,9 @@ rename them from there. Who locks OUT next removes this folder, and the rename o
 So the file system checks the token in the same step as the rename: no moment lies between them. Nothing is read for it.
 What was renamed before has a place without a token, and counts for every later run.
 
-On a network file system a process may know the folder by its handle. So the folder is not only renamed: it is emptied
-until it is gone.
+On NFS a process of another host knows the folder by its handle, also after the rename. So the folder is not only
+renamed: it is emptied until it is gone. If a process of this host has a file open in it, it cannot go. So before each
+rename the process asks the server whether the folder has its name (`confirm`).
 """
 
 from __future__ import annotations
@@ -118,8 +119,17 @@ def confirm(path: str) -> None:
         FenceError: it does not.
     """
     folder = folder_for(os.path.join(path, ""))
-    if folder is not None and not os.path.isdir(folder):
+    if folder is not None and not _is_there(folder):
         raise kept_out(os.path.dirname(os.path.dirname(folder)))
+
+
+def _is_there(folder: str) -> bool:
+    """True if the folder exists. A client of NFS asks the server again after it has opened the folder above."""
+    try:
+        os.close(os.open(os.path.dirname(folder), os.O_RDONLY))
+    except OSError:
+        return False
+    return os.path.isdir(folder)
 
 
 @contextlib.contextmanager

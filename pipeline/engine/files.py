@@ -19,6 +19,7 @@ from typing import IO
 from pipeline.engine import fence
 
 TEMPORARY = re.compile(r"\.tmp\d+-\d+$")
+STILL_OPEN = ".nfs"  # begins the name that a client of NFS gives to a file that is removed while it is open
 _ZEROS = bytes(1 << 20)
 _flushes = [True]
 
@@ -88,6 +89,21 @@ def remove_stale_files(folder: str) -> int:
     return removed
 
 
+def changed(folder: str) -> int | None:
+    """When files were added to a folder or removed, in ns; None: there is no folder.
+
+    The folder is opened: a client of NFS asks the server then, and else answers from memory for up to a minute.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        return os.fstat(descriptor).st_mtime_ns
+    finally:
+        os.close(descriptor)
+
+
 def remove(path: str) -> None:
     """Removes a file or a folder tree, if it exists. It is renamed first, so that a crash leaves no half of a tree.
 
@@ -140,7 +156,12 @@ def flush_folders(folders: Iterable[str]) -> None:
 
 def _delete(path: str) -> None:
     if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
+        try:
+            shutil.rmtree(path)
+        except OSError as error:  # on NFS a process of this host still reads a file: it goes when the process closes it
+            if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):
+                raise
+            shutil.rmtree(path, ignore_errors=True)
     else:
         os.unlink(path)
 

@@ -25,7 +25,7 @@ from pipeline.engine.transfers import PASSING
 PIECE = 32 << 20  # bytes of a larger file that one request sends or asks for; a multiple of 256 KiB
 AT_A_TIME = 16  # requests that delete
 OBJECT = "b/{}/o/{}"
-_VERSION = "name,size,generation,updated"
+_VERSION = "name,size,generation,updated,md5Hash,crc32c"
 
 
 class Answer(NamedTuple):
@@ -102,6 +102,11 @@ def _time(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
+def _content(found: Mapping[str, str]) -> str:
+    """The checksum of an object. One that was put together in the store has no MD5."""
+    return found.get("md5Hash") or found.get("crc32c") or ""
+
+
 class GCS:
     """A `store_api.Store`."""
 
@@ -155,7 +160,7 @@ class GCS:
             found = _ask(url, "GET", OBJECT, *split(url), what="read", fields=_VERSION).json()
         except FileNotFoundError:
             return None
-        return Version(int(found["size"]), found["generation"])
+        return Version(int(found["size"]), found["generation"], _content(found))
 
     def put(self, url: str, data: bytes, *, absent: bool = False, tag: str = "") -> str:
         bucket, key = split(url)
@@ -211,7 +216,7 @@ class GCS:
         while True:
             page = _ask(url, "GET", "b/{}/o", bucket, what="listed", **wanted).json()
             entries = [
-                Entry(top + item["name"], int(item["size"]), item["generation"], _time(item["updated"]))
+                Entry(top + item["name"], int(item["size"]), item["generation"], _time(item["updated"]), _content(item))
                 for item in page.get("items") or ()
             ]
             yield Page(entries, [top + name for name in page.get("prefixes") or ()])

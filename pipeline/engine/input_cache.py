@@ -278,7 +278,7 @@ class _Folder:
 
     def _remove_unused(self, name: str) -> bool:
         try:
-            file = os.open(self._at(name), os.O_RDONLY | os.O_CLOEXEC)
+            file = os.open(self._at(name), os.O_RDWR | os.O_CLOEXEC)  # NFS: for LOCK_EX
         except FileNotFoundError:
             return True
         try:

@@ -102,18 +102,19 @@ def head(url: str) -> Version | None:
 
 
 class ObjectFile(io.RawIOBase):
-    """An object that is open for reading. All reads give bytes of one version.
+    """An object that is open for reading. All reads give bytes of one content.
 
     Raises (also `range`):
         FileNotFoundError: there is no object.
-        Conflict: it was replaced after the first read.
+        Conflict: it was replaced after the first read, and not by the same bytes as far as the store tells.
     """
 
     def __init__(self, url: str, known: Version | None = None) -> None:
         super().__init__()
         self._url, self._at, self._start, self._held = url, 0, 0, b""
+        self._content = known.content if known is not None else ""
         if known is not None:
-            self.size, self._tag = known
+            self.size, self._tag = known.size, known.tag
         else:
             self._held, self.size, self._tag = _range(url, 0, WINDOW)
 
@@ -124,9 +125,24 @@ class ObjectFile(io.RawIOBase):
         if not size:
             return b""
         if not 0 <= inside <= len(self._held) - size:
-            self._held = _range(self._url, start, max(size, WINDOW), self._tag)[0]
+            try:
+                self._held = _range(self._url, start, max(size, WINDOW), self._tag)[0]
+            except Conflict:
+                self._tag = self._tag_of_same_bytes()
+                self._held = _range(self._url, start, max(size, WINDOW), self._tag)[0]
             self._start, inside = start, 0
         return self._held[inside : inside + size]
+
+    def _tag_of_same_bytes(self) -> str:
+        """The tag that the object has now. A unit that two workers ran is written twice, with the same bytes.
+
+        Raises:
+            Conflict: its bytes are others, or it is not known.
+        """
+        found = head(self._url)
+        if found is None or not self._content or (found.size, found.content) != (self.size, self._content):
+            raise Conflict(self._url)
+        return found.tag
 
     def readable(self) -> bool:
         return True

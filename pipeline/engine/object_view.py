@@ -98,7 +98,7 @@ class _Held:
         found = {top: Listing(), folder: Listing()}
         for entry in object_store.below(top):
             parent, name = split(entry.url)
-            found.setdefault(parent, Listing()).files[name] = Version(entry.size, entry.tag)
+            found.setdefault(parent, Listing()).files[name] = entry.version
         for path in list(found):
             while path != top:
                 path, name = split(path)
@@ -279,7 +279,7 @@ def looking_at(folder: str) -> Iterator[None]:
 def list_now(folder: str) -> Listing:
     """What the store says. The number of the list stays the same while the folder does."""
     entries, folders = object_store.within(folder)
-    files = {split(entry.url)[1]: Version(entry.size, entry.tag) for entry in entries}
+    files = {split(entry.url)[1]: entry.version for entry in entries}
     found = Listing(files, set(folders))
     found.number = xxhash.xxh3_64_intdigest(json.dumps([sorted(files.items()), sorted(folders)]).encode())
     return found

@@ -140,10 +140,7 @@ def changed(folder: str) -> int | None:
     if is_url(folder):
         found = _listing(folder)
         return found.number if found else None
-    try:
-        return os.stat(folder).st_mtime_ns
-    except FileNotFoundError:
-        return None
+    return files.changed(folder)
 
 
 def names(folder: str) -> list[str]:
@@ -151,7 +148,7 @@ def names(folder: str) -> list[str]:
     if is_url(folder):
         return _listing(folder).names()
     try:
-        return sorted(os.listdir(folder))
+        return sorted(name for name in os.listdir(folder) if not name.startswith(files.STILL_OPEN))
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -166,7 +163,8 @@ def walk(folder: str) -> Iterator[str]:
         folders.sort()
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
         for name in sorted([*found, *links]):
-            yield os.path.join(parent, name)
+            if not name.startswith(files.STILL_OPEN):
+                yield os.path.join(parent, name)
 
 
 def sizes(folder: str) -> Iterator[tuple[str, int]]:

@@ -20,10 +20,17 @@ class Conflict(Exception):
 
 
 class Version(NamedTuple):
-    """A version of an object: its bytes, and what tells it from others."""
+    """A version of an object.
+
+    Attributes:
+        size: its bytes.
+        tag: tells it from others.
+        content: a checksum of its bytes, where another write of the same bytes has another tag; "": it is not known.
+    """
 
     size: int
     tag: str
+    content: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +41,11 @@ class Entry:
     size: int
     tag: str
     time: float = 0.0  # when it was written, in seconds since 1970
+    content: str = ""  # as in `Version`
+
+    @property
+    def version(self) -> Version:
+        return Version(self.size, self.tag, self.content)
 
 
 class Page(NamedTuple):
@@ -80,7 +92,7 @@ class Store(Protocol):
         ...
 
     def head(self, url: str) -> Version | None:
-        """Size and tag; None: there is no such object."""
+        """The version of the object; None: there is no such object."""
         ...
 
     def put(self, url: str, data: bytes, *, absent: bool = False, tag: str = "") -> str:

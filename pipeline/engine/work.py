@@ -283,10 +283,14 @@ def lock_run_folder(root: str, *, patience: float = 10.0) -> Iterator[None]:
         except BlockingIOError:
             run.seek(0)
             raise Busy(root, run.read().strip() or "unknown process") from None
+        except OSError as error:
+            raise UsageError(f"--output {root}: {_no_locks(error)}") from None
         run.seek(0)
         run.truncate()
-        run.write(f"process {os.getpid()}")
+        run.write(f"process {os.getpid()} on {socket.gethostname()}")
         run.flush()
+        os.fsync(run.fileno())  # for other hosts
+        storage.changed(here)  # what another host did there is seen from here on
         with _held_alone(root):  # first: a run on another machine may be alive, and its job with it
             try:
                 clusters.cancel_leftover(root)
@@ -299,6 +303,14 @@ def lock_run_folder(root: str, *, patience: float = 10.0) -> Iterator[None]:
                 yield
             finally:
                 _running.discard(root)
+
+
+def _no_locks(error: OSError) -> str:
+    """Why two runs could not see each other. Some mounts of Lustre and NFS have no locks."""
+    return (
+        f"its file system gives no lock ({error.strerror}), so two runs could write there at once: "
+        "mount it with locks, or name a folder of another one"
+    )
 
 
 @contextlib.contextmanager
@@ -318,7 +330,7 @@ def _held_alone(root: str) -> Iterator[None]:
 
 
 def holder_of(root: str) -> str:
-    """The run that holds the folder, such as "process 7 on this machine"; "": none that can be seen from here.
+    """The run that holds the folder, such as "process 7 on node3"; "": none that can be seen from here.
 
     It takes no lock, so it disturbs no run. On a folder it reads the kernel's list of locks, where there is one.
     """
@@ -328,7 +340,7 @@ def holder_of(root: str) -> str:
         with open(os.path.join(root, ".lock"), encoding="ascii") as lock, open("/proc/locks", encoding="ascii") as all_:
             end = f":{os.fstat(lock.fileno()).st_ino}"
             held = any(word.endswith(end) for line in all_ for word in line.split()[5:6])
-            return f"{lock.read()} on this machine" if held else ""
+            return lock.read() if held else ""
     except (OSError, ValueError):
         return ""
 
@@ -438,8 +450,13 @@ def lock_as_worker(root: str, token: str = "") -> None:
         os.makedirs(here, exist_ok=True)
         if here != root:
             scratch.remove_abandoned(here)
-        _held[root] = open(os.path.join(here, ".workers"), "a+")
-        fcntl.flock(_held[root], fcntl.LOCK_SH)
+        workers = open(os.path.join(here, ".workers"), "a+")
+        try:
+            fcntl.flock(workers, fcntl.LOCK_SH)
+        except OSError as error:
+            workers.close()
+            raise WorkerError.of(f"cannot use --output {root}: {_no_locks(error)}") from None
+        _held[root] = workers
 
 
 def check_token(root: str, token: str) -> None:

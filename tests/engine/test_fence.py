@@ -12,9 +12,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import apache_beam as beam
 import pytest
 
-from pipeline.engine import fence, files, runners, storage, work
+from pipeline.engine import beam_steps, fence, files, runners, storage, work
+from pipeline.engine.cli import UsageError
 from pipeline.engine.work import StepFolder, lock_run_folder
 from tests.places import ROOT
 
@@ -184,3 +186,74 @@ def test_a_host_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
     fence._folders.clear()
     again = type(fence.kept_out("/out"))(str(fence.kept_out("/out")))  # as Beam raises it once more, with its step
     assert str(again) == str(fence.kept_out("/out"))
+
+
+def test_what_a_worker_lacks_is_said_at_its_first_element(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flink and Spark wait three minutes for a worker that fails before it."""
+    kinds = beam_steps._OnWorker.__subclasses__()
+    assert len(kinds) == 4
+    for kind in kinds:
+        step = kind.__new__(kind)
+        step._code = "0123456789abcdef"
+        assert kind.setup is beam.DoFn.setup and kind.start_bundle is beam.DoFn.start_bundle
+        with pytest.raises(work.WorkerError, match="has another version"):
+            list(step.process((0, ())))
+
+
+# ------------------------------------------------------------------------------------------------------ NFS, Lustre
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_refused(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lock(file: object, kind: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(work.fcntl, "flock", lock)
+    with pytest.raises(UsageError, match=f"^--output {tmp_path}: its file system gives no lock "):
+        with lock_run_folder(str(tmp_path)):
+            pass
+    with pytest.raises(work.WorkerError, match=f"on {socket.gethostname()} cannot use --output {tmp_path}: its file"):
+        work.lock_as_worker(str(tmp_path))
+    assert not work._held
+
+
+def test_the_holder_is_known_on_other_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[bytes] = []
+    monkeypatch.setattr(work.os, "fsync", lambda descriptor: flushed.append(os.pread(descriptor, 99, 0)))
+    with lock_run_folder(str(tmp_path)):
+        assert flushed[0].decode() == f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def test_a_folder_is_looked_at_on_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client of NFS answers `stat` from memory, and asks the server when a folder is opened."""
+    step = StepFolder(str(tmp_path / "stages/gather/parts"), "f")
+    step.write_manifest(0, {})
+    old, stat = os.stat(step.path), os.stat
+    assert len(step.manifests()) == 1
+    os.utime(step.path, ns=(0, 0))
+    step.write_manifest(1, {})
+    monkeypatch.setattr(os, "stat", lambda path, **more: old if path == step.path else stat(path, **more))
+    assert len(step.manifests()) == 2 and storage.changed(str(tmp_path / "none")) is None
+
+
+def test_files_that_are_removed_while_they_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS gives them another name, and keeps their folder until they are closed."""
+    (tmp_path / "stage" / "step").mkdir(parents=True)
+    for name in ("a", ".nfs000000000002000700000002"):
+        (tmp_path / "stage" / "step" / name).touch()
+    assert storage.names(str(tmp_path / "stage/step")) == ["a"]
+    assert [os.path.basename(path) for path in storage.walk(str(tmp_path))] == ["a"]
+    rmdir, number = os.rmdir, [errno.ENOTEMPTY]
+
+    def busy(path: str, **more: int | None) -> None:
+        if os.path.basename(path) == "step":
+            raise OSError(number[0], os.strerror(number[0]), path)
+        rmdir(path, **more)
+
+    monkeypatch.setattr(os, "rmdir", busy)
+    storage.remove(str(tmp_path / "stage"))
+    assert not (tmp_path / "stage").exists()
+    (tmp_path / "stage" / "step").mkdir(parents=True)
+    number[0] = errno.EACCES
+    with pytest.raises(PermissionError):
+        storage.remove(str(tmp_path / "stage"))

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -86,7 +87,7 @@ def test_info_of_a_folder_that_a_run_holds(run: Any, folder: Path) -> None:
         (folder / ".job").write_text(json.dumps(note))
         code, text, _ = run("info", folder)
     (folder / ".job").write_text("no JSON")
-    assert code == DONE and f"built by   process {os.getpid()} on this machine" in text
+    assert code == DONE and f"built by   process {os.getpid()} on {socket.gethostname()}" in text
     assert "job        openwit-7-0a on Flink at h:8081" in text
     assert "built by" not in run("info", folder)[1] and "job  " not in run("info", folder)[1]
 
