@@ -12,6 +12,8 @@ unexport PYTHONDONTWRITEBYTECODE
 python = $(VENV)/bin/python
 needs = setup.cfg pyproject.toml constraints.txt tools/setup.sh
 jobs ?= 2
+# Of the tests. One more than processors, since a fifth of the time a test waits.
+workers = $(shell expr $(jobs) + 1)
 N ?= 40
 SEED ?= 0
 ENGINE ?= flink
@@ -20,7 +22,7 @@ demo: $(VENV)/.base
 	$(python) -m pipeline.demo
 
 test: check
-	$(python) -m pytest -q -n $(jobs) --dist loadfile
+	$(python) -m pytest -q -n $(workers) --dist loadfile --no-loadscope-reorder
 
 fuzz: $(VENV)/.dev
 	OPENWIT_FUZZ_SEED=random OPENWIT_FUZZ_FACTOR=10 $(python) -m pytest -q -n $(jobs) --timeout 1800 \

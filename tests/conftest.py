@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import string
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,27 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 settings.register_profile("suite", derandomize=True, deadline=None)  # no test may fail because a machine is busy
 settings.register_profile("fuzz", deadline=None)
 settings.load_profile("suite" if fuzzing.SUITE else "fuzz")
+
+# Those that take longest, the longest first. If one of them came last, the other workers would wait for it.
+LONGEST = (
+    "tests/test_engines.py",
+    "tests/clip_train/test_clip_train.py",
+    "tests/test_reliability.py",
+    "tests/test_whole_way.py",
+    "tests/test_wheel.py",
+    "tests/test_docs.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first, then those with the most tests: a worker gets whole files in this order."""
+    sizes = Counter(_file(item) for item in items)
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (places.get(_file(item), len(LONGEST)), -sizes[_file(item)], _file(item)))
+
+
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
