@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import tarfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +45,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _one_thread():
     torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
     torch.set_num_threads(1)
+
+
+def forks() -> Any:
+    """A context of multiprocessing whose processes are forks of one that has loaded torch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["clip_train.training", "clip_train.suite_run", "pytest"])
+    return context
+
+
+def in_two_processes(function: Callable[..., None], *arguments: Any) -> None:
+    """Runs function(rank, *arguments) as ranks 0 and 1. An exception of one is raised here."""
+    import torch
+
+    forks()
+    torch.multiprocessing.start_processes(function, arguments, nprocs=2, start_method="forkserver")
 
 
 def jpeg(number: int, *, size: tuple[int, int] = (40, 32)) -> bytes:

@@ -8,7 +8,6 @@ import hashlib
 import http.server
 import itertools
 import json
-import multiprocessing
 import os
 import threading
 from pathlib import Path
@@ -342,29 +341,31 @@ def bring(shards: RemoteShards, counted: str, barrier, done) -> None:
 
     remote.open_url = open_counted
     cache = ShardCache(shards)
-    barrier.wait(30)
+    barrier.wait(120)
     cache.want(0, list(range(len(shards.files))))
     for shard in range(len(shards.files)):
         assert len(cache.read(shard, 0, 1000)) == 1000
-    barrier.wait(30)
+    barrier.wait(120)
     cache.close()
     done.put(True)
 
 
 def test_processes_of_a_host_share_the_files(tmp_path):
+    from tests.clip_train.conftest import forks
+
     source = tmp_path / "source"
     source.mkdir()
     for number in range(3):
         (source / f"{number}.tar").write_bytes(bytes([number]) * 1000)
     files = tuple(RemoteFile(f"file://{source}/{number}.tar", 1000) for number in range(3))
     shards = RemoteShards(files, remote.cache_folder(str(tmp_path / "cache")), 3000)
-    context = multiprocessing.get_context("spawn")
+    context = forks()
     barrier, done = context.Barrier(2), context.Queue()
     workers = [context.Process(target=bring, args=(shards, str(tmp_path / "asked"), barrier, done)) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(120)
         assert worker.exitcode == 0
     assert sorted((tmp_path / "asked").read_text().split()) == sorted(file.url for file in files)  # each once
     assert not in_cache(tmp_path / "cache")
@@ -377,13 +378,13 @@ def test_leaving_while_a_shard_is_on_its_way_does_not_hang(store, tmp_path, monk
 
     def slow(url):
         begun.set()
-        go_on.wait(10)
+        go_on.wait(60)
         return real(url)
 
     monkeypatch.setattr(remote, "open_url", slow)
     cache = ShardCache(shards)
     cache.want(0, [0, 1, 2])
-    assert begun.wait(10)
+    assert begun.wait(60)
     cache.stop()
     go_on.set()
     with pytest.raises(TrainError, match="stopped"):

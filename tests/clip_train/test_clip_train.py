@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import random
+import shlex
 import signal
 import socket
 import subprocess
@@ -190,11 +191,11 @@ def test_two_ranks_give_the_gradient_of_one_process(options, tmp_path, tars):
     Two ranks also evaluate as one does. One start of two processes serves both.
     """
     (tars(labelled=True, name="labelled") / "classnames.txt").write_text("red\ngreen\nblue\n")
-    from tests.clip_train.conftest import write_teacher
+    from tests.clip_train.conftest import in_two_processes, write_teacher
 
     write_teacher(tmp_path / "teacher.parquet", [f"{number:06d}" for number in range(48)])
     port = free_port()
-    torch.multiprocessing.spawn(as_one_of_two, (options, port, str(tmp_path / "found.pt")), nprocs=2)
+    in_two_processes(as_one_of_two, options, port, str(tmp_path / "found.pt"))
     found, largest = torch.load(tmp_path / "found.pt"), 0.0
     for loss in ("infonce", "sigmoid", "distill"):
         value, grads, _ = gradients(loss_of(options, loss))
@@ -591,72 +592,138 @@ def test_sigterm_saves_and_resume_continues_to_the_bit(options, tmp_path):
     assert losses(options.output) == losses(whole.output)
 
 
+TRAINING = """
+import os, shlex, sys
+import clip_train.training
+from clip_train.__main__ import main
+for line in sys.stdin:  # the words of a command: a child runs it until it is killed
+    child = os.fork()
+    if not child:
+        os._exit(main(shlex.split(line)))
+    print(child, flush=True)
+    os.waitpid(child, 0)
+"""
+
+
 @pytest.mark.timeout(600)
 def test_kill_9_at_random_steps_and_resume(options, tmp_path):
+    """One process loads torch. It forks the three processes that are killed."""
     whole = dataclasses.replace(options, steps=30, output=str(tmp_path / "whole"))
     train(whole)
     part = dataclasses.replace(options, steps=30, save_every=4)
+    words = shlex.join(command(part, "--resume")[3:])  # behind `python -m clip_train`
     rng = random.Random(3)
-    for _ in range(3):
-        process = subprocess.Popen(command(part, "--resume"), env=environment(), stderr=subprocess.DEVNULL)
-        log = Path(part.output) / "log.jsonl"
-        done = len(losses(part.output)) if log.exists() else 0
-        wait_for_lines(log, min(28, done - done % 4 + rng.randrange(1, 8)), process)
-        process.kill()
-        process.wait()
+    start = [sys.executable, "-c", TRAINING]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(start, env=environment(), **pipes) as parent:
+        for _ in range(3):
+            log = Path(part.output) / "log.jsonl"
+            done = len(losses(part.output)) if log.exists() else 0
+            print(words, file=parent.stdin, flush=True)
+            child = int(parent.stdout.readline())
+            running = SimpleNamespace(poll=lambda child=child: None if Path(f"/proc/{child}").exists() else "unknown")
+            wait_for_lines(log, min(28, done - done % 4 + rng.randrange(1, 8)), running)
+            os.kill(child, signal.SIGKILL)
+            wait_for_end([child])
+        parent.stdin.close()
     train(dataclasses.replace(part, resume=True))
     assert losses(part.output) == losses(whole.output)
+
+
+def start_two(run: TrainOptions, *extra: str, hosts: int = 1) -> list[subprocess.Popen]:
+    """Starts the launcher of each host, with two processes in all. Host 1 has a folder of its own."""
+    port, started = free_port(), []
+    for host in range(hosts):
+        meet = ("--nnodes", str(hosts), "--node-rank", str(host), "--rdzv-endpoint", f"127.0.0.1:{port}")
+        flags = ("--processes", str(2 // hosts), *(meet if hosts > 1 else ()), *extra)
+        own = dataclasses.replace(run, output=f"{run.output}-{host}" if host else run.output)
+        started.append(subprocess.Popen(command(own, *flags), env=environment(), stderr=subprocess.PIPE, text=True))
+    return started
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("parallel", "hosts"), [("ddp", 2), ("fsdp", 1)])
 def test_two_processes_train_as_one(options, tmp_path, parallel, hosts):
-    """Two processes from the start give the same run as a mix of one and two.
-
-    In the mix one process is killed, two continue, and one goes to the end. With two hosts each has a launcher, and the
-    second one a folder of its own, in which nothing is written and no checkpoint is found.
-    """
+    """The same losses and the same evaluation. Of two hosts the second writes nothing."""
     from tests.clip_train.conftest import jpeg
 
     for name in ("red", "blue"):
         (tmp_path / "labelled" / name).mkdir(parents=True)
         (tmp_path / "labelled" / name / "1.jpg").write_bytes(jpeg(len(name)))
     labelled = str(tmp_path / "labelled")
-    whole_run = dataclasses.replace(options, steps=12, save_every=4, output=str(tmp_path / "whole"))
-    train(dataclasses.replace(whole_run, zero_shot=labelled))
-
-    def two_processes(run: TrainOptions, *extra: str) -> list[subprocess.Popen]:
-        port, started = free_port(), []
-        for host in range(hosts):
-            meet = ("--nnodes", str(hosts), "--node-rank", str(host), "--rdzv-endpoint", f"127.0.0.1:{port}")
-            flags = ("--processes", str(2 // hosts), "--parallel", parallel, *(meet if hosts > 1 else ()), *extra)
-            own = dataclasses.replace(run, output=f"{run.output}-{host}" if host else run.output)
-            started.append(subprocess.Popen(command(own, *flags), env=environment(), stderr=subprocess.PIPE, text=True))
-        return started
-
-    two = dataclasses.replace(whole_run, output=str(tmp_path / "two"))
-    for process in two_processes(two, "--zero-shot", labelled):
+    one = dataclasses.replace(options, steps=12, save_every=4, output=str(tmp_path / "one"))
+    train(dataclasses.replace(one, zero_shot=labelled))
+    two = dataclasses.replace(one, output=str(tmp_path / "two"))
+    for process in start_two(two, "--parallel", parallel, "--zero-shot", labelled, hosts=hosts):
         said = process.communicate(timeout=300)[1]
         assert process.returncode == 0, said
     assert not Path(f"{two.output}-1").exists()
-    assert losses(two.output) == pytest.approx(losses(whole_run.output), abs=1e-6)
-    results = [(tmp_path / name / "zero_shot.jsonl").read_text() for name in ("two", "whole")]
+    assert losses(two.output) == pytest.approx(losses(one.output), abs=1e-6)
+    results = [(tmp_path / name / "zero_shot.jsonl").read_text() for name in ("two", "one")]
     assert results[0] == results[1] and results[0].count("\n") == 3
 
-    part = dataclasses.replace(whole_run, output=str(tmp_path / "part"))
+
+def begin(options: TrainOptions, tmp_path: Path) -> TrainOptions:
+    """A run without an end that one process has begun and left between two checkpoints."""
+    part = dataclasses.replace(options, steps=5000, save_every=4, output=str(tmp_path / "part"))
     with pytest.raises(StopIteration):
-        train(part, on_step=_stop_at(random.Random(parallel).randrange(4, 8)))
-    started = two_processes(part, "--accumulate", "2", "--resume")
-    wait_for_lines(Path(part.output) / "log.jsonl", 9, started[0])
-    children = children_of(started[-1].pid)
-    for child in [*children, started[-1].pid]:  # the last host is gone at once; where there is another, it ends
-        os.kill(child, signal.SIGKILL)
+        train(part, on_step=_stop_at(6))
+    return part
+
+
+def lines_of(part: TrainOptions, process: subprocess.Popen, *, beyond: int) -> int:
+    """Waits until the run has gone on two steps beyond a step, and returns the number of its lines."""
+    log = Path(part.output) / "log.jsonl"
+    wait_for_lines(log, beyond + 2, process)
+    return log.read_text().count("\n")
+
+
+def check_against_one_process(part: TrainOptions, tmp_path: Path) -> None:
+    """One process continues the run for two steps. The losses are those of one that did all steps."""
+    last = len(losses(part.output)) + 2
+    alone = dataclasses.replace(part, output=str(tmp_path / "alone"))
+    for run in (dataclasses.replace(part, resume=True), alone):
+        with pytest.raises(StopIteration):
+            train(run, on_step=_stop_at(last))
+    assert losses(part.output) == pytest.approx(losses(alone.output), abs=1e-6)
+
+
+@pytest.mark.timeout(600)
+def test_a_host_that_is_gone_ends_the_run_and_one_process_continues(options, tmp_path):
+    """The second host finds no checkpoint in its folder: it gets that of the first."""
+    part = begin(options, tmp_path)
+    started = start_two(part, "--parallel", "ddp", "--accumulate", "2", "--resume", hosts=2)
+    lines_of(part, started[0], beyond=6)
+    children = children_of(started[1].pid)
+    for process in [*children, started[1].pid]:
+        os.kill(process, signal.SIGKILL)
     said = [process.communicate(timeout=120)[1] for process in started]
     wait_for_end(children)
-    if hosts > 1:
-        assert started[0].returncode == 1 and "another process of the run has ended" in said[0], said[0]
-    train(dataclasses.replace(part, resume=True))
-    assert losses(part.output) == pytest.approx(losses(whole_run.output), abs=1e-6)
+    assert started[0].returncode == 1 and "another process of the run has ended" in said[0], said[0]
+    check_against_one_process(part, tmp_path)
+
+
+@pytest.mark.timeout(600)
+def test_a_lost_process_and_a_lost_launcher_end_the_run_and_one_process_continues(options, tmp_path):
+    """Where a process is lost the launcher ends the run. Where the launcher is killed its processes save, and end."""
+    part = begin(options, tmp_path)
+    flags = ("--parallel", "fsdp", "--accumulate", "2", "--resume")
+    (launcher,) = start_two(part, *flags)
+    lines_of(part, launcher, beyond=6)
+    os.kill(children_of(launcher.pid)[-1], signal.SIGKILL)
+    _, said = launcher.communicate(timeout=120)
+    assert launcher.returncode == 1 and "was lost" in said and "--resume" in said, said
+    assert "Traceback" not in said
+
+    done = len(losses(part.output))
+    (launcher,) = start_two(part, *flags)
+    lines_of(part, launcher, beyond=done)
+    children = children_of(launcher.pid)
+    launcher.kill()
+    launcher.communicate()
+    wait_for_end(children)
+    assert int(all_steps(Path(part.output) / "checkpoints")[0].name[5:]) == len(losses(part.output)) > done
+    check_against_one_process(part, tmp_path)
 
 
 @pytest.mark.slow
@@ -684,33 +751,8 @@ def children_of(pid: int) -> list[int]:
     return [int(line) for line in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True).stdout.split()]
 
 
-@pytest.mark.timeout(600)
 def test_a_process_that_was_killed_ended_the_run():
     for codes, first in (((1, -9), 1), ((-15, -6), 1), ((3, -15), 0), ((2, 1), 0)):
         failures = {number: SimpleNamespace(exitcode=code) for number, code in enumerate(codes)}
         error = SimpleNamespace(failures=failures, get_first_failure=lambda found=failures: (0, found[0]))
         assert _cause(error)[0] == first
-
-
-def test_a_lost_process_ends_the_run(options):
-    options = dataclasses.replace(options, steps=5000)
-    process = subprocess.Popen(
-        command(options, "--processes", "2"), env=environment(), stderr=subprocess.PIPE, text=True
-    )
-    wait_for_lines(Path(options.output) / "log.jsonl", 2, process)
-    os.kill(children_of(process.pid)[-1], signal.SIGKILL)
-    _, said = process.communicate(timeout=90)
-    assert process.returncode == 1 and "was lost" in said and "--resume" in said
-    assert "Traceback" not in said
-
-
-@pytest.mark.timeout(600)
-def test_processes_save_and_end_when_their_launcher_is_killed(options):
-    options = dataclasses.replace(options, steps=50_000, save_every=0)
-    process = subprocess.Popen(command(options, "--processes", "2"), env=environment(), stderr=subprocess.DEVNULL)
-    wait_for_lines(Path(options.output) / "log.jsonl", 2, process)
-    children = children_of(process.pid)
-    process.kill()
-    process.wait()
-    wait_for_end(children)
-    assert int(all_steps(Path(options.output) / "checkpoints")[0].name[5:]) == len(losses(options.output))
