@@ -381,7 +381,7 @@ def test_an_interrupt_leaves_nothing_behind(
     step, out, written = folder(tmp_path, "a"), terminal(80), ""
     with pytest.raises(KeyboardInterrupt), watching([Watched("gather", step)], out):
         commit(step, 0, 5)
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while "1 unit, 5 rows" not in written and time.monotonic() < end:
             time.sleep(0.01)
             written += out.take()
@@ -418,7 +418,7 @@ def test_a_fault_of_progress_fails_no_run_and_is_told_once(
 
     with caplog.at_level(logging.WARNING), watching([Watched("fetch", step, figures=figures)], Log()):
         commit(step, 0, 5)
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while len(calls) < 3 and time.monotonic() < end:
             commit(step, len(calls), 5)
             time.sleep(0.02)

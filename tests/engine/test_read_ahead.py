@@ -63,7 +63,7 @@ def test_it_reads_ahead_and_not_too_far(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(read_ahead, "AHEAD", 60_000)
     source = Source()
     with ReadAhead(source) as ahead:  # type: ignore[arg-type]
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while source.taken < 60_000 and time.monotonic() < deadline:
             time.sleep(0.002)
         time.sleep(0.05)
@@ -76,5 +76,5 @@ def test_closing_ends_the_thread_and_the_stream() -> None:
     ahead = ReadAhead(source)  # type: ignore[arg-type]
     ahead.read(1)
     ahead.close()
-    ahead._thread.join(20)
+    ahead._thread.join(60)
     assert source.closed and not ahead._thread.is_alive()

@@ -182,7 +182,7 @@ test_runners.run(test_runners.troubled('wait', Path({str(tmp_path)!r})), 2)"""
     process.wait()
     workers = [int(path.name.split("-")[1]) for path in tmp_path.glob("pid-*")]
     assert len(workers) == 2
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 45  # alone they would wait for a minute
     while any(map(alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(alive, workers))

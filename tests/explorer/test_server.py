@@ -37,7 +37,7 @@ def served(explorer: Explorer, serve: Callable[..., Server]) -> Server:
 def ask(
     at: Server, path: str, *, method: str = "GET", body: bytes | None = None, **headers: str
 ) -> tuple[int, dict, bytes]:
-    connection = http.client.HTTPConnection(*at.server_address[:2], timeout=20)
+    connection = http.client.HTTPConnection(*at.server_address[:2], timeout=60)
     connection.putrequest(method, path, skip_host="Host" in headers, skip_accept_encoding=True)
     for name, value in headers.items():
         connection.putheader(name.replace("_", "-"), value)
@@ -134,7 +134,7 @@ def test_nothing_is_written(served: Server, method: str, path: str, headers: dic
 
 
 def test_what_is_no_http_ends_the_connection(served: Server) -> None:
-    with socket.create_connection(served.server_address[:2], timeout=20) as connection:
+    with socket.create_connection(served.server_address[:2], timeout=60) as connection:
         connection.sendall(b"\x16\x03\x01" + bytes(range(200)) + b"\r\n\r\n")
         assert b"Bad Request" in connection.recv(1 << 16)
 
@@ -172,12 +172,12 @@ def test_the_command_serves_until_it_is_interrupted(folder: Path, cache: Path) -
         assert process.stdout is not None and process.stderr is not None
         facts = json.loads(process.stdout.readline())
         at = urllib.parse.urlsplit(facts["url"])
-        connection = http.client.HTTPConnection(at.hostname or "", at.port, timeout=20)
+        connection = http.client.HTTPConnection(at.hostname or "", at.port, timeout=60)
         connection.request("GET", "/api/set")
         assert json.loads(connection.getresponse().read())["pairs"] == facts["pairs"] == 30
         connection.close()
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == DONE and "Traceback" not in process.stderr.read()
+        assert process.wait(60) == DONE and "Traceback" not in process.stderr.read()
 
 
 def test_refusals(

@@ -115,15 +115,17 @@ def test_a_host_is_looked_up_once_whoever_asks() -> None:
 
 
 def test_a_silent_name_server_is_not_waited_for() -> None:
-    slow = Resolver(Gate(), lambda host, port: time.sleep(5) or ["93.184.216.34"])
+    answer = threading.Event()
+    slow = Resolver(Gate(), lambda host, port: answer.wait(90) and ["93.184.216.34"])
     start = time.monotonic()
     with pytest.raises(Failure, match="in time") as caught:
         slow.addresses("slow.example", 80, 0.2)
-    assert caught.value.status == "dns" and caught.value.retryable and time.monotonic() - start < 2
+    assert caught.value.status == "dns" and caught.value.retryable and time.monotonic() - start < 60
     slow._answers.put("old.example", addresses._Answer()).asked -= addresses.LOOKUP_S
     with pytest.raises(Failure):
-        slow.addresses("old.example", 80, 30)
-    assert time.monotonic() - start < 2
+        slow.addresses("old.example", 80, 90)
+    assert time.monotonic() - start < 60
+    answer.set()
 
 
 def test_a_broken_name_server_is_asked_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,11 +115,11 @@ def test_good_in_every_form(server: WebServer, path: str) -> None:
 )
 def test_the_class_of_every_failure(server: WebServer, path: str, status: str, retryable: bool) -> None:
     start = time.monotonic()
-    seconds = 0.7 if status == "timeout" else 15.0
+    seconds = 0.7 if status == "timeout" else 90.0
     failure = outcome(client(retries=1, max_bytes=1 << 20, deadline_s=seconds), server.base + path)
     assert isinstance(failure, Failure)
     assert (failure.status, failure.retryable) == (status, retryable), failure
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60
 
 
 def test_nothing_is_asked_of_a_private_path_or_another_robots_tag(server: WebServer) -> None:
@@ -166,7 +166,7 @@ def test_a_long_pause_holds_for_its_url_alone() -> None:
         one, begin = client(), time.monotonic()
         failure = outcome(one, f"{server.base}/later/3600/1.jpg")
         assert isinstance(failure, Failure) and failure.status == "rate_limited" and failure.retryable
-        assert failure.retry_after == 3600 and time.monotonic() - begin < 2
+        assert failure.retry_after == 3600 and time.monotonic() - begin < 60
         assert isinstance(outcome(one, f"{server.base}/img/1.jpg"), Fetched)
 
 
@@ -241,9 +241,9 @@ def test_a_dead_host_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sum(path.startswith("/reset") for path in server.hits) == 3
         last = results[-1]
         assert isinstance(last, Failure) and last.retryable and "in a row" in str(last)
-        quick, begin = client(backoff_s=30.0), time.monotonic()
+        quick, begin = client(backoff_s=120.0), time.monotonic()
         quick._hosts.put("127.0.0.1", one._hosts.get("127.0.0.1"))  # it rests: no try, and so no pause before the next
-        assert isinstance(outcome(quick, f"{server.base}/img/1.jpg"), Failure) and time.monotonic() - begin < 10
+        assert isinstance(outcome(quick, f"{server.base}/img/1.jpg"), Failure) and time.monotonic() - begin < 60
 
 
 def test_a_dead_host_is_tried_once_more_in_a_later_round(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +270,7 @@ def test_https_certificates(tmp_path: Path) -> None:
         assert one.fetch(f"{server.base}/img/1.jpg").body == server.images["1.jpg"]
         assert one.fetch(f"{server.base}/chunked/2.jpg").body == server.images["2.jpg"]
         for path, status in (("drip", "timeout"), ("drip-head", "timeout"), ("cut/1.jpg", "tcp")):
-            seconds = 0.7 if status == "timeout" else 15.0
+            seconds = 0.7 if status == "timeout" else 90.0
             failure = outcome(client(ca_file=trusted, retries=0, deadline_s=seconds), f"{server.base}/{path}")
             assert isinstance(failure, Failure) and failure.status == status, path
         for url, ca_file in ((server.base, ""), (server.base.replace("127.0.0.1", "localhost"), trusted)):
@@ -372,10 +372,10 @@ def test_every_failure_has_a_class_and_a_printable_sentence() -> None:
 
 
 def test_the_watchdog_lives_through_many_deadlines(server: WebServer) -> None:
-    one = client(deadline_s=0.3, per_host=16, retries=0)
+    one = client(deadline_s=2.0, per_host=16, retries=0)
     start = time.monotonic()
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda n: outcome(one, f"{server.base}/drip?{n}"), range(16)))
     assert {f.status for f in found if isinstance(f, Failure)} == {"timeout"} and len(found) == 16
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 25  # one after the other would take 32 s
     assert threading.active_count() < 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,10 +26,17 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def begun(work: Callable[[], None]) -> threading.Thread:
+    """A thread that has ended, or waits."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(0.05)
+    while thread.is_alive() and not waits(thread):
+        time.sleep(0.001)
     return thread
+
+
+def waits(thread: threading.Thread) -> bool:
+    frame = sys._current_frames().get(thread.ident or 0)
+    return frame is not None and frame.f_code is threading.Condition.wait.__code__
 
 
 def test_a_share_waits_until_another_is_freed() -> None:
@@ -40,7 +48,7 @@ def test_a_share_waits_until_another_is_freed() -> None:
     waiting = begun(lambda: second.grow(20))
     assert waiting.is_alive() and bound.used == 70
     first.shrink(0)
-    waiting.join(5)
+    waiting.join(60)
     assert not waiting.is_alive() and bound.used == second.size == 30
 
 
@@ -70,10 +78,10 @@ def test_a_large_picture_waits_for_its_turn_and_nothing_begins_before() -> None:
     assert opening.is_alive()
     body.complete()
     body.shrink(0)
-    waiting.join(5)
+    waiting.join(60)
     assert not waiting.is_alive() and bound.used == 500 and not new.fits(1)
     large.shrink(0)
-    opening.join(5)
+    opening.join(60)
     assert not opening.is_alive() and new.fits(1)
 
 
@@ -122,15 +130,15 @@ def test_the_clock_of_a_request_stops_while_it_waits_for_memory(monkeypatch: pyt
             time.sleep(0.1)
             connection.sendall(answer[-25:])
 
-    options = {**OPTIONS.__dict__, "memory": LIMIT, "deadline_s": 0.5, "ignore_rights": PROTOCOLS, "retries": 0}
+    options = {**OPTIONS.__dict__, "memory": LIMIT, "deadline_s": 1.0, "ignore_rights": PROTOCOLS, "retries": 0}
     one = Client(type(OPTIONS)(**options))
     holder = Share(one.memory)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        begun(lambda: serve(listener))
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         with one.memory.share() as share:
             holder.grow(60)
             holder.complete()
-            threading.Timer(1.0, holder.shrink, (0,)).start()
+            threading.Timer(2.0, holder.shrink, (0,)).start()
             fetched = one.fetch(url, share)
-            assert fetched.body == body and share.size == 50 and share.waited_s > 0.5
+            assert fetched.body == body and share.size == 50 and share.waited_s > 1

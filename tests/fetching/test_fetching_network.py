@@ -111,7 +111,7 @@ def test_dead_hosts_are_no_outage_while_a_witness_answers(server: WebServer, nam
     begin = time.monotonic()
     found = all_of(one, urls(server))
     assert all(isinstance(failure, Failure) and failure.status == "tcp" for failure in found)
-    assert one.network.state() == "" and time.monotonic() - begin < 10
+    assert one.network.state() == "" and time.monotonic() - begin < 60  # network.PATIENCE_S is more
 
 
 def test_hosts_that_failed_before_are_no_outage(server: WebServer, names: Names) -> None:

@@ -183,7 +183,7 @@ def test_a_killed_fetch_asks_for_little_again(how: signal.Signals, tmp_path: Pat
             while len(server.hits) < kill and process.poll() is None:
                 time.sleep(0.005)
             process.send_signal(how)
-            assert process.wait(20) != 0
+            assert process.wait(60) != 0
         fetch(server.base, str(tmp_path))
         downloader.close_decoders()
         asked = [server.hits[f"/img/{name}"] for name in images]

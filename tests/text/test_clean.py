@@ -532,7 +532,7 @@ def test_hostile_texts_take_bounded_time(piece):
     for found in (piece, "img" + piece, "http://" + piece, "http://a.example/" + piece, "a" + piece + "!"):
         for length in (1_900, 7_900, 1_000_000):
             value = (found[: -len(piece)] if found.endswith(piece) else found) + piece * (length // len(piece))
-            start = time.perf_counter()
+            start = time.process_time()
             clean_rules.clean_one_text(value.encode())
             clean_rules.canonical_url(value.encode())
-            assert time.perf_counter() - start < 0.5
+            assert time.process_time() - start < 0.5

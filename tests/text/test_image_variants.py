@@ -137,7 +137,7 @@ def test_hostile_urls_take_bounded_time(piece: str) -> None:
     hosts = ["a.example", *("x" * name.startswith(".") + name for name in image_variants._rules())]
     for start in (f"https://{host}/images/I/" for host in hosts):
         url = (start + piece * 2048)[:2048]
-        begin = time.perf_counter()
+        begin = time.process_time()
         variant_of(url)
         image_variants.variants(pa.array([url]))
-        assert time.perf_counter() - begin < 0.5
+        assert time.process_time() - begin < 0.5

@@ -15,7 +15,7 @@ from tools import cluster, hosts
 from tools.hosts import Hosts
 
 SERVER = "import socket, time; s = socket.create_server(({!r}, 9)); print('up', flush=True); s.accept(); time.sleep(99)"
-CONNECT = "import socket; socket.create_connection(({!r}, 9), timeout=5)"
+CONNECT = "import socket; socket.create_connection(({!r}, 9), timeout=60)"
 namespaces = subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode == 0
 
 
@@ -31,7 +31,7 @@ def python(code: str) -> list[str]:
 
 
 def wait_for(path: Path, text: str) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not path.exists() or text not in path.read_text():
         assert time.monotonic() < deadline, path
         time.sleep(0.02)
