@@ -10,19 +10,24 @@ import contextlib
 import dataclasses
 import io
 import os
+import shutil
 import stat
 import tempfile
 import threading
+import time
 import zipfile
 import zlib
+from collections.abc import Iterator
 from typing import IO, Any, BinaryIO
 
-from pipeline.engine import input_cache, remote
-from pipeline.engine.input_errors import InputError, is_remote, public
-from pipeline.engine.remote import RemoteFile
+from pipeline.engine import input_cache, object_cache, object_store, remote
+from pipeline.engine.input_errors import InputError, MissingInputError, is_remote, public
+from pipeline.engine.object_store import Conflict, ObjectFile, Version
+from pipeline.engine.remote import Pace, RemoteFile
 from pipeline.engine.transfers import Positioned
 
 BUFFER = 64 << 10  # bytes that a remote stream reads ahead
+CHECKED_S = 600.0  # a process asks the store again after so many seconds whether an object is the same
 MAX_COPIES = 8 << 30  # bytes of local copies that a process holds
 
 
@@ -110,6 +115,114 @@ def open_copy(path: str) -> Opened:
         return opened
     with opened:
         return _copied(path, opened).open()
+
+
+# ---- objects of a store
+
+
+def is_object(path: str) -> bool:
+    """True for the URL of an object whose store takes requests for any range: a copy of it may be kept."""
+    return path.partition("://")[0] in object_store.STORES
+
+
+def read_start(path: str, size: int) -> bytes:
+    """The first bytes of an input. Of an object no more is sent.
+
+    Raises:
+        As `open_input`.
+    """
+    if is_object(path) and not remote.settings().cache:
+        with _naming(path):
+            return object_store.read_range(path, 0, size)
+    with open_input(path) as opened:
+        return opened.stream.read(size)
+
+
+def open_whole(path: str) -> Opened:
+    """The input as a file on this machine. An object comes into the scratch folder: `open_at` may find it there.
+
+    Raises:
+        As `open_input`.
+    """
+    if is_object(path):
+        settings = remote.settings()
+        kept = input_cache.open_kept(path, settings) if settings.cache else None
+        if kept is not None and not isinstance(kept, RemoteFile):
+            return of_file(kept, public(path))
+        if kept is not None:
+            kept.close()
+        Pace(settings.pace, settings.rate).wait()
+        with _naming(path):
+            return of_file(open(object_cache.local(path), "rb"), public(path))
+    opened = open_input(path)
+    if opened.local:
+        return opened
+    with opened, tempfile.TemporaryFile() as file:
+        shutil.copyfileobj(opened.stream, file, 1 << 20)
+        file.flush()
+        file.seek(0)
+        return of_file(open(os.dup(file.fileno()), "rb"), opened.name)
+
+
+def open_at(path: str) -> Opened:
+    """As `open_seekable`, for one short read. Of an object one request gives it, unless this machine has a copy.
+
+    Raises:
+        InputError: a remote input cannot be read now. Its stream raises this error, too.
+        OSError: there is no such file or object any more.
+    """
+    if not is_object(path):
+        return open_seekable(path)
+    settings = remote.settings()
+    kept = input_cache.open_kept(path, dataclasses.replace(settings, fill=False)) if settings.cache else None
+    if kept is not None and not isinstance(kept, RemoteFile):
+        return of_file(kept, public(path))
+    version = _version_of(path)
+    here = object_cache.here(path, version.tag)
+    if here is not None:
+        with contextlib.suppress(FileNotFoundError):  # it went to make room
+            return of_file(open(here, "rb"), public(path))
+    return Opened(io.BufferedReader(_Object(path, version), BUFFER), public(path), size=version.size, seekable=True)
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{public(path)!r} is not there") from error
+
+
+class _Object(ObjectFile):
+    """An object of one version."""
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return super().readinto(buffer)
+        except Conflict:
+            _versions.pop(self._url, None)
+            raise FileNotFoundError(f"{public(self._url)!r} was replaced") from None
+
+
+_asking = threading.Lock()
+_versions: dict[str, tuple[float, Version]] = {}  # of objects that images are read from, and when the store said so
+
+
+def _version_of(path: str) -> Version:
+    """The version of an object. The store is asked again after CHECKED_S.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+    """
+    with _asking:
+        said, version = _versions.get(path, (0.0, None))
+        if version is None or time.monotonic() - said > CHECKED_S:
+            version = object_store.head(path)
+            if version is None:
+                _versions.pop(path, None)
+                raise FileNotFoundError(path)
+            _versions[path] = time.monotonic(), version
+        return version
 
 
 # ---- a member of a WACZ

@@ -49,6 +49,7 @@ from pipeline.text import rights
 
 PACKAGE = "_openwit_img2dataset"
 
+TAKEN_AT_ONCE = 8  # images out of other sets: they are not counted yet in the memory of the fetch
 LOOK_S = 0.5  # seconds between two looks at a call under way
 
 _numbers = itertools.count()
@@ -115,6 +116,7 @@ class _Shard:
         self._decoder = decoder
         self._archived = archived
         self._archive_lock = threading.Lock()
+        self._taking = threading.Semaphore(TAKEN_AT_ONCE)
         self._decoder_lock = threading.Lock()
         self.pieces = pieces
         self._watch = watch
@@ -161,7 +163,7 @@ class _Shard:
         """
         if self._stored is None:
             return None
-        with self._archive_lock:
+        with self._taking:
             found = self._stored(url)
         if found is None:
             return None

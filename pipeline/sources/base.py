@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from pipeline.engine.input_errors import InputError, UnreadableInputError, is_remote, public
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.opening import open_input
+from pipeline.engine.opening import open_input, read_start
 from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
 from pipeline.sources.pieces import Piece
 
@@ -37,6 +37,7 @@ OPENED_AT_ONCE = 8
 ITEMS_OF_CALL = 64  # of a thread, at most
 SNIFF_BYTES = 64 * 1024  # from the start of a file, that tell its format
 SET = "set"  # the format of a published set
+WEBDATASET = "webdataset"  # the format of a tar of samples
 MAX_WHOLE = 256 << 20  # bytes of a file that is read as a whole, unpacked
 GZIP = b"\x1f\x8b"  # begins a gzip file
 
@@ -267,8 +268,7 @@ def read_head(path: str) -> bytes:
         InputError: the input cannot be opened, or a transfer broke.
         OSError: a local file cannot be read.
     """
-    with open_bytes(path) as file:
-        head = file.read(SNIFF_BYTES)
+    head = read_start(path, SNIFF_BYTES)
     return _inflate(head) if head.startswith(GZIP) else head
 
 

@@ -13,6 +13,7 @@ import codecs
 import dataclasses
 import difflib
 import fnmatch
+import functools
 import glob
 import hashlib
 import os
@@ -24,7 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.engine import remote
+from pipeline.engine import opening, remote
 from pipeline.engine.input_errors import (
     UNAVAILABLE,
     InputError,
@@ -33,7 +34,17 @@ from pipeline.engine.input_errors import (
     public,
 )
 from pipeline.sources import READERS, published_sets
-from pipeline.sources.base import SET, Found, Input, Reader, file_name, read_head, read_whole, several_at_once
+from pipeline.sources.base import (
+    SET,
+    WEBDATASET,
+    Found,
+    Input,
+    Reader,
+    file_name,
+    read_head,
+    read_whole,
+    several_at_once,
+)
 
 AUTO = "auto"  # value of --input-format: the format of each file is detected
 
@@ -52,6 +63,7 @@ _CRAWL = re.compile(
 )
 _ADDRESS = re.compile(rb"https?://\S+", re.IGNORECASE)
 _GLOB = re.compile(r"[*?\[]")
+_SHARD = re.compile(r"/shards/\d{5,9}\.tar$")  # the end of the path of a shard of a published set
 
 
 def expand(
@@ -114,7 +126,7 @@ def expand(
 
 def exchanged(specs: Sequence[str], known: Sequence[Input], drop: Sequence[str]) -> frozenset[str]:
     """The paths of known files that one command takes out and names again, each by its own path: they are read anew."""
-    named = {spec if is_remote(spec) else _real(os.path.abspath(os.path.expanduser(spec))) for spec in specs}
+    named = {spec.rstrip("/") if is_remote(spec) else _real(_absolute(spec)) for spec in specs}
     files = _names(_known_files(known)).items() if drop else ()
     gone = [file.path for file, names in files if any(_fits(file, value, names) for value in drop)]
     sets = {_real(root) for root in map(published_sets.root_of, gone)} & named if drop else set[str]()
@@ -135,6 +147,10 @@ def _has_name(item: Input, name: str) -> bool:
     return item.name == name or item.name.startswith(f"{name}/")
 
 
+def _absolute(spec: str) -> str:
+    return os.path.abspath(os.path.expanduser(spec))
+
+
 def _real(path: str) -> str:
     return path if is_remote(path) else os.path.realpath(path)
 
@@ -148,7 +164,8 @@ def _new_files(found: Iterable[Found], files: dict[Found, list[Input]]) -> list[
     places = {_real(file.path): file for file in files}
     gone = {(file.name, file.size): file for file in files if not (is_remote(file.path) or os.path.exists(file.path))}
     new = []
-    copies = {file.name for file in files}
+    copies = {file.name: file for file in files}
+    is_gone = functools.cache(published_sets.is_gone)
     for item in found:
         there = places.get(_real(item.path)) if places else None
         if there is not None:
@@ -170,9 +187,12 @@ def _new_files(found: Iterable[Found], files: dict[Found, list[Input]]) -> list[
                 dataclasses.replace(made, path=made.path.replace(moved.path, item.path), found=item)
                 for made in files.pop(moved)
             ]
-        elif item.format != SET or item.name not in copies:  # else a copy of a set that is known
+        elif item.format != SET or item.name not in copies:
             new.append(item)
-            copies.add(item.name)
+            copies[item.name] = item
+        elif copies[item.name] in files and is_gone(published_sets.root_of(copies[item.name].path)):
+            copy = files.pop(copies[item.name])  # on a store: there is no request for each file
+            files[item] = [dataclasses.replace(made, path=item.path, found=item) for made in copy]
     return new
 
 
@@ -215,7 +235,8 @@ def _fits(item: Found, value: str, names: set[str]) -> bool:
     if value in (*names, item.path, public(item.path)):
         return True
     if is_remote(value) or is_remote(item.path):
-        return bool(_GLOB.search(value)) and fnmatch.fnmatchcase(item.path, value)
+        inside = is_remote(value) and item.path.startswith(f"{value.rstrip('/')}/")
+        return inside or (bool(_GLOB.search(value)) and fnmatch.fnmatchcase(item.path, value))
     path = os.path.abspath(os.path.expanduser(value))
     if item.path == path or item.path.startswith(os.path.join(path, "")) or _real(item.path) == _real(path):
         return True
@@ -331,7 +352,8 @@ def _may_be_set(folders: Sequence[str], files: Sequence[str]) -> bool:
 def _holds_pairs(path: str) -> bool:
     """True for a file whose name tells little and whose first bytes are rows. Others describe the folder: they stay."""
     vague = [reader for reader in READERS.values() if path.lower().endswith(reader.vague_suffixes)]
-    return bool(vague) and os.path.isfile(path) and any(reader.holds_pairs(read_head(path)) for reader in vague)
+    there = bool(vague) and (is_remote(path) or os.path.isfile(path))
+    return there and any(reader.holds_pairs(read_head(path)) for reader in vague)
 
 
 def _local(path: str, root: str) -> Found:
@@ -466,19 +488,43 @@ def _expand_remote(url: str, *, any_name: bool) -> list[Found]:
     except (ValueError, ImportError) as error:
         raise InputError(f"{public(url)!r} cannot be opened: {error}") from error
     if not (_GLOB.search(url) or url.endswith("/")):
+        if not any_name and published_sets.may_be_on_store(url) and published_sets.is_set(url):
+            return published_sets.files_of(url)
         return [Found(public(url), url, "", None)]
 
     def listed(system: Any, path: str) -> tuple[Any, dict[str, Any]]:
         return system, system.glob(path, detail=True) if _GLOB.search(url) else system.find(path, detail=True)
 
     system, listing = remote.patiently(url, listed)
-    files = {name: info for name, info in listing.items() if info.get("type") == "file"}
+    there = {system.unstrip_protocol(name): info for name, info in listing.items()}
     any_name = any_name or (not url.endswith("/") and _names_a_suffix(url))
-    names = [name for name in sorted(files) if any_name or _named(name)]
-    if not names:
+    found: list[Found] = []
+    if opening.is_object(url) and not any_name:
+        found, there = _of_stored_folder(url, there)
+    files = [full for full, info in sorted(there.items()) if info.get("type") == "file"]
+    found += [Found(public(full), full, "", there[full].get("size")) for full in files if any_name or _named(full)]
+    if not found:
         raise InputError(f"no file to read matches {public(url)!r}: expected {readable()}")
-    urls = [system.unstrip_protocol(name) for name in names]
-    return [Found(public(full), full, "", files[name].get("size")) for name, full in zip(names, urls, strict=True)]
+    return found
+
+
+def _of_stored_folder(url: str, there: Mapping[str, Any]) -> tuple[list[Found], dict[str, Any]]:
+    """The sets and the tars of samples among what a folder or a glob on a store gives, and the files that are left."""
+    marks = (f"/{published_sets.MANIFEST}", f"/{published_sets.SIZES}")
+    roots = {full.removesuffix(mark) for full in there for mark in marks if full.endswith(mark)}
+    roots |= {full for full, info in there.items() if info.get("type") == "directory"}
+    sets = [root for root, is_set in zip(roots, several_at_once(published_sets.is_set, roots), strict=True) if is_set]
+    outer = sorted(root for root in sets if not any(root.startswith(f"{other}/") for other in sets))
+    found = [file for root in outer for file in published_sets.files_of(root)]
+    left = {full: info for full, info in there.items() if not full.startswith(tuple(f"{root}/" for root in outer))}
+    if not url.endswith("/"):
+        return found, left
+    tars = [full for full in left if full.lower().endswith(".tar") and not file_name(full).startswith((".", "_"))]
+    samples = [full for full, holds in zip(tars, several_at_once(_holds_pairs, tars), strict=True) if holds]
+    found += [Found(public(full), full, "", left[full].get("size"), WEBDATASET) for full in samples]
+    # img2dataset's tables of the samples of a tar
+    gone = {*samples, *(f"{full.removesuffix('.tar')}.parquet" for full in samples)}
+    return found, {full: info for full, info in left.items() if full not in gone}
 
 
 def robots_spec(spec: str) -> str:
@@ -567,7 +613,8 @@ def _reader_of(item: Found) -> Reader:
     if named and not (named.name_is_vague and not is_remote(item.path)):
         return named
     root = published_sets.root_of(item.path)
-    if item.path.endswith(".tar") and not is_remote(item.path) and published_sets.is_set(root):
+    asked = not is_remote(item.path) or opening.is_object(item.path)
+    if asked and _SHARD.search(item.path) and published_sets.is_set(root):
         raise InputError(f"{item.path!r} is a shard of a published set: name the folder of the set, {root!r}")
     if _WET.search(file_name(item.path)):
         raise InputError(

@@ -16,11 +16,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.engine import opening
 from pipeline.engine.input_errors import InputError, UnreadableInputError
 from pipeline.engine.ledger import Ledger
 from pipeline.schema import CANDIDATES, TEXT_SOURCES, URL_SOURCES
 from pipeline.sources.base import ARCHIVED_IMAGES, BATCH_ROWS, SET, Found, Input, Reader, ReadSettings, for_each
-from pipeline.sources.published_sets import INSTEAD, MANIFEST, PublishedSet, below, metadata_of, read_set, root_of
+from pipeline.sources.published_sets import (
+    INSTEAD,
+    MANIFEST,
+    PublishedSet,
+    below,
+    known_set,
+    metadata_of,
+    read_set,
+    root_of,
+)
 
 READ_ROWS = 8_192  # of the metadata, at a time
 BLOCK = 512  # of a tar
@@ -51,21 +61,19 @@ class PublishedSets(Reader):
 
     def check(self, inputs: Sequence[Input], settings: ReadSettings) -> None:
         """Compares the sizes of all files with those of the manifests."""
-        for_each(lambda item: self._check(item, content=False), inputs)
+        sets = {root: read_set(root) for root in dict.fromkeys(root_of(item.path) for item in inputs)}
+        sizes = {root: found.sizes() for root, found in sets.items()}
 
-    def _check(self, item: Input, *, content: bool) -> PublishedSet:
-        found, tar = read_set(root_of(item.path)), below(item.path)
-        if item.name != found.name_of(tar):
-            raise UnreadableInputError(
-                f"the set {found.root} is another one now: add --drop-input {found.root} to --extend, "
-                f"and --input {found.root} to read it anew"
-            )
-        for path in (tar, metadata_of(tar)):
-            found.check(path, content=content)
-        return found
+        def check(item: Input) -> None:
+            root, tar = root_of(item.path), below(item.path)
+            _check_name(item, sets[root])
+            for path in (tar, metadata_of(tar)):
+                sets[root].check(path, sizes[root])
+
+        for_each(check, inputs)
 
     def amount(self, item: Input) -> float | None:
-        found = read_set(root_of(item.path)).files.get(below(item.path))
+        found = known_set(root_of(item.path)).files.get(below(item.path))
         return item.bytes if found is None else found.rows
 
     def unit(self, item: Input) -> str:
@@ -74,8 +82,10 @@ class PublishedSets(Reader):
     def read(
         self, source: Input, *, ledger: Ledger, images: list[pa.RecordBatch], settings: ReadSettings
     ) -> Iterator[pa.RecordBatch]:
-        found = self._check(source, content=True)
-        path = os.path.join(found.root, metadata_of(below(source.path)))
+        found, tar = read_set(root_of(source.path)), below(source.path)
+        _check_name(source, found)
+        found.sound(tar)
+        path = found.sound(metadata_of(tar))
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 names = file.schema_arrow.names
@@ -100,9 +110,14 @@ class PublishedSets(Reader):
         return None if stored is None else stored[0]
 
     def read_stored(self, path: str, offset: int, *, max_bytes: int) -> tuple[bytes, dict[str, Any]] | None:
-        """The stored JPEG and the JSON of its sample; None where the tar does not hold them any more."""
+        """The stored JPEG and the JSON of its sample; None where the tar does not hold them any more.
+
+        Raises:
+            InputError: a store cannot be asked now.
+        """
         try:
-            with open(path, "rb") as file:
+            with opening.open_at(path) as opened:
+                file = opened.stream
                 file.seek(offset - BLOCK)
                 key, size = _member(file.read(BLOCK), ".jpg")
                 if not 0 < size <= max_bytes:
@@ -110,6 +125,8 @@ class PublishedSets(Reader):
                 image, _ = file.read(size), file.seek(-size % BLOCK, os.SEEK_CUR)
                 again, size = _member(file.read(BLOCK), ".json")
                 facts = json.loads(file.read(min(size, LARGEST_JSON)))
+        except InputError:
+            raise
         except (OSError, ValueError, RecursionError):
             return None
         if key != again or not isinstance(facts, dict) or hashlib.sha256(image).hexdigest() != facts.get("sha256"):
@@ -119,9 +136,18 @@ class PublishedSets(Reader):
     def result_of(self, path: str) -> str:
         """The version of the rows of the set in which a tar lies; "": not known any more."""
         try:
-            return read_set(root_of(path)).result
+            return known_set(root_of(path)).result
         except InputError:
             return ""
+
+
+def _check_name(item: Input, found: PublishedSet) -> None:
+    """Raises UnreadableInputError if the set has changed since its inputs were listed."""
+    if item.name != found.name_of(below(item.path)):
+        raise UnreadableInputError(
+            f"the set {found.root} is another one now: add --drop-input {found.root} to --extend, "
+            f"and --input {found.root} to read it anew"
+        )
 
 
 def _member(header: bytes, extension: str) -> tuple[str, int]:

@@ -13,8 +13,6 @@ import json
 import mmap
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -25,9 +23,11 @@ from pipeline.engine import foreign_tars
 from pipeline.engine.foreign_tars import BLOCK
 from pipeline.engine.input_errors import is_remote
 from pipeline.engine.ledger import CUT, Ledger
-from pipeline.engine.opening import open_input, open_seekable
+from pipeline.engine.opening import open_at, open_whole, read_start
 from pipeline.sources.base import (
     ARCHIVED_IMAGES,
+    MOST_OPENED,
+    WEBDATASET,
     Input,
     Reader,
     ReadSettings,
@@ -41,7 +41,8 @@ IMAGES = {"jpg": "jpeg", "jpeg": "jpeg", "png": "png", "webp": "webp", "gif": "g
 KINDS = (*IMAGES, "json", "txt")
 ROWS = 8_192  # samples of a batch
 LARGEST_JSON = 1 << 20
-MOST_CHECKED = 64  # tars that a check opens, at most
+MOST_CHECKED = 64  # tars of this machine that a check opens, at most
+CHECKED_BYTES = 1 << 20  # of a remote tar
 SAMPLES_CHECKED = 8  # of a tar
 DISTANCE_BITS = 24  # of an offset: how many blocks lie between image and JSON
 MIDDLE = 1 << (DISTANCE_BITS - 1)
@@ -53,7 +54,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class TarReader(Reader):
     """Tars of samples."""
 
-    name: ClassVar[str] = "webdataset"
+    name: ClassVar[str] = WEBDATASET
     suffixes: ClassVar[tuple[str, ...]] = ()
     vague_suffixes: ClassVar[tuple[str, ...]] = (".tar",)
     bytes_per_pair: ClassVar[float] = 30_000
@@ -70,10 +71,10 @@ class TarReader(Reader):
         return name.rpartition(".")[2] in KINDS
 
     def check(self, inputs: Sequence[Input], settings: ReadSettings) -> None:
-        """Checks that the first local tars hold a sample with an image, a URL and a text."""
+        """Checks that the first tars hold a sample with an image, a URL and a text."""
         local = [item for item in inputs if not is_remote(item.path)][:MOST_CHECKED]
-        for_each(lambda item: _check(item, settings), local)
-        super().check(inputs, settings)
+        remote = [item for item in inputs if is_remote(item.path)][:MOST_OPENED]
+        for_each(lambda item: _check(item, settings), [*local, *remote])
 
     def read(
         self, source: Input, *, ledger: Ledger, images: list[pa.RecordBatch], settings: ReadSettings
@@ -117,10 +118,13 @@ class TarReader(Reader):
         """The image, and of its JSON the size and the sha256 of the image as served; None: the tar is gone.
 
         An image with more than `max_bytes` is empty here: it does not decode, and no server is asked for it.
+
+        Raises:
+            InputError: a remote tar cannot be read now.
         """
         block, distance = offset >> DISTANCE_BITS, offset & ((1 << DISTANCE_BITS) - 1)
         try:
-            with open_seekable(path) as opened:
+            with open_at(path) as opened:
                 image = _member(opened.stream, block, max_bytes)
                 known = _member(opened.stream, block + distance - MIDDLE, LARGEST_JSON) if distance else b"{}"
         except OSError:
@@ -139,7 +143,14 @@ def _check(item: Input, settings: ReadSettings) -> None:
     Raises:
         SettingsError: none of them has an image, a URL and a text.
     """
-    with _mapped(item.path) as data:
+    with contextlib.ExitStack() as stack:
+        data: mmap.mmap | bytes
+        if is_remote(item.path):
+            data = read_start(item.path, CHECKED_BYTES)
+            if foreign_tars.scan(data, most=1).faults:
+                return  # its first sample has more bytes
+        else:
+            data = stack.enter_context(_mapped(item.path))
         some = list(foreign_tars.scan(data, most=SAMPLES_CHECKED).samples.values())
         good = [members for members in some if not IMAGES.keys().isdisjoint(members)]
         if not good:
@@ -161,17 +172,13 @@ def _listed(samples: Sequence[dict[str, Any]]) -> str:
 @contextlib.contextmanager
 def _mapped(path: str) -> Iterator[mmap.mmap | bytes]:
     """The bytes of a tar. A remote one is copied to this machine first."""
-    with contextlib.ExitStack() as stack:
-        opened = stack.enter_context(open_input(path))
-        file: Any = opened.stream
-        if not opened.local:
-            file = stack.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(opened.stream, file, 1 << 20)
-            file.flush()
+    with open_whole(path) as opened:
+        file = opened.stream
         if not os.fstat(file.fileno()).st_size:
             yield b""
             return
-        yield stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
 
 
 def _image_of(members: dict[str, foreign_tars.Place]) -> tuple[str, foreign_tars.Place] | None:

@@ -352,12 +352,20 @@ class ArchivedImages:
             raise Failure("tcp", f"the archive of the image: {error}") from error
 
     def stored(self, url: str) -> StoredImage | None:
-        """The image that another set has stored, or None if no set has (or it can no longer be read)."""
+        """The image that another set has stored, or None if no set has (or it can no longer be read).
+
+        Raises:
+            Failure: it lies elsewhere, and cannot be read now. A later attempt may succeed.
+        """
         found = self._place(url)
         if found is None or not READERS[found[0]].stores_images:
             return None
         form, path, offset = found
-        sample = READERS[form].read_stored(path, offset, max_bytes=self.max_bytes)
+        remote.configure(self.remote)
+        try:
+            sample = READERS[form].read_stored(path, offset, max_bytes=self.max_bytes)
+        except InputError as error:
+            raise Failure("tcp", f"the tar of the image: {error}") from error
         if sample is None or not _is_of(sample[1], url):
             return None
         image = stored_image(*sample, url=url, same_version=READERS[form].result_of(path) == str(RESULT))

@@ -33,9 +33,6 @@ from pipeline.stages.input_list import InputList, path_of
 from pipeline.stages.left_out import NAMES, Retry
 
 TAKEN = ("gather", "match", "fetch")  # the stages whose files are taken
-_STORES = tuple(f"{scheme}://" for scheme in checks.STORES)
-# A spec on a store that names a file, a glob or a folder of files: it is not asked whether it is a set.
-_NO_SET = re.compile(r"[*?\[]|\.(?:gz|warc|arc|wat|wacz|tar|parquet|tsv|csv|txt|jsonl?|zst|bz2|xz)$", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +76,7 @@ def find(spec: str, output: str, *, known: Iterable[Input] | None) -> OtherSet |
         UsageError: it is the set in `output`.
         MissingInput: it is a set, but what it read is not there.
     """
-    on_store = spec.startswith(_STORES) and not _NO_SET.search(spec)
+    on_store = published_sets.may_be_on_store(spec)
     if (is_remote(spec) and not on_store) or spec.startswith(("@", "cc:", "file:")):
         return None
     path = storage.absolute(spec if on_store else os.path.expanduser(spec))
@@ -99,10 +96,6 @@ def _of_folder(spec: str, folder: str, output: str, known: Iterable[Input] | Non
         raise MissingInput(f"--input {spec}: a change of this set was interrupted: inspect_shards info {root} ends it")
     inputs = InputList.read(root)
     if folder == root and published_sets.is_set(root) and _is_read_as_published(root, inputs, known):
-        if on_store:
-            raise MissingInput(
-                f"--input {spec}: a set on a store comes in by --extend, with its stages: copy it to this machine first"
-            )
         return None
     missing = "gather" if inputs is None else next((name for name in TAKEN[:2] if not is_done(root, name)), None)
     if missing is None and inputs is not None:
