@@ -272,6 +272,10 @@ def _hash_values(array: pa.Array, kind: pa.DataType) -> Words:
 
 def _hash_lists(array: pa.Array) -> Words:
     """Hashes of lists. Each element hash is mixed with its place; their sum is mixed with the length."""
+    if array.type == pa.list_(pa.int32()) and not array.null_count and not array.values.null_count:
+        kernel = jit.kernel("pipeline.engine.mixing_kernel", len(array))
+        if kernel:
+            return kernel.hash_lists(np.asarray(array.offsets), np.asarray(array.values))
     lengths = np.asarray(pc.list_value_length(array).fill_null(0)).astype(np.int64)
     elements = column_hash(array.flatten())  # without the elements under null lists and outside a slice
     starts = np.cumsum(lengths) - lengths

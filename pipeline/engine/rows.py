@@ -44,13 +44,15 @@ class Overlay:
             columns: of the result; None: those of the batch, and those that the part lacks.
         """
         low, high = np.searchsorted(self._rows, [first, first + batch.num_rows]).tolist()
-        place = np.arange(batch.num_rows)
-        place[self._rows[low:high] - first] = batch.num_rows + np.arange(high - low)
+        wanted = self._values.schema.names if columns is None else set(columns) & set(self._values.schema.names)
         found = dict(zip(batch.schema.names, batch.columns, strict=True))
-        for name in self._values.schema.names if columns is None else set(columns) & set(self._values.schema.names):
-            new = self._values[name].slice(low, high - low)
-            old = found.get(name, pa.nulls(batch.num_rows, new.type))
-            found[name] = pa.concat_arrays([old, new]).take(pa.array(place)) if high > low else old
+        found |= {name: pa.nulls(batch.num_rows, self._values[name].type) for name in wanted if name not in found}
+        if high > low:
+            place = np.arange(batch.num_rows)
+            place[self._rows[low:high] - first] = batch.num_rows + np.arange(high - low)
+            for name in wanted:
+                new = self._values[name].slice(low, high - low)
+                found[name] = pa.concat_arrays([found[name], new]).take(pa.array(place))
         return pa.RecordBatch.from_pydict(found)
 
 

@@ -170,10 +170,17 @@ def _checksum(data: bytes | memoryview, *place: int) -> int:
     return xxhash.xxh3_64_intdigest(data, xxhash.xxh3_64_intdigest(_PLACE.pack(*place)))
 
 
-def table(messages: list[bytes], schema: pa.Schema) -> pa.Table:
-    """The rows of several buckets, in their order."""
+def table(messages: list[bytes], schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """The rows of several buckets, in their order.
+
+    Args:
+        messages: of the buckets.
+        schema: of the messages.
+        columns: of the table. No other one is copied. None: all.
+    """
     batches = [batch for message in messages for batch in _batches(message, schema)]
-    return pa.Table.from_batches(batches, schema).combine_chunks()
+    rows = pa.Table.from_batches(batches, schema)
+    return (rows if columns is None else rows.select(columns)).combine_chunks()
 
 
 def _batches(message: bytes, schema: pa.Schema) -> Iterator[pa.RecordBatch]:

@@ -166,8 +166,7 @@ class CutTexts:
             if source not in self.plan.exempt
             for _, message in shuffle_files.read_all(parts.file(source, "keys", part))
         ]
-        found = shuffle_files.table(messages, KEYS).select(TEXTS.names)
-        batch = hashing.as_batch(found)
+        batch = hashing.as_batch(shuffle_files.table(messages, KEYS, TEXTS.names))
         bucket = hashing.buckets(batch["text"].to_numpy(), self.plan.key_bits)
         path = self.folder.file(unit, "texts", 0)
         shuffle_files.write(path, shuffle_files.cut(batch, bucket, 1 << self.plan.key_bits))
@@ -207,11 +206,16 @@ def load_common_texts(folder: StepFolder) -> np.ndarray:
 
 
 def among(words: np.ndarray, ascending: np.ndarray) -> np.ndarray:
-    """True for each word that is in an ascending array."""
-    if len(ascending) == 0:
-        return np.zeros(len(words), np.bool_)
-    place = np.minimum(np.searchsorted(ascending, words), len(ascending) - 1)
-    return ascending[place] == words
+    """True for each word that is in an ascending array. The words are hashes, and most are not in it."""
+    mask = np.uint64((16 << len(ascending).bit_length()) - 1)
+    low_bits = np.zeros(int(mask) + 1, np.bool_)  # so few words are looked up
+    low_bits[ascending & mask] = True
+    found = low_bits[words & mask]
+    maybe = words[found]
+    if len(maybe):
+        place = np.minimum(np.searchsorted(ascending, maybe), len(ascending) - 1)
+        found[found] = ascending[place] == maybe
+    return found
 
 
 def keys_of(keys: pa.Table, common: np.ndarray | None = None, exempt: tuple[int, ...] = ()) -> Keys:
@@ -467,11 +471,14 @@ class MarkDropped:
             drops = pa.concat_tables([storage.read_table(self.earlier.file(unit, "earlier")), drops])
         rejects = Rejects(self.plan.keep_rejected)
         tally = Tally(self.plan.folder.name, rejects)
+        offer = Offer(rejects, tally.stage, self.plan.reasons)
         for source, part, mask in masks_of_group(self.plan.rows, unit, drops):
             storage.write_bytes(self.folder.file(source, "mask", part), mask.tobytes())
             overlay = Overlay.read(self.plan.overlays.file(source, "overlay", part)) if self.plan.captions else None
             path = self.plan.rows.parts.file(source, "arrow", part)
             count_part(path, mask, tally, self.plan.reasons, overlay=overlay)
+            offer.add(path, mask)
+        offer.close()
         return unit_body(self.folder, unit, [tally], rejects)
 
 
@@ -490,34 +497,64 @@ def masks_of_group(rows: Rows, group: int, drops: pa.Table) -> Iterator[tuple[in
 def count_part(
     path: str, mask: np.ndarray, tally: Tally, reasons: tuple[str, ...], *, overlay: Overlay | None = None
 ) -> None:
-    """Adds one part to the stage's ledger and digest, and offers its dropped rows to the rejects."""
+    """Adds one part to the stage's ledger and digest."""
     hashes = np.concatenate([batch["row_hash"].to_numpy() for batch in storage.read_batches(path, ["row_hash"])])
     if overlay is not None:
         whole = pa.RecordBatch.from_arrays([pa.array(hashes)], ["row_hash"])
         hashes = overlay.over(whole, 0, ["row_hash"])["row_hash"].to_numpy()
     tally.ledger.rows_in += len(mask)
     tally.passed(hashes[mask == 0])
-    for code in np.unique(mask[mask > 0]).tolist():
-        rows = np.flatnonzero(mask == code)
-        tally.ledger.drop(reasons[code], len(rows))
-        if reasons[code] == selection.JOINED:  # the text is in the set
-            continue
-        if tally.rejects.keep == "sample" and len(rows) > tally.rejects.limit:  # so that few rows are read below
-            high = np.concatenate([hashing.uid_words(batch["uid"])[0] for batch in storage.read_batches(path, ["uid"])])
-            rows = np.sort(rows[np.argpartition(high[rows], tally.rejects.limit - 1)[: tally.rejects.limit]])
-        if tally.rejects.keep != "none":
-            _reject(path, rows, reasons[code], tally)
+    for code, rows in enumerate(np.bincount(mask, minlength=1).tolist()):
+        if code:
+            tally.ledger.drop(reasons[code], rows)
 
 
-def _reject(path: str, rows: np.ndarray, reason: str, tally: Tally) -> None:
-    """Offers the given rows of a part to the rejects."""
-    first = 0
-    for batch in storage.read_batches(path):  # all columns: so the file is mapped; selected columns would be copied
-        inside = rows[(rows >= first) & (rows < first + batch.num_rows)] - first
-        if len(inside):
-            taken = batch.take(pa.array(inside))
-            tally.rejects.add(tally.stage, reason, taken["url"], taken["text"], taken["uid"])
-        first += batch.num_rows
+class Offer:
+    """The dropped rows of the parts of a group. Those that the rejects keep are chosen before any row is read.
+
+    Args:
+        rejects: gets them.
+        stage: that drops the rows.
+        reasons: of the codes of the masks. A row whose text joined another row is not offered: the text is in the set.
+    """
+
+    def __init__(self, rejects: Rejects, stage: str, reasons: tuple[str, ...]) -> None:
+        self._rejects, self._stage, self._reasons = rejects, stage, reasons
+        self._paths: list[str] = []
+        self._found: dict[int, np.ndarray] = {}  # code -> (number of the part, code, row, high word of the uid)
+
+    def add(self, path: str, mask: np.ndarray) -> None:
+        """Takes the dropped rows of a part."""
+        rows = np.flatnonzero(mask)
+        if self._rejects.keep == "none" or not len(rows):
+            return
+        number = np.full(len(rows), len(self._paths))
+        self._paths.append(path)
+        high = hashing.uid_words(rows_of_part(path, rows, ["uid"])["uid"])[0]
+        places = np.stack([column.astype(np.uint64) for column in (number, mask[rows], rows, high)], axis=1)
+        for code in np.unique(mask[rows]).tolist():
+            if self._reasons[code] != selection.JOINED:
+                self._keep(code, places[places[:, 1] == code])
+
+    def _keep(self, code: int, places: np.ndarray) -> None:
+        places = np.concatenate([self._found[code], places]) if code in self._found else places
+        limit = self._rejects.limit
+        if self._rejects.keep == "sample" and len(places) > limit:
+            places = places[np.argpartition(places[:, 3], limit - 1)[:limit]]
+        self._found[code] = places
+
+    def close(self) -> None:
+        """Reads the rows that are kept, and gives them to the rejects."""
+        if not self._found:
+            return
+        places = np.concatenate(list(self._found.values()))[:, :3].astype(np.int64)
+        places = places[np.lexsort(places.T[::-1])]
+        starts = np.flatnonzero(np.diff(places[:, :2], axis=0).any(axis=1)) + 1
+        for some in np.split(places, starts):
+            number, code, _ = some[0].tolist()
+            taken = rows_of_part(self._paths[number], some[:, 2], ["url", "text", "uid"])
+            columns = (hashing.as_array(taken[name]) for name in ("url", "text", "uid"))
+            self._rejects.add(self._stage, self._reasons[code], *columns)
 
 
 def drop_duplicates(done: Any, plan: DedupPlan, *, exchange: str) -> beam.PCollection:

@@ -74,6 +74,7 @@ class Thresholds(NamedTuple):
 
     hash: Words
     tie: Words
+    sure: Mask | None = None  # queries that are known to pick all of their matches, so that no h is drawn for them
 
 
 class Picks(NamedTuple):

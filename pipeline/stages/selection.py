@@ -132,6 +132,10 @@ def _with_keepers(
 
 def find_common_texts(text: Words, image: Words, bound: int) -> Words:
     """The texts of more than `bound` distinct images, ascending. All rows of a text must be in the same call."""
+    kernel = _kernel(len(text))
+    if kernel:  # most texts have few rows, and need no sort
+        frequent = kernel.frequent(text, bound)
+        text, image = text[frequent], image[frequent]
     order = np.lexsort((image, text))
     text, image = text[order], image[order]
     new_text = np.concatenate([[True], text[1:] != text[:-1]])[: len(text)]
@@ -253,6 +257,11 @@ def bernoulli_thresholds(counts: Counts, cap: Cap, *, stop: Mask | None = None) 
     head = _head(counts, cap, stop)
     tau.hash[head] = _fraction(_cap_of(cap, head) * 1.0, counts[head])
     return tau
+
+
+def with_sure(tau: Thresholds) -> Thresholds:
+    """The thresholds, with the queries that pick all of their matches."""
+    return tau._replace(sure=(tau.hash == HIGHEST) & (tau.tie == HIGHEST))
 
 
 def pick(matches: Matches, keys: Words, tau: Thresholds) -> Picks:

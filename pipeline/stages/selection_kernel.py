@@ -10,10 +10,10 @@ import numpy.typing as npt
 from pipeline.engine.hashing import Words
 from pipeline.engine.hashing_kernel import frozen
 from pipeline.engine.jit import njit
+from pipeline.engine.mixing_kernel import GOLDEN, finalise, hash_lists
 from pipeline.stages.matches import Counts, Keys, Mask, Matches, Thresholds
 
 U = np.uint64
-_GOLDEN, _MIX_1, _MIX_2 = U(0x9E3779B97F4A7C15), U(0xBF58476D1CE4E5B9), U(0x94D049BB133111EB)
 _KEEP, _SAME_PAIR, _OTHER_TEXT, _PLACEHOLDER_URL, _COMMON_TEXT = (np.uint8(code) for code in range(5))
 _EMPTY = np.int32(-1)
 
@@ -29,12 +29,12 @@ class _Rows(NamedTuple):
 
 
 class _Window(NamedTuple):
-    """For each query: its key, its window of hashes (`caps.CapWindows`), and whether it is a stop query."""
+    """For each query: its key, its window of hashes (`caps.CapWindows`), and whether it has none since it picks all."""
 
     keys: npt.NDArray[np.uint64]
     low: npt.NDArray[np.uint64]
     high: npt.NDArray[np.uint64]
-    stop: npt.NDArray[np.bool_]
+    all: npt.NDArray[np.bool_]  # most queries: small, so that it stays in the processor's cache
 
 
 class _Tuples(NamedTuple):
@@ -56,16 +56,9 @@ class _Picked(NamedTuple):
 
 
 @njit
-def _finalise(x):
-    x = (x ^ (x >> U(30))) * _MIX_1
-    x = (x ^ (x >> U(27))) * _MIX_2
-    return x ^ (x >> U(31))
-
-
-@njit
 def _draw(mixed_pair, key):
     """`selection.draw`. `mixed_pair` depends on the row alone, so all queries of a row share it."""
-    return max(_finalise(mixed_pair ^ key), U(1))
+    return max(finalise(mixed_pair ^ key), U(1))
 
 
 @njit
@@ -85,7 +78,7 @@ def _mark_equal_pairs(keys, table, codes):
     """Marks all but one row of each (image, text). The hash table uses open addressing by rank."""
     mask = U(len(table) - 1)
     for row in range(len(keys.rank)):
-        place = (_finalise(keys.rank[row]) >> U(20)) & mask
+        place = (finalise(keys.rank[row]) >> U(20)) & mask
         other = table[place]
         while other != _EMPTY and (keys.rank[other] != keys.rank[row] or keys.image[other] != keys.image[row]):
             place = (place + U(1)) & mask
@@ -104,7 +97,7 @@ def _mark_equal_pairs(keys, table, codes):
 def _image_place(image, row, table):
     """The place of a row's image in the table, or the free place for it."""
     mask = U(len(table) - 1)
-    place = (_finalise(image[row]) >> U(20)) & mask
+    place = (finalise(image[row]) >> U(20)) & mask
     while table[place] != _EMPTY and image[table[place]] != image[row]:
         place = (place + U(1)) & mask
     return place
@@ -148,6 +141,17 @@ def _mark_placeholders(image, table, texts, bound, codes):
 
 
 @njit
+def _mark_frequent(text, bound, table, counts, out):
+    """Marks the rows of texts with more than `bound` rows. `_image_place` finds the place of a text as well."""
+    for row in range(len(text)):
+        place = _image_place(text, row, table)
+        table[place] = row
+        counts[place] += 1
+    for row in range(len(text)):
+        out[row] = counts[_image_place(text, row, table)] > bound
+
+
+@njit
 def _count(offsets, ids, keep, counts):
     for row in range(len(offsets) - 1):
         if len(keep) == 0 or keep[row]:
@@ -159,18 +163,20 @@ def _count(offsets, ids, keep, counts):
 def _band(rows, window, out):
     """Fills `out`, a _Tuples; returns how many tuples there are."""
     pair_high, pair_low, offsets, ids, keep = rows
-    keys, low, high, stop = window
+    keys, low, high, picks_all = window
     query, hashes, ties, below, may = out
     count = 0
     for row in range(len(offsets) - 1):
         may[row] = False
         if len(keep) and not keep[row]:
             continue
-        mixed = _finalise(pair_high[row] + _GOLDEN)
+        mixed = finalise(pair_high[row] + GOLDEN)
         for place in range(offsets[row], offsets[row + 1]):
             q = ids[place]
-            if high[q] == 0:
-                may[row] |= not stop[q]
+            if picks_all[q]:
+                may[row] = True
+                continue
+            if high[q] == 0:  # a stop query
                 continue
             h = _draw(mixed, keys[q])
             if h > high[q]:
@@ -186,9 +192,9 @@ def _band(rows, window, out):
 
 @njit
 def _pick(rows, keys, tau, out):
-    """Fills `out`, a _Picked, by the thresholds `tau` (hash, tie); returns the number of selected rows."""
+    """Fills `out`, a _Picked, by the thresholds `tau` (hash, tie, sure); returns the number of selected rows."""
     pair_high, pair_low, offsets, ids, keep = rows
-    tau_hash, tau_tie = tau
+    tau_hash, tau_tie, sure = tau
     selected, ends, picked = out
     n_selected = count = 0
     for row in range(len(offsets) - 1):
@@ -196,9 +202,13 @@ def _pick(rows, keys, tau, out):
         if len(keep) and not keep[row]:
             continue
         before = count
-        mixed = _finalise(pair_high[row] + _GOLDEN)
+        mixed = finalise(pair_high[row] + GOLDEN)
         for place in range(offsets[row], offsets[row + 1]):
             q = ids[place]
+            if len(sure) and sure[q]:
+                picked[count] = q
+                count += 1
+                continue
             h = _draw(mixed, keys[q])
             if h < tau_hash[q] or (h == tau_hash[q] and pair_low[row] <= tau_tie[q]):
                 picked[count] = q
@@ -216,6 +226,8 @@ def _survival(offsets, ids, miss, out):
         product = 1.0
         for place in range(offsets[row], offsets[row + 1]):
             product *= miss[ids[place]]
+            if product == 0.0:
+                break
         out[row] = product
 
 
@@ -235,6 +247,15 @@ def find_duplicates(keys: Keys, placeholder_bound: int) -> npt.NDArray[np.uint8]
     return codes
 
 
+def frequent(text: Words, bound: int) -> Mask:
+    """True for each row whose text more than `bound` rows have."""
+    rows = len(text)
+    size = 1 << max(4, int(rows * 1.6).bit_length())
+    out = np.empty(rows, np.bool_)
+    _mark_frequent(frozen(text, np.uint64), bound, np.full(size, _EMPTY), np.zeros(size, np.int32), out)
+    return out
+
+
 def count_queries(
     offsets: npt.NDArray[np.integer], ids: npt.NDArray[np.int32], keep: Mask | None, n_queries: int
 ) -> Counts:
@@ -248,7 +269,8 @@ def band_tuples(matches: Matches, keys: Words, low: Words, high: Words, stop: Ma
     """The fields of a `Band`."""
     rows = _rows(matches, len(keys))
     room = int(rows.offsets[-1] - rows.offsets[0])
-    window = _Window(frozen(keys, np.uint64), frozen(low, np.uint64), frozen(high, np.uint64), _mask(stop))
+    picks_all = (high == 0) & ~stop
+    window = _Window(frozen(keys, np.uint64), frozen(low, np.uint64), frozen(high, np.uint64), _mask(picks_all))
     query, hashes, ties = np.empty(room, np.int32), np.empty(room, np.uint64), np.empty(room, np.uint64)
     below, may_be_picked = np.zeros(len(keys), np.int64), np.empty(len(rows.offsets) - 1, np.bool_)
     count = _band(rows, window, _Tuples(query, hashes, ties, below, may_be_picked))
@@ -261,7 +283,7 @@ def pick(matches: Matches, keys: Words, tau: Thresholds) -> tuple[Any, ...]:
     n_rows, room = len(rows.offsets) - 1, int(rows.offsets[-1] - rows.offsets[0])
     selected, ends = np.empty(n_rows, np.bool_), np.zeros(n_rows + 1, np.int32)
     picked = np.empty(room, np.int32)
-    thresholds = frozen(tau.hash, np.uint64), frozen(tau.tie, np.uint64)
+    thresholds = frozen(tau.hash, np.uint64), frozen(tau.tie, np.uint64), _mask(tau.sure)
     count = _pick(rows, frozen(keys, np.uint64), thresholds, _Picked(selected, ends[1:], picked))
     ends = ends[: count + 1].copy()
     return selected, ends, picked[: ends[-1]].copy()
@@ -294,7 +316,7 @@ def _rows(matches: Matches, n_queries: int) -> _Rows:
 
 
 def _mask(mask: Mask | None) -> npt.NDArray[np.bool_]:
-    """A mask for a kernel; an empty one stands for "all"."""
+    """A mask for a kernel; an empty one stands for None."""
     return frozen(np.zeros(0, np.bool_) if mask is None else mask, np.bool_)
 
 
@@ -305,7 +327,9 @@ def warm() -> None:
     small = np.ones(1, np.uint8), np.ones(1, np.uint32)
     keys = one, one, *small, one, one, one, np.zeros(1, np.bool_)
     find_duplicates(Keys(*keys), 1)
+    frequent(one, 1)
     count_queries(offsets, ids, None, 1)
     band_tuples(matches, one, one, one, np.zeros(1, np.bool_))
     pick(matches, one, Thresholds(one, one))
     survival(offsets, ids, np.ones(1))
+    hash_lists(offsets, ids)

@@ -165,6 +165,17 @@ def test_nulls_hash_alike_whatever_lies_beside_them(missing):
         assert hashing.column_hash(column.slice(1, 3)).tolist() == expected[1:4]
 
 
+def test_hashes_of_lists_of_integers(way):
+    """Those of short lists are the same as those of any other list type, whatever lies before and behind them."""
+    values = [[0], [], [-1, 2**31 - 1, 7], [7, -1], list(range(50))]
+    expected = hashing.column_hash(pa.array(values, pa.large_list(pa.int64()))).tolist()
+    lists = pa.array(values, pa.list_(pa.int32()))
+    assert hashing.column_hash(lists).tolist() == expected and len(set(expected)) == 5
+    assert hashing.column_hash(lists.slice(2, 2)).tolist() == expected[2:4]
+    assert hashing.column_hash(lists.slice(1, 0)).tolist() == []
+    assert hashing.column_hash(pa.array([[1, None], None], lists.type))[1] == hashing.column_hash(pa.nulls(1))[0]
+
+
 def test_sums_of_lists(way):
     values = np.array([1, 2**64 - 1, 7], np.uint64)
     lists = pa.array([[0], [], [0, 1, 2], [2, 2]], pa.list_(pa.int32()))

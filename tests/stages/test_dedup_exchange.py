@@ -40,6 +40,9 @@ def test_a_part_under_a_mask(tmp_path: Path, keep: str, batch_rows: int) -> None
     table, mask = part(tmp_path / "a.arrow", batch_rows)
     tally = Tally("dedup", Rejects(keep))
     dedup_exchange.count_part(str(tmp_path / "a.arrow"), mask, tally, REASONS)
+    offer = dedup_exchange.Offer(tally.rejects, "dedup", REASONS)
+    offer.add(str(tmp_path / "a.arrow"), mask)
+    offer.close()
 
     assert (tally.ledger.rows_in, tally.ledger.rows_out) == (ROWS, 1500) and tally.ledger.balanced()
     assert tally.ledger.dropped == {"other_text": 3000, "same_pair": 500}
@@ -58,6 +61,14 @@ def test_a_part_under_a_mask(tmp_path: Path, keep: str, batch_rows: int) -> None
     order = [("reason", "ascending"), ("hash", "ascending")]
     assert tally.rejects.table().sort_by(order).equals(expected.sort_by(order))
     assert expected.num_rows == {"sample": 1500, "all": 3500, "none": 0}[keep]
+
+
+@pytest.mark.parametrize("entries", [0, 1, 2, 1000])
+def test_which_words_are_among_others(entries: int) -> None:
+    words = hashing.finalise(np.arange(3000))
+    ascending = np.sort(np.concatenate([words[:entries], words[:entries] ^ np.uint64(1 << 60)]))
+    assert np.array_equal(dedup_exchange.among(words, ascending), np.arange(3000) < entries)
+    assert dedup_exchange.among(words[:0], ascending).tolist() == []
 
 
 @pytest.mark.parametrize("rows_at_a_time", [600, 70, 20])

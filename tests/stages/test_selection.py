@@ -5,6 +5,7 @@ The seeds are fixed and the bounds of the statistics are wide (p > 1e-4). So a f
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Set
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -226,6 +227,23 @@ def test_texts_of_many_images():
     assert selection.find_common_texts(text[:0], image[:0], 1).tolist() == []
 
 
+def test_texts_of_many_images_among_many(way):
+    text, image = np.random.default_rng(6).integers(0, [300, 40], (4000, 2), dtype=np.uint64).T
+    text[:2000] = hashing.finalise(np.arange(2000))
+    images = Counter(text for text, _ in set(zip(text.tolist(), image.tolist(), strict=True)))
+    expected = sorted(text for text, count in images.items() if count > 5)
+    assert selection.find_common_texts(text, image, 5).tolist() == expected and 100 < len(expected) < 300
+
+
+def test_queries_that_pick_all_of_their_matches(way):
+    """The same rows are picked if it is known. A query of a low hash picks some, a stop query none."""
+    data, stop = make_data(2000), np.arange(300) % 50 == 0
+    tau = selection.with_sure(cap_thresholds(data, 40, stop=stop))
+    assert tau.sure.tolist() == ((data.counts <= 40) & ~stop).tolist() and 50 < tau.sure.sum() < 290
+    picks, known = (selection.pick(data.matches, data.keys, some) for some in (tau._replace(sure=None), tau))
+    assert all(np.array_equal(one, other) for one, other in zip(picks, known, strict=True))
+
+
 # ---- counting and the exact cap
 
 
@@ -419,8 +437,10 @@ def test_kernels_give_the_very_same_arrays(monkeypatch):
                 selection.find_duplicates(keys, placeholder_bound=5),
                 selection.count_queries(*data.lists, data.matches.keep, 300),
                 *selection.band_tuples(data.matches, data.keys, low, high, stop=stop),
-                *tau,
+                tau.hash,
+                tau.tie,
                 *selection.pick(data.matches, data.keys, tau),
+                *selection.pick(data.matches, data.keys, selection.with_sure(tau)),
                 selection.keep_probability(*data.lists, data.counts, 40, stop=stop),
             ]
         )
