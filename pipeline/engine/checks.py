@@ -119,10 +119,15 @@ def output_folder(path: str, *, ours: Callable[[str, list[str]], bool], stores: 
     except OSError as error:
         raise UsageError(f"must be a folder that can be read ({error.strerror})") from None
     if names and not ours(path, names):
-        some = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-        raise UsageError(f"must be empty, new, or the folder of an earlier run; it holds other things ({some})")
+        raise UsageError(holds_others(names))
     if not os.access(path, os.W_OK | os.X_OK):
         raise UsageError("is not writable: name another folder, or change its permissions")
+
+
+def holds_others(names: list[str]) -> str:
+    """Why a folder with these names cannot be OUT."""
+    some = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+    return f"must be empty, new, or the folder of an earlier run; it holds other things ({some})"
 
 
 def _object_folder(url: str) -> None:

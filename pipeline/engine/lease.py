@@ -27,6 +27,7 @@ from pipeline.engine.cli import UsageError
 from pipeline.engine.object_store import Conflict
 
 NAME = ".lease"
+FIELDS = ("token", "holder", "machine")  # of the object
 BEAT_S, EXPIRES_S = 20.0, 120.0
 MARGIN_S = 20.0  # before the end of a lease its holder asks again
 
@@ -207,7 +208,7 @@ def _read(root: str) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(data)
-        found = {name: str(found[name]) for name in ("token", "holder", "machine")}
+        found = {name: str(found[name]) for name in FIELDS}
     except (ValueError, KeyError, TypeError):
         found = {"token": "", "holder": "unknown", "machine": ""}
     return {**found, "tag": tag, "age": age}

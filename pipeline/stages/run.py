@@ -23,6 +23,7 @@ from pipeline.sources import READERS
 from pipeline.sources import inputs as sources
 from pipeline.sources.base import Input
 from pipeline.stages import left_out, other_sets
+from pipeline.stages.input_list import FILE as INPUTS
 from pipeline.stages.input_list import InputList, identity, path_of
 from pipeline.stages.other_sets import OtherSet
 from pipeline.stages.user_files import copy_of
@@ -64,6 +65,8 @@ KERNELS = (
 )
 
 RECIPE = "recipe.yaml"  # in OUT: the options of the set
+# Files of ours -> fields of theirs that those of other tools lack.
+OUR_FILES = {"manifest.json": ("digest", "files", "ledger"), lease.NAME: lease.FIELDS, INPUTS: ("items", "checksum")}
 
 AMOUNTS = ("none", "sample", "all")  # of --keep-rejected, from few to many
 T = TypeVar("T")
@@ -84,16 +87,17 @@ def stage_range(given: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _ours(folder: str, names: list[str]) -> bool:
-    """True for the folder of a run. A run makes its lock files first. A copy may hold only the published files."""
+    """True for the folder of a run, here or on a store. A copy may hold only the published files.
+
+    A run makes its lock files first, or its lease. The names of other files prove nothing: other tools have a
+    manifest.json, too.
+    """
     if ".workers" in names or names == [".lock"]:
         return True
-    if set(STAGES) & set(_listed(os.path.join(folder, "stages"))):
+    if set(STAGES) & set(storage.names(os.path.join(folder, "stages"))):
         return True
-    return {"digest", "files", "ledger"} <= set(checks.read_object(os.path.join(folder, "manifest.json")))
-
-
-def _listed(folder: str) -> list[str]:
-    return os.listdir(folder) if os.path.isdir(folder) else []
+    known = ((fields, checks.read_object(os.path.join(folder, name))) for name, fields in OUR_FILES.items())
+    return any(set(fields) <= set(found) for fields, found in known)
 
 
 def _check_output(path: str) -> None:
@@ -217,12 +221,9 @@ def reach(root: str) -> None:
     if needed := checks.missing_package(root):
         raise MissingInput(f"--output {root}: {needed}")
     with store_failures(root):
-        names = set(storage.names(root))
-        known = {"stages", "inputs.json", lease.NAME, "manifest.json", RECIPE}
-        if names and not names & known:
-            some = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")
-            what = f"it holds other things ({some})"
-            raise UsageError(f"--output {root}: must be empty, new, or the folder of an earlier run; {what}")
+        names = storage.names(root)
+        if names and not _ours(root, names):
+            raise UsageError(f"--output {root}: {checks.holds_others(names)}")
 
 
 @contextlib.contextmanager
@@ -532,7 +533,7 @@ class Run:
     @property
     def inputs_file(self) -> str:
         """Path of the list of inputs, for the workers and for later runs."""
-        return os.path.join(self.root, "inputs.json")
+        return os.path.join(self.root, INPUTS)
 
     @property
     def robots_file(self) -> str:

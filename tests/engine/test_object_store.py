@@ -36,7 +36,7 @@ from pipeline.engine import (
 )
 from pipeline.engine.object_store import Conflict
 from pipeline.engine.storage import DamagedError
-from pipeline.stages import user_files
+from pipeline.stages import run, user_files
 from pipeline.stages.caps import read_lines
 from tests.any_store import check_that_a_replaced_object_is_noticed
 from tests.engine.test_storage import FORMS
@@ -602,3 +602,24 @@ def test_what_is_refused(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and said in lines[0], lines
     assert not storage.exists(f"{TOP}/x")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "recipe.yaml", "inputs.json", ".lease", "stages/mine.txt"])
+def test_the_folder_of_another_tool_is_not_taken(
+    name: str, pairs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A build removes what lies in shards/ of its folder. The name of one file does not make a folder ours."""
+    folder = f"{TOP}/theirs-{name.replace('/', '-')}"
+    for path, data in ((name, b'{"items": [], "files": {}}'), ("shards/00000.tar", b"theirs")):
+        object_store.write(f"{folder}/{path}", data)
+    assert build.main([*pairs, folder]) == build.USAGE
+    assert "it holds other things (" in capsys.readouterr().err
+    assert sorted(storage.walk(folder)) == sorted(f"{folder}/{path}" for path in (name, "shards/00000.tar"))
+
+
+@pytest.mark.parametrize("left", ["inputs.json", ".lease", "manifest.json"])
+def test_what_an_early_kill_or_a_copy_leaves_is_ours(left: str) -> None:
+    """The other files of a run are not there yet, or not any more."""
+    fields = {name: "" for name in run.OUR_FILES[left]}
+    object_store.write(f"{TOP}/ours-{left}/{left}", json.dumps(fields).encode())
+    run.reach(f"{TOP}/ours-{left}")
