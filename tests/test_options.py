@@ -320,6 +320,16 @@ def test_an_empty_folder_and_one_of_ours_are_taken(holds: dict[str, str], told, 
     assert chosen().output == "out"
 
 
+def test_a_published_copy_is_not_replaced(told, tmp_path: Path) -> None:
+    """Somebody downloaded a set, and gives its folder as OUT."""
+    (tmp_path / "out/shards").mkdir(parents=True)
+    (tmp_path / "out/manifest.json").write_text('{"digest": "", "files": [], "ledger": []}')
+    (tmp_path / "out/shards/00000.tar").write_bytes(b"theirs")
+    code, said = told()
+    assert code == build.USAGE and "holds a published set without its stages" in said
+    assert (tmp_path / "out/shards/00000.tar").read_bytes() == b"theirs"
+
+
 def test_a_place_where_no_folder_can_be_made_is_refused(told, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nowhere")
     for where in ("pairs.parquet", "pairs.parquet/below", "link", "link/below"):

@@ -92,12 +92,18 @@ def _ours(folder: str, names: list[str]) -> bool:
     A run makes its lock files first, or its lease. The names of other files prove nothing: other tools have a
     manifest.json, too.
     """
-    if ".workers" in names or names == [".lock"]:
+    if ".workers" in names or names == [".lock"] or _has_stages(folder):
         return True
-    if set(STAGES) & set(storage.names(os.path.join(folder, "stages"))):
-        return True
-    known = ((fields, checks.read_object(os.path.join(folder, name))) for name, fields in OUR_FILES.items())
-    return any(set(fields) <= set(found) for fields, found in known)
+    return any(_is_ours(folder, name) for name in OUR_FILES)
+
+
+def _has_stages(folder: str) -> bool:
+    return bool(set(STAGES) & set(storage.names(os.path.join(folder, "stages"))))
+
+
+def _is_ours(folder: str, name: str) -> bool:
+    """True for a file of OUR_FILES that a run has written."""
+    return set(OUR_FILES[name]) <= set(checks.read_object(os.path.join(folder, name)))
 
 
 def _check_output(path: str) -> None:
@@ -209,18 +215,23 @@ def remote_settings(o: HowSettings, *, pace: str = "") -> RemoteSettings:
 
 
 def reach(root: str) -> None:
-    """Looks at OUT on an object store: it can be read, and is empty or the folder of a run.
+    """Looks at OUT: it is no copy of a set. On an object store it can be read, and is empty or the folder of a run.
 
     Raises:
-        UsageError: it holds other things.
+        UsageError: it holds other things, or a published set without its stages.
         MissingInput: there is no such bucket, or the store refuses.
         BelowThreshold: the store is away.
     """
-    if not storage.is_url(root):
-        return
-    if needed := checks.missing_package(root):
+    if storage.is_url(root) and (needed := checks.missing_package(root)):
         raise MissingInput(f"--output {root}: {needed}")
     with store_failures(root):
+        if _is_ours(root, "manifest.json") and not _has_stages(root):
+            raise UsageError(
+                f"--output {root}: holds a published set without its stages, and this build would replace it. Name "
+                "another folder (--input takes such a set in), or remove its manifest.json"
+            )
+        if not storage.is_url(root):
+            return  # `_check_output` has looked
         names = storage.names(root)
         if names and not _ours(root, names):
             raise UsageError(f"--output {root}: {checks.holds_others(names)}")
