@@ -107,6 +107,7 @@ class Changes:
         self.unused = [*self.tables]
         self.cap, self.filter = self.random.choice(CAPS), FILTERS[0]
         self.captions = self.random.choice("13")
+        self.kept = ("sample", "all")[seed % 2]  # of the dropped rows
         self.log: list[str] = []
         self.forgets = False
         self.may_kill = True  # False: the lists of tombstones join, so a build from nothing needs the joined one
@@ -125,7 +126,7 @@ class Changes:
 
     @property
     def options(self) -> list[str]:
-        return ["--cap", self.cap, *self.filter, "--captions", self.captions]
+        return ["--cap", self.cap, *self.filter, "--captions", self.captions, "--keep-rejected", self.kept]
 
     def run(self, steps: int) -> None:
         """The first build, and some changes."""

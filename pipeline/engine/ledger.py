@@ -138,6 +138,11 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {count:,}" for reason, count in ordered)
 
 
+def in_order(rejected: pa.Table) -> pa.Table:
+    """Rejected rows in an order that does not depend on how the work was cut into units."""
+    return rejected.sort_by([(name, "ascending") for name in ("stage", "reason", "hash", "url", "text")])
+
+
 def smallest(rejected: pa.Table, keep: int) -> pa.Table:
     """At most `keep` rows for each (stage, reason): those with the smallest hashes.
 
@@ -145,7 +150,7 @@ def smallest(rejected: pa.Table, keep: int) -> pa.Table:
     """
     if rejected.num_rows == 0:
         return rejected
-    ordered = rejected.sort_by([(name, "ascending") for name in ("stage", "reason", "hash", "url", "text")])
+    ordered = in_order(rejected)
     taken: list[int] = []
     group, count = None, 0
     for row, key in enumerate(zip(ordered["stage"].to_pylist(), ordered["reason"].to_pylist(), strict=True)):

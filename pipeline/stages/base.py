@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine import hashing, merging, storage
-from pipeline.engine.ledger import Ledger, smallest
+from pipeline.engine.ledger import Ledger, in_order, smallest
 from pipeline.engine.progress import Watched
 from pipeline.engine.rows import Rows
 from pipeline.engine.work import Json, StageFolder, StepFolder, digest_of
@@ -254,7 +254,10 @@ def sum_of_ledgers(steps: Iterable[StepFolder], stage: str) -> tuple[Ledger, int
 
 
 def merge_rejected(stage: str, steps: Iterable[StepFolder], *, keep: str) -> pa.Table:
-    """The rejected rows of a stage's units: all of them, or a sample (the smallest hashes of each reason)."""
+    """The rejected rows of a stage's units: all of them, or a sample (the smallest hashes of each reason).
+
+    They are sorted by reason and hash, since the numbers of units tell how the set has grown.
+    """
     tables, pending = [REJECTED.empty_table()], 0
     for step in steps:
         for unit, manifest in step.manifests():
@@ -266,4 +269,4 @@ def merge_rejected(stage: str, steps: Iterable[StepFolder], *, keep: str) -> pa.
             if keep == "sample" and pending > 64 * REJECTED_ROWS:
                 tables, pending = [smallest(pa.concat_tables(tables, promote_options="default"), REJECTED_ROWS)], 0
     merged = pa.concat_tables(tables, promote_options="default")  # units of an earlier version have no uid
-    return smallest(merged, REJECTED_ROWS) if keep == "sample" else merged
+    return smallest(merged, REJECTED_ROWS) if keep == "sample" else in_order(merged)
