@@ -24,6 +24,7 @@ from pipeline.stages import caps
 from queries.build import main as count_queries
 from tests.archives import html_record, link, member, record
 from tests.webserver import picture
+from tests.without_beam import without_beam  # noqa: F401
 
 FLIPS = 100  # of each kind of file
 PAIRS = 24
@@ -166,6 +167,7 @@ def test_every_flip_in_a_file_of_a_stage_is_noticed(out: Path) -> None:
     assert len(found) > 40
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_every_flip_beside_the_stages_is_noticed(out: Path) -> None:
     """The lists of the run, by their readers' check; what is published, by `verify`."""
     found = {kind: paths for kind, paths in kinds(out).items() if not kind.startswith("stages/")}
@@ -242,6 +244,7 @@ def test_what_the_message_says_mends_the_run(copy: Path, capfd: pytest.CaptureFi
     assert inspect(["verify", str(copy), "--stages"]) == 0
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_a_part_of_the_fetch_that_is_damaged_before_its_unit_is_done_is_fetched_again(copy: Path) -> None:
     before = json.loads((copy / "manifest.json").read_text())
     for name in ("stages/fetch/images-000/00000.json", "stages/fetch/COMPLETED", "stages/fetch/info.json"):
@@ -253,6 +256,7 @@ def test_a_part_of_the_fetch_that_is_damaged_before_its_unit_is_done_is_fetched_
     assert json.loads((copy / "manifest.json").read_text())["digest"] == before["digest"]
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_a_published_file_that_is_gone_is_written_again(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = (copy / "manifest.json").read_bytes()
     shard = sorted((copy / "shards").glob("*.tar"))[0]

@@ -26,6 +26,7 @@ from pipeline.fetching import images
 from pipeline.fetching.options import FetchOptions
 from tests.test_forget import all_bytes
 from tests.webserver import WebServer, picture
+from tests.without_beam import without_beam  # noqa: F401
 
 NUMBERS = range(12)
 
@@ -48,6 +49,7 @@ def out(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made / "out", tmp_path / "out"))
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_evaluation_images_leave_the_set(made: Path, out: Path, tmp_path: Path) -> None:
     flowers = tmp_path / "flowers"
     (flowers / "a").mkdir(parents=True)
@@ -128,6 +130,7 @@ def test_evaluation_images_leave_the_set_by_their_embeddings(
     assert "shown.parquet: needs --embeddings TABLE, the embeddings of the set by" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_evaluation_images_that_cannot_be_decoded(
     made: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -147,11 +150,13 @@ def test_evaluation_images_that_cannot_be_decoded(
     ]
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_a_set_without_a_pair_is_not_published(made: Path, out: Path, capsys: pytest.CaptureFixture) -> None:
     assert redo(made, out, "--min-image-side", "5000") == build.BELOW
     assert "no pair is left after dedup-images: of 12 fell 12 too_small. The set is not pub" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_listed_content_never_enters_the_set(tmp_path: Path) -> None:
     pictures = {f"{name}.jpg": picture(n) for n, name in enumerate("url page md5 sha1 sha256 phash moved good".split())}
     phash = images.decode(pictures["phash.jpg"], FetchOptions()).phash
@@ -214,6 +219,7 @@ def keys(out: Path) -> list[str]:
     return [f"{uid}" for uid in open_set(out).table(["key"])["key"].to_pylist()]
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_scores_drop_rows_and_stay_in_the_metadata(made: Path, out: Path, tmp_path: Path) -> None:
     before = keys(out)
     numbers = list(range(len(before) - 1))  # the last key has no score
@@ -246,6 +252,7 @@ def test_scores_drop_rows_and_stay_in_the_metadata(made: Path, out: Path, tmp_pa
     assert open_set(out).table(["key", "clip_score", "odd"]).equals(published.slice(0, published.num_rows - 1))
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_nothing_is_left_of_a_forgotten_pair_with_an_embedding_and_a_score(
     made: Path, out: Path, tmp_path: Path
 ) -> None:
@@ -273,6 +280,7 @@ def test_nothing_is_left_of_a_forgotten_pair_with_an_embedding_and_a_score(
     assert [tuple(row.values()) for row in open_set(out).table(["key", "score"]).to_pylist()] == expected
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_fewer_rejected_rows_are_shown_without_a_fetch(
     made: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -286,6 +294,7 @@ def test_fewer_rejected_rows_are_shown_without_a_fetch(
     assert pq.read_table(out / "rejected/dedup-images.parquet").num_rows == 6
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_scores_of_another_set(made: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "scores.csv").write_text(f"key,s\n{'0' * 32},1\n")
     given = ("--scores", str(tmp_path / "scores.csv"), "--keep", "s > 0.5")

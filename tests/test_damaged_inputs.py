@@ -20,6 +20,7 @@ from pipeline.engine.cli import DONE, MISSING
 from pipeline.engine.ledger import Ledger, damaged_inputs, lines_on_inputs
 from pipeline.sources import web_archives
 from tests.archives import wat_record
+from tests.without_beam import without_beam  # noqa: F401
 
 HTML = b"<!DOCTYPE html>\n<html><body>503 Slow down</body></html>\n"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 5\n"
@@ -97,6 +98,7 @@ def test_an_unreadable_input_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_skipped_inputs_are_counted_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, (name, data, _) in enumerate(UNREADABLE):
         (tmp_path / f"{number}{name}").write_bytes(data)
@@ -113,6 +115,7 @@ def test_skipped_inputs_are_counted_and_named(tmp_path: Path, capsys: pytest.Cap
     assert all(item["lost"]["unreadable_input"] == 1 for item in named.values())
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_partly_damaged_inputs_are_named_with_what_was_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     members = [gzip.compress(wat_record(number)) for number in range(20)]
     whole = b"".join(members)
@@ -155,6 +158,7 @@ def test_an_input_that_no_check_saw_ends_the_run_and_the_flag_lets_it_go_on(
     assert "a.warc.gz: bad_header 1, unreadable_input 1 lost" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_a_missing_url_of_a_list_can_be_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.wat.gz").write_bytes(gzip.compress(wat_record(1)))
     with served(tmp_path) as base:

@@ -30,6 +30,7 @@ from pipeline.stages import purge
 from tests import samples
 from tests.places import ROOT
 from tests.webserver import WebServer, picture
+from tests.without_beam import without_beam  # noqa: F401
 
 QUERIES = ["red", "dog", "a", "number", "common"]
 NUMBERS = range(30)
@@ -163,6 +164,7 @@ def test_nothing_of_the_pair_is_left_and_all_else_stays(out: Path, kind: str, ca
     assert not (out / ".change").exists() and os.stat(out / "forgotten.parquet").st_mode & 0o77 == 0
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_it_equals_a_fresh_build_with_the_same_tombstones(made: Path, out: Path, tmp_path: Path) -> None:
     texts = ["number 05", "number 29", "number 03", "a missing dog"]
     listed = [f"uid {uid}" for text in texts for uid in uids_of(out, text)]
@@ -199,6 +201,7 @@ def uids_of(out: Path, text: str) -> list[str]:
     return [row["uid"].hex() for row in found.to_pylist() if text in row["text"]]
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_dropped_pairs_go_too(out: Path) -> None:
     """A pair that match dropped is only among the rejected rows; one that the fetch lost is in many files."""
     assert b"never-matched.jpg" in all_bytes(out)
@@ -216,6 +219,7 @@ def test_dropped_pairs_go_too(out: Path) -> None:
     assert list(verify(str(out), stages=True)) == []
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_an_image_does_not_come_back_under_another_url(made: Path, out: Path, server: WebServer) -> None:
     row, image = row_of(out, "number 28")
     assert forget.main([str(out), "--sha256", row["sha256"]]) == 0  # the stored bytes: those as served follow
@@ -233,6 +237,7 @@ def test_an_image_does_not_come_back_under_another_url(made: Path, out: Path, se
 
 
 @pytest.mark.parametrize("kind", ["url", "sha256"])
+@pytest.mark.usefixtures("without_beam")
 def test_all_urls_and_texts_of_a_redirected_image_go(made: Path, server: WebServer, out: Path, kind: str) -> None:
     """The pairs of the other URLs and texts were dropped before the fetch, so only their URLs tie them to the image."""
     row, image = row_of(out, "that moved")
@@ -450,6 +455,7 @@ def test_kill_9_at_each_step(made: Path, tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_examples_of_refusals_go(tmp_path: Path) -> None:
     """The ledger of rights names a few URLs that were refused."""
     purging = purge.Purge(
@@ -485,6 +491,7 @@ def build_variants(tmp: Path, *more: str) -> list[tuple[str, str, str | None]]:
 
 
 @pytest.mark.parametrize("kind", ["as_found", "larger"])
+@pytest.mark.usefixtures("without_beam")
 def test_the_variants_of_an_image_go_together(tmp_path: Path, kind: str) -> None:
     before = build_variants(tmp_path)
     gone = next(row for row in before if row[2] is not None)

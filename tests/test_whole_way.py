@@ -18,6 +18,7 @@ from pipeline.dataset.verify import verify
 from pipeline.inspect_shards import main as inspect
 from pipeline.schema import STAGES
 from tests.webserver import WebServer, picture
+from tests.without_beam import without_beam  # noqa: F401
 
 QUERIES = ["red", "dog", "a", "number", "common"]
 
@@ -84,6 +85,7 @@ def test_published_folder(tmp_path: Path, server: WebServer) -> None:
     assert metadata["key"].to_pylist() == sorted(metadata["key"].to_pylist())
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_the_first_build_fixes_the_ranges(tmp_path: Path, server: WebServer, capsys: pytest.CaptureFixture) -> None:
     given, out = arguments(tmp_path, server)[:-2], tmp_path / "out"
     assert build.main([*given, "--rows-per-shard", "12"]) == build.DONE
@@ -127,6 +129,7 @@ def test_more_ranges_than_pairs(tmp_path: Path, server: WebServer, exchange: str
     assert len(list((out / "stages/publish/shards").glob("*.json"))) <= found.num_rows
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_more_pairs_leave_the_other_shards_as_they_are(tmp_path: Path, server: WebServer) -> None:
     """More pairs with the same queries change every keep_probability, and no tar but those that they are in."""
     given = [*arguments(tmp_path, server)[:-2], "--cap", "30", "--shards", "16"]
@@ -162,6 +165,7 @@ def test_publishing_again_gives_the_same_bytes(tmp_path: Path, server: WebServer
     shutil.rmtree(tmp_path / "out" / "shards")
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_retry_failed_fetches_only_what_may_pass(tmp_path: Path, server: WebServer) -> None:
     given = [*arguments(tmp_path, server, "retried"), "--fetch-rounds", "0"]
     table = pq.read_table(tmp_path / "pairs.parquet")
@@ -177,6 +181,7 @@ def test_retry_failed_fetches_only_what_may_pass(tmp_path: Path, server: WebServ
     assert sum(server.hits.values()) - hits < 6
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_the_cap_is_met_after_expected_losses(tmp_path: Path, server: WebServer) -> None:
     given = arguments(tmp_path, server, "lossy")
     urls = [f"{server.base}/{f'status/404?n={number}' if number % 2 else f'img/{number}.jpg'}" for number in range(40)]
@@ -195,6 +200,7 @@ def test_the_cap_is_met_after_expected_losses(tmp_path: Path, server: WebServer)
     assert stages["publish"]["dropped"].get("over_cap", 0) == left - metadata.num_rows
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_images_of_a_poor_shape_are_dropped_without_a_new_fetch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -306,6 +312,7 @@ def encoded(image: Image.Image, form: str) -> bytes:
     return out.getvalue()
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_a_target_out_of_reach_is_said(tmp_path: Path, server: WebServer, capsys: pytest.CaptureFixture) -> None:
     given = arguments(tmp_path, server)
     select = [*given, "--stages", "gather..balance", "--target-pairs"]
