@@ -52,6 +52,7 @@ RUNS = {
 }
 JOBS = ("select", "fetch", "publish")
 LAST = {"select": "balance", "fetch": "fetch", "publish": "publish"}  # the last stage of each job
+ENDED = {"flink": ("CANCELED",), "spark": ("FINISHED", "KILLED")}  # states of a job after an interrupt
 KILLS = ("worker", "pool", "task-manager", "task-manager-spare", "job-manager", "job-server", "client")
 LIMIT_S = 400  # of a run
 QUIET_S = 10.0  # in which nothing may change in OUT
@@ -211,11 +212,15 @@ def flags_of(engine: str, on: Cluster | None) -> list[str]:
 
 
 def states(on: Cluster | None) -> list[str]:
-    """The states of the jobs on a Flink cluster, the oldest first."""
-    if not isinstance(on, Flink):
+    """The states of the jobs on a cluster, the oldest first; one that is empty without a cluster."""
+    if on is None:
         return [""]
-    found = sorted(on.get("/jobs/overview")["jobs"], key=lambda job: job["start-time"])
-    return [job["state"] for job in found]
+    if isinstance(on, Flink):
+        found, begun = on.get("/jobs/overview")["jobs"], "start-time"
+    else:
+        page = on.get("/json/")
+        found, begun = [*page["activeapps"], *page["completedapps"]], "starttime"
+    return [job["state"] for job in sorted(found, key=lambda job: job[begun])]
 
 
 # ------------------------------------------------------------------------------------------------------- interrupts
@@ -238,12 +243,14 @@ def interrupt(made: Bench, engine: str, job: str, number: signal.Signals, on: Cl
     left = [*group_members(process.pid), *map(str, holders(out))]
     gone = until(lambda: not group_members(process.pid) and not holders(out), 30, 0.1)
     row["processes gone in"] = f"{time.monotonic() - began:.1f} s" if gone else f"left: {left}"
+    ended = ENDED[on.name] if on is not None else ("",)
+    until(lambda: states(on)[-1] in ended, 10, 0.1)  # a master hears of its driver's end a moment later
     job_state = states(on)[-1]
     time.sleep(max(0.0, QUIET_S - (time.monotonic() - began)))
     faults = [] if gone else ["processes are left"]
     faults += [] if code == 130 else [f"exit code {code}"]
     faults += [] if tree(out) == first else ["OUT changed after the end"]
-    faults += [] if job_state in ("", "CANCELED") else [f"the job is {job_state}"]
+    faults += [] if job_state in ended else [f"the job is {job_state}"]
     with contextlib.suppress(RuntimeError):
         row["again"] = f"{made.run(out, *flags):.0f} s"
     faults += [] if digest(out, job) == made.expected[job] else [f"another digest: {made.said(out)[-200:]}"]
