@@ -53,7 +53,6 @@ KERNEL_ROWS = 50_000  # with more expected rows, workers load the kernels before
 # The kernels of select. A worker loads the kernel of a source when it meets such a source.
 KERNELS = (
     "pipeline.engine.hashing_kernel",
-    "pipeline.engine.mixing_kernel",
     "pipeline.text.clean_kernel",
     "pipeline.text.fasttext_model_kernel",
     "pipeline.text.image_variants_kernel",

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline.engine import jit
+from pipeline.stages.run import KERNELS
 from tests.places import ROOT
 
 needs_kernels = pytest.mark.skipif(not jit.available(), reason="numba is not installed or OPENWIT_NO_KERNELS is set")
@@ -32,6 +33,11 @@ def test_every_kernel_that_is_called_on_its_own_has_a_plain_twin():
     assert "pipeline.text.matcher_kernel" in warmed and "pipeline.sources.wat_kernel" in warmed
     for name in warmed:
         assert importlib.util.find_spec(name.removesuffix("_kernel")) is not None, name
+
+
+@needs_kernels
+def test_workers_can_load_the_kernels_of_select():
+    assert all(hasattr(importlib.import_module(name), "warm") for name in KERNELS) and len(KERNELS) > 5
 
 
 def test_the_names_of_kernels_in_the_sources_are_those_of_files():
