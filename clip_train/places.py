@@ -105,8 +105,8 @@ def _existing(said: str, value: str) -> Path:
 
 
 def refuse_url(said: str, value: str) -> None:
-    """UsageError for a URL."""
-    if is_url(value):
+    """UsageError for a URL, and for one whose second slash a path function has taken."""
+    if is_url(value) or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", value):
         raise UsageError(f"{said} {public(value)}: this is a URL, a path on this machine is expected")
 
 

@@ -86,12 +86,13 @@ def build(options: Options, *, quiet: bool = False) -> Result:
         quiet: shows no progress on stderr.
 
     Raises:
-        UsageError, MissingInput: the run cannot be done; nothing was written.
+        UsageError, MissingInput: the run cannot be done, or an environment variable is wrong; nothing was written.
         Busy: another run holds the folder.
         JobFailed: a job of Beam failed.
         BelowThreshold: a stage left too few rows for the later stages.
         DamagedError: a file of an earlier stage is damaged or gone.
     """
+    cli.check_variables()
     check_options(options)
     with store_failures(options.output):
         return _build(options, quiet=quiet)

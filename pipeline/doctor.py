@@ -44,7 +44,7 @@ from typing import Any
 import certifi
 
 from pipeline import __version__
-from pipeline.engine import completion, fetched_engines, http_dates, jit
+from pipeline.engine import completion, fetched_engines, http_dates, jit, variables
 from pipeline.engine.cli import BELOW, CRASHED, DONE, INTERRUPTED, USAGE, Parser, UsageError, check_flags, fail
 from pipeline.engine.display import sanitize, size
 
@@ -125,7 +125,7 @@ def kernels(_: Asked) -> Finding:
     """Compiled kernels: without them the row stages are many times slower."""
     command = "python -m pipeline.engine.jit"
     if not jit.available():
-        why = "OPENWIT_NO_KERNELS is set" if os.environ.get("OPENWIT_NO_KERNELS") else "numba is not installed"
+        why = "OPENWIT_NO_KERNELS is set" if variables.is_on(variables.NO_KERNELS) else "numba is not installed"
         return Finding("kernels", WARNING, f"{why}: plain functions do the work, slowly", "pip install numba")
     root, compiled, total = jit.compiled()
     if root is None:

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
 from pipeline.dataset.errors import Damaged, NotFound
-from pipeline.engine import completion
+from pipeline.engine import checks, completion, variables
 from pipeline.engine.cli import BELOW, CRASHED, DONE, INTERRUPTED, MISSING, USAGE, Parser, UsageError, check_flags, fail
 from pipeline.engine.display import sanitize
 from pipeline.inspector.opening import exists, store_of
@@ -73,6 +73,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UsageError(f"--port {args.port}: must be 0 to 65535")
     if args.index is not None and not args.index.strip():
         raise UsageError("--index: must name a folder")
+    if args.index is not None:
+        checks.flag("--index", args.index, lambda path: checks.local(path, "folder"))
     return args
 
 
@@ -182,7 +184,7 @@ def _is_loopback(host: str) -> bool:
 @contextlib.contextmanager
 def _progress(folder: str) -> Iterator[Any]:
     """A callback that draws how far the index is, where stderr is a terminal."""
-    shown = sys.stderr.isatty() and os.environ.get("OPENWIT_PROGRESS") != "0"
+    shown = sys.stderr.isatty() and variables.is_on(variables.PROGRESS)
     last = 0.0
 
     def draw(done: int, rows: int) -> None:

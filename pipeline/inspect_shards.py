@@ -37,7 +37,7 @@ from collections.abc import Sequence
 
 from pipeline import __version__
 from pipeline.dataset.errors import Ambiguous, Damaged, NotFound
-from pipeline.engine import completion
+from pipeline.engine import checks, completion
 from pipeline.engine.cli import (
     BELOW,
     CRASHED,
@@ -153,7 +153,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UsageError(f"no command {word!r}{suggestion(word, parsers)} ({', '.join(parsers)})")
     if word is not None:
         check_flags(argv, parsers[word], parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name in ("to", "image"):
+        if path := getattr(args, name, None):
+            checks.flag(f"--{name}", path, checks.written_file if args.command == "rows" else checks.local)
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:

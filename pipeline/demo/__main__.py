@@ -35,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"openwit {__version__}")
     options = parser.parse_args(argv)
+    if "://" in options.folder:
+        print(f"pipeline.demo: {options.folder}: must be a folder of this machine", file=sys.stderr)
+        return 2
     folder = os.path.abspath(options.folder)
     if os.path.exists(folder) and not os.path.exists(os.path.join(folder, MARK)):
         print(f"pipeline.demo: {folder} exists, and the demo did not make it: name another folder", file=sys.stderr)

@@ -151,11 +151,37 @@ def _object_folder(url: str) -> None:
         raise UsageError("must not hold . or .. as the name of a folder")
 
 
+def local(path: str, what: str = "path") -> None:
+    """Refuses a URL where a command writes on this machine alone: a path function would make folders of its parts.
+
+    Args:
+        path: what the user names.
+        what: must be named, such as "folder".
+    """
+    if URL.match(path):
+        raise UsageError(f"must be a {what} of this machine: nothing is written to a URL here")
+
+
+def written_file(path: str) -> None:
+    """Refuses a URL that is no object of a store to which files can be written. Nothing is asked of the store."""
+    if URL.match(path) and not path.startswith(tuple(f"{scheme}://" for scheme in STORES)):
+        raise UsageError("must be a file of this machine, or s3://BUCKET/NAME, gs://BUCKET/NAME")
+    if URL.match(path):
+        is_object(path)
+
+
+def flag(name: str, value: str, check: Callable[[str], None]) -> None:
+    """Checks the value of a flag that is not declared with `option`. The message names both."""
+    try:
+        check(value)
+    except (UsageError, MissingInput) as error:
+        raise type(error)(f"{name} {value}: {error}") from None
+
+
 def cache_folder(path: str) -> None:
     """Refuses a folder that cannot be made or written."""
     not_empty(path)
-    if URL.match(path):
-        raise UsageError("must be a folder of this machine")
+    local(path, "folder")
     if not os.path.isdir(path):
         _check_parent(path)
     elif not os.access(path, os.R_OK | os.W_OK | os.X_OK):

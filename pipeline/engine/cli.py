@@ -8,9 +8,9 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from pipeline.engine import log_file
+from pipeline.engine import log_file, variables
 
 DONE, CRASHED, USAGE, BELOW, MISSING, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -32,10 +32,27 @@ class BelowThreshold(RuntimeError):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser that raises UsageError and does not exit."""
+    """An argparse parser that raises UsageError and does not exit. It checks the environment variables, too."""
+
+    def parse_known_args(self, *args: Any, **given: Any) -> Any:
+        found = super().parse_known_args(*args, **given)
+        check_variables()
+        return found
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def check_variables() -> None:
+    """Refuses a value that an environment variable of this package must not have.
+
+    Raises:
+        UsageError: its message names the variable, its value and what is allowed.
+    """
+    try:
+        variables.check()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def check_flags(

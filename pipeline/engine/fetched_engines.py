@@ -6,13 +6,14 @@ import os
 import shutil
 from pathlib import Path
 
-ENGINES = "OPENWIT_ENGINES"  # names the folder if it is not ./.engines
+from pipeline.engine import variables
+
 FLINK_VERSION, SPARK_VERSION = "1.19", "3"
 
 
 def folder() -> Path:
     """The folder of the engines. It need not exist."""
-    return Path(os.environ.get(ENGINES, ".engines")).absolute()
+    return Path(os.environ.get(variables.ENGINES) or ".engines").absolute()
 
 
 def prism() -> Path:

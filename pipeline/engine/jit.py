@@ -23,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline.engine import variables
+
 PACKAGES = ("pipeline", "queries", "clip_train")  # where kernel files are
 # `from pipeline.text import characters, folding` at the top of a file. Names in brackets are those of one module.
 _IMPORT = re.compile(rf"^from +((?:{'|'.join(PACKAGES)})[\w.]*) +import +([\w, ]*)", re.MULTILINE)
@@ -34,8 +36,8 @@ FEW_ROWS = 20_000
 
 @functools.lru_cache(maxsize=1)
 def available() -> bool:
-    """True where kernels may be used: numba is installed and OPENWIT_NO_KERNELS is not set to a non-empty value."""
-    return not os.environ.get("OPENWIT_NO_KERNELS") and importlib.util.find_spec("numba") is not None
+    """True where kernels may be used: numba is installed and OPENWIT_NO_KERNELS is not on."""
+    return not variables.is_on(variables.NO_KERNELS) and importlib.util.find_spec("numba") is not None
 
 
 def njit(function: Callable | None = None, **options: Any) -> Any:

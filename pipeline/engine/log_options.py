@@ -9,12 +9,14 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pipeline.engine import checks
 from pipeline.engine.cli import UsageError
 from pipeline.engine.log_file import LEVELS, logging_to
 from pipeline.engine.options import option
 
 
 def _check_log_file(path: str) -> None:
+    checks.local(path, "file")
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path) or not os.path.basename(path):
         raise UsageError("must be a file; it is a folder")

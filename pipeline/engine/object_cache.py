@@ -17,11 +17,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 
-from pipeline.engine import object_store, scratch
+from pipeline.engine import object_store, scratch, variables
 from pipeline.engine.object_store import Version
 
-MOST_GB = "OPENWIT_SCRATCH_GB"
-DEFAULT_GB = 20.0
 IN_USE_S = 60.0
 EVERY_BYTES = 256 << 20  # new bytes of a process after which it looks for copies to remove
 _numbers = itertools.count()
@@ -147,7 +145,7 @@ def _keep(folder: str, name: str, tag: str) -> str:
                 os.unlink(os.path.join(folder, other))
     if _new_bytes > EVERY_BYTES:
         _new_bytes = 0
-        remove_old(os.path.join(scratch.folder(), "objects"), float(os.environ.get(MOST_GB) or DEFAULT_GB) * 1e9)
+        remove_old(os.path.join(scratch.folder(), "objects"), variables.number(variables.SCRATCH_GB) * 1e9)
     return path
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
-from pipeline.engine import display, log_file, screen, storage
+from pipeline.engine import display, log_file, screen, storage, variables
 from pipeline.engine.work import StepFolder
 
 REDRAW, REDRAW_STORE = 0.5, 10.0  # seconds between looks; each look at a store costs requests
@@ -203,7 +203,7 @@ class Progress:
 @contextlib.contextmanager
 def watching(steps: Sequence[Watched], stream: IO[str] | None = None, *, quiet: bool = False) -> Iterator[None]:
     """Shows progress on stderr while the block runs. An error in progress is logged once and does not stop the run."""
-    if quiet or log_file.is_quiet() or os.environ.get("OPENWIT_PROGRESS", "").lower() in ("0", "off", "no", "false"):
+    if quiet or log_file.is_quiet() or not variables.is_on(variables.PROGRESS):
         yield
         return
     guard, stop, shown = _guard(), threading.Event(), list[Progress]()

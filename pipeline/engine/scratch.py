@@ -12,8 +12,8 @@ import tempfile
 import time
 
 from pipeline.engine.cli import UsageError
+from pipeline.engine.variables import SCRATCH
 
-SCRATCH = "OPENWIT_SCRATCH"
 ABANDONED_S = 7 * 86400.0  # a file that nobody has written for so long is of a process that is gone
 
 

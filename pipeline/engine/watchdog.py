@@ -16,12 +16,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.engine import display, fence, log_file, storage
+from pipeline.engine import display, fence, log_file, storage, variables
 from pipeline.engine.clusters import Cluster
 from pipeline.engine.progress import Watched
 
-PATIENCE = "OPENWIT_STALL_SECONDS"  # names the seconds without progress after which the cluster is asked
-DEFAULT_S = 300.0
 POLL_S, PAGE_S = 0.5, 60.0  # a job is looked for so often, so long at first
 ASKS = 3  # the cluster must be unwell so many times in a row, a fifth of the patience apart
 
@@ -96,7 +94,7 @@ def watching(
     if not cluster.address or threading.current_thread() is not threading.main_thread():
         yield stalled
         return
-    patience = float(os.environ.get(PATIENCE) or DEFAULT_S)
+    patience = variables.number(variables.STALL_SECONDS)
     watch = Watch(steps, cluster, patience, clock())
 
     def loop() -> None:

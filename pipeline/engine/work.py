@@ -27,7 +27,19 @@ from typing import Any, TypeAlias
 
 import xxhash
 
-from pipeline.engine import checks, clusters, fence, journal, lease, log_file, object_view, remote, scratch, storage
+from pipeline.engine import (
+    checks,
+    clusters,
+    fence,
+    journal,
+    lease,
+    log_file,
+    object_view,
+    remote,
+    scratch,
+    storage,
+    variables,
+)
 from pipeline.engine.cli import UsageError
 from pipeline.engine.input_errors import RefusedInputError, TransferError
 
@@ -428,6 +440,14 @@ def check_code(of_job: str) -> None:
         raise WorkerError.of(f"has another version of this package ({place}) than the command: install the same one")
 
 
+def _check_variables() -> None:
+    """Refuses the environment of a worker if a variable of this package is wrong in it. Each host has its own."""
+    try:
+        variables.check()
+    except ValueError as error:
+        raise WorkerError.of(f"has a wrong environment variable: {error}") from None
+
+
 def lock_as_worker(root: str, token: str = "") -> None:
     """Holds the shared lock until this process ends. Every process that writes below `root` calls it.
 
@@ -438,6 +458,7 @@ def lock_as_worker(root: str, token: str = "") -> None:
     Raises:
         FenceError, LeaseError: the job no longer holds the folder.
         RefusedInputError, TransferError: this process cannot reach the store that holds the folder.
+        WorkerError: an environment variable of this process is wrong.
     """
     if storage.is_url(root):
         _join(root, token)
@@ -446,6 +467,7 @@ def lock_as_worker(root: str, token: str = "") -> None:
     if not storage.is_url(root):
         fence.enter(root, token)
     if root not in _held:
+        _check_variables()
         here = storage.beside(root)
         os.makedirs(here, exist_ok=True)
         if here != root:

@@ -8,6 +8,7 @@ import os
 from pipeline.dataset.errors import Damaged, NotFound
 from pipeline.engine.cli import DONE, UsageError
 from pipeline.engine.display import amount
+from pipeline.inspector.opening import store_of
 from pipeline.inspector.output import print_json
 
 OTHERS = (".csv", ".tsv", ".json", ".jsonl", ".arrow", ".feather", ".txt", ".gz", ".zst")  # names of other formats
@@ -25,9 +26,10 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.dataset import damage, exports
     from pipeline.engine import storage
 
-    replaces = check_target(args.to)
     try:
-        count = exports.write_rows(args.folder, args.stage, args.to)
+        with store_of(args.to):
+            replaces = check_target(args.to)
+            count = exports.write_rows(args.folder, args.stage, args.to)
     except exports.NoRows as error:
         raise NotFound(str(error)) from error
     except storage.DamagedError as error:
@@ -45,15 +47,17 @@ def check_target(path: str) -> bool:
     Raises:
         UsageError: it is a folder, is named as another format, or would replace a file that is not Parquet.
     """
+    from pipeline.engine import storage
+
     if path.lower().endswith(OTHERS):
         raise UsageError(f"--to {path}: must end with .parquet, since Parquet is written")
     if os.path.isdir(path):
         raise UsageError(f"--to {path}: must be a file; it is a folder")
     if os.path.exists(path) and not os.path.isfile(path):
         raise UsageError(f"--to {path}: must be a file; it is a device or a pipe")
-    if not os.path.exists(path) or not os.path.getsize(path):
+    if not storage.is_file(path) or not storage.size(path):
         return False
-    with open(path, "rb") as file:
+    with storage.opened(path) as file:
         if file.read(len(MAGIC)) != MAGIC:
             raise UsageError(f"--to {path}: must not exist, or be a Parquet file, which is replaced")
     return True

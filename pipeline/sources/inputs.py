@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.engine import opening, remote
+from pipeline.engine import opening, remote, variables
 from pipeline.engine.input_errors import (
     UNAVAILABLE,
     InputError,
@@ -55,7 +55,6 @@ CC_MIRRORS = {
     "s3": "s3://commoncrawl/",
     "hf": "hf://buckets/commoncrawl/commoncrawl/",
 }
-CC_BASE_VARIABLE = "OPENWIT_CC_BASE"  # a mirror, a folder or a test's server instead of CC_BASE
 
 _WET = re.compile(r"\.wet(\.gz)?$", re.IGNORECASE)
 _CRAWL = re.compile(
@@ -100,7 +99,7 @@ def expand(
         raise InputError(f"input format {input_format!r} is unknown: use {', '.join(others)} or {last}")
     if not specs and not known:
         raise InputError("no input was given: name a file, a folder, a glob, @LIST, a URL or cc:CRAWL")
-    base = cc_base or os.environ.get(CC_BASE_VARIABLE) or CC_BASE
+    base = cc_base or os.environ.get(variables.CC_BASE) or CC_BASE
     found: list[Found] = []
     for spec in specs:
         more = _expand_spec(spec, base=base, any_name=input_format not in (AUTO, SET))

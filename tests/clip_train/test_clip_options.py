@@ -140,6 +140,7 @@ def cases() -> Iterator[tuple[tuple[str, ...], int, str]]:
     yield (*TRAIN, "--cache", "plain"), 2, "--cache plain cannot be written: a file of this name exists"
     for command in (EMBED, EXPORT, LEARN):
         yield (*command[:-1], "gs://bucket/x"), 2, "--output gs://bucket/x: this is a URL"
+        yield (*command[:-1], "s3:/bucket/x"), 2, "--output s3:/bucket/x: this is a URL"
         yield (*command[:-1], "empty"), 2, "--output empty: this is a folder, the name of a file is expected"
         yield (*command[:-1], "plain/x"), 2, "--output plain cannot be written: "
     yield (*EXPORT[:-1], "empty", "--format", "huggingface"), 2, "--output empty exists already"

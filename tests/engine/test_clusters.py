@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine import clusters, runners, watchdog
+from pipeline.engine import clusters, runners, variables, watchdog
 from pipeline.engine.clusters import Cluster, Flink, Spark
 from pipeline.engine.progress import Watched
 from pipeline.engine.work import Busy, StepFolder, lock_run_folder
@@ -201,7 +201,7 @@ def test_a_job_that_waits_for_slots_goes_on_with_those_that_are_left(
     def run_pipeline(*_: object, **__: object) -> None:
         time.sleep(20)
 
-    monkeypatch.setenv(watchdog.PATIENCE, "0.05")
+    monkeypatch.setenv(variables.STALL_SECONDS, "0.05")
     monkeypatch.setattr(clusters, "cluster_of", lambda name, flags: asked.append(list(flags)) or Short("h:1"))
     monkeypatch.setattr(runners, "make_options", lambda *_, **__: (None, None))
     monkeypatch.setattr(runners, "run_pipeline", run_pipeline)
@@ -374,7 +374,7 @@ def test_a_slow_job_on_a_sound_cluster_goes_on(tmp_path: Path) -> None:
 
 
 def test_the_wait_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(watchdog.PATIENCE, "0.05")
+    monkeypatch.setenv(variables.STALL_SECONDS, "0.05")
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt), watchdog.watching(watched(tmp_path), Sick("h:1"), "p") as stalled:
@@ -385,7 +385,7 @@ def test_the_wait_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_run_in_this_process_is_not_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(watchdog.PATIENCE, "0.01")
+    monkeypatch.setenv(variables.STALL_SECONDS, "0.01")
     with contextlib.nullcontext(), watchdog.watching(watched(tmp_path), Cluster(), "p") as stalled:
         time.sleep(0.1)
         assert "watchdog" not in {thread.name for thread in threading.enumerate()}

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.sources import base, inputs, tables
+from pipeline.sources import base, tables
 from pipeline.sources.base import open_bytes
 from pipeline.sources.inputs import Input, InputError, expand
 
@@ -234,7 +234,7 @@ def crawl(tmp_path):
 def test_a_crawl_is_expanded_from_its_path_list(crawl, monkeypatch):
     root, paths = crawl
     assert [made.name for made in expand(["cc:CC-MAIN-2026-05"], cc_base=str(root))] == paths
-    monkeypatch.setenv(inputs.CC_BASE_VARIABLE, str(root))
+    monkeypatch.setenv("OPENWIT_CC_BASE", str(root))
     assert [made.name for made in expand(["cc:CC-MAIN-2026-05[1:3]"])] == paths[1:3]
     assert [made.name for made in expand(["cc:CC-MAIN-2026-05[:2]"])] == paths[:2]
     with pytest.raises(InputError, match="5 files"):
