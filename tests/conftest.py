@@ -24,9 +24,8 @@ settings.load_profile("suite" if fuzzing.SUITE else "fuzz")
 # Those that take longest, the longest first. If one of them came last, the other workers would wait for it.
 LONGEST = (
     "tests/test_engines.py",
-    "tests/clip_train/test_clip_train.py",
     "tests/test_reliability.py",
-    "tests/test_whole_way.py",
+    "tests/clip_train/test_clip_train.py",
     "tests/test_wheel.py",
     "tests/test_docs.py",
 )

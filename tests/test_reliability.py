@@ -37,7 +37,7 @@ from pipeline.schema import STAGES
 from pipeline.stages.base import Stage
 from pipeline.stages.run import Run
 from tests.places import ROOT
-from tests.processes import AS_ANYBODY, alive, descendants
+from tests.processes import AS_ANYBODY, alive, descendants, group_members
 from tests.stages.test_select import QUERIES, draw_rows, write_table
 from tests.webserver import WebServer, picture
 
@@ -294,7 +294,8 @@ def test_workers_end_with_their_parent_and_the_next_run_takes_over(select: Job, 
     process.kill()  # the parent alone
     assert wait_for(lambda: not any(map(alive, started)), 2)
     process.communicate()
-    finish(select, tmp_path / "out")
+    assert undisturbed(select.arguments, tmp_path / "out") == select.expected
+    assert not temporary_files(tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -321,7 +322,11 @@ def test_an_interrupt_ends_it_with_130_and_it_can_be_taken_up(select: Job, tmp_p
     code, said = end(process)
     assert code == INTERRUPTED, said
     assert "Run the same command again to continue." in said
+    assert wait_for(lambda: not group_members(process.pid), PATIENCE)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     check_files(tmp_path / "out")
+    time.sleep(0.5)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
     assert undisturbed(select.arguments, tmp_path / "out") == select.expected
     assert not temporary_files(tmp_path / "out")
 

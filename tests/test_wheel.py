@@ -180,7 +180,7 @@ def test_every_command_runs_in_a_hostile_working_directory(installed: Installed,
     assert "packages                all " in installed.run("openwit-doctor", "--offline", "two")
     (installed.work / "text.txt").write_text("a red panda eats leaves\n" * 200)
     queries = ["--text", "text.txt", "--min-count", "50", "--export"]
-    installed.run("openwit-queries", "--output", "list", *queries, "--workers", "2")
+    installed.run("openwit-queries", "--output", "list", *queries, "--workers", "1")
     assert "panda" in (installed.work / "list" / "queries.txt").read_text().splitlines()
     for command in COMMANDS:
         assert "usage" in installed.run(command, "--help").lower()
@@ -210,7 +210,7 @@ def test_it_runs_from_a_read_only_folder(read_only: Installed, digest: str) -> N
     """
     before = set(read_only.venv.rglob("*"))
     assert read_only.build("read-only", "--workers", "2") == digest
-    warm = "from pipeline.stages import selection_kernel; selection_kernel.warm()"
+    warm = "from pipeline.text import language_kernel; language_kernel.warm()"
     read_only.run("python", "-P", "-c", warm)
     assert list((read_only.work / "home" / ".cache" / "openwit").glob("kernels-*/*/*.nbi"))
     read_only.run("python", "-P", "-c", warm, HOME="/proc/1/none")

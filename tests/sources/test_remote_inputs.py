@@ -39,6 +39,7 @@ from pipeline.sources.warc import read_image
 from queries.load import QueryError, load_queries
 from tests.archives import html_record, member, record, wat_record
 from tests.webserver import picture
+from tests.without_beam import without_beam  # noqa: F401
 
 SERVERS = ["ranges", "capped", "forgetful", "plain", "chunked", "unsized"]
 PAIRS = 300
@@ -515,6 +516,7 @@ def published(out: Path) -> Published:
     return Published(manifest["digest"], table.drop_columns(named).to_pylist(), counts, members)
 
 
+@pytest.mark.usefixtures("without_beam")
 def test_the_whole_way_over_http_and_out_of_a_store(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / "set.warc.gz").write_bytes(FILES["a.warc.gz"])
     server.files["set.warc.gz"] = FILES["a.warc.gz"]
