@@ -268,6 +268,28 @@ def test_a_published_file_that_is_gone_is_written_again(copy: Path, capfd: pytes
         assert json.loads((copy / "manifest.json").read_bytes())["files"] == json.loads(before)["files"]
     assert build.main(command(copy)) == build.DONE
     assert "begins anew" not in capfd.readouterr().err
+    flip(str(shard), 8 * 700)
+    assert inspect(["verify", str(copy)]) == 3
+    said = capfd.readouterr().out.splitlines()[-1]
+    assert said == f"next: python -m pipeline.build --output {copy} --extend --redo publish"
+    assert build.main(said.split()[4:]) == build.DONE and inspect(["verify", str(copy)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        (["report/index.html"], "--redo publish"),
+        (["shards/00000.tar", "stages/balance/info.json", "stages/fetch/info.json"], "--redo balance"),
+        (["stages/match/parts/00000.json"], "--redo match"),
+        (["inputs.json", "shards/00000.tar"], "with its --input"),
+    ],
+)
+def test_verify_names_the_first_stage_that_mends_all(paths: list[str], said: str, out: Path) -> None:
+    assert damage.next_step(str(out), paths).endswith(said)
+
+
+def test_a_copy_without_stages_is_copied_again(tmp_path: Path) -> None:
+    assert damage.next_step(str(tmp_path), ["shards/00000.tar"]).startswith("copy these files again")
 
 
 def test_verify_lists_files_of_stages_that_are_gone(copy: Path) -> None:

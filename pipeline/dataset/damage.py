@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -42,6 +43,17 @@ def stage_to_redo(path: str) -> str | None:
     while at and not _kept(root, STAGES[at - 1]):
         at -= 1
     return STAGES[at]
+
+
+def next_step(folder: str, paths: Iterable[str]) -> str:
+    """What repairs the damaged files of a set, for `verify`. `paths` are below the folder."""
+    if not any(_kept(folder, stage) for stage in STAGES):
+        return "copy these files again: the stages that wrote them are not here"
+    paths = list(paths)
+    if LISTED[0] in paths:
+        return "the command that has built the set, with its --input"
+    found = {stage_to_redo(f"{folder}/{path}") or STAGES[-1] for path in paths}
+    return f"python -m pipeline.build --output {shlex.quote(folder)} --extend --redo {min(found, key=STAGES.index)}"
 
 
 def _kept(root: str, stage: str) -> bool:

@@ -20,6 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Checks everything."""
     from pipeline.dataset import verify as verifying
+    from pipeline.dataset.damage import next_step
     from pipeline.inspector.opening import is_ours
 
     if not is_ours(args.folder):
@@ -40,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"note: {line}")
     if faults:
         print(f"{len(faults):,} {'fault' if len(faults) == 1 else 'faults'}")
+        print(f"next: {next_step(args.folder, (fault.path for fault in faults))}")
     else:
         print("sound: names, sizes and counts agree" if args.quick else "sound: every checksum and count agrees")
     return BELOW if faults else DONE
