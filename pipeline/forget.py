@@ -28,7 +28,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -40,7 +40,7 @@ from pipeline import __version__
 from pipeline.dataset import damage, open_set, shrink, tombstones
 from pipeline.dataset.errors import Damaged, NotFound
 from pipeline.dataset.tombstones import KINDS, Tombstones, address, addresses, hosts_among, normalise, normalise_all
-from pipeline.engine import checks, cli, hashing, object_store, storage, work
+from pipeline.engine import checks, cli, hashing, object_store, object_view, storage, work
 from pipeline.engine.cli import BELOW, CRASHED, DONE, MISSING, USAGE, MissingInput, Parser, UsageError, fail
 from pipeline.engine.display import sanitize
 from pipeline.engine.journal import FOLDER, Change
@@ -296,24 +296,40 @@ def forget(root: str, selection: Selection, *, dry_run: bool = False) -> Forgott
         NotFound: the folder is no set.
         Damaged, DamagedError: a file is damaged, or another version wrote the set.
         Busy: a build runs in the folder.
-        MissingInput: the store that holds the folder is away, or refuses.
+        MissingInput: the store that holds the folder is away, or refuses. A dry run needs no right to write.
     """
     if not len(selection):
         raise UsageError("nothing to forget: name it with " + ", ".join(f"--{flag}" for flag in (*FLAGS, "list")))
     root = storage.absolute(root)
     on_store = checks.is_object(root)
-    with checks.store_failures(patience=STORE_PATIENCE_S) if on_store else contextlib.nullcontext():
+    with checks.store_failures(patience=STORE_PATIENCE_S, writes=True) if on_store else contextlib.nullcontext():
         check_folder(root)
-        _refuse_several_captions(root)
-        with work.lock_run_folder(root):
+        with _as_it_is(root) if dry_run else work.lock_run_folder(root):
+            _refuse_several_captions(root)
             found = _forget(root, selection, dry_run=dry_run)
         return dataclasses.replace(found, older_versions=on_store and object_store.keeps_versions(root))
 
 
+@contextlib.contextmanager
+def _as_it_is(root: str) -> Iterator[None]:
+    """The block looks at a folder in which no run works now. Nothing is written, so no right to write is needed.
+
+    Raises:
+        Unfinished: a change was interrupted, and this user may not carry it out.
+        Busy: a run works there.
+    """
+    work.settle(root)
+    if holder := work.holder_of(root):
+        raise work.Busy(root, holder)
+    with object_view.glance(root):
+        yield
+
+
 def _forget(root: str, selection: Selection, *, dry_run: bool) -> Forgotten:
-    """`forget` in a folder that is locked."""
+    """`forget` in a folder that is locked, or with `dry_run` looked at."""
     start = time.perf_counter()
-    storage.remove_stale_files(root)
+    if not dry_run:
+        storage.remove_stale_files(root)
     published = _published(root)
     images = set[str]()
     found, urls, selection = _find_all(root, published, selection, images)

@@ -125,6 +125,8 @@ def settle(folder: str) -> None:
 
         try:
             work.settle(absolute(folder))
+        except work.Unfinished as error:
+            raise NotFound(str(error)) from error
         except work.Busy as error:
             raise NotFound(f"the files of {folder!r} are being changed: {error}") from error
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from fsspec.asyn import get_loop
 
-from pipeline.engine.input_errors import MissingInputError
+from pipeline.engine.input_errors import MissingInputError, RefusedInputError
 from tests.any_store import answering
 
 s3fs = pytest.importorskip("s3fs", reason="the extra s3 is not installed")
@@ -96,15 +96,19 @@ class MemoryStore:
         objects: by bucket and key.
         changes: the number of requests that change something.
         left: a change that would be one too many ends the process (`Killed`); -1: none.
+        denied: what this user may not do, as `remote.patiently` calls it: written, read, listed.
     """
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str], bytes] = {}
         self.changes, self.left = 0, -1
+        self.denied: tuple[str, ...] = ()
         self.loop = get_loop()
 
-    def patiently(self, url: str, once: Callable[..., Any], **_: Any) -> Any:
+    def patiently(self, url: str, once: Callable[..., Any], *, what: str = "", **_: Any) -> Any:
         """In the place of `remote.patiently`."""
+        if what in self.denied:
+            raise RefusedInputError(f"{url!r} cannot be {what}: Access Denied.")
         try:
             return once(self, url)
         except FileNotFoundError as error:

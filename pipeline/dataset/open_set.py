@@ -358,6 +358,8 @@ def read_manifest(folder: str) -> dict[str, Any]:
         raise NotFound(f"there is no folder {folder!r}")
     try:
         work.settle(folder)
+    except work.Unfinished as error:
+        raise NotFound(str(error)) from error
     except (work.Busy, UsageError, OSError) as error:
         raise NotFound(f"the files of {folder!r} are being changed: {error}") from error
     manifest = read_json(folder, "manifest.json")

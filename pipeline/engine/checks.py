@@ -53,10 +53,12 @@ def missing_package(url: str) -> str:
 
 
 @contextlib.contextmanager
-def store_failures(*, patience: float = STORE_PATIENCE_S) -> Iterator[None]:
+def store_failures(*, patience: float = STORE_PATIENCE_S, writes: bool = False) -> Iterator[None]:
     """Failures of a store that holds what a command names, as those of a missing file.
 
-    `patience`: seconds for which it is asked again.
+    Args:
+        patience: seconds for which it is asked again.
+        writes: the command writes there, too. The message of the store says what it refuses.
 
     Raises:
         MissingInput: the store is away, refuses, or has no such bucket.
@@ -68,7 +70,7 @@ def store_failures(*, patience: float = STORE_PATIENCE_S) -> Iterator[None]:
         with remote.configured(dataclasses.replace(remote.settings(), patience=patience)):
             yield
     except (FileNotFoundError, InputError) as error:
-        raise MissingInput(f"cannot be read ({error})") from None
+        raise MissingInput(str(error) if writes else f"cannot be read ({error})") from None
 
 
 def readable_file(path: str) -> None:

@@ -20,11 +20,12 @@ import threading
 import time
 from types import FrameType
 
-CODE = 130
+CODE, FAILED = 130, 1
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _command: tuple[str, int] | None = None  # the program whose handler is installed, and its process
 _reported = False
+_cause = ""  # why this process interrupts itself; "": the user does
 _ends = [0]  # how often `end_within` was taken back
 _ending: tuple[int, int] | None = None  # the exit code, and the process
 
@@ -60,13 +61,20 @@ def _leave() -> None:
     os._exit(_ending[0])
 
 
+def because(cause: str) -> None:
+    """The next interrupt is not the user's: `report` says the cause, and the exit code is 1. "" takes it back."""
+    global _cause
+    _cause = cause
+
+
 def report(program: str) -> int:
     """Prints the line, if no line was printed yet. Returns the exit code."""
     global _reported
+    said, code = (_cause, FAILED) if _cause else ("interrupted. Run the same command again to continue.", CODE)
     if not _reported:
         _reported = True
         before = b"\n" if os.isatty(2) else b""  # a progress bar may stand in the line
-        line = f"{program}: interrupted. Run the same command again to continue.\n"
+        line = f"{program}: {said}\n"
         try:
             os.write(2, before + line.encode())
         except OSError:
@@ -74,8 +82,8 @@ def report(program: str) -> int:
         # Not imported here, which would take time. It may be half imported.
         note = getattr(sys.modules.get("pipeline.engine.log_file"), "note", None)
         if note is not None:
-            note("interrupted", exit_code=CODE)
-    return CODE
+            note(_cause or "interrupted", exit_code=code)
+    return code
 
 
 def end_within(seconds: float) -> bool:

@@ -12,6 +12,7 @@ written is what the other run writes, too: a unit's files depend on inputs and o
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import secrets
@@ -22,7 +23,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.engine import object_store, scratch
+from pipeline.engine import interrupts, object_store, remote, scratch
 from pipeline.engine.cli import UsageError
 from pipeline.engine.object_store import Conflict
 
@@ -30,6 +31,7 @@ NAME = ".lease"
 FIELDS = ("token", "holder", "machine")  # of the object
 BEAT_S, EXPIRES_S = 20.0, 120.0
 MARGIN_S = 20.0  # before the end of a lease its holder asks again
+LAST_PATIENCE_S = 5.0  # for the store, when a run fails
 
 _tokens: dict[str, str] = {}  # OUT -> the token of the run that this process belongs to
 _joined: dict[str, str] = {}  # as `_tokens`, where this process has seen the lease
@@ -116,11 +118,14 @@ def held(root: str) -> Iterator[None]:
     beats.start()
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception) as error:
         if lost:
             raise lost[0] from None
+        if isinstance(error, Exception) and not isinstance(error, (UsageError, LeaseError)):
+            _explain(root, error)
         raise
     finally:
+        interrupts.because("")
         stop.set()
         beats.join(5.0)
         _tokens.pop(root, None)
@@ -129,6 +134,22 @@ def held(root: str) -> Iterator[None]:
         if not lost:
             with contextlib.suppress(Exception):  # it expires
                 _release(root, body["token"])
+
+
+def _explain(root: str, error: Exception) -> None:
+    """Another run that has taken the lease over moves and removes files, so this one may fail before the next sign.
+
+    Raises:
+        LeaseError: so it was.
+    """
+    _sure.pop(root, None)
+    with remote.configured(dataclasses.replace(remote.settings(), patience=LAST_PATIENCE_S)):
+        try:
+            confirm(root)
+        except LeaseError as lost:
+            raise lost from error
+        except Exception:  # the store is away: the error says so
+            return
 
 
 def _now() -> float:
@@ -194,6 +215,7 @@ def _beat(root: str, body: dict[str, Any], tag: str, stop: threading.Event, lost
                 continue
             lost.append(LeaseError.of(root, found["holder"] if found else "it has ended"))
             if not stop.is_set():
+                interrupts.because(str(lost[0]))
                 os.kill(os.getpid(), signal.SIGINT)
             return
         except Exception:  # the store is away: every commit looks at the lease anyway

@@ -72,6 +72,18 @@ class WorkerError(RuntimeError):
         return cls(f"the worker on {socket.gethostname()} {lacks}")
 
 
+class Unfinished(Busy):
+    """A change of the folder was interrupted, and this user may not carry it out."""
+
+    def __init__(self, root: str, refusal: Exception) -> None:
+        RuntimeError.__init__(
+            self,
+            f"a change of {root} (forget, --extend or publish) was interrupted and is not finished, and this user may "
+            f"not finish it ({refusal}): a user with the right to write must run a command there once, such as "
+            "inspect_shards info",
+        )
+
+
 class LeaseLost(Busy):
     """Another run has taken the folder over while this one gave no sign, or while its lock could not be seen."""
 
@@ -361,12 +373,18 @@ def settle(root: str) -> None:
     """Carries out a change of the folder that a crash interrupted (`journal`). Readers call it.
 
     Raises:
+        Unfinished: this user may not write there.
         Busy: the process that makes the change is alive, or a build is.
-        UsageError, OSError: the folder cannot be written.
+        OSError: the folder cannot be written.
     """
-    if journal.is_pending(root):
+    if not journal.is_pending(root):
+        return
+    refusals = (RefusedInputError if storage.is_url(root) else UsageError, PermissionError)
+    try:
         with lock_run_folder(root):
             return
+    except refusals as error:
+        raise Unfinished(root, error) from None
 
 
 def _make(root: str) -> None:

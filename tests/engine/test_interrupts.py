@@ -42,6 +42,16 @@ def test_a_thread_that_needs_python_does_not_abort_a_command_that_ends() -> None
     assert (found.returncode, found.stdout, found.stderr) == (2, "printed\nregistered\n", "")
 
 
+def test_an_interrupt_of_our_own_says_why() -> None:
+    """A run that has lost its lease interrupts itself, at any moment."""
+    script = (
+        "from pipeline.engine import interrupts; interrupts.install('p'); import os, signal\n"
+        "interrupts.because('this run has lost the output'); os.kill(os.getpid(), signal.SIGINT)"
+    )
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (found.returncode, found.stderr) == (1, "p: this run has lost the output\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
     ("program", "command"),

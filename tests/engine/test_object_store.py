@@ -24,6 +24,7 @@ from pipeline.dataset import shards
 from pipeline.engine import (
     clusters,
     input_errors,
+    interrupts,
     lease,
     object_cache,
     object_store,
@@ -286,6 +287,8 @@ def test_a_lease_without_a_sign_is_taken_over_and_its_holder_stops(
 def test_a_holder_that_lost_its_lease_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     root, before = f"{TOP}/interrupted", signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored
     monkeypatch.setattr(lease, "BEAT_S", 0.02)
+    said: list[str] = []
+    monkeypatch.setattr(interrupts, "because", said.append)
     try:
         with pytest.raises(work.LeaseLost, match=r"\(H\)"), work.lock_run_folder(root):
             time.sleep(0.2)  # it goes on
@@ -293,7 +296,18 @@ def test_a_holder_that_lost_its_lease_is_interrupted(monkeypatch: pytest.MonkeyP
             time.sleep(30)
     finally:
         signal.signal(signal.SIGINT, before)
+    assert said[0].startswith(f"this run has lost the output {root} to another one (H)") and said[1:] == [""]
     assert json.loads(object_store.read(f"{root}/.lease"))["holder"] == "H"
+
+
+def test_a_run_that_fails_since_it_lost_its_lease_says_so() -> None:
+    root = f"{TOP}/failed"
+    with pytest.raises(work.LeaseLost, match=r"lost the output .*\(H\)"), work.lock_run_folder(root):
+        object_store.write(f"{root}/.lease", json.dumps({"token": "t", "holder": "H", "machine": "M"}).encode())
+        raise FileNotFoundError("a file that the other run has moved")
+    object_store.delete([f"{root}/.lease"])
+    with pytest.raises(FileNotFoundError), work.lock_run_folder(root):
+        raise FileNotFoundError("a file of this run")
 
 
 @pytest.mark.parametrize(("ignored", "said"), [("absent", "ignores If-None-Match"), ("tag", "ignores If-Match")])
