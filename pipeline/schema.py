@@ -22,8 +22,8 @@ URL_SOURCES = ("src", "lazy", "srcset", "picture", "og:image", "table")
 # file (a table: the number of the row). `opt_out` lists the page's own signals, comma separated ("noai,noindex").
 CANDIDATES = pa.schema(
     [
-        pa.field("url", pa.string(), nullable=False),  # absolute, as found
-        pa.field("text", pa.string(), nullable=False),  # as found, entities of the markup decoded
+        pa.field("url", pa.string()),  # absolute, as found; null: a list has none (reason null_url)
+        pa.field("text", pa.string()),  # as found, entities of the markup decoded; null: a list has none (null_text)
         pa.field("page_url", pa.string(), nullable=False),  # "" where there is no page (a table)
         pa.field("offset", pa.int64(), nullable=False),
         pa.field("text_source", pa.int8(), nullable=False),

@@ -12,10 +12,12 @@ from __future__ import annotations
 import dataclasses
 import mmap
 import re
+from collections import Counter
 
 BLOCK = 512
 LONGEST_NAME = 1 << 16  # bytes of a member that holds the name of the next one (GNU's L, pax's x)
 MOST_FAULTS = 1000  # that are kept
+SECOND, CUT_OFF, NO_END = "a second member", "a member is cut off", "the file ends without the end of the archive"
 _FILES, _NAMES, _OTHERS = b"0\0", b"Lx", b"Kg"  # kinds of members: files; names of the next member; not looked at
 _DIGITS = re.compile(rb"[0-7]+")
 
@@ -29,18 +31,24 @@ class Contents:
 
     Attributes:
         samples: in the order of their first members.
-        faults: (offset, problem).
+        faults: (offset, problem), the first MOST_FAULTS.
+        more: the number of further ones.
+        repeated: (key, kind) -> further members of that name. The first one stands in `samples`.
         scattered: keys whose members are not neighbours. WebDataset cuts such a sample in two.
     """
 
     samples: Samples = dataclasses.field(default_factory=dict)
     faults: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+    more: int = 0
+    repeated: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
     scattered: list[str] = dataclasses.field(default_factory=list)
 
     def fault(self, offset: int, problem: str) -> None:
         """Notes a fault."""
         if len(self.faults) < MOST_FAULTS:
             self.faults.append((offset, problem))
+        else:
+            self.more += 1
 
 
 def scan(data: bytes | mmap.mmap, *, most: int | None = None) -> Contents:
@@ -61,7 +69,7 @@ def scan(data: bytes | mmap.mmap, *, most: int | None = None) -> Contents:
         length = size if size >= 0 and kind not in _NAMES + _OTHERS else length
         if not _is_sound(header) or start + length > len(data):
             whole = _is_sound(header)
-            found.fault(at, "a member is cut off" if whole else "a damaged header")
+            found.fault(at, CUT_OFF if whole else "a damaged header")
             at = _next_sound(data, at + BLOCK)
             name, size = "", -1
             continue
@@ -77,7 +85,7 @@ def scan(data: bytes | mmap.mmap, *, most: int | None = None) -> Contents:
             if kind in _FILES:
                 last = _note(found, name or _short_name(header), (start, length), last)
             name, size = "", -1
-    found.fault(at, "the file ends without the end of the archive")
+    found.fault(at, NO_END)
     return found
 
 
@@ -90,7 +98,8 @@ def _note(found: Contents, path: str, place: Place, last: str) -> str:
     key, kind = (f"{folder}/{stem}" if folder else stem), kind.lower()
     members = found.samples.setdefault(key, {})
     if kind in members:
-        found.fault(place[0] - BLOCK, f"a second member {path!r}")
+        found.fault(place[0] - BLOCK, f"{SECOND} {path!r}")
+        found.repeated[key, kind] += 1
     elif members and key != last:
         found.scattered.append(key)
     members.setdefault(kind, place)

@@ -74,7 +74,10 @@ def lines_on_records(counted: Mapping[str, Any]) -> list[str]:
 
     Such as "lost: 4 records (bad_record)".
     """
-    lost, notes = (counted.get(name) or {} for name in ("records_dropped", "notes"))
+    lost, notes = (
+        {reason: count for reason, count in (counted.get(name) or {}).items() if count}
+        for name in ("records_dropped", "notes")
+    )
     lines = []
     if lost:
         total = sum(lost.values())

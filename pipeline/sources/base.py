@@ -343,23 +343,16 @@ def for_each(function: Any, items: Iterable[Any]) -> None:
 def candidates_of_pairs(
     url: pa.Array, text: pa.Array, offsets: np.ndarray, ledger: Ledger, *, page: pa.Array | None = None
 ) -> pa.RecordBatch:
-    """CANDIDATES of pairs from a table. Pairs without url or text are counted drops.
+    """CANDIDATES of pairs from a table. `gather` drops those without a URL or a text, and counts them.
 
     Args:
         url, text: strings, nulls allowed; at most BATCH_ROWS.
         offsets: int64, the row number of each pair in its input.
-        ledger: counts rows_in and the drops null_url and null_text.
+        ledger: counts rows_in.
         page: the URL of each pair's page, nulls allowed; None: not known.
     """
     ledger.rows_in += len(url)
     place = pa.array(offsets, pa.int64())
-    if url.null_count or text.null_count:
-        no_url = url.is_null()
-        ledger.drop("null_url", url.null_count)
-        ledger.drop("null_text", pc.sum(pc.and_not(text.is_null(), no_url)).as_py() or 0)
-        keep = pc.and_(url.is_valid(), text.is_valid())
-        url, text, place = url.filter(keep), text.filter(keep), place.filter(keep)
-        page = None if page is None else page.filter(keep)
     rows = len(url)
     if page is None:
         page = _constant("", pa.string(), rows)

@@ -62,7 +62,11 @@ _CRAWL = re.compile(
 )
 _ADDRESS = re.compile(rb"https?://\S+", re.IGNORECASE)
 _GLOB = re.compile(r"[*?\[]")
+# A tar of samples by its name, which tells little; or a packed one, which its reader refuses with what to do.
+_TAR = re.compile(r"\.(?:tar(?:\.(?:gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)
 _SHARD = re.compile(r"/shards/\d{5,9}\.tar$")  # the end of the path of a shard of a published set
+_SHARD_NAME = re.compile(r"set-[0-9a-f]{12}/shards/\d{5,9}\.tar")  # the name of its input
+SHOWN = 3  # names in a message
 
 
 def expand(
@@ -104,6 +108,7 @@ def expand(
     for spec in specs:
         more = _expand_spec(spec, base=base, any_name=input_format not in (AUTO, SET))
         found += more if without is None else _outside(without, spec, more)
+    drop = _by_folder(drop, _known_files(known))
     again = exchanged(specs, known, drop)
     files = {file: made for file, made in _known_files(known).items() if file.path not in again}
     found = _new_files(_distinct_paths(found), files)
@@ -213,9 +218,9 @@ def _left(
     for value in drop:
         gone = {item for item, names in found.items() if _fits(item, value, names)}
         if not gone and not any(_fits(Found(path, path), value, _ends(path)) for path in dropped):
-            known = sorted({name for names in found.values() for name in names})
+            known = sorted({shown for item, names in found.items() for shown in _shown(item, names)})
             near = _near(value, known)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else f": {_some(known)}"
             raise InputError(f"--drop-input {value!r}: must be the name or path of an input of the set{hint}")
         left = [item for item in left if item not in gone]
     if not left and not may_be_empty:
@@ -223,10 +228,38 @@ def _left(
     return left
 
 
+def _shown(item: Found, names: set[str]) -> set[str]:
+    """What a message calls a file. A shard is called by the folder of its set."""
+    return {published_sets.root_of(public(item.path))} if _SHARD_NAME.fullmatch(item.name) else names
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return f"{', '.join(map(repr, names[:SHOWN]))}{more}"
+
+
+def _by_folder(drop: Sequence[str], files: Iterable[Found]) -> list[str]:
+    """The values of --drop-input, with the path of a set in the place of the name of its folder.
+
+    Raises:
+        InputError: several sets have this name.
+    """
+    roots = sorted({published_sets.root_of(item.path) for item in files if _SHARD_NAME.fullmatch(item.name)})
+    found = []
+    for value in drop:
+        meant = [root for root in roots if os.path.basename(root) == value.rstrip("/")]
+        if len(meant) > 1:
+            raise InputError(f"--drop-input {value!r}: is the name of several sets, name a path: {_some(meant)}")
+        found.append(meant[0] if meant else value)
+    return found
+
+
 def _ends(path: str) -> set[str]:
-    """a/b/c -> {a/b/c, b/c, c}: the names that a file with this path may have had."""
+    """a/b/c -> {a/b/c, b/c, c}: the names that a file with this path may have had, and that of the folder of a set."""
     parts = path.split("/")
-    return {"/".join(parts[first:]) for first in range(len(parts))}
+    folder = {os.path.basename(published_sets.root_of(path))} if _SHARD.search(path) else set[str]()
+    return folder | {"/".join(parts[first:]) for first in range(len(parts))}
 
 
 def _fits(item: Found, value: str, names: set[str]) -> bool:
@@ -588,12 +621,13 @@ def _longer(item: Found, depth: int) -> Found:
 
 def _finish(item: Found, input_format: str, skip_bad: bool) -> list[Input]:
     """The inputs of a file, by the reader of its format."""
+    reader = READERS[WEBDATASET] if _TAR.search(file_name(item.path)) else None
     try:
-        reader = READERS[item.format or input_format] if item.format or input_format != AUTO else _reader_of(item)
         try:
+            reader = READERS[item.format or input_format] if item.format or input_format != AUTO else _reader_of(item)
             return reader.expand(item)
         except UNAVAILABLE:
-            if not skip_bad:
+            if not skip_bad or reader is None:
                 raise
             return [Input(item.name, item.path, reader.name, item.size)]
     except OSError as error:
@@ -620,6 +654,8 @@ def _reader_of(item: Found) -> Reader:
             f"{item.name!r} is a WET file. It holds text without images: use the WAT or WARC file of the same crawl"
         )
     reader = _sniff(item.path) or named
+    if _TAR.search(file_name(item.path)):
+        return reader or READERS[WEBDATASET]  # which says what is wrong with it
     if reader is None:
         where = public(item.path)
         if _lists_addresses(read_head(item.path)):
@@ -650,10 +686,11 @@ def readable() -> str:
     """The names of files that can be read: "*.warc *.arc (also .gz, .lz4, .zst), *.wacz", and so on."""
     groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for reader in READERS.values():
-        for bare in reader.suffixes:
-            if any(bare.startswith(f"{other}.") for other in reader.suffixes):
+        every = (*reader.suffixes, *reader.vague_suffixes)
+        for bare in every:
+            if any(bare.startswith(f"{other}.") for other in every):
                 continue  # the compressed form of another suffix
-            packings = tuple(end.removeprefix(bare) for end in reader.suffixes if end.startswith(f"{bare}."))
+            packings = tuple(end.removeprefix(bare) for end in every if end.startswith(f"{bare}."))
             groups.setdefault((reader.name, packings), []).append(f"*{bare}")
     also = {packings: f" (also {', '.join(packings)})" if packings else "" for _, packings in groups}
     return ", ".join(" ".join(names) + also[packings] for (_, packings), names in groups.items())

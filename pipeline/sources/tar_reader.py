@@ -7,12 +7,14 @@ The sha256 that it noted is only looked up in lists: two images are the same one
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import hashlib
 import json
 import mmap
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -20,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.engine import foreign_tars
-from pipeline.engine.foreign_tars import BLOCK
-from pipeline.engine.input_errors import is_remote
+from pipeline.engine.foreign_tars import BLOCK, Contents
+from pipeline.engine.input_errors import UnreadableInputError, is_remote
 from pipeline.engine.ledger import CUT, Ledger
 from pipeline.engine.opening import open_at, open_whole, read_start
 from pipeline.sources.base import (
@@ -47,6 +49,9 @@ SAMPLES_CHECKED = 8  # of a tar
 DISTANCE_BITS = 24  # of an offset: how many blocks lie between image and JSON
 MIDDLE = 1 << (DISTANCE_BITS - 1)
 CONSULTED = "iptc,c2pa"  # what the decoder looks for in every image
+
+# How a packed tar begins, and what unpacks it.
+PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\0": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -80,16 +85,7 @@ class TarReader(Reader):
         self, source: Input, *, ledger: Ledger, images: list[pa.RecordBatch], settings: ReadSettings
     ) -> Iterator[pa.RecordBatch]:
         with _mapped(source.path) as data:
-            found = foreign_tars.scan(data)
-            for _, problem in found.faults:
-                if problem.startswith("the file ends"):
-                    ledger.notes[CUT] += 1
-                else:
-                    ledger.records_in += 1
-                    ledger.lose("cut_record" if problem.startswith("a member is cut") else "damaged_member")
-            samples = [members for members in found.samples.values() if _image_of(members) is not None]
-            ledger.records_in += len(found.samples) - len(samples)
-            ledger.lose("no_image_in_sample", len(found.samples) - len(samples))
+            samples = _whole(_scanned(data, source), ledger)
             for start in range(0, len(samples), ROWS):
                 some = samples[start : start + ROWS]
                 ledger.records_in += len(some)
@@ -142,16 +138,17 @@ def _check(item: Input, settings: ReadSettings) -> None:
 
     Raises:
         SettingsError: none of them has an image, a URL and a text.
+        UnreadableInputError: it is no tar, or a packed one.
     """
     with contextlib.ExitStack() as stack:
         data: mmap.mmap | bytes
         if is_remote(item.path):
             data = read_start(item.path, CHECKED_BYTES)
-            if foreign_tars.scan(data, most=1).faults:
+            if len(data) == CHECKED_BYTES and foreign_tars.scan(data, most=1).faults:
                 return  # its first sample has more bytes
         else:
             data = stack.enter_context(_mapped(item.path))
-        some = list(foreign_tars.scan(data, most=SAMPLES_CHECKED).samples.values())
+        some = list(_scanned(data, item, most=SAMPLES_CHECKED).samples.values())
         good = [members for members in some if not IMAGES.keys().isdisjoint(members)]
         if not good:
             raise SettingsError(f"{item.name!r} is no tar of images: its first sample has {_listed(some)}")
@@ -162,6 +159,72 @@ def _check(item: Input, settings: ReadSettings) -> None:
                     f"{item.name!r} has no {name} in its first samples ({_listed(good)}): a pair needs one, in the "
                     f"JSON under the name of --{name.lower()}-column"
                 )
+
+
+def _scanned(data: mmap.mmap | bytes, item: Input, *, most: int | None = None) -> Contents:
+    """The members of a tar, as `foreign_tars.scan`.
+
+    Raises:
+        UnreadableInputError: it is no tar, or a packed one.
+    """
+    packed = next((program for magic, program in PACKED.items() if data[: len(magic)] == magic), None)
+    if packed is not None:
+        raise UnreadableInputError(
+            f"{item.name!r} is packed: unpack it first ({packed}), since images are read from their places in a tar"
+        )
+    if not len(data):
+        raise UnreadableInputError(f"{item.name!r} is empty")
+    found = foreign_tars.scan(data, most=most)
+    if not found.samples and (found.faults or not any(data[:BLOCK])):
+        raise UnreadableInputError(f"{item.name!r} is no tar: no member of it can be read")
+    return found
+
+
+def _whole(found: Contents, ledger: Ledger) -> list[dict[str, foreign_tars.Place]]:
+    """The samples with an image, in their order. The ledger gets what is lost, each sample once."""
+    again: dict[str, int] = {}
+    for (key, _), count in found.repeated.items():
+        again[key] = max(count, again.get(key, 0))
+    lost = Counter({"repeated_key": sum(again.values()), "damaged_member": found.more})
+    hurt, reasons = _hurt(found), dict[str, str]()
+    for offset, problem in found.faults:
+        if problem == foreign_tars.NO_END:
+            ledger.notes[CUT] += 1
+        elif not problem.startswith(foreign_tars.SECOND):
+            reason = "cut_record" if problem == foreign_tars.CUT_OFF else "damaged_member"
+            if offset in hurt:
+                reasons[hurt[offset]] = reason
+            else:
+                lost[reason] += 1
+    samples = []
+    for key, members in found.samples.items():
+        if key in reasons:
+            lost[reasons[key]] += 1
+        elif _image_of(members) is None:
+            lost["no_image_in_sample"] += 1
+        else:
+            samples.append(members)
+    for reason, count in lost.items():
+        ledger.records_in += count
+        ledger.lose(reason, count)
+    return samples
+
+
+def _hurt(found: Contents) -> dict[int, str]:
+    """Offset of a fault -> the key of the sample beside it that lacks its image or its JSON."""
+    if not found.faults:
+        return {}
+    places = sorted((place[0], key) for key, members in found.samples.items() for place in members.values())
+    lacking = {key for key, members in found.samples.items() if _image_of(members) is None or "json" not in members}
+    hurt = {}
+    for offset, problem in found.faults:
+        if problem == foreign_tars.NO_END or problem.startswith(foreign_tars.SECOND):
+            continue
+        after = bisect.bisect(places, (offset, ""))
+        beside = [key for _, key in (*places[after : after + 1], *places[after - 1 : after])]
+        if (key := next((key for key in beside if key in lacking), None)) is not None:
+            hurt[offset] = key
+    return hurt
 
 
 def _listed(samples: Sequence[dict[str, Any]]) -> str:
@@ -194,7 +257,8 @@ def _pair(
     if "json" in members:
         offset, size = members["json"]
         found = _object(data[offset : offset + size]) if size <= LARGEST_JSON else None
-        ledger.notes["bad_sample_json"] += found is None
+        if found is None:
+            ledger.notes["bad_sample_json"] += 1
         facts = found or {}
     url = _first(facts, (settings.url_column,) if settings.url_column != "url" else URL_NAMES)
     if "txt" in members and settings.text_column == "text":

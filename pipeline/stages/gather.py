@@ -216,12 +216,16 @@ def clean_batch(
         forgotten: what was forgotten; None: nothing. Such a row is counted, but is never among the rejected rows.
         blocked: what is listed; None: nothing. The same holds for such a row.
     """
+    candidates, lacking = _filled(candidates)
     text, text_codes = clean.clean_text(candidates["text"])
     if rules.keep_personal:
         text_codes = np.where(text_codes == clean.TEXT_REASONS.index("personal"), 0, text_codes)
     url, url_codes = clean.canonical_urls(candidates["url"])
     codes = np.where(text_codes > 0, text_codes, np.where(url_codes > 0, url_codes + len(clean.TEXT_REASONS), 0))
     reasons = [*clean.TEXT_REASONS, *clean.URL_REASONS]
+    for reason, rows in lacking.items():
+        codes = np.where(rows, len(reasons), codes)
+        reasons.append(reason)
     if rules.opt_outs and candidates["opt_out"].null_count < len(candidates):
         refused = pc.match_substring_regex(candidates["opt_out"], "|".join(rules.opt_outs)).fill_null(False)
         codes = np.where((codes == 0) & refused.to_numpy(zero_copy_only=False), len(reasons), codes)
@@ -249,6 +253,16 @@ def clean_batch(
         candidates, text, url = candidates.filter(keep), text.filter(keep), url.filter(keep)
         languages = Languages(*(column.filter(keep) for column in languages))
     return _pairs(candidates, text, url, languages, tally, origin)
+
+
+def _filled(candidates: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[str, npt.NDArray[np.bool_]]]:
+    """The candidates with "" in the place of nulls. Reason -> the rows that lack a text, a URL: the last one holds."""
+    names = [name for name in ("text", "url") if candidates[name].null_count]
+    lacking = {f"null_{name}": candidates[name].is_null().to_numpy(zero_copy_only=False) for name in names}
+    columns = {name: candidates[name] for name in candidates.schema.names}
+    for name in names:
+        columns[name] = columns[name].fill_null("")
+    return (pa.RecordBatch.from_pydict(columns) if names else candidates), lacking
 
 
 def _drop(candidates: pa.RecordBatch, codes: np.ndarray, reasons: Sequence[str], tally: Tally) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -126,7 +127,7 @@ def test_a_larger_variant_keeps_the_url_of_its_key() -> None:
         (lambda root: flip(first_tar(root), 700), "is damaged: its sha256", False),
         (lambda root: flip(next((root / "metadata").iterdir()), 90), "is damaged: its sha256", False),
         (lambda root: first_tar(root).write_bytes(b""), "has 0 bytes, and its manifest says", True),
-        (lambda root: shutil.rmtree(root / "metadata"), "metadata/0000", True),
+        (lambda root: shutil.rmtree(root / "metadata"), r"metadata/0000\d.parquet is missing: restore it(;|$)", True),
         (lambda root: first_tar(root).unlink(), "is missing: restore it", True),
         (lambda root: (root / "manifest.json").unlink(), "manifest.json is missing", True),
         (lambda root: flip(root / "manifest.json", 50), "manifest.json is damaged", True),
@@ -163,6 +164,24 @@ def test_which_specs_name_a_set(folder: Path, copy: Path) -> None:
     with pytest.raises(InputError, match="is no published set"):
         inputs.expand([str(first_tar(folder))], input_format="set")
     assert {item.format for item in inputs.expand([str(folder / "metadata")])} == {"table"}
+
+
+def test_a_set_is_dropped_by_the_name_of_its_folder(folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"url": ["http://a.org/"], "text": ["a"]}), table)
+    known = inputs.expand([str(folder), str(table)])
+    for value in ("set", "set/", str(folder), f"{folder}/"):
+        assert [item.name for item in inputs.expand([], known=known, drop=[value])] == ["a.parquet"]
+    left = inputs.expand([str(table)])
+    dropped = [item.path for item in known if item.format == "set"]
+    assert inputs.expand([], known=left, drop=["set"], dropped=dropped) == left  # the same command again
+    words = f"must be the name or path of an input of the set: '{folder}', 'a.parquet'$"
+    with pytest.raises(InputError, match=words):
+        inputs.expand([], known=known, drop=["sot-1"])
+    names = {item: f"set-{'0' * 12}/shards/{item.path[-9:]}" for item in known if item.format == "set"}
+    other = [dataclasses.replace(item, name=name, path=f"/x{item.path}", found=None) for item, name in names.items()]
+    with pytest.raises(InputError, match=f"'set': is the name of several sets, name a path: '{folder}', '/x{folder}'"):
+        inputs.expand([], known=[*known, *other], drop=["set"])
 
 
 def test_a_jpeg_of_another_form_is_encoded_again() -> None:

@@ -23,6 +23,7 @@ from pipeline.sources.base import BATCH_ROWS, Input, Reader, ReadSettings, candi
 from pipeline.sources.inputs import InputError, expand, readable
 from pipeline.stages.gather import GatherSettings
 from tests.places import ROOT
+from tests.rows import with_both
 from tests.sources import pair_lists
 
 PAIRS = [
@@ -56,8 +57,9 @@ def arguments(folder: Path, *more: str, source: str = "in") -> list[str]:
 
 
 def rows_of(source: Input, ledger: Ledger | None = None) -> list[pa.RecordBatch]:
-    reader = READERS[source.format]
-    return list(reader.read(source, ledger=ledger or Ledger(), images=[], settings=ReadSettings()))
+    reader, ledger = READERS[source.format], ledger or Ledger()
+    batches = reader.read(source, ledger=ledger, images=[], settings=ReadSettings())
+    return with_both(pa.Table.from_batches(batches, CANDIDATES), ledger).to_batches()
 
 
 def info(folder: Path, stage: str) -> dict:
@@ -226,7 +228,7 @@ def test_contributing_shows_the_example() -> None:
 def test_what_can_be_read_is_said_from_the_readers(pairs: Reader, tmp_path: Path) -> None:
     assert readable() == (
         "*.wat (also .gz, .lz4, .zst), *.warc *.arc (also .gz, .lz4, .zst), *.wacz, "
-        "*.parquet, *.csv *.tsv *.jsonl *.ndjson (also .gz, .zst), *.pairs.json (also .gz)"
+        "*.parquet, *.csv *.tsv *.jsonl *.ndjson *.json (also .gz, .zst), *.tar, *.pairs.json (also .gz)"
     )
     with pytest.raises(InputError, match=r"holds no file to read: expected .*\*\.pairs\.json"):
         expand([str(tmp_path)])
@@ -271,10 +273,11 @@ def test_pairs_become_candidates() -> None:
         pa.array(["t", "t", None, None]),
         pa.array([None, "p", "p", "p"]),
     )
-    (row,) = candidates_of_pairs(url, text, pa.array([3, 4, 5, 6]).to_numpy(), ledger, page=page).to_pylist()
+    row, *others = candidates_of_pairs(url, text, pa.array([3, 4, 5, 6]).to_numpy(), ledger, page=page).to_pylist()
+    assert [(other["url"], other["text"]) for other in others] == [(None, "t"), ("w", None), (None, None)]
     assert (row["url"], row["text"], row["page_url"], row["offset"]) == ("u", "t", "", 3)
     assert TEXT_SOURCES[row["text_source"]] == "table"
-    assert (ledger.rows_in, dict(ledger.dropped)) == (4, {"null_url": 2, "null_text": 1})
+    assert (ledger.rows_in, dict(ledger.dropped)) == (4, {})  # gather drops and counts the others
     many = pa.nulls(BATCH_ROWS + 1, pa.string()).fill_null("x")
     with pytest.raises(ValueError, match=r"65537 rows; the most is 65536"):
         candidates_of_pairs(many, many, pa.array(range(BATCH_ROWS + 1)).to_numpy(), ledger)

@@ -17,6 +17,7 @@ from pipeline.sources import json_rows, tables
 from pipeline.sources.inputs import Input, InputError, expand
 from pipeline.sources.tables import BATCH_ROWS, read_table, table_columns
 from tests.places import DATA
+from tests.rows import with_both
 
 ROWS = [
     ("http://x/1.jpg", "one"),
@@ -39,6 +40,7 @@ def read(path, **options):
     assert all(batch.schema == CANDIDATES and 0 < batch.num_rows <= BATCH_ROWS for batch in batches)
     table = pa.Table.from_batches(batches, CANDIDATES)
     table.validate(full=True)
+    table = with_both(table, ledger)
     assert ledger.rows_in == table.num_rows + sum(ledger.dropped.values())
     assert ledger.records_in == ledger.rows_in + sum(ledger.records_dropped.values())
     return table, ledger

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
 import io
 import json
+import lzma
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,12 +21,16 @@ from hypothesis import strategies as st
 from pipeline import build
 from pipeline.dataset.open_set import open_set
 from pipeline.dataset.verify import verify
-from pipeline.engine.input_errors import InputError
+from pipeline.engine.cli import MissingInput
+from pipeline.engine.foreign_tars import BLOCK
+from pipeline.engine.input_errors import InputError, UnreadableInputError
 from pipeline.engine.ledger import Ledger
 from pipeline.schema import CANDIDATES
 from pipeline.sources import READERS, inputs, tar_reader
 from pipeline.sources.base import Input, ReadSettings
+from pipeline.stages.gather import check_inputs
 from tests.growing import Growing, small_web
+from tests.rows import with_both
 from tests.webserver import picture
 from tests.without_beam import run_job, without_beam  # noqa: F401
 
@@ -50,10 +57,11 @@ def read(path: Path, settings: ReadSettings | None = None) -> tuple[pa.Table, pa
     ledger, images = Ledger(), list[pa.RecordBatch]()
     source = Input(path.name, str(path), "webdataset", path.stat().st_size)
     batches = list(TARS.read(source, ledger=ledger, images=images, settings=settings or ReadSettings()))
-    ledger.rows_out = sum(batch.num_rows for batch in batches)
+    pairs = with_both(pa.Table.from_batches(batches, CANDIDATES), ledger)
+    ledger.rows_out = pairs.num_rows
     assert ledger.balanced()
     empty = pa.schema([("url", pa.string()), ("offset", pa.int64())]).empty_table()
-    return pa.Table.from_batches(batches, CANDIDATES), pa.Table.from_batches(images) if images else empty, ledger
+    return pairs, pa.Table.from_batches(images) if images else empty, ledger
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], ids=str)
@@ -112,6 +120,58 @@ def test_a_tar_without_pairs_is_refused(tmp_path: Path, members: dict[str, bytes
         TARS.check(inputs.expand([str(path)]), ReadSettings())
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.tar.gz", gzip.compress(bytes(BLOCK)), r"is packed: unpack it first \(gunzip\)"),
+        ("a.tgz", gzip.compress(b"x"), "is packed: unpack it first"),
+        ("a.tar.xz", lzma.compress(b"x"), r"is packed: unpack it first \(unxz\)"),
+        ("a.tar", bz2.compress(b"x"), r"is packed: unpack it first \(bunzip2\)"),
+        ("a.tar", b"", "is empty"),
+        ("a.tar", bytes(10_240), "is no tar: no member of it can be read"),
+        ("a.tar", b"junk" * 1000, "is no tar: no member of it can be read"),
+    ],
+)
+def test_what_is_no_tar_says_so_and_can_be_left_out(tmp_path: Path, name: str, data: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    good = write_tar(tmp_path / "good.tar", sample("0", "http://a.org/0.jpg", "a red dog"))
+    found = inputs.expand([str(tmp_path / name), str(good)])
+    assert [item.format for item in found] == ["webdataset"] * 2
+    with pytest.raises(UnreadableInputError, match=f"^'{name}' {words}") as raised:
+        TARS.check(found, ReadSettings())
+    assert "\n" not in str(raised.value)
+    with pytest.raises(MissingInput, match="--skip-bad-inputs"):
+        check_inputs(tuple(found), ReadSettings(), skip_bad=False)
+    check_inputs(tuple(found), ReadSettings(), skip_bad=True)
+    with pytest.raises(UnreadableInputError, match=words):  # gather counts it as `unreadable_input`
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("member", "lost"), [(0, True), (1, True), (2, False)], ids=["the image", "the JSON", "the text"]
+)
+def test_a_damaged_header_is_one_lost_sample(tmp_path: Path, member: int, lost: bool) -> None:
+    path = write_tar(tmp_path / "0.tar", {**sample("0", "http://a.org/0", "a"), **sample("1", "http://a.org/1", "b")})
+    blob = bytearray(path.read_bytes())
+    place = [0, 2, 4][member] * BLOCK
+    blob[place + 130] ^= 1  # in the size
+    path.write_bytes(blob)
+    pairs, _, ledger = read(path)
+    assert pairs["text"].to_pylist() == (["b"] if lost else ["a", "b"]) and not ledger.dropped
+    assert ledger.records_dropped == {"damaged_member": 1} and ledger.records_in == (2 if lost else 3)
+
+
+def test_a_key_that_comes_again_is_a_lost_sample(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as out:
+        for text in ("a", "b", "c"):
+            for name, data in {**sample("0", "http://a.org/0", text), "1.txt": b"no image"}.items():
+                (info := tarfile.TarInfo(name)).size = len(data)
+                out.addfile(info, io.BytesIO(data))
+    pairs, _, ledger = read(tmp_path / "0.tar")
+    assert pairs["text"].to_pylist() == ["a"] and not ledger.notes
+    assert ledger.records_dropped == {"repeated_key": 4, "no_image_in_sample": 1} and ledger.records_in == 6
+
+
 @given(st.data())
 def test_damage_loses_samples_and_raises_nothing(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.mktemp("damage") / "0.tar"
@@ -120,7 +180,10 @@ def test_damage_loses_samples_and_raises_nothing(tmp_path_factory: pytest.TempPa
     for place in data.draw(st.lists(st.integers(0, 6_000), max_size=8)):
         blob[place] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(blob[: data.draw(st.integers(0, len(blob)))])
-    _, images, _ = read(path)
+    try:
+        _, images, _ = read(path)
+    except UnreadableInputError:  # nothing is left of it
+        images = pa.table({"offset": pa.array([], pa.int64())})
     for row in images.to_pylist():
         TARS.read_stored(str(path), row["offset"], max_bytes=10_000)
     TARS.read_stored(str(path), data.draw(st.integers(0, 2**62)), max_bytes=10_000)
