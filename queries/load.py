@@ -33,9 +33,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.engine import storage
 from pipeline.engine.display import sanitize
-from pipeline.engine.input_errors import InputError
-from pipeline.engine.opening import open_input
+from pipeline.engine.input_errors import InputError, MissingInputError, is_remote
+from pipeline.engine.opening import is_object, open_input
 from pipeline.text import quoting
 
 QUERIES = pa.schema(
@@ -124,6 +125,8 @@ def load_queries(path: str) -> QueryList:
     kind = next((suffix for suffix in reversed(suffixes) if suffix != ".gz"), "")
     reader = _READERS.get(kind)
     if reader is None:
+        if not _is_there(path):
+            raise QueryError(path, "is not there", "Check the path.")
         raise QueryError(path, f"has an unknown format by its name ({kind or 'no suffix'})", f"Name it {_FORMATS}.")
     data = _read_bytes(path, unzip=suffixes[-1] == ".gz")
     try:
@@ -140,12 +143,25 @@ def default_list() -> str:
     return str(Path(__file__).parent / "data" / "default.parquet")
 
 
+def _is_there(path: str) -> bool:
+    """True for a file or a folder that exists, or whose server cannot tell without sending it."""
+    if is_remote(path) and not is_object(path):
+        return True
+    try:
+        return storage.exists(path)
+    except InputError as error:
+        raise QueryError(path, f"cannot be read ({error})", "Check the path and its permissions.") from error
+
+
 def _read_bytes(path: str, *, unzip: bool) -> bytes:
     try:
         with open_input(path) as opened:
             data = opened.stream.read()
+    except (FileNotFoundError, MissingInputError) as error:
+        raise QueryError(path, "is not there", "Check the path.") from error
     except (OSError, InputError) as error:
-        raise QueryError(path, f"cannot be read ({error})", "Check the path and its permissions.") from error
+        cause = getattr(error, "strerror", None) or error
+        raise QueryError(path, f"cannot be read ({cause})", "Check the path and its permissions.") from error
     try:
         return gzip.decompress(data) if unzip else data
     except (OSError, EOFError, zlib.error) as error:

@@ -32,6 +32,7 @@ _CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetr
 MAX_ERROR_BODY = 64 << 10  # bytes of an error page that are looked at
 # What the error pages of CDNs that throttle say. S3 itself answers AccessDenied for a key that is not there.
 _THROTTLED = re.compile(rb"request blocked|rate.?limit|too many requests|slow ?down|throttl|request could not be", re.I)
+_ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
@@ -216,7 +217,7 @@ class StoreAnswer:
             self._place = self._paid = self.start
         except Exception as error:
             self.close()
-            raise Broken(error) from error
+            raise Broken(said(error)) from error
 
     def _version(self) -> str:
         details = getattr(self._file, "details", None)
@@ -231,7 +232,7 @@ class StoreAnswer:
                 self._file.seek(self._place)
             data = self._file.read(most)
         except Exception as error:
-            raise Broken(error) from error
+            raise Broken(said(error)) from error
         self._place += len(data)
         return data
 
@@ -245,12 +246,27 @@ class StoreAnswer:
 def store_failure(error: Exception, *, known: bool) -> Exception:
     """What an error means that a store raised. `known`: the file was readable before."""
     if isinstance(error, (ValueError, ImportError)) or type(error).__name__ in _CREDENTIALS:
-        return Refused(one_line(error))
+        return Refused(said(error))
     if known:
-        return Broken(error)
+        return Broken(said(error))
     if isinstance(error, FileNotFoundError):
-        return Missing(one_line(error))
-    return Refused(one_line(error)) if isinstance(error, PermissionError) else Broken(error)
+        return Missing(said(error))
+    return Refused(said(error)) if isinstance(error, PermissionError) else Broken(said(error))
+
+
+def said(error: Exception) -> str:
+    """What a store answered, as "HTTP 503 SlowDown: Please reduce your request rate"; else what the client says.
+
+    s3fs makes an errno of the code of an answer: EBUSY of SlowDown. The number tells a person nothing.
+    """
+    answer = getattr(error.__cause__, "response", None) or getattr(error, "response", None)
+    answer = answer if isinstance(answer, dict) else {}
+    found = answer.get("Error")
+    if isinstance(found, dict) and found.get("Code"):
+        status, code = answer.get("ResponseMetadata", {}).get("HTTPStatusCode"), str(found["Code"])
+        words = ["HTTP", *([str(status)] if status else []), *([code] if code != str(status) else [])]
+        return " ".join(words) + (f": {found['Message']}" if found.get("Message") else "")
+    return _ERRNO.sub("", one_line(error))
 
 
 def store(url: str) -> tuple[Any, str]:

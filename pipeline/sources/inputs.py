@@ -25,10 +25,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.engine import opening, remote, variables
+from pipeline.engine import opening, remote, storage, variables
 from pipeline.engine.input_errors import (
     UNAVAILABLE,
     InputError,
+    MissingInputError,
     is_http,
     is_remote,
     public,
@@ -131,6 +132,7 @@ def expand(
 def exchanged(specs: Sequence[str], known: Sequence[Input], drop: Sequence[str]) -> frozenset[str]:
     """The paths of known files that one command takes out and names again, each by its own path: they are read anew."""
     named = {spec.rstrip("/") if is_remote(spec) else _real(_absolute(spec)) for spec in specs}
+    drop = _by_folder(drop, _known_files(known)) if drop else ()
     files = _names(_known_files(known)).items() if drop else ()
     gone = [file.path for file, names in files if any(_fits(file, value, names) for value in drop)]
     sets = {_real(root) for root in map(published_sets.root_of, gone)} & named if drop else set[str]()
@@ -520,9 +522,12 @@ def _expand_remote(url: str, *, any_name: bool) -> list[Found]:
     except (ValueError, ImportError) as error:
         raise InputError(f"{public(url)!r} cannot be opened: {error}") from error
     if not (_GLOB.search(url) or url.endswith("/")):
-        if not any_name and published_sets.may_be_on_store(url) and published_sets.is_set(url):
+        on_store = published_sets.may_be_on_store(url)
+        if on_store and not any_name and published_sets.is_set(url):
             return published_sets.files_of(url)
-        return [Found(public(url), url, "", None)]
+        if not (on_store and _is_folder_of_store(url)):
+            return [Found(public(url), url, "", None)]
+        url = f"{url}/"
 
     def listed(system: Any, path: str) -> tuple[Any, dict[str, Any]]:
         return system, system.glob(path, detail=True) if _GLOB.search(url) else system.find(path, detail=True)
@@ -538,6 +543,14 @@ def _expand_remote(url: str, *, any_name: bool) -> list[Found]:
     if not found:
         raise InputError(f"no file to read matches {public(url)!r}: expected {readable()}")
     return found
+
+
+def _is_folder_of_store(url: str) -> bool:
+    """True if no object has this URL, and some lie below it."""
+    try:
+        return not storage.is_file(url) and storage.is_folder(url)
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{public(url)!r} is not there ({error})") from error
 
 
 def _of_stored_folder(url: str, there: Mapping[str, Any]) -> tuple[list[Found], dict[str, Any]]:
@@ -631,7 +644,7 @@ def _finish(item: Found, input_format: str, skip_bad: bool) -> list[Input]:
                 raise
             return [Input(item.name, item.path, reader.name, item.size)]
     except OSError as error:
-        raise InputError(f"{public(item.path)!r} cannot be read: {error}") from error
+        raise InputError(f"{public(item.path)!r} cannot be read: {error.strerror or error}") from error
 
 
 def _named(path: str) -> Reader | None:

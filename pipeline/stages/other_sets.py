@@ -15,16 +15,15 @@ the first set that a build names.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pipeline.engine import checks, journal, storage
-from pipeline.engine.cli import MissingInput, UsageError
-from pipeline.engine.input_errors import is_remote
+from pipeline.engine import checks, journal, remote, storage
+from pipeline.engine.cli import BelowThreshold, MissingInput, UsageError
+from pipeline.engine.input_errors import InputError, TransferError, is_remote
 from pipeline.engine.work import StageFolder, is_done
 from pipeline.schema import STAGES
 from pipeline.sources import published_sets
@@ -74,14 +73,22 @@ def find(spec: str, output: str, *, known: Iterable[Input] | None) -> OtherSet |
 
     Raises:
         UsageError: it is the set in `output`.
-        MissingInput: it is a set, but what it read is not there.
+        MissingInput: it is a set, but what it read is not there; or a store refuses.
+        BelowThreshold: a store is away.
     """
     on_store = published_sets.may_be_on_store(spec)
     if (is_remote(spec) and not on_store) or spec.startswith(("@", "cc:", "file:")):
         return None
     path = storage.absolute(spec if on_store else os.path.expanduser(spec))
-    with checks.store_failures() if on_store else contextlib.nullcontext():
-        return _of_folder(spec, path, output, known)
+    try:
+        with remote.configured(dataclasses.replace(remote.settings(), patience=checks.STORE_PATIENCE_S)):
+            return _of_folder(spec, path, output, known)
+    except TransferError as error:
+        raise BelowThreshold(
+            f"--input {spec}: {error}. Check the address and the network, or try again later"
+        ) from None
+    except (InputError, FileNotFoundError) as error:
+        raise MissingInput(f"--input {spec}: {error}") from None
 
 
 def _of_folder(spec: str, folder: str, output: str, known: Iterable[Input] | None) -> OtherSet | None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.engine.input_errors import InputError
 from pipeline.engine.ledger import Ledger
+from pipeline.schema import CANDIDATES
 from pipeline.sources import delimited
 from pipeline.sources.base import Input
 from pipeline.sources.inputs import expand
@@ -21,6 +22,7 @@ from pipeline.sources.tables import read_table, table_columns
 from pipeline.text import quoting
 from pipeline.text.quoting import Shape
 from tests.places import DATA
+from tests.rows import with_both
 
 FAULTS, CAPTIONS = (Path(DATA, name) for name in ("faults", "captions"))
 needs_captions = pytest.mark.skipif(not CAPTIONS.is_dir(), reason="the shared captions are missing")
@@ -31,7 +33,8 @@ COMMA = Shape(b",", 2, 0)
 def read(path, **options):
     ledger = Ledger()
     batches = list(read_table(Input("a", str(path), "table", os.path.getsize(path)), ledger=ledger, **options))
-    rows = [(row["url"], row["text"]) for batch in batches for row in batch.to_pylist()]
+    pairs = with_both(pa.Table.from_batches(batches, CANDIDATES), ledger)
+    rows = [(row["url"], row["text"]) for row in pairs.to_pylist()]
     assert ledger.records_in == ledger.rows_in + sum(ledger.records_dropped.values())
     return rows, ledger
 

@@ -10,6 +10,7 @@ import gzip
 import http.client
 import json
 import random
+import re
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ import pytest
 
 from pipeline import build
 from pipeline.engine import remote, transfers
+from pipeline.engine.cli import MISSING
 from pipeline.engine.input_errors import InputError, MissingInputError, RefusedInputError, TransferError
 from pipeline.engine.remote import RemoteFile, RemoteSettings
 from pipeline.sources.inputs import expand
@@ -168,6 +170,39 @@ def test_what_is_not_there_what_is_refused_and_what_has_changed(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with front(moto, None), pytest.raises(InputError):  # at once, not after the patience
         RemoteFile(f"s3://{BUCKET}/none.bin", PATIENT)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"AWS_ENDPOINT_URL": "foo"}, {"AWS_PROFILE": "nobody"}, {name: "" for name in KEYS}],
+    ids=["endpoint", "profile", "credentials"],
+)
+def test_a_store_that_cannot_be_asked_is_one_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: dict[str, str]
+) -> None:
+    for name, value in {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_EC2_METADATA_DISABLED": "true", **given}.items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
+    forget()
+    (tmp_path / "a.csv").write_text("url,text\nhttp://a.org/1.jpg,a dog\n")
+    for words in (
+        ["--input", f"s3://{BUCKET}/a.csv", "--output", str(tmp_path / "out")],
+        ["--input", f"s3://{BUCKET}/set", "--output", str(tmp_path / "out")],
+        ["--input", str(tmp_path / "a.csv"), "--output", f"s3://{BUCKET}/out"],
+        ["--input", str(tmp_path / "a.csv"), "--output", str(tmp_path / "out"), "--queries", f"s3://{BUCKET}/lists"],
+    ):
+        assert build.main(words) == MISSING
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1 and re.search("endpoint|profile|credentials", message)
+
+
+def test_what_a_store_answers_is_said_without_an_errno() -> None:
+    slow = OSError(16, "Please reduce your request rate.")
+    assert str(transfers.store_failure(slow, known=False)) == "Please reduce your request rate."
+    answer = {"Error": {"Code": "SlowDown", "Message": "slow"}, "ResponseMetadata": {"HTTPStatusCode": 503}}
+    slow.__cause__ = type("ClientError", (Exception,), {"response": answer})()
+    for known in (False, True):
+        failure = transfers.store_failure(slow, known=known)
+        assert isinstance(failure, transfers.Broken) and str(failure) == "HTTP 503 SlowDown: slow"
 
 
 def test_the_rate_holds_for_the_requests_of_the_client(moto: tuple[str, int], tmp_path: Path) -> None:

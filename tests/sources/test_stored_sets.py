@@ -126,7 +126,7 @@ def test_a_set_on_a_store_gives_what_its_copy_gives(place: Place) -> None:
 def test_each_tar_comes_once_and_each_image_by_one_request(place: Place, kind: str, folder: str) -> None:
     shutil.rmtree(place.folder / "scratch" / "objects", ignore_errors=True)
     place.tars()
-    pairs, found = read(f"{TOP}/{folder}/", kind)
+    pairs, found = read(f"{TOP}/{folder}", kind)
     assert [url for url, whole in place.tars() if whole] == sorted({path for path, _, _ in found.values()})
     here = read(str(place.folder / folder), kind)
     assert pairs == here[0] and {url: stored for url, (*_, stored) in found.items()} == {
