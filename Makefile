@@ -29,9 +29,11 @@ fuzz: $(VENV)/.dev
 	    tests/sources/test_wat.py tests/sources/test_wat_kernel.py tests/sources/test_html.py tests/sources/test_html_kernel.py tests/text/test_clean.py \
 	    tests/text/test_matcher.py tests/text/test_matcher_kernel.py tests/text/test_normalize.py tests/sources/test_record_faults.py
 
+# All tests are read once, beside mypy: each process of `test` finds them compiled.
 check: $(VENV)/.dev
 	$(python) -m ruff check .
-	$(python) -m mypy
+	$(python) -m mypy & types=$$!; \
+	    found=$$($(python) -m pytest -q --collect-only) || { echo "$$found"; kill $$types 2>/dev/null; exit 1; }; wait $$types
 	$(python) -m compileall -q pipeline queries clip_train tests benchmarks tools
 	$(python) -m pytest -q tests/test_imports.py
 
