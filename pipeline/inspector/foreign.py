@@ -1,6 +1,7 @@
 """Pairs that another tool has written: WebDataset tars, img2dataset's output, Parquet with images.
 
 `open_foreign` tells what a path is by its files. Images and texts are read from where they lie; nothing is written.
+An object of a store is read from its copy in the scratch folder.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline.dataset.errors import Damaged, NotFound
 from pipeline.dataset.open_set import NO_QUERIES
-from pipeline.engine import foreign_tars
+from pipeline.engine import foreign_tars, storage
 from pipeline.engine.foreign_tars import Contents, Place
 from pipeline.inspector.pairs import KEY, Pairs
 
@@ -42,6 +43,7 @@ OF_TARS = pa.schema(
         *(pa.field("shard", pa.int32()), pa.field("jpg_offset", pa.int64()), pa.field("jpg_size", pa.int64())),
     ]
 )
+HIDDEN = (".", "_tmp")  # begin the names of folders that are not looked into
 ROWS_AT_ONCE = 1000  # of a Parquet file with images
 
 
@@ -142,7 +144,7 @@ class _mapped:
 
     def __enter__(self) -> mmap.mmap | bytes:
         try:
-            with open(self._path, "rb") as file:
+            with open(storage.here(self._path), "rb") as file:
                 if not os.fstat(file.fileno()).st_size:
                     return b""
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -190,14 +192,14 @@ def _reports(paths: Sequence[str]) -> list[Report]:
     found = []
     for path in paths:
         stem = path.removesuffix(".tar")
-        table = f"{stem}.parquet" if os.path.exists(f"{stem}.parquet") else None
+        table = f"{stem}.parquet" if storage.is_file(f"{stem}.parquet") else None
         found.append(Report(path, _stats(f"{stem}_stats.json"), table))
     return found if any(report.stats is not None for report in found) else []
 
 
 def _stats(path: str) -> dict[str, Any] | None:
     try:
-        with open(path, "rb") as file:
+        with open(storage.here(path), "rb") as file:
             found = json.load(file)
     except (OSError, ValueError, RecursionError):
         return None
@@ -275,7 +277,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _parquet(path: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(storage.here(path))
     except (pa.ArrowException, OSError) as error:
         raise Damaged(f"{path} cannot be read: {error}") from error
 
@@ -298,6 +300,7 @@ def open_foreign(path: str) -> TarPairs | ParquetPairs:
         NotFound: it holds neither.
         Damaged: the first table cannot be read.
     """
+    path = path.rstrip("/") if storage.is_url(path) else path
     tars, tables = _files(path, ".tar"), _files(path, ".parquet")
     if tars:
         return TarPairs(tars)
@@ -307,16 +310,22 @@ def open_foreign(path: str) -> TarPairs | ParquetPairs:
         if image is not None:
             return ParquetPairs(tables, image)
         raise NotFound(f"{table!r} has no column of images: build a set from its URLs with pipeline.build --input")
-    what = "is neither a tar nor Parquet" if os.path.isfile(path) else "holds neither manifest.json nor stages/"
-    hint = "" if os.path.isfile(path) else ", nor a .tar or .parquet file: is it the --output of a run?"
+    is_file = storage.is_file(path)
+    what = "is neither a tar nor Parquet" if is_file else "holds neither manifest.json nor stages/"
+    hint = "" if is_file else ", nor a .tar or .parquet file: is it the --output of a run?"
     raise NotFound(f"{path!r} {what}{hint}")
 
 
 def _files(path: str, suffix: str) -> list[str]:
-    if os.path.isfile(path):
+    """The files with a suffix, by name. Hidden folders, and those of unfinished work, do not count."""
+    if storage.is_file(path):
         return [path] if path.endswith(suffix) else []
+    if storage.is_url(path):
+        top = len(path.rstrip("/")) + 1
+        urls = [url for url in storage.walk(path) if url.endswith(suffix)]
+        return [url for url in urls if not any(part.startswith(HIDDEN) for part in url[top:].split("/")[:-1])]
     found = []
     for folder, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "_tmp")))
+        folders[:] = sorted(name for name in folders if not name.startswith(HIDDEN))
         found += [os.path.join(folder, name) for name in sorted(names) if name.endswith(suffix)]
     return found

@@ -7,7 +7,6 @@ import json
 import os
 from typing import Any
 
-from pipeline.dataset.errors import NotFound
 from pipeline.engine.cli import DONE
 from pipeline.engine.display import amount, sanitize, size
 from pipeline.inspector.opening import exists, is_ours
@@ -25,8 +24,6 @@ def run(args: argparse.Namespace) -> int:
 
     folder = args.folder
     if not is_ours(folder):
-        if "://" in folder:
-            raise NotFound(f"{folder!r} holds neither manifest.json nor stages/: is it the --output of a run?")
         return info_foreign(args)
     published = exists(os.path.join(folder, "manifest.json"))
     manifest = open_set.read_manifest(folder) if published else None
@@ -69,6 +66,7 @@ def under_way(folder: str, stages: list[dict[str, Any]]) -> dict[str, Any]:
 
 def info_foreign(args: argparse.Namespace) -> int:
     """What files of another tool are. Images are not decoded: `verify` does that."""
+    from pipeline.engine import storage
     from pipeline.inspector import foreign_check
     from pipeline.inspector.foreign import open_foreign
 
@@ -78,7 +76,7 @@ def info_foreign(args: argparse.Namespace) -> int:
     if args.json:
         facts = {"folder": args.folder, "published": False, "kind": pairs.name, "files": len(pairs.paths)}
         return print_json(facts | {"clip_train": {"takes": fits, "why": why}} | found.to_json())
-    print(f"{amount(len(pairs.paths), None, 'files')}, {size(sum(os.path.getsize(path) for path in pairs.paths))}")
+    print(f"{amount(len(pairs.paths), None, 'files')}, {size(sum(storage.size(path) for path in pairs.paths))}")
     foreign_check.print_checked(pairs.name, found, fits, why)
     return DONE
 

@@ -77,8 +77,6 @@ def open_pairs(folder: str) -> Pairs:
         return Published(sets.open_set(folder))
     root = absolute(folder)
     if not exists(os.path.join(root, "stages")):
-        if "://" in root:
-            raise NotFound(f"{folder!r} holds neither manifest.json nor stages/: is it the --output of a run?")
         from pipeline.inspector.foreign import open_foreign
 
         return open_foreign(folder)
@@ -92,7 +90,7 @@ def open_earliest(folder: str) -> Pairs:
     """The pairs of the first stage that kept its rows, which has those that later stages dropped; else `open_pairs`."""
     from pipeline.dataset.exports import SCHEMAS
 
-    return next(_kept(os.path.abspath(folder), iter(SCHEMAS)), None) or open_pairs(folder)
+    return next(_kept(absolute(folder), iter(SCHEMAS)), None) or open_pairs(folder)
 
 
 def _kept(root: str, stages: Iterator[str]) -> Iterator[StageRows]:
