@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pipeline import __version__
-from pipeline.engine import checks, recipe, runners, storage
+from pipeline.engine import checks, engine_flags, recipe, storage
 from pipeline.engine.cli import MissingInput, UsageError
 from pipeline.engine.command_line import CommandLine
 from pipeline.engine.log_options import LogSettings
@@ -102,7 +102,7 @@ COMMAND_LINE = CommandLine(
     options=Options,
     groups=GROUPS,
     how=ShowSettings,
-    others=runners.beam_flags,
+    others=engine_flags.known,
     beneath=options_of_set,
 )
 

@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
+from pipeline.engine import engine_flags
 from pipeline.engine.callable_module import make_callable
 from pipeline.engine.cli import (
     CRASHED,
@@ -41,7 +42,7 @@ from pipeline.engine.cli import (
 from pipeline.engine.command_line import CommandLine
 from pipeline.engine.log_options import logging_for
 from pipeline.engine.options import validate
-from pipeline.engine.runners import JobFailed, beam_flags
+from pipeline.engine.runners import JobFailed
 from pipeline.engine.storage import DamagedError
 from pipeline.engine.work import Busy
 from queries.options import GROUPS, Options, ShowSettings, recipe_text, with_files
@@ -117,7 +118,7 @@ COMMAND_LINE: CommandLine[Options, ShowSettings] = CommandLine(
     options=Options,
     groups=GROUPS,
     how=ShowSettings,
-    others=beam_flags,
+    others=engine_flags.known,
 )
 
 

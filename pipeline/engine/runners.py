@@ -9,7 +9,6 @@ Beam is imported inside the functions: it takes two seconds, and `--help` must n
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import difflib
 import logging
@@ -94,22 +93,6 @@ class ServerDied(WorkerDied):
     """The job server of an engine ended without a message. It is started anew with the next job."""
 
 
-def beam_flags() -> list[str]:
-    """All flags that Beam's pipeline options understand."""
-    import_beam()
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    parser = argparse.ArgumentParser(add_help=False, conflict_handler="resolve")
-    todo = [PipelineOptions]
-    while todo:
-        kind = todo.pop()
-        todo += kind.__subclasses__()
-        add = kind.__dict__.get("_add_argparse_args")
-        if add is not None:
-            add.__get__(None, kind)(parser)
-    return [flag for action in parser._actions for flag in action.option_strings]
-
-
 def check_name(name: str) -> None:
     """Refuses a runner that neither we nor Beam know. The full name of a class is left to Beam.
 
@@ -168,6 +151,8 @@ def engine_defaults(name: str, given: Sequence[str]) -> list[str]:
         "spark": (fetched_engines.spark_job_server(), fetched_engines.SPARK_VERSION),
     }
     jar, version = servers.get(short, (Path(), ""))
+    if short == "flink":
+        wanted = [f"--flink_version={version}"]  # Beam's own default is a release that was never run
     if short in servers and jar.exists() and flags.get(f"{short}_version", version) == version:
         wanted = [f"--{short}_job_server_jar={jar}", f"--{short}_version={version}"]
         if short == "flink" and "flink_master" not in flags:
@@ -175,6 +160,21 @@ def engine_defaults(name: str, given: Sequence[str]) -> list[str]:
         if short == "spark" and "spark_master_url" not in flags:
             wanted += ["--spark_master_url=local[2]", "--environment_type=LOOPBACK"]
     return [flag for flag in wanted if flag[2:].split("=")[0] not in flags]
+
+
+def download_engine(name: str, flags: Sequence[str]) -> None:
+    """Lets Beam download the program of Prism, Flink or Spark into its own cache, if it is not there.
+
+    Raises:
+        RuntimeError, OSError, ValueError: it cannot be had.
+    """
+    runner, options = make_options(name, None, flags)
+    server = runner.default_job_server(options)
+    inner = getattr(server, "_job_server", server)
+    if hasattr(inner, "path_to_jar"):
+        inner.local_jar(inner.path_to_jar(), inner._jar_cache_dir)
+    else:
+        inner.subprocess_cmd_and_endpoint()
 
 
 def _own_name(name: str, given: Sequence[str]) -> list[str]:

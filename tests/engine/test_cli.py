@@ -19,7 +19,8 @@ def make_list(*more: str) -> object:
 
 @pytest.mark.parametrize("parse", [build, make_list])
 def test_beams_own_flags_go_through_also_those_like_ours(parse) -> None:
-    assert parse("--num_workers=3", "--flink_master", "host:8081") == ("--num_workers=3", "--flink_master", "host:8081")
+    given = ("--job_endpoint=embed", "--environment_type=LOOPBACK", "--num_workers=3", "--flink_master", "host:8081")
+    assert parse("--runner=portable", *given) == given
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,8 @@ def test_a_misspelt_flag_is_refused_with_the_nearest(parse, flag: str, near: str
 def test_a_misspelt_flag_is_told_before_what_is_missing() -> None:
     with pytest.raises(UsageError, match="did you mean --output"):
         options.parse(["--input", "a.warc.gz", "--otput", "out"])
+    with pytest.raises(UsageError, match="did you mean --runner"):
+        build("--runer", "flink", "--parallelism=2")
 
 
 @pytest.mark.parametrize("parse", [build, make_list])
