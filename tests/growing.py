@@ -188,7 +188,7 @@ class Changes:
             return None
         shared = self.random.sample(self.inputs, 1) if self.random.random() < 0.3 else []
         other, more = self.out.with_name(f"other-{len(self.log)}"), [self.unused.pop()]
-        options = ["--cap", self.random.choice(CAPS), *self.filter, "--captions", self.captions]
+        options = [*self.options, "--cap", self.random.choice(CAPS)]
         self.growing.build(other, [*more, *shared], *options)
         if self.random.random() < 0.5:
             self._forget_in(other)
