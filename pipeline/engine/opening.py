@@ -152,6 +152,7 @@ def open_whole(path: str) -> Opened:
         if kept is not None:
             kept.close()
         Pace(settings.pace, settings.rate).wait()
+        forget_version(path)
         with _naming(path):
             return of_file(open(object_cache.local(path), "rb"), public(path))
     opened = open_input(path)
@@ -200,12 +201,17 @@ class _Object(ObjectFile):
         try:
             return super().readinto(buffer)
         except Conflict:
-            _versions.pop(self._url, None)
+            forget_version(self._url)
             raise FileNotFoundError(f"{public(self._url)!r} was replaced") from None
 
 
 _asking = threading.Lock()
 _versions: dict[str, tuple[float, Version]] = {}  # of objects that images are read from, and when the store said so
+
+
+def forget_version(path: str) -> None:
+    """Lets `open_at` ask the store again which version an object has: it was read whole just now."""
+    _versions.pop(path, None)
 
 
 def _version_of(path: str) -> Version:

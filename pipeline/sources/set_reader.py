@@ -84,6 +84,7 @@ class PublishedSets(Reader):
     ) -> Iterator[pa.RecordBatch]:
         found, tar = read_set(root_of(source.path)), below(source.path)
         _check_name(source, found)
+        opening.forget_version(source.path)
         found.sound(tar)
         path = found.sound(metadata_of(tar))
         try:
