@@ -1,12 +1,12 @@
 """Says whether this machine is fit for a run: one line for each thing that a run needs.
 
     python -m pipeline.doctor                       this machine, and the current folder
-    python -m pipeline.doctor OUT                   the disk of the folder that a run would write
-    python -m pipeline.doctor --offline             asks no server
+    python -m pipeline.doctor OUT                   the disk of the folder that a run would write; s3:// and gs://, too
+    python -m pipeline.doctor --offline             asks no server but the store of OUT
     python -m pipeline.doctor --json | jq .         for a script
 
 Each line is ok, a warning or a fault. A warning or a fault says what to do. Exit code 3: there is a fault. Nothing is
-changed: a few small files are written in OUT, or in the folder above it, and removed.
+changed: a few small files are written in OUT, or in the folder above it, and removed. On a store, small objects are.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from typing import Any
 import certifi
 
 from pipeline import __version__
-from pipeline.engine import completion, fetched_engines, http_dates, jit, variables
+from pipeline.engine import checks, completion, fetched_engines, http_dates, jit, variables
 from pipeline.engine.cli import BELOW, CRASHED, DONE, INTERRUPTED, USAGE, Parser, UsageError, check_flags, fail
 from pipeline.engine.display import sanitize, size
 
@@ -233,13 +233,27 @@ def clock(_: Asked) -> Finding:
 
 
 def disk(asked: Asked) -> Iterator[Finding]:
-    """The disk of OUT, and that of temporary files."""
-    folder = _nearest_folder(asked.folder)
-    yield _space("disk of OUT", folder)
+    """The disk of OUT, or its store and the disk of the scratch folder; the disk of temporary files."""
+    if "://" in asked.folder:
+        yield from _store(asked.folder)
+        folder = _nearest_folder(variables.scratch_folder())
+        space = _space("disk of scratch folder", folder)
+        yield dataclasses.replace(space, advice=space.advice and f"{space.advice} ({variables.SCRATCH})")
+    else:
+        folder = _nearest_folder(asked.folder)
+        yield _space("disk of OUT", folder)
     yield _file_calls(folder)
     scratch = tempfile.gettempdir()
     if os.stat(scratch).st_dev != os.stat(folder).st_dev:
         yield _space("disk of temporary files", scratch)
+
+
+def _store(url: str) -> Iterator[Finding]:
+    """The bucket of OUT: is it there, and does it do what a run needs? Small objects are written there, and removed."""
+    from pipeline.engine import store_probe  # here, since most folders are of this machine
+
+    for found, advice in store_probe.probe(url.rstrip("/"), patience=PATIENCE_S):
+        yield Finding("store of OUT", FAULT if advice else OK, found, advice)
 
 
 def _nearest_folder(path: str) -> str:
@@ -415,7 +429,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("folder", nargs="?", default=".", metavar="OUT", help="the folder of a run (default: this one)")
-    parser.add_argument("--offline", action="store_true", help="ask no server")
+    parser.add_argument("--offline", action="store_true", help="ask no server but the store of OUT")
     parser.add_argument("--json", action="store_true", help="print a JSON list of name, level, found and advice")
     parser.add_argument("--version", action="version", version=f"openwit {__version__}")
     completion.add_flag(parser, "openwit-doctor")
@@ -427,6 +441,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code: 0 fit, 2 usage, 3 a fault was found."""
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
+        if checks.URL.match(args.folder):
+            checks.flag("OUT", args.folder, lambda path: checks.output_folder(path, ours=lambda *_: True, stores=True))
     except UsageError as error:
         return fail("pipeline.doctor", error, USAGE)
     asked = Asked(args.folder, *(("", "") if args.offline else ()))

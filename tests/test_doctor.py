@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import doctor
-from pipeline.engine import jit
+from pipeline.engine import jit, object_store
 from pipeline.engine.cli import BELOW, DONE, USAGE
 from tests.places import ROOT
 
@@ -247,3 +248,57 @@ def test_memory_of_a_container(monkeypatch):
     assert doctor._available_memory() == 3 << 30
     files["/sys/fs/cgroup/memory.max"] = "max\n"
     assert doctor._available_memory() == 8 << 30
+
+
+# ---------------------------------------------------------------------------------------------------- OUT on a store
+
+
+def of_store(
+    capsys: pytest.CaptureFixture[str], *denied: str, url: str = "s3://bucket/new"
+) -> list[tuple[str, str, str]]:
+    """(level, found, advice) of the findings of a store in memory, where a user may not do some things."""
+    pytest.importorskip("s3fs", reason="the extra s3 is not installed")
+    from tests.store import in_memory
+
+    with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch, in_memory(scratch) as store:
+        patch.setattr(doctor, "CHECKS", (doctor.disk,))
+        store.objects["bucket", "new/manifest.json"] = b"{}"
+        store.denied = denied
+        code = doctor.main(["s3://bucket/new", "--offline", "--json"])
+        assert store.objects == {("bucket", "new/manifest.json"): b"{}"}
+    found = json.loads(capsys.readouterr().out)
+    assert code == (BELOW if any(one["level"] == "fault" for one in found) else DONE)
+    assert {one["name"] for one in found[1:]} >= {"disk of scratch folder", "file system"}
+    return [(one["level"], one["found"], one["advice"]) for one in found if one["name"] == "store of OUT"]
+
+
+def test_a_store_that_does_all(capsys: pytest.CaptureFixture[str]) -> None:
+    listed, works = of_store(capsys)
+    assert listed == ("ok", "s3://bucket/new can be listed: it holds manifest.json", "")
+    assert works[0] == "ok" and "If-None-Match and If-Match are heeded" in works[1]
+
+
+@pytest.mark.parametrize(
+    ("denied", "right"),
+    [("listed", "list needs the right s3:ListBucket"), ("written", "write needs the right s3:PutObject"),
+     ("read", "read needs the right s3:GetObject")],
+)  # fmt: skip
+def test_the_right_that_is_missing_is_named(capsys: pytest.CaptureFixture[str], denied: str, right: str) -> None:
+    level, found, advice = of_store(capsys, denied)[-1]
+    assert level == "fault" and f"cannot be {denied}: Access Denied" in found and right in advice
+
+
+def test_a_store_that_ignores_a_condition(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    write = object_store.write
+    monkeypatch.setattr(object_store, "write", lambda *args, **named: write(*args, tag=named.get("tag", "")))
+    assert of_store(capsys)[-1][1] == "the store ignores If-None-Match: two runs could write there at once"
+
+
+def test_names_that_are_no_folder_of_a_store(capsys: pytest.CaptureFixture[str]) -> None:
+    for url, why in {
+        "s3://": "must name a bucket",
+        "az://b/k": "other stores cannot",
+        "s3:/b/k": "two slashes",
+    }.items():
+        assert doctor.main([url]) == USAGE
+        assert f"OUT {url}: must" in (said := capsys.readouterr().err) and why in said

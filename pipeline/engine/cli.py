@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -92,9 +94,21 @@ def fail(program: str, message: object, code: int) -> int:
     return code
 
 
+def _disk_of(path: str) -> tuple[str, str]:
+    """(the folder by which a user knows the disk of a path, the environment variable that names it; "": none)"""
+    folder = variables.scratch_folder()
+    if path.startswith(os.path.join(os.path.abspath(folder), "")):
+        return folder, variables.SCRATCH
+    if path == tempfile.gettempdir():
+        return path, "TMPDIR"
+    return os.path.dirname(path), ""
+
+
 def with_next_step(error: Exception) -> str:
     """A failure that the same command may survive, and what to do about it."""
     text = str(error)
-    if re.search(r"No space left on device|Disk quota exceeded", text):
-        text = f"the disk is full ({text}): free some space"
+    if full := re.search(r"(?:No space left on device|Disk quota exceeded)(?:: '(/[^']*)')?", text):
+        place, variable = _disk_of(full[1]) if full[1] else ("", "")
+        text = f"the disk {place and f'of {place} '}is full ({text}): free some space"
+        text += f", or name another folder by {variable}" if variable else ""
     return text if "the same command" in text else f"{text.rstrip('.')}. {CONTINUE}"

@@ -20,8 +20,20 @@ from pipeline.engine import fence
 
 TEMPORARY = re.compile(r"\.tmp\d+-\d+$")
 STILL_OPEN = ".nfs"  # begins the name that a client of NFS gives to a file that is removed while it is open
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT))  # of a disk, or of what a user may have on it
 _ZEROS = bytes(1 << 20)
 _flushes = [True]
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """In the block, an error of a full disk names the path that was written. A write alone knows none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            raise OSError(error.errno, error.strerror, path) from None
+        raise
 
 
 @contextlib.contextmanager
@@ -46,7 +58,7 @@ def temporary(path: str) -> Iterator[str]:
     if fence.folder_for(path) is None:
         os.makedirs(folder, exist_ok=True)
     try:
-        with fence.explaining(path):
+        with fence.explaining(path), naming(path):
             yield name
             if _flushes[0]:
                 _flush(name)

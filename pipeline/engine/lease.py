@@ -25,6 +25,7 @@ from typing import Any
 
 from pipeline.engine import interrupts, object_store, remote, scratch
 from pipeline.engine.cli import UsageError
+from pipeline.engine.files import naming
 from pipeline.engine.object_store import Conflict
 
 NAME = ".lease"
@@ -246,7 +247,7 @@ def _machine(root: str) -> str:
     """Names the place of the lock on this machine. Another machine, or another scratch folder, has another name."""
     path = scratch.beside(f"{root}/.machine")
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with contextlib.suppress(FileExistsError), open(path, "x", encoding="ascii") as file:
+    with contextlib.suppress(FileExistsError), naming(path), open(path, "x", encoding="ascii") as file:
         file.write(secrets.token_hex(8))
     with open(path, encoding="ascii") as file:
         return file.read()

@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 
-from pipeline.engine import object_store, scratch, variables
+from pipeline.engine import files, object_store, scratch, variables
 from pipeline.engine.object_store import Version
 
 IN_USE_S = 60.0
@@ -38,12 +38,13 @@ def local(url: str) -> str:
     name = f"{folder}.tmp{os.getpid()}-{next(_numbers)}"
     os.makedirs(os.path.dirname(folder), exist_ok=True)
     try:
-        tag = object_store.download(url, name, other_than=known)
-        if tag is None:
-            with contextlib.suppress(FileNotFoundError):
-                os.utime(path := os.path.join(folder, known))
-                return path
-            tag = object_store.download(url, name)  # another process has removed the copy
+        with files.naming(name):
+            tag = object_store.download(url, name, other_than=known)
+            if tag is None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.utime(path := os.path.join(folder, known))
+                    return path
+                tag = object_store.download(url, name)  # another process has removed the copy
         return _keep(folder, name, str(tag))
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -102,7 +103,8 @@ def _new(url: str) -> Iterator[str]:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     name = f"{path}.tmp{os.getpid()}-{next(_numbers)}"
     try:
-        yield name
+        with files.naming(name):
+            yield name
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)

@@ -35,6 +35,7 @@ from collections.abc import Iterator
 import xxhash
 
 from pipeline.engine import object_cache, object_store, scratch
+from pipeline.engine.files import naming
 from pipeline.engine.object_store import Version
 
 LISTS = 64  # of steps that a process remembers
@@ -417,7 +418,7 @@ def _of_step(step: _Step, folder: str) -> Listing:
     found = index.listing if index is not None and index.job == step.job else list_now(folder)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     name = f"{path}.tmp{os.getpid()}-{next(_numbers)}"
-    with open(name, "w", encoding="utf-8") as file:
+    with naming(name), open(name, "w", encoding="utf-8") as file:
         json.dump([found.files, sorted(found.folders)], file)
     os.replace(name, path)
     return found

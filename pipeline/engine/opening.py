@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Any, BinaryIO
 
-from pipeline.engine import input_cache, object_cache, object_store, remote
+from pipeline.engine import files, input_cache, object_cache, object_store, remote
 from pipeline.engine.input_errors import InputError, MissingInputError, is_remote, public
 from pipeline.engine.object_store import Conflict, ObjectFile, Version
 from pipeline.engine.remote import Pace, RemoteFile
@@ -315,8 +315,10 @@ class _Copy:
                         f"{opened.name!r} has more than {MAX_COPIES >> 30} GiB, and its server supports no ranges: "
                         "copy it first"
                     )
-                self._file.write(data)
-            self._file.flush()
+                with files.naming(tempfile.gettempdir()):
+                    self._file.write(data)
+            with files.naming(tempfile.gettempdir()):
+                self._file.flush()
             stack.pop_all()
 
     def open(self) -> Opened:

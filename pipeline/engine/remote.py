@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import xxhash
 
-from pipeline.engine import scratch, transfers
+from pipeline.engine import files, scratch, transfers
 from pipeline.engine.input_errors import MissingInputError, RefusedInputError, TransferError, is_remote, public
 from pipeline.engine.transfers import Answer, Broken, EmptyFile, Missing, Positioned, Refused
 
@@ -422,6 +422,8 @@ def patiently(url: str, work: Callable[[Any, str], T], *, what: str = "listed", 
         try:
             return work(*transfers.store(url))
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in files.FULL and error.__cause__ is None:
+                raise  # a disk of this machine
             failure = transfers.store_failure(error, known=False)
         if isinstance(failure, Missing):
             raise MissingInputError(f"{public(url)!r} is not there ({failure})") from None

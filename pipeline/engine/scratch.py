@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import time
 
 from pipeline.engine.cli import UsageError
-from pipeline.engine.variables import SCRATCH
+from pipeline.engine.variables import SCRATCH, scratch_folder
 
 ABANDONED_S = 7 * 86400.0  # a file that nobody has written for so long is of a process that is gone
 
@@ -23,7 +22,7 @@ def folder() -> str:
     Raises:
         UsageError: it cannot be made or written, or is another user's.
     """
-    path = os.environ.get(SCRATCH) or os.path.join(tempfile.gettempdir(), f"openwit-{os.getuid()}")
+    path = scratch_folder()
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
     except OSError as error:

@@ -7,6 +7,7 @@ worker has the environment of its own host, and checks it when it joins a run. T
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 
 SCRATCH = "OPENWIT_SCRATCH"  # the folder of this machine for copies of objects, locks and files under way
@@ -45,6 +46,11 @@ def is_on(name: str) -> bool:
     """True if a variable is on; its default where it is not set."""
     given = _given(name).lower()
     return given not in _OFF if _SWITCHES[name] else given in _ON
+
+
+def scratch_folder() -> str:
+    """The scratch folder, which need not exist."""
+    return os.environ.get(SCRATCH) or os.path.join(tempfile.gettempdir(), f"openwit-{os.getuid()}")
 
 
 def check() -> None:

@@ -277,7 +277,7 @@ class _Shard:
         """Keeps the row's outcome and image. A row that an interrupt cut off is not kept."""
         row = meta["row"]
         outcome = self.outcomes[row]
-        if self.cancelled:
+        if self.cancelled or self.problem is not None:
             return
         if jpeg is not None:
             outcome.image_bytes = len(jpeg)
@@ -286,8 +286,9 @@ class _Shard:
         try:
             self.pieces.add(row, outcome, jpeg)
         except (OSError, fence.FenceError) as error:
-            self.problem = error  # the Downloader prints what a writer raises, and goes on
-            raise
+            self.problem = error  # `_run` raises it. The Downloader would print a traceback for each row, and go on
+            self.cancel()
+            return
         self.written.add(row)
         if self._watch is not None:
             self._watch.add(outcome.status)

@@ -164,7 +164,7 @@ def opened(path: str | None) -> Iterator[IO[bytes]]:
     if path is None:
         import tempfile
 
-        with tempfile.TemporaryFile(buffering=0) as temporary:
+        with files.naming(tempfile.gettempdir()), tempfile.TemporaryFile(buffering=0) as temporary:
             yield temporary
         return
     file = _open(path)
@@ -174,7 +174,7 @@ def opened(path: str | None) -> Iterator[IO[bytes]]:
             shutil.copyfile(path, name)
         file = _open(path)
         _held(file)
-    with file:
+    with files.naming(path), file:
         yield file
 
 

@@ -320,9 +320,21 @@ def test_a_message_is_whole_where_beam_put_the_step_into_it(text: str, expected:
             "the disk is full ([Errno 28] No space left on device): free some space. "
             "Run the same command again to continue.",
         ),
+        (
+            "OSError: [Errno 28] No space left on device: '/scratch/of/me/local/s3/b/o/a.tmp7-0'",
+            "the disk of /scratch/of/me is full (OSError: [Errno 28] No space left on device: "
+            "'/scratch/of/me/local/s3/b/o/a.tmp7-0'): free some space, or name another folder by OPENWIT_SCRATCH. "
+            "Run the same command again to continue.",
+        ),
+        (
+            "[Errno 122] Disk quota exceeded: '/data/out/shards/0.tar'",
+            "the disk of /data/out/shards is full ([Errno 122] Disk quota exceeded: '/data/out/shards/0.tar'): free "
+            "some space. Run the same command again to continue.",
+        ),
     ],
 )
-def test_a_failure_ends_with_what_to_type_next(text: str, expected: str) -> None:
+def test_a_failure_ends_with_what_to_type_next(text: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENWIT_SCRATCH", "/scratch/of/me")
     assert with_next_step(OSError(text)) == expected
 
 

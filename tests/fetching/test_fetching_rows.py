@@ -8,6 +8,7 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,7 +182,7 @@ def test_every_row_comes_back_where_memory_is_scarce(
 
 
 def test_a_full_disk_is_an_error_and_leaves_nothing(
-    server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: Any) -> int:
         raise OSError(28, "No space left on device")
@@ -190,9 +191,9 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(pieces, "ROWS", 2)
         patch.setattr(pieces.Pieces, "_write", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(OSError, match=rf"No space left on device: '{tempfile.gettempdir()}'"):
             fetch_rows(rows, options=OPTIONS, raw_path=str(tmp_path / "raw"))
-    assert not os.listdir(tmp_path)
+    assert not os.listdir(tmp_path) and capsys.readouterr() == ("", "")
 
 
 def test_a_downloader_that_loses_rows_is_found_out(
