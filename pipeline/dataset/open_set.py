@@ -354,7 +354,11 @@ def read_manifest(folder: str) -> dict[str, Any]:
         NotFound: there is no such folder, or the folder has no manifest.
         Damaged: the file is not a manifest.
     """
-    if not storage.is_folder(folder):
+    try:
+        there = storage.is_folder(folder)
+    except FileNotFoundError as error:
+        raise NotFound(str(error)) from error
+    if not there:
         raise NotFound(f"there is no folder {folder!r}")
     try:
         work.settle(folder)

@@ -13,7 +13,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipeline.engine import malloc, object_view, shuffle_files, work
+from pipeline.engine import malloc, object_view, remote, shuffle_files, work
 from pipeline.engine.merging import Merge
 from pipeline.engine.object_store import is_url
 from pipeline.engine.tasks import EXCHANGES, MOST_ELEMENTS, ExchangeTask, Reading, Task, elements_for, units_of_element
@@ -120,7 +120,7 @@ class _OnWorker(beam.DoFn):
     def __init__(self, folder: StepFolder, *, indexed: bool) -> None:
         self._folder, self._indexed = folder, indexed
         self._token, self._job = token_of(folder.root), object_view.job_of(folder.root)
-        self._code = code()
+        self._code, self._patience = code(), remote.patience_of_workers()
 
     def join(self) -> None:
         """Makes this process a worker of the run. `process` calls it, and not `setup`.
@@ -129,6 +129,7 @@ class _OnWorker(beam.DoFn):
         three minutes for this channel before it looks at an error, and then tries again.
         """
         check_code(self._code)
+        remote.be_patient(self._patience)
         lock_as_worker(self._folder.root, self._token)
         malloc.retain_freed_memory()
 

@@ -53,6 +53,7 @@ class RemoteSettings:
         cache: a folder of this machine that keeps whole inputs (`input_cache`); "": none.
         cache_bytes: the most bytes of all files in it.
         fill: inputs that are read are copied into it. Else only what is there is used.
+        of_workers: the patience of the workers of a run that this process plans; None: as `patience`.
     """
 
     patience: float = 600.0
@@ -63,6 +64,7 @@ class RemoteSettings:
     cache: str = ""
     cache_bytes: int = 0
     fill: bool = False
+    of_workers: float | None = None
 
     def sources(self, url: str) -> list[str]:
         """The URLs at which a file lies, the first one to ask first."""
@@ -89,6 +91,16 @@ def configure(settings: RemoteSettings, *, on_wait: Callable[[str, str], None] |
 def settings() -> RemoteSettings:
     """How this process reads remote inputs."""
     return _settings
+
+
+def patience_of_workers() -> float:
+    """The patience of workers of a run that this process makes, also with the store that holds OUT."""
+    return _settings.patience if _settings.of_workers is None else _settings.of_workers
+
+
+def be_patient(seconds: float) -> None:
+    """This process asks for so long from now on."""
+    configure(dataclasses.replace(_settings, patience=seconds), on_wait=_on_wait)
 
 
 def sparingly(say: Callable[[str], None], *, seconds: float = 10.0) -> Callable[[str, str], None]:
@@ -442,9 +454,9 @@ def patiently(url: str, work: Callable[[Any, str], T], *, what: str = "listed", 
 @contextlib.contextmanager
 def configured(settings: RemoteSettings) -> Iterator[None]:
     """`configure` for a block."""
-    before = _settings
+    before, on_wait = _settings, _on_wait
     configure(settings)
     try:
         yield
     finally:
-        configure(before)
+        configure(before, on_wait=on_wait)

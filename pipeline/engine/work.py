@@ -427,7 +427,8 @@ def token_of(root: str) -> str:
 def _join(root: str, token: str) -> None:
     """`lease.join`. What a worker lacks is said in words: people look for it on the host of the command."""
     try:
-        with remote.configured(dataclasses.replace(remote.settings(), patience=FIRST_PATIENCE_S)):
+        patience = min(FIRST_PATIENCE_S, remote.settings().patience)
+        with remote.configured(dataclasses.replace(remote.settings(), patience=patience)):
             lease.join(root, token)
     except (RefusedInputError, TransferError) as error:
         remedy = "Give its environment the credentials and the endpoint of the store"

@@ -236,6 +236,10 @@ def reach(root: str) -> None:
             raise UsageError(f"--output {root}: {checks.holds_others(names)}")
 
 
+def _said(error: Exception) -> str:
+    return str(error).rstrip(".")
+
+
 @contextlib.contextmanager
 def store_failures(root: str) -> Iterator[None]:
     """Failures of the store that holds OUT, as the failures of a command.
@@ -250,11 +254,12 @@ def store_failures(root: str) -> Iterator[None]:
     try:
         yield
     except RefusedInputError as error:
-        raise MissingInput(f"--output: {error}. Check the credentials and the endpoint") from error
+        raise MissingInput(f"--output: {_said(error)}. Check the credentials and the endpoint") from error
     except FileNotFoundError as error:
-        raise MissingInput(f"--output: {error}. Make the bucket, or check its name") from error
+        raise MissingInput(f"--output: {_said(error)}. Make the bucket, or check its name") from error
     except TransferError as error:
-        raise BelowThreshold(f"--output: {error}. Check the endpoint and the network, or try again later") from error
+        remedy = "Check the endpoint and the network, or try again later"
+        raise BelowThreshold(f"--output: {_said(error)}. {remedy}") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -603,7 +608,7 @@ def look_up(
     """
     if isinstance(options, HowSettings):
         patience = min(options.input_patience, PLANNING_PATIENCE_S)
-        settings = dataclasses.replace(remote_settings(options), patience=patience)
+        settings = dataclasses.replace(remote_settings(options), patience=patience, of_workers=options.input_patience)
         say = remote.sparingly(lambda line: log_file.say(f"pipeline.build: {line}"))
         remote.configure(settings, on_wait=say)
     root = storage.absolute(options.output)

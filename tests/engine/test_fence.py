@@ -15,7 +15,7 @@ from pathlib import Path
 import apache_beam as beam
 import pytest
 
-from pipeline.engine import beam_steps, fence, files, runners, storage, work
+from pipeline.engine import beam_steps, fence, files, remote, runners, storage, work
 from pipeline.engine.cli import UsageError
 from pipeline.engine.work import StepFolder, lock_run_folder
 from tests.places import ROOT
@@ -198,6 +198,19 @@ def test_what_a_worker_lacks_is_said_at_its_first_element(monkeypatch: pytest.Mo
         assert kind.setup is beam.DoFn.setup and kind.start_bundle is beam.DoFn.start_bundle
         with pytest.raises(work.WorkerError, match="has another version"):
             list(step.process((0, ())))
+
+
+def test_workers_of_each_stage_have_the_patience_of_the_run(tmp_path: Path) -> None:
+    """Those that read no input asked the store of OUT for ten minutes, whatever --input-patience was."""
+    planning = remote.RemoteSettings(patience=20.0, of_workers=700.0)
+    with remote.configured(planning), lock_run_folder(str(tmp_path)):
+        step = beam_steps._Index(work.StepFolder(str(tmp_path / "stages/match/parts"), "f"), indexed=False)
+    with remote.configured(remote.RemoteSettings()), lock_run_folder(str(tmp_path)):
+        step._token = work.token_of(str(tmp_path))
+        step.join()
+        assert remote.settings().patience == 700.0
+    with remote.configured(remote.RemoteSettings(patience=20.0)):
+        assert remote.patience_of_workers() == 20.0
 
 
 # ------------------------------------------------------------------------------------------------------ NFS, Lustre

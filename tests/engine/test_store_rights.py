@@ -12,7 +12,8 @@ from pipeline import forget, inspect_shards
 from pipeline.dataset.errors import NotFound
 from pipeline.dataset.open_set import open_set
 from pipeline.engine import journal, object_store, work
-from pipeline.engine.cli import CRASHED, DONE, MISSING, USAGE
+from pipeline.engine.cli import CRASHED, DONE, MISSING, USAGE, MissingInput
+from pipeline.stages.run import store_failures
 from tests import samples
 from tests.store import BUCKET, MemoryStore, in_memory
 
@@ -58,6 +59,17 @@ def test_a_reader_of_an_unfinished_change_learns_who_ends_it(
         assert "cannot be written: Access Denied." in said and "a user with the right to write must run" in said
     with pytest.raises(NotFound, match=UNFINISHED):
         open_set(URL)
+
+
+def test_a_bucket_that_is_not_there(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object, **__: object) -> None:
+        raise FileNotFoundError("The specified bucket does not exist.")
+
+    monkeypatch.setattr(store, "call_s3", absent)
+    with pytest.raises(NotFound, match="bucket does not exist"):
+        open_set("s3://absent/set")
+    with pytest.raises(MissingInput, match=r"does not exist\. Make the bucket"), store_failures(URL):
+        absent()
 
 
 def test_a_folder_of_this_machine(
