@@ -2,6 +2,8 @@
 
     python tools/ends.py interrupt --engine local-2 prism --stage fetch    Ctrl-C and SIGTERM in each job
     python tools/ends.py kill --what worker task-manager client            kill -9 on a Flink cluster
+    python tools/ends.py kill --engine prism-processes --what worker       and on an engine of the client's process
+    python tools/ends.py kill --engine prism-processes --what program      its workers' program ends at once
     python tools/ends.py leftover --engine prism-processes                 a stopped worker beside a second run
 
 Each run is one job on a small web of the demo on loopback: the jobs before it are done. What an engine needs comes from
@@ -48,12 +50,15 @@ RUNS = {
     "flink-processes": ["--runner", "flink", "--flink_master=[local]", "--parallelism=2", *PROCESSES],
     "flink-cluster": PROCESSES,
     "spark": ["--runner", "spark"],
+    "spark-processes": ["--runner", "spark", "--spark_master_url=local[2]", *PROCESSES],
     "spark-cluster": PROCESSES,
 }
 JOBS = ("select", "fetch", "publish")
 LAST = {"select": "balance", "fetch": "fetch", "publish": "publish"}  # the last stage of each job
 ENDED = {"flink": ("CANCELED",), "spark": ("FINISHED", "KILLED")}  # states of a job after an interrupt
 KILLS = ("worker", "pool", "task-manager", "task-manager-spare", "job-manager", "job-server", "client")
+OF_PROCESSES = ("worker", "job-server", "client", "program")  # what `kill` has on an engine without a cluster
+BROKEN = "#!/bin/sh\necho 'ImportError: a broken install' >&2\nexit 1\n"  # a program of workers that ends at once
 LIMIT_S = 400  # of a run
 QUIET_S = 10.0  # in which nothing may change in OUT
 ANSWER_S = 0.4  # of the server, so that a fetch takes some seconds
@@ -271,9 +276,9 @@ def interrupts(made: Bench, options: argparse.Namespace) -> Iterator[dict[str, A
 
 
 def kill(
-    made: Bench, what: str, flink: Flink, flags: Sequence[str], *, pool: int, managers: int, undisturbed: float
+    made: Bench, what: str, flink: Flink | None, flags: Sequence[str], *, pool: int, managers: int, undisturbed: float
 ) -> dict[str, Any]:
-    """Kills one part of a cluster under way. What does not go on by itself is mended, and the command repeated."""
+    """Kills one part of an engine under way. What does not go on by itself is mended, and the command repeated."""
     out = made.out("fetch")
     before, began = units(out), time.monotonic()
     process = made.start(out, *flags)
@@ -287,15 +292,16 @@ def kill(
     row: dict[str, Any] = {"units before": done, "exit": code, "after": f"{time.monotonic() - killed:.0f} s"}
     last = made.said(out).strip().splitlines()[-1][-110:] if code != 0 else ""
     if code != 0:
-        if what == "job-manager":
-            flink._run(0, "job-manager", JOB_MANAGER, "JM")
-        until(lambda: registered(flink) >= managers, 90, 0.5)
+        if flink is not None:
+            if what == "job-manager":
+                flink._run(0, "job-manager", JOB_MANAGER, "JM")
+            until(lambda: registered(flink) >= managers, 90, 0.5)
         with contextlib.suppress(RuntimeError):
             row["again"] = f"{made.run(out, *flags):.0f} s"
     row["seconds lost"] = f"{time.monotonic() - began - undisturbed:.0f}"
     jobs = states(flink)
     faults = [] if code == {"client": -9, "job-manager": 1}.get(what, 0) else [f"exit code {code}"]
-    faults += [] if {*jobs} <= {"FINISHED", "CANCELED", "FAILED"} else ["a job is left"]
+    faults += [] if {*jobs} <= {"FINISHED", "CANCELED", "FAILED", ""} else ["a job is left"]
     same = digest(out, "fetch") == made.expected["fetch"]
     faults += [] if same else [f"another digest: {made.said(out)[-200:]}"]
     return {**row, "jobs on the cluster": " ".join(jobs), "said": last, "fault": ", ".join(faults)}
@@ -308,11 +314,31 @@ def registered(flink: Flink) -> int:
     return 0
 
 
-def find(what: str, client: int, flink: Flink, pool: int, out: Path) -> int:
+def program(made: Bench, engine: str) -> dict[str, Any]:
+    """A run whose workers' program ends at once, and then the same one with the right program."""
+    out, broken = made.out("fetch"), made.folder / "broken-worker"
+    broken.write_text(BROKEN)
+    broken.chmod(0o755)
+    flags = [word.replace(WORKER, str(broken)) for word in RUNS[engine]]
+    began, process = time.monotonic(), made.start(out, *flags, "--stages", "gather..fetch")
+    code = wait(process, LIMIT_S)
+    row: dict[str, Any] = {"exit": code, "after": f"{time.monotonic() - began:.0f} s of the start"}
+    last = made.said(out).strip().splitlines()[-1]
+    with contextlib.suppress(RuntimeError):
+        row["again"] = f"{made.run(out, *RUNS[engine], '--stages', 'gather..fetch'):.0f} s"
+    faults = [] if code == 1 else [f"exit code {code}"]
+    faults += [] if "ImportError: a broken install" in last else ["its last line is not told"]
+    faults += [] if digest(out, "fetch") == made.expected["fetch"] else ["another digest"]
+    return {**row, "said": last, "fault": ", ".join(faults)}
+
+
+def find(what: str, client: int, flink: Flink | None, pool: int, out: Path) -> int:
     """The process to kill."""
-    pids = {line.split()[2]: int(line.split()[0]) for line in (flink.folder / "pids").read_text().splitlines()}
     if what == "job-server":
-        return next(pid for pid in descendants(client) if Path(f"/proc/{pid}/exe").resolve().name == "java")
+        return next(pid for pid in descendants(client) if Path(f"/proc/{pid}/exe").resolve().name in ("java", "prism"))
+    if flink is None:
+        return client if what == "client" else until(lambda: [pid for pid in holders(out) if pid != client], 30)[0]
+    pids = {line.split()[2]: int(line.split()[0]) for line in (flink.folder / "pids").read_text().splitlines()}
     if what in ("pool", "job-manager", "client"):
         return {"pool": pool, "job-manager": pids["job-manager"], "client": client}[what]
     worker = until(lambda: [pid for pid in holders(out) if pid != client], 30)[0]
@@ -337,14 +363,38 @@ def worker_pool(port: int) -> Iterator[int]:
 
 
 def kills(made: Bench, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row for each part that is killed."""
-    undisturbed = options.seconds
-    for what in options.what:
+    """A row for each engine and each part that is killed."""
+    for engine in options.engine:
+        what = [what for what in options.what if engine == "flink-cluster" or what in OF_PROCESSES]
+        made_rows = kills_on_cluster if engine == "flink-cluster" else kills_of_processes
+        for row in made_rows(made, what, engine, options.seconds):
+            yield {"engine": engine, **row}
+
+
+def kills_of_processes(made: Bench, parts: Sequence[str], engine: str, undisturbed: float) -> Iterator[dict[str, Any]]:
+    """A row for each part of an engine that the client starts."""
+    flags = [*RUNS[engine], "--stages", "gather..fetch"]
+    if not undisturbed and {*parts} != {"program"}:
+        undisturbed = made.run(made.out("fetch"), *flags)
+        yield {"killed": "nothing", "seconds": f"{undisturbed:.0f}", "fault": ""}
+    for what in parts:
+        if what == "program":
+            yield {"killed": what, **program(made, engine)}
+        else:
+            row = kill(made, what, None, flags, pool=0, managers=0, undisturbed=undisturbed)
+            yield {"killed": what, **row}
+
+
+def kills_on_cluster(made: Bench, parts: Sequence[str], engine: str, undisturbed: float) -> Iterator[dict[str, Any]]:
+    """A row for each part of a Flink cluster."""
+    for what in parts:
+        if what == "program":
+            continue
         managers = 1 if what == "pool" else 3 if what == "task-manager-spare" else 2
         with contextlib.ExitStack() as stack:
-            flink = stack.enter_context(cluster("flink-cluster", made.folder, managers))
+            flink = stack.enter_context(cluster(engine, made.folder, managers))
             assert isinstance(flink, Flink)
-            flags, pool = [*flags_of("flink-cluster", flink), "--stages", "gather..fetch"], 0
+            flags, pool = [*flags_of(engine, flink), "--stages", "gather..fetch"], 0
             if not undisturbed:
                 undisturbed = made.run(made.out("fetch"), *flags)
                 yield {"killed": "nothing", "seconds": f"{undisturbed:.0f}", "fault": ""}
@@ -407,7 +457,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--signal", nargs="+", choices=("INT", "TERM"), default=["INT", "TERM"])
     command = commands.add_parser("kill")
     command.set_defaults(rows=kills)
-    command.add_argument("--what", nargs="+", choices=KILLS, default=list(KILLS))
+    command.add_argument("--what", nargs="+", choices=(*KILLS, "program"), default=list(KILLS))
+    processes = [name for name in RUNS if name.endswith("-processes")]
+    command.add_argument("--engine", nargs="+", choices=("flink-cluster", *processes), default=["flink-cluster"])
     command.add_argument("--seconds", type=float, default=0.0, help="of a run without a kill; 0: it is made first")
     options = parser.parse_args(argv)
     faults = 0

@@ -203,6 +203,20 @@ class Spark(Cluster):
         return "127.0.0.1"
 
 
+def problem_of_job_server(endpoint: str) -> str:
+    """Why no job can be given to the job server at HOST:PORT; "": it answers. It is asked for at most 20 s."""
+    import grpc
+
+    if problem := Cluster(endpoint).problem():
+        return problem
+    with grpc.insecure_channel(endpoint) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=ANSWER_S)
+        except grpc.FutureTimeoutError:
+            return f"what listens at {endpoint} does not answer as a job server does"
+    return ""
+
+
 def _pair(address: str) -> tuple[str, int]:
     """(host, port) of HOST:PORT.
 

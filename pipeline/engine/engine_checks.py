@@ -65,7 +65,7 @@ def check_flags(runner: str, given: Sequence[str], *, output: str = "") -> None:
 
 
 def check_answers(runner: str, given: Sequence[str]) -> None:
-    """Asks the cluster and the pool of workers that the flags name, each for at most 10 s.
+    """Asks the cluster and the pool of workers that the flags name, each for at most 10 s (a job server 20 s).
 
     `localhost` is each worker's own host, so a pool there is asked only if all workers are on this machine. The ports
     of a job server must be free. Beam downloads a missing engine here, so that OUT is made after it.
@@ -77,6 +77,9 @@ def check_answers(runner: str, given: Sequence[str]) -> None:
     if problem:
         raise UsageError(f"--runner {runner}: {problem}. Start it, or correct the address")
     flags = clusters.values(given)
+    server = flags.get("job_endpoint", "embed")
+    if server != "embed" and (problem := clusters.problem_of_job_server(server)):
+        raise UsageError(f"--job_endpoint: {problem}. Start the job server, or correct the address")
     pool = _pool(flags, given) if flags.get("environment_type") == "EXTERNAL" else ""
     if re.fullmatch(POOL, pool) and (_on_this_machine(runner, given) or not pool.startswith(HERE)):
         if problem := clusters.Cluster(pool).problem():

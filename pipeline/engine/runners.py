@@ -31,6 +31,7 @@ from pipeline.engine import (
     fetched_engines,
     forked_workers,
     interrupts,
+    live_job,
     log_file,
     object_view,
     progress,
@@ -61,8 +62,12 @@ BEAM_RUNNERS = (
 )
 # After a signal a command ends within this, whatever Beam does. A job on an engine is cancelled first.
 LOCAL_END_S, ENGINE_END_S = 1.5, 15.0
+# What Prism says of a job whose worker is gone, and where a stack of Go begins in its messages.
+GONE_FROM_PRISM = ("SDK worker disconnected", "send on closed channel")
+GO_STACK = r"(?i),?\s*stack ?trace:|\bgoroutine \d+ \["
 GONE_S, GONE_LOOKS = 0.5, 5  # so long, and so often, a job server that may have died is looked for
 WORKER_DEATHS = 2  # how often a job is resumed after a worker died
+CANCEL_S = 5.0  # until a job server that does not answer is ended all the same
 
 
 class JobFailed(RuntimeError):
@@ -236,12 +241,19 @@ def run_job(
         fence.next_job(root)
         runner, options = make_options(name, workers, flags, load=load)
         cluster = clusters.cluster_of(name, flags)
+        live = None if name.lower() in LOCAL else live_job.LiveJob(name, flags)
         try:
-            with progress.watching(steps, quiet=quiet), watchdog.watching(steps, cluster, program) as stalled:
-                return run_pipeline(construct, runner, options, root=root, cluster=cluster)
+            with progress.watching(steps, quiet=quiet), watchdog.watching(steps, cluster, program, live) as stalled:
+                return run_pipeline(construct, runner, options, root=root, cluster=cluster, live=live)
         except KeyboardInterrupt:
             if not stalled.reason:
                 raise
+            if stalled.death and stalled.death.resumes:
+                if not left:
+                    raise WorkerDied(stalled.reason) from None
+                interrupts.go_on()
+                _tell_resumed(program, stalled.reason)
+                continue
             if not (stalled.slots and left):
                 raise JobFailed(stalled.reason) from None
             interrupts.go_on()
@@ -252,10 +264,14 @@ def run_job(
         except WorkerDied as error:
             if not left:
                 raise
-            print(f"{program}: {error}. The run is going on.", file=sys.stderr)
-            log_file.note(f"{error}. The run is going on.", level=logging.WARNING)
+            _tell_resumed(program, str(error))
         finally:
             storage.remove_stale_files(root)
+
+
+def _tell_resumed(program: str, reason: str) -> None:
+    print(f"{program}: {reason}. The run is going on.", file=sys.stderr)
+    log_file.note(f"{reason}. The run is going on.", level=logging.WARNING)
 
 
 def run_pipeline(
@@ -265,8 +281,11 @@ def run_pipeline(
     *,
     root: str = "",
     cluster: clusters.Cluster = clusters.NONE,
+    live: live_job.LiveJob | None = None,
 ) -> None:
     """Builds a pipeline with `construct(root)` and runs it to its end. `root`/.job names its job on a cluster.
+
+    `live` gets the job, so that the watchdog can ask for it.
 
     Raises:
         JobFailed, WorkerDied: the job failed; see `explain_failure`.
@@ -280,22 +299,35 @@ def run_pipeline(
     noted = clusters.noted(root, cluster)
     # The job server ends before the job is looked for on its cluster: it may be about to submit it.
     servers, in_job = job_servers(runner), object_view.job(root)
+    live = live or live_job.LiveJob("local")
     with interruptible(patience) as interrupt, variables_for_engines(cluster), noted, servers as tied, in_job:
+        live.servers = tied
         try:
-            result = pipeline.run()
+            result = live.result = pipeline.run()
             interrupt.catch()
             result.wait_until_finish()
         except (KeyboardInterrupt, Exception) as error:
             if not interrupt.arrived:
-                raise _of_server(explain_failure(error), tied, options) from error
+                raise _of_worker(_of_server(explain_failure(error), tied, options), live) from error
             with contextlib.suppress(OSError):
                 fence.next_job(root)  # from here on no worker changes the folder, whatever becomes of the job
-            with contextlib.suppress(Exception):
-                if result is not None:
-                    result.cancel()
+            if result is not None:
+                _cancel(result)
             raise KeyboardInterrupt from error
         finally:
             forked_workers.end_workers()
+
+
+def _cancel(result: Any) -> None:
+    """Cancels a job, if its job server answers soon."""
+
+    def cancel() -> None:
+        with contextlib.suppress(Exception):
+            result.cancel()
+
+    thread = threading.Thread(target=cancel, daemon=True, name="cancel")
+    thread.start()
+    thread.join(CANCEL_S)
 
 
 @contextlib.contextmanager
@@ -400,16 +432,19 @@ if os.getppid() == int(sys.argv[1]):
 
 
 class Tied:
-    """The command of a job server, which then ends with this process. `endpoint` is its HOST:PORT once it is started.
+    """The command of a job server, which then ends with this process.
+
+    `endpoint` is its HOST:PORT, `words` its command, once it is started.
 
     Beam keeps one Prism for all jobs of a process, and asks for its command once.
     """
 
     def __init__(self, command: Callable[[], tuple[list[Any], str]]) -> None:
-        self._command, self.endpoint = command, ""
+        self._command, self.endpoint, self.words = command, "", list[str]()
 
     def __call__(self) -> tuple[list[Any], str]:
         words, self.endpoint = self._command()
+        self.words = list(map(str, words))
         return [sys.executable, "-I", "-S", "-c", TIED, str(os.getpid()), *words], self.endpoint
 
 
@@ -438,6 +473,14 @@ def _of_server(error: JobFailed, tied: Sequence[Tied], options: Any) -> JobFaile
     return error
 
 
+def _of_worker(error: JobFailed, live: live_job.LiveJob) -> JobFailed:
+    """A failure as the end of the worker's process, if the log of its engine tells how this ended."""
+    death = live.death_of_failed() if type(error) is WorkerDied else None
+    if death is None:
+        return error
+    return WorkerDied(death.text) if death.resumes else JobFailed(death.text)
+
+
 def _gone(endpoint: str) -> bool:
     """Whether nothing listens at HOST:PORT. A server that was killed may still have the port for a moment."""
     host, _, port = endpoint.rpartition(":")
@@ -460,10 +503,13 @@ def explain_failure(error: BaseException) -> JobFailed:
         )
     if isinstance(error, forked_workers.StartFailed):
         return JobFailed(text)
-    died = ("Channel closed prematurely", "Worker subprocess exited", "Socket closed", "UNAVAILABLE")
+    died = ("Channel closed prematurely", "Worker subprocess exited", "Socket closed", "UNAVAILABLE", *GONE_FROM_PRISM)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     own = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt|Busy|Exit|NoRows)\b.*", line)]
     causes = [cause for line in lines if (cause := re.match(r"Caused by: (?:[\w.$]+: )?(.+?)\.?$", line))]
+    if panic := re.search(GO_STACK, text):
+        said = re.sub(r"^Pipeline \S+ failed in state \w+: ", "", text[: panic.start()].partition(", stage: &")[0])
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
     if any(word in text for word in died) and not own[1:]:
         return WorkerDied("a worker process died, perhaps because memory ran out: try fewer --workers")
     if not own and type(error) is not RuntimeError:  # raised in this process, with Beam's "[while running ...]"

@@ -1,7 +1,7 @@
 """Notices a job that makes no progress: it then asks the cluster, and ends the job if the cluster is not well.
 
 A client that waits for an engine does not notice that the engine has died: it waits for ever. Progress is a change in
-the folders of the steps, where each unit leaves its files.
+the folders of the steps, where each unit leaves its files. A dead worker of Prism is noticed at once (`live_job`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from pipeline.engine import display, fence, log_file, storage, variables
 from pipeline.engine.clusters import Cluster
+from pipeline.engine.live_job import Death, LiveJob
 from pipeline.engine.progress import Watched
 
 POLL_S, PAGE_S = 0.5, 60.0  # a job is looked for so often, so long at first
@@ -26,17 +27,23 @@ ASKS = 3  # the cluster must be unwell so many times in a row, a fifth of the pa
 
 @dataclass
 class Stalled:
-    """Why the job was ended; "" if it was not. `slots` are those of the cluster, if the job waited for more."""
+    """Why the job was ended; "" if it was not.
+
+    `slots` are those of the cluster, if the job waited for more. `death` is that of a worker, if this is the reason.
+    """
 
     reason: str = ""
     slots: int = 0
+    death: Death | None = None
 
 
 class Watch:
-    """Decides, at each look, whether the job must end."""
+    """Decides, at each look, whether the job must end. `live` tells of a job whose cluster tells nothing."""
 
-    def __init__(self, steps: Sequence[Watched], cluster: Cluster, patience: float, now: float) -> None:
-        self._steps, self._cluster, self._patience = steps, cluster, patience
+    def __init__(
+        self, steps: Sequence[Watched], cluster: Cluster, patience: float, now: float, live: LiveJob | None = None
+    ) -> None:
+        self._steps, self._cluster, self._patience, self._live = steps, cluster, patience, live
         self._state, self._changed, self._next = changes(steps), now, now + patience
         self._unwell = 0
         self.said = ""
@@ -50,28 +57,36 @@ class Watch:
         if now < self._next:
             return ""
         still = f"no progress for {display.clock(now - self._changed)}"
-        problem = self._cluster.problem()
+        problem = self._cluster.problem() or (self._live.problem() if self._live else "")
         self._unwell = self._unwell + 1 if problem else 0
         self._next = now + (self._patience / 5 if problem else self._patience)
         if self._unwell >= ASKS:
             return f"{still}: {problem}. Mend this, then the same command continues the run"
-        self.said = f"{still}{f': {problem}' if problem else ''}"
+        known = problem or (self._live.known() if self._live else "")
+        self.said = f"{still}{f': {known}' if known else ''}"
         return ""
 
 
 def changes(steps: Sequence[Watched]) -> tuple[int, ...]:
-    """A state of the steps' folders: another one after each file that is begun, or made in them or one level below."""
+    """A state of the steps' folders: another one after each file that is begun, or made in them or one level below.
+
+    A unit of a fetch that is under way counts too, by its live file.
+    """
     found = []
     for step in steps:
+        folder = storage.beside(step.folder.path)
         if storage.is_url(step.folder.path):
             found.append(storage.changed(step.folder.path) or 0)
-            continue
         with contextlib.suppress(OSError):
-            found.append(os.stat(fence.folder_for(step.folder.path) or step.folder.path).st_mtime_ns)
-            found.append(os.stat(step.folder.path).st_mtime_ns)
-            with os.scandir(step.folder.path) as entries:
-                found += [entry.stat().st_mtime_ns for entry in entries if entry.is_dir(follow_symlinks=False)]
+            found.append(os.stat(fence.folder_for(folder) or folder).st_mtime_ns)
+            found.append(os.stat(folder).st_mtime_ns)
+            with os.scandir(folder) as entries:
+                found += [entry.stat().st_mtime_ns for entry in entries if _tells(entry)]
     return tuple(found)
+
+
+def _tells(entry: os.DirEntry[str]) -> bool:
+    return entry.name.endswith(".live") or entry.is_dir(follow_symlinks=False)
 
 
 def tell_page(cluster: Cluster, program: str) -> bool:
@@ -84,24 +99,30 @@ def tell_page(cluster: Cluster, program: str) -> bool:
 
 @contextlib.contextmanager
 def watching(
-    steps: Sequence[Watched], cluster: Cluster, program: str, *, clock: Callable[[], float] = time.monotonic
+    steps: Sequence[Watched],
+    cluster: Cluster,
+    program: str,
+    live: LiveJob | None = None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Stalled]:
     """Watches the job that the block waits for; it raises KeyboardInterrupt there if the job must end.
 
-    A job of this process needs no watch: nothing but its own units can stop it.
+    A job of the local runner needs no watch, and has neither `cluster` nor `live`: the runner itself sees its workers.
     """
     stalled, stop = Stalled(), threading.Event()
-    if not cluster.address or threading.current_thread() is not threading.main_thread():
+    if not (cluster.address or live) or threading.current_thread() is not threading.main_thread():
         yield stalled
         return
     patience = variables.number(variables.STALL_SECONDS)
-    watch = Watch(steps, cluster, patience, clock())
+    watch = Watch(steps, cluster, patience, clock(), live)
 
     def loop() -> None:
         began, told = clock(), False
-        while not stop.wait(min(5.0, patience / 5) if told or clock() > began + PAGE_S else POLL_S):
+        while not stop.wait(_pace(patience, live, settled=told or clock() > began + PAGE_S)):
             told = told or tell_page(cluster, program)
-            reason = watch.look(clock())
+            stalled.death = live.death() if live else None
+            reason = stalled.death.text if stalled.death else watch.look(clock())
             stalled.slots = cluster.waits_with() if reason else 0
             stalled.reason = reason
             if watch.said:
@@ -113,7 +134,15 @@ def watching(
 
     thread = threading.Thread(target=loop, daemon=True, name="watchdog")
     thread.start()
-    try:
-        yield stalled
-    finally:
-        stop.set()
+    with live.listening() if live else contextlib.nullcontext():
+        try:
+            yield stalled
+        finally:
+            stop.set()
+
+
+def _pace(patience: float, live: LiveJob | None, *, settled: bool) -> float:
+    """Seconds until the next look."""
+    if live and live.pace:
+        return live.pace
+    return min(5.0, patience / 5) if settled else POLL_S

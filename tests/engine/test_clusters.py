@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,9 +16,11 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import grpc
 import pytest
 
-from pipeline.engine import clusters, runners, variables, watchdog
+from pipeline.engine import clusters, engine_checks, runners, variables, watchdog
+from pipeline.engine.cli import UsageError
 from pipeline.engine.clusters import Cluster, Flink, Spark
 from pipeline.engine.progress import Watched
 from pipeline.engine.work import Busy, StepFolder, lock_run_folder
@@ -175,6 +179,29 @@ def test_what_is_wrong_with_a_job_on_spark(monkeypatch: pytest.MonkeyPatch) -> N
         server.shutdown()
         server.server_close()
     assert "does not answer" in master.problem()
+
+
+def test_a_job_server_that_takes_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing listens; what listens is no job server; it is one."""
+    monkeypatch.setattr(clusters, "ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        endpoint = f"127.0.0.1:{listening.getsockname()[1]}"
+        assert (
+            clusters.problem_of_job_server(endpoint)
+            == f"what listens at {endpoint} does not answer as a job server does"
+        )
+    with pytest.raises(UsageError, match=f"--job_endpoint: {endpoint} does not answer .*Start the job server"):
+        engine_checks.check_answers("PortableRunner", [f"--job_endpoint={endpoint}"])
+    engine_checks.check_answers("PortableRunner", ["--job_endpoint=embed"])
+    assert "does not answer" in clusters.problem_of_job_server("nowhere")
+    monkeypatch.setattr(clusters, "ANSWER_S", 10.0)
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        assert clusters.problem_of_job_server(f"127.0.0.1:{port}") == ""
+    finally:
+        server.stop(None)
 
 
 def test_a_job_that_waits_for_slots(rest: Rest) -> None:

@@ -227,7 +227,7 @@ def test_a_port_of_the_job_server_must_be_free(monkeypatch: pytest.MonkeyPatch, 
         for runner, name in (("prism", "job_port"), ("flink", "artifact_port"), ("flink", "expansion_port")):
             with pytest.raises(UsageError, match=f"--{name} {port}: taken by another process"):
                 engine_checks.check_answers(runner, [f"--{name}={port}"])
-            engine_checks.check_answers(runner, [f"--{name}={port}", "--job_endpoint=h:1"])  # none is started here
+            engine_checks.check_answers(runner, [f"--{name}={port}", "--job_endpoint=embed"])  # none is started here
             engine_checks.check_answers(runner, [f"--{name}=0"])
     engine_checks.check_answers("prism", [f"--job_port={port}"])
 

@@ -303,10 +303,27 @@ def test_what_a_stopped_worker_says_of_its_last_bundle_is_not_told(
             "Caused by: java.net.ConnectException: Connection refused\n\t... 13 more\n]",
             "Could not upload: Connection refused",
         ),
+        (  # a panic of Prism
+            "Pipeline j failed in state FAILED: bundle inst2 failed: panic in stage.Execute: nil map, stage: &{ID:s\n"
+            "x:1},stackTrace:\ngoroutine 42 [running]:\nmain.go(0x1)\n\t/x/errgroup.go:78 +0x95",
+            "bundle inst2 failed: panic in stage.Execute: nil map",
+        ),
+        ("panic: no\n\ngoroutine 1 [running]:\nmain.main()\n\tmain.go:3 +0x1\nexit status 2", "panic: no"),
     ],
 )
 def test_a_message_is_whole_where_beam_put_the_step_into_it(text: str, expected: str) -> None:
     assert str(runners.explain_failure(RuntimeError(text))) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "bundle inst2 failed:SDK worker disconnected: worker[w], 2 active instructions, error: context canceled",
+        "panic in stage.Execute: send on closed channel, stage: &{},stackTrace:\ngoroutine 42 [running]:\n\tg.go:78 +0",
+    ],
+)
+def test_what_prism_says_of_a_dead_worker(text: str) -> None:
+    assert isinstance(runners.explain_failure(RuntimeError(text)), runners.WorkerDied)
 
 
 @pytest.mark.parametrize(
