@@ -229,7 +229,7 @@ def test_locks_of_the_reader_end_with_its_stream(server: Crawl, tmp_path: Path) 
     with remote.configured(settings(tmp_path)):
         opened = opening.open_copy(f"{server.base}a.bin")
         (path,) = tmp_path.glob("*.bin")
-        with open(path, "rb") as file:
+        with open(path, "r+b") as file:
             with pytest.raises(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             opened.stream.close()
