@@ -466,7 +466,7 @@ class Decider:
         """With the thresholds that the steps of a plan left."""
         limits = load_limits(plan)
         miss = selection.misses(limits["count"], limits["cap"], stop=limits["stop"])
-        return cls(plan.keys(), selection.with_sure(load_thresholds(plan)), miss, tally)
+        return cls(plan.keys(), selection.with_few(load_thresholds(plan)), miss, tally)
 
     def choose(self, rows: pa.RecordBatch, keep: np.ndarray) -> Choice:
         """Counts the rows and picks.

@@ -548,13 +548,13 @@ class Offer:
         if not self._found:
             return
         places = np.concatenate(list(self._found.values()))[:, :3].astype(np.int64)
-        places = places[np.lexsort(places.T[::-1])]
-        starts = np.flatnonzero(np.diff(places[:, :2], axis=0).any(axis=1)) + 1
-        for some in np.split(places, starts):
-            number, code, _ = some[0].tolist()
-            taken = rows_of_part(self._paths[number], some[:, 2], ["url", "text", "uid"])
-            columns = (hashing.as_array(taken[name]) for name in ("url", "text", "uid"))
-            self._rejects.add(self._stage, self._reasons[code], *columns)
+        places = places[np.lexsort(places[:, [2, 0]].T)]
+        for some in np.split(places, np.flatnonzero(np.diff(places[:, 0])) + 1):
+            taken = rows_of_part(self._paths[some[0, 0]], some[:, 2], ["url", "text", "uid"])
+            for code in np.unique(some[:, 1]).tolist():
+                of_code = taken.filter(pa.array(some[:, 1] == code))
+                columns = (hashing.as_array(of_code[name]) for name in ("url", "text", "uid"))
+                self._rejects.add(self._stage, self._reasons[code], *columns)
 
 
 def drop_duplicates(done: Any, plan: DedupPlan, *, exchange: str) -> beam.PCollection:

@@ -69,12 +69,19 @@ class Band(NamedTuple):
     may_be_picked: Mask  # for each row: False if no threshold within the bands can pick it
 
 
+class Few(NamedTuple):
+    """The queries that do not pick all of their matches. They are few, so tables of them alone are fast."""
+
+    place: npt.NDArray[np.int32]  # for each query its place in such tables; 0: it picks all
+    queries: npt.NDArray[np.int64]  # at the places from 1 on
+
+
 class Thresholds(NamedTuple):
     """A query picks a match if h < hash, or h == hash and the uid's low word <= tie. All 0: it picks nothing."""
 
     hash: Words
     tie: Words
-    sure: Mask | None = None  # queries that are known to pick all of their matches, so that no h is drawn for them
+    few: Few | None = None  # None: not known yet (`selection.with_few`)
 
 
 class Picks(NamedTuple):

@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from pipeline.engine import jit
 from pipeline.engine.hashing import Words, mix, partition
-from pipeline.stages.matches import Band, Counts, Keys, Links, Mask, Matches, Picks, Thresholds
+from pipeline.stages.matches import Band, Counts, Few, Keys, Links, Mask, Matches, Picks, Thresholds
 
 KEEP, SAME_PAIR, OTHER_TEXT, PLACEHOLDER_URL, COMMON_TEXT, JOINED_TEXT = range(6)
 JOINED = "joined_text"
@@ -198,7 +198,8 @@ def band_tuples(matches: Matches, keys: Words, low: Words, high: Words, *, stop:
     """The matches whose h lies in their query's band, and the number below it. `keys` come from `CapPlan.keys`."""
     kernel = _kernel(len(matches.offsets) - 1)
     if kernel:
-        return Band(*kernel.band_tuples(matches, keys, low, high, _stop(stop, len(keys))))
+        few = few_of((high == 0) & ~_stop(stop, len(keys)))
+        return Band(*kernel.band_tuples(matches, keys, low, high, few))
     row, query = _kept_matches(matches)
     h = draw(matches.pair_high[row], keys[query])
     head = high[query] > 0
@@ -259,16 +260,24 @@ def bernoulli_thresholds(counts: Counts, cap: Cap, *, stop: Mask | None = None) 
     return tau
 
 
-def with_sure(tau: Thresholds) -> Thresholds:
-    """The thresholds, with the queries that pick all of their matches."""
-    return tau._replace(sure=(tau.hash == HIGHEST) & (tau.tie == HIGHEST))
+def few_of(picks_all: Mask) -> Few:
+    """The queries that do not pick all of their matches."""
+    queries = np.flatnonzero(~picks_all)
+    place = np.zeros(len(picks_all), np.int32)
+    place[queries] = np.arange(1, len(queries) + 1)
+    return Few(place, queries)
+
+
+def with_few(tau: Thresholds) -> Thresholds:
+    """The thresholds, ready for many calls of `pick`."""
+    return tau._replace(few=few_of((tau.hash == HIGHEST) & (tau.tie == HIGHEST)))
 
 
 def pick(matches: Matches, keys: Words, tau: Thresholds) -> Picks:
     """The rows that at least one query picks, and the queries that picked them."""
     kernel = _kernel(len(matches.offsets) - 1)
     if kernel:
-        return Picks(*kernel.pick(matches, keys, tau))
+        return Picks(*kernel.pick(matches, keys, tau if tau.few else with_few(tau)))
     row, query = _kept_matches(matches)
     h = draw(matches.pair_high[row], keys[query])
     picked = (h < tau.hash[query]) | ((h == tau.hash[query]) & (matches.pair_low[row] <= tau.tie[query]))

@@ -11,11 +11,12 @@ from pipeline.engine.hashing import Words
 from pipeline.engine.hashing_kernel import frozen
 from pipeline.engine.jit import njit
 from pipeline.engine.mixing_kernel import GOLDEN, finalise, hash_lists
-from pipeline.stages.matches import Counts, Keys, Mask, Matches, Thresholds
+from pipeline.stages.matches import Counts, Few, Keys, Mask, Matches, Thresholds
 
 U = np.uint64
 _KEEP, _SAME_PAIR, _OTHER_TEXT, _PLACEHOLDER_URL, _COMMON_TEXT = (np.uint8(code) for code in range(5))
 _EMPTY = np.int32(-1)
+_MOST = 2**64 - 1
 
 
 class _Rows(NamedTuple):
@@ -29,16 +30,28 @@ class _Rows(NamedTuple):
 
 
 class _Window(NamedTuple):
-    """For each query: its key, its window of hashes (`caps.CapWindows`), and whether it has none since it picks all."""
+    """The key of each query and its window of hashes (`caps.CapWindows`), in tables of a `Few`.
 
+    Place 0 stands for all queries that pick all of their matches. No hash lies in its window.
+    """
+
+    place: npt.NDArray[np.int32]
     keys: npt.NDArray[np.uint64]
     low: npt.NDArray[np.uint64]
     high: npt.NDArray[np.uint64]
-    all: npt.NDArray[np.bool_]  # most queries: small, so that it stays in the processor's cache
+
+
+class _Limit(NamedTuple):
+    """The key of each query and its threshold, in tables of a `Few`. Each hash lies below that of place 0."""
+
+    place: npt.NDArray[np.int32]
+    keys: npt.NDArray[np.uint64]
+    hash: npt.NDArray[np.uint64]
+    tie: npt.NDArray[np.uint64]
 
 
 class _Tuples(NamedTuple):
-    """What `_band` fills: a tuple for each match in its window, then `below` by query and `may` by row."""
+    """What `_band` fills: a tuple for each match in its window, then `below` by place and `may` by row."""
 
     query: npt.NDArray[np.int32]
     hashes: npt.NDArray[np.uint64]
@@ -161,9 +174,9 @@ def _count(offsets, ids, keep, counts):
 
 @njit
 def _band(rows, window, out):
-    """Fills `out`, a _Tuples; returns how many tuples there are."""
+    """Fills `out`, a _Tuples; returns how many tuples there are. Few branches: none could be foretold."""
     pair_high, pair_low, offsets, ids, keep = rows
-    keys, low, high, picks_all = window
+    places, keys, low, high = window
     query, hashes, ties, below, may = out
     count = 0
     for row in range(len(offsets) - 1):
@@ -171,30 +184,25 @@ def _band(rows, window, out):
         if len(keep) and not keep[row]:
             continue
         mixed = finalise(pair_high[row] + GOLDEN)
+        may_be = False
         for place in range(offsets[row], offsets[row + 1]):
-            q = ids[place]
-            if picks_all[q]:
-                may[row] = True
-                continue
-            if high[q] == 0:  # a stop query
-                continue
+            q = U(places[U(ids[place])])  # unsigned: numba looks for no negative index
             h = _draw(mixed, keys[q])
-            if h > high[q]:
-                continue
-            may[row] = True
-            if h < low[q]:
-                below[q] += 1
-            else:
-                query[count], hashes[count], ties[count] = q, h, pair_low[row]
+            is_below = h < low[q]
+            below[q] += is_below
+            may_be |= (q == 0) | (h <= high[q])
+            if (h <= high[q]) & (not is_below):
+                query[count], hashes[count], ties[count] = ids[place], h, pair_low[row]
                 count += 1
+        may[row] = may_be
     return count
 
 
 @njit
-def _pick(rows, keys, tau, out):
-    """Fills `out`, a _Picked, by the thresholds `tau` (hash, tie, sure); returns the number of selected rows."""
+def _pick(rows, limit, out):
+    """Fills `out`, a _Picked, by the thresholds; returns the number of selected rows. Few branches, as in `_band`."""
     pair_high, pair_low, offsets, ids, keep = rows
-    tau_hash, tau_tie, sure = tau
+    places, keys, tau_hash, tau_tie = limit
     selected, ends, picked = out
     n_selected = count = 0
     for row in range(len(offsets) - 1):
@@ -204,15 +212,10 @@ def _pick(rows, keys, tau, out):
         before = count
         mixed = finalise(pair_high[row] + GOLDEN)
         for place in range(offsets[row], offsets[row + 1]):
-            q = ids[place]
-            if len(sure) and sure[q]:
-                picked[count] = q
-                count += 1
-                continue
+            q = U(places[U(ids[place])])  # unsigned: numba looks for no negative index
             h = _draw(mixed, keys[q])
-            if h < tau_hash[q] or (h == tau_hash[q] and pair_low[row] <= tau_tie[q]):
-                picked[count] = q
-                count += 1
+            picked[count] = ids[place]
+            count += (h < tau_hash[q]) | ((h == tau_hash[q]) & (pair_low[row] <= tau_tie[q]))
         if count > before:
             selected[row] = True
             ends[n_selected] = count
@@ -265,28 +268,36 @@ def count_queries(
     return counts
 
 
-def band_tuples(matches: Matches, keys: Words, low: Words, high: Words, stop: Mask) -> tuple[Any, ...]:
-    """The fields of a `Band`."""
+def band_tuples(matches: Matches, keys: Words, low: Words, high: Words, few: Few) -> tuple[Any, ...]:
+    """The fields of a `Band`. `few`: the queries that have a window, and the stop queries."""
     rows = _rows(matches, len(keys))
     room = int(rows.offsets[-1] - rows.offsets[0])
-    picks_all = (high == 0) & ~stop
-    window = _Window(frozen(keys, np.uint64), frozen(low, np.uint64), frozen(high, np.uint64), _mask(picks_all))
+    window = _Window(few.place, *(_table(column, few, at_0=0) for column in (keys, low, high)))
     query, hashes, ties = np.empty(room, np.int32), np.empty(room, np.uint64), np.empty(room, np.uint64)
-    below, may_be_picked = np.zeros(len(keys), np.int64), np.empty(len(rows.offsets) - 1, np.bool_)
-    count = _band(rows, window, _Tuples(query, hashes, ties, below, may_be_picked))
+    of_place, may_be_picked = np.zeros(len(window.keys), np.int64), np.empty(len(rows.offsets) - 1, np.bool_)
+    count = _band(rows, window, _Tuples(query, hashes, ties, of_place, may_be_picked))
+    below = np.zeros(len(keys), np.int64)
+    below[few.queries] = of_place[1:]
     return query[:count].copy(), hashes[:count].copy(), ties[:count].copy(), below, may_be_picked
 
 
 def pick(matches: Matches, keys: Words, tau: Thresholds) -> tuple[Any, ...]:
-    """The fields of a `Picks`."""
+    """The fields of a `Picks`. The thresholds have `few`."""
+    if tau.few is None:
+        raise ValueError("the thresholds do not tell which queries pick all of their matches")
     rows = _rows(matches, len(keys))
     n_rows, room = len(rows.offsets) - 1, int(rows.offsets[-1] - rows.offsets[0])
     selected, ends = np.empty(n_rows, np.bool_), np.zeros(n_rows + 1, np.int32)
-    picked = np.empty(room, np.int32)
-    thresholds = frozen(tau.hash, np.uint64), frozen(tau.tie, np.uint64), _mask(tau.sure)
-    count = _pick(rows, frozen(keys, np.uint64), thresholds, _Picked(selected, ends[1:], picked))
+    picked = np.empty(room + 1, np.int32)  # a match that is not picked is written, too, and then overwritten
+    tables = (_table(column, tau.few, at_0=at_0) for column, at_0 in ((keys, 0), (tau.hash, _MOST), (tau.tie, _MOST)))
+    count = _pick(rows, _Limit(tau.few.place, *tables), _Picked(selected, ends[1:], picked))
     ends = ends[: count + 1].copy()
     return selected, ends, picked[: ends[-1]].copy()
+
+
+def _table(column: Words, few: Few, *, at_0: int) -> Words:
+    """The values of the few queries, from place 1 on."""
+    return np.concatenate([np.array([at_0], np.uint64), column[few.queries].astype(np.uint64)])
 
 
 def survival(
@@ -329,7 +340,8 @@ def warm() -> None:
     find_duplicates(Keys(*keys), 1)
     frequent(one, 1)
     count_queries(offsets, ids, None, 1)
-    band_tuples(matches, one, one, one, np.zeros(1, np.bool_))
-    pick(matches, one, Thresholds(one, one))
+    few = Few(np.zeros(1, np.int32), np.zeros(0, np.int64))
+    band_tuples(matches, one, one, one, few)
+    pick(matches, one, Thresholds(one, one, few))
     survival(offsets, ids, np.ones(1))
     hash_lists(offsets, ids)

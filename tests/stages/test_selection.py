@@ -236,11 +236,11 @@ def test_texts_of_many_images_among_many(way):
 
 
 def test_queries_that_pick_all_of_their_matches(way):
-    """The same rows are picked if it is known. A query of a low hash picks some, a stop query none."""
+    """The same rows are picked if they are known. Any other query stands in small tables."""
     data, stop = make_data(2000), np.arange(300) % 50 == 0
-    tau = selection.with_sure(cap_thresholds(data, 40, stop=stop))
-    assert tau.sure.tolist() == ((data.counts <= 40) & ~stop).tolist() and 50 < tau.sure.sum() < 290
-    picks, known = (selection.pick(data.matches, data.keys, some) for some in (tau._replace(sure=None), tau))
+    tau = selection.with_few(cap_thresholds(data, 40, stop=stop))
+    assert tau.few is not None and tau.few.queries.tolist() == np.flatnonzero((data.counts > 40) | stop).tolist()
+    picks, known = (selection.pick(data.matches, data.keys, some) for some in (tau._replace(few=None), tau))
     assert all(np.array_equal(one, other) for one, other in zip(picks, known, strict=True))
 
 
@@ -440,7 +440,7 @@ def test_kernels_give_the_very_same_arrays(monkeypatch):
                 tau.hash,
                 tau.tie,
                 *selection.pick(data.matches, data.keys, tau),
-                *selection.pick(data.matches, data.keys, selection.with_sure(tau)),
+                *selection.pick(data.matches, data.keys, selection.with_few(tau)),
                 selection.keep_probability(*data.lists, data.counts, 40, stop=stop),
             ]
         )
