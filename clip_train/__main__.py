@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 from clip_train.commandline import parse
 from clip_train.commands import PrintOptions
-from clip_train.errors import CRASH, DONE, INTERRUPTED, TrainError
+from clip_train.errors import CRASH, DONE, INTERRUPTED, PeerLost, TrainError
+from clip_train.launch import tell_launcher
 from clip_train.leaving import leave
 
 EXTRA = ("torch", "numpy", "pyarrow", "safetensors", "cv2", "PIL")  # packages of openwit[train]
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(done.code or DONE)
         result = call.run()
     except TrainError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(str(error), error.exit_code, peer=isinstance(error, PeerLost))
     except OSError as error:  # a file that cannot be read or written, a full disk: the system's words name it
         return _fail(str(error), CRASH)
     except KeyboardInterrupt:
@@ -51,8 +52,9 @@ def command() -> NoReturn:
     leave(main())
 
 
-def _fail(message: str, code: int) -> int:
-    print(f"clip_train: {message}", file=sys.stderr)
+def _fail(message: str, code: int, *, peer: bool = False) -> int:
+    if not tell_launcher(message, peer=peer):
+        print(f"clip_train: {message}", file=sys.stderr)
     return code
 
 

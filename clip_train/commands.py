@@ -27,7 +27,7 @@ from clip_train.config import (
 )
 from clip_train.errors import BelowThreshold, TrainError, UsageError
 from clip_train.fields import check_files, check_values, flag_of, kinds, nearest, option
-from clip_train.hosts import JOIN_MINUTES
+from clip_train.hosts import JOIN_MINUTES, refused_before
 from clip_train.recipe import label, read_recipe, recipe_file, write_recipe
 from clip_train.same_run import continued
 from clip_train.suite import check_suite, read_suite, shipped
@@ -97,6 +97,18 @@ class LaunchOptions:
             argv, processes=processes, nnodes=self.nnodes, node_rank=self.node_rank, endpoint=self.rdzv_endpoint,
             join_minutes=self.join_minutes,
         )  # fmt: skip
+
+    def refused(self, message: str) -> str:
+        """Another host than the first tells the others, if they wait, why it does not come. Returns what it says."""
+        started = "LOCAL_RANK" in os.environ  # such a process has its launcher for that
+        if self.node_rank == 0 or self.nnodes == 1 or started or not self.rdzv_endpoint:
+            return message
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        try:
+            self.check()
+        except UsageError:
+            return message
+        return refused_before(self.rdzv_endpoint, hosts=self.nnodes, host=self.node_rank, message=message)
 
     @property
     def first(self) -> bool:
@@ -334,6 +346,15 @@ def prepare(call: Call) -> Call:
         UsageError: a value, or a combination, that is not allowed.
         InputMissing: a file or folder that is absent.
     """
+    try:
+        return _prepared(call)
+    except TrainError as error:
+        if LaunchOptions in call.parts:
+            error.args = (call[LaunchOptions].refused(str(error)),)
+        raise
+
+
+def _prepared(call: Call) -> Call:
     recipe, labels = _recipe_values(call)
     values = {**recipe, **call.given}
     for part in call.command.parts:

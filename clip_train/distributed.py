@@ -18,8 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from clip_train.errors import TrainError, UsageError
+from clip_train.errors import Interrupted, PeerLost, TrainError, UsageError
 from clip_train.hosts import JOIN_MINUTES, failure_in, first_line, interface_toward
+from clip_train.launch import LAUNCHER
 
 T = TypeVar("T")
 
@@ -69,7 +70,7 @@ def process_group(
         yield
     except RuntimeError as error:
         if _LOST.search(str(error)):
-            raise TrainError(f"rank {joined['rank']}: another process of the run has ended; see its message") from error
+            raise PeerLost(f"rank {joined['rank']}: another process of the run has ended; see its message") from error
         if _LATE.search(str(error)):
             raise TrainError(
                 f"rank {joined['rank']}: no answer from the others within {timeout_minutes:g} minutes "
@@ -103,7 +104,7 @@ def _join(minutes: float) -> dist.Store:
         arrived = store.add("here", 1)
         while arrived < ranks:
             if failure := failure_in(whole):
-                raise TrainError(f"host {failure['host']} ended: {failure['message']}")
+                raise PeerLost(failure["message"])
             if time.monotonic() > deadline:
                 missing = [str(each) for each in range(ranks) if not store.check([f"here/{each}"])]
                 raise TrainError(
@@ -113,7 +114,7 @@ def _join(minutes: float) -> dist.Store:
             time.sleep(0.1)
             arrived = store.add("here", 0)
     except RuntimeError as error:
-        raise TrainError(f"rank {number}: {master} does not answer: {first_line(error)}") from error
+        raise PeerLost(f"rank {number}: {master} does not answer: {first_line(error)}") from error
     return store
 
 
@@ -121,6 +122,7 @@ def _end_with_launcher() -> None:
     """Makes Linux send SIGTERM when the launcher dies, so that the run saves its state and ends."""
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        os.environ.setdefault(LAUNCHER, str(os.getppid()))
 
 
 def pick_device() -> torch.device:
@@ -197,6 +199,27 @@ def agree(flag: bool) -> bool:
     value = torch.tensor(float(flag))
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return bool(value.item())
+
+
+def who_stopped(number: int, *, step: int) -> TrainError:
+    """How a run ends that a signal stops. With several hosts it names those that got the signal. All ranks call it.
+
+    Args:
+        number: of the signal that this process got; 0: none.
+        step: the last one that is done.
+    """
+    then = "continue with the same command and --resume"
+    if world_size() <= int(os.environ.get("LOCAL_WORLD_SIZE", world_size())):  # one host
+        return Interrupted(f"stopped after step {step}; {then}")
+    host = f"host {os.environ.get('GROUP_RANK', '?')}"
+    lost = os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid())
+    own = (f"{host} ({platform.node()})", "" if lost else signal.Signals(number).name) if number else None
+    found = dict(each for each in gather(own) if each is not None)
+    gone = [name for name, what in found.items() if not what]
+    if gone:
+        return TrainError(f"stopped after step {step}: the launcher of {', '.join(gone)} was lost; {then}")
+    names = ", ".join(f"{what} on {name}" for name, what in found.items())
+    return Interrupted(f"stopped after step {step} by {names}; {then}")
 
 
 # --- evaluation: Python objects, over the CPUs ------------------------------------------------------------------------

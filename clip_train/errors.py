@@ -11,6 +11,10 @@ class TrainError(Exception):
     exit_code = CRASH
 
 
+class PeerLost(TrainError):
+    """The connection to another process of the run broke: the reason is there, not here."""
+
+
 class UsageError(TrainError):
     """An option has a value that is not allowed, or options exclude each other."""
 

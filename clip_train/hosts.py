@@ -7,6 +7,8 @@ others connect to it. Their words in it, by the number of the host:
     hello/I     JSON: nnodes, processes, and the address from which it reaches host 0
     alive/I     a number that grows every BEAT seconds
     ended       JSON of the first host that failed: host, message
+    refused     the same of a host that leaves while they meet; nobody reads it later
+    whose       what host 0 alone knows: the others have to reach this store at --rdzv-endpoint
     done/I      the host is done
 
 gloo notices a process that ends, but neither a host without power nor a process that waits for another one to answer.
@@ -23,6 +25,7 @@ import fcntl
 import json
 import os
 import queue
+import secrets
 import signal
 import socket
 import struct
@@ -37,13 +40,16 @@ from clip_train.errors import TrainError, UsageError
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
-BEAT = 5.0  # seconds between two signs of life
+BEAT = 2.0  # seconds between two signs of life
+QUIET = 10.0  # the same as LOST_AFTER, once a connection of this host has broken: something has ended
 LOST_AFTER = 120.0  # seconds without a sign of life after which a host counts as lost
 GRACE = 60.0  # seconds that the processes of this host have to end by themselves, once another host has failed
 # seconds that host 0 serves the store for the others: after its work, after an early end, where the hosts do not fit
 LEAVE, LEAVE_EARLY, LEAVE_REFUSED = 60.0, 10.0, 1.0
 JOIN_MINUTES = 10.0
 _PATIENCE = 2.0  # seconds to wait for the others without a word
+_RESOLVE = 10.0  # seconds in which the name of host 0 may become known: a cluster's names may come late
+_SHORT = datetime.timedelta(seconds=3)
 _REQUEST = datetime.timedelta(seconds=20)
 _SIOCGIFADDR = 0x8915
 
@@ -59,6 +65,8 @@ class Meeting:
     interface: str | None  # towards the others
     lost: str | None = None  # why the run has to end
     silent: bool = False  # the store does not answer: another question would wait for minutes
+    leaving: bool = False  # this host's processes have ended
+    gone: set[int] = dataclasses.field(default_factory=set)  # hosts that are known to be lost
 
     @property
     def ranks(self) -> int:
@@ -96,12 +104,12 @@ class Meeting:
                 self.silent = True
                 lost = f"host 0 has given no answer for {LOST_AFTER:.0f} seconds"
         self.lost = lost
-        if not stop.wait(grace):
+        if not stop.wait(grace) and not self.leaving:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _ask(self, stop: threading.Event, news: queue.SimpleQueue[tuple[str | None, float]]) -> None:
         """Gives signs of life, and tells why the run has to end. A question may wait long where the network is gone."""
-        seen: dict[int, tuple[bytes, float]] = {}  # the last sign of each host, and when it came
+        seen: dict[int, tuple[bytes, float]] = {}
         count = 0
         while not stop.wait(BEAT):
             count += 1
@@ -118,17 +126,29 @@ class Meeting:
         """Why the run has to end, if so, and the seconds that this host's processes have for it."""
         failure = failure_in(self.store)
         if failure is not None and failure["host"] != self.host:
-            return f"host {failure['host']} ended: {failure['message']}", GRACE
+            return failure["message"], GRACE
+        host = self._without_sign(seen, LOST_AFTER)
+        return (None if host is None else _without_life(host, LOST_AFTER)), 0.0
+
+    def _others(self) -> list[int]:
+        """The other hosts that are neither done nor known to be lost."""
+        hosts = set(range(len(self.processes))) - self.gone - {self.host}
+        return [host for host in sorted(hosts) if not self.store.check([f"done/{host}"])]
+
+    def _without_sign(self, seen: dict[int, tuple[bytes, float]], seconds: float) -> int | None:
+        """The first other host that has given no sign of life for this long.
+
+        Args:
+            seen: the last sign of each host, and when it came.
+        """
         now = time.monotonic()
-        for host in range(len(self.processes)):
-            if host == self.host or self.store.check([f"done/{host}"]):
-                continue
+        for host in self._others():
             sign = self.store.get(f"alive/{host}")
             if seen.get(host, (b"", 0.0))[0] != sign:
                 seen[host] = sign, now
-            elif now - seen[host][1] > LOST_AFTER:
-                return f"host {host} has given no sign of life for {LOST_AFTER:.0f} seconds", 0.0
-        return None, 0.0
+            elif now - seen[host][1] > seconds:
+                return host
+        return None
 
     def leave(self, failure: str | None = None, *, seconds: float = LEAVE) -> None:
         """The work of this host is done, or it has failed. Host 0 serves the store until the others end as well.
@@ -140,22 +160,43 @@ class Meeting:
             return
         with contextlib.suppress(Exception):  # the store may be what is gone
             if failure is not None:
-                tell_failure(self.store, self.host, failure)
+                tell_failure(self.store, self.host, f"host {self.host} ended: {failure}")
             self.store.set(f"done/{self.host}", "")
             deadline = time.monotonic() + seconds
-            others = [f"done/{host}" for host in range(len(self.processes))]
-            while self.host == 0 and time.monotonic() < deadline and not self.store.check(others):
+            while self.host == 0 and time.monotonic() < deadline and self._others():
                 time.sleep(0.1)
 
-    def cause(self) -> str | None:
-        """What another host has said about its end, if it has failed."""
-        if self.silent:
-            return None
-        with contextlib.suppress(Exception):
-            failure = failure_in(self.store)
-            if failure is not None and failure["host"] != self.host:
-                return f"host {failure['host']} ended: {failure['message']}"
-        return None
+    def why_gone(self) -> str | None:
+        """Which other host has ended, or is gone. None: it is not known.
+
+        It is asked where a connection of this host broke, inside `watched`. It waits for the words of the other host,
+        or for QUIET seconds without a sign of life.
+        """
+        self.leaving = True
+        seen: dict[int, tuple[bytes, float]] = {}
+        deadline = time.monotonic() + QUIET + 2 * BEAT
+        while not self.silent and time.monotonic() < deadline:
+            try:
+                failure = failure_in(self.store)
+                if failure is not None:
+                    return None if failure["host"] == self.host else str(failure["message"])
+                host = self._without_sign(seen, QUIET)
+                if host is not None:
+                    self.gone.add(host)
+                    message = _without_life(host, QUIET)
+                    tell_failure(self.store, host, message)
+                    return message
+                if not self._others():
+                    return None
+            except Exception as error:  # the store is gone, and with it host 0
+                self.silent = True
+                return f"host 0 does not answer any more ({first_line(error)})"
+            time.sleep(0.1)
+        return self.lost or ("host 0 does not answer any more" if self.silent and self.host else None)
+
+
+def _without_life(host: int, seconds: float) -> str:
+    return f"host {host} was lost: no sign of life for {seconds:.0f} seconds"
 
 
 def meet(
@@ -171,31 +212,123 @@ def meet(
         say: is told what it waits for.
 
     Raises:
-        UsageError: the hosts say different things, or the port is taken.
+        UsageError: the hosts say different things, the port is taken, or the endpoint is not one of host 0.
         TrainError: a host did not come in time.
     """
-    name, _, number = endpoint.rpartition(":")
-    name, port = name.strip("[]"), int(number)
+    name, port = _split(endpoint)
     deadline = time.monotonic() + 60 * minutes
-    address, own = ("localhost", port), ""
-    if host:
+    address, own, foreign = ("localhost", port), "", False
+    if host == 0:
+        foreign = not _is_own(name, port)
+    else:
         address, own = (name, port), _wait_for_host_0(name, port, minutes=minutes, say=say)
     store = _open_store(*address, serve=host == 0)
     try:
+        if foreign and not _leads_to(store, name, port):
+            raise UsageError(
+                f"--rdzv-endpoint {endpoint}: {name} is no address of this host, which is host 0 (--node-rank 0)"
+            )
         if store.add(f"taken/{host}", 1) > 1:
+            _wait_for_hellos(store, hosts)  # a third host does not disturb two
             raise UsageError(f"two hosts say --node-rank {host}: give each host its own number")
         store.set(f"alive/{host}", "0")
         store.set(f"hello/{host}", json.dumps({"nnodes": hosts, "processes": processes, "address": own}))
         hellos = _hellos(store, hosts, host, deadline, minutes=minutes, say=say)
     except TrainError as error:
         if host == 0:  # the others learn it before the store is gone
-            tell_failure(store, host, str(error))
+            tell_failure(store, host, f"host {host} ended: {error}")
             time.sleep(LEAVE_REFUSED)
+        else:
+            _tell_refusal(store, host, str(error))
+        raise
+    except KeyboardInterrupt:  # it may come back
+        if host:
+            store.delete_key(f"hello/{host}")
+            store.add(f"taken/{host}", -1)
         raise
     except RuntimeError as error:
         raise TrainError(f"host 0 has ended while the hosts met ({first_line(error)}): see its message") from error
     toward = name if host else hellos[1]["address"]
     return Meeting(store, address, host, tuple(hello["processes"] for hello in hellos), interface_toward(toward))
+
+
+def _split(endpoint: str) -> tuple[str, int]:
+    """HOST:PORT, or [HOST]:PORT."""
+    name, _, number = endpoint.rpartition(":")
+    return name.strip("[]"), int(number)
+
+
+def refused_before(endpoint: str, *, hosts: int, host: int, message: str) -> str:
+    """Tells the hosts that meet, if any, that this one was refused before it came.
+
+    Returns:
+        What it is refused for: the others may say another number of hosts, on which much depends.
+    """
+    name, port = _split(endpoint)
+    try:
+        with socket.create_connection((name, port), timeout=_SHORT.total_seconds()):
+            pass
+        store = _open_store(name, port, serve=False, timeout=_SHORT)
+        if store.check(["hello/0"]):
+            message = _differing(hosts, host, 0, json.loads(store.get("hello/0"))) or message
+            _tell_refusal(store, host, message)
+    except (OSError, RuntimeError, TrainError):  # host 0 is not there yet
+        pass
+    return message
+
+
+def _tell_refusal(store: Any, host: int, message: str) -> None:
+    with contextlib.suppress(RuntimeError):  # host 0 has left
+        store.compare_set("refused", "", json.dumps({"host": host, "message": f"host {host} ended: {message}"}))
+
+
+def _differing(hosts: int, host: int, other: int, hello: dict[str, Any]) -> str | None:
+    """What a host says where another one has another number of hosts in mind."""
+    if hello["nnodes"] == hosts:
+        return None
+    return f"host {host} says --nnodes {hosts}, host {other} says {hello['nnodes']}: they must agree"
+
+
+def _is_own(name: str, port: int) -> bool:
+    """True if the name leads to this machine: one can listen at its address.
+
+    Raises:
+        UsageError: the name is not known.
+    """
+    deadline = time.monotonic() + _RESOLVE
+    while True:
+        try:
+            found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+            break
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UsageError(f"--rdzv-endpoint {name}:{port}: {name} is not known ({error})") from error
+            time.sleep(0.5)
+    for family, kind, protocol, _, address in found:
+        with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
+            probe.bind((address[0], 0, *address[2:]))
+            return True
+    return False
+
+
+def _leads_to(store: Any, name: str, port: int) -> bool:
+    """True if an address that is not this machine's leads to its store: it is translated (NAT, a cluster's service)."""
+    token = secrets.token_hex(8)
+    store.set("whose", token)
+    try:
+        with socket.create_connection((name, port), timeout=_SHORT.total_seconds()):
+            pass
+        there = _open_store(name, port, serve=False, timeout=_SHORT)
+        return there.check(["whose"]) and there.get("whose").decode() == token
+    except (OSError, RuntimeError, TrainError):
+        return False
+
+
+def _wait_for_hellos(store: Any, hosts: int) -> None:
+    """Waits a moment for all hosts."""
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline and not store.check([f"hello/{each}" for each in range(hosts)]):
+        time.sleep(0.05)
 
 
 def _wait_for_host_0(name: str, port: int, *, minutes: float, say: Callable[[str], None]) -> str:
@@ -218,21 +351,22 @@ def _wait_for_host_0(name: str, port: int, *, minutes: float, say: Callable[[str
             time.sleep(0.5)
 
 
-def _open_store(name: str, port: int, *, serve: bool) -> TCPStore:
+def _open_store(name: str, port: int, *, serve: bool, timeout: datetime.timedelta | None = None) -> TCPStore:
     """The store that host 0 serves. A stranger behind the port may take a connection and never answer."""
     from torch.distributed import TCPStore
 
+    timeout = timeout or _REQUEST
     found: queue.SimpleQueue[TCPStore | RuntimeError] = queue.SimpleQueue()
 
     def connect() -> None:
         try:
-            found.put(TCPStore(name, port, is_master=serve, timeout=_REQUEST, wait_for_workers=False))
+            found.put(TCPStore(name, port, is_master=serve, timeout=timeout, wait_for_workers=False))
         except RuntimeError as error:
             found.put(error)
 
     threading.Thread(target=connect, name="store", daemon=True).start()
     try:
-        store = found.get(timeout=2 * _REQUEST.total_seconds())
+        store = found.get(timeout=2 * timeout.total_seconds())
     except queue.Empty:
         store = RuntimeError("no answer")
     if not isinstance(store, RuntimeError):
@@ -255,15 +389,13 @@ def _hellos(
         for each in range(hosts):
             if each not in found and store.check([f"hello/{each}"]):
                 found[each] = json.loads(store.get(f"hello/{each}"))
-                if found[each]["nnodes"] != hosts:
-                    raise UsageError(
-                        f"host {host} says --nnodes {hosts}, host {each} says {found[each]['nnodes']}: they must agree"
-                    )
+                if differing := _differing(hosts, host, each, found[each]):
+                    raise UsageError(differing)
         missing = [each for each in range(hosts) if each not in found]
         if not missing:
             return [found[each] for each in range(hosts)]
-        if failure := failure_in(store):
-            raise UsageError(f"host {failure['host']} ended: {failure['message']}")
+        if failure := failure_in(store) or failure_in(store, "refused"):
+            raise UsageError(failure["message"])
         names = f"host {missing[0]} of {hosts}" if len(missing) == 1 else f"{len(missing)} of {hosts} hosts"
         if time.monotonic() > deadline:
             raise TrainError(f"{names} did not come within {minutes:g} minutes (hosts count from 0; --join-minutes)")
@@ -273,13 +405,13 @@ def _hellos(
         time.sleep(0.2)
 
 
-def failure_in(store: Any) -> dict[str, Any] | None:
-    """The host that failed first, and what it said."""
-    return json.loads(store.get("ended")) if store.check(["ended"]) else None
+def failure_in(store: Any, word: str = "ended") -> dict[str, Any] | None:
+    """The host that failed first, and a sentence that names it."""
+    return json.loads(store.get(word)) if store.check([word]) else None
 
 
 def tell_failure(store: Any, host: int, message: str) -> None:
-    """Writes that a host has failed, unless another one did before."""
+    """Writes that a host has failed, unless another one did before. The message is a sentence that names it."""
     store.compare_set("ended", "", json.dumps({"host": host, "message": message}))
 
 

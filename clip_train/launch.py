@@ -5,11 +5,17 @@ With several hosts, each has a launcher and an agent of its own. The launchers m
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from clip_train import messages
 from clip_train.devices import cpu_count
@@ -19,33 +25,53 @@ from clip_train.hosts import LEAVE_EARLY, Meeting, meet
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+# variables of the processes that are started: the launcher's process, and a folder for how they end
+LAUNCHER, WORDS = "CLIP_TRAIN_LAUNCHER", "CLIP_TRAIN_WORDS"
+_FROM_ELSEWHERE = (signal.SIGTERM, signal.SIGABRT)  # torch ends the others by the one, NCCL a process by the other
+
 
 class ProcessFailed(TrainError):
-    """A training process ended early. The exit code is the one of that process."""
+    """A training process ended early. The exit code is the one of that process.
 
-    def __init__(self, message: str, exit_code: int) -> None:
+    Args:
+        peer: the reason may be another host.
+        resumable: the message says how to go on.
+    """
+
+    def __init__(self, message: str, exit_code: int, *, peer: bool = False, resumable: bool = False) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code, self.peer, self.resumable = exit_code, peer, resumable
 
 
 # A process finds what this one finds. With `-m` it would look into the working directory first. One that aborts in a
-# library says where it was. Of several hosts, it takes its place among the processes of all of them.
-_BOOT = """import faulthandler, json, os, runpy, sys
+# library says where it was. It ends with its launcher, also while it loads torch. Of several hosts, it takes its place
+# among the processes of all of them.
+_BOOT = """import ctypes, faulthandler, json, os, runpy, signal, sys
 faulthandler.enable()
 given = json.loads(sys.argv.pop(1))
+if given["launcher"] is not None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != given["launcher"]:
+        os._exit(1)
 sys.path[:] = given["path"] + [path for path in sys.path if path not in given["path"]]
 os.environ.update(given["environment"])
-if given["environment"]:
+if "WORLD_SIZE" in given["environment"]:
     os.environ["RANK"] = str(given["first_rank"] + int(os.environ["LOCAL_RANK"]))
 runpy.run_module("clip_train", run_name="__main__", alter_sys=True)"""
 
 
-def boot(meeting: Meeting | None = None) -> list[str]:
-    """The words behind the name of the interpreter that start clip_train; its own words follow."""
-    environment: dict[str, str] = {}
+def boot(meeting: Meeting | None = None, *, words: str | None = None) -> list[str]:
+    """The words behind the name of the interpreter that start clip_train; its own words follow.
+
+    Args:
+        words: the folder in which a process of `launch` leaves why it ended. None: it does not end with this one.
+    """
+    environment = {LAUNCHER: str(os.getpid()), WORDS: words} if words is not None else {}
     if meeting is not None:
-        environment = {
+        environment |= {
             "WORLD_SIZE": str(meeting.ranks), "MASTER_ADDR": meeting.address[0], "MASTER_PORT": str(meeting.address[1]),
+            "GROUP_RANK": str(meeting.host),
             "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher of host 0 serves the store
         }  # fmt: skip
         if meeting.interface is not None and "GLOO_SOCKET_IFNAME" not in os.environ:
@@ -53,6 +79,7 @@ def boot(meeting: Meeting | None = None) -> list[str]:
     given = {
         "path": [os.path.abspath(os.fspath(entry)) for entry in sys.path], "environment": environment,
         "first_rank": meeting.first_rank if meeting is not None else 0,
+        "launcher": None if words is None else os.getpid(),
     }  # fmt: skip
     return ["-P", "-c", _BOOT, json.dumps(given)]
 
@@ -72,10 +99,42 @@ def processes_to_start(asked: int | None, *, nnodes: int) -> int:
     return count if count > 1 or nnodes > 1 else 0
 
 
-def _cause(error: ChildFailedError) -> tuple[int, ProcessFailure]:
+def tell_launcher(message: str, *, peer: bool) -> bool:
+    """Leaves why this process ends. Its launcher prints it. False: it was not started by one, or that is gone.
+
+    Args:
+        peer: the reason is another process of the run.
+    """
+    folder, number = os.environ.get(WORDS), os.environ.get("LOCAL_RANK")
+    if not folder or number is None or os.environ.get(LAUNCHER) != str(os.getppid()):
+        return False
+    try:
+        (Path(folder) / number).write_text(json.dumps({"message": message, "peer": peer, "time": time.time()}))
+    except OSError:
+        return False
+    return True
+
+
+def _words_in(folder: str) -> dict[int, dict[str, Any]]:
+    """What the processes of this host have left, by their number."""
+    found = {}
+    for path in Path(folder).iterdir():
+        with contextlib.suppress(OSError, ValueError):  # it was killed while it wrote
+            found[int(path.name)] = json.loads(path.read_text())
+    return found
+
+
+def _cause(error: ChildFailedError, words: dict[int, dict[str, Any]]) -> tuple[int, ProcessFailure]:
     """The process whose end ended the run. One that was killed goes before those that met its broken connection."""
     lost = [each for each in error.failures.items() if each[1].exitcode < 0 and each[1].exitcode != -signal.SIGTERM]
-    return min(lost) if lost else error.get_first_failure()
+    if lost:
+        return min(lost)
+    first = error.get_first_failure()
+    failed = [number for number, failure in error.failures.items() if failure.exitcode > 0 and number in words]
+    if first[0] not in failed:
+        return first
+    number = min(failed, key=lambda each: (words[each]["peer"], words[each]["time"]))
+    return number, error.failures[number]
 
 
 def launch(
@@ -90,16 +149,24 @@ def launch(
     )  # fmt: skip
     try:
         with meeting.watched():
-            _run(argv, processes=processes, endpoint=None, meeting=meeting)
+            try:
+                _run(argv, processes=processes, endpoint=None, meeting=meeting)
+            except ProcessFailed as error:
+                raise _among_hosts(error, meeting) from None
     except ProcessFailed as error:
-        stopped = error.exit_code == INTERRUPTED
-        lost = f"{meeting.lost}; continue with --resume" if meeting.lost is not None else None
-        cause = lost or (None if stopped else meeting.cause())
-        meeting.leave(None if stopped and lost is None else str(error), seconds=LEAVE_EARLY)
-        if cause is not None:
-            raise ProcessFailed(cause, CRASH if stopped else error.exit_code) from None
+        meeting.leave(None if error.exit_code == INTERRUPTED else str(error), seconds=LEAVE_EARLY)
         raise
     meeting.leave()
+
+
+def _among_hosts(error: ProcessFailed, meeting: Meeting) -> ProcessFailed:
+    """The reason why the run ended on this host, which may be another host."""
+    cause = meeting.lost or (meeting.why_gone() if error.peer else None)
+    if cause is None:
+        return error
+    then = str(error) if error.resumable else "continue with --resume"
+    message = cause if "--resume" in cause else f"{cause}; {then}"
+    return ProcessFailed(message, CRASH if error.exit_code == INTERRUPTED else error.exit_code)
 
 
 def _say(line: str) -> None:
@@ -119,20 +186,47 @@ def _run(argv: list[str], *, processes: int, endpoint: str | None, meeting: Meet
         nproc_per_node=processes,
         rdzv_backend="c10d",
         rdzv_endpoint=endpoint or "localhost:0",
+        local_addr="localhost",  # torch would ask the network for the name of this machine
         run_id="clip_train",
         max_restarts=0,
         monitor_interval=0.2,
     )
     first = meeting.first_rank if meeting is not None else 0
+    with tempfile.TemporaryDirectory(prefix="clip_train-", ignore_cleanup_errors=True) as words, _quiet_agent():
+        try:
+            elastic_launch(config, sys.executable)(*boot(meeting, words=words), *argv)
+        except ChildFailedError as error:
+            raise _failed(error, _words_in(words), first=first) from None
+        except SignalException as error:
+            said = [word["message"] for word in _words_in(words).values() if "--resume" in word["message"]]
+            message = said[0] if said else f"stopped by {error.sigval.name}; continue with --resume"
+            raise ProcessFailed(message, INTERRUPTED, resumable=True) from None
+
+
+def _failed(error: ChildFailedError, words: dict[int, dict[str, Any]], *, first: int) -> ProcessFailed:
+    """What the launcher says of processes that ended early."""
+    rank, failure = _cause(error, words)
+    if failure.exitcode > 0:
+        word = words.get(rank, {"message": f"process {first + rank} stopped (its message is above)", "peer": False})
+        return ProcessFailed(word["message"], failure.exitcode, peer=word["peer"])
+    return ProcessFailed(
+        f"process {first + rank} was lost ({failure.signal_name()}) and the run was stopped; continue with --resume",
+        CRASH, peer=-failure.exitcode in _FROM_ELSEWHERE, resumable=True,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _quiet_agent() -> Iterator[None]:
+    """Torch's agent logs each end of a process; the launcher says it in one line. LOGLEVEL brings it back."""
+    agent = logging.getLogger("torch.distributed.elastic")
+    before, nowhere = agent.propagate, logging.NullHandler()
+    if "LOGLEVEL" in os.environ:
+        yield
+        return
+    agent.propagate = False
+    agent.addHandler(nowhere)  # without any, Python would print warnings
     try:
-        elastic_launch(config, sys.executable)(*boot(meeting), *argv)
-    except ChildFailedError as error:
-        rank, failure = _cause(error)
-        if failure.exitcode > 0:
-            raise ProcessFailed(f"process {first + rank} stopped (its message is above)", failure.exitcode) from None
-        raise ProcessFailed(
-            f"process {first + rank} was lost ({failure.signal_name()}) and the run was stopped; continue with "
-            f"--resume", CRASH
-        ) from None  # fmt: skip
-    except SignalException as error:
-        raise ProcessFailed(f"stopped by {error.sigval.name}; continue with --resume", INTERRUPTED) from None
+        yield
+    finally:
+        agent.propagate = before
+        agent.removeHandler(nowhere)

@@ -40,10 +40,16 @@ def hold(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+class Stop(threading.Event):
+    """It is set by a signal."""
+
+    number = 0  # of the signal, once it is there
+
+
 @contextlib.contextmanager
-def stop_signals() -> Iterator[threading.Event]:
+def stop_signals() -> Iterator[Stop]:
     """An event that SIGTERM and SIGINT set, so that the loop saves and ends. A second SIGINT ends at once."""
-    event = threading.Event()
+    event = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
@@ -51,6 +57,7 @@ def stop_signals() -> Iterator[threading.Event]:
     def note(number: int, _: object) -> None:
         if event.is_set() and number == signal.SIGINT and "LOCAL_RANK" not in os.environ:
             raise KeyboardInterrupt  # with a launcher, Ctrl-C arrives twice: from the terminal and from the launcher
+        event.number = number
         event.set()
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -33,9 +33,9 @@ from clip_train.distributed import (
     rank,
     refuse_different,
     together,
+    who_stopped,
     world_size,
 )
-from clip_train.errors import Interrupted
 from clip_train.image import normalize
 from clip_train.index import digest_of
 from clip_train.lock import hold, stop_signals
@@ -122,14 +122,15 @@ def train(options: TrainOptions, *, on_step: Callable[[dict[str, Any]], None] | 
             # --- once in a while: save, or stop ---
             saver.check()
             interrupted = agree(stop.is_set())
+            end = who_stopped(stop.number, step=run.step) if interrupted else None
             if run.step == plan.steps or interrupted or save_is_due(run, saved_at):
                 report.flush()  # raises where the steps are not finite: nothing of them is saved
                 if run.step == plan.steps or interrupted or not report.bad_steps:
                     newest, saved_at = saver.save(), time.monotonic()
                     if not interrupted:
                         evaluations.zero_shot()
-            if interrupted and run.step < plan.steps:
-                raise Interrupted(f"stopped after step {run.step}; continue with the same command and --resume")
+            if end is not None and run.step < plan.steps:
+                raise end
         return {
             "steps": run.step,
             "samples_seen": run.samples_seen,

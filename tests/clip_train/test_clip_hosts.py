@@ -10,14 +10,16 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="clip_train needs torch: pip install openwit[train]")
 
-from clip_train import distributed, hosts, same_on_all  # noqa: E402
+from clip_train import distributed, hosts, launch, same_on_all  # noqa: E402
 from clip_train.config import TrainOptions  # noqa: E402
-from clip_train.errors import TrainError, UsageError  # noqa: E402
+from clip_train.errors import Interrupted, TrainError, UsageError  # noqa: E402
+from clip_train.launch import ProcessFailed  # noqa: E402
 
 
 def free_port() -> int:
@@ -44,9 +46,8 @@ def meet_all(*said: dict, minutes: float = 0.5) -> list:
 def test_hosts_number_their_processes():
     first, second = meet_all({"host": 0, "processes": 3}, {"host": 1, "processes": 2})
     assert (first.ranks, first.first_rank) == (5, 0) and (second.ranks, second.first_rank) == (5, 3)
-    assert first.cause() is second.cause() is None
     second.leave("process 4 was lost")
-    assert first.cause() == "host 1 ended: process 4 was lost" and second.cause() is None
+    assert first.why_gone() == "host 1 ended: process 4 was lost" and second.why_gone() is None
     first.leave()
 
 
@@ -55,10 +56,11 @@ def test_hosts_number_their_processes():
     [
         ([{"host": 0}, {"host": 1}, {"host": 1}], "two hosts say --node-rank 1"),
         ([{"host": 0}, {"host": 1, "hosts": 3}], "says --nnodes [23], host [01] says [23]: they must agree"),
+        ([{"host": 0}, {"host": 2, "hosts": 3}], "host 2 says --nnodes 3, host 0 says 2: they must agree"),
         ([{"host": 0}], "host 1 of 2 did not come within 0.01 minutes"),
         ([{"host": 1}], "no answer from host 0 at 127.0.0.1:.* within 0.01 minutes"),
     ],
-    ids=["one number twice", "another count", "host 1 is missing", "host 0 is missing"],
+    ids=["one number twice", "another count", "a host too many", "host 1 is missing", "host 0 is missing"],
 )
 def test_hosts_that_do_not_fit_are_refused(said, match, monkeypatch):
     monkeypatch.setattr(hosts, "LEAVE_REFUSED", 0.3)
@@ -95,8 +97,89 @@ def test_a_launcher_ends_its_processes_where_another_host_is_gone(monkeypatch, w
             second.leave("process 1 was lost")
         assert ended.wait(60)
     assert first.lost == (
-        "host 1 ended: process 1 was lost" if way == "failed" else "host 1 has given no sign of life for 2 seconds"
+        "host 1 ended: process 1 was lost" if way == "failed" else "host 1 was lost: no sign of life for 2 seconds"
     )
+
+
+def test_an_endpoint_that_is_not_of_host_0_is_refused_there(monkeypatch):
+    monkeypatch.setattr(hosts, "_SHORT", datetime.timedelta(seconds=0.1))
+    monkeypatch.setattr(hosts, "_RESOLVE", 0.0)
+    monkeypatch.setattr(hosts, "LEAVE_REFUSED", 0.0)
+    for name, match in (("192.0.2.1", "192.0.2.1 is no address of this"), ("no.invalid", "no.invalid is not known")):
+        with pytest.raises(UsageError, match=f"--rdzv-endpoint {name}:.*{match}"):
+            hosts.meet(f"{name}:{free_port()}", hosts=2, host=0, processes=1, minutes=1, say=lambda line: None)
+    monkeypatch.setattr(hosts, "_is_own", lambda name, port: False)  # an address that is translated on its way
+    assert len(meet_all({"host": 0}, {"host": 1})[1].processes) == 2
+
+
+def test_a_host_that_is_refused_before_it_comes_tells_it(monkeypatch):
+    monkeypatch.setattr(hosts, "LEAVE_REFUSED", 0.0)
+    endpoint, said, waits = f"127.0.0.1:{free_port()}", [], threading.Event()
+    assert hosts.refused_before(endpoint, hosts=2, host=1, message="no such file") == "no such file"
+
+    def first() -> None:
+        given = {"hosts": 2, "host": 0, "processes": 1, "minutes": 1}
+        try:
+            hosts.meet(endpoint, **given, say=lambda line: waits.set())
+        except UsageError as error:
+            said.append(str(error))
+
+    monkeypatch.setattr(hosts, "_PATIENCE", 0.0)
+    for count, reason in ((2, "no such file"), (3, "host 1 says --nnodes 3, host 0 says 2: they must agree")):
+        thread = threading.Thread(target=first)
+        thread.start()
+        assert waits.wait(30)
+        assert hosts.refused_before(endpoint, hosts=count, host=1, message="no such file") == reason
+        thread.join()
+        assert said.pop() == f"host 1 ended: {reason}"
+        waits.clear()
+
+
+def test_a_host_that_is_gone_is_named_where_a_connection_broke(monkeypatch):
+    monkeypatch.setattr(hosts, "QUIET", 0.3)
+    monkeypatch.setattr(hosts, "BEAT", 0.02)
+    first, second, third = meet_all(*({"hosts": 3, "host": host} for host in range(3)))
+    with first.watched(), third.watched():  # the second gives no signs
+        assert first.why_gone() == third.why_gone() == "host 1 was lost: no sign of life for 0 seconds"
+    third.leave()
+    first.leave(seconds=60)  # it does not wait for the lost one
+    assert launch._among_hosts(ProcessFailed("rank 0: broken", 1), first).args == ("rank 0: broken",)
+    first.lost = "host 1 was lost"
+    stopped = ProcessFailed("stopped after step 3; continue", 130, resumable=True)
+    ended = launch._among_hosts(stopped, first)
+    assert str(ended) == "host 1 was lost; stopped after step 3; continue" and ended.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "kind", "message"),
+    [
+        ([None, ("host 1 (b)", "")], TrainError, "stopped after step 7: the launcher of host 1 (b) was lost; continue"),
+        ([None, ("host 1 (b)", "SIGTERM")], Interrupted, "stopped after step 7 by SIGTERM on host 1 (b); continue"),
+    ],
+    ids=["launcher", "signal"],
+)
+def test_the_host_that_stops_a_run_is_named(monkeypatch, found, kind, message):
+    monkeypatch.setattr(distributed, "gather", lambda value: found)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    ended = distributed.who_stopped(0, step=7)
+    assert type(ended) is kind and str(ended).startswith(message)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert str(distributed.who_stopped(15, step=7)).startswith("stopped after step 7; continue with the same command")
+
+
+def test_a_process_leaves_its_words_for_the_launcher_that_started_it(monkeypatch, tmp_path):
+    assert not launch.tell_launcher("the disk is full", peer=False)
+    for name, value in ((launch.WORDS, str(tmp_path)), (launch.LAUNCHER, str(os.getppid())), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert launch.tell_launcher("the disk is full", peer=False)
+    failures = {1: SimpleNamespace(exitcode=4)}
+    error = SimpleNamespace(failures=failures, get_first_failure=lambda: (1, failures[1]))
+    failed = launch._failed(error, launch._words_in(str(tmp_path)), first=0)
+    assert (str(failed), failed.exit_code, failed.peer) == ("the disk is full", 4, False)
+    assert str(launch._failed(error, {}, first=2)) == "process 3 stopped (its message is above)"
+    monkeypatch.setenv(launch.LAUNCHER, "0")  # it is gone: the process says it itself
+    assert not launch.tell_launcher("the disk is full", peer=False)
 
 
 def test_the_interface_to_this_machine_is_not_named():

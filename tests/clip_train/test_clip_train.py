@@ -699,7 +699,10 @@ def test_a_host_that_is_gone_ends_the_run_and_one_process_continues(options, tmp
         os.kill(process, signal.SIGKILL)
     said = [process.communicate(timeout=120)[1] for process in started]
     wait_for_end(children)
-    assert started[0].returncode == 1 and "another process of the run has ended" in said[0], said[0]
+    assert started[0].returncode == 1, said[0]
+    assert said[0].splitlines()[1:] == [
+        "clip_train: host 1 was lost: no sign of life for 10 seconds; continue with --resume"
+    ]
     check_against_one_process(part, tmp_path)
 
 
@@ -752,7 +755,10 @@ def children_of(pid: int) -> list[int]:
 
 
 def test_a_process_that_was_killed_ended_the_run():
-    for codes, first in (((1, -9), 1), ((-15, -6), 1), ((3, -15), 0), ((2, 1), 0)):
+    for codes, first, with_words in (((1, -9), 1, 1), ((-15, -6), 1, 1), ((3, -15), 0, 0), ((2, 1), 0, 1)):
         failures = {number: SimpleNamespace(exitcode=code) for number, code in enumerate(codes)}
         error = SimpleNamespace(failures=failures, get_first_failure=lambda found=failures: (0, found[0]))
-        assert _cause(error)[0] == first
+        assert _cause(error, {})[0] == first
+        said = {1: {"message": "the disk is full", "peer": False, "time": 2.0}}
+        said[0] = {"message": "another process has ended", "peer": True, "time": 1.0}
+        assert _cause(error, said)[0] == with_words
