@@ -270,10 +270,11 @@ def values(arguments: Sequence[str]) -> dict[str, str]:
 def noted(root: str, cluster: Cluster) -> Iterator[None]:
     """While the block runs, OUT/.job names the job. Whatever ends the block but success, the job is cancelled first."""
     note = os.path.join(root, NOTE)
-    if not isinstance(cluster, Flink):
+    if not isinstance(cluster, Flink | Spark) or not cluster.address:
         yield
         return
-    storage.write_plain(note, json.dumps({"flink": cluster.address, "job": cluster.job}).encode())
+    kind = type(cluster).__name__.lower()
+    storage.write_plain(note, json.dumps({kind: cluster.address, "job": cluster.job}).encode())
     try:
         yield
     except BaseException:
@@ -291,7 +292,8 @@ def job_of(root: str) -> str:
     """The job that OUT/.job names, such as "openwit-7-0a1b on Flink at HOST:8081"; "": none."""
     try:
         found = json.loads(storage.read(os.path.join(root, NOTE)))
-        return f"{found['job']} on Flink at {found['flink']}"
+        kind = "flink" if "flink" in found else "spark"
+        return f"{found['job']} on {kind.capitalize()} at {found[kind]}"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
@@ -302,7 +304,7 @@ def _forget(note: str) -> None:
 
 
 def cancel_leftover(root: str) -> None:
-    """Cancels the job that a killed client left on its cluster, if OUT/.job names one.
+    """Cancels the job that a killed client left on its cluster, if OUT/.job names one. One on Spark ended with it.
 
     Raises:
         RuntimeError: the job may still run, and would write into OUT beside the next one.

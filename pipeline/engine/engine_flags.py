@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from pipeline.engine import clusters
 from pipeline.engine.cli import UsageError
-from pipeline.engine.quiet_beam import import_beam
+from pipeline.engine.quiet_beam import load_beam, no_new_handlers
 
 HERE = ("local", "direct")  # the names of our local runner, as `kind` gives them
 # Beam's classes of options whose flags one runner reads, and its name.
@@ -64,7 +64,7 @@ def kind(runner: str) -> str:
 
 def _classes() -> Iterator[Any]:
     """Beam's classes of options."""
-    import_beam()
+    load_beam()
     from apache_beam.options.pipeline_options import PipelineOptions
 
     todo: list[Any] = [PipelineOptions]
@@ -138,10 +138,11 @@ def check_as_beam(runner: str, given: Sequence[str]) -> None:
     """
     if not given:
         return
-    import_beam()
+    load_beam()
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
 
-    errors = PipelineOptionsValidator(PipelineOptions(list(given)), None).validate()
+    with no_new_handlers():
+        errors = PipelineOptionsValidator(PipelineOptions(list(given)), None).validate()
     if errors:
         raise UsageError(f"--runner {runner}: {str(errors[0]).splitlines()[0].rstrip('.')}")

@@ -25,13 +25,13 @@ CHATTY = (
     "apache_beam.runners.worker.worker_pool_main",
     "apache_beam.runners.portability.portable_runner",
     "apache_beam.runners.portability.local_job_service",
-    "apache_beam.utils.subprocess_server",
     "apache_beam.internal.gcp.auth",
     "apache_beam.typehints",
     "PrismRunner",
 )
-# When a worker is gone, the runner's message explains it better than these loggers.
+# When a worker or a job server is gone, the runner's message explains it better than these loggers.
 SILENT = (
+    "apache_beam.utils.subprocess_server",
     "apache_beam.runners.worker.data_plane",
     "apache_beam.runners.portability.fn_api_runner.worker_handlers",
 )
@@ -63,6 +63,19 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+@contextlib.contextmanager
+def no_new_handlers() -> Iterator[None]:
+    """Removes the handlers that the block adds to the root logger: Beam calls `logging.basicConfig`."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    try:
+        yield
+    finally:
+        for handler in root.handlers[:]:
+            if handler not in before:
+                root.removeHandler(handler)
+
+
 def no_waiting(record: logging.LogRecord) -> bool:
     """False for Beam's message through the root logger while a job server starts."""
     return not str(record.msg).startswith("Waiting for grpc channel")
@@ -88,9 +101,14 @@ def import_beam() -> Any:
     _unhush()
     if not log_file.is_active():  # a log file takes all of it, and its screen shows none of it
         _quiet_loggers()
+    return load_beam()
+
+
+def load_beam() -> Any:
+    """apache_beam. Logging stays as it is: a command that looks at its flags has no log file yet."""
     gc.disable()  # it would scan all modules again and again, and find no garbage
     try:
-        with quiet():
+        with quiet(), no_new_handlers():
             import apache_beam
     finally:
         gc.freeze()
@@ -143,6 +161,13 @@ def hush() -> None:
     _hide_threads_of_beam()
     if worker := sys.modules.get(WORKER):  # with LOOPBACK it runs in this process, and prints each traceback itself
         vars(worker)["print"] = print_nothing
+
+
+def quiet_loopback() -> None:
+    """Workers of this process (LOOPBACK) print no traceback of a failure that the job tells in one sentence."""
+    from apache_beam.runners.worker import sdk_worker
+
+    vars(sdk_worker)["print"] = print_unless_expected
 
 
 def print_nothing(*text: Any, **more: Any) -> None:

@@ -27,6 +27,7 @@ from typing import Any
 from pipeline.engine import (
     child,
     clusters,
+    engine_output,
     fence,
     fetched_engines,
     forked_workers,
@@ -40,7 +41,7 @@ from pipeline.engine import (
 )
 from pipeline.engine.cli import BelowThreshold, MissingInput, UsageError
 from pipeline.engine.fork_server import NOTHING, Preload
-from pipeline.engine.quiet_beam import EXPECTED, hush, import_beam, quiet_readers
+from pipeline.engine.quiet_beam import EXPECTED, hush, import_beam, quiet_loopback, quiet_readers
 
 LOCAL = ("local", "direct", "directrunner", "localrunner")
 # A copy of Beam's StandardOptions.ALL_KNOWN_RUNNERS: reading it would mean importing Beam. A test compares them.
@@ -137,6 +138,7 @@ def make_options(
         quiet_workers = [f"--default_sdk_harness_log_level={log_file.level_of_workers()}"]
         return local_runner(count, load), PipelineOptions([*quiet_workers, *beam_args, f"--direct_num_workers={count}"])
     quiet_readers()
+    quiet_loopback()
     arguments = [f"--runner={name}", *beam_args, *engine_defaults(name, beam_args)]
     try:
         return beam.runners.create_runner(name), PipelineOptions(arguments)
@@ -396,6 +398,16 @@ def interruptible(patience: float) -> Iterator[Interrupt]:
 
 
 @contextlib.contextmanager
+def _tidy(runner: Any) -> Iterator[None]:
+    """The block leaves no lines of an engine on the screen, and no folders of Beam on the disk."""
+    if type(runner).__name__ == "LocalRunner":
+        yield
+        return
+    with engine_output.in_one_folder(), engine_output.kept():
+        yield
+
+
+@contextlib.contextmanager
 def job_servers(runner: Any) -> Iterator[list[Tied]]:
     """Ends the job servers (a JVM, Prism) that the runner starts here; Beam would keep each until this process ends.
 
@@ -413,12 +425,13 @@ def job_servers(runner: Any) -> Iterator[list[Tied]]:
 
     if start is not None:
         runner.default_job_server = remember
-    try:
-        yield tied
-    finally:
-        for server in started:
-            with contextlib.suppress(Exception):
-                server.stop()
+    with _tidy(runner):
+        try:
+            yield tied
+        finally:
+            for server in started:
+                with contextlib.suppress(Exception):
+                    server.stop()
 
 
 # Becomes the command in its arguments, which the kernel ends with the thread that started it (PR_SET_PDEATHSIG).
@@ -501,6 +514,12 @@ def explain_failure(error: BaseException) -> JobFailed:
             f"Beam could not download {missing[2]}. `make engines` fetches engines. Or give --flink_job_server_jar, "
             "--spark_job_server_jar or --prism_location the path of your own"
         )
+    if failed := re.match(r"Service failed to start up with error (-?\d+)", text):
+        said = engine_output.last_lines() or "it said nothing"
+        return JobFailed(
+            f"the job server ended with exit code {failed[1]} before it was ready: {said}. "
+            "Mend this, then the same command continues the run"
+        )
     if isinstance(error, forked_workers.StartFailed):
         return JobFailed(text)
     died = ("Channel closed prematurely", "Worker subprocess exited", "Socket closed", "UNAVAILABLE", *GONE_FROM_PRISM)
@@ -528,7 +547,9 @@ def explain_failure(error: BaseException) -> JobFailed:
         return FileDamaged(last[of_file.end() :])
     of_worker = re.match(r"(?:[\w.]+\.)?(Fence|Lease|Worker)Error: ", last)
     if of_worker:
-        return JobFailed(last[of_worker.end() :])
+        said = last[of_worker.end() :]
+        mend = ". When this is mended, the same command continues the run" if of_worker[1] == "Worker" else ""
+        return JobFailed(said + mend)
     of_network = re.match(r"(?:[\w.]+\.)?NetworkError: ", last)
     if of_network:
         return NetworkAway(last[of_network.end() :])

@@ -259,6 +259,20 @@ def test_a_job_that_does_not_end_well_is_cancelled(rest: Rest, tmp_path: Path, e
     assert rest.states["a1"] == "CANCELED" and not (tmp_path / ".job").exists()
 
 
+def test_a_job_on_spark_is_named_too(tmp_path: Path) -> None:
+    """It ends with its client, so there is nothing to cancel. In the job server there is no cluster to name."""
+    root = str(tmp_path)
+    with pytest.raises(KeyboardInterrupt), clusters.noted(root, Spark("h:7077", "mine-1")):
+        assert clusters.job_of(root) == "mine-1 on Spark at h:7077"
+        raise KeyboardInterrupt
+    assert not (tmp_path / ".job").exists()
+    (tmp_path / ".job").write_text(json.dumps({"spark": "h:7077", "job": "mine-1"}))
+    clusters.cancel_leftover(root)
+    assert not (tmp_path / ".job").exists()
+    with clusters.noted(root, Spark(job="mine-2")):
+        assert not (tmp_path / ".job").exists()
+
+
 def test_a_job_that_ends_well_is_left_alone(rest: Rest, tmp_path: Path) -> None:
     with clusters.noted(str(tmp_path), Flink(rest.address, "mine")):
         pass
