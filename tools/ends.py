@@ -182,6 +182,12 @@ def holders(out: Path) -> list[int]:
     return found
 
 
+def workers(out: Path) -> list[int]:
+    """The processes of openwit-worker among them: a worker has helpers, too."""
+    name = Path(WORKER).name
+    return [pid for pid in holders(out) if name in Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")]
+
+
 @contextlib.contextmanager
 def bench() -> Iterator[Bench]:
     """A `Bench` while the block runs."""
@@ -337,11 +343,11 @@ def find(what: str, client: int, flink: Flink | None, pool: int, out: Path) -> i
     if what == "job-server":
         return next(pid for pid in descendants(client) if Path(f"/proc/{pid}/exe").resolve().name in ("java", "prism"))
     if flink is None:
-        return client if what == "client" else until(lambda: [pid for pid in holders(out) if pid != client], 30)[0]
+        return client if what == "client" else until(lambda: workers(out), 30)[0]
     pids = {line.split()[2]: int(line.split()[0]) for line in (flink.folder / "pids").read_text().splitlines()}
     if what in ("pool", "job-manager", "client"):
         return {"pool": pool, "job-manager": pids["job-manager"], "client": client}[what]
-    worker = until(lambda: [pid for pid in holders(out) if pid != client], 30)[0]
+    worker = until(lambda: workers(out), 30)[0]
     managers = [pid for name, pid in pids.items() if name.startswith("task") and worker in descendants(pid)]
     return worker if what == "worker" else managers[0]
 

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,22 @@ class Death:
 
     text: str
     resumes: bool
+
+
+def end_of_worker(how: str, program: str = "", lines: Iterable[str] = ()) -> Death:
+    """What the end of a worker process means: "signal: killed", "exit status 1" or "exit code 1", as engines say it.
+
+    Args:
+        how: it ended.
+        program: the process_command, if it is known.
+        lines: its last ones.
+    """
+    code = int(found[1]) if (found := re.search(r"exit (?:status|code) (\d+)", how)) else 0
+    if how.startswith("signal") or code > 128:  # a shell ends with 128 and the number of the signal
+        return Death(f"a worker process of the engine was killed ({how}), perhaps because memory ran out", True)
+    said = f"; its last lines: {' / '.join(lines)}" if lines else ""
+    told = f"process_command: {program or 'the program of the workers'} ended by itself ({how}){said}"
+    return Death(f"{told}. Mend it, then the same command continues the run", False)
 
 
 class WorkerLog(logging.Handler):
@@ -114,7 +130,7 @@ class LiveJob:
             return f"the job server does not answer ({said or type(error).__name__})"
         if state in BAD_STATES:
             return f"the job is {state}"
-        return "no worker process of the job is left" if self.workers() == [] else ""
+        return "the job has no worker process" if self.workers() == [] else ""
 
     def known(self) -> str:
         """What is known of a job without a problem, for a line."""
@@ -147,13 +163,7 @@ class LiveJob:
         return self._kind == "prism" and self._in_process and self._environment == "PROCESS"
 
     def _end_of_worker(self) -> Death:
-        how = self._log.how
-        code = int(found[1]) if (found := re.search(r"exit status (\d+)", how)) else 0
-        if how.startswith("signal") or code > 128:  # a shell ends with 128 and the number of the signal
-            return Death(f"a worker process of Prism was killed ({how}), perhaps because memory ran out", True)
-        said = f"; its last lines: {' / '.join(self._log.lines)}" if self._log.lines else ""
-        program = f"{self._program or 'the program of the workers'} ended by itself ({how or 'exit code 0'})"
-        return Death(f"process_command: {program}{said}. Mend it, then the same command continues the run", False)
+        return end_of_worker(self._log.how or "exit code 0", self._program, self._log.lines)
 
     def _ask(self) -> str:
         from apache_beam.portability.api import beam_job_api_pb2 as api

@@ -301,11 +301,11 @@ def run_pipeline(
     noted = clusters.noted(root, cluster)
     # The job server ends before the job is looked for on its cluster: it may be about to submit it.
     servers, in_job = job_servers(runner), object_view.job(root)
-    live = live or live_job.LiveJob("local")
+    asked = live or live_job.LiveJob("local")
     with interruptible(patience) as interrupt, variables_for_engines(cluster), noted, servers as tied, in_job:
-        live.servers = tied
+        asked.servers = tied
         try:
-            result = live.result = pipeline.run()
+            result = asked.result = pipeline.run()
             interrupt.catch()
             result.wait_until_finish()
         except (KeyboardInterrupt, Exception) as error:
@@ -486,11 +486,17 @@ def _of_server(error: JobFailed, tied: Sequence[Tied], options: Any) -> JobFaile
     return error
 
 
-def _of_worker(error: JobFailed, live: live_job.LiveJob) -> JobFailed:
+def _of_worker(error: JobFailed, live: live_job.LiveJob | None) -> JobFailed:
     """A failure as the end of the worker's process, if the log of its engine tells how this ended."""
-    death = live.death_of_failed() if type(error) is WorkerDied else None
-    if death is None:
+    if type(error) is not WorkerDied or live is None:
         return error
+    death = live.death_of_failed()
+    if death is None:
+        return WorkerDied("a worker process of the engine died, perhaps because memory ran out")
+    return _of_death(death)
+
+
+def _of_death(death: live_job.Death) -> JobFailed:
     return WorkerDied(death.text) if death.resumes else JobFailed(death.text)
 
 
@@ -529,6 +535,8 @@ def explain_failure(error: BaseException) -> JobFailed:
     if panic := re.search(GO_STACK, text):
         said = re.sub(r"^Pipeline \S+ failed in state \w+: ", "", text[: panic.start()].partition(", stage: &")[0])
         lines = [line.strip() for line in said.splitlines() if line.strip()]
+    if ended := re.search(r"Process died with (exit code \d+)", text):  # Flink and Spark say it of a worker
+        return _of_death(live_job.end_of_worker(ended[1]))
     if any(word in text for word in died) and not own[1:]:
         return WorkerDied("a worker process died, perhaps because memory ran out: try fewer --workers")
     if not own and type(error) is not RuntimeError:  # raised in this process, with Beam's "[while running ...]"

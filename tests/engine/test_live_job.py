@@ -79,7 +79,7 @@ def test_a_killed_worker_is_told_and_another_one_may_live(line: str) -> None:
         say(line)
         *first, last = looks(found)
     assert first == [None, None] and last is not None and last.resumes
-    assert last.text == "a worker process of Prism was killed (signal: killed), perhaps because memory ran out"
+    assert last.text == "a worker process of the engine was killed (signal: killed), perhaps because memory ran out"
     say(ENDED)  # nobody listens any more
     assert found.death() == last
 
@@ -138,7 +138,7 @@ def test_the_worker_is_looked_for_among_the_children_of_the_engine() -> None:
         os.kill(found.workers()[0], signal.SIGKILL)  # type: ignore[index]
         while found.workers():
             assert time.monotonic() < deadline
-        assert found.problem() == "no worker process of the job is left"
+        assert found.problem() == "the job has no worker process"
         death = looks(found)[-1]
     assert death is not None and "/opt/w ended by itself (exit code 0). Mend" in death.text
     assert found.workers() is None  # the engine is gone
@@ -214,4 +214,12 @@ def test_a_failure_of_prism_is_told_as_the_end_of_its_worker() -> None:
     assert "signal: killed" in str(runners._of_worker(died, found))
     other = runners.JobFailed("ValueError: the stage's own")
     assert runners._of_worker(other, found) is other
-    assert runners._of_worker(died, job(runner="flink")) is died
+    assert runners._of_worker(died, None) is died
+    assert "--workers" not in str(runners._of_worker(died, job(runner="flink")))  # a flag of the local runner
+
+
+@pytest.mark.parametrize("code", [1, 137])
+def test_flink_says_how_a_program_of_workers_ended(code: int) -> None:
+    text = f"Pipeline a failed in state FAILED: java.lang.IllegalStateException: Process died with exit code {code}"
+    found = runners.explain_failure(RuntimeError(text))
+    assert isinstance(found, runners.WorkerDied) is (code == 137) and f"(exit code {code})" in str(found)
