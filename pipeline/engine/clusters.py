@@ -158,10 +158,10 @@ class Spark(Cluster):
     """A Spark master and its workers, or Spark in the job server (address "")."""
 
     def problem(self) -> str:
-        """As `Cluster.problem`; a job that has no executor is one."""
+        """As `Cluster.problem`; a job that has no executor is one. In the job server only the driver is one."""
         if problem := super().problem():
             return problem
-        page = self.page()
+        page = self.page() if self.address else ""
         if not page:
             return ""
         try:

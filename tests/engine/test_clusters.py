@@ -174,6 +174,7 @@ def test_what_is_wrong_with_a_job_on_spark(monkeypatch: pytest.MonkeyPatch) -> N
         assert master.problem() == "" and master.page() == f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setattr(Driver, "executors", [("driver", True), ("0", False)])
         assert "no executor on Spark at h.invalid:1,127.0.0.1" in master.problem()
+        assert Spark("", "mine").page() and Spark("", "mine").problem() == ""  # its driver does the work
         assert Spark(master.address, "other").problem() == "" == Spark(master.address, "other").page()
     finally:
         server.shutdown()
