@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ T = TypeVar("T")
 # messages of gloo and NCCL when the peer of a connection is gone
 _LOST = re.compile("onnection (closed|reset|refused)|[Bb]roken pipe|remote process")
 _LATE = re.compile("[Tt]imed out|[Tt]imeout")
+_FOR_LATE_WORDS = 3.0  # seconds for the others to say that they wait in vain, too
 
 
 def world_size() -> int:
@@ -70,16 +71,29 @@ def process_group(
         yield
     except RuntimeError as error:
         if _LOST.search(str(error)):
+            _silent_ranks(store, joined["rank"], 0)  # it does not hang
             raise PeerLost(f"rank {joined['rank']}: another process of the run has ended; see its message") from error
         if _LATE.search(str(error)):
+            silent = _silent_ranks(store, joined["rank"], joined["world_size"])
+            names = f"rank {', '.join(map(str, silent))}" if silent else "the others"
             raise TrainError(
-                f"rank {joined['rank']}: no answer from the others within {timeout_minutes:g} minutes "
-                f"(--timeout-minutes): one of them is slow, or the network is gone"
+                f"rank {joined['rank']}: no answer from {names} within {timeout_minutes:g} minutes "
+                f"(--timeout-minutes): slow, hung, or the network is gone"
             ) from error
         raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _silent_ranks(store: dist.Store, number: int, ranks: int) -> list[int]:
+    """The ranks that do not give up, as this one does, where all wait for one that hangs: those that hang."""
+    with suppress(RuntimeError):  # the store is gone
+        store.set(f"late/{number}", "")
+        if ranks:
+            time.sleep(_FOR_LATE_WORDS)
+        return [each for each in range(ranks) if not store.check([f"late/{each}"])][:10]
+    return []
 
 
 def _join(minutes: float) -> dist.Store:

@@ -35,12 +35,12 @@ class ProcessFailed(TrainError):
 
     Args:
         peer: the reason may be another host.
-        resumable: the message says how to go on.
+        saved: the message names the step that is saved.
     """
 
-    def __init__(self, message: str, exit_code: int, *, peer: bool = False, resumable: bool = False) -> None:
+    def __init__(self, message: str, exit_code: int, *, peer: bool = False, saved: bool = False) -> None:
         super().__init__(message)
-        self.exit_code, self.peer, self.resumable = exit_code, peer, resumable
+        self.exit_code, self.peer, self.saved = exit_code, peer, saved
 
 
 # A process finds what this one finds. With `-m` it would look into the working directory first. One that aborts in a
@@ -143,14 +143,14 @@ def launch(
     """Runs clip_train with these arguments in every process, and waits for all of them."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // processes)))
     if nnodes == 1:
-        return _run(argv, processes=processes, endpoint=endpoint)
+        return _run(argv, processes=processes)
     meeting = meet(
         endpoint or "", hosts=nnodes, host=node_rank, processes=processes, minutes=join_minutes, say=_say
     )  # fmt: skip
     try:
         with meeting.watched():
             try:
-                _run(argv, processes=processes, endpoint=None, meeting=meeting)
+                _run(argv, processes=processes, meeting=meeting)
             except ProcessFailed as error:
                 raise _among_hosts(error, meeting) from None
     except ProcessFailed as error:
@@ -164,7 +164,7 @@ def _among_hosts(error: ProcessFailed, meeting: Meeting) -> ProcessFailed:
     cause = meeting.lost or (meeting.why_gone() if error.peer else None)
     if cause is None:
         return error
-    then = str(error) if error.resumable else "continue with --resume"
+    then = str(error) if error.saved else "continue with --resume"
     message = cause if "--resume" in cause else f"{cause}; {then}"
     return ProcessFailed(message, CRASH if error.exit_code == INTERRUPTED else error.exit_code)
 
@@ -174,7 +174,7 @@ def _say(line: str) -> None:
     print(f"clip_train: {line}", file=sys.stderr, flush=True)
 
 
-def _run(argv: list[str], *, processes: int, endpoint: str | None, meeting: Meeting | None = None) -> None:
+def _run(argv: list[str], *, processes: int, meeting: Meeting | None = None) -> None:
     """Runs the processes of this host."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -185,7 +185,7 @@ def _run(argv: list[str], *, processes: int, endpoint: str | None, meeting: Meet
         max_nodes=1,
         nproc_per_node=processes,
         rdzv_backend="c10d",
-        rdzv_endpoint=endpoint or "localhost:0",
+        rdzv_endpoint="localhost:0",
         local_addr="localhost",  # torch would ask the network for the name of this machine
         run_id="clip_train",
         max_restarts=0,
@@ -200,7 +200,7 @@ def _run(argv: list[str], *, processes: int, endpoint: str | None, meeting: Meet
         except SignalException as error:
             said = [word["message"] for word in _words_in(words).values() if "--resume" in word["message"]]
             message = said[0] if said else f"stopped by {error.sigval.name}; continue with --resume"
-            raise ProcessFailed(message, INTERRUPTED, resumable=True) from None
+            raise ProcessFailed(message, INTERRUPTED, saved=bool(said)) from None
 
 
 def _failed(error: ChildFailedError, words: dict[int, dict[str, Any]], *, first: int) -> ProcessFailed:
@@ -208,10 +208,11 @@ def _failed(error: ChildFailedError, words: dict[int, dict[str, Any]], *, first:
     rank, failure = _cause(error, words)
     if failure.exitcode > 0:
         word = words.get(rank, {"message": f"process {first + rank} stopped (its message is above)", "peer": False})
-        return ProcessFailed(word["message"], failure.exitcode, peer=word["peer"])
+        saved = failure.exitcode == INTERRUPTED
+        return ProcessFailed(word["message"], failure.exitcode, peer=word["peer"], saved=saved)
     return ProcessFailed(
         f"process {first + rank} was lost ({failure.signal_name()}) and the run was stopped; continue with --resume",
-        CRASH, peer=-failure.exitcode in _FROM_ELSEWHERE, resumable=True,
+        CRASH, peer=-failure.exitcode in _FROM_ELSEWHERE,
     )  # fmt: skip
 
 

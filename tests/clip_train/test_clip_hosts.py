@@ -145,8 +145,10 @@ def test_a_host_that_is_gone_is_named_where_a_connection_broke(monkeypatch):
     first.leave(seconds=60)  # it does not wait for the lost one
     assert launch._among_hosts(ProcessFailed("rank 0: broken", 1), first).args == ("rank 0: broken",)
     first.lost = "host 1 was lost"
-    stopped = ProcessFailed("stopped after step 3; continue", 130, resumable=True)
+    stopped = ProcessFailed("stopped after step 3; continue", 130, saved=True)
     ended = launch._among_hosts(stopped, first)
+    by_itself = launch._among_hosts(ProcessFailed("stopped by SIGTERM", 130), first)
+    assert str(by_itself) == "host 1 was lost; continue with --resume"
     assert str(ended) == "host 1 was lost; stopped after step 3; continue" and ended.exit_code == 1
 
 
@@ -166,6 +168,13 @@ def test_the_host_that_stops_a_run_is_named(monkeypatch, found, kind, message):
     assert type(ended) is kind and str(ended).startswith(message)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert str(distributed.who_stopped(15, step=7)).startswith("stopped after step 7; continue with the same command")
+
+
+def test_a_rank_that_hangs_is_named(monkeypatch):
+    monkeypatch.setattr(distributed, "_FOR_LATE_WORDS", 0.0)
+    store = torch.distributed.HashStore()
+    assert distributed._silent_ranks(store, 2, 0) == []  # its connection broke
+    assert distributed._silent_ranks(store, 0, 3) == [1]
 
 
 def test_a_process_leaves_its_words_for_the_launcher_that_started_it(monkeypatch, tmp_path):
