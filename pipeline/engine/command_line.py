@@ -84,10 +84,9 @@ class CommandLine(Generic[T, H]):
         if missing:
             check_flags(argv, parser, others=self.others)  # it may be given, but misspelt
             raise UsageError(f"{missing[0].shown} is missing: {missing[0].help} (see {self.program} --help)")
-        try:
-            return validate(self.options(**values)), how
-        finally:
-            check_flags([*argv, *values.get("beam", ())], parser, others=self.others)  # it may explain a refusal
+        options = validate(self.options(**values))
+        check_flags([*argv, *values.get("beam", ())], parser, others=self.others)
+        return options, how
 
     def _declared(self) -> list[Option]:
         return [*declared(self.options), *declared(self.how)]

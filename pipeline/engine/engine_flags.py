@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from pipeline.engine import clusters
-from pipeline.engine.cli import UsageError
+from pipeline.engine.cli import FLAG, UsageError
 from pipeline.engine.quiet_beam import load_beam, no_new_handlers
 
 HERE = ("local", "direct")  # the names of our local runner, as `kind` gives them
@@ -49,6 +49,7 @@ NUMBERS = {
     **dict.fromkeys(("sdk_worker_parallelism", "environment_cache_millis"), (0, 2**31 - 1)),
     **dict.fromkeys(("job_port", "artifact_port", "expansion_port"), (0, 65535)),
 }
+MASTERS = ("flink_master", "spark_master_url")  # an empty one is a variable of a shell that is not set
 
 
 class _Parser(argparse.ArgumentParser):
@@ -101,7 +102,7 @@ def known() -> list[str]:
 def check(runner: str, given: Sequence[str]) -> None:
     """Refuses a flag that the runner does not read, and a value that has not the form that Beam wants.
 
-    A runner that is the full name of a class may read any flag. An unknown flag is not looked at.
+    A runner that is the full name of a class may read any flag. With an unknown flag nothing is looked at.
 
     Raises:
         UsageError: the message names the flag, and what to type.
@@ -109,12 +110,16 @@ def check(runner: str, given: Sequence[str]) -> None:
     if not given:
         return  # Beam takes two seconds to import
     classes = list(_classes())
-    owners = _owners(*classes)
-    for name, value in clusters.values(given).items():
-        _check_owner(runner, name, owners.get(name, ""))
+    owners, flags = _owners(*classes), clusters.values(given)
+    if not {word.split("=")[0] for word in given if FLAG.match(word)} <= {f"--{name}" for name in owners}:
+        return  # the command line names the nearest flag, and this explains the rest
+    for name, value in flags.items():
+        _check_owner(runner, name, owners[name])
+        if name in MASTERS and not value:
+            raise UsageError(f"--{name}: must not be empty")
         least, most = NUMBERS.get(name, (0, 0))
         if most and not (value.isascii() and value.isdecimal() and least <= int(value) <= most):
-            raise UsageError(f"--{name} {value}: must be a whole number of {least} to {most}")
+            raise UsageError(f"{f'--{name} {value}'.rstrip()}: must be a whole number of {least} to {most}")
     _parser(*classes).parse_known_args(list(given))
 
 

@@ -57,6 +57,8 @@ def java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         ),
         ("PortableRunner", ["--job_endpoint=h:1"], "container without this package"),
         ("flink", ["--parallelism=abc"], "--parallelism abc: must be a whole number of 1 to 32768"),
+        ("flink", ["--parallelism"], "^--parallelism: must be a whole number"),
+        ("flink", ["--flink_master="], "--flink_master: must not be empty"),
         ("flink", ["--max_parallelism", "0"], "--max_parallelism 0: must be a whole number"),
         ("prism", ["--job_port=65536"], "--job_port 65536: must be a whole number of 0 to 65535"),
         (
