@@ -183,9 +183,13 @@ def holders(out: Path) -> list[int]:
 
 
 def workers(out: Path) -> list[int]:
-    """The processes of openwit-worker among them: a worker has helpers, too."""
-    name = Path(WORKER).name
-    return [pid for pid in holders(out) if name in Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")]
+    """The processes of openwit-worker among them. A worker has helpers, and the client has a flag with this name."""
+    found = []
+    for pid in holders(out):
+        with contextlib.suppress(OSError):
+            if WORKER in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
+                found.append(pid)
+    return found
 
 
 @contextlib.contextmanager

@@ -39,10 +39,12 @@ SILENT = (
 ENVIRONMENT_ERRORS = frozenset(
     (errno.EPERM, errno.EACCES, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENOSPC, errno.EROFS, errno.EDQUOT)
 )
-# The last pattern: a bundle ends while its worker is being stopped, and Beam does not know the bundle any more.
+# The last patterns: a bundle ends while its worker is being stopped, and Beam does not know the bundle any more; Prism
+# panics.
 EXPECTED = re.compile(
     rf"\[[Ee]rrno ({'|'.join(map(str, sorted(ENVIRONMENT_ERRORS)))})\]"
-    r"|\b((Missing|Unreadable)?Input|Transfer|Damaged|Network|Fence|Lease|Worker)Error: |\bKeyError: 'bundle_\d+"
+    r"|\b((Missing|Unreadable)?Input|Transfer|Damaged|Network|Fence|Lease|Worker)Error: "
+    r"|\bKeyError: 'bundle_\d+|\bgoroutine \d+ \["
 )
 TRACING = ("", "apache_beam.runners.common", "apache_beam.runners.worker.sdk_worker")  # "": messages of workers
 # Beam's threads that end with an exception when the other side is gone.

@@ -272,6 +272,7 @@ test_runners.run(test_runners.chain(Path({str(tmp_path)!r})), 2)"""
     [
         ("Error processing instruction bundle_1. Original traceback is\n...\nKeyError: 'bundle_1'\n", False),
         ("Error processing instruction bundle_1. Original traceback is\n...\nKeyError: 'url'\n", True),
+        ("panic in stage.Execute: no, stackTrace:\ngoroutine 42 [running]:\n\terrgroup.go:78", False),
     ],
 )
 def test_what_a_stopped_worker_says_of_its_last_bundle_is_not_told(
