@@ -371,12 +371,20 @@ def _walk(folder: str, root: str, *, any_name: bool) -> Iterator[Found]:
             continue
         folders[:] = [name for name in folders if not name.startswith((".", "_"))]
         described = {f"{name.removesuffix('.tar')}.parquet" for name in files if name.endswith(".tar")}
+        samples, no_tars = 0, list[str]()
         for name in files:
             path = os.path.join(parent, name)
             if name in described and _holds_pairs(f"{path.removesuffix('.parquet')}.tar"):
                 continue  # img2dataset's table of the samples of a tar
-            if not name.startswith((".", "_")) and (any_name or _named(name) or _holds_pairs(path)):
+            if name.startswith((".", "_")):
+                continue
+            if any_name or _named(name) or _holds_pairs(path):
+                samples += name.lower().endswith(".tar")
                 yield _local(path, root)
+            elif _is_no_tar(path):
+                no_tars.append(path)
+        if samples:
+            yield from (_local(path, root) for path in no_tars)
 
 
 def _may_be_set(folders: Sequence[str], files: Sequence[str]) -> bool:
@@ -388,6 +396,12 @@ def _holds_pairs(path: str) -> bool:
     vague = [reader for reader in READERS.values() if path.lower().endswith(reader.vague_suffixes)]
     there = bool(vague) and (is_remote(path) or os.path.isfile(path))
     return there and any(reader.holds_pairs(read_head(path)) for reader in vague)
+
+
+def _is_no_tar(path: str) -> bool:
+    """True for a file *.tar that is none. Beside tars of samples it is a damaged one: it must not go without a word."""
+    is_file = is_remote(path) or os.path.isfile(path)
+    return path.lower().endswith(".tar") and is_file and not READERS[WEBDATASET].sniff(read_head(path))
 
 
 def _local(path: str, root: str) -> Found:
@@ -566,6 +580,8 @@ def _of_stored_folder(url: str, there: Mapping[str, Any]) -> tuple[list[Found], 
         return found, left
     tars = [full for full in left if full.lower().endswith(".tar") and not file_name(full).startswith((".", "_"))]
     samples = [full for full, holds in zip(tars, several_at_once(_holds_pairs, tars), strict=True) if holds]
+    rest = [full for full in tars if full not in samples] if samples else []
+    samples += [full for full, damaged in zip(rest, several_at_once(_is_no_tar, rest), strict=True) if damaged]
     found += [Found(public(full), full, "", left[full].get("size"), WEBDATASET) for full in samples]
     # img2dataset's tables of the samples of a tar
     gone = {*samples, *(f"{full.removesuffix('.tar')}.parquet" for full in samples)}

@@ -137,6 +137,12 @@ def test_what_is_no_tar_says_so_and_can_be_left_out(tmp_path: Path, name: str, d
     good = write_tar(tmp_path / "good.tar", sample("0", "http://a.org/0.jpg", "a red dog"))
     found = inputs.expand([str(tmp_path / name), str(good)])
     assert [item.format for item in found] == ["webdataset"] * 2
+    of_folder = [item.name for item in inputs.expand([str(tmp_path)])]  # a damaged tar among others is not passed over
+    assert of_folder == (["a.tar", "good.tar"] if name == "a.tar" else ["good.tar"])
+    good.rename(tmp_path / "other.zip")
+    with pytest.raises(InputError, match="holds no file to read"):
+        inputs.expand([str(tmp_path)])  # a folder without tars of samples may hold any tar
+    (tmp_path / "other.zip").rename(good)
     with pytest.raises(UnreadableInputError, match=f"^'{name}' {words}") as raised:
         TARS.check(found, ReadSettings())
     assert "\n" not in str(raised.value)
