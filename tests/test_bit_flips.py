@@ -281,11 +281,26 @@ def test_a_published_file_that_is_gone_is_written_again(copy: Path, capfd: pytes
         (["report/index.html"], "--redo publish"),
         (["shards/00000.tar", "stages/balance/info.json", "stages/fetch/info.json"], "--redo balance"),
         (["stages/match/parts/00000.json"], "--redo match"),
-        (["inputs.json", "shards/00000.tar"], "with its --input"),
+        (["inputs.json", "shards/00000.tar"], "with its --input and --redo gather"),
+        (["recipe.yaml"], "with its --input and --redo gather"),
     ],
 )
 def test_verify_names_the_first_stage_that_mends_all(paths: list[str], said: str, out: Path) -> None:
     assert damage.next_step(str(out), paths).endswith(said)
+
+
+def test_the_command_of_the_set_mends_what_is_read_before_all_else(
+    copy: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = json.loads((copy / "manifest.json").read_text())
+    for name in (*damage.READ_FIRST, "stages/gather/info.json"):
+        flip(str(copy / name), 8 * ((copy / name).stat().st_size // 2))
+    assert build.main(["--output", str(copy), "--extend", "--workers", "1"]) != build.DONE
+    assert build.main(command(copy)) == build.CRASHED
+    assert damage.FROM_INPUTS in capfd.readouterr().err
+    assert build.main(command(copy, "--redo", "gather")) == build.DONE
+    assert inspect(["verify", str(copy), "--stages"]) == 0
+    assert json.loads((copy / "manifest.json").read_text())["digest"] == before["digest"]
 
 
 def test_a_copy_without_stages_is_copied_again(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from pipeline.engine.work import FILES
 from pipeline.schema import STAGES
 
 LISTED = ("inputs.json", "robots.json", "shards.json", storage.CHECKSUMS)  # files of a run beside its stages
+READ_FIRST = ("inputs.json", storage.CHECKSUMS, "recipe.yaml")  # of them: --extend reads them before all else
+FROM_INPUTS = "the command that has built the set, with its --input and --redo gather"
 STAGED = "stages/publish/set"  # below OUT: a set that is not yet published
 IMAGES = ("status", "image_offset", "image_bytes", "stored_xxh3")
 _PATH = re.compile(r"(.*) is (damaged \(.*\)|missing)", re.DOTALL)
@@ -26,6 +28,8 @@ _PATH = re.compile(r"(.*) is (damaged \(.*\)|missing)", re.DOTALL)
 def with_remedy(error: DamagedError) -> str:
     """The message about a damaged file, with the command that repairs it."""
     found = _PATH.fullmatch(str(error))
+    if found and os.path.basename(found[1]) == READ_FIRST[0]:
+        return f"{error}: run {FROM_INPUTS}"
     stage = stage_to_redo(found[1]) if found else None
     return f"{error}: run the same command again" + (f" with --redo {stage}" if stage else "")
 
@@ -50,8 +54,8 @@ def next_step(folder: str, paths: Iterable[str]) -> str:
     if not any(_kept(folder, stage) for stage in STAGES):
         return "copy these files again: the stages that wrote them are not here"
     paths = list(paths)
-    if LISTED[0] in paths:
-        return "the command that has built the set, with its --input"
+    if {*READ_FIRST} & {*paths}:
+        return FROM_INPUTS
     found = {stage_to_redo(f"{folder}/{path}") or STAGES[-1] for path in paths}
     return f"python -m pipeline.build --output {shlex.quote(folder)} --extend --redo {min(found, key=STAGES.index)}"
 

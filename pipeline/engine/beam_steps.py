@@ -171,7 +171,7 @@ class _RunUnits(_OnWorker):
         yield element
 
     def _run(self, element: int) -> None:
-        with self.in_step():
+        with self.in_step(), work.sees_inputs(self._folder.root):
             units = units_of_element(self._task, element, self._elements)
             new = work.new_units(self._folder, units, begun=self._begun)
             for unit in units:

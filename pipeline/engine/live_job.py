@@ -23,6 +23,7 @@ PRISM_LOG = "PrismJobServer"  # the logger of Beam to which all output of Prism 
 ENDED = re.compile(r"process failed (?:while running|to start)\b.*?error\W{1,4}([^'\"\\]+)")
 DONE = "pipeline done!"  # then Prism ends the worker
 OF_LOGGING = re.compile(r"\{|time=|(?:DEBUG|INFO|WARNING)\b")  # lines that explain no end
+ERROR = re.compile(r"[A-Za-z_.]+(?:Error|Exception)\b")  # of Python; a failed job's worker is killed by Prism itself
 LINES, LAST_S = 5, 0.5  # the last lines of a worker are kept; its log may come so much later
 ASK_S, LOOKS = 1.0, 3  # a worker that is gone must be gone so many times in a row, so long apart
 ANSWER_S = 10.0  # of the job server
@@ -47,7 +48,9 @@ def end_of_worker(how: str, program: str = "", lines: Iterable[str] = ()) -> Dea
     """
     code = int(found[1]) if (found := re.search(r"exit (?:status|code) (\d+)", how)) else 0
     if how.startswith("signal") or code > 128:  # a shell ends with 128 and the number of the signal
-        return Death(f"a worker process of the engine was killed ({how}), perhaps because memory ran out", True)
+        why = [line for line in lines if ERROR.match(line)]
+        guess = f"it had said: {why[-1]}" if why else "perhaps because memory ran out"
+        return Death(f"a worker process of the engine was killed ({how}), {guess}", True)
     said = f"; its last lines: {' / '.join(lines)}" if lines else ""
     told = f"process_command: {program or 'the program of the workers'} ended by itself ({how}){said}"
     return Death(f"{told}. Mend it, then the same command continues the run", False)

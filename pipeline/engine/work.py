@@ -72,6 +72,25 @@ class WorkerError(RuntimeError):
         return cls(f"the worker on {socket.gethostname()} {lacks}")
 
 
+@contextlib.contextmanager
+def sees_inputs(root: str) -> Iterator[None]:
+    """In the block, a missing file outside of OUT is an input that this worker does not see.
+
+    Raises:
+        WorkerError: it does not. The command has seen it, so it is not "gone", and no --skip-bad-inputs leaves it out.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        path = error.filename
+        if not isinstance(path, str) or not os.path.isabs(path) or path.startswith(os.path.join(root, "")):
+            raise
+        raise WorkerError.of(
+            f"does not see the input {path}: all workers must see the inputs under the same paths. Put them on a "
+            "shared file system, or into a bucket (s3://...)"
+        ) from None
+
+
 class Unfinished(Busy):
     """A change of the folder was interrupted, and this user may not carry it out."""
 

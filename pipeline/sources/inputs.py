@@ -46,6 +46,7 @@ from pipeline.sources.base import (
     read_whole,
     several_at_once,
 )
+from pipeline.sources.tar_reader import is_damaged
 
 AUTO = "auto"  # value of --input-format: the format of each file is detected
 
@@ -381,7 +382,7 @@ def _walk(folder: str, root: str, *, any_name: bool) -> Iterator[Found]:
             if any_name or _named(name) or _holds_pairs(path):
                 samples += name.lower().endswith(".tar")
                 yield _local(path, root)
-            elif _is_no_tar(path):
+            elif _is_damaged_tar(path):
                 no_tars.append(path)
         if samples:
             yield from (_local(path, root) for path in no_tars)
@@ -398,10 +399,10 @@ def _holds_pairs(path: str) -> bool:
     return there and any(reader.holds_pairs(read_head(path)) for reader in vague)
 
 
-def _is_no_tar(path: str) -> bool:
-    """True for a file *.tar that is none. Beside tars of samples it is a damaged one: it must not go without a word."""
+def _is_damaged_tar(path: str) -> bool:
+    """True for a file *.tar that is none, or begins with damage. Beside tars of samples it must not be passed over."""
     is_file = is_remote(path) or os.path.isfile(path)
-    return path.lower().endswith(".tar") and is_file and not READERS[WEBDATASET].sniff(read_head(path))
+    return path.lower().endswith(".tar") and is_file and is_damaged(read_head(path))
 
 
 def _local(path: str, root: str) -> Found:
@@ -581,7 +582,7 @@ def _of_stored_folder(url: str, there: Mapping[str, Any]) -> tuple[list[Found], 
     tars = [full for full in left if full.lower().endswith(".tar") and not file_name(full).startswith((".", "_"))]
     samples = [full for full, holds in zip(tars, several_at_once(_holds_pairs, tars), strict=True) if holds]
     rest = [full for full in tars if full not in samples] if samples else []
-    samples += [full for full, damaged in zip(rest, several_at_once(_is_no_tar, rest), strict=True) if damaged]
+    samples += [full for full, damaged in zip(rest, several_at_once(_is_damaged_tar, rest), strict=True) if damaged]
     found += [Found(public(full), full, "", left[full].get("size"), WEBDATASET) for full in samples]
     # img2dataset's tables of the samples of a tar
     gone = {*samples, *(f"{full.removesuffix('.tar')}.parquet" for full in samples)}

@@ -14,6 +14,7 @@ import json
 import mmap
 import os
 import re
+import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
@@ -56,6 +57,21 @@ PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\0": "unxz", b"\x2
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+def _first_names(head: bytes) -> Iterator[str]:
+    """The names of the members that begin in the first bytes of a tar, up to a header that is damaged."""
+    at = 0
+    with contextlib.suppress(tarfile.HeaderError):
+        while at + BLOCK <= len(head):
+            info = tarfile.TarInfo.frombuf(head[at : at + BLOCK], "utf-8", "replace")
+            yield info.name
+            at += BLOCK + -(-max(0, info.size) // BLOCK) * BLOCK
+
+
+def is_damaged(head: bytes) -> bool:
+    """True for the first bytes of what is no tar, or begins with a damaged header."""
+    return next(_first_names(head), None) is None
+
+
 class TarReader(Reader):
     """Tars of samples."""
 
@@ -69,11 +85,8 @@ class TarReader(Reader):
         return head[257:262] == b"ustar"
 
     def holds_pairs(self, head: bytes) -> bool:
-        """True for a tar that begins with a member of a sample."""
-        if not self.sniff(head):
-            return False
-        name = head[:100].split(b"\0", 1)[0].decode("utf-8", "replace").lower()
-        return name.rpartition(".")[2] in KINDS
+        """True for a tar with a member of a sample among the first ones."""
+        return any(name.lower().rpartition(".")[2] in KINDS for name in _first_names(head))
 
     def check(self, inputs: Sequence[Input], settings: ReadSettings) -> None:
         """Checks that the first tars hold a sample with an image, a URL and a text."""

@@ -23,7 +23,7 @@ from pipeline.stages import continuing, other_sets, taking
 from pipeline.stages.base import INPUTS, STATES, Stage
 from pipeline.stages.input_list import FILE, InputList, path_of
 from pipeline.stages.left_out import Retry
-from pipeline.stages.run import Run, RunSettings
+from pipeline.stages.run import Run, RunSettings, recorded_list
 
 OF_UNITS = ("gather", "match")  # the stages whose units are kept
 STEPS = ("gather/parts", "gather/images", f"gather/{STATES}", "match/parts")
@@ -148,7 +148,7 @@ def change_inputs(stages: list[Stage], run: Run, roots: Mapping[str, str]) -> No
     Raises:
         UsageError: another run changed the list of inputs since this one was planned.
     """
-    there = InputList.read(run.root)
+    there = recorded_list(run.root, run.options)
     if there != run.recorded:
         raise UsageError(f"another run changed the inputs of {run.root} just now: type the command again")
     if not grows(run) or there is None:

@@ -109,13 +109,20 @@ def counted(info: dict[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in (info or {}).items() if name not in (*NOT_COUNTED, storage.CHECKSUM)}
 
 
-def as_listed(root: str, found: Sequence[Input]) -> list[Input]:
+def as_listed(root: str, found: Sequence[Input], *, anew: bool = False) -> list[Input]:
     """The inputs, with those that were left out in the folder as they were listed there.
 
     A table that could not be opened was listed as one input without a size. Now it may have parts. Its rows are the
     same either way, and the folder goes on with the units that it has.
+
+    `anew`: gather is done again, so what it had noted may be damaged.
     """
-    info = storage.read_json(os.path.join(root, "stages", STAGE, "info.json"), sealed=False) or {}
+    try:
+        info = storage.read_json(os.path.join(root, "stages", STAGE, "info.json"), sealed=False) or {}
+    except storage.DamagedError:
+        if not anew:
+            raise
+        info = {}
     names = {*Retry.load(root).names, *info.get(NAMES, ())}
     if not names:
         return list(found)

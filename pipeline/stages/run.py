@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from pipeline.dataset import tombstones
 from pipeline.engine import checks, engine_checks, lease, log_file, remote, runners, storage
 from pipeline.engine.cli import BelowThreshold, MissingInput, UsageError
 from pipeline.engine.fork_server import Preload
@@ -89,9 +90,11 @@ def _ours(folder: str, names: list[str]) -> bool:
     """True for the folder of a run, here or on a store. A copy may hold only the published files.
 
     A run makes its lock files first, or its lease. The names of other files prove nothing: other tools have a
-    manifest.json, too.
+    manifest.json, too. A folder with nothing but the list of what another set has forgotten is as good as empty.
     """
-    if ".workers" in names or names == [".lock"] or _has_stages(folder):
+    if names in ([".lock"], [tombstones.FILE]) or _has_stages(folder):
+        return True
+    if ".workers" in names and storage.is_file(os.path.join(folder, ".workers")):
         return True
     return any(_is_ours(folder, name) for name in OUR_FILES)
 
@@ -163,7 +166,10 @@ class RunSettings:
     def check_together(o: Any) -> None:
         """Refuses a run without inputs."""
         if not o.input and not (o.extend or o.drop_input):
-            raise UsageError("--input is missing: it names files, folders, globs, @LIST, URLs, or a crawl (see --help)")
+            raise UsageError(
+                "--input is missing: it names files, folders, globs, @LIST, URLs, or a crawl (see --help). --extend "
+                "alone goes on with the inputs of the set in OUT"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -613,7 +619,7 @@ def look_up(
         remote.configure(settings, on_wait=say)
     root = storage.absolute(options.output)
     reach(root)
-    recorded = InputList.read(root)
+    recorded = recorded_list(root, options)
     if options.extend and recorded is None:
         raise UsageError(f"--extend: {options.output} holds no set of this version: build one without --extend first")
     others = look_up_sets(options, recorded)
@@ -653,6 +659,17 @@ def look_up(
         anew=anew,
         rejected_there=_rejected_there(root, options),
     )
+
+
+def recorded_list(root: str, options: Any) -> InputList | None:
+    """The inputs of the set in OUT; None: there is no set, or its list is damaged and all inputs are read anew."""
+    try:
+        return InputList.read(root)
+    except storage.DamagedError:
+        redo = options.redo if isinstance(options, HowSettings) else None
+        if redo != STAGES[0] or options.extend:
+            raise
+        return None
 
 
 def _rejected_there(root: str, options: RunSettings) -> str:
@@ -753,7 +770,8 @@ def look_up_inputs(
             drop=options.drop_input,
             dropped=asked["drops"] if known else (),
         )
-        inputs = left_out.as_listed(options.output, inputs)
+        redo = options.redo if isinstance(options, HowSettings) else None
+        inputs = left_out.as_listed(options.output, inputs, anew=redo == STAGES[0])
     except (RefusedInputError, UnreadableInputError) as error:
         raise MissingInput(f"{error}. {SKIP}") from error
     except TransferError as error:

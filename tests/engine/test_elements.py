@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import Options, build
-from pipeline.engine import beam_steps, merging
+from pipeline.engine import beam_steps, merging, work
 from pipeline.engine.tasks import MOST_ELEMENTS, elements_for, units_of_element
 from pipeline.engine.work import StepFolder
 from pipeline.stages import grouping
@@ -101,3 +101,13 @@ def test_no_row_depends_on_the_number_of_elements_or_on_what_a_unit_reads(
         result = build(options, quiet=True)
         found.add(tuple(result.digests.items()))
     assert len(found) == 1
+
+
+def test_an_input_that_a_worker_does_not_see_is_told_with_its_host(tmp_path: Path) -> None:
+    with (
+        pytest.raises(work.WorkerError, match=f"does not see the input {tmp_path}/in.tsv: all workers must"),
+        work.sees_inputs(f"{tmp_path}/out"),
+    ):
+        (tmp_path / "in.tsv").open()
+    with pytest.raises(FileNotFoundError), work.sees_inputs(f"{tmp_path}/out"):
+        (tmp_path / "out/manifest.json").open()

@@ -82,6 +82,8 @@ def test_a_killed_worker_is_told_and_another_one_may_live(line: str) -> None:
     assert last.text == "a worker process of the engine was killed (signal: killed), perhaps because memory ran out"
     say(ENDED)  # nobody listens any more
     assert found.death() == last
+    lines = ["Starting worker", "RuntimeError: can't start new thread"]  # Prism kills the worker of a job that failed
+    assert live_job.end_of_worker("signal: killed", lines=lines).text.endswith(", it had said: " + lines[1])
 
 
 def test_a_program_that_ends_by_itself_is_told_with_its_last_lines() -> None:

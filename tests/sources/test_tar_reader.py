@@ -153,6 +153,19 @@ def test_what_is_no_tar_says_so_and_can_be_left_out(tmp_path: Path, name: str, d
         read(tmp_path / name)
 
 
+def test_what_a_folder_of_tars_gives(tmp_path: Path) -> None:
+    """A tar that begins with damage is not passed over. One with other things is, and a sample may come second."""
+    pair = sample("0", "http://a.org/0", "a")
+    for name in ("a.tar", "damaged.tar"):
+        write_tar(tmp_path / name, pair)
+    write_tar(tmp_path / "second.tar", {"__info__.yml": b"x", **pair})
+    write_tar(tmp_path / "source.tar", {"src/main.c": b"x"})
+    blob = bytearray((tmp_path / "damaged.tar").read_bytes())
+    blob[1] ^= 1  # of the name: 0.jpg becomes 0/jpg
+    (tmp_path / "damaged.tar").write_bytes(blob)
+    assert [item.name for item in inputs.expand([str(tmp_path)])] == ["a.tar", "damaged.tar", "second.tar"]
+
+
 @pytest.mark.parametrize(
     ("member", "lost"), [(0, True), (1, True), (2, False)], ids=["the image", "the JSON", "the text"]
 )
