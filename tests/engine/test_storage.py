@@ -380,6 +380,7 @@ LOCAL = {
     "engine.input_cache": "--input-cache",
     "engine.jit": "compiled kernels",
     "engine.lease": "the name of this machine, in the scratch folder",
+    "engine.live_job": "processes, in /proc",
     "engine.log_file": "--log-file",
     "engine.log_options": "--log-file",
     "engine.object_cache": "the scratch folder; storage calls it",
