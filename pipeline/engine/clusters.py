@@ -24,7 +24,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -237,6 +237,28 @@ def job_name(given: str = "") -> str:
     return f"{given or f'openwit-{os.getpid()}'}-{secrets.token_hex(4)}"
 
 
+def kind_of(runner: str) -> str:
+    """The short name of a runner, as the user names it: `flink` for FlinkRunner."""
+    return runner.lower().removesuffix("runner")
+
+
+def is_child(runner: str, flags: Mapping[str, str]) -> bool:
+    """True for an engine that this process starts. Its workers are in this process unless the flags say otherwise.
+
+    A cluster at localhost is none.
+
+    Args:
+        runner: as the user names it.
+        flags: as `values`.
+    """
+    kind = kind_of(runner)
+    if "job_endpoint" in flags or kind not in ("prism", "flink", "spark"):
+        return False
+    if kind == "spark":
+        return re.match(r"$|local(\[|-cluster|$)", flags.get("spark_master_url", "")) is not None
+    return kind == "prism" or flags.get("flink_master", "") in ("", "[local]", "[auto]")
+
+
 def cluster_of(runner: str, arguments: Sequence[str]) -> Cluster:
     """The cluster that Beam's flags name. An engine that lives in this process is no cluster.
 
@@ -245,7 +267,7 @@ def cluster_of(runner: str, arguments: Sequence[str]) -> Cluster:
         arguments: Beam's flags, `--job_name=NAME` among them.
     """
     flags = values(arguments)
-    kind = runner.lower().removesuffix("runner")
+    kind = kind_of(runner)
     address = {"flink": flags.get("flink_master", ""), "spark": flags.get("spark_master_url", "")}.get(kind, "")
     if kind == "spark" and address.startswith("local"):
         return Spark(job=flags.get("job_name", ""))

@@ -49,7 +49,7 @@ def check_flags(runner: str, given: Sequence[str], *, output: str = "") -> None:
         MissingInput: a flag names a file that is not there.
     """
     engine_flags.check(runner, given)
-    kind, flags = engine_flags.kind(runner), clusters.values(given)
+    kind, flags = clusters.kind_of(runner), clusters.values(given)
     if kind in engine_flags.HERE:
         return
     _check_files(flags)
@@ -84,7 +84,7 @@ def check_answers(runner: str, given: Sequence[str]) -> None:
     if re.fullmatch(POOL, pool) and (_on_this_machine(runner, given) or not pool.startswith(HERE)):
         if problem := clusters.Cluster(pool).problem():
             raise UsageError(f"--environment_config: the worker pool at {problem}. Start it on each host: {START_POOL}")
-    if engine_flags.kind(runner) in ("prism", *JOB_SERVERS) and not any(name in flags for name in NO_SERVER):
+    if clusters.kind_of(runner) in ("prism", *JOB_SERVERS) and not any(name in flags for name in NO_SERVER):
         _check_ports(flags)
         _check_engine(runner, given)
 
@@ -124,7 +124,7 @@ def _check_environment(runner: str, flags: Mapping[str, str], given: Sequence[st
     if how not in ("", *ENVIRONMENTS) and not how.startswith("beam:env:"):
         raise UsageError(f"--environment_type {how}: must be {', '.join(ENVIRONMENTS[:-1])} or {ENVIRONMENTS[-1]}")
     image = config or _of_environment("docker_container_image", given) or any(flags.get(name) for name in IMAGES)
-    if not how and not image and not _is_in_process(runner, flags):
+    if not how and not image and not clusters.is_child(runner, flags):
         raise UsageError(
             f"--runner {runner}: on a cluster give --environment_type=PROCESS --environment_option=process_command="
             f"{WORKER}. Beam's default is a container without this package"
@@ -161,21 +161,12 @@ def _as_json(config: str) -> Mapping[str, Any]:
     raise UsageError(f"--environment_config {config}: must be an object of JSON")
 
 
-def _is_in_process(runner: str, flags: Mapping[str, str]) -> bool:
-    """True for an engine whose workers are in this process unless the flags say how they start."""
-    kind = engine_flags.kind(runner)
-    master = {"flink": flags.get("flink_master", ""), "spark": flags.get("spark_master_url", "")}.get(kind, "")
-    if "job_endpoint" in flags:
-        return False
-    return kind in ("prism", *JOB_SERVERS) and (master in ("", "[local]", "[auto]") or master.startswith("local"))
-
-
 def _on_this_machine(runner: str, given: Sequence[str]) -> bool:
     """True if all workers are on this machine: those of a child of this process, or of a cluster on loopback."""
     flags = clusters.values(given)
     if address := clusters.cluster_of(runner, given).address:
         return address.startswith(HERE)
-    return flags.get("job_endpoint") == "embed" or _is_in_process(runner, flags)
+    return flags.get("job_endpoint") == "embed" or clusters.is_child(runner, flags)
 
 
 def _check_worker(runner: str, flags: Mapping[str, str], given: Sequence[str]) -> None:
@@ -211,7 +202,7 @@ def _check_ports(flags: Mapping[str, str]) -> None:
 
 def _check_engine(runner: str, given: Sequence[str]) -> None:
     """Finds the program of the engine. What `make engines` did not fetch, Beam downloads once."""
-    kind = engine_flags.kind(runner)
+    kind = clusters.kind_of(runner)
     with_defaults = [*given, *runners.engine_defaults(runner, given)]
     name = "prism_location" if kind == "prism" else f"{kind}_job_server_jar"
     if clusters.values(with_defaults).get(name) and "://" not in clusters.values(with_defaults)[name]:

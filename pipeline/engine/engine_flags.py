@@ -15,7 +15,7 @@ from pipeline.engine import clusters
 from pipeline.engine.cli import FLAG, UsageError
 from pipeline.engine.quiet_beam import load_beam, no_new_handlers
 
-HERE = ("local", "direct")  # the names of our local runner, as `kind` gives them
+HERE = ("local", "direct")  # the names of our local runner, as `clusters.kind_of` gives them
 # Beam's classes of options whose flags one runner reads, and its name.
 OF_ONE = {
     "FlinkRunnerOptions": "flink",
@@ -56,11 +56,6 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         flag, _, problem = message.removeprefix("argument ").partition(": ")
         raise UsageError(f"{flag.split('/')[0]}: {problem}")
-
-
-def kind(runner: str) -> str:
-    """The short name of a runner, as the user names it: `flink` for FlinkRunner."""
-    return runner.lower().removesuffix("runner")
 
 
 def _classes() -> Iterator[Any]:
@@ -124,7 +119,7 @@ def check(runner: str, given: Sequence[str]) -> None:
 
 
 def _check_owner(runner: str, name: str, owner: str) -> None:
-    ours, needed = kind(runner), OF_ONE.get(owner, "")
+    ours, needed = clusters.kind_of(runner), OF_ONE.get(owner, "")
     if needed and ours in EXCLUSIVE and ours != needed:
         raise UsageError(f"--{name}: needs --runner {needed}; --runner is {runner}")
     if ours not in HERE:

@@ -84,7 +84,8 @@ class LiveJob:
 
     def __init__(self, runner: str, flags: Sequence[str] = ()) -> None:
         values = clusters.values(flags)
-        self._kind, self._in_process = runner.lower().removesuffix("runner"), _is_here(runner, values)
+        self._kind = clusters.kind_of(runner)
+        self._in_process = values.get("job_endpoint") == "embed" or clusters.is_child(runner, values)
         self._environment = values.get("environment_type", "").upper()
         self._program = next((found[1] for word in flags if (found := re.search(r"process_command=([^,]+)", word))), "")
         self._missed, self._log = 0, WorkerLog()
@@ -179,15 +180,6 @@ class LiveJob:
         embedded = isinstance(service, beam_job_api_pb2_grpc.JobServiceServicer)
         answer = service.GetState(request) if embedded else service.GetState(request, timeout=ANSWER_S)
         return str(api.JobState.Enum.Name(answer.state))
-
-
-def _is_here(runner: str, values: dict[str, str]) -> bool:
-    """True for an engine that runs as a child of this process, with its workers on this host."""
-    kind, endpoint = runner.lower().removesuffix("runner"), values.get("job_endpoint", "")
-    if endpoint or kind not in ("prism", "flink", "spark"):
-        return endpoint == "embed"
-    master = {"flink": values.get("flink_master", "[auto]"), "spark": values.get("spark_master_url", "local")}
-    return master.get(kind, "[local]").startswith(("[local]", "[auto]", "local"))
 
 
 def _child_with(words: Sequence[str]) -> int | None:

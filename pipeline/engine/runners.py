@@ -149,7 +149,7 @@ def make_options(
 def engine_defaults(name: str, given: Sequence[str]) -> list[str]:
     """Flags for an engine that `make engines` fetched, except those that the user gave: no download, no Docker."""
     flags = clusters.values(given)
-    short = name.lower().removesuffix("runner")
+    short = clusters.kind_of(name)
     wanted: list[str] = []
     if short == "prism" and (prism := fetched_engines.prism()).exists():
         wanted = [f"--prism_location={prism}"]
@@ -186,7 +186,7 @@ def download_engine(name: str, flags: Sequence[str]) -> None:
 
 def _own_name(name: str, given: Sequence[str]) -> list[str]:
     """The flag that gives a job a name that no other job on its cluster has. The last flag counts."""
-    if name.lower().removesuffix("runner") not in ("flink", "spark"):
+    if clusters.kind_of(name) not in ("flink", "spark"):
         return []
     return [f"--job_name={clusters.job_name(clusters.values(given).get('job_name', ''))}"]
 

@@ -35,6 +35,7 @@ def java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     ("runner", "given", "said"),
     [
         ("flink", [CLUSTER], "container without this package"),
+        ("flink", ["--flink_master=localhost:8081"], "container without this package"),
         ("SparkRunner", ["--spark_master_url=spark://h:7077", "--environment_type=DOCKER"], "without this package"),
         ("FlinkRunner", ["--flink_master", "h:8081", PROCESS], "needs --environment_option=process_command=PATH"),
         ("flink", [CLUSTER, PROCESS, "--environment_option=process_command=bin/worker"], r"bin/worker is relative"),

@@ -132,6 +132,9 @@ def test_the_worker_is_looked_for_among_the_children_of_the_engine() -> None:
     found = job(*PROCESS)
     with prism(sys.executable, "-c", "import time; time.sleep(60)") as server:
         found.servers = [SimpleNamespace(words=["never"]), server]
+        cluster = job("--flink_master=localhost:8081", *PROCESS, runner="flink")
+        cluster.servers = [server]
+        assert cluster.workers() is None  # they are children of its task managers
         deadline = time.monotonic() + 60
         while not found.workers():
             assert time.monotonic() < deadline
