@@ -133,9 +133,12 @@ class _OnWorker(beam.DoFn):
         lock_as_worker(self._folder.root, self._token)
         malloc.retain_freed_memory()
 
-    def in_step(self) -> contextlib.AbstractContextManager[None]:
-        """In this block the steps before have ended."""
-        return object_view.in_step(self._folder.root, self._job, self._folder.path, indexed=self._indexed)
+    @contextlib.contextmanager
+    def in_step(self) -> Iterator[None]:
+        """In this block the steps before have ended, and an input that this worker does not see is told as such."""
+        root = self._folder.root
+        with object_view.in_step(root, self._job, self._folder.path, indexed=self._indexed), work.sees_inputs(root):
+            yield
 
 
 class _Index(_OnWorker):
@@ -171,7 +174,7 @@ class _RunUnits(_OnWorker):
         yield element
 
     def _run(self, element: int) -> None:
-        with self.in_step(), work.sees_inputs(self._folder.root):
+        with self.in_step():
             units = units_of_element(self._task, element, self._elements)
             new = work.new_units(self._folder, units, begun=self._begun)
             for unit in units:
