@@ -25,6 +25,7 @@ from pipeline.engine.input_errors import InputError, UnreadableInputError
 from pipeline.sources.base import SET, Found, Input
 
 MANIFEST = "manifest.json"
+FIELDS = ("digest", "files", "ledger")  # of our manifest: other tools have a manifest.json, too
 SIZES = "shards/sizes.json"
 FOLDERS = ("shards", "metadata")  # those that are read
 NEWEST = 5  # format of a set that this version writes; tests compare it with dataset.shards.FORMAT
@@ -148,7 +149,7 @@ def is_set(folder: str) -> bool:
     """
     if storage.is_file(os.path.join(folder, SIZES)) and storage.is_folder(os.path.join(folder, "metadata")):
         return True
-    return {"digest", "files", "ledger"} <= set(checks.read_object(os.path.join(folder, MANIFEST)))
+    return set(FIELDS) <= set(checks.read_object(os.path.join(folder, MANIFEST)))
 
 
 def is_gone(root: str) -> bool:

@@ -20,9 +20,10 @@ from pipeline.engine.options import REQUIRED, declared, nearest, option
 from pipeline.engine.remote import RemoteSettings
 from pipeline.engine.work import Json, StageFolder, digest_of
 from pipeline.schema import STAGES
-from pipeline.sources import READERS
+from pipeline.sources import READERS, published_sets
 from pipeline.sources import inputs as sources
 from pipeline.sources.base import Input
+from pipeline.sources.published_sets import MANIFEST
 from pipeline.stages import left_out, other_sets
 from pipeline.stages.input_list import FILE as INPUTS
 from pipeline.stages.input_list import InputList, identity, path_of
@@ -66,7 +67,7 @@ KERNELS = (
 
 RECIPE = "recipe.yaml"  # in OUT: the options of the set
 # Files of ours -> fields of theirs that those of other tools lack.
-OUR_FILES = {"manifest.json": ("digest", "files", "ledger"), lease.NAME: lease.FIELDS, INPUTS: ("items", "checksum")}
+OUR_FILES = {MANIFEST: published_sets.FIELDS, lease.NAME: lease.FIELDS, INPUTS: ("items", storage.CHECKSUM)}
 
 AMOUNTS = ("none", "sample", "all")  # of --keep-rejected, from few to many
 T = TypeVar("T")
@@ -230,7 +231,7 @@ def reach(root: str) -> None:
     if storage.is_url(root) and (needed := checks.missing_package(root)):
         raise MissingInput(f"--output {root}: {needed}")
     with store_failures(root):
-        if _is_ours(root, "manifest.json") and not _has_stages(root):
+        if _is_ours(root, MANIFEST) and not _has_stages(root):
             raise UsageError(
                 f"--output {root}: holds a published set without its stages, and this build would replace it. Name "
                 "another folder (--input takes such a set in), or remove its manifest.json"
