@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -100,10 +100,12 @@ def serving(addresses: list[str], images: list[bytes], median: float, sigma: flo
         process.join()
 
 
-def children_cpu(act: Callable[[], None]) -> tuple[float, float]:
-    """(CPU seconds of the processes that ended meanwhile, wall seconds)."""
+def cost_of(command: list[str]) -> tuple[float, float]:
+    """(CPU seconds, wall seconds) of a command, which must succeed."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    act()
+    environment = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1", "PYTHONPATH": str(ROOT)}
+    nowhere = subprocess.DEVNULL
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=nowhere, stderr=nowhere)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return cpu, time.monotonic() - start
@@ -115,9 +117,8 @@ def ours(folder: Path, table: Path, workers: int) -> dict[str, float]:
     command = [sys.executable, "-m", "pipeline.build", "--input", str(table), "--output", str(folder / "out")]
     command += ["--queries", str(folder / "queries.txt"), "--allow-address", "127.0.0.0/8"]
     command += ["--language-model", "none", "--workers", str(workers)]
-    quiet: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run([*command, "--stages", "gather..balance"], check=True, **quiet)
-    cpu, wall = children_cpu(lambda: subprocess.run([*command, "--stages", "fetch"], check=True, **quiet))  # type: ignore[arg-type, return-value]
+    cost_of([*command, "--stages", "gather..balance"])
+    cpu, wall = cost_of([*command, "--stages", "fetch"])
     info = json.loads((folder / "out/stages/fetch/info.json").read_text())
     return {"images": info["rows_out"], "cpu": cpu, "wall": wall}
 
@@ -127,10 +128,8 @@ def theirs(folder: Path, table: Path, workers: int) -> dict[str, float]:
     script = folder / "job.py"
     script.write_text(SHIPPED.replace("processes_count=1", f"processes_count={workers}"))
     (folder / "peer").mkdir()
-    environment = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(script), str(table), str(folder / "peer"), str(THREADS)]
-    quiet: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    cpu, wall = children_cpu(lambda: subprocess.run(command, check=True, env=environment, **quiet))  # type: ignore[arg-type, return-value]
+    cpu, wall = cost_of(command)
     stats = [json.loads(path.read_text()) for path in (folder / "peer").glob("*_stats.json")]
     return {"images": sum(one["successes"] for one in stats), "cpu": cpu, "wall": wall}
 
